@@ -1,0 +1,79 @@
+//! Hashes and shards of keys: fixed for ever, since checkpoints and sinks remember them.
+
+use serde::{Deserialize, Serialize};
+
+/// How many logical shards a pipeline has. Never changed: progress is recorded per shard.
+pub const SHARDS: u32 = 64;
+
+/// Version of [`KeyHash::of`]; stored beside anything that depends on it.
+pub const KEY_HASH_VERSION: u32 = 1;
+
+/// A 64-bit hash of a key, computed once, when a record is decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct KeyHash(pub u64);
+
+/// One of the [`SHARDS`] logical shards, by the top bits of the [`KeyHash`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ShardId(pub u32);
+
+const SECRET: [u64; 3] = [0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03, 0x8cb9_2ba7_2f3d_8dd7];
+
+/// The two halves of the 128-bit product, xor-ed: mixes 128 bits of input into 64.
+const fn fold(a: u64, b: u64) -> u64 {
+    let product = (a as u128) * (b as u128);
+    (product as u64) ^ ((product >> 64) as u64)
+}
+
+impl KeyHash {
+    /// Hashes bytes by folded multiplication, eight at a time.
+    ///
+    /// The same on every machine and in every release: see [`KEY_HASH_VERSION`]. It resists accidents, not
+    /// an attacker who may choose keys.
+    pub const fn of(bytes: &[u8]) -> KeyHash {
+        let mut state = SECRET[0] ^ (bytes.len() as u64);
+        let mut at = 0;
+        while at + 8 <= bytes.len() {
+            state = fold(state ^ word(bytes, at, 8), SECRET[1]);
+            at += 8;
+        }
+        state = fold(state ^ word(bytes, at, bytes.len() - at), SECRET[2]);
+        KeyHash(fold(state ^ SECRET[0], SECRET[1]))
+    }
+
+    /// The shard of a key with this hash.
+    pub const fn shard(self) -> ShardId {
+        ShardId((self.0 >> 58) as u32)
+    }
+}
+
+impl ShardId {
+    /// The worker, of `peers`, on which this shard lives.
+    pub const fn worker(self, peers: usize) -> usize {
+        self.0 as usize % peers
+    }
+}
+
+/// Up to eight bytes from `at`, little-endian, zero-extended.
+const fn word(bytes: &[u8], at: usize, len: usize) -> u64 {
+    let mut word = 0u64;
+    let mut i = 0;
+    while i < len {
+        word |= (bytes[at + i] as u64) << (8 * i);
+        i += 1;
+    }
+    word
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_even() {
+        let mut counts = [0u32; SHARDS as usize];
+        for user in 0..64_000 {
+            counts[KeyHash::of(format!("uuser-{user}").as_bytes()).shard().0 as usize] += 1;
+        }
+        assert!(counts.iter().all(|&n| (850..1150).contains(&n)), "{counts:?}");
+    }
+}

@@ -1,0 +1,338 @@
+//! What flows from workers to sinks: rows of tables and messages of topics, encoded once into flat buffers so
+//! that an epoch's outputs cross to the writer's thread as a handful of allocations.
+
+/// One value of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Cell<'a> {
+    /// SQL's null.
+    Null,
+    /// True or false.
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// A double.
+    Float(f64),
+    /// A decimal number in millionths.
+    Micros(i128),
+    /// A time, in milliseconds since 1970.
+    Time(i64),
+    /// Text without NUL.
+    Text(&'a str),
+    /// A JSON text without NUL.
+    Json(&'a str),
+    /// Bytes.
+    Bytes(&'a [u8]),
+}
+
+/// Everything that one worker's share of an epoch changed, for one sink.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Changes {
+    /// Rows of tables, in order.
+    pub rows: Rows,
+    /// Messages of topics, in order.
+    pub messages: Messages,
+}
+
+impl Changes {
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.messages.is_empty()
+    }
+
+    /// How many bytes it holds.
+    pub fn bytes(&self) -> usize {
+        self.rows.bytes.len() + self.messages.bytes.len()
+    }
+}
+
+/// Rows in one buffer. A row is a table, by its index in the sink's list of tables, and its cells in the order
+/// of that table's columns.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rows {
+    bytes: Vec<u8>,
+    rows: Vec<(u8, u32)>,
+}
+
+/// One row of [`Rows`].
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// Index of the table.
+    pub table: usize,
+    bytes: &'a [u8],
+}
+
+/// Writes the cells of one row; the row counts once [`RowWriter::end`] was called.
+#[derive(Debug)]
+pub struct RowWriter<'a> {
+    rows: &'a mut Rows,
+    table: u8,
+}
+
+impl Rows {
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Begins a row of the table with this index.
+    pub fn row(&mut self, table: u8) -> RowWriter<'_> {
+        RowWriter { rows: self, table }
+    }
+
+    /// The rows, in the order in which they were written.
+    pub fn iter(&self) -> impl Iterator<Item = Row<'_>> {
+        let mut start = 0;
+        self.rows.iter().map(move |&(table, end)| {
+            let bytes = &self.bytes[start..end as usize];
+            start = end as usize;
+            Row { table: table as usize, bytes }
+        })
+    }
+}
+
+mod tag {
+    pub const NULL: u8 = 0;
+    pub const FALSE: u8 = 1;
+    pub const TRUE: u8 = 2;
+    pub const INT: u8 = 3;
+    pub const FLOAT: u8 = 4;
+    pub const MICROS: u8 = 5;
+    pub const TIME: u8 = 6;
+    pub const TEXT: u8 = 7;
+    pub const JSON: u8 = 8;
+    pub const BYTES: u8 = 9;
+}
+
+impl RowWriter<'_> {
+    /// Appends one cell.
+    pub fn cell(&mut self, cell: Cell<'_>) -> &mut Self {
+        let out = &mut self.rows.bytes;
+        match cell {
+            Cell::Null => out.push(tag::NULL),
+            Cell::Bool(value) => out.push(if value { tag::TRUE } else { tag::FALSE }),
+            Cell::Int(value) => fixed(out, tag::INT, value.to_le_bytes()),
+            Cell::Float(value) => fixed(out, tag::FLOAT, value.to_bits().to_le_bytes()),
+            Cell::Micros(value) => fixed(out, tag::MICROS, value.to_le_bytes()),
+            Cell::Time(value) => fixed(out, tag::TIME, value.to_le_bytes()),
+            Cell::Text(value) => sized(out, tag::TEXT, value.as_bytes()),
+            Cell::Json(value) => sized(out, tag::JSON, value.as_bytes()),
+            Cell::Bytes(value) => sized(out, tag::BYTES, value),
+        }
+        self
+    }
+
+    /// Ends the row.
+    pub fn end(&mut self) {
+        let end = u32::try_from(self.rows.bytes.len()).expect("an epoch's rows stay below 4 GiB");
+        self.rows.rows.push((self.table, end));
+    }
+}
+
+fn fixed<const N: usize>(out: &mut Vec<u8>, tag: u8, value: [u8; N]) {
+    out.push(tag);
+    out.extend_from_slice(&value);
+}
+
+fn sized(out: &mut Vec<u8>, tag: u8, value: &[u8]) {
+    out.push(tag);
+    out.extend_from_slice(&u32::try_from(value.len()).expect("a cell stays below 4 GiB").to_le_bytes());
+    out.extend_from_slice(value);
+}
+
+impl<'a> Row<'a> {
+    /// The cells, in the order of the table's columns.
+    pub fn cells(&self) -> impl Iterator<Item = Cell<'a>> + use<'a> {
+        let mut rest = self.bytes;
+        std::iter::from_fn(move || {
+            let (&tag, tail) = rest.split_first()?;
+            rest = tail;
+            Some(match tag {
+                tag::NULL => Cell::Null,
+                tag::FALSE => Cell::Bool(false),
+                tag::TRUE => Cell::Bool(true),
+                tag::INT => Cell::Int(i64::from_le_bytes(take(&mut rest))),
+                tag::FLOAT => Cell::Float(f64::from_bits(u64::from_le_bytes(take(&mut rest)))),
+                tag::MICROS => Cell::Micros(i128::from_le_bytes(take(&mut rest))),
+                tag::TIME => Cell::Time(i64::from_le_bytes(take(&mut rest))),
+                tag::TEXT => Cell::Text(text(take_sized(&mut rest))),
+                tag::JSON => Cell::Json(text(take_sized(&mut rest))),
+                tag::BYTES => Cell::Bytes(take_sized(&mut rest)),
+                other => unreachable!("no cell has the tag {other}"),
+            })
+        })
+    }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
+    let (value, tail) = rest.split_first_chunk::<N>().expect("RowWriter wrote the whole cell");
+    *rest = tail;
+    *value
+}
+
+fn take_sized<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
+    let len = u32::from_le_bytes(take(rest)) as usize;
+    let (value, tail) = rest.split_at(len);
+    *rest = tail;
+    value
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("RowWriter took it from a str")
+}
+
+/// Messages in one buffer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Messages {
+    bytes: Vec<u8>,
+    headers: Vec<(u32, u32)>,
+    messages: Vec<Encoded>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Encoded {
+    topic: u8,
+    key: Option<u32>,
+    value: Option<u32>,
+    headers: u32,
+}
+
+/// A header of a message.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Header<'a> {
+    /// The header's name.
+    pub name: &'a str,
+    /// Its value.
+    pub value: &'a [u8],
+}
+
+/// One message of [`Messages`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message<'a> {
+    /// Index of the topic in the sink's list of topics.
+    pub topic: usize,
+    /// The key, which also decides the partition.
+    pub key: Option<&'a [u8]>,
+    /// The value; none is a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Headers in order.
+    pub headers: Vec<Header<'a>>,
+}
+
+impl Messages {
+    /// How many messages there are.
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Appends a message whose value `write` appends to the buffer it is given.
+    pub fn push(
+        &mut self,
+        topic: u8,
+        key: Option<&[u8]>,
+        headers: &[Header<'_>],
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let key = key.map(|key| self.put(key));
+        for header in headers {
+            let name = self.put(header.name.as_bytes());
+            let value = self.put(header.value);
+            self.headers.push((name, value));
+        }
+        write(&mut self.bytes);
+        let value = Some(self.end());
+        self.messages.push(Encoded { topic, key, value, headers: headers.len() as u32 });
+    }
+
+    /// Appends a message without a value.
+    pub fn push_tombstone(&mut self, topic: u8, key: Option<&[u8]>, headers: &[Header<'_>]) {
+        self.push(topic, key, headers, |_| {});
+        self.messages.last_mut().expect("just pushed").value = None;
+    }
+
+    /// The messages, in the order in which they were written.
+    pub fn iter(&self) -> impl Iterator<Item = Message<'_>> {
+        let mut at = 0usize;
+        let mut header = 0usize;
+        self.messages.iter().map(move |message| {
+            let mut upto = |end: u32| {
+                let bytes = &self.bytes[at..end as usize];
+                at = end as usize;
+                bytes
+            };
+            let key = message.key.map(&mut upto);
+            let headers = self.headers[header..header + message.headers as usize]
+                .iter()
+                .map(|&(name, value)| Header { name: text(upto(name)), value: upto(value) })
+                .collect();
+            header += message.headers as usize;
+            let value = message.value.map(&mut upto);
+            Message { topic: message.topic as usize, key, value, headers }
+        })
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> u32 {
+        self.bytes.extend_from_slice(bytes);
+        self.end()
+    }
+
+    fn end(&self) -> u32 {
+        u32::try_from(self.bytes.len()).expect("an epoch's messages stay below 4 GiB")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_back_as_written() {
+        let cells = [
+            Cell::Null,
+            Cell::Bool(true),
+            Cell::Bool(false),
+            Cell::Int(-7),
+            Cell::Float(0.5),
+            Cell::Micros(i128::MIN),
+            Cell::Time(1),
+            Cell::Text("é"),
+            Cell::Json("{}"),
+            Cell::Bytes(&[0, 1]),
+        ];
+        let mut rows = Rows::default();
+        for table in [3, 1] {
+            let mut row = rows.row(table);
+            for cell in cells {
+                row.cell(cell);
+            }
+            row.end();
+        }
+        let back: Vec<_> = rows.iter().map(|row| (row.table, row.cells().collect::<Vec<_>>())).collect();
+        assert_eq!(back, vec![(3, cells.to_vec()), (1, cells.to_vec())]);
+    }
+
+    #[test]
+    fn messages_come_back_as_written() {
+        let mut messages = Messages::default();
+        let header = Header { name: "reason", value: b"late" };
+        messages.push(2, Some(b"k"), &[header], |out| out.extend_from_slice(b"value"));
+        messages.push(0, None, &[], |out| out.extend_from_slice(b""));
+        messages.push_tombstone(1, Some(b""), &[header, header]);
+        let back: Vec<_> = messages.iter().collect();
+        assert_eq!(
+            back[0],
+            Message { topic: 2, key: Some(b"k"), value: Some(b"value"), headers: vec![header] }
+        );
+        assert_eq!(back[1], Message { topic: 0, key: None, value: Some(b""), headers: vec![] });
+        assert_eq!(back[2], Message { topic: 1, key: Some(b""), value: None, headers: vec![header; 2] });
+    }
+}

@@ -1,0 +1,20 @@
+//! Transactional sinks that commit with the frontier.
+//!
+//! ```text
+//!   workers ── Changes of an epoch ──▶ stage ─┐
+//!                                             ├─▶ one transaction: outputs + Progress ──▶ readers
+//!   coordination ── CommitPermit(through E) ──┘
+//! ```
+//!
+//! A worker encodes what an epoch changed into [`Changes`]; the one writer of the process stages them and, when
+//! coordination permits it, makes everything up to an epoch visible together with its [`Progress`], in one
+//! transaction of the store itself. What every sink must do is in `sinks/SPEC.md` and in [`Sink`].
+#![warn(missing_docs)]
+
+mod changes;
+mod contract;
+
+pub use changes::{Cell, Changes, Header, Message, Messages, Row, RowWriter, Rows};
+pub use contract::{
+    CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, StageError, Start,
+};

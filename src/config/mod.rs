@@ -1,0 +1,1 @@
+//! Configuration: deserialize, validate, build.

@@ -1,0 +1,1 @@
+//! When anything becomes durable: pure decisions, no network, no clock.

@@ -1,0 +1,11 @@
+//! Headwater: embedded stream processing on timely and differential dataflow.
+#![warn(missing_docs)]
+
+pub mod cli;
+pub mod config;
+pub mod coordination;
+pub mod decode;
+pub mod http;
+pub mod metrics;
+pub mod runtime;
+pub mod source;

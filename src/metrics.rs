@@ -1,0 +1,1 @@
+//! What operators see: counters, gauges and histograms for Prometheus.

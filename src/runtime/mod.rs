@@ -1,0 +1,1 @@
+//! Workers, the dataflow, the driver that carries out coordination's decisions, shutdown.
