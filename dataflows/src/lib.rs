@@ -1,8 +1,28 @@
 //! Windows and event patterns as differential operators.
 #![warn(missing_docs)]
 
+mod accumulate;
+mod admit;
+mod batch;
+mod control;
+mod dedup;
+mod event;
+mod frontier;
+mod keyed;
+mod keys;
+pub mod patterns;
+mod scan;
 mod shard;
 mod time;
 
+pub mod testing;
+pub mod windows;
+
+pub use accumulate::Accumulate;
+pub use admit::{Admission, Admit, Refusal, Refused};
+pub use control::{Clock, Control, ControlStream};
+pub use event::{Event, Key, OwnedKey};
+pub use keyed::Keyed;
+pub use scan::{Emission, Pattern, Scan, with_key};
 pub use shard::{KEY_HASH_VERSION, KeyHash, SHARDS, ShardId};
 pub use time::{Epoch, EventTime, Offset, Partition, Position, millis};

@@ -1,0 +1,87 @@
+//! `accumulate`: a running state per key, in order of arrival; what each event looked like when it came.
+
+use std::rc::Rc;
+
+use timely::dataflow::StreamVec;
+
+use crate::batch::{Batch, Change};
+use crate::keyed::{Keyed, Logic, Selection};
+use crate::keys::Keys;
+use crate::{Epoch, Event, EventTime};
+
+/// Extension trait for running states per key.
+pub trait Accumulate<'scope, E: Event> {
+    /// Folds the events of each key, epoch by epoch and in the order (event time, partition, offset) within each,
+    /// and collects what `step` says of them: one output a worker and epoch with events.
+    ///
+    /// This is a log, not a collection: what was said of an event as of its arrival stays said, and retractions
+    /// pass it by.
+    ///
+    /// ```
+    /// use headwater_dataflows::{Accumulate, Admission, Admit, testing};
+    /// use differential_dataflow::AsCollection;
+    /// use timely::dataflow::operators::vec::Map;
+    ///
+    /// // Numbers the events of each key.
+    /// let numbered = testing::run(1, |events, control| {
+    ///     let (keyed, _) = events.admit(control, Admission::default());
+    ///     keyed.accumulate("Number", |seen: &mut u32, event, out: &mut Vec<(i64, u32)>| {
+    ///         *seen += 1;
+    ///         out.push((event.offset, *seen));
+    ///     }).flat_map(|(epoch, all)| all.into_iter().map(move |one| (one, epoch, 1))).as_collection()
+    /// }, vec![
+    ///     (vec![("ann", 10, 0, "a"), ("ann", 8, 1, "b")], 5),
+    ///     (vec![("ann", 6, 2, "c")], 20),
+    /// ]);
+    /// assert_eq!(numbered, vec![((0, 2), 0, 1), ((1, 1), 0, 1), ((2, 3), 1, 1)]);
+    /// ```
+    fn accumulate<S, O, F>(self, name: &str, step: F) -> StreamVec<'scope, Epoch, (Epoch, O)>
+    where
+        S: Default + 'static,
+        O: Default + Clone + 'static,
+        F: FnMut(&mut S, &E, &mut O) + 'static;
+}
+
+impl<'scope, E: Event> Accumulate<'scope, E> for Keyed<'scope, E> {
+    fn accumulate<S, O, F>(self, name: &str, step: F) -> StreamVec<'scope, Epoch, (Epoch, O)>
+    where
+        S: Default + 'static,
+        O: Default + Clone + 'static,
+        F: FnMut(&mut S, &E, &mut O) + 'static,
+    {
+        self.run(name, Accumulator { step, states: Vec::new(), output: std::marker::PhantomData })
+    }
+}
+
+struct Accumulator<S, O, F> {
+    step: F,
+    /// By slot.
+    states: Vec<S>,
+    output: std::marker::PhantomData<O>,
+}
+
+impl<E, S, O, F> Logic<E> for Accumulator<S, O, F>
+where
+    E: Event,
+    S: Default + 'static,
+    O: Default + Clone + 'static,
+    F: FnMut(&mut S, &E, &mut O) + 'static,
+{
+    type Out = (Epoch, O);
+
+    fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
+        let mut output = O::default();
+        for run in selection.runs(batch) {
+            if self.states.len() <= run.slot.index() {
+                self.states.resize_with(run.slot.index() + 1, S::default);
+            }
+            let state = &mut self.states[run.slot.index()];
+            for entry in run.entries().filter(|&entry| batch.entries[entry].change == Change::Insert) {
+                (self.step)(state, batch.event(entry), &mut output);
+            }
+        }
+        out.push((batch.epoch, output));
+    }
+
+    fn close(&mut self, _: Epoch, _: EventTime, _: &Keys<E>, _: &mut Vec<Self::Out>) {}
+}

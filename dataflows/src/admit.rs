@@ -1,0 +1,359 @@
+//! Admission: the first operator of a key. Late and duplicate events leave here; the rest go on, sorted.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashSet};
+use std::rc::Rc;
+
+use differential_dataflow::{AsCollection, VecCollection};
+use serde::{Deserialize, Serialize};
+use timely::ExchangeData;
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::StreamVec;
+use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+
+use crate::batch::{Batch, Change, Containers, Entry, EntryRef, History, Run};
+use crate::control::ControlStream;
+use crate::dedup::Dedup;
+use crate::event::order;
+use crate::frontier::{Watermarks, passed, reached};
+use crate::keyed::Keyed;
+use crate::keys::Keys;
+use crate::{Epoch, Event, EventTime};
+
+/// What is asked of an event before it is processed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Admission {
+    /// Events of one key with the same id no further apart than this, in milliseconds of event time, are one:
+    /// the first in the order (epoch, event time, position) counts. Zero switches deduplication off.
+    pub dedup_horizon_ms: i64,
+}
+
+/// Why an event was not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Its time is at or below the watermark of the epoch before; or it retracts an event of which that is
+    /// true, or which was never admitted.
+    Late,
+    /// An event of its key with its id was admitted before.
+    Duplicate,
+}
+
+/// An event that was not admitted, and why. A refused retraction has a negative diff.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Refused<E> {
+    /// The event.
+    pub event: E,
+    /// Why it changes nothing.
+    pub refusal: Refusal,
+}
+
+/// Extension trait for admitting a collection of events to keyed operators.
+pub trait Admit<'scope, E: Event> {
+    /// Exchanges events by shard, sorts each epoch by key and order of evaluation, and refuses what is late or a
+    /// duplicate. What was refused comes out as a collection of its own.
+    ///
+    /// Epoch e is admitted once the watermark of epoch e − 1 is known. Every worker must be given the same
+    /// control stream.
+    ///
+    /// ```
+    /// use headwater_dataflows::{Admission, Admit, Refusal, testing};
+    ///
+    /// let refused = testing::run(1, |events, control| {
+    ///     let (_keyed, refused) = events.admit(control, Admission { dedup_horizon_ms: 60_000 });
+    ///     refused.map(|refused| (refused.event.offset, refused.refusal))
+    /// }, vec![
+    ///     // Events as (key, time, offset, id), and the watermark after them.
+    ///     (vec![("ann", 10, 0, "x"), ("ann", 20, 1, "x"), ("bob", 20, 2, "x")], 15),
+    ///     (vec![("ann", 15, 3, "y"), ("ann", 16, 4, "z")], 16),
+    /// ]);
+    /// assert_eq!(refused, vec![((1, Refusal::Duplicate), 0, 1), ((3, Refusal::Late), 1, 1)]);
+    /// ```
+    fn admit(
+        self,
+        control: ControlStream<'scope>,
+        admission: Admission,
+    ) -> (Keyed<'scope, E>, VecCollection<'scope, Epoch, Refused<E>>);
+}
+
+impl<'scope, E: Event + ExchangeData> Admit<'scope, E> for VecCollection<'scope, Epoch, E> {
+    fn admit(
+        self,
+        control: ControlStream<'scope>,
+        admission: Admission,
+    ) -> (Keyed<'scope, E>, VecCollection<'scope, Epoch, Refused<E>>) {
+        let keys = Rc::new(RefCell::new(Keys::new()));
+        let (batches, refused) = build(self.inner, control.clone(), admission, Rc::clone(&keys));
+        (Keyed::new(batches, control, keys), refused.as_collection())
+    }
+}
+
+type RefusedUpdate<E> = (Refused<E>, Epoch, isize);
+
+fn build<'scope, E: Event + ExchangeData>(
+    events: StreamVec<'scope, Epoch, (E, Epoch, isize)>,
+    control: ControlStream<'scope>,
+    admission: Admission,
+    keys: Rc<RefCell<Keys<E>>>,
+) -> (StreamVec<'scope, Epoch, Rc<Batch<E>>>, StreamVec<'scope, Epoch, RefusedUpdate<E>>) {
+    let mut builder = OperatorBuilder::new("Admit".to_owned(), events.scope());
+    let by_shard = Exchange::new(|(event, _, _): &(E, Epoch, isize)| u64::from(event.key_hash().shard().0));
+    let mut events = builder.new_input(events, by_shard);
+    let mut control = builder.new_input(control, Pipeline);
+    let (batches, batch_stream) = builder.new_output();
+    let (refused, refused_stream) = builder.new_output();
+    let mut batches = OutputBuilder::<_, CapacityContainerBuilder<Vec<Rc<Batch<E>>>>>::from(batches);
+    let mut refused = OutputBuilder::<_, CapacityContainerBuilder<Vec<RefusedUpdate<E>>>>::from(refused);
+
+    builder.build(move |capabilities| {
+        drop(capabilities);
+        let mut admitter = Admitter::new(admission, keys);
+        let mut arrived: BTreeMap<Epoch, Arrived<E>> = BTreeMap::new();
+        let mut watermarks = Watermarks::default();
+        move |frontiers| {
+            events.for_each(|stamp, data| {
+                let epoch = *stamp.least().expect("data travels with a time");
+                let arrived = arrived.entry(epoch).or_insert_with(|| Arrived {
+                    batch: stamp.delayed(&epoch, 0),
+                    refused: stamp.delayed(&epoch, 1),
+                    containers: Vec::new(),
+                });
+                arrived.containers.push(std::mem::take(data));
+            });
+            control.for_each(|stamp, data| {
+                let epoch = *stamp.least().expect("control travels with a time");
+                data.drain(..).for_each(|control| watermarks.insert(epoch, control));
+            });
+            let mut batches = batches.activate();
+            let mut refused = refused.activate();
+            while let Some(entry) = arrived.first_entry() {
+                let epoch = *entry.key();
+                if !passed(&frontiers[0], epoch) || !reached(&frontiers[1], epoch) {
+                    break;
+                }
+                if let Some(watermark) = watermarks.take_before(epoch) {
+                    admitter.advance(watermark);
+                }
+                let arrived = entry.remove();
+                let (batch, out) = admitter.admit(epoch, arrived.containers);
+                if let Some(batch) = batch {
+                    batches.session(&arrived.batch).give(batch);
+                }
+                refused.session(&arrived.refused).give_iterator(out.into_iter());
+            }
+        }
+    });
+    (batch_stream, refused_stream)
+}
+
+struct Arrived<E> {
+    batch: Capability<Epoch>,
+    refused: Capability<Epoch>,
+    containers: Containers<E>,
+}
+
+/// Where an event of the epoch lies, and what it is sorted by first.
+struct Place {
+    hash: u64,
+    time: EventTime,
+    container: u32,
+    index: u32,
+}
+
+impl Place {
+    fn event<'a, E>(&self, containers: &'a Containers<E>) -> &'a E {
+        &containers[self.container as usize][self.index as usize].0
+    }
+
+    fn diff<E>(&self, containers: &Containers<E>) -> isize {
+        containers[self.container as usize][self.index as usize].2
+    }
+}
+
+/// Decides which events take part.
+struct Admitter<E: Event> {
+    keys: Rc<RefCell<Keys<E>>>,
+    dedup: Dedup,
+    watermark: EventTime,
+    history: History<E, ()>,
+    /// Insertions that were retracted, among those not final.
+    retracted: HashSet<EntryRef>,
+    next_batch: u64,
+    places: Vec<Place>,
+}
+
+impl<E: Event> Admitter<E> {
+    fn new(admission: Admission, keys: Rc<RefCell<Keys<E>>>) -> Self {
+        Admitter {
+            keys,
+            dedup: Dedup::new(admission.dedup_horizon_ms),
+            watermark: EventTime::MIN,
+            history: History::new(),
+            retracted: HashSet::new(),
+            next_batch: 0,
+            places: Vec::new(),
+        }
+    }
+
+    fn advance(&mut self, watermark: EventTime) {
+        self.watermark = self.watermark.max(watermark);
+        self.history.settle(self.watermark);
+        if !self.retracted.is_empty() {
+            self.retracted.retain(|entry| self.history.get(entry.batch).is_some());
+        }
+        self.dedup.expire(self.watermark);
+    }
+
+    /// The batch of an epoch, unless it has no events, and what was refused.
+    fn admit(
+        &mut self,
+        epoch: Epoch,
+        containers: Containers<E>,
+    ) -> (Option<Rc<Batch<E>>>, Vec<RefusedUpdate<E>>) {
+        self.sort(&containers);
+        let mut decided = Decided {
+            epoch,
+            max_time: EventTime::MIN,
+            entries: Vec::with_capacity(self.places.len()),
+            runs: Vec::with_capacity(self.places.len()),
+            refused: Vec::new(),
+        };
+        let places = std::mem::take(&mut self.places);
+        let keys = Rc::clone(&self.keys);
+        let mut keys = keys.borrow_mut();
+        for run in places
+            .chunk_by(|a, b| a.hash == b.hash && a.event(&containers).key() == b.event(&containers).key())
+        {
+            self.admit_run(run, &containers, &mut keys, &mut decided);
+        }
+        self.places = places;
+        let Decided { max_time, entries, runs, refused, .. } = decided;
+        if entries.is_empty() {
+            return (None, refused);
+        }
+        let batch = Rc::new(Batch { number: self.next_batch, epoch, max_time, entries, runs, containers });
+        self.next_batch += 1;
+        self.history.push(Rc::clone(&batch), ());
+        (Some(batch), refused)
+    }
+
+    /// Fills `places`: by key hash, key and order of evaluation.
+    fn sort(&mut self, containers: &Containers<E>) {
+        self.places.clear();
+        for (container, updates) in containers.iter().enumerate() {
+            self.places.extend(updates.iter().enumerate().map(|(index, (event, _, _))| Place {
+                hash: event.key_hash().0,
+                time: event.time(),
+                container: container as u32,
+                index: index as u32,
+            }));
+        }
+        self.places.sort_unstable_by(|a, b| {
+            a.hash.cmp(&b.hash).then_with(|| {
+                let (left, right) = (a.event(containers), b.event(containers));
+                left.key().cmp(right.key()).then_with(|| order(left).cmp(&order(right)))
+            })
+        });
+    }
+
+    /// Admits one key's events of the epoch, sorted.
+    fn admit_run(
+        &mut self,
+        run: &[Place],
+        containers: &Containers<E>,
+        keys: &mut Keys<E>,
+        decided: &mut Decided<E>,
+    ) {
+        let first = run[0].event(containers);
+        let slot = keys.slot(first.key_hash(), first);
+        let info = keys.info_mut(slot);
+        let start = decided.entries.len();
+        let mut in_order = true;
+        // Identical events of one epoch add up, and may cancel.
+        for same in run.chunk_by(|a, b| a.time == b.time && a.event(containers) == b.event(containers)) {
+            let place = &same[0];
+            let event = place.event(containers);
+            let diff: isize = same.iter().map(|place| place.diff(containers)).sum();
+            for _ in 0..diff.max(0) {
+                match self.check(event) {
+                    Err(refusal) => decided.refuse(event, refusal, 1),
+                    Ok(()) => {
+                        let here = order(event);
+                        in_order &= info.last.is_none_or(|last| last <= here);
+                        info.last = info.last.max(Some(here));
+                        decided.push(place, Change::Insert);
+                    }
+                }
+            }
+            for _ in diff..0 {
+                match self.find(event, info.run) {
+                    None => decided.refuse(event, Refusal::Late, -1),
+                    Some(target) => {
+                        in_order = false;
+                        self.retracted.insert(target);
+                        if let Some(id) = event.id() {
+                            self.dedup.forget(event.key_hash(), id, event.time());
+                        }
+                        decided.push(place, Change::Retract(target));
+                    }
+                }
+            }
+        }
+        let end = decided.entries.len();
+        if end > start {
+            let previous = info.run.replace((self.next_batch, decided.runs.len() as u32));
+            decided.runs.push(Run { slot, start: start as u32, end: end as u32, in_order, previous });
+        }
+    }
+
+    fn check(&mut self, event: &E) -> Result<(), Refusal> {
+        if event.time() <= self.watermark {
+            return Err(Refusal::Late);
+        }
+        match event.id() {
+            Some(id) if !self.dedup.accept(event.key_hash(), id, event.time()) => Err(Refusal::Duplicate),
+            _ => Ok(()),
+        }
+    }
+
+    /// The admitted insertion of this very event, if it is above the watermark and still counts.
+    fn find(&self, event: &E, newest: Option<(u64, u32)>) -> Option<EntryRef> {
+        if event.time() <= self.watermark {
+            return None;
+        }
+        let mut found = None;
+        self.history.for_each(newest, |entry, batch, index| {
+            if found.is_none()
+                && batch.entries[index].time == event.time()
+                && batch.event(index) == event
+                && !self.retracted.contains(&entry)
+            {
+                found = Some(entry);
+            }
+        });
+        found
+    }
+}
+
+/// What an epoch comes to, while it is being decided.
+struct Decided<E> {
+    epoch: Epoch,
+    max_time: EventTime,
+    entries: Vec<Entry>,
+    runs: Vec<Run>,
+    refused: Vec<RefusedUpdate<E>>,
+}
+
+impl<E: Event> Decided<E> {
+    fn refuse(&mut self, event: &E, refusal: Refusal, diff: isize) {
+        self.refused.push((Refused { event: event.clone(), refusal }, self.epoch, diff));
+    }
+
+    fn push(&mut self, place: &Place, change: Change) {
+        let Place { time, container, index, .. } = *place;
+        self.max_time = self.max_time.max(time);
+        self.entries.push(Entry { time, change, container, index });
+    }
+}

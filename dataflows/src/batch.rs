@@ -1,0 +1,145 @@
+//! The admitted events of one epoch on one worker, shared by all operators that read them.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use crate::{Epoch, Event, EventTime};
+
+/// A key's number on its worker: dense, so that operators keep their state in vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Slot(pub u32);
+
+impl Slot {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// One entry of one batch of this worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct EntryRef {
+    /// The batch's number.
+    pub batch: u64,
+    /// The entry's index there.
+    pub entry: u32,
+}
+
+/// What an entry does to the collection of admitted events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The event joins it.
+    Insert,
+    /// The event that joined it by the named entry leaves it.
+    Retract(EntryRef),
+}
+
+/// One change of one event.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub time: EventTime,
+    pub change: Change,
+    /// Which container of the batch holds the event, and where in it.
+    pub container: u32,
+    pub index: u32,
+}
+
+/// The entries of one key: a range of the batch's entries, in the order of evaluation.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub slot: Slot,
+    pub start: u32,
+    pub end: u32,
+    /// Whether all entries are insertions that come after everything admitted for the key before.
+    pub in_order: bool,
+    /// The key's run before this one: batch number and index of the run.
+    pub previous: Option<(u64, u32)>,
+}
+
+impl Run {
+    pub fn entries(&self) -> std::ops::Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+/// Updates as timely delivered them.
+pub(crate) type Containers<E> = Vec<Vec<(E, Epoch, isize)>>;
+
+/// What timely delivered for one epoch, as it came, and the order in which to look at it.
+pub(crate) struct Batch<E> {
+    /// Consecutive on its worker.
+    pub number: u64,
+    pub epoch: Epoch,
+    /// The greatest event time of any entry.
+    pub max_time: EventTime,
+    pub entries: Vec<Entry>,
+    /// By key hash, then key.
+    pub runs: Vec<Run>,
+    pub containers: Containers<E>,
+}
+
+impl<E: Event> Batch<E> {
+    pub fn event(&self, entry: usize) -> &E {
+        let entry = &self.entries[entry];
+        &self.containers[entry.container as usize][entry.index as usize].0
+    }
+}
+
+/// The batches whose events are not all final yet, each with what an operator remembers beside it.
+pub(crate) struct History<E, L> {
+    batches: VecDeque<(Rc<Batch<E>>, L)>,
+}
+
+impl<E: Event, L> History<E, L> {
+    pub fn new() -> Self {
+        History { batches: VecDeque::new() }
+    }
+
+    pub fn push(&mut self, batch: Rc<Batch<E>>, log: L) {
+        debug_assert!(self.batches.back().is_none_or(|(last, _)| last.number + 1 == batch.number));
+        self.batches.push_back((batch, log));
+    }
+
+    /// The batch with this number, unless all of its events are final.
+    pub fn get(&self, number: u64) -> Option<&(Rc<Batch<E>>, L)> {
+        let first = self.batches.front()?.0.number;
+        self.batches.get(usize::try_from(number.checked_sub(first)?).ok()?)
+    }
+
+    /// What is remembered beside the batch with this number.
+    pub fn log_mut(&mut self, number: u64) -> Option<&mut L> {
+        let first = self.batches.front()?.0.number;
+        self.batches.get_mut(usize::try_from(number.checked_sub(first)?).ok()?).map(|(_, log)| log)
+    }
+
+    /// Every insertion of a key that is not final, newest batch first, from `run` of batch `number` backwards.
+    pub fn for_each(&self, from: Option<(u64, u32)>, mut each: impl FnMut(EntryRef, &Batch<E>, usize)) {
+        let mut next = from;
+        while let Some((number, run)) = next {
+            let Some((batch, _)) = self.get(number) else { return };
+            let run = &batch.runs[run as usize];
+            for entry in run.entries().rev() {
+                if batch.entries[entry].change == Change::Insert {
+                    each(EntryRef { batch: number, entry: entry as u32 }, batch, entry);
+                }
+            }
+            next = run.previous;
+        }
+    }
+
+    /// The oldest batch that is remembered.
+    pub fn oldest(&self) -> Option<&Rc<Batch<E>>> {
+        self.batches.front().map(|(batch, _)| batch)
+    }
+
+    /// Lets go of the oldest batch.
+    pub fn pop(&mut self) {
+        self.batches.pop_front();
+    }
+
+    /// Lets go of leading batches whose events are all at or below the watermark.
+    pub fn settle(&mut self, watermark: EventTime) {
+        while self.oldest().is_some_and(|batch| batch.max_time <= watermark) {
+            self.pop();
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Events admitted and sorted by key, and the one driver that runs every operator over them.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::StreamVec;
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::Operator;
+
+use crate::batch::{Batch, Run};
+use crate::control::ControlStream;
+use crate::frontier::{passed, reached};
+use crate::keys::Keys;
+use crate::{Control, Epoch, Event, EventTime};
+
+/// Admitted events, sorted once and shared by every operator of their key.
+///
+/// Made by [`Admit`](crate::Admit); consumed by [`Scan`](crate::Scan), the windows and
+/// [`Accumulate`](crate::Accumulate). Cloning it costs nothing: all clones read the same batches.
+pub struct Keyed<'scope, E: Event> {
+    batches: StreamVec<'scope, Epoch, Rc<Batch<E>>>,
+    control: ControlStream<'scope>,
+    keys: Rc<RefCell<Keys<E>>>,
+    selection: Selection<E>,
+}
+
+impl<E: Event> Clone for Keyed<'_, E> {
+    fn clone(&self) -> Self {
+        Keyed {
+            batches: self.batches.clone(),
+            control: self.control.clone(),
+            keys: Rc::clone(&self.keys),
+            selection: self.selection.clone(),
+        }
+    }
+}
+
+/// Which keys an operator looks at.
+pub(crate) struct Selection<E: Event>(Option<Rc<dyn Fn(&E::Key) -> bool>>);
+
+impl<E: Event> Clone for Selection<E> {
+    fn clone(&self) -> Self {
+        Selection(self.0.clone())
+    }
+}
+
+impl<E: Event> Selection<E> {
+    /// The runs of the selected keys.
+    pub fn runs<'a>(&'a self, batch: &'a Batch<E>) -> impl Iterator<Item = &'a Run> {
+        let only = self.0.as_deref();
+        batch
+            .runs
+            .iter()
+            .filter(move |run| only.is_none_or(|only| only(batch.event(run.start as usize).key())))
+    }
+}
+
+/// What an operator does with the batches of its worker, epoch by epoch in ascending order.
+///
+/// # Contract
+/// For each epoch the driver calls `step` at most once, then `close` once if the epoch has a control; both append
+/// to `out` what they change at that epoch. The watermark in force during `step` of epoch e is that of the last
+/// `close`, which is of an epoch before e: every event of the batch is above it.
+pub(crate) trait Logic<E: Event>: 'static {
+    /// An item of the output stream.
+    type Out: Clone + 'static;
+
+    /// Takes in the events of an epoch.
+    fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>);
+
+    /// Ends an epoch with its watermark: what is final leaves.
+    fn close(&mut self, epoch: Epoch, watermark: EventTime, keys: &Keys<E>, out: &mut Vec<Self::Out>);
+}
+
+/// An epoch that has begun.
+struct Round<E> {
+    capability: Capability<Epoch>,
+    batches: Vec<Rc<Batch<E>>>,
+    control: Option<Control>,
+    stepped: bool,
+}
+
+impl<E> Round<E> {
+    fn new(capability: Capability<Epoch>) -> Self {
+        Round { capability, batches: Vec::new(), control: None, stepped: false }
+    }
+}
+
+impl<'scope, E: Event> Keyed<'scope, E> {
+    pub(crate) fn new(
+        batches: StreamVec<'scope, Epoch, Rc<Batch<E>>>,
+        control: ControlStream<'scope>,
+        keys: Rc<RefCell<Keys<E>>>,
+    ) -> Self {
+        Keyed { batches, control, keys, selection: Selection(None) }
+    }
+
+    /// Only the keys for which `only` holds: what follows looks at no other.
+    pub fn only(mut self, only: impl Fn(&E::Key) -> bool + 'static) -> Self {
+        self.selection = match self.selection.0.take() {
+            None => Selection(Some(Rc::new(only))),
+            Some(before) => Selection(Some(Rc::new(move |key| before(key) && only(key)))),
+        };
+        self
+    }
+
+    /// Runs an operator's logic: steps each epoch once its events are complete and the watermark of the epoch
+    /// before is known, and closes it once its own watermark is.
+    pub(crate) fn run<L: Logic<E>>(self, name: &str, mut logic: L) -> StreamVec<'scope, Epoch, L::Out> {
+        let Keyed { keys, selection, .. } = self;
+        let mut rounds: BTreeMap<Epoch, Round<E>> = BTreeMap::new();
+        let mut out = Vec::new();
+        self.batches.binary_frontier::<_, CapacityContainerBuilder<Vec<L::Out>>, _, _, _, _>(
+            self.control,
+            Pipeline,
+            Pipeline,
+            name,
+            |capability, _| {
+                drop(capability);
+                move |(batches, batch_frontier), (control, control_frontier), output| {
+                    batches.for_each(|stamp, data| {
+                        let epoch = *stamp.least().expect("data travels with a time");
+                        let round =
+                            rounds.entry(epoch).or_insert_with(|| Round::new(stamp.delayed(&epoch, 0)));
+                        round.batches.append(data);
+                    });
+                    control.for_each(|stamp, data| {
+                        let epoch = *stamp.least().expect("control travels with a time");
+                        let round =
+                            rounds.entry(epoch).or_insert_with(|| Round::new(stamp.delayed(&epoch, 0)));
+                        round.control = data.pop().or(round.control);
+                    });
+                    while let Some(mut entry) = rounds.first_entry() {
+                        let epoch = *entry.key();
+                        let round = entry.get_mut();
+                        if !round.stepped {
+                            if !passed(batch_frontier, epoch) || !reached(control_frontier, epoch) {
+                                break;
+                            }
+                            round
+                                .batches
+                                .drain(..)
+                                .for_each(|batch| logic.step(&batch, &selection, &mut out));
+                            round.stepped = true;
+                        }
+                        let closed = passed(control_frontier, epoch);
+                        if let Some(control) = round.control.take_if(|_| closed) {
+                            logic.close(epoch, control.watermark, &keys.borrow(), &mut out);
+                        }
+                        if !out.is_empty() {
+                            output.session(&round.capability).give_container(&mut out);
+                            out.clear();
+                        }
+                        if !closed {
+                            break;
+                        }
+                        entry.remove();
+                    }
+                }
+            },
+        )
+    }
+}

@@ -1,0 +1,16 @@
+//! The patterns that many pipelines need, over any event type.
+//!
+//! "The last D" at an event of time t is the half-open interval (t − D, t]. A condition pattern matches on its
+//! *rising edge*: the condition holds at this event and did not at the key's previous event that it looks at.
+
+mod diversity;
+mod frequency;
+mod moments;
+mod outlier;
+mod travel;
+
+pub use diversity::{Diversity, Variety};
+pub use frequency::{Frequency, Rate};
+pub use moments::Moments;
+pub use outlier::{Deviation, Outlier};
+pub use travel::{Location, Travel, Trip, haversine_km};

@@ -1,0 +1,123 @@
+//! Movement between two places faster than is possible.
+
+use crate::{Event, EventTime, Pattern};
+
+/// A place on earth, in degrees.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Location {
+    /// Latitude, −90 to 90.
+    pub lat: f64,
+    /// Longitude, −180 to 180.
+    pub lon: f64,
+}
+
+/// Further than `km` from the key's previous located event, at more than `kmh` kilometres an hour. Zero elapsed
+/// time counts as infinite speed. Every such event matches.
+pub struct Travel<L, I> {
+    km: f64,
+    kmh: f64,
+    location: L,
+    name: I,
+}
+
+/// What [`Travel`] found.
+#[derive(Clone, Debug, PartialEq, PartialOrd)]
+pub struct Trip<N> {
+    /// What the previous located event is called.
+    pub from: N,
+    /// The distance.
+    pub km: f64,
+    /// The elapsed event time in seconds.
+    pub seconds: f64,
+    /// The speed; none if no time elapsed.
+    pub kmh: Option<f64>,
+}
+
+/// A located event: where, when and what it is called.
+#[derive(Clone, Debug)]
+pub struct Sighting<N> {
+    location: Location,
+    time: EventTime,
+    name: N,
+}
+
+impl<L, I> Travel<L, I> {
+    /// Beyond `km` kilometres and `kmh` kilometres an hour. `location` says where an event took place, if it is
+    /// known, and `name` what a match shall call it.
+    pub fn beyond(km: f64, kmh: f64, location: L, name: I) -> Travel<L, I> {
+        Travel { km, kmh, location, name }
+    }
+}
+
+impl<E, L, I, N> Pattern<E> for Travel<L, I>
+where
+    E: Event,
+    L: Fn(&E) -> Option<Location> + 'static,
+    I: Fn(&E) -> N + 'static,
+    N: Clone + 'static,
+{
+    /// Boxed, so that keys without locations cost a word.
+    type State = Option<Box<Sighting<N>>>;
+    type Undo = Option<Box<Sighting<N>>>;
+    type Match = Trip<N>;
+
+    fn step(&self, state: &mut Self::State, event: &E) -> (Option<Trip<N>>, Self::Undo) {
+        let Some(location) = (self.location)(event) else { return (None, None) };
+        let here = Box::new(Sighting { location, time: event.time(), name: (self.name)(event) });
+        let found = state.as_deref().and_then(|before| self.judge(before, &here));
+        (found, state.replace(here))
+    }
+
+    fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo) {
+        if (self.location)(event).is_some() {
+            *state = undo;
+        }
+    }
+}
+
+impl<L, I> Travel<L, I> {
+    fn judge<N: Clone>(&self, before: &Sighting<N>, here: &Sighting<N>) -> Option<Trip<N>> {
+        let km = haversine_km(before.location, here.location);
+        if km <= self.km {
+            return None;
+        }
+        let seconds = (here.time.0 - before.time.0) as f64 / 1000.0;
+        let kmh = (seconds > 0.0).then(|| km / seconds * 3600.0);
+        kmh.is_none_or(|kmh| kmh > self.kmh).then(|| Trip { from: before.name.clone(), km, seconds, kmh })
+    }
+}
+
+/// Mean earth radius of the IUGG, in kilometres.
+const EARTH_RADIUS_KM: f64 = 6371.0088;
+
+/// The great-circle distance in kilometres, by the haversine formula (R. W. Sinnott, "Virtues of the Haversine",
+/// Sky and Telescope 68, 1984).
+pub fn haversine_km(a: Location, b: Location) -> f64 {
+    let (lat_a, lat_b) = (a.lat.to_radians(), b.lat.to_radians());
+    let lat = ((lat_b - lat_a) / 2.0).sin();
+    let lon = ((b.lon - a.lon).to_radians() / 2.0).sin();
+    let h = lat * lat + lat_a.cos() * lat_b.cos() * lon * lon;
+    2.0 * EARTH_RADIUS_KM * h.sqrt().min(1.0).asin()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_distances() {
+        let place = |lat, lon| Location { lat, lon };
+        let quarter = std::f64::consts::FRAC_PI_2 * EARTH_RADIUS_KM;
+        for (a, b, km) in [
+            (place(0.0, 0.0), place(0.0, 0.0), 0.0),
+            (place(0.0, 0.0), place(0.0, 90.0), quarter),
+            (place(-90.0, 0.0), place(90.0, 77.0), 2.0 * quarter),
+            (place(0.0, 179.5), place(0.0, -179.5), quarter / 90.0),
+            // Paris to London.
+            (place(48.8566, 2.3522), place(51.5074, -0.1278), 343.557),
+        ] {
+            let got = haversine_km(a, b);
+            assert!((got - km).abs() < 1e-3, "{a:?} {b:?}: {got} {km}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! A harness for tests and examples: events by hand, watermarks by hand, every change of the result.
+
+use std::sync::{Arc, Mutex};
+
+use differential_dataflow::input::InputSession;
+use differential_dataflow::{ExchangeData, VecCollection, consolidation};
+use serde::{Deserialize, Serialize};
+use timely::dataflow::operators::Inspect;
+
+use crate::{Clock, ControlStream, Epoch, Event, EventTime, Offset, Partition, Position};
+
+/// A small event.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Line {
+    /// Its key.
+    pub key: String,
+    /// When it happened, in milliseconds.
+    pub time: i64,
+    /// Its place in the only partition.
+    pub offset: i64,
+    /// What deduplication knows it by.
+    pub id: String,
+}
+
+impl From<(&str, i64, i64, &str)> for Line {
+    fn from((key, time, offset, id): (&str, i64, i64, &str)) -> Line {
+        Line { key: key.to_owned(), time, offset, id: id.to_owned() }
+    }
+}
+
+impl Event for Line {
+    type Key = str;
+    fn key(&self) -> &str {
+        &self.key
+    }
+    fn time(&self) -> EventTime {
+        EventTime(self.time)
+    }
+    fn position(&self) -> Position {
+        Position { partition: Partition(0), offset: Offset(self.offset) }
+    }
+    fn id(&self) -> Option<&[u8]> {
+        Some(self.id.as_bytes())
+    }
+}
+
+/// Runs a dataflow over rounds of [`Line`]s, each an epoch with its watermark; see [`run_updates`].
+pub fn run<D, L, F>(workers: usize, build: F, rounds: Vec<(Vec<L>, i64)>) -> Vec<(D, u64, isize)>
+where
+    D: ExchangeData,
+    L: Into<Line>,
+    F: for<'s> Fn(VecCollection<'s, Epoch, Line>, ControlStream<'s>) -> VecCollection<'s, Epoch, D>,
+    F: Send + Sync + 'static,
+{
+    let updates = |lines: Vec<L>| lines.into_iter().map(|line| (line.into(), 1)).collect();
+    run_updates(workers, build, rounds.into_iter().map(|(lines, w)| (updates(lines), EventTime(w))).collect())
+}
+
+/// Runs a dataflow on so many workers over rounds of updates, each an epoch with its watermark, and then one more
+/// epoch in which the watermark goes to infinity. Returns every change of the result as (result, epoch, diff),
+/// consolidated and sorted.
+///
+/// # Panics
+/// If a worker panics.
+pub fn run_updates<E, D, F>(
+    workers: usize,
+    build: F,
+    rounds: Vec<(Vec<(E, isize)>, EventTime)>,
+) -> Vec<(D, u64, isize)>
+where
+    E: Event + ExchangeData + Sync,
+    D: ExchangeData,
+    F: for<'s> Fn(VecCollection<'s, Epoch, E>, ControlStream<'s>) -> VecCollection<'s, Epoch, D>,
+    F: Send + Sync + 'static,
+{
+    let changes = Arc::new(Mutex::new(Vec::new()));
+    let results = Arc::clone(&changes);
+    let guards = timely::execute(timely::Config::process(workers), move |worker| {
+        let results = Arc::clone(&results);
+        let (mut events, mut clock) = worker.dataflow::<Epoch, _, _>(|scope| {
+            let mut events = InputSession::new();
+            let (clock, control) = Clock::new(scope);
+            let collected = build(events.to_collection(scope), control);
+            collected.inner.inspect(move |(data, epoch, diff): &(D, Epoch, isize)| {
+                results.lock().expect("no worker panicked").push((data.clone(), epoch.0, *diff));
+            });
+            (events, clock)
+        });
+        let mut epoch = Epoch(0);
+        for (updates, watermark) in rounds.iter().chain([&(Vec::new(), EventTime::MAX)]) {
+            // Every worker reads its share, as readers of partitions would.
+            let share = updates.iter().skip(worker.index()).step_by(worker.peers());
+            share.for_each(|(event, diff)| events.update(event.clone(), *diff));
+            if worker.index() == 0 {
+                clock.end_epoch(*watermark);
+            } else {
+                clock.advance_to(epoch.next());
+            }
+            epoch = epoch.next();
+            events.advance_to(epoch);
+            events.flush();
+            worker.step();
+        }
+    });
+    for result in guards.expect("workers start").join() {
+        result.expect("no worker panicked");
+    }
+    let mut changes = std::mem::take(&mut *changes.lock().expect("no worker panicked"));
+    consolidation::consolidate_updates(&mut changes);
+    changes
+}

@@ -1,0 +1,311 @@
+//! Session windows: events of a key less than a gap apart.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::rc::Rc;
+
+use differential_dataflow::{AsCollection, Data, VecCollection};
+
+use super::aligned::give;
+use super::{Aggregate, Refresh, Render, Row, Window};
+use crate::batch::{Batch, Change, Entry, EntryRef, History, Slot};
+use crate::keyed::{Keyed, Logic, Selection};
+use crate::keys::Keys;
+use crate::{Epoch, Event, EventTime, OwnedKey};
+
+/// Extension trait for session windows.
+pub trait Session<'scope, E: Event> {
+    /// One row for each session: two events of a key belong together when less than `gap_ms` apart. A session
+    /// starts at its first event and ends `gap_ms` after its last.
+    ///
+    /// ```
+    /// use headwater_dataflows::{Admission, Admit, testing};
+    /// use headwater_dataflows::windows::{Refresh, Session, Statistics};
+    ///
+    /// let sessions = testing::run(1, |events, control| {
+    ///     let (keyed, _) = events.admit(control, Admission::default());
+    ///     let count = Statistics::new(|_: &testing::Line| None, |_: &testing::Line| None);
+    ///     keyed.session("Visit", 30, Refresh::Final, count, |row| (row.window.start.0, row.window.end.0, row.summary.count))
+    /// }, vec![
+    ///     (vec![("ann", 10, 0, "a"), ("ann", 60, 1, "b"), ("ann", 95, 2, "c")], 5),
+    ///     (vec![("ann", 35, 3, "d")], 89), // joins the first two
+    /// ]);
+    /// assert_eq!(sessions, vec![((10, 90, 3), 1, 1), ((95, 125, 1), 2, 1)]);
+    /// ```
+    fn session<A, D, F>(
+        self,
+        name: &str,
+        gap_ms: i64,
+        refresh: Refresh,
+        aggregate: A,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        A: Aggregate<E>,
+        D: Data,
+        F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static;
+}
+
+impl<'scope, E: Event> Session<'scope, E> for Keyed<'scope, E> {
+    fn session<A, D, F>(
+        self,
+        name: &str,
+        gap_ms: i64,
+        refresh: Refresh,
+        aggregate: A,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        A: Aggregate<E>,
+        D: Data,
+        F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static,
+    {
+        let sessions = Sessions {
+            gap_ms,
+            refresh,
+            aggregate,
+            result,
+            keys: Vec::new(),
+            due: BinaryHeap::new(),
+            history: History::new(),
+            changed: Vec::new(),
+            refreshed: None,
+        };
+        self.run(name, sessions).as_collection()
+    }
+}
+
+struct Sessions<E: Event, A: Aggregate<E>, D, F> {
+    gap_ms: i64,
+    refresh: Refresh,
+    aggregate: A,
+    result: F,
+    /// By slot.
+    keys: Vec<KeySessions<A::State, D>>,
+    /// When a key may have a session that is final.
+    due: BinaryHeap<Reverse<(EventTime, Slot)>>,
+    history: History<E, ()>,
+    changed: Vec<Slot>,
+    refreshed: Option<Epoch>,
+}
+
+/// A key's sessions that are not final, earliest first.
+struct KeySessions<S, D> {
+    open: Vec<Open<S>>,
+    /// The rows given and not final, by start.
+    shown: BTreeMap<EventTime, D>,
+    changed: bool,
+    /// When `due` names this key next.
+    scheduled: Option<EventTime>,
+}
+
+/// A session: what its final events come to, and those that are not final, earliest first.
+struct Open<S> {
+    settled: Option<Settled<S>>,
+    recent: Vec<(EventTime, EntryRef)>,
+}
+
+#[derive(Clone)]
+struct Settled<S> {
+    first: EventTime,
+    last: EventTime,
+    state: S,
+}
+
+impl<S> Open<S> {
+    fn first(&self) -> EventTime {
+        match &self.settled {
+            Some(settled) => settled.first,
+            None => self.recent[0].0,
+        }
+    }
+
+    fn last(&self) -> EventTime {
+        match (self.recent.last(), &self.settled) {
+            (Some(&(time, _)), _) => time,
+            (None, Some(settled)) => settled.last,
+            (None, None) => unreachable!("a session has events"),
+        }
+    }
+}
+
+impl<S, D> KeySessions<S, D> {
+    /// Takes in an event, joining the sessions it connects.
+    fn insert(&mut self, time: EventTime, entry: EntryRef, gap_ms: i64) {
+        let near =
+            |open: &Open<S>| open.first().minus_ms(gap_ms) < time && time < open.last().plus_ms(gap_ms);
+        let from = self.open.iter().position(near);
+        let Some(from) = from else {
+            let at = self.open.partition_point(|open| open.first() < time);
+            self.open.insert(at, Open { settled: None, recent: vec![(time, entry)] });
+            return;
+        };
+        // At most two sessions lie within the gap of one event, and only the first can have final events: all
+        // of those lie before this one.
+        if self.open.get(from + 1).is_some_and(near) {
+            let later = self.open.remove(from + 1);
+            self.open[from].recent.extend(later.recent);
+        }
+        let recent = &mut self.open[from].recent;
+        let at = recent.partition_point(|other| *other <= (time, entry));
+        recent.insert(at, (time, entry));
+    }
+
+    /// Takes an event out, parting what only it held together.
+    fn retract(&mut self, entry: EntryRef, gap_ms: i64) {
+        let holds = |open: &Open<S>| open.recent.iter().any(|&(_, other)| other == entry);
+        let at = self.open.iter().position(holds).expect("admission found it live");
+        let Open { settled, recent } = self.open.remove(at);
+        let mut parts: Vec<Open<S>> =
+            settled.map(|s| Open { settled: Some(s), recent: vec![] }).into_iter().collect();
+        for (time, other) in recent.into_iter().filter(|&(_, other)| other != entry) {
+            match parts.last_mut().filter(|part| time < part.last().plus_ms(gap_ms)) {
+                Some(part) => part.recent.push((time, other)),
+                None => parts.push(Open { settled: None, recent: vec![(time, other)] }),
+            }
+        }
+        self.open.splice(at..at, parts);
+    }
+}
+
+impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, A, D, F> {
+    fn change(&mut self, slot: Slot) -> &mut KeySessions<A::State, D> {
+        if self.keys.len() <= slot.index() {
+            let none =
+                || KeySessions { open: Vec::new(), shown: BTreeMap::new(), changed: false, scheduled: None };
+            self.keys.resize_with(slot.index() + 1, none);
+        }
+        let key = &mut self.keys[slot.index()];
+        if self.refresh != Refresh::Final && !std::mem::replace(&mut key.changed, true) {
+            self.changed.push(slot);
+        }
+        key
+    }
+
+    /// Has the key looked at again when its earliest session is final, as far as is known.
+    fn schedule(&mut self, slot: Slot) {
+        let key = &mut self.keys[slot.index()];
+        let Some(open) = key.open.first() else { return };
+        let time = open.last().plus_ms(self.gap_ms).minus_ms(1);
+        if key.scheduled.is_none_or(|scheduled| time < scheduled) {
+            key.scheduled = Some(time);
+            self.due.push(Reverse((time, slot)));
+        }
+    }
+
+    /// Gives the rows of a key's sessions that are final.
+    fn close_key(
+        &mut self,
+        slot: Slot,
+        watermark: EventTime,
+        epoch: Epoch,
+        keys: &Keys<E>,
+        out: &mut Vec<(D, Epoch, isize)>,
+    ) {
+        let key = &mut self.keys[slot.index()];
+        let last = |open: &Open<A::State>| open.last().plus_ms(self.gap_ms).minus_ms(1);
+        while key.open.first().is_some_and(|open| last(open) <= watermark) {
+            let open = key.open.remove(0);
+            let (window, state) = summed(&self.aggregate, &self.history, &open, self.gap_ms);
+            let shown = key.shown.remove(&window.start);
+            let row = (self.result)(Row { key: keys.key(slot), window, summary: &state, closed: true });
+            give(Some(row), shown, epoch, out);
+        }
+    }
+
+    fn show(&mut self, epoch: Epoch, keys: &Keys<E>, out: &mut Vec<(D, Epoch, isize)>) {
+        for slot in self.changed.drain(..) {
+            let key = &mut self.keys[slot.index()];
+            key.changed = false;
+            let mut before = std::mem::take(&mut key.shown);
+            for open in &key.open {
+                let (window, state) = summed(&self.aggregate, &self.history, open, self.gap_ms);
+                let row = (self.result)(Row { key: keys.key(slot), window, summary: &state, closed: false });
+                give(Some(row.clone()), before.remove(&window.start), epoch, out);
+                key.shown.insert(window.start, row);
+            }
+            out.extend(before.into_values().map(|row| (row, epoch, -1)));
+        }
+    }
+}
+
+/// A session's bounds, and what all its events come to.
+fn summed<E: Event, A: Aggregate<E>>(
+    aggregate: &A,
+    history: &History<E, ()>,
+    open: &Open<A::State>,
+    gap_ms: i64,
+) -> (Window, A::State) {
+    let mut state = open.settled.as_ref().map(|settled| settled.state.clone()).unwrap_or_default();
+    for &(_, entry) in &open.recent {
+        let (batch, _) = history.get(entry.batch).expect("a recent event is in a live batch");
+        aggregate.add(&mut state, batch.event(entry.entry as usize));
+    }
+    (Window { start: open.first(), end: open.last().plus_ms(gap_ms) }, state)
+}
+
+impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for Sessions<E, A, D, F> {
+    type Out = (D, Epoch, isize);
+
+    fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, _out: &mut Vec<Self::Out>) {
+        self.history.push(Rc::clone(batch), ());
+        for run in selection.runs(batch) {
+            for entry in run.entries() {
+                let gap_ms = self.gap_ms;
+                let Entry { time, change, .. } = batch.entries[entry];
+                match change {
+                    Change::Insert => {
+                        let entry = EntryRef { batch: batch.number, entry: entry as u32 };
+                        self.change(run.slot).insert(time, entry, gap_ms);
+                    }
+                    Change::Retract(target) => self.change(run.slot).retract(target, gap_ms),
+                }
+            }
+            self.schedule(run.slot);
+        }
+    }
+
+    fn close(&mut self, epoch: Epoch, watermark: EventTime, keys: &Keys<E>, out: &mut Vec<Self::Out>) {
+        while let Some(&Reverse((time, slot))) = self.due.peek()
+            && time <= watermark
+        {
+            self.due.pop();
+            self.keys[slot.index()].scheduled.take_if(|scheduled| *scheduled == time);
+            self.close_key(slot, watermark, epoch, keys, out);
+            self.schedule(slot);
+        }
+        if self.refresh.due(self.refreshed, epoch) {
+            self.show(epoch, keys, out);
+            self.refreshed = Some(epoch);
+        }
+        // Before a batch goes, what is still open takes in its events for good.
+        while let Some(batch) = self.history.oldest().filter(|batch| batch.max_time <= watermark) {
+            let batch = Rc::clone(batch);
+            for run in &batch.runs {
+                let Some(key) = self.keys.get_mut(run.slot.index()) else { continue };
+                key.open.iter_mut().for_each(|open| fold(&self.aggregate, &self.history, open, watermark));
+            }
+            self.history.pop();
+        }
+    }
+}
+
+/// Moves a session's final events from `recent` into what is settled.
+fn fold<E: Event, A: Aggregate<E>>(
+    aggregate: &A,
+    history: &History<E, ()>,
+    open: &mut Open<A::State>,
+    watermark: EventTime,
+) {
+    let count = open.recent.partition_point(|&(time, _)| time <= watermark);
+    for (time, entry) in open.recent.drain(..count) {
+        let (batch, _) = history.get(entry.batch).expect("a recent event is in a live batch");
+        let settled = open.settled.get_or_insert_with(|| Settled {
+            first: time,
+            last: time,
+            state: A::State::default(),
+        });
+        settled.last = time;
+        aggregate.add(&mut settled.state, batch.event(entry.entry as usize));
+    }
+}

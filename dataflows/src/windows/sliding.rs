@@ -1,0 +1,60 @@
+//! Sliding (hopping) windows: windows of one size that start at regular intervals and overlap.
+
+use differential_dataflow::{AsCollection, Data, VecCollection};
+
+use super::aligned::Aligned;
+use super::{Aggregate, Refresh, Row};
+use crate::{Epoch, Event, Keyed, OwnedKey};
+
+/// Extension trait for sliding windows.
+pub trait Sliding<'scope, E: Event> {
+    /// One row for each key and window of `size_ms` that has events; a window starts at each multiple of
+    /// `every_ms` since 1970.
+    ///
+    /// # Panics
+    /// When `every_ms` is not in 1..=`size_ms`.
+    ///
+    /// ```
+    /// use headwater_dataflows::{Admission, Admit, testing};
+    /// use headwater_dataflows::windows::{Refresh, Sliding, Statistics};
+    ///
+    /// let counts = testing::run(1, |events, control| {
+    ///     let (keyed, _) = events.admit(control, Admission::default());
+    ///     let count = Statistics::new(|_: &testing::Line| None, |_: &testing::Line| None);
+    ///     keyed.sliding("Sliding", 60, 30, Refresh::Final, count, |row| (row.window.start.0, row.summary.count))
+    /// }, vec![(vec![("ann", 40, 0, "a"), ("ann", 70, 1, "b")], 100)]);
+    /// assert_eq!(counts, vec![((0, 1), 0, 1), ((30, 2), 0, 1), ((60, 1), 1, 1)]);
+    /// ```
+    fn sliding<A, D, F>(
+        self,
+        name: &str,
+        size_ms: i64,
+        every_ms: i64,
+        refresh: Refresh,
+        aggregate: A,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        A: Aggregate<E>,
+        D: Data,
+        F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static;
+}
+
+impl<'scope, E: Event> Sliding<'scope, E> for Keyed<'scope, E> {
+    fn sliding<A, D, F>(
+        self,
+        name: &str,
+        size_ms: i64,
+        every_ms: i64,
+        refresh: Refresh,
+        aggregate: A,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        A: Aggregate<E>,
+        D: Data,
+        F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static,
+    {
+        self.run(name, Aligned::new(size_ms, every_ms, refresh, aggregate, result)).as_collection()
+    }
+}

@@ -1,0 +1,57 @@
+//! Tumbling windows: event time cut into pieces of one size.
+
+use differential_dataflow::{Data, VecCollection};
+
+use super::{Aggregate, Refresh, Row, Sliding};
+use crate::{Epoch, Event, Keyed, OwnedKey};
+
+/// Extension trait for tumbling windows.
+pub trait Tumbling<'scope, E: Event> {
+    /// One row for each key and window of `size_ms` that has events; windows start at multiples of the size since
+    /// 1970.
+    ///
+    /// ```
+    /// use headwater_dataflows::{Admission, Admit, testing};
+    /// use headwater_dataflows::windows::{Refresh, Statistics, Tumbling};
+    ///
+    /// let counts = testing::run(1, |events, control| {
+    ///     let (keyed, _) = events.admit(control, Admission::default());
+    ///     let count = Statistics::new(|_: &testing::Line| None, |_: &testing::Line| None);
+    ///     keyed.tumbling("Minute", 60, Refresh::Final, count, |row| (row.window.start.0, row.summary.count))
+    /// }, vec![
+    ///     (vec![("ann", 10, 0, "a"), ("ann", 70, 1, "b")], 20),
+    ///     (vec![("ann", 59, 2, "c")], 59),
+    /// ]);
+    /// assert_eq!(counts, vec![((0, 2), 1, 1), ((60, 1), 2, 1)]); // the second closes at the end of the input
+    /// ```
+    fn tumbling<A, D, F>(
+        self,
+        name: &str,
+        size_ms: i64,
+        refresh: Refresh,
+        aggregate: A,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        A: Aggregate<E>,
+        D: Data,
+        F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static;
+}
+
+impl<'scope, E: Event> Tumbling<'scope, E> for Keyed<'scope, E> {
+    fn tumbling<A, D, F>(
+        self,
+        name: &str,
+        size_ms: i64,
+        refresh: Refresh,
+        aggregate: A,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        A: Aggregate<E>,
+        D: Data,
+        F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static,
+    {
+        self.sliding(name, size_ms, size_ms, refresh, aggregate, result)
+    }
+}
