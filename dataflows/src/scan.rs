@@ -9,6 +9,7 @@ use crate::batch::{Batch, Change, EntryRef, History, Run};
 use crate::event::order;
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
+use crate::rules::{Rule, Rules};
 use crate::{Epoch, Event, EventTime, OwnedKey, Position};
 
 /// A pattern: a small state machine over the events of one key.
@@ -95,6 +96,27 @@ pub trait Scan<'scope, E: Event> {
         P: Pattern<E>,
         D: Data,
         F: Fn(&E, P::Match) -> D + 'static;
+
+    /// As [`scan`](Scan::scan), but several patterns in one pass: see [`Rules`]. Cheaper than one scan for each.
+    ///
+    /// ```
+    /// use headwater_dataflows::{Admission, Admit, Emission, Rule, Scan, patterns::Frequency, testing};
+    ///
+    /// let matches = testing::run(1, |events, control| {
+    ///     let (keyed, _) = events.admit(control, Admission::default());
+    ///     let pair = Rule::new(Frequency::at_least(2, 10), Emission::Immediate, |e: &testing::Line, _| e.offset);
+    ///     let three = Rule::new(Frequency::at_least(3, 10), Emission::Final, |e: &testing::Line, _| 10 * e.offset);
+    ///     keyed.scan_all("Rules", (pair, (three, ())))
+    /// }, vec![
+    ///     (vec![("ann", 1, 0, "a"), ("ann", 2, 1, "b"), ("ann", 3, 2, "c")], 0),
+    ///     (vec![], 3),
+    /// ]);
+    /// assert_eq!(matches, vec![(1, 0, 1), (20, 1, 1)]);
+    /// ```
+    fn scan_all<R, D>(self, name: &str, rules: R) -> VecCollection<'scope, Epoch, D>
+    where
+        R: Rules<E, D>,
+        D: Data;
 }
 
 impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
@@ -110,13 +132,23 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
         D: Data,
         F: Fn(&E, P::Match) -> D + 'static,
     {
-        let answers = match emission {
-            Emission::Immediate => Answers::Immediate,
-            Emission::Final => Answers::Final(BTreeMap::new()),
+        self.scan_all(name, (Rule::new(pattern, emission, result), ()))
+    }
+
+    fn scan_all<R, D>(self, name: &str, rules: R) -> VecCollection<'scope, Epoch, D>
+    where
+        R: Rules<E, D>,
+        D: Data,
+    {
+        let scanner = Scanner {
+            rules,
+            states: Vec::new(),
+            waiting: BTreeMap::new(),
+            history: History::new(),
+            walk: Vec::new(),
+            found: Vec::new(),
         };
-        let machine = Machine { pattern, result, states: Vec::new() };
-        self.run(name, Scanner { machine, answers, history: History::new(), walk: Vec::new() })
-            .as_collection()
+        self.run(name, scanner).as_collection()
     }
 }
 
@@ -124,30 +156,18 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
 struct Steps<U, D> {
     /// How to go back over each; none if the entry is not a step, or not any more.
     undos: Vec<Option<U>>,
-    matches: BTreeMap<u32, D>,
+    found: BTreeMap<u32, Vec<(Emission, D)>>,
 }
 
-/// The pattern and its state for every key.
-struct Machine<E, P: Pattern<E>, F> {
-    pattern: P,
-    result: F,
-    states: Vec<P::State>,
-}
-
-impl<E: Event, P: Pattern<E>, F> Machine<E, P, F> {
-    fn state(&mut self, run: &Run) -> (&P, &F, &mut P::State) {
-        if self.states.len() <= run.slot.index() {
-            self.states.resize_with(run.slot.index() + 1, P::State::default);
-        }
-        (&self.pattern, &self.result, &mut self.states[run.slot.index()])
-    }
-}
-
-struct Scanner<E: Event, P: Pattern<E>, D, F> {
-    machine: Machine<E, P, F>,
-    answers: Answers<D>,
-    history: History<E, Steps<P::Undo, D>>,
+struct Scanner<E: Event, R: Rules<E, D>, D> {
+    rules: R,
+    /// By slot.
+    states: Vec<R::State>,
+    /// Answers that are not given before they are final, by their time.
+    waiting: BTreeMap<EventTime, Vec<(D, isize)>>,
+    history: History<E, Steps<R::Undo, D>>,
     walk: Vec<Walked>,
+    found: Vec<(Emission, D)>,
 }
 
 /// A step to take again, or for the first time.
@@ -156,33 +176,29 @@ struct Walked {
     entry: EntryRef,
 }
 
-impl<E, P, D, F> Logic<E> for Scanner<E, P, D, F>
-where
-    E: Event,
-    P: Pattern<E>,
-    D: Data,
-    F: Fn(&E, P::Match) -> D + 'static,
-{
+impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
     type Out = (D, Epoch, isize);
 
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
         let undos = std::iter::repeat_with(|| None).take(batch.entries.len()).collect();
-        let mut steps = Steps { undos, matches: BTreeMap::new() };
+        let mut steps = Steps { undos, found: BTreeMap::new() };
         let mut disordered = false;
         for run in selection.runs(batch) {
+            if self.states.len() <= run.slot.index() {
+                self.states.resize_with(run.slot.index() + 1, R::State::default);
+            }
             if !run.in_order {
                 disordered = true;
                 continue;
             }
-            let (pattern, result, state) = self.machine.state(run);
+            let state = &mut self.states[run.slot.index()];
             for entry in run.entries() {
-                let event = batch.event(entry);
-                let (found, undo) = pattern.step(state, event);
+                let undo = self.rules.step(state, batch.event(entry), &mut self.found);
                 steps.undos[entry] = Some(undo);
-                if let Some(found) = found {
-                    let found = result(event, found);
-                    self.answers.give(found.clone(), batch.entries[entry].time, batch.epoch, 1, out);
-                    steps.matches.insert(entry as u32, found);
+                if !self.found.is_empty() {
+                    let time = batch.entries[entry].time;
+                    give(&mut self.waiting, self.found.iter().cloned(), time, batch.epoch, 1, out);
+                    steps.found.insert(entry as u32, std::mem::take(&mut self.found));
                 }
             }
         }
@@ -196,26 +212,22 @@ where
 
     fn close(&mut self, epoch: Epoch, watermark: EventTime, _keys: &Keys<E>, out: &mut Vec<Self::Out>) {
         self.history.settle(watermark);
-        self.answers.settle(epoch, watermark, out);
+        while let Some(first) = self.waiting.first_entry().filter(|first| *first.key() <= watermark) {
+            let mut answers = first.remove();
+            consolidation::consolidate(&mut answers);
+            out.extend(answers.into_iter().map(|(answer, diff)| (answer, epoch, diff)));
+        }
     }
 }
 
-impl<E, P, D, F> Scanner<E, P, D, F>
-where
-    E: Event,
-    P: Pattern<E>,
-    D: Data,
-    F: Fn(&E, P::Match) -> D + 'static,
-{
+impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
     /// Takes in a run that changes history: goes back over the key's later steps, and forward again.
     fn rewrite(&mut self, batch: &Rc<Batch<E>>, run: &Run, out: &mut Vec<(D, Epoch, isize)>) {
+        let Scanner { rules, states, waiting, history, walk, found } = self;
+        let state = &mut states[run.slot.index()];
         let first = run.entries().map(|entry| order(batch.event(entry))).min().expect("a run is not empty");
-        let (pattern, result, state) = self.machine.state(run);
 
         // What stands at or after the first change, earliest first.
-        self.walk.clear();
-        let walk = &mut self.walk;
-        let history = &self.history;
         history.for_each(run.previous, |entry, batch, index| {
             let order = order(batch.event(index));
             let stepped = history.get(entry.batch).is_some_and(|(_, steps)| steps.undos[index].is_some());
@@ -225,27 +237,15 @@ where
         });
         walk.sort_unstable_by_key(|walked| (walked.order, walked.entry));
 
-        // Back, newest first. The old matches stay where they are, to be compared with the new ones.
-        for Walked { entry, .. } in walk.iter().rev() {
-            let steps = self.history.log_mut(entry.batch).expect("for_each named a live batch");
+        // Back, newest first. What was found stays where it is, to be compared with what is found now.
+        for &Walked { entry, .. } in walk.iter().rev() {
+            let from = Rc::clone(&history.get(entry.batch).expect("for_each named a live batch").0);
+            let steps = history.log_mut(entry.batch).expect("as before");
             let undo = steps.undos[entry.entry as usize].take().expect("only steps were collected");
-            let (from, _) = self.history.get(entry.batch).expect("as before");
-            pattern.undo(state, from.event(entry.entry as usize), undo);
+            rules.undo(state, from.event(entry.entry as usize), undo);
         }
 
-        // The changes: what is retracted is not stepped again, what is inserted is.
-        let mut change =
-            |entry: EntryRef, before: Option<D>, after: Option<&D>, time: EventTime, out: &mut Vec<_>| {
-                debug_assert!(entry.batch <= batch.number);
-                if before.as_ref() != after {
-                    if let Some(before) = before {
-                        self.answers.give(before, time, batch.epoch, -1, out);
-                    }
-                    if let Some(after) = after {
-                        self.answers.give(after.clone(), time, batch.epoch, 1, out);
-                    }
-                }
-            };
+        // What is retracted is not stepped again, what is inserted is.
         for entry in run.entries() {
             match batch.entries[entry].change {
                 Change::Insert => {
@@ -254,58 +254,45 @@ where
                 }
                 Change::Retract(target) => {
                     walk.retain(|walked| walked.entry != target);
-                    let steps = self.history.log_mut(target.batch).expect("admission found it live");
-                    let before = steps.matches.remove(&target.entry);
-                    change(target, before, None, batch.entries[entry].time, out);
+                    let steps = history.log_mut(target.batch).expect("admission found it live");
+                    let before = steps.found.remove(&target.entry).into_iter().flatten();
+                    give(waiting, before, batch.entries[entry].time, batch.epoch, -1, out);
                 }
             }
         }
         walk.sort_unstable_by_key(|walked| (walked.order, walked.entry));
 
-        // Forward.
+        // Forward; only differences come out.
         for Walked { entry, order: (time, _) } in walk.drain(..) {
-            let (from, _) = self.history.get(entry.batch).expect("live");
-            let event = from.event(entry.entry as usize);
-            let (found, undo) = pattern.step(state, event);
-            let after = found.map(|found| result(event, found));
-            let steps = self.history.log_mut(entry.batch).expect("live");
+            let from = Rc::clone(&history.get(entry.batch).expect("live").0);
+            let undo = rules.step(state, from.event(entry.entry as usize), found);
+            let steps = history.log_mut(entry.batch).expect("live");
             steps.undos[entry.entry as usize] = Some(undo);
-            let before = steps.matches.remove(&entry.entry);
-            change(entry, before, after.as_ref(), time, out);
-            if let Some(after) = after {
-                steps.matches.insert(entry.entry, after);
+            let before = steps.found.remove(&entry.entry).unwrap_or_default();
+            if *found != before {
+                give(waiting, before.into_iter(), time, batch.epoch, -1, out);
+                give(waiting, found.iter().cloned(), time, batch.epoch, 1, out);
+            }
+            if !found.is_empty() {
+                steps.found.insert(entry.entry, std::mem::take(found));
             }
         }
     }
 }
 
-/// Where answers go: out at once, or into what waits for the watermark.
-enum Answers<D> {
-    Immediate,
-    Final(BTreeMap<EventTime, Vec<(D, isize)>>),
-}
-
-impl<D: Data> Answers<D> {
-    fn give(
-        &mut self,
-        answer: D,
-        time: EventTime,
-        epoch: Epoch,
-        diff: isize,
-        out: &mut Vec<(D, Epoch, isize)>,
-    ) {
-        match self {
-            Answers::Immediate => out.push((answer, epoch, diff)),
-            Answers::Final(waiting) => waiting.entry(time).or_default().push((answer, diff)),
-        }
-    }
-
-    fn settle(&mut self, epoch: Epoch, watermark: EventTime, out: &mut Vec<(D, Epoch, isize)>) {
-        let Answers::Final(waiting) = self else { return };
-        while let Some(first) = waiting.first_entry().filter(|first| *first.key() <= watermark) {
-            let mut answers = first.remove();
-            consolidation::consolidate(&mut answers);
-            out.extend(answers.into_iter().map(|(answer, diff)| (answer, epoch, diff)));
+/// Gives answers: out at once, or to what waits for the watermark.
+fn give<D: Data>(
+    waiting: &mut BTreeMap<EventTime, Vec<(D, isize)>>,
+    answers: impl Iterator<Item = (Emission, D)>,
+    time: EventTime,
+    epoch: Epoch,
+    diff: isize,
+    out: &mut Vec<(D, Epoch, isize)>,
+) {
+    for (emission, answer) in answers {
+        match emission {
+            Emission::Immediate => out.push((answer, epoch, diff)),
+            Emission::Final => waiting.entry(time).or_default().push((answer, diff)),
         }
     }
 }

@@ -1,1 +1,15 @@
-//! When anything becomes durable: pure decisions, no network, no clock.
+//! When anything becomes final or durable: pure decisions, no network, no clock.
+//!
+//! ```text
+//!   readers ── Closed(e): what each worker read in epoch e ──▶ Bindings ── W(e) ──▶ Control, broadcast
+//!                                                                 │
+//!   sinks ── every sink has committed through E ──────────────────┴──▶ the group's offsets at E
+//! ```
+
+mod bindings;
+mod offsets;
+mod watermark;
+
+pub use bindings::{Binding, Bound, Closed, Collector, Protocol};
+pub use offsets::GroupOffsets;
+pub use watermark::Watermark;
