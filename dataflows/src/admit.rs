@@ -14,7 +14,7 @@ use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
-use crate::batch::{Batch, Change, Containers, Entry, EntryRef, History, Run};
+use crate::batch::{Batch, Change, Containers, Entry, EntryRef, History, Run, Slot};
 use crate::control::ControlStream;
 use crate::dedup::Dedup;
 use crate::event::order;
@@ -156,7 +156,7 @@ struct Arrived<E> {
 
 /// Where an event of the epoch lies, and what it is sorted by first.
 struct Place {
-    hash: u64,
+    slot: Slot,
     time: EventTime,
     container: u32,
     index: u32,
@@ -212,7 +212,9 @@ impl<E: Event> Admitter<E> {
         epoch: Epoch,
         containers: Containers<E>,
     ) -> (Option<Rc<Batch<E>>>, Vec<RefusedUpdate<E>>) {
-        self.sort(&containers);
+        let keys = Rc::clone(&self.keys);
+        let mut keys = keys.borrow_mut();
+        self.sort(&containers, &mut keys);
         let mut decided = Decided {
             epoch,
             max_time: EventTime::MIN,
@@ -221,11 +223,7 @@ impl<E: Event> Admitter<E> {
             refused: Vec::new(),
         };
         let places = std::mem::take(&mut self.places);
-        let keys = Rc::clone(&self.keys);
-        let mut keys = keys.borrow_mut();
-        for run in places
-            .chunk_by(|a, b| a.hash == b.hash && a.event(&containers).key() == b.event(&containers).key())
-        {
+        for run in places.chunk_by(|a, b| a.slot == b.slot) {
             self.admit_run(run, &containers, &mut keys, &mut decided);
         }
         self.places = places;
@@ -239,22 +237,23 @@ impl<E: Event> Admitter<E> {
         (Some(batch), refused)
     }
 
-    /// Fills `places`: by key hash, key and order of evaluation.
-    fn sort(&mut self, containers: &Containers<E>) {
+    /// Fills `places`: by slot and order of evaluation.
+    ///
+    /// Keys are looked up in the order of arrival, in which events lie in memory, and states are visited in the
+    /// order of slots, in which they do: sorted by hash, either would be a walk at random.
+    fn sort(&mut self, containers: &Containers<E>, keys: &mut Keys<E>) {
         self.places.clear();
         for (container, updates) in containers.iter().enumerate() {
             self.places.extend(updates.iter().enumerate().map(|(index, (event, _, _))| Place {
-                hash: event.key_hash().0,
+                slot: keys.slot(event.key_hash(), event),
                 time: event.time(),
                 container: container as u32,
                 index: index as u32,
             }));
         }
         self.places.sort_unstable_by(|a, b| {
-            a.hash.cmp(&b.hash).then_with(|| {
-                let (left, right) = (a.event(containers), b.event(containers));
-                left.key().cmp(right.key()).then_with(|| order(left).cmp(&order(right)))
-            })
+            let position = |place: &Place| place.event(containers).position();
+            (a.slot, a.time).cmp(&(b.slot, b.time)).then_with(|| position(a).cmp(&position(b)))
         });
     }
 
@@ -266,8 +265,7 @@ impl<E: Event> Admitter<E> {
         keys: &mut Keys<E>,
         decided: &mut Decided<E>,
     ) {
-        let first = run[0].event(containers);
-        let slot = keys.slot(first.key_hash(), first);
+        let slot = run[0].slot;
         let info = keys.info_mut(slot);
         let start = decided.entries.len();
         let mut in_order = true;

@@ -72,7 +72,7 @@ pub(crate) struct Batch<E> {
     /// The greatest event time of any entry.
     pub max_time: EventTime,
     pub entries: Vec<Entry>,
-    /// By key hash, then key.
+    /// By slot.
     pub runs: Vec<Run>,
     pub containers: Containers<E>,
 }
