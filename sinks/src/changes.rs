@@ -50,7 +50,7 @@ impl Changes {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
     bytes: Vec<u8>,
-    rows: Vec<(u8, u32)>,
+    rows: Vec<(u8, bool, u32)>,
 }
 
 /// One row of [`Rows`].
@@ -58,6 +58,8 @@ pub struct Rows {
 pub struct Row<'a> {
     /// Index of the table.
     pub table: usize,
+    /// Whether the row with this key is deleted; the cells are then those of the key alone.
+    pub deletes: bool,
     bytes: &'a [u8],
 }
 
@@ -66,6 +68,7 @@ pub struct Row<'a> {
 pub struct RowWriter<'a> {
     rows: &'a mut Rows,
     table: u8,
+    deletes: bool,
 }
 
 impl Rows {
@@ -81,16 +84,21 @@ impl Rows {
 
     /// Begins a row of the table with this index.
     pub fn row(&mut self, table: u8) -> RowWriter<'_> {
-        RowWriter { rows: self, table }
+        RowWriter { rows: self, table, deletes: false }
+    }
+
+    /// Begins the deletion of a row of a keyed table: its cells are those of the key alone.
+    pub fn delete(&mut self, table: u8) -> RowWriter<'_> {
+        RowWriter { rows: self, table, deletes: true }
     }
 
     /// The rows, in the order in which they were written.
     pub fn iter(&self) -> impl Iterator<Item = Row<'_>> {
         let mut start = 0;
-        self.rows.iter().map(move |&(table, end)| {
+        self.rows.iter().map(move |&(table, deletes, end)| {
             let bytes = &self.bytes[start..end as usize];
             start = end as usize;
-            Row { table: table as usize, bytes }
+            Row { table: table as usize, deletes, bytes }
         })
     }
 }
@@ -129,7 +137,7 @@ impl RowWriter<'_> {
     /// Ends the row.
     pub fn end(&mut self) {
         let end = u32::try_from(self.rows.bytes.len()).expect("an epoch's rows stay below 4 GiB");
-        self.rows.rows.push((self.table, end));
+        self.rows.rows.push((self.table, self.deletes, end));
     }
 }
 

@@ -99,7 +99,9 @@ impl Collector {
     /// # Errors
     /// If the frontier has passed it but not each worker has closed it exactly once.
     pub fn next(&mut self, passed: impl Fn(Epoch) -> bool) -> Result<Option<Bound>, Protocol> {
-        let Some(first) = self.open.first_entry().filter(|first| passed(*first.key())) else { return Ok(None) };
+        let Some(first) = self.open.first_entry().filter(|first| passed(*first.key())) else {
+            return Ok(None);
+        };
         let (epoch, mut closed) = first.remove_entry();
         closed.sort_by_key(|closed| closed.worker);
         for (worker, closed) in closed.iter().enumerate() {
@@ -113,7 +115,8 @@ impl Collector {
         if closed.len() < self.workers {
             return Err(Protocol::NotClosed { epoch, worker: closed.len() });
         }
-        let mut bindings: Vec<Binding> = closed.iter().flat_map(|closed| closed.bindings.iter().copied()).collect();
+        let mut bindings: Vec<Binding> =
+            closed.iter().flat_map(|closed| closed.bindings.iter().copied()).collect();
         bindings.sort_unstable();
         Ok(Some(Bound {
             epoch,
@@ -131,7 +134,14 @@ mod tests {
     use super::*;
 
     fn closed(worker: usize) -> Closed {
-        Closed { worker, wall_ms: 5, bindings: vec![], slowest: None, ended: worker == 0, stopping: worker == 1 }
+        Closed {
+            worker,
+            wall_ms: 5,
+            bindings: vec![],
+            slowest: None,
+            ended: worker == 0,
+            stopping: worker == 1,
+        }
     }
 
     #[test]

@@ -26,14 +26,19 @@ impl Watermark {
     /// For so many partitions, of which nothing is known yet.
     pub fn new(partitions: usize, max_out_of_orderness_ms: i64) -> Watermark {
         let unknown = Progress { max_event_time: EventTime::MIN, idle: false };
-        Watermark { max_out_of_orderness_ms, partitions: vec![unknown; partitions], watermark: EventTime::MIN }
+        Watermark {
+            max_out_of_orderness_ms,
+            partitions: vec![unknown; partitions],
+            watermark: EventTime::MIN,
+        }
     }
 
     /// Takes in an epoch's bindings; returns W at its end.
     pub fn advance(&mut self, bindings: &[Binding]) -> EventTime {
         for binding in bindings {
             let partition = &mut self.partitions[binding.partition.0 as usize];
-            partition.max_event_time = partition.max_event_time.max(binding.max_event_time.unwrap_or(EventTime::MIN));
+            partition.max_event_time =
+                partition.max_event_time.max(binding.max_event_time.unwrap_or(EventTime::MIN));
             partition.idle = binding.idle;
         }
         let busy = self.partitions.iter().filter(|partition| !partition.idle);
@@ -66,7 +71,11 @@ mod tests {
         let mut watermark = Watermark::new(2, 100);
         assert_eq!(watermark.advance(&[binding(0, 1000, false)]), EventTime::MIN, "partition 1 is unknown");
         assert_eq!(watermark.advance(&[binding(1, 500, false)]), EventTime(399));
-        assert_eq!(watermark.advance(&[binding(1, 300, false)]), EventTime(399), "an older event moves nothing");
+        assert_eq!(
+            watermark.advance(&[binding(1, 300, false)]),
+            EventTime(399),
+            "an older event moves nothing"
+        );
         assert_eq!(watermark.advance(&[binding(1, -1, true)]), EventTime(899), "without the idle partition");
         assert_eq!(watermark.advance(&[binding(0, -1, true)]), EventTime(899), "all idle: it stays");
         assert_eq!(watermark.advance(&[binding(1, 600, false)]), EventTime(899), "busy again, but behind");

@@ -1,7 +1,7 @@
 //! Exact sums, of which mean and deviation are made.
 
 /// Count, sum and sum of squares of whole numbers, exact.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moments {
     n: u64,
     sum: i128,

@@ -1,0 +1,429 @@
+//! One record: its members noted, judged, and put together as an event.
+
+use headwater_dataflows::{EventTime, KeyHash};
+
+use super::scan::{Scanner, Syntax, Text, Value};
+use super::{Rejection, number};
+use crate::event::{Event, EventType, KeyKind, RecordKey, Span};
+use crate::source::Raw;
+
+/// No record is larger, in bytes.
+const MAX_RECORD: usize = 1 << 20;
+
+/// No attributes are larger, in bytes of their text.
+const MAX_ATTRIBUTES: usize = 64 << 10;
+
+/// The members that have a meaning, in the order in which they are judged.
+const FIELDS: [&str; 13] = [
+    "event_id",
+    "event_type",
+    "user_id",
+    "device_id",
+    "event_time",
+    "amount",
+    "currency",
+    "merchant_id",
+    "merchant_category",
+    "ip_address",
+    "session_id",
+    "location",
+    "attributes",
+];
+
+const EVENT_ID: usize = 0;
+const EVENT_TYPE: usize = 1;
+const USER_ID: usize = 2;
+const DEVICE_ID: usize = 3;
+const EVENT_TIME: usize = 4;
+const AMOUNT: usize = 5;
+const CURRENCY: usize = 6;
+const MERCHANT_ID: usize = 7;
+const MERCHANT_CATEGORY: usize = 8;
+const IP_ADDRESS: usize = 9;
+const SESSION_ID: usize = 10;
+const LOCATION: usize = 11;
+const ATTRIBUTES: usize = 12;
+
+/// Which field a name is, by its length first.
+fn field(name: &str) -> Option<usize> {
+    let at = match (name.len(), name.as_bytes().first()?) {
+        (8, b'e') => EVENT_ID,
+        (10, b'e') => match name {
+            "event_type" => EVENT_TYPE,
+            _ => EVENT_TIME,
+        },
+        (7, _) => USER_ID,
+        (9, _) => DEVICE_ID,
+        (6, _) => AMOUNT,
+        (8, b'c') => CURRENCY,
+        (11, _) => MERCHANT_ID,
+        (17, _) => MERCHANT_CATEGORY,
+        (10, b'i') => IP_ADDRESS,
+        (10, b's') => SESSION_ID,
+        (8, b'l') => LOCATION,
+        (10, b'a') => ATTRIBUTES,
+        _ => return None,
+    };
+    (FIELDS[at] == name).then_some(at)
+}
+
+/// Turns records into events.
+#[derive(Default)]
+pub struct Decoder {
+    /// What stands behind the record in the event's text.
+    appended: String,
+    /// Members without a meaning: name and value as they stand in the record.
+    unknown: Vec<(Text, std::ops::Range<usize>)>,
+}
+
+impl Decoder {
+    /// The event of a record, or what is wrong with it.
+    ///
+    /// # Errors
+    /// Every record that is not an event as the format defines it.
+    pub fn decode(&mut self, raw: Raw<'_>) -> Result<Event, Rejection> {
+        let Some(bytes) = raw.value else {
+            return Err(Rejection::malformed(None, "the record has no value"));
+        };
+        if bytes.len() > MAX_RECORD {
+            return Err(Rejection::malformed(
+                None,
+                format!("the record has {} bytes, more than 1 MiB", bytes.len()),
+            ));
+        }
+        let text = std::str::from_utf8(bytes).map_err(|error| {
+            Rejection::malformed(None, format!("not UTF-8 at byte {}", error.valid_up_to()))
+        })?;
+        let members = self.scan(text)?;
+        self.appended.clear();
+        Assembly { text, members: &members, appended: &mut self.appended, unknown: &self.unknown }.event(&raw)
+    }
+
+    /// Notes what the record's members hold.
+    fn scan(&mut self, text: &str) -> Result<[Value; FIELDS.len()], Rejection> {
+        self.unknown.clear();
+        let mut members = [const { Value::Null }; FIELDS.len()];
+        let mut seen = 0u16;
+        let mut twice = None;
+        let mut scanner = Scanner::new(text, leading_space(text));
+        let result = scanner.members(1, &mut |name, value, range| {
+            let mut unescaped = String::new();
+            let known = if name.escaped {
+                Scanner::new(text, 0).unescape(&name, &mut unescaped);
+                field(&unescaped)
+            } else {
+                field(&text[name.range.clone()])
+            };
+            match known {
+                Some(field) => {
+                    if seen >> field & 1 == 1 {
+                        twice = twice.or(Some(FIELDS[field]));
+                    }
+                    seen |= 1 << field;
+                    members[field] = value;
+                }
+                None => self.unknown.push((name, range)),
+            }
+        });
+        result.and_then(|()| scanner.end()).map_err(not_json)?;
+        match twice {
+            Some(name) => Err(Rejection::malformed(Some(name), format!("{name} stands there twice"))),
+            None => Ok(members),
+        }
+    }
+}
+
+fn leading_space(text: &str) -> usize {
+    text.bytes().take_while(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t')).count()
+}
+
+fn not_json(Syntax { at, what }: Syntax) -> Rejection {
+    Rejection::malformed(None, format!("not a JSON object: {what} at byte {at}"))
+}
+
+/// Judges what was noted, and puts the event together.
+struct Assembly<'a> {
+    text: &'a str,
+    members: &'a [Value; FIELDS.len()],
+    appended: &'a mut String,
+    unknown: &'a [(Text, std::ops::Range<usize>)],
+}
+
+impl Assembly<'_> {
+    fn event(mut self, raw: &Raw<'_>) -> Result<Event, Rejection> {
+        self.check_types()?;
+        let id = self.required(EVENT_ID, 128)?;
+        let event_type = self.event_type()?;
+        let user_id = self.optional(USER_ID)?;
+        let device_id = self.optional(DEVICE_ID)?;
+        let (kind, name, field) = match event_type {
+            EventType::IotSensor => (KeyKind::Device, device_id, "device_id"),
+            _ => (KeyKind::User, user_id, "user_id"),
+        };
+        let name = match name {
+            Span::ABSENT => return Err(Rejection::invalid(field, format!("{field} is missing"))),
+            name if self.str(name).is_empty() => {
+                return Err(Rejection::invalid(field, format!("{field} is empty")));
+            }
+            name => name,
+        };
+        let event_time = self.event_time()?;
+        let amount = self.amount()?;
+        let currency = self.optional(CURRENCY)?;
+        let merchant_id = self.optional(MERCHANT_ID)?;
+        let merchant_category = self.optional(MERCHANT_CATEGORY)?;
+        let ip_address = self.optional(IP_ADDRESS)?;
+        let session_id = self.optional(SESSION_ID)?;
+        let location = self.location()?;
+        let attributes = self.attributes()?;
+
+        let record_key = match raw.key {
+            None => RecordKey::Absent,
+            Some(key) if key == self.str(name).as_bytes() => RecordKey::Usual,
+            Some(key) => RecordKey::Other(key.into()),
+        };
+        let key = self.append(
+            |text, out| {
+                out.push(char::from(kind.letter()));
+                out.push_str(text);
+            },
+            name,
+        );
+        let merchant =
+            if merchant_id == Span::ABSENT { 0 } else { KeyHash::of(self.str(merchant_id).as_bytes()).0 };
+        let key_hash = KeyHash::of(self.str(key).as_bytes());
+        let mut text = String::with_capacity(self.text.len() + self.appended.len());
+        text.push_str(self.text);
+        text.push_str(self.appended);
+        Ok(Event {
+            original: self.text.len() as u32,
+            text: text.into_boxed_str(),
+            retries: raw.retries,
+            key_hash,
+            position: raw.position,
+            timestamp: raw.timestamp,
+            event_time,
+            amount,
+            location,
+            merchant,
+            record_key,
+            key,
+            id,
+            currency,
+            merchant_id,
+            merchant_category,
+            ip_address,
+            session_id,
+            device_id,
+            attributes,
+            event_type,
+        })
+    }
+
+    /// Every known member is of its type, or null.
+    fn check_types(&self) -> Result<(), Rejection> {
+        for (field, value) in self.members.iter().enumerate() {
+            let (fits, expected) = match field {
+                EVENT_TIME => (matches!(value, Value::Text(_) | Value::Number(_)), "a string or a number"),
+                AMOUNT => (matches!(value, Value::Text(_) | Value::Number(_)), "a number or a string"),
+                LOCATION | ATTRIBUTES => (matches!(value, Value::Object(_)), "an object"),
+                _ => (matches!(value, Value::Text(_)), "a string"),
+            };
+            if !fits && *value != Value::Null {
+                let name = FIELDS[field];
+                return Err(Rejection::malformed(Some(name), format!("{name} must be {expected}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a span of the event's text holds, the text being put together.
+    fn str(&self, span: Span) -> &str {
+        let (start, end) = span.bounds();
+        match start.checked_sub(self.text.len()) {
+            None => &self.text[start..end],
+            Some(start) => &self.appended[start..end - self.text.len()],
+        }
+    }
+
+    /// Appends to the event's text what `write` makes of a span of it.
+    fn append(&mut self, write: impl FnOnce(&str, &mut String), of: Span) -> Span {
+        let start = self.text.len() + self.appended.len();
+        let mut piece = String::new();
+        write(self.str(of), &mut piece);
+        self.appended.push_str(&piece);
+        Span::new(start..start + piece.len())
+    }
+
+    /// Where a string's meaning lies in the event's text.
+    fn meaning(&mut self, text: &Text) -> Span {
+        if !text.escaped {
+            return Span::new(text.range.clone());
+        }
+        let start = self.text.len() + self.appended.len();
+        Scanner::new(self.text, 0).unescape(text, self.appended);
+        Span::new(start..self.text.len() + self.appended.len())
+    }
+
+    /// A string of at most `limit` bytes.
+    fn string(&mut self, field: usize, limit: usize) -> Result<Span, Rejection> {
+        let Value::Text(text) = &self.members[field] else { return Ok(Span::ABSENT) };
+        let span = self.meaning(text);
+        let len = self.str(span).len();
+        if len > limit {
+            let name = FIELDS[field];
+            return Err(Rejection::invalid(name, format!("{name} has {len} bytes, more than {limit}")));
+        }
+        Ok(span)
+    }
+
+    fn optional(&mut self, field: usize) -> Result<Span, Rejection> {
+        self.string(field, 256)
+    }
+
+    fn required(&mut self, field: usize, limit: usize) -> Result<Span, Rejection> {
+        let name = FIELDS[field];
+        match self.string(field, limit)? {
+            Span::ABSENT => Err(Rejection::invalid(name, format!("{name} is missing"))),
+            span if self.str(span).is_empty() => Err(Rejection::invalid(name, format!("{name} is empty"))),
+            span => Ok(span),
+        }
+    }
+
+    fn event_type(&mut self) -> Result<EventType, Rejection> {
+        let span = self.required(EVENT_TYPE, MAX_RECORD)?;
+        EventType::parse(self.str(span)).ok_or_else(|| {
+            Rejection::invalid(
+                "event_type",
+                "event_type must be transaction, user_activity, iot_sensor or api_call",
+            )
+        })
+    }
+
+    fn event_time(&mut self) -> Result<EventTime, Rejection> {
+        let ms = match &self.members[EVENT_TIME] {
+            Value::Number(range) => number::millis(&self.text[range.clone()]),
+            Value::Text(text) => {
+                let span = self.meaning(text);
+                number::rfc3339(self.str(span))
+            }
+            _ => Err("is missing"),
+        };
+        ms.map(EventTime).map_err(|what| Rejection::invalid("event_time", format!("event_time {what}")))
+    }
+
+    fn amount(&mut self) -> Result<Option<i64>, Rejection> {
+        let micros = match &self.members[AMOUNT] {
+            Value::Number(range) => number::micros(&self.text[range.clone()]),
+            Value::Text(text) => {
+                let span = self.meaning(text);
+                let text = self.str(span);
+                if number::is_number(text) { number::micros(text) } else { Err("is not a decimal number") }
+            }
+            _ => return Ok(None),
+        };
+        micros.map(Some).map_err(|what| Rejection::invalid("amount", format!("amount {what}")))
+    }
+
+    fn location(&self) -> Result<Option<(f64, f64)>, Rejection> {
+        let Value::Object(range) = &self.members[LOCATION] else { return Ok(None) };
+        let mut degrees = [Value::Null, Value::Null];
+        let text = self.text;
+        // It was scanned before, so it is whole.
+        let _ = Scanner::new(text, range.start).members(2, &mut |name, value, _| {
+            let mut unescaped = String::new();
+            Scanner::new(text, 0).unescape(&name, &mut unescaped);
+            match unescaped.as_str() {
+                "lat" => degrees[0] = value,
+                "lon" => degrees[1] = value,
+                _ => {}
+            }
+        });
+        let mut read = [0.0; 2];
+        for ((value, name), (degree, limit)) in
+            degrees.iter().zip(["lat", "lon"]).zip(read.iter_mut().zip([90.0, 180.0]))
+        {
+            match value {
+                Value::Number(range) => {
+                    let parsed =
+                        text[range.clone()].parse::<f64>().ok().filter(|degree| degree.abs() <= limit);
+                    // Adding zero makes a negative zero positive.
+                    *degree = 0.0
+                        + parsed.ok_or_else(|| {
+                            Rejection::invalid("location", format!("{name} is beyond {limit} degrees"))
+                        })?;
+                }
+                Value::Null => return Err(Rejection::invalid("location", format!("location has no {name}"))),
+                _ => return Err(Rejection::malformed(Some("location"), format!("{name} must be a number"))),
+            }
+        }
+        Ok(Some((read[0], read[1])))
+    }
+
+    /// The attributes and the members without a meaning, as one object.
+    fn attributes(&mut self) -> Result<Span, Rejection> {
+        let own = match &self.members[ATTRIBUTES] {
+            Value::Object(range) => Some(range.clone()),
+            _ => None,
+        };
+        let span = match (own, self.unknown) {
+            (None, []) => Span::ABSENT,
+            (Some(range), []) => Span::new(range),
+            (own, unknown) => self.merge(own, unknown),
+        };
+        if span != Span::ABSENT && self.str(span).len() > MAX_ATTRIBUTES {
+            let len = self.str(span).len();
+            return Err(Rejection::invalid(
+                "attributes",
+                format!("attributes have {len} bytes, more than 65536"),
+            ));
+        }
+        Ok(span)
+    }
+
+    /// Appends an object with the attributes' own members, then those of `unknown` that they lack, of several with
+    /// one name the last.
+    fn merge(
+        &mut self,
+        own: Option<std::ops::Range<usize>>,
+        unknown: &[(Text, std::ops::Range<usize>)],
+    ) -> Span {
+        let text = self.text;
+        let meaning = |name: &Text| {
+            let mut meaning = String::new();
+            Scanner::new(text, 0).unescape(name, &mut meaning);
+            meaning
+        };
+        let mut names = std::collections::HashSet::new();
+        let mut merged = String::from("{");
+        if let Some(range) = own {
+            // It was scanned before, so it is whole.
+            let _ = Scanner::new(text, range.start).members(2, &mut |name, _, _| {
+                names.insert(meaning(&name));
+            });
+            merged.push_str(text[range.start + 1..range.end - 1].trim());
+        }
+        let mut last = Vec::with_capacity(unknown.len());
+        for (name, range) in unknown.iter().rev() {
+            if names.insert(meaning(name)) {
+                last.push((name, range));
+            }
+        }
+        for (name, range) in last.into_iter().rev() {
+            if merged.len() > 1 {
+                merged.push(',');
+            }
+            merged.push('"');
+            merged.push_str(&text[name.range.clone()]);
+            merged.push_str("\":");
+            merged.push_str(&text[range.clone()]);
+        }
+        merged.push('}');
+        let start = text.len() + self.appended.len();
+        self.appended.push_str(&merged);
+        Span::new(start..start + merged.len())
+    }
+}
+
+#[cfg(test)]
+mod tests;

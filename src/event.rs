@@ -1,0 +1,313 @@
+//! An event: a record that was decoded, in one allocation.
+
+use std::cmp::Ordering;
+
+use headwater_dataflows::patterns::Location;
+use headwater_dataflows::{EventTime, KeyHash, Position};
+use serde::{Deserialize, Serialize};
+
+use crate::json;
+
+/// What kind of event it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum EventType {
+    /// A payment.
+    Transaction,
+    /// Something a user did.
+    UserActivity,
+    /// A reading of a device.
+    IotSensor,
+    /// A call of an interface.
+    ApiCall,
+}
+
+impl EventType {
+    /// As it is written in records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EventType::Transaction => "transaction",
+            EventType::UserActivity => "user_activity",
+            EventType::IotSensor => "iot_sensor",
+            EventType::ApiCall => "api_call",
+        }
+    }
+
+    /// Read back from how it is written.
+    pub fn parse(text: &str) -> Option<EventType> {
+        [EventType::Transaction, EventType::UserActivity, EventType::IotSensor, EventType::ApiCall]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+    }
+}
+
+/// What a key names. User 42 and device 42 never meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeyKind {
+    /// A user.
+    User,
+    /// A device.
+    Device,
+}
+
+impl KeyKind {
+    /// As it is written in outputs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            KeyKind::User => "user",
+            KeyKind::Device => "device",
+        }
+    }
+
+    /// The letter that stands before a key of this kind.
+    pub(crate) fn letter(self) -> u8 {
+        match self {
+            KeyKind::User => b'u',
+            KeyKind::Device => b'd',
+        }
+    }
+}
+
+/// A key as operators know it, `u42` or `d42`, parted into its kind and its name.
+pub fn split_key(key: &str) -> (KeyKind, &str) {
+    match key.strip_prefix('d') {
+        Some(id) => (KeyKind::Device, id),
+        None => (KeyKind::User, key.strip_prefix('u').unwrap_or(key)),
+    }
+}
+
+/// A piece of an event's text; one that is absent lies nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Span {
+    start: u32,
+    len: u32,
+}
+
+impl Span {
+    pub const ABSENT: Span = Span { start: 0, len: u32::MAX };
+
+    pub fn new(range: std::ops::Range<usize>) -> Span {
+        Span { start: range.start as u32, len: range.len() as u32 }
+    }
+
+    /// Where it starts and ends; meaningless if it is absent.
+    pub fn bounds(self) -> (usize, usize) {
+        (self.start as usize, self.start as usize + self.len as usize)
+    }
+
+    fn of(self, text: &str) -> Option<&str> {
+        text.get(self.start as usize..).and_then(|rest| rest.get(..self.len as usize))
+    }
+}
+
+/// A decoded event. Its text is the record as it came, followed by what does not stand there as it is meant: the
+/// key with its kind in front, strings that were escaped, attributes that were merged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    pub(crate) text: Box<str>,
+    /// How much of the text is the record as it came.
+    pub(crate) original: u32,
+    pub(crate) retries: u32,
+    pub(crate) key_hash: KeyHash,
+    pub(crate) position: Position,
+    pub(crate) timestamp: i64,
+    pub(crate) event_time: EventTime,
+    pub(crate) amount: Option<i64>,
+    pub(crate) location: Option<(f64, f64)>,
+    /// Hash of the merchant, that patterns and windows tell merchants apart by.
+    pub(crate) merchant: u64,
+    /// The record's own key, where it is not the event's key.
+    pub(crate) record_key: RecordKey,
+    pub(crate) key: Span,
+    pub(crate) id: Span,
+    pub(crate) currency: Span,
+    pub(crate) merchant_id: Span,
+    pub(crate) merchant_category: Span,
+    pub(crate) ip_address: Span,
+    pub(crate) session_id: Span,
+    pub(crate) device_id: Span,
+    pub(crate) attributes: Span,
+    pub(crate) event_type: EventType,
+}
+
+/// The key of the record that an event came in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum RecordKey {
+    Absent,
+    /// The name of the event's key.
+    Usual,
+    Other(Box<[u8]>),
+}
+
+/// Two events are equal if they are the same record; one record gives one event.
+impl Eq for Event {}
+
+impl PartialOrd for Event {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// By event time, then by place in the input, then by text.
+impl Ord for Event {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let order = |event: &Event| (event.event_time, event.position, event.timestamp, event.retries);
+        order(self).cmp(&order(other)).then_with(|| self.text.cmp(&other.text))
+    }
+}
+
+macro_rules! optional_texts {
+    ($($(#[$doc:meta])* $name:ident)*) => {$(
+        $(#[$doc])*
+        pub fn $name(&self) -> Option<&str> {
+            self.$name.of(&self.text)
+        }
+    )*};
+}
+
+impl Event {
+    /// The event's own id.
+    pub fn id(&self) -> &str {
+        self.id.of(&self.text).unwrap_or_default()
+    }
+
+    /// What kind of event it is.
+    pub fn event_type(&self) -> EventType {
+        self.event_type
+    }
+
+    /// The key as operators know it: `u` or `d` for user or device, then its name.
+    pub fn key(&self) -> &str {
+        self.key.of(&self.text).unwrap_or_default()
+    }
+
+    /// When it happened.
+    pub fn event_time(&self) -> EventTime {
+        self.event_time
+    }
+
+    /// Its place in the input.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The timestamp of its record, in milliseconds since 1970.
+    pub fn timestamp(&self) -> i64 {
+        self.timestamp
+    }
+
+    /// How often it has come back from the dead letters.
+    pub fn retries(&self) -> u32 {
+        self.retries
+    }
+
+    /// The amount, in millionths.
+    pub fn amount(&self) -> Option<i64> {
+        self.amount
+    }
+
+    /// Where it happened.
+    pub fn location(&self) -> Option<Location> {
+        self.location.map(|(lat, lon)| Location { lat, lon })
+    }
+
+    /// A number that stands for the merchant: the hash of its id.
+    pub fn merchant(&self) -> Option<u64> {
+        (self.merchant_id != Span::ABSENT).then_some(self.merchant)
+    }
+
+    optional_texts! {
+        /// The currency of the amount.
+        currency
+        /// With whom.
+        merchant_id
+        /// What the merchant deals in.
+        merchant_category
+        /// From which address.
+        ip_address
+        /// In which session.
+        session_id
+        /// By which device.
+        device_id
+        /// Further attributes: a JSON object.
+        attributes
+    }
+
+    /// The record as it came.
+    pub fn original(&self) -> &str {
+        &self.text[..self.original as usize]
+    }
+
+    /// The key of the record as it came.
+    pub fn record_key(&self) -> Option<&[u8]> {
+        match &self.record_key {
+            RecordKey::Absent => None,
+            RecordKey::Usual => Some(split_key(self.key()).1.as_bytes()),
+            RecordKey::Other(key) => Some(key),
+        }
+    }
+
+    /// Appends the members of the event's JSON object, without braces.
+    pub fn write_members(&self, out: &mut Vec<u8>) {
+        let mut text = |name: &str, value: Option<&str>| {
+            if let Some(value) = value {
+                out.extend_from_slice(name.as_bytes());
+                json::write_string(out, value);
+            }
+        };
+        let (kind, key) = split_key(self.key());
+        text("\"event_id\":", Some(self.id()));
+        text(",\"event_type\":", Some(self.event_type.as_str()));
+        match kind {
+            KeyKind::User => text(",\"user_id\":", Some(key)),
+            KeyKind::Device => {}
+        }
+        text(",\"device_id\":", self.device_id());
+        text(",\"currency\":", self.currency());
+        text(",\"merchant_id\":", self.merchant_id());
+        text(",\"merchant_category\":", self.merchant_category());
+        text(",\"ip_address\":", self.ip_address());
+        text(",\"session_id\":", self.session_id());
+        out.extend_from_slice(b",\"event_time\":\"");
+        json::write_time(out, self.event_time.0);
+        out.push(b'"');
+        if let Some(amount) = self.amount {
+            out.extend_from_slice(b",\"amount\":");
+            json::write_micros(out, amount);
+        }
+        if let Some((lat, lon)) = self.location {
+            out.extend_from_slice(b",\"location\":{\"lat\":");
+            json::write_float(out, lat);
+            out.extend_from_slice(b",\"lon\":");
+            json::write_float(out, lon);
+            out.push(b'}');
+        }
+        if let Some(attributes) = self.attributes() {
+            out.extend_from_slice(b",\"attributes\":");
+            out.extend_from_slice(attributes.as_bytes());
+        }
+    }
+}
+
+impl headwater_dataflows::Event for Event {
+    type Key = str;
+
+    fn key(&self) -> &str {
+        Event::key(self)
+    }
+
+    fn key_hash(&self) -> KeyHash {
+        self.key_hash
+    }
+
+    fn time(&self) -> EventTime {
+        self.event_time
+    }
+
+    fn position(&self) -> Position {
+        self.position
+    }
+
+    fn id(&self) -> Option<&[u8]> {
+        Some(Event::id(self).as_bytes())
+    }
+}

@@ -1,0 +1,92 @@
+//! Epochs: worker 0 mints them, the others follow its frontier.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use headwater_dataflows::{Epoch, EventTime};
+use serde::{Deserialize, Serialize};
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::operators::generic::operator::source;
+use timely::dataflow::operators::probe::Handle as Probe;
+use timely::dataflow::operators::vec::Broadcast;
+use timely::dataflow::{Scope, StreamVec};
+use timely::progress::Antichain;
+
+/// The beginning of an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Tick {
+    /// The wall time, in milliseconds since 1970.
+    pub wall_ms: i64,
+    /// How far, in event time, the slowest partition that has a backlog has come, as far as is known.
+    pub slowest: Option<EventTime>,
+}
+
+/// What the clock needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct ClockSettings {
+    /// The first epoch of this run.
+    pub first: Epoch,
+    /// How long an epoch lasts, at least.
+    pub length: Duration,
+    /// How many epochs may lie between the one that is open and the slowest sink.
+    pub in_flight: u64,
+}
+
+/// What the clock hears from those who watch the epochs close, on worker 0.
+#[derive(Debug, Default)]
+pub struct ClockHand {
+    /// No further epoch shall begin.
+    pub stop: Cell<bool>,
+    /// See [`Tick::slowest`].
+    pub slowest: Cell<Option<EventTime>>,
+}
+
+/// Milliseconds since 1970 by the wall.
+pub fn wall_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The beginnings of epochs, on every worker. An epoch is open as long as the stream's frontier stands at it.
+///
+/// `committed` is the frontier of all sinks: while it is too far behind, no epoch begins.
+pub fn ticks<'scope>(
+    scope: Scope<'scope, Epoch>,
+    settings: ClockSettings,
+    hand: Rc<ClockHand>,
+    committed: Probe<Epoch>,
+) -> StreamVec<'scope, Epoch, Tick> {
+    let worker = scope.index();
+    source::<_, CapacityContainerBuilder<Vec<Tick>>, _, _>(scope, "Clock", move |capability, info| {
+        let mut capability = (worker == 0).then_some(capability);
+        let activator = scope.activator_for(info.address);
+        let mut begun: Option<Instant> = None;
+        move |output| {
+            if hand.stop.get() {
+                capability = None;
+            }
+            let Some(open) = &mut capability else { return };
+            let elapsed = begun.map(|begun| begun.elapsed());
+            if let Some(rest) = elapsed.and_then(|elapsed| settings.length.checked_sub(elapsed)).filter(|r| !r.is_zero()) {
+                activator.activate_after(rest);
+                return;
+            }
+            let behind = committed.with_frontier(|f| f.first().map(|&oldest| open.time().0.saturating_sub(oldest.0)));
+            if begun.is_some() && behind.unwrap_or(0) >= settings.in_flight {
+                activator.activate_after(settings.length);
+                return;
+            }
+            open.downgrade(&if begun.is_none() { settings.first } else { open.time().next() });
+            output.session(open).give(Tick { wall_ms: wall_ms(), slowest: hand.slowest.get() });
+            begun = Some(Instant::now());
+            activator.activate_after(settings.length);
+        }
+    })
+    .broadcast()
+}
+
+/// Whether every sink has committed `epoch`, by a probe behind all of them.
+pub fn committed(probe: &Probe<Epoch>, epoch: Epoch) -> bool {
+    probe.with_frontier(|frontier| !Antichain::from_iter(frontier.iter().copied()).less_equal(&epoch))
+}

@@ -1,0 +1,78 @@
+//! The first failure of a run, from whichever thread it comes: it ends the run.
+
+use std::sync::{Arc, OnceLock};
+
+use headwater_sinks::{CommitError, OpenError, StageError};
+use thiserror::Error;
+
+use crate::coordination::Protocol;
+use crate::source::SourceError;
+
+/// Why a run ended before its input did.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The source cannot be read, or must not be.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A sink cannot be opened, or must not be.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A sink refused an output.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// A sink did not commit, or nobody knows whether it did.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// A worker broke the protocol.
+    #[error(transparent)]
+    Protocol(#[from] Protocol),
+    /// The workers could not be started.
+    #[error("cannot start workers: {0}")]
+    Workers(String),
+    /// A file of the run's own cannot be written.
+    #[error("cannot write {path}")]
+    Record {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl RunError {
+    /// Whether going on would break a promise, so that a restart would not help.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            RunError::Source(SourceError::Refused(_))
+                | RunError::Open(OpenError::Refused { .. })
+                | RunError::Commit(CommitError::Fenced { .. })
+        )
+    }
+}
+
+/// Where failures are reported. Only the first counts.
+#[derive(Clone, Debug, Default)]
+pub struct Failure(Arc<OnceLock<RunError>>);
+
+impl Failure {
+    /// Reports a failure.
+    pub fn report(&self, error: RunError) {
+        if let Err(later) = self.0.set(error) {
+            tracing::warn!(error = %later, "a further failure while the run ends");
+        }
+    }
+
+    /// Whether there was one.
+    pub fn is_some(&self) -> bool {
+        self.0.get().is_some()
+    }
+
+    /// The failure, if there was one; for the last to hold it.
+    pub fn into_result(self) -> Result<(), RunError> {
+        match Arc::into_inner(self.0).and_then(OnceLock::into_inner) {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! A record of the bindings, as NDJSON, for those who want to check a run against its input.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use headwater_dataflows::EventTime;
+use serde_json::json;
+
+use super::failure::RunError;
+use crate::coordination::Bound;
+
+/// Writes one JSON object per epoch that has a binding or closes the windows.
+pub struct Recorder {
+    path: PathBuf,
+    out: BufWriter<File>,
+}
+
+impl Recorder {
+    /// Begins the file anew.
+    ///
+    /// # Errors
+    /// If it cannot be created.
+    pub fn create(path: &Path) -> Result<Recorder, RunError> {
+        let file = File::create(path).map_err(|source| failed(path, source))?;
+        Ok(Recorder { path: path.to_owned(), out: BufWriter::new(file) })
+    }
+
+    /// Writes down an epoch: its bindings and W at its end.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn record(&mut self, bound: &Bound, watermark: EventTime, closes: bool) -> Result<(), RunError> {
+        if bound.bindings.is_empty() && !closes {
+            return Ok(());
+        }
+        let partitions: Vec<_> = bound
+            .bindings
+            .iter()
+            .map(|binding| {
+                json!({
+                    "partition": binding.partition.0,
+                    "end": binding.end.0,
+                    "timestamp": binding.timestamp,
+                    "max_event_time": binding.max_event_time.map(|time| time.0),
+                    "idle": binding.idle,
+                })
+            })
+            .collect();
+        let known = watermark != EventTime::MIN && watermark != EventTime::MAX;
+        let line = json!({
+            "epoch": bound.epoch.0,
+            "wall_ms": bound.wall_ms,
+            "partitions": partitions,
+            "watermark": known.then_some(watermark.0),
+            "close": closes,
+        });
+        let written = serde_json::to_writer(&mut self.out, &line).map_err(std::io::Error::from);
+        written
+            .and_then(|()| self.out.write_all(b"\n"))
+            .and_then(|()| self.out.flush())
+            .map_err(|source| failed(&self.path, source))
+    }
+}
+
+fn failed(path: &Path, source: std::io::Error) -> RunError {
+    RunError::Record { path: path.display().to_string(), source }
+}
