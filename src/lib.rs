@@ -10,4 +10,5 @@ pub mod http;
 pub mod json;
 pub mod metrics;
 pub mod outputs;
+pub mod runtime;
 pub mod source;

@@ -25,7 +25,7 @@ pub trait Accumulate<'scope, E: Event> {
     /// // Numbers the events of each key.
     /// let numbered = testing::run(1, |events, control| {
     ///     let (keyed, _) = events.admit(control, Admission::default());
-    ///     keyed.accumulate("Number", |seen: &mut u32, event, out: &mut Vec<(i64, u32)>| {
+    ///     keyed.accumulate("Number", |_epoch, seen: &mut u32, event, out: &mut Vec<(i64, u32)>| {
     ///         *seen += 1;
     ///         out.push((event.offset, *seen));
     ///     }).flat_map(|(epoch, all)| all.into_iter().map(move |one| (one, epoch, 1))).as_collection()
@@ -39,7 +39,7 @@ pub trait Accumulate<'scope, E: Event> {
     where
         S: Default + 'static,
         O: Default + Clone + 'static,
-        F: FnMut(&mut S, &E, &mut O) + 'static;
+        F: FnMut(Epoch, &mut S, &E, &mut O) + 'static;
 }
 
 impl<'scope, E: Event> Accumulate<'scope, E> for Keyed<'scope, E> {
@@ -47,7 +47,7 @@ impl<'scope, E: Event> Accumulate<'scope, E> for Keyed<'scope, E> {
     where
         S: Default + 'static,
         O: Default + Clone + 'static,
-        F: FnMut(&mut S, &E, &mut O) + 'static,
+        F: FnMut(Epoch, &mut S, &E, &mut O) + 'static,
     {
         self.run(name, Accumulator { step, states: Vec::new(), output: std::marker::PhantomData })
     }
@@ -65,7 +65,7 @@ where
     E: Event,
     S: Default + 'static,
     O: Default + Clone + 'static,
-    F: FnMut(&mut S, &E, &mut O) + 'static,
+    F: FnMut(Epoch, &mut S, &E, &mut O) + 'static,
 {
     type Out = (Epoch, O);
 
@@ -77,7 +77,7 @@ where
             }
             let state = &mut self.states[run.slot.index()];
             for entry in run.entries().filter(|&entry| batch.entries[entry].change == Change::Insert) {
-                (self.step)(state, batch.event(entry), &mut output);
+                (self.step)(batch.epoch, state, batch.event(entry), &mut output);
             }
         }
         out.push((batch.epoch, output));

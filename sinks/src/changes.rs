@@ -153,27 +153,41 @@ fn sized(out: &mut Vec<u8>, tag: u8, value: &[u8]) {
 }
 
 impl<'a> Row<'a> {
+    /// The bytes of the first `n` cells: equal for equal cells.
+    pub fn leading_bytes(&self, n: usize) -> &'a [u8] {
+        let mut rest = self.bytes;
+        for _ in 0..n {
+            if read_cell(&mut rest).is_none() {
+                break;
+            }
+        }
+        &self.bytes[..self.bytes.len() - rest.len()]
+    }
+
     /// The cells, in the order of the table's columns.
     pub fn cells(&self) -> impl Iterator<Item = Cell<'a>> + use<'a> {
         let mut rest = self.bytes;
-        std::iter::from_fn(move || {
-            let (&tag, tail) = rest.split_first()?;
-            rest = tail;
-            Some(match tag {
-                tag::NULL => Cell::Null,
-                tag::FALSE => Cell::Bool(false),
-                tag::TRUE => Cell::Bool(true),
-                tag::INT => Cell::Int(i64::from_le_bytes(take(&mut rest))),
-                tag::FLOAT => Cell::Float(f64::from_bits(u64::from_le_bytes(take(&mut rest)))),
-                tag::MICROS => Cell::Micros(i128::from_le_bytes(take(&mut rest))),
-                tag::TIME => Cell::Time(i64::from_le_bytes(take(&mut rest))),
-                tag::TEXT => Cell::Text(text(take_sized(&mut rest))),
-                tag::JSON => Cell::Json(text(take_sized(&mut rest))),
-                tag::BYTES => Cell::Bytes(take_sized(&mut rest)),
-                other => unreachable!("no cell has the tag {other}"),
-            })
-        })
+        std::iter::from_fn(move || read_cell(&mut rest))
     }
+}
+
+/// The next cell, unless the row is over.
+fn read_cell<'a>(rest: &mut &'a [u8]) -> Option<Cell<'a>> {
+    let (&tag, tail) = rest.split_first()?;
+    *rest = tail;
+    Some(match tag {
+        tag::NULL => Cell::Null,
+        tag::FALSE => Cell::Bool(false),
+        tag::TRUE => Cell::Bool(true),
+        tag::INT => Cell::Int(i64::from_le_bytes(take(rest))),
+        tag::FLOAT => Cell::Float(f64::from_bits(u64::from_le_bytes(take(rest)))),
+        tag::MICROS => Cell::Micros(i128::from_le_bytes(take(rest))),
+        tag::TIME => Cell::Time(i64::from_le_bytes(take(rest))),
+        tag::TEXT => Cell::Text(text(take_sized(rest))),
+        tag::JSON => Cell::Json(text(take_sized(rest))),
+        tag::BYTES => Cell::Bytes(take_sized(rest)),
+        other => unreachable!("no cell has the tag {other}"),
+    })
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {

@@ -13,6 +13,11 @@
 
 mod changes;
 mod contract;
+pub mod memory;
+mod migrations;
+pub mod sqlite;
+pub mod tables;
+mod text;
 
 pub use changes::{Cell, Changes, Header, Message, Messages, Row, RowWriter, Rows};
 pub use contract::{

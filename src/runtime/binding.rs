@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use headwater_dataflows::{Control, ControlStream, Epoch, EventTime};
 use timely::container::CapacityContainerBuilder;
@@ -15,32 +16,29 @@ use super::clock::ClockHand;
 use super::failure::Failure;
 use super::recorder::Recorder;
 use crate::coordination::{Bound, Closed, Collector, GroupOffsets, Watermark};
+use crate::metrics::Metrics;
 
 /// What worker 0 does with the epochs that close.
 pub struct Binder {
-    collector: Collector,
-    watermark: Watermark,
-    close_at_end: bool,
-    hand: Rc<ClockHand>,
-    offsets: Rc<RefCell<GroupOffsets>>,
-    recorder: Option<Recorder>,
-    failure: Failure,
+    /// For all workers of the cluster.
+    pub collector: Collector,
+    /// As of no epoch yet.
+    pub watermark: Watermark,
+    /// Whether the watermark goes to infinity when the input ends.
+    pub close_at_end: bool,
+    /// What the clock hears.
+    pub hand: Rc<ClockHand>,
+    /// What the consumer group may be told.
+    pub offsets: Rc<RefCell<GroupOffsets>>,
+    /// Where bindings are written down.
+    pub recorder: Option<Recorder>,
+    /// Where failures go.
+    pub failure: Failure,
+    /// Gauges.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Binder {
-    /// For `workers` workers in all. With `close_at_end` the watermark goes to infinity when the input ends.
-    pub fn new(
-        workers: usize,
-        watermark: Watermark,
-        close_at_end: bool,
-        hand: Rc<ClockHand>,
-        offsets: Rc<RefCell<GroupOffsets>>,
-        recorder: Option<Recorder>,
-        failure: Failure,
-    ) -> Binder {
-        Binder { collector: Collector::new(workers), watermark, close_at_end, hand, offsets, recorder, failure }
-    }
-
     /// What every worker must hear at the end of an epoch, if anything.
     fn bound(&mut self, bound: &Bound) -> Option<Control> {
         let before = self.watermark.current();
@@ -55,6 +53,7 @@ impl Binder {
         if closes {
             watermark = EventTime::MAX;
         }
+        self.metrics.closed(bound.epoch, watermark.0);
         if let Some(recorder) = &mut self.recorder
             && let Err(error) = recorder.record(bound, watermark, closes)
         {
@@ -68,27 +67,32 @@ impl Binder {
 pub fn bind<'scope>(closed: StreamVec<'scope, Epoch, Closed>, mut binder: Binder) -> ControlStream<'scope> {
     let to_first = Exchange::new(|_: &Closed| 0);
     closed
-        .unary_frontier::<CapacityContainerBuilder<Vec<Control>>, _, _, _>(to_first, "Bind", |capability, _| {
-            drop(capability);
-            let mut capabilities = BTreeMap::new();
-            move |(input, frontier), output| {
-                input.for_each(|stamp, data| {
-                    let epoch = *stamp.least().expect("data travels with a time");
-                    capabilities.entry(epoch).or_insert_with(|| stamp.delayed(&epoch, 0));
-                    data.drain(..).for_each(|closed| binder.collector.closed(epoch, closed));
-                });
-                loop {
-                    match binder.collector.next(|epoch| !frontier.less_equal(&epoch)) {
-                        Ok(None) => break,
-                        Ok(Some(bound)) => {
-                            let control = binder.bound(&bound);
-                            let capability = capabilities.remove(&bound.epoch).expect("retained with the first word");
-                            output.session(&capability).give_iterator(control.into_iter());
+        .unary_frontier::<CapacityContainerBuilder<Vec<Control>>, _, _, _>(
+            to_first,
+            "Bind",
+            |capability, _| {
+                drop(capability);
+                let mut capabilities = BTreeMap::new();
+                move |(input, frontier), output| {
+                    input.for_each(|stamp, data| {
+                        let epoch = *stamp.least().expect("data travels with a time");
+                        capabilities.entry(epoch).or_insert_with(|| stamp.delayed(&epoch, 0));
+                        data.drain(..).for_each(|closed| binder.collector.closed(epoch, closed));
+                    });
+                    loop {
+                        match binder.collector.next(|epoch| !frontier.less_equal(&epoch)) {
+                            Ok(None) => break,
+                            Ok(Some(bound)) => {
+                                let control = binder.bound(&bound);
+                                let capability =
+                                    capabilities.remove(&bound.epoch).expect("retained with the first word");
+                                output.session(&capability).give_iterator(control.into_iter());
+                            }
+                            Err(error) => return binder.failure.report(error.into()),
                         }
-                        Err(error) => return binder.failure.report(error.into()),
                     }
                 }
-            }
-        })
+            },
+        )
         .broadcast()
 }

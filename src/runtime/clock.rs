@@ -68,11 +68,14 @@ pub fn ticks<'scope>(
             }
             let Some(open) = &mut capability else { return };
             let elapsed = begun.map(|begun| begun.elapsed());
-            if let Some(rest) = elapsed.and_then(|elapsed| settings.length.checked_sub(elapsed)).filter(|r| !r.is_zero()) {
+            if let Some(rest) =
+                elapsed.and_then(|elapsed| settings.length.checked_sub(elapsed)).filter(|r| !r.is_zero())
+            {
                 activator.activate_after(rest);
                 return;
             }
-            let behind = committed.with_frontier(|f| f.first().map(|&oldest| open.time().0.saturating_sub(oldest.0)));
+            let behind =
+                committed.with_frontier(|f| f.first().map(|&oldest| open.time().0.saturating_sub(oldest.0)));
             if begun.is_some() && behind.unwrap_or(0) >= settings.in_flight {
                 activator.activate_after(settings.length);
                 return;

@@ -25,42 +25,46 @@ pub fn deliver<'scope>(
     let scope = changes.scope();
     let worker = scope.index();
     let name = format!("Deliver: {}", writer.sink());
-    changes.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(Pipeline, &name, move |capability, info| {
-        drop(capability);
-        let activator = scope.activator_for(info.address.clone());
-        writer.wakes(worker, scope.worker().sync_activator_for(info.address.to_vec()));
-        // Capabilities of epochs whose outputs are not committed; the outputs themselves until they are sent.
-        let mut open: BTreeMap<Epoch, Capability<Epoch>> = BTreeMap::new();
-        let mut gathered: BTreeMap<Epoch, Vec<Changes>> = BTreeMap::new();
-        let mut unsent: VecDeque<Delivered> = VecDeque::new();
-        let mut announced = Some(Epoch(0));
-        move |(input, frontier), _output| {
-            input.for_each(|stamp, data| {
-                for (epoch, changes) in data.drain(..).filter(|(_, changes)| !changes.is_empty()) {
-                    open.entry(epoch).or_insert_with(|| stamp.delayed(&epoch, 0));
-                    gathered.entry(epoch).or_default().push(changes);
+    changes.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(
+        Pipeline,
+        &name,
+        move |capability, info| {
+            drop(capability);
+            let activator = scope.activator_for(info.address.clone());
+            writer.wakes(worker, scope.worker().sync_activator_for(info.address.to_vec()));
+            // Capabilities of epochs whose outputs are not committed; the outputs themselves until they are sent.
+            let mut open: BTreeMap<Epoch, Capability<Epoch>> = BTreeMap::new();
+            let mut gathered: BTreeMap<Epoch, Vec<Changes>> = BTreeMap::new();
+            let mut unsent: VecDeque<Delivered> = VecDeque::new();
+            let mut announced = Some(Epoch(0));
+            move |(input, frontier), _output| {
+                input.for_each(|stamp, data| {
+                    for (epoch, changes) in data.drain(..).filter(|(_, changes)| !changes.is_empty()) {
+                        open.entry(epoch).or_insert_with(|| stamp.delayed(&epoch, 0));
+                        gathered.entry(epoch).or_default().push(changes);
+                    }
+                });
+                let reached = frontier.frontier().first().copied();
+                if reached != announced {
+                    let later = reached.map_or_else(BTreeMap::new, |reached| gathered.split_off(&reached));
+                    for (epoch, changes) in std::mem::replace(&mut gathered, later) {
+                        unsent.push_back(Delivered::Changes { epoch, changes });
+                    }
+                    unsent.push_back(Delivered::Frontier { worker, reached });
+                    announced = reached;
                 }
-            });
-            let reached = frontier.frontier().first().copied();
-            if reached != announced {
-                let later = reached.map_or_else(BTreeMap::new, |reached| gathered.split_off(&reached));
-                for (epoch, changes) in std::mem::replace(&mut gathered, later) {
-                    unsent.push_back(Delivered::Changes { epoch, changes });
+                while let Some(next) = unsent.pop_front() {
+                    if let Err(back) = writer.send(next) {
+                        unsent.push_front(back);
+                        activator.activate_after(RETRY);
+                        break;
+                    }
                 }
-                unsent.push_back(Delivered::Frontier { worker, reached });
-                announced = reached;
+                open = match writer.committed() {
+                    None => BTreeMap::new(),
+                    Some(committed) => open.split_off(&committed),
+                };
             }
-            while let Some(next) = unsent.pop_front() {
-                if let Err(back) = writer.send(next) {
-                    unsent.push_front(back);
-                    activator.activate_after(RETRY);
-                    break;
-                }
-            }
-            open = match writer.committed() {
-                None => BTreeMap::new(),
-                Some(committed) => open.split_off(&committed),
-            };
-        }
-    })
+        },
+    )
 }

@@ -1,1 +1,214 @@
 //! Workers, the dataflow, the driver that carries out coordination's decisions, shutdown.
+
+mod binding;
+mod clock;
+mod delivery;
+mod failure;
+mod flow;
+mod plan;
+mod reading;
+mod recorder;
+mod rules;
+mod telling;
+mod writer;
+
+pub use failure::RunError;
+pub use plan::{
+    AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Telling, Time, TravelPlan,
+    WindowKind, WindowPlan,
+};
+
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use headwater_dataflows::{Epoch, Offset, Partition};
+use headwater_sinks::{Sink, Start};
+use timely::worker::Worker;
+
+use crate::metrics::Metrics;
+use crate::outputs::Tongue;
+use crate::source::Source;
+use clock::committed;
+use failure::Failure;
+use flow::{Flow, Parts};
+use recorder::Recorder;
+use writer::WriterHandle;
+
+/// A sink of a run.
+pub struct SinkJob {
+    /// The sink, not opened yet.
+    pub sink: Box<dyn Sink>,
+    /// How it is told.
+    pub tongue: Tongue,
+    /// The least time between the beginnings of two rounds.
+    pub commit_interval: Duration,
+}
+
+/// Everything that a run needs.
+pub struct Job {
+    /// What to compute.
+    pub plan: Plan,
+    /// Where records come from.
+    pub source: Arc<dyn Source>,
+    /// Where results go.
+    pub sinks: Vec<SinkJob>,
+    /// Who writes: told to every sink.
+    pub start: Start,
+    /// Workers, processes and hosts.
+    pub workers: timely::Config,
+    /// Set it to have the run read no more, finish what it has read, and end.
+    pub stopping: Arc<AtomicBool>,
+    /// Counters, to be looked at meanwhile.
+    pub metrics: Arc<Metrics>,
+}
+
+/// How often the consumer group is told of progress.
+const OFFSETS_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a worker sleeps when nothing is to be done.
+const PARK: Duration = Duration::from_millis(1);
+
+/// Runs a pipeline until its input ends, it is asked to stop, or it fails.
+///
+/// # Errors
+/// What ended it before its input did.
+pub fn run(job: Job) -> Result<(), RunError> {
+    let Job { mut plan, source, sinks, start, workers, stopping, metrics } = job;
+    let failure = Failure::default();
+    let (first_worker, local_workers) = local(&workers);
+
+    let mut writers = Vec::new();
+    let mut threads = Vec::new();
+    for SinkJob { mut sink, tongue, commit_interval } in sinks {
+        for progress in sink.open(&start)? {
+            // Epochs go on above everything that a sink has ever taken.
+            plan.first_epoch = plan.first_epoch.max(progress.through.next());
+        }
+        let range = first_worker..first_worker + local_workers;
+        let spawned = writer::spawn(sink, range, commit_interval, failure.clone(), Arc::clone(&metrics));
+        let (writer, thread) = spawned.map_err(|error| RunError::Workers(error.to_string()))?;
+        writers.push((writer, tongue));
+        threads.push(thread);
+    }
+    let recorder = match &plan.record_bindings {
+        Some(path) if first_worker == 0 => Some(Recorder::create(path)?),
+        _ => None,
+    };
+    let (tell_group, told_group) = channel::<Vec<(Partition, Offset)>>();
+    let committing = Arc::clone(&source);
+    let group = std::thread::spawn(move || {
+        for offsets in told_group {
+            if let Err(error) = committing.commit(&offsets) {
+                tracing::warn!(%error, "the consumer group could not be told of progress");
+            }
+        }
+    });
+
+    let context = Arc::new(Context {
+        plan,
+        source,
+        writers: Mutex::new(Some(writers)),
+        local_workers,
+        recorder: Mutex::new(recorder),
+        stopping,
+        failure: failure.clone(),
+        metrics,
+        tell_group: Mutex::new(Some(tell_group)),
+    });
+    let shared = Arc::clone(&context);
+    let guards = timely::execute(workers, move |worker| shared.work(worker)).map_err(RunError::Workers)?;
+    // Once every worker has its own handles, none must outlive them here: writers end when all handles are gone.
+    drop(guards.join());
+    drop(context);
+    for thread in threads {
+        if thread.join().is_err() {
+            failure.report(RunError::Workers("the thread of a sink panicked".into()));
+        }
+    }
+    // It only informs; a panic there has been printed.
+    let _ = group.join();
+    failure.into_result()
+}
+
+/// The first of this process's workers, and how many there are.
+fn local(config: &timely::Config) -> (usize, usize) {
+    use timely::CommunicationConfig::{Cluster, Process, ProcessBinary, Thread};
+    match &config.communication {
+        Thread => (0, 1),
+        Process(threads) | ProcessBinary(threads) => (0, *threads),
+        Cluster { threads, process, .. } => (process * threads, *threads),
+    }
+}
+
+/// What the workers of a process share.
+struct Context {
+    plan: Plan,
+    source: Arc<dyn Source>,
+    writers: Mutex<Option<Vec<(WriterHandle, Tongue)>>>,
+    local_workers: usize,
+    recorder: Mutex<Option<Recorder>>,
+    stopping: Arc<AtomicBool>,
+    failure: Failure,
+    metrics: Arc<Metrics>,
+    tell_group: Mutex<Option<Sender<Vec<(Partition, Offset)>>>>,
+}
+
+impl Context {
+    /// The life of one worker.
+    fn work(&self, worker: &mut Worker) {
+        let starts = self.source.start();
+        let owned: Vec<_> = starts
+            .iter()
+            .enumerate()
+            .filter(|(partition, _)| partition % worker.peers() == worker.index())
+            .map(|(partition, &offset)| (Partition(partition as u32), offset))
+            .collect();
+        let reader = match self.source.reader(&owned) {
+            Ok(reader) => reader,
+            Err(error) => return self.failure.report(error.into()),
+        };
+        let lock = "no worker panics while it holds the lock";
+        let sinks = self.writers.lock().expect(lock).clone().unwrap_or_default();
+        let first = worker.index() == 0;
+        let parts = Parts {
+            plan: self.plan.clone(),
+            reader,
+            partitions: starts.len(),
+            local_workers: self.local_workers,
+            sinks,
+            recorder: if first { self.recorder.lock().expect(lock).take() } else { None },
+            stopping: Arc::clone(&self.stopping),
+            failure: self.failure.clone(),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let flow = worker.dataflow(|scope| flow::build(scope, parts));
+        let tell_group = if first { self.tell_group.lock().expect(lock).take() } else { None };
+        let mut told = Instant::now();
+        while worker.step_or_park(Some(PARK)) {
+            if self.failure.is_some() {
+                for dataflow in worker.installed_dataflows() {
+                    worker.drop_dataflow(dataflow);
+                }
+                return;
+            }
+            if told.elapsed() >= OFFSETS_EVERY {
+                told = Instant::now();
+                tell(&flow, tell_group.as_ref());
+            }
+        }
+        tell(&flow, tell_group.as_ref());
+    }
+}
+
+/// Has the consumer group told of what every sink has committed.
+fn tell(flow: &Flow, group: Option<&Sender<Vec<(Partition, Offset)>>>) {
+    let Some(group) = group else { return };
+    let mut offsets = flow.offsets.borrow_mut();
+    offsets.completed(|epoch: Epoch| committed(&flow.committed, epoch));
+    if let Some(offsets) = offsets.take() {
+        // The receiver lives as long as the run.
+        let _ = group.send(offsets);
+    }
+}

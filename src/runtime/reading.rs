@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 use timely::container::CapacityContainerBuilder;
+use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::probe::Handle as Probe;
-use timely::dataflow::StreamVec;
 
 use super::clock::{Tick, committed};
 use super::failure::Failure;
@@ -91,7 +91,8 @@ pub fn read<'scope>(
     let (rejected, rejected_stream) = builder.new_output();
     let (closed, closed_stream) = builder.new_output();
     let mut events = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Event, Epoch, isize)>>>::from(events);
-    let mut rejected = OutputBuilder::<_, CapacityContainerBuilder<Vec<(DeadLetter, Epoch, isize)>>>::from(rejected);
+    let mut rejected =
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<(DeadLetter, Epoch, isize)>>>::from(rejected);
     let mut closed = OutputBuilder::<_, CapacityContainerBuilder<Vec<Closed>>>::from(closed);
 
     builder.build(move |capabilities| {
@@ -102,7 +103,11 @@ pub fn read<'scope>(
             ticks.for_each(|stamp, data| {
                 let epoch = *stamp.least().expect("a tick travels with its epoch");
                 let capabilities = std::array::from_fn(|port| stamp.delayed(&epoch, port));
-                open.extend(data.drain(..).map(|tick| OpenEpoch { epoch, tick, capabilities: Clone::clone(&capabilities) }));
+                open.extend(data.drain(..).map(|tick| OpenEpoch {
+                    epoch,
+                    tick,
+                    capabilities: Clone::clone(&capabilities),
+                }));
             });
             while let Some(over) = open.pop_front_if(|open| !frontiers[0].less_equal(&open.epoch)) {
                 closed.activate().session(&over.capabilities[2]).give(reading.close(&over.tick));
@@ -196,7 +201,9 @@ impl Reading {
 
     /// Reads a little into the open epoch; says whether there may be more right now.
     fn read(&mut self, epoch: Epoch, tick: &Tick, give: &mut dyn FnMut(Result<Event, DeadLetter>)) -> bool {
-        while let Some((_, bytes)) = self.in_flight.pop_front_if(|(epoch, _)| committed(&self.context.committed, *epoch)) {
+        while let Some((_, bytes)) =
+            self.in_flight.pop_front_if(|(epoch, _)| committed(&self.context.committed, *epoch))
+        {
             self.bytes_in_flight -= bytes;
         }
         if self.ended || self.bytes_in_flight >= self.settings.bytes_in_flight {
@@ -227,7 +234,11 @@ impl Reading {
                     give(Ok(event));
                 }
                 Err(rejection) => {
-                    if rejection.reason == Reason::Malformed { malformed += 1 } else { invalid += 1 }
+                    if rejection.reason == Reason::Malformed {
+                        malformed += 1
+                    } else {
+                        invalid += 1
+                    }
                     give(Err(DeadLetter::rejected(raw, rejection)));
                 }
             }
@@ -241,7 +252,9 @@ impl Reading {
         };
         let metrics = &self.context.metrics;
         metrics.events(accepted);
-        for (reason, n) in [(Reason::Malformed, malformed), (Reason::Invalid, invalid), (Reason::Future, future)] {
+        for (reason, n) in
+            [(Reason::Malformed, malformed), (Reason::Invalid, invalid), (Reason::Future, future)]
+        {
             metrics.rejected(reason.as_str(), n);
         }
         if bytes > 0 {
@@ -294,14 +307,22 @@ impl Reading {
                 });
             }
             if state.backlog > 0 {
-                self.slowest_backlog = Some(self.slowest_backlog.map_or(owned.max_ever, |s| s.min(owned.max_ever)));
+                self.slowest_backlog =
+                    Some(self.slowest_backlog.map_or(owned.max_ever, |s| s.min(owned.max_ever)));
             }
             owned.idle = idle;
             (owned.end, owned.max_in_epoch) = (None, None);
         }
         let stopping = self.context.stopping.load(Ordering::Relaxed);
         let ended = states.iter().all(|state| state.ended);
-        Closed { worker: self.worker, wall_ms: tick.wall_ms, bindings, slowest: self.slowest_backlog, ended, stopping }
+        Closed {
+            worker: self.worker,
+            wall_ms: tick.wall_ms,
+            bindings,
+            slowest: self.slowest_backlog,
+            ended,
+            stopping,
+        }
     }
 }
 

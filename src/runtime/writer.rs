@@ -124,7 +124,12 @@ struct Writer {
 
 impl Writer {
     /// Until every worker has delivered everything and all of it is committed.
-    fn run(mut self, receiver: &Receiver<Delivered>, interval: Duration, failure: &Failure) -> Result<(), RunError> {
+    fn run(
+        mut self,
+        receiver: &Receiver<Delivered>,
+        interval: Duration,
+        failure: &Failure,
+    ) -> Result<(), RunError> {
         let mut last_round: Option<Instant> = None;
         while self.committed.is_some() {
             let gap = last_round.map_or(Duration::ZERO, |last| interval.saturating_sub(last.elapsed()));
@@ -198,6 +203,8 @@ fn wait(receiver: &Receiver<Delivered>, timeout: Duration) -> Result<Option<Deli
     match receiver.recv_timeout(timeout) {
         Ok(message) => Ok(Some(message)),
         Err(RecvTimeoutError::Timeout) => Ok(None),
-        Err(RecvTimeoutError::Disconnected) => Err(RunError::Workers("a worker ended before its output did".into())),
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(RunError::Workers("a worker ended before its output did".into()))
+        }
     }
 }

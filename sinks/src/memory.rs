@@ -1,0 +1,143 @@
+//! A sink in memory, with faults on demand: for tests and for programs that want results at hand.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use headwater_dataflows::Epoch;
+
+use crate::Changes;
+use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, Start};
+
+/// A fault of the next commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It does not happen, and the sink says so.
+    Failed,
+    /// It happens, and the sink cannot tell.
+    Indeterminate,
+    /// A later start has taken over.
+    Fenced,
+}
+
+/// What a [`MemorySink`] holds, shared with whoever wants to look or to interfere.
+#[derive(Clone, Default)]
+pub struct Memory(Arc<(Mutex<State>, Condvar)>);
+
+#[derive(Default)]
+struct State {
+    committed: BTreeMap<Epoch, Vec<Changes>>,
+    progress: Option<Progress>,
+    faults: VecDeque<Fault>,
+    stalled: bool,
+    commits: u64,
+}
+
+impl Memory {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.0.lock().expect("no holder of the lock panics")
+    }
+
+    /// A sink that writes here.
+    pub fn sink(&self, name: &str) -> MemorySink {
+        MemorySink { name: name.to_owned(), memory: self.clone(), start: None, staged: BTreeMap::new() }
+    }
+
+    /// Everything committed, by epoch and in the order of staging.
+    pub fn committed(&self) -> Vec<(Epoch, Changes)> {
+        let state = self.state();
+        state
+            .committed
+            .iter()
+            .flat_map(|(&epoch, all)| all.iter().map(move |one| (epoch, one.clone())))
+            .collect()
+    }
+
+    /// The last progress committed.
+    pub fn progress(&self) -> Option<Progress> {
+        self.state().progress.clone()
+    }
+
+    /// How many commits there were.
+    pub fn commits(&self) -> u64 {
+        self.state().commits
+    }
+
+    /// Has one of the next commits fail.
+    pub fn fail_next(&self, fault: Fault) {
+        self.state().faults.push_back(fault);
+    }
+
+    /// Has commits wait, or lets them go on.
+    pub fn stall(&self, stalled: bool) {
+        self.state().stalled = stalled;
+        self.0.1.notify_all();
+    }
+}
+
+/// See [`Memory`].
+pub struct MemorySink {
+    name: String,
+    memory: Memory,
+    start: Option<Start>,
+    staged: BTreeMap<Epoch, Vec<Changes>>,
+}
+
+impl Sink for MemorySink {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
+        let progress = self.memory.progress();
+        let refused =
+            |reason: &str| Err(OpenError::Refused { sink: self.name.clone(), reason: reason.to_owned() });
+        match &progress {
+            Some(found) if found.lineage != start.lineage => {
+                return refused("its progress belongs to another ledger");
+            }
+            Some(found) if found.generation > start.generation => {
+                return refused("a later start has written here");
+            }
+            _ => {}
+        }
+        self.start = Some(start.clone());
+        Ok(progress.into_iter().collect())
+    }
+
+    fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {
+        self.staged.entry(epoch).or_default().push(changes);
+        Ok(())
+    }
+
+    fn commit(&mut self, permit: CommitPermit) -> Result<(), CommitError> {
+        let (sink, through) = (self.name.clone(), permit.through());
+        let (state, woken) = &*self.memory.0;
+        let lock = "no holder of the lock panics";
+        let mut state = woken.wait_while(state.lock().expect(lock), |state| state.stalled).expect(lock);
+        let reason = || "as the test asked".to_owned();
+        let fault = state.faults.pop_front();
+        match fault {
+            Some(Fault::Failed) => return Err(CommitError::Failed { sink, through, reason: reason() }),
+            Some(Fault::Fenced) => return Err(CommitError::Fenced { sink, reason: reason() }),
+            Some(Fault::Indeterminate) | None => {}
+        }
+        let Some(start) = &self.start else {
+            return Err(CommitError::Failed { sink, through, reason: "the sink is not open".into() });
+        };
+        let later = self.staged.split_off(&through.next());
+        for (epoch, mut changes) in std::mem::replace(&mut self.staged, later) {
+            state.committed.entry(epoch).or_default().append(&mut changes);
+        }
+        state.progress = Some(Progress {
+            lineage: start.lineage.clone(),
+            generation: start.generation,
+            shards: start.shards,
+            through,
+        });
+        state.commits += 1;
+        match fault {
+            Some(_) => Err(CommitError::Indeterminate { sink, through, reason: reason() }),
+            None => Ok(()),
+        }
+    }
+}

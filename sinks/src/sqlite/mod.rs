@@ -1,0 +1,306 @@
+//! SQLite: one file, one process. One transaction a round, in WAL mode and with `synchronous=FULL`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use headwater_dataflows::Epoch;
+use rusqlite::types::{ToSqlOutput, Value, ValueRef};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, TransactionBehavior, params};
+
+use crate::contract::{
+    CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, StageError, Start,
+};
+use crate::migrations::{Migration, pending};
+use crate::tables::{Mode, TABLES, Table};
+use crate::{Cell, Changes, text};
+
+const MIGRATIONS: [Migration; 1] =
+    [Migration { number: 1, name: "tables", sql: include_str!("../../migrations/sqlite/0001_tables.sql") }];
+
+/// Where and what to write.
+#[derive(Clone, Debug)]
+pub struct SqliteConfig {
+    /// The sink's name.
+    pub name: String,
+    /// The database file; made if it does not exist.
+    pub path: PathBuf,
+}
+
+impl SqliteConfig {
+    /// The sink, to be opened.
+    pub fn build(self) -> SqliteSink {
+        SqliteSink { config: self, open: None, staged: BTreeMap::new() }
+    }
+}
+
+/// Writes tables into a SQLite database.
+pub struct SqliteSink {
+    config: SqliteConfig,
+    open: Option<Open>,
+    staged: BTreeMap<Epoch, Vec<Changes>>,
+}
+
+struct Open {
+    connection: Connection,
+    start: Start,
+    /// What the progress row of this writer says, if there is one.
+    through: Option<Epoch>,
+}
+
+impl SqliteSink {
+    fn unavailable(&self, source: rusqlite::Error) -> OpenError {
+        OpenError::Unavailable {
+            sink: self.config.name.clone(),
+            what: self.config.path.display().to_string(),
+            source: Box::new(source),
+        }
+    }
+
+    fn refused(&self, reason: String) -> OpenError {
+        let reason = format!("{}: {reason}", self.config.path.display());
+        OpenError::Refused { sink: self.config.name.clone(), reason }
+    }
+
+    fn connect(&self) -> rusqlite::Result<Connection> {
+        let connection = Connection::open(&self.config.path)?;
+        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.set_prepared_statement_cache_capacity(32);
+        Ok(connection)
+    }
+
+    /// Applies what migrations are missing; says why it must not.
+    fn migrate(connection: &mut Connection) -> rusqlite::Result<Result<(), String>> {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(
+            "CREATE TABLE IF NOT EXISTS headwater_migrations (number INTEGER PRIMARY KEY, hash TEXT NOT NULL)",
+        )?;
+        let applied = transaction
+            .prepare("SELECT number, hash FROM headwater_migrations")?
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<Vec<(i32, String)>>>()?;
+        let pending = match pending(&MIGRATIONS, &applied) {
+            Ok(pending) => pending,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        for migration in pending {
+            transaction.execute_batch(migration.sql)?;
+            transaction.execute(
+                "INSERT INTO headwater_migrations (number, hash) VALUES (?, ?)",
+                params![migration.number, migration.hash()],
+            )?;
+        }
+        transaction.commit()?;
+        Ok(Ok(()))
+    }
+
+    fn progress(&self, connection: &Connection, pipeline: &str) -> rusqlite::Result<Vec<Progress>> {
+        connection
+            .prepare(
+                "SELECT lineage, generation, shards, through FROM headwater_progress WHERE pipeline = ? AND sink = ?",
+            )?
+            .query_map([pipeline, &self.config.name], |row| {
+                Ok(Progress {
+                    lineage: Lineage(row.get(0)?),
+                    generation: Generation(row.get::<_, i64>(1)? as u64),
+                    shards: Shards(row.get::<_, i64>(2)? as u64),
+                    through: Epoch(row.get::<_, i64>(3)? as u64),
+                })
+            })?
+            .collect()
+    }
+
+    /// Writes a round and its progress.
+    fn write(
+        &self,
+        open: &Open,
+        connection: &rusqlite::Transaction<'_>,
+        through: Epoch,
+    ) -> rusqlite::Result<bool> {
+        let Start { pipeline, lineage, generation, process, shards } = &open.start;
+        let (generation, writer) = (generation.0 as i64, *process as i64);
+        let newer: Option<i64> = connection
+            .prepare_cached("SELECT max(generation) FROM headwater_progress WHERE pipeline = ? AND sink = ?")?
+            .query_row(params![pipeline, self.config.name], |row| row.get(0))
+            .optional()?
+            .flatten();
+        if newer.is_some_and(|newer| newer > generation) {
+            return Ok(false);
+        }
+        let before: Option<i64> = connection
+            .prepare_cached(
+                "SELECT through FROM headwater_progress WHERE pipeline = ? AND sink = ? AND generation = ? AND writer = ?",
+            )?
+            .query_row(params![pipeline, self.config.name, generation, writer], |row| row.get(0))
+            .optional()?;
+        if before.map(|through| Epoch(through as u64)) != open.through {
+            return Ok(false);
+        }
+        for (table, description) in TABLES.iter().enumerate() {
+            match description.mode {
+                Mode::Append => self.append(connection, table, description, through)?,
+                Mode::Upsert { key } => self.upsert(connection, table, description, key, through)?,
+            }
+        }
+        connection
+            .prepare_cached(
+                "INSERT INTO headwater_progress (pipeline, sink, generation, writer, lineage, shards, through)
+                 VALUES (?, ?, ?, ?, ?, ?, ?)
+                 ON CONFLICT (pipeline, sink, generation, writer) DO UPDATE SET through = excluded.through",
+            )?
+            .execute(params![
+                pipeline,
+                self.config.name,
+                generation,
+                writer,
+                lineage.0,
+                shards.0 as i64,
+                through.0 as i64
+            ])?;
+        Ok(true)
+    }
+
+    fn append(
+        &self,
+        connection: &Connection,
+        table: usize,
+        to: &Table,
+        through: Epoch,
+    ) -> rusqlite::Result<()> {
+        let mut insert = connection.prepare_cached(&insert(to, "INSERT"))?;
+        for changes in self.staged.range(..=through).flat_map(|(_, changes)| changes) {
+            for row in changes.rows.iter().filter(|row| row.table == table) {
+                for (at, cell) in row.cells().enumerate() {
+                    insert.raw_bind_parameter(at + 1, Bound(cell))?;
+                }
+                insert.raw_execute()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes each key's last change.
+    fn upsert(
+        &self,
+        connection: &Connection,
+        table: usize,
+        to: &Table,
+        key: usize,
+        through: Epoch,
+    ) -> rusqlite::Result<()> {
+        let rows = self
+            .staged
+            .range(..=through)
+            .flat_map(|(_, changes)| changes)
+            .flat_map(|changes| changes.rows.iter());
+        let mut last = HashMap::new();
+        for (order, row) in rows.filter(|row| row.table == table).enumerate() {
+            last.insert(row.leading_bytes(key), (order, row));
+        }
+        let mut last: Vec<_> = last.into_values().collect();
+        last.sort_unstable_by_key(|(order, _)| *order);
+        let mut replace = connection.prepare_cached(&insert(to, "INSERT OR REPLACE"))?;
+        let mut delete = connection.prepare_cached(&delete(to, key))?;
+        for (_, row) in last {
+            let statement = if row.deletes { &mut delete } else { &mut replace };
+            for (at, cell) in row.cells().enumerate() {
+                statement.raw_bind_parameter(at + 1, Bound(cell))?;
+            }
+            statement.raw_execute()?;
+        }
+        Ok(())
+    }
+}
+
+fn insert(table: &Table, verb: &str) -> String {
+    let names: Vec<_> = table.columns.iter().map(|column| format!("\"{}\"", column.name)).collect();
+    let places = vec!["?"; names.len()];
+    format!("{verb} INTO {} ({}) VALUES ({})", table.name, names.join(", "), places.join(", "))
+}
+
+fn delete(table: &Table, key: usize) -> String {
+    let names: Vec<_> =
+        table.columns[..key].iter().map(|column| format!("\"{}\" = ?", column.name)).collect();
+    format!("DELETE FROM {} WHERE {}", table.name, names.join(" AND "))
+}
+
+/// A cell as SQLite stores it.
+struct Bound<'a>(Cell<'a>);
+
+impl ToSql for Bound<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(match self.0 {
+            Cell::Null => ToSqlOutput::Borrowed(ValueRef::Null),
+            Cell::Bool(value) => ToSqlOutput::Owned(Value::Integer(value.into())),
+            Cell::Int(value) => ToSqlOutput::Owned(Value::Integer(value)),
+            Cell::Float(value) => ToSqlOutput::Owned(Value::Real(value)),
+            Cell::Micros(value) => ToSqlOutput::Owned(Value::Text(text::decimal(value))),
+            Cell::Time(value) => ToSqlOutput::Owned(Value::Text(text::rfc3339(value))),
+            Cell::Text(value) | Cell::Json(value) => ToSqlOutput::Borrowed(ValueRef::Text(value.as_bytes())),
+            Cell::Bytes(value) => ToSqlOutput::Borrowed(ValueRef::Blob(value)),
+        })
+    }
+}
+
+impl Sink for SqliteSink {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
+        let mut connection = self.connect().map_err(|error| self.unavailable(error))?;
+        Self::migrate(&mut connection)
+            .map_err(|error| self.unavailable(error))?
+            .map_err(|reason| self.refused(reason))?;
+        let progress =
+            self.progress(&connection, &start.pipeline).map_err(|error| self.unavailable(error))?;
+        if let Some(other) = progress.iter().find(|progress| progress.lineage != start.lineage) {
+            let reason = format!("its progress belongs to another ledger ({})", other.lineage.0);
+            return Err(self.refused(reason));
+        }
+        if let Some(later) = progress.iter().find(|progress| progress.generation > start.generation) {
+            return Err(
+                self.refused(format!("a later start (generation {}) has written here", later.generation))
+            );
+        }
+        self.open = Some(Open { connection, start: start.clone(), through: None });
+        Ok(progress)
+    }
+
+    fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {
+        self.staged.entry(epoch).or_default().push(changes);
+        Ok(())
+    }
+
+    fn commit(&mut self, permit: CommitPermit) -> Result<(), CommitError> {
+        let (sink, through) = (self.config.name.clone(), permit.through());
+        let Some(mut open) = self.open.take() else {
+            return Err(CommitError::Failed { sink, through, reason: "the sink is not open".into() });
+        };
+        let failed = |error: rusqlite::Error| CommitError::Failed {
+            sink: sink.clone(),
+            through,
+            reason: error.to_string(),
+        };
+        let result = (|| {
+            let transaction = open.connection.unchecked_transaction().map_err(failed)?;
+            if !self.write(&open, &transaction, through).map_err(failed)? {
+                let reason = "its progress row is not as this writer left it".to_owned();
+                return Err(CommitError::Fenced { sink: sink.clone(), reason });
+            }
+            // A commit that reports "busy" has not happened; of any other failure nothing is known.
+            transaction.commit().map_err(|error| match error.sqlite_error_code() {
+                Some(ErrorCode::DatabaseBusy) => failed(error),
+                _ => CommitError::Indeterminate { sink: sink.clone(), through, reason: error.to_string() },
+            })
+        })();
+        if result.is_ok() {
+            open.through = Some(through);
+            self.staged = self.staged.split_off(&through.next());
+        }
+        self.open = Some(open);
+        result
+    }
+}

@@ -1,0 +1,175 @@
+//! What a run computes, validated: the engine's own terms, whatever they were configured by.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_dataflows::windows::Refresh;
+use headwater_dataflows::{Emission, Epoch};
+
+use crate::outputs::Severity;
+
+/// A pipeline.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Its name.
+    pub pipeline: Arc<str>,
+    /// Time and its bounds.
+    pub time: Time,
+    /// Bounds of memory.
+    pub limits: Limits,
+    /// The windows.
+    pub windows: Vec<WindowPlan>,
+    /// The patterns.
+    pub patterns: Patterns,
+    /// The first epoch of this run.
+    pub first_epoch: Epoch,
+    /// Whether the watermark goes to infinity when the input ends, so that all windows close.
+    pub close_at_end: bool,
+    /// Where to write down the bindings, if anywhere.
+    pub record_bindings: Option<PathBuf>,
+}
+
+/// Time and its bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Time {
+    /// How long an epoch lasts, at least.
+    pub epoch: Duration,
+    /// How much later than a younger event of its partition an event may come and still count.
+    pub max_out_of_orderness_ms: i64,
+    /// How long a partition must be silent to be idle.
+    pub idle_timeout: Duration,
+    /// How far an event may lie in the future.
+    pub max_future_skew_ms: i64,
+    /// How far partitions may be apart while one catches up.
+    pub max_drift_ms: i64,
+}
+
+/// Bounds of memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How many bytes a process may have read that are not committed.
+    pub bytes_in_flight: usize,
+    /// How many epochs may lie between reading and the slowest sink.
+    pub epochs_in_flight: u64,
+    /// Within which time an id is a duplicate.
+    pub dedup_horizon_ms: i64,
+}
+
+/// A window.
+#[derive(Clone, Debug)]
+pub struct WindowPlan {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its bounds.
+    pub kind: WindowKind,
+    /// Which keys have it.
+    pub by: By,
+    /// When its rows are given.
+    pub refresh: Refresh,
+}
+
+/// The bounds of a window, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WindowKind {
+    /// One after the other.
+    Tumbling {
+        /// How long each is.
+        size_ms: i64,
+    },
+    /// Overlapping.
+    Sliding {
+        /// How long each is.
+        size_ms: i64,
+        /// How far apart they start.
+        every_ms: i64,
+    },
+    /// As long as events follow each other.
+    Session {
+        /// Which silence ends it.
+        gap_ms: i64,
+    },
+}
+
+/// Which keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Users.
+    User,
+    /// Devices.
+    Device,
+    /// All.
+    Key,
+}
+
+/// The patterns that run.
+#[derive(Clone, Debug, Default)]
+pub struct Patterns {
+    /// Many events in a long time.
+    pub velocity_spike: Option<FrequencyPlan>,
+    /// Many events in a short time.
+    pub rapid_fire_burst: Option<FrequencyPlan>,
+    /// Many merchants.
+    pub merchant_diversity: Option<DiversityPlan>,
+    /// An amount far from the mean.
+    pub amount_anomaly: Option<AmountPlan>,
+    /// Two places too far apart.
+    pub impossible_travel: Option<TravelPlan>,
+}
+
+/// How a rule's matches are told.
+#[derive(Clone, Copy, Debug)]
+pub struct Telling {
+    /// How bad they are.
+    pub severity: Severity,
+    /// When they are given.
+    pub emission: Emission,
+}
+
+/// So many events in such a time.
+#[derive(Clone, Copy, Debug)]
+pub struct FrequencyPlan {
+    /// How many.
+    pub at_least: usize,
+    /// In which time.
+    pub within_ms: i64,
+    /// How it is told.
+    pub telling: Telling,
+}
+
+/// So many distinct merchants in such a time.
+#[derive(Clone, Copy, Debug)]
+pub struct DiversityPlan {
+    /// How many.
+    pub at_least: usize,
+    /// In which time.
+    pub within_ms: i64,
+    /// How it is told.
+    pub telling: Telling,
+}
+
+/// An amount so far from the mean.
+#[derive(Clone, Copy, Debug)]
+pub struct AmountPlan {
+    /// How many standard deviations.
+    pub sigmas: f64,
+    /// From how many on it is as bad as [`Severity::High`].
+    pub high_sigmas: f64,
+    /// How many earlier amounts there must be.
+    pub at_least: u64,
+    /// How large the standard deviation must be, in units of the amount.
+    pub min_sigma: f64,
+    /// How it is told.
+    pub telling: Telling,
+}
+
+/// A movement so far and so fast.
+#[derive(Clone, Copy, Debug)]
+pub struct TravelPlan {
+    /// How far, in kilometres.
+    pub km: f64,
+    /// How fast, in kilometres an hour.
+    pub kmh: f64,
+    /// How it is told.
+    pub telling: Telling,
+}

@@ -1,0 +1,128 @@
+//! The five rules, over events: patterns of the `dataflows` crate, and the alerts that are made of their matches.
+
+use std::sync::Arc;
+
+use headwater_dataflows::patterns::{
+    Deviation, Diversity, Frequency, Location, Outlier, Rate, Travel, Trip, Variety,
+};
+use headwater_dataflows::{Emission, Rule, Rules};
+
+use super::plan::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, Telling, TravelPlan};
+use crate::event::Event;
+use crate::json::round6;
+use crate::outputs::{Alert, Severity};
+
+/// Raised when a rule's meaning changes, so that its alerts get other ids.
+const RULE_VERSION: u32 = 1;
+
+/// The rules of a plan, to be scanned together.
+pub fn rules(pipeline: &Arc<str>, patterns: &Patterns) -> impl Rules<Event, Alert> + use<> {
+    let velocity = patterns.velocity_spike.map(|plan| frequency(pipeline, "velocity_spike", plan));
+    let burst = patterns.rapid_fire_burst.map(|plan| frequency(pipeline, "rapid_fire_burst", plan));
+    let diversity = patterns.merchant_diversity.map(|plan| diversity(pipeline, plan));
+    let amount = patterns.amount_anomaly.map(|plan| amount(pipeline, plan));
+    let travel = patterns.impossible_travel.map(|plan| travel(pipeline, plan));
+    (velocity, (burst, (diversity, (amount, (travel, ())))))
+}
+
+/// Makes the alerts of one rule.
+struct Maker {
+    pipeline: Arc<str>,
+    rule: &'static str,
+    emission: Emission,
+}
+
+impl Maker {
+    fn new(pipeline: &Arc<str>, rule: &'static str, telling: Telling) -> Maker {
+        Maker { pipeline: Arc::clone(pipeline), rule, emission: telling.emission }
+    }
+
+    fn alert(
+        &self,
+        event: &Event,
+        before: Option<Box<str>>,
+        severity: Severity,
+        details: serde_json::Value,
+    ) -> Alert {
+        Alert {
+            position: event.position(),
+            rule: self.rule,
+            rule_version: RULE_VERSION,
+            severity,
+            key: event.key().into(),
+            event_ids: before.into_iter().chain([event.id().into()]).collect(),
+            event_time: event.event_time(),
+            settled: self.emission == Emission::Final,
+            details: details.to_string().into(),
+            pipeline: Arc::clone(&self.pipeline),
+        }
+    }
+}
+
+fn frequency(
+    pipeline: &Arc<str>,
+    rule: &'static str,
+    plan: FrequencyPlan,
+) -> Rule<Frequency, impl Fn(&Event, Rate) -> Alert + use<>> {
+    let maker = Maker::new(pipeline, rule, plan.telling);
+    Rule::new(
+        Frequency::at_least(plan.at_least, plan.within_ms),
+        plan.telling.emission,
+        move |event: &Event, rate: Rate| {
+            let details = serde_json::json!({ "count": rate.count, "within_ms": plan.within_ms });
+            maker.alert(event, None, plan.telling.severity, details)
+        },
+    )
+}
+
+fn diversity(
+    pipeline: &Arc<str>,
+    plan: DiversityPlan,
+) -> Rule<Diversity<impl Fn(&Event) -> Option<u64> + use<>>, impl Fn(&Event, Variety) -> Alert + use<>> {
+    let maker = Maker::new(pipeline, "merchant_diversity", plan.telling);
+    let pattern = Diversity::at_least(plan.at_least, plan.within_ms, Event::merchant);
+    Rule::new(pattern, plan.telling.emission, move |event: &Event, variety: Variety| {
+        let details = serde_json::json!({ "distinct": variety.distinct, "within_ms": plan.within_ms });
+        maker.alert(event, None, plan.telling.severity, details)
+    })
+}
+
+fn amount(
+    pipeline: &Arc<str>,
+    plan: AmountPlan,
+) -> Rule<Outlier<impl Fn(&Event) -> Option<i64> + use<>>, impl Fn(&Event, Deviation) -> Alert + use<>> {
+    const MICROS: f64 = 1e6;
+    let maker = Maker::new(pipeline, "amount_anomaly", plan.telling);
+    let pattern = Outlier::beyond(plan.sigmas, plan.at_least, plan.min_sigma * MICROS, Event::amount);
+    Rule::new(pattern, plan.telling.emission, move |event: &Event, deviation: Deviation| {
+        let high = deviation.sigmas > plan.high_sigmas;
+        let severity = if high { plan.telling.severity.max(Severity::High) } else { plan.telling.severity };
+        let details = serde_json::json!({
+            "amount": round6(deviation.amount as f64 / MICROS),
+            "mean": round6(deviation.mean / MICROS),
+            "stddev": round6(deviation.stddev / MICROS),
+            "sigmas": round6(deviation.sigmas),
+            "n": deviation.n,
+        });
+        maker.alert(event, None, severity, details)
+    })
+}
+
+fn travel(
+    pipeline: &Arc<str>,
+    plan: TravelPlan,
+) -> Rule<
+    Travel<impl Fn(&Event) -> Option<Location> + use<>, impl Fn(&Event) -> Box<str> + use<>>,
+    impl Fn(&Event, Trip<Box<str>>) -> Alert + use<>,
+> {
+    let maker = Maker::new(pipeline, "impossible_travel", plan.telling);
+    let pattern = Travel::beyond(plan.km, plan.kmh, Event::location, |event: &Event| Box::from(event.id()));
+    Rule::new(pattern, plan.telling.emission, move |event: &Event, trip: Trip<Box<str>>| {
+        let details = serde_json::json!({
+            "km": round6(trip.km),
+            "seconds": round6(trip.seconds),
+            "kmh": trip.kmh.map(round6),
+        });
+        maker.alert(event, Some(trip.from), plan.telling.severity, details)
+    })
+}

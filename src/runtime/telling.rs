@@ -1,0 +1,96 @@
+//! From collections to sinks: an epoch's differences, each told once, and parted by sink.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use differential_dataflow::{Data, VecCollection, consolidation};
+use headwater_dataflows::Epoch;
+use headwater_sinks::Changes;
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::StreamVec;
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::generic::{Operator, OutputBuilder};
+
+use crate::outputs::{Output, Status, Told, Tongue, tell};
+
+/// An output that can change: its identity comes first in its order.
+pub trait Identity {
+    /// Whether both are versions of the same thing.
+    fn same(&self, other: &Self) -> bool;
+}
+
+/// What an epoch changed, told to every sink that takes it: of several versions of one thing the one that stands
+/// at the end. `seen` hears of each.
+pub fn told<'scope, O: Output + Identity + Data>(
+    name: &str,
+    collection: VecCollection<'scope, Epoch, O>,
+    tongues: Arc<[Tongue]>,
+    mut seen: impl FnMut(&O, Status) + 'static,
+) -> StreamVec<'scope, Epoch, (Epoch, Told)> {
+    let mut epochs = BTreeMap::new();
+    collection.inner.unary_frontier::<CapacityContainerBuilder<Vec<(Epoch, Told)>>, _, _, _>(
+        Pipeline,
+        name,
+        move |capability, _| {
+            drop(capability);
+            move |(input, frontier), output| {
+                input.for_each(|stamp, data| {
+                    let epoch = *stamp.least().expect("data travels with a time");
+                    let (_, updates) =
+                        epochs.entry(epoch).or_insert_with(|| (stamp.delayed(&epoch, 0), Vec::new()));
+                    updates.extend(data.drain(..).map(|(output, _, diff)| (output, diff)));
+                });
+                while let Some(first) = epochs.first_entry().filter(|first| !frontier.less_equal(first.key()))
+                {
+                    let (epoch, (capability, mut updates)) = first.remove_entry();
+                    consolidation::consolidate(&mut updates);
+                    let mut told = Told::new();
+                    for versions in updates.chunk_by(|a: &(O, isize), b| a.0.same(&b.0)) {
+                        let standing = versions.iter().rfind(|(_, diff)| *diff > 0);
+                        let (output, status) = match standing {
+                            Some((output, _)) => (output, Status::Raised),
+                            None => (&versions[0].0, Status::Revoked),
+                        };
+                        seen(output, status);
+                        tell(output, epoch, status, &tongues, &mut told);
+                    }
+                    output.session(&capability).give((epoch, told));
+                }
+            }
+        },
+    )
+}
+
+/// Parts what is told by sink.
+pub fn part<'scope>(
+    told: StreamVec<'scope, Epoch, (Epoch, Told)>,
+    sinks: usize,
+) -> Vec<StreamVec<'scope, Epoch, (Epoch, Changes)>> {
+    let mut builder = OperatorBuilder::new("Part by sink".to_owned(), told.scope());
+    let mut input = builder.new_input(told, Pipeline);
+    let (mut outputs, streams): (Vec<_>, Vec<_>) = (0..sinks)
+        .map(|_| {
+            let (output, stream) = builder.new_output();
+            (OutputBuilder::<_, CapacityContainerBuilder<Vec<(Epoch, Changes)>>>::from(output), stream)
+        })
+        .unzip();
+    builder.build(move |capabilities| {
+        drop(capabilities);
+        move |_frontiers| {
+            input.for_each(|stamp, data| {
+                let epoch = *stamp.least().expect("data travels with a time");
+                for (epoch_told, told) in data.drain(..) {
+                    debug_assert_eq!(epoch, epoch_told);
+                    for (sink, changes) in
+                        told.into_iter().enumerate().filter(|(_, changes)| !changes.is_empty())
+                    {
+                        let capability = stamp.delayed(&epoch, sink);
+                        outputs[sink].activate().session(&capability).give((epoch, changes));
+                    }
+                }
+            });
+        }
+    });
+    streams
+}
