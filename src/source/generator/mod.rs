@@ -1,0 +1,175 @@
+//! The generator: record = f(seed, partition, offset), with fraud injected where it can be found again.
+//!
+//! Nothing is remembered from one record to the next, so a replay needs an offset and nothing else; and event
+//! times do not depend on how fast records are read.
+
+mod episode;
+mod record;
+mod settings;
+
+pub use record::RecordMaker;
+pub use settings::GeneratorSettings;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use headwater_dataflows::{Offset, Partition, Position};
+
+use super::{PartitionState, Raw, Reader, Source, SourceError};
+
+/// Reads generated records.
+pub struct GeneratorSource {
+    settings: GeneratorSettings,
+    start: Vec<Offset>,
+    ends: Arc<Ends>,
+}
+
+/// How far each partition was read, and whether to go on.
+#[derive(Debug)]
+pub struct Ends {
+    stop: AtomicBool,
+    positions: Vec<AtomicU64>,
+}
+
+impl Ends {
+    /// Has every partition end where it is.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// The offset after the last record of each partition.
+    pub fn positions(&self) -> Vec<u64> {
+        self.positions.iter().map(|position| position.load(Ordering::Relaxed)).collect()
+    }
+}
+
+impl GeneratorSource {
+    /// From the first record on.
+    ///
+    /// # Errors
+    /// If the settings cannot be carried out.
+    pub fn new(settings: GeneratorSettings) -> Result<GeneratorSource, SourceError> {
+        settings.validate().map_err(SourceError::Refused)?;
+        let partitions = settings.partitions as usize;
+        let positions = (0..partitions).map(|_| AtomicU64::new(0)).collect();
+        let ends = Arc::new(Ends { stop: AtomicBool::new(false), positions });
+        Ok(GeneratorSource { settings, start: vec![Offset(0); partitions], ends })
+    }
+
+    /// How far it was read, and how to stop it.
+    pub fn ends(&self) -> Arc<Ends> {
+        Arc::clone(&self.ends)
+    }
+}
+
+impl Source for GeneratorSource {
+    fn start(&self) -> &[Offset] {
+        &self.start
+    }
+
+    fn reader(&self, owned: &[(Partition, Offset)]) -> Result<Box<dyn Reader>, SourceError> {
+        let partitions = u64::from(self.settings.partitions);
+        // What does not divide evenly goes to the first partitions.
+        let end = |partition: Partition| match self.settings.records {
+            None => u64::MAX,
+            Some(records) => records / partitions + u64::from(u64::from(partition.0) < records % partitions),
+        };
+        let owned = owned
+            .iter()
+            .map(|&(partition, offset)| Owned {
+                partition,
+                next: offset.0 as u64,
+                end: end(partition),
+                paused: false,
+            })
+            .collect();
+        Ok(Box::new(GeneratorReader {
+            maker: RecordMaker::new(self.settings.clone()),
+            owned,
+            turn: 0,
+            ends: Arc::clone(&self.ends),
+        }))
+    }
+
+    /// There is no group to tell.
+    fn commit(&self, _offsets: &[(Partition, Offset)]) -> Result<(), SourceError> {
+        Ok(())
+    }
+}
+
+struct Owned {
+    partition: Partition,
+    next: u64,
+    end: u64,
+    paused: bool,
+}
+
+struct GeneratorReader {
+    maker: RecordMaker,
+    owned: Vec<Owned>,
+    turn: usize,
+    ends: Arc<Ends>,
+}
+
+/// How many records one partition gives before it is the next one's turn.
+const TURN: usize = 64;
+
+impl Reader for GeneratorReader {
+    fn read(&mut self, budget: usize, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
+        if self.ends.stop.load(Ordering::Relaxed) {
+            self.owned.iter_mut().for_each(|owned| owned.end = owned.next);
+        }
+        let mut read = 0;
+        let mut without = 0;
+        while read < budget && without < self.owned.len() {
+            let at = self.turn % self.owned.len();
+            self.turn += 1;
+            let owned = &mut self.owned[at];
+            let left = if owned.paused { 0 } else { owned.end - owned.next };
+            let count = left.min(TURN.min(budget - read) as u64);
+            for offset in owned.next..owned.next + count {
+                let timestamp = self.maker.make(owned.partition.0, offset, None);
+                each(Raw {
+                    position: Position { partition: owned.partition, offset: Offset(offset as i64) },
+                    timestamp,
+                    key: Some(&self.maker.key),
+                    value: Some(&self.maker.value),
+                    retries: 0,
+                });
+            }
+            owned.next += count;
+            self.ends.positions[owned.partition.0 as usize].store(owned.next, Ordering::Relaxed);
+            read += count as usize;
+            without = if count == 0 { without + 1 } else { 0 };
+        }
+        Ok(read)
+    }
+
+    fn partitions(&self) -> Vec<PartitionState> {
+        self.owned
+            .iter()
+            .map(|owned| {
+                let ended = owned.next == owned.end;
+                PartitionState {
+                    partition: owned.partition,
+                    position: Offset(owned.next as i64),
+                    at_end_since: ended.then(Instant::now),
+                    ended,
+                    backlog: owned.end - owned.next,
+                }
+            })
+            .collect()
+    }
+
+    fn set_paused(&mut self, partition: Partition, paused: bool) -> Result<(), SourceError> {
+        self.owned
+            .iter_mut()
+            .filter(|owned| owned.partition == partition)
+            .for_each(|owned| owned.paused = paused);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
