@@ -14,6 +14,14 @@ use std::borrow::Cow;
 use headwater_dataflows::EventTime;
 use serde::{Deserialize, Serialize};
 
+/// A time in milliseconds since 1970, from RFC 3339 with an offset.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn rfc3339_ms(text: &str) -> Result<i64, &'static str> {
+    number::rfc3339(text)
+}
+
 /// Why a record takes no part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

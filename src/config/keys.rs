@@ -1,0 +1,134 @@
+//! Every key there is, with its default and the reason for it: what the reader asks for, and what the reference in
+//! `docs/configuration.md` says.
+
+/// A key of the configuration.
+pub struct Key {
+    /// Its path, with dots.
+    pub path: &'static str,
+    /// Its default, as TOML.
+    pub default: Option<&'static str>,
+    /// Whether it must be given where its section is.
+    pub required: bool,
+    /// What it means, and why the default is what it is.
+    pub doc: &'static str,
+}
+
+macro_rules! keys {
+    (@default) => { None };
+    (@default required) => { None };
+    (@default $default:literal) => { Some($default) };
+    (@required required) => { true };
+    (@required $($default:literal)?) => { false };
+    ($($path:literal $(= $default:tt)? : $doc:literal)*) => {
+        &[$(Key { path: $path, default: keys!(@default $($default)?), required: keys!(@required $($default)?), doc: $doc }),*]
+    };
+}
+
+/// Every key, in the order of the reference. No default and not required: without it the thing is switched off.
+pub const KEYS: &[Key] = keys! {
+    "pipeline" = required: "Name of the pipeline: lower-case letters, digits, `-` and `_`. It prefixes rows, transactional ids and internal topics, and is the consumer group."
+
+    "source.kind" = required: "Where records come from: `kafka`, `file` (NDJSON: each file is a partition, each line an offset) or `generator`."
+    "source.brokers" = "\"127.0.0.1:9092\"": "Kafka: the brokers to ask first."
+    "source.topic" = "\"raw-events\"": "Kafka: the topic to read."
+    "source.start_from" = "\"earliest\"": "Kafka: where to start if nothing is recorded yet: `earliest`, `latest`, or an RFC 3339 time. The earliest loses nothing."
+    "source.paths": "File: the files to read, one or a list. A source that ends closes all windows."
+    "source.seed" = "1": "Generator: another seed gives another stream."
+    "source.partitions" = "6": "Generator: how many partitions; six, like `raw-events`."
+    "source.users" = "50000": "Generator: how many users; at the default pace each is far below every threshold."
+    "source.devices" = "20000": "Generator: how many devices."
+    "source.pace" = "500": "Generator: events per second of event time, however fast they are read."
+    "source.records": "Generator: how many records; without it, for ever."
+    "source.disorder" = "0.02": "Generator: share of events up to 4 s out of order."
+    "source.late" = "0.001": "Generator: share of events that come minutes too late."
+    "source.duplicates" = "0.002": "Generator: share of records that repeat a recent one."
+    "source.malformed" = "0.001": "Generator: share of records that are not JSON."
+    "source.invalid" = "0.001": "Generator: share of records that break a rule."
+    "source.inject" = "true": "Generator: whether fraud is injected, for every pattern."
+
+    "time.epoch" = "\"10ms\"": "How long an epoch lasts, at least. Shorter ones answer sooner, longer ones cost less."
+    "time.max_out_of_orderness" = "\"5s\"": "How far behind the newest event of its partition an event may be and still count. Final answers wait as long."
+    "time.idle_timeout" = "\"1s\"": "How long a partition must be silent at its end before it no longer holds back the watermark."
+    "time.max_future_skew" = "\"5m\"": "How far beyond its record's timestamp an event may claim to be; a wrong clock must not push the watermark."
+    "time.max_drift" = "\"15s\"": "How far ahead of the slowest partition with a backlog one may be read; it bounds memory while catching up."
+
+    "limits.bytes_in_flight" = "\"64MiB\"": "How much a process may have read that is not committed: it bounds memory when a sink is slow."
+    "limits.epochs_in_flight" = "1000": "How many epochs may lie between reading and the slowest sink: ten seconds at the usual length."
+    "limits.dedup_horizon" = "\"1m\"": "Within which event time a repeated event id of a key is a duplicate; `0s` switches it off. Producers retry within seconds."
+
+    "windows.name" = required: "Name of the window: lower-case letters, digits and `_`."
+    "windows.kind" = required: "`tumbling` (size), `sliding` (size, every) or `session` (gap)."
+    "windows.by" = "\"user_id\"": "Which keys: `user_id`, `device_id`, or `key` for both."
+    "windows.size": "Tumbling and sliding: how long a window is."
+    "windows.every": "Sliding: how far apart windows start; the size is a multiple of it."
+    "windows.gap": "Session: which silence ends it."
+    "windows.emit" = "\"final\"": "`final`: once, when nothing can change it any more; `revised`: also before."
+    "windows.revise_every" = "\"1s\"": "Revised windows are shown at most this often, counted in epochs."
+
+    "patterns.velocity_spike.more_than" = "100": "More events than this within the time."
+    "patterns.velocity_spike.within" = "\"1h\"": "Within this time."
+    "patterns.velocity_spike.severity" = "\"high\"": "How bad it is: `low`, `medium`, `high` or `critical`."
+    "patterns.velocity_spike.emit" = "\"immediate\"": "`immediate`: at once, and revoked if history changes; `final`: when nothing can change it."
+    "patterns.rapid_fire_burst.at_least" = "10": "At least so many events within the time."
+    "patterns.rapid_fire_burst.within" = "\"10s\"": "Within this time."
+    "patterns.rapid_fire_burst.severity" = "\"high\"": "How bad it is."
+    "patterns.rapid_fire_burst.emit" = "\"immediate\"": "When it is given."
+    "patterns.merchant_diversity.at_least" = "8": "At least so many distinct merchants within the time."
+    "patterns.merchant_diversity.within" = "\"1h\"": "Within this time."
+    "patterns.merchant_diversity.severity" = "\"medium\"": "How bad it is."
+    "patterns.merchant_diversity.emit" = "\"immediate\"": "When it is given."
+    "patterns.amount_anomaly.sigmas" = "3.0": "Further than so many standard deviations from the mean of the key's earlier amounts."
+    "patterns.amount_anomaly.high_sigmas" = "5.0": "Beyond so many the severity is at least high."
+    "patterns.amount_anomaly.at_least" = "30": "How many earlier amounts there must be: fewer say little about a key."
+    "patterns.amount_anomaly.min_sigma" = "0.01": "The standard deviation must not be below this, or a key that always pays the same would alert at a cent."
+    "patterns.amount_anomaly.severity" = "\"medium\"": "How bad it is."
+    "patterns.amount_anomaly.emit" = "\"immediate\"": "When it is given."
+    "patterns.impossible_travel.more_than_km" = "50.0": "Further than this from the key's previous located event: below it, positions are too rough."
+    "patterns.impossible_travel.more_than_kmh" = "900.0": "Faster than this: airliners fly no faster."
+    "patterns.impossible_travel.severity" = "\"critical\"": "How bad it is."
+    "patterns.impossible_travel.emit" = "\"immediate\"": "When it is given."
+
+    "sinks.kafka.brokers" = "\"127.0.0.1:9092\"": "The brokers to ask first."
+    "sinks.kafka.topics" = "[\"enriched-events\", \"alerts\", \"dead-letters\"]": "Which outputs to write; each goes to the topic of its name."
+    "sinks.kafka.commit_interval" = "\"0ms\"": "Least time between the beginnings of two transactions; they adapt to the load, so none is needed."
+    "sinks.postgres.url" = required: "Where the database is, such as `postgres://headwater@127.0.0.1/headwater`."
+    "sinks.postgres.tables" = "[\"events\", \"alerts\", \"windows\", \"dead_letters\"]": "Which outputs to write."
+    "sinks.postgres.commit_interval" = "\"200ms\"": "Least time between the beginnings of two transactions: larger ones cost less."
+    "sinks.sqlite.path" = required: "The database file."
+    "sinks.sqlite.tables" = "[\"events\", \"alerts\", \"windows\", \"dead_letters\"]": "Which outputs to write."
+    "sinks.sqlite.commit_interval" = "\"200ms\"": "Least time between the beginnings of two transactions."
+
+    "http.listen" = "\"127.0.0.1:9464\"": "Where `/livez`, `/readyz` and `/metrics` are served: only to this machine, unless told otherwise."
+    "log.format" = "\"human\"": "`human` or `json`."
+    "log.level" = "\"info\"": "`error`, `warn`, `info`, `debug` or `trace`."
+};
+
+/// The reference, as Markdown.
+pub fn reference() -> String {
+    let mut text = String::from(
+        "# Configuration\n\nTOML. `HEADWATER__SECTION__KEY` in the environment overrides any key. `headwater check CONFIG` prints\n\
+         what is in force, or everything that is wrong, with key, line and what was expected. A pattern or a sink runs if\n\
+         its section is there, however empty; `[source.options]` and `[sinks.kafka.options]` go to the Kafka client as\n\
+         they are.\n\nGenerated from the table that the program reads by; do not edit.\n",
+    );
+    let mut section = None;
+    for key in KEYS {
+        let (of, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
+        if section != Some(of) {
+            section = Some(of);
+            let title = match of {
+                "" => "Top level".to_owned(),
+                "windows" => "`[[windows]]`".to_owned(),
+                of => format!("`[{of}]`"),
+            };
+            text.push_str(&format!("\n## {title}\n\n| key | default | meaning |\n| --- | --- | --- |\n"));
+        }
+        let default = match key.default {
+            Some(default) => format!("`{default}`"),
+            None if key.required => "required".to_owned(),
+            None => "none".to_owned(),
+        };
+        text.push_str(&format!("| `{name}` | {default} | {} |\n", key.doc));
+    }
+    text
+}
