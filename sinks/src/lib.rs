@@ -13,6 +13,7 @@
 
 mod changes;
 mod contract;
+pub mod kafka;
 
 pub use changes::{Cell, Changes, Header, Message, Messages, Row, RowWriter, Rows};
 pub use contract::{
