@@ -3,6 +3,8 @@
 //! A [`Source`] is opened once per process and knows the partitions and where each starts and, if the run is
 //! bounded, ends. Each worker gets a [`Reader`] for the partitions it owns; readers never wait.
 
+pub mod kafka;
+
 use std::time::Instant;
 
 use headwater_dataflows::{Offset, Partition, Position};

@@ -25,14 +25,22 @@ pub struct OptionRefused {
     pub key: String,
 }
 
-/// Settings that no user may change, with librdkafka's other names for them: where to connect, and whatever
-/// decides which records are seen, in which order, and as whose.
+/// librdkafka's second names of settings that are owned or have a default here, and the first ones.
+const ALIASES: &[(&str, &str)] = &[
+    ("metadata.broker.list", "bootstrap.servers"),
+    ("auto.commit.enable", "enable.auto.commit"),
+    ("request.required.acks", "acks"),
+    ("queue.buffering.max.ms", "linger.ms"),
+    ("compression.codec", "compression.type"),
+    ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
+];
+
+/// Settings that no user may change: where to connect, and whatever decides which records are seen, in which
+/// order, and as whose.
 const OWNED: &[&str] = &[
     "bootstrap.servers",
-    "metadata.broker.list",
     "group.id",
     "enable.auto.commit",
-    "auto.commit.enable",
     "auto.commit.interval.ms",
     "enable.auto.offset.store",
     "auto.offset.reset",
@@ -44,7 +52,6 @@ const OWNED: &[&str] = &[
     "enable.idempotence",
     "enable.gapless.guarantee",
     "acks",
-    "request.required.acks",
     "partitioner",
     "queuing.strategy",
     "plugin.library.paths",
@@ -59,16 +66,16 @@ pub fn client_config(
     defaults: &[(&str, &str)],
     owned: &[(&str, &str)],
 ) -> Result<ClientConfig, OptionRefused> {
-    let ours = |key: &str| OWNED.contains(&key) || owned.iter().any(|&(name, _)| name == key);
-    if let Some(key) = options.keys().find(|key| ours(key)) {
-        return Err(OptionRefused { key: key.clone() });
-    }
     let mut config = ClientConfig::new();
     for &(key, value) in defaults {
         config.set(key, value);
     }
     for (key, value) in options {
-        config.set(key, value);
+        let name = ALIASES.iter().find(|(alias, _)| alias == key).map_or(&**key, |&(_, name)| name);
+        if OWNED.contains(&name) || owned.iter().any(|&(ours, _)| ours == name) {
+            return Err(OptionRefused { key: key.clone() });
+        }
+        config.set(name, value);
     }
     for &(key, value) in owned {
         config.set(key, value);
@@ -141,10 +148,19 @@ mod tests {
 
     #[test]
     fn an_option_overrides_a_default_and_never_what_is_owned() {
-        let config =
-            client_config("b:1", &options(&[("linger.ms", "5")]), &[("linger.ms", "0")], &[("acks", "all")])
-                .expect("nothing is refused");
+        let config = client_config(
+            "b:1",
+            &options(&[("queue.buffering.max.ms", "5")]),
+            &[("linger.ms", "0")],
+            &[("acks", "all")],
+        )
+        .expect("nothing is refused");
         assert_eq!(config.get("linger.ms"), Some("5"));
+        assert_eq!(
+            config.get("queue.buffering.max.ms"),
+            None,
+            "librdkafka takes two names in no certain order"
+        );
         assert_eq!(config.get("acks"), Some("all"));
         assert_eq!(config.get("bootstrap.servers"), Some("b:1"));
     }
