@@ -26,8 +26,13 @@ use rdkafka::producer::{
 use super::client::{log_error, log_line};
 use crate::Header;
 
-/// How long the broker leaves a transaction open whose producer has gone silent; also the bound of every wait here.
+/// How long the broker leaves a transaction open whose producer has gone silent; also how long deliveries and
+/// takeovers are waited for.
 pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the outcome of a commit is asked for again and again: by then the broker has decided by itself.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(20);
+/// How long it is waited for at a time.
+const COMMIT_STEP: Duration = Duration::from_secs(2);
 /// A commit that took longer than this may have been repeated on the way.
 const SUSPICIOUS: Duration = Duration::from_secs(1);
 /// How long deliveries are waited for in one step; an acknowledged transaction waits half of it for nothing.
@@ -192,12 +197,12 @@ impl Writer {
         let begun = Instant::now();
         let mut retried = false;
         let outcome = loop {
-            let Err(error) = self.producer.commit_transaction(TRANSACTION_TIMEOUT) else { break Ok(()) };
+            let Err(error) = self.producer.commit_transaction(COMMIT_STEP) else { break Ok(()) };
             let trouble = self.trouble("commit", &error);
             break match (&error, trouble) {
                 (_, Trouble::Fenced(reason)) => Err(Trouble::Fenced(reason)),
                 (KafkaError::Transaction(native), _)
-                    if native.is_retriable() && begun.elapsed() < TRANSACTION_TIMEOUT =>
+                    if native.is_retriable() && begun.elapsed() < COMMIT_PATIENCE =>
                 {
                     retried = true;
                     continue;

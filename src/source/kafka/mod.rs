@@ -188,7 +188,6 @@ fn consumer_config(config: &KafkaSourceConfig, partitions: u32) -> Result<Client
     let queued = (share >> 10).to_string();
     let fetched = share.min(1 << 20).to_string();
     let defaults = [
-        ("fetch.wait.max.ms", "100"),
         // With its default of a second, a partition whose queue was full is not fetched for that long.
         ("fetch.queue.backoff.ms", "10"),
         ("queued.min.messages", "1000000"),
@@ -202,6 +201,7 @@ fn consumer_config(config: &KafkaSourceConfig, partitions: u32) -> Result<Client
         ("auto.offset.reset", "error"),
         ("isolation.level", "read_committed"),
         ("enable.partition.eof", "false"),
+        ("fetch.wait.max.ms", stats::FETCH_WAIT_MS),
     ];
     client_config(&config.brokers, &config.options, &defaults, &owned)
         .map_err(|refused| SourceError::Refused(refused.to_string()))

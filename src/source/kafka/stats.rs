@@ -10,9 +10,11 @@ use serde::Deserialize;
 
 /// How often statistics are taken, in milliseconds: a fifth of the default idle timeout.
 pub(super) const INTERVAL_MS: &str = "200";
-/// The leader answers a fetch at least every `fetch.wait.max.ms`, data or not. When nothing has come from it for
-/// this long, what is known of its partitions may be old.
-const SILENCE: Duration = Duration::from_secs(2);
+/// How long the leader may hold a fetch back when there is no data, in milliseconds: so often it is heard from.
+pub(super) const FETCH_WAIT_MS: &str = "100";
+/// When nothing has come from the leader for this long, what is known of its partitions may be old. Together with
+/// [`INTERVAL_MS`] it is less than the default idle timeout, so that a silent broker is not taken for a silent topic.
+const SILENCE: Duration = Duration::from_millis(600);
 
 /// What is known of a partition at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +120,7 @@ mod tests {
     #[test]
     fn a_leader_that_is_away_silent_or_not_fetched_from_is_not_fresh() {
         for (state, rxidle, fetch) in
-            [("DOWN", 0, "active"), ("UP", 2_000_000, "active"), ("UP", -1, "active"), ("UP", 0, "stopped")]
+            [("DOWN", 0, "active"), ("UP", 600_000, "active"), ("UP", -1, "active"), ("UP", 0, "stopped")]
         {
             assert!(!of(0, &json(state, rxidle, fetch)).fresh, "{state} {rxidle} {fetch}");
         }
