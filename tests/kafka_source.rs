@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use headwater::source::kafka::dead_letters::{self, DeadLetter, DeadLetters, Retried};
 use headwater::source::kafka::produce::{Produced, Producer};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
 use headwater::source::{PartitionState, Reader, Source, SourceError};
@@ -263,6 +262,27 @@ fn pausing_and_resuming_loses_and_repeats_nothing() {
 }
 
 #[test]
+fn the_position_never_runs_ahead_of_what_was_handed_out() {
+    let topic = topic("position", 1, &[]);
+    send(&producer(None), &topic, 0, numbers(0..5_000));
+    let source = open(&topic);
+    let mut reading = Reading::of(&source);
+    // Everything is fetched long before it is read, and statistics that say so come in between.
+    for _ in 0..60 {
+        reading.step(10).expect("it reads");
+        assert_eq!(reading.state(0).position, Offset(reading.values(0).len() as i64));
+        assert_eq!(reading.state(0).at_end_since, None);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!((1..5_000).contains(&reading.values(0).len()));
+    reading.reader.set_paused(Partition(0), true).expect("it is owned");
+    let position = reading.state(0).position;
+    reading.keep_reading(Duration::from_millis(500));
+    assert_eq!(reading.state(0).position, position);
+    assert_eq!(reading.state(0).backlog, (5_000 - position.0) as u64);
+}
+
+#[test]
 fn being_at_the_end_begins_anew_after_a_pause() {
     let topic = topic("anew", 1, &[]);
     let source = open(&topic);
@@ -414,93 +434,6 @@ fn a_broker_that_is_not_there_is_an_error_and_not_a_hang() {
     let outcome = KafkaSource::open(absent);
     assert!(matches!(outcome, Err(SourceError::Unavailable { .. })));
     assert!(begun.elapsed() < Duration::from_secs(30));
-}
-
-#[test]
-fn producing_keeps_its_pace_and_stops_when_told() {
-    let topic = topic("pace", 2, &[]);
-    let produced = |n: u32| Produced {
-        partition: Some(n % 2),
-        value: Some(n.to_string().into_bytes()),
-        ..Produced::default()
-    };
-    let kafka = || Producer::connect(&brokers(), &Options::new(), &topic).expect("it connects");
-    let begun = Instant::now();
-    let mut reports = 0;
-    let outcome =
-        kafka().run((0..1500).map(produced), Some(1000.0), &AtomicBool::new(false), &mut |_| reports += 1);
-    let report = outcome.expect("they are produced");
-    assert_eq!((report.sent, report.acknowledged, reports), (1500, 1500, 1));
-    let seconds = begun.elapsed().as_secs_f64();
-    assert!((1.4..8.0).contains(&seconds), "{seconds}");
-    assert!(report.slowest > Duration::ZERO);
-
-    let stop = AtomicBool::new(false);
-    let report = std::thread::scope(|scope| {
-        let running = scope.spawn(|| kafka().run((0..).map(produced), Some(0.5), &stop, &mut |_| {}));
-        std::thread::sleep(Duration::from_millis(500));
-        stop.store(true, Ordering::Relaxed);
-        running.join().expect("it returns").expect("it stops")
-    });
-    assert!(report.sent <= 2, "{report:?}");
-}
-
-#[test]
-fn dead_letters_are_listed_with_their_headers_and_go_back_at_most_three_times() {
-    let (letters, source) = (topic("letters", 3, &[]), topic("source", 1, &[]));
-    let letter = |n: u32, reason: &str, retries: u32, truncated: bool| {
-        let mut headers = vec![
-            ("reason".to_owned(), reason.as_bytes().to_vec()),
-            ("headwater-retries".to_owned(), retries.to_string().into_bytes()),
-        ];
-        if truncated {
-            headers.push((dead_letters::header::ORIGINAL_LENGTH.to_owned(), b"5000000".to_vec()));
-        }
-        Produced {
-            partition: Some(n % 3),
-            key: Some(vec![0xff]),
-            value: Some(format!("{n}").into_bytes()),
-            headers,
-        }
-    };
-    let produced = [
-        letter(0, "malformed", 0, false),
-        letter(1, "invalid", 2, false),
-        letter(2, "invalid", 3, false),
-        letter(3, "late", 0, false),
-        letter(4, "malformed", 0, true),
-    ];
-    let kafka = Producer::connect(&brokers(), &Options::new(), &letters).expect("it connects");
-    kafka.run(produced, None, &AtomicBool::new(false), &mut |_| {}).expect("they are produced");
-    let read = || -> Vec<DeadLetter> {
-        let letters = DeadLetters::read_all(&brokers(), &Options::new(), &letters).expect("it opens");
-        letters.collect::<Result<_, _>>().expect("they are read")
-    };
-    let mut listed = read();
-    listed.sort_by_key(|letter| letter.value.clone());
-    let found: Vec<_> = listed.iter().map(|letter| (letter.reason(), letter.retries())).collect();
-    assert_eq!(found, [("malformed", 0), ("invalid", 2), ("invalid", 3), ("late", 0), ("malformed", 0)]);
-    assert_eq!(read().len(), 5, "listing consumes nothing");
-
-    let retry = |include_late| {
-        dead_letters::retry(&brokers(), &Options::new(), &source, read(), include_late)
-            .expect("they are sent")
-    };
-    assert_eq!(retry(false), Retried { sent: 2, late: 1, exhausted: 1, truncated: 1 });
-    assert_eq!(retry(true), Retried { sent: 3, late: 0, exhausted: 1, truncated: 1 });
-    let mut reader = open(&source).reader(&[(Partition(0), Offset(0))]).expect("it reads");
-    let mut got = Vec::new();
-    let deadline = Instant::now() + TEN_SECONDS;
-    while got.len() < 5 && Instant::now() < deadline {
-        let each = &mut |raw: headwater::source::Raw<'_>| {
-            assert_eq!(raw.key, Some(&[0xff][..]));
-            got.push((String::from_utf8_lossy(raw.value.unwrap_or_default()).into_owned(), raw.retries));
-        };
-        reader.read(10, each).expect("it reads");
-    }
-    got.sort();
-    let expected = [("0", 1), ("0", 1), ("1", 3), ("1", 3), ("3", 1)];
-    assert_eq!(got, expected.map(|(value, retries)| (value.to_owned(), retries)));
 }
 
 /// `cargo test --test kafka_source measure -- --ignored --nocapture` prints the rate of reading.

@@ -122,7 +122,8 @@ impl Writer {
 
     /// Whether another transaction may be begun; else a new producer must take over the id first.
     pub fn usable(&self) -> bool {
-        self.producer.poll(Duration::ZERO);
+        // Each takes one event: an error may wait behind log lines.
+        (0..32).for_each(|_| self.producer.poll(Duration::ZERO));
         !self.context().disturbed.load(Ordering::Relaxed)
     }
 
