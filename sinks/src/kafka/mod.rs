@@ -93,7 +93,7 @@ struct Opened {
     start: Start,
     producer: ClientConfig,
     log: ProgressLog,
-    writers: [Option<Writer>; SLOTS],
+    writers: [Writer; SLOTS],
     turn: usize,
     max_message_bytes: usize,
 }
@@ -290,8 +290,14 @@ impl KafkaSink {
         }
     }
 
-    /// Removes the records of another ledger from the progress topic.
-    fn forget(&self, start: &Start, writer: &Writer, foreign: &[Record]) -> Result<(), OpenError> {
+    /// Removes the records of another ledger from the progress topic, whichever partition they are in.
+    fn forget(
+        &self,
+        start: &Start,
+        log: &ProgressLog,
+        writer: &Writer,
+        foreign: &[Record],
+    ) -> Result<(), OpenError> {
         if foreign.is_empty() {
             return Ok(());
         }
@@ -304,8 +310,10 @@ impl KafkaSink {
         let forgotten = writer.transaction(|writer| {
             foreign.iter().try_for_each(|record| {
                 let key = record.key();
-                let (partition, key) = (None, Some(&*key));
-                writer.send(&Outgoing { topic: &topic, partition, key, value: None, headers: &[] })
+                log.partitions().try_for_each(|partition| {
+                    let (partition, key) = (Some(partition), Some(&*key));
+                    writer.send(&Outgoing { topic: &topic, partition, key, value: None, headers: &[] })
+                })
             })
         });
         forgotten.map_err(|trouble| self.unavailable("its progress topic", trouble.to_string()))
@@ -315,10 +323,9 @@ impl KafkaSink {
     fn ready(&mut self, opened: &mut Opened) -> Result<usize, Trouble> {
         let slot = opened.turn;
         opened.turn = (slot + 1) % SLOTS;
-        if opened.writers[slot].as_ref().is_some_and(Writer::usable) {
+        if opened.writers[slot].usable() {
             return Ok(slot);
         }
-        opened.writers[slot] = None;
         let Opened { start, producer, log, .. } = opened;
         let id = &transactional_ids(&start.pipeline, &self.config.name, start.process)[slot];
         tracing::info!(sink = self.config.name, id, "replacing a producer");
@@ -328,20 +335,17 @@ impl KafkaSink {
         };
         let (writer, sentinel) = self.take_over(start, producer, log, id).map_err(refused_is_fenced)?;
         self.read(start, log, &sentinel, false).map_err(refused_is_fenced)?;
-        opened.writers[slot] = Some(writer);
+        opened.writers[slot] = writer;
         Ok(slot)
     }
 
     fn round(&mut self, opened: &mut Opened, through: Epoch) -> Result<(), Trouble> {
         let slot = self.ready(opened)?;
         let Opened { start, writers, .. } = &*opened;
-        let Some(writer) = &writers[slot] else {
-            return Err(Trouble::Failed("no producer".to_owned()));
-        };
         let body = Body::Progress { shards: start.shards, through };
         let progress = record(&self.config.name, start, body);
         let (key, value) = (progress.key(), progress.encode());
-        writer.transaction(|writer| {
+        writers[slot].transaction(|writer| {
             let staged = self.staged.range(..=through).flat_map(|(_, changes)| changes);
             for message in staged.flat_map(|changes| changes.messages.iter()) {
                 writer.send(&Outgoing {
@@ -378,21 +382,11 @@ impl Sink for KafkaSink {
     fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
         let (producer, mut log, max_message_bytes) = self.prepare(start)?;
         let ids = transactional_ids(&start.pipeline, &self.config.name, start.process);
-        let mut taken = Vec::with_capacity(SLOTS);
-        for id in &ids {
-            taken.push(self.take_over(start, &producer, &log, id)?);
-        }
-        let mut writers = [const { None }; SLOTS];
-        let mut last = None;
-        for (slot, (writer, sentinel)) in writers.iter_mut().zip(taken) {
-            *slot = Some(writer);
-            last = Some(sentinel);
-        }
-        let Some(last) = last else { return Err(self.refused("no transactional ids")) };
+        let (first, _) = self.take_over(start, &producer, &log, &ids[0])?;
+        let (second, last) = self.take_over(start, &producer, &log, &ids[1])?;
         let (mine, foreign) = self.read(start, &mut log, &last, self.config.adopt)?;
-        if let Some(writer) = writers.iter().flatten().next() {
-            self.forget(start, writer, &foreign)?;
-        }
+        self.forget(start, &log, &first, &foreign)?;
+        let writers = [first, second];
         self.staged.clear();
         let start = start.clone();
         self.opened = Some(Opened { start, producer, log, writers, turn: 0, max_message_bytes });

@@ -45,7 +45,7 @@ pub(super) enum Trouble {
     Failed(String),
     /// Nobody knows.
     Indeterminate(String),
-    /// Another producer holds the id now; nothing of it will ever be visible.
+    /// Another producer holds the id now; whoever that is finds out what became of it.
     Fenced(String),
 }
 
