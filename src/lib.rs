@@ -12,3 +12,4 @@ pub mod metrics;
 pub mod outputs;
 pub mod runtime;
 pub mod source;
+pub mod topics;

@@ -4,6 +4,7 @@
 //! bounded, ends. Each worker gets a [`Reader`] for the partitions it owns; readers never wait.
 
 pub mod generator;
+pub mod kafka;
 
 use std::time::Instant;
 

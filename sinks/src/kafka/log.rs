@@ -1,0 +1,108 @@
+//! Reading the progress topic up to a sentinel.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::{Message as _, Offset, TopicPartitionList};
+use thiserror::Error;
+
+use super::client::{OptionRefused, Options, Quiet, client_config};
+use super::progress::Record;
+
+/// How long a sentinel may stay hidden behind another producer's open transaction.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why the progress topic could not be read.
+#[derive(Debug, Error)]
+pub(super) enum LogError {
+    #[error(
+        "progress topic {topic}, partition {partition}: our sentinel did not come back within {PATIENCE:?}; \
+        a transaction that another producer left open may hide it"
+    )]
+    Hidden { topic: String, partition: i32 },
+    #[error(
+        "progress topic {topic}, partition {partition}, offset {offset} is not a progress record: {reason}"
+    )]
+    Malformed { topic: String, partition: i32, offset: i64, reason: String },
+    #[error("progress topic {topic}")]
+    Kafka { topic: String, source: KafkaError },
+}
+
+/// The progress topic of a pipeline, read from where the last reading stopped.
+pub(super) struct ProgressLog {
+    topic: String,
+    config: rdkafka::ClientConfig,
+    /// By partition, the offset from which the next reading starts; none for the beginning.
+    next: Vec<Option<i64>>,
+}
+
+impl ProgressLog {
+    pub fn new(
+        brokers: &str,
+        options: &Options,
+        topic: &str,
+        partitions: u32,
+    ) -> Result<ProgressLog, OptionRefused> {
+        let defaults = [("fetch.wait.max.ms", "50"), ("fetch.queue.backoff.ms", "10")];
+        let owned = [
+            // Assigning partitions asks for a group; nothing is ever committed to it.
+            ("group.id", topic),
+            ("enable.auto.commit", "false"),
+            ("isolation.level", "read_committed"),
+            ("auto.offset.reset", "earliest"),
+        ];
+        let config = client_config(brokers, options, &defaults, &owned)?;
+        Ok(ProgressLog { topic: topic.to_owned(), config, next: vec![None; partitions as usize] })
+    }
+
+    /// How many partitions the topic has: a sentinel goes to each.
+    pub fn partitions(&self) -> impl Iterator<Item = i32> + use<> {
+        0..i32::try_from(self.next.len()).unwrap_or(i32::MAX)
+    }
+
+    /// All records since the last reading, up to `sentinel` in every partition. Those of other sinks are among
+    /// them; tombstones are not.
+    pub fn read_until(&mut self, sentinel: &Record) -> Result<Vec<Record>, LogError> {
+        let topic = self.topic.clone();
+        let kafka = |source| LogError::Kafka { topic: topic.clone(), source };
+        let consumer: BaseConsumer<Quiet> = self.config.create_with_context(Quiet).map_err(kafka)?;
+        let mut assignment = TopicPartitionList::new();
+        for (partition, next) in self.partitions().zip(&self.next) {
+            let from = next.map_or(Offset::Beginning, Offset::Offset);
+            assignment.add_partition_offset(&topic, partition, from).map_err(kafka)?;
+        }
+        consumer.assign(&assignment).map_err(kafka)?;
+
+        let mut records = Vec::new();
+        let mut waiting: Vec<i32> = self.partitions().collect();
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(&partition) = waiting.first() {
+            if Instant::now() > deadline {
+                return Err(LogError::Hidden { topic, partition });
+            }
+            match consumer.poll(Duration::from_millis(50)) {
+                Some(Ok(message)) => {
+                    let (partition, offset) = (message.partition(), message.offset());
+                    if !waiting.contains(&partition) {
+                        continue;
+                    }
+                    if let Some(slot) = usize::try_from(partition).ok().and_then(|p| self.next.get_mut(p)) {
+                        *slot = Some(offset + 1);
+                    }
+                    let Some(value) = message.payload() else { continue };
+                    let malformed =
+                        |reason| LogError::Malformed { topic: topic.clone(), partition, offset, reason };
+                    let record = Record::decode(value).map_err(malformed)?;
+                    if record == *sentinel {
+                        waiting.retain(|&other| other != partition);
+                    }
+                    records.push(record);
+                }
+                Some(Err(error)) => tracing::debug!(%error, topic, "reading the progress topic"),
+                None => {}
+            }
+        }
+        Ok(records)
+    }
+}

@@ -1,0 +1,427 @@
+//! A sink whose outputs are records of Kafka topics, seen exactly once by readers of committed records.
+//!
+//! ```text
+//!                      ┌───────────── one transaction ─────────────┐
+//!   stage(epoch)* ──▶  │ outputs of epochs ≤ E ──▶ their topics     │
+//!   commit(E)     ──▶  │ Progress{through: E}  ──▶ progress topic   │ ──▶ read_committed
+//!                      └───────────────────────────────────────────┘
+//! ```
+//!
+//! Two transactional ids are used in turn, so that a round does not wait for the broker to finish writing the
+//! markers of the round before. What holds:
+//!
+//! - Whoever opens the sink takes over its ids and commits a *sentinel* through **each** of them before reading
+//!   the progress topic up to the last. A process that was thought dead and comes back can take the ids over in
+//!   its turn, but must commit its own sentinel first, and what it then reads contains its successor's: it ends.
+//! - A producer to which anything unusual happened is replaced, by the same steps.
+//! - An id that nobody uses any more could still commit late: [`KafkaSink::fence`] takes over all of them.
+
+pub mod client;
+mod log;
+mod progress;
+pub mod topics;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+
+use headwater_dataflows::Epoch;
+use rdkafka::ClientConfig;
+
+use self::client::{Options, client_config};
+use self::log::{LogError, ProgressLog};
+use self::progress::{Body, Record};
+use self::topics::{TopicError, TopicSpec, Topics};
+use self::writer::{Outgoing, TRANSACTION_TIMEOUT, Trouble, Writer};
+use crate::{Changes, CommitError, CommitPermit, OpenError, Progress, Sink, StageError, Start};
+
+/// How many transactional ids a writer uses in turn.
+const SLOTS: usize = 2;
+/// The longest name of a sink or pipeline: both are parts of topic names, which Kafka limits to 249 bytes.
+const LONGEST_NAME: usize = 200;
+
+/// What a Kafka sink needs to know.
+#[derive(Clone)]
+pub struct KafkaConfig {
+    /// The sink's name in configuration, metrics and progress.
+    pub name: String,
+    /// The cluster's addresses, `host:port`, separated by commas.
+    pub brokers: String,
+    /// The output topics; a message's topic is an index into them. They must exist.
+    pub topics: Vec<String>,
+    /// Options for librdkafka.
+    pub options: Options,
+    /// Adopt topics that another ledger wrote to: its progress is removed instead of refused.
+    pub adopt: bool,
+}
+
+impl fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaConfig")
+            .field("name", &self.name)
+            .field("brokers", &self.brokers)
+            .field("topics", &self.topics)
+            .field("options", &self.options.keys())
+            .field("adopt", &self.adopt)
+            .finish()
+    }
+}
+
+/// The transactional ids of one process's writer: to be registered in the ledger before the sink is opened.
+pub fn transactional_ids(pipeline: &str, sink: &str, process: usize) -> [String; SLOTS] {
+    std::array::from_fn(|slot| format!("{pipeline}-{sink}-{process}-{slot}"))
+}
+
+/// The name of a pipeline's progress topic.
+pub fn progress_topic(pipeline: &str) -> String {
+    format!("headwater-progress-{pipeline}")
+}
+
+/// See the module's documentation.
+pub struct KafkaSink {
+    config: KafkaConfig,
+    /// Tells this process's sentinels from those of a clone with the same generation.
+    nonce: u64,
+    incarnations: u64,
+    staged: BTreeMap<Epoch, Vec<Changes>>,
+    opened: Option<Opened>,
+}
+
+/// What exists once the sink is open.
+struct Opened {
+    start: Start,
+    producer: ClientConfig,
+    log: ProgressLog,
+    writers: [Writer; SLOTS],
+    turn: usize,
+    max_message_bytes: usize,
+}
+
+impl KafkaSink {
+    /// A sink that is not open yet.
+    pub fn new(config: KafkaConfig) -> KafkaSink {
+        let nonce = RandomState::new().hash_one(std::process::id());
+        KafkaSink { config, nonce, incarnations: 0, staged: BTreeMap::new(), opened: None }
+    }
+
+    /// The largest message that every output topic takes, in bytes of key, value and headers together; none
+    /// before the sink is open. Whoever encodes messages must keep below it: a larger one stops the sink.
+    pub fn max_message_bytes(&self) -> Option<usize> {
+        self.opened.as_ref().map(|opened| opened.max_message_bytes)
+    }
+
+    /// Takes over each of these transactional ids, whoever holds it, and commits a sentinel through it, so that
+    /// nothing can be committed under it any more by a process of an earlier generation. For process 0, with every id
+    /// ever registered, before it opens this same sink and before the other processes open theirs.
+    pub fn fence(&mut self, start: &Start, ids: &[String]) -> Result<(), OpenError> {
+        let (producer, log, _) = self.prepare(start)?;
+        for id in ids {
+            self.take_over(start, &producer, &log, id)?;
+        }
+        Ok(())
+    }
+
+    fn refused(&self, reason: impl Into<String>) -> OpenError {
+        OpenError::Refused { sink: self.config.name.clone(), reason: reason.into() }
+    }
+
+    fn unavailable(
+        &self,
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> OpenError {
+        OpenError::Unavailable { sink: self.config.name.clone(), what: what.into(), source: source.into() }
+    }
+
+    fn topic_error(&self, error: TopicError) -> OpenError {
+        match error {
+            TopicError::Unavailable { .. } => self.unavailable("its topics", error),
+            TopicError::Option(_) | TopicError::TooFewPartitions { .. } => self.refused(error.to_string()),
+        }
+    }
+
+    /// Checks options and topics, creates the progress topic if it is missing; says how large messages may be.
+    fn prepare(&self, start: &Start) -> Result<(ClientConfig, ProgressLog, usize), OpenError> {
+        let KafkaConfig { name, brokers, options, topics, .. } = &self.config;
+        for part in [name, &start.pipeline, &start.lineage.0] {
+            if part.len() > LONGEST_NAME {
+                return Err(self.refused(format!("the name {part} is longer than {LONGEST_NAME} bytes")));
+            }
+        }
+        let timeout = TRANSACTION_TIMEOUT.as_millis().to_string();
+        let defaults = [("linger.ms", "0"), ("compression.type", "lz4")];
+        let owned = [
+            ("transaction.timeout.ms", &*timeout),
+            ("acks", "all"),
+            ("enable.idempotence", "true"),
+            // As the Java client does: a key goes to the same partition whoever produces it.
+            ("partitioner", "murmur2_random"),
+        ];
+        let producer = client_config(brokers, options, &defaults, &owned)
+            .map_err(|error| self.refused(error.to_string()))?;
+
+        let cluster = Topics::connect(brokers, options).map_err(|error| self.topic_error(error))?;
+        let mut missing = Vec::new();
+        // librdkafka's own default, by which it refuses before any topic does.
+        let mut largest =
+            producer.get("message.max.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(1_000_000);
+        for topic in topics {
+            match cluster.describe(topic).map_err(|error| self.topic_error(error))? {
+                None => missing.push(topic.as_str()),
+                Some(facts) => largest = facts.max_message_bytes.min(largest),
+            }
+        }
+        if !missing.is_empty() {
+            return Err(self.refused(format!(
+                "no such topic: {}; `headwater topics create` creates what is missing",
+                missing.join(", ")
+            )));
+        }
+        let progress = progress_topic(&start.pipeline);
+        let log = self.progress_log(&cluster, &progress)?;
+        Ok((producer, log, largest))
+    }
+
+    fn progress_log(&self, cluster: &Topics, topic: &str) -> Result<ProgressLog, OpenError> {
+        // Only closed segments are compacted, and every start reads what is left: small segments keep that to
+        // a few megabytes.
+        let spec = TopicSpec::new(topic, 1)
+            .with("cleanup.policy", "compact")
+            .with("segment.bytes", "4194304")
+            .with("min.cleanable.dirty.ratio", "0.1");
+        cluster.create(&[spec]).map_err(|error| self.topic_error(error))?;
+        let facts = cluster.describe(topic).map_err(|error| self.topic_error(error))?;
+        match facts {
+            Some(facts) if facts.compacted => {
+                ProgressLog::new(&self.config.brokers, &self.config.options, topic, facts.partitions)
+                    .map_err(|error| self.refused(error.to_string()))
+            }
+            Some(_) => Err(self.refused(format!(
+                "the progress topic {topic} is not compacted, so progress in it would expire; \
+                 set cleanup.policy=compact"
+            ))),
+            None => Err(self.refused(format!("the progress topic {topic} was deleted meanwhile"))),
+        }
+    }
+
+    /// Takes over a transactional id and commits a sentinel through it; returns both.
+    fn take_over(
+        &mut self,
+        start: &Start,
+        producer: &ClientConfig,
+        log: &ProgressLog,
+        id: &str,
+    ) -> Result<(Writer, Record), OpenError> {
+        let writer = Writer::open(producer, id)
+            .map_err(|error| self.unavailable(format!("transactional id {id}"), error))?;
+        let incarnation = self.incarnations;
+        self.incarnations += 1;
+        let body = Body::Sentinel { nonce: self.nonce, incarnation, id: id.to_owned() };
+        let sentinel = record(&self.config.name, start, body);
+        let (key, value) = (sentinel.key(), sentinel.encode());
+        let topic = progress_topic(&start.pipeline);
+        writer
+            .transaction(|writer| {
+                log.partitions().try_for_each(|partition| {
+                    let partition = Some(partition);
+                    let (key, value) = (Some(&*key), Some(&*value));
+                    writer.send(&Outgoing { topic: &topic, partition, key, value, headers: &[] })
+                })
+            })
+            .map_err(|trouble| match trouble {
+                Trouble::Fenced(reason) => {
+                    self.refused(format!("another process took over transactional id {id}: {reason}"))
+                }
+                other => self.unavailable(format!("transactional id {id}"), other.to_string()),
+            })?;
+        Ok((writer, sentinel))
+    }
+
+    /// Reads the progress topic up to `sentinel`. Returns the records of this sink, and apart from them those
+    /// which prove that this start is not the newest of its ledger; unless it may `adopt` them, they are refused.
+    fn read(
+        &self,
+        start: &Start,
+        log: &mut ProgressLog,
+        sentinel: &Record,
+        adopt: bool,
+    ) -> Result<(Vec<Record>, Vec<Record>), OpenError> {
+        let records = log.read_until(sentinel).map_err(|error| match error {
+            LogError::Malformed { .. } => self.refused(error.to_string()),
+            LogError::Hidden { .. } | LogError::Kafka { .. } => self.unavailable("its progress topic", error),
+        })?;
+        let of_this_sink = records.into_iter().filter(|record| record.sink == self.config.name);
+        let (mine, foreign): (Vec<_>, Vec<_>) =
+            of_this_sink.partition(|record| self.objection(start, record).is_none());
+        match foreign.first().and_then(|record| self.objection(start, record)) {
+            Some(objection) if !adopt => Err(self.refused(objection)),
+            _ => Ok((mine, foreign)),
+        }
+    }
+
+    /// Why a record shows that this start must not write, if it does.
+    fn objection(&self, start: &Start, record: &Record) -> Option<String> {
+        if record.lineage != start.lineage {
+            return Some(format!(
+                "its topics were written by ledger {}, and this one is {}; `--reset-sink` adopts them",
+                record.lineage.0, start.lineage.0
+            ));
+        }
+        if record.generation > start.generation {
+            return Some(format!(
+                "generation {} has written here and this start is {}: it has a successor, or its ledger is an \
+                 old copy",
+                record.generation, start.generation
+            ));
+        }
+        match record.body {
+            Body::Sentinel { nonce, .. }
+                if record.generation == start.generation
+                    && record.process as usize == start.process
+                    && nonce != self.nonce =>
+            {
+                Some(format!(
+                    "another process started as generation {} too: two copies of one ledger are in use",
+                    start.generation
+                ))
+            }
+            _ => None,
+        }
+    }
+
+    /// Removes the records of another ledger from the progress topic, whichever partition they are in.
+    fn forget(
+        &self,
+        start: &Start,
+        log: &ProgressLog,
+        writer: &Writer,
+        foreign: &[Record],
+    ) -> Result<(), OpenError> {
+        if foreign.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(
+            sink = self.config.name,
+            records = foreign.len(),
+            "adopting another ledger's progress"
+        );
+        let topic = progress_topic(&start.pipeline);
+        let forgotten = writer.transaction(|writer| {
+            foreign.iter().try_for_each(|record| {
+                let key = record.key();
+                log.partitions().try_for_each(|partition| {
+                    let (partition, key) = (Some(partition), Some(&*key));
+                    writer.send(&Outgoing { topic: &topic, partition, key, value: None, headers: &[] })
+                })
+            })
+        });
+        forgotten.map_err(|trouble| self.unavailable("its progress topic", trouble.to_string()))
+    }
+
+    /// A writer for the next round, replaced if anything unusual happened to it.
+    fn ready(&mut self, opened: &mut Opened) -> Result<usize, Trouble> {
+        let slot = opened.turn;
+        opened.turn = (slot + 1) % SLOTS;
+        if opened.writers[slot].usable() {
+            return Ok(slot);
+        }
+        let Opened { start, producer, log, .. } = opened;
+        let id = &transactional_ids(&start.pipeline, &self.config.name, start.process)[slot];
+        tracing::info!(sink = self.config.name, id, "replacing a producer");
+        let refused_is_fenced = |error| match error {
+            OpenError::Refused { reason, .. } => Trouble::Fenced(reason),
+            OpenError::Unavailable { what, source, .. } => Trouble::Failed(format!("{what}: {source}")),
+        };
+        let (writer, sentinel) = self.take_over(start, producer, log, id).map_err(refused_is_fenced)?;
+        self.read(start, log, &sentinel, false).map_err(refused_is_fenced)?;
+        opened.writers[slot] = writer;
+        Ok(slot)
+    }
+
+    fn round(&mut self, opened: &mut Opened, through: Epoch) -> Result<(), Trouble> {
+        let slot = self.ready(opened)?;
+        let Opened { start, writers, .. } = &*opened;
+        let body = Body::Progress { shards: start.shards, through };
+        let progress = record(&self.config.name, start, body);
+        let (key, value) = (progress.key(), progress.encode());
+        writers[slot].transaction(|writer| {
+            let staged = self.staged.range(..=through).flat_map(|(_, changes)| changes);
+            for message in staged.flat_map(|changes| changes.messages.iter()) {
+                writer.send(&Outgoing {
+                    topic: &self.config.topics[message.topic],
+                    partition: None,
+                    key: message.key,
+                    value: message.value,
+                    headers: &message.headers,
+                })?;
+            }
+            let topic = &progress_topic(&start.pipeline);
+            let (key, value) = (Some(&*key), Some(&*value));
+            writer.send(&Outgoing { topic, partition: None, key, value, headers: &[] })
+        })
+    }
+}
+
+fn record(sink: &str, start: &Start, body: Body) -> Record {
+    Record {
+        sink: sink.to_owned(),
+        process: u32::try_from(start.process).unwrap_or(u32::MAX),
+        lineage: start.lineage.clone(),
+        generation: start.generation,
+        body,
+    }
+}
+
+impl Sink for KafkaSink {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Returns the newest progress of each writer of each generation that no later one has surpassed.
+    fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
+        let (producer, mut log, max_message_bytes) = self.prepare(start)?;
+        let ids = transactional_ids(&start.pipeline, &self.config.name, start.process);
+        let (first, _) = self.take_over(start, &producer, &log, &ids[0])?;
+        let (second, last) = self.take_over(start, &producer, &log, &ids[1])?;
+        let (mine, foreign) = self.read(start, &mut log, &last, self.config.adopt)?;
+        self.forget(start, &log, &first, &foreign)?;
+        let writers = [first, second];
+        self.staged.clear();
+        let start = start.clone();
+        self.opened = Some(Opened { start, producer, log, writers, turn: 0, max_message_bytes });
+        Ok(progress::newest(&mine))
+    }
+
+    fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {
+        let refused = |reason| StageError { sink: self.config.name.clone(), epoch, reason };
+        if !changes.rows.is_empty() {
+            return Err(refused("a Kafka sink takes messages, and these are rows".to_owned()));
+        }
+        let topics = self.config.topics.len();
+        if let Some(message) = changes.messages.iter().find(|message| message.topic >= topics) {
+            return Err(refused(format!("topic {} of {topics}", message.topic)));
+        }
+        self.staged.entry(epoch).or_default().push(changes);
+        Ok(())
+    }
+
+    fn commit(&mut self, permit: CommitPermit) -> Result<(), CommitError> {
+        let through = permit.through();
+        let sink = self.config.name.clone();
+        let Some(mut opened) = self.opened.take() else {
+            return Err(CommitError::Failed { sink, through, reason: "it is not open".to_owned() });
+        };
+        let outcome = self.round(&mut opened, through);
+        self.opened = Some(opened);
+        match outcome {
+            Ok(()) => {
+                self.staged = self.staged.split_off(&through.next());
+                Ok(())
+            }
+            Err(Trouble::Failed(reason)) => Err(CommitError::Failed { sink, through, reason }),
+            Err(Trouble::Indeterminate(reason)) => Err(CommitError::Indeterminate { sink, through, reason }),
+            Err(Trouble::Fenced(reason)) => Err(CommitError::Fenced { sink, reason }),
+        }
+    }
+}

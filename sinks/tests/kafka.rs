@@ -1,0 +1,502 @@
+//! The Kafka sink against a real broker: librdkafka's own mock neither hides aborted transactions nor fences.
+//!
+//! `HEADWATER_TEST_KAFKA` names the broker, as `host:port`. Every test makes topics of its own.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use headwater_dataflows::Epoch;
+use headwater_sinks::kafka::client::Options;
+use headwater_sinks::kafka::topics::{TopicError, TopicSpec, Topics};
+use headwater_sinks::kafka::{KafkaConfig, KafkaSink, progress_topic, transactional_ids};
+use headwater_sinks::{
+    Changes, CommitError, CommitPermit, Generation, Header, Lineage, OpenError, Progress, Shards, Sink, Start,
+};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Headers;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+
+fn brokers() -> String {
+    std::env::var("HEADWATER_TEST_KAFKA")
+        .expect("these tests need a Kafka broker: set HEADWATER_TEST_KAFKA to its host:port")
+}
+
+fn topics() -> Topics {
+    Topics::connect(&brokers(), &Options::new()).expect("the options are valid")
+}
+
+/// A pipeline with one output topic, both named after the test.
+struct Bench {
+    pipeline: String,
+    topic: String,
+}
+
+impl Bench {
+    fn new(test: &str, partitions: u32, config: &[(&str, &str)]) -> Bench {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let pipeline = format!("{test}-{}-{count}", std::process::id());
+        let topic = format!("out-{pipeline}");
+        let spec = TopicSpec::new(&topic, partitions);
+        let spec = config.iter().fold(spec, |spec, (key, value)| spec.with(key, value));
+        topics().create(&[spec]).expect("the topic is new");
+        Bench { pipeline, topic }
+    }
+
+    fn start(&self, generation: u64) -> Start {
+        Start {
+            pipeline: self.pipeline.clone(),
+            lineage: Lineage("a".repeat(32)),
+            generation: Generation(generation),
+            process: 0,
+            shards: Shards::ALL,
+        }
+    }
+
+    fn config(&self) -> KafkaConfig {
+        KafkaConfig {
+            name: "kafka".to_owned(),
+            brokers: brokers(),
+            topics: vec![self.topic.clone()],
+            options: Options::new(),
+            adopt: false,
+        }
+    }
+
+    fn try_open(&self, generation: u64) -> Result<Vec<Progress>, OpenError> {
+        KafkaSink::new(self.config()).open(&self.start(generation))
+    }
+
+    fn opened(&self, generation: u64) -> KafkaSink {
+        let mut sink = KafkaSink::new(self.config());
+        sink.open(&self.start(generation)).expect("it opens");
+        sink
+    }
+
+    fn committed(&self) -> Vec<Record> {
+        read(&self.topic, "read_committed")
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Record {
+    partition: i32,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+/// Everything in a topic up to its present end, as a reader with this isolation sees it.
+fn read(topic: &str, isolation: &str) -> Vec<Record> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers())
+        .set("group.id", "reader")
+        .set("isolation.level", isolation)
+        .set("enable.partition.eof", "true")
+        .set("enable.auto.commit", "false")
+        .create()
+        .expect("a consumer");
+    let partitions = topics().partitions(topic).expect("the cluster answers").expect("the topic exists");
+    let mut list = TopicPartitionList::new();
+    for partition in 0..partitions as i32 {
+        list.add_partition_offset(topic, partition, Offset::Beginning).expect("a valid offset");
+    }
+    consumer.assign(&list).expect("it is assigned");
+    let mut ended = 0;
+    let mut records = Vec::new();
+    while ended < partitions {
+        match consumer.poll(Duration::from_secs(20)).expect("every partition ends within 20 s") {
+            Ok(message) => records.push(Record {
+                partition: message.partition(),
+                key: message.key().map(<[u8]>::to_vec),
+                value: message.payload().map(<[u8]>::to_vec),
+                headers: message.headers().map_or_else(Vec::new, |headers| {
+                    let owned = |value: Option<&[u8]>| value.unwrap_or_default().to_vec();
+                    headers.iter().map(|header| (header.key.to_owned(), owned(header.value))).collect()
+                }),
+            }),
+            Err(rdkafka::error::KafkaError::PartitionEOF(_)) => ended += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    records
+}
+
+fn values(records: &[Record]) -> Vec<String> {
+    let text = |record: &Record| String::from_utf8(record.value.clone().unwrap_or_default()).expect("text");
+    records.iter().map(text).collect()
+}
+
+fn messages(pairs: &[(&str, &str)]) -> Changes {
+    let mut changes = Changes::default();
+    for (key, value) in pairs {
+        changes.messages.push(0, Some(key.as_bytes()), &[], |out| out.extend_from_slice(value.as_bytes()));
+    }
+    changes
+}
+
+/// Text that does not compress.
+fn noise(len: usize) -> String {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        char::from(b'!' + (state >> 33) as u8 % 90)
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn commit(sink: &mut KafkaSink, through: u64) -> Result<(), CommitError> {
+    sink.commit(CommitPermit::granted(Epoch(through)))
+}
+
+fn is_fenced(outcome: Result<(), CommitError>) -> String {
+    let error = outcome.expect_err("it is fenced");
+    assert!(matches!(error, CommitError::Fenced { .. }), "{error}");
+    error.to_string()
+}
+
+fn stranger(id: &str) -> BaseProducer {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers())
+        .set("transactional.id", id)
+        .create()
+        .expect("a producer");
+    producer.init_transactions(Duration::from_secs(20)).expect("it takes the id over");
+    producer
+}
+
+#[test]
+fn a_round_shows_its_epochs_and_their_progress_and_keeps_later_ones() {
+    let bench = Bench::new("round", 1, &[]);
+    let mut sink = bench.opened(1);
+    for epoch in [3, 1, 2] {
+        sink.stage(Epoch(epoch), messages(&[("k", &format!("e{epoch}"))])).expect("it is staged");
+    }
+    assert_eq!(read(&bench.topic, "read_uncommitted"), [], "staging shows nothing");
+    commit(&mut sink, 2).expect("it commits");
+    assert_eq!(values(&bench.committed()), ["e1", "e2"]);
+    commit(&mut sink, 5).expect("it commits");
+    assert_eq!(values(&bench.committed()), ["e1", "e2", "e3"]);
+    drop(sink);
+    let found = bench.try_open(2).expect("it opens");
+    let (lineage, generation) = (Lineage("a".repeat(32)), Generation(1));
+    assert_eq!(found, [Progress { lineage, generation, shards: Shards::ALL, through: Epoch(5) }]);
+}
+
+#[test]
+fn a_sink_never_written_has_no_progress_and_a_round_without_outputs_leaves_some() {
+    let bench = Bench::new("empty", 1, &[]);
+    assert_eq!(bench.try_open(1).expect("it opens"), []);
+    let mut sink = bench.opened(2);
+    commit(&mut sink, 7).expect("it commits");
+    let found = bench.try_open(3).expect("it opens");
+    assert_eq!(found.iter().map(|p| p.through).collect::<Vec<_>>(), [Epoch(7)]);
+}
+
+#[test]
+fn messages_arrive_as_staged_with_headers_tombstones_and_empty_values() {
+    let bench = Bench::new("shapes", 1, &[]);
+    let mut sink = bench.opened(1);
+    let mut changes = Changes::default();
+    let header = Header { name: "reason", value: b"late" };
+    changes.messages.push(0, Some(b"k"), &[header, header], |out| out.extend_from_slice(&[0, 255]));
+    changes.messages.push_tombstone(0, Some(b""), &[]);
+    changes.messages.push(0, None, &[], |_| {});
+    sink.stage(Epoch(1), changes).expect("it is staged");
+    commit(&mut sink, 1).expect("it commits");
+    let record = |key: Option<&[u8]>, value: Option<&[u8]>| Record {
+        partition: 0,
+        key: key.map(<[u8]>::to_vec),
+        value: value.map(<[u8]>::to_vec),
+        headers: Vec::new(),
+    };
+    let mut first = record(Some(b"k"), Some(&[0, 255]));
+    first.headers = vec![("reason".to_owned(), b"late".to_vec()); 2];
+    assert_eq!(bench.committed(), [first, record(Some(b""), None), record(None, Some(b""))]);
+}
+
+/// Java's hash of a key, written down independently.
+fn murmur2(key: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    let mut h = 0x9747_b28c ^ key.len() as u32;
+    let mut chunks = key.chunks_exact(4);
+    for chunk in &mut chunks {
+        let mut k = u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]).wrapping_mul(M);
+        k ^= k >> 24;
+        h = h.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    let rest = chunks.remainder();
+    if !rest.is_empty() {
+        for (i, &byte) in rest.iter().enumerate() {
+            h ^= u32::from(byte) << (8 * i);
+        }
+        h = h.wrapping_mul(M);
+    }
+    h = (h ^ (h >> 13)).wrapping_mul(M);
+    h ^ (h >> 15)
+}
+
+#[test]
+fn a_key_goes_where_java_clients_send_it_and_stays_in_order_across_rounds() {
+    let bench = Bench::new("keys", 5, &[]);
+    let mut sink = bench.opened(1);
+    for epoch in 1..=6 {
+        let value = epoch.to_string();
+        let keys: Vec<_> = (0..40).map(|user| format!("user-{user}")).collect();
+        let pairs: Vec<_> = keys.iter().map(|key| (&**key, &*value)).collect();
+        sink.stage(Epoch(epoch), messages(&pairs)).expect("it is staged");
+        commit(&mut sink, epoch).expect("it commits");
+    }
+    let mut by_key: BTreeMap<Vec<u8>, Vec<Record>> = BTreeMap::new();
+    for record in bench.committed() {
+        by_key.entry(record.key.clone().expect("keyed")).or_default().push(record);
+    }
+    assert_eq!(by_key.len(), 40);
+    for (key, records) in by_key {
+        assert_eq!(values(&records), ["1", "2", "3", "4", "5", "6"]);
+        let expected = ((murmur2(&key) & 0x7fff_ffff) % 5) as i32;
+        assert!(records.iter().all(|record| record.partition == expected), "{key:?}");
+    }
+}
+
+#[test]
+fn a_round_that_a_broker_refuses_shows_nothing_and_repeated_shows_everything_once() {
+    let bench = Bench::new("retry", 1, &[("max.message.bytes", "2000")]);
+    let mut sink = bench.opened(1);
+    assert_eq!(sink.max_message_bytes(), Some(2000));
+    let noise = noise(8000);
+    sink.stage(Epoch(1), messages(&[("small", "before")])).expect("it is staged");
+    sink.stage(Epoch(2), messages(&[("large-key", &noise)])).expect("it is staged");
+    sink.stage(Epoch(3), messages(&[("small", "after")])).expect("it is staged");
+    for _ in 0..3 {
+        let error = commit(&mut sink, 3).expect_err("the topic takes no such message");
+        let text = error.to_string();
+        assert!(matches!(error, CommitError::Failed { .. }), "{text}");
+        assert!(text.contains(&bench.topic), "{text}");
+    }
+    assert_eq!(bench.committed(), []);
+
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
+    let alter = AlterConfig::new(ResourceSpecifier::Topic(&bench.topic)).set("max.message.bytes", "100000");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(admin.alter_configs(&[alter], &AdminOptions::new())).expect("it is altered");
+    commit(&mut sink, 3).expect("it commits");
+    commit(&mut sink, 4).expect("it commits");
+    assert_eq!(values(&bench.committed()), ["before", noise.as_str(), "after"]);
+}
+
+#[test]
+fn a_message_that_the_client_refuses_is_named_by_topic_and_key() {
+    let bench = Bench::new("oversized", 1, &[]);
+    let mut sink = bench.opened(1);
+    sink.stage(Epoch(1), messages(&[("huge", &"x".repeat(2_000_000))])).expect("it is staged");
+    let error = commit(&mut sink, 1).expect_err("it is too large").to_string();
+    assert!(error.contains(&bench.topic) && error.contains("huge"), "{error}");
+    assert!(error.len() < 1000, "the message itself stays out of the error");
+}
+
+#[test]
+fn two_transactional_ids_are_used_in_turn() {
+    let bench = Bench::new("turns", 1, &[]);
+    let mut sink = bench.opened(1);
+    commit(&mut sink, 1).expect("the first id commits");
+    commit(&mut sink, 2).expect("the second id commits");
+    let _other = stranger(&transactional_ids(&bench.pipeline, "kafka", 0)[1]);
+    commit(&mut sink, 3).expect("the first id is untouched");
+    is_fenced(commit(&mut sink, 4));
+}
+
+#[test]
+fn a_zombie_commits_nothing_not_even_after_taking_its_ids_back() {
+    let bench = Bench::new("zombie", 1, &[("max.message.bytes", "2000")]);
+    let mut zombie = bench.opened(1);
+    zombie.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
+    zombie.stage(Epoch(2), messages(&[("k", &noise(8000))])).expect("it is staged");
+    // The first producer is now due for replacement, which takes its id over again.
+    commit(&mut zombie, 2).expect_err("the message is too large");
+    let mut successor = bench.opened(2);
+    is_fenced(commit(&mut zombie, 1));
+    let error = is_fenced(commit(&mut zombie, 1));
+    assert!(error.contains("generation 2"), "the id was taken back and the sentinel read: {error}");
+    assert_eq!(bench.committed(), []);
+    is_fenced(commit(&mut successor, 1));
+}
+
+#[test]
+fn fencing_stops_a_process_that_the_new_cluster_no_longer_has() {
+    let bench = Bench::new("smaller", 1, &[]);
+    let mut third = KafkaSink::new(bench.config());
+    third.open(&Start { process: 2, ..bench.start(1) }).expect("it opens");
+    third.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
+    let mut first = KafkaSink::new(bench.config());
+    let ids = transactional_ids(&bench.pipeline, "kafka", 2);
+    first.fence(&bench.start(2), &ids).expect("it fences");
+    first.open(&bench.start(2)).expect("it opens, its own fencing notwithstanding");
+    for _ in 0..3 {
+        is_fenced(commit(&mut third, 1));
+    }
+    assert_eq!(bench.committed(), []);
+}
+
+#[test]
+fn an_older_generation_another_ledger_and_a_cloned_one_are_refused_and_another_can_be_adopted() {
+    let bench = Bench::new("refusals", 1, &[]);
+    let mut sink = bench.opened(5);
+    commit(&mut sink, 3).expect("it commits");
+    let refused = |outcome: Result<Vec<Progress>, OpenError>, word: &str| {
+        let error = outcome.expect_err("it is refused");
+        assert!(matches!(error, OpenError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains(word), "{error}");
+    };
+    refused(bench.try_open(4), "generation 5");
+    refused(bench.try_open(5), "two copies");
+    let other = Start { lineage: Lineage("b".repeat(32)), ..bench.start(1) };
+    refused(KafkaSink::new(bench.config()).open(&other), "--reset-sink");
+    let mut adopting = KafkaSink::new(KafkaConfig { adopt: true, ..bench.config() });
+    assert_eq!(adopting.open(&other).expect("it adopts"), []);
+    commit(&mut adopting, 1).expect("it commits");
+}
+
+#[test]
+fn progress_of_several_writers_is_all_returned() {
+    let bench = Bench::new("writers", 1, &[]);
+    let half = |process| Shards::of_workers(process..process + 1, 2);
+    for (process, through) in [(0, 10), (1, 12)] {
+        let mut sink = KafkaSink::new(bench.config());
+        sink.open(&Start { process, shards: half(process), ..bench.start(1) }).expect("it opens");
+        commit(&mut sink, through - 1).expect("it commits");
+        commit(&mut sink, through).expect("it commits");
+    }
+    let found = bench.try_open(2).expect("it opens");
+    let through: Vec<_> = found.iter().map(|p| (p.shards, p.through)).collect();
+    assert_eq!(through, [(half(0), Epoch(10)), (half(1), Epoch(12))]);
+}
+
+#[test]
+fn progress_behind_a_strangers_open_transaction_is_waited_for() {
+    let bench = Bench::new("stranger", 1, &[]);
+    let mut sink = bench.opened(1);
+    commit(&mut sink, 1).expect("it commits");
+    let other = stranger(&format!("stranger-{}", bench.pipeline));
+    other.begin_transaction().expect("it begins");
+    let topic = progress_topic(&bench.pipeline);
+    other.send(BaseRecord::to(&topic).key("x").payload("no progress")).expect("it is queued");
+    other.flush(Duration::from_secs(10)).expect("it is written");
+    commit(&mut sink, 2).expect("it commits, but its readers wait");
+    let waiting = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(3));
+        other.abort_transaction(Duration::from_secs(10)).expect("it aborts");
+    });
+    let begun = Instant::now();
+    let found = bench.try_open(2).expect("it opens");
+    assert!(begun.elapsed() > Duration::from_secs(2), "the stranger was not waited for");
+    assert_eq!(found.iter().map(|p| p.through).collect::<Vec<_>>(), [Epoch(2)]);
+    waiting.join().expect("it aborted");
+}
+
+#[test]
+fn a_foreign_record_in_the_progress_topic_is_refused_with_its_place() {
+    let bench = Bench::new("foreign", 1, &[]);
+    drop(bench.opened(1));
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a producer");
+    let topic = progress_topic(&bench.pipeline);
+    producer.send(BaseRecord::to(&topic).key("k").payload("{}")).expect("it is queued");
+    producer.flush(Duration::from_secs(10)).expect("it is written");
+    let error = bench.try_open(2).expect_err("it is refused");
+    assert!(matches!(error, OpenError::Refused { .. }) && error.to_string().contains("offset"), "{error}");
+}
+
+#[test]
+fn missing_topics_and_owned_options_are_refused_by_name() {
+    let bench = Bench::new("missing", 1, &[]);
+    let mut config = bench.config();
+    config.topics.extend(["no-such-one".to_owned(), "nor-this".to_owned()]);
+    let error = KafkaSink::new(config).open(&bench.start(1)).expect_err("topics are missing").to_string();
+    assert!(error.contains("no-such-one, nor-this") && error.contains("topics create"), "{error}");
+    assert!(!error.contains(&bench.topic), "{error}");
+    let mut config = bench.config();
+    config.options.insert("acks".to_owned(), "1".to_owned());
+    let error = KafkaSink::new(config).open(&bench.start(1)).expect_err("acks is owned").to_string();
+    assert!(error.contains("`acks`"), "{error}");
+}
+
+#[test]
+fn changes_that_are_not_for_this_sink_are_refused_when_staged() {
+    let mut sink = KafkaSink::new(Bench::new("stage", 1, &[]).config());
+    let mut rows = Changes::default();
+    rows.rows.row(0).end();
+    sink.stage(Epoch(1), rows).expect_err("rows are for tables");
+    let mut elsewhere = Changes::default();
+    elsewhere.messages.push(1, None, &[], |_| {});
+    sink.stage(Epoch(1), elsewhere).expect_err("there is no second topic");
+}
+
+#[test]
+fn creating_topics_again_changes_nothing_and_too_few_partitions_are_said() {
+    let bench = Bench::new("create", 2, &[]);
+    let wanted = |partitions| [TopicSpec::new(&bench.topic, partitions)];
+    assert_eq!(topics().create(&wanted(2)).expect("it exists"), Vec::<String>::new());
+    let error = topics().create(&wanted(3)).expect_err("it has two");
+    assert!(matches!(error, TopicError::TooFewPartitions { found: 2, wanted: 3, .. }), "{error}");
+    topics().delete(&[&bench.topic]).expect("it is deleted");
+    topics().delete(&[&bench.topic]).expect("deleting twice is no error");
+}
+
+#[test]
+fn a_broker_that_is_not_there_is_an_error_and_not_a_hang() {
+    let bench = Bench::new("absent", 1, &[]);
+    let config = KafkaConfig { brokers: "127.0.0.1:1".to_owned(), ..bench.config() };
+    let begun = Instant::now();
+    let error = KafkaSink::new(config).open(&bench.start(1)).expect_err("nobody listens there");
+    assert!(matches!(error, OpenError::Unavailable { .. }), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(30));
+}
+
+/// `cargo test --test kafka measure -- --ignored --nocapture` prints commit latencies and throughput.
+#[test]
+#[ignore = "a measurement"]
+fn measure_rounds() {
+    for linger in ["0", "1", "5"] {
+        for (size, rounds) in [(100, 300), (1_000, 100), (10_000, 30)] {
+            let bench = Bench::new("measure", 6, &[]);
+            let mut config = bench.config();
+            config.options.insert("linger.ms".to_owned(), linger.to_owned());
+            let mut sink = KafkaSink::new(config);
+            let begun = Instant::now();
+            sink.open(&bench.start(1)).expect("it opens");
+            let open = begun.elapsed();
+            let value = "v".repeat(200);
+            let mut latencies = Vec::new();
+            let begun = Instant::now();
+            for epoch in 0..rounds {
+                let mut changes = Changes::default();
+                for n in 0..size {
+                    let key = format!("user-{}", (epoch * size + n) % 5000);
+                    let put = |out: &mut Vec<u8>| out.extend_from_slice(value.as_bytes());
+                    changes.messages.push(0, Some(key.as_bytes()), &[], put);
+                }
+                sink.stage(Epoch(epoch), changes).expect("it is staged");
+                let round = Instant::now();
+                commit(&mut sink, epoch).expect("it commits");
+                latencies.push(round.elapsed());
+            }
+            let seconds = begun.elapsed().as_secs_f64();
+            latencies.sort();
+            println!(
+                "linger {linger} ms, {size} messages a round: open {open:.0?}, {:.0} rounds/s, {:.0} messages/s, \
+                 commit p50 {:.1?} p99 {:.1?} max {:.1?}",
+                rounds as f64 / seconds,
+                (rounds * size) as f64 / seconds,
+                latencies[latencies.len() / 2],
+                latencies[latencies.len() * 99 / 100],
+                latencies[latencies.len() - 1],
+            );
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! A Kafka topic as a source: partitions assigned, never subscribed to, read committed.
+//!
+//! ```text
+//!   group's offsets, or start_from ──▶ start ─┐
+//!   log end (until_end)            ──▶ stop  ─┴─▶ one reader per worker ── Raw ──▶ decode
+//!   frontier of all sinks          ──▶ commit ──▶ group's offsets
+//! ```
+//!
+//! What decides where a pipeline goes on is its ledger. The group's offsets are written for Kafka's own tools, and
+//! read only where the ledger says nothing yet. Nothing is guessed: an offset that the log no longer has, a topic
+//! that is missing or compacted, are refused by name.
+
+pub mod dead_letters;
+mod group;
+pub mod produce;
+mod reader;
+mod stats;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_dataflows::{Offset, Partition};
+use headwater_sinks::kafka::client::{Options, Quiet, client_config};
+use headwater_sinks::kafka::topics::{TopicError, Topics};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaResult;
+use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+
+use self::group::Committer;
+use self::reader::KafkaReader;
+use super::{Reader, Source, SourceError};
+
+/// How long one question to the cluster may take.
+const ANSWER: Duration = Duration::from_secs(10);
+/// The smallest memory in which a partition can be read, in bytes.
+const LEAST_BYTES: usize = 64 << 10;
+
+/// Where to start where nothing is recorded yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartFrom {
+    /// At the first record that the topic still has.
+    Earliest,
+    /// After the last committed record.
+    Latest,
+    /// At the first record whose Kafka timestamp is this or later, in milliseconds since 1970.
+    Time(i64),
+}
+
+/// What a Kafka source needs to know.
+#[derive(Clone)]
+pub struct KafkaSourceConfig {
+    /// The cluster's addresses, `host:port`, separated by commas.
+    pub brokers: String,
+    /// The topic to read.
+    pub topic: String,
+    /// The consumer group whose offsets show how far the pipeline has come.
+    pub group: String,
+    /// Where to start a partition for which the group has no offset.
+    pub start_from: StartFrom,
+    /// Options for librdkafka.
+    pub options: Options,
+    /// Stop at the end of each partition as it is now: after the last record whose transaction is decided.
+    pub until_end: bool,
+    /// How many bytes may be fetched and not yet handed out, over all partitions of the topic.
+    pub bytes_in_flight: usize,
+}
+
+impl fmt::Debug for KafkaSourceConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaSourceConfig")
+            .field("brokers", &self.brokers)
+            .field("topic", &self.topic)
+            .field("group", &self.group)
+            .field("start_from", &self.start_from)
+            .field("options", &self.options.keys())
+            .field("until_end", &self.until_end)
+            .field("bytes_in_flight", &self.bytes_in_flight)
+            .finish()
+    }
+}
+
+/// A topic, opened for reading.
+pub struct KafkaSource {
+    config: KafkaSourceConfig,
+    start: Vec<Offset>,
+    /// By partition, the offset at which it ends; empty if it does not.
+    stop: Vec<Offset>,
+    committer: Committer,
+}
+
+impl KafkaSource {
+    /// Checks the topic, decides where each partition starts and, with `until_end`, where it ends.
+    pub fn open(config: KafkaSourceConfig) -> Result<KafkaSource, SourceError> {
+        let topic = &config.topic;
+        let partitions = check_topic(&config)?;
+        // Never assigned a partition: it asks, and commits.
+        let group: BaseConsumer<Quiet> = consumer_config(&config, partitions)?
+            .create_with_context(Quiet)
+            .map_err(|error| unavailable("set up a consumer", error))?;
+        // A consumer that reads committed records is told the last stable offset as the end.
+        let ends = (0..partitions)
+            .map(|partition| group.fetch_watermarks(topic, kafka(partition), ANSWER))
+            .collect::<KafkaResult<Vec<_>>>()
+            .map_err(|error| unavailable(format!("read the ends of topic {topic}"), error))?;
+        let committed = committed(&group, topic, partitions)?;
+        let from = start_from(&group, &config, &ends)?;
+        let mut start = Vec::with_capacity(ends.len());
+        for (partition, &(low, end)) in ends.iter().enumerate() {
+            let offset = match committed[partition] {
+                Some(offset) if offset < low || offset > end => {
+                    return Err(SourceError::Refused(format!(
+                        "the offset of group {} in {topic} partition {partition} is {offset}, and the topic has {low} to \
+                         {end}: records were removed before they were read, or the topic was created anew",
+                        config.group
+                    )));
+                }
+                Some(offset) => {
+                    tracing::info!(
+                        topic,
+                        partition,
+                        offset,
+                        group = config.group,
+                        "starts at the group's offset"
+                    );
+                    offset
+                }
+                None => {
+                    let offset = from[partition];
+                    tracing::info!(topic, partition, offset, start_from = ?config.start_from, "starts afresh");
+                    offset
+                }
+            };
+            start.push(Offset(offset));
+        }
+        let stop =
+            if config.until_end { ends.iter().map(|&(_, end)| Offset(end)).collect() } else { Vec::new() };
+        let committer = Committer::start(Arc::new(group))?;
+        Ok(KafkaSource { config, start, stop, committer })
+    }
+}
+
+impl Source for KafkaSource {
+    fn start(&self) -> &[Offset] {
+        &self.start
+    }
+
+    fn reader(&self, owned: &[(Partition, Offset)]) -> Result<Box<dyn Reader>, SourceError> {
+        let config = consumer_config(&self.config, self.start.len() as u32)?;
+        Ok(Box::new(KafkaReader::new(&config, &self.config.topic, owned, &self.stop)?))
+    }
+
+    fn commit(&self, offsets: &[(Partition, Offset)]) -> Result<(), SourceError> {
+        let failed = |error| unavailable(format!("commit the offsets of group {}", self.config.group), error);
+        let mut list = TopicPartitionList::with_capacity(offsets.len());
+        for &(Partition(partition), Offset(offset)) in offsets {
+            list.add_partition_offset(&self.config.topic, kafka(partition), KafkaOffset::Offset(offset))
+                .map_err(failed)?;
+        }
+        self.committer.commit(list)
+    }
+}
+
+/// How many partitions the topic has; refuses one that cannot be read exactly.
+fn check_topic(config: &KafkaSourceConfig) -> Result<u32, SourceError> {
+    let KafkaSourceConfig { brokers, topic, options, .. } = config;
+    let failed = |error: TopicError| match error {
+        TopicError::Option(refused) => SourceError::Refused(refused.to_string()),
+        other => unavailable(format!("look up topic {topic}"), other),
+    };
+    match Topics::connect(brokers, options).and_then(|topics| topics.describe(topic)).map_err(failed)? {
+        None => Err(SourceError::Refused(format!(
+            "there is no topic {topic}; `headwater topics create` creates what is missing"
+        ))),
+        Some(facts) if facts.compacted => Err(SourceError::Refused(format!(
+            "topic {topic} is compacted: records vanish from it, so nothing could be read twice; \
+             set cleanup.policy=delete or choose another topic"
+        ))),
+        Some(facts) => Ok(facts.partitions),
+    }
+}
+
+/// The configuration of every consumer of the topic.
+fn consumer_config(config: &KafkaSourceConfig, partitions: u32) -> Result<ClientConfig, SourceError> {
+    // A partition's queue is refilled when it is below its bound, by at most one fetch more: half each.
+    let share = (config.bytes_in_flight / (partitions.max(1) as usize)).max(LEAST_BYTES) / 2;
+    let queued = (share >> 10).to_string();
+    let fetched = share.min(1 << 20).to_string();
+    let defaults = [
+        // With its default of a second, a partition whose queue was full is not fetched for that long.
+        ("fetch.queue.backoff.ms", "10"),
+        ("queued.min.messages", "1000000"),
+        ("queued.max.messages.kbytes", &*queued),
+        ("fetch.message.max.bytes", &*fetched),
+    ];
+    let owned = [
+        ("group.id", &*config.group),
+        ("enable.auto.commit", "false"),
+        ("enable.auto.offset.store", "false"),
+        ("auto.offset.reset", "error"),
+        ("isolation.level", "read_committed"),
+        ("enable.partition.eof", "false"),
+        ("fetch.wait.max.ms", stats::FETCH_WAIT_MS),
+    ];
+    client_config(&config.brokers, &config.options, &defaults, &owned)
+        .map_err(|refused| SourceError::Refused(refused.to_string()))
+}
+
+/// By partition, the group's offset, if it has one.
+fn committed(
+    group: &BaseConsumer<Quiet>,
+    topic: &str,
+    partitions: u32,
+) -> Result<Vec<Option<i64>>, SourceError> {
+    let failed = |error| unavailable("read the group's offsets", error);
+    let mut list = TopicPartitionList::new();
+    for partition in 0..partitions {
+        list.add_partition(topic, kafka(partition));
+    }
+    let answer = group.committed_offsets(list, ANSWER).map_err(failed)?;
+    (0..partitions)
+        .map(|partition| {
+            let Some(element) = answer.find_partition(topic, kafka(partition)) else { return Ok(None) };
+            element.error().map_err(failed)?;
+            Ok(match element.offset() {
+                KafkaOffset::Offset(offset) => Some(offset),
+                _ => None,
+            })
+        })
+        .collect()
+}
+
+/// By partition, the offset that `start_from` means.
+fn start_from(
+    group: &BaseConsumer<Quiet>,
+    config: &KafkaSourceConfig,
+    ends: &[(i64, i64)],
+) -> Result<Vec<i64>, SourceError> {
+    let time = match config.start_from {
+        StartFrom::Earliest => return Ok(ends.iter().map(|&(low, _)| low).collect()),
+        StartFrom::Latest => return Ok(ends.iter().map(|&(_, end)| end).collect()),
+        StartFrom::Time(time) => time,
+    };
+    let topic = &config.topic;
+    let failed = |error| unavailable(format!("find the time {time} in topic {topic}"), error);
+    let mut list = TopicPartitionList::new();
+    for partition in 0..ends.len() as u32 {
+        list.add_partition_offset(topic, kafka(partition), KafkaOffset::Offset(time)).map_err(failed)?;
+    }
+    let answer = group.offsets_for_times(list, ANSWER).map_err(failed)?;
+    let found = |(partition, &(_, end)): (usize, &(i64, i64))| {
+        let Some(element) = answer.find_partition(topic, kafka(partition as u32)) else { return Ok(end) };
+        element.error().map_err(failed)?;
+        Ok(match element.offset() {
+            KafkaOffset::Offset(offset) => offset.min(end),
+            // Nothing is as late as that.
+            _ => end,
+        })
+    };
+    ends.iter().enumerate().map(found).collect()
+}
+
+/// A partition as Kafka numbers it.
+fn kafka(partition: u32) -> i32 {
+    i32::try_from(partition).unwrap_or(i32::MAX)
+}
+
+fn unavailable(
+    action: impl Into<String>,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> SourceError {
+    SourceError::Unavailable { action: action.into(), source: source.into() }
+}

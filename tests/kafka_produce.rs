@@ -1,0 +1,129 @@
+//! Producing at a pace, and sending dead letters back, against a real broker.
+//!
+//! `HEADWATER_TEST_KAFKA` names the broker, as `host:port`. Every test makes topics of its own.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use headwater::source::Source;
+use headwater::source::kafka::dead_letters::{self, DeadLetter, DeadLetters, Retried};
+use headwater::source::kafka::produce::{Produced, Producer};
+use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
+use headwater::topics::{TopicSpec, create_topics};
+use headwater_dataflows::{Offset, Partition};
+use headwater_sinks::kafka::client::Options;
+
+const TEN_SECONDS: Duration = Duration::from_secs(10);
+
+fn brokers() -> String {
+    std::env::var("HEADWATER_TEST_KAFKA")
+        .expect("these tests need a Kafka broker: set HEADWATER_TEST_KAFKA to its host:port")
+}
+
+/// A new topic of this name, unlike that of any other run.
+fn topic(name: &str, partitions: u32) -> String {
+    let name = format!("{name}-{}", std::process::id());
+    let specs = [TopicSpec::new(&name, partitions)];
+    create_topics(&brokers(), &Options::new(), &specs).expect("the topic is new");
+    name
+}
+
+fn open(topic: &str) -> KafkaSource {
+    let config = KafkaSourceConfig {
+        brokers: brokers(),
+        topic: topic.to_owned(),
+        group: format!("group-{topic}"),
+        start_from: StartFrom::Earliest,
+        options: Options::new(),
+        until_end: false,
+        bytes_in_flight: 8 << 20,
+    };
+    KafkaSource::open(config).expect("it opens")
+}
+
+#[test]
+fn producing_keeps_its_pace_and_stops_when_told() {
+    let topic = topic("pace", 2);
+    let produced = |n: u32| Produced {
+        partition: Some(n % 2),
+        value: Some(n.to_string().into_bytes()),
+        ..Produced::default()
+    };
+    let kafka = || Producer::connect(&brokers(), &Options::new(), &topic).expect("it connects");
+    let begun = Instant::now();
+    let mut reports = 0;
+    let outcome =
+        kafka().run((0..1500).map(produced), Some(1000.0), &AtomicBool::new(false), &mut |_| reports += 1);
+    let report = outcome.expect("they are produced");
+    assert_eq!((report.sent, report.acknowledged, reports), (1500, 1500, 1));
+    let seconds = begun.elapsed().as_secs_f64();
+    assert!((1.4..8.0).contains(&seconds), "{seconds}");
+    assert!(report.slowest > Duration::ZERO);
+
+    let stop = AtomicBool::new(false);
+    let report = std::thread::scope(|scope| {
+        let running = scope.spawn(|| kafka().run((0..).map(produced), Some(0.5), &stop, &mut |_| {}));
+        std::thread::sleep(Duration::from_millis(500));
+        stop.store(true, Ordering::Relaxed);
+        running.join().expect("it returns").expect("it stops")
+    });
+    assert!(report.sent <= 2, "{report:?}");
+}
+
+#[test]
+fn dead_letters_are_listed_with_their_headers_and_go_back_at_most_three_times() {
+    let (letters, source) = (topic("letters", 3), topic("back", 1));
+    let letter = |n: u32, reason: &str, retries: u32, truncated: bool| {
+        let mut headers = vec![
+            ("reason".to_owned(), reason.as_bytes().to_vec()),
+            ("headwater-retries".to_owned(), retries.to_string().into_bytes()),
+        ];
+        if truncated {
+            headers.push((dead_letters::header::ORIGINAL_LENGTH.to_owned(), b"5000000".to_vec()));
+        }
+        Produced {
+            partition: Some(n % 3),
+            key: Some(vec![0xff]),
+            value: Some(format!("{n}").into_bytes()),
+            headers,
+        }
+    };
+    let produced = [
+        letter(0, "malformed", 0, false),
+        letter(1, "invalid", 2, false),
+        letter(2, "invalid", 3, false),
+        letter(3, "late", 0, false),
+        letter(4, "malformed", 0, true),
+    ];
+    let kafka = Producer::connect(&brokers(), &Options::new(), &letters).expect("it connects");
+    kafka.run(produced, None, &AtomicBool::new(false), &mut |_| {}).expect("they are produced");
+    let read = || -> Vec<DeadLetter> {
+        let letters = DeadLetters::read_all(&brokers(), &Options::new(), &letters).expect("it opens");
+        letters.collect::<Result<_, _>>().expect("they are read")
+    };
+    let mut listed = read();
+    listed.sort_by_key(|letter| letter.value.clone());
+    let found: Vec<_> = listed.iter().map(|letter| (letter.reason(), letter.retries())).collect();
+    assert_eq!(found, [("malformed", 0), ("invalid", 2), ("invalid", 3), ("late", 0), ("malformed", 0)]);
+    assert_eq!(read().len(), 5, "listing consumes nothing");
+
+    let retry = |include_late| {
+        dead_letters::retry(&brokers(), &Options::new(), &source, read(), include_late)
+            .expect("they are sent")
+    };
+    assert_eq!(retry(false), Retried { sent: 2, late: 1, exhausted: 1, truncated: 1 });
+    assert_eq!(retry(true), Retried { sent: 3, late: 0, exhausted: 1, truncated: 1 });
+    let mut reader = open(&source).reader(&[(Partition(0), Offset(0))]).expect("it reads");
+    let mut got = Vec::new();
+    let deadline = Instant::now() + TEN_SECONDS;
+    while got.len() < 5 && Instant::now() < deadline {
+        let each = &mut |raw: headwater::source::Raw<'_>| {
+            assert_eq!(raw.key, Some(&[0xff][..]));
+            got.push((String::from_utf8_lossy(raw.value.unwrap_or_default()).into_owned(), raw.retries));
+        };
+        reader.read(10, each).expect("it reads");
+    }
+    got.sort();
+    let expected = [("0", 1), ("0", 1), ("1", 3), ("1", 3), ("3", 1)];
+    assert_eq!(got, expected.map(|(value, retries)| (value.to_owned(), retries)));
+}

@@ -1,0 +1,471 @@
+//! The Kafka source against a real broker, whose transactions, watermarks and retention no mock has.
+//!
+//! `HEADWATER_TEST_KAFKA` names the broker, as `host:port`. Every test makes topics of its own.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use headwater::source::kafka::produce::{Produced, Producer};
+use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
+use headwater::source::{PartitionState, Reader, Source, SourceError};
+use headwater::topics::{TopicSpec, create_topics};
+use headwater_dataflows::{Offset, Partition};
+use headwater_sinks::kafka::client::Options;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::{ClientConfig, TopicPartitionList};
+
+const TEN_SECONDS: Duration = Duration::from_secs(10);
+
+fn brokers() -> String {
+    std::env::var("HEADWATER_TEST_KAFKA")
+        .expect("these tests need a Kafka broker: set HEADWATER_TEST_KAFKA to its host:port")
+}
+
+/// A new topic of this name, unlike that of any other test.
+fn topic(test: &str, partitions: u32, config: &[(&str, &str)]) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("{test}-{}-{count}", std::process::id());
+    let spec = TopicSpec::new(&name, partitions);
+    let spec = config.iter().fold(spec, |spec, (key, value)| spec.with(key, value));
+    create_topics(&brokers(), &Options::new(), &[spec]).expect("the topic is new");
+    name
+}
+
+fn config(topic: &str) -> KafkaSourceConfig {
+    KafkaSourceConfig {
+        brokers: brokers(),
+        topic: topic.to_owned(),
+        group: format!("group-{topic}"),
+        start_from: StartFrom::Earliest,
+        options: Options::new(),
+        until_end: false,
+        bytes_in_flight: 8 << 20,
+    }
+}
+
+fn open(topic: &str) -> KafkaSource {
+    KafkaSource::open(config(topic)).expect("it opens")
+}
+
+fn refusal<T>(outcome: Result<T, SourceError>) -> String {
+    match outcome {
+        Err(SourceError::Refused(reason)) => reason,
+        Err(error) => panic!("unavailable rather than refused: {error}"),
+        Ok(_) => panic!("it is not refused"),
+    }
+}
+
+/// A producer; with an id, a transactional one.
+fn producer(id: Option<&str>) -> BaseProducer {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers());
+    if let Some(id) = id {
+        config.set("transactional.id", id);
+    }
+    let producer: BaseProducer = config.create().expect("a producer");
+    if id.is_some() {
+        producer.init_transactions(TEN_SECONDS).expect("it takes the id");
+    }
+    producer
+}
+
+fn send(producer: &BaseProducer, topic: &str, partition: i32, values: impl IntoIterator<Item = String>) {
+    for value in values {
+        let record = BaseRecord::<[u8], str>::to(topic).partition(partition).payload(&value);
+        producer.send(record).map_err(|(error, _)| error).expect("it is queued");
+    }
+    producer.flush(TEN_SECONDS).expect("it is written");
+}
+
+fn numbers(range: std::ops::Range<u32>) -> impl Iterator<Item = String> {
+    range.map(|n| n.to_string())
+}
+
+/// Reads with one reader over all partitions and keeps what it got, by partition, as offset and value.
+struct Reading {
+    reader: Box<dyn Reader>,
+    got: BTreeMap<u32, Vec<(i64, String)>>,
+}
+
+impl Reading {
+    fn of(source: &KafkaSource) -> Reading {
+        let owned: Vec<_> = source.start().iter().zip(0..).map(|(&from, p)| (Partition(p), from)).collect();
+        Reading { reader: source.reader(&owned).expect("it reads"), got: BTreeMap::new() }
+    }
+
+    fn step(&mut self, budget: usize) -> Result<usize, SourceError> {
+        let got = &mut self.got;
+        let begun = Instant::now();
+        let count = self.reader.read(budget, &mut |raw| {
+            let value = String::from_utf8(raw.value.unwrap_or_default().to_vec()).expect("text");
+            got.entry(raw.position.partition.0).or_default().push((raw.position.offset.0, value));
+        });
+        assert!(begun.elapsed() < Duration::from_secs(1), "reading must not wait");
+        std::thread::sleep(Duration::from_millis(1));
+        count
+    }
+
+    fn until(&mut self, what: &str, done: impl Fn(&Reading) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !done(self) {
+            assert!(Instant::now() < deadline, "not within 30 s: {what}; {:?}", self.reader.partitions());
+            self.step(500).expect("it reads");
+        }
+    }
+
+    fn keep_reading(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
+        while Instant::now() < deadline {
+            self.step(500).expect("it reads");
+        }
+    }
+
+    fn state(&self, partition: u32) -> PartitionState {
+        let of = |state: &PartitionState| state.partition == Partition(partition);
+        self.reader.partitions().into_iter().find(of).expect("it is owned")
+    }
+
+    fn values(&self, partition: u32) -> Vec<&str> {
+        self.got.get(&partition).map_or_else(Vec::new, |got| got.iter().map(|(_, v)| &**v).collect())
+    }
+
+    fn ended(&self) -> bool {
+        self.reader.partitions().iter().all(|state| state.ended)
+    }
+}
+
+#[test]
+fn a_record_comes_with_key_timestamp_tombstone_and_retry_count() {
+    let topic = topic("record", 1, &[]);
+    let header = |value: &str| vec![("headwater-retries".to_owned(), value.as_bytes().to_vec())];
+    let produced = [
+        Produced { key: Some(b"k".to_vec()), value: Some(b"v".to_vec()), ..Produced::default() },
+        Produced { headers: header("2"), ..Produced::default() },
+        Produced { value: Some(Vec::new()), headers: header("many"), ..Produced::default() },
+    ];
+    let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("now").as_millis();
+    let kafka = Producer::connect(&brokers(), &Options::new(), &topic).expect("it connects");
+    kafka.run(produced, None, &AtomicBool::new(false), &mut |_| {}).expect("they are produced");
+    let mut reader = open(&topic).reader(&[(Partition(0), Offset(0))]).expect("it reads");
+    let mut got = Vec::new();
+    let deadline = Instant::now() + TEN_SECONDS;
+    while got.len() < 3 && Instant::now() < deadline {
+        let each = &mut |raw: headwater::source::Raw<'_>| {
+            assert!((raw.timestamp as u128).abs_diff(before) < 60_000, "{}", raw.timestamp);
+            let owned = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
+            got.push((raw.position.offset.0, owned(raw.key), owned(raw.value), raw.retries));
+        };
+        reader.read(10, each).expect("it reads");
+    }
+    let expected = [
+        (0, Some(b"k".to_vec()), Some(b"v".to_vec()), 0),
+        (1, None, None, 2),
+        (2, None, Some(Vec::new()), 0),
+    ];
+    assert_eq!(got, expected);
+}
+
+#[test]
+fn aborted_records_are_hidden_and_the_position_passes_them() {
+    let topic = topic("aborted", 1, &[]);
+    let upstream = producer(Some(&topic));
+    upstream.begin_transaction().expect("it begins");
+    send(&upstream, &topic, 0, numbers(0..3));
+    upstream.commit_transaction(TEN_SECONDS).expect("it commits");
+    upstream.begin_transaction().expect("it begins");
+    send(&upstream, &topic, 0, numbers(3..5));
+    upstream.abort_transaction(TEN_SECONDS).expect("it aborts");
+    let source = open(&topic);
+    let mut reading = Reading::of(&source);
+    // Three records, a marker, two aborted records, a marker.
+    reading.until("the position passes the last marker", |r| r.state(0).position == Offset(7));
+    assert_eq!(reading.values(0), ["0", "1", "2"]);
+    reading.until("it is at its end", |r| r.state(0).at_end_since.is_some());
+    assert_eq!(reading.state(0).backlog, 0);
+}
+
+#[test]
+fn an_open_upstream_transaction_is_not_the_end_and_its_records_come_when_it_commits() {
+    let topic = topic("open", 1, &[]);
+    send(&producer(None), &topic, 0, numbers(0..2));
+    let upstream = producer(Some(&topic));
+    upstream.begin_transaction().expect("it begins");
+    send(&upstream, &topic, 0, numbers(2..4));
+    let source = open(&topic);
+    let mut reading = Reading::of(&source);
+    reading.until("what is committed is read", |r| r.state(0).position == Offset(2));
+    reading.until("the backlog behind the transaction is seen", |r| r.state(0).backlog == 2);
+    reading.keep_reading(Duration::from_secs(2));
+    assert_eq!(reading.state(0).at_end_since, None, "an open transaction must not look like silence");
+    upstream.commit_transaction(TEN_SECONDS).expect("it commits");
+    reading.until("the transaction's records are read", |r| r.values(0).len() == 4);
+    reading.until("it is at its end", |r| r.state(0).at_end_since.is_some());
+}
+
+#[test]
+fn a_partition_at_its_end_counts_as_such_while_another_is_busy_until_a_record_comes() {
+    let topic = topic("end", 2, &[]);
+    let upstream = producer(None);
+    send(&upstream, &topic, 1, numbers(0..1));
+    let source = open(&topic);
+    let mut reading = Reading::of(&source);
+    let begun = Instant::now();
+    let mut next = 0;
+    while reading.state(1).at_end_since.is_none() {
+        assert!(begun.elapsed() < TEN_SECONDS, "{:?}", reading.state(1));
+        send(&upstream, &topic, 0, numbers(next..next + 200));
+        next += 200;
+        reading.step(50).expect("it reads");
+    }
+    let since = reading.state(1).at_end_since.expect("it is at its end");
+    reading.keep_reading(Duration::from_millis(600));
+    assert_eq!(reading.state(1).at_end_since, Some(since), "it does not begin anew by itself");
+    send(&upstream, &topic, 1, numbers(1..2));
+    reading.until("the new record is read", |r| r.values(1).len() == 2);
+    assert_ne!(reading.state(1).at_end_since, Some(since), "the record ended it");
+}
+
+#[test]
+fn pausing_and_resuming_loses_and_repeats_nothing() {
+    let topic = topic("pause", 2, &[]);
+    let upstream = producer(None);
+    for partition in 0..2 {
+        send(&upstream, &topic, partition, numbers(0..20_000));
+    }
+    let source = open(&topic);
+    let mut reading = Reading::of(&source);
+    let mut pauses = 0;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while reading.got.values().map(Vec::len).sum::<usize>() < 40_000 {
+        assert!(Instant::now() < deadline, "{:?}", reading.reader.partitions());
+        let (position, other) = (reading.state(0).position, reading.state(1).position);
+        let pause = reading.got.values().map(Vec::len).sum::<usize>() / 4_000 % 2 == 1;
+        reading.reader.set_paused(Partition(0), pause).expect("it is owned");
+        pauses += usize::from(pause);
+        reading.step(700).expect("it reads");
+        if pause {
+            assert_eq!(reading.state(0).position, position, "a paused partition stands still");
+            if other == Offset(20_000) {
+                break;
+            }
+        }
+    }
+    assert!(pauses > 3);
+    reading.reader.set_paused(Partition(0), false).expect("it is owned");
+    reading.until("all is read", |r| (0..2).all(|p| r.values(p).len() >= 20_000));
+    let expected: Vec<_> = numbers(0..20_000).enumerate().map(|(n, value)| (n as i64, value)).collect();
+    assert!((0..2).all(|p| reading.got[&p] == expected), "each record once, in order");
+}
+
+#[test]
+fn the_position_never_runs_ahead_of_what_was_handed_out() {
+    let topic = topic("position", 1, &[]);
+    send(&producer(None), &topic, 0, numbers(0..5_000));
+    let source = open(&topic);
+    let mut reading = Reading::of(&source);
+    // Everything is fetched long before it is read, and statistics that say so come in between.
+    for _ in 0..60 {
+        reading.step(10).expect("it reads");
+        assert_eq!(reading.state(0).position, Offset(reading.values(0).len() as i64));
+        assert_eq!(reading.state(0).at_end_since, None);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!((1..5_000).contains(&reading.values(0).len()));
+    reading.reader.set_paused(Partition(0), true).expect("it is owned");
+    let position = reading.state(0).position;
+    reading.keep_reading(Duration::from_millis(500));
+    assert_eq!(reading.state(0).position, position);
+    assert_eq!(reading.state(0).backlog, (5_000 - position.0) as u64);
+}
+
+#[test]
+fn being_at_the_end_begins_anew_after_a_pause() {
+    let topic = topic("anew", 1, &[]);
+    let source = open(&topic);
+    let mut reading = Reading::of(&source);
+    reading.until("an empty partition is at its end", |r| r.state(0).at_end_since.is_some());
+    let before = reading.state(0).at_end_since;
+    reading.reader.set_paused(Partition(0), true).expect("it is owned");
+    reading.keep_reading(Duration::from_millis(500));
+    assert_eq!(reading.state(0).at_end_since, None);
+    reading.reader.set_paused(Partition(0), false).expect("it is owned");
+    reading.until("it is at its end again", |r| r.state(0).at_end_since.is_some());
+    assert!(reading.state(0).at_end_since > before);
+}
+
+#[test]
+fn a_bounded_run_ends_behind_control_records_and_reads_nothing_later() {
+    let topic = topic("bounded", 3, &[]);
+    let upstream = producer(Some(&topic));
+    upstream.begin_transaction().expect("it begins");
+    send(&upstream, &topic, 0, numbers(0..3));
+    upstream.commit_transaction(TEN_SECONDS).expect("it commits");
+    upstream.begin_transaction().expect("it begins");
+    send(&upstream, &topic, 0, numbers(3..5));
+    send(&upstream, &topic, 1, numbers(0..2));
+    upstream.abort_transaction(TEN_SECONDS).expect("it aborts");
+    let source =
+        KafkaSource::open(KafkaSourceConfig { until_end: true, ..config(&topic) }).expect("it opens");
+    let mut reading = Reading::of(&source);
+    assert!(reading.state(2).ended, "an empty partition has ended before anything is read");
+    for partition in 0..3 {
+        send(&producer(None), &topic, partition, numbers(90..99));
+    }
+    reading.until("every partition ends", Reading::ended);
+    reading.keep_reading(Duration::from_millis(500));
+    assert_eq!(reading.values(0), ["0", "1", "2"]);
+    assert_eq!((reading.values(1).len(), reading.values(2).len()), (0, 0));
+    let position = |p| reading.state(p).position;
+    assert_eq!([position(0), position(1), position(2)], [Offset(7), Offset(3), Offset(0)]);
+}
+
+#[test]
+fn a_bounded_run_ends_before_a_transaction_that_is_open_when_it_starts() {
+    let topic = topic("bounded-open", 1, &[]);
+    send(&producer(None), &topic, 0, numbers(0..2));
+    let upstream = producer(Some(&topic));
+    upstream.begin_transaction().expect("it begins");
+    send(&upstream, &topic, 0, numbers(2..4));
+    let source =
+        KafkaSource::open(KafkaSourceConfig { until_end: true, ..config(&topic) }).expect("it opens");
+    upstream.commit_transaction(TEN_SECONDS).expect("it commits");
+    let mut reading = Reading::of(&source);
+    reading.until("it ends", Reading::ended);
+    assert_eq!(reading.values(0), ["0", "1"]);
+}
+
+/// Removes the records of partition 0 below an offset, as retention would.
+fn truncate(topic: &str, before: i64) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
+    let mut offsets = TopicPartitionList::new();
+    offsets.add_partition_offset(topic, 0, rdkafka::Offset::Offset(before)).expect("a valid offset");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(admin.delete_records(&offsets, &AdminOptions::new())).expect("they are removed");
+}
+
+#[test]
+fn offsets_that_the_log_does_not_have_are_refused_with_what_it_has() {
+    let topic = topic("range", 1, &[]);
+    send(&producer(None), &topic, 0, numbers(0..10));
+    truncate(&topic, 4);
+    let source = open(&topic);
+    assert_eq!(source.start(), [Offset(4)]);
+    for offset in [2, 77] {
+        let reader = source.reader(&[(Partition(0), Offset(offset))]).expect("it is assigned");
+        let mut reading = Reading { reader, got: BTreeMap::new() };
+        let deadline = Instant::now() + TEN_SECONDS;
+        let reason = loop {
+            assert!(Instant::now() < deadline, "it is not refused");
+            if let outcome @ Err(_) = reading.step(10) {
+                break refusal(outcome);
+            }
+        };
+        assert_eq!(reading.values(0), Vec::<&str>::new());
+        for part in [&format!("offset {offset}"), "partition 0", "4 to 10", &topic] {
+            assert!(reason.contains(part), "{reason}");
+        }
+    }
+}
+
+#[test]
+fn the_groups_offsets_are_where_it_starts_and_are_refused_once_lost() {
+    let topic = topic("group", 2, &[]);
+    send(&producer(None), &topic, 0, numbers(0..10));
+    let source = open(&topic);
+    assert_eq!(source.start(), [Offset(0), Offset(0)]);
+    source.commit(&[(Partition(0), Offset(2))]).expect("it commits");
+    source.commit(&[(Partition(0), Offset(3))]).expect("it commits");
+    assert_eq!(open(&topic).start(), [Offset(3), Offset(0)]);
+    truncate(&topic, 5);
+    let reason = refusal(KafkaSource::open(config(&topic)));
+    assert!(reason.contains("is 3") && reason.contains("5 to 10"), "{reason}");
+}
+
+#[test]
+fn it_starts_at_the_end_or_at_a_time_where_nothing_is_recorded() {
+    let topic = topic("from", 2, &[]);
+    let upstream = producer(None);
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("now").as_millis() as i64;
+    for n in 0..5 {
+        let record = BaseRecord::<str, str>::to(&topic).partition(0).payload("x").timestamp(now + n);
+        upstream.send(record).map_err(|(error, _)| error).expect("it is queued");
+    }
+    upstream.flush(TEN_SECONDS).expect("it is written");
+    for (from, expected) in [
+        (StartFrom::Latest, 5),
+        (StartFrom::Time(now + 3), 3),
+        (StartFrom::Time(0), 0),
+        (StartFrom::Time(now + 5), 5),
+    ] {
+        let source = KafkaSource::open(KafkaSourceConfig { start_from: from, ..config(&topic) });
+        assert_eq!(source.expect("it opens").start(), [Offset(expected), Offset(0)], "{from:?}");
+    }
+}
+
+#[test]
+fn missing_and_compacted_topics_and_owned_options_are_refused_by_name() {
+    let reason = refusal(KafkaSource::open(config("no-such-topic")));
+    assert!(reason.contains("no-such-topic") && reason.contains("topics create"), "{reason}");
+    for policy in ["compact", "compact,delete"] {
+        let topic = topic("compacted", 1, &[("cleanup.policy", policy)]);
+        let reason = refusal(KafkaSource::open(config(&topic)));
+        assert!(reason.contains(&topic) && reason.contains("compacted"), "{reason}");
+    }
+    let topic = topic("owned", 1, &[]);
+    for key in
+        ["enable.auto.commit", "auto.offset.reset", "isolation.level", "group.id", "enable.partition.eof"]
+    {
+        let options = Options::from([(key.to_owned(), "x".to_owned())]);
+        let reason = refusal(KafkaSource::open(KafkaSourceConfig { options, ..config(&topic) }));
+        assert!(reason.contains(key), "{reason}");
+    }
+}
+
+#[test]
+fn a_broker_that_is_not_there_is_an_error_and_not_a_hang() {
+    let begun = Instant::now();
+    let absent = KafkaSourceConfig { brokers: "127.0.0.1:1".to_owned(), ..config("any") };
+    let outcome = KafkaSource::open(absent);
+    assert!(matches!(outcome, Err(SourceError::Unavailable { .. })));
+    assert!(begun.elapsed() < Duration::from_secs(30));
+}
+
+/// `cargo test --test kafka_source measure -- --ignored --nocapture` prints the rate of reading.
+#[test]
+#[ignore = "a measurement"]
+fn measure_reading() {
+    let topic = topic("measure", 6, &[]);
+    let records = (0..1_000_000u32).map(|n| Produced {
+        partition: Some(n % 6),
+        value: Some(format!("{n:0>250}").into_bytes()),
+        ..Produced::default()
+    });
+    let kafka = Producer::connect(&brokers(), &Options::new(), &topic).expect("it connects");
+    let begun = Instant::now();
+    kafka.run(records, None, &AtomicBool::new(false), &mut |_| {}).expect("they are produced");
+    println!("produced {:.0} records/s", 1e6 / begun.elapsed().as_secs_f64());
+    let source =
+        KafkaSource::open(KafkaSourceConfig { until_end: true, bytes_in_flight: 64 << 20, ..config(&topic) })
+            .expect("it opens");
+    let owned: Vec<_> = (0..6).map(|p| (Partition(p), Offset(0))).collect();
+    let mut reader = source.reader(&owned).expect("it reads");
+    let (begun, mut count, mut bytes) = (Instant::now(), 0, 0);
+    while !reader.partitions().iter().all(|state| state.ended) {
+        let read =
+            reader.read(5_000, &mut |raw| bytes += raw.value.map_or(0, <[u8]>::len)).expect("it reads");
+        count += read;
+        if read == 0 {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+    println!(
+        "read {count} records, {:.0} a second, {bytes} bytes",
+        f64::from(count as u32) / begun.elapsed().as_secs_f64()
+    );
+}
