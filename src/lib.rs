@@ -8,6 +8,7 @@ pub mod decode;
 pub mod event;
 pub mod http;
 pub mod json;
+pub mod logging;
 pub mod metrics;
 pub mod outputs;
 pub mod runtime;

@@ -1,6 +1,7 @@
 //! What operators see: counters, gauges and histograms for Prometheus.
 
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use headwater_dataflows::Epoch;
 use prometheus::{
@@ -18,7 +19,11 @@ pub struct Metrics {
     watermark: IntGauge,
     sink_epoch: IntGaugeVec,
     commit_duration: HistogramVec,
+    advanced: Mutex<Option<Instant>>,
 }
+
+/// How long the frontier may stand still before the process is not ready.
+const STANDSTILL: Duration = Duration::from_secs(10);
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -50,6 +55,7 @@ impl Metrics {
                     .buckets(prometheus::exponential_buckets(0.001, 2.0, 14)?),
                 &["sink"],
             )?,
+            advanced: Mutex::new(None),
             registry,
         };
         let registry = &metrics.registry;
@@ -99,6 +105,18 @@ impl Metrics {
     pub fn closed(&self, epoch: Epoch, watermark_ms: i64) {
         self.epoch.set(epoch.0 as i64);
         self.watermark.set(watermark_ms);
+        *self.advanced.lock().expect("no holder of the lock panics") = Some(Instant::now());
+    }
+
+    /// Why the process is not ready, if it is not. Epochs close all the time, also when nothing is read.
+    pub fn unready(&self) -> Option<String> {
+        match *self.advanced.lock().expect("no holder of the lock panics") {
+            None => Some("no epoch has closed yet".into()),
+            Some(at) if at.elapsed() > STANDSTILL => {
+                Some(format!("the frontier has stood still for {} s", at.elapsed().as_secs()))
+            }
+            Some(_) => None,
+        }
     }
 
     /// The latest epoch that has closed, and its watermark.

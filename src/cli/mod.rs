@@ -1,1 +1,230 @@
 //! The command line.
+
+pub mod args;
+mod bench;
+mod build;
+mod demo;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use args::{Command, DeadLettersArgs, ProduceArgs, RunArgs};
+
+use crate::config::{Complaints, Config, SourceConfig};
+use crate::metrics::Metrics;
+use crate::runtime::RunError;
+use crate::source::SourceError;
+use crate::source::generator::{GeneratorSettings, RecordMaker};
+use crate::source::kafka::{dead_letters, produce};
+
+/// The process has done what was asked.
+const DONE: u8 = 0;
+/// It failed; trying again may help.
+const FAILED: u8 = 1;
+/// The command or the configuration is wrong.
+const USAGE: u8 = 2;
+/// Going on would break a promise.
+const REFUSED: u8 = 3;
+
+/// Runs the command of the process's arguments.
+pub fn main() -> ExitCode {
+    // A worker that panics would leave its peers waiting for ever.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        hook(panic);
+        std::process::abort();
+    }));
+    let command = match args::parse(std::env::args_os().skip(1), |name| std::env::var(name).ok()) {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("headwater: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    match carry_out(command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("headwater: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.downcast_ref::<Complaints>().is_some() {
+        return USAGE;
+    }
+    let refused = matches!(error.downcast_ref(), Some(SourceError::Refused(_)))
+        || error.downcast_ref().is_some_and(RunError::is_refusal);
+    if refused { REFUSED } else { FAILED }
+}
+
+fn carry_out(command: Command) -> anyhow::Result<u8> {
+    match command {
+        Command::Help(text) => print!("{text}"),
+        Command::Version => println!("headwater {}", env!("CARGO_PKG_VERSION")),
+        Command::Demo(args) => {
+            crate::logging::init(false, "warn");
+            return Ok(if demo::demo(&args)? { DONE } else { FAILED });
+        }
+        Command::Run(args) => run(&args)?,
+        Command::Check(path) => print!("{}", load(&path)?.effective()),
+        Command::TopicsCreate(path) => topics_create(&path)?,
+        Command::Produce(args) => produce_events(&args)?,
+        Command::DeadLetters(args) => dead_letters_command(&args)?,
+        Command::BenchCost(args) => bench::cost(&args),
+    }
+    Ok(DONE)
+}
+
+fn load(path: &Path) -> anyhow::Result<Config> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Config::parse(&text, std::env::vars())?)
+}
+
+fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let mut config = load(&args.config)?;
+    crate::logging::init(config.log.json, &config.log.level);
+    config.plan.close_at_end = args.close || !matches!(config.source, SourceConfig::Kafka(_));
+    config.plan.record_bindings = args.bindings.clone();
+    let metrics = Arc::new(Metrics::default());
+    let job = build::job(&config, args.until_end, timely_config(args)?, Arc::clone(&metrics))?;
+    stop_on_signals(&job.stopping)?;
+    let server = match config.http {
+        Some(listen) => Some(crate::http::serve(listen, Arc::clone(&metrics)).context("cannot serve HTTP")?),
+        None => None,
+    };
+    tracing::info!(pipeline = %config.plan.pipeline, workers = args.workers, processes = args.processes, "running");
+    if matches!(config.source, SourceConfig::Kafka(_)) {
+        tracing::info!("without checkpoints: starting at the group's committed offsets with empty state");
+    }
+    let begun = Instant::now();
+    crate::runtime::run(job)?;
+    let events = metrics.event_count();
+    let seconds = begun.elapsed().as_secs_f64();
+    tracing::info!(events, seconds, events_per_s = (events as f64 / seconds).round(), "done");
+    drop(server);
+    Ok(())
+}
+
+fn timely_config(args: &RunArgs) -> anyhow::Result<timely::Config> {
+    let Some(hostfile) = args.hostfile.as_ref().filter(|_| args.processes > 1) else {
+        return Ok(timely::Config::process(args.workers));
+    };
+    let text =
+        std::fs::read_to_string(hostfile).with_context(|| format!("cannot read {}", hostfile.display()))?;
+    let hosts: Vec<String> =
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    anyhow::ensure!(
+        hosts.len() >= args.processes,
+        "{} names fewer than {} hosts",
+        hostfile.display(),
+        args.processes
+    );
+    let communication = timely::CommunicationConfig::Cluster {
+        threads: args.workers,
+        process: args.process,
+        addresses: hosts[..args.processes].to_vec(),
+        report: false,
+        zerocopy: false,
+    };
+    Ok(timely::Config { communication, worker: timely::WorkerConfig::default() })
+}
+
+/// SIGTERM and SIGINT ask the run to finish what it has read; a second one ends the process at once.
+fn stop_on_signals(stopping: &Arc<std::sync::atomic::AtomicBool>) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let stopping = Arc::clone(stopping);
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            let (Ok(mut term), Ok(mut int)) =
+                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+            else {
+                return tracing::warn!("signals cannot be handled");
+            };
+            let mut next = async || tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} };
+            next().await;
+            tracing::info!("stopping: finishing what was read; a second signal ends at once");
+            stopping.store(true, Ordering::Relaxed);
+            next().await;
+            std::process::exit(i32::from(FAILED));
+        });
+    });
+    Ok(())
+}
+
+fn kafka_source(config: &Config) -> anyhow::Result<&crate::config::KafkaSourceConfig> {
+    match &config.source {
+        SourceConfig::Kafka(kafka) => Ok(kafka),
+        _ => anyhow::bail!("this needs a configuration whose source is Kafka"),
+    }
+}
+
+fn topics_create(path: &Path) -> anyhow::Result<()> {
+    let config = load(path)?;
+    let kafka = kafka_source(&config)?;
+    let mut topics = crate::topics::standard();
+    if !topics.iter().any(|topic| topic.name == kafka.topic) {
+        let mut own = topics[0].clone();
+        own.name.clone_from(&kafka.topic);
+        topics.push(own);
+    }
+    crate::topics::create_topics(&kafka.brokers, &kafka.options, &topics)?;
+    topics.iter().for_each(|topic| println!("{} ({} partitions)", topic.name, topic.partitions));
+    Ok(())
+}
+
+fn produce_events(args: &ProduceArgs) -> anyhow::Result<()> {
+    let config = load(&args.config)?;
+    crate::logging::init(config.log.json, &config.log.level);
+    let kafka = kafka_source(&config)?;
+    let producer = produce::Producer::connect(&kafka.brokers, &kafka.options, &kafka.topic)?;
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    stop_on_signals(&stop)?;
+    let settings = GeneratorSettings { seed: args.seed, ..GeneratorSettings::default() };
+    let partitions = settings.partitions;
+    let mut maker = RecordMaker::new(settings);
+    let total = args.seconds.map_or(u64::MAX, |seconds| (seconds * args.eps) as u64);
+    let records = (0..total).map(move |n| {
+        let (partition, offset) = ((n % u64::from(partitions)) as u32, n / u64::from(partitions));
+        maker.make(partition, offset, Some(crate::runtime::wall_ms()));
+        let (key, value) = (Some(maker.key.clone()), Some(maker.value.clone()));
+        produce::Produced { partition: Some(partition), key, value, headers: Vec::new() }
+    });
+    let mut told = Instant::now();
+    let report = producer.run(records, Some(args.eps), &stop, &mut |report| {
+        if told.elapsed() >= Duration::from_secs(5) {
+            told = Instant::now();
+            tracing::info!(?report, "producing");
+        }
+    })?;
+    tracing::info!(?report, "done");
+    Ok(())
+}
+
+fn dead_letters_command(args: &DeadLettersArgs) -> anyhow::Result<()> {
+    let config = load(&args.config)?;
+    let kafka = kafka_source(&config)?;
+    let letters = dead_letters::DeadLetters::read_all(&kafka.brokers, &kafka.options, "dead-letters")?;
+    let chosen = letters.filter(|letter| match (letter, &args.reason) {
+        (Ok(letter), Some(reason)) => letter.reason() == reason,
+        _ => true,
+    });
+    if args.retry {
+        let letters = chosen.collect::<Result<Vec<_>, _>>()?;
+        let retried =
+            dead_letters::retry(&kafka.brokers, &kafka.options, &kafka.topic, letters, args.include_late)?;
+        println!("{retried:?}");
+        return Ok(());
+    }
+    for letter in chosen {
+        let letter = letter?;
+        println!("{letter:?}");
+    }
+    Ok(())
+}

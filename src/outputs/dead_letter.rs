@@ -8,6 +8,7 @@ use super::{Output, Status, Takes};
 use crate::decode::{Reason, Rejection};
 use crate::event::Event;
 use crate::source::Raw;
+use crate::source::kafka::dead_letters::header;
 
 /// A record as it came, and why it takes no part.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -89,13 +90,13 @@ impl Output for DeadLetter {
         let retries = self.retries.to_string();
         let mut headers = Vec::with_capacity(7);
         for (name, value) in [
-            ("reason", self.rejection.reason.as_str()),
-            ("message", self.rejection.message.as_str()),
-            ("field", self.rejection.field.as_deref().unwrap_or_default()),
-            ("partition", &partition),
-            ("offset", &offset),
-            ("timestamp", &timestamp),
-            ("headwater-retries", &retries),
+            (header::REASON, self.rejection.reason.as_str()),
+            (header::MESSAGE, self.rejection.message.as_str()),
+            (header::FIELD, self.rejection.field.as_deref().unwrap_or_default()),
+            (header::SOURCE_PARTITION, &partition),
+            (header::SOURCE_OFFSET, &offset),
+            (header::SOURCE_TIMESTAMP, &timestamp),
+            (header::RETRIES, &retries),
         ] {
             headers.push(Header { name, value: value.as_bytes() });
         }

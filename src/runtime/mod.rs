@@ -12,11 +12,13 @@ mod rules;
 mod telling;
 mod writer;
 
+pub use clock::wall_ms;
 pub use failure::RunError;
 pub use plan::{
     AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Telling, Time, TravelPlan,
     WindowKind, WindowPlan,
 };
+pub use rules::rules;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Sender, channel};

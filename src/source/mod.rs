@@ -3,6 +3,7 @@
 //! A [`Source`] is opened once per process and knows the partitions and where each starts and, if the run is
 //! bounded, ends. Each worker gets a [`Reader`] for the partitions it owns; readers never wait.
 
+pub mod file;
 pub mod generator;
 pub mod kafka;
 

@@ -304,3 +304,14 @@ impl Sink for SqliteSink {
         result
     }
 }
+
+/// The rule and the triggering event's id of each alert that stands.
+///
+/// # Errors
+/// If the database cannot be read.
+pub fn alerts(database: &std::path::Path) -> rusqlite::Result<Vec<(String, String)>> {
+    Connection::open(database)?
+        .prepare("SELECT rule, json_extract(event_ids, '$[#-1]') FROM alerts WHERE status = 'raised'")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect()
+}

@@ -1,0 +1,249 @@
+//! The command line: timely's own flags for workers and processes, so help is `--help` only.
+
+use std::path::PathBuf;
+
+use lexopt::prelude::*;
+
+/// What the user asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// `run CONFIG`
+    Run(RunArgs),
+    /// `demo`
+    Demo(DemoArgs),
+    /// `produce CONFIG --eps N`
+    Produce(ProduceArgs),
+    /// `topics create CONFIG`
+    TopicsCreate(PathBuf),
+    /// `check CONFIG`
+    Check(PathBuf),
+    /// `dead-letters list|retry CONFIG`
+    DeadLetters(DeadLettersArgs),
+    /// `bench cost`
+    BenchCost(BenchArgs),
+    /// `--help`: the text to print.
+    Help(&'static str),
+    /// `--version`
+    Version,
+}
+
+/// Arguments of `run`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RunArgs {
+    /// The configuration's path.
+    pub config: PathBuf,
+    /// Workers a process.
+    pub workers: usize,
+    /// Processes in all.
+    pub processes: usize,
+    /// Which process this is.
+    pub process: usize,
+    /// A file with one `host:port` a line.
+    pub hostfile: Option<PathBuf>,
+    /// Stop at the end offsets seen at the start.
+    pub until_end: bool,
+    /// Close all windows at the end.
+    pub close: bool,
+    /// Where to write down the bindings.
+    pub bindings: Option<PathBuf>,
+}
+
+/// Arguments of `demo`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DemoArgs {
+    /// How long to read.
+    pub seconds: u64,
+    /// How many workers.
+    pub workers: usize,
+    /// Print one JSON object.
+    pub json: bool,
+    /// Where the database goes.
+    pub out: PathBuf,
+    /// The generator's seed.
+    pub seed: u64,
+}
+
+/// Arguments of `produce`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProduceArgs {
+    /// The configuration's path.
+    pub config: PathBuf,
+    /// Events a second.
+    pub eps: f64,
+    /// How long; without it until stopped.
+    pub seconds: Option<f64>,
+    /// The generator's seed.
+    pub seed: u64,
+}
+
+/// Arguments of `dead-letters`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLettersArgs {
+    /// The configuration's path.
+    pub config: PathBuf,
+    /// Send them back, instead of listing them.
+    pub retry: bool,
+    /// Only those of this reason.
+    pub reason: Option<String>,
+    /// Also those that were late.
+    pub include_late: bool,
+    /// Print JSON.
+    pub json: bool,
+}
+
+/// Arguments of `bench cost`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BenchArgs {
+    /// How many events.
+    pub events: usize,
+    /// How often.
+    pub rounds: usize,
+    /// Print one JSON object.
+    pub json: bool,
+}
+
+const HELP: &str = "\
+Headwater: stream processing on timely and differential dataflow.
+
+  headwater demo [--seconds 20] [-w WORKERS] [--seed N] [--out DIR] [--json]
+  headwater run CONFIG [-w WORKERS] [-n PROCESSES -p PROCESS -h HOSTFILE]
+                       [--until-end] [--close] [--bindings FILE]
+  headwater check CONFIG
+  headwater topics create CONFIG
+  headwater produce CONFIG [--eps 500] [--seconds N] [--seed N]
+  headwater dead-letters list CONFIG [--reason REASON] [--json]
+  headwater dead-letters retry CONFIG [--reason REASON] [--include-late] [--json]
+  headwater bench cost [--events N] [--rounds N] [--json]
+
+`-h` names a host file, as timely has it; help is --help only.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused to keep a promise.
+";
+
+/// The command of these arguments; `environment` gives what `-w`, `-n`, `-p` and `-h` are without them.
+///
+/// # Errors
+/// One sentence that says what is wrong.
+pub fn parse(
+    arguments: impl IntoIterator<Item = std::ffi::OsString>,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Command, lexopt::Error> {
+    let mut parser = lexopt::Parser::from_args(arguments);
+    let mut words: Vec<String> = Vec::new();
+    let number = |name: &str, default: usize| match environment(name) {
+        None => Ok(default),
+        Some(text) => {
+            text.parse().map_err(|_| lexopt::Error::from(format!("{name} must be a number, not {text:?}")))
+        }
+    };
+    let mut run = RunArgs {
+        workers: number("HEADWATER_WORKERS", 1)?,
+        processes: number("HEADWATER_PROCESSES", 1)?,
+        process: number("HEADWATER_PROCESS", 0)?,
+        hostfile: environment("HEADWATER_HOSTFILE").map(PathBuf::from),
+        ..RunArgs::default()
+    };
+    let (mut seconds, mut seed, mut json, mut out) = (None::<f64>, 1, false, None);
+    let (mut eps, mut reason, mut include_late, mut events, mut rounds) = (500.0, None, false, 2_000_000, 5);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("help") => return Ok(Command::Help(HELP)),
+            Long("version") => return Ok(Command::Version),
+            Short('w') | Long("workers") => run.workers = parser.value()?.parse()?,
+            Short('n') | Long("processes") => run.processes = parser.value()?.parse()?,
+            Short('p') | Long("process") => run.process = parser.value()?.parse()?,
+            Short('h') | Long("hostfile") => run.hostfile = Some(parser.value()?.into()),
+            Long("until-end") => run.until_end = true,
+            Long("close") => run.close = true,
+            Long("bindings") => run.bindings = Some(parser.value()?.into()),
+            Long("seconds") => seconds = Some(parser.value()?.parse()?),
+            Long("seed") => seed = parser.value()?.parse()?,
+            Long("json") => json = true,
+            Long("out") => out = Some(PathBuf::from(parser.value()?)),
+            Long("eps") => eps = parser.value()?.parse()?,
+            Long("reason") => reason = Some(parser.value()?.string()?),
+            Long("include-late") => include_late = true,
+            Long("events") => events = parser.value()?.parse()?,
+            Long("rounds") => rounds = parser.value()?.parse()?,
+            Value(word) => words.push(word.string()?),
+            other => return Err(other.unexpected()),
+        }
+    }
+    if run.workers == 0 || run.processes == 0 || run.process >= run.processes {
+        return Err(
+            "there must be at least one worker and one process, and -p counts processes from 0".into()
+        );
+    }
+    if run.processes > 1 && run.hostfile.is_none() {
+        return Err("several processes need a host file: -h HOSTFILE, with one host:port a line".into());
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let path = |config: &str| PathBuf::from(config);
+    match words.as_slice() {
+        [] => Ok(Command::Help(HELP)),
+        ["run", config] => Ok(Command::Run(RunArgs { config: path(config), ..run })),
+        ["demo"] => Ok(Command::Demo(DemoArgs {
+            seconds: seconds.unwrap_or(20.0) as u64,
+            workers: run.workers,
+            json,
+            out: out.unwrap_or_else(|| PathBuf::from("headwater-demo")),
+            seed,
+        })),
+        ["produce", config] => Ok(Command::Produce(ProduceArgs { config: path(config), eps, seconds, seed })),
+        ["topics", "create", config] => Ok(Command::TopicsCreate(path(config))),
+        ["check", config] => Ok(Command::Check(path(config))),
+        ["dead-letters", what @ ("list" | "retry"), config] => Ok(Command::DeadLetters(DeadLettersArgs {
+            config: path(config),
+            retry: *what == "retry",
+            reason,
+            include_late,
+            json,
+        })),
+        ["bench", "cost"] => Ok(Command::BenchCost(BenchArgs { events, rounds, json })),
+        [command @ ("run" | "produce" | "check"), ..] => {
+            Err(format!("`headwater {command}` takes one configuration file; see --help").into())
+        }
+        other => Err(format!("there is no command `headwater {}`; see --help", other.join(" ")).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        let environment = |name: &str| (name == "HEADWATER_WORKERS").then(|| "3".to_owned());
+        parse(line.split_whitespace().map(Into::into), environment).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn commands_take_their_arguments_in_any_order() {
+        let run = RunArgs {
+            config: "a.toml".into(),
+            workers: 2,
+            processes: 1,
+            until_end: true,
+            ..RunArgs::default()
+        };
+        assert_eq!(parsed("run -w 2 a.toml --until-end"), Ok(Command::Run(run.clone())));
+        assert_eq!(parsed("run a.toml --until-end"), Ok(Command::Run(RunArgs { workers: 3, ..run })));
+        assert!(matches!(
+            parsed("demo --seconds 5 --json"),
+            Ok(Command::Demo(DemoArgs { seconds: 5, json: true, .. }))
+        ));
+        assert_eq!(parsed("topics create x"), Ok(Command::TopicsCreate("x".into())));
+        assert!(matches!(
+            parsed("dead-letters retry x"),
+            Ok(Command::DeadLetters(DeadLettersArgs { retry: true, .. }))
+        ));
+    }
+
+    #[test]
+    fn wrong_usage_is_one_sentence() {
+        for line in
+            ["run", "fly", "run a b", "run a -w 0", "run a -w x", "run a -n 2", "run a -p 1", "demo --fast"]
+        {
+            let message = parsed(line).expect_err(line);
+            assert!(!message.is_empty() && !message.contains('\n'), "{line}: {message}");
+        }
+    }
+}
