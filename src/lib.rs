@@ -1,4 +1,6 @@
 //! Headwater: embedded stream processing on timely and differential dataflow.
+//!
+#![doc = include_str!("../README.md")]
 #![warn(missing_docs)]
 
 pub mod cli;
