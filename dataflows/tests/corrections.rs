@@ -1,7 +1,11 @@
 //! Streams by hand in which events are taken back: each of these once went wrong.
 
+use differential_dataflow::VecCollection;
 use headwater_dataflows::testing::{Line, run_updates};
-use headwater_dataflows::{Admission, Admit, Emission, EventTime, Refused, Scan, patterns::Frequency};
+use headwater_dataflows::windows::{Refresh, Sliding, Statistics, Summary, Tumbling};
+use headwater_dataflows::{
+    Admission, Admit, Emission, Epoch, EventTime, Keyed, Refused, Scan, patterns::Frequency,
+};
 
 /// An epoch: changes of events as (key, time, offset, id) with their diffs, and the watermark after them.
 type Round = (Vec<((&'static str, i64, i64, &'static str), isize)>, i64);
@@ -31,6 +35,24 @@ fn refused(input: Vec<Round>) -> Vec<(Refused<Line>, u64, isize)> {
     run_updates(1, |events, control| events.admit(control, ADMISSION).1, rounds(input))
 }
 
+/// Start, end and count of each window, and whether it is final.
+type Rows<'scope> = VecCollection<'scope, Epoch, (i64, i64, u64, bool)>;
+
+fn windows(
+    input: Vec<Round>,
+    windows: impl for<'s> Fn(Keyed<'s, Line>) -> Rows<'s> + Send + Sync + 'static,
+) -> Vec<((i64, i64, u64, bool), u64, isize)> {
+    run_updates(1, move |events, control| windows(events.admit(control, ADMISSION).0), rounds(input))
+}
+
+fn row(row: headwater_dataflows::windows::Row<'_, String, Summary>) -> (i64, i64, u64, bool) {
+    (row.window.start.0, row.window.end.0, row.summary.count, row.closed)
+}
+
+fn count() -> Statistics<fn(&Line) -> Option<i64>, fn(&Line) -> Option<u64>> {
+    Statistics::new(|_| None, |_| None)
+}
+
 #[test]
 fn what_cancels_within_an_epoch_was_never_there_whatever_stands_between() {
     let input = || vec![(vec![(("k", 5, 0, "a"), 1), (("k", 5, 0, "b"), 1), (("k", 5, 0, "a"), -1)], 0)];
@@ -46,4 +68,31 @@ fn an_event_may_be_put_in_again_with_its_id_at_an_earlier_time_in_the_epoch_that
     let moved = vec![((0, "a".to_owned()), 0, 1), ((0, "a".to_owned()), 1, -1), ((1, "a".to_owned()), 1, 1)];
     assert_eq!(admitted(input()), moved);
     assert_eq!(refused(input()), vec![]);
+}
+
+#[test]
+fn taking_back_an_event_leaves_windows_alone_that_have_closed_since() {
+    // The event at 5 arrives after the one at 25, and is final when that one is taken back.
+    let input = vec![
+        (vec![(("k", 25, 0, "a"), 1)], 0),
+        (vec![(("k", 5, 1, "b"), 1), (("k", 26, 2, "c"), 1)], 12),
+        (vec![(("k", 25, 0, "a"), -1)], 12),
+    ];
+    let rows = windows(input, |keyed| keyed.tumbling("Tens", 10, Refresh::Final, count(), row));
+    assert_eq!(rows, vec![((0, 10, 1, true), 1, 1), ((20, 30, 1, true), 3, 1)]);
+}
+
+#[test]
+fn events_at_the_ends_of_time_have_no_windows_there_and_stop_nothing() {
+    const MAX: i64 = i64::MAX; // ends in 7
+    let ends = vec![
+        (("k", i64::MIN + 1, 0, "a"), 1),
+        (("k", 5, 1, "b"), 1),
+        (("k", MAX - 10, 2, "c"), 1),
+        (("k", MAX - 1, 3, "d"), 1),
+    ];
+    let rows =
+        windows(vec![(ends, i64::MIN)], |keyed| keyed.sliding("Tens", 10, 5, Refresh::Final, count(), row));
+    let bounds: Vec<(i64, i64)> = rows.iter().map(|((start, end, ..), _, _)| (*start, *end)).collect();
+    assert_eq!(bounds, [(0, 10), (5, 15), (MAX - 17, MAX - 7), (MAX - 12, MAX - 2)]);
 }
