@@ -2,7 +2,7 @@
 
 use differential_dataflow::VecCollection;
 use headwater_dataflows::testing::{Line, run_updates};
-use headwater_dataflows::windows::{Refresh, Sliding, Statistics, Summary, Tumbling};
+use headwater_dataflows::windows::{Refresh, Session, Sliding, Statistics, Summary, Tumbling};
 use headwater_dataflows::{
     Admission, Admit, Emission, Epoch, EventTime, Keyed, Refused, Scan, patterns::Frequency,
 };
@@ -80,6 +80,30 @@ fn taking_back_an_event_leaves_windows_alone_that_have_closed_since() {
     ];
     let rows = windows(input, |keyed| keyed.tumbling("Tens", 10, Refresh::Final, count(), row));
     assert_eq!(rows, vec![((0, 10, 1, true), 1, 1), ((20, 30, 1, true), 3, 1)]);
+}
+
+#[test]
+fn a_session_that_closes_retracts_the_rows_of_all_that_it_has_joined() {
+    // Two sessions are shown, joined by the event at 18, and closed before rows are due again.
+    let input = vec![
+        (vec![(("k", 10, 0, "a"), 1), (("k", 25, 1, "b"), 1)], 0),
+        (vec![(("k", 18, 2, "c"), 1)], 40),
+        (vec![(("k", 90, 3, "d"), 1)], 50),
+    ];
+    let rows =
+        windows(input, |keyed| keyed.session("Visits", 10, Refresh::Revised { epochs: 100 }, count(), row));
+    let joined = [((10, 35, 3, true), 1, 1), ((90, 100, 1, true), 3, 1)];
+    let shown = [((10, 20, 1, false), 0, 1), ((10, 20, 1, false), 1, -1)];
+    let other = [((25, 35, 1, false), 0, 1), ((25, 35, 1, false), 1, -1)];
+    assert_eq!(rows, [&shown[..], &joined[..1], &other, &joined[1..]].concat());
+}
+
+#[test]
+fn a_session_that_loses_all_its_events_leaves_no_row_when_the_input_ends() {
+    let input = vec![(vec![(("k", 10, 0, "a"), 1)], 0), (vec![(("k", 10, 0, "a"), -1)], 0)];
+    let rows =
+        windows(input, |keyed| keyed.session("Visits", 10, Refresh::Revised { epochs: 100 }, count(), row));
+    assert_eq!(rows, vec![((10, 20, 1, false), 0, 1), ((10, 20, 1, false), 2, -1)]);
 }
 
 #[test]
