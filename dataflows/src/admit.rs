@@ -93,12 +93,16 @@ impl<'scope, E: Event + ExchangeData> Admit<'scope, E> for VecCollection<'scope,
 
 type RefusedUpdate<E> = (Refused<E>, Epoch, isize);
 
+/// Batches of what was admitted, and what was refused.
+type Outputs<'scope, E> =
+    (StreamVec<'scope, Epoch, Rc<Batch<E>>>, StreamVec<'scope, Epoch, RefusedUpdate<E>>);
+
 fn build<'scope, E: Event + ExchangeData>(
     events: StreamVec<'scope, Epoch, (E, Epoch, isize)>,
     control: ControlStream<'scope>,
     admission: Admission,
     keys: Rc<RefCell<Keys<E>>>,
-) -> (StreamVec<'scope, Epoch, Rc<Batch<E>>>, StreamVec<'scope, Epoch, RefusedUpdate<E>>) {
+) -> Outputs<'scope, E> {
     let mut builder = OperatorBuilder::new("Admit".to_owned(), events.scope());
     let by_shard = Exchange::new(|(event, _, _): &(E, Epoch, isize)| u64::from(event.key_hash().shard().0));
     let mut events = builder.new_input(events, by_shard);

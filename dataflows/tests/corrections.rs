@@ -2,7 +2,7 @@
 
 use differential_dataflow::VecCollection;
 use headwater_dataflows::testing::{Line, run_updates};
-use headwater_dataflows::windows::{Refresh, Session, Sliding, Statistics, Summary, Tumbling};
+use headwater_dataflows::windows::{Aggregate, Refresh, Session, Sliding, Statistics, Summary, Tumbling};
 use headwater_dataflows::{
     Admission, Admit, Emission, Epoch, EventTime, Keyed, Refused, Scan, patterns::Frequency,
 };
@@ -35,22 +35,23 @@ fn refused(input: Vec<Round>) -> Vec<(Refused<Line>, u64, isize)> {
     run_updates(1, |events, control| events.admit(control, ADMISSION).1, rounds(input))
 }
 
-/// Start, end and count of each window, and whether it is final.
-type Rows<'scope> = VecCollection<'scope, Epoch, (i64, i64, u64, bool)>;
+/// Start, end and count of a window, and whether it is final.
+type Row = (i64, i64, u64, bool);
+type Rows<'scope> = VecCollection<'scope, Epoch, Row>;
 
 fn windows(
     input: Vec<Round>,
     windows: impl for<'s> Fn(Keyed<'s, Line>) -> Rows<'s> + Send + Sync + 'static,
-) -> Vec<((i64, i64, u64, bool), u64, isize)> {
+) -> Vec<(Row, u64, isize)> {
     run_updates(1, move |events, control| windows(events.admit(control, ADMISSION).0), rounds(input))
 }
 
-fn row(row: headwater_dataflows::windows::Row<'_, String, Summary>) -> (i64, i64, u64, bool) {
+fn row(row: headwater_dataflows::windows::Row<'_, String, Summary>) -> Row {
     (row.window.start.0, row.window.end.0, row.summary.count, row.closed)
 }
 
-fn count() -> Statistics<fn(&Line) -> Option<i64>, fn(&Line) -> Option<u64>> {
-    Statistics::new(|_| None, |_| None)
+fn count() -> impl Aggregate<Line, State = Summary> {
+    Statistics::new(|_: &Line| None, |_: &Line| None)
 }
 
 #[test]
