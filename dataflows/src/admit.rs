@@ -27,7 +27,8 @@ use crate::{Epoch, Event, EventTime};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Admission {
     /// Events of one key with the same id no further apart than this, in milliseconds of event time, are one:
-    /// the first in the order (epoch, event time, position) counts. Zero switches deduplication off.
+    /// the first in the order (epoch, event time, position) counts, and the room of one that is retracted is free
+    /// from the epoch that retracts it. Zero switches deduplication off.
     pub dedup_horizon_ms: i64,
 }
 
@@ -37,7 +38,7 @@ pub enum Refusal {
     /// Its time is at or below the watermark of the epoch before; or it retracts an event of which that is
     /// true, or which was never admitted.
     Late,
-    /// An event of its key with its id was admitted before.
+    /// An event of its key with its id was admitted before and has not been retracted.
     Duplicate,
 }
 
@@ -92,12 +93,16 @@ impl<'scope, E: Event + ExchangeData> Admit<'scope, E> for VecCollection<'scope,
 
 type RefusedUpdate<E> = (Refused<E>, Epoch, isize);
 
+/// Batches of what was admitted, and what was refused.
+type Outputs<'scope, E> =
+    (StreamVec<'scope, Epoch, Rc<Batch<E>>>, StreamVec<'scope, Epoch, RefusedUpdate<E>>);
+
 fn build<'scope, E: Event + ExchangeData>(
     events: StreamVec<'scope, Epoch, (E, Epoch, isize)>,
     control: ControlStream<'scope>,
     admission: Admission,
     keys: Rc<RefCell<Keys<E>>>,
-) -> (StreamVec<'scope, Epoch, Rc<Batch<E>>>, StreamVec<'scope, Epoch, RefusedUpdate<E>>) {
+) -> Outputs<'scope, E> {
     let mut builder = OperatorBuilder::new("Admit".to_owned(), events.scope());
     let by_shard = Exchange::new(|(event, _, _): &(E, Epoch, isize)| u64::from(event.key_hash().shard().0));
     let mut events = builder.new_input(events, by_shard);
@@ -170,6 +175,25 @@ impl Place {
     fn diff<E>(&self, containers: &Containers<E>) -> isize {
         containers[self.container as usize][self.index as usize].2
     }
+}
+
+/// The changes of one key in an epoch, sorted, as events and what their diffs sum up to: identical events add up,
+/// and may cancel.
+fn net<'a, E: Event>(
+    run: &'a [Place],
+    containers: &'a Containers<E>,
+) -> impl Iterator<Item = (&'a Place, isize)> {
+    let position = |place: &Place| place.event(containers).position();
+    // Several forms of one record stand at the same place, in any order, if it was corrected in this epoch.
+    let forms = run.chunk_by(move |a, b| a.time == b.time && position(a) == position(b));
+    forms.flat_map(|forms| {
+        forms.iter().enumerate().filter_map(|(i, place)| {
+            let same = |other: &&Place| other.event(containers) == place.event(containers);
+            let (before, after) = (&forms[..i], &forms[i + 1..]);
+            let others = || after.iter().filter(same).map(|other| other.diff(containers)).sum::<isize>();
+            (!before.iter().any(|other| same(&other))).then(|| (place, place.diff(containers) + others()))
+        })
+    })
 }
 
 /// Decides which events take part.
@@ -269,12 +293,28 @@ impl<E: Event> Admitter<E> {
         let info = keys.info_mut(slot);
         let start = decided.entries.len();
         let mut in_order = true;
-        // Identical events of one epoch add up, and may cancel.
-        for same in run.chunk_by(|a, b| a.time == b.time && a.event(containers) == b.event(containers)) {
-            let place = &same[0];
+        // Retractions first: a corrected event must find room for its id, wherever in the order it has moved to.
+        if run.iter().any(|place| place.diff(containers) < 0) {
+            for (place, diff) in net(run, containers) {
+                let event = place.event(containers);
+                for _ in diff..0 {
+                    match self.find(event, info.run) {
+                        None => decided.refuse(event, Refusal::Late, -1),
+                        Some(target) => {
+                            in_order = false;
+                            self.retracted.insert(target);
+                            if let Some(id) = event.id() {
+                                self.dedup.forget(event.key_hash(), id, event.time());
+                            }
+                            decided.push(place, Change::Retract(target));
+                        }
+                    }
+                }
+            }
+        }
+        for (place, diff) in net(run, containers) {
             let event = place.event(containers);
-            let diff: isize = same.iter().map(|place| place.diff(containers)).sum();
-            for _ in 0..diff.max(0) {
+            for _ in 0..diff {
                 match self.check(event) {
                     Err(refusal) => decided.refuse(event, refusal, 1),
                     Ok(()) => {
@@ -282,19 +322,6 @@ impl<E: Event> Admitter<E> {
                         in_order &= info.last.is_none_or(|last| last <= here);
                         info.last = info.last.max(Some(here));
                         decided.push(place, Change::Insert);
-                    }
-                }
-            }
-            for _ in diff..0 {
-                match self.find(event, info.run) {
-                    None => decided.refuse(event, Refusal::Late, -1),
-                    Some(target) => {
-                        in_order = false;
-                        self.retracted.insert(target);
-                        if let Some(id) = event.id() {
-                            self.dedup.forget(event.key_hash(), id, event.time());
-                        }
-                        decided.push(place, Change::Retract(target));
                     }
                 }
             }

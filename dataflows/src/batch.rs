@@ -43,7 +43,8 @@ pub(crate) struct Entry {
     pub index: u32,
 }
 
-/// The entries of one key: a range of the batch's entries, in the order of evaluation.
+/// The entries of one key, a range of the batch's entries: first what is retracted, then what is inserted, each in
+/// the order of evaluation.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub slot: Slot,

@@ -38,8 +38,10 @@ impl<E: Event> Clone for Keyed<'_, E> {
     }
 }
 
-/// Which keys an operator looks at.
-pub(crate) struct Selection<E: Event>(Option<Rc<dyn Fn(&E::Key) -> bool>>);
+type Predicate<K> = Rc<dyn Fn(&K) -> bool>;
+
+/// Which keys an operator looks at: those for which the predicate holds, or all.
+pub(crate) struct Selection<E: Event>(Option<Predicate<E::Key>>);
 
 impl<E: Event> Clone for Selection<E> {
     fn clone(&self) -> Self {

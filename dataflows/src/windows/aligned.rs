@@ -35,11 +35,21 @@ impl Bounds {
         (self.size_ms as u64).div_ceil(self.every_ms as u64) as usize
     }
 
-    /// The starts of the windows that hold an event of this time, latest first.
-    fn starts(self, time: EventTime) -> impl Iterator<Item = EventTime> {
-        let latest = time.0.div_euclid(self.every_ms) * self.every_ms;
-        let starts = (0..).map(move |i| latest - i * self.every_ms);
-        starts.take_while(move |start| start + self.size_ms > time.0).map(EventTime)
+    /// The starts of the windows that hold an event of this time, latest first and numbered from the latest. A
+    /// window whose bounds are no [`EventTime`]s, which takes an event 292 million years away, does not exist.
+    fn starts(self, time: EventTime) -> impl Iterator<Item = (usize, EventTime)> {
+        let latest = time.0.div_euclid(self.every_ms);
+        (0..self.overlap()).filter_map(move |nth| {
+            let start = latest.checked_sub(nth as i64)?.checked_mul(self.every_ms)?;
+            let end = start.checked_add(self.size_ms)?;
+            (time.0 < end).then_some((nth, EventTime(start)))
+        })
+    }
+
+    /// The number that a window has among those that hold an event of this time, if it does.
+    fn nth(self, time: EventTime, start: EventTime) -> Option<usize> {
+        let holds = start <= time && time < self.window(start).end;
+        holds.then(|| (time.0.div_euclid(self.every_ms) - start.0.div_euclid(self.every_ms)) as usize)
     }
 
     fn window(self, start: EventTime) -> Window {
@@ -109,57 +119,41 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
 
     fn add(&mut self, slot: Slot, event: &E, entry: usize, undos: &mut [Option<A::Undo>]) {
         let undos = &mut undos[entry * self.bounds.overlap()..];
-        for (start, undo) in self.bounds.starts(event.time()).zip(undos) {
+        for (nth, start) in self.bounds.starts(event.time()) {
             let window = self.open.change(slot, start);
             window.events += 1;
-            *undo = Some(self.aggregate.add(&mut window.state, event));
+            undos[nth] = Some(self.aggregate.add(&mut window.state, event));
         }
     }
 
-    /// Takes one event of a key out again: goes back over all that was added since, and adds the rest anew.
-    fn retract(
-        &mut self,
-        batch: &Batch<E>,
-        run: &Run,
-        entry: usize,
-        target: EntryRef,
-        now: &mut [Option<A::Undo>],
-    ) {
-        let overlap = self.bounds.overlap();
-        let mut since: Vec<EntryRef> = (run.entries().start..entry)
-            .rev()
-            .map(|entry| EntryRef { batch: batch.number, entry: entry as u32 })
-            .collect();
+    /// Takes one event of a key out again: in each window that holds it, goes back over all that was added since and
+    /// adds the rest anew.
+    ///
+    /// Those windows are open, since the event is not final; others that hold what was added since may have closed.
+    fn retract(&mut self, run: &Run, target: EntryRef) {
+        let mut since = Vec::new();
         self.history.for_each(run.previous, |entry, _, _| since.push(entry));
-        let depth = since.iter().position(|&entry| entry == target).expect("admission found it live") + 1;
-        since.truncate(depth);
-        since.retain(|entry| {
-            // Neither a retraction nor what was retracted before has anything to go back over.
-            let Some((from, undos)) = self.history.get(entry.batch) else {
-                return now[entry.entry as usize * overlap].is_some();
-            };
-            debug_assert_eq!(from.number, entry.batch);
-            undos[entry.entry as usize * overlap].is_some()
-        });
-        for &at in &since {
-            let live = self.history.get(at.batch).map(|(from, _)| Rc::clone(from));
-            let event = live.as_deref().unwrap_or(batch).event(at.entry as usize);
-            let undos = self.history.log_mut(at.batch).map_or(&mut *now, |undos| undos.as_mut_slice());
-            let undos = &mut undos[at.entry as usize * overlap..][..overlap];
-            for (start, undo) in self.bounds.starts(event.time()).zip(undos) {
-                let window = self.open.change(run.slot, start);
+        let depth = since.iter().position(|&entry| entry == target).expect("admission found it live");
+        since.truncate(depth + 1);
+        let (from, _) = self.history.get(target.batch).expect("admission found it live");
+        for (_, start) in self.bounds.starts(from.entries[target.entry as usize].time) {
+            let window = self.open.change(run.slot, start);
+            let mut again = Vec::with_capacity(since.len());
+            for &at in &since {
+                let Some((batch, undo)) = addition(&mut self.history, self.bounds, at, start) else {
+                    continue;
+                };
+                let Some(undo) = undo.take() else { continue };
                 window.events -= 1;
-                self.aggregate.undo(&mut window.state, event, undo.take().expect("once per window"));
+                self.aggregate.undo(&mut window.state, batch.event(at.entry as usize), undo);
+                again.push(at);
             }
-        }
-        for &at in since.iter().rev().filter(|&&at| at != target) {
-            match self.history.get(at.batch).map(|(from, _)| Rc::clone(from)) {
-                None => self.add(run.slot, batch.event(at.entry as usize), at.entry as usize, now),
-                Some(from) => {
-                    let mut undos = std::mem::take(self.history.log_mut(at.batch).expect("live"));
-                    self.add(run.slot, from.event(at.entry as usize), at.entry as usize, &mut undos);
-                    *self.history.log_mut(at.batch).expect("live") = undos;
-                }
+            for at in again.into_iter().rev().filter(|&at| at != target) {
+                let Some((batch, undo)) = addition(&mut self.history, self.bounds, at, start) else {
+                    continue;
+                };
+                window.events += 1;
+                *undo = Some(self.aggregate.add(&mut window.state, batch.event(at.entry as usize)));
             }
         }
     }
@@ -178,6 +172,19 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
             give(row.clone(), std::mem::replace(&mut open.shown, row), epoch, out);
         }
     }
+}
+
+/// An entry's batch, and how to take its event out of the window that starts then; none if it is not in it.
+fn addition<E: Event, U>(
+    history: &mut History<E, Vec<Option<U>>>,
+    bounds: Bounds,
+    at: EntryRef,
+    start: EventTime,
+) -> Option<(Rc<Batch<E>>, &mut Option<U>)> {
+    let batch = Rc::clone(&history.get(at.batch)?.0);
+    let nth = bounds.nth(batch.entries[at.entry as usize].time, start)?;
+    let undos = history.log_mut(at.batch)?;
+    Some((batch, &mut undos[at.entry as usize * bounds.overlap() + nth]))
 }
 
 /// Retracts the row shown before, if there is one and it differs, in favour of a new one.
@@ -203,7 +210,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
             for entry in run.entries() {
                 match batch.entries[entry].change {
                     Change::Insert => self.add(run.slot, batch.event(entry), entry, &mut undos),
-                    Change::Retract(target) => self.retract(batch, run, entry, target, &mut undos),
+                    Change::Retract(target) => self.retract(run, target),
                 }
             }
         }
@@ -213,7 +220,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
     fn close(&mut self, epoch: Epoch, watermark: EventTime, keys: &Keys<E>, out: &mut Vec<Self::Out>) {
         while let Some(due) = self.open.due.first_entry().filter(|due| due.key().minus_ms(1) <= watermark) {
             let end = *due.key();
-            let start = end.minus_ms(self.bounds.size_ms);
+            let start = EventTime(end.0 - self.bounds.size_ms);
             for slot in due.remove() {
                 let Some(open) = self.open.take(slot, start) else { continue };
                 let row = (open.events > 0).then(|| {

@@ -18,6 +18,9 @@ pub trait Session<'scope, E: Event> {
     /// One row for each session: two events of a key belong together when less than `gap_ms` apart. A session
     /// starts at its first event and ends `gap_ms` after its last.
     ///
+    /// # Panics
+    /// When `gap_ms` is below 1.
+    ///
     /// ```
     /// use headwater_dataflows::{Admission, Admit, testing};
     /// use headwater_dataflows::windows::{Refresh, Session, Statistics};
@@ -60,6 +63,7 @@ impl<'scope, E: Event> Session<'scope, E> for Keyed<'scope, E> {
         D: Data,
         F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static,
     {
+        assert!(gap_ms > 0, "sessions cannot be parted by {gap_ms} ms");
         let sessions = Sessions {
             gap_ms,
             refresh,
@@ -210,6 +214,9 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
             let shown = key.shown.remove(&window.start);
             let row = (self.result)(Row { key: keys.key(slot), window, summary: &state, closed: true });
             give(Some(row), shown, epoch, out);
+            // What else was shown up to its end were sessions that it has joined, or that are no more.
+            let later = key.shown.split_off(&window.end);
+            out.extend(std::mem::replace(&mut key.shown, later).into_values().map(|row| (row, epoch, -1)));
         }
     }
 
@@ -274,7 +281,8 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
             self.close_key(slot, watermark, epoch, keys, out);
             self.schedule(slot);
         }
-        if self.refresh.due(self.refreshed, epoch) {
+        // At the end of all input too: a row whose session has lost its events has nothing that could close.
+        if self.refresh.due(self.refreshed, epoch) || watermark == EventTime::MAX {
             self.show(epoch, keys, out);
             self.refreshed = Some(epoch);
         }

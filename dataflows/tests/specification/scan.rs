@@ -1,0 +1,258 @@
+//! Patterns over random streams: `scan` against the specification.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+use differential_dataflow::VecCollection;
+use headwater_dataflows::patterns::{Deviation, Diversity, Frequency, Outlier, Rate, Travel, Trip, Variety};
+use headwater_dataflows::{Admission, Admit, Emission, Epoch, Keyed, Pattern, Rule, Rules, Scan};
+use proptest::prelude::*;
+
+use crate::event::Tx;
+use crate::harness::{Snapshots, check, equal, run, snapshots, watermarks};
+use crate::spec::admission::admit;
+use crate::spec::patterns::{self, Answer, Found, trip};
+use crate::spec::{answers, final_ones};
+use crate::streams::{rounds, streams};
+
+const HORIZON: i64 = 10;
+pub const ADMISSION: Admission = Admission { dedup_horizon_ms: HORIZON };
+
+/// Matches at every event, with all that came before it.
+struct Trail;
+
+impl Pattern<Tx> for Trail {
+    type State = Vec<i64>;
+    type Undo = i64;
+    type Match = Vec<i64>;
+
+    fn step(&self, offsets: &mut Vec<i64>, event: &Tx) -> (Option<Vec<i64>>, i64) {
+        offsets.push(event.offset);
+        (Some(offsets.clone()), event.offset)
+    }
+
+    fn undo(&self, offsets: &mut Vec<i64>, event: &Tx, undo: i64) {
+        assert_eq!(
+            (offsets.pop(), undo),
+            (Some(event.offset), event.offset),
+            "only the latest step is undone"
+        );
+    }
+}
+
+pub fn frequency() -> Frequency {
+    Frequency::at_least(3, 12)
+}
+
+pub fn rate(event: &Tx, Rate { count, within_ms }: Rate) -> Answer {
+    Answer::new(event, Found::Rate { count, within: within_ms })
+}
+
+pub fn diversity() -> Diversity<impl Fn(&Tx) -> Option<u64>> {
+    Diversity::at_least(3, 20, |event: &Tx| event.merchant)
+}
+
+pub fn variety(event: &Tx, Variety { distinct, within_ms }: Variety) -> Answer {
+    Answer::new(event, Found::Variety { distinct, within: within_ms })
+}
+
+pub fn outlier() -> Outlier<impl Fn(&Tx) -> Option<i64>> {
+    Outlier::beyond(2.0, 3, 1.0, |event: &Tx| event.amount)
+}
+
+/// Takes sum and spread out of mean and deviation again: for small amounts they are whole numbers, exactly.
+pub fn deviation(event: &Tx, found: Deviation) -> Answer {
+    let Deviation { amount, mean, stddev, sigmas, n } = found;
+    let count = n as f64;
+    let again = (amount as f64 - mean).abs() / stddev;
+    assert!((sigmas / again - 1.0).abs() < 1e-9, "{sigmas} is not {again}");
+    let sum = (mean * count).round() as i64;
+    let spread = (stddev * stddev * count * (count - 1.0)).round() as i64;
+    Answer::new(event, Found::Deviation { amount, n, sum, spread })
+}
+
+pub fn travel() -> impl Pattern<Tx, Match = Trip<i64>> {
+    Travel::beyond(50.0, 2e7, Tx::location, |event: &Tx| event.offset)
+}
+
+pub fn journey(event: &Tx, Trip { from, km, seconds, kmh }: Trip<i64>) -> Answer {
+    Answer::new(event, trip(from, km, (seconds * 1000.0).round() as i64, kmh))
+}
+
+fn trail(event: &Tx, offsets: Vec<i64>) -> Answer {
+    Answer::new(event, Found::Trail(offsets))
+}
+
+/// All patterns, each with its own emission, in one pass.
+fn all_rules(emission: [Emission; 5]) -> impl Rules<Tx, Answer> {
+    let [a, b, c, d, e] = emission;
+    let absent = false.then(|| Rule::new(frequency(), a, rate));
+    let trails = (Rule::new(travel(), d, journey), (Some(Rule::new(Trail, e, trail)), ()));
+    let rest = (Rule::new(diversity(), b, variety), (Rule::new(outlier(), c, deviation), trails));
+    (Rule::new(frequency(), a, rate), (absent, rest))
+}
+
+fn expected_frequency(events: &[Tx]) -> Vec<Answer> {
+    patterns::frequency(3, 12, events)
+}
+
+fn expected_diversity(events: &[Tx]) -> Vec<Answer> {
+    patterns::diversity(3, 20, events)
+}
+
+fn expected_outlier(events: &[Tx]) -> Vec<Answer> {
+    patterns::outlier(2, 3, 1, events)
+}
+
+fn expected_travel(events: &[Tx]) -> Vec<Answer> {
+    patterns::travel(50.0, 2e7, events)
+}
+
+/// What was seen over all streams: a test that exercises nothing fails.
+#[derive(Default)]
+struct Seen {
+    streams: Cell<usize>,
+    given: Cell<usize>,
+    revoked: Cell<usize>,
+}
+
+impl Seen {
+    fn note(&self, changes: &[(Answer, u64, isize)]) {
+        let revoked = changes.iter().filter(|(_, _, diff)| *diff < 0).count();
+        self.streams.set(self.streams.get() + 1);
+        self.given.set(self.given.get() + changes.len() - revoked);
+        self.revoked.set(self.revoked.get() + revoked);
+    }
+
+    fn report(&self, what: &str) {
+        let Seen { streams, given, revoked } = self;
+        println!(
+            "{what}: {} streams, {} answers given, {} revoked",
+            streams.get(),
+            given.get(),
+            revoked.get()
+        );
+    }
+}
+
+type Expected = fn(&[Tx]) -> Vec<Answer>;
+
+/// A pattern in both emissions is what the specification says, on any number of workers.
+fn scan_is(
+    what: &'static str,
+    expected: Expected,
+    scan: fn(Keyed<'_, Tx>, Emission) -> VecCollection<'_, Epoch, Answer>,
+) {
+    let (immediate, finals) = (Seen::default(), Seen::default());
+    check(file!(), streams(), |(rounds, workers)| {
+        let admitted = admit(&rounds, HORIZON);
+        let want = answers(&admitted.rounds, expected);
+        let scanned = |emission| {
+            run(workers, &rounds, move |events, control| scan(events.admit(control, ADMISSION).0, emission))
+        };
+
+        let got = scanned(Emission::Immediate);
+        immediate.note(&got);
+        equal(what, &snapshots(rounds.len(), &got), &want)?;
+
+        let got = scanned(Emission::Final);
+        finals.note(&got);
+        prop_assert!(got.iter().all(|(_, _, diff)| *diff > 0), "what is final is never retracted: {got:?}");
+        let want = final_ones(&want, &watermarks(&rounds), |answer| answer.time);
+        equal(what, &snapshots(rounds.len(), &got), &want)
+    });
+    immediate.report(&format!("{what}, immediate"));
+    finals.report(&format!("{what}, final"));
+    assert!(immediate.revoked.get() > 0 && finals.given.get() > 0, "the streams exercise nothing");
+}
+
+#[test]
+fn frequency_is_what_the_specification_says() {
+    scan_is("frequency", expected_frequency, |keyed, emission| {
+        keyed.scan("Frequency", frequency(), emission, rate)
+    });
+}
+
+#[test]
+fn diversity_is_what_the_specification_says() {
+    scan_is("diversity", expected_diversity, |keyed, emission| {
+        keyed.scan("Diversity", diversity(), emission, variety)
+    });
+}
+
+#[test]
+fn outlier_is_what_the_specification_says() {
+    scan_is("outlier", expected_outlier, |keyed, emission| {
+        keyed.scan("Outlier", outlier(), emission, deviation)
+    });
+}
+
+#[test]
+fn travel_is_what_the_specification_says() {
+    scan_is("travel", expected_travel, |keyed, emission| keyed.scan("Travel", travel(), emission, journey));
+}
+
+#[test]
+fn every_event_is_stepped_in_order_and_exactly_once() {
+    scan_is("trail", patterns::trail, |keyed, emission| keyed.scan("Trail", Trail, emission, trail));
+}
+
+#[test]
+fn rules_in_one_pass_are_what_they_are_alone_each_with_its_own_emission() {
+    let emission = || prop::bool::ANY.prop_map(|now| if now { Emission::Immediate } else { Emission::Final });
+    check(file!(), (streams(), prop::array::uniform5(emission())), |((rounds, workers), emissions)| {
+        let got = run(workers, &rounds, move |events, control| {
+            events.admit(control, ADMISSION).0.scan_all("Rules", all_rules(emissions))
+        });
+        let admitted = admit(&rounds, HORIZON).rounds;
+        let each: [Expected; 5] =
+            [expected_frequency, expected_diversity, expected_outlier, expected_travel, patterns::trail];
+        let mut want: Snapshots<Answer> = vec![BTreeMap::new(); rounds.len() + 1];
+        for (expected, emission) in each.into_iter().zip(emissions) {
+            let mut answers = answers(&admitted, expected);
+            if emission == Emission::Final {
+                answers = final_ones(&answers, &watermarks(&rounds), |answer| answer.time);
+            }
+            want.iter_mut().zip(answers).for_each(|(all, answers)| all.extend(answers));
+        }
+        equal("rules", &snapshots(rounds.len(), &got), &want)
+    });
+}
+
+#[test]
+fn a_selection_of_keys_is_scanned_as_if_there_were_no_others() {
+    check(file!(), streams(), |(rounds, workers)| {
+        let got = run(workers, &rounds, |events, control| {
+            let (keyed, _) = events.admit(control, ADMISSION);
+            let keyed = keyed.only(|key| key % 2 == 1).only(|key| *key < 9);
+            keyed.scan("Trail", Trail, Emission::Immediate, trail)
+        });
+        let mut selected = admit(&rounds, HORIZON).rounds;
+        selected.iter_mut().for_each(|round| round.updates.retain(|(e, _)| e.key % 2 == 1 && e.key < 9));
+        equal("selection", &snapshots(rounds.len(), &got), &answers(&selected, patterns::trail))
+    });
+}
+
+#[test]
+fn one_two_and_three_workers_give_the_same_changes_in_each_epoch() {
+    let changes = Cell::new(0);
+    check(file!(), rounds(), |rounds| {
+        let scanned = |workers| {
+            use Emission::{Final, Immediate};
+            let mut changes = run(workers, &rounds, move |events, control| {
+                events
+                    .admit(control, ADMISSION)
+                    .0
+                    .scan_all("Rules", all_rules([Immediate, Final, Immediate, Final, Final]))
+            });
+            differential_dataflow::consolidation::consolidate_updates(&mut changes);
+            changes
+        };
+        let one = scanned(1);
+        changes.set(changes.get() + one.len());
+        prop_assert_eq!(&one, &scanned(2));
+        prop_assert_eq!(&one, &scanned(3));
+        Ok(())
+    });
+    assert!(changes.get() > 0, "the streams exercise nothing");
+}

@@ -1,0 +1,143 @@
+//! The matches of each pattern among all events of a key, which come sorted.
+//!
+//! "The last D" at an event of time t is (t − D, t]; of events with equal times only those that stand before it in
+//! the order, and itself, are looked at.
+
+use std::collections::BTreeMap;
+
+use headwater_dataflows::patterns::Location;
+
+use crate::event::Tx;
+
+/// A match: at which event, and what the pattern said of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Answer {
+    pub key: u16,
+    pub time: i64,
+    pub partition: u32,
+    pub offset: i64,
+    pub found: Found,
+}
+
+/// What a pattern says, as something that can be compared: whole numbers, or floats to seven digits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Found {
+    Rate { count: u64, within: i64 },
+    Variety { distinct: u64, within: i64 },
+    Deviation { amount: i64, n: u64, sum: i64, spread: i64 },
+    Trip { from: i64, km: String, ms: i64, kmh: Option<String> },
+    Trail(Vec<i64>),
+}
+
+impl Answer {
+    pub fn new(event: &Tx, found: Found) -> Answer {
+        let Tx { key, time, partition, offset, .. } = *event;
+        Answer { key, time, partition, offset, found }
+    }
+}
+
+/// The events where a condition holds and did not at the one before.
+fn rising_edges(holds: &[bool]) -> impl Iterator<Item = usize> {
+    (0..holds.len()).filter(|&i| holds[i] && (i == 0 || !holds[i - 1]))
+}
+
+/// At least `n` events in the last `within`.
+pub fn frequency(n: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
+    let recent = |i: usize| events[..=i].iter().filter(|event| event.time > events[i].time - within).count();
+    let holds: Vec<bool> = (0..events.len()).map(|i| recent(i) >= n).collect();
+    let answer = |i: usize| {
+        let within = events[i].time - events[i + 1 - n].time;
+        Answer::new(&events[i], Found::Rate { count: n as u64, within })
+    };
+    rising_edges(&holds).map(answer).collect()
+}
+
+/// At least `n` distinct merchants in the last `within`, among the events that have one.
+pub fn diversity(n: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
+    let events: Vec<(&Tx, u64)> = events.iter().filter_map(|event| Some((event, event.merchant?))).collect();
+    // When each merchant was last seen, up to an event: most recently seen first.
+    let last_seen = |i: usize| {
+        let last: BTreeMap<u64, i64> =
+            events[..=i].iter().map(|(event, value)| (*value, event.time)).collect();
+        let mut times: Vec<i64> = last.into_values().collect();
+        times.sort_unstable_by(|a, b| b.cmp(a));
+        times
+    };
+    let recent = |i: usize| last_seen(i).into_iter().filter(|time| *time > events[i].0.time - within).count();
+    let holds: Vec<bool> = (0..events.len()).map(|i| recent(i) >= n).collect();
+    let answer = |i: usize| {
+        let within = events[i].0.time - last_seen(i)[n - 1];
+        Answer::new(events[i].0, Found::Variety { distinct: n as u64, within })
+    };
+    rising_edges(&holds).map(answer).collect()
+}
+
+/// Amounts x with |x − mean| > kσ over at least `at_least` earlier amounts, σ not below `min_sigma`.
+///
+/// In whole numbers: with n earlier amounts, S their sum and V = n·Σx² − S², which is n(n − 1)σ², this is
+/// (nx − S)²(n − 1) > k²·V·n.
+pub fn outlier(k: i64, at_least: usize, min_sigma: i64, events: &[Tx]) -> Vec<Answer> {
+    let amounts: Vec<(&Tx, i64)> = events.iter().filter_map(|event| Some((event, event.amount?))).collect();
+    let mut answers = Vec::new();
+    for (i, &(event, amount)) in amounts.iter().enumerate().skip(at_least) {
+        let n = i as i64;
+        let (sum, spread) = sum_and_spread(amounts[..i].iter().map(|(_, amount)| *amount));
+        let beyond = (n * amount - sum).pow(2) * (n - 1) > k * k * spread * n;
+        if beyond && spread >= min_sigma * min_sigma * n * (n - 1) {
+            answers.push(Answer::new(event, Found::Deviation { amount, n: i as u64, sum, spread }));
+        }
+    }
+    answers
+}
+
+/// Σx and n·Σx² − (Σx)².
+pub fn sum_and_spread(amounts: impl Iterator<Item = i64> + Clone) -> (i64, i64) {
+    let n = amounts.clone().count() as i64;
+    let sum: i64 = amounts.clone().sum();
+    (sum, n * amounts.map(|x| x * x).sum::<i64>() - sum * sum)
+}
+
+/// More than `km` from the previous located event, at more than `kmh`.
+pub fn travel(km: f64, kmh: f64, events: &[Tx]) -> Vec<Answer> {
+    let located: Vec<(&Tx, Location)> =
+        events.iter().filter_map(|event| Some((event, event.location()?))).collect();
+    let mut answers = Vec::new();
+    for pair in located.windows(2) {
+        let [(before, from), (event, to)] = pair else { unreachable!("windows of two") };
+        let distance = distance_km(*from, *to);
+        let ms = event.time - before.time;
+        let speed = (ms > 0).then(|| distance / (ms as f64 / 3_600_000.0));
+        if distance > km && speed.is_none_or(|speed| speed > kmh) {
+            answers.push(Answer::new(event, trip(before.offset, distance, ms, speed)));
+        }
+    }
+    answers
+}
+
+pub fn trip(from: i64, km: f64, ms: i64, kmh: Option<f64>) -> Found {
+    let digits = |x: f64| format!("{x:.6e}");
+    Found::Trip { from, km: digits(km), ms, kmh: kmh.map(digits) }
+}
+
+/// The great-circle distance by way of the angle between two vectors from the centre of the earth.
+fn distance_km(a: Location, b: Location) -> f64 {
+    let vector = |place: Location| {
+        let (lat, lon) = (place.lat.to_radians(), place.lon.to_radians());
+        [lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()]
+    };
+    let ([ax, ay, az], [bx, by, bz]) = (vector(a), vector(b));
+    let cross = [ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx];
+    let sine = cross.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let cosine = ax * bx + ay * by + az * bz;
+    6371.0088 * sine.atan2(cosine)
+}
+
+/// Every event, with the offsets of all before it: as sensitive to history as a pattern can be.
+pub fn trail(events: &[Tx]) -> Vec<Answer> {
+    let offsets: Vec<i64> = events.iter().map(|event| event.offset).collect();
+    events
+        .iter()
+        .enumerate()
+        .map(|(i, event)| Answer::new(event, Found::Trail(offsets[..=i].to_vec())))
+        .collect()
+}

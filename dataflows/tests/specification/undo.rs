@@ -1,0 +1,196 @@
+//! `undo` is the inverse of `step`, and of `add`: states cannot be compared, so what they do from then on is.
+
+use std::fmt::Debug;
+
+use headwater_dataflows::Pattern;
+use headwater_dataflows::patterns::{Frequency, Outlier};
+use headwater_dataflows::windows::{Aggregate, Statistics, Summary};
+use proptest::prelude::*;
+
+use crate::event::{PLACES, Tx};
+use crate::harness::check;
+use crate::scan::{diversity, frequency, outlier, travel};
+
+/// Steps forward with an event, or back over so many.
+#[derive(Clone, Debug)]
+enum Move {
+    Forward(Tx),
+    Back(usize),
+}
+
+/// An event whose time is how long after the one before it happened.
+fn event() -> impl Strategy<Value = Tx> {
+    let amount = prop::option::of(prop_oneof![4 => -9..9i64, 1 => any::<i64>()]);
+    let merchant = prop::option::of(0..6u64);
+    let place = prop::option::of(0..PLACES.len() as u8);
+    (0..8i64, amount, merchant, place).prop_map(|(time, amount, merchant, place)| Tx {
+        amount,
+        merchant,
+        place,
+        ..Tx::plain(0, time, 0)
+    })
+}
+
+fn moves() -> impl Strategy<Value = (Vec<Move>, Vec<Tx>)> {
+    let step = prop_oneof![3 => event().prop_map(Move::Forward), 1 => (1..12usize).prop_map(Move::Back)];
+    (prop::collection::vec(step, 0..40), prop::collection::vec(event(), 1..12))
+}
+
+/// Puts events one after the other.
+fn after(last: Option<&Tx>, event: &Tx) -> Tx {
+    let (time, offset) = last.map_or((0, 0), |last| (last.time, last.offset + 1));
+    Tx { time: time + event.time, offset, ..event.clone() }
+}
+
+/// What a pattern says of events to come.
+fn said_of<P: Pattern<Tx>>(
+    pattern: &P,
+    state: &mut P::State,
+    last: Option<&Tx>,
+    probes: &[Tx],
+) -> Vec<Option<P::Match>> {
+    let mut last = last.cloned();
+    let mut said = Vec::new();
+    for probe in probes {
+        let event = after(last.as_ref(), probe);
+        said.push(pattern.step(state, &event).0);
+        last = Some(event);
+    }
+    said
+}
+
+/// After any steps there and back, a pattern goes on as if it had only taken those that stand.
+fn undoes<P: Pattern<Tx>>(pattern: P)
+where
+    P::Match: PartialEq + Debug,
+{
+    check(file!(), moves(), |(moves, probes)| {
+        let mut state = P::State::default();
+        let mut taken: Vec<(Tx, P::Undo)> = Vec::new();
+        let back = |state: &mut P::State, taken: &mut Vec<(Tx, P::Undo)>, n: usize| {
+            for (event, undo) in taken.drain(taken.len().saturating_sub(n)..).rev() {
+                pattern.undo(state, &event, undo);
+            }
+        };
+        for step in &moves {
+            match step {
+                Move::Back(n) => back(&mut state, &mut taken, *n),
+                Move::Forward(event) => {
+                    let event = after(taken.last().map(|(event, _)| event), event);
+                    let (_, undo) = pattern.step(&mut state, &event);
+                    taken.push((event, undo));
+                }
+            }
+        }
+        let last = taken.last().map(|(event, _)| event);
+        let mut fresh = P::State::default();
+        for (event, _) in &taken {
+            pattern.step(&mut fresh, event);
+        }
+        let want = said_of(&pattern, &mut fresh, last, &probes);
+        prop_assert_eq!(said_of(&pattern, &mut state, last, &probes), want);
+        Ok(())
+    });
+}
+
+/// After any steps there and all the way back, a pattern is at its beginning.
+fn undoes_to_the_beginning<P: Pattern<Tx>>(pattern: P)
+where
+    P::Match: PartialEq + Debug,
+{
+    let events = prop::collection::vec(event(), 0..40);
+    check(file!(), (events, prop::collection::vec(event(), 1..12)), |(events, probes)| {
+        let mut state = P::State::default();
+        let mut taken: Vec<(Tx, P::Undo)> = Vec::new();
+        for event in &events {
+            let event = after(taken.last().map(|(event, _)| event), event);
+            let (_, undo) = pattern.step(&mut state, &event);
+            taken.push((event, undo));
+        }
+        for (event, undo) in taken.into_iter().rev() {
+            pattern.undo(&mut state, &event, undo);
+        }
+        let want = said_of(&pattern, &mut P::State::default(), None, &probes);
+        prop_assert_eq!(said_of(&pattern, &mut state, None, &probes), want);
+        Ok(())
+    });
+}
+
+#[test]
+fn frequency_goes_back() {
+    undoes(frequency());
+    undoes(Frequency::at_least(1, 5));
+    undoes_to_the_beginning(Frequency::at_least(7, 30));
+}
+
+#[test]
+fn diversity_goes_back() {
+    undoes(diversity());
+    undoes_to_the_beginning(diversity());
+}
+
+#[test]
+fn outlier_goes_back() {
+    undoes(outlier());
+    undoes(Outlier::beyond(1.0, 2, 0.0, |event: &Tx| event.amount));
+    undoes_to_the_beginning(outlier());
+}
+
+#[test]
+fn travel_goes_back() {
+    undoes(travel());
+    undoes_to_the_beginning(travel());
+}
+
+fn statistics() -> Statistics<impl Fn(&Tx) -> Option<i64>, impl Fn(&Tx) -> Option<u64>> {
+    Statistics::new(|event: &Tx| event.amount, |event: &Tx| event.merchant)
+}
+
+#[test]
+fn statistics_go_back() {
+    check(file!(), moves(), |(moves, _)| {
+        let statistics = statistics();
+        let mut states = vec![Summary::default()];
+        let mut taken = Vec::new();
+        let mut state = states[0].clone();
+        for step in moves {
+            match step {
+                Move::Forward(event) => {
+                    let undo = statistics.add(&mut state, &event);
+                    states.push(state.clone());
+                    taken.push((event, undo));
+                }
+                Move::Back(n) => {
+                    for _ in 0..n {
+                        let Some((event, undo)) = taken.pop() else { break };
+                        statistics.undo(&mut state, &event, undo);
+                        states.pop();
+                        prop_assert_eq!(Some(&state), states.last());
+                    }
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn statistics_depend_on_no_order_and_merge_into_those_of_all() {
+    let events = || prop::collection::vec(event(), 0..30);
+    check(file!(), (events().prop_shuffle(), events()), |(one, other)| {
+        let statistics = statistics();
+        let state = |events: &mut dyn Iterator<Item = &Tx>| {
+            let mut state = Default::default();
+            for event in events {
+                statistics.add(&mut state, event);
+            }
+            state
+        };
+        let all = state(&mut one.iter().chain(&other));
+        prop_assert_eq!(&state(&mut other.iter().chain(&one).rev()), &all);
+        let mut merged = state(&mut one.iter());
+        statistics.merge(&mut merged, &state(&mut other.iter()));
+        prop_assert_eq!(&merged, &all);
+        Ok(())
+    });
+}
