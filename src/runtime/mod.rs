@@ -66,6 +66,9 @@ pub struct Job {
     pub metrics: Arc<Metrics>,
 }
 
+/// The offset of the next record of each partition.
+type Offsets = Vec<(Partition, Offset)>;
+
 /// How often the consumer group is told of progress.
 const OFFSETS_EVERY: Duration = Duration::from_millis(500);
 
@@ -98,7 +101,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         Some(path) if first_worker == 0 => Some(Recorder::create(path)?),
         _ => None,
     };
-    let (tell_group, told_group) = channel::<Vec<(Partition, Offset)>>();
+    let (tell_group, told_group) = channel::<Offsets>();
     let committing = Arc::clone(&source);
     let group = std::thread::spawn(move || {
         for offsets in told_group {
@@ -154,7 +157,7 @@ struct Context {
     stopping: Arc<AtomicBool>,
     failure: Failure,
     metrics: Arc<Metrics>,
-    tell_group: Mutex<Option<Sender<Vec<(Partition, Offset)>>>>,
+    tell_group: Mutex<Option<Sender<Offsets>>>,
 }
 
 impl Context {
@@ -205,7 +208,7 @@ impl Context {
 }
 
 /// Has the consumer group told of what every sink has committed.
-fn tell(flow: &Flow, group: Option<&Sender<Vec<(Partition, Offset)>>>) {
+fn tell(flow: &Flow, group: Option<&Sender<Offsets>>) {
     let Some(group) = group else { return };
     let mut offsets = flow.offsets.borrow_mut();
     offsets.completed(|epoch: Epoch| committed(&flow.committed, epoch));

@@ -1,5 +1,10 @@
 //! The five rules, over events: patterns of the `dataflows` crate, and the alerts that are made of their matches.
 
+#![expect(
+    clippy::type_complexity,
+    reason = "a rule's type spells out its closures, and is named nowhere else"
+)]
+
 use std::sync::Arc;
 
 use headwater_dataflows::patterns::{
