@@ -1,0 +1,128 @@
+//! What the end-to-end tests share: generated input, the program itself, and the oracle that judges it.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use headwater::source::generator::{GeneratorSettings, RecordMaker};
+
+/// A generated stream with more of everything that is hard than a usual one.
+pub fn hard(seed: u64) -> GeneratorSettings {
+    GeneratorSettings {
+        seed,
+        users: 3000,
+        devices: 1000,
+        disorder: 0.1,
+        late: 0.005,
+        duplicates: 0.01,
+        malformed: 0.01,
+        invalid: 0.005,
+        ..GeneratorSettings::default()
+    }
+}
+
+/// The root of the repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The `headwater` command with these arguments.
+pub fn headwater(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headwater"));
+    command.args(arguments);
+    command
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// With what it printed, unless it succeeds.
+pub fn succeed(command: &mut Command) -> Output {
+    let output = command.output().expect("the command can be started");
+    let printed = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}\n{}",
+        output.status,
+        printed(&output.stdout),
+        printed(&output.stderr)
+    );
+    output
+}
+
+/// Writes the first `records` records of a generated stream, each partition a file.
+pub fn write_files(dir: &Path, settings: &GeneratorSettings, records: u64) -> Vec<PathBuf> {
+    let mut maker = RecordMaker::new(settings.clone());
+    let per_partition = records / u64::from(settings.partitions);
+    (0..settings.partitions)
+        .map(|partition| {
+            let path = dir.join(format!("part-{partition}.ndjson"));
+            let mut out = std::io::BufWriter::new(fs::File::create(&path).expect("a file"));
+            for offset in 0..per_partition {
+                maker.make(partition, offset, None);
+                out.write_all(&maker.value).and_then(|()| out.write_all(b"\n")).expect("written");
+            }
+            out.flush().expect("written");
+            path
+        })
+        .collect()
+}
+
+/// Has the oracle say what must come of an input, and holds what is in a SQLite database against it. `input` are the
+/// oracle's arguments that name the input.
+///
+/// # Panics
+/// With the first differences, if there are any.
+pub fn judge(dir: &Path, config: &Path, input: &[&str], bindings: &Path, database: &Path) {
+    let oracle = root().join("tests/oracle");
+    let python = |script: &Path| {
+        let mut command = Command::new("python3");
+        command.arg(script);
+        command
+    };
+    let (expected, actual) = (dir.join("expected"), dir.join("actual"));
+    succeed(
+        python(&oracle)
+            .arg("--config")
+            .arg(config)
+            .args(input)
+            .arg("--bindings")
+            .arg(bindings)
+            .arg("--out")
+            .arg(&expected),
+    );
+    succeed(python(&oracle.join("dump.py")).arg(database).arg(&actual));
+    succeed(python(&oracle.join("compare.py")).arg(&expected).arg(&actual));
+}
+
+/// The windows and patterns of the tests: one of each kind.
+pub const FLOW: &str = r#"
+[[windows]]
+name = "user_1m"
+kind = "tumbling"
+size = "1m"
+[[windows]]
+name = "device_5m"
+kind = "sliding"
+by = "device_id"
+size = "5m"
+every = "1m"
+emit = "revised"
+[[windows]]
+name = "visit"
+kind = "session"
+by = "key"
+gap = "30s"
+[patterns.velocity_spike]
+more_than = 20
+within = "10m"
+[patterns.rapid_fire_burst]
+at_least = 4
+[patterns.merchant_diversity]
+at_least = 4
+[patterns.amount_anomaly]
+sigmas = 2.0
+emit = "final"
+[patterns.impossible_travel]
+"#;

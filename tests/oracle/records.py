@@ -1,0 +1,85 @@
+"""The input of a run: records as they were recorded, or files of NDJSON; and the bindings of its epochs."""
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Record:
+    """A record as it came. Without a timestamp no clock stood by when it was written."""
+
+    partition: int
+    offset: int
+    timestamp: int | None
+    value: bytes | None
+
+    @property
+    def digest(self):
+        return None if self.value is None else hashlib.sha256(self.value).digest()
+
+
+@dataclass(slots=True)
+class Binding:
+    """What an epoch took from a partition: everything below `end` that no earlier epoch took."""
+
+    partition: int
+    end: int
+    timestamp: int | None
+    max_event_time: int | None
+    idle: bool
+
+
+@dataclass(slots=True)
+class BoundEpoch:
+    """An epoch, as the engine recorded it."""
+
+    epoch: int
+    wall_ms: int | None
+    watermark: int | None
+    close: bool
+    bindings: list = field(default_factory=list)
+
+
+def recorded(path):
+    """Lines of {"partition", "offset", "timestamp", "value": base64 or null}; the record's key decides nothing."""
+    with open(path, "rb") as lines:
+        for line in lines:
+            record = json.loads(line)
+            value = record["value"]
+            yield Record(
+                record["partition"],
+                record["offset"],
+                record["timestamp"],
+                None if value is None else base64.b64decode(value, validate=True),
+            )
+
+
+def files(paths):
+    """Files of NDJSON: each is a partition, in the order given or by name in a folder, and each line an offset."""
+    if len(paths) == 1 and paths[0].is_dir():
+        paths = sorted(path for path in paths[0].iterdir() if path.is_file())
+    for partition, path in enumerate(paths):
+        with open(path, "rb") as lines:
+            for offset, line in enumerate(lines):
+                yield Record(partition, offset, None, line.removesuffix(b"\n"))
+
+
+def bindings(path):
+    """Lines of {"epoch", "wall_ms", "partitions": [{"partition", "end", "timestamp", "max_event_time", "idle"}],
+    "watermark", "close"}, one an epoch, ascending."""
+    epochs = []
+    with open(path, "rb") as lines:
+        for line in lines:
+            bound = json.loads(line)
+            taken = [
+                Binding(at["partition"], at["end"], at.get("timestamp"), at.get("max_event_time"), at["idle"])
+                for at in bound.get("partitions", [])
+            ]
+            epochs.append(
+                BoundEpoch(
+                    bound["epoch"], bound.get("wall_ms"), bound.get("watermark"), bound.get("close", False), taken
+                )
+            )
+    return epochs

@@ -1,0 +1,59 @@
+"""The corpus of tests/poison, held against the oracle's decoder."""
+
+import subprocess
+import sys
+import time
+import unittest
+
+import compare
+import poison
+from decode import Rejected, decode
+
+
+def outcome(value):
+    """What became of a value: valid, malformed or invalid; the field; the event."""
+    try:
+        return "valid", None, decode(value)
+    except Rejected as rejected:
+        return rejected.reason, rejected.field, None
+
+
+class Corpus(unittest.TestCase):
+    def test_every_case_has_its_outcome(self):
+        for case in poison.cases():
+            with self.subTest(case["name"]):
+                expect, field, event = outcome(poison.value(case))
+                self.assertEqual((expect, field), (case["expect"], case["field"]))
+                for name, wanted in case["event"].items():
+                    got = getattr(event, {"key_kind": "kind", "event_time": "time"}.get(name, name))
+                    if name == "attributes" and wanted is not None:
+                        wanted, got = compare.document(wanted), compare.document(got)
+                    self.assertEqual(got, wanted, name)
+
+    def test_no_case_takes_long(self):
+        for case in poison.cases():
+            value = poison.value(case)
+            before = time.process_time()
+            outcome(value)
+            self.assertLess(time.process_time() - before, 3, case["name"])
+
+    def test_the_corpus_is_large_and_its_names_and_valid_ids_are_unique(self):
+        cases = poison.cases()
+        self.assertGreaterEqual(sum(case["expect"] != "valid" for case in cases), 200)
+        self.assertEqual(len({case["name"] for case in cases}), len(cases))
+        events = [outcome(poison.value(case))[2] for case in cases if case["expect"] == "valid"]
+        self.assertEqual(len({event.event_id for event in events}), len(events))
+
+    def test_the_committed_cases_are_what_the_maker_makes(self):
+        made = subprocess.run(
+            [sys.executable, "-c", "import make, sys; sys.stdout.write(make.text())"],
+            cwd=poison.FOLDER,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        self.assertEqual(made.stdout, (poison.FOLDER / "cases.json").read_text(encoding="ascii"))
+
+
+if __name__ == "__main__":
+    unittest.main()
