@@ -1,10 +1,8 @@
-//! The whole program over whole inputs, against an oracle that shares nothing with it.
-
-mod common;
+//! NDJSON files and the generator into SQLite.
 
 use std::fs;
 
-use common::{FLOW, hard, headwater, judge, succeed, write_files};
+use crate::common::{FLOW, hard, headwater, judge, succeed, write_files};
 
 /// Runs NDJSON files into SQLite and judges the result.
 fn files_into_sqlite(seed: u64, records: u64, workers: &str) {
