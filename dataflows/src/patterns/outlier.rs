@@ -77,3 +77,23 @@ impl<F> Outlier<F> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Line;
+
+    #[test]
+    fn an_amount_that_is_exactly_so_many_sigmas_away_does_not_match() {
+        // Amounts are offsets here. The mean of −1, 0 and 1 is 0, their σ is 1.
+        let outlier = Outlier::beyond(2.0, 3, 1.0, |event: &Line| Some(event.offset));
+        for (amount, found) in [(2, false), (-2, false), (3, true), (-3, true)] {
+            let mut state = Moments::default();
+            for earlier in [-1, 0, 1] {
+                assert_eq!(outlier.step(&mut state, &Line::from(("ann", 0, earlier, "a"))).0, None);
+            }
+            let deviation = outlier.step(&mut state, &Line::from(("ann", 0, amount, "a"))).0;
+            assert_eq!(deviation.map(|deviation| deviation.sigmas), found.then_some(3.0));
+        }
+    }
+}

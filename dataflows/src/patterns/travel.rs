@@ -81,7 +81,7 @@ impl<L, I> Travel<L, I> {
         if km <= self.km {
             return None;
         }
-        let seconds = (here.time.0 - before.time.0) as f64 / 1000.0;
+        let seconds = here.time.0.saturating_sub(before.time.0) as f64 / 1000.0;
         let kmh = (seconds > 0.0).then(|| km / seconds * 3600.0);
         kmh.is_none_or(|kmh| kmh > self.kmh).then(|| Trip { from: before.name.clone(), km, seconds, kmh })
     }
@@ -103,6 +103,19 @@ pub fn haversine_km(a: Location, b: Location) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Line;
+
+    #[test]
+    fn a_trip_from_one_end_of_time_to_the_other_is_slow() {
+        let far = |event: &Line| Some(Location { lat: event.offset as f64, lon: 0.0 });
+        let travel = Travel::beyond(50.0, 900.0, far, |event: &Line| event.offset);
+        let mut state = None;
+        for (time, found) in [(i64::MIN + 1, false), (i64::MAX - 1, false), (i64::MAX - 1, true)] {
+            let offset = if found { 80 } else { time.signum() * 40 };
+            let event = Line::from(("ann", time, offset, "a"));
+            assert_eq!(travel.step(&mut state, &event).0.is_some(), found);
+        }
+    }
 
     #[test]
     fn known_distances() {
