@@ -16,6 +16,7 @@ mod contract;
 pub mod kafka;
 pub mod memory;
 mod migrations;
+pub mod postgres;
 pub mod sqlite;
 pub mod tables;
 mod text;

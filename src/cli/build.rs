@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink};
+use headwater_sinks::postgres::PostgresConfig;
 use headwater_sinks::sqlite::SqliteConfig;
 use headwater_sinks::{Generation, Lineage, Shards, Sink, Start, tables};
 
@@ -73,6 +74,11 @@ pub fn sinks(config: &Config) -> Vec<SinkJob> {
                 commit_interval: kafka.commit_interval,
             });
         }
+    }
+    if let Some(postgres) = &config.sinks.postgres {
+        let (name, url) = ("postgres".into(), postgres.place.clone());
+        let sink = PostgresConfig { name, url, skip_stored: true }.build();
+        jobs.push(tables_job(Box::new(sink), postgres));
     }
     if let Some(sqlite) = &config.sinks.sqlite {
         let sink = SqliteConfig { name: "sqlite".into(), path: sqlite.place.clone().into() }.build();
