@@ -16,8 +16,8 @@ pub(super) fn micros(text: &str) -> Result<i64, &'static str> {
         None => 0,
         Some(text) => {
             let size = text.trim_start_matches(['+', '-']).trim_start_matches('0');
-            // Beyond six digits it is out of every range, and the sign says which.
-            let size: i64 = if size.len() > 6 { 1_000_000 } else { size.parse().unwrap_or(0) };
+            // With that many digits it is out of every range, whatever decimals a record has room for.
+            let size = if size.len() > 12 { 1_000_000_000_000 } else { size.parse().unwrap_or(0) };
             if text.starts_with('-') { -size } else { size }
         }
     };

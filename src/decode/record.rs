@@ -378,6 +378,9 @@ impl Assembly<'_> {
                 format!("attributes have {len} bytes, more than 65536"),
             ));
         }
+        if span != Span::ABSENT && !numbers_fit(self.str(span)) {
+            return Err(Rejection::invalid("attributes", "attributes have a number that stores cannot hold"));
+        }
         Ok(span)
     }
 
@@ -425,5 +428,40 @@ impl Assembly<'_> {
     }
 }
 
+/// Whether every number of a JSON text has at most 1,000 characters and an exponent of at most three digits: one that
+/// a store cannot hold would stop the pipeline for good.
+fn numbers_fit(text: &str) -> bool {
+    let mut rest = text.as_bytes();
+    while let Some(&byte) = rest.first() {
+        match byte {
+            b'"' => {
+                let mut at = 1;
+                while rest[at] != b'"' {
+                    at += if rest[at] == b'\\' { 2 } else { 1 };
+                }
+                rest = &rest[at + 1..];
+            }
+            b'-' | b'0'..=b'9' => {
+                let in_number = |byte: &u8| matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9');
+                let len = rest.iter().take_while(|byte| in_number(byte)).count();
+                let exponent =
+                    rest[..len].iter().position(|byte| matches!(byte, b'e' | b'E')).map_or(0, |e| {
+                        let significant =
+                            rest[e + 1..len].iter().skip_while(|byte| matches!(byte, b'+' | b'-' | b'0'));
+                        significant.count()
+                    });
+                if len > 1000 || exponent > 3 {
+                    return false;
+                }
+                rest = &rest[len..];
+            }
+            _ => rest = &rest[1..],
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod poison;
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,7 @@ import records
 
 def arguments():
     parser = argparse.ArgumentParser(prog="oracle", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--config", type=Path, required=True, help="the run's configuration: JSON, or the engine's TOML")
+    parser.add_argument("--config", type=Path, required=True, help="configuration: JSON, or the engine's TOML")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--records", type=Path, help="records as NDJSON, values in base64")
     source.add_argument("--files", type=Path, nargs="+", help="the files of a file source, or their folder")
@@ -51,8 +51,7 @@ def main():
         written[table] = len(rows)
         with open(asked.out / f"{table}.ndjson", "w", encoding="utf-8") as out:
             for row in rows:
-                json.dump(row, out, ensure_ascii=False, sort_keys=True)
-                out.write("\n")
+                out.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
     print(json.dumps(written))
     for complaint in happened.complaints:
         print(f"oracle: {complaint}", file=sys.stderr)

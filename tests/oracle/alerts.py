@@ -70,17 +70,18 @@ def immediate(flow, rule, config):
             by_key[event.kind, event.key].append(event)
         for key, events in by_key.items():
             run = runs[key]
-            before = dict(run.matches)
-            if run.events and events[0].order < run.events[-1].order:
-                # Out of order: the key's history is evaluated anew.
-                events = sorted(run.events + events, key=ORDER)
-                run = runs[key] = Run(rule, config)
-            run.look_at(events)
-            for position, (event, match) in run.matches.items():
-                if position not in before or before[position][1] != match:
+            if not run.events or run.events[-1].order < events[0].order:
+                for position in run.look_at(events):
+                    yield epoch, "raised", *run.matches[position]
+                continue
+            # Out of order: the key's history is evaluated anew.
+            now = runs[key] = Run(rule, config)
+            now.look_at(sorted(run.events + events, key=ORDER))
+            for position, (event, match) in now.matches.items():
+                if position not in run.matches or run.matches[position][1] != match:
                     yield epoch, "raised", event, match
-            for position in before.keys() - run.matches.keys():
-                yield epoch, "revoked", *before[position]
+            for position in run.matches.keys() - now.matches.keys():
+                yield epoch, "revoked", *run.matches[position]
 
 
 class Run:
@@ -92,8 +93,13 @@ class Run:
         self.matches = {}
 
     def look_at(self, events):
+        """Looks at further events, and says at the positions of which it found something."""
+        found = []
         for event in events:
             self.events.append(event)
             match = self.pattern.look(event)
             if match is not None:
-                self.matches[event.partition, event.offset] = (event, match)
+                position = (event.partition, event.offset)
+                self.matches[position] = (event, match)
+                found.append(position)
+        return found

@@ -112,7 +112,7 @@ def milliseconds(time):
 
 
 def near(wanted, got, tolerance):
-    return math.isclose(wanted, got, rel_tol=tolerance, abs_tol=NEXT_TO_ZERO)
+    return math.isclose(wanted, got, rel_tol=tolerance) or (wanted == 0 and abs(got) <= NEXT_TO_ZERO)
 
 
 def document(value):

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 SEVERITIES = ("low", "medium", "high", "critical")
+EMISSIONS = ("immediate", "final")
+COUNTING = ("velocity_spike", "rapid_fire_burst", "merchant_diversity")
 
 PATTERNS = {
     "velocity_spike": {"more_than": 100, "within_ms": 3_600_000, "severity": "high"},
@@ -58,6 +60,7 @@ def load(path):
 
 def settings(config):
     time = config.get("time", {})
+    patterns = config.get("patterns", dict.fromkeys(PATTERNS, {}))
     return Settings(
         pipeline=config["pipeline"],
         partitions=config.get("partitions", 0),
@@ -65,7 +68,7 @@ def settings(config):
         max_future_skew=time.get("max_future_skew_ms", 300_000),
         dedup_horizon=config.get("dedup_horizon_ms", config.get("limits", {}).get("dedup_horizon_ms", 60_000)),
         windows=[window(given) for given in config.get("windows", [])],
-        patterns={rule: pattern(rule, given) for rule, given in config.get("patterns", dict.fromkeys(PATTERNS, {})).items()},
+        patterns={rule: pattern(rule, given) for rule, given in patterns.items()},
     )
 
 
@@ -80,18 +83,15 @@ def window(given):
 
 
 def pattern(rule, given):
-    defaults = PATTERNS[rule]
-    # "More than 100" and "at least 101" say the same.
-    if {"more_than", "at_least"} & given.keys():
-        defaults = {key: value for key, value in defaults.items() if key not in ("more_than", "at_least")}
-        unknown = given.keys() - defaults.keys() - {"more_than", "at_least", "emit"}
-    else:
-        unknown = given.keys() - defaults.keys() - {"emit"}
-    filled = {"emit": "immediate", **defaults, **given}
-    if unknown or filled["emit"] not in ("immediate", "final") or filled["severity"] not in SEVERITIES:
+    defaults = {"emit": "immediate", **PATTERNS[rule]}
+    filled = {**defaults, **given}
+    # "More than 100" says the same as "at least 101".
+    if "more_than" in given or "at_least" not in filled and "more_than" in filled:
+        filled["at_least"] = filled["more_than"] + 1
+    filled.pop("more_than", None)
+    known = defaults.keys() | ({"more_than", "at_least"} if rule in COUNTING else set())
+    if given.keys() - known or filled["emit"] not in EMISSIONS or filled["severity"] not in SEVERITIES:
         raise ValueError(f"pattern {rule}: cannot use {given}")
-    if "more_than" in filled:
-        filled["at_least"] = filled.pop("more_than") + 1
     return filled
 
 

@@ -124,9 +124,11 @@ def decode(value):
     lat, lon = degrees(members.get("location"))
     if len(value) > MAX_ATTRIBUTES and attributes_size(text, members) > MAX_ATTRIBUTES:
         raise invalid("attributes", "above 64 KiB")
-    return Event(
-        event_id, event_type, kind, key, time, amount, *optional, device_id, lat, lon, attributes(members)
-    )
+    kept = attributes(members)
+    if kept is not None:
+        check_numbers(kept)
+        kept = canonical(kept)
+    return Event(event_id, event_type, kind, key, time, amount, *optional, device_id, lat, lon, kept)
 
 
 # JSON --------------------------------------------------------------------------------------------------------
@@ -322,13 +324,28 @@ def degrees(location):
 
 
 def attributes(members):
-    """The attributes, together with the fields that have no meaning: canonical text, or None."""
+    """The attributes, together with the fields that have no meaning; none if there is neither."""
     merged = {name: value for name, value in members.items() if name not in FIELDS}
     own = members.get("attributes")
     if own is None and not merged:
         return None
-    merged.update(own or {})
-    return canonical(merged)
+    return {**merged, **(own or {})}
+
+
+LARGE_EXPONENT = re.compile(r"[eE][+-]?0*[1-9][0-9]{3}")
+
+
+def check_numbers(value):
+    """Stores hold numbers of limited length: 1,000 characters and an exponent of three digits are within all limits."""
+    if isinstance(value, Number):
+        if len(value) > 1000 or LARGE_EXPONENT.search(value):
+            raise invalid("attributes", "hold a number that stores cannot hold")
+    elif isinstance(value, dict):
+        for member in value.values():
+            check_numbers(member)
+    elif isinstance(value, list):
+        for member in value:
+            check_numbers(member)
 
 
 def attributes_size(text, members):

@@ -156,7 +156,8 @@ class Taken:
         ends = self.ends[binding.partition]
         if ends and binding.end < ends[-1]:
             self.flow.complaints.append(
-                f"epoch {bound.epoch}, partition {binding.partition}: the end goes back from {ends[-1]} to {binding.end}"
+                f"epoch {bound.epoch}, partition {binding.partition}: "
+                f"the end goes back from {ends[-1]} to {binding.end}"
             )
         ends.append(binding.end)
         self.bound[binding.partition].append(bound)
@@ -178,11 +179,11 @@ class Taken:
 
     def check_ends(self):
         for partition, offset in sorted(self.last_records):
-            self.flow.complaints.append(f"a binding ends with record {partition}:{offset}, which is not there")
+            self.flow.complaints.append(f"a binding ends with {partition}:{offset}, which is not there")
 
 
 class Watermark:
-    """Per partition: greatest event time − max_out_of_orderness − 1 ms; W is the least of those that are not idle."""
+    """Per partition: greatest event time − max_out_of_orderness − 1 ms; W is the least of those not idle."""
 
     def __init__(self, partitions, max_out_of_orderness):
         self.behind = max_out_of_orderness + 1

@@ -1,6 +1,7 @@
 """The five patterns: state machines that look at a key's events one by one, in order.
 
-`look(event)` returns a Match or None. "The last D" at an event of time t is (t − D, t], of the events looked at so far.
+`look(event)` returns a Match or None. "The last D" at an event of time t is (t − D, t], of the events looked at so
+far.
 """
 
 import math
@@ -71,10 +72,10 @@ class Diversity:
 
 
 class Outlier:
-    """Amount anomaly: an amount too many sample deviations from the mean of all the key's earlier ones.
+    """Amount anomaly: an amount too many sample deviations from the mean of the key's earlier ones.
 
-    With n earlier amounts of sum S and sum of squares Q, the variance is (n·Q − S²) ÷ (n·(n − 1)); everything is decided
-    on integers and fractions.
+    With n earlier amounts of sum S and sum of squares Q, the variance is (n·Q − S²) ÷ (n·(n − 1)); everything is
+    decided on integers and fractions. Without any variance nothing matches.
     """
 
     def __init__(self, config):

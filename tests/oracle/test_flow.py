@@ -1,0 +1,199 @@
+"""Epochs, the watermark, and who is admitted: small cases worked out by hand."""
+
+import unittest
+
+import flow
+from making import bound, record, settings
+
+
+def reasons(happened):
+    return {(letter.partition, letter.offset): letter.reason for letter in happened.dead_letters}
+
+
+def accepted(happened):
+    return [(event.epoch, event.partition, event.offset) for event in happened.accepted]
+
+
+class Epochs(unittest.TestCase):
+    def test_a_record_belongs_to_the_first_epoch_that_ends_beyond_it(self):
+        records = [record(0, offset, 100 + offset) for offset in (0, 1, 4, 5)]
+        bounds = [
+            bound(3, (0, 1, 100), watermark=99),
+            bound(7, (0, 5, 104), watermark=103),
+            bound(9, (0, 6, 105), watermark=104),
+        ]
+        happened = flow.with_bindings(records, bounds, settings())
+        self.assertEqual(accepted(happened), [(3, 0, 0), (7, 0, 1), (7, 0, 4), (9, 0, 5)])
+        self.assertEqual(happened.complaints, [])
+
+    def test_a_record_beyond_the_last_binding_was_not_read(self):
+        records = [record(0, 0, 1), record(0, 1, 2)]
+        happened = flow.with_bindings(records, [bound(1, (0, 1, 1), watermark=0)], settings())
+        self.assertEqual((accepted(happened), happened.unbound), ([(1, 0, 0)], 1))
+
+    def test_within_an_epoch_events_stand_by_time_then_partition_then_offset(self):
+        records = [record(1, 0, 5), record(1, 1, 3), record(0, 0, 5), record(0, 1, 5)]
+        happened = flow.with_bindings(records, [bound(1, (0, 2, 5), (1, 2, 5), watermark=4)], settings())
+        self.assertEqual(accepted(happened), [(1, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0)])
+
+
+class Watermarks(unittest.TestCase):
+    def watermarks(self, records, bounds, **given):
+        given = {"time": {"max_out_of_orderness_ms": 100}, **given}
+        happened = flow.with_bindings(records, bounds, settings(**given))
+        return happened.watermarks, happened.complaints
+
+    def test_it_is_the_slowest_partition_less_disorder_and_a_millisecond_and_never_goes_back(self):
+        records = [record(0, 0, 1000), record(1, 0, 500), record(1, 1, 300), record(1, 2, 600), record(1, 3, 2000)]
+        bounds = [
+            bound(1, (0, 1, 1000)),
+            bound(2, (1, 1, 500), watermark=399),
+            bound(3, (1, 2, 300), watermark=399),
+            bound(4, (1, 2, None, "idle"), watermark=899),
+            bound(5, (0, 1, None, "idle"), watermark=899),
+            bound(6, (1, 3, 600), watermark=899),
+            bound(7, (1, 4, 2000), watermark=1899),
+        ]
+        watermarks, complaints = self.watermarks(records, bounds)
+        self.assertEqual(watermarks, [flow.BEGINNING, 399, 399, 899, 899, 899, 1899])
+        self.assertEqual(complaints, [])
+
+    def test_a_partition_that_nothing_is_known_of_holds_it_back(self):
+        bounds = [bound(1, (0, 1, 1000))]
+        self.assertEqual(self.watermarks([record(0, 0, 1000)], bounds, partitions=2), ([flow.BEGINNING], []))
+
+    def test_an_idle_partition_that_never_had_an_event_does_not(self):
+        bounds = [bound(1, (0, 1, 1000), (1, 0, None, "idle"), watermark=899)]
+        self.assertEqual(self.watermarks([record(0, 0, 1000)], bounds), ([899], []))
+
+    def test_closing_moves_it_to_the_end_of_time(self):
+        bounds = [bound(1, (0, 1, 1000), watermark=899), bound(2, close=True)]
+        self.assertEqual(self.watermarks([record(0, 0, 1000)], bounds), ([899, flow.END], []))
+
+    def test_late_and_duplicate_events_count_for_it_but_future_and_broken_ones_do_not(self):
+        records = [
+            record(0, 0, 1000, timestamp=1000, event_id="a"),
+            record(0, 1, 5000, timestamp=1000),
+            record(0, 2, 1500, timestamp=1500, amount="x"),
+            record(0, 3, 1010, timestamp=1010, event_id="a"),
+        ]
+        bounds = [bound(1, (0, 4, 1010), watermark=909)]
+        given = {"time": {"max_out_of_orderness_ms": 100, "max_future_skew_ms": 200}, "dedup_horizon_ms": 50}
+        self.assertEqual(self.watermarks(records, bounds, **given), ([909], []))
+
+
+class Admission(unittest.TestCase):
+    def test_an_event_at_the_watermark_of_the_epoch_before_is_late_and_one_above_is_not(self):
+        records = [record(0, 0, 1000), record(0, 1, 999), record(0, 2, 1000), record(0, 3, 998)]
+        bounds = [bound(1, (0, 1, 1000), watermark=999), bound(2, (0, 4, 1000), watermark=999)]
+        happened = flow.with_bindings(records, bounds, settings())
+        self.assertEqual(reasons(happened), {(0, 1): "late", (0, 3): "late"})
+        self.assertEqual(happened.complaints, [])
+
+    def test_nothing_is_late_by_the_watermark_of_its_own_epoch(self):
+        records = [record(0, 0, 1000), record(0, 1, 1)]
+        happened = flow.with_bindings(records, [bound(1, (0, 2, 1000), watermark=999)], settings())
+        self.assertEqual(reasons(happened), {})
+
+    def test_the_future_begins_beyond_the_lesser_clock_and_the_skew(self):
+        time = {"max_out_of_orderness_ms": 0, "max_future_skew_ms": 10}
+        records = [
+            record(0, 0, 110, timestamp=100),
+            record(0, 1, 111, timestamp=100),
+            record(0, 2, 60, timestamp=100),
+            record(0, 3, 61, timestamp=100),
+            record(0, 4, 60),
+            record(0, 5, 61),
+        ]
+        bounds = [bound(1, (0, 2, 110), watermark=109, wall_ms=500), bound(2, (0, 6, 61), watermark=109, wall_ms=50)]
+        bounds[1].bindings[0].max_event_time = 60
+        happened = flow.with_bindings(records, bounds, settings(time=time))
+        self.assertEqual(
+            reasons(happened), {(0, 1): "future", (0, 2): "late", (0, 3): "future", (0, 4): "late", (0, 5): "future"}
+        )
+        self.assertEqual(happened.complaints, [])
+        unjudged = flow.with_bindings(records, bounds, settings(time=time), judge_future=False)
+        self.assertNotIn("future", reasons(unjudged).values())
+
+    def test_what_cannot_be_decoded_keeps_its_reason_and_field(self):
+        records = [record(0, 0, 1, amount="x"), record(0, 1, 1, amount=[])]
+        happened = flow.with_bindings(records, [bound(4, (0, 2, None))], settings())
+        self.assertEqual(
+            [(letter.reason, letter.field, letter.epoch) for letter in happened.dead_letters],
+            [("invalid", "amount", 4), ("malformed", "amount", 4)],
+        )
+
+
+class Duplicates(unittest.TestCase):
+    def duplicates(self, records, bounds=None, horizon=60):
+        given = settings(dedup_horizon_ms=horizon, time={"max_out_of_orderness_ms": 10_000})
+        happened = flow.with_bindings(records, bounds, given) if bounds else flow.without_epochs(records, given)
+        return [position for position, reason in reasons(happened).items() if reason == "duplicate"]
+
+    def test_the_horizon_reaches_both_ways_from_every_acceptance_and_includes_its_end(self):
+        times = [1000, 1060, 940, 1061, 939]
+        records = [record(0, offset, time, event_id="a") for offset, time in enumerate(times)]
+        bounds = [bound(epoch, (0, epoch, times[epoch - 1])) for epoch in range(1, 6)]
+        self.assertEqual(self.duplicates(records, bounds), [(0, 1), (0, 2)])
+
+    def test_a_duplicate_does_not_make_others_duplicates(self):
+        records = [record(0, offset, time, event_id="a") for offset, time in enumerate([1000, 1050, 1100])]
+        self.assertEqual(self.duplicates(records), [(0, 1)])
+
+    def test_the_earlier_epoch_counts_and_within_it_the_earlier_time_then_partition(self):
+        two = [record(0, 0, 1000, event_id="a"), record(1, 0, 990, event_id="a")]
+        self.assertEqual(self.duplicates(two, [bound(1, (0, 1, 1000)), bound(2, (1, 1, 990))]), [(1, 0)])
+        self.assertEqual(self.duplicates(two, [bound(1, (0, 1, 1000), (1, 1, 990))]), [(0, 0)])
+        tie = [record(1, 0, 1000, event_id="a"), record(0, 9, 1000, event_id="a")]
+        self.assertEqual(self.duplicates(tie), [(1, 0)])
+
+    def test_another_key_or_kind_of_key_is_no_duplicate(self):
+        records = [
+            record(0, 0, 1000, event_id="a", user="x"),
+            record(0, 1, 1000, event_id="a", user="y"),
+            record(0, 2, 1000, event_id="a", event_type="iot_sensor", device_id="x"),
+        ]
+        self.assertEqual(self.duplicates(records), [])
+
+    def test_a_horizon_of_zero_switches_it_off(self):
+        records = [record(0, offset, 1000, event_id="a") for offset in (0, 1)]
+        self.assertEqual(self.duplicates(records, horizon=0), [])
+
+    def test_a_late_event_is_late_before_it_is_a_duplicate_and_is_not_remembered(self):
+        records = [record(0, 0, 1000), record(0, 1, 900, event_id="a"), record(0, 2, 1001, event_id="a")]
+        bounds = [bound(1, (0, 1, 1000), watermark=999), bound(2, (0, 3, 1001), watermark=1000)]
+        happened = flow.with_bindings(records, bounds, settings(dedup_horizon_ms=500))
+        self.assertEqual(reasons(happened), {(0, 1): "late"})
+
+
+class Complaints(unittest.TestCase):
+    def complaints(self, records, *bounds):
+        return flow.with_bindings(records, bounds, settings()).complaints
+
+    def test_a_wrong_watermark_or_greatest_time_is_complained_of(self):
+        (complaint,) = self.complaints([record(0, 0, 10)], bound(1, (0, 1, 10), watermark=10))
+        self.assertIn("W is 9", complaint)
+        (complaint,) = self.complaints([record(0, 0, 10)], bound(1, (0, 1, 11), watermark=9))
+        self.assertIn("greatest event time is 10", complaint)
+        (complaint,) = self.complaints([record(0, 0, 10)], bound(1, (0, 1, None), watermark=9))
+        self.assertIn("greatest event time is 10", complaint)
+
+    def test_ends_and_epochs_must_not_go_back(self):
+        records = [record(0, 0, 10), record(0, 1, 10)]
+        complaints = self.complaints(records, bound(1, (0, 2, 10), watermark=9), bound(2, (0, 1, None), watermark=9))
+        self.assertEqual(len(complaints), 1)
+        complaints = self.complaints(records, bound(2, (0, 2, 10), watermark=9), bound(2, watermark=9))
+        self.assertEqual(len(complaints), 1)
+
+    def test_the_last_record_of_a_binding_must_be_there_with_its_timestamp(self):
+        ends_with = bound(1, (0, 2, 10), watermark=9)
+        ends_with.bindings[0].timestamp = 77
+        records = [record(0, 0, 10, timestamp=70), record(0, 1, 10, timestamp=77)]
+        self.assertEqual(self.complaints(records, ends_with), [])
+        records[1].timestamp = 78
+        self.assertIn("timestamp 78", self.complaints(records, ends_with)[0])
+        self.assertIn("with 0:1, which is not there", self.complaints(records[:1], ends_with)[0])
+
+
+if __name__ == "__main__":
+    unittest.main()
