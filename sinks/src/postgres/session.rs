@@ -173,7 +173,8 @@ impl Session {
         let rows = self
             .client
             .query(
-                "SELECT pid, application_name FROM pg_stat_activity WHERE starts_with(application_name, $1)",
+                "SELECT pid, application_name FROM pg_stat_activity
+                 WHERE starts_with(application_name, $1) AND datname = current_database()",
                 &[&prefix],
             )
             .await?;
