@@ -13,7 +13,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaResult;
 
-use super::unavailable;
+use super::{settled, unavailable};
 use crate::source::SourceError;
 
 /// How long a commit may take: it is advisory.
@@ -58,7 +58,9 @@ fn serve(consumer: &BaseConsumer<Quiet>, requests: &Receiver<Request>) {
     loop {
         match requests.recv_timeout(HOUSEKEEPING) {
             // Whoever asked may have stopped waiting.
-            Ok((offsets, reply)) => drop(reply.send(consumer.commit(&offsets, CommitMode::Sync))),
+            Ok((offsets, reply)) => {
+                drop(reply.send(settled(|| consumer.commit(&offsets, CommitMode::Sync))));
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }

@@ -18,14 +18,14 @@ mod stats;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Offset, Partition};
 use headwater_sinks::kafka::client::{Options, Quiet, client_config};
 use headwater_sinks::kafka::topics::{TopicError, Topics};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use self::group::Committer;
@@ -34,6 +34,10 @@ use super::{Reader, Source, SourceError};
 
 /// How long one question to the cluster may take.
 const ANSWER: Duration = Duration::from_secs(10);
+/// For how long a question is asked again while its answer is that the cluster is in motion.
+const MOTION: Duration = Duration::from_secs(30);
+/// How long to wait before asking again.
+const PAUSE: Duration = Duration::from_millis(100);
 /// The smallest memory in which a partition can be read, in bytes.
 const LEAST_BYTES: usize = 64 << 10;
 
@@ -101,7 +105,7 @@ impl KafkaSource {
             .map_err(|error| unavailable("set up a consumer", error))?;
         // A consumer that reads committed records is told the last stable offset as the end.
         let ends = (0..partitions)
-            .map(|partition| group.fetch_watermarks(topic, kafka(partition), ANSWER))
+            .map(|partition| settled(|| group.fetch_watermarks(topic, kafka(partition), ANSWER)))
             .collect::<KafkaResult<Vec<_>>>()
             .map_err(|error| unavailable(format!("read the ends of topic {topic}"), error))?;
         let committed = committed(&group, topic, partitions)?;
@@ -218,17 +222,12 @@ fn committed(
     for partition in 0..partitions {
         list.add_partition(topic, kafka(partition));
     }
-    let answer = group.committed_offsets(list, ANSWER).map_err(failed)?;
-    (0..partitions)
-        .map(|partition| {
-            let Some(element) = answer.find_partition(topic, kafka(partition)) else { return Ok(None) };
-            element.error().map_err(failed)?;
-            Ok(match element.offset() {
-                KafkaOffset::Offset(offset) => Some(offset),
-                _ => None,
-            })
-        })
-        .collect()
+    let answer = settled(|| sound(group.committed_offsets(list.clone(), ANSWER)?)).map_err(failed)?;
+    let offset = |partition| match answer.find_partition(topic, kafka(partition))?.offset() {
+        KafkaOffset::Offset(offset) => Some(offset),
+        _ => None,
+    };
+    Ok((0..partitions).map(offset).collect())
 }
 
 /// By partition, the offset that `start_from` means.
@@ -248,17 +247,51 @@ fn start_from(
     for partition in 0..ends.len() as u32 {
         list.add_partition_offset(topic, kafka(partition), KafkaOffset::Offset(time)).map_err(failed)?;
     }
-    let answer = group.offsets_for_times(list, ANSWER).map_err(failed)?;
+    let answer = settled(|| sound(group.offsets_for_times(list.clone(), ANSWER)?)).map_err(failed)?;
     let found = |(partition, &(_, end)): (usize, &(i64, i64))| {
-        let Some(element) = answer.find_partition(topic, kafka(partition as u32)) else { return Ok(end) };
-        element.error().map_err(failed)?;
-        Ok(match element.offset() {
-            KafkaOffset::Offset(offset) => offset.min(end),
+        match answer.find_partition(topic, kafka(partition as u32)).map(|element| element.offset()) {
+            Some(KafkaOffset::Offset(offset)) => offset.min(end),
             // Nothing is as late as that.
             _ => end,
-        })
+        }
     };
-    ends.iter().enumerate().map(found).collect()
+    Ok(ends.iter().enumerate().map(found).collect())
+}
+
+/// Asks until the answer is not that the cluster is in motion: a group's coordinator that was just found may answer
+/// that it is not the coordinator yet, and a partition's leader likewise.
+fn settled<T>(mut ask: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
+    use RDKafkaErrorCode as Code;
+    let begun = Instant::now();
+    loop {
+        match ask() {
+            Err(error)
+                if begun.elapsed() < MOTION
+                    && matches!(
+                        error.rdkafka_error_code(),
+                        Some(
+                            Code::NotCoordinator
+                                | Code::CoordinatorNotAvailable
+                                | Code::CoordinatorLoadInProgress
+                                | Code::NotLeaderForPartition
+                                | Code::LeaderNotAvailable
+                                | Code::OffsetNotAvailable
+                                | Code::BrokerTransportFailure
+                        )
+                    ) =>
+            {
+                tracing::debug!(%error, "the cluster is in motion: asking again");
+                std::thread::sleep(PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// The list, unless one of its partitions has an error.
+fn sound(list: TopicPartitionList) -> KafkaResult<TopicPartitionList> {
+    list.elements().iter().try_for_each(|element| element.error())?;
+    Ok(list)
 }
 
 /// A partition as Kafka numbers it.
@@ -271,4 +304,29 @@ fn unavailable(
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> SourceError {
     SourceError::Unavailable { action: action.into(), source: source.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::error::KafkaError;
+
+    use super::*;
+
+    #[test]
+    fn a_cluster_in_motion_is_asked_again_and_other_errors_are_answers() {
+        let mut answers = [
+            Err(KafkaError::MetadataFetch(RDKafkaErrorCode::NotCoordinator)),
+            Err(KafkaError::OffsetFetch(RDKafkaErrorCode::CoordinatorLoadInProgress)),
+            Ok(7),
+        ]
+        .into_iter();
+        assert_eq!(settled(|| answers.next().expect("asked three times")), Ok(7));
+        let refused = KafkaError::MetadataFetch(RDKafkaErrorCode::GroupAuthorizationFailed);
+        let mut asked = 0;
+        let answer: KafkaResult<()> = settled(|| {
+            asked += 1;
+            Err(refused.clone())
+        });
+        assert_eq!((answer, asked), (Err(refused), 1));
+    }
 }
