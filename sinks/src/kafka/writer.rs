@@ -36,7 +36,7 @@ const COMMIT_STEP: Duration = Duration::from_secs(2);
 /// A commit that took longer than this may have been repeated on the way.
 const SUSPICIOUS: Duration = Duration::from_secs(1);
 /// How long deliveries are waited for in one step; an acknowledged transaction waits half of it for nothing.
-const STEP: Duration = Duration::from_millis(1);
+const STEP: Duration = Duration::from_micros(500);
 
 /// What became of a transaction that did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,7 +157,7 @@ impl Writer {
                     if Instant::now() < deadline =>
                 {
                     record = back;
-                    self.producer.poll(STEP);
+                    self.wait();
                 }
                 Err((error, _)) => {
                     let key = outgoing.key.map_or("none".into(), String::from_utf8_lossy);
@@ -175,6 +175,13 @@ impl Writer {
         self.producer.context()
     }
 
+    /// Takes what has been delivered meanwhile, then sleeps. Polling for as long would keep a core busy: what is left of
+    /// a millisecond is rounded down to none.
+    fn wait(&self) {
+        self.producer.poll(Duration::ZERO);
+        std::thread::sleep(STEP);
+    }
+
     /// Waits until the broker has acknowledged everything sent. librdkafka itself would wait in steps of 100 ms.
     fn delivered(&self) -> Result<(), Trouble> {
         let deadline = Instant::now() + TRANSACTION_TIMEOUT;
@@ -183,7 +190,7 @@ impl Writer {
                 let count = self.producer.in_flight_count();
                 return Err(Trouble::Failed(format!("{count} messages are not acknowledged in time")));
             }
-            self.producer.poll(STEP);
+            self.wait();
         }
         let failure = self.context().failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         match (failure, self.producer.client().fatal_error()) {
@@ -230,7 +237,7 @@ impl Writer {
         self.producer.purge(PurgeConfig::default().queue());
         let deadline = Instant::now() + SUSPICIOUS;
         while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
-            self.producer.poll(STEP);
+            self.wait();
         }
         match self.producer.abort_transaction(TRANSACTION_TIMEOUT) {
             Ok(()) => trouble,

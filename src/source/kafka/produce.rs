@@ -147,7 +147,7 @@ impl Producer {
                 None => self.producer.context().begun.elapsed(),
             };
             while !stop.load(Ordering::Relaxed) && self.producer.context().begun.elapsed() < due {
-                self.producer.poll(STEP);
+                self.wait();
             }
             if stop.load(Ordering::Relaxed) {
                 break;
@@ -184,7 +184,7 @@ impl Producer {
                 Ok(()) => break,
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
                     record = back;
-                    self.producer.poll(STEP);
+                    self.wait();
                     self.check()?;
                 }
                 Err((error, _)) => return Err(self.failed(error.to_string())),
@@ -197,7 +197,7 @@ impl Producer {
     fn finish(self, behind: Duration) -> Result<Report, ProduceError> {
         let deadline = Instant::now() + LAST_ACKNOWLEDGEMENT;
         while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
-            self.producer.poll(STEP);
+            self.wait();
         }
         self.check()?;
         let report = self.report(behind);
@@ -207,6 +207,12 @@ impl Producer {
                 .failed(format!("{missing} records are not acknowledged within {LAST_ACKNOWLEDGEMENT:?}")));
         }
         Ok(report)
+    }
+
+    /// Takes what has been acknowledged meanwhile, then sleeps: polling for as long would keep a core busy.
+    fn wait(&self) {
+        self.producer.poll(Duration::ZERO);
+        std::thread::sleep(STEP);
     }
 
     fn report(&self, behind: Duration) -> Report {
