@@ -1,6 +1,7 @@
-//! An event: a record that was decoded, in one allocation.
+//! An event: a record that was decoded.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 use headwater_dataflows::patterns::Location;
 use headwater_dataflows::{EventTime, KeyHash, Position};
@@ -99,34 +100,84 @@ impl Span {
     }
 }
 
-/// A decoded event. Its text is the record as it came, followed by what does not stand there as it is meant: the
-/// key with its kind in front, strings that were escaped, attributes that were merged.
+/// A decoded event: what operators sort by, and a shared body. Moving and cloning it moves a few words.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    pub(crate) text: Box<str>,
-    /// How much of the text is the record as it came.
-    pub(crate) original: u32,
-    pub(crate) retries: u32,
-    pub(crate) key_hash: KeyHash,
     pub(crate) position: Position,
-    pub(crate) timestamp: i64,
     pub(crate) event_time: EventTime,
-    pub(crate) amount: Option<i64>,
-    pub(crate) location: Option<(f64, f64)>,
+    pub(crate) key_hash: KeyHash,
+    #[serde(with = "shared")]
+    pub(crate) body: Arc<Body>,
+}
+
+/// What an event says. Its text is the record as it came, followed by what does not stand there as it is meant: the
+/// key with its kind in front, strings that were escaped, attributes that were merged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Body {
+    pub text: Box<str>,
+    /// How much of the text is the record as it came.
+    pub original: u32,
+    pub retries: u32,
+    pub timestamp: i64,
+    pub amount: Option<i64>,
+    pub location: Option<(f64, f64)>,
     /// Hash of the merchant, that patterns and windows tell merchants apart by.
-    pub(crate) merchant: u64,
+    pub merchant: u64,
     /// The record's own key, where it is not the event's key.
-    pub(crate) record_key: RecordKey,
-    pub(crate) key: Span,
-    pub(crate) id: Span,
-    pub(crate) currency: Span,
-    pub(crate) merchant_id: Span,
-    pub(crate) merchant_category: Span,
-    pub(crate) ip_address: Span,
-    pub(crate) session_id: Span,
-    pub(crate) device_id: Span,
-    pub(crate) attributes: Span,
-    pub(crate) event_type: EventType,
+    pub record_key: RecordKey,
+    pub key: Span,
+    pub id: Span,
+    pub currency: Span,
+    pub merchant_id: Span,
+    pub merchant_category: Span,
+    pub ip_address: Span,
+    pub session_id: Span,
+    pub device_id: Span,
+    pub attributes: Span,
+    pub event_type: EventType,
+}
+
+impl Body {
+    /// Whether everything lies where it is said to.
+    fn is_sound(&self) -> bool {
+        let Body { currency, merchant_id, merchant_category, ip_address, session_id, .. } = *self;
+        let required = [self.key, self.id];
+        let optional = [
+            currency,
+            merchant_id,
+            merchant_category,
+            ip_address,
+            session_id,
+            self.device_id,
+            self.attributes,
+        ];
+        self.text.get(..self.original as usize).is_some()
+            && required.iter().all(|span| span.of(&self.text).is_some())
+            && optional.iter().all(|span| *span == Span::ABSENT || span.of(&self.text).is_some())
+    }
+}
+
+/// A shared body travels between processes as one of its own, and is not trusted.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Body;
+
+    pub fn serialize<S: Serializer>(body: &Arc<Body>, serializer: S) -> Result<S::Ok, S::Error> {
+        body.as_ref().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Body>, D::Error> {
+        let body = Body::deserialize(deserializer)?;
+        if body.is_sound() {
+            Ok(Arc::new(body))
+        } else {
+            Err(D::Error::custom("an event points beyond its text"))
+        }
+    }
 }
 
 /// The key of the record that an event came in.
@@ -150,8 +201,8 @@ impl PartialOrd for Event {
 /// By event time, then by place in the input, then by text.
 impl Ord for Event {
     fn cmp(&self, other: &Self) -> Ordering {
-        let order = |event: &Event| (event.event_time, event.position, event.timestamp, event.retries);
-        order(self).cmp(&order(other)).then_with(|| self.text.cmp(&other.text))
+        let order = |event: &Event| (event.event_time, event.position, event.timestamp(), event.retries());
+        order(self).cmp(&order(other)).then_with(|| self.body.text.cmp(&other.body.text))
     }
 }
 
@@ -159,7 +210,7 @@ macro_rules! optional_texts {
     ($($(#[$doc:meta])* $name:ident)*) => {$(
         $(#[$doc])*
         pub fn $name(&self) -> Option<&str> {
-            self.$name.of(&self.text)
+            self.body.$name.of(&self.body.text)
         }
     )*};
 }
@@ -167,17 +218,17 @@ macro_rules! optional_texts {
 impl Event {
     /// The event's own id.
     pub fn id(&self) -> &str {
-        self.id.of(&self.text).unwrap_or_default()
+        self.body.id.of(&self.body.text).unwrap_or_default()
     }
 
     /// What kind of event it is.
     pub fn event_type(&self) -> EventType {
-        self.event_type
+        self.body.event_type
     }
 
     /// The key as operators know it: `u` or `d` for user or device, then its name.
     pub fn key(&self) -> &str {
-        self.key.of(&self.text).unwrap_or_default()
+        self.body.key.of(&self.body.text).unwrap_or_default()
     }
 
     /// When it happened.
@@ -192,27 +243,27 @@ impl Event {
 
     /// The timestamp of its record, in milliseconds since 1970.
     pub fn timestamp(&self) -> i64 {
-        self.timestamp
+        self.body.timestamp
     }
 
     /// How often it has come back from the dead letters.
     pub fn retries(&self) -> u32 {
-        self.retries
+        self.body.retries
     }
 
     /// The amount, in millionths.
     pub fn amount(&self) -> Option<i64> {
-        self.amount
+        self.body.amount
     }
 
     /// Where it happened.
     pub fn location(&self) -> Option<Location> {
-        self.location.map(|(lat, lon)| Location { lat, lon })
+        self.body.location.map(|(lat, lon)| Location { lat, lon })
     }
 
     /// A number that stands for the merchant: the hash of its id.
     pub fn merchant(&self) -> Option<u64> {
-        (self.merchant_id != Span::ABSENT).then_some(self.merchant)
+        (self.body.merchant_id != Span::ABSENT).then_some(self.body.merchant)
     }
 
     optional_texts! {
@@ -234,12 +285,12 @@ impl Event {
 
     /// The record as it came.
     pub fn original(&self) -> &str {
-        &self.text[..self.original as usize]
+        &self.body.text[..self.body.original as usize]
     }
 
     /// The key of the record as it came.
     pub fn record_key(&self) -> Option<&[u8]> {
-        match &self.record_key {
+        match &self.body.record_key {
             RecordKey::Absent => None,
             RecordKey::Usual => Some(split_key(self.key()).1.as_bytes()),
             RecordKey::Other(key) => Some(key),
@@ -256,7 +307,7 @@ impl Event {
         };
         let (kind, key) = split_key(self.key());
         text("\"event_id\":", Some(self.id()));
-        text(",\"event_type\":", Some(self.event_type.as_str()));
+        text(",\"event_type\":", Some(self.body.event_type.as_str()));
         match kind {
             KeyKind::User => text(",\"user_id\":", Some(key)),
             KeyKind::Device => {}
@@ -270,11 +321,11 @@ impl Event {
         out.extend_from_slice(b",\"event_time\":\"");
         json::write_time(out, self.event_time.0);
         out.push(b'"');
-        if let Some(amount) = self.amount {
+        if let Some(amount) = self.body.amount {
             out.extend_from_slice(b",\"amount\":");
             json::write_micros(out, amount);
         }
-        if let Some((lat, lon)) = self.location {
+        if let Some((lat, lon)) = self.body.location {
             out.extend_from_slice(b",\"location\":{\"lat\":");
             json::write_float(out, lat);
             out.extend_from_slice(b",\"lon\":");

@@ -1,10 +1,12 @@
 //! One record: its members noted, judged, and put together as an event.
 
+use std::sync::Arc;
+
 use headwater_dataflows::{EventTime, KeyHash};
 
 use super::scan::{Scanner, Syntax, Text, Value};
 use super::{Rejection, number};
-use crate::event::{Event, EventType, KeyKind, RecordKey, Span};
+use crate::event::{Body, Event, EventType, KeyKind, RecordKey, Span};
 use crate::source::Raw;
 
 /// No record is larger, in bytes.
@@ -195,14 +197,11 @@ impl Assembly<'_> {
         let mut text = String::with_capacity(self.text.len() + self.appended.len());
         text.push_str(self.text);
         text.push_str(self.appended);
-        Ok(Event {
+        let body = Body {
             original: self.text.len() as u32,
             text: text.into_boxed_str(),
             retries: raw.retries,
-            key_hash,
-            position: raw.position,
             timestamp: raw.timestamp,
-            event_time,
             amount,
             location,
             merchant,
@@ -217,7 +216,8 @@ impl Assembly<'_> {
             device_id,
             attributes,
             event_type,
-        })
+        };
+        Ok(Event { position: raw.position, event_time, key_hash, body: Arc::new(body) })
     }
 
     /// Every known member is of its type, or null.
