@@ -21,7 +21,7 @@ use crate::event::order;
 use crate::frontier::{Watermarks, passed, reached};
 use crate::keyed::Keyed;
 use crate::keys::Keys;
-use crate::{Epoch, Event, EventTime};
+use crate::{Epoch, Event, EventTime, Position};
 
 /// What is asked of an event before it is processed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -159,12 +159,14 @@ struct Arrived<E> {
     containers: Containers<E>,
 }
 
-/// Where an event of the epoch lies, and what it is sorted by first.
+/// An event of the epoch: its place in the order of evaluation, and where it lies.
+#[derive(Clone, Copy)]
 struct Place {
-    slot: Slot,
-    time: EventTime,
+    order: (EventTime, Position),
     container: u32,
     index: u32,
+    /// Whether it is one insertion: the usual case.
+    single: bool,
 }
 
 impl Place {
@@ -183,9 +185,8 @@ fn net<'a, E: Event>(
     run: &'a [Place],
     containers: &'a Containers<E>,
 ) -> impl Iterator<Item = (&'a Place, isize)> {
-    let position = |place: &Place| place.event(containers).position();
     // Several forms of one record stand at the same place, in any order, if it was corrected in this epoch.
-    let forms = run.chunk_by(move |a, b| a.time == b.time && position(a) == position(b));
+    let forms = run.chunk_by(|a, b| a.order == b.order);
     forms.flat_map(|forms| {
         forms.iter().enumerate().filter_map(|(i, place)| {
             let same = |other: &&Place| other.event(containers) == place.event(containers);
@@ -205,7 +206,12 @@ struct Admitter<E: Event> {
     /// Insertions that were retracted, among those not final.
     retracted: HashSet<EntryRef>,
     next_batch: u64,
+    /// The epoch's events in the order of arrival.
     places: Vec<Place>,
+    /// Slots of events, each with the number of its place.
+    slots: Vec<(Slot, u32)>,
+    /// One key's places in order.
+    run: Vec<Place>,
 }
 
 impl<E: Event> Admitter<E> {
@@ -218,6 +224,8 @@ impl<E: Event> Admitter<E> {
             retracted: HashSet::new(),
             next_batch: 0,
             places: Vec::new(),
+            slots: Vec::new(),
+            run: Vec::new(),
         }
     }
 
@@ -238,7 +246,7 @@ impl<E: Event> Admitter<E> {
     ) -> (Option<Rc<Batch<E>>>, Vec<RefusedUpdate<E>>) {
         let keys = Rc::clone(&self.keys);
         let mut keys = keys.borrow_mut();
-        self.sort(&containers, &mut keys);
+        self.arrive(&containers, &mut keys);
         let mut decided = Decided {
             epoch,
             max_time: EventTime::MIN,
@@ -246,11 +254,15 @@ impl<E: Event> Admitter<E> {
             runs: Vec::with_capacity(self.places.len()),
             refused: Vec::new(),
         };
-        let places = std::mem::take(&mut self.places);
-        for run in places.chunk_by(|a, b| a.slot == b.slot) {
-            self.admit_run(run, &containers, &mut keys, &mut decided);
+        let (slots, mut run) = (std::mem::take(&mut self.slots), std::mem::take(&mut self.run));
+        for same in slots.chunk_by(|a, b| a.0 == b.0) {
+            run.clear();
+            run.extend(same.iter().map(|&(_, place)| self.places[place as usize]));
+            // Mostly they came in order.
+            run.sort_by_key(|place| place.order);
+            self.admit_run(same[0].0, &run, &containers, &mut keys, &mut decided);
         }
-        self.places = places;
+        (self.slots, self.run) = (slots, run);
         let Decided { max_time, entries, runs, refused, .. } = decided;
         if entries.is_empty() {
             return (None, refused);
@@ -261,69 +273,50 @@ impl<E: Event> Admitter<E> {
         (Some(batch), refused)
     }
 
-    /// Fills `places`: by slot and order of evaluation.
+    /// Fills `places`, and `slots` sorted.
     ///
     /// Keys are looked up in the order of arrival, in which events lie in memory, and states are visited in the
     /// order of slots, in which they do: sorted by hash, either would be a walk at random.
-    fn sort(&mut self, containers: &Containers<E>, keys: &mut Keys<E>) {
+    fn arrive(&mut self, containers: &Containers<E>, keys: &mut Keys<E>) {
         self.places.clear();
+        self.slots.clear();
         for (container, updates) in containers.iter().enumerate() {
-            self.places.extend(updates.iter().enumerate().map(|(index, (event, _, _))| Place {
-                slot: keys.slot(event.key_hash(), event),
-                time: event.time(),
-                container: container as u32,
-                index: index as u32,
-            }));
+            for (index, (event, _, diff)) in updates.iter().enumerate() {
+                self.slots.push((keys.slot(event.key_hash(), event), self.places.len() as u32));
+                self.places.push(Place {
+                    order: order(event),
+                    container: container as u32,
+                    index: index as u32,
+                    single: *diff == 1,
+                });
+            }
         }
-        self.places.sort_unstable_by(|a, b| {
-            let position = |place: &Place| place.event(containers).position();
-            (a.slot, a.time).cmp(&(b.slot, b.time)).then_with(|| position(a).cmp(&position(b)))
-        });
+        self.slots.sort_unstable();
     }
 
     /// Admits one key's events of the epoch, sorted.
     fn admit_run(
         &mut self,
+        slot: Slot,
         run: &[Place],
         containers: &Containers<E>,
         keys: &mut Keys<E>,
         decided: &mut Decided<E>,
     ) {
-        let slot = run[0].slot;
         let info = keys.info_mut(slot);
         let start = decided.entries.len();
         let mut in_order = true;
-        // Retractions first: a corrected event must find room for its id, wherever in the order it has moved to.
-        if run.iter().any(|place| place.diff(containers) < 0) {
-            for (place, diff) in net(run, containers) {
-                let event = place.event(containers);
-                for _ in diff..0 {
-                    match self.find(event, info.run) {
-                        None => decided.refuse(event, Refusal::Late, -1),
-                        Some(target) => {
-                            in_order = false;
-                            self.retracted.insert(target);
-                            if let Some(id) = event.id() {
-                                self.dedup.forget(event.key_hash(), id, event.time());
-                            }
-                            decided.push(place, Change::Retract(target));
-                        }
-                    }
-                }
+        if run.iter().all(|place| place.single) && run.is_sorted_by(|a, b| a.order < b.order) {
+            for place in run {
+                in_order &= self.insert(place, 1, containers, &mut info.last, decided);
             }
-        }
-        for (place, diff) in net(run, containers) {
-            let event = place.event(containers);
-            for _ in 0..diff {
-                match self.check(event) {
-                    Err(refusal) => decided.refuse(event, refusal, 1),
-                    Ok(()) => {
-                        let here = order(event);
-                        in_order &= info.last.is_none_or(|last| last <= here);
-                        info.last = info.last.max(Some(here));
-                        decided.push(place, Change::Insert);
-                    }
-                }
+        } else {
+            // Retractions first: a corrected event must find room for its id, wherever in the order it has moved to.
+            for (place, diff) in net(run, containers) {
+                in_order &= self.retract(place, -diff, containers, info.run, decided);
+            }
+            for (place, diff) in net(run, containers) {
+                in_order &= self.insert(place, diff, containers, &mut info.last, decided);
             }
         }
         let end = decided.entries.len();
@@ -333,10 +326,64 @@ impl<E: Event> Admitter<E> {
         }
     }
 
-    fn check(&mut self, event: &E) -> Result<(), Refusal> {
-        if event.time() <= self.watermark {
+    /// Inserts an event so many times; says whether it came after all before.
+    fn insert(
+        &mut self,
+        place: &Place,
+        times: isize,
+        containers: &Containers<E>,
+        last: &mut Option<(EventTime, Position)>,
+        decided: &mut Decided<E>,
+    ) -> bool {
+        let mut in_order = true;
+        for _ in 0..times {
+            match self.check(place, containers) {
+                Err(refusal) => decided.refuse(place.event(containers), refusal, 1),
+                Ok(()) => {
+                    in_order &= last.is_none_or(|last| last <= place.order);
+                    *last = (*last).max(Some(place.order));
+                    decided.push(place, Change::Insert);
+                }
+            }
+        }
+        in_order
+    }
+
+    /// Retracts an event so many times, from what the runs back from `newest` inserted; says whether nothing was.
+    fn retract(
+        &mut self,
+        place: &Place,
+        times: isize,
+        containers: &Containers<E>,
+        newest: Option<(u64, u32)>,
+        decided: &mut Decided<E>,
+    ) -> bool {
+        let event = place.event(containers);
+        let mut untouched = true;
+        for _ in 0..times {
+            match self.find(event, newest) {
+                None => decided.refuse(event, Refusal::Late, -1),
+                Some(target) => {
+                    untouched = false;
+                    self.retracted.insert(target);
+                    if let Some(id) = event.id() {
+                        self.dedup.forget(event.key_hash(), id, event.time());
+                    }
+                    decided.push(place, Change::Retract(target));
+                }
+            }
+        }
+        untouched
+    }
+
+    fn check(&mut self, place: &Place, containers: &Containers<E>) -> Result<(), Refusal> {
+        if place.order.0 <= self.watermark {
             return Err(Refusal::Late);
         }
+        if !self.dedup.is_on() {
+            return Ok(());
+        }
+        let event = place.event(containers);
         match event.id() {
             Some(id) if !self.dedup.accept(event.key_hash(), id, event.time()) => Err(Refusal::Duplicate),
             _ => Ok(()),
@@ -377,7 +424,7 @@ impl<E: Event> Decided<E> {
     }
 
     fn push(&mut self, place: &Place, change: Change) {
-        let Place { time, container, index, .. } = *place;
+        let Place { order: (time, _), container, index, .. } = *place;
         self.max_time = self.max_time.max(time);
         self.entries.push(Entry { time, change, container, index });
     }

@@ -29,11 +29,13 @@ impl Dedup {
         }
     }
 
+    /// Whether anything is remembered at all.
+    pub fn is_on(&self) -> bool {
+        self.horizon_ms != 0
+    }
+
     /// Accepts an event's id unless one within the horizon was accepted before; says whether it did.
     pub fn accept(&mut self, key: KeyHash, id: &[u8], time: EventTime) -> bool {
-        if self.horizon_ms == 0 {
-            return true;
-        }
         let fingerprint = fingerprint(key, id);
         let near = |other: EventTime| other.0.abs_diff(time.0) <= self.horizon_ms.unsigned_abs();
         match self.accepted.get_mut(&fingerprint) {

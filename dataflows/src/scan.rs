@@ -180,8 +180,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
     type Out = (D, Epoch, isize);
 
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
-        let undos = std::iter::repeat_with(|| None).take(batch.entries.len()).collect();
-        let mut steps = Steps { undos, found: BTreeMap::new() };
+        let mut steps = Steps { undos: Vec::with_capacity(batch.entries.len()), found: BTreeMap::new() };
         let mut disordered = false;
         for run in selection.runs(batch) {
             if self.states.len() <= run.slot.index() {
@@ -192,9 +191,11 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
                 continue;
             }
             let state = &mut self.states[run.slot.index()];
+            // What was passed over are no steps.
+            steps.undos.resize_with(run.start as usize, || None);
             for entry in run.entries() {
                 let undo = self.rules.step(state, batch.event(entry), &mut self.found);
-                steps.undos[entry] = Some(undo);
+                steps.undos.push(Some(undo));
                 if !self.found.is_empty() {
                     let time = batch.entries[entry].time;
                     give(&mut self.waiting, self.found.iter().cloned(), time, batch.epoch, 1, out);
@@ -202,6 +203,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
                 }
             }
         }
+        steps.undos.resize_with(batch.entries.len(), || None);
         self.history.push(Rc::clone(batch), steps);
         if disordered {
             for run in selection.runs(batch).filter(|run| !run.in_order) {
