@@ -198,7 +198,7 @@ proptest! {
         let says = |event: &Event| {
             let mut out = Vec::new();
             event.write_members(&mut out);
-            (String::from_utf8_lossy(&out).into_owned(), event.key_hash, event.merchant, event.location)
+            (String::from_utf8_lossy(&out).into_owned(), event.key_hash, event.merchant(), event.location())
         };
         prop_assert_eq!(says(&event), says(&again));
     }

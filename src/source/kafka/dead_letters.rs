@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use headwater_dataflows::{Offset, Partition, Position};
 use headwater_sinks::kafka::client::Options;
 use rdkafka::Message;
-use rdkafka::message::{BorrowedMessage, Headers};
+use rdkafka::message::BorrowedMessage;
 
+use super::headers::headers;
 use super::produce::{ProduceError, Produced, Producer};
 use super::reader::KafkaReader;
 use super::{KafkaSource, KafkaSourceConfig, StartFrom, consumer_config, unavailable};
@@ -61,15 +62,15 @@ pub struct DeadLetter {
 
 impl DeadLetter {
     fn of(partition: Partition, message: &BorrowedMessage<'_>) -> DeadLetter {
-        let owned = |header: rdkafka::message::Header<'_, &[u8]>| {
-            (header.key.to_owned(), header.value.unwrap_or_default().to_vec())
+        let owned = |(name, value): (&[u8], Option<&[u8]>)| {
+            (String::from_utf8_lossy(name).into_owned(), value.unwrap_or_default().to_vec())
         };
         DeadLetter {
             position: Position { partition, offset: Offset(message.offset()) },
             timestamp: message.timestamp().to_millis().unwrap_or(-1),
             key: message.key().map(<[u8]>::to_vec),
             value: message.payload().map(<[u8]>::to_vec),
-            headers: message.headers().map(|headers| headers.iter().map(owned).collect()).unwrap_or_default(),
+            headers: headers(message).map(owned).collect(),
         }
     }
 

@@ -12,6 +12,7 @@
 
 pub mod dead_letters;
 mod group;
+mod headers;
 pub mod produce;
 mod reader;
 mod stats;

@@ -19,10 +19,11 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 use rdkafka::{ClientConfig, Message};
 
+use super::headers::headers;
 use super::stats::{self, Seen};
 use super::{ANSWER, kafka, unavailable};
 use crate::source::{PartitionState, Raw, Reader, SourceError};
@@ -308,13 +309,13 @@ fn raw<'a>(partition: Partition, message: &'a BorrowedMessage<'_>) -> Raw<'a> {
         timestamp: message.timestamp().to_millis().unwrap_or(-1),
         key: message.key(),
         value: message.payload(),
-        retries: message.headers().map_or(0, retries),
+        retries: retries(message),
     }
 }
 
 /// The retry count in a record's headers; what is not a number is as good as none.
-fn retries(headers: &BorrowedHeaders) -> u32 {
-    let value = headers.iter().find(|header| header.key == RETRIES).and_then(|header| header.value);
+fn retries(message: &BorrowedMessage<'_>) -> u32 {
+    let value = headers(message).find(|(name, _)| *name == RETRIES.as_bytes()).and_then(|(_, value)| value);
     value.and_then(|bytes| std::str::from_utf8(bytes).ok()).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
