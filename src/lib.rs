@@ -10,6 +10,7 @@ pub mod decode;
 pub mod event;
 pub mod http;
 pub mod json;
+pub mod ledger;
 pub mod logging;
 pub mod metrics;
 pub mod outputs;

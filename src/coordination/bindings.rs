@@ -55,6 +55,19 @@ pub struct Bound {
     pub stopping: bool,
 }
 
+/// An epoch as it is recorded, durably: from it the epoch is done again, exactly.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Its wall time, in milliseconds since 1970.
+    pub wall_ms: i64,
+    /// Bindings by partition.
+    pub bindings: Vec<Binding>,
+    /// Whether the watermark went to infinity at its end: the input was over.
+    pub closes: bool,
+}
+
 /// A worker broke the protocol of closing epochs.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Protocol {

@@ -10,6 +10,6 @@ mod bindings;
 mod offsets;
 mod watermark;
 
-pub use bindings::{Binding, Bound, Closed, Collector, Protocol};
+pub use bindings::{Binding, Bound, Closed, Collector, EpochRecord, Protocol};
 pub use offsets::GroupOffsets;
 pub use watermark::Watermark;

@@ -1,0 +1,261 @@
+//! How rounds of bindings and start offsets lie in the ledger: version 1, bytes.
+//!
+//! A round is the version, the number of epochs, and for each: epoch, wall time, whether the input was closed, and
+//! its bindings by partition. Numbers are LEB128 varints, signed ones zigzag; epochs and wall times are differences
+//! to the epoch before.
+
+use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
+use thiserror::Error;
+
+use crate::coordination::{Binding, EpochRecord};
+
+/// The version of what is written.
+const VERSION: u8 = 1;
+
+const TIMESTAMP: u64 = 1;
+const MAX_EVENT_TIME: u64 = 2;
+const IDLE: u64 = 4;
+
+/// Why bytes are not what they should be.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Damaged {
+    /// They were written by a version that is not known here.
+    #[error("its format has version {0}, and this program knows {VERSION}")]
+    Version(u8),
+    /// They end too early, go on too long, or hold what cannot be.
+    #[error("it is not well formed at byte {0}")]
+    Malformed(usize),
+}
+
+/// A round, as bytes.
+pub fn encode(epochs: &[EpochRecord]) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    unsigned(&mut out, epochs.len() as u64);
+    let (mut epoch, mut wall_ms) = (0, 0);
+    for record in epochs {
+        unsigned(&mut out, record.epoch.0.wrapping_sub(epoch));
+        signed(&mut out, record.wall_ms.wrapping_sub(wall_ms));
+        (epoch, wall_ms) = (record.epoch.0, record.wall_ms);
+        out.push(u8::from(record.closes));
+        unsigned(&mut out, record.bindings.len() as u64);
+        for binding in &record.bindings {
+            unsigned(&mut out, u64::from(binding.partition.0));
+            signed(&mut out, binding.end.0);
+            let mut flags = 0;
+            flags |= if binding.timestamp.is_some() { TIMESTAMP } else { 0 };
+            flags |= if binding.max_event_time.is_some() { MAX_EVENT_TIME } else { 0 };
+            flags |= if binding.idle { IDLE } else { 0 };
+            unsigned(&mut out, flags);
+            if let Some(timestamp) = binding.timestamp {
+                signed(&mut out, timestamp);
+            }
+            if let Some(time) = binding.max_event_time {
+                signed(&mut out, time.0);
+            }
+        }
+    }
+    out
+}
+
+/// A round, read back.
+///
+/// # Errors
+/// If the bytes are not a round of this version.
+pub fn decode(bytes: &[u8]) -> Result<Vec<EpochRecord>, Damaged> {
+    let mut reader = Reader::new(bytes)?;
+    let count = reader.unsigned()?;
+    let mut epochs = Vec::new();
+    let (mut epoch, mut wall_ms) = (0u64, 0i64);
+    for _ in 0..count {
+        epoch = epoch.wrapping_add(reader.unsigned()?);
+        wall_ms = wall_ms.wrapping_add(reader.signed()?);
+        let closes = match reader.byte()? {
+            0 => false,
+            1 => true,
+            _ => return Err(reader.malformed()),
+        };
+        let mut bindings = Vec::new();
+        for _ in 0..reader.unsigned()? {
+            let partition = u32::try_from(reader.unsigned()?).map_err(|_| reader.malformed())?;
+            let end = Offset(reader.signed()?);
+            let flags = reader.unsigned()?;
+            if flags > TIMESTAMP | MAX_EVENT_TIME | IDLE {
+                return Err(reader.malformed());
+            }
+            let timestamp = (flags & TIMESTAMP != 0).then(|| reader.signed()).transpose()?;
+            let max_event_time =
+                (flags & MAX_EVENT_TIME != 0).then(|| reader.signed()).transpose()?.map(EventTime);
+            let idle = flags & IDLE != 0;
+            bindings.push(Binding { partition: Partition(partition), end, timestamp, max_event_time, idle });
+        }
+        if epochs.last().is_some_and(|last: &EpochRecord| last.epoch.0 >= epoch) {
+            return Err(reader.malformed());
+        }
+        epochs.push(EpochRecord { epoch: Epoch(epoch), wall_ms, bindings, closes });
+    }
+    reader.end()?;
+    Ok(epochs)
+}
+
+/// Start offsets by partition, as bytes.
+pub fn encode_starts(starts: &[Offset]) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    unsigned(&mut out, starts.len() as u64);
+    starts.iter().for_each(|start| signed(&mut out, start.0));
+    out
+}
+
+/// Start offsets, read back.
+///
+/// # Errors
+/// If the bytes are not start offsets of this version.
+pub fn decode_starts(bytes: &[u8]) -> Result<Vec<Offset>, Damaged> {
+    let mut reader = Reader::new(bytes)?;
+    let count = reader.unsigned()?;
+    let starts = (0..count).map(|_| reader.signed().map(Offset)).collect::<Result<_, _>>()?;
+    reader.end()?;
+    Ok(starts)
+}
+
+fn unsigned(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn signed(out: &mut Vec<u8>, value: i64) {
+    unsigned(out, ((value << 1) ^ (value >> 63)) as u64);
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// Behind the version.
+    fn new(bytes: &'a [u8]) -> Result<Self, Damaged> {
+        match bytes.first() {
+            Some(&VERSION) => Ok(Reader { bytes, at: 1 }),
+            Some(&other) => Err(Damaged::Version(other)),
+            None => Err(Damaged::Malformed(0)),
+        }
+    }
+
+    fn malformed(&self) -> Damaged {
+        Damaged::Malformed(self.at)
+    }
+
+    fn byte(&mut self) -> Result<u8, Damaged> {
+        let byte = *self.bytes.get(self.at).ok_or(Damaged::Malformed(self.at))?;
+        self.at += 1;
+        Ok(byte)
+    }
+
+    fn unsigned(&mut self) -> Result<u64, Damaged> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            let bits = u64::from(byte & 0x7f);
+            // The tenth byte has room for one bit.
+            if shift == 63 && bits > 1 {
+                return Err(self.malformed());
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(self.malformed())
+    }
+
+    fn signed(&mut self) -> Result<i64, Damaged> {
+        let value = self.unsigned()?;
+        Ok((value >> 1) as i64 ^ -((value & 1) as i64))
+    }
+
+    fn end(&self) -> Result<(), Damaged> {
+        if self.at == self.bytes.len() { Ok(()) } else { Err(self.malformed()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record(epoch: u64, bindings: Vec<Binding>) -> EpochRecord {
+        EpochRecord { epoch: Epoch(epoch), wall_ms: 1_760_000_000_000, bindings, closes: false }
+    }
+
+    /// What version 1 looks like, for ever.
+    #[test]
+    fn golden_bytes() {
+        let binding = Binding {
+            partition: Partition(5),
+            end: Offset(300),
+            timestamp: Some(-1),
+            max_event_time: Some(EventTime(64)),
+            idle: true,
+        };
+        let bytes = [1, 1, 7, 128, 128, 230, 130, 185, 102, 0, 1, 5, 216, 4, 7, 1, 128, 1];
+        let record = record(7, vec![binding]);
+        assert_eq!(encode(std::slice::from_ref(&record)), bytes);
+        assert_eq!(decode(&bytes), Ok(vec![record]));
+        assert_eq!(encode_starts(&[Offset(0), Offset(64)]), [1, 2, 0, 128, 1]);
+        assert_eq!(decode_starts(&[1, 2, 0, 128, 1]), Ok(vec![Offset(0), Offset(64)]));
+    }
+
+    #[test]
+    fn other_versions_and_epochs_that_go_back_are_refused() {
+        assert_eq!(decode(&[2, 0]), Err(Damaged::Version(2)));
+        assert_eq!(decode(&[]), Err(Damaged::Malformed(0)));
+        let twice = [record(7, vec![]), record(7, vec![])];
+        assert!(matches!(decode(&encode(&twice)), Err(Damaged::Malformed(_))));
+    }
+
+    fn bindings() -> impl Strategy<Value = Vec<Binding>> {
+        let binding = (any::<u32>(), any::<i64>(), any::<Option<i64>>(), any::<Option<i64>>(), any::<bool>());
+        let binding = binding.prop_map(|(partition, end, timestamp, time, idle)| Binding {
+            partition: Partition(partition),
+            end: Offset(end),
+            timestamp,
+            max_event_time: time.map(EventTime),
+            idle,
+        });
+        prop::collection::vec(binding, 0..4)
+    }
+
+    proptest! {
+        #[test]
+        fn rounds_come_back_as_they_were(
+            rounds in prop::collection::vec((1u64..1 << 40, any::<i64>(), bindings(), any::<bool>()), 0..5)
+        ) {
+            let mut last = 0;
+            let epochs: Vec<_> = rounds
+                .into_iter()
+                .map(|(step, wall_ms, bindings, closes)| {
+                    last += step;
+                    EpochRecord { epoch: Epoch(last), wall_ms, bindings, closes }
+                })
+                .collect();
+            let bytes = encode(&epochs);
+            prop_assert_eq!(decode(&bytes), Ok(epochs));
+            for end in 0..bytes.len() {
+                prop_assert!(decode(&bytes[..end]).is_err(), "cut at {}", end);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&bytes);
+            if let Some(first) = bytes.first_mut() {
+                *first = VERSION;
+            }
+            let _ = (decode(&bytes), decode_starts(&bytes));
+        }
+    }
+}
