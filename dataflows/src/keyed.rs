@@ -14,7 +14,7 @@ use crate::batch::{Batch, Run};
 use crate::control::ControlStream;
 use crate::frontier::{passed, reached};
 use crate::keys::Keys;
-use crate::{Control, Epoch, Event, EventTime};
+use crate::{Control, Epoch, Event, EventTime, Load};
 
 /// Admitted events, sorted once and shared by every operator of their key.
 ///
@@ -25,6 +25,7 @@ pub struct Keyed<'scope, E: Event> {
     control: ControlStream<'scope>,
     keys: Rc<RefCell<Keys<E>>>,
     selection: Selection<E>,
+    load: Load,
 }
 
 impl<E: Event> Clone for Keyed<'_, E> {
@@ -34,6 +35,7 @@ impl<E: Event> Clone for Keyed<'_, E> {
             control: self.control.clone(),
             keys: Rc::clone(&self.keys),
             selection: self.selection.clone(),
+            load: self.load.clone(),
         }
     }
 }
@@ -96,8 +98,14 @@ impl<'scope, E: Event> Keyed<'scope, E> {
         batches: StreamVec<'scope, Epoch, Rc<Batch<E>>>,
         control: ControlStream<'scope>,
         keys: Rc<RefCell<Keys<E>>>,
+        load: Load,
     ) -> Self {
-        Keyed { batches, control, keys, selection: Selection(None) }
+        Keyed { batches, control, keys, selection: Selection(None), load }
+    }
+
+    /// What the operators of these events hold, whichever keys they look at.
+    pub fn load(&self) -> Load {
+        self.load.clone()
     }
 
     /// Only the keys for which `only` holds: what follows looks at no other.
