@@ -21,7 +21,7 @@ use crate::event::order;
 use crate::frontier::{Watermarks, passed, reached};
 use crate::keyed::Keyed;
 use crate::keys::Keys;
-use crate::{Epoch, Event, EventTime, Load};
+use crate::{Epoch, Event, EventTime};
 
 /// What is asked of an event before it is processed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,10 +85,9 @@ impl<'scope, E: Event + ExchangeData> Admit<'scope, E> for VecCollection<'scope,
         control: ControlStream<'scope>,
         admission: Admission,
     ) -> (Keyed<'scope, E>, VecCollection<'scope, Epoch, Refused<E>>) {
-        let load = Load::default();
-        let keys = Rc::new(RefCell::new(Keys::new(load.clone())));
+        let keys = Rc::new(RefCell::new(Keys::new()));
         let (batches, refused) = build(self.inner, control.clone(), admission, Rc::clone(&keys));
-        (Keyed::new(batches, control, keys, load), refused.as_collection())
+        (Keyed::new(batches, control, keys), refused.as_collection())
     }
 }
 

@@ -25,7 +25,6 @@ pub struct Keyed<'scope, E: Event> {
     control: ControlStream<'scope>,
     keys: Rc<RefCell<Keys<E>>>,
     selection: Selection<E>,
-    load: Load,
 }
 
 impl<E: Event> Clone for Keyed<'_, E> {
@@ -35,7 +34,6 @@ impl<E: Event> Clone for Keyed<'_, E> {
             control: self.control.clone(),
             keys: Rc::clone(&self.keys),
             selection: self.selection.clone(),
-            load: self.load.clone(),
         }
     }
 }
@@ -98,14 +96,13 @@ impl<'scope, E: Event> Keyed<'scope, E> {
         batches: StreamVec<'scope, Epoch, Rc<Batch<E>>>,
         control: ControlStream<'scope>,
         keys: Rc<RefCell<Keys<E>>>,
-        load: Load,
     ) -> Self {
-        Keyed { batches, control, keys, selection: Selection(None), load }
+        Keyed { batches, control, keys, selection: Selection(None) }
     }
 
     /// What the operators of these events hold, whichever keys they look at.
     pub fn load(&self) -> Load {
-        self.load.clone()
+        self.keys.borrow().load().clone()
     }
 
     /// Only the keys for which `only` holds: what follows looks at no other.

@@ -51,9 +51,13 @@ pub(crate) struct Keys<E: Event> {
 }
 
 impl<E: Event> Keys<E> {
-    /// None yet; how many there are is told to `load`.
-    pub fn new(load: Load) -> Self {
-        Keys { slots: HashMap::default(), infos: Vec::new(), load }
+    pub fn new() -> Self {
+        Keys { slots: HashMap::default(), infos: Vec::new(), load: Load::default() }
+    }
+
+    /// What is held, by these keys and by those who count theirs there.
+    pub fn load(&self) -> &Load {
+        &self.load
     }
 
     /// The key of a slot.
