@@ -222,14 +222,17 @@ impl Reading {
         self.share_in_flight.set(self.bytes_in_flight);
         let now = Instant::now();
         self.tell_lag(now);
-        if self.ended || self.bytes_in_flight >= self.settings.bytes_in_flight {
+        if self.ended {
             return false;
         }
+        // When too much is in flight the source is still heard: it may have failed, and more records wait.
+        let full = self.bytes_in_flight >= self.settings.bytes_in_flight;
+        let budget = if full { 0 } else { BUDGET };
         let watermark = self.context.watermark.get();
         let latest = tick.wall_ms.saturating_add(self.settings.max_future_skew_ms);
         let Reading { reader, decoder, settings, owned, index, oldest, .. } = self;
         let (mut bytes, mut accepted, mut malformed, mut invalid, mut future) = (0, 0u64, 0, 0, 0);
-        let result = reader.read(BUDGET, &mut |raw: Raw<'_>| {
+        let result = reader.read(budget, &mut |raw: Raw<'_>| {
             let owned = &mut owned[index[raw.position.partition.0 as usize]];
             bytes += RECORD_OVERHEAD + raw.value.map_or(0, <[u8]>::len);
             owned.end = Some((Offset(raw.position.offset.0 + 1), raw.timestamp));
@@ -283,7 +286,7 @@ impl Reading {
         if let Err(error) = self.limit_drift(tick.slowest) {
             self.fail(error);
         }
-        read == BUDGET
+        read == budget && !full
     }
 
     /// Tells how many records wait, now and then.
