@@ -155,7 +155,9 @@ fn group_offsets(group: &str, topic: &str, partitions: i32) -> BTreeMap<i32, i64
         .create()
         .expect("a consumer");
     let mut asked = TopicPartitionList::new();
-    (0..partitions).for_each(|partition| drop(asked.add_partition(topic, partition)));
+    for partition in 0..partitions {
+        asked.add_partition(topic, partition);
+    }
     let told = consumer.committed_offsets(asked, Duration::from_secs(10)).expect("answered");
     let offset = |offset| if let Offset::Offset(offset) = offset { Some(offset) } else { None };
     told.elements().iter().filter_map(|told| Some((told.partition(), offset(told.offset())?))).collect()
