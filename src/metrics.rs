@@ -1,13 +1,21 @@
-//! What operators see: counters, gauges and histograms for Prometheus.
+//! What operators see: counters, gauges and histograms for Prometheus, and whether the process is ready.
+//!
+//! Labels are bounded: reasons, rules and statuses are fixed, sinks are configured, partitions are the topic's.
 
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::Epoch;
+use headwater_dataflows::{Epoch, EventTime, Partition};
+use prometheus::core::Collector;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder, exponential_buckets,
 };
+use serde::Serialize;
+
+use crate::decode::Reason;
+use crate::runtime::wall_ms;
 
 /// The metrics of one process.
 pub struct Metrics {
@@ -17,12 +25,52 @@ pub struct Metrics {
     alerts: IntCounterVec,
     epoch: IntGauge,
     watermark: IntGauge,
+    watermark_lag: Gauge,
+    frontier: IntGauge,
+    frontier_lag: Gauge,
+    consumer_lag: IntGaugeVec,
+    latency: Histogram,
+    bytes_in_flight: IntGauge,
+    keys: IntGauge,
+    open_windows: IntGauge,
     sink_epoch: IntGaugeVec,
     commit_duration: HistogramVec,
-    advanced: Mutex<Option<Instant>>,
+    commit_retries: IntCounterVec,
+    group_commit_failures: IntCounter,
+    resident_memory: IntGauge,
+    standing: Mutex<Standing>,
 }
 
-/// How long the frontier may stand still before the process is not ready.
+/// Where the frontier behind all sinks stands, and what may hold it there.
+#[derive(Default)]
+struct Standing {
+    frontier: Option<Frontier>,
+    /// Which sinks are committing, and since when.
+    committing: BTreeMap<String, Instant>,
+}
+
+#[derive(Clone, Copy)]
+struct Frontier {
+    /// When the epoch that it stands at began; none if no epoch is under way.
+    begun: Option<Instant>,
+    moved: Instant,
+}
+
+/// Why the process is not ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unready {
+    /// In words.
+    pub reason: String,
+    /// How long the frontier behind all sinks has stood still, in seconds; none if it has never moved.
+    pub standstill_s: Option<u64>,
+    /// How many records are known to wait in this process's partitions.
+    pub lag_records: i64,
+    /// The sink of this process that has been committing for longest.
+    pub committing: Option<String>,
+}
+
+/// How long the frontier may stand still before the process is not ready. It moves with the epochs, also when
+/// nothing is read.
 const STANDSTILL: Duration = Duration::from_secs(10);
 
 impl Default for Metrics {
@@ -34,38 +82,71 @@ impl Default for Metrics {
 impl Metrics {
     fn new() -> prometheus::Result<Metrics> {
         let registry = Registry::new();
+        let add = Add(&registry);
         let metrics = Metrics {
-            events: IntCounter::new("headwater_events_total", "Events decoded, valid and not in the future")?,
-            rejected: IntCounterVec::new(
+            events: add
+                .to(IntCounter::new("headwater_events_total", "Events decoded, valid and not in the future")?)?,
+            rejected: add.to(IntCounterVec::new(
                 Opts::new("headwater_rejected_total", "Records sent to the dead letters"),
                 &["reason"],
-            )?,
-            alerts: IntCounterVec::new(
+            )?)?,
+            alerts: add.to(IntCounterVec::new(
                 Opts::new("headwater_alerts_total", "Alerts raised and revoked"),
                 &["rule", "status"],
-            )?,
-            epoch: IntGauge::new("headwater_epoch", "The latest epoch that has closed")?,
-            watermark: IntGauge::new("headwater_watermark_ms", "The watermark, in milliseconds since 1970")?,
-            sink_epoch: IntGaugeVec::new(
+            )?)?,
+            epoch: add.gauge("headwater_epoch", "The latest epoch that has closed")?,
+            watermark: add.gauge("headwater_watermark_ms", "The watermark, in milliseconds since 1970")?,
+            watermark_lag: add.to(Gauge::new(
+                "headwater_watermark_lag_seconds",
+                "How far the watermark is behind the wall; NaN while there is none or when all input has ended",
+            )?)?,
+            frontier: add.gauge("headwater_frontier_epoch", "The first epoch that some sink has not committed")?,
+            frontier_lag: add.to(Gauge::new(
+                "headwater_frontier_lag_seconds",
+                "How long ago the first epoch began that some sink has not committed",
+            )?)?,
+            consumer_lag: add.to(IntGaugeVec::new(
+                Opts::new("headwater_consumer_lag_records", "Records known to wait that were not read yet"),
+                &["partition"],
+            )?)?,
+            latency: add.to(Histogram::with_opts(
+                HistogramOpts::new(
+                    "headwater_latency_seconds",
+                    "From the record's own timestamp to the commit of its epoch by the sinks that take alerts; \
+                     of each worker and epoch, the record with the oldest timestamp",
+                )
+                .buckets(exponential_buckets(0.001, 2.0, 18)?),
+            )?)?,
+            bytes_in_flight: add
+                .gauge("headwater_bytes_in_flight", "Bytes read that some sink has not committed")?,
+            keys: add.gauge("headwater_keys", "Keys whose state is held")?,
+            open_windows: add.gauge("headwater_open_windows", "Windows that are not final")?,
+            sink_epoch: add.to(IntGaugeVec::new(
                 Opts::new("headwater_sink_epoch", "The last epoch that a sink has committed"),
                 &["sink"],
-            )?,
-            commit_duration: HistogramVec::new(
+            )?)?,
+            commit_duration: add.to(HistogramVec::new(
                 HistogramOpts::new("headwater_commit_duration_seconds", "How long commits take")
-                    .buckets(prometheus::exponential_buckets(0.001, 2.0, 14)?),
+                    .buckets(exponential_buckets(0.001, 2.0, 14)?),
                 &["sink"],
-            )?,
-            advanced: Mutex::new(None),
-            registry,
+            )?)?,
+            commit_retries: add.to(IntCounterVec::new(
+                Opts::new("headwater_commit_retries_total", "Commits that failed and were tried again"),
+                &["sink"],
+            )?)?,
+            group_commit_failures: add.to(IntCounter::new(
+                "headwater_group_commit_failures_total",
+                "How often the consumer group could not be told of progress",
+            )?)?,
+            resident_memory: add
+                .gauge("process_resident_memory_bytes", "Memory of the process that is in RAM")?,
+            standing: Mutex::default(),
+            registry: registry.clone(),
         };
-        let registry = &metrics.registry;
-        registry.register(Box::new(metrics.events.clone()))?;
-        registry.register(Box::new(metrics.rejected.clone()))?;
-        registry.register(Box::new(metrics.alerts.clone()))?;
-        registry.register(Box::new(metrics.epoch.clone()))?;
-        registry.register(Box::new(metrics.watermark.clone()))?;
-        registry.register(Box::new(metrics.sink_epoch.clone()))?;
-        registry.register(Box::new(metrics.commit_duration.clone()))?;
+        metrics.watermark.set(EventTime::MIN.0);
+        for reason in Reason::ALL {
+            metrics.rejected.with_label_values(&[reason.as_str()]);
+        }
         Ok(metrics)
     }
 
@@ -102,21 +183,9 @@ impl Metrics {
     }
 
     /// An epoch has closed, with this watermark.
-    pub fn closed(&self, epoch: Epoch, watermark_ms: i64) {
+    pub fn closed(&self, epoch: Epoch, watermark: EventTime) {
         self.epoch.set(epoch.0 as i64);
-        self.watermark.set(watermark_ms);
-        *self.advanced.lock().expect("no holder of the lock panics") = Some(Instant::now());
-    }
-
-    /// Why the process is not ready, if it is not. Epochs close all the time, also when nothing is read.
-    pub fn unready(&self) -> Option<String> {
-        match *self.advanced.lock().expect("no holder of the lock panics") {
-            None => Some("no epoch has closed yet".into()),
-            Some(at) if at.elapsed() > STANDSTILL => {
-                Some(format!("the frontier has stood still for {} s", at.elapsed().as_secs()))
-            }
-            Some(_) => None,
-        }
+        self.watermark.set(watermark.0);
     }
 
     /// The latest epoch that has closed, and its watermark.
@@ -124,16 +193,232 @@ impl Metrics {
         (self.epoch.get() as u64, self.watermark.get())
     }
 
+    /// The frontier behind all sinks has moved to this epoch, which began then, if it has begun.
+    pub fn frontier(&self, epoch: Epoch, begun: Option<Instant>) {
+        self.frontier.set(epoch.0 as i64);
+        self.standing().frontier = Some(Frontier { begun, moved: Instant::now() });
+    }
+
+    /// The epoch that the frontier behind all sinks stands at.
+    pub fn frontier_epoch(&self) -> Epoch {
+        Epoch(self.frontier.get() as u64)
+    }
+
+    /// So much time has passed between a record's own timestamp and the commit of its epoch's alerts.
+    pub fn latency(&self, latency: Duration) {
+        self.latency.observe(latency.as_secs_f64());
+    }
+
+    /// How many records are known to wait in a partition.
+    pub fn consumer_lag(&self, partition: Partition) -> IntGauge {
+        self.consumer_lag.with_label_values(&[&partition.0.to_string()])
+    }
+
+    /// A share of the bytes that were read and not committed.
+    pub fn bytes_in_flight(&self) -> Share {
+        Share::of(&self.bytes_in_flight)
+    }
+
+    /// A share of the keys.
+    pub fn keys(&self) -> Share {
+        Share::of(&self.keys)
+    }
+
+    /// A share of the open windows.
+    pub fn open_windows(&self) -> Share {
+        Share::of(&self.open_windows)
+    }
+
+    /// A sink begins to commit.
+    pub fn committing(&self, sink: &str) {
+        self.commit_retries.with_label_values(&[sink]);
+        self.standing().committing.insert(sink.to_owned(), Instant::now());
+    }
+
+    /// A commit has failed and is tried again.
+    pub fn commit_retried(&self, sink: &str) {
+        self.commit_retries.with_label_values(&[sink]).inc();
+    }
+
     /// A sink has committed through this epoch.
-    pub fn committed(&self, sink: &str, through: Epoch, took: Duration) {
+    pub fn committed(&self, sink: &str, through: Epoch) {
         self.sink_epoch.with_label_values(&[sink]).set(through.0 as i64);
-        self.commit_duration.with_label_values(&[sink]).observe(took.as_secs_f64());
+        if let Some(begun) = self.standing().committing.remove(sink) {
+            self.commit_duration.with_label_values(&[sink]).observe(begun.elapsed().as_secs_f64());
+        }
+    }
+
+    /// The consumer group could not be told of progress.
+    pub fn group_commit_failed(&self) {
+        self.group_commit_failures.inc();
+    }
+
+    /// Why the process is not ready, if it is not.
+    pub fn unready(&self) -> Option<Unready> {
+        self.unready_at(Instant::now())
+    }
+
+    fn unready_at(&self, now: Instant) -> Option<Unready> {
+        let standing = self.standing();
+        let standstill = standing.frontier.map(|frontier| now.saturating_duration_since(frontier.moved));
+        let mut reason = match standstill {
+            None => "no epoch has been committed yet".to_owned(),
+            Some(time) if time > STANDSTILL => {
+                format!("nothing has been committed for {} s", time.as_secs())
+            }
+            Some(_) => return None,
+        };
+        let lag_records = self.waiting();
+        if lag_records > 0 {
+            reason += &format!("; {lag_records} records wait");
+        }
+        let longest = standing.committing.iter().min_by_key(|(_, since)| **since);
+        if let Some((sink, since)) = longest {
+            let time = now.saturating_duration_since(*since);
+            reason += &format!("; sink {sink} has been committing for {} s", time.as_secs());
+        }
+        Some(Unready {
+            reason,
+            standstill_s: standstill.map(|time| time.as_secs()),
+            lag_records,
+            committing: longest.map(|(sink, _)| sink.clone()),
+        })
+    }
+
+    /// How many records are known to wait, over all partitions of this process.
+    fn waiting(&self) -> i64 {
+        let families = self.consumer_lag.collect();
+        let lags = families.iter().flat_map(|family| family.get_metric());
+        lags.map(|metric| metric.get_gauge().get_value()).sum::<f64>() as i64
     }
 
     /// The text that Prometheus reads.
     pub fn text(&self) -> String {
+        let begun = self.standing().frontier.and_then(|frontier| frontier.begun);
+        self.frontier_lag.set(begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64()));
+        self.watermark_lag.set(match EventTime(self.watermark.get()) {
+            EventTime::MIN | EventTime::MAX => f64::NAN,
+            EventTime(watermark) => wall_ms().saturating_sub(watermark) as f64 / 1e3,
+        });
+        if let Some(bytes) = resident_bytes() {
+            self.resident_memory.set(bytes);
+        }
         let mut out = Vec::new();
         let encoded = TextEncoder::new().encode(&self.registry.gather(), &mut out);
         encoded.map(|()| String::from_utf8_lossy(&out).into_owned()).unwrap_or_default()
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().expect("no holder of the lock panics")
+    }
+}
+
+/// Registers what it is given.
+struct Add<'a>(&'a Registry);
+
+impl Add<'_> {
+    fn to<C: Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
+        self.0.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.to(IntGauge::new(name, help)?)
+    }
+}
+
+/// One worker's share of a gauge that sums up all workers; given back when it is dropped.
+pub struct Share {
+    gauge: IntGauge,
+    value: i64,
+}
+
+impl Share {
+    fn of(gauge: &IntGauge) -> Share {
+        Share { gauge: gauge.clone(), value: 0 }
+    }
+
+    /// The share is this much now.
+    pub fn set(&mut self, value: usize) {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        self.gauge.add(value - std::mem::replace(&mut self.value, value));
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+/// How much of this process is in RAM, in bytes; none where the system does not tell.
+fn resident_bytes() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frontier_that_stands_still_is_not_ready_and_says_what_holds_it() {
+        let metrics = Metrics::default();
+        let never = metrics.unready().expect("nothing has been committed");
+        assert_eq!((never.standstill_s, never.lag_records, never.committing), (None, 0, None));
+
+        metrics.frontier(Epoch(7), Some(Instant::now()));
+        assert_eq!(metrics.unready(), None);
+
+        metrics.consumer_lag(Partition(0)).set(40);
+        metrics.consumer_lag(Partition(3)).set(2);
+        metrics.committing("sqlite");
+        metrics.committing("postgres");
+        metrics.committed("sqlite", Epoch(7));
+        let later = Instant::now() + STANDSTILL + Duration::from_secs(2);
+        let unready = metrics.unready_at(later).expect("the frontier has not moved");
+        assert_eq!(
+            unready,
+            Unready {
+                reason: "nothing has been committed for 12 s; 42 records wait; \
+                         sink postgres has been committing for 12 s"
+                    .into(),
+                standstill_s: Some(12),
+                lag_records: 42,
+                committing: Some("postgres".into()),
+            }
+        );
+    }
+
+    #[test]
+    fn workers_share_a_gauge_and_give_their_share_back() {
+        let metrics = Metrics::default();
+        let (mut one, mut other) = (metrics.keys(), metrics.keys());
+        one.set(5);
+        other.set(7);
+        one.set(3);
+        assert!(metrics.text().contains("\nheadwater_keys 10\n"));
+        drop(other);
+        assert!(metrics.text().contains("\nheadwater_keys 3\n"));
+    }
+
+    #[test]
+    fn lags_are_measured_when_they_are_asked_for() {
+        let value = |metrics: &Metrics, name: &str| {
+            let text = metrics.text();
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("it is there");
+            line.trim().parse::<f64>().expect("a number")
+        };
+        let metrics = Metrics::default();
+        assert!(value(&metrics, "headwater_watermark_lag_seconds ").is_nan());
+        metrics.closed(Epoch(3), EventTime(wall_ms() - 5_000));
+        metrics.frontier(Epoch(3), Instant::now().checked_sub(Duration::from_secs(2)));
+        assert!((5.0..60.0).contains(&value(&metrics, "headwater_watermark_lag_seconds ")));
+        assert!((2.0..60.0).contains(&value(&metrics, "headwater_frontier_lag_seconds ")));
+        metrics.closed(Epoch(4), EventTime::MAX);
+        assert!(value(&metrics, "headwater_watermark_lag_seconds ").is_nan());
+        assert!(value(&metrics, "process_resident_memory_bytes ") > 1e6, "more than a megabyte");
     }
 }

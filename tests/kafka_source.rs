@@ -319,6 +319,7 @@ fn a_bounded_run_ends_behind_control_records_and_reads_nothing_later() {
     reading.keep_reading(Duration::from_millis(500));
     assert_eq!(reading.values(0), ["0", "1", "2"]);
     assert_eq!((reading.values(1).len(), reading.values(2).len()), (0, 0));
+    assert!((0..3).all(|p| reading.state(p).backlog == 0), "what came later is not waited for");
     let position = |p| reading.state(p).position;
     assert_eq!([position(0), position(1), position(2)], [Offset(7), Offset(3), Offset(0)]);
 }

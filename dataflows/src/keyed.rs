@@ -14,7 +14,7 @@ use crate::batch::{Batch, Run};
 use crate::control::ControlStream;
 use crate::frontier::{passed, reached};
 use crate::keys::Keys;
-use crate::{Control, Epoch, Event, EventTime};
+use crate::{Control, Epoch, Event, EventTime, Load};
 
 /// Admitted events, sorted once and shared by every operator of their key.
 ///
@@ -98,6 +98,11 @@ impl<'scope, E: Event> Keyed<'scope, E> {
         keys: Rc<RefCell<Keys<E>>>,
     ) -> Self {
         Keyed { batches, control, keys, selection: Selection(None) }
+    }
+
+    /// What the operators of these events hold, whichever keys they look at.
+    pub fn load(&self) -> Load {
+        self.keys.borrow().load().clone()
     }
 
     /// Only the keys for which `only` holds: what follows looks at no other.

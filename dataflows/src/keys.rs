@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::batch::Slot;
-use crate::{Event, EventTime, KeyHash, OwnedKey, Position};
+use crate::{Event, EventTime, KeyHash, Load, OwnedKey, Position};
 
 /// Takes a value that is a hash already.
 #[derive(Default)]
@@ -47,11 +47,17 @@ pub(crate) struct KeyInfo<K> {
 pub(crate) struct Keys<E: Event> {
     slots: HashedMap<u64, Slot>,
     infos: Vec<KeyInfo<OwnedKey<E>>>,
+    load: Load,
 }
 
 impl<E: Event> Keys<E> {
     pub fn new() -> Self {
-        Keys { slots: HashMap::default(), infos: Vec::new() }
+        Keys { slots: HashMap::default(), infos: Vec::new(), load: Load::default() }
+    }
+
+    /// What is held, by these keys and by those who count theirs there.
+    pub fn load(&self) -> &Load {
+        &self.load
     }
 
     /// The key of a slot.
@@ -76,6 +82,7 @@ impl<E: Event> Keys<E> {
         let slot = Slot(u32::try_from(self.infos.len()).expect("a worker has fewer than 2^32 keys"));
         let same_hash = self.slots.insert(hash.0, slot);
         self.infos.push(KeyInfo { key: event.key().to_owned(), last: None, run: None, same_hash });
+        self.load.set_keys(self.infos.len());
         slot
     }
 }

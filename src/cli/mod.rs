@@ -98,6 +98,9 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
         Some(listen) => Some(crate::http::serve(listen, Arc::clone(&metrics)).context("cannot serve HTTP")?),
         None => None,
     };
+    if let Some(server) = &server {
+        tracing::info!(address = %server.address(), "serving /livez, /readyz and /metrics");
+    }
     tracing::info!(pipeline = %config.plan.pipeline, workers = args.workers, processes = args.processes, "running");
     if matches!(config.source, SourceConfig::Kafka(_)) {
         tracing::info!("without checkpoints: starting at the group's committed offsets with empty state");

@@ -32,6 +32,8 @@ pub struct Closed {
     pub bindings: Vec<Binding>,
     /// How far, in event time, its slowest partition that has a backlog has come.
     pub slowest: Option<EventTime>,
+    /// The oldest timestamp of a record that it read, in milliseconds since 1970.
+    pub oldest: Option<i64>,
     /// Whether all its partitions have come to their announced end.
     pub ended: bool,
     /// Whether its process was asked to stop.
@@ -152,6 +154,7 @@ mod tests {
             wall_ms: 5,
             bindings: vec![],
             slowest: None,
+            oldest: None,
             ended: worker == 0,
             stopping: worker == 1,
         }

@@ -93,8 +93,14 @@ fn answer<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
         (&Method::GET, "/livez") => (StatusCode::OK, "text/plain; charset=utf-8", "alive\n".to_owned()),
         (&Method::GET, "/readyz") => match metrics.unready() {
             None => (StatusCode::OK, "application/json", "{\"ready\":true}\n".to_owned()),
-            Some(reason) => {
-                let body = serde_json::json!({ "ready": false, "reason": reason });
+            Some(unready) => {
+                let body = serde_json::json!({
+                    "ready": false,
+                    "reason": unready.reason,
+                    "standstill_s": unready.standstill_s,
+                    "lag_records": unready.lag_records,
+                    "committing": unready.committing,
+                });
                 (StatusCode::SERVICE_UNAVAILABLE, "application/json", format!("{body}\n"))
             }
         },
@@ -128,8 +134,10 @@ mod tests {
             text
         };
         assert!(get("GET /livez").starts_with("HTTP/1.1 200"));
-        assert!(get("GET /readyz").starts_with("HTTP/1.1 503"), "no epoch has closed yet");
-        metrics.closed(headwater_dataflows::Epoch(7), 5);
+        let unready = get("GET /readyz");
+        assert!(unready.starts_with("HTTP/1.1 503"), "{unready}");
+        assert!(unready.contains("\"reason\":\"no epoch has been committed yet\""), "{unready}");
+        metrics.frontier(headwater_dataflows::Epoch(7), None);
         assert!(get("GET /readyz").starts_with("HTTP/1.1 200"));
         metrics.events(3);
         assert!(get("GET /metrics").contains("headwater_events_total 3"));

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use headwater_dataflows::{Control, ControlStream, Epoch, EventTime};
 use timely::container::CapacityContainerBuilder;
@@ -16,7 +15,6 @@ use super::clock::ClockHand;
 use super::failure::Failure;
 use super::recorder::Recorder;
 use crate::coordination::{Bound, Closed, Collector, GroupOffsets, Watermark};
-use crate::metrics::Metrics;
 
 /// What worker 0 does with the epochs that close.
 pub struct Binder {
@@ -34,8 +32,6 @@ pub struct Binder {
     pub recorder: Option<Recorder>,
     /// Where failures go.
     pub failure: Failure,
-    /// Gauges.
-    pub metrics: Arc<Metrics>,
 }
 
 impl Binder {
@@ -53,7 +49,6 @@ impl Binder {
         if closes {
             watermark = EventTime::MAX;
         }
-        self.metrics.closed(bound.epoch, watermark.0);
         if let Some(recorder) = &mut self.recorder
             && let Err(error) = recorder.record(bound, watermark, closes)
         {

@@ -30,6 +30,7 @@ use super::reading::{Read, ReadContext, ReadSettings, read};
 use super::recorder::Recorder;
 use super::rules::rules;
 use super::telling::{Identity, part, told};
+use super::watch::{Heard, Sights, Watch};
 use super::writer::WriterHandle;
 use crate::coordination::{Collector, GroupOffsets, Watermark};
 use crate::event::{Event, KeyKind, split_key};
@@ -65,6 +66,8 @@ pub struct Flow {
     pub committed: Probe<Epoch>,
     /// On worker 0: what the consumer group may be told.
     pub offsets: Rc<RefCell<GroupOffsets>>,
+    /// Looks at it for the metrics.
+    pub watch: Watch,
 }
 
 /// Builds the dataflow of one worker.
@@ -81,7 +84,8 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
         length: plan.time.epoch,
         in_flight: plan.limits.epochs_in_flight,
     };
-    let ticks = ticks(scope, clock, Rc::clone(&hand), committed.clone());
+    let heard = Heard::default();
+    let ticks = heard.ticks(ticks(scope, clock, Rc::clone(&hand), committed.clone()));
     let settings = ReadSettings {
         idle_timeout: plan.time.idle_timeout,
         max_future_skew_ms: plan.time.max_future_skew_ms,
@@ -104,15 +108,17 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
         offsets: Rc::clone(&offsets),
         recorder,
         failure,
-        metrics: Arc::clone(&metrics),
     };
-    let control = bind(closed, binder).inspect(move |control| {
-        watermark.set(watermark.get().max(control.watermark));
-    });
+    let newest = Rc::clone(&watermark);
+    let bound = Probe::new();
+    let control = bind(heard.closed(closed), binder)
+        .inspect(move |control| newest.set(newest.get().max(control.watermark)))
+        .probe_with(&bound);
 
     let tongues: Arc<[Tongue]> = sinks.iter().map(|(_, tongue)| *tongue).collect();
     let admission = Admission { dedup_horizon_ms: plan.limits.dedup_horizon_ms };
     let (keyed, refused) = events.as_collection().admit(control, admission);
+    let load = keyed.load();
     let letters = refused
         .map(|refused| DeadLetter::refused(&refused.event, refused.refusal))
         .concat(rejected.as_collection());
@@ -135,8 +141,9 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
     }
 
     let alerts = keyed.clone().scan_all("Rules", rules(&plan.pipeline, &plan.patterns));
+    let counted = Arc::clone(&metrics);
     all.push(told("Alerts", alerts, Arc::clone(&tongues), move |alert: &Alert, status| {
-        metrics.alert(
+        counted.alert(
             alert.rule,
             match status {
                 Status::Raised => "raised",
@@ -151,15 +158,22 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
     }
 
     let all = scope.concatenate(all);
+    let takes_alerts = |tongue: &Tongue| tongue.takes().alerts.is_some();
+    let alerted = if tongues.iter().any(takes_alerts) { Probe::new() } else { committed.clone() };
     if sinks.is_empty() {
         all.probe_with(&committed);
     } else {
         let delivered = part(all, sinks.len());
-        for ((writer, _), changes) in sinks.into_iter().zip(delivered) {
-            deliver(changes, writer).probe_with(&committed);
+        for ((writer, tongue), changes) in sinks.into_iter().zip(delivered) {
+            let done = deliver(changes, writer).probe_with(&committed);
+            if takes_alerts(&tongue) {
+                done.probe_with(&alerted);
+            }
         }
     }
-    Flow { committed, offsets }
+    let speaks = scope.index().is_multiple_of(local_workers.max(1));
+    let sights = Sights { heard, closed: bound, committed: committed.clone(), alerted, watermark, load };
+    Flow { committed, offsets, watch: Watch::new(sights, speaks, metrics) }
 }
 
 /// The rows of one window.

@@ -10,6 +10,7 @@ mod reading;
 mod recorder;
 mod rules;
 mod telling;
+mod watch;
 mod writer;
 
 pub use clock::wall_ms;
@@ -102,10 +103,11 @@ pub fn run(job: Job) -> Result<(), RunError> {
         _ => None,
     };
     let (tell_group, told_group) = channel::<Offsets>();
-    let committing = Arc::clone(&source);
+    let (committing, counting) = (Arc::clone(&source), Arc::clone(&metrics));
     let group = std::thread::spawn(move || {
         for offsets in told_group {
             if let Err(error) = committing.commit(&offsets) {
+                counting.group_commit_failed();
                 tracing::warn!(%error, "the consumer group could not be told of progress");
             }
         }
@@ -188,7 +190,7 @@ impl Context {
             failure: self.failure.clone(),
             metrics: Arc::clone(&self.metrics),
         };
-        let flow = worker.dataflow(|scope| flow::build(scope, parts));
+        let mut flow = worker.dataflow(|scope| flow::build(scope, parts));
         let tell_group = if first { self.tell_group.lock().expect(lock).take() } else { None };
         let mut told = Instant::now();
         while worker.step_or_park(Some(PARK)) {
@@ -198,6 +200,7 @@ impl Context {
                 }
                 return;
             }
+            flow.watch.look();
             if told.elapsed() >= OFFSETS_EVERY {
                 told = Instant::now();
                 tell(&flow, tell_group.as_ref());

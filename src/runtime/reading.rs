@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
+use prometheus::IntGauge;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Pipeline;
@@ -27,7 +28,7 @@ use super::failure::Failure;
 use crate::coordination::{Binding, Closed};
 use crate::decode::{Decoder, Reason, Rejection};
 use crate::event::Event;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Share};
 use crate::outputs::DeadLetter;
 use crate::source::{PartitionState, Raw, Reader, SourceError};
 
@@ -49,6 +50,9 @@ const BUDGET: usize = 1024;
 
 /// How long to wait when there was nothing to read.
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// How often it is told how many records wait.
+const LAG_EVERY: Duration = Duration::from_millis(250);
 
 /// What the reading operator gives.
 pub struct Read<'scope> {
@@ -150,6 +154,7 @@ struct Owned {
     alive: Instant,
     idle: bool,
     paused: bool,
+    lag: IntGauge,
 }
 
 struct Reading {
@@ -163,7 +168,11 @@ struct Reading {
     index: Vec<usize>,
     in_flight: VecDeque<(Epoch, usize)>,
     bytes_in_flight: usize,
+    share_in_flight: Share,
+    lag_told: Option<Instant>,
     slowest_backlog: Option<EventTime>,
+    /// The oldest timestamp of a record in the open epoch.
+    oldest: Option<i64>,
     ended: bool,
 }
 
@@ -180,6 +189,7 @@ impl Reading {
                 alive: Instant::now(),
                 idle: false,
                 paused: false,
+                lag: context.metrics.consumer_lag(state.partition),
             })
             .collect();
         let mut index = vec![usize::MAX; owned.iter().map(|o| o.partition.0 as usize + 1).max().unwrap_or(0)];
@@ -188,13 +198,16 @@ impl Reading {
             worker,
             reader,
             decoder: Decoder::default(),
+            share_in_flight: context.metrics.bytes_in_flight(),
             settings,
             context,
             owned,
             index,
             in_flight: VecDeque::new(),
             bytes_in_flight: 0,
+            lag_told: None,
             slowest_backlog: None,
+            oldest: None,
             ended: false,
         }
     }
@@ -206,18 +219,24 @@ impl Reading {
         {
             self.bytes_in_flight -= bytes;
         }
-        if self.ended || self.bytes_in_flight >= self.settings.bytes_in_flight {
+        self.share_in_flight.set(self.bytes_in_flight);
+        let now = Instant::now();
+        self.tell_lag(now);
+        if self.ended {
             return false;
         }
-        let now = Instant::now();
+        // When too much is in flight the source is still heard: it may have failed, and more records wait.
+        let full = self.bytes_in_flight >= self.settings.bytes_in_flight;
+        let budget = if full { 0 } else { BUDGET };
         let watermark = self.context.watermark.get();
         let latest = tick.wall_ms.saturating_add(self.settings.max_future_skew_ms);
-        let Reading { reader, decoder, settings, owned, index, .. } = self;
+        let Reading { reader, decoder, settings, owned, index, oldest, .. } = self;
         let (mut bytes, mut accepted, mut malformed, mut invalid, mut future) = (0, 0u64, 0, 0, 0);
-        let result = reader.read(BUDGET, &mut |raw: Raw<'_>| {
+        let result = reader.read(budget, &mut |raw: Raw<'_>| {
             let owned = &mut owned[index[raw.position.partition.0 as usize]];
             bytes += RECORD_OVERHEAD + raw.value.map_or(0, <[u8]>::len);
             owned.end = Some((Offset(raw.position.offset.0 + 1), raw.timestamp));
+            *oldest = Some(oldest.map_or(raw.timestamp, |oldest| oldest.min(raw.timestamp)));
             match decoder.decode(raw) {
                 Ok(event) => {
                     let time = event.event_time();
@@ -267,7 +286,17 @@ impl Reading {
         if let Err(error) = self.limit_drift(tick.slowest) {
             self.fail(error);
         }
-        read == BUDGET
+        read == budget && !full
+    }
+
+    /// Tells how many records wait, now and then.
+    fn tell_lag(&mut self, now: Instant) {
+        if self.lag_told.is_none_or(|at| now.duration_since(at) >= LAG_EVERY) {
+            self.lag_told = Some(now);
+            for (owned, state) in self.owned.iter().zip(self.reader.partitions()) {
+                owned.lag.set(i64::try_from(state.backlog).unwrap_or(i64::MAX));
+            }
+        }
     }
 
     fn fail(&mut self, error: SourceError) {
@@ -320,6 +349,8 @@ impl Reading {
             wall_ms: tick.wall_ms,
             bindings,
             slowest: self.slowest_backlog,
+            // Records without a timestamp have a negative one, or the greatest.
+            oldest: self.oldest.take().filter(|oldest| (0..i64::MAX).contains(oldest)),
             ended,
             stopping,
         }

@@ -176,17 +176,18 @@ impl Writer {
         let complete = self.complete();
         let later = complete.map_or_else(BTreeSet::new, |complete| self.staged.split_off(&complete));
         if let Some(&through) = std::mem::replace(&mut self.staged, later).last() {
-            let begun = Instant::now();
+            self.metrics.committing(&self.name);
             let mut backoff = Duration::from_millis(10);
             while let Err(error) = self.sink.commit(CommitPermit::granted(through)) {
                 if !matches!(error, CommitError::Failed { .. }) || failure.is_some() {
                     return Err(error.into());
                 }
+                self.metrics.commit_retried(&self.name);
                 tracing::warn!(sink = self.name, %error, "will try the round again");
                 std::thread::sleep(backoff);
                 backoff = (2 * backoff).min(Duration::from_secs(1));
             }
-            self.metrics.committed(&self.name, through, begun.elapsed());
+            self.metrics.committed(&self.name, through);
         }
         self.committed = complete;
         self.shared.committed.store(complete.map_or(ALL, |complete| complete.0), Ordering::Release);

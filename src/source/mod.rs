@@ -46,6 +46,7 @@ pub struct PartitionState {
 /// Reads the partitions that one worker owns.
 pub trait Reader {
     /// Hands out at most `budget` records, in offset order within each partition, without waiting; says how many.
+    /// With a budget of zero it only takes note of what has happened.
     fn read(&mut self, budget: usize, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError>;
 
     /// The state of each owned partition.

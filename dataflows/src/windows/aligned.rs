@@ -9,7 +9,7 @@ use super::{Aggregate, Refresh, Render, Row, Window};
 use crate::batch::{Batch, Change, EntryRef, History, Run, Slot};
 use crate::keyed::{Logic, Selection};
 use crate::keys::Keys;
-use crate::{Epoch, Event, EventTime};
+use crate::{Epoch, Event, EventTime, Load};
 
 pub(crate) struct Aligned<E: Event, A: Aggregate<E>, D, F> {
     bounds: Bounds,
@@ -65,6 +65,7 @@ struct OpenWindows<S, D> {
     due: BTreeMap<EventTime, Vec<Slot>>,
     /// Windows to show anew; none if nothing is shown before the end.
     changed: Option<Vec<(Slot, EventTime)>>,
+    load: Load,
 }
 
 struct Open<S, D> {
@@ -87,6 +88,7 @@ impl<S: Default, D> OpenWindows<S, D> {
         let at = open.iter().rposition(|window| window.start == start).unwrap_or_else(|| {
             self.due.entry(self.bounds.window(start).end).or_default().push(slot);
             open.push(Open { start, state: S::default(), events: 0, shown: None, changed: false });
+            self.load.windows(0, 1);
             open.len() - 1
         });
         if let Some(changed) = &mut self.changed
@@ -101,19 +103,20 @@ impl<S: Default, D> OpenWindows<S, D> {
     fn take(&mut self, slot: Slot, start: EventTime) -> Option<Open<S, D>> {
         let open = &mut self.windows[slot.index()];
         let at = open.iter().position(|window| window.start == start)?;
+        self.load.windows(1, 0);
         Some(open.swap_remove(at))
     }
 }
 
 impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A, D, F> {
-    pub fn new(size_ms: i64, every_ms: i64, refresh: Refresh, aggregate: A, result: F) -> Self {
+    pub fn new(size_ms: i64, every_ms: i64, refresh: Refresh, aggregate: A, result: F, load: Load) -> Self {
         assert!(
             (1..=size_ms).contains(&every_ms),
             "windows of {size_ms} ms cannot start every {every_ms} ms"
         );
         let bounds = Bounds { size_ms, every_ms };
         let changed = (refresh != Refresh::Final).then(Vec::new);
-        let open = OpenWindows { bounds, windows: Vec::new(), due: BTreeMap::new(), changed };
+        let open = OpenWindows { bounds, windows: Vec::new(), due: BTreeMap::new(), changed, load };
         Aligned { bounds, refresh, aggregate, result, open, history: History::new(), refreshed: None }
     }
 

@@ -11,7 +11,7 @@ use super::{Aggregate, Refresh, Render, Row, Window};
 use crate::batch::{Batch, Change, Entry, EntryRef, History, Slot};
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
-use crate::{Epoch, Event, EventTime, OwnedKey};
+use crate::{Epoch, Event, EventTime, Load, OwnedKey};
 
 /// Extension trait for session windows.
 pub trait Session<'scope, E: Event> {
@@ -74,6 +74,7 @@ impl<'scope, E: Event> Session<'scope, E> for Keyed<'scope, E> {
             history: History::new(),
             changed: Vec::new(),
             refreshed: None,
+            load: self.load(),
         };
         self.run(name, sessions).as_collection()
     }
@@ -91,6 +92,7 @@ struct Sessions<E: Event, A: Aggregate<E>, D, F> {
     history: History<E, ()>,
     changed: Vec<Slot>,
     refreshed: Option<Epoch>,
+    load: Load,
 }
 
 /// A key's sessions that are not final, earliest first.
@@ -210,6 +212,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
         let last = |open: &Open<A::State>| open.last().plus_ms(self.gap_ms).minus_ms(1);
         while key.open.first().is_some_and(|open| last(open) <= watermark) {
             let open = key.open.remove(0);
+            self.load.windows(1, 0);
             let (window, state) = summed(&self.aggregate, &self.history, &open, self.gap_ms);
             let shown = key.shown.remove(&window.start);
             let row = (self.result)(Row { key: keys.key(slot), window, summary: &state, closed: true });
@@ -257,6 +260,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, _out: &mut Vec<Self::Out>) {
         self.history.push(Rc::clone(batch), ());
         for run in selection.runs(batch) {
+            let before = self.change(run.slot).open.len();
             for entry in run.entries() {
                 let gap_ms = self.gap_ms;
                 let Entry { time, change, .. } = batch.entries[entry];
@@ -268,6 +272,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
                     Change::Retract(target) => self.change(run.slot).retract(target, gap_ms),
                 }
             }
+            self.load.windows(before, self.keys[run.slot.index()].open.len());
             self.schedule(run.slot);
         }
     }

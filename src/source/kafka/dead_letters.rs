@@ -115,7 +115,7 @@ impl DeadLetters {
         let start: Vec<_> =
             source.start.iter().zip(0..).map(|(&offset, partition)| (Partition(partition), offset)).collect();
         let config = consumer_config(&source.config, start.len() as u32)?;
-        let reader = KafkaReader::new(&config, topic, &start, &source.stop)?;
+        let reader = KafkaReader::new(&config, topic, &start, &source.stop, &source.ends)?;
         Ok(DeadLetters { topic: topic.to_owned(), reader, read: VecDeque::new() })
     }
 

@@ -11,6 +11,7 @@
 //! that is missing or compacted, are refused by name.
 
 pub mod dead_letters;
+mod ends;
 mod group;
 mod headers;
 pub mod produce;
@@ -29,6 +30,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
+use self::ends::{Asking, Ends};
 use self::group::Committer;
 use self::reader::KafkaReader;
 use super::{Reader, Source, SourceError};
@@ -92,7 +94,9 @@ pub struct KafkaSource {
     start: Vec<Offset>,
     /// By partition, the offset at which it ends; empty if it does not.
     stop: Vec<Offset>,
+    ends: Ends,
     committer: Committer,
+    _asking: Asking,
 }
 
 impl KafkaSource {
@@ -141,8 +145,11 @@ impl KafkaSource {
         }
         let stop =
             if config.until_end { ends.iter().map(|&(_, end)| Offset(end)).collect() } else { Vec::new() };
-        let committer = Committer::start(Arc::new(group))?;
-        Ok(KafkaSource { config, start, stop, committer })
+        let group = Arc::new(group);
+        let committer = Committer::start(Arc::clone(&group))?;
+        let ends = Ends::known(ends.into_iter().map(|(_, end)| end));
+        let asking = Asking::start(group, config.topic.clone(), ends.clone())?;
+        Ok(KafkaSource { config, start, stop, ends, committer, _asking: asking })
     }
 }
 
@@ -153,7 +160,7 @@ impl Source for KafkaSource {
 
     fn reader(&self, owned: &[(Partition, Offset)]) -> Result<Box<dyn Reader>, SourceError> {
         let config = consumer_config(&self.config, self.start.len() as u32)?;
-        Ok(Box::new(KafkaReader::new(&config, &self.config.topic, owned, &self.stop)?))
+        Ok(Box::new(KafkaReader::new(&config, &self.config.topic, owned, &self.stop, &self.ends)?))
     }
 
     fn commit(&self, offsets: &[(Partition, Offset)]) -> Result<(), SourceError> {

@@ -23,6 +23,7 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 use rdkafka::{ClientConfig, Message};
 
+use super::ends::Ends;
 use super::headers::headers;
 use super::stats::{self, Seen};
 use super::{ANSWER, kafka, unavailable};
@@ -42,6 +43,7 @@ pub(super) struct KafkaReader {
     topic: String,
     /// Which partition is read first next time, so that none waits for ever behind a busy one.
     first: usize,
+    ends: Ends,
 }
 
 /// One partition.
@@ -84,12 +86,14 @@ impl ClientContext for Watch {
 impl ConsumerContext for Watch {}
 
 impl KafkaReader {
-    /// A reader of the owned partitions, each from its offset and, unless `stop` is empty, to its stop.
+    /// A reader of the owned partitions, each from its offset and, unless `stop` is empty, to its stop; `ends` are
+    /// all partitions' ends.
     pub fn new(
         config: &ClientConfig,
         topic: &str,
         owned: &[(Partition, Offset)],
         stop: &[Offset],
+        ends: &Ends,
     ) -> Result<KafkaReader, SourceError> {
         let failed = |error| unavailable(format!("read topic {topic}"), error);
         let watch =
@@ -116,7 +120,7 @@ impl KafkaReader {
         if assignment.count() > 0 {
             consumer.assign(&assignment).map_err(failed)?;
         }
-        Ok(KafkaReader { lanes, consumer, topic: topic.to_owned(), first: 0 })
+        Ok(KafkaReader { lanes, consumer, topic: topic.to_owned(), first: 0, ends: ends.clone() })
     }
 
     /// What [`Reader::read`] does, with everything that Kafka keeps of a record.
@@ -240,6 +244,13 @@ impl Lane {
         self.stop.is_some_and(|stop| self.position >= stop)
     }
 
+    /// How many offsets are left to read, the partition having at least this end.
+    fn backlog(&self, end: i64) -> u64 {
+        let end = self.high_watermark.max(end);
+        let end = self.stop.map_or(end, |stop| stop.min(end));
+        u64::try_from(end - self.position).unwrap_or(0)
+    }
+
     fn readable(&self) -> bool {
         !self.paused && !self.ended()
     }
@@ -330,7 +341,7 @@ impl Reader for KafkaReader {
             position: Offset(lane.position),
             at_end_since: lane.at_end_since,
             ended: lane.ended(),
-            backlog: u64::try_from(lane.high_watermark - lane.position).unwrap_or(0),
+            backlog: lane.backlog(self.ends.of(lane.partition)),
         };
         self.lanes.iter().map(state).collect()
     }

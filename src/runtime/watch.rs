@@ -1,0 +1,143 @@
+//! What a worker looks at between steps, for metrics and readiness: how far the frontiers are, and what is held.
+//!
+//! Frontiers are the same on every process, each seen from there; one worker of a process speaks of them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use headwater_dataflows::{Epoch, EventTime, Load};
+use timely::dataflow::StreamVec;
+use timely::dataflow::operators::Inspect;
+use timely::dataflow::operators::probe::Handle as Probe;
+
+use super::clock::{Tick, committed, wall_ms};
+use crate::coordination::Closed;
+use crate::metrics::{Metrics, Share};
+
+/// How often what operators hold is counted.
+const COUNT_EVERY: Duration = Duration::from_millis(250);
+
+/// What the streams of a worker say on their way.
+#[derive(Clone, Default)]
+pub struct Heard(Rc<RefCell<Words>>);
+
+#[derive(Default)]
+struct Words {
+    /// The first epoch of the run.
+    first: Option<Epoch>,
+    /// When epochs began that some sink has not committed.
+    begun: VecDeque<(Epoch, Instant)>,
+    /// The oldest timestamp in what this worker read in epochs whose alerts are not committed.
+    read: VecDeque<(Epoch, i64)>,
+}
+
+impl Heard {
+    /// Hears of the epochs that begin.
+    pub fn ticks<'scope>(&self, ticks: StreamVec<'scope, Epoch, Tick>) -> StreamVec<'scope, Epoch, Tick> {
+        let Heard(words) = self.clone();
+        ticks.inspect_core(move |event| {
+            let Ok((stamp, _)) = event else { return };
+            let mut words = words.borrow_mut();
+            let epoch = *stamp.least().expect("a tick travels with its epoch");
+            words.first.get_or_insert(epoch);
+            words.begun.push_back((epoch, Instant::now()));
+        })
+    }
+
+    /// Hears of the epochs that this worker closes.
+    pub fn closed<'scope>(
+        &self,
+        closed: StreamVec<'scope, Epoch, Closed>,
+    ) -> StreamVec<'scope, Epoch, Closed> {
+        let Heard(words) = self.clone();
+        closed.inspect_core(move |event| {
+            let Ok((stamp, closed)) = event else { return };
+            let epoch = *stamp.least().expect("data travels with a time");
+            let oldest = closed.iter().filter_map(|closed| closed.oldest).min();
+            words.borrow_mut().read.extend(oldest.map(|oldest| (epoch, oldest)));
+        })
+    }
+}
+
+/// What there is to look at.
+pub struct Sights {
+    /// What the streams said.
+    pub heard: Heard,
+    /// Behind the control stream.
+    pub closed: Probe<Epoch>,
+    /// Behind all sinks.
+    pub committed: Probe<Epoch>,
+    /// Behind the sinks that take alerts.
+    pub alerted: Probe<Epoch>,
+    /// The newest watermark that is known here.
+    pub watermark: Rc<Cell<EventTime>>,
+    /// What the operators hold.
+    pub load: Load,
+}
+
+/// Looks at one worker's dataflow.
+pub struct Watch {
+    sights: Sights,
+    /// Whether this worker speaks of the frontiers for its process.
+    speaks: bool,
+    last_closed: Option<Epoch>,
+    last_committed: Option<Epoch>,
+    keys: Share,
+    open_windows: Share,
+    counted: Option<Instant>,
+    metrics: Arc<Metrics>,
+}
+
+impl Watch {
+    /// Of a worker that, if it `speaks`, is the one of its process to tell how far the frontiers are.
+    pub fn new(sights: Sights, speaks: bool, metrics: Arc<Metrics>) -> Watch {
+        let (keys, open_windows) = (metrics.keys(), metrics.open_windows());
+        Watch {
+            sights,
+            speaks,
+            last_closed: None,
+            last_committed: None,
+            keys,
+            open_windows,
+            counted: None,
+            metrics,
+        }
+    }
+
+    /// Tells the metrics what has changed.
+    pub fn look(&mut self) {
+        let Sights { heard, closed, committed: behind, alerted, watermark, load } = &self.sights;
+        let mut words = heard.0.borrow_mut();
+        while let Some((_, oldest)) = words.read.pop_front_if(|(epoch, _)| committed(alerted, *epoch)) {
+            // Clocks of producers may be a little ahead.
+            let ms = wall_ms().saturating_sub(oldest).max(0);
+            self.metrics.latency(Duration::from_millis(ms.unsigned_abs()));
+        }
+        while words.begun.pop_front_if(|(epoch, _)| committed(behind, *epoch)).is_some() {}
+        if self.speaks {
+            if let Some(epoch) = first(closed).filter(|epoch| words.first.is_some_and(|first| first < *epoch))
+                && self.last_closed.replace(epoch) != Some(epoch)
+            {
+                self.metrics.closed(Epoch(epoch.0 - 1), watermark.get());
+            }
+            if let Some(epoch) = first(behind).filter(|epoch| words.first.is_some_and(|first| first < *epoch))
+                && self.last_committed.replace(epoch) != Some(epoch)
+            {
+                self.metrics.frontier(epoch, words.begun.front().map(|(_, begun)| *begun));
+            }
+        }
+        if self.counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
+            self.counted = Some(Instant::now());
+            self.keys.set(load.keys());
+            self.open_windows.set(load.open_windows());
+        }
+    }
+}
+
+/// Where a frontier stands; none once it is empty.
+fn first(probe: &Probe<Epoch>) -> Option<Epoch> {
+    probe.with_frontier(|frontier| frontier.first().copied())
+}

@@ -1,0 +1,268 @@
+//! Runs that go on until they are asked to stop: what they answer meanwhile, and what they leave behind.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use headwater_sinks::kafka::topics::{TopicSpec, Topics};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use crate::common::{FLOW, brokers, headwater};
+
+/// How long a condition may take to come true: only a broken program takes that long.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until something is there.
+fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited too long for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A command that goes on until it is told to stop.
+struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    fn start(mut command: Command, log: PathBuf) -> Running {
+        let stderr = File::create(&log).expect("a file");
+        let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("it starts");
+        Running { child, log }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).expect("its log")
+    }
+
+    /// Where it serves HTTP, once it does.
+    fn address(&mut self) -> SocketAddr {
+        wait_for("the address in the log", || {
+            let ended = self.child.try_wait().expect("it is a child");
+            assert!(ended.is_none(), "{ended:?}: {}", self.log());
+            let log = self.log();
+            let mut lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
+            lines.find_map(|line: serde_json::Value| line["fields"]["address"].as_str()?.parse().ok())
+        })
+    }
+
+    fn terminate(&self) {
+        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        assert!(sent.expect("there is a kill").success());
+    }
+
+    /// # Panics
+    /// With its log, unless it ends well.
+    fn ends_well(&mut self) {
+        let status: ExitStatus =
+            wait_for("the end of the process", || self.child.try_wait().expect("it is a child"));
+        assert_eq!(status.code(), Some(0), "{}", self.log());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Only a failed test leaves it running.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The status and body of an answer.
+fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+    (status, body.to_owned())
+}
+
+/// The value of a metric, with its labels.
+fn metric(address: SocketAddr, name: &str) -> f64 {
+    let (status, text) = get(address, "/metrics");
+    assert_eq!(status, 200);
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in:\n{text}")).parse().expect("a number")
+}
+
+fn ready(address: SocketAddr) {
+    wait_for("readiness", || (get(address, "/readyz") == (200, "{\"ready\":true}\n".into())).then_some(()));
+}
+
+fn epochs_go_on(address: SocketAddr) {
+    for name in ["headwater_epoch", "headwater_frontier_epoch"] {
+        let before = metric(address, name);
+        wait_for(name, || (metric(address, name) > before).then_some(()));
+    }
+}
+
+/// Of each partition in the tables: how many records there are, and the offset after the last.
+type Stored = BTreeMap<i32, (i64, i64)>;
+
+const STORED: &str = "SELECT partition, count(*), max(\"offset\") + 1 FROM \
+    (SELECT partition, \"offset\" FROM events UNION ALL SELECT partition, \"offset\" FROM dead_letters) AS records \
+    GROUP BY partition";
+
+fn in_sqlite(database: &Path) -> Stored {
+    let database = rusqlite::Connection::open(database).expect("a database");
+    let mut statement = database.prepare(STORED).expect("a query");
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))));
+    rows.expect("answered").map(|row| row.expect("numbers")).collect()
+}
+
+/// Asks PostgreSQL.
+fn postgres(url: &str, sql: &str) -> Vec<tokio_postgres::Row> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let (client, connection) =
+            tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("connected");
+        tokio::spawn(connection);
+        client.query(sql, &[]).await.expect("answered")
+    })
+}
+
+fn in_postgres(url: &str) -> Stored {
+    postgres(url, STORED).iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect()
+}
+
+/// A database of its own.
+fn database(name: &str) -> String {
+    let server = std::env::var("HEADWATER_TEST_POSTGRES")
+        .expect("HEADWATER_TEST_POSTGRES is not set: scripts/test starts a server and sets it");
+    postgres(&server, &format!("CREATE DATABASE {name}"));
+    let (server, _) = server.rsplit_once('/').expect("a URL with a database");
+    format!("{server}/{name}")
+}
+
+/// What the consumer group was told.
+fn group_offsets(group: &str, topic: &str, partitions: i32) -> BTreeMap<i32, i64> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers())
+        .set("group.id", group)
+        .create()
+        .expect("a consumer");
+    let mut asked = TopicPartitionList::new();
+    for partition in 0..partitions {
+        asked.add_partition(topic, partition);
+    }
+    let told = consumer.committed_offsets(asked, Duration::from_secs(10)).expect("answered");
+    let offset = |offset| if let Offset::Offset(offset) = offset { Some(offset) } else { None };
+    told.elements().iter().filter_map(|told| Some((told.partition(), offset(told.offset())?))).collect()
+}
+
+const HTTP: &str = "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n";
+
+#[test]
+fn a_live_run_answers_and_a_stop_finishes_what_was_read_and_tells_the_group() {
+    let name = format!("live_{}", std::process::id());
+    let dir = tempfile::tempdir().expect("a directory");
+    let (config, sqlite, url) = (dir.path().join("run.toml"), dir.path().join("results.db"), database(&name));
+    let brokers = brokers();
+    let topics = Topics::connect(&brokers, &BTreeMap::new()).expect("connected");
+    topics.create(&[TopicSpec::new(&name, 6)]).expect("created");
+    let text = format!(
+        "pipeline = {name:?}\n[source]\nkind = \"kafka\"\nbrokers = {brokers:?}\ntopic = {name:?}\n{FLOW}{HTTP}\
+         [sinks.sqlite]\npath = {:?}\n[sinks.postgres]\nurl = {url:?}\ncommit_interval = \"50ms\"\n",
+        sqlite.display().to_string(),
+    );
+    fs::write(&config, text).expect("written");
+    let config = config.to_str().expect("UTF-8");
+
+    let producing = headwater(&["produce", config, "--eps", "2000"]);
+    let mut producing = Running::start(producing, dir.path().join("produce.log"));
+    let mut run = Running::start(headwater(&["run", config, "-w", "2"]), dir.path().join("run.log"));
+    let address = run.address();
+    assert_eq!(get(address, "/livez"), (200, "alive\n".into()));
+    ready(address);
+    wait_for("events", || (metric(address, "headwater_events_total") > 5000.0).then_some(()));
+    epochs_go_on(address);
+
+    for (name, range) in [
+        ("headwater_latency_seconds_count", 1.0..1e9),
+        ("headwater_latency_seconds_sum", 0.001..1e6),
+        ("headwater_frontier_lag_seconds", 0.0..60.0),
+        ("headwater_watermark_lag_seconds", 1.0..600.0),
+        ("headwater_consumer_lag_records{partition=\"5\"}", 0.0..1e6),
+        ("headwater_bytes_in_flight", 0.0..1e8),
+        ("headwater_keys", 1000.0..1e6),
+        ("headwater_open_windows", 1000.0..1e7),
+        ("headwater_rejected_total{reason=\"malformed\"}", 0.0..5000.0),
+        ("headwater_sink_epoch{sink=\"sqlite\"}", 1.0..1e9),
+        ("headwater_commit_duration_seconds_count{sink=\"postgres\"}", 1.0..1e9),
+        ("headwater_commit_retries_total{sink=\"postgres\"}", 0.0..1.0),
+        ("headwater_group_commit_failures_total", 0.0..10.0),
+        ("process_resident_memory_bytes", 1e6..4e9),
+    ] {
+        let value = metric(address, name);
+        assert!(range.contains(&value), "{name} is {value}");
+    }
+
+    run.terminate();
+    run.ends_well();
+    producing.terminate();
+    producing.ends_well();
+
+    let stored = in_sqlite(&sqlite);
+    assert!(stored.values().map(|(records, _)| records).sum::<i64>() > 5000);
+    for (partition, (records, end)) in &stored {
+        assert_eq!(records, end, "each record of partition {partition} is stored once, up to the last read");
+    }
+    assert_eq!(in_postgres(&url), stored, "both sinks have the same");
+    let ends: BTreeMap<_, _> = stored.iter().map(|(&partition, &(_, end))| (partition, end)).collect();
+    assert_eq!(group_offsets(&name, &name, 6), ends, "the group was told of all of it, and of no more");
+}
+
+#[test]
+fn every_process_of_a_cluster_is_ready_and_one_that_is_stopped_stops_all() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let hosts = dir.path().join("hosts");
+    // Both are held while they are chosen, so that they differ.
+    let free = [0; 2].map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    let lines = free.each_ref().map(|free| format!("{}\n", free.local_addr().expect("bound")));
+    fs::write(&hosts, lines.concat()).expect("written");
+    drop(free);
+
+    let mut processes: Vec<_> = (0..2)
+        .map(|process| {
+            let at = |name: &str| dir.path().join(format!("{name}-{process}"));
+            let text = format!(
+                "pipeline = \"cluster\"\n[source]\nkind = \"generator\"\n{FLOW}{HTTP}[sinks.sqlite]\npath = {:?}\n",
+                at("results").display().to_string(),
+            );
+            fs::write(at("config"), text).expect("written");
+            let mut command = headwater(&["run"]);
+            command.arg(at("config")).args(["-n", "2", "-p", &process.to_string(), "-h"]).arg(&hosts);
+            Running::start(command, at("log"))
+        })
+        .collect();
+    for process in &mut processes {
+        let address = process.address();
+        ready(address);
+        epochs_go_on(address);
+        wait_for("events", || (metric(address, "headwater_events_total") > 1000.0).then_some(()));
+        assert!(metric(address, "headwater_keys") > 100.0);
+    }
+    processes[1].terminate();
+    processes.iter_mut().for_each(Running::ends_well);
+
+    let stored = [0, 1].map(|process| in_sqlite(&dir.path().join(format!("results-{process}"))));
+    for partition in 0..6 {
+        let both = stored.each_ref().map(|stored| stored.get(&partition).copied().unwrap_or_default());
+        let (records, end) = (both[0].0 + both[1].0, both[0].1.max(both[1].1));
+        assert!(records > 0);
+        assert_eq!(records, end, "each record of partition {partition} is stored once");
+    }
+}
