@@ -3,25 +3,31 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use headwater_dataflows::{Epoch, Offset};
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink};
 use headwater_sinks::postgres::PostgresConfig;
 use headwater_sinks::sqlite::SqliteConfig;
 use headwater_sinks::{Generation, Lineage, Shards, Sink, Start, tables};
 
-use crate::config::{Config, OutputKind, SourceConfig, StartFrom, TablesConfig};
+use crate::config::{Config, LedgerConfig, OutputKind, SourceConfig, StartFrom, TablesConfig};
+use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
 use crate::outputs::{Takes, Tongue};
-use crate::runtime::{Job, SinkJob};
+use crate::runtime::{History, Job, RunError, SinkJob};
 use crate::source::file::FileSource;
 use crate::source::generator::GeneratorSource;
 use crate::source::kafka::{self, KafkaSource, KafkaSourceConfig};
 use crate::source::{Source, SourceError};
 
-/// Opens the source.
+/// Opens the source, to be read from `starts` if they are recorded.
 ///
 /// # Errors
 /// If it cannot be opened.
-pub fn source(config: &Config, until_end: bool) -> Result<Arc<dyn Source>, SourceError> {
+pub fn source(
+    config: &Config,
+    until_end: bool,
+    starts: Option<Vec<Offset>>,
+) -> Result<Arc<dyn Source>, SourceError> {
     Ok(match &config.source {
         SourceConfig::Generator(settings) => Arc::new(GeneratorSource::new(settings.clone())?),
         SourceConfig::File(paths) => Arc::new(FileSource::open(paths.clone())?),
@@ -29,6 +35,7 @@ pub fn source(config: &Config, until_end: bool) -> Result<Arc<dyn Source>, Sourc
             brokers: source.brokers.clone(),
             topic: source.topic.clone(),
             group: config.plan.pipeline.to_string(),
+            starts,
             start_from: match source.start_from {
                 StartFrom::Earliest => kafka::StartFrom::Earliest,
                 StartFrom::Latest => kafka::StartFrom::Latest,
@@ -77,7 +84,7 @@ pub fn sinks(config: &Config) -> Vec<SinkJob> {
     }
     if let Some(postgres) = &config.sinks.postgres {
         let (name, url) = ("postgres".into(), postgres.place.clone());
-        let sink = PostgresConfig { name, url, skip_stored: true }.build();
+        let sink = PostgresConfig { name, url, skip_stored: config.ledger.is_none() }.build();
         jobs.push(tables_job(Box::new(sink), postgres));
     }
     if let Some(sqlite) = &config.sinks.sqlite {
@@ -109,16 +116,71 @@ fn place(takes: &mut Takes, kind: OutputKind) -> &mut Option<u8> {
     }
 }
 
+/// Opens the ledger.
+fn ledger(config: &LedgerConfig, pipeline: &str) -> Result<Box<dyn Ledger>, LedgerError> {
+    Ok(match config {
+        LedgerConfig::Sqlite(path) => Box::new(SqliteLedger::open(path, pipeline)?),
+        LedgerConfig::Postgres(url) => Box::new(PostgresLedger::open(url, pipeline)?),
+    })
+}
+
+/// Claims the ledger, opens the source where the pipeline began, and reads what was done since.
+fn recover(
+    config: &Config,
+    ledger_config: &LedgerConfig,
+    until_end: bool,
+) -> Result<(Arc<dyn Source>, History, Claim), RunError> {
+    let mut ledger = ledger(ledger_config, &config.plan.pipeline)?;
+    let claim = ledger.claim()?;
+    let meaning = config.meaning();
+    let recorded = claim.genesis.as_ref();
+    if let Some(genesis) = recorded.filter(|genesis| genesis.meaning != meaning) {
+        return Err(LedgerError::Refused(changed(&genesis.meaning, &meaning)).into());
+    }
+    let source = source(config, until_end, recorded.map(|genesis| genesis.starts.clone()))?;
+    match recorded {
+        Some(genesis) if genesis.starts != source.start() => {
+            let reason = format!(
+                "the pipeline began with {} partitions at {:?}, and the source has {} at {:?}",
+                genesis.starts.len(),
+                genesis.starts,
+                source.start().len(),
+                source.start()
+            );
+            return Err(LedgerError::Refused(reason).into());
+        }
+        Some(_) => {}
+        None => ledger.begin(&Genesis { starts: source.start().to_vec(), meaning })?,
+    }
+    let epochs = ledger.epochs(Epoch(0))?;
+    tracing::info!(generation = %claim.generation, epochs = epochs.len(), "the ledger is ours; its epochs are done again");
+    Ok((source, History { ledger, epochs }, claim))
+}
+
+/// What the first difference between two meanings is, in words.
+fn changed(before: &str, now: &str) -> String {
+    let (lost, new) = (
+        before.lines().find(|line| !now.lines().any(|other| other == *line)),
+        now.lines().find(|line| !before.lines().any(|other| other == *line)),
+    );
+    format!(
+        "the pipeline began with `{}` and is configured with `{}`: what decides its answers cannot change while its \
+         epochs are to be done again; give it another name, or restore the configuration",
+        lost.unwrap_or("nothing of that kind"),
+        new.unwrap_or("nothing of that kind")
+    )
+}
+
 /// The run of a configuration, on these workers.
 ///
 /// # Errors
-/// If the source cannot be opened.
+/// If the source or the ledger cannot be opened, or must not be.
 pub fn job(
     config: &Config,
     until_end: bool,
     workers: timely::Config,
     metrics: Arc<Metrics>,
-) -> Result<Job, SourceError> {
+) -> Result<Job, RunError> {
     let (process, peers) = match &workers.communication {
         timely::CommunicationConfig::Cluster { threads, process, addresses, .. } => {
             (*process, threads * addresses.len())
@@ -128,18 +190,30 @@ pub fn job(
         timely::CommunicationConfig::Thread => (0, 1),
     };
     let local = peers / workers_processes(&workers);
+    let (source, history, lineage, generation) = match &config.ledger {
+        None => (source(config, until_end, None)?, None, lineage(&config.plan.pipeline), generation()),
+        Some(_) if workers_processes(&workers) > 1 => {
+            let reason = "it goes with one process so far: take `[ledger]` out or start one process";
+            return Err(LedgerError::Refused(reason.into()).into());
+        }
+        Some(ledger) => {
+            let (source, history, claim) = recover(config, ledger, until_end)?;
+            (source, Some(history), claim.lineage, claim.generation)
+        }
+    };
     let start = Start {
         pipeline: config.plan.pipeline.to_string(),
-        lineage: lineage(&config.plan.pipeline),
-        generation: generation(),
+        lineage,
+        generation,
         process,
         shards: Shards::of_workers(process * local..(process + 1) * local, peers),
     };
     Ok(Job {
         plan: config.plan.clone(),
-        source: source(config, until_end)?,
+        source,
         sinks: sinks(config),
         start,
+        history,
         workers,
         stopping: Arc::new(AtomicBool::new(false)),
         metrics,
@@ -153,14 +227,14 @@ fn workers_processes(workers: &timely::Config) -> usize {
     }
 }
 
-/// Until a ledger records a random one, the lineage follows from the pipeline's name.
+/// Without a ledger, which has a random one, the lineage follows from the pipeline's name.
 fn lineage(pipeline: &str) -> Lineage {
     use sha2::{Digest, Sha256};
     let hash = Sha256::digest(format!("headwater lineage of {pipeline}"));
     Lineage(hash[..16].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Until a ledger counts starts, the generation is the wall time in milliseconds: higher than that of any start
+/// Without a ledger, which counts starts, the generation is the wall time in milliseconds: higher than that of any start
 /// before, as long as the clock does not go back.
 fn generation() -> Generation {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

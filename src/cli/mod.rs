@@ -102,8 +102,8 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
         tracing::info!(address = %server.address(), "serving /livez, /readyz and /metrics");
     }
     tracing::info!(pipeline = %config.plan.pipeline, workers = args.workers, processes = args.processes, "running");
-    if matches!(config.source, SourceConfig::Kafka(_)) {
-        tracing::info!("without checkpoints: starting at the group's committed offsets with empty state");
+    if matches!(config.source, SourceConfig::Kafka(_)) && config.ledger.is_none() {
+        tracing::info!("without a ledger: starting at the group's committed offsets with empty state");
     }
     let begun = Instant::now();
     crate::runtime::run(job)?;

@@ -4,11 +4,13 @@
 //! [`Config`], which is valid, or every complaint at once.
 
 mod keys;
+mod ledger;
 mod read;
 mod tree;
 mod values;
 
 pub use keys::reference;
+pub use ledger::LedgerConfig;
 pub use read::Complaint;
 pub use tree::Origin;
 
@@ -38,6 +40,8 @@ pub struct Config {
     pub source: SourceConfig,
     /// Where results go.
     pub sinks: SinksConfig,
+    /// Where what was done is recorded, if anywhere.
+    pub ledger: Option<LedgerConfig>,
     /// Where to serve HTTP, if anywhere.
     pub http: Option<std::net::SocketAddr>,
     /// How to log.
@@ -307,6 +311,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         }
     }
 
+    let ledger = top.section("ledger", notes).and_then(|section| ledger::read(section, &sinks, notes));
     let http = top.section("http", notes).and_then(|mut section| {
         let listen = section.get("listen", notes, |node| match node {
             tree::Node::Text(text) => {
@@ -341,6 +346,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         },
         source: source?,
         sinks,
+        ledger,
         http,
         log: LogConfig { json: json?, level: level?.to_owned() },
         effective: Vec::new(),

@@ -70,6 +70,13 @@ pub struct EpochRecord {
     pub closes: bool,
 }
 
+impl EpochRecord {
+    /// Whether nothing happened in it: such epochs are not recorded.
+    pub fn is_empty(&self) -> bool {
+        self.bindings.is_empty() && !self.closes
+    }
+}
+
 /// A worker broke the protocol of closing epochs.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Protocol {

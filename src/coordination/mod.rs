@@ -8,8 +8,10 @@
 
 mod bindings;
 mod offsets;
+mod recovery;
 mod watermark;
 
 pub use bindings::{Binding, Bound, Closed, Collector, EpochRecord, Protocol};
 pub use offsets::GroupOffsets;
+pub use recovery::{Mismatch, taken};
 pub use watermark::Watermark;

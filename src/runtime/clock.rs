@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use headwater_dataflows::{Epoch, EventTime};
@@ -13,19 +14,25 @@ use timely::dataflow::operators::vec::Broadcast;
 use timely::dataflow::{Scope, StreamVec};
 use timely::progress::Antichain;
 
+use crate::coordination::{Binding, EpochRecord};
+
 /// The beginning of an epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tick {
     /// The wall time, in milliseconds since 1970.
     pub wall_ms: i64,
     /// How far, in event time, the slowest partition that has a backlog has come, as far as is known.
     pub slowest: Option<EventTime>,
+    /// What the epoch held when it was bound, if it is done again.
+    pub replay: Option<Vec<Binding>>,
 }
 
 /// What the clock needs to know.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ClockSettings {
-    /// The first epoch of this run.
+    /// Epochs that are done again, before the first new one.
+    pub replay: Arc<Vec<EpochRecord>>,
+    /// The first new epoch.
     pub first: Epoch,
     /// How long an epoch lasts, at least.
     pub length: Duration,
@@ -62,14 +69,22 @@ pub fn ticks<'scope>(
         let mut capability = (worker == 0).then_some(capability);
         let activator = scope.activator_for(info.address);
         let mut begun: Option<Instant> = None;
+        let mut replayed = 0;
         move |output| {
             if hand.stop.get() {
                 capability = None;
             }
             let Some(open) = &mut capability else { return };
+            let record = settings.replay.get(replayed);
+            if record.is_none() && settings.replay.last().is_some_and(|last| last.closes) {
+                // The input was over, and every window is final: nothing can follow.
+                capability = None;
+                return;
+            }
             let elapsed = begun.map(|begun| begun.elapsed());
-            if let Some(rest) =
-                elapsed.and_then(|elapsed| settings.length.checked_sub(elapsed)).filter(|r| !r.is_zero())
+            if record.is_none()
+                && let Some(rest) = elapsed.and_then(|elapsed| settings.length.checked_sub(elapsed))
+                && !rest.is_zero()
             {
                 activator.activate_after(rest);
                 return;
@@ -80,10 +95,26 @@ pub fn ticks<'scope>(
                 activator.activate_after(settings.length);
                 return;
             }
-            open.downgrade(&if begun.is_none() { settings.first } else { open.time().next() });
-            output.session(open).give(Tick { wall_ms: wall_ms(), slowest: hand.slowest.get() });
+            let (epoch, tick) = match record {
+                Some(record) => {
+                    let replay = Some(record.bindings.clone());
+                    (record.epoch, Tick { wall_ms: record.wall_ms, slowest: None, replay })
+                }
+                None => {
+                    let epoch =
+                        if begun.is_none() { settings.first } else { settings.first.max(open.time().next()) };
+                    (epoch, Tick { wall_ms: wall_ms(), slowest: hand.slowest.get(), replay: None })
+                }
+            };
+            replayed += usize::from(tick.replay.is_some());
+            open.downgrade(&epoch);
+            output.session(open).give(tick);
             begun = Some(Instant::now());
-            activator.activate_after(settings.length);
+            if replayed < settings.replay.len() {
+                activator.activate();
+            } else {
+                activator.activate_after(settings.length);
+            }
         }
     })
     .broadcast()

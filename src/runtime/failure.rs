@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
+use headwater_dataflows::Epoch;
 use headwater_sinks::{CommitError, OpenError, StageError};
 use thiserror::Error;
 
-use crate::coordination::Protocol;
+use crate::coordination::{Mismatch, Protocol};
+use crate::ledger::LedgerError;
 use crate::source::SourceError;
 
 /// Why a run ended before its input did.
@@ -29,6 +31,27 @@ pub enum RunError {
     /// The workers could not be started.
     #[error("cannot start workers: {0}")]
     Workers(String),
+    /// The ledger cannot be used, or must not be.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// An epoch that was done again was not what it had been.
+    #[error(
+        "epoch {epoch} cannot be done again as it was: {detail}; the input, or what reads it, has changed"
+    )]
+    Replay {
+        /// Which epoch.
+        epoch: Epoch,
+        /// What differs.
+        detail: String,
+    },
+    /// What a sink has and what the ledger has do not fit together.
+    #[error("sink {sink}: {mismatch}")]
+    Recovery {
+        /// Which sink.
+        sink: String,
+        /// What does not fit.
+        mismatch: Mismatch,
+    },
     /// A file of the run's own cannot be written.
     #[error("cannot write {path}")]
     Record {
@@ -47,6 +70,9 @@ impl RunError {
             RunError::Source(SourceError::Refused(_))
                 | RunError::Open(OpenError::Refused { .. })
                 | RunError::Commit(CommitError::Fenced { .. })
+                | RunError::Ledger(LedgerError::Fenced { .. } | LedgerError::Refused(_))
+                | RunError::Replay { .. }
+                | RunError::Recovery { .. }
         )
     }
 }

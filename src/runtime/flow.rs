@@ -6,7 +6,8 @@
 //!             │        │    └▶ windows ─────┼▶ Part by sink ─▶ Deliver (each sink) ─▶ probe
 //!             │        └ late, duplicate ───┤
 //!             ├──────── malformed, … ───────┘
-//!             └▶ Bind ─▶ control, to all keyed operators
+//!             └▶ Bind ─┬▶ control, to all keyed operators
+//!                      └▶ Record (ledger) ─▶ what Deliver may let a sink commit
 //! ```
 
 use std::cell::{Cell, RefCell};
@@ -19,6 +20,7 @@ use headwater_dataflows::windows::{Row, Session, Sliding, Statistics, Summary};
 use headwater_dataflows::{Accumulate, Admission, Admit, Epoch, EventTime, Keyed, Scan};
 use timely::dataflow::Scope;
 use timely::dataflow::operators::probe::Handle as Probe;
+use timely::dataflow::operators::vec::Broadcast;
 use timely::dataflow::operators::{Concatenate, Inspect, Probe as _};
 
 use super::binding::{Binder, bind};
@@ -28,11 +30,12 @@ use super::failure::Failure;
 use super::plan::{By, Plan, WindowKind, WindowPlan};
 use super::reading::{Read, ReadContext, ReadSettings, read};
 use super::recorder::Recorder;
+use super::recording::{LedgerHandle, durable};
 use super::rules::rules;
 use super::telling::{Identity, part, told};
 use super::watch::{Heard, Sights, Watch};
 use super::writer::WriterHandle;
-use crate::coordination::{Collector, GroupOffsets, Watermark};
+use crate::coordination::{Collector, EpochRecord, GroupOffsets, Watermark};
 use crate::event::{Event, KeyKind, split_key};
 use crate::metrics::Metrics;
 use crate::outputs::{Alert, DeadLetter, KeyHistory, Status, Told, Tongue, WindowRow, tell};
@@ -52,6 +55,10 @@ pub struct Parts {
     pub sinks: Vec<(WriterHandle, Tongue)>,
     /// Worker 0 writes down the bindings here.
     pub recorder: Option<Recorder>,
+    /// Epochs that are done again; on worker 0.
+    pub replay: Arc<Vec<EpochRecord>>,
+    /// Where worker 0 makes epochs durable.
+    pub ledger: Option<LedgerHandle>,
     /// Set when the process was asked to stop.
     pub stopping: Arc<AtomicBool>,
     /// Where failures go.
@@ -72,14 +79,26 @@ pub struct Flow {
 
 /// Builds the dataflow of one worker.
 pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
-    let Parts { plan, reader, partitions, local_workers, sinks, recorder, stopping, failure, metrics } =
-        parts;
+    let Parts {
+        plan,
+        reader,
+        partitions,
+        local_workers,
+        sinks,
+        recorder,
+        replay,
+        ledger,
+        stopping,
+        failure,
+        metrics,
+    } = parts;
     let committed = Probe::new();
     let hand = Rc::new(ClockHand::default());
     let offsets = Rc::new(RefCell::new(GroupOffsets::default()));
     let watermark = Rc::new(Cell::new(EventTime::MIN));
 
     let clock = ClockSettings {
+        replay: Arc::clone(&replay),
         first: plan.first_epoch,
         length: plan.time.epoch,
         in_flight: plan.limits.epochs_in_flight,
@@ -107,11 +126,18 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
         hand,
         offsets: Rc::clone(&offsets),
         recorder,
+        replay,
+        replayed: 0,
+        ledger,
         failure,
     };
+    let durable_at = binder.ledger.as_ref().map(LedgerHandle::durable);
     let newest = Rc::clone(&watermark);
     let bound = Probe::new();
-    let control = bind(heard.closed(closed), binder)
+    let bindings = bind(heard.closed(closed), binder);
+    let durable = durable(bindings.clone(), durable_at);
+    let control = bindings
+        .broadcast()
         .inspect(move |control| newest.set(newest.get().max(control.watermark)))
         .probe_with(&bound);
 
@@ -165,7 +191,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
     } else {
         let delivered = part(all, sinks.len());
         for ((writer, tongue), changes) in sinks.into_iter().zip(delivered) {
-            let done = deliver(changes, writer).probe_with(&committed);
+            let done = deliver(changes, durable.clone(), writer).probe_with(&committed);
             if takes_alerts(&tongue) {
                 done.probe_with(&alerted);
             }

@@ -8,6 +8,7 @@ mod flow;
 mod plan;
 mod reading;
 mod recorder;
+mod recording;
 mod rules;
 mod telling;
 mod watch;
@@ -30,6 +31,8 @@ use headwater_dataflows::{Epoch, Offset, Partition};
 use headwater_sinks::{Sink, Start};
 use timely::worker::Worker;
 
+use crate::coordination::{EpochRecord, taken};
+use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::outputs::Tongue;
 use crate::source::Source;
@@ -37,6 +40,7 @@ use clock::committed;
 use failure::Failure;
 use flow::{Flow, Parts};
 use recorder::Recorder;
+use recording::LedgerHandle;
 use writer::WriterHandle;
 
 /// A sink of a run.
@@ -59,12 +63,23 @@ pub struct Job {
     pub sinks: Vec<SinkJob>,
     /// Who writes: told to every sink.
     pub start: Start,
+    /// What was done before and is done again, and where what is done is recorded; without it a run begins with empty
+    /// state wherever the source starts.
+    pub history: Option<History>,
     /// Workers, processes and hosts.
     pub workers: timely::Config,
     /// Set it to have the run read no more, finish what it has read, and end.
     pub stopping: Arc<AtomicBool>,
     /// Counters, to be looked at meanwhile.
     pub metrics: Arc<Metrics>,
+}
+
+/// A ledger that was claimed, and what it has.
+pub struct History {
+    /// Where epochs are recorded.
+    pub ledger: Box<dyn Ledger>,
+    /// Those that are recorded, in order: they are done again, exactly.
+    pub epochs: Vec<EpochRecord>,
 }
 
 /// The offset of the next record of each partition.
@@ -81,23 +96,40 @@ const PARK: Duration = Duration::from_millis(1);
 /// # Errors
 /// What ended it before its input did.
 pub fn run(job: Job) -> Result<(), RunError> {
-    let Job { mut plan, source, sinks, start, workers, stopping, metrics } = job;
+    let Job { mut plan, source, sinks, start, history, workers, stopping, metrics } = job;
     let failure = Failure::default();
     let (first_worker, local_workers) = local(&workers);
 
+    let durable = history.as_ref().and_then(|history| Some(history.epochs.last()?.epoch)).unwrap_or(Epoch(0));
+    plan.first_epoch = plan.first_epoch.max(durable.next());
     let mut writers = Vec::new();
     let mut threads = Vec::new();
     for SinkJob { mut sink, tongue, commit_interval } in sinks {
-        for progress in sink.open(&start)? {
-            // Epochs go on above everything that a sink has ever taken.
-            plan.first_epoch = plan.first_epoch.max(progress.through.next());
-        }
+        let progress = sink.open(&start)?;
+        // Epochs go on above everything that a sink has ever taken.
+        let latest = progress.iter().map(|progress| progress.through.next()).max();
+        plan.first_epoch = plan.first_epoch.max(latest.unwrap_or(plan.first_epoch));
+        let taken = match &history {
+            Some(_) => taken(&progress, durable)
+                .map_err(|mismatch| RunError::Recovery { sink: sink.name().to_owned(), mismatch })?,
+            None => None,
+        };
         let range = first_worker..first_worker + local_workers;
-        let spawned = writer::spawn(sink, range, commit_interval, failure.clone(), Arc::clone(&metrics));
+        let spawned =
+            writer::spawn(sink, taken, range, commit_interval, failure.clone(), Arc::clone(&metrics));
         let (writer, thread) = spawned.map_err(|error| RunError::Workers(error.to_string()))?;
         writers.push((writer, tongue));
         threads.push(thread);
     }
+    let (replay, ledger) = match history {
+        Some(History { ledger, epochs }) => {
+            let spawned = recording::spawn(ledger, durable, failure.clone());
+            let (handle, thread) = spawned.map_err(|error| RunError::Workers(error.to_string()))?;
+            threads.push(thread);
+            (epochs, Some(handle))
+        }
+        None => (Vec::new(), None),
+    };
     let recorder = match &plan.record_bindings {
         Some(path) if first_worker == 0 => Some(Recorder::create(path)?),
         _ => None,
@@ -119,6 +151,8 @@ pub fn run(job: Job) -> Result<(), RunError> {
         writers: Mutex::new(Some(writers)),
         local_workers,
         recorder: Mutex::new(recorder),
+        replay: Arc::new(replay),
+        ledger: Mutex::new(ledger),
         stopping,
         failure: failure.clone(),
         metrics,
@@ -131,7 +165,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
     drop(context);
     for thread in threads {
         if thread.join().is_err() {
-            failure.report(RunError::Workers("the thread of a sink panicked".into()));
+            failure.report(RunError::Workers("the thread of a sink or of the ledger panicked".into()));
         }
     }
     // It only informs; a panic there has been printed.
@@ -156,6 +190,8 @@ struct Context {
     writers: Mutex<Option<Vec<(WriterHandle, Tongue)>>>,
     local_workers: usize,
     recorder: Mutex<Option<Recorder>>,
+    replay: Arc<Vec<EpochRecord>>,
+    ledger: Mutex<Option<LedgerHandle>>,
     stopping: Arc<AtomicBool>,
     failure: Failure,
     metrics: Arc<Metrics>,
@@ -186,6 +222,8 @@ impl Context {
             local_workers: self.local_workers,
             sinks,
             recorder: if first { self.recorder.lock().expect(lock).take() } else { None },
+            replay: Arc::clone(&self.replay),
+            ledger: if first { self.ledger.lock().expect(lock).take() } else { None },
             stopping: Arc::clone(&self.stopping),
             failure: self.failure.clone(),
             metrics: Arc::clone(&self.metrics),

@@ -48,6 +48,9 @@ pub struct ReadSettings {
 /// How many records are read before other operators get their turn.
 const BUDGET: usize = 1024;
 
+/// How long a partition must be at its end, short of a record that was read before, for the record to be gone.
+const MISSING: Duration = Duration::from_secs(15);
+
 /// How long to wait when there was nothing to read.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -113,8 +116,13 @@ pub fn read<'scope>(
                     capabilities: Clone::clone(&capabilities),
                 }));
             });
-            while let Some(over) = open.pop_front_if(|open| !frontiers[0].less_equal(&open.epoch)) {
-                closed.activate().session(&over.capabilities[2]).give(reading.close(&over.tick));
+            while let Some(front) = open.front() {
+                reading.begin(front);
+                if frontiers[0].less_equal(&front.epoch) || !reading.is_complete() {
+                    break;
+                }
+                closed.activate().session(&front.capabilities[2]).give(reading.close(&front.tick));
+                open.pop_front();
             }
             let Some(current) = open.front() else {
                 if !frontiers[0].is_empty() {
@@ -154,7 +162,19 @@ struct Owned {
     alive: Instant,
     idle: bool,
     paused: bool,
+    /// What the open epoch took from it before, if it is done again and took anything.
+    target: Option<Binding>,
     lag: IntGauge,
+}
+
+impl Owned {
+    /// Whether everything was read that the open epoch is known to hold.
+    fn is_complete(&self) -> bool {
+        match self.target {
+            Some(Binding { end, timestamp: Some(timestamp), .. }) => self.end == Some((end, timestamp)),
+            _ => true,
+        }
+    }
 }
 
 struct Reading {
@@ -164,6 +184,10 @@ struct Reading {
     settings: ReadSettings,
     context: ReadContext,
     owned: Vec<Owned>,
+    /// The epoch that is being read.
+    open: Option<Epoch>,
+    /// Whether it is done again.
+    replaying: bool,
     /// By partition number, where in `owned` it is.
     index: Vec<usize>,
     in_flight: VecDeque<(Epoch, usize)>,
@@ -189,6 +213,7 @@ impl Reading {
                 alive: Instant::now(),
                 idle: false,
                 paused: false,
+                target: None,
                 lag: context.metrics.consumer_lag(state.partition),
             })
             .collect();
@@ -202,6 +227,8 @@ impl Reading {
             settings,
             context,
             owned,
+            open: None,
+            replaying: false,
             index,
             in_flight: VecDeque::new(),
             bytes_in_flight: 0,
@@ -210,6 +237,60 @@ impl Reading {
             oldest: None,
             ended: false,
         }
+    }
+
+    /// Turns to an epoch, unless it is the one that is being read.
+    fn begin(&mut self, open: &OpenEpoch) {
+        if self.open.replace(open.epoch) == Some(open.epoch) {
+            return;
+        }
+        let was_replaying = std::mem::replace(&mut self.replaying, open.tick.replay.is_some());
+        if !self.replaying && !was_replaying {
+            return;
+        }
+        let positions = self.reader.partitions();
+        for (owned, state) in self.owned.iter_mut().zip(positions) {
+            let bindings = open.tick.replay.as_deref();
+            owned.target =
+                bindings.and_then(|all| all.iter().find(|b| b.partition == owned.partition).copied());
+            let limit = bindings.map(|_| match owned.target {
+                Some(Binding { end, timestamp: Some(_), .. }) => end,
+                _ => state.position,
+            });
+            if let Err(error) = self.reader.set_limit(owned.partition, limit) {
+                self.ended = true;
+                self.context.failure.report(error.into());
+            }
+        }
+    }
+
+    /// Whether an epoch that is done again has everything that it is known to hold; one that is new always has.
+    fn is_complete(&self) -> bool {
+        self.owned.iter().all(Owned::is_complete)
+    }
+
+    /// An epoch that is done again must come to exactly the records that its bindings name.
+    fn check_replay(&self) -> Result<(), SourceError> {
+        for (owned, state) in self.owned.iter().zip(self.reader.partitions()) {
+            let Some(Binding { end, timestamp: Some(timestamp), partition, .. }) = owned.target else {
+                continue;
+            };
+            // The end of a partition proves little soon after its leader has changed.
+            let over = state.ended || state.at_end_since.is_some_and(|since| since.elapsed() >= MISSING);
+            if (state.position >= end || over) && !owned.is_complete() {
+                let found = match owned.end {
+                    Some((read, found)) if read == end => format!("has timestamp {found}"),
+                    _ => "is missing".to_owned(),
+                };
+                return Err(SourceError::Refused(format!(
+                    "the record {}:{}, of timestamp {timestamp} when it was read before, {found}: the input was \
+                     truncated or created anew",
+                    partition.0,
+                    end.0 - 1
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Reads a little into the open epoch; says whether there may be more right now.
@@ -226,7 +307,9 @@ impl Reading {
             return false;
         }
         // When too much is in flight the source is still heard: it may have failed, and more records wait.
-        let full = self.bytes_in_flight >= self.settings.bytes_in_flight;
+        // An epoch that is done again is read to its end once all before it are committed: it can end no other way.
+        let full = self.bytes_in_flight >= self.settings.bytes_in_flight
+            && !(self.replaying && self.in_flight.iter().all(|(other, _)| *other == epoch));
         let budget = if full { 0 } else { BUDGET };
         let watermark = self.context.watermark.get();
         let latest = tick.wall_ms.saturating_add(self.settings.max_future_skew_ms);
@@ -283,7 +366,8 @@ impl Reading {
                 _ => self.in_flight.push_back((epoch, bytes)),
             }
         }
-        if let Err(error) = self.limit_drift(tick.slowest) {
+        let outcome = if self.replaying { self.check_replay() } else { self.limit_drift(tick.slowest) };
+        if let Err(error) = outcome {
             self.fail(error);
         }
         read == budget && !full
@@ -324,12 +408,16 @@ impl Reading {
         self.slowest_backlog = None;
         for (owned, state) in self.owned.iter_mut().zip(&states) {
             debug_assert_eq!(owned.partition, state.partition);
-            let idle = idle(owned, state, self.settings.idle_timeout);
+            let idle = match (self.replaying, owned.target) {
+                (true, target) => target.map_or(owned.idle, |target| target.idle),
+                (false, _) => idle(owned, state, self.settings.idle_timeout),
+            };
             owned.max_ever = owned.max_ever.max(owned.max_in_epoch.unwrap_or(EventTime::MIN));
-            if owned.end.is_some() || idle != owned.idle {
+            if owned.end.is_some() || idle != owned.idle || owned.target.is_some() {
+                let position = owned.target.map_or(state.position, |target| target.end);
                 bindings.push(Binding {
                     partition: owned.partition,
-                    end: owned.end.map_or(state.position, |(end, _)| end),
+                    end: owned.end.map_or(position, |(end, _)| end),
                     timestamp: owned.end.map(|(_, timestamp)| timestamp),
                     max_event_time: owned.max_in_epoch,
                     idle,
@@ -340,10 +428,10 @@ impl Reading {
                     Some(self.slowest_backlog.map_or(owned.max_ever, |s| s.min(owned.max_ever)));
             }
             owned.idle = idle;
-            (owned.end, owned.max_in_epoch) = (None, None);
+            (owned.end, owned.max_in_epoch, owned.target) = (None, None, None);
         }
         let stopping = self.context.stopping.load(Ordering::Relaxed);
-        let ended = states.iter().all(|state| state.ended);
+        let ended = !self.replaying && states.iter().all(|state| state.ended);
         Closed {
             worker: self.worker,
             wall_ms: tick.wall_ms,

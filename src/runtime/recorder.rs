@@ -8,7 +8,7 @@ use headwater_dataflows::EventTime;
 use serde_json::json;
 
 use super::failure::RunError;
-use crate::coordination::Bound;
+use crate::coordination::EpochRecord;
 
 /// Writes one JSON object per epoch that has a binding or closes the windows.
 pub struct Recorder {
@@ -30,11 +30,11 @@ impl Recorder {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn record(&mut self, bound: &Bound, watermark: EventTime, closes: bool) -> Result<(), RunError> {
-        if bound.bindings.is_empty() && !closes {
+    pub fn record(&mut self, record: &EpochRecord, watermark: EventTime) -> Result<(), RunError> {
+        if record.is_empty() {
             return Ok(());
         }
-        let partitions: Vec<_> = bound
+        let partitions: Vec<_> = record
             .bindings
             .iter()
             .map(|binding| {
@@ -49,11 +49,11 @@ impl Recorder {
             .collect();
         let known = watermark != EventTime::MIN && watermark != EventTime::MAX;
         let line = json!({
-            "epoch": bound.epoch.0,
-            "wall_ms": bound.wall_ms,
+            "epoch": record.epoch.0,
+            "wall_ms": record.wall_ms,
             "partitions": partitions,
             "watermark": known.then_some(watermark.0),
-            "close": closes,
+            "close": record.closes,
         });
         let written = serde_json::to_writer(&mut self.out, &line).map_err(std::io::Error::from);
         written

@@ -40,6 +40,7 @@ const QUEUE: usize = 256;
 #[derive(Clone)]
 pub struct WriterHandle {
     sink: String,
+    taken: Option<Epoch>,
     sender: SyncSender<Delivered>,
     shared: Arc<Shared>,
 }
@@ -56,6 +57,11 @@ impl WriterHandle {
     /// The sink's name.
     pub fn sink(&self) -> &str {
         &self.sink
+    }
+
+    /// The last epoch that the sink had taken when it was opened, of those that are done again.
+    pub fn taken(&self) -> Option<Epoch> {
+        self.taken
     }
 
     /// Gives a message to the writer, or back if its queue is full. A writer that has failed takes everything:
@@ -79,9 +85,10 @@ impl WriterHandle {
     }
 }
 
-/// Starts the writer of an opened sink, for the workers in `workers`.
+/// Starts the writer of an opened sink, for the workers in `workers`. It has `taken` epochs that are done again.
 pub fn spawn(
     sink: Box<dyn Sink>,
+    taken: Option<Epoch>,
     workers: std::ops::Range<usize>,
     commit_interval: Duration,
     failure: Failure,
@@ -90,7 +97,7 @@ pub fn spawn(
     let (sender, receiver) = sync_channel(QUEUE);
     let shared = Arc::new(Shared { committed: AtomicU64::new(0), activators: Mutex::default() });
     let name = sink.name().to_owned();
-    let handle = WriterHandle { sink: name.clone(), sender, shared: Arc::clone(&shared) };
+    let handle = WriterHandle { sink: name.clone(), taken, sender, shared: Arc::clone(&shared) };
     let writer = Writer {
         name: name.clone(),
         sink,
@@ -134,7 +141,8 @@ impl Writer {
         while self.committed.is_some() {
             let gap = last_round.map_or(Duration::ZERO, |last| interval.saturating_sub(last.elapsed()));
             let due = self.complete() != self.committed;
-            let message = match (due, gap.is_zero()) {
+            // When every worker has delivered everything, nothing more can come.
+            let message = match (due, gap.is_zero() || self.complete().is_none()) {
                 // A round may begin: only take in what is there already.
                 (true, true) => receiver.try_recv().ok(),
                 (true, false) => wait(receiver, gap)?,
@@ -143,7 +151,7 @@ impl Writer {
             match message {
                 Some(message) => self.take(message)?,
                 None if failure.is_some() => return Ok(()),
-                None if due && gap.is_zero() => {
+                None if due && (gap.is_zero() || self.complete().is_none()) => {
                     last_round = Some(Instant::now());
                     self.round(failure)?;
                 }

@@ -50,7 +50,8 @@ impl Source for FileSource {
             let path = self.paths[partition.0 as usize].clone();
             let file = File::open(&path).map_err(|error| unavailable(&path, error))?;
             let lines = BufReader::with_capacity(1 << 18, file);
-            let mut file = OpenFile { path, lines, partition, next: 0, ended: false, paused: false };
+            let mut file =
+                OpenFile { path, lines, partition, next: 0, ended: false, paused: false, limit: None };
             let mut line = Vec::new();
             while file.next < offset.0 && file.line(&mut line)? {
                 file.next += 1;
@@ -73,6 +74,7 @@ struct OpenFile {
     next: i64,
     ended: bool,
     paused: bool,
+    limit: Option<i64>,
 }
 
 impl OpenFile {
@@ -121,7 +123,10 @@ impl Reader for FileReader {
             self.turn += 1;
             let file = &mut self.files[at];
             let before = read;
-            let until = budget.min(read + if file.paused || file.ended { 0 } else { TURN });
+            let turn = if file.paused || file.ended { 0 } else { TURN };
+            let left =
+                file.limit.map_or(turn, |limit| usize::try_from(limit - file.next).unwrap_or(0).min(turn));
+            let until = budget.min(read + left);
             while read < until && file.line(&mut self.line)? {
                 let position = Position { partition: file.partition, offset: Offset(file.next) };
                 each(Raw {
@@ -157,6 +162,14 @@ impl Reader for FileReader {
             .iter_mut()
             .filter(|file| file.partition == partition)
             .for_each(|file| file.paused = paused);
+        Ok(())
+    }
+
+    fn set_limit(&mut self, partition: Partition, limit: Option<Offset>) -> Result<(), SourceError> {
+        self.files
+            .iter_mut()
+            .filter(|file| file.partition == partition)
+            .for_each(|file| file.limit = limit.map(|limit| limit.0));
         Ok(())
     }
 }

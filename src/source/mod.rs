@@ -54,6 +54,9 @@ pub trait Reader {
 
     /// Stops or resumes handing out records of a partition; what was already fetched may be dropped and read again.
     fn set_paused(&mut self, partition: Partition, paused: bool) -> Result<(), SourceError>;
+
+    /// Hands out no record of a partition at or beyond an offset; none lifts the limit. The position never passes it.
+    fn set_limit(&mut self, partition: Partition, limit: Option<Offset>) -> Result<(), SourceError>;
 }
 
 /// A place that records come from, opened: shared by the workers of a process.

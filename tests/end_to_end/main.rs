@@ -1,6 +1,7 @@
 //! The whole program over whole inputs, against an oracle that shares nothing with it.
 
 mod common;
+mod crash;
 mod files;
 mod kafka;
 mod live;

@@ -82,6 +82,7 @@ impl Source for GeneratorSource {
                 next: offset.0 as u64,
                 end: end(partition),
                 paused: false,
+                limit: u64::MAX,
             })
             .collect();
         Ok(Box::new(GeneratorReader {
@@ -103,6 +104,7 @@ struct Owned {
     next: u64,
     end: u64,
     paused: bool,
+    limit: u64,
 }
 
 struct GeneratorReader {
@@ -126,7 +128,7 @@ impl Reader for GeneratorReader {
             let at = self.turn % self.owned.len();
             self.turn += 1;
             let owned = &mut self.owned[at];
-            let left = if owned.paused { 0 } else { owned.end - owned.next };
+            let left = if owned.paused { 0 } else { owned.end.min(owned.limit).saturating_sub(owned.next) };
             let count = left.min(TURN.min(budget - read) as u64);
             for offset in owned.next..owned.next + count {
                 let timestamp = self.maker.make(owned.partition.0, offset, None);
@@ -167,6 +169,14 @@ impl Reader for GeneratorReader {
             .iter_mut()
             .filter(|owned| owned.partition == partition)
             .for_each(|owned| owned.paused = paused);
+        Ok(())
+    }
+
+    fn set_limit(&mut self, partition: Partition, limit: Option<Offset>) -> Result<(), SourceError> {
+        self.owned
+            .iter_mut()
+            .filter(|owned| owned.partition == partition)
+            .for_each(|owned| owned.limit = limit.map_or(u64::MAX, |limit| limit.0 as u64));
         Ok(())
     }
 }

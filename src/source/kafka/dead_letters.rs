@@ -106,6 +106,7 @@ impl DeadLetters {
             topic: topic.to_owned(),
             // Never committed to, so reading starts at the beginning every time.
             group: format!("{topic}-list"),
+            starts: None,
             start_from: StartFrom::Earliest,
             options: options.clone(),
             until_end: true,

@@ -64,6 +64,8 @@ pub struct KafkaSourceConfig {
     pub topic: String,
     /// The consumer group whose offsets show how far the pipeline has come.
     pub group: String,
+    /// Where the partitions start, by number, if that is recorded; it overrides everything else.
+    pub starts: Option<Vec<Offset>>,
     /// Where to start a partition for which the group has no offset.
     pub start_from: StartFrom,
     /// Options for librdkafka.
@@ -80,6 +82,7 @@ impl fmt::Debug for KafkaSourceConfig {
             .field("brokers", &self.brokers)
             .field("topic", &self.topic)
             .field("group", &self.group)
+            .field("starts", &self.starts)
             .field("start_from", &self.start_from)
             .field("options", &self.options.keys())
             .field("until_end", &self.until_end)
@@ -113,36 +116,10 @@ impl KafkaSource {
             .map(|partition| settled(|| group.fetch_watermarks(topic, kafka(partition), ANSWER)))
             .collect::<KafkaResult<Vec<_>>>()
             .map_err(|error| unavailable(format!("read the ends of topic {topic}"), error))?;
-        let committed = committed(&group, topic, partitions)?;
-        let from = start_from(&group, &config, &ends)?;
-        let mut start = Vec::with_capacity(ends.len());
-        for (partition, &(low, end)) in ends.iter().enumerate() {
-            let offset = match committed[partition] {
-                Some(offset) if offset < low || offset > end => {
-                    return Err(SourceError::Refused(format!(
-                        "the offset of group {} in {topic} partition {partition} is {offset}, and the topic has {low} to \
-                         {end}: records were removed before they were read, or the topic was created anew",
-                        config.group
-                    )));
-                }
-                Some(offset) => {
-                    tracing::info!(
-                        topic,
-                        partition,
-                        offset,
-                        group = config.group,
-                        "starts at the group's offset"
-                    );
-                    offset
-                }
-                None => {
-                    let offset = from[partition];
-                    tracing::info!(topic, partition, offset, start_from = ?config.start_from, "starts afresh");
-                    offset
-                }
-            };
-            start.push(Offset(offset));
-        }
+        let start = match &config.starts {
+            Some(starts) => recorded(&config, starts, &ends)?,
+            None => unrecorded(&config, &group, &ends)?,
+        };
         let stop =
             if config.until_end { ends.iter().map(|&(_, end)| Offset(end)).collect() } else { Vec::new() };
         let group = Arc::new(group);
@@ -172,6 +149,59 @@ impl Source for KafkaSource {
         }
         self.committer.commit(list)
     }
+}
+
+/// The recorded starts, if the topic still has everything from there on.
+fn recorded(
+    config: &KafkaSourceConfig,
+    starts: &[Offset],
+    ends: &[(i64, i64)],
+) -> Result<Vec<Offset>, SourceError> {
+    let topic = &config.topic;
+    if starts.len() != ends.len() {
+        return Err(SourceError::Refused(format!(
+            "topic {topic} has {} partitions, and the ledger was begun with {}",
+            ends.len(),
+            starts.len()
+        )));
+    }
+    for (partition, (&Offset(start), &(low, end))) in starts.iter().zip(ends).enumerate() {
+        if start < low || start > end {
+            return Err(SourceError::Refused(format!(
+                "{topic} partition {partition} must be read again from offset {start}, and the topic has {low} to \
+                 {end}: records were removed, or the topic was created anew"
+            )));
+        }
+    }
+    Ok(starts.to_vec())
+}
+
+/// Where each partition starts by the group's offsets and `start_from`.
+fn unrecorded(
+    config: &KafkaSourceConfig,
+    group: &BaseConsumer<Quiet>,
+    ends: &[(i64, i64)],
+) -> Result<Vec<Offset>, SourceError> {
+    let topic = &config.topic;
+    let committed = committed(group, topic, ends.len() as u32)?;
+    let from = start_from(group, config, ends)?;
+    let start = |(partition, &(low, end)): (usize, &(i64, i64))| match committed[partition] {
+        Some(offset) if offset < low || offset > end => Err(SourceError::Refused(format!(
+            "the offset of group {} in {topic} partition {partition} is {offset}, and the topic has {low} to \
+             {end}: records were removed before they were read, or the topic was created anew",
+            config.group
+        ))),
+        Some(offset) => {
+            tracing::info!(topic, partition, offset, group = config.group, "starts at the group's offset");
+            Ok(Offset(offset))
+        }
+        None => {
+            let offset = from[partition];
+            tracing::info!(topic, partition, offset, start_from = ?config.start_from, "starts afresh");
+            Ok(Offset(offset))
+        }
+    };
+    ends.iter().enumerate().map(start).collect()
 }
 
 /// How many partitions the topic has; refuses one that cannot be read exactly.

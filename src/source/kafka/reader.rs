@@ -52,6 +52,7 @@ struct Lane {
     queue: PartitionQueue<Watch>,
     position: i64,
     stop: Option<i64>,
+    limit: Option<i64>,
     paused: bool,
     /// The last statistics, until the queue has been found empty after them.
     unconfirmed: Option<Seen>,
@@ -149,6 +150,11 @@ impl KafkaReader {
         }
     }
 
+    fn lane(&mut self, partition: Partition) -> Result<&mut Lane, SourceError> {
+        let lane = self.lanes.iter_mut().find(|lane| lane.partition == partition);
+        lane.ok_or_else(|| SourceError::Refused(format!("partition {} is not read here", partition.0)))
+    }
+
     /// Whether every partition has come to its stop.
     pub fn ended(&self) -> bool {
         self.lanes.iter().all(Lane::ended)
@@ -232,6 +238,7 @@ impl Lane {
             queue,
             position,
             stop,
+            limit: None,
             paused: false,
             unconfirmed: None,
             high_watermark: position,
@@ -251,8 +258,13 @@ impl Lane {
         u64::try_from(end - self.position).unwrap_or(0)
     }
 
+    /// The first offset that is not to be handed out.
+    fn bound(&self) -> i64 {
+        self.stop.unwrap_or(i64::MAX).min(self.limit.unwrap_or(i64::MAX))
+    }
+
     fn readable(&self) -> bool {
-        !self.paused && !self.ended()
+        !self.paused && self.position < self.bound()
     }
 
     /// What was known of the partition's end is not known any more.
@@ -282,10 +294,9 @@ impl Lane {
         }
     }
 
-    /// Moves on to `next`, but not beyond the stop.
+    /// Moves on to `next`, but not beyond what may be handed out.
     fn advance(&mut self, next: i64) {
-        let next = self.stop.map_or(next, |stop| next.min(stop));
-        self.position = self.position.max(next);
+        self.position = self.position.max(next.min(self.bound()));
     }
 
     /// Hands out at most `budget` records; says how many, and the error on which it stopped.
@@ -300,7 +311,7 @@ impl Lane {
                 Some(Err(error)) => return (count, Some(error)),
                 Some(Ok(message)) => {
                     let offset = message.offset();
-                    if self.stop.is_none_or(|stop| offset < stop) {
+                    if offset < self.bound() {
                         each(self.partition, &message);
                         count += 1;
                     }
@@ -347,13 +358,18 @@ impl Reader for KafkaReader {
     }
 
     fn set_paused(&mut self, partition: Partition, paused: bool) -> Result<(), SourceError> {
-        let lane = self.lanes.iter_mut().find(|lane| lane.partition == partition);
-        let lane =
-            lane.ok_or_else(|| SourceError::Refused(format!("partition {} is not read here", partition.0)))?;
+        let lane = self.lane(partition)?;
         if lane.paused != paused {
             lane.paused = paused;
             lane.disturb();
         }
+        Ok(())
+    }
+
+    fn set_limit(&mut self, partition: Partition, limit: Option<Offset>) -> Result<(), SourceError> {
+        let lane = self.lane(partition)?;
+        lane.limit = limit.map(|limit| limit.0);
+        lane.disturb();
         Ok(())
     }
 }

@@ -1,0 +1,151 @@
+//! Killed at any moment, started again: every result exactly once. With a ledger a start does again what was bound and
+//! goes on; the oracle says what must have come of it, epoch by epoch, from the bindings of the last start, which has all
+//! of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::common::{FLOW, hard, headwater, judge, succeed, write_files};
+
+/// A run of files with a ledger, in a directory of its own.
+struct Files {
+    dir: tempfile::TempDir,
+    names: Vec<String>,
+}
+
+impl Files {
+    fn new(seed: u64, records: u64) -> Files {
+        let dir = tempfile::tempdir().expect("a directory");
+        let files = write_files(dir.path(), &hard(seed), records);
+        let names: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
+        let files = Files { dir, names };
+        files.configure(FLOW);
+        files
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn configure(&self, flow: &str) {
+        let place = |name: &str| self.path(name).display().to_string();
+        let text = format!(
+            "pipeline = \"crash\"\n[source]\nkind = \"file\"\npaths = {:?}\n[sinks.sqlite]\npath = {:?}\n\
+             commit_interval = \"20ms\"\n[ledger]\nkind = \"sqlite\"\npath = {:?}\n{flow}",
+            self.names,
+            place("results.db"),
+            place("ledger.db"),
+        );
+        fs::write(self.path("run.toml"), text).expect("written");
+    }
+
+    fn command(&self, workers: &str) -> Command {
+        let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
+        let mut command =
+            headwater(&["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end", "--bindings"]);
+        command.arg(bindings);
+        command
+    }
+
+    fn judge(&self) {
+        let mut input = vec!["--files"];
+        input.extend(self.names.iter().map(String::as_str));
+        let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
+        judge(self.dir.path(), &config, &input, &bindings, &self.path("results.db"));
+    }
+
+    /// The epochs through which the sink has results, and the ledger records; 0 for nothing.
+    fn frontiers(&self) -> (i64, i64) {
+        (
+            frontier(&self.path("results.db"), "headwater_progress"),
+            frontier(&self.path("ledger.db"), "headwater_bindings"),
+        )
+    }
+}
+
+fn frontier(database: &Path, table: &str) -> i64 {
+    let connection = rusqlite::Connection::open(database).expect("a database");
+    connection
+        .query_row(&format!("SELECT max(through) FROM {table}"), [], |row| row.get::<_, Option<i64>>(0))
+        .ok()
+        .flatten()
+        .unwrap_or(0)
+}
+
+/// Starts a command and kills it as `kill -9` does after so long; says whether it was still running.
+fn kill_after(command: &mut Command, delay: Duration) -> bool {
+    let mut child: Child = command.stderr(Stdio::null()).spawn().expect("started");
+    let begun = Instant::now();
+    while begun.elapsed() < delay {
+        if child.try_wait().expect("asked").is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    true
+}
+
+#[test]
+fn killed_ten_times_every_result_is_there_exactly_once() {
+    let files = Files::new(11, 90_000);
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut halfway = 0;
+    for attempt in 0..10 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let delay = Duration::from_millis(150 + attempt * 60 + (random >> 33) % 400);
+        let workers = ["1", "2", "3"][attempt as usize % 3];
+        let before = files.frontiers();
+        if !kill_after(&mut files.command(workers), delay) {
+            break;
+        }
+        let (sink, ledger) = files.frontiers();
+        assert!(sink <= ledger, "the sink has epoch {sink}, and only {ledger} is durable");
+        assert!(sink >= before.0 && ledger >= before.1, "frontiers never go back");
+        halfway += u32::from(sink > 0);
+    }
+    assert!(halfway > 0, "no kill fell into the middle of a run");
+    succeed(&mut files.command("2"));
+    files.judge();
+    // Once more from the end: nothing changes.
+    succeed(&mut files.command("1"));
+    files.judge();
+}
+
+#[test]
+fn a_start_that_could_not_keep_the_promise_is_refused() {
+    let files = Files::new(12, 6_000);
+    succeed(&mut files.command("1"));
+    let refused = |why: &str| {
+        let output = files.command("1").output().expect("started");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains(why), "{said}");
+    };
+
+    // What decides answers has changed.
+    files.configure(&FLOW.replace("more_than = 20", "more_than = 21"));
+    refused("`patterns.velocity_spike.more_than = 20`");
+    files.configure(FLOW);
+
+    // A record that was read is another one now.
+    let first = fs::read(&files.names[0]).expect("readable");
+    let lines = first.split_inclusive(|&byte| byte == b'\n');
+    let spoilt: Vec<u8> = lines.clone().flat_map(|line| [b"!", &line[1..]].concat()).collect();
+    fs::write(&files.names[0], spoilt).expect("written");
+    refused("cannot be done again as it was");
+    // Or it is gone.
+    fs::write(&files.names[0], lines.take(10).flatten().copied().collect::<Vec<_>>()).expect("written");
+    refused("is missing");
+    fs::write(&files.names[0], &first).expect("written");
+
+    // The ledger is one of yesterday, or was wiped.
+    let ledger = rusqlite::Connection::open(files.path("ledger.db")).expect("a database");
+    ledger.execute("DELETE FROM headwater_bindings", []).expect("deleted");
+    refused("restored from an older copy");
+    ledger.execute("DELETE FROM headwater_ledger", []).expect("deleted");
+    refused("sqlite");
+}
