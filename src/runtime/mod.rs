@@ -92,6 +92,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
             // Epochs go on above everything that a sink has ever taken.
             plan.first_epoch = plan.first_epoch.max(progress.through.next());
         }
+        metrics.commits_every(commit_interval);
         let range = first_worker..first_worker + local_workers;
         let spawned = writer::spawn(sink, range, commit_interval, failure.clone(), Arc::clone(&metrics));
         let (writer, thread) = spawned.map_err(|error| RunError::Workers(error.to_string()))?;
