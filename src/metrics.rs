@@ -12,7 +12,6 @@ use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder, exponential_buckets,
 };
-use serde::Serialize;
 
 use crate::decode::Reason;
 use crate::runtime::wall_ms;
@@ -59,7 +58,7 @@ struct Frontier {
 }
 
 /// Why the process is not ready.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unready {
     /// In words.
     pub reason: String,
