@@ -207,6 +207,7 @@ impl Context {
                 tell(&flow, tell_group.as_ref());
             }
         }
+        flow.watch.look();
         tell(&flow, tell_group.as_ref());
     }
 }
