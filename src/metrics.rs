@@ -12,7 +12,6 @@ use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder, exponential_buckets,
 };
-use serde::Serialize;
 
 use crate::decode::Reason;
 use crate::runtime::wall_ms;
@@ -45,6 +44,8 @@ pub struct Metrics {
 #[derive(Default)]
 struct Standing {
     frontier: Option<Frontier>,
+    /// The longest time that a sink waits between two commits.
+    interval: Duration,
     /// Which sinks are committing, and since when.
     committing: BTreeMap<String, Instant>,
 }
@@ -57,7 +58,7 @@ struct Frontier {
 }
 
 /// Why the process is not ready.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unready {
     /// In words.
     pub reason: String,
@@ -69,8 +70,8 @@ pub struct Unready {
     pub committing: Option<String>,
 }
 
-/// How long the frontier may stand still before the process is not ready. It moves with the epochs, also when
-/// nothing is read.
+/// How long the frontier may stand still before the process is not ready, beside the time that sinks wait between
+/// commits. It moves with the epochs, also when nothing is read.
 const STANDSTILL: Duration = Duration::from_secs(10);
 
 impl Default for Metrics {
@@ -193,6 +194,12 @@ impl Metrics {
         (self.epoch.get() as u64, self.watermark.get())
     }
 
+    /// Some sink waits so long between two commits.
+    pub fn commits_every(&self, interval: Duration) {
+        let mut standing = self.standing();
+        standing.interval = standing.interval.max(interval);
+    }
+
     /// The frontier behind all sinks has moved to this epoch, which began then, if it has begun.
     pub fn frontier(&self, epoch: Epoch, begun: Option<Instant>) {
         self.frontier.set(epoch.0 as i64);
@@ -263,7 +270,7 @@ impl Metrics {
         let standstill = standing.frontier.map(|frontier| now.saturating_duration_since(frontier.moved));
         let mut reason = match standstill {
             None => "no epoch has been committed yet".to_owned(),
-            Some(time) if time > STANDSTILL => {
+            Some(time) if time > STANDSTILL + standing.interval => {
                 format!("nothing has been committed for {} s", time.as_secs())
             }
             Some(_) => return None,
@@ -361,6 +368,8 @@ fn resident_bytes() -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -390,6 +399,8 @@ mod tests {
                 committing: Some("postgres".into()),
             }
         );
+        metrics.commits_every(Duration::from_secs(5));
+        assert_eq!(metrics.unready_at(later), None, "between commits it may stand still");
     }
 
     #[test]
@@ -402,6 +413,25 @@ mod tests {
         assert!(metrics.text().contains("\nheadwater_keys 10\n"));
         drop(other);
         assert!(metrics.text().contains("\nheadwater_keys 3\n"));
+    }
+
+    #[test]
+    fn the_documentation_names_every_metric_and_no_other() {
+        let metrics = Metrics::default();
+        metrics.alert("velocity_spike", "raised");
+        metrics.consumer_lag(Partition(0));
+        metrics.committing("sqlite");
+        metrics.committed("sqlite", Epoch(1));
+        let text = metrics.text();
+        let served: BTreeSet<_> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        let documented: BTreeSet<_> = include_str!("../docs/metrics.md")
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+            .filter_map(|(name, rest)| Some((name, rest.split_once(" |")?.0)))
+            .filter(|(name, _)| !name.starts_with('/'))
+            .collect();
+        assert_eq!(served, documented);
     }
 
     #[test]

@@ -114,6 +114,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
                 .map_err(|mismatch| RunError::Recovery { sink: sink.name().to_owned(), mismatch })?,
             None => None,
         };
+        metrics.commits_every(commit_interval);
         let range = first_worker..first_worker + local_workers;
         let spawned =
             writer::spawn(sink, taken, range, commit_interval, failure.clone(), Arc::clone(&metrics));
@@ -244,6 +245,7 @@ impl Context {
                 tell(&flow, tell_group.as_ref());
             }
         }
+        flow.watch.look();
         tell(&flow, tell_group.as_ref());
     }
 }

@@ -118,12 +118,14 @@ impl Watch {
         }
         while words.begun.pop_front_if(|(epoch, _)| committed(behind, *epoch)).is_some() {}
         if self.speaks {
-            if let Some(epoch) = first(closed).filter(|epoch| words.first.is_some_and(|first| first < *epoch))
+            // Before its first epoch is over, a run has nothing to say.
+            let stands = |probe| first(probe).filter(|&epoch| words.first.is_some_and(|first| first < epoch));
+            if let Some(epoch) = stands(closed)
                 && self.last_closed.replace(epoch) != Some(epoch)
             {
                 self.metrics.closed(Epoch(epoch.0 - 1), watermark.get());
             }
-            if let Some(epoch) = first(behind).filter(|epoch| words.first.is_some_and(|first| first < *epoch))
+            if let Some(epoch) = stands(behind)
                 && self.last_committed.replace(epoch) != Some(epoch)
             {
                 self.metrics.frontier(epoch, words.begun.front().map(|(_, begun)| *begun));

@@ -34,12 +34,6 @@ pub fn headwater(arguments: &[&str]) -> Command {
     command
 }
 
-/// Where the broker is.
-pub fn brokers() -> String {
-    std::env::var("HEADWATER_TEST_KAFKA")
-        .expect("HEADWATER_TEST_KAFKA is not set: scripts/test starts a broker and sets it")
-}
-
 /// Runs a command to its end.
 ///
 /// # Panics

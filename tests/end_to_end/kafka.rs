@@ -5,13 +5,19 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use crate::common::{FLOW, brokers, hard, headwater, judge, succeed};
+use crate::common::{FLOW, hard, headwater, judge, succeed};
 use headwater::source::generator::{GeneratorSettings, RecordMaker};
 use headwater::source::kafka::dead_letters::{DeadLetter, DeadLetters};
 use headwater::source::kafka::produce::{Produced, Producer};
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 
 const OUTPUTS: [&str; 3] = ["enriched-events", "alerts", "dead-letters"];
+
+/// Where the broker is.
+pub fn brokers() -> String {
+    std::env::var("HEADWATER_TEST_KAFKA")
+        .expect("HEADWATER_TEST_KAFKA is not set: scripts/test starts a broker and sets it")
+}
 
 fn read_all(topic: &str) -> Vec<DeadLetter> {
     DeadLetters::read_all(&brokers(), &BTreeMap::new(), topic)

@@ -12,7 +12,8 @@ use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::common::{FLOW, brokers, headwater};
+use crate::common::{FLOW, headwater};
+use crate::kafka::brokers;
 
 /// How long a condition may take to come true: only a broken program takes that long.
 const PATIENCE: Duration = Duration::from_secs(120);
