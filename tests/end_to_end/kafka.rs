@@ -1,11 +1,12 @@
-//! The main job on a real Kafka: records in, topics and tables out, with one worker and with three.
+//! The main job on a real Kafka: records in; topics, SQLite and PostgreSQL out; with one worker and with three.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use crate::common::{FLOW, hard, headwater, judge, succeed};
+use crate::common::{Expected, FLOW, hard, headwater, succeed};
+use crate::postgres::Database;
 use headwater::source::generator::{GeneratorSettings, RecordMaker};
 use headwater::source::kafka::dead_letters::{DeadLetter, DeadLetters};
 use headwater::source::kafka::produce::{Produced, Producer};
@@ -163,16 +164,22 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_and_with_three() {
         fs::create_dir(&at).expect("a directory");
         let (config, database, bindings) =
             (at.join("run.toml"), at.join("results.db"), at.join("bindings.ndjson"));
+        let postgres = Database::create(&format!("flow_{workers}"));
         let text = format!(
             "pipeline = \"flow-{workers}\"\n[source]\nkind = \"kafka\"\ntopic = \"raw-flow\"\nbrokers = {brokers:?}\n{FLOW}\
-             [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.sqlite]\npath = {:?}\n",
-            database.display().to_string()
+             [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.sqlite]\npath = {:?}\n[sinks.postgres]\nurl = {:?}\n",
+            database.display().to_string(),
+            postgres.url()
         );
         fs::write(&config, text).expect("written");
         let arguments =
             ["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end", "--close", "--bindings"];
         succeed(headwater(&arguments).arg(&bindings));
-        judge(&at, &config, &["--records", recorded.to_str().expect("UTF-8")], &bindings, &database);
+        let input = ["--records", recorded.to_str().expect("UTF-8")];
+        let expected = Expected::of(&at, &config, &input, &bindings);
+        expected.judge_sqlite(&database);
+        postgres.dump(&at.join("postgres"));
+        expected.judge(&at.join("postgres"));
         topics_agree(&Tables(rusqlite::Connection::open(&database).expect("a database")));
 
         let topics = Topics::connect(&brokers, &options).expect("connected");

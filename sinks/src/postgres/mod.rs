@@ -39,8 +39,8 @@ use crate::tables::{Mode, TABLES};
 const MIGRATIONS: [Migration; 1] =
     [Migration { number: 1, name: "tables", sql: include_str!("../../migrations/postgres/0001_tables.sql") }];
 
-/// How long everything of a round but its COMMIT may take. Far above any round: the server's own timeouts come
-/// first, as long as it answers at all.
+/// How long opening may take, or everything of a round but its COMMIT. Far above what either needs: the server's own
+/// timeouts come first, as long as it answers at all.
 const ROUND: Duration = Duration::from_secs(120);
 
 /// How long a COMMIT may take before its outcome is looked up.
@@ -443,7 +443,7 @@ impl Sink for PostgresSink {
             })?;
         let mut writer =
             Writer { address, sink, start: start.clone(), through: None, session: None, abandoned: None };
-        let opened = runtime.block_on(async {
+        let opening = async {
             let session = Session::connect(&writer.address).await?;
             migrate(&session).await?;
             let progress = writer.take_over(&session).await?;
@@ -451,7 +451,9 @@ impl Sink for PostgresSink {
                 if self.config.skip_stored { read_stored(&session).await? } else { Stored::default() };
             session.make_tables().await?;
             Ok((session, progress, stored))
-        });
+        };
+        let opened = runtime
+            .block_on(async { timeout(ROUND, opening).await.unwrap_or(Err(Trouble::Slow("opening"))) });
         let (session, progress, stored) = opened.map_err(|trouble| self.open_error(what, trouble))?;
         writer.session = Some(session);
         self.open = Some(Open { runtime, writer, stored });
