@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::atomic::AtomicBool;
 
 use crate::common::{Expected, FLOW, hard, headwater, succeed};
@@ -187,4 +188,50 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_and_with_three() {
         headwater::topics::create_topics(&brokers, &options, &headwater::topics::standard())
             .expect("created again");
     }
+}
+
+/// There are no checkpoints yet, so each run reads again some of what the one before it has stored.
+#[test]
+fn every_record_is_in_postgresql_once_though_runs_were_killed() {
+    let records = 60_000;
+    let dir = tempfile::tempdir().expect("a directory");
+    let brokers = brokers();
+    let topics = Topics::connect(&brokers, &BTreeMap::new()).expect("connected");
+    topics.create(&[TopicSpec::new("raw-killed", 6)]).expect("created");
+    produce("raw-killed", &hard(8), records, &dir.path().join("records.ndjson"));
+    let postgres = Database::create("killed");
+    let config = dir.path().join("run.toml");
+    let text = format!(
+        "pipeline = \"killed\"\n[source]\nkind = \"kafka\"\ntopic = \"raw-killed\"\nbrokers = {brokers:?}\n\
+         [limits]\nbytes_in_flight = \"1MiB\"\n[sinks.postgres]\nurl = {:?}\ncommit_interval = \"0ms\"\n",
+        postgres.url()
+    );
+    fs::write(&config, text).expect("written");
+    let arguments = ["run", config.to_str().expect("UTF-8"), "-w", "2", "--until-end", "--close"];
+
+    let stored = || match postgres.ask("SELECT to_regclass('dead_letters') IS NOT NULL")[0].as_str() {
+        "t" => postgres.ask("SELECT count(*) FROM events")[0].parse::<u64>().expect("a number"),
+        _ => 0,
+    };
+    for _ in 0..2 {
+        let enough = stored() + records / 10;
+        let mut run = headwater(&arguments).stderr(Stdio::null()).spawn().expect("started");
+        while stored() < enough {
+            assert_eq!(run.try_wait().expect("asked"), None, "it was to be killed on its way");
+        }
+        run.kill().expect("killed");
+        run.wait().expect("gone");
+    }
+    succeed(&mut headwater(&arguments));
+
+    let both =
+        "(SELECT partition, \"offset\" FROM events UNION ALL SELECT partition, \"offset\" FROM dead_letters)";
+    let counts = format!(
+        "SELECT concat(count(*), ' ', count(DISTINCT (partition, \"offset\"))) FROM {both} AS stored"
+    );
+    assert_eq!(postgres.ask(&counts), [format!("{records} {records}")]);
+    assert_eq!(
+        postgres.ask("SELECT count(DISTINCT generation) FROM headwater_progress WHERE through > 0"),
+        ["3"]
+    );
 }
