@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use headwater_dataflows::Epoch;
 use headwater_sinks::postgres::PostgresConfig;
-use headwater_sinks::{Cell, Changes, CommitError, OpenError, Progress, Shards, Sink, tables};
+use headwater_sinks::{Cell, Changes, CommitError, OpenError, Progress, Shards, Sink, Start, tables};
 
 use support::{Database, add_event, alert, dead_letter, event, permit, start};
 
@@ -195,6 +195,18 @@ fn a_later_start_fences_the_writer_before_it_for_ever() {
     new.stage(Epoch(2), event(0, 2, "new")).expect("staged");
     new.commit(permit(2)).expect("committed");
     assert_eq!(database.rows("SELECT event_id FROM events ORDER BY \"offset\""), ["old", "new"]);
+}
+
+/// The server cuts the names of sessions at 63 bytes.
+#[test]
+fn long_names_do_not_hide_the_backends_of_older_starts() {
+    let database = Database::create();
+    let (mut old, mut new) = (database.sink(), database.sink());
+    let of = |generation| Start { pipeline: "p".repeat(100), ..start(generation) };
+    old.open(&of(1)).expect("opened");
+    new.open(&of(2)).expect("opened");
+    let names = database.rows(&format!("SELECT application_name {OURS}"));
+    assert!(names.len() == 1 && names[0].ends_with(":2:0"), "{names:?}");
 }
 
 #[test]
