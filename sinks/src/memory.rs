@@ -124,6 +124,9 @@ impl Sink for MemorySink {
         let Some(start) = &self.start else {
             return Err(CommitError::Failed { sink, through, reason: "the sink is not open".into() });
         };
+        if state.progress.as_ref().is_some_and(|found| found.generation > start.generation) {
+            return Err(CommitError::Fenced { sink, reason: "a later start has written here".into() });
+        }
         let later = self.staged.split_off(&through.next());
         for (epoch, mut changes) in std::mem::replace(&mut self.staged, later) {
             state.committed.entry(epoch).or_default().append(&mut changes);

@@ -1,4 +1,4 @@
-//! Times as text.
+//! Times and decimal numbers as text.
 
 /// A time, in milliseconds since 1970, as RFC 3339 in UTC with milliseconds.
 pub(crate) fn rfc3339(ms: i64) -> String {
@@ -27,4 +27,24 @@ pub(crate) fn decimal(micros: i128) -> String {
     }
     let digits = format!("{fraction:06}");
     format!("{sign}{whole}.{}", digits.trim_end_matches('0'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decimals_keep_every_digit_and_no_trailing_zeros() {
+        for (micros, text) in [
+            (0, "0"),
+            (1, "0.000001"),
+            (-10_000, "-0.01"),
+            (999_999, "0.999999"),
+            (123_400_000_000, "123400"),
+            (-123_456_789_012_345_678, "-123456789012.345678"),
+            (i128::MIN, "-170141183460469231731687303715884.105728"),
+        ] {
+            assert_eq!(decimal(micros), text);
+        }
+    }
 }

@@ -69,31 +69,43 @@ pub fn write_files(dir: &Path, settings: &GeneratorSettings, records: u64) -> Ve
         .collect()
 }
 
-/// Has the oracle say what must come of an input, and holds what is in a SQLite database against it. `input` are the
-/// oracle's arguments that name the input.
-///
-/// # Panics
-/// With the first differences, if there are any.
-pub fn judge(dir: &Path, config: &Path, input: &[&str], bindings: &Path, database: &Path) {
-    let oracle = root().join("tests/oracle");
-    let python = |script: &Path| {
-        let mut command = Command::new("python3");
-        command.arg(script);
-        command
-    };
-    let (expected, actual) = (dir.join("expected"), dir.join("actual"));
-    succeed(
-        python(&oracle)
-            .arg("--config")
-            .arg(config)
-            .args(input)
-            .arg("--bindings")
-            .arg(bindings)
-            .arg("--out")
-            .arg(&expected),
-    );
-    succeed(python(&oracle.join("dump.py")).arg(database).arg(&actual));
-    succeed(python(&oracle.join("compare.py")).arg(&expected).arg(&actual));
+/// A script of the oracle, to be run.
+fn oracle(script: &str) -> Command {
+    let mut command = Command::new("python3");
+    command.arg(root().join("tests/oracle").join(script));
+    command
+}
+
+/// What the oracle says must come of an input.
+pub struct Expected(PathBuf);
+
+impl Expected {
+    /// Has the oracle write it down in `dir`. `input` are its arguments that name the input.
+    pub fn of(dir: &Path, config: &Path, input: &[&str], bindings: &Path) -> Expected {
+        let out = dir.join("expected");
+        let mut command = oracle("__main__.py");
+        command.arg("--config").arg(config).args(input);
+        succeed(command.arg("--bindings").arg(bindings).arg("--out").arg(&out));
+        Expected(out)
+    }
+
+    /// Holds tables, each a file of NDJSON, against it.
+    ///
+    /// # Panics
+    /// With the first differences, if there are any.
+    pub fn judge(&self, tables: &Path) {
+        succeed(oracle("compare.py").arg(&self.0).arg(tables));
+    }
+
+    /// Holds a SQLite database against it.
+    ///
+    /// # Panics
+    /// With the first differences, if there are any.
+    pub fn judge_sqlite(&self, database: &Path) {
+        let actual = database.with_extension("tables");
+        succeed(oracle("dump.py").arg(database).arg(&actual));
+        self.judge(&actual);
+    }
 }
 
 /// The windows and patterns of the tests: one of each kind.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::common::{FLOW, hard, headwater, judge, succeed, write_files};
+use crate::common::{Expected, FLOW, hard, headwater, succeed, write_files};
 
 /// Runs NDJSON files into SQLite and judges the result.
 fn files_into_sqlite(seed: u64, records: u64, workers: &str) {
@@ -20,7 +20,7 @@ fn files_into_sqlite(seed: u64, records: u64, workers: &str) {
     succeed(headwater(&arguments).arg(&bindings));
     let mut input = vec!["--files"];
     input.extend(names.iter().map(String::as_str));
-    judge(dir.path(), &config, &input, &bindings, &database);
+    Expected::of(dir.path(), &config, &input, &bindings).judge_sqlite(&database);
 }
 
 #[test]

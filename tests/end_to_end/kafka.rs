@@ -1,11 +1,13 @@
-//! The main job on a real Kafka: records in, topics and tables out, with one worker and with three.
+//! The main job on a real Kafka: records in; topics, SQLite and PostgreSQL out; with one worker and with three.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::atomic::AtomicBool;
 
-use crate::common::{FLOW, hard, headwater, judge, succeed};
+use crate::common::{Expected, FLOW, hard, headwater, succeed};
+use crate::postgres::Database;
 use headwater::source::generator::{GeneratorSettings, RecordMaker};
 use headwater::source::kafka::dead_letters::{DeadLetter, DeadLetters};
 use headwater::source::kafka::produce::{Produced, Producer};
@@ -164,16 +166,22 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_and_with_three() {
         fs::create_dir(&at).expect("a directory");
         let (config, database, bindings) =
             (at.join("run.toml"), at.join("results.db"), at.join("bindings.ndjson"));
+        let postgres = Database::create(&format!("flow_{workers}"));
         let text = format!(
             "pipeline = \"flow-{workers}\"\n[source]\nkind = \"kafka\"\ntopic = \"raw-flow\"\nbrokers = {brokers:?}\n{FLOW}\
-             [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.sqlite]\npath = {:?}\n",
-            database.display().to_string()
+             [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.sqlite]\npath = {:?}\n[sinks.postgres]\nurl = {:?}\n",
+            database.display().to_string(),
+            postgres.url()
         );
         fs::write(&config, text).expect("written");
         let arguments =
             ["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end", "--close", "--bindings"];
         succeed(headwater(&arguments).arg(&bindings));
-        judge(&at, &config, &["--records", recorded.to_str().expect("UTF-8")], &bindings, &database);
+        let input = ["--records", recorded.to_str().expect("UTF-8")];
+        let expected = Expected::of(&at, &config, &input, &bindings);
+        expected.judge_sqlite(&database);
+        postgres.dump(&at.join("postgres"));
+        expected.judge(&at.join("postgres"));
         topics_agree(&Tables(rusqlite::Connection::open(&database).expect("a database")));
 
         let topics = Topics::connect(&brokers, &options).expect("connected");
@@ -181,4 +189,50 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_and_with_three() {
         headwater::topics::create_topics(&brokers, &options, &headwater::topics::standard())
             .expect("created again");
     }
+}
+
+/// There are no checkpoints yet, so each run reads again some of what the one before it has stored.
+#[test]
+fn every_record_is_in_postgresql_once_though_runs_were_killed() {
+    let records = 60_000;
+    let dir = tempfile::tempdir().expect("a directory");
+    let brokers = brokers();
+    let topics = Topics::connect(&brokers, &BTreeMap::new()).expect("connected");
+    topics.create(&[TopicSpec::new("raw-killed", 6)]).expect("created");
+    produce("raw-killed", &hard(8), records, &dir.path().join("records.ndjson"));
+    let postgres = Database::create("killed");
+    let config = dir.path().join("run.toml");
+    let text = format!(
+        "pipeline = \"killed\"\n[source]\nkind = \"kafka\"\ntopic = \"raw-killed\"\nbrokers = {brokers:?}\n\
+         [limits]\nbytes_in_flight = \"1MiB\"\n[sinks.postgres]\nurl = {:?}\ncommit_interval = \"0ms\"\n",
+        postgres.url()
+    );
+    fs::write(&config, text).expect("written");
+    let arguments = ["run", config.to_str().expect("UTF-8"), "-w", "2", "--until-end", "--close"];
+
+    let stored = || match postgres.ask("SELECT to_regclass('dead_letters') IS NOT NULL")[0].as_str() {
+        "t" => postgres.ask("SELECT count(*) FROM events")[0].parse::<u64>().expect("a number"),
+        _ => 0,
+    };
+    for _ in 0..2 {
+        let before = stored();
+        let mut run = headwater(&arguments).stderr(Stdio::null()).spawn().expect("started");
+        while stored() == before {
+            assert_eq!(run.try_wait().expect("asked"), None, "it was to be killed on its way");
+        }
+        run.kill().expect("killed");
+        run.wait().expect("gone");
+    }
+    succeed(&mut headwater(&arguments));
+
+    let both =
+        "(SELECT partition, \"offset\" FROM events UNION ALL SELECT partition, \"offset\" FROM dead_letters)";
+    let counts = format!(
+        "SELECT concat(count(*), ' ', count(DISTINCT (partition, \"offset\"))) FROM {both} AS stored"
+    );
+    assert_eq!(postgres.ask(&counts), [format!("{records} {records}")]);
+    assert_eq!(
+        postgres.ask("SELECT count(DISTINCT generation) FROM headwater_progress WHERE through > 0"),
+        ["3"]
+    );
 }

@@ -5,3 +5,4 @@ mod crash;
 mod files;
 mod kafka;
 mod live;
+mod postgres;

@@ -1,3 +1,4 @@
+-- Times are in whole milliseconds, those beyond what timestamptz holds infinity or -infinity; decimal numbers are exact.
 CREATE TABLE events (
     partition integer NOT NULL, "offset" bigint NOT NULL, epoch bigint NOT NULL, event_id text NOT NULL,
     event_type text NOT NULL, key_kind text NOT NULL, "key" text NOT NULL, event_time timestamptz NOT NULL,
@@ -31,8 +32,10 @@ CREATE TABLE dead_letters (
     PRIMARY KEY (partition, "offset")
 );
 
+-- One row per writer and start, made when the writer opens: `through` is null until its first commit, and
+-- `fenced_by` is set by the later start that took over. `shards` is a set of 64 bits.
 CREATE TABLE headwater_progress (
     pipeline text NOT NULL, sink text NOT NULL, generation bigint NOT NULL, writer integer NOT NULL,
-    lineage text NOT NULL, shards bigint NOT NULL, through bigint NOT NULL,
+    lineage text NOT NULL, shards bigint NOT NULL, through bigint, fenced_by bigint,
     PRIMARY KEY (pipeline, sink, generation, writer)
 );

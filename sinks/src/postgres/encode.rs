@@ -1,94 +1,162 @@
-//! Rows in the binary format of `COPY`: PostgreSQL's documentation, "COPY", "Binary Format".
+//! Rows in PostgreSQL's binary COPY format.
+//!
+//! A row is the number of its fields and, for each, its length (−1 for null) and its value in the type's binary
+//! form, all in network order. Equal cells have equal bytes, so a key is compared by its bytes.
 
 use crate::Cell;
 use crate::tables::{Column, ColumnType};
 
-/// Seconds from 1970-01-01 to 2000-01-01, where PostgreSQL counts from.
-const EPOCH_2000: i64 = 946_684_800;
+/// What a COPY stream begins with: the signature, no flags, no extension.
+pub(super) const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
-/// Rows on their way into a table.
-pub(super) struct CopyBuffer(Vec<u8>);
+/// What a COPY stream ends with, in place of a number of fields.
+pub(super) const TRAILER: &[u8] = &(-1i16).to_be_bytes();
 
-impl CopyBuffer {
-    /// With the header, and no row yet.
-    pub fn new() -> CopyBuffer {
-        let mut bytes = b"PGCOPY\n\xff\r\n\0".to_vec();
-        bytes.extend_from_slice(&[0; 8]);
-        CopyBuffer(bytes)
+/// How many bytes a row's number of fields takes.
+pub(super) const COUNT: usize = 2;
+
+/// Milliseconds from 1970 to 2000, where PostgreSQL's time begins.
+const EPOCH_MS: i64 = 946_684_800_000;
+
+/// The times that PostgreSQL takes, in microseconds since 2000: 4714-11-24 BC up to the year 294276, inclusive.
+const TIMES_US: std::ops::Range<i64> = -211_813_488_000_000_000..9_223_371_331_200_000_000;
+
+/// Appends a row of `columns`.
+///
+/// # Errors
+/// If there are not as many cells as columns, or a cell is none that its column can hold; `out` then holds a part
+/// of the row.
+pub(super) fn row<'a>(
+    out: &mut Vec<u8>,
+    columns: &[Column],
+    cells: impl Iterator<Item = Cell<'a>>,
+) -> Result<(), String> {
+    let count = i16::try_from(columns.len()).map_err(|_| "too many columns".to_owned())?;
+    out.extend_from_slice(&count.to_be_bytes());
+    let mut columns = columns.iter();
+    for cell in cells {
+        let column = columns.next().ok_or("the row has more cells than the table has columns")?;
+        field(out, column.kind, cell).map_err(|reason| format!("column {}: {reason}", column.name))?;
     }
+    match columns.next() {
+        Some(column) => Err(format!("the row has no cell for column {}", column.name)),
+        None => Ok(()),
+    }
+}
 
-    /// Appends a row of these columns.
-    pub fn row<'a>(&mut self, columns: &[Column], cells: impl Iterator<Item = Cell<'a>>) {
-        let out = &mut self.0;
-        out.extend_from_slice(&(columns.len() as i16).to_be_bytes());
-        for (column, cell) in columns.iter().zip(cells) {
-            let at = out.len();
-            out.extend_from_slice(&(-1i32).to_be_bytes());
-            match cell {
-                Cell::Null => continue,
-                Cell::Bool(value) => out.push(value.into()),
-                Cell::Int(value) if column.kind == ColumnType::Int => {
-                    out.extend_from_slice(&(value as i32).to_be_bytes())
-                }
-                Cell::Int(value) => out.extend_from_slice(&value.to_be_bytes()),
-                Cell::Float(value) => out.extend_from_slice(&value.to_be_bytes()),
-                Cell::Micros(value) => numeric(out, value),
-                Cell::Time(ms) => out.extend_from_slice(&timestamp(ms).to_be_bytes()),
-                Cell::Text(text) => out.extend_from_slice(text.as_bytes()),
-                Cell::Json(text) => {
-                    out.push(1);
-                    out.extend_from_slice(text.as_bytes());
-                }
-                Cell::Bytes(bytes) => out.extend_from_slice(bytes),
-            }
-            let len = (out.len() - at - 4) as i32;
-            out[at..at + 4].copy_from_slice(&len.to_be_bytes());
+/// Where the first `n` fields of a row that [`row`] wrote end.
+pub(super) fn leading_fields(row: &[u8], n: usize) -> usize {
+    let mut end = COUNT;
+    for _ in 0..n {
+        let Some(length) = row[end..].first_chunk() else { break };
+        end += 4 + usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
+    }
+    end
+}
+
+fn field(out: &mut Vec<u8>, kind: ColumnType, cell: Cell<'_>) -> Result<(), String> {
+    match (kind, cell) {
+        (_, Cell::Null) => out.extend_from_slice(&(-1i32).to_be_bytes()),
+        (ColumnType::Bool, Cell::Bool(value)) => sized(out, &[u8::from(value)])?,
+        (ColumnType::Int, Cell::Int(value)) => {
+            let value = i32::try_from(value).map_err(|_| format!("{value} exceeds 32 bits"))?;
+            sized(out, &value.to_be_bytes())?;
         }
+        (ColumnType::BigInt, Cell::Int(value)) => sized(out, &value.to_be_bytes())?,
+        (ColumnType::Double, Cell::Float(value)) => sized(out, &value.to_be_bytes())?,
+        (ColumnType::Numeric, Cell::Micros(value)) => numeric(out, value),
+        (ColumnType::Time, Cell::Time(ms)) => sized(out, &microseconds(ms).to_be_bytes())?,
+        (ColumnType::Text, Cell::Text(value)) if value.as_bytes().contains(&0) => {
+            return Err("the text has a NUL".to_owned());
+        }
+        (ColumnType::Text, Cell::Text(value)) => sized(out, value.as_bytes())?,
+        (ColumnType::Json, Cell::Json(value)) if has_nul(value) => {
+            return Err("the JSON document has a NUL".to_owned());
+        }
+        (ColumnType::Json, Cell::Json(value)) => {
+            length(out, value.len() + 1)?;
+            out.push(1); // The version of jsonb's binary form, which is its text.
+            out.extend_from_slice(value.as_bytes());
+        }
+        (ColumnType::Bytes, Cell::Bytes(value)) => sized(out, value)?,
+        (kind, cell) => return Err(format!("{} is no {kind:?}", name(cell))),
     }
+    Ok(())
+}
 
-    /// With the trailer.
-    pub fn finish(mut self) -> Vec<u8> {
-        self.0.extend_from_slice(&(-1i16).to_be_bytes());
-        self.0
+/// Microseconds since 2000. What lies beyond the times of PostgreSQL becomes its `infinity` or `-infinity`: a record of
+/// a file has no timestamp (`i64::MAX`), and a producer may give a record of Kafka any.
+fn microseconds(ms: i64) -> i64 {
+    let us = ms.checked_sub(EPOCH_MS).and_then(|ms| ms.checked_mul(1000));
+    let infinity = if ms < 0 { i64::MIN } else { i64::MAX };
+    us.filter(|us| TIMES_US.contains(us)).unwrap_or(infinity)
+}
+
+/// What a cell is, without what it holds.
+fn name(cell: Cell<'_>) -> &'static str {
+    match cell {
+        Cell::Null => "null",
+        Cell::Bool(_) => "a truth value",
+        Cell::Int(_) => "a whole number",
+        Cell::Float(_) => "a double",
+        Cell::Micros(_) => "a decimal number",
+        Cell::Time(_) => "a time",
+        Cell::Text(_) => "a text",
+        Cell::Json(_) => "a JSON document",
+        Cell::Bytes(_) => "a sequence of bytes",
     }
 }
 
-/// Microseconds since 2000. The file source's records have no clock: their timestamp is `infinity`.
-fn timestamp(ms: i64) -> i64 {
-    if ms == i64::MAX { i64::MAX } else { ms.saturating_sub(EPOCH_2000 * 1000).saturating_mul(1000) }
+/// Whether a JSON text has a NUL, as such or escaped: jsonb has no room for it.
+fn has_nul(json: &str) -> bool {
+    json.as_bytes().contains(&0)
+        || json.match_indices(r"\u0000").any(|(at, _)| {
+            let before = json.as_bytes()[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
+            before % 2 == 0
+        })
 }
 
-/// A decimal number: groups of four digits, the weight of the first, sign, and digits behind the point.
+fn length(out: &mut Vec<u8>, length: usize) -> Result<(), String> {
+    let length = i32::try_from(length).map_err(|_| format!("{length} bytes exceed what a field can hold"))?;
+    out.extend_from_slice(&length.to_be_bytes());
+    Ok(())
+}
+
+fn sized(out: &mut Vec<u8>, value: &[u8]) -> Result<(), String> {
+    length(out, value.len())?;
+    out.extend_from_slice(value);
+    Ok(())
+}
+
+/// Appends millionths as a `numeric`: digits to the base 10,000, of which the first stands for 10,000^weight.
 fn numeric(out: &mut Vec<u8>, micros: i128) {
+    const BASE: u128 = 10_000;
     let size = micros.unsigned_abs();
-    let (mut whole, fraction) = (size / 1_000_000, (size % 1_000_000) as u32);
-    let mut groups = Vec::with_capacity(12);
+    let (mut whole, fraction) = (size / 1_000_000, size % 1_000_000 * 100);
+    // From the least digit up: two of the fraction, then as many as the whole has, at most nine.
+    let mut digits = [0u16; 12];
+    (digits[0], digits[1]) = ((fraction % BASE) as u16, (fraction / BASE) as u16);
+    let mut high = 2;
     while whole > 0 {
-        groups.push((whole % 10_000) as i16);
-        whole /= 10_000;
+        digits[high] = (whole % BASE) as u16;
+        whole /= BASE;
+        high += 1;
     }
-    groups.reverse();
-    let mut weight = groups.len() as i16 - 1;
-    groups.extend([(fraction / 100) as i16, (fraction % 100 * 100) as i16]);
-    while groups.last() == Some(&0) {
-        groups.pop();
+    while high > 0 && digits[high - 1] == 0 {
+        high -= 1;
     }
-    let leading = groups.iter().take_while(|group| **group == 0).count();
-    groups.drain(..leading);
-    weight -= leading as i16;
-    if groups.is_empty() {
-        weight = 0;
-    }
-    let mut scale = 6i16;
-    let mut rest = fraction;
-    while scale > 0 && rest.is_multiple_of(10) {
-        rest /= 10;
-        scale -= 1;
-    }
+    let low = digits[..high].iter().take_while(|&&digit| digit == 0).count();
+    let count = high - low;
+    let weight = if count == 0 { 0 } else { high as i16 - 3 };
     let sign: u16 = if micros < 0 { 0x4000 } else { 0 };
-    out.extend_from_slice(&(groups.len() as i16).to_be_bytes());
+    // As many decimals as are not trailing zeros.
+    let scale = (0..=6u32).find(|&places| size.is_multiple_of(10u128.pow(6 - places))).unwrap_or(6) as u16;
+    out.extend_from_slice(&(8 + 2 * count as i32).to_be_bytes());
+    out.extend_from_slice(&(count as u16).to_be_bytes());
     out.extend_from_slice(&weight.to_be_bytes());
     out.extend_from_slice(&sign.to_be_bytes());
     out.extend_from_slice(&scale.to_be_bytes());
-    groups.iter().for_each(|group| out.extend_from_slice(&group.to_be_bytes()));
+    for digit in digits[low..high].iter().rev() {
+        out.extend_from_slice(&digit.to_be_bytes());
+    }
 }

@@ -1,33 +1,74 @@
-//! PostgreSQL: append-only tables by binary `COPY`, keyed tables by way of staging tables, one transaction a round.
+//! PostgreSQL 14 to 18: one transaction a round, on a connection of this sink's own.
 //!
-//! Every round begins by moving this writer's progress row on, which fails once a later start has written: so a
-//! writer that was asleep cannot come back. If the outcome of a COMMIT is unknown, the old backend is ended, and the
-//! progress row says what happened.
+//! ```text
+//!   stage ── rows, encoded ──▶ by epoch ──┐
+//!                                         │   BEGIN
+//!   commit(through E) ────────────────────┼─▶ progress: last → E, unless fenced      else: CommitError::Fenced
+//!                                         │   append-only: COPY to the table
+//!                                         │   keyed: COPY to the session's table, INSERT … ON CONFLICT, DELETE
+//!                                         └─▶ COMMIT ── no answer? end the backend, read progress: E or last?
+//! ```
+//!
+//! Each writer has a row of progress for each start, made when it opens. Opening sets `fenced_by` on the rows of
+//! older starts, after their backends are gone: a round that they have under way is then either committed, and
+//! its progress is read here, or it will find itself fenced.
 
+mod connection;
 mod encode;
-mod session;
+mod sql;
+mod staged;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
 
 use headwater_dataflows::Epoch;
-use tokio::runtime::Runtime;
-use tokio_postgres::config::SslMode;
+use sha2::{Digest, Sha256};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::{Instant, sleep, timeout};
 
-use self::session::{Session, Unfit};
+use self::connection::{Address, Backend, Session, Trouble};
+use self::staged::{LastChanges, Staged, Stored};
 use crate::Changes;
-use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, Start};
-use crate::tables::TABLES;
+use crate::contract::{
+    CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, StageError, Start,
+};
+use crate::migrations::{Migration, pending};
+use crate::tables::{Mode, TABLES};
 
-/// Where to write.
+const MIGRATIONS: [Migration; 1] =
+    [Migration { number: 1, name: "tables", sql: include_str!("../../migrations/postgres/0001_tables.sql") }];
+
+/// How long opening may take, or everything of a round but its COMMIT. Far above what either needs: the server's own
+/// timeouts come first, as long as it answers at all.
+const ROUND: Duration = Duration::from_secs(120);
+
+/// How long a COMMIT may take before its outcome is looked up.
+const COMMIT: Duration = Duration::from_secs(30);
+
+/// How long an unknown outcome is asked for.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// Where and what to write.
 #[derive(Clone)]
 pub struct PostgresConfig {
     /// The sink's name.
     pub name: String,
-    /// `postgres://user:password@host:port/database`.
+    /// The server and database, as `postgres://user:password@host:port/database`.
     pub url: String,
-    /// Whether to leave out rows of append-only tables at or below the greatest offset stored: for starts that read
-    /// again what was committed before, since without a checkpoint nothing else says how far that was.
+    /// Whether input records that are stored already are passed over. For pipelines whose input is read again
+    /// from older offsets than their progress; it costs a look-up for each row below the greatest offset found.
     pub skip_stored: bool,
+}
+
+impl fmt::Debug for PostgresConfig {
+    /// Without the url, which has a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresConfig")
+            .field("name", &self.name)
+            .field("skip_stored", &self.skip_stored)
+            .finish_non_exhaustive()
+    }
 }
 
 impl PostgresConfig {
@@ -41,138 +82,346 @@ impl PostgresConfig {
 pub struct PostgresSink {
     config: PostgresConfig,
     open: Option<Open>,
-    staged: BTreeMap<Epoch, Vec<Changes>>,
+    staged: BTreeMap<Epoch, Vec<Staged>>,
 }
 
 struct Open {
+    /// Drives the sessions, while a call of the sink runs.
     runtime: Runtime,
-    server: tokio_postgres::Config,
-    session: Option<Session>,
+    writer: Writer,
+    stored: Stored,
+}
+
+/// The writer of one start, from one session to the next.
+struct Writer {
+    address: Address,
+    sink: String,
     start: Start,
-    through: Epoch,
-    stored: HashMap<i64, i64>,
+    /// What the progress row of this writer says.
+    through: Option<Epoch>,
+    session: Option<Session>,
+    /// The backend of a session that was given up: it may hold locks, and its COMMIT may yet come.
+    abandoned: Option<Backend>,
 }
 
-/// How a round ended.
+/// What the fencing statement said.
 enum Round {
-    Committed,
+    Written,
     Fenced,
-    /// It did not happen.
-    Failed(tokio_postgres::Error),
-    /// COMMIT was sent to this backend, and no answer came.
-    Unknown(i32, tokio_postgres::Error),
 }
 
-impl PostgresSink {
-    fn refused(&self, reason: impl Into<String>) -> OpenError {
-        OpenError::Refused { sink: self.config.name.clone(), reason: reason.into() }
+/// How a COMMIT without an answer ended.
+enum Outcome {
+    Happened,
+    DidNotHappen,
+    Other,
+}
+
+impl Writer {
+    fn generation(&self) -> i64 {
+        self.start.generation.0 as i64
     }
 
-    fn unavailable(&self, source: impl std::error::Error + Send + Sync + 'static) -> OpenError {
-        OpenError::Unavailable {
-            sink: self.config.name.clone(),
-            what: "the database".into(),
-            source: Box::new(source),
-        }
+    fn process(&self) -> i32 {
+        self.start.process as i32
     }
 
-    fn unfit(&self, unfit: Unfit) -> OpenError {
-        match unfit {
-            Unfit::Error(error) => self.unavailable(error),
-            Unfit::Refused(reason) => self.refused(reason),
-        }
-    }
-
-    async fn prepare(
-        &self,
-        server: &tokio_postgres::Config,
-        start: &Start,
-    ) -> Result<(Session, Vec<Progress>, Epoch, HashMap<i64, i64>), OpenError> {
-        let name = &self.config.name;
-        let session = Session::connect(server, start, name).await.map_err(|unfit| self.unfit(unfit))?;
-        session.migrate().await.map_err(|unfit| self.unfit(unfit))?;
-        let failed = |error| self.unavailable(error);
-        let progress = session.progress(&start.pipeline, name).await.map_err(failed)?;
-        if let Some(other) = progress.iter().find(|progress| progress.lineage != start.lineage) {
-            return Err(self.refused(format!("its progress belongs to another ledger ({})", other.lineage.0)));
-        }
-        if let Some(later) = progress.iter().find(|progress| progress.generation > start.generation) {
-            return Err(
-                self.refused(format!("a later start (generation {}) has written here", later.generation))
-            );
-        }
-        session.end_older(start, name).await.map_err(failed)?;
-        let through = progress.iter().map(|progress| progress.through).max().unwrap_or_default();
-        session.begin_progress(start, name, through).await.map_err(failed)?;
-        session.make_stages().await.map_err(failed)?;
-        let stored =
-            if self.config.skip_stored { session.stored().await.map_err(failed)? } else { HashMap::new() };
-        let own = session.own_progress(start, name).await.map_err(failed)?.unwrap_or(through);
-        Ok((session, progress, own, stored))
-    }
-
-    /// Writes a round and its progress.
-    async fn round(&self, open: &Open, session: &Session, through: Epoch) -> Round {
-        let written = async {
-            if !session.begin(&open.start, &self.config.name, open.through, through).await? {
-                session.client.batch_execute("ROLLBACK").await?;
-                return Ok(false);
+    /// Reads all progress of this sink.
+    ///
+    /// # Errors
+    /// If it is another ledger's, or a later start has been here.
+    async fn read_progress(&self, session: &Session) -> Result<Vec<Progress>, Trouble> {
+        let all = "SELECT lineage, generation, shards, through FROM headwater_progress
+                   WHERE pipeline = $1 AND sink = $2 ORDER BY generation, writer";
+        let mut progress = Vec::new();
+        for row in session.client.query(all, &[&self.start.pipeline, &self.sink]).await? {
+            let lineage = Lineage(row.get(0));
+            if lineage != self.start.lineage {
+                return Err(Trouble::Refused(format!(
+                    "its progress belongs to another ledger ({})",
+                    lineage.0
+                )));
             }
-            let round: Vec<&Changes> =
-                self.staged.range(..=through).flat_map(|(_, changes)| changes).collect();
-            for (index, table) in TABLES.iter().enumerate() {
-                session.write(index, table, &round, &open.stored).await?;
+            let generation: i64 = row.get(1);
+            if generation > self.generation() {
+                let reason = format!("a later start (generation {generation}) has written here");
+                return Err(Trouble::Refused(reason));
             }
-            Ok(true)
-        };
-        match written.await {
-            Ok(false) => Round::Fenced,
-            Ok(true) => match session.client.batch_execute("COMMIT").await {
-                Ok(()) => Round::Committed,
-                // An answer from the server says that it did not commit; silence says nothing.
-                Err(error) if error.as_db_error().is_some() && !session.client.is_closed() => {
-                    Round::Failed(error)
-                }
-                Err(error) => Round::Unknown(session.pid, error),
-            },
-            Err(error) => Round::Failed(error),
+            if let Some(through) = row.get::<_, Option<i64>>(3) {
+                progress.push(Progress {
+                    lineage,
+                    generation: Generation(generation as u64),
+                    shards: Shards(row.get::<_, i64>(2) as u64),
+                    through: Epoch(through as u64),
+                });
+            }
         }
+        Ok(progress)
     }
 
-    /// A session for the next attempt.
-    async fn connect(&self, open: &Open) -> Result<Session, String> {
-        let text = |unfit| match unfit {
-            Unfit::Error(error) => describe(&error),
-            Unfit::Refused(reason) => reason,
-        };
-        let session = Session::connect(&open.server, &open.start, &self.config.name).await.map_err(text)?;
-        session.make_stages().await.map_err(|error| describe(&error))?;
+    /// Takes over from older starts, and makes this writer's row. Returns the progress found.
+    async fn take_over(&mut self, session: &Session) -> Result<Vec<Progress>, Trouble> {
+        // Before anything is ended: whoever must not write here must not disturb those who may.
+        self.read_progress(session).await?;
+        session.end_backends(|name| is_older(name, &self.sink, &self.start)).await?;
+
+        let client = &session.client;
+        client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        let one_at_a_time = "SELECT pg_advisory_xact_lock(hashtextextended($1::text || ':' || $2::text, $3))";
+        let key = (&self.start.pipeline, &self.sink, sql::MIGRATION_LOCK);
+        client.query(one_at_a_time, &[key.0, key.1, &key.2]).await?;
+        // Refuses now, in case that somebody took over since; read again below, after the last older round.
+        self.read_progress(session).await?;
+        let fence = "UPDATE headwater_progress SET fenced_by = $3
+                     WHERE pipeline = $1 AND sink = $2 AND generation < $3 AND fenced_by IS NULL";
+        let (pipeline, generation, process) = (&self.start.pipeline, self.generation(), self.process());
+        client.execute(fence, &[pipeline, &self.sink, &generation]).await?;
+        let enter = "INSERT INTO headwater_progress (pipeline, sink, generation, writer, lineage, shards)
+                     VALUES ($1, $2, $3, $4, $5, $6)
+                     ON CONFLICT (pipeline, sink, generation, writer) DO UPDATE SET shards = excluded.shards
+                     RETURNING through";
+        let (lineage, shards) = (&self.start.lineage.0, self.start.shards.0 as i64);
+        let own =
+            client.query_one(enter, &[pipeline, &self.sink, &generation, &process, lineage, &shards]).await?;
+        self.through = own.get::<_, Option<i64>>(0).map(|through| Epoch(through as u64));
+        let progress = self.read_progress(session).await?;
+        client.batch_execute("COMMIT").await?;
+        Ok(progress)
+    }
+
+    /// A session in which the one before has surely ended.
+    async fn session(&mut self) -> Result<Session, Trouble> {
+        if let Some(session) = self.session.take() {
+            if !session.client.is_closed() {
+                return Ok(session);
+            }
+            self.abandoned = Some(session.backend);
+        }
+        let session = Session::connect(&self.address).await?;
+        if let Some(backend) = self.abandoned {
+            session.end_backend(backend).await?;
+            self.abandoned = None;
+        }
+        session.make_tables().await?;
         Ok(session)
     }
 
-    /// What became of a round whose COMMIT was not answered: whether the progress row has moved, once the backend
-    /// that may still be at work is gone.
-    async fn settle(&self, open: &Open, pid: i32) -> Result<(Session, Option<Epoch>), String> {
-        let session = self.connect(open).await?;
-        let gone = session.end_backend(pid).await.map_err(|error| describe(&error))?;
-        if !gone {
-            return Err(format!("the old backend {pid} does not end"));
+    /// Everything of a round but its COMMIT.
+    async fn write(
+        &self,
+        session: &mut Session,
+        staged: &BTreeMap<Epoch, Vec<Staged>>,
+        through: Epoch,
+    ) -> Result<Round, Trouble> {
+        session.client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        let advance = session.prepared(sql::ADVANCE).await?;
+        let (generation, process, through_number) = (self.generation(), self.process(), through.0 as i64);
+        let last = self.through.map(|last| last.0 as i64);
+        let advanced = session
+            .client
+            .execute(
+                &advance,
+                &[&self.start.pipeline, &self.sink, &generation, &process, &through_number, &last],
+            )
+            .await?;
+        if advanced == 0 {
+            return Ok(Round::Fenced);
         }
-        let own =
-            session.own_progress(&open.start, &self.config.name).await.map_err(|error| describe(&error))?;
-        Ok((session, own))
+        let round = || staged.range(..=through).flat_map(|(_, staged)| staged);
+        for (index, table) in TABLES.iter().enumerate() {
+            match table.mode {
+                Mode::Append => {
+                    let appended = round().map(|staged| staged.appended[index].as_slice());
+                    copy_some(session, &sql::copy(table), appended).await?;
+                    let replayed = round().map(|staged| staged.replayed[index].as_slice());
+                    if copy_some(session, &sql::copy_staged(table), replayed).await? {
+                        session.client.batch_execute(&sql::append_missing(table)).await?;
+                    }
+                }
+                Mode::Upsert { key } => {
+                    let last = LastChanges::of(round(), index);
+                    if copy_some(session, &sql::copy_deleted(table, key), last.deleted.into_iter()).await? {
+                        session.client.batch_execute(&sql::remove(table, key)).await?;
+                    }
+                    if copy_some(session, &sql::copy_staged(table), last.rows.into_iter()).await? {
+                        session.client.batch_execute(&sql::merge(table, key)).await?;
+                    }
+                }
+            }
+        }
+        Ok(Round::Written)
+    }
+
+    /// Finds out whether a COMMIT through `through` happened that was not answered. Tries for as long as it may.
+    async fn settle(&mut self, through: Epoch) -> Result<Outcome, Trouble> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            match self.read_own(deadline).await {
+                Ok(found) if found == Some(through) => return Ok(Outcome::Happened),
+                Ok(found) if found == self.through => return Ok(Outcome::DidNotHappen),
+                Ok(_) => return Ok(Outcome::Other),
+                Err(trouble) if Instant::now() >= deadline => return Err(trouble),
+                Err(trouble) => {
+                    tracing::warn!(sink = self.sink, %trouble, "the commit's outcome is not known yet")
+                }
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// What this writer's row says, once its backend before is gone.
+    async fn read_own(&mut self, deadline: Instant) -> Result<Option<Epoch>, Trouble> {
+        let read = async {
+            let session = self.session().await?;
+            let own = "SELECT through FROM headwater_progress
+                       WHERE pipeline = $1 AND sink = $2 AND generation = $3 AND writer = $4";
+            let (generation, process) = (self.generation(), self.process());
+            let row = session
+                .client
+                .query_opt(own, &[&self.start.pipeline, &self.sink, &generation, &process])
+                .await?;
+            self.session = Some(session);
+            Ok(row.and_then(|row| row.get::<_, Option<i64>>(0)).map(|through| Epoch(through as u64)))
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        timeout(left, read).await.unwrap_or(Err(Trouble::Slow("asking for the commit's outcome")))
+    }
+
+    /// Writes a round and makes it visible.
+    async fn commit(
+        &mut self,
+        staged: &BTreeMap<Epoch, Vec<Staged>>,
+        through: Epoch,
+    ) -> Result<(), CommitError> {
+        let sink = self.sink.clone();
+        let failed = |trouble: Trouble| CommitError::Failed {
+            sink: sink.clone(),
+            through,
+            reason: trouble.to_string(),
+        };
+        let fenced = || CommitError::Fenced {
+            sink: sink.clone(),
+            reason: "its progress row is not as this writer left it".to_owned(),
+        };
+
+        let mut session = timeout(ROUND, self.session())
+            .await
+            .unwrap_or(Err(Trouble::Slow("connecting anew")))
+            .map_err(failed)?;
+        // Until all is well, the next session has to end this one's backend.
+        self.abandoned = Some(session.backend);
+        let written = timeout(ROUND, self.write(&mut session, staged, through)).await;
+        match written.unwrap_or(Err(Trouble::Slow("the round"))).map_err(failed)? {
+            Round::Written => {}
+            Round::Fenced => return Err(fenced()),
+        }
+        let committed = timeout(COMMIT, session.client.batch_execute("COMMIT")).await;
+        let trouble = match committed {
+            Ok(Ok(())) => {
+                self.abandoned = None;
+                self.session = Some(session);
+                self.through = Some(through);
+                return Ok(());
+            }
+            Ok(Err(error)) => Trouble::Store(error),
+            Err(_) => Trouble::Slow("COMMIT"),
+        };
+        drop(session);
+        tracing::warn!(sink, %through, %trouble, "COMMIT was not answered well; asking what became of it");
+        match self.settle(through).await {
+            Ok(Outcome::Happened) => {
+                self.through = Some(through);
+                Ok(())
+            }
+            Ok(Outcome::DidNotHappen) => Err(failed(trouble)),
+            Ok(Outcome::Other) => Err(fenced()),
+            Err(last) => {
+                let reason = format!("{trouble}; then: {last}");
+                Err(CommitError::Indeterminate { sink, through, reason })
+            }
+        }
     }
 }
 
-/// An error with its causes, in one line.
-fn describe(error: &tokio_postgres::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
+/// Copies rows, if there are any, and says whether there were.
+async fn copy_some<'a>(
+    session: &mut Session,
+    copy: &str,
+    rows: impl Iterator<Item = &'a [u8]>,
+) -> Result<bool, Trouble> {
+    let mut rows = rows.filter(|rows| !rows.is_empty()).peekable();
+    let some = rows.peek().is_some();
+    if some {
+        session.copy(copy, rows).await?;
     }
-    text
+    Ok(some)
+}
+
+/// Applies what migrations are missing.
+async fn migrate(session: &Session) -> Result<(), Trouble> {
+    let client = &session.client;
+    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    client.query("SELECT pg_advisory_xact_lock($1)", &[&sql::MIGRATION_LOCK]).await?;
+    client
+        .batch_execute(
+            "CREATE TABLE IF NOT EXISTS headwater_migrations (number integer PRIMARY KEY, hash text NOT NULL)",
+        )
+        .await?;
+    let applied = client.query("SELECT number, hash FROM headwater_migrations", &[]).await?;
+    let applied: Vec<_> = applied.iter().map(|row| (row.get(0), row.get(1))).collect();
+    for migration in pending(&MIGRATIONS, &applied).map_err(Trouble::Refused)? {
+        client.batch_execute(migration.sql).await?;
+        let record = "INSERT INTO headwater_migrations (number, hash) VALUES ($1, $2)";
+        client.execute(record, &[&migration.number, &migration.hash()]).await?;
+    }
+    Ok(client.batch_execute("COMMIT").await?)
+}
+
+/// Reads the greatest offset stored of each partition.
+async fn read_stored(session: &Session) -> Result<Stored, Trouble> {
+    let mut stored = Stored::default();
+    for table in TABLES.iter().filter(|table| table.mode == Mode::Append) {
+        for row in session.client.query(&sql::greatest_offsets(table.name), &[]).await? {
+            let (partition, offset): (i32, i64) = (row.get(0), row.get(1));
+            let greatest = stored.0.entry(partition.into()).or_insert(offset);
+            *greatest = (*greatest).max(offset);
+        }
+    }
+    Ok(stored)
+}
+
+/// What the backends of a sink's writers are known by, up to the generation.
+///
+/// The server cuts names at 63 bytes and replaces what is not ASCII, so names that this would touch, or that have
+/// the separator in them, are replaced by their hash.
+fn application_prefix(sink: &str, start: &Start) -> String {
+    let pipeline = &start.pipeline;
+    let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
+    if plain(pipeline) && plain(sink) && pipeline.len() + sink.len() <= 24 {
+        return format!("headwater:{pipeline}:{sink}:");
+    }
+    let hash = Sha256::new().chain_update(pipeline).chain_update([0]).chain_update(sink).finalize();
+    let hash: String = hash[..12].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("headwater:{hash}:")
+}
+
+/// Whether a backend of this name belongs to an older start of this pipeline and sink.
+fn is_older(application_name: &str, sink: &str, start: &Start) -> bool {
+    application_name
+        .strip_prefix(&application_prefix(sink, start))
+        .and_then(|rest| rest.split_once(':'))
+        .and_then(|(generation, _)| generation.parse::<u64>().ok())
+        .is_some_and(|generation| generation < start.generation.0)
+}
+
+impl PostgresSink {
+    fn open_error(&self, what: String, trouble: Trouble) -> OpenError {
+        let sink = self.config.name.clone();
+        match trouble {
+            Trouble::Refused(reason) => OpenError::Refused { sink, reason: format!("{what}: {reason}") },
+            trouble => OpenError::Unavailable { sink, what, source: Box::new(trouble) },
+        }
+    }
 }
 
 impl Sink for PostgresSink {
@@ -181,63 +430,52 @@ impl Sink for PostgresSink {
     }
 
     fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
-        let server: tokio_postgres::Config =
-            self.config.url.parse().map_err(|_| self.refused("its url is not one of PostgreSQL"))?;
-        if !matches!(server.get_ssl_mode(), SslMode::Disable | SslMode::Prefer) {
-            return Err(self.refused("sslmode demands TLS, which this build does not have"));
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| self.unavailable(error))?;
-        let (session, progress, through, stored) = runtime.block_on(self.prepare(&server, start))?;
-        self.open =
-            Some(Open { runtime, server, session: Some(session), start: start.clone(), through, stored });
+        let sink = self.config.name.clone();
+        let name = format!("{}{}:{}", application_prefix(&sink, start), start.generation, start.process);
+        let address = Address::parse(&self.config.url, &name)
+            .map_err(|reason| self.open_error("PostgreSQL".to_owned(), Trouble::Refused(reason)))?;
+        let what = address.to_string();
+        let runtime =
+            Builder::new_current_thread().enable_all().build().map_err(|error| OpenError::Unavailable {
+                sink: sink.clone(),
+                what: "a runtime".to_owned(),
+                source: Box::new(error),
+            })?;
+        let mut writer =
+            Writer { address, sink, start: start.clone(), through: None, session: None, abandoned: None };
+        let opening = async {
+            let session = Session::connect(&writer.address).await?;
+            migrate(&session).await?;
+            let progress = writer.take_over(&session).await?;
+            let stored =
+                if self.config.skip_stored { read_stored(&session).await? } else { Stored::default() };
+            session.make_tables().await?;
+            Ok((session, progress, stored))
+        };
+        let opened = runtime
+            .block_on(async { timeout(ROUND, opening).await.unwrap_or(Err(Trouble::Slow("opening"))) });
+        let (session, progress, stored) = opened.map_err(|trouble| self.open_error(what, trouble))?;
+        writer.session = Some(session);
+        self.open = Some(Open { runtime, writer, stored });
         Ok(progress)
     }
 
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {
-        self.staged.entry(epoch).or_default().push(changes);
+        let error = |reason: String| StageError { sink: self.config.name.clone(), epoch, reason };
+        let Some(open) = &self.open else { return Err(error("the sink is not open".to_owned())) };
+        let staged = Staged::encode(&changes, &open.stored).map_err(error)?;
+        self.staged.entry(epoch).or_default().push(staged);
         Ok(())
     }
 
     fn commit(&mut self, permit: CommitPermit) -> Result<(), CommitError> {
-        let (sink, through) = (self.config.name.clone(), permit.through());
-        let failed = |reason: String| CommitError::Failed { sink: sink.clone(), through, reason };
-        let Some(mut open) = self.open.take() else { return Err(failed("the sink is not open".into())) };
-        let result = (|| {
-            let session = match open.session.take().filter(|session| !session.client.is_closed()) {
-                Some(session) => session,
-                None => open.runtime.block_on(self.connect(&open)).map_err(failed)?,
-            };
-            match open.runtime.block_on(self.round(&open, &session, through)) {
-                Round::Committed => {
-                    open.session = Some(session);
-                    Ok(())
-                }
-                Round::Fenced => {
-                    let reason =
-                        "a later start has written, or its progress row is not as it was left".to_owned();
-                    Err(CommitError::Fenced { sink: sink.clone(), reason })
-                }
-                // The session is dropped, and its transaction with it.
-                Round::Failed(error) => Err(failed(describe(&error))),
-                Round::Unknown(pid, error) => {
-                    let unknown = |reason| CommitError::Indeterminate { sink: sink.clone(), through, reason };
-                    drop(session);
-                    let (session, own) = open.runtime.block_on(self.settle(&open, pid)).map_err(unknown)?;
-                    open.session = Some(session);
-                    match own {
-                        Some(own) if own == through => Ok(()),
-                        Some(own) if own == open.through => Err(failed(describe(&error))),
-                        _ => Err(unknown("the progress row is not as it was left".into())),
-                    }
-                }
-            }
-        })();
-        if result.is_ok() {
-            open.through = through;
-            self.staged = self.staged.split_off(&through.next());
-        }
-        self.open = Some(open);
-        result
+        let through = permit.through();
+        let Some(Open { runtime, writer, .. }) = &mut self.open else {
+            let (sink, reason) = (self.config.name.clone(), "the sink is not open".to_owned());
+            return Err(CommitError::Failed { sink, through, reason });
+        };
+        runtime.block_on(writer.commit(&self.staged, through))?;
+        self.staged = self.staged.split_off(&through.next());
+        Ok(())
     }
 }

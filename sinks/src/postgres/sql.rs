@@ -1,0 +1,116 @@
+//! The statements, made from the descriptions of the tables. Every name in them is ours; values come as
+//! parameters or in a COPY.
+
+use crate::tables::{Column, Mode, TABLES, Table};
+
+/// Migrations, and nothing else, are applied under this advisory lock.
+pub(super) const MIGRATION_LOCK: i64 = 0x6865_6164_7761_7465;
+
+/// A row that is written only if this writer's progress is as it left it and nobody has taken over.
+///
+/// `fenced_by` is on the row itself, so that an update that waited for the one that fenced it sees it: the
+/// subquery alone would be answered as of before the wait.
+pub(super) const ADVANCE: &str = "
+    UPDATE headwater_progress SET through = $5
+    WHERE pipeline = $1 AND sink = $2 AND generation = $3 AND writer = $4
+      AND through IS NOT DISTINCT FROM $6 AND fenced_by IS NULL
+      AND NOT EXISTS (
+          SELECT FROM headwater_progress AS later
+          WHERE later.pipeline = $1 AND later.sink = $2 AND later.generation > $3)";
+
+/// The greatest offset of each partition that `events` or `dead_letters` has, read from their keys' ends.
+pub(super) fn greatest_offsets(table: &str) -> String {
+    format!(
+        r#"WITH RECURSIVE found (partition) AS (
+               SELECT min(partition) FROM {table}
+               UNION ALL
+               SELECT (SELECT min(partition) FROM {table} WHERE partition > found.partition)
+               FROM found WHERE found.partition IS NOT NULL)
+           SELECT partition, (SELECT max("offset") FROM {table} WHERE partition = found.partition)
+           FROM found WHERE partition IS NOT NULL"#
+    )
+}
+
+/// Makes the session's own tables, through which rows pass on their way to where they may meet others.
+pub(super) fn make_session_tables() -> String {
+    let mut sql = String::new();
+    for table in &TABLES {
+        let name = table.name;
+        sql += &format!("CREATE TEMP TABLE staged_{name} (LIKE {name}) ON COMMIT DELETE ROWS;\n");
+        if let Mode::Upsert { key } = table.mode {
+            let key = names(&table.columns[..key]);
+            sql += &format!(
+                "CREATE TEMP TABLE deleted_{name} ON COMMIT DELETE ROWS AS SELECT {key} FROM {name} WITH NO DATA;\n"
+            );
+        }
+    }
+    sql
+}
+
+/// COPY into the table itself.
+pub(super) fn copy(table: &Table) -> String {
+    copy_into(table.name, table.columns)
+}
+
+/// COPY into the session's table of rows.
+pub(super) fn copy_staged(table: &Table) -> String {
+    copy_into(&format!("pg_temp.staged_{}", table.name), table.columns)
+}
+
+/// COPY into the session's table of deleted keys.
+pub(super) fn copy_deleted(table: &Table, key: usize) -> String {
+    copy_into(&format!("pg_temp.deleted_{}", table.name), &table.columns[..key])
+}
+
+fn copy_into(to: &str, columns: &[Column]) -> String {
+    format!("COPY {to} ({}) FROM STDIN WITH (FORMAT binary)", names(columns))
+}
+
+/// Moves the session's rows to the table, in place of those with the same keys.
+pub(super) fn merge(table: &Table, key: usize) -> String {
+    let (name, columns) = (table.name, names(table.columns));
+    let set: Vec<_> = table.columns[key..]
+        .iter()
+        .map(|column| format!("\"{0}\" = excluded.\"{0}\"", column.name))
+        .collect();
+    format!(
+        "INSERT INTO {name} ({columns}) SELECT {columns} FROM pg_temp.staged_{name}
+         ON CONFLICT ({}) DO UPDATE SET {}",
+        names(&table.columns[..key]),
+        set.join(", ")
+    )
+}
+
+/// Deletes the rows with the session's deleted keys.
+pub(super) fn remove(table: &Table, key: usize) -> String {
+    let name = table.name;
+    let equal: Vec<_> = table.columns[..key]
+        .iter()
+        .map(|column| format!("{name}.\"{0}\" = deleted.\"{0}\"", column.name))
+        .collect();
+    format!("DELETE FROM {name} USING pg_temp.deleted_{name} AS deleted WHERE {}", equal.join(" AND "))
+}
+
+/// Moves to the table those of the session's rows whose input record is stored neither here nor in the other
+/// append-only tables.
+pub(super) fn append_missing(table: &Table) -> String {
+    let (name, columns) = (table.name, names(table.columns));
+    let absent: Vec<_> = TABLES
+        .iter()
+        .filter(|table| table.mode == Mode::Append)
+        .map(|Table { name, .. }| {
+            format!(
+                r#"NOT EXISTS (SELECT FROM {name} AS stored
+                   WHERE stored.partition = staged.partition AND stored."offset" = staged."offset")"#
+            )
+        })
+        .collect();
+    format!(
+        "INSERT INTO {name} ({columns}) SELECT {columns} FROM pg_temp.staged_{name} AS staged WHERE {}",
+        absent.join(" AND ")
+    )
+}
+
+fn names(columns: &[Column]) -> String {
+    columns.iter().map(|column| format!("\"{}\"", column.name)).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,108 @@
+//! Rows on their way: encoded when they are staged, so that a commit only streams them.
+
+use std::collections::HashMap;
+
+use super::encode;
+use crate::tables::{Mode, TABLES};
+use crate::{Cell, Changes, Row};
+
+/// The changes of one call of `stage`, table by table.
+#[derive(Default)]
+pub(super) struct Staged {
+    /// Rows of append-only tables, to be copied as they are.
+    pub appended: [Vec<u8>; TABLES.len()],
+    /// Rows of append-only tables that may be stored already.
+    pub replayed: [Vec<u8>; TABLES.len()],
+    keyed: [Keyed; TABLES.len()],
+}
+
+/// Changes of a keyed table, in order.
+#[derive(Default)]
+struct Keyed {
+    bytes: Vec<u8>,
+    rows: Vec<KeyedRow>,
+}
+
+struct KeyedRow {
+    deletes: bool,
+    key_end: usize,
+    end: usize,
+}
+
+/// The last change of each key of a table: rows and, for those deleted, keys.
+#[derive(Default)]
+pub(super) struct LastChanges<'a> {
+    pub rows: Vec<&'a [u8]>,
+    pub deleted: Vec<&'a [u8]>,
+}
+
+/// The greatest offset stored when the sink was opened, by partition. What lies above it is new for sure.
+#[derive(Default)]
+pub(super) struct Stored(pub HashMap<i64, i64>);
+
+impl Stored {
+    /// Whether an append-only row, which begins with partition and offset, may be stored already.
+    fn may_have(&self, row: &Row<'_>) -> bool {
+        let mut cells = row.cells();
+        match (cells.next(), cells.next()) {
+            (Some(Cell::Int(partition)), Some(Cell::Int(offset))) => {
+                self.0.get(&partition).is_some_and(|&stored| offset <= stored)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Staged {
+    /// Encodes `changes`.
+    ///
+    /// # Errors
+    /// If a row does not fit its table; the reason names the table and the column.
+    pub fn encode(changes: &Changes, stored: &Stored) -> Result<Staged, String> {
+        let mut staged = Staged::default();
+        for row in changes.rows.iter() {
+            let table = TABLES.get(row.table).ok_or_else(|| format!("there is no table {}", row.table))?;
+            let of_table = |reason| format!("table {}: {reason}", table.name);
+            match table.mode {
+                Mode::Append if row.deletes => return Err(of_table("its rows are never deleted".to_owned())),
+                Mode::Append => {
+                    let to = if stored.may_have(&row) { &mut staged.replayed } else { &mut staged.appended };
+                    encode::row(&mut to[row.table], table.columns, row.cells()).map_err(of_table)?;
+                }
+                Mode::Upsert { key } => {
+                    let columns = if row.deletes { &table.columns[..key] } else { table.columns };
+                    let Keyed { bytes, rows } = &mut staged.keyed[row.table];
+                    let start = bytes.len();
+                    encode::row(bytes, columns, row.cells()).map_err(of_table)?;
+                    let key_end = start + encode::leading_fields(&bytes[start..], key);
+                    rows.push(KeyedRow { deletes: row.deletes, key_end, end: bytes.len() });
+                }
+            }
+        }
+        Ok(staged)
+    }
+}
+
+impl<'a> LastChanges<'a> {
+    /// Reads the changes of `table` in the order of `staged`.
+    pub fn of(staged: impl Iterator<Item = &'a Staged>, table: usize) -> LastChanges<'a> {
+        let mut last = HashMap::new();
+        let mut order = 0usize;
+        for Keyed { bytes, rows } in staged.map(|staged| &staged.keyed[table]) {
+            let mut start = 0;
+            for row in rows {
+                let key = &bytes[start + encode::COUNT..row.key_end];
+                last.insert(key, (order, row.deletes, &bytes[start..row.end]));
+                order += 1;
+                start = row.end;
+            }
+        }
+        let mut last: Vec<_> = last.into_values().collect();
+        last.sort_unstable_by_key(|&(order, ..)| order);
+        let mut changes = LastChanges::default();
+        for (_, deletes, row) in last {
+            if deletes { &mut changes.deleted } else { &mut changes.rows }.push(row);
+        }
+        changes
+    }
+}

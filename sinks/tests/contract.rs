@@ -1,0 +1,325 @@
+//! One suite for every sink that keeps tables: what `SPEC.md` demands, told through the contract alone.
+
+mod support;
+
+use std::any::Any;
+use std::collections::BTreeMap;
+
+use headwater_dataflows::Epoch;
+use headwater_sinks::memory::{Fault, Memory};
+use headwater_sinks::sqlite::SqliteConfig;
+use headwater_sinks::{Cell, Changes, CommitError, Generation, Lineage, OpenError, Sink, tables};
+
+use support::{Database, add_alert, alert, dead_letter, delete_alert, event, permit, start};
+
+/// A store that sinks write to, and what a reader of committed data sees there.
+trait Store {
+    fn new() -> Self;
+    fn sink(&self) -> Box<dyn Sink>;
+    /// Id and status of each alert, by id.
+    fn alerts(&self) -> Vec<(String, String)>;
+    /// Partition and offset of each event.
+    fn events(&self) -> Vec<(i64, i64)>;
+    /// Partition and offset of each dead letter.
+    fn dead_letters(&self) -> Vec<(i64, i64)>;
+    /// Has the next commit fail, at the latest until what is returned is dropped.
+    fn fail_next(&self) -> Box<dyn Any>;
+}
+
+impl Store for Memory {
+    fn new() -> Self {
+        Memory::default()
+    }
+
+    fn sink(&self) -> Box<dyn Sink> {
+        Box::new(Memory::sink(self, "memory"))
+    }
+
+    fn alerts(&self) -> Vec<(String, String)> {
+        let mut alerts = BTreeMap::new();
+        for (_, changes) in self.committed() {
+            for row in changes.rows.iter().filter(|row| row.table == tables::ALERTS as usize) {
+                match row.cells().take(2).collect::<Vec<_>>()[..] {
+                    [Cell::Text(id), Cell::Text(status)] => alerts.insert(id.to_owned(), status.to_owned()),
+                    [Cell::Text(id)] => alerts.remove(id),
+                    ref other => panic!("{other:?} is no alert"),
+                };
+            }
+        }
+        alerts.into_iter().collect()
+    }
+
+    fn events(&self) -> Vec<(i64, i64)> {
+        offsets(self, tables::EVENTS)
+    }
+
+    fn dead_letters(&self) -> Vec<(i64, i64)> {
+        offsets(self, tables::DEAD_LETTERS)
+    }
+
+    fn fail_next(&self) -> Box<dyn Any> {
+        Memory::fail_next(self, Fault::Failed);
+        Box::new(())
+    }
+}
+
+fn offsets(memory: &Memory, table: u8) -> Vec<(i64, i64)> {
+    let mut found = Vec::new();
+    for (_, changes) in memory.committed() {
+        for row in changes.rows.iter().filter(|row| row.table == table as usize) {
+            match row.cells().take(2).collect::<Vec<_>>()[..] {
+                [Cell::Int(partition), Cell::Int(offset)] => found.push((partition, offset)),
+                ref other => panic!("{other:?} is no partition and offset"),
+            }
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+struct Sqlite {
+    folder: tempfile::TempDir,
+}
+
+impl Sqlite {
+    fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("results.db")
+    }
+
+    fn pairs<A: rusqlite::types::FromSql, B: rusqlite::types::FromSql>(&self, sql: &str) -> Vec<(A, B)> {
+        let connection = rusqlite::Connection::open(self.path()).expect("the file");
+        let mut statement = connection.prepare(sql).expect("a statement");
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("rows");
+        rows.collect::<Result<_, _>>().expect("pairs")
+    }
+}
+
+impl Store for Sqlite {
+    fn new() -> Self {
+        Sqlite { folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    fn sink(&self) -> Box<dyn Sink> {
+        Box::new(SqliteConfig { name: "sqlite".to_owned(), path: self.path() }.build())
+    }
+
+    fn alerts(&self) -> Vec<(String, String)> {
+        self.pairs("SELECT alert_id, status FROM alerts ORDER BY 1")
+    }
+
+    fn events(&self) -> Vec<(i64, i64)> {
+        self.pairs("SELECT partition, \"offset\" FROM events ORDER BY 1, 2")
+    }
+
+    fn dead_letters(&self) -> Vec<(i64, i64)> {
+        self.pairs("SELECT partition, \"offset\" FROM dead_letters ORDER BY 1, 2")
+    }
+
+    fn fail_next(&self) -> Box<dyn Any> {
+        let in_the_way = rusqlite::Connection::open(self.path()).expect("the file");
+        in_the_way.execute_batch("BEGIN IMMEDIATE").expect("the write lock");
+        Box::new(in_the_way)
+    }
+}
+
+impl Store for Database {
+    fn new() -> Self {
+        Database::create()
+    }
+
+    fn sink(&self) -> Box<dyn Sink> {
+        Box::new(Database::sink(self))
+    }
+
+    fn alerts(&self) -> Vec<(String, String)> {
+        let rows = self.rows("SELECT alert_id, status FROM alerts ORDER BY alert_id COLLATE \"C\"");
+        let pair = |row: &String| row.split_once('|').map(|(id, status)| (id.to_owned(), status.to_owned()));
+        rows.iter().map(|row| pair(row).expect("two fields")).collect()
+    }
+
+    fn events(&self) -> Vec<(i64, i64)> {
+        numbers(&self.rows("SELECT partition, \"offset\" FROM events ORDER BY 1, 2"))
+    }
+
+    fn dead_letters(&self) -> Vec<(i64, i64)> {
+        numbers(&self.rows("SELECT partition, \"offset\" FROM dead_letters ORDER BY 1, 2"))
+    }
+
+    fn fail_next(&self) -> Box<dyn Any> {
+        let gone = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name LIKE 'headwater:%'";
+        assert_eq!(self.one(gone), "1");
+        Box::new(())
+    }
+}
+
+fn numbers(rows: &[String]) -> Vec<(i64, i64)> {
+    let pair = |row: &String| row.split_once('|').map(|(a, b)| (a.parse().ok(), b.parse().ok()));
+    rows.iter()
+        .map(|row| match pair(row) {
+            Some((Some(a), Some(b))) => (a, b),
+            _ => panic!("{row} is no pair of numbers"),
+        })
+        .collect()
+}
+
+fn opened(store: &impl Store, generation: u64) -> Box<dyn Sink> {
+    let mut sink = store.sink();
+    sink.open(&start(generation)).expect("the sink opens");
+    sink
+}
+
+fn pairs(of: &[(&str, &str)]) -> Vec<(String, String)> {
+    of.iter().map(|&(id, status)| (id.to_owned(), status.to_owned())).collect()
+}
+
+fn nothing_is_visible_before_its_commit_and_all_of_it_after<S: Store>() {
+    let store = S::new();
+    let mut sink = opened(&store, 1);
+    sink.stage(Epoch(2), alert("b", "raised")).expect("staged");
+    sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
+    sink.stage(Epoch(1), dead_letter(0, 2)).expect("staged");
+    sink.stage(Epoch(3), event(0, 3, "e")).expect("staged");
+    assert_eq!((store.events(), store.dead_letters(), store.alerts()), (vec![], vec![], vec![]));
+    sink.commit(permit(2)).expect("committed");
+    assert_eq!(store.events(), [(0, 1)]);
+    assert_eq!(store.dead_letters(), [(0, 2)]);
+    assert_eq!(store.alerts(), pairs(&[("b", "raised")]));
+    sink.commit(permit(3)).expect("committed");
+    assert_eq!(store.events(), [(0, 1), (0, 3)]);
+}
+
+fn the_last_change_of_a_key_counts_by_epoch_then_by_staging<S: Store>() {
+    let store = S::new();
+    let mut sink = opened(&store, 1);
+    sink.stage(Epoch(2), alert("a", "revoked")).expect("staged");
+    sink.stage(Epoch(1), alert("a", "raised")).expect("staged");
+    let mut both = alert("b", "raised");
+    add_alert(&mut both, "b", "revoked");
+    sink.stage(Epoch(1), both).expect("staged");
+    sink.stage(Epoch(1), alert("c", "revoked")).expect("staged");
+    sink.stage(Epoch(1), alert("c", "raised")).expect("staged");
+    sink.commit(permit(2)).expect("committed");
+    assert_eq!(store.alerts(), pairs(&[("a", "revoked"), ("b", "revoked"), ("c", "raised")]));
+    sink.stage(Epoch(3), alert("b", "raised")).expect("staged");
+    sink.commit(permit(3)).expect("committed");
+    assert_eq!(store.alerts(), pairs(&[("a", "revoked"), ("b", "raised"), ("c", "raised")]));
+}
+
+fn a_deletion_removes_its_row_alone_and_may_be_followed_by_the_row_again<S: Store>() {
+    let store = S::new();
+    let mut sink = opened(&store, 1);
+    for id in ["a", "b", "c"] {
+        sink.stage(Epoch(1), alert(id, "raised")).expect("staged");
+    }
+    sink.commit(permit(1)).expect("committed");
+    let mut changes = Changes::default();
+    delete_alert(&mut changes, "a");
+    delete_alert(&mut changes, "never there");
+    delete_alert(&mut changes, "c");
+    add_alert(&mut changes, "c", "revoked");
+    add_alert(&mut changes, "d", "raised");
+    delete_alert(&mut changes, "d");
+    sink.stage(Epoch(2), changes).expect("staged");
+    sink.commit(permit(2)).expect("committed");
+    assert_eq!(store.alerts(), pairs(&[("b", "raised"), ("c", "revoked")]));
+}
+
+fn a_failed_commit_shows_nothing_and_succeeds_when_tried_again<S: Store>() {
+    let store = S::new();
+    let mut sink = opened(&store, 1);
+    sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
+    sink.commit(permit(1)).expect("committed");
+    sink.stage(Epoch(2), event(0, 2, "e")).expect("staged");
+    sink.stage(Epoch(2), alert("a", "raised")).expect("staged");
+    let fault = store.fail_next();
+    let error = sink.commit(permit(2)).expect_err("the commit fails");
+    assert!(matches!(error, CommitError::Failed { through: Epoch(2), .. }), "{error}");
+    assert_eq!((store.events(), store.alerts()), (vec![(0, 1)], vec![]));
+    drop(fault);
+    sink.commit(permit(2)).expect("committed this time");
+    assert_eq!((store.events(), store.alerts()), (vec![(0, 1), (0, 2)], pairs(&[("a", "raised")])));
+}
+
+fn reopening_returns_what_was_committed<S: Store>() {
+    let store = S::new();
+    let mut sink = store.sink();
+    assert_eq!(sink.open(&start(1)).expect("opened"), []);
+    sink.commit(permit(4)).expect("a commit of progress alone");
+    sink.stage(Epoch(5), alert("a", "raised")).expect("staged");
+    sink.commit(permit(7)).expect("committed");
+    sink.stage(Epoch(8), alert("b", "raised")).expect("staged, never committed");
+    drop(sink);
+    let mut sink = store.sink();
+    let progress = sink.open(&start(2)).expect("opened");
+    assert_eq!(progress.len(), 1);
+    assert_eq!((progress[0].through, progress[0].generation), (Epoch(7), Generation(1)));
+    assert_eq!((&progress[0].lineage, progress[0].shards), (&start(1).lineage, start(1).shards));
+    assert_eq!(store.alerts(), pairs(&[("a", "raised")]));
+}
+
+fn another_ledger_and_an_older_start_are_refused<S: Store>() {
+    let store = S::new();
+    let mut sink = opened(&store, 5);
+    sink.commit(permit(1)).expect("committed");
+    let mut stranger = start(6);
+    stranger.lineage = Lineage("ffffffffffffffffffffffffffffffff".to_owned());
+    for refused in [stranger, start(4)] {
+        let error = store.sink().open(&refused).expect_err("refused");
+        assert!(matches!(error, OpenError::Refused { .. }), "{error}");
+    }
+    sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
+    sink.commit(permit(2)).expect("those refused have disturbed nothing");
+}
+
+fn a_start_that_has_written_fences_the_one_before_it<S: Store>() {
+    let store = S::new();
+    let mut old = opened(&store, 1);
+    old.stage(Epoch(1), event(0, 1, "old")).expect("staged");
+    let mut new = opened(&store, 2);
+    new.stage(Epoch(1), event(0, 2, "new")).expect("staged");
+    new.commit(permit(1)).expect("committed");
+    let outcome = loop {
+        match old.commit(permit(1)) {
+            // Its session was ended: it finds out in the next one.
+            Err(CommitError::Failed { .. }) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(outcome, Err(CommitError::Fenced { .. })), "{outcome:?}");
+    assert_eq!(store.events(), [(0, 2)]);
+}
+
+fn a_text_that_looks_like_sql_is_only_a_text<S: Store>() {
+    let store = S::new();
+    let mut sink = opened(&store, 1);
+    let mut texts = ["'; DROP TABLE alerts; --", "\"", "\\", "$1", "?", "\t\n\\N", "\\.", "é😀", "\u{1}"];
+    for text in texts {
+        sink.stage(Epoch(1), alert(text, text)).expect("staged");
+    }
+    sink.commit(permit(1)).expect("committed");
+    texts.sort_unstable();
+    assert_eq!(store.alerts(), texts.map(|text| (text.to_owned(), text.to_owned())));
+}
+
+macro_rules! suite {
+    ($name:ident, $store:ty, [$($test:ident),* $(,)?]) => {
+        mod $name {
+            $(#[test] fn $test() { super::$test::<$store>(); })*
+        }
+    };
+    ($($name:ident: $store:ty),*) => {
+        $(suite!($name, $store, [
+            nothing_is_visible_before_its_commit_and_all_of_it_after,
+            the_last_change_of_a_key_counts_by_epoch_then_by_staging,
+            a_deletion_removes_its_row_alone_and_may_be_followed_by_the_row_again,
+            a_failed_commit_shows_nothing_and_succeeds_when_tried_again,
+            reopening_returns_what_was_committed,
+            another_ledger_and_an_older_start_are_refused,
+            a_start_that_has_written_fences_the_one_before_it,
+            a_text_that_looks_like_sql_is_only_a_text,
+        ]);)*
+    };
+}
+
+suite!(memory: super::Memory, sqlite: super::Sqlite, postgres: super::Database);

@@ -1,0 +1,389 @@
+//! What only PostgreSQL can show: how rows read back through SQL, and every way in which a session, a round or a
+//! whole writer may be lost.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use headwater_dataflows::Epoch;
+use headwater_sinks::postgres::PostgresConfig;
+use headwater_sinks::{Cell, Changes, CommitError, OpenError, Progress, Shards, Sink, Start, tables};
+
+use support::{Database, add_event, alert, dead_letter, event, permit, start};
+
+/// The sink's backends, but for the test's own.
+const OURS: &str =
+    "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'headwater:%'";
+
+fn wait_for(database: &Database, sql: &str, expected: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while database.one(sql) != expected {
+        assert!(Instant::now() < deadline, "{sql} never became {expected}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn values_read_back_as_they_were_at_the_edges_of_their_types() {
+    let database = Database::create();
+    let mut sink = database.sink();
+    sink.open(&start(1)).expect("opened");
+    let amounts = [
+        (0i128, "0"),
+        (-1, "-0.000001"),
+        (1, "0.000001"),
+        (100, "0.0001"),
+        (-10_000_000_000, "-10000"),
+        (100_000_000_000_000, "100000000"),
+        (1_000_000, "1"),
+        (12_500_000, "12.5"),
+        (99_999_999_999_999, "99999999.999999"),
+        (10_000_000_100, "10000.0001"),
+        (i128::MAX, "170141183460469231731687303715884.105727"),
+        (i128::MIN, "-170141183460469231731687303715884.105728"),
+    ];
+    let times = [
+        (0, "1970-01-01 00:00:00+00"),
+        (-1, "1969-12-31 23:59:59.999+00"),
+        (951_782_400_001, "2000-02-29 00:00:00.001+00"),
+        (253_402_300_799_999, "9999-12-31 23:59:59.999+00"),
+        (9_224_318_015_999_999, "294276-12-31 23:59:59.999+00"),
+        (9_224_318_016_000_000, "infinity"),
+        (i64::MAX, "infinity"),
+        (-210_866_803_200_000, "4714-11-24 00:00:00+00 BC"),
+        (-210_866_803_200_001, "-infinity"),
+        (i64::MIN, "-infinity"),
+    ];
+    let documents = [
+        ("{}", "{}"),
+        (r#"{"b": [1, 2.50, null], "a": "é\"\\"}"#, r#"{"a": "é\"\\", "b": [1, 2.50, null]}"#),
+        (r#""\\u0000""#, r#""\\u0000""#),
+    ];
+    let mut changes = Changes::default();
+    for (at, (amount, _)) in amounts.iter().enumerate() {
+        let (time, document) = (times[at % times.len()].0, documents[at % documents.len()].0);
+        add_event(&mut changes, i32::MAX.into(), at as i64, "e", time, *amount, document);
+    }
+    sink.stage(Epoch(1), changes).expect("staged");
+    sink.commit(permit(1)).expect("committed");
+    let rows = database.rows(
+        "SET timezone = 'UTC'; SELECT amount, event_time, attributes, key_events, lat, lon, merchant_id
+         FROM events ORDER BY \"offset\"",
+    );
+    for (at, (_, amount)) in amounts.iter().enumerate() {
+        let (time, document) = (times[at % times.len()].1, documents[at % documents.len()].1);
+        assert_eq!(rows[at], format!("{amount}|{time}|{document}|{}|-0.5|179.25|∅", i64::MAX));
+    }
+    assert_eq!(rows.len(), amounts.len());
+    assert_eq!(
+        database.one("SELECT sum(amount) FROM events WHERE amount < 100 AND amount > -1"),
+        "13.500100"
+    );
+}
+
+#[test]
+fn bytes_nulls_and_truths_read_back() {
+    let database = Database::create();
+    let mut sink = database.sink();
+    sink.open(&start(1)).expect("opened");
+    sink.stage(Epoch(1), dead_letter(3, 4)).expect("staged");
+    sink.stage(Epoch(1), alert("a", "raised")).expect("staged");
+    sink.commit(permit(1)).expect("committed");
+    assert_eq!(
+        database
+            .one("SELECT partition, \"offset\", reason, field, \"key\", value, retries FROM dead_letters"),
+        r"3|4|late|∅|∅|\x00ff|0"
+    );
+    assert_eq!(database.one("SELECT final, event_ids, details FROM alerts"), r#"f|["e"]|{}"#);
+}
+
+#[test]
+fn a_text_that_looks_like_sql_is_only_a_text() {
+    let database = Database::create();
+    let mut sink =
+        PostgresConfig { name: "p'; DROP TABLE alerts; --".to_owned(), ..database.config() }.build();
+    let mut as_who = start(1);
+    as_who.pipeline = "fraud' OR ''='\"%_:é".to_owned();
+    sink.open(&as_who).expect("opened");
+    let texts = ["'; DROP TABLE events; --", "\"", "\\", "$1", "\t\n\\N", "\\.", "é😀", "%s"];
+    for (at, text) in texts.iter().enumerate() {
+        sink.stage(Epoch(1), event(0, at as i64, text)).expect("staged");
+        sink.stage(Epoch(1), alert(text, text)).expect("staged");
+    }
+    sink.commit(permit(1)).expect("committed");
+    assert_eq!(database.rows("SELECT event_id FROM events ORDER BY \"offset\""), texts);
+    assert_eq!(database.one("SELECT count(*) FROM alerts WHERE alert_id = status"), texts.len().to_string());
+    assert_eq!(sink.open(&as_who).expect("opened again").len(), 1);
+}
+
+#[test]
+fn a_row_that_its_table_cannot_hold_is_refused_when_staged_and_the_rest_goes_on() {
+    let database = Database::create();
+    let mut sink = database.sink();
+    sink.open(&start(1)).expect("opened");
+    let mut nul = Changes::default();
+    add_event(&mut nul, 0, 1, "e", 0, 0, r#"{"a":"\\\u0000"}"#);
+    let mut short = Changes::default();
+    short.rows.row(tables::ALERTS).cell(Cell::Text("a")).end();
+    let mut deletion = Changes::default();
+    deletion.rows.delete(tables::EVENTS).cell(Cell::Int(0)).cell(Cell::Int(1)).end();
+    let mut unknown = Changes::default();
+    unknown.rows.row(200).end();
+    let mut mistyped = Changes::default();
+    mistyped.rows.delete(tables::ALERTS).cell(Cell::Int(0)).end();
+    let wide = event(i64::from(i32::MAX) + 1, 0, "e");
+    for (refused, words) in [
+        (nul, "NUL"),
+        (event(0, 1, "a\0b"), "NUL"),
+        (short, "no cell for column status"),
+        (deletion, "never deleted"),
+        (unknown, "no table 200"),
+        (mistyped, "a whole number is no Text"),
+        (wide, "32 bits"),
+    ] {
+        let error = sink.stage(Epoch(1), refused).expect_err(words).to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
+    sink.commit(permit(1)).expect("committed");
+    assert_eq!(database.one("SELECT count(*) FROM events"), "1");
+}
+
+#[test]
+fn a_backend_terminated_in_the_middle_of_a_round_leaves_nothing_and_the_round_is_tried_again() {
+    let database = Database::create();
+    let mut sink = database.sink();
+    sink.open(&start(1)).expect("opened");
+    sink.commit(permit(1)).expect("committed");
+    sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
+    sink.stage(Epoch(2), alert("a", "raised")).expect("staged");
+    // The round gets as far as the merge of the alerts, behind the events' COPY.
+    let other = database.connect();
+    other.rows("BEGIN; LOCK TABLE alerts IN SHARE MODE");
+    let round = std::thread::spawn(move || {
+        let outcome = sink.commit(permit(2));
+        (sink, outcome)
+    });
+    wait_for(&database, &format!("SELECT count(*) {OURS} AND wait_event_type = 'Lock'"), "1");
+    database.rows(&format!("SELECT pg_terminate_backend(pid) {OURS}"));
+    let (mut sink, outcome) = round.join().expect("no panic");
+    let error = outcome.expect_err("its backend is gone");
+    assert!(matches!(error, CommitError::Failed { .. }), "{error}");
+    other.rows("ROLLBACK");
+    assert_eq!(database.one("SELECT count(*) FROM events"), "0");
+    assert_eq!(database.one("SELECT through FROM headwater_progress"), "1");
+    sink.commit(permit(2)).expect("committed this time");
+    assert_eq!(database.one("SELECT count(*) FROM events"), "1");
+    assert_eq!(database.one("SELECT through FROM headwater_progress"), "2");
+}
+
+#[test]
+fn a_later_start_fences_the_writer_before_it_for_ever() {
+    let database = Database::create();
+    let (mut old, mut new) = (database.sink(), database.sink());
+    old.open(&start(1)).expect("opened");
+    old.stage(Epoch(1), event(0, 1, "old")).expect("staged");
+    old.commit(permit(1)).expect("committed");
+    old.stage(Epoch(2), event(0, 2, "old")).expect("staged");
+    let found = new.open(&start(2)).expect("opened");
+    assert_eq!(found.iter().map(|progress| progress.through).collect::<Vec<_>>(), [Epoch(1)]);
+    // Its backend is gone, then it finds itself fenced; nothing changes that.
+    assert!(matches!(old.commit(permit(2)), Err(CommitError::Failed { .. })));
+    for _ in 0..2 {
+        assert!(matches!(old.commit(permit(2)), Err(CommitError::Fenced { .. })));
+    }
+    new.stage(Epoch(2), event(0, 2, "new")).expect("staged");
+    new.commit(permit(2)).expect("committed");
+    assert_eq!(database.rows("SELECT event_id FROM events ORDER BY \"offset\""), ["old", "new"]);
+}
+
+/// The server cuts the names of sessions at 63 bytes.
+#[test]
+fn long_names_do_not_hide_the_backends_of_older_starts() {
+    let database = Database::create();
+    let (mut old, mut new) = (database.sink(), database.sink());
+    let of = |generation| Start { pipeline: "p".repeat(100), ..start(generation) };
+    old.open(&of(1)).expect("opened");
+    new.open(&of(2)).expect("opened");
+    let names = database.rows(&format!("SELECT application_name {OURS}"));
+    assert!(names.len() == 1 && names[0].ends_with(":2:0"), "{names:?}");
+}
+
+#[test]
+fn a_start_that_stops_in_the_middle_of_a_round_does_not_hold_up_the_next() {
+    let database = Database::create();
+    let mut old = database.sink();
+    old.open(&start(1)).expect("opened");
+    old.stage(Epoch(1), event(0, 1, "old")).expect("staged");
+    old.stage(Epoch(1), alert("a", "raised")).expect("staged");
+    let other = database.connect();
+    other.rows("BEGIN; LOCK TABLE alerts IN SHARE MODE");
+    let round = std::thread::spawn(move || old.commit(permit(1)));
+    wait_for(&database, &format!("SELECT count(*) {OURS} AND wait_event_type = 'Lock'"), "1");
+    let mut new = database.sink();
+    assert_eq!(new.open(&start(2)).expect("the round's locks are gone with its backend"), []);
+    other.rows("ROLLBACK");
+    assert!(round.join().expect("no panic").is_err());
+    assert_eq!(database.one("SELECT count(*) FROM events"), "0");
+}
+
+/// The update that advances the progress waits for the one that fences; once it may go on it must see the fence,
+/// though its snapshot is older.
+#[test]
+fn a_round_that_waited_for_its_fence_does_not_slip_past_it() {
+    let database = Database::create();
+    let mut sink = database.sink();
+    sink.open(&start(1)).expect("opened");
+    sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
+    let other = database.connect();
+    other.rows("BEGIN; UPDATE headwater_progress SET fenced_by = 2");
+    let round = std::thread::spawn(move || sink.commit(permit(1)));
+    wait_for(&database, &format!("SELECT count(*) {OURS} AND wait_event_type = 'Lock'"), "1");
+    other.rows("COMMIT");
+    let error = round.join().expect("no panic").expect_err("fenced");
+    assert!(matches!(error, CommitError::Fenced { .. }), "{error}");
+    assert_eq!(database.one("SELECT count(*) FROM events"), "0");
+}
+
+#[test]
+fn a_later_generation_or_a_progress_of_anothers_hand_stops_the_writer() {
+    for interference in [
+        "INSERT INTO headwater_progress SELECT pipeline, sink, 9, 5, lineage, shards FROM headwater_progress",
+        "UPDATE headwater_progress SET through = 5",
+        "DELETE FROM headwater_progress",
+    ] {
+        let database = Database::create();
+        let mut sink = database.sink();
+        sink.open(&start(1)).expect("opened");
+        sink.commit(permit(1)).expect("committed");
+        database.rows(interference);
+        sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
+        let error = sink.commit(permit(2)).expect_err(interference);
+        assert!(matches!(error, CommitError::Fenced { .. }), "{interference}: {error}");
+        assert_eq!(database.one("SELECT count(*) FROM events"), "0");
+    }
+}
+
+#[test]
+fn writers_of_one_start_work_side_by_side_and_a_start_without_commits_hides_no_progress() {
+    let database = Database::create();
+    let of_two = |generation, process| {
+        let mut who = start(generation);
+        who.process = process;
+        who.shards = Shards::of_workers(process..process + 1, 2);
+        who
+    };
+    let (mut a, mut b) = (database.sink(), database.sink());
+    a.open(&of_two(1, 0)).expect("opened");
+    b.open(&of_two(1, 1)).expect("opened");
+    a.stage(Epoch(1), event(0, 1, "a")).expect("staged");
+    a.commit(permit(9)).expect("committed");
+    b.stage(Epoch(1), event(0, 2, "b")).expect("staged");
+    b.commit(permit(3)).expect("committed");
+    let through =
+        |found: &[Progress]| found.iter().map(|one| (one.shards, one.through.0)).collect::<Vec<_>>();
+    let expected = [(Shards::of_workers(0..1, 2), 9), (Shards::of_workers(1..2, 2), 3)];
+    // A start that crashes before its first commit promises nothing for any shard.
+    for generation in 2..4 {
+        let found = database.sink().open(&start(generation)).expect("opened");
+        assert_eq!(through(&found), expected);
+    }
+}
+
+#[test]
+fn a_replay_from_older_offsets_adds_what_is_missing_and_nothing_twice() {
+    let database = Database::create();
+    let mut sink = database.sink();
+    sink.open(&start(1)).expect("opened");
+    for (offset, id) in [(1, "first"), (2, "first"), (5, "first")] {
+        sink.stage(Epoch(1), event(0, offset, id)).expect("staged");
+    }
+    sink.stage(Epoch(1), dead_letter(0, 3)).expect("staged");
+    sink.stage(Epoch(1), dead_letter(1, 8)).expect("staged");
+    sink.commit(permit(1)).expect("committed");
+    drop(sink);
+    let mut sink = PostgresConfig { skip_stored: true, ..database.config() }.build();
+    sink.open(&start(2)).expect("opened");
+    // Offset 4 was another writer's and never committed; offset 3 is known as a dead letter.
+    for offset in 1..=7 {
+        sink.stage(Epoch(2), event(0, offset, "again")).expect("staged");
+    }
+    sink.stage(Epoch(2), dead_letter(0, 2)).expect("staged");
+    sink.stage(Epoch(2), dead_letter(1, 7)).expect("staged");
+    sink.stage(Epoch(2), dead_letter(1, 8)).expect("staged");
+    sink.stage(Epoch(2), dead_letter(2, 1)).expect("staged");
+    sink.commit(permit(2)).expect("committed");
+    assert_eq!(
+        database.rows("SELECT \"offset\", event_id FROM events ORDER BY 1"),
+        ["1|first", "2|first", "4|again", "5|first", "6|again", "7|again"]
+    );
+    assert_eq!(
+        database.rows("SELECT partition, \"offset\" FROM dead_letters ORDER BY 1, 2"),
+        ["0|3", "1|7", "1|8", "2|1"]
+    );
+}
+
+#[test]
+fn a_record_twice_without_skipping_is_an_error_and_not_a_duplicate() {
+    let database = Database::create();
+    let mut sink = database.sink();
+    sink.open(&start(1)).expect("opened");
+    sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
+    sink.commit(permit(1)).expect("committed");
+    sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
+    let error = sink.commit(permit(2)).expect_err("the key is taken").to_string();
+    assert!(error.contains("events_pkey") && error.contains("23505"), "{error}");
+    assert_eq!(database.one("SELECT through FROM headwater_progress"), "1");
+}
+
+#[test]
+fn changed_migrations_are_refused() {
+    let database = Database::create();
+    database.sink().open(&start(1)).expect("opened");
+    database.rows("UPDATE headwater_migrations SET hash = 'other'");
+    let error = database.sink().open(&start(2)).expect_err("refused");
+    assert!(
+        matches!(&error, OpenError::Refused { reason, .. } if reason.contains("another form")),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_demands_tls_is_refused_and_no_error_or_debug_form_tells_the_password() {
+    let database = Database::create();
+    let (start_of_url, rest) = ("postgres://headwater:canary@", database.url());
+    let (_, host) = rest.split_once('@').expect("user@host");
+    for (options, refused) in [
+        ("?sslmode=require", true),
+        ("?sslmode=verify-full", true),
+        ("?canary=1", true),
+        ("?connect_timeout=1", false),
+    ] {
+        let url = format!("{start_of_url}{}{options}", if refused { host } else { "127.0.0.1:1/none" });
+        let config = PostgresConfig { url, ..database.config() };
+        assert!(!format!("{config:?}").contains("canary"));
+        let error = config.build().open(&start(1)).expect_err(options);
+        assert_eq!(matches!(error, OpenError::Refused { .. }), refused, "{options}: {error:?}");
+        assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+    }
+}
+
+#[test]
+fn sessions_have_the_settings_that_durability_rests_on_and_the_name_that_fencing_rests_on() {
+    let database = Database::create();
+    database.rows("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$");
+    let mut sink = database.sink();
+    sink.open(&start(3)).expect("opened");
+    assert_eq!(database.one(&format!("SELECT application_name {OURS}")), "headwater:fraud:postgres:3:0");
+    // Only the session itself can tell its settings: a trigger of the test has it write them down.
+    database.rows(
+        "CREATE TABLE seen (what text);
+         CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO seen VALUES (current_setting('synchronous_commit')), (current_setting('lock_timeout')),
+                 (current_setting('transaction_isolation'));
+             RETURN NEW; END $$;
+         CREATE TRIGGER see BEFORE UPDATE ON headwater_progress FOR EACH ROW EXECUTE FUNCTION see()",
+    );
+    sink.commit(permit(1)).expect("committed");
+    assert_eq!(database.rows("SELECT what FROM seen"), ["on", "10s", "read committed"]);
+}

@@ -1,0 +1,73 @@
+//! A PostgreSQL database of a test's own.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+/// Of the server that the tests were given; dropped with it.
+pub struct Database {
+    server: String,
+    name: String,
+}
+
+impl Database {
+    /// Makes one, in place of what an earlier run may have left.
+    pub fn create(name: &str) -> Database {
+        let server = std::env::var("HEADWATER_TEST_POSTGRES")
+            .expect("HEADWATER_TEST_POSTGRES is not set: scripts/test starts a server and sets it");
+        let database = Database { server, name: format!("{name}_{}", std::process::id()) };
+        ask(&database.server, &format!("CREATE DATABASE {}", database.name));
+        database
+    }
+
+    /// Its address.
+    pub fn url(&self) -> String {
+        let (server, _) = self.server.rsplit_once('/').expect("postgres://user@host:port/database");
+        format!("{server}/{}", self.name)
+    }
+
+    /// The first field of each row of an answer.
+    pub fn ask(&self, sql: &str) -> Vec<String> {
+        ask(&self.url(), sql)
+    }
+
+    /// Writes the tables to a folder, in the shapes that the oracle's `compare.py` reads.
+    pub fn dump(&self, out: &Path) {
+        fs::create_dir(out).expect("a folder");
+        for (table, from) in [
+            ("events", "events"),
+            ("alerts", "alerts"),
+            ("windows", "window_aggregates"),
+            ("dead_letters", "(SELECT *, encode(sha256(value), 'hex') AS value_sha256 FROM dead_letters)"),
+        ] {
+            let rows = self.ask(&format!("SET timezone = 'UTC'; SELECT row_to_json(row) FROM {from} AS row"));
+            let file = fs::File::create(out.join(format!("{table}.ndjson"))).expect("a file");
+            let mut file = std::io::BufWriter::new(file);
+            rows.iter().try_for_each(|row| writeln!(file, "{row}")).expect("written");
+            file.flush().expect("written");
+        }
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        ask(&self.server, &format!("DROP DATABASE {} WITH (FORCE)", self.name));
+    }
+}
+
+fn ask(url: &str, sql: &str) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let answer = runtime.block_on(async {
+        let (client, connection): (Client, _) = tokio_postgres::connect(url, NoTls).await.expect("connected");
+        tokio::spawn(connection);
+        client.simple_query(sql).await
+    });
+    let answer = answer.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    let field = |message| match message {
+        SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
+        _ => None,
+    };
+    answer.into_iter().filter_map(field).collect()
+}
