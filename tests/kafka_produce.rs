@@ -33,6 +33,7 @@ fn open(topic: &str) -> KafkaSource {
         brokers: brokers(),
         topic: topic.to_owned(),
         group: format!("group-{topic}"),
+        starts: None,
         start_from: StartFrom::Earliest,
         options: Options::new(),
         until_end: false,

@@ -40,6 +40,7 @@ fn config(topic: &str) -> KafkaSourceConfig {
         brokers: brokers(),
         topic: topic.to_owned(),
         group: format!("group-{topic}"),
+        starts: None,
         start_from: StartFrom::Earliest,
         options: Options::new(),
         until_end: false,
@@ -385,6 +386,43 @@ fn the_groups_offsets_are_where_it_starts_and_are_refused_once_lost() {
     truncate(&topic, 5);
     let reason = refusal(KafkaSource::open(config(&topic)));
     assert!(reason.contains("is 3") && reason.contains("5 to 10"), "{reason}");
+}
+
+#[test]
+fn recorded_starts_override_the_group_and_are_refused_where_the_log_has_changed() {
+    let topic = topic("recorded", 1, &[]);
+    send(&producer(None), &topic, 0, numbers(0..10));
+    open(&topic).commit(&[(Partition(0), Offset(7))]).expect("it is committed");
+    let with = |starts: Vec<i64>| {
+        let starts = Some(starts.into_iter().map(Offset).collect());
+        KafkaSource::open(KafkaSourceConfig { starts, ..config(&topic) })
+    };
+    assert_eq!(with(vec![3]).expect("it opens").start(), [Offset(3)]);
+    assert!(refusal(with(vec![3, 0])).contains("has 1 partitions, and the ledger was begun with 2"));
+    assert!(refusal(with(vec![11])).contains("must be read again from offset 11, and the topic has 0 to 10"));
+    truncate(&topic, 5);
+    assert!(refusal(with(vec![3])).contains("the topic has 5 to 10"));
+}
+
+#[test]
+fn a_limit_is_read_up_to_and_no_further_until_it_is_lifted() {
+    let topic = topic("limit", 2, &[]);
+    (0..2).for_each(|partition| send(&producer(None), &topic, partition, numbers(0..20)));
+    let mut reading = Reading::of(&open(&topic));
+    let limit = |reading: &mut Reading, partition, limit: Option<i64>| {
+        reading.reader.set_limit(Partition(partition), limit.map(Offset)).expect("it is owned");
+    };
+    limit(&mut reading, 0, Some(7));
+    limit(&mut reading, 1, Some(0));
+    reading.until("up to the limit", |reading| reading.state(0).position == Offset(7));
+    reading.keep_reading(Duration::from_millis(500));
+    assert_eq!((reading.state(0).position, reading.state(1).position), (Offset(7), Offset(0)));
+    assert_eq!(reading.got[&0].len(), 7);
+    assert!(!reading.got.contains_key(&1), "{:?}", reading.got);
+    limit(&mut reading, 0, Some(8));
+    reading.until("one more", |reading| reading.got[&0].len() == 8);
+    (0..2).for_each(|partition| limit(&mut reading, partition, None));
+    reading.until("the rest", |reading| (0..2).all(|p| reading.got.get(&p).map_or(0, Vec::len) == 20));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use headwater_dataflows::{Epoch, Offset};
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink};
 use headwater_sinks::postgres::PostgresConfig;
 use headwater_sinks::sqlite::SqliteConfig;
-use headwater_sinks::{Generation, Lineage, Shards, Sink, Start, tables};
+use headwater_sinks::{Generation, Lineage, OpenError, Shards, Sink, Start, tables};
 
 use crate::config::{Config, LedgerConfig, OutputKind, SourceConfig, StartFrom, TablesConfig};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
@@ -190,6 +190,10 @@ pub fn job(
         timely::CommunicationConfig::Thread => (0, 1),
     };
     let local = peers / workers_processes(&workers);
+    if workers_processes(&workers) > 1 && config.sinks.postgres.is_some() {
+        let reason = "several processes cannot write one database yet: start one process with more workers";
+        return Err(OpenError::Refused { sink: "postgres".into(), reason: reason.into() }.into());
+    }
     let (source, history, lineage, generation) = match &config.ledger {
         None => (source(config, until_end, None)?, None, lineage(&config.plan.pipeline), generation()),
         Some(_) if workers_processes(&workers) > 1 => {

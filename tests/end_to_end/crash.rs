@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::{FLOW, hard, headwater, judge, succeed, write_files};
+use crate::common::{Expected, FLOW, hard, headwater, succeed, write_files};
 
 /// A run of files with a ledger, in a directory of its own.
 struct Files {
@@ -53,7 +53,7 @@ impl Files {
         let mut input = vec!["--files"];
         input.extend(self.names.iter().map(String::as_str));
         let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
-        judge(self.dir.path(), &config, &input, &bindings, &self.path("results.db"));
+        Expected::of(self.dir.path(), &config, &input, &bindings).judge_sqlite(&self.path("results.db"));
     }
 
     /// The epochs through which the sink has results, and the ledger records; 0 for nothing.
@@ -75,7 +75,7 @@ fn frontier(database: &Path, table: &str) -> i64 {
 }
 
 /// Starts a command and kills it as `kill -9` does after so long; says whether it was still running.
-fn kill_after(command: &mut Command, delay: Duration) -> bool {
+pub fn kill_after(command: &mut Command, delay: Duration) -> bool {
     let mut child: Child = command.stderr(Stdio::null()).spawn().expect("started");
     let begun = Instant::now();
     while begun.elapsed() < delay {

@@ -5,8 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use crate::common::{Expected, FLOW, hard, headwater, succeed};
+use crate::crash::kill_after;
 use crate::postgres::Database;
 use headwater::source::generator::{GeneratorSettings, RecordMaker};
 use headwater::source::kafka::dead_letters::{DeadLetter, DeadLetters};
@@ -151,7 +153,7 @@ fn topics_agree(tables: &Tables) {
 }
 
 #[test]
-fn topics_and_tables_are_what_the_oracle_says_with_one_worker_and_with_three() {
+fn topics_and_tables_are_what_the_oracle_says_with_one_worker_with_three_and_after_kills() {
     let records = if std::env::var_os("HEADWATER_TEST_LONG").is_some() { 200_000 } else { 60_000 };
     let dir = tempfile::tempdir().expect("a directory");
     let recorded = dir.path().join("records.ndjson");
@@ -160,7 +162,7 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_and_with_three() {
     topics.create(&[TopicSpec::new("raw-flow", 6)]).expect("created");
     produce("raw-flow", &hard(7), records, &recorded);
 
-    for workers in ["1", "3"] {
+    for (workers, kills) in [("1", 0), ("3", 0), ("2", 6)] {
         topics.create(&headwater::topics::standard()).expect("created");
         let at = dir.path().join(workers);
         fs::create_dir(&at).expect("a directory");
@@ -169,19 +171,29 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_and_with_three() {
         let postgres = Database::create(&format!("flow_{workers}"));
         let text = format!(
             "pipeline = \"flow-{workers}\"\n[source]\nkind = \"kafka\"\ntopic = \"raw-flow\"\nbrokers = {brokers:?}\n{FLOW}\
-             [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.sqlite]\npath = {:?}\n[sinks.postgres]\nurl = {:?}\n",
+             [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.sqlite]\npath = {:?}\n[sinks.postgres]\nurl = {:?}\n{}",
             database.display().to_string(),
-            postgres.url()
+            postgres.url(),
+            if kills > 0 { "commit_interval = \"0ms\"\n[ledger]\nkind = \"postgres\"\n" } else { "" }
         );
         fs::write(&config, text).expect("written");
         let arguments =
             ["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end", "--close", "--bindings"];
+        for attempt in 0..kills {
+            // Opening everything takes about a second.
+            kill_after(headwater(&arguments).arg(&bindings), Duration::from_millis(900 + 450 * attempt));
+        }
         succeed(headwater(&arguments).arg(&bindings));
         let input = ["--records", recorded.to_str().expect("UTF-8")];
         let expected = Expected::of(&at, &config, &input, &bindings);
         expected.judge_sqlite(&database);
         postgres.dump(&at.join("postgres"));
         expected.judge(&at.join("postgres"));
+        if kills > 0 {
+            let wrote = "SELECT count(DISTINCT generation) FROM headwater_progress WHERE through > 0";
+            let wrote: u32 = postgres.ask(wrote)[0].parse().expect("a number");
+            assert!(wrote > 1, "no kill fell into the middle of a run");
+        }
         topics_agree(&Tables(rusqlite::Connection::open(&database).expect("a database")));
 
         let topics = Topics::connect(&brokers, &options).expect("connected");
