@@ -183,6 +183,12 @@ pub trait Sink: Send {
     /// Connects, fences older generations, checks that tables or topics exist, and reads what is committed.
     fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError>;
 
+    /// The largest message that it takes, in bytes of key, value and headers together, if it has such a bound; known
+    /// once it is open. Whoever encodes messages keeps below it: a larger one stops the sink.
+    fn largest_message(&self) -> Option<usize> {
+        None
+    }
+
     /// Takes the changes of one epoch, to be shown by a later commit.
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError>;
 

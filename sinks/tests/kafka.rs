@@ -267,7 +267,7 @@ fn a_key_goes_where_java_clients_send_it_and_stays_in_order_across_rounds() {
 fn a_round_that_a_broker_refuses_shows_nothing_and_repeated_shows_everything_once() {
     let bench = Bench::new("retry", 1, &[("max.message.bytes", "2000")]);
     let mut sink = bench.opened(1);
-    assert_eq!(sink.max_message_bytes(), Some(2000));
+    assert_eq!(sink.largest_message(), Some(2000));
     let noise = noise(8000);
     sink.stage(Epoch(1), messages(&[("small", "before")])).expect("it is staged");
     sink.stage(Epoch(2), messages(&[("large-key", &noise)])).expect("it is staged");

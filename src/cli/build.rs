@@ -77,7 +77,7 @@ pub fn sinks(config: &Config) -> Vec<SinkJob> {
             });
             jobs.push(SinkJob {
                 sink: Box::new(sink),
-                tongue: Tongue::Messages(takes),
+                tongue: Tongue::Messages(takes, usize::MAX),
                 commit_interval: kafka.commit_interval,
             });
         }

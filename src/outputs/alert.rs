@@ -113,7 +113,7 @@ impl Output for Alert {
             .end();
     }
 
-    fn message(&self, epoch: Epoch, status: Status, topic: u8, out: &mut Changes) {
+    fn message(&self, epoch: Epoch, status: Status, topic: u8, _: usize, out: &mut Changes) {
         #[derive(Serialize)]
         struct Message<'a> {
             alert_id: &'a str,

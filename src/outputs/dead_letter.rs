@@ -3,6 +3,7 @@
 use headwater_dataflows::{Epoch, Position, Refusal};
 use headwater_sinks::{Cell, Changes, Header};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::{Output, Status, Takes};
 use crate::decode::{Reason, Rejection};
@@ -83,12 +84,12 @@ impl Output for DeadLetter {
             .end();
     }
 
-    fn message(&self, _: Epoch, _: Status, topic: u8, out: &mut Changes) {
+    fn message(&self, _: Epoch, _: Status, topic: u8, largest: usize, out: &mut Changes) {
         let partition = self.position.partition.0.to_string();
         let offset = self.position.offset.0.to_string();
         let timestamp = self.timestamp.to_string();
         let retries = self.retries.to_string();
-        let mut headers = Vec::with_capacity(7);
+        let mut headers = Vec::with_capacity(9);
         for (name, value) in [
             (header::REASON, self.rejection.reason.as_str()),
             (header::MESSAGE, self.rejection.message.as_str()),
@@ -100,11 +101,73 @@ impl Output for DeadLetter {
         ] {
             headers.push(Header { name, value: value.as_bytes() });
         }
-        match &self.value {
-            Some(value) => {
-                out.messages.push(topic, self.key.as_deref(), &headers, |out| out.extend_from_slice(value))
-            }
-            None => out.messages.push_tombstone(topic, self.key.as_deref(), &headers),
+        // A key is whole or missing: a part of it would be another key.
+        let key = self.key.as_deref().filter(|key| key.len() <= largest / 4);
+        let Some(value) = &self.value else {
+            return out.messages.push_tombstone(topic, key, &headers);
+        };
+        let taken: usize = headers.iter().map(|header| header.name.len() + header.value.len()).sum();
+        let room = largest.saturating_sub(taken + key.map_or(0, <[u8]>::len) + FRAMING);
+        if value.len() <= room && key.is_some() == self.key.is_some() {
+            return out.messages.push(topic, key, &headers, |out| out.extend_from_slice(value));
         }
+        let (length, hash) = (value.len().to_string(), hex(&Sha256::digest(value)));
+        headers.push(Header { name: header::ORIGINAL_LENGTH, value: length.as_bytes() });
+        headers.push(Header { name: header::ORIGINAL_SHA256, value: hash.as_bytes() });
+        out.messages.push(topic, key, &headers, |out| {
+            out.extend_from_slice(&value[..value.len().min(room)]);
+        });
+    }
+}
+
+/// What a message needs beside its key, value and usual headers: room for the two headers of one that is cut short, and
+/// for what Kafka puts around a record and a batch.
+const FRAMING: usize = 512;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use headwater_dataflows::{Offset, Partition};
+
+    use super::*;
+
+    fn letter(key: Option<usize>, value: usize) -> DeadLetter {
+        DeadLetter {
+            position: Position { partition: Partition(1), offset: Offset(2) },
+            timestamp: 3,
+            key: key.map(|len| vec![b'k'; len].into()),
+            value: Some(vec![b'v'; value].into()),
+            retries: 0,
+            rejection: Rejection::duplicate("x"),
+        }
+    }
+
+    /// The key's and the value's length, and what the headers say of the original.
+    fn told(letter: &DeadLetter, largest: usize) -> (Option<usize>, usize, Option<(String, usize)>) {
+        let mut changes = Changes::default();
+        letter.message(Epoch(1), Status::Raised, 0, largest, &mut changes);
+        let message = changes.messages.iter().next().expect("one message");
+        let value = message.value.unwrap_or_default();
+        let header = |name: &str| {
+            let found = message.headers.iter().find(|header| header.name == name)?;
+            Some(String::from_utf8_lossy(found.value).into_owned())
+        };
+        let size: usize = message.headers.iter().map(|header| header.name.len() + header.value.len()).sum();
+        assert!(size + value.len() + message.key.map_or(0, <[u8]>::len) < largest);
+        let original = header(header::ORIGINAL_LENGTH).zip(header(header::ORIGINAL_SHA256));
+        (message.key.map(<[u8]>::len), value.len(), original.map(|(length, hash)| (length, hash.len())))
+    }
+
+    #[test]
+    fn what_is_too_large_for_its_topic_is_cut_short_and_says_so() {
+        assert_eq!(told(&letter(Some(10), 400), 2000), (Some(10), 400, None));
+        let (key, value, original) = told(&letter(Some(10), 4000), 2000);
+        assert_eq!((key, original), (Some(10), Some(("4000".into(), 64))));
+        assert!((1000..2000).contains(&value), "{value}");
+        let (key, _, original) = told(&letter(Some(600), 20), 2000);
+        assert_eq!((key, original), (None, Some(("20".into(), 64))), "a key is whole or missing");
     }
 }

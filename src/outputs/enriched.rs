@@ -98,7 +98,7 @@ impl Output for Arrival<'_> {
             .end();
     }
 
-    fn message(&self, epoch: Epoch, _: Status, topic: u8, out: &mut Changes) {
+    fn message(&self, epoch: Epoch, _: Status, topic: u8, _: usize, out: &mut Changes) {
         let (kind, key) = split_key(self.event.key());
         out.messages.push(topic, Some(key.as_bytes()), &[], |out| {
             out.push(b'{');

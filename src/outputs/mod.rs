@@ -34,15 +34,23 @@ pub struct Takes {
 pub enum Tongue {
     /// In rows of tables.
     Rows(Takes),
-    /// In messages of topics.
-    Messages(Takes),
+    /// In messages of topics, of at most so many bytes each.
+    Messages(Takes, usize),
 }
 
 impl Tongue {
     /// What the sink takes.
     pub fn takes(&self) -> &Takes {
         match self {
-            Tongue::Rows(takes) | Tongue::Messages(takes) => takes,
+            Tongue::Rows(takes) | Tongue::Messages(takes, _) => takes,
+        }
+    }
+
+    /// The same, in messages of no more bytes than `largest`.
+    pub fn within(self, largest: usize) -> Tongue {
+        match self {
+            Tongue::Messages(takes, before) => Tongue::Messages(takes, before.min(largest)),
+            rows => rows,
         }
     }
 }
@@ -58,8 +66,8 @@ pub trait Output {
     /// Appends it as a row of table `table`.
     fn row(&self, epoch: Epoch, status: Status, table: u8, out: &mut Changes);
 
-    /// Appends it as a message to topic `topic`.
-    fn message(&self, epoch: Epoch, status: Status, topic: u8, out: &mut Changes);
+    /// Appends it as a message to topic `topic`, of no more than `largest` bytes if it is one that can be cut short.
+    fn message(&self, epoch: Epoch, status: Status, topic: u8, largest: usize, out: &mut Changes);
 }
 
 /// Whether an output joins or leaves the collection.
@@ -78,7 +86,9 @@ pub fn tell<O: Output>(output: &O, epoch: Epoch, status: Status, tongues: &[Tong
         match (tongue, O::of(tongue.takes())) {
             (_, None) => {}
             (Tongue::Rows(_), Some(table)) => output.row(epoch, status, table, changes),
-            (Tongue::Messages(_), Some(topic)) => output.message(epoch, status, topic, changes),
+            (Tongue::Messages(_, largest), Some(topic)) => {
+                output.message(epoch, status, topic, *largest, changes);
+            }
         }
     }
 }

@@ -81,5 +81,5 @@ impl Output for WindowRow {
     }
 
     /// Windows go to tables only.
-    fn message(&self, _: Epoch, _: Status, _: u8, _: &mut Changes) {}
+    fn message(&self, _: Epoch, _: Status, _: u8, _: usize, _: &mut Changes) {}
 }

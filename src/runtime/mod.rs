@@ -115,11 +115,12 @@ pub fn run(job: Job) -> Result<(), RunError> {
             None => None,
         };
         metrics.commits_every(commit_interval);
+        let largest = sink.largest_message().unwrap_or(usize::MAX);
         let range = first_worker..first_worker + local_workers;
         let spawned =
             writer::spawn(sink, taken, range, commit_interval, failure.clone(), Arc::clone(&metrics));
         let (writer, thread) = spawned.map_err(|error| RunError::Workers(error.to_string()))?;
-        writers.push((writer, tongue));
+        writers.push((writer, tongue.within(largest)));
         threads.push(thread);
     }
     let (replay, ledger) = match history {

@@ -105,12 +105,6 @@ impl KafkaSink {
         KafkaSink { config, nonce, incarnations: 0, staged: BTreeMap::new(), opened: None }
     }
 
-    /// The largest message that every output topic takes, in bytes of key, value and headers together; none
-    /// before the sink is open. Whoever encodes messages must keep below it: a larger one stops the sink.
-    pub fn max_message_bytes(&self) -> Option<usize> {
-        self.opened.as_ref().map(|opened| opened.max_message_bytes)
-    }
-
     /// Takes over each of these transactional ids, whoever holds it, and commits a sentinel through it, so that
     /// nothing can be committed under it any more by a process of an earlier generation. For process 0, with every id
     /// ever registered, before it opens this same sink and before the other processes open theirs.
@@ -391,6 +385,11 @@ impl Sink for KafkaSink {
         let start = start.clone();
         self.opened = Some(Opened { start, producer, log, writers, turn: 0, max_message_bytes });
         Ok(progress::newest(&mine))
+    }
+
+    /// What every output topic takes.
+    fn largest_message(&self) -> Option<usize> {
+        self.opened.as_ref().map(|opened| opened.max_message_bytes)
     }
 
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {

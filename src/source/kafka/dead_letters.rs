@@ -33,8 +33,10 @@ pub mod header {
     pub const SOURCE_OFFSET: &str = "source-offset";
     /// Its Kafka timestamp, in milliseconds since 1970, in decimal.
     pub const SOURCE_TIMESTAMP: &str = "source-timestamp";
-    /// The length of the original value in bytes, if the dead letter holds only its beginning.
+    /// The length of the original value in bytes, if the dead letter holds only its beginning, or lacks its key.
     pub const ORIGINAL_LENGTH: &str = "original-length";
+    /// The SHA-256 of the original value then, in hexadecimal digits.
+    pub const ORIGINAL_SHA256: &str = "original-sha256";
 }
 
 /// How often a record may be sent to the source topic again.
