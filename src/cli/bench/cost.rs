@@ -16,7 +16,7 @@ use headwater_dataflows::{
 use serde_json::json;
 use timely::dataflow::operators::Probe;
 
-use super::args::BenchArgs;
+use crate::cli::args::BenchArgs;
 use crate::decode::Decoder;
 use crate::event::Event;
 use crate::outputs::Severity;

@@ -1,0 +1,5 @@
+//! `headwater bench`: measuring the engine with itself.
+
+mod cost;
+
+pub use cost::cost;
