@@ -1,7 +1,7 @@
 //! The command line.
 
 pub mod args;
-mod bench;
+pub mod bench;
 mod build;
 mod demo;
 

@@ -5,111 +5,89 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use differential_dataflow::input::InputSession;
 use headwater_dataflows::patterns::{Diversity, Frequency, Location, Outlier, Travel};
-use headwater_dataflows::{
-    Admission, Admit, Clock, Emission, Epoch, EventTime, Offset, Partition, Pattern, Position, Scan,
-};
+use headwater_dataflows::{Admission, Admit, Emission, Pattern, Scan};
 use serde_json::json;
-use timely::dataflow::operators::Probe;
 
+use super::drive::{Drive, Spent, events, in_order};
+use super::usage;
 use crate::cli::args::BenchArgs;
-use crate::decode::Decoder;
 use crate::event::Event;
 use crate::outputs::Severity;
 use crate::runtime::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, Telling, TravelPlan, rules};
-use crate::source::Raw;
-use crate::source::generator::{GeneratorSettings, RecordMaker};
-
-/// How many events make an epoch: what 10 ms bring at 600 thousand a second.
-const EPOCH: usize = 6000;
-
-/// How far the dataflow may run ahead of its own results, in epochs.
-const IN_FLIGHT: u64 = 4;
 
 /// The hour of the patterns, in milliseconds.
 const HOUR: i64 = 3_600_000;
 
+/// The loop comes first, then the dataflow with one worker and with two.
+const FORMS: [&str; 3] = ["loop", "1", "2"];
+
 /// Runs loop and dataflow in turn and prints medians.
 pub fn cost(args: &BenchArgs) {
-    let events = events(args.events);
-    let mut rates: [Vec<f64>; 3] = Default::default();
-    let mut found = [0; 3];
-    for round in 0..args.rounds.max(1) {
-        let per_second = |took: Duration| args.events as f64 / took.as_secs_f64();
-        let (took, matches) = by_hand(events.clone());
-        rates[0].push(per_second(took));
-        found[0] = matches;
-        for workers in [1, 2] {
-            let (took, matches) = by_dataflow(&events, workers);
-            rates[workers].push(per_second(took));
-            found[workers] = matches;
-        }
-        eprintln!(
-            "round {}: loop {:.0}, one worker {:.0}, two workers {:.0} events/s",
-            round + 1,
-            rates[0][round],
-            rates[1][round],
-            rates[2][round]
-        );
+    let events = events(in_order(), args.events);
+    let mut rounds: Vec<[Spent; 3]> = Vec::new();
+    for round in 1..=args.rounds.max(1) {
+        let spent = [by_hand(events.clone()), by_dataflow(&events, 1), by_dataflow(&events, 2)];
+        let [hand, one, two] = spent.map(|spent| per_second(args.events, spent.wall));
+        eprintln!("round {round}: loop {hand:.0}, one worker {one:.0}, two workers {two:.0} events/s");
+        rounds.push(spent);
     }
-    // Ratios are taken round by round, since the machine's speed drifts.
-    let ratio = |workers: usize| {
-        median(rates[workers].iter().zip(&rates[0]).map(|(flow, hand)| flow / hand).collect())
-    };
-    let report = json!({
-        "events": args.events,
-        "matches": { "loop": found[0], "1": found[1], "2": found[2] },
-        "loop_events_per_s": median(rates[0].clone()).round(),
-        "events_per_s": { "1": median(rates[1].clone()).round(), "2": median(rates[2].clone()).round() },
-        "ratio": { "1": ratio(1), "2": ratio(2) },
-    });
+    let report = report(args.events, &rounds);
     if args.json {
         println!("{report}");
-    } else {
-        println!("loop         {:>12} events/s, {} matches", report["loop_events_per_s"], found[0]);
-        for workers in [1, 2] {
-            println!(
-                "{workers} worker(s)  {:>12} events/s, {} matches, {:.2} of the loop",
-                report["events_per_s"][workers.to_string()],
-                found[workers],
-                ratio(workers)
-            );
-        }
+        return;
     }
+    println!(
+        "{:<8} {:>12} {:>8} {:>18} {:>8} {:>8}",
+        "", "events/s", "of loop", "events/CPU-second", "of loop", "matches"
+    );
+    for form in FORMS {
+        let number = |key: &str, digits: usize| match report[key][form].as_f64() {
+            Some(value) => format!("{value:.digits$}"),
+            None => "-".to_owned(),
+        };
+        println!(
+            "{form:<8} {:>12} {:>8} {:>18} {:>8} {:>8}",
+            number("events_per_s", 0),
+            number("ratio", 2),
+            number("events_per_cpu_s", 0),
+            number("cpu_ratio", 2),
+            report["matches"][form]
+        );
+    }
+}
+
+/// Medians by form. Ratios are taken round by round, since the machine's speed drifts; those of CPU time hold on a busy
+/// machine too.
+fn report(events: usize, rounds: &[[Spent; 3]]) -> serde_json::Value {
+    let by_form = |value: &dyn Fn(&[Spent; 3], usize) -> Option<f64>| -> serde_json::Value {
+        let of = |form| rounds.iter().map(|round| value(round, form)).collect::<Option<Vec<_>>>().map(median);
+        FORMS.iter().enumerate().map(|(form, name)| ((*name).to_owned(), json!(of(form)))).collect()
+    };
+    let rate = |spent: &Spent| per_second(events, spent.wall);
+    let cpu_rate = |spent: &Spent| spent.cpu.map(|cpu| per_second(events, cpu));
+    let matches = |round: &[Spent; 3], form: usize| Some(round[form].results as f64);
+    json!({
+        "events": events,
+        "matches": by_form(&matches),
+        "loop_events_per_s": median(rounds.iter().map(|round| rate(&round[0])).collect()).round(),
+        "events_per_s": by_form(&|round, form| Some(rate(&round[form]).round())),
+        "ratio": by_form(&|round, form| Some(rate(&round[form]) / rate(&round[0]))),
+        "events_per_cpu_s": by_form(&|round, form| Some(cpu_rate(&round[form])?.round())),
+        "cpu_ratio": by_form(&|round, form| Some(cpu_rate(&round[form])? / cpu_rate(&round[0])?)),
+    })
+}
+
+fn per_second(events: usize, took: Duration) -> f64 {
+    events as f64 / took.as_secs_f64()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// Events of the generator, in order of event time.
-fn events(n: usize) -> Vec<Event> {
-    let settings = GeneratorSettings {
-        disorder: 0.0,
-        late: 0.0,
-        duplicates: 0.0,
-        malformed: 0.0,
-        invalid: 0.0,
-        ..GeneratorSettings::default()
-    };
-    let partitions = settings.partitions as usize;
-    let mut maker = RecordMaker::new(settings);
-    let mut decoder = Decoder::default();
-    (0..n)
-        .map(|at| {
-            let (partition, offset) = ((at % partitions) as u32, (at / partitions) as u64);
-            let timestamp = maker.make(partition, offset, None);
-            let position = Position { partition: Partition(partition), offset: Offset(offset as i64) };
-            let raw =
-                Raw { position, timestamp, key: Some(&maker.key), value: Some(&maker.value), retries: 0 };
-            decoder.decode(raw).expect("the generator was told to break nothing")
-        })
-        .collect()
 }
 
 /// Takes the hash that an event carries.
@@ -141,13 +119,13 @@ struct State {
     travel: <Travel<Place, Name> as Pattern<Event>>::State,
 }
 
-fn by_hand(events: Vec<Event>) -> (Duration, u64) {
+fn by_hand(events: Vec<Event>) -> Spent {
     let velocity = Frequency::at_least(101, HOUR);
     let burst = Frequency::at_least(10, 10_000);
     let diversity: Diversity<Value> = Diversity::at_least(8, HOUR, Event::merchant);
     let amount: Outlier<Amount> = Outlier::beyond(3.0, 30, 10_000.0, Event::amount);
     let travel: Travel<Place, Name> = Travel::beyond(50.0, 900.0, Event::location, |event| event.id().into());
-    let begun = Instant::now();
+    let (begun, charged) = (Instant::now(), usage::thread_cpu());
     let mut keys: HashMap<Box<str>, State, BuildHasherDefault<Carried>> = HashMap::default();
     let mut matches = 0;
     for event in events {
@@ -161,7 +139,8 @@ fn by_hand(events: Vec<Event>) -> (Duration, u64) {
         matches += u64::from(amount.step(&mut state.amount, &event).0.is_some());
         matches += u64::from(travel.step(&mut state.travel, &event).0.is_some());
     }
-    (begun.elapsed(), matches)
+    let cpu = usage::thread_cpu().zip(charged).map(|(now, then)| now - then);
+    Spent { wall: begun.elapsed(), cpu, results: matches }
 }
 
 /// The rules of the engine with their usual numbers.
@@ -182,57 +161,10 @@ fn patterns() -> Patterns {
     }
 }
 
-fn by_dataflow(events: &[Event], workers: usize) -> (Duration, u64) {
-    // Each worker reads its share of the partitions.
-    let mut shares: Vec<Vec<Vec<Event>>> = vec![Vec::new(); workers];
-    for epoch in events.chunks(EPOCH) {
-        for (worker, share) in shares.iter_mut().enumerate() {
-            let mine = |event: &&Event| event.position().partition.0 as usize % workers == worker;
-            share.push(epoch.iter().filter(mine).cloned().collect());
-        }
-    }
-    let watermarks: Vec<EventTime> =
-        events.chunks(EPOCH).map(|epoch| epoch[epoch.len() - 1].event_time().minus_ms(5001)).collect();
-    let shares: Arc<Vec<_>> = Arc::new(shares.into_iter().map(|share| Mutex::new(Some(share))).collect());
-    let start = Arc::new(Barrier::new(workers));
-    let guards = timely::execute(timely::Config::process(workers), move |worker| {
-        let share = shares[worker.index()].lock().expect("nobody panics with it").take().unwrap_or_default();
-        let matches = std::rc::Rc::new(std::cell::Cell::new(0u64));
-        let counted = std::rc::Rc::clone(&matches);
-        let (mut input, mut clock, probe) = worker.dataflow::<Epoch, _, _>(|scope| {
-            let mut input = InputSession::new();
-            let (clock, control) = Clock::new(scope);
-            let (keyed, _) = input.to_collection(scope).admit(control, Admission::default());
-            let alerts = keyed.scan_all("Rules", rules(&Arc::from("bench"), &patterns()));
-            let alerts = alerts.inspect(move |_| counted.set(counted.get() + 1));
-            let (probe, _) = alerts.inner.probe();
-            (input, clock, probe)
-        });
-        start.wait();
-        let begun = Instant::now();
-        let mut epoch = Epoch(0);
-        for (events, &watermark) in share.into_iter().zip(&watermarks) {
-            events.into_iter().for_each(|event| input.insert(event));
-            epoch = epoch.next();
-            match worker.index() {
-                0 => clock.end_epoch(watermark),
-                _ => clock.advance_to(epoch),
-            }
-            input.advance_to(epoch);
-            input.flush();
-            worker.step();
-            while probe.less_than(&Epoch(epoch.0.saturating_sub(IN_FLIGHT))) {
-                worker.step();
-            }
-        }
-        drop((input, clock));
-        while !probe.done() {
-            worker.step();
-        }
-        (begun.elapsed(), matches.get())
-    });
-    let joined = guards.expect("workers start").join().into_iter();
-    joined
-        .map(|result| result.expect("no worker panics"))
-        .fold((Duration::ZERO, 0), |(took, matches), (t, m)| (took.max(t), matches + m))
+fn by_dataflow(events: &[Event], workers: usize) -> Spent {
+    let drive = Drive { workers, behind_ms: 5000, close: false };
+    drive.run(events, |events, control| {
+        let (keyed, _) = events.admit(control, Admission::default());
+        keyed.scan_all("Rules", rules(&Arc::from("bench"), &patterns())).inner
+    })
 }
