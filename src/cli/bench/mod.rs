@@ -2,6 +2,9 @@
 
 mod cost;
 pub mod drive;
+mod latency;
+mod scratch;
 pub mod usage;
 
 pub use cost::cost;
+pub use latency::latency;
