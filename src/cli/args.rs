@@ -21,6 +21,8 @@ pub enum Command {
     DeadLetters(DeadLettersArgs),
     /// `bench cost`
     BenchCost(BenchArgs),
+    /// `bench stages CONFIG`
+    BenchStages(StagesArgs),
     /// `bench latency CONFIG`
     BenchLatency(LatencyArgs),
     /// `--help`: the text to print.
@@ -104,6 +106,21 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
+/// Arguments of `bench stages`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StagesArgs {
+    /// The configuration's path.
+    pub config: PathBuf,
+    /// How many records.
+    pub events: usize,
+    /// Records per second of event time.
+    pub pace: u32,
+    /// How many workers.
+    pub workers: usize,
+    /// Print one JSON object.
+    pub json: bool,
+}
+
 /// Arguments of `bench latency`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatencyArgs {
@@ -131,6 +148,7 @@ Headwater: stream processing on timely and differential dataflow.
   headwater dead-letters list CONFIG [--reason REASON] [--json]
   headwater dead-letters retry CONFIG [--reason REASON] [--include-late] [--json]
   headwater bench cost [--events 2000000] [--rounds 5] [--json]
+  headwater bench stages CONFIG [-w WORKERS] [--events 1000000] [--pace 500] [--json]
   headwater bench latency CONFIG [-w WORKERS] [--eps 20000] [--seconds 30] [--json]
 
 `-h` names a host file, as timely has it; help is --help only.
@@ -162,7 +180,7 @@ pub fn parse(
     };
     let (mut seconds, mut seed, mut json, mut out) = (None::<f64>, 1, false, None);
     let (mut eps, mut reason, mut include_late) = (None::<f64>, None, false);
-    let (mut events, mut rounds) = (None::<usize>, 5);
+    let (mut events, mut rounds, mut pace) = (None::<usize>, 5, 500);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") => return Ok(Command::Help(HELP)),
@@ -182,6 +200,7 @@ pub fn parse(
             Long("reason") => reason = Some(parser.value()?.string()?),
             Long("include-late") => include_late = true,
             Long("events") => events = Some(parser.value()?.parse()?),
+            Long("pace") => pace = parser.value()?.parse()?,
             Long("rounds") => rounds = parser.value()?.parse()?,
             Value(word) => words.push(word.string()?),
             other => return Err(other.unexpected()),
@@ -232,6 +251,13 @@ pub fn parse(
         ["bench", "cost"] => {
             Ok(Command::BenchCost(BenchArgs { events: events.unwrap_or(2_000_000), rounds, json }))
         }
+        ["bench", "stages", config] => Ok(Command::BenchStages(StagesArgs {
+            config: path(config),
+            events: events.unwrap_or(1_000_000),
+            pace,
+            workers: run.workers,
+            json,
+        })),
         ["bench", "latency", config] => Ok(Command::BenchLatency(LatencyArgs {
             config: path(config),
             eps: eps.unwrap_or(20_000.0),

@@ -3,8 +3,11 @@
 mod cost;
 pub mod drive;
 mod latency;
+mod report;
 mod scratch;
+mod stages;
 pub mod usage;
 
 pub use cost::cost;
 pub use latency::latency;
+pub use stages::stages;
