@@ -21,6 +21,10 @@ pub enum Command {
     DeadLetters(DeadLettersArgs),
     /// `bench cost`
     BenchCost(BenchArgs),
+    /// `bench stages CONFIG`
+    BenchStages(StagesArgs),
+    /// `bench latency CONFIG`
+    BenchLatency(LatencyArgs),
     /// `--help`: the text to print.
     Help(&'static str),
     /// `--version`
@@ -102,6 +106,36 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
+/// Arguments of `bench stages`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StagesArgs {
+    /// The configuration's path.
+    pub config: PathBuf,
+    /// How many records.
+    pub events: usize,
+    /// Records per second of event time.
+    pub pace: u32,
+    /// How many workers.
+    pub workers: usize,
+    /// Print one JSON object.
+    pub json: bool,
+}
+
+/// Arguments of `bench latency`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatencyArgs {
+    /// The configuration's path.
+    pub config: PathBuf,
+    /// Events a second.
+    pub eps: f64,
+    /// For how long, in seconds, beside the warm-up.
+    pub seconds: f64,
+    /// How many workers.
+    pub workers: usize,
+    /// Print one JSON object.
+    pub json: bool,
+}
+
 const HELP: &str = "\
 Headwater: stream processing on timely and differential dataflow.
 
@@ -113,7 +147,9 @@ Headwater: stream processing on timely and differential dataflow.
   headwater produce CONFIG [--eps 500] [--seconds N] [--seed N]
   headwater dead-letters list CONFIG [--reason REASON] [--json]
   headwater dead-letters retry CONFIG [--reason REASON] [--include-late] [--json]
-  headwater bench cost [--events N] [--rounds N] [--json]
+  headwater bench cost [--events 2000000] [--rounds 5] [--json]
+  headwater bench stages CONFIG [-w WORKERS] [--events 1000000] [--pace 500] [--json]
+  headwater bench latency CONFIG [-w WORKERS] [--eps 20000] [--seconds 30] [--json]
 
 `-h` names a host file, as timely has it; help is --help only.
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused to keep a promise.
@@ -143,7 +179,8 @@ pub fn parse(
         ..RunArgs::default()
     };
     let (mut seconds, mut seed, mut json, mut out) = (None::<f64>, 1, false, None);
-    let (mut eps, mut reason, mut include_late, mut events, mut rounds) = (500.0, None, false, 2_000_000, 5);
+    let (mut eps, mut reason, mut include_late) = (None::<f64>, None, false);
+    let (mut events, mut rounds, mut pace) = (None::<usize>, 5, 500);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") => return Ok(Command::Help(HELP)),
@@ -159,10 +196,11 @@ pub fn parse(
             Long("seed") => seed = parser.value()?.parse()?,
             Long("json") => json = true,
             Long("out") => out = Some(PathBuf::from(parser.value()?)),
-            Long("eps") => eps = parser.value()?.parse()?,
+            Long("eps") => eps = Some(parser.value()?.parse()?),
             Long("reason") => reason = Some(parser.value()?.string()?),
             Long("include-late") => include_late = true,
-            Long("events") => events = parser.value()?.parse()?,
+            Long("events") => events = Some(parser.value()?.parse()?),
+            Long("pace") => pace = parser.value()?.parse()?,
             Long("rounds") => rounds = parser.value()?.parse()?,
             Value(word) => words.push(word.string()?),
             other => return Err(other.unexpected()),
@@ -176,6 +214,13 @@ pub fn parse(
     if run.processes > 1 && run.hostfile.is_none() {
         return Err("several processes need a host file: -h HOSTFILE, with one host:port a line".into());
     }
+    let in_time = |number: f64| number > 0.0 && number <= 1e9;
+    if !eps.is_none_or(in_time) || !seconds.is_none_or(in_time) || events == Some(0) {
+        return Err(
+            "--eps, --seconds and --events must be above 0, and the first two at most a thousand million"
+                .into(),
+        );
+    }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let path = |config: &str| PathBuf::from(config);
     match words.as_slice() {
@@ -188,7 +233,12 @@ pub fn parse(
             out: out.unwrap_or_else(|| PathBuf::from("headwater-demo")),
             seed,
         })),
-        ["produce", config] => Ok(Command::Produce(ProduceArgs { config: path(config), eps, seconds, seed })),
+        ["produce", config] => Ok(Command::Produce(ProduceArgs {
+            config: path(config),
+            eps: eps.unwrap_or(500.0),
+            seconds,
+            seed,
+        })),
         ["topics", "create", config] => Ok(Command::TopicsCreate(path(config))),
         ["check", config] => Ok(Command::Check(path(config))),
         ["dead-letters", what @ ("list" | "retry"), config] => Ok(Command::DeadLetters(DeadLettersArgs {
@@ -198,7 +248,23 @@ pub fn parse(
             include_late,
             json,
         })),
-        ["bench", "cost"] => Ok(Command::BenchCost(BenchArgs { events, rounds, json })),
+        ["bench", "cost"] => {
+            Ok(Command::BenchCost(BenchArgs { events: events.unwrap_or(2_000_000), rounds, json }))
+        }
+        ["bench", "stages", config] => Ok(Command::BenchStages(StagesArgs {
+            config: path(config),
+            events: events.unwrap_or(1_000_000),
+            pace,
+            workers: run.workers,
+            json,
+        })),
+        ["bench", "latency", config] => Ok(Command::BenchLatency(LatencyArgs {
+            config: path(config),
+            eps: eps.unwrap_or(20_000.0),
+            seconds: seconds.unwrap_or(30.0),
+            workers: run.workers,
+            json,
+        })),
         [command @ ("run" | "produce" | "check"), ..] => {
             Err(format!("`headwater {command}` takes one configuration file; see --help").into())
         }
@@ -231,6 +297,16 @@ mod tests {
             Ok(Command::Demo(DemoArgs { seconds: 5, json: true, .. }))
         ));
         assert_eq!(parsed("topics create x"), Ok(Command::TopicsCreate("x".into())));
+        assert_eq!(
+            parsed("bench latency x --eps 500"),
+            Ok(Command::BenchLatency(LatencyArgs {
+                config: "x".into(),
+                eps: 500.0,
+                seconds: 30.0,
+                workers: 3,
+                json: false
+            }))
+        );
         assert!(matches!(
             parsed("dead-letters retry x"),
             Ok(Command::DeadLetters(DeadLettersArgs { retry: true, .. }))
@@ -239,9 +315,22 @@ mod tests {
 
     #[test]
     fn wrong_usage_is_one_sentence() {
-        for line in
-            ["run", "fly", "run a b", "run a -w 0", "run a -w x", "run a -n 2", "run a -p 1", "demo --fast"]
-        {
+        for line in [
+            "run",
+            "fly",
+            "run a b",
+            "run a -w 0",
+            "run a -w x",
+            "run a -n 2",
+            "run a -p 1",
+            "demo --fast",
+            "bench",
+            "bench latency",
+            "bench cost --events 0",
+            "bench latency a --eps 0",
+            "produce a --eps nan",
+            "produce a --seconds inf",
+        ] {
             let message = parsed(line).expect_err(line);
             assert!(!message.is_empty() && !message.contains('\n'), "{line}: {message}");
         }

@@ -48,8 +48,8 @@ pub fn source(
     })
 }
 
-/// The sinks of a configuration.
-pub fn sinks(config: &Config) -> Vec<SinkJob> {
+/// The sinks of a configuration; `prefix` goes before the names of topics.
+pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
     let mut jobs = Vec::new();
     if let Some(kafka) = &config.sinks.kafka {
         // Alerts have a writer of their own, so that they do not wait for the mass of events.
@@ -71,7 +71,7 @@ pub fn sinks(config: &Config) -> Vec<SinkJob> {
             let sink = KafkaSink::new(KafkaConfig {
                 name: name.to_owned(),
                 brokers: kafka.brokers.clone(),
-                topics: taken.iter().map(|(_, topic)| (*topic).to_owned()).collect(),
+                topics: taken.iter().map(|(_, topic)| format!("{prefix}{topic}")).collect(),
                 options: kafka.options.clone(),
                 adopt: false,
             });
@@ -215,7 +215,7 @@ pub fn job(
     Ok(Job {
         plan: config.plan.clone(),
         source,
-        sinks: sinks(config),
+        sinks: sinks(config, ""),
         start,
         history,
         workers,

@@ -1,7 +1,7 @@
 //! The command line.
 
 pub mod args;
-mod bench;
+pub mod bench;
 mod build;
 mod demo;
 
@@ -77,6 +77,8 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
         Command::Produce(args) => produce_events(&args)?,
         Command::DeadLetters(args) => dead_letters_command(&args)?,
         Command::BenchCost(args) => bench::cost(&args),
+        Command::BenchStages(args) => bench::stages(&args)?,
+        Command::BenchLatency(args) => bench::latency(&args)?,
     }
     Ok(DONE)
 }

@@ -15,30 +15,28 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use differential_dataflow::{AsCollection, VecCollection};
-use headwater_dataflows::windows::{Row, Session, Sliding, Statistics, Summary};
-use headwater_dataflows::{Accumulate, Admission, Admit, Epoch, EventTime, Keyed, Scan};
+use differential_dataflow::AsCollection;
+use headwater_dataflows::{Epoch, EventTime};
 use timely::dataflow::Scope;
 use timely::dataflow::operators::probe::Handle as Probe;
 use timely::dataflow::operators::vec::Broadcast;
-use timely::dataflow::operators::{Concatenate, Inspect, Probe as _};
+use timely::dataflow::operators::{Inspect, Probe as _};
 
 use super::binding::{Binder, bind};
 use super::clock::{ClockHand, ClockSettings, ticks};
+use super::compute::{Computed, Inputs, compute};
 use super::delivery::deliver;
 use super::failure::Failure;
-use super::plan::{By, Plan, WindowKind, WindowPlan};
+use super::plan::Plan;
 use super::reading::{Read, ReadContext, ReadSettings, read};
 use super::recorder::Recorder;
 use super::recording::{LedgerHandle, durable};
-use super::rules::rules;
-use super::telling::{Identity, part, told};
+use super::telling::part;
 use super::watch::{Heard, Sights, Watch};
 use super::writer::WriterHandle;
 use crate::coordination::{Collector, EpochRecord, GroupOffsets, Watermark};
-use crate::event::{Event, KeyKind, split_key};
 use crate::metrics::Metrics;
-use crate::outputs::{Alert, DeadLetter, KeyHistory, Status, Told, Tongue, WindowRow, tell};
+use crate::outputs::Tongue;
 use crate::source::Reader;
 
 /// What the dataflow of one worker is built from.
@@ -142,48 +140,8 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
         .probe_with(&bound);
 
     let tongues: Arc<[Tongue]> = sinks.iter().map(|(_, tongue)| *tongue).collect();
-    let admission = Admission { dedup_horizon_ms: plan.limits.dedup_horizon_ms };
-    let (keyed, refused) = events.as_collection().admit(control, admission);
-    let load = keyed.load();
-    let letters = refused
-        .map(|refused| DeadLetter::refused(&refused.event, refused.refusal))
-        .concat(rejected.as_collection());
-    let counted = Arc::clone(&metrics);
-    let letters = told("Dead letters", letters, Arc::clone(&tongues), move |letter: &DeadLetter, _| {
-        if matches!(letter.reason(), crate::decode::Reason::Late | crate::decode::Reason::Duplicate) {
-            counted.rejected(letter.reason().as_str(), 1);
-        }
-    });
-    let mut all = vec![letters];
-
-    if tongues.iter().any(|tongue| tongue.takes().events.is_some()) {
-        let tongues = Arc::clone(&tongues);
-        all.push(keyed.clone().accumulate(
-            "Enrich",
-            move |epoch, history: &mut KeyHistory, event: &Event, told: &mut Told| {
-                tell(&history.arrive(event), epoch, Status::Raised, &tongues, told);
-            },
-        ));
-    }
-
-    let alerts = keyed.clone().scan_all("Rules", rules(&plan.pipeline, &plan.patterns));
-    let counted = Arc::clone(&metrics);
-    all.push(told("Alerts", alerts, Arc::clone(&tongues), move |alert: &Alert, status| {
-        counted.alert(
-            alert.rule,
-            match status {
-                Status::Raised => "raised",
-                Status::Revoked => "revoked",
-            },
-        );
-    }));
-
-    for window in &plan.windows {
-        let rows = rows(keyed.clone(), window);
-        all.push(told(&format!("Window: {}", window.name), rows, Arc::clone(&tongues), |_, _| {}));
-    }
-
-    let all = scope.concatenate(all);
+    let inputs = Inputs { events: events.as_collection(), rejected: rejected.as_collection(), control };
+    let Computed { told: all, load } = compute(inputs, &plan, &tongues, &metrics);
     let takes_alerts = |tongue: &Tongue| tongue.takes().alerts.is_some();
     let alerted = if tongues.iter().any(takes_alerts) { Probe::new() } else { committed.clone() };
     if sinks.is_empty() {
@@ -200,45 +158,4 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
     let speaks = scope.index().is_multiple_of(local_workers.max(1));
     let sights = Sights { heard, closed: bound, committed: committed.clone(), alerted, watermark, load };
     Flow { committed, offsets, watch: Watch::new(sights, speaks, metrics) }
-}
-
-/// The rows of one window.
-fn rows<'scope>(keyed: Keyed<'scope, Event>, plan: &WindowPlan) -> VecCollection<'scope, Epoch, WindowRow> {
-    let keyed = match plan.by {
-        By::Key => keyed,
-        By::User => keyed.only(|key| split_key(key).0 == KeyKind::User),
-        By::Device => keyed.only(|key| split_key(key).0 == KeyKind::Device),
-    };
-    let statistics = Statistics::new(Event::amount, Event::merchant);
-    let name = Arc::clone(&plan.name);
-    let row = move |row: Row<'_, String, Summary>| {
-        WindowRow::new(&name, row.key, row.window, row.closed, row.summary)
-    };
-    match plan.kind {
-        WindowKind::Tumbling { size_ms } => {
-            keyed.sliding(&plan.name, size_ms, size_ms, plan.refresh, statistics, row)
-        }
-        WindowKind::Sliding { size_ms, every_ms } => {
-            keyed.sliding(&plan.name, size_ms, every_ms, plan.refresh, statistics, row)
-        }
-        WindowKind::Session { gap_ms } => keyed.session(&plan.name, gap_ms, plan.refresh, statistics, row),
-    }
-}
-
-impl Identity for Alert {
-    fn same(&self, other: &Self) -> bool {
-        self.position == other.position && self.rule == other.rule
-    }
-}
-
-impl Identity for WindowRow {
-    fn same(&self, other: &Self) -> bool {
-        self.name == other.name && self.key == other.key && self.window.start == other.window.start
-    }
-}
-
-impl Identity for DeadLetter {
-    fn same(&self, other: &Self) -> bool {
-        self.position == other.position
-    }
 }

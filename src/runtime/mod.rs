@@ -2,6 +2,7 @@
 
 mod binding;
 mod clock;
+mod compute;
 mod delivery;
 mod failure;
 mod flow;
@@ -15,6 +16,7 @@ mod watch;
 mod writer;
 
 pub use clock::wall_ms;
+pub use compute::{Computed, Inputs, compute};
 pub use failure::RunError;
 pub use plan::{
     AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Telling, Time, TravelPlan,

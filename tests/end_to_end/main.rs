@@ -1,5 +1,6 @@
 //! The whole program over whole inputs, against an oracle that shares nothing with it.
 
+mod bench;
 mod common;
 mod crash;
 mod files;

@@ -182,6 +182,24 @@ impl Topics {
         Ok(())
     }
 
+    /// Deletes consumer groups that nobody is a member of; one that does not exist is no error.
+    pub fn delete_groups(&self, names: &[&str]) -> Result<(), TopicError> {
+        let unavailable =
+            |action: String| move |source: KafkaError| TopicError::Unavailable { action, source };
+        let answers = wait(self.admin.delete_groups(names, &admin_options()))
+            .map_err(unavailable("delete consumer groups".to_owned()))?;
+        for answer in answers {
+            match answer {
+                Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound)) => {}
+                Err((name, code)) => {
+                    let action = format!("delete consumer group {name}");
+                    return Err(unavailable(action)(KafkaError::AdminOp(code)));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The broker that created a topic may answer before the others, or it itself, can be asked about it.
     fn until_visible(&self, spec: &TopicSpec) -> Result<(), TopicError> {
         let deadline = Instant::now() + ANSWER;

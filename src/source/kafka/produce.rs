@@ -1,11 +1,12 @@
 //! Producing records at a set rate: what `headwater produce` and the retry of dead letters do.
 //!
 //! The pace is open-loop: record n is due n / rate after the beginning whatever became of those before it, and
-//! lags are measured from when a record was due, so that a stall shows instead of slowing the clock.
+//! lags are measured from when a record was due, so that a stall shows instead of slowing the clock. A record's Kafka
+//! timestamp is that time, too.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use headwater_sinks::kafka::client::{OptionRefused, Options, client_config, log_error, log_line};
 use rdkafka::client::ClientContext;
@@ -137,12 +138,14 @@ impl Producer {
         progress: &mut dyn FnMut(&Report),
     ) -> Result<Report, ProduceError> {
         let begun = self.producer.context().begun.elapsed();
+        let begun_wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut behind = Duration::ZERO;
         let mut reported = Instant::now();
         for record in records {
             let due = match rate {
                 Some(rate) => {
-                    begun + Duration::try_from_secs_f64(self.sent as f64 / rate).unwrap_or(Duration::MAX)
+                    let after = Duration::try_from_secs_f64(self.sent as f64 / rate).unwrap_or(Duration::MAX);
+                    begun.saturating_add(after)
                 }
                 None => self.producer.context().begun.elapsed(),
             };
@@ -152,7 +155,9 @@ impl Producer {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
-            self.send(&record, due)?;
+            let timestamp =
+                rate.and_then(|_| i64::try_from(begun_wall.saturating_add(due - begun).as_millis()).ok());
+            self.send(&record, due, timestamp)?;
             behind = self.producer.context().begun.elapsed().saturating_sub(due);
             if self.sent.is_multiple_of(64) {
                 self.producer.poll(Duration::ZERO);
@@ -166,13 +171,19 @@ impl Producer {
         self.finish(behind)
     }
 
-    /// Sends one record, waiting while the producer's queue is full.
-    fn send(&mut self, produced: &Produced, due: Duration) -> Result<(), ProduceError> {
+    /// Sends one record, waiting while the producer's queue is full. Without a `timestamp` it is that of sending.
+    fn send(
+        &mut self,
+        produced: &Produced,
+        due: Duration,
+        timestamp: Option<i64>,
+    ) -> Result<(), ProduceError> {
         let due = usize::try_from(micros(due)).unwrap_or(usize::MAX);
         let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&self.topic, due);
         record.partition = produced.partition.map(kafka);
         record.key = produced.key.as_deref();
         record.payload = produced.value.as_deref();
+        record.timestamp = timestamp;
         if !produced.headers.is_empty() {
             let headers = OwnedHeaders::new_with_capacity(produced.headers.len());
             record.headers = Some(produced.headers.iter().fold(headers, |headers, (key, value)| {

@@ -1,0 +1,78 @@
+//! What decoding a record costs on one core, by the kind of record.
+
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use headwater::cli::bench::drive::in_order;
+use headwater::decode::Decoder;
+use headwater::source::Raw;
+use headwater::source::generator::RecordMaker;
+
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What is told apart from the generator's own mix.
+const KINDS: [(&str, &str); 5] = [
+    (
+        "transaction",
+        r#"{"event_id":"4-12345","event_type":"transaction","user_id":"user-48213","event_time":"2026-01-02T03:04:05.678Z","amount":129.95,"currency":"EUR","merchant_id":"shop-871","merchant_category":"grocery","location":{"lat":52.520008,"lon":13.404954}}"#,
+    ),
+    (
+        "attributes",
+        r#"{"event_id":"4-12345","event_type":"api_call","user_id":"user-48213","event_time":1767323045678,"attributes":{"path":"/v1/items/17","agent":"curl/8.9 (x86_64)","cached":true,"tags":["a","b",{"depth":[1,2,3]}]}}"#,
+    ),
+    (
+        "unknown fields",
+        r#"{"event_id":"4-12345","event_type":"api_call","user_id":"user-48213","event_time":1767323045678,"trace":"00-4bf92f35","schema":3,"attributes":{"path":"/v1/items/17"}}"#,
+    ),
+    (
+        "escapes",
+        r#"{"event_id":"4-12345","event_type":"user_activity","user_id":"Zo\u00eb \ud83d\ude00","event_time":"2026-01-02T03:04:05+01:00","session_id":"a\\b\/c\n\"d\""}"#,
+    ),
+    (
+        "malformed at the end",
+        r#"{"event_id":"4-12345","event_type":"api_call","user_id":"u","event_time":1767323045678}}"#,
+    ),
+];
+
+/// How many records of the generator make one iteration, so that caches see different ones.
+const RECORDS: u64 = 1000;
+
+fn raw(value: &[u8]) -> Raw<'_> {
+    Raw {
+        position: Default::default(),
+        timestamp: 1_767_323_045_700,
+        key: None,
+        value: Some(value),
+        retries: 0,
+    }
+}
+
+fn decode(criterion: &mut Criterion) {
+    let mut decoder = Decoder::default();
+    let mut group = criterion.benchmark_group("decode");
+
+    let mut maker = RecordMaker::new(in_order());
+    let records: Vec<Vec<u8>> = (0..RECORDS)
+        .map(|offset| {
+            maker.make(0, offset, None);
+            maker.value.clone()
+        })
+        .collect();
+    group.throughput(Throughput::Elements(RECORDS));
+    group.bench_function("the generator's mix", |bencher| {
+        bencher
+            .iter(|| records.iter().filter(|record| decoder.decode(raw(black_box(record))).is_ok()).count());
+    });
+
+    for (name, text) in KINDS {
+        group.throughput(Throughput::Elements(1));
+        group
+            .bench_function(name, |bencher| bencher.iter(|| decoder.decode(raw(black_box(text.as_bytes())))));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decode);
+criterion_main!(benches);

@@ -1,0 +1,83 @@
+//! What each operator costs a worker: admission alone, then behind it each pattern and each kind of window alone. The
+//! time is the worker's CPU time where the kernel accounts for it, so that a busy machine does not show.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use differential_dataflow::{AsCollection, VecCollection};
+use headwater::cli::bench::drive::{Drive, Spent, events, in_order};
+use headwater::config::Config;
+use headwater::event::Event;
+use headwater::metrics::Metrics;
+use headwater::runtime::{Inputs, Plan, compute};
+use headwater::source::generator::GeneratorSettings;
+use headwater_dataflows::{Admission, Admit, Epoch};
+use timely::dataflow::operators::generic::operator::empty;
+
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const EVENTS: usize = 200_000;
+
+/// Each operator's section of a configuration, with the numbers it has by default.
+const OPERATORS: [(&str, &str); 8] = [
+    ("velocity_spike", "[patterns.velocity_spike]"),
+    ("rapid_fire_burst", "[patterns.rapid_fire_burst]"),
+    ("merchant_diversity", "[patterns.merchant_diversity]"),
+    ("amount_anomaly", "[patterns.amount_anomaly]"),
+    ("impossible_travel", "[patterns.impossible_travel]"),
+    ("tumbling", "[[windows]]\nname = \"w\"\nkind = \"tumbling\"\nby = \"key\"\nsize = \"1m\""),
+    ("sliding", "[[windows]]\nname = \"w\"\nkind = \"sliding\"\nby = \"key\"\nsize = \"5m\"\nevery = \"1m\""),
+    ("session", "[[windows]]\nname = \"w\"\nkind = \"session\"\nby = \"key\"\ngap = \"30s\""),
+];
+
+/// The plan of a pipeline that has nothing but this section.
+fn plan(section: &str) -> Plan {
+    let text = format!("pipeline = \"bench\"\n[source]\nkind = \"generator\"\n{section}\n[sinks.kafka]\n");
+    Config::parse(&text, std::iter::empty()).expect("a valid configuration").plan
+}
+
+/// The CPU time of so many runs, each with a dataflow of its own.
+fn times(runs: u64, mut run: impl FnMut() -> Spent) -> Duration {
+    (0..runs).map(|_| run()).map(|spent| spent.cpu.unwrap_or(spent.wall)).sum()
+}
+
+fn operators(criterion: &mut Criterion) {
+    let drive = Drive { workers: 1, behind_ms: 5000, close: true };
+    for (stream, settings) in [("in order", in_order()), ("disorder", GeneratorSettings::default())] {
+        let events = events(settings, EVENTS);
+        let mut group = criterion.benchmark_group(stream);
+        group.throughput(Throughput::Elements(events.len() as u64)).sample_size(10);
+        group.sampling_mode(SamplingMode::Flat);
+        group.bench_function("admission", |bencher| {
+            bencher.iter_custom(|runs| {
+                times(runs, || {
+                    drive.run(&events, |events: VecCollection<'_, Epoch, Event>, control| {
+                        events.admit(control, Admission { dedup_horizon_ms: 60_000 }).1.inner
+                    })
+                })
+            });
+        });
+        for (name, section) in OPERATORS {
+            let (plan, metrics) = (plan(section), Arc::new(Metrics::default()));
+            group.bench_function(name, |bencher| {
+                bencher.iter_custom(|runs| {
+                    times(runs, || {
+                        let (plan, metrics) = (plan.clone(), Arc::clone(&metrics));
+                        drive.run(&events, move |events, control| {
+                            let rejected = empty(events.inner.scope()).as_collection();
+                            compute(Inputs { events, rejected, control }, &plan, &Arc::from([]), &metrics)
+                                .told
+                        })
+                    })
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, operators);
+criterion_main!(benches);

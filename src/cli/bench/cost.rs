@@ -1,0 +1,170 @@
+//! `headwater bench cost`: the five patterns as a dataflow, against one hand-written loop over the same events.
+//!
+//! The loop is what one would write without an engine: one thread, one hash map, one state a key, events in order,
+//! nothing that survives or scales. What the engine costs beside it is what its services cost.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use headwater_dataflows::patterns::{Diversity, Frequency, Location, Outlier, Travel};
+use headwater_dataflows::{Admission, Admit, Emission, Pattern, Scan};
+use serde_json::json;
+
+use super::drive::{Drive, Spent, events, in_order};
+use super::usage;
+use crate::cli::args::BenchArgs;
+use crate::event::Event;
+use crate::outputs::Severity;
+use crate::runtime::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, Telling, TravelPlan, rules};
+
+/// The hour of the patterns, in milliseconds.
+const HOUR: i64 = 3_600_000;
+
+/// The loop comes first, then the dataflow with one worker and with two.
+const FORMS: [&str; 3] = ["loop", "1", "2"];
+
+/// Runs loop and dataflow in turn and prints medians.
+pub fn cost(args: &BenchArgs) {
+    let events = events(in_order(), args.events);
+    let mut rounds: Vec<[Spent; 3]> = Vec::new();
+    for round in 1..=args.rounds.max(1) {
+        let spent = [by_hand(events.clone()), by_dataflow(&events, 1), by_dataflow(&events, 2)];
+        let [hand, one, two] = spent.map(|spent| per_second(args.events, spent.wall));
+        eprintln!("round {round}: loop {hand:.0}, one worker {one:.0}, two workers {two:.0} events/s");
+        rounds.push(spent);
+    }
+    let report = report(args.events, &rounds);
+    if args.json {
+        println!("{report}");
+        return;
+    }
+    println!(
+        "{:<8} {:>12} {:>8} {:>18} {:>8} {:>8}",
+        "", "events/s", "of loop", "events/CPU-second", "of loop", "matches"
+    );
+    for form in FORMS {
+        let number = |key: &str, digits: usize| match report[key][form].as_f64() {
+            Some(value) => format!("{value:.digits$}"),
+            None => "-".to_owned(),
+        };
+        println!(
+            "{form:<8} {:>12} {:>8} {:>18} {:>8} {:>8}",
+            number("events_per_s", 0),
+            number("ratio", 2),
+            number("events_per_cpu_s", 0),
+            number("cpu_ratio", 2),
+            report["matches"][form]
+        );
+    }
+}
+
+/// Medians by form. Ratios are taken round by round, since the machine's speed drifts; those of CPU time hold on a busy
+/// machine too.
+fn report(events: usize, rounds: &[[Spent; 3]]) -> serde_json::Value {
+    let by_form = |value: &dyn Fn(&[Spent; 3], usize) -> Option<f64>| -> serde_json::Value {
+        let of = |form| rounds.iter().map(|round| value(round, form)).collect::<Option<Vec<_>>>().map(median);
+        FORMS.iter().enumerate().map(|(form, name)| ((*name).to_owned(), json!(of(form)))).collect()
+    };
+    let rate = |spent: &Spent| per_second(events, spent.wall);
+    let cpu_rate = |spent: &Spent| spent.cpu.map(|cpu| per_second(events, cpu));
+    let matches = |round: &[Spent; 3], form: usize| Some(round[form].results as f64);
+    json!({
+        "events": events,
+        "matches": by_form(&matches),
+        "loop_events_per_s": median(rounds.iter().map(|round| rate(&round[0])).collect()).round(),
+        "events_per_s": by_form(&|round, form| Some(rate(&round[form]).round())),
+        "ratio": by_form(&|round, form| Some(rate(&round[form]) / rate(&round[0]))),
+        "events_per_cpu_s": by_form(&|round, form| Some(cpu_rate(&round[form])?.round())),
+        "cpu_ratio": by_form(&|round, form| Some(cpu_rate(&round[form])? / cpu_rate(&round[0])?)),
+    })
+}
+
+fn per_second(events: usize, took: Duration) -> f64 {
+    events as f64 / took.as_secs_f64()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Takes the hash that an event carries.
+#[derive(Default)]
+struct Carried(u64);
+
+impl Hasher for Carried {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = headwater_dataflows::KeyHash::of(bytes).0;
+    }
+    fn write_u8(&mut self, _: u8) {}
+}
+
+type Value = fn(&Event) -> Option<u64>;
+type Amount = fn(&Event) -> Option<i64>;
+type Place = fn(&Event) -> Option<Location>;
+type Name = fn(&Event) -> Box<str>;
+
+/// A key's states, side by side.
+#[derive(Default)]
+struct State {
+    velocity: <Frequency as Pattern<Event>>::State,
+    burst: <Frequency as Pattern<Event>>::State,
+    diversity: <Diversity<Value> as Pattern<Event>>::State,
+    amount: <Outlier<Amount> as Pattern<Event>>::State,
+    travel: <Travel<Place, Name> as Pattern<Event>>::State,
+}
+
+fn by_hand(events: Vec<Event>) -> Spent {
+    let velocity = Frequency::at_least(101, HOUR);
+    let burst = Frequency::at_least(10, 10_000);
+    let diversity: Diversity<Value> = Diversity::at_least(8, HOUR, Event::merchant);
+    let amount: Outlier<Amount> = Outlier::beyond(3.0, 30, 10_000.0, Event::amount);
+    let travel: Travel<Place, Name> = Travel::beyond(50.0, 900.0, Event::location, |event| event.id().into());
+    let (begun, charged) = (Instant::now(), usage::thread_cpu());
+    let mut keys: HashMap<Box<str>, State, BuildHasherDefault<Carried>> = HashMap::default();
+    let mut matches = 0;
+    for event in events {
+        if !keys.contains_key(event.key()) {
+            keys.insert(event.key().into(), State::default());
+        }
+        let Some(state) = keys.get_mut(event.key()) else { continue };
+        matches += u64::from(velocity.step(&mut state.velocity, &event).0.is_some());
+        matches += u64::from(burst.step(&mut state.burst, &event).0.is_some());
+        matches += u64::from(diversity.step(&mut state.diversity, &event).0.is_some());
+        matches += u64::from(amount.step(&mut state.amount, &event).0.is_some());
+        matches += u64::from(travel.step(&mut state.travel, &event).0.is_some());
+    }
+    let cpu = usage::thread_cpu().zip(charged).map(|(now, then)| now - then);
+    Spent { wall: begun.elapsed(), cpu, results: matches }
+}
+
+/// The rules of the engine with their usual numbers.
+fn patterns() -> Patterns {
+    let telling = Telling { severity: Severity::Medium, emission: Emission::Immediate };
+    Patterns {
+        velocity_spike: Some(FrequencyPlan { at_least: 101, within_ms: HOUR, telling }),
+        rapid_fire_burst: Some(FrequencyPlan { at_least: 10, within_ms: 10_000, telling }),
+        merchant_diversity: Some(DiversityPlan { at_least: 8, within_ms: HOUR, telling }),
+        amount_anomaly: Some(AmountPlan {
+            sigmas: 3.0,
+            high_sigmas: 5.0,
+            at_least: 30,
+            min_sigma: 0.01,
+            telling,
+        }),
+        impossible_travel: Some(TravelPlan { km: 50.0, kmh: 900.0, telling }),
+    }
+}
+
+fn by_dataflow(events: &[Event], workers: usize) -> Spent {
+    let drive = Drive { workers, behind_ms: 5000, close: false };
+    drive.run(events, |events, control| {
+        let (keyed, _) = events.admit(control, Admission::default());
+        keyed.scan_all("Rules", rules(&Arc::from("bench"), &patterns())).inner
+    })
+}

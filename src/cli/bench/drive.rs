@@ -1,0 +1,196 @@
+//! Driving a dataflow with events from memory, as fast as it takes them: no source, no sinks, no clock.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::{Duration, Instant};
+
+use differential_dataflow::VecCollection;
+use differential_dataflow::input::InputSession;
+use headwater_dataflows::{Clock, ControlStream, Epoch, EventTime, Offset, Partition, Position};
+use timely::dataflow::StreamVec;
+use timely::dataflow::operators::{Inspect, Probe};
+
+use super::usage;
+use crate::decode::Decoder;
+use crate::event::Event;
+use crate::source::Raw;
+use crate::source::generator::{GeneratorSettings, RecordMaker};
+
+/// How many events make an epoch: what 10 ms bring at 600 thousand a second.
+pub const EPOCH: usize = 6000;
+
+/// How far the dataflow may run ahead of its own results, in epochs.
+const IN_FLIGHT: u64 = 4;
+
+/// How a dataflow is driven.
+#[derive(Clone, Copy, Debug)]
+pub struct Drive {
+    /// How many workers.
+    pub workers: usize,
+    /// How far the watermark stays behind the newest event, in milliseconds of event time.
+    pub behind_ms: i64,
+    /// Whether the watermark goes to infinity in the end, so that all windows close.
+    pub close: bool,
+}
+
+/// What a run took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    /// From the first event to the last result.
+    pub wall: Duration,
+    /// The same in CPU time of all workers; none where the kernel does not account for it.
+    pub cpu: Option<Duration>,
+    /// How many results came out.
+    pub results: u64,
+}
+
+/// The generator's settings for a stream in order and without a flaw.
+pub fn in_order() -> GeneratorSettings {
+    GeneratorSettings {
+        disorder: 0.0,
+        late: 0.0,
+        duplicates: 0.0,
+        malformed: 0.0,
+        invalid: 0.0,
+        ..GeneratorSettings::default()
+    }
+}
+
+/// The events among the first `records` records of a generated stream, partitions by turns.
+pub fn events(settings: GeneratorSettings, records: usize) -> Vec<Event> {
+    let partitions = settings.partitions as usize;
+    let mut maker = RecordMaker::new(settings);
+    let mut decoder = Decoder::default();
+    let event = |at: usize| {
+        let (partition, offset) = ((at % partitions) as u32, (at / partitions) as u64);
+        let timestamp = maker.make(partition, offset, None);
+        let position = Position { partition: Partition(partition), offset: Offset(offset as i64) };
+        let raw = Raw { position, timestamp, key: Some(&maker.key), value: Some(&maker.value), retries: 0 };
+        decoder.decode(raw).ok()
+    };
+    (0..records).filter_map(event).collect()
+}
+
+/// What one worker is given: its partitions' events of each epoch.
+type Share = Vec<Vec<Event>>;
+
+impl Drive {
+    /// Runs the dataflow that `build` makes over `events`, [`EPOCH`] at a time.
+    ///
+    /// # Panics
+    /// If a worker does.
+    pub fn run<D, F>(self, events: &[Event], build: F) -> Spent
+    where
+        D: Clone + 'static,
+        F: for<'s> Fn(VecCollection<'s, Epoch, Event>, ControlStream<'s>) -> StreamVec<'s, Epoch, D>,
+        F: Send + Sync + 'static,
+    {
+        let shares = shares(events, self.workers);
+        let shares: Arc<Vec<_>> = Arc::new(shares.into_iter().map(|share| Mutex::new(Some(share))).collect());
+        let watermarks = self.watermarks(events);
+        let start = Arc::new(Barrier::new(self.workers));
+        let guards = timely::execute(timely::Config::process(self.workers), move |worker| {
+            let share =
+                shares[worker.index()].lock().expect("nobody panics with it").take().unwrap_or_default();
+            let results = Rc::new(Cell::new(0u64));
+            let counted = Rc::clone(&results);
+            let (mut input, mut clock, probe) = worker.dataflow::<Epoch, _, _>(|scope| {
+                let mut input = InputSession::new();
+                let (clock, control) = Clock::new(scope);
+                let out = build(input.to_collection(scope), control);
+                let (probe, _) = out.inspect(move |_| counted.set(counted.get() + 1)).probe();
+                (input, clock, probe)
+            });
+            start.wait();
+            let (begun, charged) = (Instant::now(), usage::thread_cpu());
+            let mut epoch = Epoch(0);
+            for (events, &watermark) in share.into_iter().chain([Vec::new()]).zip(&watermarks) {
+                events.into_iter().for_each(|event| input.insert(event));
+                epoch = epoch.next();
+                match worker.index() {
+                    0 => clock.end_epoch(watermark),
+                    _ => clock.advance_to(epoch),
+                }
+                input.advance_to(epoch);
+                input.flush();
+                worker.step();
+                while probe.less_than(&Epoch(epoch.0.saturating_sub(IN_FLIGHT))) {
+                    worker.step();
+                }
+            }
+            drop((input, clock));
+            while !probe.done() {
+                worker.step();
+            }
+            let cpu = usage::thread_cpu().zip(charged).map(|(now, then)| now - then);
+            Spent { wall: begun.elapsed(), cpu, results: results.get() }
+        });
+        let all = guards.expect("workers start").join().into_iter();
+        let none = Spent { cpu: Some(Duration::ZERO), ..Spent::default() };
+        all.map(|spent| spent.expect("no worker panics")).fold(none, |all, one| Spent {
+            wall: all.wall.max(one.wall),
+            cpu: all.cpu.zip(one.cpu).map(|(all, one)| all + one),
+            results: all.results + one.results,
+        })
+    }
+
+    /// The watermark of each epoch, and of one more in the end if everything is to close.
+    fn watermarks(self, events: &[Event]) -> Vec<EventTime> {
+        let mut newest = EventTime::MIN;
+        let mut watermarks = Vec::with_capacity(events.len() / EPOCH + 2);
+        for epoch in events.chunks(EPOCH) {
+            newest = epoch.iter().map(Event::event_time).fold(newest, EventTime::max);
+            watermarks.push(newest.minus_ms(self.behind_ms + 1));
+        }
+        watermarks.extend(self.close.then_some(EventTime::MAX));
+        watermarks
+    }
+}
+
+/// Each worker reads its share of the partitions.
+fn shares(events: &[Event], workers: usize) -> Vec<Share> {
+    let mut shares: Vec<Share> = vec![Vec::new(); workers];
+    for epoch in events.chunks(EPOCH) {
+        for (worker, share) in shares.iter_mut().enumerate() {
+            let mine = |event: &&Event| event.position().partition.0 as usize % workers == worker;
+            share.push(epoch.iter().filter(mine).cloned().collect());
+        }
+    }
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use headwater_dataflows::windows::{Refresh, Statistics, Tumbling};
+    use headwater_dataflows::{Admission, Admit};
+
+    use super::*;
+
+    #[test]
+    fn every_event_comes_out_once_whatever_the_number_of_workers() {
+        let events = events(in_order(), 2 * EPOCH + 7);
+        assert_eq!(events.len(), 2 * EPOCH + 7);
+        for workers in 1..=3 {
+            let drive = Drive { workers, behind_ms: 5000, close: false };
+            let spent = drive.run(&events, |events, _control| events.inner);
+            assert_eq!(spent.results, events.len() as u64, "{workers} workers");
+        }
+    }
+
+    #[test]
+    fn windows_close_only_if_they_are_told_to() {
+        let events = events(in_order(), 1000);
+        let rows = |close| {
+            let drive = Drive { workers: 2, behind_ms: 5000, close };
+            drive.run(&events, |events, control| {
+                let (keyed, _) = events.admit(control, Admission::default());
+                let count = Statistics::new(|_: &Event| None, |_: &Event| None);
+                keyed.tumbling("Hour", 3_600_000, Refresh::Final, count, |row| row.summary.count).inner
+            })
+        };
+        assert_eq!(rows(false).results, 0);
+        let keys: std::collections::HashSet<_> = events.iter().map(Event::key).collect();
+        assert_eq!(rows(true).results, keys.len() as u64);
+    }
+}

@@ -1,0 +1,13 @@
+//! `headwater bench`: measuring the engine with itself.
+
+mod cost;
+pub mod drive;
+mod latency;
+mod report;
+mod scratch;
+mod stages;
+pub mod usage;
+
+pub use cost::cost;
+pub use latency::latency;
+pub use stages::stages;

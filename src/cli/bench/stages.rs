@@ -1,0 +1,360 @@
+//! `headwater bench stages`: what each stage of the main job costs alone, and how much of it the whole job reaches.
+//!
+//! ```text
+//!   generator ─▶ topic ─┬▶ read                               ┐
+//!                       ├▶ read, decode                       │ each alone: CPU-seconds per million events
+//!   generator, decoded ─┼▶ dataflow, told to each set's sinks │
+//!                       ├▶ produce (enriched), COPY (events)  ┘
+//!                       └▶ the whole job with each set of sinks: events/s ÷ (cores ÷ sum of its stages)
+//! ```
+//!
+//! CPU time is this process's, the clients' threads included; brokers and databases are not.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use differential_dataflow::AsCollection;
+use headwater_dataflows::{Epoch, Partition};
+use headwater_sinks::{Changes, CommitPermit, Generation, Lineage, Shards, Start};
+use timely::dataflow::operators::generic::operator::empty;
+
+use super::drive::{Drive, EPOCH, events};
+use super::report::{Measured, Report, Whole};
+use super::scratch::Scratch;
+use super::usage;
+use crate::cli::args::StagesArgs;
+use crate::cli::{build, kafka_source, load, stop_on_signals};
+use crate::config::{Config, OutputKind, SinksConfig};
+use crate::decode::Decoder;
+use crate::event::Event;
+use crate::metrics::Metrics;
+use crate::outputs::{KeyHistory, Status, Told, Tongue, tell};
+use crate::runtime::{Inputs, SinkJob, compute};
+use crate::source::Raw;
+use crate::source::generator::{GeneratorSettings, RecordMaker};
+use crate::source::kafka::produce::{Produced, Producer};
+
+/// How many epochs a sink commits at a time when it is measured alone: what 200 ms bring at 90 thousand a second.
+const EPOCHS_A_ROUND: usize = 3;
+
+/// How many records are read at a time, as the runtime does.
+const BUDGET: usize = 1024;
+
+/// How long the topic may deliver nothing before its end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often is looked for news.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Measures and prints.
+///
+/// # Errors
+/// If the configuration is not fit, or something fails on the way.
+pub fn stages(args: &StagesArgs) -> anyhow::Result<()> {
+    let config = load(&args.config)?;
+    crate::logging::init(config.log.json, "warn");
+    let settings = GeneratorSettings { pace: args.pace, ..GeneratorSettings::default() };
+    settings.validate().map_err(anyhow::Error::msg)?;
+    let stopping = Arc::new(AtomicBool::new(false));
+    stop_on_signals(&stopping)?;
+    let mut bench = Bench { args, config, settings, stopping, scratch: Scratch::new() };
+    let measured = bench.measure();
+    let removed = bench.scratch.remove();
+    let report = measured?;
+    removed?;
+    if args.json {
+        println!("{}", report.json());
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}
+
+/// A set of sinks, and what it takes beside reading, decoding and the dataflow.
+struct SinkSet {
+    name: &'static str,
+    sinks: SinksConfig,
+    also: &'static [&'static str],
+}
+
+/// The sets that a configuration has the services for, and those that it has not, with the reason.
+fn sink_sets(sinks: &SinksConfig) -> (Vec<SinkSet>, BTreeMap<&'static str, &'static str>) {
+    let topics = |topics: &[OutputKind]| {
+        let kafka = sinks.kafka.clone().map(|mut kafka| {
+            kafka.topics = topics.to_vec();
+            kafka
+        });
+        SinksConfig { kafka, postgres: None, sqlite: None }
+    };
+    let (alerts, enriched) =
+        (topics(&[OutputKind::Alerts]), topics(&[OutputKind::Alerts, OutputKind::Events]));
+    let tables = SinksConfig { postgres: sinks.postgres.clone(), ..enriched.clone() };
+    let all = [
+        SinkSet { name: "alerts", sinks: alerts, also: &[] },
+        SinkSet { name: "enriched", sinks: enriched, also: &["produce"] },
+        SinkSet { name: "postgres", sinks: tables, also: &["produce", "copy"] },
+    ];
+    let missing = |set: &SinkSet| match (&set.sinks.kafka, &set.sinks.postgres) {
+        (None, _) => Some("there is no [sinks.kafka]"),
+        (_, None) if set.also.contains(&"copy") => Some("there is no [sinks.postgres]"),
+        _ => None,
+    };
+    let left_out = all.iter().filter_map(|set| Some((set.name, missing(set)?))).collect();
+    (all.into_iter().filter(|set| missing(set).is_none()).collect(), left_out)
+}
+
+struct Bench<'a> {
+    args: &'a StagesArgs,
+    config: Config,
+    settings: GeneratorSettings,
+    stopping: Arc<AtomicBool>,
+    scratch: Scratch,
+}
+
+impl Bench<'_> {
+    fn measure(&mut self) -> anyhow::Result<Report> {
+        let (sets, left_out) = sink_sets(&self.config.sinks);
+        let mut report = Report::new(self.args, left_out);
+        self.fill()?;
+        // The whole first: later stages hold all events in memory, which would show in its peak.
+        for set in &sets {
+            let whole = self.whole(set)?;
+            report.whole(set.name, whole);
+        }
+        report.stage("read", self.reading(|raw| _ = black_box(raw))?);
+        let mut decoder = Decoder::default();
+        report.stage("read_decode", self.reading(|raw| _ = black_box(decoder.decode(raw)))?);
+
+        let events = events(self.settings.clone(), self.args.events);
+        for set in &sets {
+            let stage = format!("dataflow_{}", set.name);
+            report.stage(&stage, self.dataflow(set, &events)?);
+        }
+        let has = |stage| sets.iter().any(|set| set.also.contains(&stage));
+        if has("produce") {
+            report.stage(
+                "produce",
+                self.writing("produce", &events, |sinks| {
+                    sinks.postgres = None;
+                    sinks.kafka.iter_mut().for_each(|kafka| kafka.topics = vec![OutputKind::Events]);
+                })?,
+            );
+        }
+        if has("copy") {
+            report.stage(
+                "copy",
+                self.writing("copy", &events, |sinks| {
+                    sinks.kafka = None;
+                    sinks.postgres.iter_mut().for_each(|tables| tables.tables = vec![OutputKind::Events]);
+                })?,
+            );
+        }
+        for set in &sets {
+            let dataflow = format!("dataflow_{}", set.name);
+            report.sum(set.name, ["read_decode", &dataflow].iter().chain(set.also));
+        }
+        Ok(report)
+    }
+
+    fn go_on(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.stopping.load(Ordering::Relaxed), "interrupted");
+        Ok(())
+    }
+
+    /// Makes the input topic and fills it.
+    fn fill(&mut self) -> anyhow::Result<()> {
+        let topic = self.scratch.input(&mut self.config)?;
+        let source = kafka_source(&self.config)?;
+        let partitions = u64::from(self.settings.partitions);
+        let mut maker = RecordMaker::new(self.settings.clone());
+        let records = (0..self.args.events as u64).map(|n| {
+            let (partition, offset) = ((n % partitions) as u32, n / partitions);
+            maker.make(partition, offset, None);
+            let (key, value) = (Some(maker.key.clone()), Some(maker.value.clone()));
+            Produced { partition: Some(partition), key, value, headers: Vec::new() }
+        });
+        eprintln!("producing {} records …", self.args.events);
+        let producer = Producer::connect(&source.brokers, &source.options, &topic)?;
+        producer.run(records, None, &self.stopping, &mut |_| {})?;
+        self.go_on()
+    }
+
+    /// The job as `headwater run --until-end --close` has it. Time counts from its first event: opening sinks takes
+    /// seconds.
+    fn whole(&mut self, set: &SinkSet) -> anyhow::Result<Whole> {
+        eprintln!("the whole job, {} …", set.name);
+        let mut config = self.config.clone();
+        config.sinks = set.sinks.clone();
+        self.scratch.isolate(&mut config, set.name)?;
+        config.plan.close_at_end = true;
+        let metrics = Arc::new(Metrics::default());
+        let workers = timely::Config::process(self.args.workers);
+        let mut job = build::job(&config, true, workers, Arc::clone(&metrics))?;
+        job.sinks = build::sinks(&config, &self.scratch.topics_of(set.name));
+        job.stopping = Arc::clone(&self.stopping);
+        let peak = usage::reset_peak();
+        let charged = cpu()?;
+        let done = AtomicBool::new(false);
+        let (ran, first, last) = thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                while metrics.event_count() == 0 && !done.load(Ordering::Relaxed) {
+                    thread::sleep(PAUSE);
+                }
+                Instant::now()
+            });
+            let ran = crate::runtime::run(job);
+            let last = Instant::now();
+            done.store(true, Ordering::Relaxed);
+            (ran, first.join(), last)
+        });
+        ran?;
+        self.go_on()?;
+        let first = first.expect("a panic ends the process");
+        let (wall, cpu) = (last.saturating_duration_since(first), cpu()? - charged);
+        let peak_bytes = usage::peak_bytes().filter(|_| peak);
+        Ok(Whole { measured: Measured { events: self.args.events as u64, wall, cpu }, peak_bytes })
+    }
+
+    /// Reads the input topic to its end, on this thread.
+    fn reading(&self, mut each: impl FnMut(Raw<'_>)) -> anyhow::Result<Measured> {
+        eprintln!("reading …");
+        let mut config = self.config.clone();
+        // Never committed to, so the group never comes to be.
+        config.plan.pipeline = format!("{}reader", self.scratch.prefix).into();
+        let charged = cpu()?;
+        let source = build::source(&config, true, None)?;
+        let starts: Vec<_> = (0..).map(Partition).zip(source.start().iter().copied()).collect();
+        let mut reader = source.reader(&starts)?;
+        let mut begun = None;
+        let mut last = Instant::now();
+        let mut count = 0;
+        loop {
+            let read = reader.read(BUDGET, &mut each)?;
+            count += read as u64;
+            if read > 0 {
+                last = Instant::now();
+                begun.get_or_insert(last);
+            } else if reader.partitions().iter().all(|partition| partition.ended) {
+                break;
+            } else {
+                anyhow::ensure!(last.elapsed() < PATIENCE, "nothing came for {PATIENCE:?}");
+                self.go_on()?;
+                thread::sleep(PAUSE);
+            }
+        }
+        let wall = begun.map_or(Duration::ZERO, |begun| last - begun);
+        Ok(Measured { events: count, wall, cpu: cpu()? - charged })
+    }
+
+    /// What is computed of events in memory, and told to the sinks of a set.
+    fn dataflow(&self, set: &SinkSet, events: &[Event]) -> anyhow::Result<Measured> {
+        eprintln!("the dataflow, {} …", set.name);
+        let mut config = self.config.clone();
+        config.sinks = set.sinks.clone();
+        let tongues: Arc<[Tongue]> = build::sinks(&config, "").iter().map(|sink| sink.tongue).collect();
+        let plan = config.plan;
+        let metrics = Arc::new(Metrics::default());
+        let behind_ms = plan.time.max_out_of_orderness_ms;
+        let drive = Drive { workers: self.args.workers, behind_ms, close: true };
+        let spent = drive.run(events, move |events, control| {
+            let rejected = empty(events.inner.scope()).as_collection();
+            compute(Inputs { events, rejected, control }, &plan, &tongues, &metrics).told
+        });
+        self.go_on()?;
+        let cpu = spent.cpu.context(UNACCOUNTED)?;
+        Ok(Measured { events: events.len() as u64, wall: spent.wall, cpu })
+    }
+
+    /// The only sink that `choose` leaves, fed with events that are encoded already.
+    fn writing(
+        &mut self,
+        stage: &str,
+        events: &[Event],
+        choose: impl FnOnce(&mut SinksConfig),
+    ) -> anyhow::Result<Measured> {
+        eprintln!("{stage} …");
+        let mut config = self.config.clone();
+        choose(&mut config.sinks);
+        self.scratch.isolate(&mut config, stage)?;
+        let sinks = build::sinks(&config, &self.scratch.topics_of(stage));
+        let SinkJob { mut sink, tongue, .. } = sinks.into_iter().next().context("there is no such sink")?;
+        let mut rounds = encoded(events, tongue);
+        sink.open(&Start {
+            pipeline: config.plan.pipeline.to_string(),
+            lineage: Lineage(format!("{:032x}", crate::runtime::wall_ms())),
+            generation: Generation(1),
+            process: 0,
+            shards: Shards::ALL,
+        })?;
+        let (begun, charged) = (Instant::now(), cpu()?);
+        for round in rounds.chunks_mut(EPOCHS_A_ROUND) {
+            let mut through = Epoch(0);
+            for (epoch, changes) in round {
+                sink.stage(*epoch, std::mem::take(changes))?;
+                through = *epoch;
+            }
+            sink.commit(CommitPermit::granted(through))?;
+            self.go_on()?;
+        }
+        Ok(Measured { events: events.len() as u64, wall: begun.elapsed(), cpu: cpu()? - charged })
+    }
+}
+
+/// Enriched events as a sink is told of them, epoch by epoch.
+fn encoded(events: &[Event], tongue: Tongue) -> Vec<(Epoch, Changes)> {
+    let mut histories: HashMap<&str, KeyHistory> = HashMap::new();
+    let mut epochs = Vec::with_capacity(events.len() / EPOCH + 1);
+    for (events, epoch) in events.chunks(EPOCH).zip((1..).map(Epoch)) {
+        let mut told = Told::new();
+        for event in events {
+            let arrival = histories.entry(event.key()).or_default().arrive(event);
+            tell(&arrival, epoch, Status::Raised, &[tongue], &mut told);
+        }
+        epochs.extend(told.pop().map(|changes| (epoch, changes)));
+    }
+    epochs
+}
+
+const UNACCOUNTED: &str = "CPU time is not accounted for here: this needs Linux and /proc";
+
+fn cpu() -> anyhow::Result<Duration> {
+    usage::process_cpu().context(UNACCOUNTED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KAFKA: &str = "pipeline = \"x\"\n[source]\nkind = \"kafka\"\n[sinks.kafka]\n";
+
+    fn names(text: &str) -> (Vec<&'static str>, Vec<&'static str>) {
+        let config = Config::parse(text, std::iter::empty()).expect("valid");
+        let (sets, left_out) = sink_sets(&config.sinks);
+        (sets.iter().map(|set| set.name).collect(), left_out.into_keys().collect())
+    }
+
+    #[test]
+    fn a_set_whose_service_is_missing_is_left_out_by_name() {
+        let postgres = format!("{KAFKA}[sinks.postgres]\nurl = \"postgres://x@y/z\"\n");
+        assert_eq!(names(&postgres), (vec!["alerts", "enriched", "postgres"], vec![]));
+        assert_eq!(names(KAFKA), (vec!["alerts", "enriched"], vec!["postgres"]));
+        let sqlite = "pipeline = \"x\"\n[source]\nkind = \"kafka\"\n[sinks.sqlite]\npath = \"x.db\"\n";
+        assert_eq!(names(sqlite), (vec![], vec!["alerts", "enriched", "postgres"]));
+    }
+
+    #[test]
+    fn every_event_is_encoded_once_and_epochs_ascend() {
+        let events = events(GeneratorSettings::default(), EPOCH + 100);
+        let config = Config::parse(KAFKA, std::iter::empty()).expect("valid");
+        let tongue = build::sinks(&config, "").pop().expect("the sink of events").tongue;
+        let rounds = encoded(&events, tongue);
+        assert_eq!(rounds.iter().map(|(epoch, _)| epoch.0).collect::<Vec<_>>(), [1, 2]);
+        let messages: usize = rounds.iter().map(|(_, changes)| changes.messages.iter().count()).sum();
+        assert_eq!(messages, events.len());
+    }
+}

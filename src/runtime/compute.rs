@@ -1,0 +1,127 @@
+//! What a pipeline computes of events and the watermark, whatever they come from: admission, enrichment, rules and
+//! windows, told to sinks.
+
+use std::sync::Arc;
+
+use differential_dataflow::VecCollection;
+use headwater_dataflows::windows::{Row, Session, Sliding, Statistics, Summary};
+use headwater_dataflows::{Accumulate, Admission, Admit, ControlStream, Epoch, Keyed, Load, Scan};
+use timely::dataflow::StreamVec;
+use timely::dataflow::operators::Concatenate;
+
+use super::plan::{By, Plan, WindowKind, WindowPlan};
+use super::rules::rules;
+use super::telling::{Identity, told};
+use crate::event::{Event, KeyKind, split_key};
+use crate::metrics::Metrics;
+use crate::outputs::{Alert, DeadLetter, KeyHistory, Status, Told, Tongue, WindowRow, tell};
+
+/// What is computed from.
+pub struct Inputs<'scope> {
+    /// Decoded events.
+    pub events: VecCollection<'scope, Epoch, Event>,
+    /// Records that are no events, or not yet.
+    pub rejected: VecCollection<'scope, Epoch, DeadLetter>,
+    /// The watermark.
+    pub control: ControlStream<'scope>,
+}
+
+/// What comes of it.
+pub struct Computed<'scope> {
+    /// Changes for each sink, as the tongues have it.
+    pub told: StreamVec<'scope, Epoch, (Epoch, Told)>,
+    /// What the operators hold.
+    pub load: Load,
+}
+
+/// Computes what a plan says, and tells it to the sinks that speak these tongues.
+pub fn compute<'scope>(
+    inputs: Inputs<'scope>,
+    plan: &Plan,
+    tongues: &Arc<[Tongue]>,
+    metrics: &Arc<Metrics>,
+) -> Computed<'scope> {
+    let Inputs { events, rejected, control } = inputs;
+    let scope = events.inner.scope();
+    let admission = Admission { dedup_horizon_ms: plan.limits.dedup_horizon_ms };
+    let (keyed, refused) = events.admit(control, admission);
+    let load = keyed.load();
+    let letters =
+        refused.map(|refused| DeadLetter::refused(&refused.event, refused.refusal)).concat(rejected);
+    let counted = Arc::clone(metrics);
+    let letters = told("Dead letters", letters, Arc::clone(tongues), move |letter: &DeadLetter, _| {
+        if matches!(letter.reason(), crate::decode::Reason::Late | crate::decode::Reason::Duplicate) {
+            counted.rejected(letter.reason().as_str(), 1);
+        }
+    });
+    let mut all = vec![letters];
+
+    if tongues.iter().any(|tongue| tongue.takes().events.is_some()) {
+        let tongues = Arc::clone(tongues);
+        all.push(keyed.clone().accumulate(
+            "Enrich",
+            move |epoch, history: &mut KeyHistory, event: &Event, told: &mut Told| {
+                tell(&history.arrive(event), epoch, Status::Raised, &tongues, told);
+            },
+        ));
+    }
+
+    let alerts = keyed.clone().scan_all("Rules", rules(&plan.pipeline, &plan.patterns));
+    let counted = Arc::clone(metrics);
+    all.push(told("Alerts", alerts, Arc::clone(tongues), move |alert: &Alert, status| {
+        counted.alert(
+            alert.rule,
+            match status {
+                Status::Raised => "raised",
+                Status::Revoked => "revoked",
+            },
+        );
+    }));
+
+    for window in &plan.windows {
+        let rows = rows(keyed.clone(), window);
+        all.push(told(&format!("Window: {}", window.name), rows, Arc::clone(tongues), |_, _| {}));
+    }
+    Computed { told: scope.concatenate(all), load }
+}
+
+/// The rows of one window.
+fn rows<'scope>(keyed: Keyed<'scope, Event>, plan: &WindowPlan) -> VecCollection<'scope, Epoch, WindowRow> {
+    let keyed = match plan.by {
+        By::Key => keyed,
+        By::User => keyed.only(|key| split_key(key).0 == KeyKind::User),
+        By::Device => keyed.only(|key| split_key(key).0 == KeyKind::Device),
+    };
+    let statistics = Statistics::new(Event::amount, Event::merchant);
+    let name = Arc::clone(&plan.name);
+    let row = move |row: Row<'_, String, Summary>| {
+        WindowRow::new(&name, row.key, row.window, row.closed, row.summary)
+    };
+    match plan.kind {
+        WindowKind::Tumbling { size_ms } => {
+            keyed.sliding(&plan.name, size_ms, size_ms, plan.refresh, statistics, row)
+        }
+        WindowKind::Sliding { size_ms, every_ms } => {
+            keyed.sliding(&plan.name, size_ms, every_ms, plan.refresh, statistics, row)
+        }
+        WindowKind::Session { gap_ms } => keyed.session(&plan.name, gap_ms, plan.refresh, statistics, row),
+    }
+}
+
+impl Identity for Alert {
+    fn same(&self, other: &Self) -> bool {
+        self.position == other.position && self.rule == other.rule
+    }
+}
+
+impl Identity for WindowRow {
+    fn same(&self, other: &Self) -> bool {
+        self.name == other.name && self.key == other.key && self.window.start == other.window.start
+    }
+}
+
+impl Identity for DeadLetter {
+    fn same(&self, other: &Self) -> bool {
+        self.position == other.position
+    }
+}
