@@ -1,5 +1,6 @@
 //! Topics, groups and tables of a measurement's own, made before it and removed after it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -8,7 +9,7 @@ use headwater_sinks::kafka::progress_topic;
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 use tokio_postgres::NoTls;
 
-use crate::config::{Config, SourceConfig};
+use crate::config::{Config, LedgerConfig, SourceConfig};
 use crate::topics::standard;
 
 /// How long PostgreSQL may take to answer.
@@ -20,6 +21,8 @@ pub struct Scratch {
     pub prefix: String,
     clusters: Vec<Cluster>,
     schemas: Vec<Schema>,
+    /// Databases of SQLite.
+    files: Vec<PathBuf>,
 }
 
 /// A Kafka cluster, and what was made there.
@@ -39,11 +42,11 @@ impl Scratch {
     /// Nothing yet, under a prefix that no other measurement has.
     pub fn new() -> Scratch {
         let prefix = format!("headwater-bench-{}-{}-", crate::runtime::wall_ms(), std::process::id());
-        Scratch { prefix, clusters: Vec::new(), schemas: Vec::new() }
+        Scratch { prefix, clusters: Vec::new(), schemas: Vec::new(), files: Vec::new() }
     }
 
     /// Makes `config` read and write only what is made here for it: an input topic, the topics and tables of its
-    /// sinks, the pipeline `name`. SQLite and the ledger are left out.
+    /// sinks, a ledger if it has one, the pipeline `name`. SQLite as a sink is left out.
     ///
     /// # Errors
     /// If something cannot be made.
@@ -51,7 +54,14 @@ impl Scratch {
         let prefix = format!("{}{name}-", self.prefix);
         let pipeline = format!("{prefix}pipeline");
         config.plan.pipeline = pipeline.as_str().into();
-        config.ledger = None;
+        match &mut config.ledger {
+            Some(LedgerConfig::Postgres(url)) => *url = self.schema(url, &format!("{prefix}ledger-"))?,
+            Some(LedgerConfig::Sqlite(path)) => {
+                *path = path.with_file_name(format!("{prefix}ledger.db"));
+                self.files.push(path.clone());
+            }
+            None => {}
+        }
         config.sinks.sqlite = None;
         if let SourceConfig::Kafka(source) = &config.source {
             self.cluster(&source.brokers, &source.options)?.groups.push(pipeline.clone());
@@ -127,6 +137,18 @@ impl Scratch {
         }
         for Schema { url, name } in &self.schemas {
             result = result.and(ask(url, &format!("DROP SCHEMA {name} CASCADE")));
+        }
+        for file in &self.files {
+            for suffix in ["", "-wal", "-shm"] {
+                let mut file = file.clone().into_os_string();
+                file.push(suffix);
+                match std::fs::remove_file(&file) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        result = result.and(Err(error.into()));
+                    }
+                    _ => {}
+                }
+            }
         }
         result.with_context(|| format!("something named {}* is left behind", self.prefix))
     }
