@@ -72,6 +72,27 @@ fn producing_keeps_its_pace_and_stops_when_told() {
 }
 
 #[test]
+fn a_record_sent_at_a_rate_carries_the_time_at_which_it_was_due() {
+    let topic = topic("due", 1);
+    // Each takes longer to make than it may: sending falls behind the schedule, and the timestamps do not.
+    let produced = (0..20u32).map(|n| {
+        std::thread::sleep(Duration::from_millis(40));
+        Produced { partition: Some(0), value: Some(n.to_string().into_bytes()), ..Produced::default() }
+    });
+    let kafka = Producer::connect(&brokers(), &Options::new(), &topic).expect("it connects");
+    let report = kafka.run(produced, Some(100.0), &AtomicBool::new(false), &mut |_| {}).expect("produced");
+    assert!(report.behind > Duration::from_millis(300), "{report:?}");
+    let mut reader = open(&topic).reader(&[(Partition(0), Offset(0))]).expect("it reads");
+    let mut timestamps = Vec::new();
+    let deadline = Instant::now() + TEN_SECONDS;
+    while timestamps.len() < 20 && Instant::now() < deadline {
+        reader.read(100, &mut |raw| timestamps.push(raw.timestamp)).expect("it reads");
+    }
+    let since_first: Vec<_> = timestamps.iter().map(|timestamp| timestamp - timestamps[0]).collect();
+    assert_eq!(since_first, (0..20).map(|n| n * 10).collect::<Vec<_>>());
+}
+
+#[test]
 fn dead_letters_are_listed_with_their_headers_and_go_back_at_most_three_times() {
     let (letters, source) = (topic("letters", 3), topic("back", 1));
     let letter = |n: u32, reason: &str, retries: u32, truncated: bool| {

@@ -69,10 +69,12 @@ fn report(events: usize, rounds: &[[Spent; 3]]) -> serde_json::Value {
     };
     let rate = |spent: &Spent| per_second(events, spent.wall);
     let cpu_rate = |spent: &Spent| spent.cpu.map(|cpu| per_second(events, cpu));
-    let matches = |round: &[Spent; 3], form: usize| Some(round[form].results as f64);
+    let found = |round: &[Spent; 3]| -> serde_json::Value {
+        FORMS.iter().zip(round).map(|(name, spent)| ((*name).to_owned(), json!(spent.results))).collect()
+    };
     json!({
         "events": events,
-        "matches": by_form(&matches),
+        "matches": rounds.last().map(found),
         "loop_events_per_s": median(rounds.iter().map(|round| rate(&round[0])).collect()).round(),
         "events_per_s": by_form(&|round, form| Some(rate(&round[form]).round())),
         "ratio": by_form(&|round, form| Some(rate(&round[form]) / rate(&round[0]))),

@@ -94,6 +94,13 @@ impl Report {
         Some(whole.measured.rate() / (self.cores as f64 * 1e6 / sum))
     }
 
+    /// The share of the whole job's CPU time that its stages take alone: the rest is what joining them costs. It holds on
+    /// a busy machine, too.
+    fn cpu_fraction(&self, set: &str, whole: &Whole) -> Option<f64> {
+        let sum = self.sums.get(set).filter(|_| !whole.measured.cpu.is_zero())?;
+        Some(sum / whole.measured.cost())
+    }
+
     /// As one object.
     pub fn json(&self) -> Value {
         let stages = |value: &dyn Fn(&Measured) -> f64| -> Value {
@@ -113,6 +120,7 @@ impl Report {
             "whole_cpu_s_per_million": wholes(&|_, whole| json!(whole.measured.cost())),
             "peak_rss_bytes": wholes(&|_, whole| json!(whole.peak_bytes)),
             "roofline_fraction": wholes(&|set, whole| json!(self.roofline_fraction(set, whole))),
+            "cpu_fraction": wholes(&|set, whole| json!(self.cpu_fraction(set, whole))),
             "left_out": self.left_out,
         })
     }
@@ -126,15 +134,21 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "\n{:<20} {:>12} {:>22} {:>10} {:>22}",
-            "the whole, into", "events/s", "CPU-s/million events", "peak MiB", "of cores ÷ sum"
+            "\n{:<20} {:>12} {:>22} {:>10} {:>14} {:>14}",
+            "the whole, into",
+            "events/s",
+            "CPU-s/million events",
+            "peak MiB",
+            "sum of its CPU",
+            "of cores ÷ sum"
         )?;
         for (name, whole) in &self.wholes {
             let peak = whole.peak_bytes.map_or("-".to_owned(), |bytes| (bytes >> 20).to_string());
-            let fraction =
-                self.roofline_fraction(name, whole).map_or("-".to_owned(), |part| format!("{part:.2}"));
+            let share = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.2}"));
+            let (cpu, roofline) =
+                (share(self.cpu_fraction(name, whole)), share(self.roofline_fraction(name, whole)));
             let (rate, cost) = (whole.measured.rate(), whole.measured.cost());
-            writeln!(f, "{name:<20} {rate:>12.0} {cost:>22.2} {peak:>10} {fraction:>22}")?;
+            writeln!(f, "{name:<20} {rate:>12.0} {cost:>22.2} {peak:>10} {cpu:>14} {roofline:>14}")?;
         }
         for (name, reason) in &self.left_out {
             writeln!(f, "{name:<20} left out: {reason}")?;
@@ -165,6 +179,7 @@ mod tests {
         let json = report.json();
         // Two cores and four CPU-seconds: two seconds at best, and it took four.
         assert_eq!(json["roofline_fraction"]["alerts"], 0.5);
+        assert_eq!(json["cpu_fraction"]["alerts"], 0.8);
         assert_eq!(json["whole_events_per_s"]["alerts"], 250_000.0);
         assert_eq!(json["cpu_s_per_million"]["copy"], 9.0);
         assert_eq!(json["left_out"]["postgres"], "there is no [sinks.postgres]");
