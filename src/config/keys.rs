@@ -81,6 +81,7 @@ pub const KEYS: &[Key] = keys! {
     "patterns.amount_anomaly.high_sigmas" = "5.0": "Beyond so many the severity is at least high."
     "patterns.amount_anomaly.at_least" = "30": "How many earlier amounts there must be: fewer say little about a key."
     "patterns.amount_anomaly.min_sigma" = "0.01": "The standard deviation must not be below this, or a key that always pays the same would alert at a cent."
+    "patterns.amount_anomaly.per_currency" = "false": "Whether each currency has statistics of its own. Off, since most keys pay in one, and a few amounts of another say little."
     "patterns.amount_anomaly.severity" = "\"medium\"": "How bad it is."
     "patterns.amount_anomaly.emit" = "\"immediate\"": "When it is given."
     "patterns.impossible_travel.more_than_km" = "50.0": "Further than this from the key's previous located event: below it, positions are too rough."

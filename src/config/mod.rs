@@ -547,6 +547,7 @@ fn read_patterns(patterns: &mut Section<'_>, notes: &mut Notes) -> Patterns {
         let high_sigmas = section.float("high_sigmas", 0.0..=1000.0, notes);
         let at_least = section.int("at_least", 2..=1_000_000_000, notes);
         let min_sigma = section.float("min_sigma", 0.0..=1e12, notes);
+        let per_currency = section.bool("per_currency", notes);
         let telling = read_telling(&mut section, notes);
         section.end(notes);
         read.amount_anomaly = (|| {
@@ -555,6 +556,7 @@ fn read_patterns(patterns: &mut Section<'_>, notes: &mut Notes) -> Patterns {
                 high_sigmas: high_sigmas?,
                 at_least: at_least? as u64,
                 min_sigma: min_sigma?,
+                per_currency: per_currency?,
                 telling: telling?,
             })
         })();

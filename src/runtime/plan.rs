@@ -159,6 +159,8 @@ pub struct AmountPlan {
     pub at_least: u64,
     /// How large the standard deviation must be, in units of the amount.
     pub min_sigma: f64,
+    /// Whether each currency has a mean of its own.
+    pub per_currency: bool,
     /// How it is told.
     pub telling: Telling,
 }

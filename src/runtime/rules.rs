@@ -8,9 +8,9 @@
 use std::sync::Arc;
 
 use headwater_dataflows::patterns::{
-    Deviation, Diversity, Frequency, Location, Outlier, Rate, Travel, Trip, Variety,
+    Deviation, Diversity, Frequency, Grouped, Location, Outlier, Rate, Travel, Trip, Variety,
 };
-use headwater_dataflows::{Emission, Rule, Rules};
+use headwater_dataflows::{Emission, KeyHash, Rule, Rules};
 
 use super::plan::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, Telling, TravelPlan};
 use crate::event::Event;
@@ -25,9 +25,17 @@ pub fn rules(pipeline: &Arc<str>, patterns: &Patterns) -> impl Rules<Event, Aler
     let velocity = patterns.velocity_spike.map(|plan| frequency(pipeline, "velocity_spike", plan));
     let burst = patterns.rapid_fire_burst.map(|plan| frequency(pipeline, "rapid_fire_burst", plan));
     let diversity = patterns.merchant_diversity.map(|plan| diversity(pipeline, plan));
-    let amount = patterns.amount_anomaly.map(|plan| amount(pipeline, plan));
+    let amounts = patterns.amount_anomaly.filter(|plan| !plan.per_currency);
+    let amounts =
+        amounts.map(|plan| Rule::new(outlier(plan), plan.telling.emission, deviant(pipeline, plan)));
+    let by_currency = patterns.amount_anomaly.filter(|plan| plan.per_currency).map(|plan| {
+        let pattern = Grouped::by(outlier(plan), |event: &Event| {
+            event.currency().map(|currency| KeyHash::of(currency.as_bytes()).0)
+        });
+        Rule::new(pattern, plan.telling.emission, deviant(pipeline, plan))
+    });
     let travel = patterns.impossible_travel.map(|plan| travel(pipeline, plan));
-    (velocity, (burst, (diversity, (amount, (travel, ())))))
+    (velocity, (burst, (diversity, (amounts, (by_currency, (travel, ()))))))
 }
 
 /// Makes the alerts of one rule.
@@ -92,14 +100,16 @@ fn diversity(
     })
 }
 
-fn amount(
-    pipeline: &Arc<str>,
-    plan: AmountPlan,
-) -> Rule<Outlier<impl Fn(&Event) -> Option<i64> + use<>>, impl Fn(&Event, Deviation) -> Alert + use<>> {
-    const MICROS: f64 = 1e6;
+/// Amounts, in millionths.
+const MICROS: f64 = 1e6;
+
+fn outlier(plan: AmountPlan) -> Outlier<impl Fn(&Event) -> Option<i64> + use<>> {
+    Outlier::beyond(plan.sigmas, plan.at_least, plan.min_sigma * MICROS, Event::amount)
+}
+
+fn deviant(pipeline: &Arc<str>, plan: AmountPlan) -> impl Fn(&Event, Deviation) -> Alert + use<> {
     let maker = Maker::new(pipeline, "amount_anomaly", plan.telling);
-    let pattern = Outlier::beyond(plan.sigmas, plan.at_least, plan.min_sigma * MICROS, Event::amount);
-    Rule::new(pattern, plan.telling.emission, move |event: &Event, deviation: Deviation| {
+    move |event, deviation| {
         let high = deviation.sigmas > plan.high_sigmas;
         let severity = if high { plan.telling.severity.max(Severity::High) } else { plan.telling.severity };
         let details = serde_json::json!({
@@ -110,7 +120,7 @@ fn amount(
             "n": deviation.n,
         });
         maker.alert(event, None, severity, details)
-    })
+    }
 }
 
 fn travel(

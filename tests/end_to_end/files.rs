@@ -5,14 +5,14 @@ use std::fs;
 use crate::common::{Expected, FLOW, hard, headwater, succeed, write_files};
 
 /// Runs NDJSON files into SQLite and judges the result.
-fn files_into_sqlite(seed: u64, records: u64, workers: &str) {
+fn files_into_sqlite(seed: u64, records: u64, workers: &str, flow: &str) {
     let dir = tempfile::tempdir().expect("a directory");
     let files = write_files(dir.path(), &hard(seed), records);
     let names: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
     let (config, database, bindings) =
         (dir.path().join("run.toml"), dir.path().join("results.db"), dir.path().join("bindings.ndjson"));
     let text = format!(
-        "pipeline = \"files\"\n[source]\nkind = \"file\"\npaths = {names:?}\n[sinks.sqlite]\npath = {:?}\n{FLOW}",
+        "pipeline = \"files\"\n[source]\nkind = \"file\"\npaths = {names:?}\n[sinks.sqlite]\npath = {:?}\n{flow}",
         database.display().to_string()
     );
     fs::write(&config, text).expect("written");
@@ -25,19 +25,19 @@ fn files_into_sqlite(seed: u64, records: u64, workers: &str) {
 
 #[test]
 fn files_into_sqlite_with_one_worker_are_what_the_oracle_says() {
-    files_into_sqlite(1, 60_000, "1");
+    files_into_sqlite(1, 60_000, "1", FLOW);
 }
 
 #[test]
 fn files_into_sqlite_with_three_workers_are_what_the_oracle_says() {
-    files_into_sqlite(2, 60_000, "3");
+    files_into_sqlite(2, 60_000, "3", &FLOW.replace("sigmas = 2.0", "sigmas = 2.0\nper_currency = true"));
 }
 
 /// The size that was promised; the usual run does with less.
 #[test]
 fn six_hundred_thousand_events_with_two_workers_are_what_the_oracle_says() {
     let records = if std::env::var_os("HEADWATER_TEST_LONG").is_some() { 600_000 } else { 150_000 };
-    files_into_sqlite(3, records, "2");
+    files_into_sqlite(3, records, "2", FLOW);
 }
 
 #[test]

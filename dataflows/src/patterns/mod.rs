@@ -5,12 +5,14 @@
 
 mod diversity;
 mod frequency;
+mod grouped;
 mod moments;
 mod outlier;
 mod travel;
 
 pub use diversity::{Diversity, Variety};
 pub use frequency::{Frequency, Rate};
+pub use grouped::{Grouped, Stepped};
 pub use moments::Moments;
 pub use outlier::{Deviation, Outlier};
 pub use travel::{Location, Travel, Trip, haversine_km};

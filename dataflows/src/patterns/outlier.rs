@@ -68,7 +68,7 @@ impl<F> Outlier<F> {
             return None;
         }
         let stddev = (spread / (n * (n - 1.0))).sqrt();
-        (stddev >= self.min_sigma).then(|| Deviation {
+        (stddev > 0.0 && stddev >= self.min_sigma).then(|| Deviation {
             amount,
             mean: earlier.sum() as f64 / n,
             stddev,

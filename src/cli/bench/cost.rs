@@ -157,6 +157,7 @@ fn patterns() -> Patterns {
             high_sigmas: 5.0,
             at_least: 30,
             min_sigma: 0.01,
+            per_currency: false,
             telling,
         }),
         impossible_travel: Some(TravelPlan { km: 50.0, kmh: 900.0, telling }),

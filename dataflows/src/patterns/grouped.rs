@@ -1,0 +1,109 @@
+//! A pattern for each group of a key's events: amounts by currency, logins by device.
+
+use crate::{Event, Pattern};
+
+/// Evaluates a pattern among the events of one group: as if each (key, group) were a key.
+///
+/// Its state is that of the pattern for every group that a key has ever had, so the groups of a key should be few.
+///
+/// ```
+/// use headwater_dataflows::patterns::{Frequency, Grouped};
+/// use headwater_dataflows::{Pattern, testing::Line};
+///
+/// // Two events of the same parity within 10 ms.
+/// let pair = Grouped::by(Frequency::at_least(2, 10), |event: &Line| Some(event.time.unsigned_abs() % 2));
+/// let mut state = Default::default();
+/// let found = [1, 2, 5].map(|time| pair.step(&mut state, &Line::from(("ann", time, 0, "a"))).0.is_some());
+/// assert_eq!(found, [false, false, true]);
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Grouped<P, G> {
+    pattern: P,
+    group: G,
+}
+
+impl<P, G> Grouped<P, G> {
+    /// `group` names an event's group; those without one are a group, too.
+    pub fn by(pattern: P, group: G) -> Grouped<P, G> {
+        Grouped { pattern, group }
+    }
+}
+
+/// What takes a [`Grouped`] pattern back over one event.
+#[derive(Clone, Copy, Debug)]
+pub struct Stepped<U> {
+    at: usize,
+    /// Whether the event was its group's first.
+    fresh: bool,
+    undo: U,
+}
+
+impl<E, P, G> Pattern<E> for Grouped<P, G>
+where
+    E: Event,
+    P: Pattern<E>,
+    G: Fn(&E) -> Option<u64> + 'static,
+{
+    /// By group, in the order of their first events.
+    type State = Vec<(Option<u64>, P::State)>;
+    type Undo = Stepped<P::Undo>;
+    type Match = P::Match;
+
+    fn step(&self, state: &mut Self::State, event: &E) -> (Option<P::Match>, Self::Undo) {
+        let group = (self.group)(event);
+        let known = state.iter().position(|(known, _)| *known == group);
+        let at = known.unwrap_or_else(|| {
+            state.push((group, P::State::default()));
+            state.len() - 1
+        });
+        let (found, undo) = self.pattern.step(&mut state[at].1, event);
+        (found, Stepped { at, fresh: known.is_none(), undo })
+    }
+
+    fn undo(&self, state: &mut Self::State, event: &E, Stepped { at, fresh, undo }: Self::Undo) {
+        self.pattern.undo(&mut state[at].1, event, undo);
+        if fresh {
+            // Groups that came later have been taken back before.
+            state.pop();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::patterns::Frequency;
+    use crate::testing::Line;
+
+    proptest! {
+        /// Steps and undos, at random: each match is what the pattern finds among the group's events alone.
+        #[test]
+        fn each_group_is_as_if_it_were_a_key(moves in prop::collection::vec((0u64..3, any::<bool>()), 1..60)) {
+            let alone = Frequency::at_least(3, 20);
+            let grouped = Grouped::by(alone, |event: &Line| Some(event.offset.unsigned_abs() % 3));
+            let mut state = Vec::new();
+            let mut done: Vec<(Line, _)> = Vec::new();
+            for (n, (group, back)) in moves.into_iter().enumerate() {
+                if back && let Some((event, undo)) = done.pop() {
+                    grouped.undo(&mut state, &event, undo);
+                    continue;
+                }
+                let event = Line::from(("ann", 5 * n as i64, group as i64, "a"));
+                let mut only = Default::default();
+                for (before, _) in done.iter().filter(|(before, _)| before.offset == event.offset) {
+                    alone.step(&mut only, before);
+                }
+                let expected = alone.step(&mut only, &event).0;
+                let (found, undo) = grouped.step(&mut state, &event);
+                prop_assert_eq!(found, expected);
+                done.push((event, undo));
+            }
+            for (event, undo) in done.into_iter().rev() {
+                grouped.undo(&mut state, &event, undo);
+            }
+            prop_assert!(state.is_empty());
+        }
+    }
+}
