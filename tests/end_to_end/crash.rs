@@ -33,7 +33,7 @@ impl Files {
         let place = |name: &str| self.path(name).display().to_string();
         let text = format!(
             "pipeline = \"crash\"\n[source]\nkind = \"file\"\npaths = {:?}\n[sinks.sqlite]\npath = {:?}\n\
-             commit_interval = \"20ms\"\n[ledger]\nkind = \"sqlite\"\npath = {:?}\n{flow}",
+             commit_interval = \"20ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n[ledger]\nkind = \"sqlite\"\npath = {:?}\n{flow}",
             self.names,
             place("results.db"),
             place("ledger.db"),
@@ -74,15 +74,23 @@ fn frontier(database: &Path, table: &str) -> i64 {
         .unwrap_or(0)
 }
 
-/// Starts a command and kills it as `kill -9` does after so long; says whether it was still running.
-pub fn kill_after(command: &mut Command, delay: Duration) -> bool {
+/// Starts a command and kills it, as `kill -9` does, so long after `due` was true; says whether it was still running.
+pub fn kill_when(command: &mut Command, mut due: impl FnMut() -> bool, after: Duration) -> bool {
     let mut child: Child = command.stderr(Stdio::null()).spawn().expect("started");
     let begun = Instant::now();
-    while begun.elapsed() < delay {
+    let mut since = None;
+    while since.is_none_or(|since: Instant| since.elapsed() < after) {
         if child.try_wait().expect("asked").is_some() {
             return false;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "it neither ends nor comes to where it is to be killed"
+        );
+        if since.is_none() && due() {
+            since = Some(Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
     child.kill().expect("killed");
     child.wait().expect("gone");
@@ -94,18 +102,20 @@ fn killed_ten_times_every_result_is_there_exactly_once() {
     let files = Files::new(11, 90_000);
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut halfway = 0;
-    for attempt in 0..10 {
+    for attempt in 0..10_u64 {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let delay = Duration::from_millis(150 + attempt * 60 + (random >> 33) % 400);
+        let delay = Duration::from_millis((random >> 33) % 250);
         let workers = ["1", "2", "3"][attempt as usize % 3];
         let before = files.frontiers();
-        if !kill_after(&mut files.command(workers), delay) {
+        // Now while it starts or does again what was done, now once it has gone further than before.
+        let further = attempt % 2 == 1;
+        if !kill_when(&mut files.command(workers), || !further || files.frontiers().0 > before.0, delay) {
             break;
         }
         let (sink, ledger) = files.frontiers();
         assert!(sink <= ledger, "the sink has epoch {sink}, and only {ledger} is durable");
         assert!(sink >= before.0 && ledger >= before.1, "frontiers never go back");
-        halfway += u32::from(sink > 0);
+        halfway += u32::from(further);
     }
     assert!(halfway > 0, "no kill fell into the middle of a run");
     succeed(&mut files.command("2"));
