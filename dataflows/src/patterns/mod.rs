@@ -7,10 +7,12 @@ mod diversity;
 mod frequency;
 mod moments;
 mod outlier;
+mod sequence;
 mod travel;
 
 pub use diversity::{Diversity, Variety};
 pub use frequency::{Frequency, Rate};
 pub use moments::Moments;
 pub use outlier::{Deviation, Outlier};
+pub use sequence::{Run, Sequence, Steps};
 pub use travel::{Location, Travel, Trip, haversine_km};
