@@ -3,7 +3,7 @@
 //! "The last D" at an event of time t is (t − D, t]; of events with equal times only those that stand before it in
 //! the order, and itself, are looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use headwater_dataflows::patterns::Location;
 
@@ -27,6 +27,7 @@ pub enum Found {
     Deviation { amount: i64, n: u64, sum: i64, spread: i64 },
     Trip { from: i64, km: String, ms: i64, kmh: Option<String> },
     Trail(Vec<i64>),
+    Sequence(Vec<i64>),
 }
 
 impl Answer {
@@ -130,6 +131,49 @@ fn distance_km(a: Location, b: Location) -> f64 {
     let sine = cross.iter().map(|x| x * x).sum::<f64>().sqrt();
     let cosine = ax * bx + ay * by + az * bz;
     6371.0088 * sine.atan2(cosine)
+}
+
+/// Whether an event fits a step, given what was taken before.
+pub type Fits = fn(&[&Tx], &Tx) -> bool;
+
+/// The events, by index, that a run takes which begins with the event at `start`, whatever time that takes: for each
+/// step the first that fits.
+fn run(steps: &[Fits], start: usize, events: &[Tx]) -> Vec<usize> {
+    let mut taken: Vec<usize> = Vec::new();
+    for (i, event) in events.iter().enumerate().skip(start) {
+        let before: Vec<&Tx> = taken.iter().map(|i| &events[*i]).collect();
+        if steps.get(taken.len()).is_some_and(|fits| fits(&before, event)) {
+            taken.push(i);
+        } else if taken.is_empty() {
+            break;
+        }
+    }
+    taken
+}
+
+/// Events that fit one step after the other, all within `within` of the first; where several such runs end with one
+/// event, the one that began last. Runs that have taken equally many events are forgotten, after each event, but for
+/// the `at_most` that began last.
+pub fn sequence(steps: &[Fits], at_most: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
+    let runs: Vec<Vec<usize>> = (0..events.len()).map(|start| run(steps, start, events)).collect();
+    let mut forgotten: BTreeSet<usize> = BTreeSet::new();
+    let mut answers = Vec::new();
+    for (now, event) in events.iter().enumerate() {
+        let young = |start: &usize| event.time - events[*start].time < within;
+        let remembered: Vec<usize> =
+            (0..=now).filter(|start| young(start) && !forgotten.contains(start)).collect();
+        let ends = |start: &&usize| runs[**start].get(steps.len() - 1) == Some(&now);
+        if let Some(latest) = remembered.iter().rfind(ends) {
+            let offsets = runs[*latest].iter().map(|i| events[*i].offset).collect();
+            answers.push(Answer::new(event, Found::Sequence(offsets)));
+        }
+        for count in 1..steps.len() {
+            let taken = |start: &usize| runs[*start].iter().filter(|i| **i <= now).count();
+            let equal = remembered.iter().rev().filter(|start| taken(start) == count);
+            forgotten.extend(equal.skip(at_most));
+        }
+    }
+    answers
 }
 
 /// Every event, with the offsets of all before it: as sensitive to history as a pattern can be.
