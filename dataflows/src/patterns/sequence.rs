@@ -23,22 +23,23 @@ use crate::{Event, EventTime, Pattern, Position};
 /// None of this refers to arrival, so that the matches are a function of the key's events alone.
 ///
 /// ```
-/// use headwater_dataflows::patterns::Sequence;
-/// use headwater_dataflows::{Admission, Admit, Emission, Scan, testing::{self, Line}};
+/// use headwater_dataflows::{patterns::Sequence, testing::{Kit, Line}};
 ///
-/// // Two failures, then a success, within 60 ms. Of each event its offset is remembered.
-/// let guessed = || Sequence::first(|line: &Line| line.id.starts_with("fail").then_some(line.offset))
+/// // Two failures, then a success, within 60 ms. Of each event its time is remembered.
+/// let guessed = Sequence::first(|line: &Line| line.id.starts_with("fail").then_some(line.time))
 ///     .times(2)
-///     .then(|_failures, line| line.id.starts_with("ok").then_some(line.offset))
+///     .then(|_failures, line| line.id.starts_with("ok").then_some(line.time))
 ///     .within(60);
-/// let found = testing::run(1, move |events, control| {
-///     let (keyed, _) = events.admit(control, Admission::default());
-///     keyed.scan("Guessed", guessed(), Emission::Immediate, |_, run| run.iter().copied().collect::<Vec<_>>())
-/// }, vec![
-///     (vec![("ann", 10, 0, "fail"), ("ann", 40, 1, "ok"), ("bob", 50, 2, "fail")], 0),
-///     (vec![("ann", 30, 3, "fail again")], 50), // before the success
-/// ]);
-/// assert_eq!(found, vec![(vec![0, 3, 1], 1, 1)]);
+/// let mut kit = Kit::scan(guessed, |_, run| run.iter().copied().collect::<Vec<_>>());
+/// kit.push_at(10, Line::of("ann", "fail"));
+/// kit.push_at(40, Line::of("ann", "ok"));
+/// kit.expect_raised([]);
+/// kit.push_at(30, Line::of("ann", "fail again")); // before the success
+/// kit.expect_raised([vec![10, 30, 40]]);
+/// kit.push_at(35, Line::of("ann", "ok again")); // and so is this: the two failures are taken by it
+/// kit.expect_revoked([vec![10, 30, 40]]);
+/// kit.expect_raised([vec![10, 30, 35]]);
+/// kit.finish();
 /// ```
 pub struct Sequence<E, T> {
     steps: Steps<E, T>,
