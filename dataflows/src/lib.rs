@@ -26,7 +26,7 @@ pub use control::{Clock, Control, ControlStream};
 pub use event::{Event, Key, OwnedKey};
 pub use keyed::Keyed;
 pub use load::Load;
-pub use rules::{Rule, Rules};
+pub use rules::{Missing, Rule, Rules};
 pub use scan::{Emission, Pattern, Scan, with_key};
 pub use shard::{KEY_HASH_VERSION, KeyHash, SHARDS, ShardId};
 pub use time::{Epoch, EventTime, Offset, Partition, Position, millis};

@@ -88,10 +88,6 @@ impl<T> Run<T> {
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         std::iter::once(&self.first).chain(&self.more)
     }
-
-    fn is_live(&self, now: EventTime, within_ms: i64) -> bool {
-        now.0.saturating_sub(self.start.0.0) < within_ms
-    }
 }
 
 impl<T: Clone> Run<T> {
@@ -105,6 +101,18 @@ impl<E, T> Sequence<E, T> {
     /// Begins with every event of which `first` gives something to remember.
     pub fn first(first: impl Fn(&E) -> Option<T> + 'static) -> Steps<E, T> {
         Steps { first: Rc::new(first), then: Vec::new(), at_most: 8 }
+    }
+}
+
+impl<E, T> Sequence<E, T> {
+    /// Whether a run waits for the last step.
+    pub(super) fn lacks_one(&self, run: &Run<T>) -> bool {
+        run.more.len() + 1 == self.steps.then.len()
+    }
+
+    /// The last instant at which a run can take an event.
+    pub(super) fn deadline(&self, run: &Run<T>) -> EventTime {
+        run.start().plus_ms(self.within_ms - 1)
     }
 }
 
@@ -132,9 +140,9 @@ impl<E: 'static, T: 'static> Steps<E, T> {
         self
     }
 
-    /// All within so many milliseconds of the first event.
+    /// All within so many milliseconds (one or more) of the first event.
     pub fn within(self, within_ms: i64) -> Sequence<E, T> {
-        Sequence { steps: self, within_ms }
+        Sequence { steps: self, within_ms: within_ms.max(1) }
     }
 }
 
@@ -148,7 +156,7 @@ impl<E: Event, T: Clone + 'static> Pattern<E> for Sequence<E, T> {
     fn step(&self, runs: &mut Self::State, event: &E) -> (Option<Run<T>>, Self::Undo) {
         let now = event.time();
         let taken = |run: &Run<T>| self.steps.then[run.more.len()](run, event);
-        let live = |(_, run): &(usize, &Rc<Run<T>>)| run.is_live(now, self.within_ms);
+        let live = |(_, run): &(usize, &Rc<Run<T>>)| now <= self.deadline(run);
         let takes: Vec<(usize, T)> =
             runs.iter().enumerate().filter(live).filter_map(|(at, run)| Some((at, taken(run)?))).collect();
         let begins = (self.steps.first)(event);

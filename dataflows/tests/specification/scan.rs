@@ -4,16 +4,14 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use differential_dataflow::VecCollection;
-use headwater_dataflows::patterns::{
-    Deviation, Diversity, Frequency, Outlier, Rate, Run, Sequence, Travel, Trip, Variety,
-};
+use headwater_dataflows::patterns::{Deviation, Diversity, Frequency, Outlier, Rate, Travel, Trip, Variety};
 use headwater_dataflows::{Admission, Admit, Emission, Epoch, Keyed, Pattern, Rule, Rules, Scan};
 use proptest::prelude::*;
 
 use crate::event::Tx;
 use crate::harness::{Snapshots, check, equal, run, snapshots, watermarks};
 use crate::spec::admission::admit;
-use crate::spec::patterns::{self, Answer, Fits, Found, trip};
+use crate::spec::patterns::{self, Answer, Found, trip};
 use crate::spec::{answers, final_ones};
 use crate::streams::{rounds, streams};
 
@@ -81,35 +79,6 @@ pub fn journey(event: &Tx, Trip { from, km, seconds, kmh }: Trip<i64>) -> Answer
     Answer::new(event, trip(from, km, (seconds * 1000.0).round() as i64, kmh))
 }
 
-/// Two amounts above nought, then a place; of several runs only one is remembered.
-pub fn unrelated() -> Sequence<Tx, i64> {
-    Sequence::first(|event: &Tx| (event.amount > Some(0)).then_some(event.offset))
-        .times(2)
-        .then(|_, event| event.place.map(|_| event.offset))
-        .at_most(1)
-        .within(15)
-}
-
-/// An event with a merchant, two more with that merchant, each with no less an amount than the one before.
-pub fn related() -> Sequence<Tx, Tx> {
-    Sequence::first(|event: &Tx| event.merchant.map(|_| event.clone()))
-        .then(|run, event| {
-            let fits = event.merchant == run.first().merchant && event.amount >= run.last().amount;
-            fits.then(|| event.clone())
-        })
-        .times(2)
-        .at_most(2)
-        .within(40)
-}
-
-fn offsets(event: &Tx, run: Run<i64>) -> Answer {
-    Answer::new(event, Found::Sequence(run.iter().copied().collect()))
-}
-
-fn offsets_of_all(event: &Tx, run: Run<Tx>) -> Answer {
-    Answer::new(event, Found::Sequence(run.iter().map(|event| event.offset).collect()))
-}
-
 fn trail(event: &Tx, offsets: Vec<i64>) -> Answer {
     Answer::new(event, Found::Trail(offsets))
 }
@@ -139,20 +108,6 @@ fn expected_travel(events: &[Tx]) -> Vec<Answer> {
     patterns::travel(50.0, 2e7, events)
 }
 
-/// Every run is remembered: where no step looks at what a run has taken, the bound must not show.
-fn expected_unrelated(events: &[Tx]) -> Vec<Answer> {
-    let above: Fits = |_, event| event.amount > Some(0);
-    patterns::sequence(&[above, above, |_, event| event.place.is_some()], usize::MAX, 15, events)
-}
-
-fn expected_related(events: &[Tx]) -> Vec<Answer> {
-    let fits: Fits = |before, event| {
-        event.merchant.is_some()
-            && before.iter().all(|one| one.merchant == event.merchant && one.amount <= event.amount)
-    };
-    patterns::sequence(&[fits; 3], 2, 40, events)
-}
-
 /// What was seen over all streams: a test that exercises nothing fails.
 #[derive(Default)]
 struct Seen {
@@ -180,10 +135,10 @@ impl Seen {
     }
 }
 
-type Expected = fn(&[Tx]) -> Vec<Answer>;
+pub type Expected = fn(&[Tx]) -> Vec<Answer>;
 
 /// A pattern in both emissions is what the specification says, on any number of workers.
-fn scan_is(
+pub fn scan_is(
     what: &'static str,
     expected: Expected,
     scan: fn(Keyed<'_, Tx>, Emission) -> VecCollection<'_, Epoch, Answer>,
@@ -235,20 +190,6 @@ fn outlier_is_what_the_specification_says() {
 #[test]
 fn travel_is_what_the_specification_says() {
     scan_is("travel", expected_travel, |keyed, emission| keyed.scan("Travel", travel(), emission, journey));
-}
-
-#[test]
-fn a_sequence_of_unrelated_events_is_what_the_specification_says_whatever_the_bound() {
-    scan_is("unrelated", expected_unrelated, |keyed, emission| {
-        keyed.scan("Unrelated", unrelated(), emission, offsets)
-    });
-}
-
-#[test]
-fn a_sequence_of_related_events_is_what_the_specification_says() {
-    scan_is("related", expected_related, |keyed, emission| {
-        keyed.scan("Related", related(), emission, offsets_of_all)
-    });
 }
 
 #[test]

@@ -9,7 +9,8 @@ use proptest::prelude::*;
 
 use crate::event::{PLACES, Tx};
 use crate::harness::check;
-use crate::scan::{diversity, frequency, outlier, related, travel, unrelated};
+use crate::scan::{diversity, frequency, outlier, travel};
+use crate::sequences::{related, unrelated};
 
 /// Steps forward with an event, or back over so many.
 #[derive(Clone, Debug)]

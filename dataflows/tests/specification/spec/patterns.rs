@@ -151,26 +151,62 @@ fn run(steps: &[Fits], start: usize, events: &[Tx]) -> Vec<usize> {
     taken
 }
 
+/// The runs, by the event that they begin with, that are young enough and remembered after each event: of those that
+/// have taken equally many events, but not all, the `at_most` that began last, and only while they always were.
+fn remembered(
+    steps: usize,
+    runs: &[Vec<usize>],
+    at_most: usize,
+    within: i64,
+    events: &[Tx],
+) -> Vec<Vec<usize>> {
+    let mut forgotten: BTreeSet<usize> = BTreeSet::new();
+    let mut remembered = Vec::new();
+    for now in 0..events.len() {
+        let young = |start: &usize| events[now].time - events[*start].time < within;
+        let mut here: Vec<usize> =
+            (0..=now).filter(|start| young(start) && !forgotten.contains(start)).collect();
+        for count in 1..steps {
+            let taken = |start: &usize| runs[*start].iter().filter(|i| **i <= now).count();
+            let equal = here.iter().rev().filter(|start| taken(start) == count);
+            forgotten.extend(equal.skip(at_most));
+        }
+        here.retain(|start| !forgotten.contains(start));
+        remembered.push(here);
+    }
+    remembered
+}
+
 /// Events that fit one step after the other, all within `within` of the first; where several such runs end with one
-/// event, the one that began last. Runs that have taken equally many events are forgotten, after each event, but for
-/// the `at_most` that began last.
+/// event, the one that began last.
 pub fn sequence(steps: &[Fits], at_most: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
     let runs: Vec<Vec<usize>> = (0..events.len()).map(|start| run(steps, start, events)).collect();
-    let mut forgotten: BTreeSet<usize> = BTreeSet::new();
     let mut answers = Vec::new();
-    for (now, event) in events.iter().enumerate() {
-        let young = |start: &usize| event.time - events[*start].time < within;
-        let remembered: Vec<usize> =
-            (0..=now).filter(|start| young(start) && !forgotten.contains(start)).collect();
-        let ends = |start: &&usize| runs[**start].get(steps.len() - 1) == Some(&now);
-        if let Some(latest) = remembered.iter().rfind(ends) {
-            let offsets = runs[*latest].iter().map(|i| events[*i].offset).collect();
-            answers.push(Answer::new(event, Found::Sequence(offsets)));
+    for (now, remembered) in remembered(steps.len(), &runs, at_most, within, events).into_iter().enumerate() {
+        let ends = |start: &usize| runs[*start].get(steps.len() - 1) == Some(&now);
+        if let Some(latest) = remembered.into_iter().rfind(ends) {
+            let offsets = runs[latest].iter().map(|i| events[*i].offset).collect();
+            answers.push(Answer::new(&events[now], Found::Sequence(offsets)));
         }
-        for count in 1..steps.len() {
-            let taken = |start: &usize| runs[*start].iter().filter(|i| **i <= now).count();
-            let equal = remembered.iter().rev().filter(|start| taken(start) == count);
-            forgotten.extend(equal.skip(at_most));
+    }
+    answers
+}
+
+/// Events that fit all steps but the last, one after the other, and that no event follows which fits the last, all
+/// within `within` of the first; unless they are forgotten on the way. Each is answered for at the last instant that
+/// is within.
+pub fn absence(steps: &[Fits], at_most: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
+    let runs: Vec<Vec<usize>> = (0..events.len()).map(|start| run(steps, start, events)).collect();
+    let remembered = remembered(steps.len(), &runs, at_most, within, events);
+    let mut answers = Vec::new();
+    for (start, event) in events.iter().enumerate() {
+        let inside = |i: &&usize| events[**i].time - event.time < within;
+        let taken: Vec<usize> = runs[start].iter().take_while(inside).copied().collect();
+        let kept = |now: usize| events[now].time - event.time >= within || remembered[now].contains(&start);
+        if taken.len() + 1 == steps.len() && (start..events.len()).all(kept) {
+            let offsets = taken.iter().map(|i| events[*i].offset).collect();
+            let at_deadline = Tx { time: event.time + within - 1, ..event.clone() };
+            answers.push(Answer::new(&at_deadline, Found::Sequence(offsets)));
         }
     }
     answers
