@@ -2,20 +2,14 @@
 
 use std::cell::RefCell;
 use std::fmt::Debug;
+use std::iter::repeat_n;
 use std::rc::Rc;
 
-use differential_dataflow::input::InputSession;
-use differential_dataflow::{Data, ExchangeData, VecCollection, consolidation};
-use timely::WorkerConfig;
-use timely::communication::Allocator;
-use timely::communication::allocator::thread::Thread;
-use timely::dataflow::ProbeHandle;
-use timely::dataflow::operators::{Inspect, Probe};
-use timely::worker::Worker;
+use differential_dataflow::{Data, ExchangeData, VecCollection};
 
 use crate::{
-    Admission, Admit, Clock, Emission, Epoch, Event, EventTime, Keyed, Offset, Partition, Pattern, Position,
-    Scan,
+    Admission, Admit, Emission, Engine, Epoch, Event, EventTime, Keyed, Offset, Partition, Pattern, Position,
+    Refused, Scan,
 };
 
 /// A dataflow under test, driven by hand: push events, advance the watermark, and say what is expected.
@@ -56,55 +50,49 @@ use crate::{
 /// kit.finish();
 /// ```
 pub struct Kit<E: Event + Data, D: Data> {
-    events: InputSession<Epoch, E, isize>,
-    clock: Clock,
-    epoch: Epoch,
-    watermark: EventTime,
+    engine: Engine<E>,
     /// How many events there have been: the place of the next one in the only partition.
     pushed: i64,
-    probe: ProbeHandle<Epoch>,
-    changes: Rc<RefCell<Vec<(D, Epoch, isize)>>>,
-    late: Rc<RefCell<Vec<i64>>>,
+    watermark: EventTime,
+    seen: Rc<RefCell<Seen<D>>>,
+}
+
+/// What was not expected yet.
+struct Seen<D> {
     raised: Vec<D>,
     revoked: Vec<D>,
-    worker: Worker,
+    late: Vec<i64>,
+}
+
+/// What comes out of a dataflow under test.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome<D> {
+    Result(D),
+    Late(i64),
 }
 
 impl<E: Event + ExchangeData, D: Data> Kit<E, D> {
     /// Builds a dataflow over admitted events, on one worker; nothing is deduplicated.
     pub fn new(build: impl for<'s> FnOnce(Keyed<'s, E>) -> VecCollection<'s, Epoch, D>) -> Kit<E, D> {
-        let mut worker = Worker::new(WorkerConfig::default(), Allocator::Thread(Thread::default()), None);
-        let probe = ProbeHandle::new();
-        let changes: Rc<RefCell<Vec<(D, Epoch, isize)>>> = Rc::default();
-        let late: Rc<RefCell<Vec<i64>>> = Rc::default();
-        let (results, refusals) = (Rc::clone(&changes), Rc::clone(&late));
-        let (events, clock) = worker.dataflow::<Epoch, _, _>(|scope| {
-            let mut events: InputSession<Epoch, E, isize> = InputSession::new();
-            let (clock, control) = Clock::new(scope);
-            let (keyed, refused) = events.to_collection(scope).admit(control, Admission::default());
-            refused
-                .inner
-                .inspect(move |(refused, _, _)| refusals.borrow_mut().push(refused.event.time().0))
-                .probe_with(&probe);
-            build(keyed)
-                .inner
-                .inspect(move |change: &(D, Epoch, isize)| results.borrow_mut().push(change.clone()))
-                .probe_with(&probe);
-            (events, clock)
-        });
-        Kit {
-            events,
-            clock,
-            epoch: Epoch(0),
-            watermark: EventTime::MIN,
-            pushed: 0,
-            probe,
-            changes,
-            late,
-            raised: Vec::new(),
-            revoked: Vec::new(),
-            worker,
-        }
+        let seen = Rc::new(RefCell::new(Seen { raised: Vec::new(), revoked: Vec::new(), late: Vec::new() }));
+        let list = Rc::clone(&seen);
+        let engine = Engine::new(
+            |events, control| {
+                let (keyed, refused) = events.admit(control, Admission::default());
+                let late = refused.map(|refused: Refused<E>| Outcome::Late(refused.event.time().0));
+                build(keyed).map(Outcome::Result).concat(late)
+            },
+            move |outcome, _epoch, diff| {
+                let Seen { raised, revoked, late } = &mut *list.borrow_mut();
+                let times = diff.unsigned_abs();
+                match outcome {
+                    Outcome::Result(result) if diff > 0 => raised.extend(repeat_n(result, times)),
+                    Outcome::Result(result) => revoked.extend(repeat_n(result, times)),
+                    Outcome::Late(time) => late.extend(repeat_n(time, times)),
+                }
+            },
+        );
+        Kit { engine, pushed: 0, watermark: EventTime::MIN, seen }
     }
 
     /// Scans with a pattern; matches are raised at once, as what `result` makes of them.
@@ -117,39 +105,41 @@ impl<E: Event + ExchangeData, D: Data> Kit<E, D> {
     pub fn push_at(&mut self, time: i64, event: impl FnOnce(EventTime, Position) -> E) {
         let position = Position { partition: Partition(0), offset: Offset(self.pushed) };
         self.pushed += 1;
-        self.update(event(EventTime(time), position), 1);
+        self.engine.push(event(EventTime(time), position));
+        self.engine.end_epoch(self.watermark);
     }
 
     /// Takes an event back that was pushed before.
     pub fn retract(&mut self, event: E) {
-        self.update(event, -1);
+        self.engine.retract(event);
+        self.engine.end_epoch(self.watermark);
     }
 
     /// Says that no event at or below `time`, in milliseconds, is to be expected. The watermark never goes back.
     pub fn advance_watermark(&mut self, time: i64) {
         self.watermark = self.watermark.max(EventTime(time));
-        self.end_epoch();
+        self.engine.end_epoch(self.watermark);
     }
 
     /// # Panics
     /// Unless just these results were raised since the last such call, in whatever order.
     #[track_caller]
     pub fn expect_raised(&mut self, results: impl IntoIterator<Item = D>) {
-        expect("raised", &mut self.raised, results);
+        expect("raised", &mut self.seen.borrow_mut().raised, results);
     }
 
     /// # Panics
     /// Unless just these results were revoked since the last such call, in whatever order.
     #[track_caller]
     pub fn expect_revoked(&mut self, results: impl IntoIterator<Item = D>) {
-        expect("revoked", &mut self.revoked, results);
+        expect("revoked", &mut self.seen.borrow_mut().revoked, results);
     }
 
     /// # Panics
     /// Unless just the events at these times were refused since the last such call, in whatever order.
     #[track_caller]
     pub fn expect_late(&mut self, times: impl IntoIterator<Item = i64>) {
-        expect("refused", &mut self.late.borrow_mut(), times);
+        expect("refused", &mut self.seen.borrow_mut().late, times);
     }
 
     /// Ends the test where it stands.
@@ -161,28 +151,6 @@ impl<E: Event + ExchangeData, D: Data> Kit<E, D> {
         self.expect_raised([]);
         self.expect_revoked([]);
         self.expect_late([]);
-    }
-
-    fn update(&mut self, event: E, diff: isize) {
-        self.events.update(event, diff);
-        self.end_epoch();
-    }
-
-    /// Ends the epoch and waits for what comes of it.
-    fn end_epoch(&mut self) {
-        self.clock.end_epoch(self.watermark);
-        self.epoch = self.epoch.next();
-        self.events.advance_to(self.epoch);
-        self.events.flush();
-        while self.probe.less_than(&self.epoch) {
-            self.worker.step();
-        }
-        let mut changes = self.changes.take();
-        consolidation::consolidate_updates(&mut changes);
-        for (result, _, diff) in changes {
-            let list = if diff > 0 { &mut self.raised } else { &mut self.revoked };
-            list.extend(std::iter::repeat_n(result, diff.unsigned_abs()));
-        }
     }
 }
 
