@@ -9,7 +9,8 @@ use crate::batch::{Batch, Change, EntryRef, History, Run};
 use crate::event::order;
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
-use crate::rules::{Rule, Rules};
+use crate::patterns;
+use crate::rules::{Found, Missing, Rule, Rules};
 use crate::{Epoch, Event, EventTime, OwnedKey, Position};
 
 /// A pattern: a small state machine over the events of one key.
@@ -117,6 +118,38 @@ pub trait Scan<'scope, E: Event> {
     where
         R: Rules<E, D>,
         D: Data;
+
+    /// What did not follow in time, as `result` makes of the key and of what was not followed. Given when the
+    /// watermark has passed the time, and never retracted.
+    ///
+    /// ```
+    /// use headwater_dataflows::{Scan, patterns::Sequence, testing::{Kit, Line}};
+    ///
+    /// let mut kit = Kit::new(|keyed| {
+    ///     let unpaid = Sequence::first(|line: &Line| line.id.strip_prefix("order ").map(str::to_owned))
+    ///         .then_not(|run, line| line.id.strip_prefix("payment ") == Some(run.first()))
+    ///         .within(30);
+    ///     keyed.scan_absence("Unpaid", unpaid, |key, run| (key.to_owned(), run.first().clone()))
+    /// });
+    /// kit.push_at(10, Line::of("ann", "order 1"));
+    /// kit.push_at(15, Line::of("ann", "order 2"));
+    /// kit.push_at(35, Line::of("ann", "payment 2"));
+    /// kit.advance_watermark(38);
+    /// kit.expect_raised([]);
+    /// kit.advance_watermark(39);
+    /// kit.expect_raised([("ann".to_owned(), "1".to_owned())]);
+    /// kit.finish();
+    /// ```
+    fn scan_absence<T, D, F>(
+        self,
+        name: &str,
+        absence: patterns::Absence<E, T>,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        T: Clone + 'static,
+        D: Data,
+        F: Fn(&E::Key, &patterns::Run<T>) -> D + 'static;
 }
 
 impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
@@ -133,6 +166,20 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
         F: Fn(&E, P::Match) -> D + 'static,
     {
         self.scan_all(name, (Rule::new(pattern, emission, result), ()))
+    }
+
+    fn scan_absence<T, D, F>(
+        self,
+        name: &str,
+        absence: patterns::Absence<E, T>,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        T: Clone + 'static,
+        D: Data,
+        F: Fn(&E::Key, &patterns::Run<T>) -> D + 'static,
+    {
+        self.scan_all(name, (Missing::new(absence, result), ()))
     }
 
     fn scan_all<R, D>(self, name: &str, rules: R) -> VecCollection<'scope, Epoch, D>
@@ -156,7 +203,7 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
 struct Steps<U, D> {
     /// How to go back over each; none if the entry is not a step, or not any more.
     undos: Vec<Option<U>>,
-    found: BTreeMap<u32, Vec<(Emission, D)>>,
+    found: BTreeMap<u32, Vec<Found<D>>>,
 }
 
 struct Scanner<E: Event, R: Rules<E, D>, D> {
@@ -167,7 +214,7 @@ struct Scanner<E: Event, R: Rules<E, D>, D> {
     waiting: BTreeMap<EventTime, Vec<(D, isize)>>,
     history: History<E, Steps<R::Undo, D>>,
     walk: Vec<Walked>,
-    found: Vec<(Emission, D)>,
+    found: Vec<Found<D>>,
 }
 
 /// A step to take again, or for the first time.
@@ -197,8 +244,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
                 let undo = self.rules.step(state, batch.event(entry), &mut self.found);
                 steps.undos.push(Some(undo));
                 if !self.found.is_empty() {
-                    let time = batch.entries[entry].time;
-                    give(&mut self.waiting, self.found.iter().cloned(), time, batch.epoch, 1, out);
+                    give(&mut self.waiting, self.found.iter().cloned(), batch.epoch, 1, out);
                     steps.found.insert(entry as u32, std::mem::take(&mut self.found));
                 }
             }
@@ -258,22 +304,22 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
                     walk.retain(|walked| walked.entry != target);
                     let steps = history.log_mut(target.batch).expect("admission found it live");
                     let before = steps.found.remove(&target.entry).into_iter().flatten();
-                    give(waiting, before, batch.entries[entry].time, batch.epoch, -1, out);
+                    give(waiting, before, batch.epoch, -1, out);
                 }
             }
         }
         walk.sort_unstable_by_key(|walked| (walked.order, walked.entry));
 
         // Forward; only differences come out.
-        for Walked { entry, order: (time, _) } in walk.drain(..) {
+        for Walked { entry, .. } in walk.drain(..) {
             let from = Rc::clone(&history.get(entry.batch).expect("live").0);
             let undo = rules.step(state, from.event(entry.entry as usize), found);
             let steps = history.log_mut(entry.batch).expect("live");
             steps.undos[entry.entry as usize] = Some(undo);
             let before = steps.found.remove(&entry.entry).unwrap_or_default();
             if *found != before {
-                give(waiting, before.into_iter(), time, batch.epoch, -1, out);
-                give(waiting, found.iter().cloned(), time, batch.epoch, 1, out);
+                give(waiting, before.into_iter(), batch.epoch, -1, out);
+                give(waiting, found.iter().cloned(), batch.epoch, 1, out);
             }
             if !found.is_empty() {
                 steps.found.insert(entry.entry, std::mem::take(found));
@@ -282,19 +328,18 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
     }
 }
 
-/// Gives answers: out at once, or to what waits for the watermark.
+/// Gives answers, or takes them back if `sign` is −1: out at once, or to what waits for the watermark.
 fn give<D: Data>(
     waiting: &mut BTreeMap<EventTime, Vec<(D, isize)>>,
-    answers: impl Iterator<Item = (Emission, D)>,
-    time: EventTime,
+    answers: impl Iterator<Item = Found<D>>,
     epoch: Epoch,
-    diff: isize,
+    sign: isize,
     out: &mut Vec<(D, Epoch, isize)>,
 ) {
-    for (emission, answer) in answers {
-        match emission {
-            Emission::Immediate => out.push((answer, epoch, diff)),
-            Emission::Final => waiting.entry(time).or_default().push((answer, diff)),
+    for Found { answer, due, diff } in answers {
+        match due {
+            None => out.push((answer, epoch, sign * diff)),
+            Some(time) => waiting.entry(time).or_default().push((answer, sign * diff)),
         }
     }
 }

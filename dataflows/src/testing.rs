@@ -1,5 +1,7 @@
 //! A harness for tests and examples: events by hand, watermarks by hand, every change of the result.
 
+mod kit;
+
 use std::sync::{Arc, Mutex};
 
 use differential_dataflow::input::InputSession;
@@ -8,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::Inspect;
 
 use crate::{Clock, ControlStream, Epoch, Event, EventTime, Offset, Partition, Position};
+
+pub use kit::Kit;
 
 /// A small event.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -20,6 +24,14 @@ pub struct Line {
     pub offset: i64,
     /// What deduplication knows it by.
     pub id: String,
+}
+
+impl Line {
+    /// A line of a key with an id, at a time and a place that are still to be given.
+    pub fn of(key: &str, id: &str) -> impl FnOnce(EventTime, Position) -> Line {
+        let (key, id) = (key.to_owned(), id.to_owned());
+        move |time, position| Line { key, time: time.0, offset: position.offset.0, id }
+    }
 }
 
 impl From<(&str, i64, i64, &str)> for Line {

@@ -14,6 +14,7 @@ mod downstream;
 mod event;
 mod harness;
 mod scan;
+mod sequences;
 mod spec;
 mod streams;
 mod undo;

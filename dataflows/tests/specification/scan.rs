@@ -135,10 +135,10 @@ impl Seen {
     }
 }
 
-type Expected = fn(&[Tx]) -> Vec<Answer>;
+pub type Expected = fn(&[Tx]) -> Vec<Answer>;
 
 /// A pattern in both emissions is what the specification says, on any number of workers.
-fn scan_is(
+pub fn scan_is(
     what: &'static str,
     expected: Expected,
     scan: fn(Keyed<'_, Tx>, Emission) -> VecCollection<'_, Epoch, Answer>,

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use crate::event::{PLACES, Tx};
 use crate::harness::check;
 use crate::scan::{diversity, frequency, outlier, travel};
+use crate::sequences::{related, unrelated};
 
 /// Steps forward with an event, or back over so many.
 #[derive(Clone, Debug)]
@@ -140,6 +141,13 @@ fn outlier_goes_back() {
 fn travel_goes_back() {
     undoes(travel());
     undoes_to_the_beginning(travel());
+}
+
+#[test]
+fn sequences_go_back() {
+    undoes(unrelated());
+    undoes(related());
+    undoes_to_the_beginning(related());
 }
 
 fn statistics() -> Statistics<impl Fn(&Tx) -> Option<i64>, impl Fn(&Tx) -> Option<u64>> {

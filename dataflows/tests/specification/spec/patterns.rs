@@ -3,7 +3,7 @@
 //! "The last D" at an event of time t is (t − D, t]; of events with equal times only those that stand before it in
 //! the order, and itself, are looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use headwater_dataflows::patterns::Location;
 
@@ -27,6 +27,7 @@ pub enum Found {
     Deviation { amount: i64, n: u64, sum: i64, spread: i64 },
     Trip { from: i64, km: String, ms: i64, kmh: Option<String> },
     Trail(Vec<i64>),
+    Sequence(Vec<i64>),
 }
 
 impl Answer {
@@ -130,6 +131,85 @@ fn distance_km(a: Location, b: Location) -> f64 {
     let sine = cross.iter().map(|x| x * x).sum::<f64>().sqrt();
     let cosine = ax * bx + ay * by + az * bz;
     6371.0088 * sine.atan2(cosine)
+}
+
+/// Whether an event fits a step, given what was taken before.
+pub type Fits = fn(&[&Tx], &Tx) -> bool;
+
+/// The events, by index, that a run takes which begins with the event at `start`, whatever time that takes: for each
+/// step the first that fits.
+fn run(steps: &[Fits], start: usize, events: &[Tx]) -> Vec<usize> {
+    let mut taken: Vec<usize> = Vec::new();
+    for (i, event) in events.iter().enumerate().skip(start) {
+        let before: Vec<&Tx> = taken.iter().map(|i| &events[*i]).collect();
+        if steps.get(taken.len()).is_some_and(|fits| fits(&before, event)) {
+            taken.push(i);
+        } else if taken.is_empty() {
+            break;
+        }
+    }
+    taken
+}
+
+/// The runs, by the event that they begin with, that are young enough and remembered after each event: of those that
+/// have taken equally many events, but not all, the `at_most` that began last, and only while they always were.
+fn remembered(
+    steps: usize,
+    runs: &[Vec<usize>],
+    at_most: usize,
+    within: i64,
+    events: &[Tx],
+) -> Vec<Vec<usize>> {
+    let mut forgotten: BTreeSet<usize> = BTreeSet::new();
+    let mut remembered = Vec::new();
+    for now in 0..events.len() {
+        let young = |start: &usize| events[now].time - events[*start].time < within;
+        let mut here: Vec<usize> =
+            (0..=now).filter(|start| young(start) && !forgotten.contains(start)).collect();
+        for count in 1..steps {
+            let taken = |start: &usize| runs[*start].iter().filter(|i| **i <= now).count();
+            let equal = here.iter().rev().filter(|start| taken(start) == count);
+            forgotten.extend(equal.skip(at_most));
+        }
+        here.retain(|start| !forgotten.contains(start));
+        remembered.push(here);
+    }
+    remembered
+}
+
+/// Events that fit one step after the other, all within `within` of the first; where several such runs end with one
+/// event, the one that began last.
+pub fn sequence(steps: &[Fits], at_most: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
+    let runs: Vec<Vec<usize>> = (0..events.len()).map(|start| run(steps, start, events)).collect();
+    let mut answers = Vec::new();
+    for (now, remembered) in remembered(steps.len(), &runs, at_most, within, events).into_iter().enumerate() {
+        let ends = |start: &usize| runs[*start].get(steps.len() - 1) == Some(&now);
+        if let Some(latest) = remembered.into_iter().rfind(ends) {
+            let offsets = runs[latest].iter().map(|i| events[*i].offset).collect();
+            answers.push(Answer::new(&events[now], Found::Sequence(offsets)));
+        }
+    }
+    answers
+}
+
+/// Events that fit all steps but the last, one after the other, and that no event follows which fits the last, all
+/// within `within` of the first; unless they are forgotten on the way. Each is answered for at the last instant that
+/// is within.
+pub fn absence(steps: &[Fits], at_most: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
+    let runs: Vec<Vec<usize>> = (0..events.len()).map(|start| run(steps, start, events)).collect();
+    let remembered = remembered(steps.len(), &runs, at_most, within, events);
+    let mut answers = Vec::new();
+    for (start, event) in events.iter().enumerate() {
+        let inside = |i: &&usize| events[**i].time - event.time < within;
+        let taken: Vec<usize> = runs[start].iter().take_while(inside).copied().collect();
+        let kept = |now: usize| events[now].time - event.time >= within || remembered[now].contains(&start);
+        if taken.len() + 1 == steps.len() && (start..events.len()).all(kept) {
+            let offsets = taken.iter().map(|i| events[*i].offset).collect();
+            let at_deadline = Tx { time: event.time + within - 1, ..event.clone() };
+            answers.push(Answer::new(&at_deadline, Found::Sequence(offsets)));
+        }
+    }
+    answers
 }
 
 /// Every event, with the offsets of all before it: as sensitive to history as a pattern can be.

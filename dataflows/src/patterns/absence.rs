@@ -1,0 +1,73 @@
+//! Absences: A, and then no B that fits it within D.
+
+use std::rc::Rc;
+
+use super::sequence::{Run, Sequence, Steps};
+use crate::{Event, EventTime, Pattern};
+
+/// Events that are not followed by another within a time: A then no B, A then B then no C. Made by
+/// [`Steps::then_not`]; given by [`Scan::scan_absence`](crate::Scan::scan_absence).
+///
+/// # What matches
+/// Runs begin, go on and are forgotten as in a [`Sequence`] with the absent event as its last step. A run that has
+/// taken all steps but that matches at its *deadline*, the last instant at which the absent event would have fitted:
+/// D − 1 ms after its first event. Each run matches on its own: of several A, each that no B follows; an event that
+/// fits several runs prevents them all. Of the runs that wait for the absent event, those beyond
+/// [`at_most`](Steps::at_most) are forgotten and do not match.
+///
+/// The answer is given when the watermark has passed the deadline. An event that could still prevent it would be
+/// late by then, so what is given stands.
+pub struct Absence<E, T>(Sequence<E, T>);
+
+/// An [`Absence`] in the making: it wants the time [`within`](Unfollowed::within) which nothing follows.
+pub struct Unfollowed<E, T>(Steps<E, T>);
+
+/// The runs of a key, as the sequence keeps them.
+pub type Waiting<T> = Vec<Rc<Run<T>>>;
+
+impl<E: 'static, T: Clone + 'static> Steps<E, T> {
+    /// Then no event for which `follows`, which sees what the run has taken, holds.
+    pub fn then_not(self, follows: impl Fn(&Run<T>, &E) -> bool + 'static) -> Unfollowed<E, T> {
+        // What is taken ends the run, and nobody looks at it any more.
+        Unfollowed(self.then(move |run, event| follows(run, event).then(|| run.last().clone())))
+    }
+}
+
+impl<E: 'static, T: 'static> Unfollowed<E, T> {
+    /// All within so many milliseconds (one or more) of the first event.
+    pub fn within(self, within_ms: i64) -> Absence<E, T> {
+        Absence(self.0.within(within_ms))
+    }
+}
+
+impl<E: Event, T: Clone + 'static> Absence<E, T> {
+    /// Takes in the key's next event. `tell` hears of each run that lacks nothing but the absent event from now on,
+    /// with 1, and of each that did and will not match, with −1.
+    pub(crate) fn step(
+        &self,
+        runs: &mut Waiting<T>,
+        event: &E,
+        mut tell: impl FnMut(&Run<T>, isize),
+    ) -> Option<Waiting<T>> {
+        let (_, undo) = self.0.step(runs, event);
+        if let Some(before) = &undo {
+            let waits = |run: &&Rc<Run<T>>| self.0.lacks_one(run) && event.time() <= self.deadline(run);
+            let among = |runs: &[Rc<Run<T>>], run| runs.iter().any(|other| Rc::ptr_eq(other, run));
+            before.iter().filter(waits).filter(|run| !among(runs, run)).for_each(|run| tell(run, -1));
+            runs.iter().filter(waits).filter(|run| !among(before, run)).for_each(|run| tell(run, 1));
+        }
+        undo
+    }
+
+    /// Goes back over the latest step.
+    pub(crate) fn undo(&self, runs: &mut Waiting<T>, undo: Option<Waiting<T>>) {
+        if let Some(before) = undo {
+            *runs = before;
+        }
+    }
+
+    /// The last instant at which the absent event would prevent a match.
+    pub(crate) fn deadline(&self, run: &Run<T>) -> EventTime {
+        self.0.deadline(run)
+    }
+}
