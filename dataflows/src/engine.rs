@@ -18,7 +18,7 @@ use crate::{Clock, ControlStream, Epoch, EventTime};
 ///
 /// What is pushed is taken in when the epoch ends; when that call returns, the subscriber has heard of everything that
 /// came of it. A subscriber may send to a channel, and the engine may be fed from one. For several workers build the
-/// same dataflow in [`timely::execute`], with a [`Clock`] for the watermark.
+/// same dataflow in [`timely::execute()`], with a [`Clock`] for the watermark.
 ///
 /// ```
 /// use std::sync::mpsc;

@@ -71,3 +71,67 @@ impl<E: Event, T: Clone + 'static> Absence<E, T> {
         self.0.deadline(run)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Scan;
+    use crate::testing::{Kit, Line};
+
+    /// Within 10 ms of each a no b: the times of a.
+    fn unanswered() -> Kit<Line, i64> {
+        let absence = Sequence::first(|line: &Line| line.id.starts_with('a').then_some(line.time))
+            .then_not(|_, line| line.id.starts_with('b'))
+            .within(10);
+        Kit::new(|keyed| keyed.scan_absence("Unanswered", absence, |_, run| *run.first()))
+    }
+
+    #[test]
+    fn an_event_at_the_deadline_prevents_a_match_and_one_after_it_does_not() {
+        let mut kit = unanswered();
+        kit.push_at(10, Line::of("in time", "a1"));
+        kit.push_at(11, Line::of("too late", "a2"));
+        kit.push_at(19, Line::of("in time", "b1"));
+        kit.push_at(21, Line::of("too late", "b2"));
+        kit.advance_watermark(20);
+        kit.expect_raised([11]);
+        kit.advance_watermark(100);
+        kit.finish();
+    }
+
+    #[test]
+    fn what_arrives_out_of_order_but_before_the_watermark_prevents_a_match() {
+        let mut kit = unanswered();
+        kit.push_at(10, Line::of("ann", "a"));
+        kit.push_at(40, Line::of("ann", "c"));
+        kit.advance_watermark(14);
+        kit.push_at(15, Line::of("ann", "b"));
+        kit.advance_watermark(40);
+        kit.finish();
+    }
+
+    #[test]
+    fn what_is_taken_back_no_longer_prevents_a_match_and_no_longer_lacks_anything() {
+        let mut kit = unanswered();
+        kit.push_at(10, Line::of("ann", "a"));
+        kit.push_at(15, Line::of("ann", "b"));
+        kit.push_at(16, Line::of("ann", "a"));
+        kit.retract(Line::from(("ann", 15, 1, "b")));
+        kit.retract(Line::from(("ann", 16, 2, "a")));
+        kit.advance_watermark(100);
+        kit.expect_raised([10]);
+        kit.finish();
+    }
+
+    #[test]
+    fn one_event_prevents_every_match_that_it_fits() {
+        let mut kit = unanswered();
+        kit.push_at(10, Line::of("ann", "a1"));
+        kit.push_at(11, Line::of("ann", "a2"));
+        kit.push_at(12, Line::of("bob", "a3"));
+        kit.push_at(15, Line::of("ann", "b"));
+        kit.advance_watermark(100);
+        kit.expect_raised([12]);
+        kit.finish();
+    }
+}

@@ -102,9 +102,7 @@ impl<E, T> Sequence<E, T> {
     pub fn first(first: impl Fn(&E) -> Option<T> + 'static) -> Steps<E, T> {
         Steps { first: Rc::new(first), then: Vec::new(), at_most: 8 }
     }
-}
 
-impl<E, T> Sequence<E, T> {
     /// Whether a run waits for the last step.
     pub(super) fn lacks_one(&self, run: &Run<T>) -> bool {
         run.more.len() + 1 == self.steps.then.len()
@@ -123,7 +121,8 @@ impl<E: 'static, T: 'static> Steps<E, T> {
         self
     }
 
-    /// The latest step `n` times (one or more) in place of once.
+    /// The latest step `n` times (one or more) in place of once. Runs overlap, one for each number of events taken, so
+    /// the cost of an event grows with n²: to count many, see [`Frequency`](super::Frequency).
     pub fn times(mut self, n: usize) -> Steps<E, T> {
         let latest = self.then.last().cloned().unwrap_or_else(|| {
             let first = Rc::clone(&self.first);

@@ -53,7 +53,6 @@ pub struct Kit<E: Event + Data, D: Data> {
     engine: Engine<E>,
     /// How many events there have been: the place of the next one in the only partition.
     pushed: i64,
-    watermark: EventTime,
     seen: Rc<RefCell<Seen<D>>>,
 }
 
@@ -92,7 +91,7 @@ impl<E: Event + ExchangeData, D: Data> Kit<E, D> {
                 }
             },
         );
-        Kit { engine, pushed: 0, watermark: EventTime::MIN, seen }
+        Kit { engine, pushed: 0, seen }
     }
 
     /// Scans with a pattern; matches are raised at once, as what `result` makes of them.
@@ -106,19 +105,18 @@ impl<E: Event + ExchangeData, D: Data> Kit<E, D> {
         let position = Position { partition: Partition(0), offset: Offset(self.pushed) };
         self.pushed += 1;
         self.engine.push(event(EventTime(time), position));
-        self.engine.end_epoch(self.watermark);
+        self.end_epoch();
     }
 
     /// Takes an event back that was pushed before.
     pub fn retract(&mut self, event: E) {
         self.engine.retract(event);
-        self.engine.end_epoch(self.watermark);
+        self.end_epoch();
     }
 
     /// Says that no event at or below `time`, in milliseconds, is to be expected. The watermark never goes back.
     pub fn advance_watermark(&mut self, time: i64) {
-        self.watermark = self.watermark.max(EventTime(time));
-        self.engine.end_epoch(self.watermark);
+        self.engine.end_epoch(EventTime(time));
     }
 
     /// # Panics
@@ -151,6 +149,11 @@ impl<E: Event + ExchangeData, D: Data> Kit<E, D> {
         self.expect_raised([]);
         self.expect_revoked([]);
         self.expect_late([]);
+    }
+
+    /// Ends the epoch with the watermark as it is: it does not go back.
+    fn end_epoch(&mut self) {
+        self.engine.end_epoch(EventTime::MIN);
     }
 }
 
