@@ -92,11 +92,11 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Takes the hash that an event carries.
+/// The hash that the engine takes, of the bytes of a key.
 #[derive(Default)]
-struct Carried(u64);
+struct KeyHasher(u64);
 
-impl Hasher for Carried {
+impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -128,13 +128,13 @@ fn by_hand(events: Vec<Event>) -> Spent {
     let amount: Outlier<Amount> = Outlier::beyond(3.0, 30, 10_000.0, Event::amount);
     let travel: Travel<Place, Name> = Travel::beyond(50.0, 900.0, Event::location, |event| event.id().into());
     let (begun, charged) = (Instant::now(), usage::thread_cpu());
-    let mut keys: HashMap<Box<str>, State, BuildHasherDefault<Carried>> = HashMap::default();
+    let mut keys: HashMap<Box<str>, State, BuildHasherDefault<KeyHasher>> = HashMap::default();
     let mut matches = 0;
     for event in events {
-        if !keys.contains_key(event.key()) {
-            keys.insert(event.key().into(), State::default());
-        }
-        let Some(state) = keys.get_mut(event.key()) else { continue };
+        let state = match keys.get_mut(event.key()) {
+            Some(state) => state,
+            None => keys.entry(event.key().into()).or_default(),
+        };
         matches += u64::from(velocity.step(&mut state.velocity, &event).0.is_some());
         matches += u64::from(burst.step(&mut state.burst, &event).0.is_some());
         matches += u64::from(diversity.step(&mut state.diversity, &event).0.is_some());
