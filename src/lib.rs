@@ -17,3 +17,4 @@ pub mod outputs;
 pub mod runtime;
 pub mod source;
 pub mod topics;
+pub mod wall;

@@ -14,7 +14,7 @@ use prometheus::{
 };
 
 use crate::decode::Reason;
-use crate::runtime::wall_ms;
+use crate::wall::wall_ms;
 
 /// The metrics of one process.
 pub struct Metrics {

@@ -18,6 +18,7 @@ use crate::source::file::FileSource;
 use crate::source::generator::GeneratorSource;
 use crate::source::kafka::{self, KafkaSource, KafkaSourceConfig};
 use crate::source::{Source, SourceError};
+use crate::wall::wall_ms;
 
 /// Opens the source, to be read from `starts` if they are recorded.
 ///
@@ -241,6 +242,5 @@ fn lineage(pipeline: &str) -> Lineage {
 /// Without a ledger, which counts starts, the generation is the wall time in milliseconds: higher than that of any start
 /// before, as long as the clock does not go back.
 fn generation() -> Generation {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Generation(since.as_millis() as u64)
+    Generation(wall_ms().unsigned_abs())
 }

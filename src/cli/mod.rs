@@ -197,7 +197,7 @@ fn produce_events(args: &ProduceArgs) -> anyhow::Result<()> {
     let total = args.seconds.map_or(u64::MAX, |seconds| (seconds * args.eps) as u64);
     let records = (0..total).map(move |n| {
         let (partition, offset) = ((n % u64::from(partitions)) as u32, n / u64::from(partitions));
-        maker.make(partition, offset, Some(crate::runtime::wall_ms()));
+        maker.make(partition, offset, Some(crate::wall::wall_ms()));
         let (key, value) = (Some(maker.key.clone()), Some(maker.value.clone()));
         produce::Produced { partition: Some(partition), key, value, headers: Vec::new() }
     });

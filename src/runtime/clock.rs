@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, EventTime};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use timely::dataflow::{Scope, StreamVec};
 use timely::progress::Antichain;
 
 use crate::coordination::{Binding, EpochRecord};
+use crate::wall::wall_ms;
 
 /// The beginning of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -47,12 +48,6 @@ pub struct ClockHand {
     pub stop: Cell<bool>,
     /// See [`Tick::slowest`].
     pub slowest: Cell<Option<EventTime>>,
-}
-
-/// Milliseconds since 1970 by the wall.
-pub fn wall_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// The beginnings of epochs, on every worker. An epoch is open as long as the stream's frontier stands at it.
@@ -101,8 +96,7 @@ pub fn ticks<'scope>(
                     (record.epoch, Tick { wall_ms: record.wall_ms, slowest: None, replay })
                 }
                 None => {
-                    let epoch =
-                        if begun.is_none() { settings.first } else { settings.first.max(open.time().next()) };
+                    let epoch = settings.first.max(open.time().next());
                     (epoch, Tick { wall_ms: wall_ms(), slowest: hand.slowest.get(), replay: None })
                 }
             };

@@ -15,7 +15,6 @@ mod telling;
 mod watch;
 mod writer;
 
-pub use clock::wall_ms;
 pub use compute::{Computed, Inputs, compute};
 pub use failure::RunError;
 pub use plan::{

@@ -13,9 +13,10 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Inspect;
 use timely::dataflow::operators::probe::Handle as Probe;
 
-use super::clock::{Tick, committed, wall_ms};
+use super::clock::{Tick, committed};
 use crate::coordination::Closed;
 use crate::metrics::{Metrics, Share};
+use crate::wall::wall_ms;
 
 /// How often what operators hold is counted.
 const COUNT_EVERY: Duration = Duration::from_millis(250);

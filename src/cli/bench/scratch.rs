@@ -41,7 +41,7 @@ struct Schema {
 impl Scratch {
     /// Nothing yet, under a prefix that no other measurement has.
     pub fn new() -> Scratch {
-        let prefix = format!("headwater-bench-{}-{}-", crate::runtime::wall_ms(), std::process::id());
+        let prefix = format!("headwater-bench-{}-{}-", crate::wall::wall_ms(), std::process::id());
         Scratch { prefix, clusters: Vec::new(), schemas: Vec::new(), files: Vec::new() }
     }
 

@@ -286,7 +286,7 @@ impl Bench<'_> {
         let mut rounds = encoded(events, tongue);
         sink.open(&Start {
             pipeline: config.plan.pipeline.to_string(),
-            lineage: Lineage(format!("{:032x}", crate::runtime::wall_ms())),
+            lineage: Lineage(format!("{:032x}", crate::wall::wall_ms())),
             generation: Generation(1),
             process: 0,
             shards: Shards::ALL,
