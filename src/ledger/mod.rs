@@ -113,6 +113,29 @@ fn unavailable(
     LedgerError::Unavailable { action: action.into(), source: source.into() }
 }
 
+/// What the pipeline began with, as it is stored, read back.
+fn read_genesis(
+    pipeline: &str,
+    starts: Option<Vec<u8>>,
+    meaning: Option<String>,
+) -> Result<Option<Genesis>, LedgerError> {
+    let Some((starts, meaning)) = starts.zip(meaning) else { return Ok(None) };
+    let starts = format::decode_starts(&starts).map_err(|damaged| {
+        LedgerError::Refused(format!("the start offsets of pipeline {pipeline} are damaged: {damaged}"))
+    })?;
+    Ok(Some(Genesis { starts, meaning }))
+}
+
+/// Why nothing was written: the pipeline has this generation now, or is not known any more.
+fn lost(pipeline: &str, current: Option<i64>) -> LedgerError {
+    match current {
+        Some(current) => {
+            LedgerError::Fenced { pipeline: pipeline.to_owned(), generation: Generation(current as u64) }
+        }
+        None => LedgerError::Refused(format!("it no longer knows pipeline {pipeline}: it was wiped")),
+    }
+}
+
 /// A round as it is stored, read back.
 fn read_round(pipeline: &str, through: i64, bytes: &[u8]) -> Result<Vec<EpochRecord>, LedgerError> {
     let epochs = format::decode(bytes).map_err(|damaged| {

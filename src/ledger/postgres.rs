@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use headwater_dataflows::Epoch;
+use headwater_sinks::postgres::parse_url;
 use headwater_sinks::{Generation, Lineage};
 use tokio::runtime::Runtime;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, NoTls, Row};
+use tokio_postgres::{Client, NoTls, Row};
 
-use super::{Claim, Genesis, Ledger, LedgerError, format, new_lineage, read_round, unavailable};
+use super::{
+    Claim, Genesis, Ledger, LedgerError, format, lost, new_lineage, read_genesis, read_round, unavailable,
+};
 use crate::coordination::EpochRecord;
 
 /// What the database holds, in version 1. The lock keeps two first starts apart: its number is "hw-ledgr" in ASCII.
@@ -54,14 +57,7 @@ impl PostgresLedger {
     /// # Errors
     /// If the address is none or demands TLS, which this build does not have, or the server does not do as asked.
     pub fn open(url: &str, pipeline: &str) -> Result<PostgresLedger, LedgerError> {
-        let mut config: Config =
-            url.parse().map_err(|_| LedgerError::Refused("its url is no PostgreSQL address".into()))?;
-        if config.get_ssl_mode() == tokio_postgres::config::SslMode::Require || url.contains("sslmode=verify")
-        {
-            return Err(LedgerError::Refused(
-                "this build speaks no TLS, and does not go on without where it is demanded".into(),
-            ));
-        }
+        let mut config = parse_url(url).map_err(LedgerError::Refused)?;
         let options = [config.get_options().unwrap_or_default(), OPTIONS].join(" ");
         config
             .options(options)
@@ -109,17 +105,9 @@ impl PostgresLedger {
         if !self.query(action, statement, values)?.is_empty() {
             return Ok(());
         }
-        let pipeline = self.pipeline.clone();
         let current = "SELECT generation FROM headwater_ledger WHERE pipeline = $1";
-        match self.query(action, current, &[&pipeline])?.first() {
-            Some(row) => {
-                Err(LedgerError::Fenced { pipeline, generation: Generation(row.get::<_, i64>(0) as u64) })
-            }
-            None => {
-                let reason = format!("the database no longer knows pipeline {pipeline}: it was wiped");
-                Err(LedgerError::Refused(reason))
-            }
-        }
+        let rows = self.query(action, current, &[&self.pipeline])?;
+        Err(lost(&self.pipeline, rows.first().map(|row| row.get(0))))
     }
 }
 
@@ -138,16 +126,7 @@ impl Ledger for PostgresLedger {
             return Err(LedgerError::Refused(reason));
         };
         self.generation = Generation(row.get::<_, i64>(1) as u64);
-        let (starts, meaning): (Option<Vec<u8>>, Option<String>) = (row.get(2), row.get(3));
-        let genesis = starts
-            .zip(meaning)
-            .map(|(starts, meaning)| {
-                let starts = format::decode_starts(&starts).map_err(|damaged| {
-                    LedgerError::Refused(format!("the start offsets are damaged: {damaged}"))
-                })?;
-                Ok(Genesis { starts, meaning })
-            })
-            .transpose()?;
+        let genesis = read_genesis(&self.pipeline, row.get(2), row.get(3))?;
         Ok(Claim { lineage: Lineage(row.get(0)), generation: self.generation, genesis })
     }
 

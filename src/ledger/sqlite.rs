@@ -7,7 +7,9 @@ use headwater_dataflows::Epoch;
 use headwater_sinks::{Generation, Lineage};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
-use super::{Claim, Genesis, Ledger, LedgerError, format, new_lineage, read_round, unavailable};
+use super::{
+    Claim, Genesis, Ledger, LedgerError, format, lost, new_lineage, read_genesis, read_round, unavailable,
+};
 use crate::coordination::EpochRecord;
 
 /// What the file holds, in version 1.
@@ -78,14 +80,7 @@ impl SqliteLedger {
         })();
         match outcome {
             Ok(Some(current)) if current == generation.0 as i64 => Ok(()),
-            Ok(Some(current)) => Err(LedgerError::Fenced {
-                pipeline: pipeline.clone(),
-                generation: Generation(current as u64),
-            }),
-            Ok(None) => {
-                let path = path.display();
-                Err(LedgerError::Refused(format!("{path} no longer knows pipeline {pipeline}: it was wiped")))
-            }
+            Ok(current) => Err(lost(pipeline, current)),
             Err(error) => {
                 let error: rusqlite::Error = error;
                 Err(unavailable(format!("{action} in {}", path.display()), error))
@@ -126,18 +121,7 @@ impl Ledger for SqliteLedger {
             )));
         }
         self.generation = Generation(generation as u64);
-        let genesis = starts
-            .zip(meaning)
-            .map(|(starts, meaning)| {
-                let starts = format::decode_starts(&starts).map_err(|damaged| {
-                    LedgerError::Refused(format!(
-                        "the start offsets in {} are damaged: {damaged}",
-                        path.display()
-                    ))
-                })?;
-                Ok(Genesis { starts, meaning })
-            })
-            .transpose()?;
+        let genesis = read_genesis(&self.pipeline, starts, meaning)?;
         Ok(Claim { lineage: Lineage(lineage), generation: self.generation, genesis })
     }
 

@@ -78,25 +78,31 @@ impl fmt::Display for Trouble {
 
 impl std::error::Error for Trouble {}
 
+/// Reads a `postgres://` address, or a list of `key=value`.
+///
+/// # Errors
+/// If it is none, or demands TLS, which this build does not have. The reason does not repeat it: it has a password.
+pub fn parse_url(url: &str) -> Result<Config, String> {
+    let no_tls = "this build speaks no TLS, and does not go on without where it is demanded";
+    if url.contains("sslmode=verify") {
+        return Err(no_tls.to_owned());
+    }
+    let config: Config = url.parse().map_err(|_| "the url is no PostgreSQL address".to_owned())?;
+    if config.get_ssl_mode() == SslMode::Require {
+        return Err(no_tls.to_owned());
+    }
+    Ok(config)
+}
+
 /// Where to connect to, and as what.
 pub(super) struct Address {
     config: Config,
 }
 
 impl Address {
-    /// Reads a `postgres://` address, or a list of `key=value`.
-    ///
-    /// # Errors
-    /// If it is none, or demands what this sink does not have. The reason does not repeat it: it has a password.
+    /// The address of a sink's sessions: see [`parse_url`].
     pub fn parse(url: &str, application_name: &str) -> Result<Address, String> {
-        let no_tls = "this build speaks no TLS, and does not go on without where it is demanded";
-        if url.contains("sslmode=verify") {
-            return Err(no_tls.to_owned());
-        }
-        let mut config: Config = url.parse().map_err(|_| "the url is no PostgreSQL address".to_owned())?;
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err(no_tls.to_owned());
-        }
+        let mut config = parse_url(url)?;
         let options = [config.get_options().unwrap_or_default(), OPTIONS].join(" ");
         config
             .options(options)

@@ -18,6 +18,8 @@ mod encode;
 mod sql;
 mod staged;
 
+pub use connection::parse_url;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
