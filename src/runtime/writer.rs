@@ -141,8 +141,9 @@ impl Writer {
         while self.committed.is_some() {
             let gap = last_round.map_or(Duration::ZERO, |last| interval.saturating_sub(last.elapsed()));
             let due = self.complete() != self.committed;
-            // When every worker has delivered everything, nothing more can come.
-            let message = match (due, gap.is_zero() || self.complete().is_none()) {
+            // When every worker has delivered everything, nothing more can come: no use in waiting for it.
+            let now = gap.is_zero() || self.complete().is_none();
+            let message = match (due, now) {
                 // A round may begin: only take in what is there already.
                 (true, true) => receiver.try_recv().ok(),
                 (true, false) => wait(receiver, gap)?,
@@ -151,7 +152,7 @@ impl Writer {
             match message {
                 Some(message) => self.take(message)?,
                 None if failure.is_some() => return Ok(()),
-                None if due && (gap.is_zero() || self.complete().is_none()) => {
+                None if due && now => {
                     last_round = Some(Instant::now());
                     self.round(failure)?;
                 }
