@@ -14,6 +14,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::common::{FLOW, headwater};
 use crate::kafka::brokers;
+use crate::postgres::Database;
 
 /// How long a condition may take to come true: only a broken program takes that long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -124,28 +125,16 @@ fn in_sqlite(database: &Path) -> Stored {
     rows.expect("answered").map(|row| row.expect("numbers")).collect()
 }
 
-/// Asks PostgreSQL.
-fn postgres(url: &str, sql: &str) -> Vec<tokio_postgres::Row> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        let (client, connection) =
-            tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("connected");
-        tokio::spawn(connection);
-        client.query(sql, &[]).await.expect("answered")
-    })
-}
-
-fn in_postgres(url: &str) -> Stored {
-    postgres(url, STORED).iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect()
-}
-
-/// A database of its own.
-fn database(name: &str) -> String {
-    let server = std::env::var("HEADWATER_TEST_POSTGRES")
-        .expect("HEADWATER_TEST_POSTGRES is not set: scripts/test starts a server and sets it");
-    postgres(&server, &format!("CREATE DATABASE {name}"));
-    let (server, _) = server.rsplit_once('/').expect("a URL with a database");
-    format!("{server}/{name}")
+fn in_postgres(database: &Database) -> Stored {
+    let rows = database.ask(&format!("SELECT concat_ws(' ', a, b, c) FROM ({STORED}) AS stored (a, b, c)"));
+    let number = |text: Option<&str>| text.and_then(|text| text.parse().ok()).expect("a number");
+    rows.iter()
+        .map(|row| {
+            let mut fields = row.split(' ');
+            let partition = number(fields.next());
+            (partition as i32, (number(fields.next()), number(fields.next())))
+        })
+        .collect()
 }
 
 /// What the consumer group was told.
@@ -170,7 +159,9 @@ const HTTP: &str = "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n
 fn a_live_run_answers_and_a_stop_finishes_what_was_read_and_tells_the_group() {
     let name = format!("live_{}", std::process::id());
     let dir = tempfile::tempdir().expect("a directory");
-    let (config, sqlite, url) = (dir.path().join("run.toml"), dir.path().join("results.db"), database(&name));
+    let (config, sqlite) = (dir.path().join("run.toml"), dir.path().join("results.db"));
+    let database = Database::create(&name);
+    let url = database.url();
     let brokers = brokers();
     let topics = Topics::connect(&brokers, &BTreeMap::new()).expect("connected");
     topics.create(&[TopicSpec::new(&name, 6)]).expect("created");
@@ -221,7 +212,7 @@ fn a_live_run_answers_and_a_stop_finishes_what_was_read_and_tells_the_group() {
     for (partition, (records, end)) in &stored {
         assert_eq!(records, end, "each record of partition {partition} is stored once, up to the last read");
     }
-    assert_eq!(in_postgres(&url), stored, "both sinks have the same");
+    assert_eq!(in_postgres(&database), stored, "both sinks have the same");
     let ends: BTreeMap<_, _> = stored.iter().map(|(&partition, &(_, end))| (partition, end)).collect();
     assert_eq!(group_offsets(&name, &name, 6), ends, "the group was told of all of it, and of no more");
 }
