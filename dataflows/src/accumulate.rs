@@ -76,7 +76,7 @@ where
                 self.states.resize_with(run.slot.index() + 1, S::default);
             }
             let state = &mut self.states[run.slot.index()];
-            for entry in run.entries().filter(|&entry| batch.entries[entry].change == Change::Insert) {
+            for entry in run.entries().filter(|&entry| batch.change(entry) == Change::Insert) {
                 (self.step)(batch.epoch, state, batch.event(entry), &mut output);
             }
         }

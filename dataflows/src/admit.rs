@@ -14,7 +14,7 @@ use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
-use crate::batch::{Batch, Change, Containers, Entry, EntryRef, History, Run, Slot};
+use crate::batch::{Batch, Containers, Entry, EntryRef, History, Run, Slot, TargetIndex};
 use crate::control::ControlStream;
 use crate::dedup::Dedup;
 use crate::event::order;
@@ -197,6 +197,9 @@ fn net<'a, E: Event>(
     })
 }
 
+/// How many events lie between asking for memory and reading it.
+const AHEAD: usize = 16;
+
 /// Decides which events take part.
 struct Admitter<E: Event> {
     keys: Rc<RefCell<Keys<E>>>,
@@ -251,23 +254,32 @@ impl<E: Event> Admitter<E> {
             epoch,
             max_time: EventTime::MIN,
             entries: Vec::with_capacity(self.places.len()),
+            targets: Vec::new(),
             runs: Vec::with_capacity(self.places.len()),
             refused: Vec::new(),
         };
         let (slots, mut run) = (std::mem::take(&mut self.slots), std::mem::take(&mut self.run));
+        let mut at = 0;
         for same in slots.chunk_by(|a, b| a.0 == b.0) {
+            at += same.len();
+            if let Some(&(slot, _)) = slots.get(at + AHEAD) {
+                keys.prefetch(slot);
+            }
             run.clear();
             run.extend(same.iter().map(|&(_, place)| self.places[place as usize]));
-            // Mostly they came in order.
-            run.sort_by_key(|place| place.order);
+            if run.len() > 1 {
+                // Mostly they came in order.
+                run.sort_by_key(|place| place.order);
+            }
             self.admit_run(same[0].0, &run, &containers, &mut keys, &mut decided);
         }
         (self.slots, self.run) = (slots, run);
-        let Decided { max_time, entries, runs, refused, .. } = decided;
+        let Decided { max_time, entries, targets, runs, refused, .. } = decided;
         if entries.is_empty() {
             return (None, refused);
         }
-        let batch = Rc::new(Batch { number: self.next_batch, epoch, max_time, entries, runs, containers });
+        let batch =
+            Rc::new(Batch { number: self.next_batch, epoch, max_time, entries, targets, runs, containers });
         self.next_batch += 1;
         self.history.push(Rc::clone(&batch), ());
         (Some(batch), refused)
@@ -281,15 +293,17 @@ impl<E: Event> Admitter<E> {
         self.places.clear();
         self.slots.clear();
         for (container, updates) in containers.iter().enumerate() {
-            for (index, (event, _, diff)) in updates.iter().enumerate() {
-                self.slots.push((keys.slot(event.key_hash(), event), self.places.len() as u32));
+            let first = self.places.len();
+            keys.slots(updates, |slot, (event, _, diff)| {
+                let place = self.places.len();
+                self.slots.push((slot, place as u32));
                 self.places.push(Place {
                     order: order(event),
                     container: container as u32,
-                    index: index as u32,
+                    index: (place - first) as u32,
                     single: *diff == 1,
                 });
-            }
+            });
         }
         self.slots.sort_unstable();
     }
@@ -342,7 +356,7 @@ impl<E: Event> Admitter<E> {
                 Ok(()) => {
                     in_order &= last.is_none_or(|last| last <= place.order);
                     *last = (*last).max(Some(place.order));
-                    decided.push(place, Change::Insert);
+                    decided.push(place, None);
                 }
             }
         }
@@ -369,7 +383,7 @@ impl<E: Event> Admitter<E> {
                     if let Some(id) = event.id() {
                         self.dedup.forget(event.key_hash(), id, event.time());
                     }
-                    decided.push(place, Change::Retract(target));
+                    decided.push(place, Some(target));
                 }
             }
         }
@@ -414,6 +428,7 @@ struct Decided<E> {
     epoch: Epoch,
     max_time: EventTime,
     entries: Vec<Entry>,
+    targets: Vec<EntryRef>,
     runs: Vec<Run>,
     refused: Vec<RefusedUpdate<E>>,
 }
@@ -423,9 +438,11 @@ impl<E: Event> Decided<E> {
         self.refused.push((Refused { event: event.clone(), refusal }, self.epoch, diff));
     }
 
-    fn push(&mut self, place: &Place, change: Change) {
+    fn push(&mut self, place: &Place, target: Option<EntryRef>) {
         let Place { order: (time, _), container, index, .. } = *place;
         self.max_time = self.max_time.max(time);
-        self.entries.push(Entry { time, change, container, index });
+        self.targets.extend(target);
+        let retracts = target.and_then(|_| TargetIndex::new(self.targets.len() as u32));
+        self.entries.push(Entry { time, container, index, retracts });
     }
 }

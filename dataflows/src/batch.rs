@@ -1,6 +1,7 @@
 //! The admitted events of one epoch on one worker, shared by all operators that read them.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 
 use crate::{Epoch, Event, EventTime};
@@ -37,11 +38,15 @@ pub(crate) enum Change {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
     pub time: EventTime,
-    pub change: Change,
     /// Which container of the batch holds the event, and where in it.
     pub container: u32,
     pub index: u32,
+    /// If it retracts, where among the batch's targets what it retracts stands.
+    pub retracts: Option<TargetIndex>,
 }
+
+/// One more than an index of [`Batch::targets`].
+pub(crate) type TargetIndex = NonZeroU32;
 
 /// The entries of one key, a range of the batch's entries: first what is retracted, then what is inserted, each in
 /// the order of evaluation.
@@ -73,6 +78,8 @@ pub(crate) struct Batch<E> {
     /// The greatest event time of any entry.
     pub max_time: EventTime,
     pub entries: Vec<Entry>,
+    /// What is retracted.
+    pub targets: Vec<EntryRef>,
     /// By slot.
     pub runs: Vec<Run>,
     pub containers: Containers<E>,
@@ -82,6 +89,14 @@ impl<E: Event> Batch<E> {
     pub fn event(&self, entry: usize) -> &E {
         let entry = &self.entries[entry];
         &self.containers[entry.container as usize][entry.index as usize].0
+    }
+
+    /// What an entry does.
+    pub fn change(&self, entry: usize) -> Change {
+        match self.entries[entry].retracts {
+            None => Change::Insert,
+            Some(target) => Change::Retract(self.targets[target.get() as usize - 1]),
+        }
     }
 }
 
@@ -119,7 +134,7 @@ impl<E: Event, L> History<E, L> {
             let Some((batch, _)) = self.get(number) else { return };
             let run = &batch.runs[run as usize];
             for entry in run.entries().rev() {
-                if batch.entries[entry].change == Change::Insert {
+                if batch.entries[entry].retracts.is_none() {
                     each(EntryRef { batch: number, entry: entry as u32 }, batch, entry);
                 }
             }

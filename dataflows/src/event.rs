@@ -78,6 +78,11 @@ pub trait Event: Clone + Debug + Eq + 'static {
     fn id(&self) -> Option<&[u8]> {
         None
     }
+
+    /// Asks for the memory that an event points to and that operators will read: see [`prefetch`](crate::prefetch).
+    /// Worth writing for an event that is little more than a pointer.
+    #[inline]
+    fn prefetch(&self) {}
 }
 
 /// The key in its owned form, as results carry it.

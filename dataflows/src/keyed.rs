@@ -52,11 +52,12 @@ impl<E: Event> Clone for Selection<E> {
 impl<E: Event> Selection<E> {
     /// The runs of the selected keys.
     pub fn runs<'a>(&'a self, batch: &'a Batch<E>) -> impl Iterator<Item = &'a Run> {
-        let only = self.0.as_deref();
-        batch
-            .runs
-            .iter()
-            .filter(move |run| only.is_none_or(|only| only(batch.event(run.start as usize).key())))
+        batch.runs.iter().filter(move |run| self.holds(batch, run))
+    }
+
+    /// Whether a run is of a selected key.
+    pub fn holds(&self, batch: &Batch<E>, run: &Run) -> bool {
+        self.0.as_deref().is_none_or(|only| only(batch.event(run.start as usize).key()))
     }
 }
 

@@ -3,9 +3,14 @@
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::hint::black_box;
 
 use crate::batch::Slot;
-use crate::{Event, EventTime, KeyHash, Load, OwnedKey, Position};
+use crate::prefetch::prefetch;
+use crate::{Epoch, Event, EventTime, KeyHash, Load, OwnedKey, Position};
+
+/// How many keys are looked up side by side.
+const FETCHED: usize = 32;
 
 /// Takes a value that is a hash already.
 #[derive(Default)]
@@ -67,6 +72,45 @@ impl<E: Event> Keys<E> {
 
     pub fn info_mut(&mut self, slot: Slot) -> &mut KeyInfo<OwnedKey<E>> {
         &mut self.infos[slot.index()]
+    }
+
+    /// The slots of the keys of `updates`, in their order.
+    ///
+    /// A few at a time and step by step, so that what one key waits for from memory is fetched beside what the next
+    /// one does.
+    pub fn slots<'a>(
+        &mut self,
+        updates: &'a [(E, Epoch, isize)],
+        mut each: impl FnMut(Slot, &'a (E, Epoch, isize)),
+    ) {
+        for some in updates.chunks(FETCHED) {
+            let mut candidates = [None; FETCHED];
+            for (candidate, (event, ..)) in candidates.iter_mut().zip(some) {
+                *candidate = self.slots.get(&event.key_hash().0).copied();
+            }
+            for (candidate, (event, ..)) in candidates.iter().zip(some) {
+                event.prefetch();
+                if let Some(slot) = candidate {
+                    prefetch(&self.infos[slot.index()]);
+                }
+            }
+            for (candidate, (event, ..)) in candidates.iter().zip(some) {
+                black_box(std::ptr::from_ref(event.key()));
+                if let Some(slot) = candidate {
+                    prefetch(self.infos[slot.index()].key.borrow());
+                }
+            }
+            for (candidate, update) in candidates.into_iter().zip(some) {
+                let event = &update.0;
+                let slot = candidate.filter(|slot| self.infos[slot.index()].key.borrow() == event.key());
+                each(slot.unwrap_or_else(|| self.slot(event.key_hash(), event)), update);
+            }
+        }
+    }
+
+    /// Asks for what is known of a key.
+    pub fn prefetch(&self, slot: Slot) {
+        prefetch(&self.infos[slot.index()]);
     }
 
     /// The slot of an event's key, new if the key is.

@@ -64,6 +64,9 @@ pub trait Rules<E, D>: 'static {
 
     /// Goes back over the latest event.
     fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo);
+
+    /// Asks for the memory that the next event's step will read and that the state points to.
+    fn prefetch(&self, state: &Self::State, event: &E);
 }
 
 impl<E, D> Rules<E, D> for () {
@@ -73,6 +76,8 @@ impl<E, D> Rules<E, D> for () {
     fn step(&self, _: &mut (), _: &E, _: &mut Vec<Found<D>>) {}
 
     fn undo(&self, _: &mut (), _: &E, _: ()) {}
+
+    fn prefetch(&self, _: &(), _: &E) {}
 }
 
 impl<E, D, P, F, Rest> Rules<E, D> for (Rule<P, F>, Rest)
@@ -99,6 +104,12 @@ where
     fn undo(&self, state: &mut Self::State, event: &E, (undo, others): Self::Undo) {
         self.1.undo(&mut state.1, event, others);
         self.0.pattern.undo(&mut state.0, event, undo);
+    }
+
+    #[inline]
+    fn prefetch(&self, state: &Self::State, event: &E) {
+        self.0.pattern.prefetch(&state.0, event);
+        self.1.prefetch(&state.1, event);
     }
 }
 
@@ -132,6 +143,14 @@ where
             rule.pattern.undo(&mut state.0, event, undo);
         }
     }
+
+    #[inline]
+    fn prefetch(&self, state: &Self::State, event: &E) {
+        if let Some(rule) = &self.0 {
+            rule.pattern.prefetch(&state.0, event);
+        }
+        self.1.prefetch(&state.1, event);
+    }
 }
 
 impl<E, D, T, F, Rest> Rules<E, D> for (Missing<E, T, F>, Rest)
@@ -156,5 +175,10 @@ where
     fn undo(&self, state: &mut Self::State, event: &E, (undo, others): Self::Undo) {
         self.1.undo(&mut state.1, event, others);
         self.0.absence.undo(&mut state.0, undo);
+    }
+
+    #[inline]
+    fn prefetch(&self, state: &Self::State, event: &E) {
+        self.1.prefetch(&state.1, event);
     }
 }

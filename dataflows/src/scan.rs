@@ -10,6 +10,7 @@ use crate::event::order;
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
 use crate::patterns;
+use crate::prefetch::prefetch;
 use crate::rules::{Found, Missing, Rule, Rules};
 use crate::{Epoch, Event, EventTime, OwnedKey, Position};
 
@@ -54,6 +55,11 @@ pub trait Pattern<E>: 'static {
 
     /// Goes back over the latest step.
     fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo);
+
+    /// Asks for the memory that a step will read and that the state points to, some time before the step: see
+    /// [`prefetch`](crate::prefetch). The state itself and the event have been asked for.
+    #[inline]
+    fn prefetch(&self, _state: &Self::State, _event: &E) {}
 }
 
 /// When an answer is given.
@@ -199,6 +205,9 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
     }
 }
 
+/// How many runs lie between asking for memory and reading it.
+const AHEAD: usize = 6;
+
 /// What one batch's steps left behind, by entry.
 struct Steps<U, D> {
     /// How to go back over each; none if the entry is not a step, or not any more.
@@ -229,9 +238,14 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
         let mut steps = Steps { undos: Vec::with_capacity(batch.entries.len()), found: BTreeMap::new() };
         let mut disordered = false;
-        for run in selection.runs(batch) {
-            if self.states.len() <= run.slot.index() {
-                self.states.resize_with(run.slot.index() + 1, R::State::default);
+        let slots = batch.runs.last().map_or(0, |run| run.slot.index() + 1);
+        if self.states.len() < slots {
+            self.states.resize_with(slots, R::State::default);
+        }
+        for (at, run) in batch.runs.iter().enumerate() {
+            self.prefetch(batch, at);
+            if !selection.holds(batch, run) {
+                continue;
             }
             if !run.in_order {
                 disordered = true;
@@ -269,6 +283,27 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
 }
 
 impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
+    /// Asks for what later runs will read: state and event, then what the event points to, then what the state does.
+    fn prefetch(&self, batch: &Batch<E>, at: usize) {
+        let ahead = |runs: usize| {
+            let run = batch.runs.get(at + runs)?;
+            Some((run.slot.index(), batch.event(run.start as usize)))
+        };
+        if let Some((slot, event)) = ahead(3 * AHEAD) {
+            prefetch(&self.states[slot]);
+            prefetch(event);
+        }
+        if let Some((_, event)) = ahead(2 * AHEAD) {
+            event.prefetch();
+        }
+        if let Some((slot, event)) = ahead(AHEAD) {
+            if let Some(id) = event.id() {
+                prefetch(id);
+            }
+            self.rules.prefetch(&self.states[slot], event);
+        }
+    }
+
     /// Takes in a run that changes history: goes back over the key's later steps, and forward again.
     fn rewrite(&mut self, batch: &Rc<Batch<E>>, run: &Run, out: &mut Vec<(D, Epoch, isize)>) {
         let Scanner { rules, states, waiting, history, walk, found } = self;
@@ -295,7 +330,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
 
         // What is retracted is not stepped again, what is inserted is.
         for entry in run.entries() {
-            match batch.entries[entry].change {
+            match batch.change(entry) {
                 Change::Insert => {
                     let here = EntryRef { batch: batch.number, entry: entry as u32 };
                     walk.push(Walked { order: order(batch.event(entry)), entry: here });

@@ -127,17 +127,17 @@ fn travel(
     pipeline: &Arc<str>,
     plan: TravelPlan,
 ) -> Rule<
-    Travel<impl Fn(&Event) -> Option<Location> + use<>, impl Fn(&Event) -> Box<str> + use<>>,
-    impl Fn(&Event, Trip<Box<str>>) -> Alert + use<>,
+    Travel<impl Fn(&Event) -> Option<Location> + use<>, impl Fn(&Event) -> &str + use<>>,
+    impl Fn(&Event, Trip<String>) -> Alert + use<>,
 > {
     let maker = Maker::new(pipeline, "impossible_travel", plan.telling);
-    let pattern = Travel::beyond(plan.km, plan.kmh, Event::location, |event: &Event| Box::from(event.id()));
-    Rule::new(pattern, plan.telling.emission, move |event: &Event, trip: Trip<Box<str>>| {
+    let pattern = Travel::beyond(plan.km, plan.kmh, Event::location, Event::id);
+    Rule::new(pattern, plan.telling.emission, move |event: &Event, trip: Trip<String>| {
         let details = serde_json::json!({
             "km": round6(trip.km),
             "seconds": round6(trip.seconds),
             "kmh": trip.kmh.map(round6),
         });
-        maker.alert(event, Some(trip.from), plan.telling.severity, details)
+        maker.alert(event, Some(trip.from.into()), plan.telling.severity, details)
     })
 }

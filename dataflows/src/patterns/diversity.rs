@@ -1,6 +1,8 @@
 //! At least N distinct values in the last D: merchant diversity.
 
-use crate::{Event, Pattern};
+use std::num::NonZeroU32;
+
+use crate::{Event, Pattern, prefetch};
 
 /// At least `n` distinct values of an attribute within the last `within_ms`, on the rising edge among the events
 /// that have the attribute.
@@ -33,8 +35,10 @@ pub struct LastSeen {
 pub struct Displaced {
     looked: bool,
     held: bool,
-    /// Where a value was taken from, and what it was.
-    from: Option<(usize, (u64, i64))>,
+    /// One more than the place that a value was taken from, if one was.
+    from: Option<NonZeroU32>,
+    /// What it was.
+    value: (u64, i64),
 }
 
 impl<F> Diversity<F> {
@@ -51,12 +55,13 @@ impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
     type Match = Variety;
 
     fn step(&self, state: &mut LastSeen, event: &E) -> (Option<Variety>, Displaced) {
-        let mut undo = Displaced { looked: false, held: state.held, from: None };
+        let mut undo = Displaced { looked: false, held: state.held, from: None, value: (0, 0) };
         let Some(value) = (self.value)(event) else { return (None, undo) };
         undo.looked = true;
         let known = state.values.iter().position(|&(known, _)| known == value);
         if let Some(leaves) = known.or((state.values.len() == self.n).then_some(0)) {
-            undo.from = Some((leaves, state.values.remove(leaves)));
+            undo.from = NonZeroU32::new(leaves as u32 + 1);
+            undo.value = state.values.remove(leaves);
         }
         let now = event.time().0;
         state.values.push((value, now));
@@ -71,9 +76,13 @@ impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
         if undo.looked {
             state.held = undo.held;
             state.values.pop();
-            if let Some((at, value)) = undo.from {
-                state.values.insert(at, value);
+            if let Some(from) = undo.from {
+                state.values.insert(from.get() as usize - 1, undo.value);
             }
         }
+    }
+
+    fn prefetch(&self, state: &LastSeen, _event: &E) {
+        prefetch(&*state.values);
     }
 }

@@ -1,6 +1,6 @@
 //! At least N events in the last D: velocity spikes and bursts.
 
-use crate::{Event, EventTime, Pattern};
+use crate::{Event, EventTime, Pattern, prefetch};
 
 /// At least `n` events within the last `within_ms`, on the rising edge.
 ///
@@ -32,7 +32,9 @@ pub struct Recent {
 /// What a step overwrote.
 #[derive(Clone, Copy, Debug)]
 pub struct Overwritten {
-    time: Option<EventTime>,
+    time: EventTime,
+    /// Whether the ring was full, so that this time was overwritten.
+    full: bool,
     held: bool,
 }
 
@@ -50,11 +52,12 @@ impl<E: Event> Pattern<E> for Frequency {
 
     fn step(&self, state: &mut Recent, event: &E) -> (Option<Rate>, Overwritten) {
         let now = event.time().0;
-        let mut undo = Overwritten { time: None, held: state.held };
-        if state.times.len() < self.n {
+        let mut undo =
+            Overwritten { time: EventTime::MIN, full: state.times.len() == self.n, held: state.held };
+        if !undo.full {
             state.times.push(now);
         } else {
-            undo.time = Some(EventTime(std::mem::replace(&mut state.times[state.next], now)));
+            undo.time = EventTime(std::mem::replace(&mut state.times[state.next], now));
             state.next = if state.next + 1 == self.n { 0 } else { state.next + 1 };
         }
         let full = state.times.len() == self.n;
@@ -66,14 +69,14 @@ impl<E: Event> Pattern<E> for Frequency {
 
     fn undo(&self, state: &mut Recent, _event: &E, undo: Overwritten) {
         state.held = undo.held;
-        match undo.time {
-            None => {
-                state.times.pop();
-            }
-            Some(time) => {
-                state.next = if state.next == 0 { self.n - 1 } else { state.next - 1 };
-                state.times[state.next] = time.0;
-            }
+        if undo.full {
+            state.next = if state.next == 0 { self.n - 1 } else { state.next - 1 };
+            state.times[state.next] = undo.time.0;
+        } else {
+            state.times.pop();
         }
+    }
+    fn prefetch(&self, state: &Recent, _event: &E) {
+        [state.times.get(state.next), state.times.last()].into_iter().flatten().for_each(prefetch);
     }
 }

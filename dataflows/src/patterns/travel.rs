@@ -1,6 +1,6 @@
 //! Movement between two places faster than is possible.
 
-use crate::{Event, EventTime, Pattern};
+use crate::{Event, EventTime, Pattern, prefetch};
 
 /// A place on earth, in degrees.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
@@ -44,7 +44,11 @@ pub struct Sighting<N> {
 impl<L, I> Travel<L, I> {
     /// Beyond `km` kilometres and `kmh` kilometres an hour. `location` says where an event took place, if it is
     /// known, and `name` what a match shall call it.
-    pub fn beyond(km: f64, kmh: f64, location: L, name: I) -> Travel<L, I> {
+    pub fn beyond<E, N: ?Sized>(km: f64, kmh: f64, location: L, name: I) -> Travel<L, I>
+    where
+        L: Fn(&E) -> Option<Location>,
+        I: Fn(&E) -> &N,
+    {
         Travel { km, kmh, location, name }
     }
 }
@@ -53,17 +57,17 @@ impl<E, L, I, N> Pattern<E> for Travel<L, I>
 where
     E: Event,
     L: Fn(&E) -> Option<Location> + 'static,
-    I: Fn(&E) -> N + 'static,
-    N: Clone + 'static,
+    I: Fn(&E) -> &N + 'static,
+    N: ToOwned<Owned: Clone + 'static> + ?Sized + 'static,
 {
     /// Boxed, so that keys without locations cost a word.
-    type State = Option<Box<Sighting<N>>>;
-    type Undo = Option<Box<Sighting<N>>>;
-    type Match = Trip<N>;
+    type State = Option<Box<Sighting<N::Owned>>>;
+    type Undo = Option<Box<Sighting<N::Owned>>>;
+    type Match = Trip<N::Owned>;
 
-    fn step(&self, state: &mut Self::State, event: &E) -> (Option<Trip<N>>, Self::Undo) {
+    fn step(&self, state: &mut Self::State, event: &E) -> (Option<Trip<N::Owned>>, Self::Undo) {
         let Some(location) = (self.location)(event) else { return (None, None) };
-        let here = Box::new(Sighting { location, time: event.time(), name: (self.name)(event) });
+        let here = Box::new(Sighting { location, time: event.time(), name: (self.name)(event).to_owned() });
         let found = state.as_deref().and_then(|before| self.judge(before, &here));
         (found, state.replace(here))
     }
@@ -71,6 +75,12 @@ where
     fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo) {
         if (self.location)(event).is_some() {
             *state = undo;
+        }
+    }
+
+    fn prefetch(&self, state: &Self::State, _event: &E) {
+        if let Some(before) = state {
+            prefetch(&**before);
         }
     }
 }
@@ -108,7 +118,7 @@ mod tests {
     #[test]
     fn a_trip_from_one_end_of_time_to_the_other_is_slow() {
         let far = |event: &Line| Some(Location { lat: event.offset as f64, lon: 0.0 });
-        let travel = Travel::beyond(50.0, 900.0, far, |event: &Line| event.offset);
+        let travel = Travel::beyond(50.0, 900.0, far, |event: &Line| &event.offset);
         let mut state = None;
         for (time, found) in [(i64::MIN + 1, false), (i64::MAX - 1, false), (i64::MAX - 1, true)] {
             let offset = if found { 80 } else { time.signum() * 40 };

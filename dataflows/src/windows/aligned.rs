@@ -211,7 +211,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
         undos.resize_with(batch.entries.len() * self.bounds.overlap(), || None);
         for run in selection.runs(batch) {
             for entry in run.entries() {
-                match batch.entries[entry].change {
+                match batch.change(entry) {
                     Change::Insert => self.add(run.slot, batch.event(entry), entry, &mut undos),
                     Change::Retract(target) => self.retract(run, target),
                 }

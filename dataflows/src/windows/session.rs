@@ -8,7 +8,7 @@ use differential_dataflow::{AsCollection, Data, VecCollection};
 
 use super::aligned::give;
 use super::{Aggregate, Refresh, Render, Row, Window};
-use crate::batch::{Batch, Change, Entry, EntryRef, History, Slot};
+use crate::batch::{Batch, Change, EntryRef, History, Slot};
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
 use crate::{Epoch, Event, EventTime, Load, OwnedKey};
@@ -263,8 +263,8 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
             let before = self.change(run.slot).open.len();
             for entry in run.entries() {
                 let gap_ms = self.gap_ms;
-                let Entry { time, change, .. } = batch.entries[entry];
-                match change {
+                let time = batch.entries[entry].time;
+                match batch.change(entry) {
                     Change::Insert => {
                         let entry = EntryRef { batch: batch.number, entry: entry as u32 };
                         self.change(run.slot).insert(time, entry, gap_ms);

@@ -72,7 +72,7 @@ pub fn deviation(event: &Tx, found: Deviation) -> Answer {
 }
 
 pub fn travel() -> impl Pattern<Tx, Match = Trip<i64>> {
-    Travel::beyond(50.0, 2e7, Tx::location, |event: &Tx| event.offset)
+    Travel::beyond(50.0, 2e7, Tx::location, |event: &Tx| &event.offset)
 }
 
 pub fn journey(event: &Tx, Trip { from, km, seconds, kmh }: Trip<i64>) -> Answer {

@@ -109,7 +109,7 @@ impl Hasher for KeyHasher {
 type Value = fn(&Event) -> Option<u64>;
 type Amount = fn(&Event) -> Option<i64>;
 type Place = fn(&Event) -> Option<Location>;
-type Name = fn(&Event) -> Box<str>;
+type Name = for<'a> fn(&'a Event) -> &'a str;
 
 /// A key's states, side by side.
 #[derive(Default)]
@@ -126,7 +126,7 @@ fn by_hand(events: Vec<Event>) -> Spent {
     let burst = Frequency::at_least(10, 10_000);
     let diversity: Diversity<Value> = Diversity::at_least(8, HOUR, Event::merchant);
     let amount: Outlier<Amount> = Outlier::beyond(3.0, 30, 10_000.0, Event::amount);
-    let travel: Travel<Place, Name> = Travel::beyond(50.0, 900.0, Event::location, |event| event.id().into());
+    let travel: Travel<Place, Name> = Travel::beyond(50.0, 900.0, Event::location, Event::id);
     let (begun, charged) = (Instant::now(), usage::thread_cpu());
     let mut keys: HashMap<Box<str>, State, BuildHasherDefault<KeyHasher>> = HashMap::default();
     let mut matches = 0;
