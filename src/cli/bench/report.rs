@@ -15,8 +15,25 @@ pub struct Measured {
     pub events: u64,
     /// From the first to the last.
     pub wall: Duration,
-    /// CPU time of this process.
-    pub cpu: Duration,
+    /// CPU time.
+    pub cpu: Cpu,
+}
+
+/// CPU time, so far or of a stretch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cpu {
+    /// Of this process.
+    pub process: Duration,
+    /// Of the whole machine: the broker, the database, and whatever else runs there.
+    pub machine: Duration,
+}
+
+impl std::ops::Sub for Cpu {
+    type Output = Cpu;
+
+    fn sub(self, earlier: Cpu) -> Cpu {
+        Cpu { process: self.process - earlier.process, machine: self.machine - earlier.machine }
+    }
 }
 
 impl Measured {
@@ -25,9 +42,14 @@ impl Measured {
         self.events as f64 / self.wall.as_secs_f64()
     }
 
-    /// CPU-seconds per million events.
+    /// CPU-seconds of this process per million events.
     fn cost(&self) -> f64 {
-        self.cpu.as_secs_f64() * 1e6 / self.events as f64
+        self.cpu.process.as_secs_f64() * 1e6 / self.events as f64
+    }
+
+    /// CPU-seconds of the machine per million events.
+    fn machine_cost(&self) -> f64 {
+        self.cpu.machine.as_secs_f64() * 1e6 / self.events as f64
     }
 }
 
@@ -49,8 +71,8 @@ pub struct Report {
     cores: usize,
     stages: Vec<(String, Measured)>,
     wholes: Vec<(&'static str, Whole)>,
-    /// By set of sinks, CPU-seconds per million events of its stages.
-    sums: BTreeMap<&'static str, f64>,
+    /// By set of sinks, CPU-seconds per million events of its stages: this process's, and the machine's.
+    sums: BTreeMap<&'static str, (f64, f64)>,
     left_out: BTreeMap<&'static str, &'static str>,
 }
 
@@ -81,23 +103,33 @@ impl Report {
 
     /// Says of which stages the job with a set of sinks consists; those not measured cost nothing.
     pub fn sum<'n>(&mut self, set: &'static str, stages: impl IntoIterator<Item = &'n &'n str>) {
-        let cost = |name: &&str| {
-            self.stages.iter().find(|(stage, _)| stage == name).map_or(0.0, |(_, measured)| measured.cost())
-        };
-        let sum = stages.into_iter().map(cost).sum();
-        self.sums.insert(set, sum);
+        let measured =
+            |name: &&str| self.stages.iter().find(|(stage, _)| stage == name).map(|(_, measured)| *measured);
+        let sums = stages.into_iter().filter_map(measured).fold((0.0, 0.0), |(process, machine), stage| {
+            (process + stage.cost(), machine + stage.machine_cost())
+        });
+        self.sums.insert(set, sums);
     }
 
-    /// The share that the whole job reaches of what the cores could do if its stages were all there is to it.
+    /// The share that the whole job reaches of what the cores could do if this process's part of its stages were all
+    /// there is to do.
     fn roofline_fraction(&self, set: &str, whole: &Whole) -> Option<f64> {
-        let sum = self.sums.get(set).filter(|sum| **sum > 0.0)?;
-        Some(whole.measured.rate() / (self.cores as f64 * 1e6 / sum))
+        self.of_cores(whole, self.sums.get(set)?.0)
+    }
+
+    /// The same, with what brokers and databases on the same cores take of the stages.
+    fn machine_roofline_fraction(&self, set: &str, whole: &Whole) -> Option<f64> {
+        self.of_cores(whole, self.sums.get(set)?.1)
+    }
+
+    fn of_cores(&self, whole: &Whole, sum: f64) -> Option<f64> {
+        (sum > 0.0).then(|| whole.measured.rate() / (self.cores as f64 * 1e6 / sum))
     }
 
     /// The share of the whole job's CPU time that its stages take alone: the rest is what joining them costs. It holds on
     /// a busy machine, too.
     fn cpu_fraction(&self, set: &str, whole: &Whole) -> Option<f64> {
-        let sum = self.sums.get(set).filter(|_| !whole.measured.cpu.is_zero())?;
+        let (sum, _) = self.sums.get(set).filter(|_| !whole.measured.cpu.process.is_zero())?;
         Some(sum / whole.measured.cost())
     }
 
@@ -115,11 +147,14 @@ impl Report {
             "pace": self.pace,
             "cores": self.cores,
             "cpu_s_per_million": stages(&Measured::cost),
+            "machine_cpu_s_per_million": stages(&Measured::machine_cost),
             "events_per_s": stages(&|stage| stage.rate().round()),
             "whole_events_per_s": wholes(&|_, whole| json!(whole.measured.rate().round())),
             "whole_cpu_s_per_million": wholes(&|_, whole| json!(whole.measured.cost())),
             "peak_rss_bytes": wholes(&|_, whole| json!(whole.peak_bytes)),
             "roofline_fraction": wholes(&|set, whole| json!(self.roofline_fraction(set, whole))),
+            "whole_machine_cpu_s_per_million": wholes(&|_, whole| json!(whole.measured.machine_cost())),
+            "machine_roofline_fraction": wholes(&|set, whole| json!(self.machine_roofline_fraction(set, whole))),
             "cpu_fraction": wholes(&|set, whole| json!(self.cpu_fraction(set, whole))),
             "left_out": self.left_out,
         })
@@ -128,27 +163,27 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<20} {:>12} {:>22}", "alone", "events/s", "CPU-s/million events")?;
+        let (own, machine) = ("CPU-s/million events", "of the machine");
+        writeln!(f, "{:<20} {:>12} {own:>22} {machine:>16}", "alone", "events/s")?;
         for (name, stage) in &self.stages {
-            writeln!(f, "{name:<20} {:>12.0} {:>22.2}", stage.rate(), stage.cost())?;
+            let (rate, own, machine) = (stage.rate(), stage.cost(), stage.machine_cost());
+            writeln!(f, "{name:<20} {rate:>12.0} {own:>22.2} {machine:>16.2}")?;
         }
         writeln!(
             f,
-            "\n{:<20} {:>12} {:>22} {:>10} {:>14} {:>14}",
-            "the whole, into",
-            "events/s",
-            "CPU-s/million events",
-            "peak MiB",
-            "sum of its CPU",
-            "of cores ÷ sum"
+            "\n{:<20} {:>12} {own:>22} {machine:>16} {:>10} {:>14} {:>14} {machine:>16}",
+            "the whole, into", "events/s", "peak MiB", "sum of its CPU", "of cores ÷ sum"
         )?;
         for (name, whole) in &self.wholes {
             let peak = whole.peak_bytes.map_or("-".to_owned(), |bytes| (bytes >> 20).to_string());
             let share = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.2}"));
-            let (cpu, roofline) =
-                (share(self.cpu_fraction(name, whole)), share(self.roofline_fraction(name, whole)));
-            let (rate, cost) = (whole.measured.rate(), whole.measured.cost());
-            writeln!(f, "{name:<20} {rate:>12.0} {cost:>22.2} {peak:>10} {cpu:>14} {roofline:>14}")?;
+            let cpu = share(self.cpu_fraction(name, whole));
+            let roofline = share(self.roofline_fraction(name, whole));
+            let with_services = share(self.machine_roofline_fraction(name, whole));
+            let Whole { measured, .. } = whole;
+            let (rate, own, machine) = (measured.rate(), measured.cost(), measured.machine_cost());
+            write!(f, "{name:<20} {rate:>12.0} {own:>22.2} {machine:>16.2} {peak:>10} {cpu:>14} ")?;
+            writeln!(f, "{roofline:>14} {with_services:>16}")?;
         }
         for (name, reason) in &self.left_out {
             writeln!(f, "{name:<20} left out: {reason}")?;
@@ -162,8 +197,8 @@ mod tests {
     use super::*;
 
     fn measured(wall_s: u64, cpu_s: u64) -> Measured {
-        let (wall, cpu) = (Duration::from_secs(wall_s), Duration::from_secs(cpu_s));
-        Measured { events: 1_000_000, wall, cpu }
+        let (process, machine) = (Duration::from_secs(cpu_s), Duration::from_secs(2 * cpu_s));
+        Measured { events: 1_000_000, wall: Duration::from_secs(wall_s), cpu: Cpu { process, machine } }
     }
 
     #[test]
@@ -179,6 +214,7 @@ mod tests {
         let json = report.json();
         // Two cores and four CPU-seconds: two seconds at best, and it took four.
         assert_eq!(json["roofline_fraction"]["alerts"], 0.5);
+        assert_eq!(json["machine_roofline_fraction"]["alerts"], 1.0);
         assert_eq!(json["cpu_fraction"]["alerts"], 0.8);
         assert_eq!(json["whole_events_per_s"]["alerts"], 250_000.0);
         assert_eq!(json["cpu_s_per_million"]["copy"], 9.0);

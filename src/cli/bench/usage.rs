@@ -11,6 +11,11 @@ pub fn process_cpu() -> Option<Duration> {
     stat_cpu(&fs::read_to_string("/proc/self/stat").ok()?)
 }
 
+/// The time that all cores of the machine have been busy so far, with whatever process; none without `/proc`.
+pub fn machine_cpu() -> Option<Duration> {
+    machine_busy(&fs::read_to_string("/proc/stat").ok()?)
+}
+
 /// The CPU time of this thread so far, to the nanosecond; none where the kernel does not account for it.
 pub fn thread_cpu() -> Option<Duration> {
     let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
@@ -35,6 +40,14 @@ fn stat_cpu(stat: &str) -> Option<Duration> {
     Some(TICK * user.checked_add(system)?)
 }
 
+/// User, nice and system time, then, past idling and waiting, that of interrupts.
+fn machine_busy(stat: &str) -> Option<Duration> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let ticks: Vec<u64> = line.split_whitespace().map_while(|field| field.parse().ok()).collect();
+    let [user, nice, system, _idle, _waiting, irq, softirq, ..] = ticks[..] else { return None };
+    Some(Duration::from_millis(10 * (user + nice + system + irq + softirq)))
+}
+
 fn status_peak(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -52,6 +65,13 @@ mod tests {
         let stat = "7 (a) R 9 (b) S 1 7 7 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 4 0";
         assert_eq!(stat_cpu(stat), Some(Duration::from_secs(3)));
         assert_eq!(stat_cpu("7 (short) S 1"), None);
+    }
+
+    #[test]
+    fn a_machine_that_idles_or_waits_is_not_busy() {
+        let stat = "cpu  100 20 30 9999 8888 4 6 777 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
+        assert_eq!(machine_busy(stat), Some(Duration::from_millis(1600)));
+        assert_eq!(machine_busy("intr 1 2\n"), None);
     }
 
     #[test]
