@@ -40,7 +40,7 @@ impl<E: 'static, T: 'static> Unfollowed<E, T> {
     }
 }
 
-impl<E: Event, T: Clone + 'static> Absence<E, T> {
+impl<E: Event, T: Clone + PartialEq + 'static> Absence<E, T> {
     /// Takes in the key's next event. `tell` hears of each run that lacks nothing but the absent event from now on,
     /// with 1, and of each that did and will not match, with −1.
     pub(crate) fn step(

@@ -22,7 +22,7 @@ pub struct Variety {
 }
 
 /// Distinct values, most recent last.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LastSeen {
     values: Vec<(u64, i64)>,
     held: bool,
@@ -75,5 +75,9 @@ impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
                 state.values.insert(at, value);
             }
         }
+    }
+
+    fn same(&self, one: &LastSeen, other: &LastSeen) -> bool {
+        one == other
     }
 }

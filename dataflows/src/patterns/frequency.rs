@@ -68,6 +68,9 @@ impl<E: Event> Pattern<E> for Frequency {
         state.held = undo.held;
         match undo.time {
             None => {
+                // The ring may begin anywhere, if this is a state that stands for another.
+                state.times.rotate_left(state.next);
+                state.next = 0;
                 state.times.pop();
             }
             Some(time) => {
@@ -75,5 +78,17 @@ impl<E: Event> Pattern<E> for Frequency {
                 state.times[state.next] = time.0;
             }
         }
+    }
+
+    fn same(&self, one: &Recent, other: &Recent) -> bool {
+        one.held == other.held && one.oldest_first().eq(other.oldest_first())
+    }
+}
+
+impl Recent {
+    /// Where the ring begins makes no difference.
+    fn oldest_first(&self) -> impl Iterator<Item = &i64> {
+        let (newer, older) = self.times.split_at(self.next);
+        older.iter().chain(newer)
     }
 }

@@ -145,7 +145,7 @@ impl<E: 'static, T: 'static> Steps<E, T> {
     }
 }
 
-impl<E: Event, T: Clone + 'static> Pattern<E> for Sequence<E, T> {
+impl<E: Event, T: Clone + PartialEq + 'static> Pattern<E> for Sequence<E, T> {
     /// The runs that wait, by their beginning.
     type State = Vec<Rc<Run<T>>>;
     /// What the state was, if the step changed it.
@@ -186,6 +186,10 @@ impl<E: Event, T: Clone + 'static> Pattern<E> for Sequence<E, T> {
         if let Some(before) = undo {
             *runs = before;
         }
+    }
+
+    fn same(&self, one: &Self::State, other: &Self::State) -> bool {
+        one == other
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Trip<N> {
 }
 
 /// A located event: where, when and what it is called.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sighting<N> {
     location: Location,
     time: EventTime,
@@ -54,7 +54,7 @@ where
     E: Event,
     L: Fn(&E) -> Option<Location> + 'static,
     I: Fn(&E) -> N + 'static,
-    N: Clone + 'static,
+    N: Clone + PartialEq + 'static,
 {
     /// Boxed, so that keys without locations cost a word.
     type State = Option<Box<Sighting<N>>>;
@@ -72,6 +72,10 @@ where
         if (self.location)(event).is_some() {
             *state = undo;
         }
+    }
+
+    fn same(&self, one: &Self::State, other: &Self::State) -> bool {
+        one == other
     }
 }
 

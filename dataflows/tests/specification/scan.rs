@@ -174,6 +174,14 @@ fn frequency_is_what_the_specification_says() {
 }
 
 #[test]
+fn a_pattern_that_remembers_many_events_is_what_the_specification_says() {
+    let expected: Expected = |events| patterns::frequency(13, 60, events);
+    scan_is("frequency of 13", expected, |keyed, emission| {
+        keyed.scan("Frequency", Frequency::at_least(13, 60), emission, rate)
+    });
+}
+
+#[test]
 fn diversity_is_what_the_specification_says() {
     scan_is("diversity", expected_diversity, |keyed, emission| {
         keyed.scan("Diversity", diversity(), emission, variety)
