@@ -6,6 +6,7 @@ mod admit;
 mod batch;
 mod control;
 mod dedup;
+mod due;
 mod engine;
 mod event;
 mod frontier;

@@ -5,9 +5,10 @@ mod rewrite;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use differential_dataflow::{AsCollection, Data, VecCollection, consolidation};
+use differential_dataflow::{AsCollection, Data, VecCollection};
 
 use crate::batch::{Batch, History};
+use crate::due::Due;
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
 use crate::patterns;
@@ -199,7 +200,7 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
         let scanner = Scanner {
             rules,
             states: Vec::new(),
-            waiting: BTreeMap::new(),
+            waiting: Due::new(),
             history: History::new(),
             walk: Vec::new(),
             kept: Vec::new(),
@@ -220,8 +221,8 @@ struct Scanner<E: Event, R: Rules<E, D>, D> {
     rules: R,
     /// By slot.
     states: Vec<R::State>,
-    /// Answers that are not given before they are final, by their time.
-    waiting: BTreeMap<EventTime, Vec<(D, isize)>>,
+    /// Answers that are not given before they are final.
+    waiting: Due<D>,
     history: History<E, Steps<R::Undo, D>>,
     /// A key's steps from the first change of its history on, and states that it went through in them.
     walk: Vec<Walked>,
@@ -266,17 +267,13 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
 
     fn close(&mut self, epoch: Epoch, watermark: EventTime, _keys: &Keys<E>, out: &mut Vec<Self::Out>) {
         self.history.settle(watermark);
-        while let Some(first) = self.waiting.first_entry().filter(|first| *first.key() <= watermark) {
-            let mut answers = first.remove();
-            consolidation::consolidate(&mut answers);
-            out.extend(answers.into_iter().map(|(answer, diff)| (answer, epoch, diff)));
-        }
+        self.waiting.release(watermark, epoch, out);
     }
 }
 
 /// Gives answers, or takes them back if `sign` is −1: out at once, or to what waits for the watermark.
 fn give<D: Data>(
-    waiting: &mut BTreeMap<EventTime, Vec<(D, isize)>>,
+    waiting: &mut Due<D>,
     answers: impl Iterator<Item = Found<D>>,
     epoch: Epoch,
     sign: isize,
@@ -285,7 +282,7 @@ fn give<D: Data>(
     for Found { answer, due, diff, .. } in answers {
         match due {
             None => out.push((answer, epoch, sign * diff)),
-            Some(time) => waiting.entry(time).or_default().push((answer, sign * diff)),
+            Some(due) => waiting.add(due, answer, sign * diff),
         }
     }
 }

@@ -147,7 +147,8 @@ fn an_absence_and_a_sequence_in_one_pass_are_what_they_are_alone() {
     check(file!(), streams(), |(rounds, workers)| {
         let got = run(workers, &rounds, |events, control| {
             let sequence = Rule::new(related(), Emission::Immediate, offsets_of_all);
-            let rules = (Missing::new(unplaced(), missing(15)), (sequence, ()));
+            let unplaced = || Missing::new(unplaced(), missing(15));
+            let rules = (Some(unplaced()), (sequence, (false.then(unplaced), ())));
             events.admit(control, ADMISSION).0.scan_all("Rules", rules)
         });
         let admitted = admit(&rounds, ADMISSION.dedup_horizon_ms).rounds;
