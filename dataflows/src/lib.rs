@@ -1,5 +1,5 @@
 //! Windows and event patterns as differential operators.
-#![warn(missing_docs)]
+#![deny(missing_docs)]
 
 mod accumulate;
 mod admit;
