@@ -20,3 +20,4 @@ mod spec;
 mod streams;
 mod undo;
 mod windows;
+mod workers;

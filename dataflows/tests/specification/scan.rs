@@ -12,7 +12,7 @@ use crate::harness::{Seen, Snapshots, check, equal, run, snapshots, watermarks};
 use crate::spec::admission::admit;
 use crate::spec::patterns::{self, Answer, Found, trip};
 use crate::spec::{answers, final_ones};
-use crate::streams::{rounds, streams};
+use crate::streams::streams;
 
 const HORIZON: i64 = 10;
 pub const ADMISSION: Admission = Admission { dedup_horizon_ms: HORIZON };
@@ -222,28 +222,4 @@ fn a_selection_of_keys_is_scanned_as_if_there_were_no_others() {
         equal("selection", &snapshots(rounds.len(), &got), &answers(&selected, patterns::trail))
     });
     seen.demand("selection", 600, 150);
-}
-
-#[test]
-fn one_two_and_three_workers_give_the_same_changes_in_each_epoch() {
-    let seen = Seen::default();
-    check(file!(), rounds(), |rounds| {
-        let scanned = |workers| {
-            use Emission::{Final, Immediate};
-            let mut changes = run(workers, &rounds, move |events, control| {
-                events
-                    .admit(control, ADMISSION)
-                    .0
-                    .scan_all("Rules", all_rules([Immediate, Final, Immediate, Final, Final]))
-            });
-            differential_dataflow::consolidation::consolidate_updates(&mut changes);
-            changes
-        };
-        let one = scanned(1);
-        seen.note(&one);
-        prop_assert_eq!(&one, &scanned(2));
-        prop_assert_eq!(&one, &scanned(3));
-        Ok(())
-    });
-    seen.demand("one, two and three workers", 600, 10);
 }

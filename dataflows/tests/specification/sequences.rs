@@ -36,7 +36,7 @@ pub fn related() -> Sequence<Tx, Tx> {
         .within(40)
 }
 
-fn offsets(event: &Tx, run: Run<i64>) -> Answer {
+pub fn offsets(event: &Tx, run: Run<i64>) -> Answer {
     Answer::new(event, Found::Sequence(run.iter().copied().collect()))
 }
 
@@ -73,7 +73,7 @@ fn a_sequence_of_related_events_is_what_the_specification_says() {
 }
 
 /// An amount above nought and no place after it.
-fn unplaced() -> Absence<Tx, Tx> {
+pub fn unplaced() -> Absence<Tx, Tx> {
     Sequence::first(|event: &Tx| (event.amount > Some(0)).then(|| event.clone()))
         .at_most(usize::MAX)
         .then_not(|_, event| event.place.is_some())
@@ -104,7 +104,7 @@ fn expected_unsurpassed(events: &[Tx]) -> Vec<Answer> {
 }
 
 /// What is missing, said of the event that a run begins with, at its deadline.
-fn missing(within: i64) -> impl Fn(&u16, &Run<Tx>) -> Answer {
+pub fn missing(within: i64) -> impl Fn(&u16, &Run<Tx>) -> Answer {
     move |key, run| {
         let offsets = run.iter().map(|event| event.offset).collect();
         let at_deadline = Tx { key: *key, time: run.start().0 + within - 1, ..run.first().clone() };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use differential_dataflow::VecCollection;
 use headwater_dataflows::windows::{Refresh, Row, Session, Sliding, Statistics, Summary, Tumbling};
-use headwater_dataflows::{Admission, Admit, Epoch, Keyed};
+use headwater_dataflows::{Admit, Epoch, Keyed};
 use proptest::prelude::*;
 
 use crate::event::Tx;
@@ -15,12 +15,12 @@ use crate::spec::windows::{self, Summed};
 use crate::spec::{answers, final_ones};
 use crate::streams::{Round, streams};
 
-fn statistics() -> Statistics<impl Fn(&Tx) -> Option<i64>, impl Fn(&Tx) -> Option<u64>> {
+pub fn statistics() -> Statistics<impl Fn(&Tx) -> Option<i64>, impl Fn(&Tx) -> Option<u64>> {
     Statistics::new(|event: &Tx| event.amount, |event: &Tx| event.merchant)
 }
 
 /// A row as the specification writes it, and whether the window is final.
-fn row(row: Row<'_, u16, Summary>) -> (Summed, bool) {
+pub fn row(row: Row<'_, u16, Summary>) -> (Summed, bool) {
     let Row { key, window, summary, closed } = row;
     let n = summary.amounts.count() as f64;
     let spread = summary.amounts.stddev().map_or(0, |s| (s * s * n * (n - 1.0)).round() as i64);
@@ -156,27 +156,4 @@ fn session_windows_are_what_the_specification_says() {
         |events| windows::sessions(9, events),
         |keyed, refresh| keyed.session("Session", 9, refresh, statistics(), row),
     );
-}
-
-#[test]
-fn one_two_and_three_workers_give_the_same_rows_in_each_epoch() {
-    let seen = Seen::default();
-    check(file!(), crate::streams::rounds(), |rounds| {
-        let all = |workers| {
-            let mut changes = run(workers, &rounds, |events, control| {
-                let (keyed, _) = events.admit(control, Admission::default());
-                let revised = Refresh::Revised { epochs: 2 };
-                let sessions = keyed.clone().session("Session", 9, revised, statistics(), row);
-                sessions.concat(keyed.sliding("Sliding", 20, 10, revised, statistics(), row))
-            });
-            differential_dataflow::consolidation::consolidate_updates(&mut changes);
-            changes
-        };
-        let one = all(1);
-        seen.note(&one);
-        prop_assert_eq!(&one, &all(2));
-        prop_assert_eq!(&one, &all(3));
-        Ok(())
-    });
-    seen.demand("rows on one, two and three workers", 600, 300);
 }
