@@ -45,7 +45,7 @@ fn halvings(offset: i64) -> impl Iterator<Item = i64> {
 
 #[test]
 fn count_join_consolidate_and_iterate_follow_what_is_raised_and_revoked() {
-    let seen = Seen::default();
+    let [alerts_seen, counts, joined, iterated] = [(); 4].map(|()| Seen::default());
     check(file!(), streams(), |(rounds, workers)| {
         let admitted = admit(&rounds, ADMISSION.dedup_horizon_ms).rounds;
         let found = answers(&admitted, |events| patterns::frequency(3, 12, events));
@@ -55,11 +55,12 @@ fn count_join_consolidate_and_iterate_follow_what_is_raised_and_revoked() {
             .collect();
 
         let got = run(workers, &rounds, |events, control| alerts(events, control).consolidate());
-        seen.note(&got);
+        alerts_seen.note(&got);
         equal("consolidate", &snapshots(rounds.len(), &got), &standing)?;
 
         let got =
             run(workers, &rounds, |events, control| alerts(events, control).map(|(key, _)| key).count());
+        counts.note(&got);
         let want = recomputed(&standing, |alerts| {
             let mut counts: BTreeMap<u16, isize> = BTreeMap::new();
             alerts.iter().for_each(|((key, _), n)| *counts.entry(*key).or_default() += n);
@@ -74,6 +75,7 @@ fn count_join_consolidate_and_iterate_follow_what_is_raised_and_revoked() {
             let (_, names) = scope.new_collection_from((0..named).map(|key: u16| (key, 100 + key)));
             alerts(events, control).join(names)
         });
+        joined.note(&got);
         let want = recomputed(&standing, |alerts| {
             let known = alerts.keys().filter(|(key, _)| *key < 8);
             known.map(|(key, offset)| (*key, (*offset, 100 + key))).collect()
@@ -87,6 +89,7 @@ fn count_join_consolidate_and_iterate_follow_what_is_raised_and_revoked() {
                 halved.concat(offsets.enter(scope)).distinct()
             })
         });
+        iterated.note(&got);
         let want = recomputed(&standing, |alerts| {
             let mut reached: Vec<i64> = alerts.keys().flat_map(|(_, offset)| halvings(*offset)).collect();
             reached.sort_unstable();
@@ -95,5 +98,8 @@ fn count_join_consolidate_and_iterate_follow_what_is_raised_and_revoked() {
         });
         equal("iterate", &snapshots(rounds.len(), &got), &want)
     });
-    seen.demand("downstream", 60, 15);
+    alerts_seen.demand("alerts, consolidated", 60, 15);
+    counts.demand("counted", 60, 30);
+    joined.demand("joined", 40, 10);
+    iterated.demand("iterated", 60, 15);
 }
