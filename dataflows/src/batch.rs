@@ -121,10 +121,11 @@ impl<E: Event, L> History<E, L> {
         self.batches.get(usize::try_from(number.checked_sub(first)?).ok()?)
     }
 
-    /// What is remembered beside the batch with this number.
-    pub fn log_mut(&mut self, number: u64) -> Option<&mut L> {
+    /// As [`get`](History::get), to change what is remembered beside the batch.
+    pub fn get_mut(&mut self, number: u64) -> Option<(&Batch<E>, &mut L)> {
         let first = self.batches.front()?.0.number;
-        self.batches.get_mut(usize::try_from(number.checked_sub(first)?).ok()?).map(|(_, log)| log)
+        let at = usize::try_from(number.checked_sub(first)?).ok()?;
+        self.batches.get_mut(at).map(|(batch, log)| (&**batch, log))
     }
 
     /// Every insertion of a key that is not final, newest batch first, from `run` of batch `number` backwards.

@@ -1,11 +1,15 @@
 //! Windows and event patterns as differential operators.
-#![warn(missing_docs)]
+//!
+//! The same events and watermarks in the same epochs give the same changes on any number of workers. What an operator says
+//! of one key in one epoch comes in the same order, too; between keys there is none.
+#![deny(missing_docs)]
 
 mod accumulate;
 mod admit;
 mod batch;
 mod control;
 mod dedup;
+mod due;
 mod engine;
 mod event;
 mod frontier;

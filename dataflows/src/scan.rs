@@ -1,18 +1,21 @@
 //! `scan`: evaluates a pattern over the events of each key, in order, whatever the order of arrival.
 
+mod rewrite;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use differential_dataflow::{AsCollection, Data, VecCollection, consolidation};
+use differential_dataflow::{AsCollection, Data, VecCollection};
 
-use crate::batch::{Batch, Change, EntryRef, History, Run};
-use crate::event::order;
+use crate::batch::{Batch, History};
+use crate::due::Due;
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
 use crate::patterns;
 use crate::prefetch::prefetch;
 use crate::rules::{Found, Missing, Rule, Rules};
-use crate::{Epoch, Event, EventTime, OwnedKey, Position};
+use crate::{Epoch, Event, EventTime, OwnedKey};
+use rewrite::Walked;
 
 /// A pattern: a small state machine over the events of one key.
 ///
@@ -44,9 +47,9 @@ use crate::{Epoch, Event, EventTime, OwnedKey, Position};
 /// ```
 pub trait Pattern<E>: 'static {
     /// What it remembers of a key.
-    type State: Default + 'static;
+    type State: Default + Clone + 'static;
     /// What takes a state back over one step.
-    type Undo: 'static;
+    type Undo: Clone + 'static;
     /// What it says of an event that matches.
     type Match;
 
@@ -60,6 +63,13 @@ pub trait Pattern<E>: 'static {
     /// [`prefetch`](crate::prefetch). The state itself and the event have been asked for.
     #[inline]
     fn prefetch(&self, _state: &Self::State, _event: &E) {}
+
+    /// Whether one state may stand for the other: in every step to come, and in going back over steps to which the
+    /// other led. Where history changes, the steps after that are taken again until this holds. Who cannot say says no,
+    /// as it is if this is left out, and has all of them taken again.
+    fn same(&self, _one: &Self::State, _other: &Self::State) -> bool {
+        false
+    }
 }
 
 /// When an answer is given.
@@ -153,7 +163,7 @@ pub trait Scan<'scope, E: Event> {
         result: F,
     ) -> VecCollection<'scope, Epoch, D>
     where
-        T: Clone + 'static,
+        T: Clone + PartialEq + 'static,
         D: Data,
         F: Fn(&E::Key, &patterns::Run<T>) -> D + 'static;
 }
@@ -181,7 +191,7 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
         result: F,
     ) -> VecCollection<'scope, Epoch, D>
     where
-        T: Clone + 'static,
+        T: Clone + PartialEq + 'static,
         D: Data,
         F: Fn(&E::Key, &patterns::Run<T>) -> D + 'static,
     {
@@ -196,9 +206,10 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
         let scanner = Scanner {
             rules,
             states: Vec::new(),
-            waiting: BTreeMap::new(),
+            waiting: Due::new(),
             history: History::new(),
             walk: Vec::new(),
+            kept: Vec::new(),
             found: Vec::new(),
         };
         self.run(name, scanner).as_collection()
@@ -219,17 +230,13 @@ struct Scanner<E: Event, R: Rules<E, D>, D> {
     rules: R,
     /// By slot.
     states: Vec<R::State>,
-    /// Answers that are not given before they are final, by their time.
-    waiting: BTreeMap<EventTime, Vec<(D, isize)>>,
+    /// Answers that are not given before they are final.
+    waiting: Due<D>,
     history: History<E, Steps<R::Undo, D>>,
+    /// A key's steps from the first change of its history on, and states that it went through in them.
     walk: Vec<Walked>,
+    kept: Vec<R::State>,
     found: Vec<Found<D>>,
-}
-
-/// A step to take again, or for the first time.
-struct Walked {
-    order: (EventTime, Position),
-    entry: EntryRef,
 }
 
 impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
@@ -274,11 +281,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
 
     fn close(&mut self, epoch: Epoch, watermark: EventTime, _keys: &Keys<E>, out: &mut Vec<Self::Out>) {
         self.history.settle(watermark);
-        while let Some(first) = self.waiting.first_entry().filter(|first| *first.key() <= watermark) {
-            let mut answers = first.remove();
-            consolidation::consolidate(&mut answers);
-            out.extend(answers.into_iter().map(|(answer, diff)| (answer, epoch, diff)));
-        }
+        self.waiting.release(watermark, epoch, out);
     }
 }
 
@@ -303,78 +306,20 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             self.rules.prefetch(&self.states[slot], event);
         }
     }
-
-    /// Takes in a run that changes history: goes back over the key's later steps, and forward again.
-    fn rewrite(&mut self, batch: &Rc<Batch<E>>, run: &Run, out: &mut Vec<(D, Epoch, isize)>) {
-        let Scanner { rules, states, waiting, history, walk, found } = self;
-        let state = &mut states[run.slot.index()];
-        let first = run.entries().map(|entry| order(batch.event(entry))).min().expect("a run is not empty");
-
-        // What stands at or after the first change, earliest first.
-        history.for_each(run.previous, |entry, batch, index| {
-            let order = order(batch.event(index));
-            let stepped = history.get(entry.batch).is_some_and(|(_, steps)| steps.undos[index].is_some());
-            if order >= first && stepped {
-                walk.push(Walked { order, entry });
-            }
-        });
-        walk.sort_unstable_by_key(|walked| (walked.order, walked.entry));
-
-        // Back, newest first. What was found stays where it is, to be compared with what is found now.
-        for &Walked { entry, .. } in walk.iter().rev() {
-            let from = Rc::clone(&history.get(entry.batch).expect("for_each named a live batch").0);
-            let steps = history.log_mut(entry.batch).expect("as before");
-            let undo = steps.undos[entry.entry as usize].take().expect("only steps were collected");
-            rules.undo(state, from.event(entry.entry as usize), undo);
-        }
-
-        // What is retracted is not stepped again, what is inserted is.
-        for entry in run.entries() {
-            match batch.change(entry) {
-                Change::Insert => {
-                    let here = EntryRef { batch: batch.number, entry: entry as u32 };
-                    walk.push(Walked { order: order(batch.event(entry)), entry: here });
-                }
-                Change::Retract(target) => {
-                    walk.retain(|walked| walked.entry != target);
-                    let steps = history.log_mut(target.batch).expect("admission found it live");
-                    let before = steps.found.remove(&target.entry).into_iter().flatten();
-                    give(waiting, before, batch.epoch, -1, out);
-                }
-            }
-        }
-        walk.sort_unstable_by_key(|walked| (walked.order, walked.entry));
-
-        // Forward; only differences come out.
-        for Walked { entry, .. } in walk.drain(..) {
-            let from = Rc::clone(&history.get(entry.batch).expect("live").0);
-            let undo = rules.step(state, from.event(entry.entry as usize), found);
-            let steps = history.log_mut(entry.batch).expect("live");
-            steps.undos[entry.entry as usize] = Some(undo);
-            let before = steps.found.remove(&entry.entry).unwrap_or_default();
-            if *found != before {
-                give(waiting, before.into_iter(), batch.epoch, -1, out);
-                give(waiting, found.iter().cloned(), batch.epoch, 1, out);
-            }
-            if !found.is_empty() {
-                steps.found.insert(entry.entry, std::mem::take(found));
-            }
-        }
-    }
 }
 
 /// Gives answers, or takes them back if `sign` is −1: out at once, or to what waits for the watermark.
 fn give<D: Data>(
-    waiting: &mut BTreeMap<EventTime, Vec<(D, isize)>>,
+    waiting: &mut Due<D>,
     answers: impl Iterator<Item = Found<D>>,
     epoch: Epoch,
     sign: isize,
     out: &mut Vec<(D, Epoch, isize)>,
 ) {
-    for Found { answer, due, diff } in answers {
+    for Found { answer, due, diff, .. } in answers {
         match due {
             None => out.push((answer, epoch, sign * diff)),
-            Some(time) => waiting.entry(time).or_default().push((answer, sign * diff)),
+            Some(due) => waiting.add(due, answer, sign * diff),
         }
     }
 }

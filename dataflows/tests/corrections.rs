@@ -1,11 +1,14 @@
 //! Streams by hand in which events are taken back: each of these once went wrong.
 
+use std::cmp::Ordering;
+
 use differential_dataflow::VecCollection;
 use headwater_dataflows::testing::{Line, run_updates};
 use headwater_dataflows::windows::{Aggregate, Refresh, Session, Sliding, Statistics, Summary, Tumbling};
 use headwater_dataflows::{
-    Admission, Admit, Emission, Epoch, EventTime, Keyed, Refused, Scan, patterns::Frequency,
+    Admission, Admit, Emission, Epoch, Event, EventTime, Keyed, Position, Refused, Scan, patterns::Frequency,
 };
+use serde::{Deserialize, Serialize};
 
 /// An epoch: changes of events as (key, time, offset, id) with their diffs, and the watermark after them.
 type Round = (Vec<((&'static str, i64, i64, &'static str), isize)>, i64);
@@ -69,6 +72,70 @@ fn an_event_may_be_put_in_again_with_its_id_at_an_earlier_time_in_the_epoch_that
     let moved = vec![((0, "a".to_owned()), 0, 1), ((0, "a".to_owned()), 1, -1), ((1, "a".to_owned()), 1, 1)];
     assert_eq!(admitted(input()), moved);
     assert_eq!(refused(input()), vec![]);
+}
+
+/// A line that is the same wherever it stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Anywhere(Line);
+
+impl Anywhere {
+    fn what(&self) -> (&str, i64, &str) {
+        (&self.0.key, self.0.time, &self.0.id)
+    }
+}
+
+impl PartialEq for Anywhere {
+    fn eq(&self, other: &Anywhere) -> bool {
+        self.what() == other.what()
+    }
+}
+
+impl Eq for Anywhere {}
+
+impl PartialOrd for Anywhere {
+    fn partial_cmp(&self, other: &Anywhere) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Anywhere {
+    fn cmp(&self, other: &Anywhere) -> Ordering {
+        self.what().cmp(&other.what())
+    }
+}
+
+impl Event for Anywhere {
+    type Key = str;
+    fn key(&self) -> &str {
+        self.0.key()
+    }
+    fn time(&self) -> EventTime {
+        self.0.time()
+    }
+    fn position(&self) -> Position {
+        self.0.position()
+    }
+}
+
+#[test]
+fn an_event_may_be_taken_back_at_another_place_than_it_was_put_in() {
+    let line = |time, offset| Anywhere(Line::from(("k", time, offset, "a")));
+    for offset in [1, 9] {
+        let updates = vec![
+            (vec![(line(50, 5), 1), (line(55, 6), 1), (line(60, 7), 1)], EventTime(0)),
+            (vec![(line(55, offset), -1)], EventTime(0)),
+        ];
+        let found = run_updates(
+            1,
+            |events, control| {
+                let pairs = Frequency::at_least(2, 8);
+                let keyed = events.admit(control, ADMISSION).0;
+                keyed.scan("Pairs", pairs, Emission::Immediate, |event: &Anywhere, _| event.0.offset)
+            },
+            updates,
+        );
+        assert_eq!(found, [(6, 0, 1), (6, 1, -1)]);
+    }
 }
 
 #[test]

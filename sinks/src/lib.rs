@@ -9,7 +9,7 @@
 //! A worker encodes what an epoch changed into [`Changes`]; the one writer of the process stages them and, when
 //! coordination permits it, makes everything up to an epoch visible together with its [`Progress`], in one
 //! transaction of the store itself. What every sink must do is in `sinks/SPEC.md` and in [`Sink`].
-#![warn(missing_docs)]
+#![deny(missing_docs)]
 
 mod changes;
 mod contract;

@@ -9,11 +9,15 @@ use crate::{Event, EventTime, Pattern};
 /// [`Steps::then_not`]; given by [`Scan::scan_absence`](crate::Scan::scan_absence).
 ///
 /// # What matches
-/// Runs begin, go on and are forgotten as in a [`Sequence`] with the absent event as its last step. A run that has
-/// taken all steps but that matches at its *deadline*, the last instant at which the absent event would have fitted:
-/// D − 1 ms after its first event. Each run matches on its own: of several A, each that no B follows; an event that
-/// fits several runs prevents them all. Of the runs that wait for the absent event, those beyond
-/// [`at_most`](Steps::at_most) are forgotten and do not match.
+/// Runs begin and go on as in a [`Sequence`] with the absent event as its last step. A run that has taken all steps but
+/// that matches at its *deadline*, the last instant at which the absent event would have fitted: D − 1 ms after its first
+/// event. Each run matches on its own: of several A, each that no B follows; an event that fits several runs prevents
+/// them all.
+///
+/// Of the runs that wait for the absent event only, the [`at_most`](Steps::at_most) that began first are remembered,
+/// until they are prevented or their deadline is past; the others are forgotten and do not match. So a key that lacks
+/// something is never silent, however many A it has: the earliest run is only forgotten in favour of an earlier one. (In a
+/// sequence, and before the last step here, those that began last are remembered: they have the most time left.)
 ///
 /// The answer is given when the watermark has passed the deadline. An event that could still prevent it would be
 /// late by then, so what is given stands.
@@ -29,7 +33,9 @@ impl<E: 'static, T: Clone + 'static> Steps<E, T> {
     /// Then no event for which `follows`, which sees what the run has taken, holds.
     pub fn then_not(self, follows: impl Fn(&Run<T>, &E) -> bool + 'static) -> Unfollowed<E, T> {
         // What is taken ends the run, and nobody looks at it any more.
-        Unfollowed(self.then(move |run, event| follows(run, event).then(|| run.last().clone())))
+        let mut steps = self.then(move |run, event| follows(run, event).then(|| run.last().clone()));
+        steps.absent = true;
+        Unfollowed(steps)
     }
 }
 
@@ -40,7 +46,7 @@ impl<E: 'static, T: 'static> Unfollowed<E, T> {
     }
 }
 
-impl<E: Event, T: Clone + 'static> Absence<E, T> {
+impl<E: Event, T: Clone + PartialEq + 'static> Absence<E, T> {
     /// Takes in the key's next event. `tell` hears of each run that lacks nothing but the absent event from now on,
     /// with 1, and of each that did and will not match, with −1.
     pub(crate) fn step(
@@ -120,6 +126,48 @@ mod tests {
         kit.retract(Line::from(("ann", 16, 2, "a")));
         kit.advance_watermark(100);
         kit.expect_raised([10]);
+        kit.finish();
+    }
+
+    #[test]
+    fn a_key_with_more_runs_than_are_remembered_is_not_silent() {
+        let absence = Sequence::first(|line: &Line| line.id.starts_with('a').then_some(line.time))
+            .at_most(2)
+            .then_not(|_, line| line.id.starts_with('b'))
+            .within(10);
+        let mut kit = Kit::new(|keyed| keyed.scan_absence("Unanswered", absence, |_, run| *run.first()));
+        // 0 and 1 are remembered; when their time is past there is room for 10 and 11; when b has come, for 14.
+        for time in 1..=14 {
+            kit.push_at(time, Line::of("ann", "a"));
+        }
+        kit.push_at(0, Line::of("ann", "a, before all others"));
+        kit.advance_watermark(12);
+        kit.expect_raised([0, 1]);
+        kit.push_at(13, Line::of("ann", "b"));
+        kit.advance_watermark(100);
+        kit.expect_raised([14]);
+        kit.finish();
+    }
+
+    #[test]
+    fn what_is_prevented_is_let_go_of_long_before_its_deadline() {
+        let absence = Sequence::first(|line: &Line| line.id.starts_with('a').then_some(()))
+            .then_not(|_, line| line.id.starts_with('b'))
+            .within(1000);
+        let answer = Rc::new(());
+        let held = Rc::clone(&answer);
+        let mut kit =
+            Kit::new(|keyed| keyed.scan_absence("Unanswered", absence, move |_, _| Rc::clone(&held)));
+        let others = Rc::strong_count(&answer);
+        for time in 0..50 {
+            kit.push_at(2 * time, Line::of("ann", "a"));
+            kit.push_at(2 * time + 1, Line::of("ann", "b"));
+        }
+        kit.push_at(100, Line::of("ann", "a"));
+        kit.advance_watermark(200);
+        assert_eq!(Rc::strong_count(&answer), others + 1, "only the last one waits");
+        kit.advance_watermark(1099);
+        kit.expect_raised([Rc::clone(&answer)]);
         kit.finish();
     }
 

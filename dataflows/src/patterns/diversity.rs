@@ -24,7 +24,7 @@ pub struct Variety {
 }
 
 /// Distinct values, most recent last.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LastSeen {
     values: Vec<(u64, i64)>,
     held: bool,
@@ -84,5 +84,9 @@ impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
 
     fn prefetch(&self, state: &LastSeen, _event: &E) {
         prefetch(&*state.values);
+    }
+
+    fn same(&self, one: &LastSeen, other: &LastSeen) -> bool {
+        one == other
     }
 }

@@ -73,10 +73,26 @@ impl<E: Event> Pattern<E> for Frequency {
             state.next = if state.next == 0 { self.n - 1 } else { state.next - 1 };
             state.times[state.next] = undo.time.0;
         } else {
+            // The ring may begin anywhere, if this is a state that stands for another.
+            state.times.rotate_left(state.next);
+            state.next = 0;
             state.times.pop();
         }
     }
+
     fn prefetch(&self, state: &Recent, _event: &E) {
         [state.times.get(state.next), state.times.last()].into_iter().flatten().for_each(prefetch);
+    }
+
+    fn same(&self, one: &Recent, other: &Recent) -> bool {
+        one.held == other.held && one.oldest_first().eq(other.oldest_first())
+    }
+}
+
+impl Recent {
+    /// Where the ring begins makes no difference.
+    fn oldest_first(&self) -> impl Iterator<Item = &i64> {
+        let (newer, older) = self.times.split_at(self.next);
+        older.iter().chain(newer)
     }
 }

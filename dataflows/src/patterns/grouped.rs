@@ -67,6 +67,12 @@ where
             state.pop();
         }
     }
+
+    fn same(&self, one: &Self::State, other: &Self::State) -> bool {
+        let same =
+            |((group, one), (of, other)): (&(_, _), &(_, _))| group == of && self.pattern.same(one, other);
+        one.len() == other.len() && one.iter().zip(other).all(same)
+    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,10 @@ impl<E: Event, F: Fn(&E) -> Option<i64> + 'static> Pattern<E> for Outlier<F> {
             state.remove(amount);
         }
     }
+
+    fn same(&self, one: &Moments, other: &Moments) -> bool {
+        one == other
+    }
 }
 
 impl<F> Outlier<F> {

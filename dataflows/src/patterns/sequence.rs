@@ -58,6 +58,8 @@ pub struct Steps<E, T> {
     /// The steps after the first, each as often as it is to be taken.
     then: Vec<Next<E, T>>,
     at_most: usize,
+    /// Whether the last step is one that shall not come: see [`Absence`](super::Absence).
+    pub(super) absent: bool,
 }
 
 /// What a sequence has taken: one event or more, each as the step that took it remembers it.
@@ -100,7 +102,7 @@ impl<T: Clone> Run<T> {
 impl<E, T> Sequence<E, T> {
     /// Begins with every event of which `first` gives something to remember.
     pub fn first(first: impl Fn(&E) -> Option<T> + 'static) -> Steps<E, T> {
-        Steps { first: Rc::new(first), then: Vec::new(), at_most: 8 }
+        Steps { first: Rc::new(first), then: Vec::new(), at_most: 8, absent: false }
     }
 
     /// Whether a run waits for the last step.
@@ -133,7 +135,7 @@ impl<E: 'static, T: 'static> Steps<E, T> {
     }
 
     /// How many runs of a key that have taken equally many events are remembered (one or more), in place of 8: those
-    /// that began last.
+    /// that began last; of runs that wait for [what shall not come](Steps::then_not) those that began first.
     pub fn at_most(mut self, runs: usize) -> Steps<E, T> {
         self.at_most = runs.max(1);
         self
@@ -145,7 +147,7 @@ impl<E: 'static, T: 'static> Steps<E, T> {
     }
 }
 
-impl<E: Event, T: Clone + 'static> Pattern<E> for Sequence<E, T> {
+impl<E: Event, T: Clone + PartialEq + 'static> Pattern<E> for Sequence<E, T> {
     /// The runs that wait, by their beginning.
     type State = Vec<Rc<Run<T>>>;
     /// What the state was, if the step changed it.
@@ -187,21 +189,28 @@ impl<E: Event, T: Clone + 'static> Pattern<E> for Sequence<E, T> {
             *runs = before;
         }
     }
+
+    fn same(&self, one: &Self::State, other: &Self::State) -> bool {
+        one == other
+    }
 }
 
 impl<E, T> Steps<E, T> {
-    /// Forgets, of the runs that have taken equally many events, those that began before the latest.
+    /// Forgets, of the runs that have taken equally many events, those that began before the latest; of those that lack
+    /// an event that shall not come, those that began after the earliest.
     fn forget(&self, runs: &mut Vec<Rc<Run<T>>>) {
         if runs.len() <= self.at_most {
             return;
         }
         let mut counts = vec![0; self.then.len()];
         runs.iter().for_each(|run| counts[run.more.len()] += 1);
+        let mut seen = vec![0; self.then.len()];
         runs.retain(|run| {
-            let count = &mut counts[run.more.len()];
-            let keep = *count <= self.at_most;
-            *count -= usize::from(!keep);
-            keep
+            let taken = run.more.len();
+            let (count, before) = (counts[taken], seen[taken]);
+            seen[taken] += 1;
+            let earliest = self.absent && taken + 1 == self.then.len();
+            if earliest { before < self.at_most } else { count - before <= self.at_most }
         });
     }
 }

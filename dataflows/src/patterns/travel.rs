@@ -34,7 +34,7 @@ pub struct Trip<N> {
 }
 
 /// A located event: where, when and what it is called.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sighting<N> {
     location: Location,
     time: EventTime,
@@ -58,7 +58,7 @@ where
     E: Event,
     L: Fn(&E) -> Option<Location> + 'static,
     I: Fn(&E) -> &N + 'static,
-    N: ToOwned<Owned: Clone + 'static> + ?Sized + 'static,
+    N: ToOwned<Owned: Clone + PartialEq + 'static> + ?Sized + 'static,
 {
     /// Boxed, so that keys without locations cost a word.
     type State = Option<Box<Sighting<N::Owned>>>;
@@ -82,6 +82,10 @@ where
         if let Some(before) = state {
             prefetch(&**before);
         }
+    }
+
+    fn same(&self, one: &Self::State, other: &Self::State) -> bool {
+        one == other
     }
 }
 

@@ -183,10 +183,9 @@ fn addition<E: Event, U>(
     bounds: Bounds,
     at: EntryRef,
     start: EventTime,
-) -> Option<(Rc<Batch<E>>, &mut Option<U>)> {
-    let batch = Rc::clone(&history.get(at.batch)?.0);
+) -> Option<(&Batch<E>, &mut Option<U>)> {
+    let (batch, undos) = history.get_mut(at.batch)?;
     let nth = bounds.nth(batch.entries[at.entry as usize].time, start)?;
-    let undos = history.log_mut(at.batch)?;
     Some((batch, &mut undos[at.entry as usize * bounds.overlap() + nth]))
 }
 

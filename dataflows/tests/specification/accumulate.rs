@@ -7,7 +7,7 @@ use headwater_dataflows::{Accumulate, Admit};
 use timely::dataflow::operators::vec::Map;
 
 use crate::event::Tx;
-use crate::harness::{check, equal, run, snapshots};
+use crate::harness::{Seen, check, equal, run, snapshots};
 use crate::scan::ADMISSION;
 use crate::spec::admission::admit;
 use crate::streams::streams;
@@ -17,6 +17,7 @@ type Said = (u64, u16, Vec<i64>);
 
 #[test]
 fn each_event_meets_the_state_as_of_its_arrival() {
+    let seen = Seen::default();
     check(file!(), streams(), |(rounds, workers)| {
         let got = run(workers, &rounds, |events, control| {
             let (keyed, _) = events.admit(control, ADMISSION);
@@ -29,18 +30,20 @@ fn each_event_meets_the_state_as_of_its_arrival() {
             said.flat_map(|(epoch, all)| all.into_iter().map(move |one| (one, epoch, 1))).as_collection()
         });
 
-        let mut seen: BTreeMap<u16, Vec<i64>> = BTreeMap::new();
+        seen.note(&got);
+        let mut arrivals: BTreeMap<u16, Vec<i64>> = BTreeMap::new();
         let mut want = Vec::new();
         for (epoch, round) in (0u64..).zip(admit(&rounds, ADMISSION.dedup_horizon_ms).rounds) {
             let mut arrived: Vec<Tx> =
                 round.updates.into_iter().filter(|(_, diff)| *diff > 0).map(|(event, _)| event).collect();
             arrived.sort_by_key(|event| (event.time, event.partition, event.offset));
             for event in arrived {
-                let seen = seen.entry(event.key).or_default();
-                seen.push(event.offset);
-                want.push(((epoch, event.key, seen.clone()), epoch, 1));
+                let before = arrivals.entry(event.key).or_default();
+                before.push(event.offset);
+                want.push(((epoch, event.key, before.clone()), epoch, 1));
             }
         }
         equal("said", &snapshots(rounds.len(), &got), &snapshots(rounds.len(), &want))
     });
+    seen.demand("running state", 600, 0);
 }

@@ -6,7 +6,7 @@ use headwater_dataflows::{Admission, Admit, Emission, Pattern, Refusal, Scan};
 use proptest::prelude::*;
 
 use crate::event::Tx;
-use crate::harness::{check, equal, run, snapshots};
+use crate::harness::{Seen, check, demand, equal, run, snapshots};
 use crate::spec::admission::admit;
 use crate::streams::streams;
 
@@ -25,7 +25,7 @@ impl Pattern<Tx> for Every {
 
 #[test]
 fn what_is_admitted_and_what_is_refused_is_what_the_specification_says() {
-    let counts: [Cell<usize>; 3] = Default::default();
+    let (seen, counts) = (Seen::default(), [(); 3].map(|()| Cell::new(0)));
     check(file!(), (streams(), prop_oneof![Just(0i64), 1..25i64]), |((rounds, workers), horizon)| {
         let want = admit(&rounds, horizon);
         let admission = Admission { dedup_horizon_ms: horizon };
@@ -36,6 +36,7 @@ fn what_is_admitted_and_what_is_refused_is_what_the_specification_says() {
                 .0
                 .scan("Every", Every, Emission::Immediate, |event, ()| event.clone())
         });
+        seen.note(&got);
         let updates = want.rounds.iter().enumerate().flat_map(|(epoch, round)| {
             round.updates.iter().map(move |(event, diff)| (event.clone(), epoch as u64, *diff))
         });
@@ -55,6 +56,8 @@ fn what_is_admitted_and_what_is_refused_is_what_the_specification_says() {
         Ok(())
     });
     let [duplicates, late, retractions] = counts.map(Cell::into_inner);
-    println!("refused: {duplicates} duplicates, {late} late, {retractions} retractions");
-    assert!(duplicates > 0 && late > 0 && retractions > 0, "the streams exercise nothing");
+    seen.demand("admitted", 600, 30);
+    let refused =
+        [("duplicates", duplicates, 30), ("late", late, 200), ("late retractions", retractions, 50)];
+    demand("refused", seen.streams(), &refused);
 }

@@ -1,6 +1,5 @@
 //! What `scan` gives is a collection like any other: differential's own operators work on it, revocations and all.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use differential_dataflow::VecCollection;
@@ -9,7 +8,7 @@ use differential_dataflow::operators::Iterate;
 use headwater_dataflows::{Admit, ControlStream, Emission, Epoch, Scan};
 
 use crate::event::Tx;
-use crate::harness::{Snapshots, check, equal, run, snapshots};
+use crate::harness::{Seen, Snapshots, check, equal, run, snapshots};
 use crate::scan::{ADMISSION, frequency, rate};
 use crate::spec::admission::admit;
 use crate::spec::{answers, patterns};
@@ -46,7 +45,7 @@ fn halvings(offset: i64) -> impl Iterator<Item = i64> {
 
 #[test]
 fn count_join_consolidate_and_iterate_follow_what_is_raised_and_revoked() {
-    let (raised, revoked) = (Cell::new(0), Cell::new(0));
+    let [alerts_seen, counts, joined, iterated] = [(); 4].map(|()| Seen::default());
     check(file!(), streams(), |(rounds, workers)| {
         let admitted = admit(&rounds, ADMISSION.dedup_horizon_ms).rounds;
         let found = answers(&admitted, |events| patterns::frequency(3, 12, events));
@@ -56,14 +55,12 @@ fn count_join_consolidate_and_iterate_follow_what_is_raised_and_revoked() {
             .collect();
 
         let got = run(workers, &rounds, |events, control| alerts(events, control).consolidate());
-        for (_, _, diff) in &got {
-            let count = if *diff > 0 { &raised } else { &revoked };
-            count.set(count.get() + diff.unsigned_abs());
-        }
+        alerts_seen.note(&got);
         equal("consolidate", &snapshots(rounds.len(), &got), &standing)?;
 
         let got =
             run(workers, &rounds, |events, control| alerts(events, control).map(|(key, _)| key).count());
+        counts.note(&got);
         let want = recomputed(&standing, |alerts| {
             let mut counts: BTreeMap<u16, isize> = BTreeMap::new();
             alerts.iter().for_each(|((key, _), n)| *counts.entry(*key).or_default() += n);
@@ -78,6 +75,7 @@ fn count_join_consolidate_and_iterate_follow_what_is_raised_and_revoked() {
             let (_, names) = scope.new_collection_from((0..named).map(|key: u16| (key, 100 + key)));
             alerts(events, control).join(names)
         });
+        joined.note(&got);
         let want = recomputed(&standing, |alerts| {
             let known = alerts.keys().filter(|(key, _)| *key < 8);
             known.map(|(key, offset)| (*key, (*offset, 100 + key))).collect()
@@ -91,6 +89,7 @@ fn count_join_consolidate_and_iterate_follow_what_is_raised_and_revoked() {
                 halved.concat(offsets.enter(scope)).distinct()
             })
         });
+        iterated.note(&got);
         let want = recomputed(&standing, |alerts| {
             let mut reached: Vec<i64> = alerts.keys().flat_map(|(_, offset)| halvings(*offset)).collect();
             reached.sort_unstable();
@@ -99,6 +98,8 @@ fn count_join_consolidate_and_iterate_follow_what_is_raised_and_revoked() {
         });
         equal("iterate", &snapshots(rounds.len(), &got), &want)
     });
-    println!("downstream: {} raised, {} revoked", raised.get(), revoked.get());
-    assert!(revoked.get() > 0, "no revocation was exercised");
+    alerts_seen.demand("alerts, consolidated", 60, 15);
+    counts.demand("counted", 60, 30);
+    joined.demand("joined", 40, 10);
+    iterated.demand("iterated", 60, 15);
 }

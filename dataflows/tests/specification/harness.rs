@@ -1,5 +1,6 @@
 //! Runs a dataflow over a stream, and compares what comes out with what should.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use differential_dataflow::input::InputSession;
-use differential_dataflow::{Data, VecCollection};
+use differential_dataflow::{Data, VecCollection, consolidation};
 use headwater_dataflows::{Clock, ControlStream, Epoch, EventTime};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -136,6 +137,53 @@ pub fn equal<D: Data>(what: &str, got: &Snapshots<D>, want: &Snapshots<D>) -> Re
     Ok(())
 }
 
+/// What the streams of a property have exercised. A test that exercises nothing shows nothing.
+#[derive(Default)]
+pub struct Seen {
+    streams: Cell<usize>,
+    given: Cell<usize>,
+    revoked: Cell<usize>,
+}
+
+impl Seen {
+    /// Notes what came of one more stream: changes, of which those that cancel within an epoch count for nothing.
+    pub fn note<D: Data>(&self, changes: &Changes<D>) {
+        let mut changes = changes.clone();
+        consolidation::consolidate_updates(&mut changes);
+        let revoked = changes.iter().filter(|(_, _, diff)| *diff < 0).count();
+        self.streams.set(self.streams.get() + 1);
+        self.given.set(self.given.get() + changes.len() - revoked);
+        self.revoked.set(self.revoked.get() + revoked);
+    }
+
+    /// How many streams there were.
+    pub fn streams(&self) -> usize {
+        self.streams.get()
+    }
+
+    /// Demands so many results given and so many revoked: see [`demand`].
+    pub fn demand(&self, what: &str, given: usize, revoked: usize) {
+        let counts = [("given", self.given.get(), given), ("revoked", self.revoked.get(), revoked)];
+        demand(what, self.streams.get(), &counts);
+    }
+}
+
+/// The number of streams that [`check`] tries unless told otherwise.
+const STREAMS: usize = 64;
+
+/// Says how often each thing was seen in so many streams, and demands that often at the least in every 64 of them.
+///
+/// The least is a small part of what the generator gives: it fails when that kind of stream is no longer produced.
+#[track_caller]
+pub fn demand(what: &str, streams: usize, counts: &[(&str, usize, usize)]) {
+    let said: Vec<String> = counts.iter().map(|(thing, count, _)| format!("{count} {thing}")).collect();
+    println!("{what}: {streams} streams, {}", said.join(", "));
+    for (thing, count, least) in counts {
+        let least = least * streams / STREAMS;
+        assert!(*count >= least, "{what}: {count} {thing} in {streams} streams, not even {least}");
+    }
+}
+
 /// Tries a property on random input; `file` is the caller's `file!()`, beside which failures are kept.
 pub fn check<S: Strategy>(
     file: &'static str,
@@ -145,7 +193,7 @@ pub fn check<S: Strategy>(
     S::Value: Debug,
 {
     let set = std::env::var_os("PROPTEST_CASES").is_some();
-    let cases = if set { Config::default().cases } else { 64 };
+    let cases = if set { Config::default().cases } else { STREAMS as u32 };
     let mut runner = TestRunner::new(Config { cases, ..Config::with_source_file(file) });
     if let Err(failure) = runner.run(&strategy, property) {
         panic!("{failure}\n{runner}");

@@ -6,7 +6,8 @@
 //! fast form means. Random streams ([`streams`]) go through both, and what stands in the two output collections
 //! must be the same at the end of every epoch.
 //!
-//! `PROPTEST_CASES` sets how many streams each test tries.
+//! `PROPTEST_CASES` sets how many streams each test tries. Each says how many results it has seen given and revoked
+//! (`--nocapture`), and fails if the streams have exercised too few.
 
 mod accumulate;
 mod admission;
@@ -19,3 +20,4 @@ mod spec;
 mod streams;
 mod undo;
 mod windows;
+mod workers;

@@ -8,7 +8,7 @@ use headwater_dataflows::{Admit, Emission, Missing, Rule, Scan};
 use proptest::prelude::*;
 
 use crate::event::Tx;
-use crate::harness::{check, equal, run, snapshots, watermarks};
+use crate::harness::{Seen, check, demand, equal, run, snapshots, watermarks};
 use crate::scan::{ADMISSION, Expected, scan_is};
 use crate::spec::admission::admit;
 use crate::spec::patterns::{self, Answer, Fits, Found};
@@ -36,7 +36,7 @@ pub fn related() -> Sequence<Tx, Tx> {
         .within(40)
 }
 
-fn offsets(event: &Tx, run: Run<i64>) -> Answer {
+pub fn offsets(event: &Tx, run: Run<i64>) -> Answer {
     Answer::new(event, Found::Sequence(run.iter().copied().collect()))
 }
 
@@ -60,20 +60,20 @@ fn expected_related(events: &[Tx]) -> Vec<Answer> {
 
 #[test]
 fn a_sequence_of_unrelated_events_is_what_the_specification_says_whatever_the_bound() {
-    scan_is("unrelated", expected_unrelated, |keyed, emission| {
+    scan_is("unrelated", (60, 12), expected_unrelated, |keyed, emission| {
         keyed.scan("Unrelated", unrelated(), emission, offsets)
     });
 }
 
 #[test]
 fn a_sequence_of_related_events_is_what_the_specification_says() {
-    scan_is("related", expected_related, |keyed, emission| {
+    scan_is("related", (20, 2), expected_related, |keyed, emission| {
         keyed.scan("Related", related(), emission, offsets_of_all)
     });
 }
 
 /// An amount above nought and no place after it.
-fn unplaced() -> Absence<Tx, Tx> {
+pub fn unplaced() -> Absence<Tx, Tx> {
     Sequence::first(|event: &Tx| (event.amount > Some(0)).then(|| event.clone()))
         .at_most(usize::MAX)
         .then_not(|_, event| event.place.is_some())
@@ -104,7 +104,7 @@ fn expected_unsurpassed(events: &[Tx]) -> Vec<Answer> {
 }
 
 /// What is missing, said of the event that a run begins with, at its deadline.
-fn missing(within: i64) -> impl Fn(&u16, &Run<Tx>) -> Answer {
+pub fn missing(within: i64) -> impl Fn(&u16, &Run<Tx>) -> Answer {
     move |key, run| {
         let offsets = run.iter().map(|event| event.offset).collect();
         let at_deadline = Tx { key: *key, time: run.start().0 + within - 1, ..run.first().clone() };
@@ -114,7 +114,7 @@ fn missing(within: i64) -> impl Fn(&u16, &Run<Tx>) -> Answer {
 
 /// What is missing is what the specification says, when the watermark passes it, on any number of workers.
 fn absence_is(what: &'static str, expected: Expected, absence: fn() -> Absence<Tx, Tx>, within: i64) {
-    let (given, prevented) = (Cell::new(0), Cell::new(0));
+    let [count, given, prevented] = [(); 3].map(|()| Cell::new(0));
     check(file!(), streams(), |(rounds, workers)| {
         let got = run(workers, &rounds, move |events, control| {
             events.admit(control, ADMISSION).0.scan_absence("Absence", absence(), missing(within))
@@ -123,13 +123,13 @@ fn absence_is(what: &'static str, expected: Expected, absence: fn() -> Absence<T
         let all = answers(&admit(&rounds, ADMISSION.dedup_horizon_ms).rounds, expected);
         // What held at some epoch, and does not in the end.
         let held: BTreeSet<&Answer> = all.iter().flat_map(|answers| answers.keys()).collect();
+        count.set(count.get() + 1);
         given.set(given.get() + got.len());
         prevented.set(prevented.get() + held.len() - all.last().map_or(0, |answers| answers.len()));
         let want = final_ones(&all, &watermarks(&rounds), |answer| answer.time);
         equal(what, &snapshots(rounds.len(), &got), &want)
     });
-    println!("{what}: {} given, {} prevented", given.get(), prevented.get());
-    assert!(given.get() > 0 && prevented.get() > 0, "the streams exercise nothing");
+    demand(what, count.get(), &[("given", given.get(), 60), ("prevented", prevented.get(), 20)]);
 }
 
 #[test]
@@ -144,18 +144,22 @@ fn an_absence_after_related_events_is_what_the_specification_says() {
 
 #[test]
 fn an_absence_and_a_sequence_in_one_pass_are_what_they_are_alone() {
+    let seen = Seen::default();
     check(file!(), streams(), |(rounds, workers)| {
         let got = run(workers, &rounds, |events, control| {
-            let sequence = Rule::new(related(), Emission::Immediate, offsets_of_all);
-            let rules = (Missing::new(unplaced(), missing(15)), (sequence, ()));
+            let sequence = Rule::new(unrelated(), Emission::Immediate, offsets);
+            let unplaced = || Missing::new(unplaced(), missing(15));
+            let rules = (Some(unplaced()), (sequence, (false.then(unplaced), ())));
             events.admit(control, ADMISSION).0.scan_all("Rules", rules)
         });
+        seen.note(&got);
         let admitted = admit(&rounds, ADMISSION.dedup_horizon_ms).rounds;
         let absences = answers(&admitted, expected_unplaced);
         let mut want = final_ones(&absences, &watermarks(&rounds), |answer| answer.time);
-        for (all, answers) in want.iter_mut().zip(answers(&admitted, expected_related)) {
+        for (all, answers) in want.iter_mut().zip(answers(&admitted, expected_unrelated)) {
             answers.into_iter().for_each(|(answer, count)| *all.entry(answer).or_default() += count);
         }
         equal("absence and sequence", &snapshots(rounds.len(), &got), &want)
     });
+    seen.demand("absence and sequence", 120, 12);
 }

@@ -1,14 +1,16 @@
-//! `undo` is the inverse of `step`, and of `add`: states cannot be compared, so what they do from then on is.
+//! `undo` is the inverse of `step`, and of `add`, and states that are the same may stand for one another. Not all can be
+//! compared, so what they do from then on is.
 
+use std::cell::Cell;
 use std::fmt::Debug;
 
 use headwater_dataflows::Pattern;
-use headwater_dataflows::patterns::{Frequency, Outlier};
+use headwater_dataflows::patterns::{Frequency, Grouped, Outlier};
 use headwater_dataflows::windows::{Aggregate, Statistics, Summary};
 use proptest::prelude::*;
 
 use crate::event::{PLACES, Tx};
-use crate::harness::check;
+use crate::harness::{check, demand};
 use crate::scan::{diversity, frequency, outlier, travel};
 use crate::sequences::{related, unrelated};
 
@@ -117,17 +119,76 @@ where
     });
 }
 
+/// Where a state is the same with an event left out long ago as without, one goes on and back as the other does.
+fn stands_in<P: Pattern<Tx>>(pattern: P)
+where
+    P::Match: PartialEq + Debug,
+{
+    let (tried, met) = (Cell::new(0), Cell::new(0));
+    let events = prop::collection::vec(event(), 1..60);
+    let input = (events, 0..20usize, prop::collection::vec(event(), 1..12));
+    check(file!(), input, |(events, left_out, probes)| {
+        tried.set(tried.get() + 1);
+        let mut placed: Vec<Tx> = Vec::new();
+        for event in &events {
+            placed.push(after(placed.last(), event));
+        }
+        let (mut one, mut other) = (P::State::default(), P::State::default());
+        let mut earlier = Vec::new();
+        let mut later = placed.iter().enumerate();
+        for (at, event) in later.by_ref() {
+            earlier.push((event, pattern.step(&mut one, event).1));
+            if at != left_out {
+                pattern.step(&mut other, event);
+            }
+            if at >= left_out && pattern.same(&one, &other) {
+                break;
+            }
+        }
+        let said = |state: &P::State| said_of(&pattern, &mut state.clone(), placed.last(), &probes);
+        if !pattern.same(&one, &other) {
+            return Ok(());
+        }
+        met.set(met.get() + 1);
+        let meeting = said(&other);
+        prop_assert_eq!(&said(&one), &meeting);
+
+        // Steps of the one, and back over those of the other.
+        let mut taken = Vec::new();
+        let mut later_other = other.clone();
+        for (_, event) in later {
+            pattern.step(&mut one, event);
+            taken.push((event, pattern.step(&mut later_other, event).1));
+        }
+        prop_assert!(pattern.same(&one, &later_other), "states that have met do not part");
+        for (event, undo) in taken.into_iter().rev() {
+            pattern.undo(&mut one, event, undo);
+        }
+        prop_assert_eq!(said(&one), meeting);
+
+        // The state of the other, and back over the steps of the one to the beginning.
+        for (event, undo) in earlier.into_iter().rev() {
+            pattern.undo(&mut other, event, undo);
+        }
+        prop_assert_eq!(said(&other), said(&P::State::default()));
+        Ok(())
+    });
+    demand("states that met", tried.get(), &[("met", met.get(), 16)]);
+}
+
 #[test]
 fn frequency_goes_back() {
     undoes(frequency());
     undoes(Frequency::at_least(1, 5));
     undoes_to_the_beginning(Frequency::at_least(7, 30));
+    stands_in(frequency());
 }
 
 #[test]
 fn diversity_goes_back() {
     undoes(diversity());
     undoes_to_the_beginning(diversity());
+    stands_in(diversity());
 }
 
 #[test]
@@ -135,12 +196,14 @@ fn outlier_goes_back() {
     undoes(outlier());
     undoes(Outlier::beyond(1.0, 2, 0.0, |event: &Tx| event.amount));
     undoes_to_the_beginning(outlier());
+    stands_in(outlier());
 }
 
 #[test]
 fn travel_goes_back() {
     undoes(travel());
     undoes_to_the_beginning(travel());
+    stands_in(travel());
 }
 
 #[test]
@@ -148,6 +211,16 @@ fn sequences_go_back() {
     undoes(unrelated());
     undoes(related());
     undoes_to_the_beginning(related());
+    stands_in(unrelated());
+    stands_in(related());
+}
+
+#[test]
+fn a_pattern_by_group_goes_back() {
+    let parity = |event: &Tx| event.merchant.map(|merchant| merchant % 2);
+    undoes(Grouped::by(frequency(), parity));
+    undoes_to_the_beginning(Grouped::by(diversity(), parity));
+    stands_in(Grouped::by(frequency(), parity));
 }
 
 fn statistics() -> Statistics<impl Fn(&Tx) -> Option<i64>, impl Fn(&Tx) -> Option<u64>> {

@@ -151,12 +151,20 @@ fn run(steps: &[Fits], start: usize, events: &[Tx]) -> Vec<usize> {
     taken
 }
 
+/// Which of the runs that have taken equally many events are remembered.
+#[derive(Clone, Copy, PartialEq)]
+enum Remember {
+    Latest(usize),
+    /// Of those that lack one event the earliest, else the latest.
+    EarliestAtLast(usize),
+}
+
 /// The runs, by the event that they begin with, that are young enough and remembered after each event: of those that
-/// have taken equally many events, but not all, the `at_most` that began last, and only while they always were.
+/// have taken equally many events, but not all, some only, and only while they always were.
 fn remembered(
     steps: usize,
     runs: &[Vec<usize>],
-    at_most: usize,
+    remember: Remember,
     within: i64,
     events: &[Tx],
 ) -> Vec<Vec<usize>> {
@@ -168,8 +176,13 @@ fn remembered(
             (0..=now).filter(|start| young(start) && !forgotten.contains(start)).collect();
         for count in 1..steps {
             let taken = |start: &usize| runs[*start].iter().filter(|i| **i <= now).count();
-            let equal = here.iter().rev().filter(|start| taken(start) == count);
-            forgotten.extend(equal.skip(at_most));
+            let equal: Vec<usize> = here.iter().copied().filter(|start| taken(start) == count).collect();
+            match remember {
+                Remember::EarliestAtLast(n) if count + 1 == steps => forgotten.extend(equal.iter().skip(n)),
+                Remember::EarliestAtLast(n) | Remember::Latest(n) => {
+                    forgotten.extend(equal.iter().rev().skip(n));
+                }
+            }
         }
         here.retain(|start| !forgotten.contains(start));
         remembered.push(here);
@@ -181,8 +194,10 @@ fn remembered(
 /// event, the one that began last.
 pub fn sequence(steps: &[Fits], at_most: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
     let runs: Vec<Vec<usize>> = (0..events.len()).map(|start| run(steps, start, events)).collect();
+    let remember = Remember::Latest(at_most);
     let mut answers = Vec::new();
-    for (now, remembered) in remembered(steps.len(), &runs, at_most, within, events).into_iter().enumerate() {
+    for (now, remembered) in remembered(steps.len(), &runs, remember, within, events).into_iter().enumerate()
+    {
         let ends = |start: &usize| runs[*start].get(steps.len() - 1) == Some(&now);
         if let Some(latest) = remembered.into_iter().rfind(ends) {
             let offsets = runs[latest].iter().map(|i| events[*i].offset).collect();
@@ -197,7 +212,8 @@ pub fn sequence(steps: &[Fits], at_most: usize, within: i64, events: &[Tx]) -> V
 /// is within.
 pub fn absence(steps: &[Fits], at_most: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
     let runs: Vec<Vec<usize>> = (0..events.len()).map(|start| run(steps, start, events)).collect();
-    let remembered = remembered(steps.len(), &runs, at_most, within, events);
+    let remember = Remember::EarliestAtLast(at_most);
+    let remembered = remembered(steps.len(), &runs, remember, within, events);
     let mut answers = Vec::new();
     for (start, event) in events.iter().enumerate() {
         let inside = |i: &&usize| events[**i].time - event.time < within;

@@ -1,0 +1,147 @@
+//! The same input gives the same output on one, two and three workers, byte for byte.
+//!
+//! What that means: of what an operator says of one key in one epoch, the changes and their order, as they come out. They
+//! are neither sorted nor consolidated here. Between keys there is no order, and cannot be: they live on different
+//! workers, and on each in the order in which they were first heard of. So lines are grouped by epoch, operator and key,
+//! and compared as text, with each other and with what was recorded in the repository.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use differential_dataflow::{AsCollection, VecCollection};
+use headwater_dataflows::windows::{Refresh, Session, Sliding, Tumbling};
+use headwater_dataflows::{Accumulate, Admit, ControlStream, Emission, Epoch, Missing, Refused, Rule, Scan};
+use proptest::prelude::*;
+use timely::dataflow::operators::vec::Map;
+
+use crate::event::Tx;
+use crate::harness::{Changes, Seen, check, run};
+use crate::scan::{ADMISSION, deviation, diversity, frequency, journey, outlier, rate, travel, variety};
+use crate::sequences::{missing, offsets, unplaced, unrelated};
+use crate::spec::patterns::Answer;
+use crate::streams::{Round, rounds};
+use crate::windows::{row, statistics};
+
+/// Something said by an operator of a key.
+type Said = (&'static str, u16, String);
+
+/// Every operator.
+fn everything<'s>(
+    events: VecCollection<'s, Epoch, Tx>,
+    control: ControlStream<'s>,
+) -> VecCollection<'s, Epoch, Said> {
+    use Emission::{Final, Immediate};
+    let (keyed, refused) = events.admit(control, ADMISSION);
+    let patterns = (
+        Rule::new(frequency(), Immediate, rate),
+        (Rule::new(diversity(), Final, variety), (Rule::new(outlier(), Immediate, deviation), ())),
+    );
+    let others = (Rule::new(travel(), Final, journey), (Rule::new(unrelated(), Immediate, offsets), ()));
+    let refresh = Refresh::Revised { epochs: 2 };
+    let seen = |_: Epoch, seen: &mut u64, event: &Tx, out: &mut Vec<Said>| {
+        *seen += 1;
+        out.push(("running", event.key, format!("{seen} at {}", event.offset)));
+    };
+    let answers = [
+        ("patterns", keyed.clone().scan_all("Patterns", patterns)),
+        ("others", keyed.clone().scan_all("Others", others)),
+        ("absence", keyed.clone().scan_all("Absence", (Missing::new(unplaced(), missing(15)), ()))),
+    ];
+    let windows = [
+        ("tumbling", keyed.clone().tumbling("Tumbling", 16, refresh, statistics(), row)),
+        ("sliding", keyed.clone().sliding("Sliding", 20, 10, refresh, statistics(), row)),
+        ("session", keyed.clone().session("Session", 9, refresh, statistics(), row)),
+    ];
+    let running = keyed.accumulate("Running", seen);
+    let running = running.flat_map(|(epoch, all)| all.into_iter().map(move |one| (one, epoch, 1)));
+    let answers = answers.into_iter().map(|(operator, answers)| {
+        answers.map(move |Answer { key, time, offset, found, .. }| {
+            (operator, key, format!("{offset} at {time}: {found:?}"))
+        })
+    });
+    let windows = windows.into_iter().map(|(operator, rows)| {
+        rows.map(move |(row, closed)| {
+            let closed = if closed { ", closed" } else { "" };
+            let said = format!("{} to {}: count {}, sum {}{closed}", row.start, row.end, row.count, row.sum);
+            (operator, row.key, said)
+        })
+    });
+    let refused = refused.map(|Refused { event, refusal }: Refused<Tx>| {
+        ("refused", event.key, format!("{} at {}: {refusal:?}", event.offset, event.time))
+    });
+    refused.concatenate(answers.chain(windows).chain([running.as_collection()]))
+}
+
+/// What comes out on so many workers: grouped, and each group as it came.
+fn text(workers: usize, rounds: &[Round]) -> (String, Changes<Said>) {
+    let changes = run(workers, rounds, everything);
+    let mut lines: Vec<_> = changes.iter().collect();
+    lines.sort_by_key(|((operator, key, _), epoch, _)| (*epoch, *operator, *key));
+    let mut text = String::new();
+    for ((operator, key, said), epoch, diff) in lines {
+        writeln!(text, "{epoch} {operator} {key} {diff:+} {said}").expect("a string takes all");
+    }
+    (text, changes)
+}
+
+#[test]
+fn one_two_and_three_workers_say_the_same_of_each_key_in_the_same_order() {
+    let seen = Seen::default();
+    check(file!(), rounds(), |rounds| {
+        let (one, changes) = text(1, &rounds);
+        seen.note(&changes);
+        prop_assert_eq!(&one, &text(2, &rounds).0);
+        prop_assert_eq!(&one, &text(3, &rounds).0);
+        Ok(())
+    });
+    seen.demand("one, two and three workers", 3000, 1000);
+}
+
+/// Input as it is recorded: a line for each event put in (`+`) or taken back (`-`), one for each end of an epoch.
+fn recorded_input(text: &str) -> Option<Vec<Round>> {
+    let mut rounds = vec![Round::changing(Vec::new(), i64::MIN)];
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let round = rounds.last_mut()?;
+        match fields[..] {
+            ["epoch", "ends", "with", "watermark", watermark] => {
+                round.watermark = Some(watermark.parse().ok()?);
+                rounds.push(Round::changing(Vec::new(), i64::MIN));
+            }
+            [sign @ ("+" | "-"), key, time, partition, offset, id, amount, merchant, place] => {
+                let event = Tx {
+                    key: key.parse().ok()?,
+                    time: time.parse().ok()?,
+                    partition: partition.parse().ok()?,
+                    offset: offset.parse().ok()?,
+                    id: id.parse().ok().map(|id| [key.parse().unwrap_or(0), id]),
+                    amount: amount.parse().ok(),
+                    merchant: merchant.parse().ok(),
+                    place: place.parse().ok(),
+                };
+                round.updates.push((event, if sign == "+" { 1 } else { -1 }));
+            }
+            _ => return None,
+        }
+    }
+    rounds.pop();
+    Some(rounds)
+}
+
+/// Where the output has changed on purpose, `HEADWATER_RECORD=1 cargo test` records it anew.
+#[test]
+fn recorded_input_gives_the_recorded_output_byte_for_byte_on_one_two_and_three_workers() {
+    let output = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/specification/recorded/output.txt");
+    let rounds = recorded_input(include_str!("recorded/input.txt")).expect("input as it is recorded");
+    if std::env::var_os("HEADWATER_RECORD").is_some() {
+        std::fs::write(&output, text(1, &rounds).0).expect("the repository can be written to");
+    }
+    let want = std::fs::read_to_string(&output).expect("recorded");
+    for workers in 1..=3 {
+        let (got, _) = text(workers, &rounds);
+        let differs = got.lines().zip(want.lines()).position(|(got, want)| got != want);
+        let at = differs.unwrap_or(got.lines().count().min(want.lines().count()));
+        let line = |text: &str| text.lines().nth(at).unwrap_or("the end").to_owned();
+        assert!(got == want, "{workers} workers, line {}: {}\nrecorded: {}", at + 1, line(&got), line(&want));
+    }
+}
