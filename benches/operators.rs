@@ -55,7 +55,7 @@ fn operators(criterion: &mut Criterion) {
             bencher.iter_custom(|runs| {
                 times(runs, || {
                     drive.run(&events, |events: VecCollection<'_, Epoch, Event>, control| {
-                        events.admit(control, Admission { dedup_horizon_ms: 60_000 }).1.inner
+                        events.admit(control, Admission { dedup_horizon_ms: 60_000, ttl_ms: None }).1.inner
                     })
                 })
             });

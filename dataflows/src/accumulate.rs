@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use timely::dataflow::StreamVec;
 
-use crate::batch::{Batch, Change};
+use crate::batch::{Batch, Change, Slot, forget};
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
 use crate::{Epoch, Event, EventTime};
@@ -68,6 +68,10 @@ where
     F: FnMut(Epoch, &mut S, &E, &mut O) + 'static,
 {
     type Out = (Epoch, O);
+
+    fn forget(&mut self, slots: &[Slot]) {
+        forget(&mut self.states, slots);
+    }
 
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
         let mut output = O::default();

@@ -1,7 +1,7 @@
 //! Admission: the first operator of a key. Late and duplicate events leave here; the rest go on, sorted.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 use differential_dataflow::{AsCollection, VecCollection};
@@ -18,6 +18,7 @@ use crate::batch::{Batch, Containers, Entry, EntryRef, History, Run, Slot, Targe
 use crate::control::ControlStream;
 use crate::dedup::Dedup;
 use crate::event::order;
+use crate::expiry::Expiry;
 use crate::frontier::{Watermarks, passed, reached};
 use crate::keyed::Keyed;
 use crate::keys::Keys;
@@ -30,6 +31,10 @@ pub struct Admission {
     /// the first in the order (epoch, event time, position) counts, and the room of one that is retracted is free
     /// from the epoch that retracts it. Zero switches deduplication off.
     pub dedup_horizon_ms: i64,
+    /// How long a key is remembered after its last event, in milliseconds of event time: once the watermark is so far
+    /// past it the key leaves memory, and begins anew should it come back. Windows are waited for. It should be longer
+    /// than what any pattern looks back on. None remembers every key for ever.
+    pub ttl_ms: Option<i64>,
 }
 
 /// Why an event was not admitted.
@@ -63,7 +68,7 @@ pub trait Admit<'scope, E: Event> {
     /// use headwater_dataflows::{Admission, Admit, Refusal, testing};
     ///
     /// let refused = testing::run(1, |events, control| {
-    ///     let (_keyed, refused) = events.admit(control, Admission { dedup_horizon_ms: 60_000 });
+    ///     let (_keyed, refused) = events.admit(control, Admission { dedup_horizon_ms: 60_000, ..Admission::default() });
     ///     refused.map(|refused| (refused.event.offset, refused.refusal))
     /// }, vec![
     ///     // Events as (key, time, offset, id), and the watermark after them.
@@ -204,6 +209,12 @@ const AHEAD: usize = 16;
 struct Admitter<E: Event> {
     keys: Rc<RefCell<Keys<E>>>,
     dedup: Dedup,
+    /// Where keys do not live for ever.
+    expiry: Option<Expiry>,
+    /// Keys that died since the last batch.
+    expired: Vec<Slot>,
+    /// Slots of keys that died, each with the batch that says so: free once all operators have read it.
+    leaving: VecDeque<(Rc<Batch<E>>, Vec<Slot>)>,
     watermark: EventTime,
     history: History<E, ()>,
     /// Insertions that were retracted, among those not final.
@@ -222,6 +233,9 @@ impl<E: Event> Admitter<E> {
         Admitter {
             keys,
             dedup: Dedup::new(admission.dedup_horizon_ms),
+            expiry: admission.ttl_ms.map(Expiry::new),
+            expired: Vec::new(),
+            leaving: VecDeque::new(),
             watermark: EventTime::MIN,
             history: History::new(),
             retracted: HashSet::new(),
@@ -239,6 +253,29 @@ impl<E: Event> Admitter<E> {
             self.retracted.retain(|entry| self.history.get(entry.batch).is_some());
         }
         self.dedup.expire(self.watermark);
+        self.expire();
+    }
+
+    /// Lets go of keys that have died, and frees the slots of those that all operators have let go of.
+    fn expire(&mut self) {
+        let Some(expiry) = &mut self.expiry else { return };
+        let mut keys = self.keys.borrow_mut();
+        expiry.at_least(keys.reach_ms());
+        while self.leaving.front().is_some_and(|(batch, _)| Rc::strong_count(batch) == 1) {
+            keys.free(self.leaving.pop_front().map(|(_, slots)| slots).unwrap_or_default());
+        }
+        while let Some(slots) = expiry.take(self.watermark) {
+            for slot in slots {
+                // One that was never admitted an event has nothing that could be remembered.
+                let last = keys.info_mut(slot).last.map_or(EventTime::MIN, |(time, _)| time);
+                if expiry.death(last) <= self.watermark {
+                    keys.remove(slot);
+                    self.expired.push(slot);
+                } else {
+                    expiry.watch(slot, last);
+                }
+            }
+        }
     }
 
     /// The batch of an epoch, unless it has no events, and what was refused.
@@ -256,6 +293,7 @@ impl<E: Event> Admitter<E> {
             entries: Vec::with_capacity(self.places.len()),
             targets: Vec::new(),
             runs: Vec::with_capacity(self.places.len()),
+            expired: self.expired.clone(),
             refused: Vec::new(),
         };
         let (slots, mut run) = (std::mem::take(&mut self.slots), std::mem::take(&mut self.run));
@@ -274,13 +312,24 @@ impl<E: Event> Admitter<E> {
             self.admit_run(same[0].0, &run, &containers, &mut keys, &mut decided);
         }
         (self.slots, self.run) = (slots, run);
-        let Decided { max_time, entries, targets, runs, refused, .. } = decided;
-        if entries.is_empty() {
+        let Decided { max_time, entries, targets, runs, expired, refused, .. } = decided;
+        if entries.is_empty() && expired.is_empty() {
             return (None, refused);
         }
-        let batch =
-            Rc::new(Batch { number: self.next_batch, epoch, max_time, entries, targets, runs, containers });
+        let batch = Rc::new(Batch {
+            number: self.next_batch,
+            epoch,
+            max_time,
+            entries,
+            targets,
+            runs,
+            expired,
+            containers,
+        });
         self.next_batch += 1;
+        if !self.expired.is_empty() {
+            self.leaving.push_back((Rc::clone(&batch), std::mem::take(&mut self.expired)));
+        }
         self.history.push(Rc::clone(&batch), ());
         (Some(batch), refused)
     }
@@ -318,6 +367,15 @@ impl<E: Event> Admitter<E> {
         decided: &mut Decided<E>,
     ) {
         let info = keys.info_mut(slot);
+        if let Some(expiry) = &mut self.expiry {
+            if info.last.is_some_and(|(last, _)| expiry.death(last) <= self.watermark) {
+                (info.last, info.run) = (None, None);
+                decided.expired.push(slot);
+            }
+            if !std::mem::replace(&mut info.watched, true) {
+                expiry.watch(slot, self.watermark);
+            }
+        }
         let start = decided.entries.len();
         let mut in_order = true;
         if run.iter().all(|place| place.single) && run.is_sorted_by(|a, b| a.order < b.order) {
@@ -430,6 +488,7 @@ struct Decided<E> {
     entries: Vec<Entry>,
     targets: Vec<EntryRef>,
     runs: Vec<Run>,
+    expired: Vec<Slot>,
     refused: Vec<RefusedUpdate<E>>,
 }
 
@@ -444,5 +503,45 @@ impl<E: Event> Decided<E> {
         self.targets.extend(target);
         let retracts = target.and_then(|_| TargetIndex::new(self.targets.len() as u32));
         self.entries.push(Entry { time, container, index, retracts });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Line;
+
+    #[test]
+    fn slots_of_the_dead_are_given_away_once_no_operator_reads_of_them_any_more() {
+        let keys = Rc::new(RefCell::new(Keys::new()));
+        let admission = Admission { ttl_ms: Some(100), ..Admission::default() };
+        let mut admitter = Admitter::new(admission, Rc::clone(&keys));
+        let names: Vec<String> = (0..10).map(|n| n.to_string()).collect();
+        let mut epoch = |of: std::ops::Range<usize>, time: i64, watermark: i64| {
+            let lines = names[of].iter().map(|name| Line::from((name.as_str(), time, time, "a")));
+            let updates = lines.map(|line| (line, Epoch(0), 1)).collect();
+            admitter.advance(EventTime(watermark));
+            let (batch, _) = admitter.admit(Epoch(0), vec![updates]);
+            batch.expect("there are events")
+        };
+        epoch(0..4, 0, -1);
+        assert_eq!((keys.borrow().load().keys(), keys.borrow().slots_in_all()), (4, 4));
+
+        let news = epoch(4..6, 150, 140);
+        assert_eq!(news.expired.len(), 4);
+        assert_eq!((keys.borrow().load().keys(), keys.borrow().slots_in_all()), (2, 6), "none is free yet");
+        let unread_news = Rc::clone(&news);
+        drop(news);
+        epoch(6..7, 150, 145);
+        assert_eq!(keys.borrow().slots_in_all(), 7, "somebody still has to read who died");
+
+        drop(unread_news);
+        // The batch itself goes once its events are final.
+        epoch(7..10, 200, 160);
+        assert_eq!(
+            (keys.borrow().load().keys(), keys.borrow().slots_in_all()),
+            (6, 7),
+            "three of four again"
+        );
     }
 }

@@ -16,6 +16,13 @@ impl Slot {
     }
 }
 
+/// Lets go of what is remembered of some slots.
+pub(crate) fn forget<S: Default>(states: &mut [S], slots: &[Slot]) {
+    for slot in slots {
+        states.get_mut(slot.index()).map(std::mem::take);
+    }
+}
+
 /// One entry of one batch of this worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct EntryRef {
@@ -82,6 +89,8 @@ pub(crate) struct Batch<E> {
     pub targets: Vec<EntryRef>,
     /// By slot.
     pub runs: Vec<Run>,
+    /// Slots whose keys begin anew, or are no more, before the events of this batch.
+    pub expired: Vec<Slot>,
     pub containers: Containers<E>,
 }
 

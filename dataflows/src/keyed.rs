@@ -10,7 +10,7 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::Operator;
 
-use crate::batch::{Batch, Run};
+use crate::batch::{Batch, Run, Slot};
 use crate::control::ControlStream;
 use crate::frontier::{passed, reached};
 use crate::keys::Keys;
@@ -71,6 +71,9 @@ pub(crate) trait Logic<E: Event>: 'static {
     /// An item of the output stream.
     type Out: Clone + 'static;
 
+    /// Lets go of what is remembered of these keys: they have died, and their slots may go to others.
+    fn forget(&mut self, slots: &[Slot]);
+
     /// Takes in the events of an epoch.
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>);
 
@@ -99,6 +102,11 @@ impl<'scope, E: Event> Keyed<'scope, E> {
         keys: Rc<RefCell<Keys<E>>>,
     ) -> Self {
         Keyed { batches, control, keys, selection: Selection(None) }
+    }
+
+    /// Has every key kept for so long after its last event at the least, in milliseconds.
+    pub(crate) fn keep_for(&self, reach_ms: i64) {
+        self.keys.borrow_mut().keep_for(reach_ms);
     }
 
     /// What the operators of these events hold, whichever keys they look at.
@@ -148,10 +156,10 @@ impl<'scope, E: Event> Keyed<'scope, E> {
                             if !passed(batch_frontier, epoch) || !reached(control_frontier, epoch) {
                                 break;
                             }
-                            round
-                                .batches
-                                .drain(..)
-                                .for_each(|batch| logic.step(&batch, &selection, &mut out));
+                            for batch in round.batches.drain(..) {
+                                logic.forget(&batch.expired);
+                                logic.step(&batch, &selection, &mut out);
+                            }
                             round.stepped = true;
                         }
                         let closed = passed(control_frontier, epoch);

@@ -40,10 +40,13 @@ pub(crate) type HashedMap<K, V> = HashMap<K, V, BuildHasherDefault<Identity>>;
 /// What admission knows of a key.
 pub(crate) struct KeyInfo<K> {
     pub key: K,
+    hash: KeyHash,
     /// The greatest place in the order of evaluation that was ever admitted.
     pub last: Option<(EventTime, Position)>,
     /// The key's newest run: batch number and index.
     pub run: Option<(u64, u32)>,
+    /// Whether somebody sees to it that it is forgotten in time.
+    pub watched: bool,
     /// Another key with the same hash.
     same_hash: Option<Slot>,
 }
@@ -52,12 +55,22 @@ pub(crate) struct KeyInfo<K> {
 pub(crate) struct Keys<E: Event> {
     slots: HashedMap<u64, Slot>,
     infos: Vec<KeyInfo<OwnedKey<E>>>,
+    /// Slots of keys that are no more, which operators have let go of.
+    free: Vec<Slot>,
+    /// The longest time for which an operator must keep a key after its last event, in milliseconds.
+    reach_ms: i64,
     load: Load,
 }
 
 impl<E: Event> Keys<E> {
     pub fn new() -> Self {
-        Keys { slots: HashMap::default(), infos: Vec::new(), load: Load::default() }
+        Keys {
+            slots: HashMap::default(),
+            infos: Vec::new(),
+            free: Vec::new(),
+            reach_ms: 0,
+            load: Load::default(),
+        }
     }
 
     /// What is held, by these keys and by those who count theirs there.
@@ -123,10 +136,59 @@ impl<E: Event> Keys<E> {
             }
             known = info.same_hash;
         }
-        let slot = Slot(u32::try_from(self.infos.len()).expect("a worker has fewer than 2^32 keys"));
+        let next = || Slot(u32::try_from(self.infos.len()).expect("a worker has fewer than 2^32 keys"));
+        let slot = self.free.pop().unwrap_or_else(next);
         let same_hash = self.slots.insert(hash.0, slot);
-        self.infos.push(KeyInfo { key: event.key().to_owned(), last: None, run: None, same_hash });
-        self.load.set_keys(self.infos.len());
+        let info =
+            KeyInfo { key: event.key().to_owned(), hash, last: None, run: None, watched: false, same_hash };
+        match self.infos.get_mut(slot.index()) {
+            Some(before) => *before = info,
+            None => self.infos.push(info),
+        }
+        self.load.keys_changed(0, 1);
         slot
+    }
+
+    /// Forgets a key. Its slot still belongs to it until it is [freed](Keys::free): operators may have to name it.
+    pub fn remove(&mut self, slot: Slot) {
+        let KeyInfo { hash, same_hash, .. } = self.infos[slot.index()];
+        match self.slots.get(&hash.0).copied() {
+            Some(first) if first == slot => {
+                match same_hash {
+                    Some(other) => self.slots.insert(hash.0, other),
+                    None => self.slots.remove(&hash.0),
+                };
+            }
+            mut before => {
+                while let Some(other) = before {
+                    let info = &mut self.infos[other.index()];
+                    if info.same_hash == Some(slot) {
+                        info.same_hash = same_hash;
+                    }
+                    before = info.same_hash;
+                }
+            }
+        }
+        self.load.keys_changed(1, 0);
+    }
+
+    /// Gives slots of removed keys to keys to come.
+    pub fn free(&mut self, slots: Vec<Slot>) {
+        self.free.extend(slots);
+    }
+
+    #[cfg(test)]
+    pub fn slots_in_all(&self) -> usize {
+        self.infos.len()
+    }
+
+    /// Has keys kept for so long after their last event at the least, in milliseconds.
+    pub fn keep_for(&mut self, reach_ms: i64) {
+        self.reach_ms = self.reach_ms.max(reach_ms);
+    }
+
+    /// See [`keep_for`](Keys::keep_for).
+    pub fn reach_ms(&self) -> i64 {
+        self.reach_ms
     }
 }

@@ -12,6 +12,7 @@ mod dedup;
 mod due;
 mod engine;
 mod event;
+mod expiry;
 mod frontier;
 mod keyed;
 mod keys;

@@ -24,8 +24,9 @@ impl Load {
         self.0.open_windows.get()
     }
 
-    pub(crate) fn set_keys(&self, keys: usize) {
-        self.0.keys.set(keys);
+    /// Of some keys, `before` were known and now `after` are.
+    pub(crate) fn keys_changed(&self, before: usize, after: usize) {
+        self.0.keys.set(self.0.keys.get() + after - before);
     }
 
     /// Of an operator's windows, `before` were open and now `after` are.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use differential_dataflow::{AsCollection, Data, VecCollection};
 
-use crate::batch::{Batch, History};
+use crate::batch::{Batch, History, Slot, forget};
 use crate::due::Due;
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
@@ -241,6 +241,10 @@ struct Scanner<E: Event, R: Rules<E, D>, D> {
 
 impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
     type Out = (D, Epoch, isize);
+
+    fn forget(&mut self, slots: &[Slot]) {
+        forget(&mut self.states, slots);
+    }
 
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
         let mut steps = Steps { undos: Vec::with_capacity(batch.entries.len()), found: BTreeMap::new() };

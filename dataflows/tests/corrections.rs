@@ -19,7 +19,7 @@ fn rounds(rounds: Vec<Round>) -> Vec<(Vec<(Line, isize)>, EventTime)> {
     rounds.into_iter().map(round).collect()
 }
 
-const ADMISSION: Admission = Admission { dedup_horizon_ms: 100 };
+const ADMISSION: Admission = Admission { dedup_horizon_ms: 100, ttl_ms: None };
 
 /// The offset and id of the key's first admitted event.
 fn admitted(input: Vec<Round>) -> Vec<((i64, String), u64, isize)> {

@@ -43,7 +43,7 @@ pub fn compute<'scope>(
 ) -> Computed<'scope> {
     let Inputs { events, rejected, control } = inputs;
     let scope = events.inner.scope();
-    let admission = Admission { dedup_horizon_ms: plan.limits.dedup_horizon_ms };
+    let admission = Admission { dedup_horizon_ms: plan.limits.dedup_horizon_ms, ttl_ms: None };
     let (keyed, refused) = events.admit(control, admission);
     let load = keyed.load();
     let letters =

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use differential_dataflow::Data;
 
 use super::{Aggregate, Refresh, Render, Row, Window};
-use crate::batch::{Batch, Change, EntryRef, History, Run, Slot};
+use crate::batch::{Batch, Change, EntryRef, History, Run, Slot, forget};
 use crate::keyed::{Logic, Selection};
 use crate::keys::Keys;
 use crate::{Epoch, Event, EventTime, Load};
@@ -204,6 +204,11 @@ pub(super) fn give<D: Data>(
 
 impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for Aligned<E, A, D, F> {
     type Out = (D, Epoch, isize);
+
+    fn forget(&mut self, slots: &[Slot]) {
+        // Their windows have closed: keys are kept for as long as that takes.
+        forget(&mut self.open.windows, slots);
+    }
 
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, _out: &mut Vec<Self::Out>) {
         let mut undos = Vec::new();

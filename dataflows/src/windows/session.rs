@@ -64,6 +64,7 @@ impl<'scope, E: Event> Session<'scope, E> for Keyed<'scope, E> {
         F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static,
     {
         assert!(gap_ms > 0, "sessions cannot be parted by {gap_ms} ms");
+        self.keep_for(gap_ms);
         let sessions = Sessions {
             gap_ms,
             refresh,
@@ -256,6 +257,15 @@ fn summed<E: Event, A: Aggregate<E>>(
 
 impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for Sessions<E, A, D, F> {
     type Out = (D, Epoch, isize);
+
+    fn forget(&mut self, slots: &[Slot]) {
+        for slot in slots {
+            // Its sessions have closed; a row whose events were all retracted is still to be taken back.
+            if let Some(key) = self.keys.get_mut(slot.index()).filter(|key| key.shown.is_empty()) {
+                key.open = Vec::new();
+            }
+        }
+    }
 
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, _out: &mut Vec<Self::Out>) {
         self.history.push(Rc::clone(batch), ());

@@ -55,6 +55,7 @@ impl<'scope, E: Event> Sliding<'scope, E> for Keyed<'scope, E> {
         D: Data,
         F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static,
     {
+        self.keep_for(size_ms);
         let load = self.load();
         self.run(name, Aligned::new(size_ms, every_ms, refresh, aggregate, result, load)).as_collection()
     }

@@ -28,7 +28,7 @@ fn what_is_admitted_and_what_is_refused_is_what_the_specification_says() {
     let (seen, counts) = (Seen::default(), [(); 3].map(|()| Cell::new(0)));
     check(file!(), (streams(), prop_oneof![Just(0i64), 1..25i64]), |((rounds, workers), horizon)| {
         let want = admit(&rounds, horizon);
-        let admission = Admission { dedup_horizon_ms: horizon };
+        let admission = Admission { dedup_horizon_ms: horizon, ..Admission::default() };
 
         let got = run(workers, &rounds, move |events, control| {
             events

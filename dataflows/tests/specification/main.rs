@@ -13,6 +13,7 @@ mod accumulate;
 mod admission;
 mod downstream;
 mod event;
+mod expiry;
 mod harness;
 mod scan;
 mod sequences;

@@ -15,10 +15,10 @@ use crate::spec::{answers, final_ones};
 use crate::streams::streams;
 
 const HORIZON: i64 = 10;
-pub const ADMISSION: Admission = Admission { dedup_horizon_ms: HORIZON };
+pub const ADMISSION: Admission = Admission { dedup_horizon_ms: HORIZON, ttl_ms: None };
 
 /// Matches at every event, with all that came before it.
-struct Trail;
+pub struct Trail;
 
 impl Pattern<Tx> for Trail {
     type State = Vec<i64>;
@@ -78,7 +78,7 @@ pub fn journey(event: &Tx, Trip { from, km, seconds, kmh }: Trip<i64>) -> Answer
     Answer::new(event, trip(from, km, (seconds * 1000.0).round() as i64, kmh))
 }
 
-fn trail(event: &Tx, offsets: Vec<i64>) -> Answer {
+pub fn trail(event: &Tx, offsets: Vec<i64>) -> Answer {
     Answer::new(event, Found::Trail(offsets))
 }
 
