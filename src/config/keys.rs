@@ -56,6 +56,8 @@ pub const KEYS: &[Key] = keys! {
     "limits.epochs_in_flight" = "1000": "How many epochs may lie between reading and the slowest sink: ten seconds at the usual length."
     "limits.dedup_horizon" = "\"1m\"": "Within which event time a repeated event id of a key is a duplicate; `0s` switches it off. Producers retry within seconds."
 
+    "state.ttl" = "\"30d\"": "How long a key is remembered after its last event, in event time; what comes later is as if of a new key. No shorter than any pattern looks back; windows are waited for."
+
     "windows.name" = required: "Name of the window: lower-case letters, digits and `_`."
     "windows.kind" = required: "`tumbling` (size), `sliding` (size, every) or `session` (gap)."
     "windows.by" = "\"user_id\"": "Which keys: `user_id`, `device_id`, or `key` for both."

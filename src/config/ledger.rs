@@ -57,7 +57,7 @@ pub(super) fn read(mut section: Section<'_>, sinks: &SinksConfig, notes: &mut No
 const DECODER: u32 = 1;
 
 /// What an epoch's results depend on beside its records.
-const DECISIVE: [&str; 9] = [
+const DECISIVE: [&str; 10] = [
     "source.kind",
     "source.topic",
     "source.paths",
@@ -65,6 +65,7 @@ const DECISIVE: [&str; 9] = [
     "time.max_out_of_orderness",
     "time.max_future_skew",
     "limits.dedup_horizon",
+    "state.ttl",
     "windows",
     "patterns",
 ];

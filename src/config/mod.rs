@@ -6,6 +6,7 @@
 mod keys;
 mod ledger;
 mod read;
+mod state;
 mod tree;
 mod values;
 
@@ -290,6 +291,8 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
     let patterns = read_patterns(&mut section, notes);
     section.end(notes);
 
+    let ttl_ms = state::read(top.section_or_default("state", notes), &patterns, notes);
+
     let mut section = top.section_or_default("sinks", notes);
     let sinks = read_sinks(&mut section, notes);
     if section_is_empty(&sinks) {
@@ -337,6 +340,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
                 bytes_in_flight: bytes_in_flight?,
                 epochs_in_flight: epochs_in_flight? as u64,
                 dedup_horizon_ms: dedup_horizon_ms?,
+                ttl_ms: ttl_ms?,
             },
             windows,
             patterns,

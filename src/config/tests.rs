@@ -25,6 +25,15 @@ fn defaults_are_in_force_where_nothing_is_said() {
 }
 
 #[test]
+fn a_key_is_remembered_for_as_long_as_a_pattern_looks_back() {
+    assert_eq!(parse(MINIMAL).expect("valid").plan.limits.ttl_ms, 2_592_000_000);
+    let velocity = format!("{MINIMAL}[patterns.velocity_spike]\n[state]\n");
+    assert_eq!(parse(&format!("{velocity}ttl = \"1h\"\n")).expect("valid").plan.limits.ttl_ms, 3_600_000);
+    let short = "line 8: state.ttl: a pattern looks back on 3600000 ms: keys must be remembered for as long";
+    assert_eq!(complaints(&format!("{velocity}ttl = \"59m\"\n")), [short]);
+}
+
+#[test]
 fn everything_wrong_is_said_at_once_with_its_line() {
     let text = "pipeline = \"Fraud\"\n[source]\nkind = \"kafka\"\nbroker = \"x\"\n[time]\nepoch = \"10\"\nidle_timeout = 5\n\
                 [[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = \"1m\"\n[patterns.velocity_spike]\nmore_than = 0\n[sinks.sqlite]\n";

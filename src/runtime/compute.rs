@@ -9,7 +9,7 @@ use headwater_dataflows::{Accumulate, Admission, Admit, ControlStream, Epoch, Ke
 use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Concatenate;
 
-use super::plan::{By, Plan, WindowKind, WindowPlan};
+use super::plan::{By, Limits, Plan, WindowKind, WindowPlan};
 use super::rules::rules;
 use super::telling::{Identity, told};
 use crate::event::{Event, KeyKind, split_key};
@@ -43,7 +43,8 @@ pub fn compute<'scope>(
 ) -> Computed<'scope> {
     let Inputs { events, rejected, control } = inputs;
     let scope = events.inner.scope();
-    let admission = Admission { dedup_horizon_ms: plan.limits.dedup_horizon_ms, ttl_ms: None };
+    let Limits { dedup_horizon_ms, ttl_ms, .. } = plan.limits;
+    let admission = Admission { dedup_horizon_ms, ttl_ms: Some(ttl_ms) };
     let (keyed, refused) = events.admit(control, admission);
     let load = keyed.load();
     let letters =

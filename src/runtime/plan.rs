@@ -54,6 +54,8 @@ pub struct Limits {
     pub epochs_in_flight: u64,
     /// Within which time an id is a duplicate.
     pub dedup_horizon_ms: i64,
+    /// How long a key is remembered after its last event.
+    pub ttl_ms: i64,
 }
 
 /// A window.
