@@ -4,9 +4,10 @@ use std::rc::Rc;
 
 use timely::dataflow::StreamVec;
 
-use crate::batch::{Batch, Change, Slot, forget};
+use crate::batch::{Batch, Change, Slot};
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
+use crate::slots::Slots;
 use crate::{Epoch, Event, EventTime};
 
 /// Extension trait for running states per key.
@@ -49,14 +50,13 @@ impl<'scope, E: Event> Accumulate<'scope, E> for Keyed<'scope, E> {
         O: Default + Clone + 'static,
         F: FnMut(Epoch, &mut S, &E, &mut O) + 'static,
     {
-        self.run(name, Accumulator { step, states: Vec::new(), output: std::marker::PhantomData })
+        self.run(name, Accumulator { step, states: Slots::default(), output: std::marker::PhantomData })
     }
 }
 
 struct Accumulator<S, O, F> {
     step: F,
-    /// By slot.
-    states: Vec<S>,
+    states: Slots<S>,
     output: std::marker::PhantomData<O>,
 }
 
@@ -70,16 +70,13 @@ where
     type Out = (Epoch, O);
 
     fn forget(&mut self, slots: &[Slot]) {
-        forget(&mut self.states, slots);
+        self.states.forget(slots);
     }
 
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
         let mut output = O::default();
         for run in selection.runs(batch) {
-            if self.states.len() <= run.slot.index() {
-                self.states.resize_with(run.slot.index() + 1, S::default);
-            }
-            let state = &mut self.states[run.slot.index()];
+            let state = self.states.made(run.slot);
             for entry in run.entries().filter(|&entry| batch.change(entry) == Change::Insert) {
                 (self.step)(batch.epoch, state, batch.event(entry), &mut output);
             }

@@ -14,14 +14,14 @@ use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
-use crate::batch::{Batch, Containers, Entry, EntryRef, History, Run, Slot, TargetIndex};
+use crate::batch::{Batch, Containers, Entry, EntryRef, History, Run, RunRef, Slot, TargetIndex};
 use crate::control::ControlStream;
 use crate::dedup::Dedup;
 use crate::event::order;
 use crate::expiry::Expiry;
 use crate::frontier::{Watermarks, passed, reached};
 use crate::keyed::Keyed;
-use crate::keys::Keys;
+use crate::keys::{Keys, NEVER};
 use crate::{Epoch, Event, EventTime, Position};
 
 /// What is asked of an event before it is processed.
@@ -267,7 +267,7 @@ impl<E: Event> Admitter<E> {
         while let Some(slots) = expiry.take(self.watermark) {
             for slot in slots {
                 // One that was never admitted an event has nothing that could be remembered.
-                let last = keys.info_mut(slot).last.map_or(EventTime::MIN, |(time, _)| time);
+                let (last, _) = keys.info_mut(slot).last;
                 if expiry.death(last) <= self.watermark {
                     keys.remove(slot);
                     self.expired.push(slot);
@@ -368,8 +368,8 @@ impl<E: Event> Admitter<E> {
     ) {
         let info = keys.info_mut(slot);
         if let Some(expiry) = &mut self.expiry {
-            if info.last.is_some_and(|(last, _)| expiry.death(last) <= self.watermark) {
-                (info.last, info.run) = (None, None);
+            if info.last != NEVER && expiry.death(info.last.0) <= self.watermark {
+                (info.last, info.run) = (NEVER, None);
                 decided.expired.push(slot);
             }
             if !std::mem::replace(&mut info.watched, true) {
@@ -393,7 +393,7 @@ impl<E: Event> Admitter<E> {
         }
         let end = decided.entries.len();
         if end > start {
-            let previous = info.run.replace((self.next_batch, decided.runs.len() as u32));
+            let previous = info.run.replace(RunRef::new(self.next_batch, decided.runs.len()));
             decided.runs.push(Run { slot, start: start as u32, end: end as u32, in_order, previous });
         }
     }
@@ -404,7 +404,7 @@ impl<E: Event> Admitter<E> {
         place: &Place,
         times: isize,
         containers: &Containers<E>,
-        last: &mut Option<(EventTime, Position)>,
+        last: &mut (EventTime, Position),
         decided: &mut Decided<E>,
     ) -> bool {
         let mut in_order = true;
@@ -412,8 +412,8 @@ impl<E: Event> Admitter<E> {
             match self.check(place, containers) {
                 Err(refusal) => decided.refuse(place.event(containers), refusal, 1),
                 Ok(()) => {
-                    in_order &= last.is_none_or(|last| last <= place.order);
-                    *last = (*last).max(Some(place.order));
+                    in_order &= *last <= place.order;
+                    *last = (*last).max(place.order);
                     decided.push(place, None);
                 }
             }
@@ -427,7 +427,7 @@ impl<E: Event> Admitter<E> {
         place: &Place,
         times: isize,
         containers: &Containers<E>,
-        newest: Option<(u64, u32)>,
+        newest: Option<RunRef>,
         decided: &mut Decided<E>,
     ) -> bool {
         let event = place.event(containers);
@@ -463,7 +463,7 @@ impl<E: Event> Admitter<E> {
     }
 
     /// The admitted insertion of this very event, if it is above the watermark and still counts.
-    fn find(&self, event: &E, newest: Option<(u64, u32)>) -> Option<EntryRef> {
+    fn find(&self, event: &E, newest: Option<RunRef>) -> Option<EntryRef> {
         if event.time() <= self.watermark {
             return None;
         }

@@ -16,13 +16,6 @@ impl Slot {
     }
 }
 
-/// Lets go of what is remembered of some slots.
-pub(crate) fn forget<S: Default>(states: &mut [S], slots: &[Slot]) {
-    for slot in slots {
-        states.get_mut(slot.index()).map(std::mem::take);
-    }
-}
-
 /// One entry of one batch of this worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct EntryRef {
@@ -55,6 +48,27 @@ pub(crate) struct Entry {
 /// One more than an index of [`Batch::targets`].
 pub(crate) type TargetIndex = NonZeroU32;
 
+/// One run of one batch of this worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunRef {
+    /// The batch's number.
+    batch: u64,
+    /// One more than the run's index there, so that there may be none at no cost.
+    nth: NonZeroU32,
+}
+
+impl RunRef {
+    /// The run at this index of a batch's runs.
+    pub fn new(batch: u64, index: usize) -> RunRef {
+        let nth = u32::try_from(index + 1).ok().and_then(NonZeroU32::new);
+        RunRef { batch, nth: nth.expect("a batch has fewer than 2^32 runs") }
+    }
+
+    fn index(self) -> usize {
+        self.nth.get() as usize - 1
+    }
+}
+
 /// The entries of one key, a range of the batch's entries: first what is retracted, then what is inserted, each in
 /// the order of evaluation.
 #[derive(Clone, Debug)]
@@ -64,8 +78,8 @@ pub(crate) struct Run {
     pub end: u32,
     /// Whether all entries are insertions that come after everything admitted for the key before.
     pub in_order: bool,
-    /// The key's run before this one: batch number and index of the run.
-    pub previous: Option<(u64, u32)>,
+    /// The key's run before this one.
+    pub previous: Option<RunRef>,
 }
 
 impl Run {
@@ -137,15 +151,15 @@ impl<E: Event, L> History<E, L> {
         self.batches.get_mut(at).map(|(batch, log)| (&**batch, log))
     }
 
-    /// Every insertion of a key that is not final, newest batch first, from `run` of batch `number` backwards.
-    pub fn for_each(&self, from: Option<(u64, u32)>, mut each: impl FnMut(EntryRef, &Batch<E>, usize)) {
+    /// Every insertion of a key that is not final, newest batch first, from a run backwards.
+    pub fn for_each(&self, from: Option<RunRef>, mut each: impl FnMut(EntryRef, &Batch<E>, usize)) {
         let mut next = from;
-        while let Some((number, run)) = next {
-            let Some((batch, _)) = self.get(number) else { return };
-            let run = &batch.runs[run as usize];
+        while let Some(at) = next {
+            let Some((batch, _)) = self.get(at.batch) else { return };
+            let run = &batch.runs[at.index()];
             for entry in run.entries().rev() {
                 if batch.entries[entry].retracts.is_none() {
-                    each(EntryRef { batch: number, entry: entry as u32 }, batch, entry);
+                    each(EntryRef { batch: at.batch, entry: entry as u32 }, batch, entry);
                 }
             }
             next = run.previous;

@@ -14,6 +14,8 @@ pub(crate) struct Dedup {
     /// Further acceptances of an id, which lie more than the horizon apart.
     others: HashedMap<u128, Vec<EventTime>>,
     sweep_at: usize,
+    /// When the watermark was when it was last looked for expired ones.
+    swept: EventTime,
 }
 
 /// Below this many ids it is not worth looking for expired ones.
@@ -26,6 +28,7 @@ impl Dedup {
             accepted: Default::default(),
             others: Default::default(),
             sweep_at: SWEEP_MINIMUM,
+            swept: EventTime::MIN,
         }
     }
 
@@ -68,11 +71,14 @@ impl Dedup {
         }
     }
 
-    /// Lets go of ids that no event above the watermark can repeat, when there are many.
+    /// Lets go of ids that no event above the watermark can repeat, when there are many, or when all there were last time
+    /// have expired.
     pub fn expire(&mut self, watermark: EventTime) {
-        if self.accepted.len() < self.sweep_at {
+        let outlived = self.swept.plus_ms(self.horizon_ms) <= watermark;
+        if self.accepted.len() < if outlived { SWEEP_MINIMUM } else { self.sweep_at } {
             return;
         }
+        self.swept = watermark;
         let alive = |time: EventTime| time.plus_ms(self.horizon_ms) > watermark;
         self.others.retain(|_, times| {
             times.retain(|&time| alive(time));
@@ -81,6 +87,7 @@ impl Dedup {
         let others = &self.others;
         self.accepted.retain(|id, time| alive(*time) || others.contains_key(id));
         self.sweep_at = (2 * self.accepted.len()).max(SWEEP_MINIMUM);
+        self.accepted.shrink_to(2 * self.sweep_at);
     }
 }
 

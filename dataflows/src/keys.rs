@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::hint::black_box;
 
-use crate::batch::Slot;
+use crate::batch::{RunRef, Slot};
 use crate::prefetch::prefetch;
-use crate::{Epoch, Event, EventTime, KeyHash, Load, OwnedKey, Position};
+use crate::slots::Slots;
+use crate::{Epoch, Event, EventTime, KeyHash, Load, Offset, OwnedKey, Partition, Position};
 
 /// How many keys are looked up side by side.
 const FETCHED: usize = 32;
@@ -41,20 +42,45 @@ pub(crate) type HashedMap<K, V> = HashMap<K, V, BuildHasherDefault<Identity>>;
 pub(crate) struct KeyInfo<K> {
     pub key: K,
     hash: KeyHash,
-    /// The greatest place in the order of evaluation that was ever admitted.
-    pub last: Option<(EventTime, Position)>,
-    /// The key's newest run: batch number and index.
-    pub run: Option<(u64, u32)>,
+    /// The greatest place in the order of evaluation that was ever admitted, or [`NEVER`].
+    pub last: (EventTime, Position),
+    /// The key's newest run.
+    pub run: Option<RunRef>,
     /// Whether somebody sees to it that it is forgotten in time.
     pub watched: bool,
     /// Another key with the same hash.
-    same_hash: Option<Slot>,
+    same_hash: Other,
+}
+
+/// Whoever has a slot was given it with a key.
+const KNOWN: &str = "a slot has a key";
+
+/// Before all events: none at this time is ever admitted.
+pub(crate) const NEVER: (EventTime, Position) =
+    (EventTime::MIN, Position { partition: Partition(0), offset: Offset(0) });
+
+/// A slot, or none in as little room.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Other(Slot);
+
+impl Other {
+    const NONE: Slot = Slot(u32::MAX);
+
+    fn new(slot: Option<Slot>) -> Other {
+        Other(slot.unwrap_or(Other::NONE))
+    }
+
+    fn get(self) -> Option<Slot> {
+        (self.0 != Other::NONE).then_some(self.0)
+    }
 }
 
 /// The keys of one worker.
 pub(crate) struct Keys<E: Event> {
     slots: HashedMap<u64, Slot>,
-    infos: Vec<KeyInfo<OwnedKey<E>>>,
+    infos: Slots<Option<KeyInfo<OwnedKey<E>>>>,
+    /// How many slots there have been.
+    slots_in_all: u32,
     /// Slots of keys that are no more, which operators have let go of.
     free: Vec<Slot>,
     /// The longest time for which an operator must keep a key after its last event, in milliseconds.
@@ -66,7 +92,8 @@ impl<E: Event> Keys<E> {
     pub fn new() -> Self {
         Keys {
             slots: HashMap::default(),
-            infos: Vec::new(),
+            infos: Slots::default(),
+            slots_in_all: 0,
             free: Vec::new(),
             reach_ms: 0,
             load: Load::default(),
@@ -80,11 +107,16 @@ impl<E: Event> Keys<E> {
 
     /// The key of a slot.
     pub fn key(&self, slot: Slot) -> &OwnedKey<E> {
-        &self.infos[slot.index()].key
+        &self.info(slot).key
     }
 
+    fn info(&self, slot: Slot) -> &KeyInfo<OwnedKey<E>> {
+        self.infos.at(slot).as_ref().expect(KNOWN)
+    }
+
+    /// What is known of the key of a slot.
     pub fn info_mut(&mut self, slot: Slot) -> &mut KeyInfo<OwnedKey<E>> {
-        &mut self.infos[slot.index()]
+        self.infos.at_mut(slot).as_mut().expect(KNOWN)
     }
 
     /// The slots of the keys of `updates`, in their order.
@@ -104,18 +136,18 @@ impl<E: Event> Keys<E> {
             for (candidate, (event, ..)) in candidates.iter().zip(some) {
                 event.prefetch();
                 if let Some(slot) = candidate {
-                    prefetch(&self.infos[slot.index()]);
+                    prefetch(self.infos.at(*slot));
                 }
             }
             for (candidate, (event, ..)) in candidates.iter().zip(some) {
                 black_box(std::ptr::from_ref(event.key()));
                 if let Some(slot) = candidate {
-                    prefetch(self.infos[slot.index()].key.borrow());
+                    prefetch(self.info(*slot).key.borrow());
                 }
             }
             for (candidate, update) in candidates.into_iter().zip(some) {
                 let event = &update.0;
-                let slot = candidate.filter(|slot| self.infos[slot.index()].key.borrow() == event.key());
+                let slot = candidate.filter(|slot| self.info(*slot).key.borrow() == event.key());
                 each(slot.unwrap_or_else(|| self.slot(event.key_hash(), event)), update);
             }
         }
@@ -123,49 +155,50 @@ impl<E: Event> Keys<E> {
 
     /// Asks for what is known of a key.
     pub fn prefetch(&self, slot: Slot) {
-        prefetch(&self.infos[slot.index()]);
+        prefetch(self.infos.at(slot));
     }
 
     /// The slot of an event's key, new if the key is.
     pub fn slot(&mut self, hash: KeyHash, event: &E) -> Slot {
         let mut known = self.slots.get(&hash.0).copied();
         while let Some(slot) = known {
-            let info = &self.infos[slot.index()];
+            let info = self.info(slot);
             if info.key.borrow() == event.key() {
                 return slot;
             }
-            known = info.same_hash;
+            known = info.same_hash.get();
         }
-        let next = || Slot(u32::try_from(self.infos.len()).expect("a worker has fewer than 2^32 keys"));
-        let slot = self.free.pop().unwrap_or_else(next);
-        let same_hash = self.slots.insert(hash.0, slot);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            let next = Slot(self.slots_in_all);
+            assert_ne!(next, Other::NONE, "a worker has fewer than 2^32 keys");
+            self.slots_in_all += 1;
+            next
+        });
+        let same_hash = Other::new(self.slots.insert(hash.0, slot));
         let info =
-            KeyInfo { key: event.key().to_owned(), hash, last: None, run: None, watched: false, same_hash };
-        match self.infos.get_mut(slot.index()) {
-            Some(before) => *before = info,
-            None => self.infos.push(info),
-        }
+            KeyInfo { key: event.key().to_owned(), hash, last: NEVER, run: None, watched: false, same_hash };
+        *self.infos.made(slot) = Some(info);
         self.load.keys_changed(0, 1);
         slot
     }
 
     /// Forgets a key. Its slot still belongs to it until it is [freed](Keys::free): operators may have to name it.
     pub fn remove(&mut self, slot: Slot) {
-        let KeyInfo { hash, same_hash, .. } = self.infos[slot.index()];
+        let KeyInfo { hash, same_hash, .. } = *self.info(slot);
         match self.slots.get(&hash.0).copied() {
             Some(first) if first == slot => {
-                match same_hash {
+                match same_hash.get() {
                     Some(other) => self.slots.insert(hash.0, other),
                     None => self.slots.remove(&hash.0),
                 };
             }
             mut before => {
                 while let Some(other) = before {
-                    let info = &mut self.infos[other.index()];
-                    if info.same_hash == Some(slot) {
+                    let info = self.info_mut(other);
+                    if info.same_hash == Other(slot) {
                         info.same_hash = same_hash;
                     }
-                    before = info.same_hash;
+                    before = info.same_hash.get();
                 }
             }
         }
@@ -179,7 +212,7 @@ impl<E: Event> Keys<E> {
 
     #[cfg(test)]
     pub fn slots_in_all(&self) -> usize {
-        self.infos.len()
+        self.slots_in_all as usize
     }
 
     /// Has keys kept for so long after their last event at the least, in milliseconds.

@@ -22,6 +22,7 @@ mod prefetch;
 mod rules;
 mod scan;
 mod shard;
+mod slots;
 mod time;
 
 pub mod testing;

@@ -7,13 +7,14 @@ use std::rc::Rc;
 
 use differential_dataflow::{AsCollection, Data, VecCollection};
 
-use crate::batch::{Batch, History, Slot, forget};
+use crate::batch::{Batch, History, Slot};
 use crate::due::Due;
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
 use crate::patterns;
 use crate::prefetch::prefetch;
 use crate::rules::{Found, Missing, Rule, Rules};
+use crate::slots::Slots;
 use crate::{Epoch, Event, EventTime, OwnedKey};
 use rewrite::Walked;
 
@@ -205,7 +206,7 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
     {
         let scanner = Scanner {
             rules,
-            states: Vec::new(),
+            states: Slots::default(),
             waiting: Due::new(),
             history: History::new(),
             walk: Vec::new(),
@@ -228,8 +229,7 @@ struct Steps<U, D> {
 
 struct Scanner<E: Event, R: Rules<E, D>, D> {
     rules: R,
-    /// By slot.
-    states: Vec<R::State>,
+    states: Slots<R::State>,
     /// Answers that are not given before they are final.
     waiting: Due<D>,
     history: History<E, Steps<R::Undo, D>>,
@@ -243,15 +243,14 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
     type Out = (D, Epoch, isize);
 
     fn forget(&mut self, slots: &[Slot]) {
-        forget(&mut self.states, slots);
+        self.states.forget(slots);
     }
 
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
         let mut steps = Steps { undos: Vec::with_capacity(batch.entries.len()), found: BTreeMap::new() };
         let mut disordered = false;
-        let slots = batch.runs.last().map_or(0, |run| run.slot.index() + 1);
-        if self.states.len() < slots {
-            self.states.resize_with(slots, R::State::default);
+        if let Some(last) = batch.runs.last() {
+            self.states.make(last.slot);
         }
         for (at, run) in batch.runs.iter().enumerate() {
             self.prefetch(batch, at);
@@ -262,7 +261,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
                 disordered = true;
                 continue;
             }
-            let state = &mut self.states[run.slot.index()];
+            let state = self.states.at_mut(run.slot);
             // What was passed over are no steps.
             steps.undos.resize_with(run.start as usize, || None);
             for entry in run.entries() {
@@ -294,10 +293,10 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
     fn prefetch(&self, batch: &Batch<E>, at: usize) {
         let ahead = |runs: usize| {
             let run = batch.runs.get(at + runs)?;
-            Some((run.slot.index(), batch.event(run.start as usize)))
+            Some((run.slot, batch.event(run.start as usize)))
         };
         if let Some((slot, event)) = ahead(3 * AHEAD) {
-            prefetch(&self.states[slot]);
+            prefetch(self.states.at(slot));
             prefetch(event);
         }
         if let Some((_, event)) = ahead(2 * AHEAD) {
@@ -307,7 +306,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             if let Some(id) = event.id() {
                 prefetch(id);
             }
-            self.rules.prefetch(&self.states[slot], event);
+            self.rules.prefetch(self.states.at(slot), event);
         }
     }
 }

@@ -21,6 +21,8 @@ pub enum Command {
     DeadLetters(DeadLettersArgs),
     /// `bench cost`
     BenchCost(BenchArgs),
+    /// `bench keys`
+    BenchKeys(KeysArgs),
     /// `bench stages CONFIG`
     BenchStages(StagesArgs),
     /// `bench latency CONFIG`
@@ -102,6 +104,23 @@ pub struct BenchArgs {
     pub events: usize,
     /// How often.
     pub rounds: usize,
+    /// How many users: so many keys, and some devices.
+    pub users: u32,
+    /// How far events may be out of order, in milliseconds of event time.
+    pub disorder_ms: i64,
+    /// Which share of the events is.
+    pub disordered: f64,
+    /// Whether answers are given when they are final.
+    pub last: bool,
+    /// Print one JSON object.
+    pub json: bool,
+}
+
+/// Arguments of `bench keys`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeysArgs {
+    /// How many keys.
+    pub keys: usize,
     /// Print one JSON object.
     pub json: bool,
 }
@@ -147,7 +166,8 @@ Headwater: stream processing on timely and differential dataflow.
   headwater produce CONFIG [--eps 500] [--seconds N] [--seed N]
   headwater dead-letters list CONFIG [--reason REASON] [--json]
   headwater dead-letters retry CONFIG [--reason REASON] [--include-late] [--json]
-  headwater bench cost [--events 2000000] [--rounds 5] [--json]
+  headwater bench cost [--events 2000000] [--rounds 5] [--users 50000] [--disorder-ms 0] [--disordered 1.0] [--final] [--json]
+  headwater bench keys [--keys 5000000] [--json]
   headwater bench stages CONFIG [-w WORKERS] [--events 1000000] [--pace 500] [--json]
   headwater bench latency CONFIG [-w WORKERS] [--eps 20000] [--seconds 30] [--json]
 
@@ -181,6 +201,8 @@ pub fn parse(
     let (mut seconds, mut seed, mut json, mut out) = (None::<f64>, 1, false, None);
     let (mut eps, mut reason, mut include_late) = (None::<f64>, None, false);
     let (mut events, mut rounds, mut pace) = (None::<usize>, 5, 500);
+    let (mut users, mut keys, mut disorder_ms, mut disordered) = (50_000, 5_000_000, 0, 1.0);
+    let mut last = false;
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") => return Ok(Command::Help(HELP)),
@@ -202,6 +224,11 @@ pub fn parse(
             Long("events") => events = Some(parser.value()?.parse()?),
             Long("pace") => pace = parser.value()?.parse()?,
             Long("rounds") => rounds = parser.value()?.parse()?,
+            Long("users") => users = parser.value()?.parse()?,
+            Long("keys") => keys = parser.value()?.parse()?,
+            Long("disorder-ms") => disorder_ms = parser.value()?.parse()?,
+            Long("disordered") => disordered = parser.value()?.parse()?,
+            Long("final") => last = true,
             Value(word) => words.push(word.string()?),
             other => return Err(other.unexpected()),
         }
@@ -219,6 +246,11 @@ pub fn parse(
         return Err(
             "--eps, --seconds and --events must be above 0, and the first two at most a thousand million"
                 .into(),
+        );
+    }
+    if users == 0 || keys == 0 || disorder_ms < 0 || !(0.0..=1.0).contains(&disordered) {
+        return Err(
+            "--users and --keys must be above 0, --disorder-ms not below, --disordered from 0 to 1".into()
         );
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -248,9 +280,16 @@ pub fn parse(
             include_late,
             json,
         })),
-        ["bench", "cost"] => {
-            Ok(Command::BenchCost(BenchArgs { events: events.unwrap_or(2_000_000), rounds, json }))
-        }
+        ["bench", "cost"] => Ok(Command::BenchCost(BenchArgs {
+            events: events.unwrap_or(2_000_000),
+            rounds,
+            users,
+            disorder_ms,
+            disordered,
+            last,
+            json,
+        })),
+        ["bench", "keys"] => Ok(Command::BenchKeys(KeysArgs { keys, json })),
         ["bench", "stages", config] => Ok(Command::BenchStages(StagesArgs {
             config: path(config),
             events: events.unwrap_or(1_000_000),

@@ -77,6 +77,7 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
         Command::Produce(args) => produce_events(&args)?,
         Command::DeadLetters(args) => dead_letters_command(&args)?,
         Command::BenchCost(args) => bench::cost(&args),
+        Command::BenchKeys(args) => bench::keys(&args)?,
         Command::BenchStages(args) => bench::stages(&args)?,
         Command::BenchLatency(args) => bench::latency(&args)?,
     }

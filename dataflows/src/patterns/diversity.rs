@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 
+use super::frequency::make_room;
 use crate::{Event, Pattern, prefetch};
 
 /// At least `n` distinct values of an attribute within the last `within_ms`, on the rising edge among the events
@@ -64,6 +65,7 @@ impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
             undo.value = state.values.remove(leaves);
         }
         let now = event.time().0;
+        make_room(&mut state.values, self.n);
         state.values.push((value, now));
         let span = now.saturating_sub(state.values[0].1);
         state.held = state.values.len() == self.n && span < self.within_ms;

@@ -25,8 +25,15 @@ pub struct Rate {
 pub struct Recent {
     times: Vec<i64>,
     /// Where the next one goes once the ring is full: the place of the oldest.
-    next: usize,
+    next: u32,
     held: bool,
+}
+
+/// Has a list grow from nothing by doubling, up to `most`: what is idle has few, and there may be millions of it.
+pub(super) fn make_room<T>(list: &mut Vec<T>, most: usize) {
+    if list.len() == list.capacity() {
+        list.reserve_exact(list.len().clamp(1, most.saturating_sub(list.len()).max(1)));
+    }
 }
 
 /// What a step overwrote.
@@ -39,9 +46,9 @@ pub struct Overwritten {
 }
 
 impl Frequency {
-    /// At least `n` events (one or more) in the last `within_ms` milliseconds.
+    /// At least `n` events (from one to 2^32 − 1) in the last `within_ms` milliseconds.
     pub fn at_least(n: usize, within_ms: i64) -> Frequency {
-        Frequency { n: n.max(1), within_ms }
+        Frequency { n: n.clamp(1, u32::MAX as usize), within_ms }
     }
 }
 
@@ -55,13 +62,14 @@ impl<E: Event> Pattern<E> for Frequency {
         let mut undo =
             Overwritten { time: EventTime::MIN, full: state.times.len() == self.n, held: state.held };
         if !undo.full {
+            make_room(&mut state.times, self.n);
             state.times.push(now);
         } else {
-            undo.time = EventTime(std::mem::replace(&mut state.times[state.next], now));
-            state.next = if state.next + 1 == self.n { 0 } else { state.next + 1 };
+            undo.time = EventTime(std::mem::replace(&mut state.times[state.next as usize], now));
+            state.next = if state.next as usize + 1 == self.n { 0 } else { state.next + 1 };
         }
         let full = state.times.len() == self.n;
-        let span = now.saturating_sub(state.times[if full { state.next } else { 0 }]);
+        let span = now.saturating_sub(state.times[if full { state.next as usize } else { 0 }]);
         state.held = full && span < self.within_ms;
         let found = (state.held && !undo.held).then_some(Rate { count: self.n as u64, within_ms: span });
         (found, undo)
@@ -70,18 +78,18 @@ impl<E: Event> Pattern<E> for Frequency {
     fn undo(&self, state: &mut Recent, _event: &E, undo: Overwritten) {
         state.held = undo.held;
         if undo.full {
-            state.next = if state.next == 0 { self.n - 1 } else { state.next - 1 };
-            state.times[state.next] = undo.time.0;
+            state.next = if state.next == 0 { self.n as u32 } else { state.next } - 1;
+            state.times[state.next as usize] = undo.time.0;
         } else {
             // The ring may begin anywhere, if this is a state that stands for another.
-            state.times.rotate_left(state.next);
+            state.times.rotate_left(state.next as usize);
             state.next = 0;
             state.times.pop();
         }
     }
 
     fn prefetch(&self, state: &Recent, _event: &E) {
-        [state.times.get(state.next), state.times.last()].into_iter().flatten().for_each(prefetch);
+        [state.times.get(state.next as usize), state.times.last()].into_iter().flatten().for_each(prefetch);
     }
 
     fn same(&self, one: &Recent, other: &Recent) -> bool {
@@ -92,7 +100,7 @@ impl<E: Event> Pattern<E> for Frequency {
 impl Recent {
     /// Where the ring begins makes no difference.
     fn oldest_first(&self) -> impl Iterator<Item = &i64> {
-        let (newer, older) = self.times.split_at(self.next);
+        let (newer, older) = self.times.split_at(self.next as usize);
         older.iter().chain(newer)
     }
 }

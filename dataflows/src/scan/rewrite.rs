@@ -128,7 +128,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
     /// Back, newest first. What was found stays where it is, to be compared with what is found now.
     fn go_back(&mut self, run: &Run) {
         let Scanner { rules, states, history, walk, kept, .. } = self;
-        let state = &mut states[run.slot.index()];
+        let state = states.at_mut(run.slot);
         for (at, walked) in walk.iter().enumerate().rev().filter(|(_, walked)| walked.step != Step::Inserted)
         {
             if landmark(walk, at) != Landmark::Nothing {
@@ -147,7 +147,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
 
     fn go_forward(&mut self, epoch: Epoch, run: &Run, out: &mut Vec<(D, Epoch, isize)>) {
         let Scanner { rules, states, waiting, history, walk, kept, found, .. } = self;
-        let state = &mut states[run.slot.index()];
+        let state = states.at_mut(run.slot);
         let mut live = Live::all(R::COUNT);
         for (at, Walked { entry: EntryRef { batch, entry: number }, step, .. }) in walk.iter().enumerate() {
             // Settled are only kept steps, and all rules are live again before a change.

@@ -6,9 +6,10 @@ use std::rc::Rc;
 use differential_dataflow::Data;
 
 use super::{Aggregate, Refresh, Render, Row, Window};
-use crate::batch::{Batch, Change, EntryRef, History, Run, Slot, forget};
+use crate::batch::{Batch, Change, EntryRef, History, Run, Slot};
 use crate::keyed::{Logic, Selection};
 use crate::keys::Keys;
+use crate::slots::Slots;
 use crate::{Epoch, Event, EventTime, Load};
 
 pub(crate) struct Aligned<E: Event, A: Aggregate<E>, D, F> {
@@ -60,7 +61,7 @@ impl Bounds {
 /// The windows that are not final, by slot.
 struct OpenWindows<S, D> {
     bounds: Bounds,
-    windows: Vec<Vec<Open<S, D>>>,
+    windows: Slots<Vec<Open<S, D>>>,
     /// Which keys have a window that ends then.
     due: BTreeMap<EventTime, Vec<Slot>>,
     /// Windows to show anew; none if nothing is shown before the end.
@@ -81,12 +82,13 @@ struct Open<S, D> {
 impl<S: Default, D> OpenWindows<S, D> {
     /// The window that starts then, new if need be, about to be changed.
     fn change(&mut self, slot: Slot, start: EventTime) -> &mut Open<S, D> {
-        if self.windows.len() <= slot.index() {
-            self.windows.resize_with(slot.index() + 1, Vec::new);
-        }
-        let open = &mut self.windows[slot.index()];
+        let open = self.windows.made(slot);
         let at = open.iter().rposition(|window| window.start == start).unwrap_or_else(|| {
             self.due.entry(self.bounds.window(start).end).or_default().push(slot);
+            if open.capacity() == 0 {
+                // Most keys have one at a time, and idle keys none: no room is kept for more.
+                open.reserve_exact(1);
+            }
             open.push(Open { start, state: S::default(), events: 0, shown: None, changed: false });
             self.load.windows(0, 1);
             open.len() - 1
@@ -101,10 +103,14 @@ impl<S: Default, D> OpenWindows<S, D> {
 
     /// Takes out a window that is due.
     fn take(&mut self, slot: Slot, start: EventTime) -> Option<Open<S, D>> {
-        let open = &mut self.windows[slot.index()];
+        let open = self.windows.at_mut(slot);
         let at = open.iter().position(|window| window.start == start)?;
         self.load.windows(1, 0);
-        Some(open.swap_remove(at))
+        let taken = open.swap_remove(at);
+        if open.is_empty() {
+            *open = Vec::new();
+        }
+        Some(taken)
     }
 }
 
@@ -116,7 +122,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
         );
         let bounds = Bounds { size_ms, every_ms };
         let changed = (refresh != Refresh::Final).then(Vec::new);
-        let open = OpenWindows { bounds, windows: Vec::new(), due: BTreeMap::new(), changed, load };
+        let open = OpenWindows { bounds, windows: Slots::default(), due: BTreeMap::new(), changed, load };
         Aligned { bounds, refresh, aggregate, result, open, history: History::new(), refreshed: None }
     }
 
@@ -164,7 +170,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
     /// Gives the rows that have changed.
     fn refresh(&mut self, epoch: Epoch, keys: &Keys<E>, out: &mut Vec<(D, Epoch, isize)>) {
         for (slot, start) in self.open.changed.iter_mut().flat_map(|changed| changed.drain(..)) {
-            let open = &mut self.open.windows[slot.index()];
+            let open = self.open.windows.at_mut(slot);
             // A window that has closed since is not open any more.
             let Some(open) = open.iter_mut().find(|open| open.start == start) else { continue };
             open.changed = false;
@@ -207,7 +213,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
 
     fn forget(&mut self, slots: &[Slot]) {
         // Their windows have closed: keys are kept for as long as that takes.
-        forget(&mut self.open.windows, slots);
+        self.open.windows.forget(slots);
     }
 
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, _out: &mut Vec<Self::Out>) {

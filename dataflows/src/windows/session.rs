@@ -11,6 +11,7 @@ use super::{Aggregate, Refresh, Render, Row, Window};
 use crate::batch::{Batch, Change, EntryRef, History, Slot};
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
+use crate::slots::Slots;
 use crate::{Epoch, Event, EventTime, Load, OwnedKey};
 
 /// Extension trait for session windows.
@@ -70,7 +71,7 @@ impl<'scope, E: Event> Session<'scope, E> for Keyed<'scope, E> {
             refresh,
             aggregate,
             result,
-            keys: Vec::new(),
+            keys: Slots::default(),
             due: BinaryHeap::new(),
             history: History::new(),
             changed: Vec::new(),
@@ -86,8 +87,7 @@ struct Sessions<E: Event, A: Aggregate<E>, D, F> {
     refresh: Refresh,
     aggregate: A,
     result: F,
-    /// By slot.
-    keys: Vec<KeySessions<A::State, D>>,
+    keys: Slots<KeySessions<A::State, D>>,
     /// When a key may have a session that is final.
     due: BinaryHeap<Reverse<(EventTime, Slot)>>,
     history: History<E, ()>,
@@ -136,6 +136,12 @@ impl<S> Open<S> {
     }
 }
 
+impl<S, D> Default for KeySessions<S, D> {
+    fn default() -> Self {
+        KeySessions { open: Vec::new(), shown: BTreeMap::new(), changed: false, scheduled: None }
+    }
+}
+
 impl<S, D> KeySessions<S, D> {
     /// Takes in an event, joining the sessions it connects.
     fn insert(&mut self, time: EventTime, entry: EntryRef, gap_ms: i64) {
@@ -177,12 +183,7 @@ impl<S, D> KeySessions<S, D> {
 
 impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, A, D, F> {
     fn change(&mut self, slot: Slot) -> &mut KeySessions<A::State, D> {
-        if self.keys.len() <= slot.index() {
-            let none =
-                || KeySessions { open: Vec::new(), shown: BTreeMap::new(), changed: false, scheduled: None };
-            self.keys.resize_with(slot.index() + 1, none);
-        }
-        let key = &mut self.keys[slot.index()];
+        let key = self.keys.made(slot);
         if self.refresh != Refresh::Final && !std::mem::replace(&mut key.changed, true) {
             self.changed.push(slot);
         }
@@ -191,7 +192,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
 
     /// Has the key looked at again when its earliest session is final, as far as is known.
     fn schedule(&mut self, slot: Slot) {
-        let key = &mut self.keys[slot.index()];
+        let key = self.keys.at_mut(slot);
         let Some(open) = key.open.first() else { return };
         let time = open.last().plus_ms(self.gap_ms).minus_ms(1);
         if key.scheduled.is_none_or(|scheduled| time < scheduled) {
@@ -209,7 +210,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
         keys: &Keys<E>,
         out: &mut Vec<(D, Epoch, isize)>,
     ) {
-        let key = &mut self.keys[slot.index()];
+        let key = self.keys.at_mut(slot);
         let last = |open: &Open<A::State>| open.last().plus_ms(self.gap_ms).minus_ms(1);
         while key.open.first().is_some_and(|open| last(open) <= watermark) {
             let open = key.open.remove(0);
@@ -226,7 +227,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
 
     fn show(&mut self, epoch: Epoch, keys: &Keys<E>, out: &mut Vec<(D, Epoch, isize)>) {
         for slot in self.changed.drain(..) {
-            let key = &mut self.keys[slot.index()];
+            let key = self.keys.at_mut(slot);
             key.changed = false;
             let mut before = std::mem::take(&mut key.shown);
             for open in &key.open {
@@ -259,9 +260,9 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
     type Out = (D, Epoch, isize);
 
     fn forget(&mut self, slots: &[Slot]) {
-        for slot in slots {
+        for &slot in slots {
             // Its sessions have closed; a row whose events were all retracted is still to be taken back.
-            if let Some(key) = self.keys.get_mut(slot.index()).filter(|key| key.shown.is_empty()) {
+            if let Some(key) = self.keys.get_mut(slot).filter(|key| key.shown.is_empty()) {
                 key.open = Vec::new();
             }
         }
@@ -282,7 +283,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
                     Change::Retract(target) => self.change(run.slot).retract(target, gap_ms),
                 }
             }
-            self.load.windows(before, self.keys[run.slot.index()].open.len());
+            self.load.windows(before, self.keys.at(run.slot).open.len());
             self.schedule(run.slot);
         }
     }
@@ -292,7 +293,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
             && time <= watermark
         {
             self.due.pop();
-            self.keys[slot.index()].scheduled.take_if(|scheduled| *scheduled == time);
+            self.keys.at_mut(slot).scheduled.take_if(|scheduled| *scheduled == time);
             self.close_key(slot, watermark, epoch, keys, out);
             self.schedule(slot);
         }
@@ -305,7 +306,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
         while let Some(batch) = self.history.oldest().filter(|batch| batch.max_time <= watermark) {
             let batch = Rc::clone(batch);
             for run in &batch.runs {
-                let Some(key) = self.keys.get_mut(run.slot.index()) else { continue };
+                let Some(key) = self.keys.get_mut(run.slot) else { continue };
                 key.open.iter_mut().for_each(|open| fold(&self.aggregate, &self.history, open, watermark));
             }
             self.history.pop();

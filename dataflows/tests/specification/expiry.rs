@@ -121,6 +121,8 @@ fn running_states_begin_anew_too() {
     });
 }
 
+type Expected = fn(&[Tx]) -> Vec<Summed>;
+
 #[test]
 fn a_window_is_never_forgotten_before_it_has_closed() {
     // Longer than keys would live, if nothing waited for them.
@@ -145,7 +147,7 @@ fn a_window_is_never_forgotten_before_it_has_closed() {
                 closed.collect()
             };
             let mut want: Snapshots<Summed> = vec![Default::default(); rounds.len() + 1];
-            let each: [fn(&[Tx]) -> Vec<Summed>; 3] = [
+            let each: [Expected; 3] = [
                 |events| windows::sliding(SIZE, SIZE, events),
                 |events| windows::sliding(SIZE, 16, events),
                 |events| windows::sessions(9, events),

@@ -1,7 +1,8 @@
 //! `headwater bench cost`: the five patterns as a dataflow, against one hand-written loop over the same events.
 //!
-//! The loop is what one would write without an engine: one thread, one hash map, one state a key, events in order,
-//! nothing that survives or scales. What the engine costs beside it is what its services cost.
+//! The loop is what one would write without an engine: one thread, one hash map, one state a key, nothing that survives or
+//! scales. Where events are out of order it keeps them until the same watermark has passed, and sorts. What the engine
+//! costs beside it is what its services cost.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -12,12 +13,16 @@ use headwater_dataflows::patterns::{Diversity, Frequency, Location, Outlier, Tra
 use headwater_dataflows::{Admission, Admit, Emission, Pattern, Scan};
 use serde_json::json;
 
-use super::drive::{Drive, Spent, events, in_order};
+use super::drive::{Drive, EPOCH, Spent, disordered, events, in_order};
 use super::usage;
 use crate::cli::args::BenchArgs;
 use crate::event::Event;
 use crate::outputs::Severity;
 use crate::runtime::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, Telling, TravelPlan, rules};
+use crate::source::generator::GeneratorSettings;
+
+/// How far the watermark is behind the newest event at the least, in milliseconds.
+const BEHIND_MS: i64 = 5000;
 
 /// The hour of the patterns, in milliseconds.
 const HOUR: i64 = 3_600_000;
@@ -27,10 +32,21 @@ const FORMS: [&str; 3] = ["loop", "1", "2"];
 
 /// Runs loop and dataflow in turn and prints medians.
 pub fn cost(args: &BenchArgs) {
-    let events = events(in_order(), args.events);
+    let settings = GeneratorSettings { users: args.users, ..in_order() };
+    let events = disordered(events(settings, args.events), args.disordered, args.disorder_ms);
+    let behind_ms = args.disorder_ms.max(BEHIND_MS);
+    let emission = if args.last { Emission::Final } else { Emission::Immediate };
+    let by_dataflow = |workers| {
+        let drive = Drive { workers, behind_ms, close: args.last };
+        by_dataflow(&events, drive, emission)
+    };
+    let by_hand = || match args.disorder_ms {
+        0 => by_hand(events.clone()),
+        _ => by_sorting(&events, Drive { workers: 1, behind_ms, close: true }),
+    };
     let mut rounds: Vec<[Spent; 3]> = Vec::new();
     for round in 1..=args.rounds.max(1) {
-        let spent = [by_hand(events.clone()), by_dataflow(&events, 1), by_dataflow(&events, 2)];
+        let spent = [by_hand(), by_dataflow(1), by_dataflow(2)];
         let [hand, one, two] = spent.map(|spent| per_second(args.events, spent.wall));
         eprintln!("round {round}: loop {hand:.0}, one worker {one:.0}, two workers {two:.0} events/s");
         rounds.push(spent);
@@ -121,33 +137,76 @@ struct State {
     travel: <Travel<Place, Name> as Pattern<Event>>::State,
 }
 
-fn by_hand(events: Vec<Event>) -> Spent {
-    let velocity = Frequency::at_least(101, HOUR);
-    let burst = Frequency::at_least(10, 10_000);
-    let diversity: Diversity<Value> = Diversity::at_least(8, HOUR, Event::merchant);
-    let amount: Outlier<Amount> = Outlier::beyond(3.0, 30, 10_000.0, Event::amount);
-    let travel: Travel<Place, Name> = Travel::beyond(50.0, 900.0, Event::location, Event::id);
-    let (begun, charged) = (Instant::now(), usage::thread_cpu());
-    let mut keys: HashMap<Box<str>, State, BuildHasherDefault<KeyHasher>> = HashMap::default();
-    let mut matches = 0;
-    for event in events {
-        let state = match keys.get_mut(event.key()) {
-            Some(state) => state,
-            None => keys.entry(event.key().into()).or_default(),
-        };
-        matches += u64::from(velocity.step(&mut state.velocity, &event).0.is_some());
-        matches += u64::from(burst.step(&mut state.burst, &event).0.is_some());
-        matches += u64::from(diversity.step(&mut state.diversity, &event).0.is_some());
-        matches += u64::from(amount.step(&mut state.amount, &event).0.is_some());
-        matches += u64::from(travel.step(&mut state.travel, &event).0.is_some());
+/// The hand-written loop.
+struct Loop {
+    velocity: Frequency,
+    burst: Frequency,
+    diversity: Diversity<Value>,
+    amount: Outlier<Amount>,
+    travel: Travel<Place, Name>,
+    keys: HashMap<Box<str>, State, BuildHasherDefault<KeyHasher>>,
+    matches: u64,
+}
+
+impl Loop {
+    fn new() -> Loop {
+        Loop {
+            velocity: Frequency::at_least(101, HOUR),
+            burst: Frequency::at_least(10, 10_000),
+            diversity: Diversity::at_least(8, HOUR, Event::merchant),
+            amount: Outlier::beyond(3.0, 30, 10_000.0, Event::amount),
+            travel: Travel::beyond(50.0, 900.0, Event::location, Event::id),
+            keys: HashMap::default(),
+            matches: 0,
+        }
     }
+
+    fn step(&mut self, event: &Event) {
+        let state = match self.keys.get_mut(event.key()) {
+            Some(state) => state,
+            None => self.keys.entry(event.key().into()).or_default(),
+        };
+        self.matches += u64::from(self.velocity.step(&mut state.velocity, event).0.is_some());
+        self.matches += u64::from(self.burst.step(&mut state.burst, event).0.is_some());
+        self.matches += u64::from(self.diversity.step(&mut state.diversity, event).0.is_some());
+        self.matches += u64::from(self.amount.step(&mut state.amount, event).0.is_some());
+        self.matches += u64::from(self.travel.step(&mut state.travel, event).0.is_some());
+    }
+}
+
+/// What a thread spends on all events.
+fn timed(work: impl FnOnce(&mut Loop)) -> Spent {
+    let (begun, charged) = (Instant::now(), usage::thread_cpu());
+    let mut by_hand = Loop::new();
+    work(&mut by_hand);
     let cpu = usage::thread_cpu().zip(charged).map(|(now, then)| now - then);
-    Spent { wall: begun.elapsed(), cpu, results: matches }
+    Spent { wall: begun.elapsed(), cpu, results: by_hand.matches }
+}
+
+fn by_hand(events: Vec<Event>) -> Spent {
+    timed(|by_hand| events.into_iter().for_each(|event| by_hand.step(&event)))
+}
+
+/// Keeps events until the watermark of their epoch has passed, and takes them in order.
+fn by_sorting(events: &[Event], drive: Drive) -> Spent {
+    let watermarks = drive.watermarks(events);
+    let mut epochs: Vec<Vec<Event>> = events.chunks(EPOCH).map(<[Event]>::to_vec).collect();
+    epochs.resize_with(watermarks.len(), Vec::new);
+    timed(|by_hand| {
+        let mut waiting: Vec<Event> = Vec::new();
+        for (epoch, watermark) in epochs.into_iter().zip(watermarks) {
+            waiting.extend(epoch);
+            // In runs that are sorted already, of which this sort makes use.
+            waiting.sort_by_key(|event| (event.event_time(), event.position()));
+            let passed = waiting.partition_point(|event| event.event_time() <= watermark);
+            waiting.drain(..passed).for_each(|event| by_hand.step(&event));
+        }
+    })
 }
 
 /// The rules of the engine with their usual numbers.
-fn patterns() -> Patterns {
-    let telling = Telling { severity: Severity::Medium, emission: Emission::Immediate };
+pub fn patterns(emission: Emission) -> Patterns {
+    let telling = Telling { severity: Severity::Medium, emission };
     Patterns {
         velocity_spike: Some(FrequencyPlan { at_least: 101, within_ms: HOUR, telling }),
         rapid_fire_burst: Some(FrequencyPlan { at_least: 10, within_ms: 10_000, telling }),
@@ -164,10 +223,9 @@ fn patterns() -> Patterns {
     }
 }
 
-fn by_dataflow(events: &[Event], workers: usize) -> Spent {
-    let drive = Drive { workers, behind_ms: 5000, close: false };
-    drive.run(events, |events, control| {
+fn by_dataflow(events: &[Event], drive: Drive, emission: Emission) -> Spent {
+    drive.run(events, move |events, control| {
         let (keyed, _) = events.admit(control, Admission::default());
-        keyed.scan_all("Rules", rules(&Arc::from("bench"), &patterns())).inner
+        keyed.scan_all("Rules", rules(&Arc::from("bench"), &patterns(emission))).inner
     })
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use differential_dataflow::VecCollection;
 use differential_dataflow::input::InputSession;
-use headwater_dataflows::{Clock, ControlStream, Epoch, EventTime, Offset, Partition, Position};
+use headwater_dataflows::{Clock, ControlStream, Epoch, EventTime, KeyHash, Offset, Partition, Position};
 use timely::dataflow::StreamVec;
 use timely::dataflow::operators::{Inspect, Probe};
 
@@ -70,6 +70,20 @@ pub fn events(settings: GeneratorSettings, records: usize) -> Vec<Event> {
         decoder.decode(raw).ok()
     };
     (0..records).filter_map(event).collect()
+}
+
+/// The same events as they arrive if each of a share of them is up to so many milliseconds of event time late.
+pub fn disordered(mut events: Vec<Event>, share: f64, disorder_ms: i64) -> Vec<Event> {
+    let arrival = |event: &Event| {
+        // Dice of its own for each event, the same in every run.
+        let dice = |what| KeyHash::of_seeded(event.id().as_bytes(), what).0 as f64 / u64::MAX as f64;
+        let late = if dice(1) < share { (dice(2) * disorder_ms as f64) as i64 } else { 0 };
+        event.event_time().plus_ms(late)
+    };
+    if disorder_ms > 0 {
+        events.sort_by_cached_key(arrival);
+    }
+    events
 }
 
 /// What one worker is given: its partitions' events of each epoch.
@@ -136,7 +150,7 @@ impl Drive {
     }
 
     /// The watermark of each epoch, and of one more in the end if everything is to close.
-    fn watermarks(self, events: &[Event]) -> Vec<EventTime> {
+    pub fn watermarks(self, events: &[Event]) -> Vec<EventTime> {
         let mut newest = EventTime::MIN;
         let mut watermarks = Vec::with_capacity(events.len() / EPOCH + 2);
         for epoch in events.chunks(EPOCH) {

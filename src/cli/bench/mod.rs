@@ -2,6 +2,7 @@
 
 mod cost;
 pub mod drive;
+mod keys;
 mod latency;
 mod report;
 mod scratch;
@@ -9,5 +10,6 @@ mod stages;
 pub mod usage;
 
 pub use cost::cost;
+pub use keys::keys;
 pub use latency::latency;
 pub use stages::stages;

@@ -24,7 +24,12 @@ pub fn thread_cpu() -> Option<Duration> {
 
 /// The most memory that this process has had since [`reset_peak`], in bytes; none without `/proc`.
 pub fn peak_bytes() -> Option<u64> {
-    status_peak(&fs::read_to_string("/proc/self/status").ok()?)
+    kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
+/// How much of this process is in memory now, in bytes; none without `/proc`.
+pub fn resident_bytes() -> Option<u64> {
+    kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
 /// Has [`peak_bytes`] begin again; says whether the kernel can.
@@ -48,8 +53,8 @@ fn machine_busy(stat: &str) -> Option<Duration> {
     Some(Duration::from_millis(10 * (user + nice + system + irq + softirq)))
 }
 
-fn status_peak(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+fn kibibytes(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
@@ -75,9 +80,11 @@ mod tests {
     }
 
     #[test]
-    fn peak_memory_is_read_in_kibibytes() {
-        assert_eq!(status_peak("Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n"), Some(2 << 20));
-        assert_eq!(status_peak("Name:\tx\n"), None);
+    fn memory_is_read_in_kibibytes() {
+        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n";
+        assert_eq!(kibibytes(status, "VmHWM:"), Some(2 << 20));
+        assert_eq!(kibibytes(status, "VmRSS:"), Some(1 << 10));
+        assert_eq!(kibibytes("Name:\tx\n", "VmRSS:"), None);
     }
 
     #[test]
