@@ -15,7 +15,8 @@ pub struct KeyHistory {
     events: u64,
     amounts: u64,
     amount_sum: i128,
-    previous: Option<EventTime>,
+    /// When the latest was, if there was one.
+    previous: EventTime,
     located: Option<Location>,
 }
 
@@ -32,13 +33,14 @@ pub struct Arrival<'a> {
 impl KeyHistory {
     /// Takes in the key's next event in order of arrival.
     pub fn arrive<'a>(&mut self, event: &'a Event) -> Arrival<'a> {
+        let previous = (self.events > 0).then_some(self.previous);
+        self.previous = event.event_time();
         self.events += 1;
         if let Some(amount) = event.amount() {
             self.amounts += 1;
             self.amount_sum += i128::from(amount);
         }
-        let since_previous_ms =
-            self.previous.replace(event.event_time()).map(|before| event.event_time().0 - before.0);
+        let since_previous_ms = previous.map(|before| event.event_time().0 - before.0);
         let km_from_previous = event
             .location()
             .and_then(|here| self.located.replace(here).map(|before| round6(haversine_km(before, here))));

@@ -27,7 +27,7 @@ const EACH: usize = 2;
 const START: i64 = 1_767_225_600_000;
 
 /// How long the allocator may take to give back what it holds for nobody.
-const SETTLE: Duration = Duration::from_secs(1);
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// Gives each key some events, lets all of them become final and their windows close, and prints what is left.
 ///
