@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::Changes;
 
 /// The random identity of a pipeline's ledger, set once: 32 hexadecimal digits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lineage(pub String);
 
 /// The fencing number of a start: each start of a pipeline has a higher one than all before it.
