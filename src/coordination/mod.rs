@@ -9,6 +9,8 @@
 mod bindings;
 mod checkpoints;
 mod manifest;
+#[cfg(test)]
+mod model;
 mod offsets;
 mod recovery;
 mod watermark;
