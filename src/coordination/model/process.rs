@@ -8,8 +8,8 @@ use headwater_sinks::{Generation, Progress, Shards};
 use super::world::{Content, Heard, State, World, Write, lineage, output, step};
 use super::{Random, SHARDED, Violation};
 use crate::coordination::{
-    Binding, Checkpoint, EpochRecord, Manifest, Marks, Part, PartKind, PartName, Position, Prune, chain,
-    durable, left_behind, origins, prune, taken, unreferenced, wants_base,
+    Binding, Checkpoint, EpochRecord, Manifest, Marks, Part, PartKind, PartName, Position, Prune, Recorded,
+    Resume, chain, left_behind, prune, resume, unreferenced, wants_base,
 };
 
 /// In milliseconds of the epochs' wall time.
@@ -152,22 +152,22 @@ impl Process {
         let guards = &world.guards;
         let last_round = world.rounds.last().and_then(|round| round.last()).map(|last| last.epoch);
         let epochs: Vec<_> = self.manifests.iter().map(|(epoch, _)| *epoch).collect();
-        self.durable = durable(last_round, if guards.manifests_count_as_durable { &epochs } else { &[] });
-        self.committed.clear();
-        for progress in &self.found {
-            match taken(progress, self.durable) {
-                Ok(taken) => self.committed.push(taken),
-                Err(_) => return Ok(Life::Refused),
-            }
-        }
         let readable = self.readable();
-        let epochs: Vec<_> = readable.iter().map(|manifest| manifest.epoch).collect();
-        let sinks: Vec<_> = match guards.origins_are_not_above_a_sink {
-            true => self.committed.iter().map(|taken| ("sink", *taken)).collect(),
-            false => Vec::new(),
+        let recorded = Recorded {
+            last_round,
+            manifests: if guards.manifests_count_as_durable { &epochs[..] } else { &[] },
+            readable: &readable.iter().map(|manifest| manifest.epoch).collect::<Vec<_>>(),
+            pruned: self.pruned,
         };
-        let Ok(origins) = origins(&epochs, self.pruned, &sinks) else { return Ok(Life::Refused) };
-        let origin = origins[0];
+        let sinks: Vec<_> = self.found.iter().map(|progress| ("sink", &progress[..])).collect();
+        let Ok(Resume { durable, taken, origins }) = resume(recorded, &sinks) else {
+            return Ok(Life::Refused);
+        };
+        (self.durable, self.committed) = (durable, taken);
+        let origin = match guards.origins_are_not_above_a_sink {
+            true => origins[0],
+            false => recorded.readable.last().copied().unwrap_or(origins[0]),
+        };
         let manifest = readable.iter().find(|manifest| manifest.epoch == origin);
         if let Some(manifest) = manifest {
             self.state = match world.rebuild(manifest) {
