@@ -2,6 +2,8 @@
 //!
 //! `HEADWATER_TEST_POSTGRES` is the address of a server in which these tests may make and drop databases.
 
+use std::time::{Duration, Instant};
+
 use headwater::coordination::{Binding, EpochRecord, Manifest, Operator, Part, PartKind, PartName, Position};
 use headwater::ledger::{Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition, ShardId};
@@ -117,7 +119,9 @@ fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     assert_eq!(second.epochs(Epoch(3)).expect("kept"), [record(4), record(5), record(6)]);
 
     // More are kept from now on; those that went stay gone.
+    let begun = Instant::now();
     second.conclude(&manifest(6), 9).expect("the fifth");
+    assert!(begun.elapsed() < Duration::from_secs(5), "what was fenced holds no lock");
     assert_eq!(
         (second.pruned().expect("readable"), epochs_of_manifests(&mut *second).0.len()),
         (Epoch(3), 4)

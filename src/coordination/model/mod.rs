@@ -58,6 +58,8 @@ guards! {
     bindings_come_before_commits: "a sink is above the ledger",
     sinks_are_fenced: "a result is doubled",
     sinks_skip_what_they_have: "a result is doubled",
+    one_mark_is_in_flight: "a delta does not follow what is before it",
+    marks_are_above_every_manifest: "a manifest does not stand above those before",
     manifests_wait_for_sinks: "a manifest is above a sink",
     parts_come_before_the_manifest: "a part is gone",
     parts_are_deleted_after_the_manifest: "a part is gone",

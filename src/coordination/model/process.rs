@@ -42,7 +42,6 @@ struct Marked {
     checkpoint: Checkpoint,
     position: Position,
     wall_ms: i64,
-    state: State,
     /// By worker, what is still to be put.
     unput: Vec<(Shards, Vec<(Part, Content)>)>,
 }
@@ -52,8 +51,10 @@ pub struct Process {
     generation: Generation,
     found: Vec<Vec<Progress>>,
     manifests: Vec<(Epoch, Option<Manifest>)>,
-    /// The parts that the next deltas follow, and the state in them.
-    before: (Vec<Part>, State),
+    /// The parts that the next deltas follow.
+    before: Vec<Part>,
+    /// The state as of the last mark: deltas are what changed since.
+    captured: State,
     marks: Marks,
     marked: Option<Marked>,
     state: State,
@@ -77,7 +78,8 @@ impl Process {
             generation: Generation(0),
             found: Vec::new(),
             manifests: Vec::new(),
-            before: (Vec::new(), State::default()),
+            before: Vec::new(),
+            captured: State::default(),
             marks: Marks::new(INTERVAL_MS, Epoch(0)),
             marked: None,
             state: State::default(),
@@ -135,7 +137,7 @@ impl Process {
 
     /// Whether it went on from a checkpoint.
     pub fn restored(&self) -> bool {
-        !self.before.0.is_empty()
+        !self.before.is_empty()
     }
 
     fn read(&mut self, world: &World) {
@@ -180,11 +182,13 @@ impl Process {
             }
         }
         let before = if guards.deltas_follow_the_origin { manifest } else { readable.last() };
-        self.before = (before.map(|before| before.parts.clone()).unwrap_or_default(), self.state);
+        self.before = before.map(|before| before.parts.clone()).unwrap_or_default();
+        self.captured = self.state;
         let Some(replay) = world.epochs(origin) else { return Ok(Life::Ended) };
         self.replay = replay.into();
         let newest = self.manifests.last().map_or(Epoch(0), |(epoch, _)| *epoch);
-        self.marks = Marks::new(INTERVAL_MS, newest);
+        let above = if guards.marks_are_above_every_manifest { newest } else { Epoch(0) };
+        self.marks = Marks::new(INTERVAL_MS, above);
         (self.processed, self.latest) = (origin, self.durable);
         if !guards.sinks_skip_what_they_have {
             self.committed = vec![Some(origin); self.committed.len()];
@@ -243,37 +247,39 @@ impl Process {
         if self.committed.iter().any(|sink| *sink < Some(record.epoch)) {
             self.outputs.insert(record.epoch, output(&self.state));
         }
+        if !world.guards.one_mark_is_in_flight {
+            self.marks.done();
+        }
         if self.marks.mark(&record) {
             self.mark(world, &record, random);
         }
         Ok(Life::Goes)
     }
 
-    /// Captures what changed since the checkpoint before; each worker has one shard that has state.
+    /// Captures what changed since the last mark; each worker has one shard that has state.
     fn mark(&mut self, world: &World, record: &EpochRecord, random: &mut Random) {
-        let (parts, state) = &self.before;
         let own = if world.guards.names_have_the_generation { self.generation } else { Generation(1) };
         let unput = (0..SHARDED).map(|shard| {
             let shards = Shards::of_workers(shard..shard + 1, SHARDED);
             let shard_id = ShardId(shard as u32);
-            let base = wants_base(chain(parts, shard_id));
-            if state[shard] == self.state[shard] {
+            let base = wants_base(chain(&self.before, shard_id));
+            let (before, now) = (self.captured[shard], self.state[shard]);
+            if before == now {
                 return (shards, Vec::new());
             }
-            let (kind, follows) =
-                if base { (PartKind::Base, None) } else { (PartKind::Delta, Some(state[shard])) };
+            let (kind, follows) = if base { (PartKind::Base, None) } else { (PartKind::Delta, Some(before)) };
             let name =
                 PartName { lineage: lineage(), generation: own, epoch: record.epoch, shard: shard_id, kind };
             let part = Part { name, hash: [0; 32], bytes: 1 + random.below(9) as u64 };
-            (shards, vec![(part, Content { follows, state: self.state[shard] })])
+            (shards, vec![(part, Content { follows, state: now })])
         });
         self.marked = Some(Marked {
             unput: unput.collect(),
             checkpoint: Checkpoint::of(record.epoch),
             position: self.position,
             wall_ms: record.wall_ms,
-            state: self.state,
         });
+        self.captured = self.state;
     }
 
     fn append(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
@@ -351,7 +357,7 @@ impl Process {
             keys: None,
             parts: marked
                 .checkpoint
-                .parts_after(&self.before.0)
+                .parts_after(&self.before)
                 .map_err(|_| "a delta follows nothing, or what is not before it")?,
         };
         let mut manifests = self.manifests.clone();
@@ -368,12 +374,11 @@ impl Process {
         if !world.guards.parts_are_deleted_after_the_manifest {
             world.store.retain(|name, _| garbage.iter().all(|garbage| garbage.to_string() != *name));
         }
-        let state = marked.state;
         let parts = manifest.parts.clone();
         Ok(match world.write(Write::Conclude(self.generation, manifest), random)? {
             Heard::Done => {
                 self.manifests = manifests;
-                self.before = (parts, state);
+                self.before = parts;
                 self.garbage.extend(garbage);
                 self.marked = None;
                 self.marks.done();
