@@ -2,10 +2,12 @@
 //!
 //! `HEADWATER_TEST_POSTGRES` is the address of a server in which these tests may make and drop databases.
 
-use headwater::coordination::{Binding, EpochRecord};
+use std::time::{Duration, Instant};
+
+use headwater::coordination::{Binding, EpochRecord, Manifest, Operator, Part, PartKind, PartName, Position};
 use headwater::ledger::{Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
-use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
-use headwater_sinks::Generation;
+use headwater_dataflows::{Epoch, EventTime, Offset, Partition, ShardId};
+use headwater_sinks::{Generation, Lineage};
 
 fn genesis() -> Genesis {
     Genesis { starts: vec![Offset(0), Offset(17)], meaning: "patterns".into() }
@@ -20,6 +22,120 @@ fn record(epoch: u64) -> EpochRecord {
         idle: false,
     };
     EpochRecord { epoch: Epoch(epoch), wall_ms: 2_000, bindings: vec![binding], closes: epoch == 9 }
+}
+
+fn manifest(epoch: u64) -> Manifest {
+    let name = PartName {
+        lineage: Lineage("a".into()),
+        generation: Generation(1),
+        epoch: Epoch(epoch),
+        shard: ShardId(5),
+        kind: PartKind::Base,
+    };
+    Manifest {
+        epoch: Epoch(epoch),
+        generation: Generation(1),
+        wall_ms: 2_000,
+        watermark: EventTime(-5_006),
+        positions: vec![Position { next: Offset(17), max_event_time: Some(EventTime(-5)), idle: true }],
+        operators: vec![Operator { name: "scan".into(), version: 1 }],
+        keys: None,
+        parts: vec![Part { name, hash: [7; 32], bytes: 9 }],
+    }
+}
+
+/// The epochs of what is there, and of what can be read.
+fn epochs_of_manifests(ledger: &mut dyn Ledger) -> (Vec<u64>, Vec<u64>) {
+    let stored = ledger.manifests().expect("readable");
+    let readable = stored.iter().filter_map(|stored| Some(stored.manifest.as_ref().ok()?.epoch.0)).collect();
+    (stored.iter().map(|stored| stored.epoch.0).collect(), readable)
+}
+
+fn reason<T: std::fmt::Debug>(outcome: Result<T, LedgerError>) -> String {
+    match outcome {
+        Err(LedgerError::Refused(reason)) => reason,
+        other => panic!("refused? {other:?}"),
+    }
+}
+
+/// What every ledger promises of manifests.
+fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
+    let mut first = open("checkpoints");
+    assert_eq!(first.look().expect("readable"), None, "looking makes nothing");
+    let claim = first.claim().expect("new");
+    first.begin(&genesis()).expect("once");
+    assert_eq!(epochs_of_manifests(&mut *first), (vec![], vec![]));
+    first.append(&[record(1), record(2)]).expect("a round");
+    first.append(&[record(3), record(4)]).expect("a round");
+    first.append(&[record(5)]).expect("a round");
+
+    // The beginning counts as one of the three, so the first two prune nothing.
+    first.conclude(&manifest(1), 3).expect("the first");
+    first.conclude(&manifest(3), 3).expect("the second");
+    assert_eq!(first.pruned().expect("readable"), Epoch(0));
+    assert_eq!(first.epochs(Epoch(0)).expect("all").len(), 5);
+    let stored = first.manifests().expect("readable").pop().expect("two");
+    assert_eq!(stored.manifest.expect("whole"), manifest(3));
+
+    // With the third, only what ends at or before the oldest goes: the round of 1 and 2 does not.
+    first.conclude(&manifest(4), 3).expect("the third");
+    assert_eq!(
+        (first.pruned().expect("readable"), epochs_of_manifests(&mut *first).0),
+        (Epoch(1), vec![1, 3, 4])
+    );
+    assert_eq!(first.epochs(Epoch(1)).expect("kept"), [record(2), record(3), record(4), record(5)]);
+    let refused = reason(first.epochs(Epoch(0)));
+    assert!(refused.contains("through 1 were pruned, and those after 0 are asked for"), "{refused}");
+    first.conclude(&manifest(5), 3).expect("the fourth");
+    assert_eq!(
+        (first.pruned().expect("readable"), epochs_of_manifests(&mut *first).0),
+        (Epoch(3), vec![3, 4, 5])
+    );
+    assert_eq!(first.epochs(Epoch(3)).expect("kept"), [record(4), record(5)]);
+
+    // What cannot follow is refused, and nothing changes.
+    for epoch in [4, 5] {
+        let refused = reason(first.conclude(&manifest(epoch), 3));
+        assert!(refused.contains("has a manifest of epoch 5"), "{refused}");
+    }
+    let mut stray = manifest(6);
+    stray.parts[0].name.kind = PartKind::Delta;
+    let refused = reason(first.conclude(&stray, 3));
+    assert!(refused.contains("parts of epoch 6"), "{refused}");
+
+    // Looking takes nothing over; a start of a pruned ledger does, and goes on from it.
+    let looked = open("checkpoints").look().expect("readable").expect("it exists");
+    assert_eq!((looked.generation, looked.lineage), (Generation(1), claim.lineage.clone()));
+    first.append(&[record(6)]).expect("still ours");
+    let mut second = open("checkpoints");
+    let again = second.claim().expect("a pruned ledger");
+    assert_eq!(
+        (again.lineage, again.generation, again.genesis),
+        (claim.lineage, Generation(2), Some(genesis()))
+    );
+    let fenced = first.conclude(&manifest(6), 3);
+    assert!(matches!(fenced, Err(LedgerError::Fenced { generation: Generation(2), .. })), "{fenced:?}");
+    assert_eq!(epochs_of_manifests(&mut *second).0, [3, 4, 5], "what was fenced wrote and pruned nothing");
+    assert_eq!(second.epochs(Epoch(3)).expect("kept"), [record(4), record(5), record(6)]);
+
+    // More are kept from now on; those that went stay gone.
+    let begun = Instant::now();
+    second.conclude(&manifest(6), 9).expect("the fifth");
+    assert!(begun.elapsed() < Duration::from_secs(5), "what was fenced holds no lock");
+    assert_eq!(
+        (second.pruned().expect("readable"), epochs_of_manifests(&mut *second).0.len()),
+        (Epoch(3), 4)
+    );
+    second.conclude(&manifest(7), 1).expect("only the newest");
+    assert_eq!(
+        (second.pruned().expect("readable"), epochs_of_manifests(&mut *second).0),
+        (Epoch(7), vec![7])
+    );
+    assert_eq!(second.epochs(Epoch(7)).expect("kept"), []);
+
+    let mut other = open("unrelated");
+    other.claim().expect("new");
+    assert_eq!((other.pruned().expect("readable"), other.manifests().expect("none").len()), (Epoch(0), 0));
 }
 
 /// What every ledger promises; `open` opens the same one again.
@@ -66,6 +182,96 @@ fn sqlite_keeps_its_promises() {
 }
 
 #[test]
+fn sqlite_keeps_its_promises_of_manifests() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("ledger.db");
+    promises_of_manifests(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
+}
+
+#[test]
+fn a_damaged_manifest_names_its_epoch_and_hides_no_other() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("ledger.db");
+    let mut ledger = SqliteLedger::open(&path, "fraud").expect("opens");
+    ledger.claim().expect("claims");
+    for epoch in [1, 2, 3] {
+        ledger.append(&[record(epoch)]).expect("appends");
+        ledger.conclude(&manifest(epoch), 3).expect("concludes");
+    }
+    let other = rusqlite::Connection::open(&path).expect("opens");
+    let damage = "UPDATE headwater_manifests SET manifest = substr(manifest, 1, 30) WHERE epoch = 2;
+                  UPDATE headwater_manifests SET manifest = (SELECT manifest FROM headwater_manifests WHERE epoch = 1)
+                  WHERE epoch = 3;";
+    other.execute_batch(damage).expect("damages");
+    assert_eq!(epochs_of_manifests(&mut ledger), (vec![1, 2, 3], vec![1]));
+    let reasons: Vec<_> =
+        ledger.manifests().expect("readable").into_iter().map(|stored| stored.manifest).collect();
+    let [Ok(_), Err(torn), Err(exchanged)] = reasons.as_slice() else { panic!("{reasons:?}") };
+    assert_eq!(
+        torn.to_string(),
+        "ledger: the manifest of epoch 2 of pipeline fraud is damaged: its checksum is wrong"
+    );
+    assert_eq!(
+        exchanged.to_string(),
+        "ledger: the manifest of epoch 3 of pipeline fraud is damaged: it is another epoch's"
+    );
+}
+
+/// Whatever happens before the end of the transaction, nothing of it has happened.
+#[test]
+fn a_manifest_that_was_not_written_to_its_end_leaves_the_old_ones() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("ledger.db");
+    let mut ledger = SqliteLedger::open(&path, "fraud").expect("opens");
+    ledger.claim().expect("claims");
+    ledger.append(&[record(1)]).expect("appends");
+    ledger.conclude(&manifest(1), 1).expect("concludes");
+    ledger.append(&[record(2)]).expect("appends");
+    // Each statement of the transaction is made to fail in turn.
+    let other = rusqlite::Connection::open(&path).expect("opens");
+    for (event, table) in [
+        ("INSERT", "headwater_manifests"),
+        ("DELETE", "headwater_manifests"),
+        ("DELETE", "headwater_bindings"),
+        ("UPDATE", "headwater_pruned"),
+        ("UPDATE", "headwater_ledger"),
+    ] {
+        let trigger =
+            format!("CREATE TRIGGER crash BEFORE {event} ON {table} BEGIN SELECT RAISE(FAIL, 'crash'); END");
+        other.execute_batch(&trigger).expect("a trigger");
+        assert!(matches!(ledger.conclude(&manifest(2), 1), Err(LedgerError::Unavailable { .. })), "{table}");
+        other.execute_batch("DROP TRIGGER crash").expect("dropped");
+        assert_eq!(epochs_of_manifests(&mut ledger), (vec![1], vec![1]), "{event} {table}");
+        assert_eq!(ledger.epochs(Epoch(1)).expect("kept"), [record(2)], "{event} {table}");
+    }
+    ledger.conclude(&manifest(2), 1).expect("tried again");
+    assert_eq!(epochs_of_manifests(&mut ledger).0, [2]);
+}
+
+/// A program that knows version 1 only would take what is left for everything.
+#[test]
+fn a_pruned_ledger_and_one_of_a_later_version_are_told_by_their_version() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("ledger.db");
+    let mut ledger = SqliteLedger::open(&path, "fraud").expect("opens");
+    ledger.claim().expect("claims");
+    let other = rusqlite::Connection::open(&path).expect("opens");
+    let version = || other.query_one("SELECT version FROM headwater_ledger", [], |row| row.get::<_, i64>(0));
+    ledger.conclude(&manifest(1), 3).expect("concludes");
+    assert_eq!(version(), Ok(1), "everything is there");
+    ledger.conclude(&manifest(2), 1).expect("concludes");
+    assert_eq!(version(), Ok(2));
+    other.execute("UPDATE headwater_ledger SET version = 3", []).expect("written");
+    for outcome in [ledger.claim().map(drop), ledger.look().map(drop)] {
+        let refused = reason(outcome);
+        assert!(refused.contains("has version 3, and this program knows versions 1 to 2"), "{refused}");
+    }
+    let generation =
+        other.query_one("SELECT generation FROM headwater_ledger", [], |row| row.get::<_, i64>(0));
+    assert_eq!(generation, Ok(1), "what is refused is not taken over");
+}
+
+#[test]
 fn a_wiped_sqlite_ledger_is_noticed_by_its_writer() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("ledger.db");
@@ -103,9 +309,11 @@ fn postgresql_keeps_its_promises() {
     let url = std::env::var("HEADWATER_TEST_POSTGRES")
         .expect("HEADWATER_TEST_POSTGRES is not set: scripts/test starts a server and sets it");
     let run = std::process::id();
-    promises(|pipeline| {
+    let open = |pipeline: &str| -> Box<dyn Ledger> {
         Box::new(PostgresLedger::open(&url, &format!("ledger-{run}-{pipeline}")).expect("opens"))
-    });
+    };
+    promises(open);
+    promises_of_manifests(open);
 
     // Two starts at the same moment do not get the same generation.
     let claims: Vec<_> = (0..4)

@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::Changes;
 
 /// The random identity of a pipeline's ledger, set once: 32 hexadecimal digits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lineage(pub String);
 
 /// The fencing number of a start: each start of a pipeline has a higher one than all before it.
@@ -182,6 +182,10 @@ pub trait Sink: Send {
 
     /// Connects, fences older generations, checks that tables or topics exist, and reads what is committed.
     fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError>;
+
+    /// The progress that is there, as of a moment ago, without opening: nobody is fenced, nothing is made, and nothing is
+    /// refused. None if the sink has never been written.
+    fn look(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError>;
 
     /// The largest message that it takes, in bytes of key, value and headers together, if it has such a bound; known
     /// once it is open. Whoever encodes messages keeps below it: a larger one stops the sink.

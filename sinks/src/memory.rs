@@ -104,6 +104,10 @@ impl Sink for MemorySink {
         Ok(progress.into_iter().collect())
     }
 
+    fn look(&mut self, _: &str) -> Result<Vec<Progress>, OpenError> {
+        Ok(self.memory.progress().into_iter().collect())
+    }
+
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {
         self.staged.entry(epoch).or_default().push(changes);
         Ok(())

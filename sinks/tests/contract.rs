@@ -290,6 +290,20 @@ fn a_start_that_has_written_fences_the_one_before_it<S: Store>() {
     assert_eq!(store.events(), [(0, 2)]);
 }
 
+fn looking_finds_what_is_committed_and_disturbs_nobody<S: Store>() {
+    let store = S::new();
+    assert_eq!(store.sink().look("fraud").expect("nothing was ever written"), []);
+    let mut sink = opened(&store, 1);
+    assert_eq!(store.sink().look(&start(1).pipeline).expect("readable"), [], "opening promises nothing");
+    sink.commit(permit(4)).expect("committed");
+    let progress = store.sink().look(&start(1).pipeline).expect("readable");
+    assert_eq!(progress.len(), 1);
+    assert_eq!((progress[0].through, progress[0].generation), (Epoch(4), Generation(1)));
+    assert_eq!((&progress[0].lineage, progress[0].shards), (&start(1).lineage, start(1).shards));
+    sink.stage(Epoch(5), event(0, 1, "e")).expect("staged");
+    sink.commit(permit(5)).expect("nobody has taken over");
+}
+
 fn a_text_that_looks_like_sql_is_only_a_text<S: Store>() {
     let store = S::new();
     let mut sink = opened(&store, 1);
@@ -317,6 +331,7 @@ macro_rules! suite {
             reopening_returns_what_was_committed,
             another_ledger_and_an_older_start_are_refused,
             a_start_that_has_written_fences_the_one_before_it,
+            looking_finds_what_is_committed_and_disturbs_nobody,
             a_text_that_looks_like_sql_is_only_a_text,
         ]);)*
     };

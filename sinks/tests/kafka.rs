@@ -198,6 +198,22 @@ fn a_sink_never_written_has_no_progress_and_a_round_without_outputs_leaves_some(
 }
 
 #[test]
+fn looking_finds_what_is_committed_and_disturbs_nobody() {
+    let bench = Bench::new("look", 1, &[]);
+    let look = || KafkaSink::new(bench.config()).look(&bench.pipeline).expect("readable");
+    assert_eq!(look(), []);
+    let exists = topics().partitions(&progress_topic(&bench.pipeline)).expect("an answer");
+    assert_eq!(exists, None, "looking makes no topic");
+    let mut sink = bench.opened(1);
+    assert_eq!(look(), [], "opening promises nothing");
+    for epoch in [3, 4] {
+        sink.commit(CommitPermit::granted(Epoch(epoch))).expect("nobody has taken over");
+        let found: Vec<_> = look().iter().map(|progress| (progress.generation, progress.through)).collect();
+        assert_eq!(found, [(Generation(1), Epoch(epoch))]);
+    }
+}
+
+#[test]
 fn messages_arrive_as_staged_with_headers_tombstones_and_empty_values() {
     let bench = Bench::new("shapes", 1, &[]);
     let mut sink = bench.opened(1);

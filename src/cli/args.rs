@@ -17,6 +17,8 @@ pub enum Command {
     TopicsCreate(PathBuf),
     /// `check CONFIG`
     Check(PathBuf),
+    /// `status CONFIG`: with JSON or without.
+    Status(PathBuf, bool),
     /// `dead-letters list|retry CONFIG`
     DeadLetters(DeadLettersArgs),
     /// `bench cost`
@@ -162,6 +164,7 @@ Headwater: stream processing on timely and differential dataflow.
   headwater run CONFIG [-w WORKERS] [-n PROCESSES -p PROCESS -h HOSTFILE]
                        [--until-end] [--close] [--bindings FILE]
   headwater check CONFIG
+  headwater status CONFIG [--json]
   headwater topics create CONFIG
   headwater produce CONFIG [--eps 500] [--seconds N] [--seed N]
   headwater dead-letters list CONFIG [--reason REASON] [--json]
@@ -272,6 +275,7 @@ pub fn parse(
             seed,
         })),
         ["topics", "create", config] => Ok(Command::TopicsCreate(path(config))),
+        ["status", config] => Ok(Command::Status(path(config), json)),
         ["check", config] => Ok(Command::Check(path(config))),
         ["dead-letters", what @ ("list" | "retry"), config] => Ok(Command::DeadLetters(DeadLettersArgs {
             config: path(config),
@@ -304,7 +308,7 @@ pub fn parse(
             workers: run.workers,
             json,
         })),
-        [command @ ("run" | "produce" | "check"), ..] => {
+        [command @ ("run" | "produce" | "check" | "status"), ..] => {
             Err(format!("`headwater {command}` takes one configuration file; see --help").into())
         }
         other => Err(format!("there is no command `headwater {}`; see --help", other.join(" ")).into()),
@@ -335,6 +339,7 @@ mod tests {
             parsed("demo --seconds 5 --json"),
             Ok(Command::Demo(DemoArgs { seconds: 5, json: true, .. }))
         ));
+        assert_eq!(parsed("status --json x"), Ok(Command::Status("x".into(), true)));
         assert_eq!(parsed("topics create x"), Ok(Command::TopicsCreate("x".into())));
         assert_eq!(
             parsed("bench latency x --eps 500"),

@@ -118,7 +118,7 @@ fn place(takes: &mut Takes, kind: OutputKind) -> &mut Option<u8> {
 }
 
 /// Opens the ledger.
-fn ledger(config: &LedgerConfig, pipeline: &str) -> Result<Box<dyn Ledger>, LedgerError> {
+pub fn ledger(config: &LedgerConfig, pipeline: &str) -> Result<Box<dyn Ledger>, LedgerError> {
     Ok(match config {
         LedgerConfig::Sqlite(path) => Box::new(SqliteLedger::open(path, pipeline)?),
         LedgerConfig::Postgres(url) => Box::new(PostgresLedger::open(url, pipeline)?),
@@ -159,7 +159,7 @@ fn recover(
 }
 
 /// What the first difference between two meanings is, in words.
-fn changed(before: &str, now: &str) -> String {
+pub fn changed(before: &str, now: &str) -> String {
     let (lost, new) = (
         before.lines().find(|line| !now.lines().any(|other| other == *line)),
         now.lines().find(|line| !before.lines().any(|other| other == *line)),

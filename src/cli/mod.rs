@@ -4,6 +4,7 @@ pub mod args;
 pub mod bench;
 mod build;
 mod demo;
+mod status;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -73,6 +74,7 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
         }
         Command::Run(args) => run(&args)?,
         Command::Check(path) => print!("{}", load(&path)?.effective()),
+        Command::Status(path, json) => return status::status(&load(&path)?, json),
         Command::TopicsCreate(path) => topics_create(&path)?,
         Command::Produce(args) => produce_events(&args)?,
         Command::DeadLetters(args) => dead_letters_command(&args)?,

@@ -95,6 +95,9 @@ pub const KEYS: &[Key] = keys! {
     "ledger.path": "SQLite: the ledger's file. It is not to be shared with a sink's: each waits for the other's locks."
     "ledger.url": "PostgreSQL: where the database is; without it, where `sinks.postgres` writes."
 
+    "checkpoint.interval" = "\"10s\"": "How long after one checkpoint the next begins, by the epochs' wall times. A start does again what came after the last one: shorter intervals make it quicker, longer ones write less. The section needs `[ledger]`."
+    "checkpoint.keep" = "3": "How many checkpoints a start can go back to, the beginning of the pipeline being the first: if the newest cannot be read, the one before is as right and takes longer."
+
     "sinks.kafka.brokers" = "\"127.0.0.1:9092\"": "The brokers to ask first."
     "sinks.kafka.topics" = "[\"enriched-events\", \"alerts\", \"dead-letters\"]": "Which outputs to write; each goes to the topic of its name."
     "sinks.kafka.commit_interval" = "\"0ms\"": "Least time between the beginnings of two transactions; they adapt to the load, so none is needed."

@@ -3,6 +3,7 @@
 //! A file and the environment become a tree of values that know where they were written; reading the tree yields a
 //! [`Config`], which is valid, or every complaint at once.
 
+mod checkpoint;
 mod keys;
 mod ledger;
 mod read;
@@ -10,6 +11,7 @@ mod state;
 mod tree;
 mod values;
 
+pub use checkpoint::CheckpointConfig;
 pub use keys::reference;
 pub use ledger::LedgerConfig;
 pub use read::Complaint;
@@ -43,6 +45,8 @@ pub struct Config {
     pub sinks: SinksConfig,
     /// Where what was done is recorded, if anywhere.
     pub ledger: Option<LedgerConfig>,
+    /// How often checkpoints are made, if any are.
+    pub checkpoint: Option<CheckpointConfig>,
     /// Where to serve HTTP, if anywhere.
     pub http: Option<std::net::SocketAddr>,
     /// How to log.
@@ -315,6 +319,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
     }
 
     let ledger = top.section("ledger", notes).and_then(|section| ledger::read(section, &sinks, notes));
+    let checkpoint = checkpoint::read(top, notes);
     let http = top.section("http", notes).and_then(|mut section| {
         let listen = section.get("listen", notes, |node| match node {
             tree::Node::Text(text) => {
@@ -351,6 +356,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         source: source?,
         sinks,
         ledger,
+        checkpoint,
         http,
         log: LogConfig { json: json?, level: level?.to_owned() },
         effective: Vec::new(),

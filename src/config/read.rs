@@ -57,6 +57,11 @@ impl<'a> Section<'a> {
         Section { path: String::new(), name: String::new(), entries: None, asked: BTreeSet::new() }
     }
 
+    /// Whether something is written there.
+    pub fn has(&self, key: &str) -> bool {
+        self.entries.is_some_and(|entries| entries.contains_key(key))
+    }
+
     /// A section of its own within this one; none if it is missing.
     pub fn section(&mut self, key: &str, notes: &mut Notes) -> Option<Section<'a>> {
         self.asked.insert(key.to_owned());

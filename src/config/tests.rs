@@ -54,6 +54,26 @@ fn everything_wrong_is_said_at_once_with_its_line() {
 }
 
 #[test]
+fn checkpoints_need_a_ledger() {
+    let ledger = "[ledger]\nkind = \"sqlite\"\npath = \"l.db\"\n";
+    assert_eq!(
+        parse(&format!("{MINIMAL}{ledger}")).expect("valid").checkpoint,
+        None,
+        "off without its section"
+    );
+    let config = parse(&format!("{MINIMAL}{ledger}[checkpoint]\n")).expect("valid");
+    let defaults = CheckpointConfig { interval: Duration::from_secs(10), keep: 3 };
+    assert_eq!(config.checkpoint, Some(defaults));
+    assert_eq!(
+        complaints(&format!("{MINIMAL}[checkpoint]\nkeep = 0\n")),
+        [
+            "line 6: checkpoint: checkpoints need a [ledger], which says what they consist of",
+            "line 7: checkpoint.keep: expected a whole number from 1 to 100, got 0",
+        ]
+    );
+}
+
+#[test]
 fn the_environment_overrides_any_key() {
     let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let environment = [

@@ -7,11 +7,20 @@
 //! ```
 
 mod bindings;
+mod checkpoints;
+mod manifest;
+#[cfg(test)]
+mod model;
 mod offsets;
 mod recovery;
 mod watermark;
 
 pub use bindings::{Binding, Bound, Closed, Collector, EpochRecord, Protocol};
+pub use checkpoints::{
+    Checkpoint, Contradiction, Marks, NoOrigin, Prune, are_chains, chain, durable, left_behind, origins,
+    prune, unreferenced, wants_base,
+};
+pub use manifest::{Manifest, Operator, Part, PartKind, PartName, Position, Positions};
 pub use offsets::GroupOffsets;
-pub use recovery::{Mismatch, taken};
+pub use recovery::{Mismatch, NoResume, Recorded, Resume, resume, taken};
 pub use watermark::Watermark;

@@ -4,6 +4,8 @@ use headwater_dataflows::Epoch;
 use headwater_sinks::{Progress, Shards};
 use thiserror::Error;
 
+use super::checkpoints::{NoOrigin, durable, origins};
+
 /// A sink and the ledger do not belong together.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Mismatch {
@@ -38,6 +40,61 @@ pub fn taken(progress: &[Progress], durable: Epoch) -> Result<Option<Epoch>, Mis
     }
 }
 
+/// What a ledger has, as epochs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Recorded<'a> {
+    /// The last that is recorded.
+    pub last_round: Option<Epoch>,
+    /// Those of all manifests.
+    pub manifests: &'a [Epoch],
+    /// Those of the manifests that can be read.
+    pub readable: &'a [Epoch],
+    /// Through which rounds were pruned; 0 if none were.
+    pub pruned: Epoch,
+}
+
+/// How a start goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// The ledger's end.
+    pub durable: Epoch,
+    /// By sink, the last epoch that it has.
+    pub taken: Vec<Option<Epoch>>,
+    /// See [`origins`].
+    pub origins: Vec<Epoch>,
+}
+
+/// A start must not go on.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum NoResume {
+    /// A sink and the ledger do not belong together.
+    #[error("sink {sink}: {mismatch}")]
+    Mismatch {
+        /// Which sink.
+        sink: String,
+        /// What does not fit.
+        mismatch: Mismatch,
+    },
+    /// There is nothing to go on from.
+    #[error(transparent)]
+    NoOrigin(#[from] NoOrigin),
+}
+
+/// How a start goes on, from what the ledger has and each sink's progress.
+///
+/// # Errors
+/// If it must not.
+pub fn resume(recorded: Recorded<'_>, sinks: &[(&str, &[Progress])]) -> Result<Resume, NoResume> {
+    let durable = durable(recorded.last_round, recorded.manifests);
+    let taken = |&(sink, progress): &(&str, &[Progress])| {
+        taken(progress, durable).map_err(|mismatch| NoResume::Mismatch { sink: sink.to_owned(), mismatch })
+    };
+    let taken = sinks.iter().map(taken).collect::<Result<Vec<_>, _>>()?;
+    let named: Vec<_> = sinks.iter().map(|(sink, _)| *sink).zip(taken.iter().copied()).collect();
+    let origins = origins(recorded.readable, recorded.pruned, &named)?;
+    Ok(Resume { durable, taken, origins })
+}
+
 #[cfg(test)]
 mod tests {
     use headwater_sinks::{Generation, Lineage};
@@ -59,5 +116,26 @@ mod tests {
         assert_eq!(taken(&two, Epoch(5)), Err(ahead));
         assert_eq!(taken(&two, Epoch(0)), Err(Mismatch::Ahead { sink: Epoch(6), ledger: Epoch(0) }), "wiped");
         assert_eq!(taken(&[progress(1, 5, Shards(1))], Epoch(7)), Err(Mismatch::Parted));
+    }
+
+    #[test]
+    fn a_start_goes_on_from_what_ledger_and_sinks_have_together() {
+        let manifests = [Epoch(4), Epoch(6)];
+        let recorded = Recorded {
+            last_round: Some(Epoch(7)),
+            manifests: &manifests,
+            readable: &manifests,
+            pruned: Epoch(4),
+        };
+        let (ahead, behind) = ([progress(1, 7, Shards::ALL)], [progress(1, 5, Shards::ALL)]);
+        let both = [("a", &ahead[..]), ("b", &behind[..])];
+        let taken = vec![Some(Epoch(7)), Some(Epoch(5))];
+        let expected = Resume { durable: Epoch(7), taken, origins: vec![Epoch(4)] };
+        assert_eq!(resume(recorded, &both), Ok(expected));
+        let lost = Recorded { last_round: None, ..recorded };
+        let mismatch = Mismatch::Ahead { sink: Epoch(7), ledger: Epoch(6) };
+        assert_eq!(resume(lost, &both), Err(NoResume::Mismatch { sink: "a".into(), mismatch }));
+        let unreadable = Recorded { readable: &[], ..recorded };
+        assert_eq!(resume(unreadable, &both), Err(NoResume::NoOrigin(NoOrigin::Unreadable(Epoch(4)))));
     }
 }

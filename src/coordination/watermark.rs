@@ -2,7 +2,7 @@
 
 use headwater_dataflows::EventTime;
 
-use super::Binding;
+use super::{Binding, Manifest};
 
 /// Computes the watermark epoch by epoch.
 ///
@@ -33,6 +33,15 @@ impl Watermark {
         }
     }
 
+    /// As it was at the end of a checkpoint's epoch.
+    pub fn of(manifest: &Manifest, max_out_of_orderness_ms: i64) -> Watermark {
+        let partitions = manifest.positions.iter().map(|position| Progress {
+            max_event_time: position.max_event_time.unwrap_or(EventTime::MIN),
+            idle: position.idle,
+        });
+        Watermark { max_out_of_orderness_ms, partitions: partitions.collect(), watermark: manifest.watermark }
+    }
+
     /// Takes in an epoch's bindings; returns W at its end.
     pub fn advance(&mut self, bindings: &[Binding]) -> EventTime {
         for binding in bindings {
@@ -57,9 +66,11 @@ impl Watermark {
 
 #[cfg(test)]
 mod tests {
-    use headwater_dataflows::{Offset, Partition};
+    use headwater_dataflows::{Epoch, Offset, Partition};
+    use headwater_sinks::Generation;
 
     use super::*;
+    use crate::coordination::Positions;
 
     fn binding(partition: u32, time: i64, idle: bool) -> Binding {
         let max_event_time = (time >= 0).then_some(EventTime(time));
@@ -80,5 +91,39 @@ mod tests {
         assert_eq!(watermark.advance(&[binding(0, -1, true)]), EventTime(899), "all idle: it stays");
         assert_eq!(watermark.advance(&[binding(1, 600, false)]), EventTime(899), "busy again, but behind");
         assert_eq!(watermark.advance(&[binding(1, 2000, false)]), EventTime(1899));
+    }
+
+    #[test]
+    fn a_checkpoint_remembers_what_the_watermark_follows_from() {
+        let epochs = [
+            [binding(0, 1000, false), binding(1, 500, false)],
+            [binding(1, -1, true), binding(0, 1200, false)],
+            [binding(0, -1, true), binding(1, 700, false)],
+            [binding(0, 900, false), binding(1, -1, false)],
+            [binding(0, 3000, false), binding(1, 3000, false)],
+        ];
+        for cut in 0..epochs.len() {
+            let (before, after) = epochs.split_at(cut);
+            let mut whole = Watermark::new(2, 100);
+            let mut positions = Positions::starting(&[Offset(0); 2]);
+            for bindings in before {
+                whole.advance(bindings);
+                positions.advance(bindings);
+            }
+            let manifest = Manifest {
+                epoch: Epoch(cut as u64),
+                generation: Generation(1),
+                wall_ms: 0,
+                watermark: whole.current(),
+                positions: positions.as_slice().to_vec(),
+                operators: Vec::new(),
+                keys: None,
+                parts: Vec::new(),
+            };
+            let mut restored = Watermark::of(&manifest, 100);
+            for bindings in after {
+                assert_eq!(restored.advance(bindings), whole.advance(bindings), "cut after {cut}");
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! How rounds of bindings and start offsets lie in the ledger: version 1, bytes.
+//! How rounds of bindings and start offsets lie in the ledger: version 1, bytes; and the numbers of every format.
 //!
 //! A round is the version, the number of epochs, and for each: epoch, wall time, whether the input was closed, and
 //! its bindings by partition. Numbers are LEB128 varints, signed ones zigzag; epochs and wall times are differences
@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::coordination::{Binding, EpochRecord};
 
 /// The version of what is written.
-const VERSION: u8 = 1;
+pub(super) const VERSION: u8 = 1;
 
 const TIMESTAMP: u64 = 1;
 const MAX_EVENT_TIME: u64 = 2;
@@ -25,6 +25,9 @@ pub enum Damaged {
     /// They end too early, go on too long, or hold what cannot be.
     #[error("it is not well formed at byte {0}")]
     Malformed(usize),
+    /// They are not those that were written.
+    #[error("its checksum is wrong")]
+    Changed,
 }
 
 /// A round, as bytes.
@@ -117,7 +120,7 @@ pub fn decode_starts(bytes: &[u8]) -> Result<Vec<Offset>, Damaged> {
     Ok(starts)
 }
 
-fn unsigned(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn unsigned(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -125,18 +128,19 @@ fn unsigned(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn signed(out: &mut Vec<u8>, value: i64) {
+pub(super) fn signed(out: &mut Vec<u8>, value: i64) {
     unsigned(out, ((value << 1) ^ (value >> 63)) as u64);
 }
 
-struct Reader<'a> {
+/// Reads what was written, front to back.
+pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
 impl<'a> Reader<'a> {
     /// Behind the version.
-    fn new(bytes: &'a [u8]) -> Result<Self, Damaged> {
+    pub(super) fn new(bytes: &'a [u8]) -> Result<Self, Damaged> {
         match bytes.first() {
             Some(&VERSION) => Ok(Reader { bytes, at: 1 }),
             Some(&other) => Err(Damaged::Version(other)),
@@ -144,17 +148,17 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn malformed(&self) -> Damaged {
+    pub(super) fn malformed(&self) -> Damaged {
         Damaged::Malformed(self.at)
     }
 
-    fn byte(&mut self) -> Result<u8, Damaged> {
+    pub(super) fn byte(&mut self) -> Result<u8, Damaged> {
         let byte = *self.bytes.get(self.at).ok_or(Damaged::Malformed(self.at))?;
         self.at += 1;
         Ok(byte)
     }
 
-    fn unsigned(&mut self) -> Result<u64, Damaged> {
+    pub(super) fn unsigned(&mut self) -> Result<u64, Damaged> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -171,12 +175,27 @@ impl<'a> Reader<'a> {
         Err(self.malformed())
     }
 
-    fn signed(&mut self) -> Result<i64, Damaged> {
+    pub(super) fn signed(&mut self) -> Result<i64, Damaged> {
         let value = self.unsigned()?;
         Ok((value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
-    fn end(&self) -> Result<(), Damaged> {
+    pub(super) fn chunk<const N: usize>(&mut self) -> Result<&'a [u8; N], Damaged> {
+        let (chunk, _) = self.bytes[self.at..].split_first_chunk::<N>().ok_or(self.malformed())?;
+        self.at += N;
+        Ok(chunk)
+    }
+
+    /// Text with its length in front.
+    pub(super) fn text(&mut self) -> Result<&'a str, Damaged> {
+        let length = usize::try_from(self.unsigned()?).map_err(|_| self.malformed())?;
+        let bytes = self.bytes[self.at..].get(..length).ok_or(self.malformed())?;
+        let text = std::str::from_utf8(bytes).map_err(|_| self.malformed())?;
+        self.at += length;
+        Ok(text)
+    }
+
+    pub(super) fn end(&self) -> Result<(), Damaged> {
         if self.at == self.bytes.len() { Ok(()) } else { Err(self.malformed()) }
     }
 }

@@ -4,11 +4,13 @@
 //!   claim ─▶ lineage, generation, genesis, every bound epoch     (a start takes over)
 //!   begin ─▶ genesis: where each partition starts, what the pipeline is   (before the first read, once)
 //!   append ─▶ epochs, as they are bound                          (before any sink commits them)
+//!   conclude ─▶ a checkpoint's manifest; what no start needs any more goes
 //! ```
 //!
 //! Every write is one transaction that first checks the generation: a process that was taken over writes nothing.
 
 mod format;
+mod manifest;
 mod postgres;
 mod sqlite;
 
@@ -19,7 +21,7 @@ use thiserror::Error;
 pub use self::format::Damaged;
 pub use self::postgres::PostgresLedger;
 pub use self::sqlite::SqliteLedger;
-use crate::coordination::EpochRecord;
+use crate::coordination::{EpochRecord, Manifest, are_chains};
 
 /// What a pipeline began with: set once, before its first record is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,15 @@ pub struct Claim {
     pub generation: Generation,
     /// What the pipeline began with; none if it has never begun.
     pub genesis: Option<Genesis>,
+}
+
+/// A manifest as the ledger has it.
+#[derive(Debug)]
+pub struct StoredManifest {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// What it says, or why it cannot be read.
+    pub manifest: Result<Manifest, LedgerError>,
 }
 
 /// Why the ledger could not be used.
@@ -83,17 +94,57 @@ pub trait Ledger: Send {
     /// If it was taken over, has begun already, or the store fails.
     fn begin(&mut self, genesis: &Genesis) -> Result<(), LedgerError>;
 
+    /// What there is, without taking it over; none if the pipeline has never been started. May come at any time, as
+    /// may whatever else only reads.
+    ///
+    /// # Errors
+    /// If the store cannot be reached or holds what cannot be.
+    fn look(&mut self) -> Result<Option<Claim>, LedgerError>;
+
     /// Every epoch recorded after `after`, in order.
     ///
     /// # Errors
-    /// If the store fails or a round is damaged.
+    /// If some of them were pruned, the store fails or a round is damaged.
     fn epochs(&mut self, after: Epoch) -> Result<Vec<EpochRecord>, LedgerError>;
+
+    /// Through which epoch rounds were pruned; 0 if none were.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn pruned(&mut self) -> Result<Epoch, LedgerError>;
+
+    /// Every manifest, in order.
+    ///
+    /// # Errors
+    /// If the store fails. A damaged one does not hide the others.
+    fn manifests(&mut self) -> Result<Vec<StoredManifest>, LedgerError>;
 
     /// Records bound epochs, in order, all above those recorded before.
     ///
     /// # Errors
     /// If it was taken over or the store fails.
     fn append(&mut self, epochs: &[EpochRecord]) -> Result<(), LedgerError>;
+
+    /// Records a manifest above all before, and, in the same transaction, prunes: the ledger can then go back to
+    /// `keep` manifests, of which the beginning is one, and has no epochs that none of them needs.
+    ///
+    /// # Errors
+    /// If it was taken over, the store fails, or the manifest is not above all before or cannot be applied.
+    fn conclude(&mut self, manifest: &Manifest, keep: usize) -> Result<(), LedgerError>;
+}
+
+/// The version of a pipeline's row while all its rounds are there.
+const UNPRUNED: i64 = 1;
+/// Its version once some were pruned: a program that knows nothing of manifests must not start from the rest.
+const PRUNED: i64 = 2;
+
+fn check_version(pipeline: &str, version: i64) -> Result<(), LedgerError> {
+    if (UNPRUNED..=PRUNED).contains(&version) {
+        return Ok(());
+    }
+    Err(LedgerError::Refused(format!(
+        "pipeline {pipeline} has version {version}, and this program knows versions {UNPRUNED} to {PRUNED}"
+    )))
 }
 
 /// A new identity, from the system's source of random numbers.
@@ -124,6 +175,50 @@ fn read_genesis(
         LedgerError::Refused(format!("the start offsets of pipeline {pipeline} are damaged: {damaged}"))
     })?;
     Ok(Some(Genesis { starts, meaning }))
+}
+
+/// A manifest as it is stored, read back.
+fn read_manifest(pipeline: &str, epoch: i64, bytes: &[u8]) -> StoredManifest {
+    let manifest = match manifest::decode(bytes) {
+        Ok(manifest) if manifest.epoch.0 as i64 == epoch => Ok(manifest),
+        Ok(_) => Err("it is another epoch's".to_owned()),
+        Err(damaged) => Err(damaged.to_string()),
+    };
+    let manifest = manifest.map_err(|damage| {
+        LedgerError::Refused(format!(
+            "the manifest of epoch {epoch} of pipeline {pipeline} is damaged: {damage}"
+        ))
+    });
+    StoredManifest { epoch: Epoch(epoch as u64), manifest }
+}
+
+/// A manifest, as it is to be stored.
+fn write_manifest(manifest: &Manifest) -> Result<(i64, Vec<u8>), LedgerError> {
+    if !are_chains(&manifest.parts) {
+        let reason = format!("the parts of epoch {} are not a base and its deltas by shard", manifest.epoch);
+        return Err(LedgerError::Refused(reason));
+    }
+    Ok((manifest.epoch.0 as i64, manifest::encode(manifest)))
+}
+
+/// What is pruned must not be asked for.
+fn not_pruned(pipeline: &str, after: Epoch, pruned: Epoch) -> Result<(), LedgerError> {
+    if after >= pruned {
+        return Ok(());
+    }
+    Err(LedgerError::Refused(format!(
+        "the epochs of pipeline {pipeline} through {pruned} were pruned, and those after {after} are asked for"
+    )))
+}
+
+/// A manifest stands above all that are there.
+fn ascends(pipeline: &str, epoch: Epoch, before: &[Epoch]) -> Result<(), LedgerError> {
+    match before.last() {
+        Some(last) if *last >= epoch => Err(LedgerError::Refused(format!(
+            "pipeline {pipeline} has a manifest of epoch {last}, and one of epoch {epoch} cannot follow"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Why nothing was written: the pipeline has this generation now, or is not known any more.

@@ -7,14 +7,15 @@ use headwater_sinks::postgres::parse_url;
 use headwater_sinks::{Generation, Lineage};
 use tokio::runtime::Runtime;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{Client, IsolationLevel, NoTls, Row, Transaction};
 
 use super::{
-    Claim, Genesis, Ledger, LedgerError, format, lost, new_lineage, read_genesis, read_round, unavailable,
+    Claim, Genesis, Ledger, LedgerError, PRUNED, StoredManifest, UNPRUNED, ascends, check_version, format,
+    lost, new_lineage, not_pruned, read_genesis, read_manifest, read_round, unavailable, write_manifest,
 };
-use crate::coordination::EpochRecord;
+use crate::coordination::{EpochRecord, Manifest, Prune, prune};
 
-/// What the database holds, in version 1. The lock keeps two first starts apart: its number is "hw-ledgr" in ASCII.
+/// What the database holds, in versions 1 and 2. The lock keeps two first starts apart: its number is "hw-ledgr" in ASCII.
 const TABLES: &str = "
 BEGIN;
 SELECT pg_advisory_xact_lock(7527069085637862258);
@@ -32,9 +33,18 @@ CREATE TABLE IF NOT EXISTS headwater_bindings (
     epochs bytea NOT NULL,
     PRIMARY KEY (pipeline, through)
 );
+CREATE TABLE IF NOT EXISTS headwater_manifests (
+    pipeline text NOT NULL,
+    epoch bigint NOT NULL,
+    manifest bytea NOT NULL,
+    PRIMARY KEY (pipeline, epoch)
+);
+CREATE TABLE IF NOT EXISTS headwater_pruned (
+    pipeline text PRIMARY KEY,
+    through bigint NOT NULL
+);
 COMMIT;
 ";
-const VERSION: i64 = 1;
 
 /// Settings of the session. A writer that is paused or cut off must not hold its lock for ever.
 const OPTIONS: &str = "-c synchronous_commit=on -c lock_timeout=10s -c statement_timeout=30s \
@@ -111,23 +121,38 @@ impl PostgresLedger {
     }
 }
 
+fn read_claim(pipeline: &str, row: &Row) -> Result<Claim, LedgerError> {
+    check_version(pipeline, row.get(0))?;
+    let generation = Generation(row.get::<_, i64>(2) as u64);
+    let genesis = read_genesis(pipeline, row.get(3), row.get(4))?;
+    Ok(Claim { lineage: Lineage(row.get(1)), generation, genesis })
+}
+
 impl Ledger for PostgresLedger {
     fn claim(&mut self) -> Result<Claim, LedgerError> {
         const CLAIM: &str = "
             INSERT INTO headwater_ledger AS ledger (pipeline, version, lineage, generation)
             VALUES ($1, $2, $3, 1)
             ON CONFLICT (pipeline) DO UPDATE SET generation = ledger.generation + 1
-            WHERE ledger.version = excluded.version
-            RETURNING lineage, generation, starts, meaning";
+            WHERE ledger.version BETWEEN $2 AND $4
+            RETURNING version, lineage, generation, starts, meaning";
         let lineage = new_lineage()?.0;
-        let rows = self.query("take the pipeline over", CLAIM, &[&self.pipeline, &VERSION, &lineage])?;
-        let Some(row) = rows.first() else {
-            let reason = format!("the database has another version than {VERSION}, which this program knows");
-            return Err(LedgerError::Refused(reason));
+        let values: [&(dyn ToSql + Sync); 4] = [&self.pipeline, &UNPRUNED, &lineage, &PRUNED];
+        let rows = self.query("take the pipeline over", CLAIM, &values)?;
+        let claim = match rows.first() {
+            Some(row) => read_claim(&self.pipeline, row)?,
+            // It has a row, and that is refused.
+            None => self.look()?.ok_or_else(|| lost(&self.pipeline, None))?,
         };
-        self.generation = Generation(row.get::<_, i64>(1) as u64);
-        let genesis = read_genesis(&self.pipeline, row.get(2), row.get(3))?;
-        Ok(Claim { lineage: Lineage(row.get(0)), generation: self.generation, genesis })
+        self.generation = claim.generation;
+        Ok(claim)
+    }
+
+    fn look(&mut self) -> Result<Option<Claim>, LedgerError> {
+        const LOOK: &str =
+            "SELECT version, lineage, generation, starts, meaning FROM headwater_ledger WHERE pipeline = $1";
+        let rows = self.query("look at the pipeline", LOOK, &[&self.pipeline])?;
+        rows.first().map(|row| read_claim(&self.pipeline, row)).transpose()
     }
 
     fn begin(&mut self, genesis: &Genesis) -> Result<(), LedgerError> {
@@ -141,12 +166,29 @@ impl Ledger for PostgresLedger {
 
     fn epochs(&mut self, after: Epoch) -> Result<Vec<EpochRecord>, LedgerError> {
         const EPOCHS: &str = "SELECT through, epochs FROM headwater_bindings WHERE pipeline = $1 AND through > $2 ORDER BY through";
+        let rows = self.query("read the bindings", EPOCHS, &[&self.pipeline, &(after.0 as i64)])?;
+        // Asked afterwards: what was pruned while the rounds were read shows, too.
+        let pruned = self.pruned()?;
+        not_pruned(&self.pipeline, after, pruned)?;
         let mut epochs = Vec::new();
-        for row in self.query("read the bindings", EPOCHS, &[&self.pipeline, &(after.0 as i64)])? {
+        for row in rows {
             epochs.extend(read_round(&self.pipeline, row.get(0), row.get(1))?);
         }
         epochs.retain(|record| record.epoch > after);
         Ok(epochs)
+    }
+
+    fn pruned(&mut self) -> Result<Epoch, LedgerError> {
+        const PRUNED: &str = "SELECT through FROM headwater_pruned WHERE pipeline = $1";
+        let rows = self.query("read how far rounds were pruned", PRUNED, &[&self.pipeline])?;
+        Ok(Epoch(rows.first().map_or(0, |row| row.get::<_, i64>(0)) as u64))
+    }
+
+    fn manifests(&mut self) -> Result<Vec<StoredManifest>, LedgerError> {
+        const MANIFESTS: &str =
+            "SELECT epoch, manifest FROM headwater_manifests WHERE pipeline = $1 ORDER BY epoch";
+        let rows = self.query("read the manifests", MANIFESTS, &[&self.pipeline])?;
+        Ok(rows.iter().map(|row| read_manifest(&self.pipeline, row.get(0), row.get(1))).collect())
     }
 
     fn append(&mut self, epochs: &[EpochRecord]) -> Result<(), LedgerError> {
@@ -161,6 +203,87 @@ impl Ledger for PostgresLedger {
             (self.generation.0 as i64, last.epoch.0 as i64, format::encode(epochs));
         self.write("record epochs", APPEND, &[&self.pipeline, &generation, &through, &bytes])
     }
+
+    fn conclude(&mut self, manifest: &Manifest, keep: usize) -> Result<(), LedgerError> {
+        const ACTION: &str = "record a checkpoint";
+        let (epoch, bytes) = write_manifest(manifest)?;
+        let PostgresLedger { pipeline, runtime, client, generation } = self;
+        let conclude = conclude(client, pipeline, *generation, (epoch, &bytes), keep);
+        let concluded = runtime.block_on(async { tokio::time::timeout(PATIENCE, conclude).await });
+        match concluded {
+            Ok(Ok(Concluded::Yes)) => Ok(()),
+            Ok(Ok(Concluded::Lost(current))) => Err(lost(pipeline, current)),
+            Ok(Ok(Concluded::Below(before))) => ascends(pipeline, manifest.epoch, &before),
+            Ok(Err(error)) => Err(unavailable(ACTION, described(error))),
+            Err(elapsed) => Err(unavailable(ACTION, elapsed)),
+        }
+    }
+}
+
+/// What became of a manifest.
+enum Concluded {
+    Yes,
+    /// The pipeline has this generation now, or is gone.
+    Lost(Option<i64>),
+    /// There are manifests, and it is not above them.
+    Below(Vec<Epoch>),
+}
+
+/// One transaction, under the lock of the pipeline's row. What is not committed is rolled back at once: nobody drives
+/// the session between calls, and a successor would wait for the lock.
+async fn conclude(
+    client: &mut Client,
+    pipeline: &str,
+    generation: Generation,
+    manifest: (i64, &[u8]),
+    keep: usize,
+) -> Result<Concluded, tokio_postgres::Error> {
+    let transaction =
+        client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
+    match conclude_in(&transaction, pipeline, generation, manifest, keep).await {
+        Ok(Concluded::Yes) => transaction.commit().await.map(|()| Concluded::Yes),
+        other => {
+            let undone = transaction.rollback().await;
+            other.and_then(|concluded| undone.map(|()| concluded))
+        }
+    }
+}
+
+async fn conclude_in(
+    transaction: &Transaction<'_>,
+    pipeline: &str,
+    generation: Generation,
+    (epoch, manifest): (i64, &[u8]),
+    keep: usize,
+) -> Result<Concluded, tokio_postgres::Error> {
+    let lock = "SELECT generation FROM headwater_ledger WHERE pipeline = $1 FOR UPDATE";
+    let current = transaction.query_opt(lock, &[&pipeline]).await?.map(|row| row.get(0));
+    if current != Some(generation.0 as i64) {
+        return Ok(Concluded::Lost(current));
+    }
+    let all = "SELECT epoch FROM headwater_manifests WHERE pipeline = $1 ORDER BY epoch";
+    let rows = transaction.query(all, &[&pipeline]).await?;
+    let mut epochs: Vec<_> = rows.iter().map(|row| Epoch(row.get::<_, i64>(0) as u64)).collect();
+    let this = Epoch(epoch as u64);
+    if ascends(pipeline, this, &epochs).is_err() {
+        return Ok(Concluded::Below(epochs));
+    }
+    let insert = "INSERT INTO headwater_manifests (pipeline, epoch, manifest) VALUES ($1, $2, $3)";
+    transaction.execute(insert, &[&pipeline, &epoch, &manifest]).await?;
+    epochs.push(this);
+    if let Prune::Before(oldest) = prune(&epochs, keep) {
+        for statement in [
+            "DELETE FROM headwater_manifests WHERE pipeline = $1 AND epoch < $2",
+            "DELETE FROM headwater_bindings WHERE pipeline = $1 AND through <= $2",
+            "INSERT INTO headwater_pruned (pipeline, through) VALUES ($1, $2)
+             ON CONFLICT (pipeline) DO UPDATE SET through = excluded.through",
+        ] {
+            transaction.execute(statement, &[&pipeline, &(oldest.0 as i64)]).await?;
+        }
+        let version = "UPDATE headwater_ledger SET version = $2 WHERE pipeline = $1";
+        transaction.execute(version, &[&pipeline, &PRUNED]).await?;
+    }
+    Ok(Concluded::Yes)
 }
 
 /// The server's own words, where there are any.

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use headwater_dataflows::Epoch;
 use headwater_sinks::{Generation, Lineage};
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{
-    Claim, Genesis, Ledger, LedgerError, format, lost, new_lineage, read_genesis, read_round, unavailable,
+    Claim, Genesis, Ledger, LedgerError, PRUNED, StoredManifest, UNPRUNED, ascends, check_version, format,
+    lost, new_lineage, not_pruned, read_genesis, read_manifest, read_round, unavailable, write_manifest,
 };
-use crate::coordination::EpochRecord;
+use crate::coordination::{EpochRecord, Manifest, Prune, prune};
 
-/// What the file holds, in version 1.
+/// What the file holds, in versions 1 and 2.
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS headwater_ledger (
     pipeline TEXT PRIMARY KEY,
@@ -28,8 +29,17 @@ CREATE TABLE IF NOT EXISTS headwater_bindings (
     epochs BLOB NOT NULL,
     PRIMARY KEY (pipeline, through)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS headwater_manifests (
+    pipeline TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    manifest BLOB NOT NULL,
+    PRIMARY KEY (pipeline, epoch)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS headwater_pruned (
+    pipeline TEXT PRIMARY KEY,
+    through INTEGER NOT NULL
+) WITHOUT ROWID;
 ";
-const VERSION: i64 = 1;
 
 /// See the module.
 pub struct SqliteLedger {
@@ -59,12 +69,17 @@ impl SqliteLedger {
         Ok(SqliteLedger { pipeline, path, connection, generation: Generation(0) })
     }
 
+    fn read<T>(&self, read: impl FnOnce(&Connection, &str) -> rusqlite::Result<T>) -> Result<T, LedgerError> {
+        read(&self.connection, &self.pipeline)
+            .map_err(|error| unavailable(format!("read {}", self.path.display()), error))
+    }
+
     /// One transaction that writes only if the pipeline is still ours.
-    fn write(
+    fn write<T>(
         &mut self,
         action: &str,
-        write: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>,
-    ) -> Result<(), LedgerError> {
+        write: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, LedgerError> {
         let SqliteLedger { pipeline, path, connection, generation } = self;
         let outcome = (|| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -72,15 +87,16 @@ impl SqliteLedger {
                 .prepare_cached("SELECT generation FROM headwater_ledger WHERE pipeline = ?")?
                 .query_row([&*pipeline], |row| row.get(0))
                 .optional()?;
-            if current == Some(generation.0 as i64) {
-                write(&transaction)?;
-                transaction.commit()?;
+            if current != Some(generation.0 as i64) {
+                return Ok(Err(current));
             }
-            Ok(current)
+            let written = write(&transaction)?;
+            transaction.commit()?;
+            Ok(Ok(written))
         })();
         match outcome {
-            Ok(Some(current)) if current == generation.0 as i64 => Ok(()),
-            Ok(current) => Err(lost(pipeline, current)),
+            Ok(Ok(written)) => Ok(written),
+            Ok(Err(current)) => Err(lost(pipeline, current)),
             Err(error) => {
                 let error: rusqlite::Error = error;
                 Err(unavailable(format!("{action} in {}", path.display()), error))
@@ -89,9 +105,22 @@ impl SqliteLedger {
     }
 }
 
+/// A pipeline's row: version, lineage, generation, starts, meaning.
+type Pipeline = (i64, String, i64, Option<Vec<u8>>, Option<String>);
+
+fn pipeline_row(row: &Row<'_>) -> rusqlite::Result<Pipeline> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+}
+
+fn read_claim(pipeline: &str, row: Pipeline) -> Result<Claim, LedgerError> {
+    let (version, lineage, generation, starts, meaning) = row;
+    check_version(pipeline, version)?;
+    let genesis = read_genesis(pipeline, starts, meaning)?;
+    Ok(Claim { lineage: Lineage(lineage), generation: Generation(generation as u64), genesis })
+}
+
 impl Ledger for SqliteLedger {
     fn claim(&mut self) -> Result<Claim, LedgerError> {
-        type Row = (i64, String, i64, Option<Vec<u8>>, Option<String>);
         let fresh = new_lineage()?;
         let SqliteLedger { pipeline, path, connection, .. } = self;
         let claimed = (|| {
@@ -99,30 +128,32 @@ impl Ledger for SqliteLedger {
             transaction.execute(
                 "INSERT INTO headwater_ledger (pipeline, version, lineage, generation) VALUES (?, ?, ?, 0) \
                  ON CONFLICT (pipeline) DO NOTHING",
-                params![*pipeline, VERSION, fresh.0],
+                params![*pipeline, UNPRUNED, fresh.0],
             )?;
-            let row: Row = transaction.query_row(
+            let row = transaction.query_row(
                 "UPDATE headwater_ledger SET generation = generation + 1 WHERE pipeline = ? \
                  RETURNING version, lineage, generation, starts, meaning",
                 [&*pipeline],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)),
+                pipeline_row,
             )?;
-            if row.0 == VERSION {
+            if check_version(pipeline, row.0).is_ok() {
                 transaction.commit()?;
             }
             Ok(row)
         })();
-        let (version, lineage, generation, starts, meaning) = claimed
+        let row = claimed
             .map_err(|error: rusqlite::Error| unavailable(format!("take over {}", path.display()), error))?;
-        if version != VERSION {
-            return Err(LedgerError::Refused(format!(
-                "{} has version {version}, and this program knows {VERSION}",
-                path.display()
-            )));
-        }
-        self.generation = Generation(generation as u64);
-        let genesis = read_genesis(&self.pipeline, starts, meaning)?;
-        Ok(Claim { lineage: Lineage(lineage), generation: self.generation, genesis })
+        let claim = read_claim(pipeline, row)?;
+        self.generation = claim.generation;
+        Ok(claim)
+    }
+
+    fn look(&mut self) -> Result<Option<Claim>, LedgerError> {
+        const LOOK: &str =
+            "SELECT version, lineage, generation, starts, meaning FROM headwater_ledger WHERE pipeline = ?";
+        let row = self
+            .read(|connection, pipeline| connection.query_row(LOOK, [pipeline], pipeline_row).optional())?;
+        row.map(|row| read_claim(&self.pipeline, row)).transpose()
     }
 
     fn begin(&mut self, genesis: &Genesis) -> Result<(), LedgerError> {
@@ -138,22 +169,43 @@ impl Ledger for SqliteLedger {
     }
 
     fn epochs(&mut self, after: Epoch) -> Result<Vec<EpochRecord>, LedgerError> {
-        let rounds = (|| {
-            self.connection
-                .prepare(
-                    "SELECT through, epochs FROM headwater_bindings WHERE pipeline = ? AND through > ? ORDER BY through",
-                )?
-                .query_map(params![self.pipeline, after.0 as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect::<rusqlite::Result<Vec<(i64, Vec<u8>)>>>()
-        })();
-        let rounds = rounds
-            .map_err(|error: rusqlite::Error| unavailable(format!("read {}", self.path.display()), error))?;
+        const ROUNDS: &str = "SELECT through, epochs FROM headwater_bindings WHERE pipeline = ? AND through > ? ORDER BY through";
+        let rounds: Vec<(i64, Vec<u8>)> = self.read(|connection, pipeline| {
+            connection
+                .prepare_cached(ROUNDS)?
+                .query_map(params![pipeline, after.0 as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        })?;
+        // Asked afterwards: what was pruned while the rounds were read shows, too.
+        let pruned = self.pruned()?;
+        not_pruned(&self.pipeline, after, pruned)?;
         let mut epochs = Vec::new();
         for (through, bytes) in rounds {
             epochs.extend(read_round(&self.pipeline, through, &bytes)?);
         }
         epochs.retain(|record| record.epoch > after);
         Ok(epochs)
+    }
+
+    fn pruned(&mut self) -> Result<Epoch, LedgerError> {
+        const PRUNED: &str = "SELECT through FROM headwater_pruned WHERE pipeline = ?";
+        let through = self.read(|connection, pipeline| {
+            connection.query_row(PRUNED, [pipeline], |row| row.get(0)).optional()
+        })?;
+        Ok(Epoch(through.unwrap_or(0i64) as u64))
+    }
+
+    fn manifests(&mut self) -> Result<Vec<StoredManifest>, LedgerError> {
+        const MANIFESTS: &str =
+            "SELECT epoch, manifest FROM headwater_manifests WHERE pipeline = ? ORDER BY epoch";
+        self.read(|connection, pipeline| {
+            connection
+                .prepare_cached(MANIFESTS)?
+                .query_map([pipeline], |row| {
+                    Ok(read_manifest(pipeline, row.get(0)?, row.get_ref(1)?.as_blob()?))
+                })?
+                .collect()
+        })
     }
 
     fn append(&mut self, epochs: &[EpochRecord]) -> Result<(), LedgerError> {
@@ -168,4 +220,43 @@ impl Ledger for SqliteLedger {
                 .map(drop)
         })
     }
+
+    fn conclude(&mut self, manifest: &Manifest, keep: usize) -> Result<(), LedgerError> {
+        let (epoch, bytes) = write_manifest(manifest)?;
+        let pipeline = self.pipeline.clone();
+        let before = self.write("record a checkpoint", |transaction| {
+            let before: Vec<Epoch> = transaction
+                .prepare_cached("SELECT epoch FROM headwater_manifests WHERE pipeline = ? ORDER BY epoch")?
+                .query_map([&pipeline], |row| Ok(Epoch(row.get::<_, i64>(0)? as u64)))?
+                .collect::<rusqlite::Result<_>>()?;
+            if ascends(&pipeline, manifest.epoch, &before).is_err() {
+                return Ok(before);
+            }
+            transaction.execute(
+                "INSERT INTO headwater_manifests (pipeline, epoch, manifest) VALUES (?, ?, ?)",
+                params![pipeline, epoch, bytes],
+            )?;
+            let all = [&before[..], &[manifest.epoch]].concat();
+            if let Prune::Before(oldest) = prune(&all, keep) {
+                prune_to(transaction, &pipeline, oldest)?;
+            }
+            Ok(before)
+        })?;
+        ascends(&self.pipeline, manifest.epoch, &before)
+    }
+}
+
+/// Deletes what comes before the manifest of `oldest`.
+fn prune_to(transaction: &Transaction<'_>, pipeline: &str, oldest: Epoch) -> rusqlite::Result<()> {
+    for statement in [
+        "DELETE FROM headwater_manifests WHERE pipeline = ? AND epoch < ?",
+        "DELETE FROM headwater_bindings WHERE pipeline = ? AND through <= ?",
+        "INSERT INTO headwater_pruned (pipeline, through) VALUES (?, ?) \
+         ON CONFLICT (pipeline) DO UPDATE SET through = excluded.through",
+    ] {
+        transaction.execute(statement, params![pipeline, oldest.0 as i64])?;
+    }
+    transaction
+        .execute("UPDATE headwater_ledger SET version = ? WHERE pipeline = ?", params![PRUNED, pipeline])
+        .map(drop)
 }

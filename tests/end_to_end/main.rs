@@ -7,3 +7,4 @@ mod files;
 mod kafka;
 mod live;
 mod postgres;
+mod status;

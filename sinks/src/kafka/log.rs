@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, Error)]
 pub(super) enum LogError {
     #[error(
-        "progress topic {topic}, partition {partition}: our sentinel did not come back within {PATIENCE:?}; \
+        "progress topic {topic}, partition {partition}: what was to be read did not come within {PATIENCE:?}; \
         a transaction that another producer left open may hide it"
     )]
     Hidden { topic: String, partition: i32 },
@@ -51,6 +51,7 @@ impl ProgressLog {
             ("enable.auto.commit", "false"),
             ("isolation.level", "read_committed"),
             ("auto.offset.reset", "earliest"),
+            ("enable.partition.eof", "true"),
         ];
         let config = client_config(brokers, options, &defaults, &owned)?;
         Ok(ProgressLog { topic: topic.to_owned(), config, next: vec![None; partitions as usize] })
@@ -64,6 +65,15 @@ impl ProgressLog {
     /// All records since the last reading, up to `sentinel` in every partition. Those of other sinks are among
     /// them; tombstones are not.
     pub fn read_until(&mut self, sentinel: &Record) -> Result<Vec<Record>, LogError> {
+        self.read(Some(sentinel))
+    }
+
+    /// The same, up to what readers see as the end: progress may be hidden behind it.
+    pub fn read_to_end(&mut self) -> Result<Vec<Record>, LogError> {
+        self.read(None)
+    }
+
+    fn read(&mut self, sentinel: Option<&Record>) -> Result<Vec<Record>, LogError> {
         let topic = self.topic.clone();
         let kafka = |source| LogError::Kafka { topic: topic.clone(), source };
         let consumer: BaseConsumer<Quiet> = self.config.create_with_context(Quiet).map_err(kafka)?;
@@ -94,13 +104,16 @@ impl ProgressLog {
                     let malformed =
                         |reason| LogError::Malformed { topic: topic.clone(), partition, offset, reason };
                     let record = Record::decode(value).map_err(malformed)?;
-                    if record == *sentinel {
+                    if sentinel == Some(&record) {
                         waiting.retain(|&other| other != partition);
                     }
                     records.push(record);
                 }
+                Some(Err(KafkaError::PartitionEOF(partition))) if sentinel.is_none() => {
+                    waiting.retain(|&other| other != partition);
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) | None => {}
                 Some(Err(error)) => tracing::debug!(%error, topic, "reading the progress topic"),
-                None => {}
             }
         }
         Ok(records)

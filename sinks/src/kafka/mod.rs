@@ -135,6 +135,13 @@ impl KafkaSink {
         }
     }
 
+    fn log_error(&self, error: LogError) -> OpenError {
+        match error {
+            LogError::Malformed { .. } => self.refused(error.to_string()),
+            LogError::Hidden { .. } | LogError::Kafka { .. } => self.unavailable("its progress topic", error),
+        }
+    }
+
     /// Checks options and topics, creates the progress topic if it is missing; says how large messages may be.
     fn prepare(&self, start: &Start) -> Result<(ClientConfig, ProgressLog, usize), OpenError> {
         let KafkaConfig { name, brokers, options, topics, .. } = &self.config;
@@ -241,10 +248,7 @@ impl KafkaSink {
         sentinel: &Record,
         adopt: bool,
     ) -> Result<(Vec<Record>, Vec<Record>), OpenError> {
-        let records = log.read_until(sentinel).map_err(|error| match error {
-            LogError::Malformed { .. } => self.refused(error.to_string()),
-            LogError::Hidden { .. } | LogError::Kafka { .. } => self.unavailable("its progress topic", error),
-        })?;
+        let records = log.read_until(sentinel).map_err(|error| self.log_error(error))?;
         let of_this_sink = records.into_iter().filter(|record| record.sink == self.config.name);
         let (mine, foreign): (Vec<_>, Vec<_>) =
             of_this_sink.partition(|record| self.objection(start, record).is_none());
@@ -385,6 +389,20 @@ impl Sink for KafkaSink {
         let start = start.clone();
         self.opened = Some(Opened { start, producer, log, writers, turn: 0, max_message_bytes });
         Ok(progress::newest(&mine))
+    }
+
+    /// As far as readers of committed records see: what a stranger's open transaction hides is not among it.
+    fn look(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
+        let KafkaConfig { name, brokers, options, .. } = &self.config;
+        let topic = progress_topic(pipeline);
+        let cluster = Topics::connect(brokers, options).map_err(|error| self.topic_error(error))?;
+        let partitions = cluster.partitions(&topic).map_err(|error| self.topic_error(error))?;
+        let Some(partitions) = partitions else { return Ok(Vec::new()) };
+        let mut log = ProgressLog::new(brokers, options, &topic, partitions)
+            .map_err(|error| self.refused(error.to_string()))?;
+        let mut records = log.read_to_end().map_err(|error| self.log_error(error))?;
+        records.retain(|record| record.sink == *name);
+        Ok(progress::newest(&records))
     }
 
     /// What every output topic takes.

@@ -15,6 +15,7 @@
 
 mod connection;
 mod encode;
+mod progress;
 mod sql;
 mod staged;
 
@@ -30,11 +31,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, sleep, timeout};
 
 use self::connection::{Address, Backend, Session, Trouble};
+use self::progress::Row;
 use self::staged::{LastChanges, Staged, Stored};
 use crate::Changes;
-use crate::contract::{
-    CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, StageError, Start,
-};
+use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, Start};
 use crate::migrations::{Migration, pending};
 use crate::tables::{Mode, TABLES};
 
@@ -133,32 +133,18 @@ impl Writer {
     /// # Errors
     /// If it is another ledger's, or a later start has been here.
     async fn read_progress(&self, session: &Session) -> Result<Vec<Progress>, Trouble> {
-        let all = "SELECT lineage, generation, shards, through FROM headwater_progress
-                   WHERE pipeline = $1 AND sink = $2 ORDER BY generation, writer";
-        let mut progress = Vec::new();
-        for row in session.client.query(all, &[&self.start.pipeline, &self.sink]).await? {
-            let lineage = Lineage(row.get(0));
-            if lineage != self.start.lineage {
-                return Err(Trouble::Refused(format!(
-                    "its progress belongs to another ledger ({})",
-                    lineage.0
-                )));
+        let rows = progress::read(session, &self.start.pipeline, &self.sink).await?;
+        for Row { lineage, generation, .. } in &rows {
+            if *lineage != self.start.lineage {
+                let reason = format!("its progress belongs to another ledger ({})", lineage.0);
+                return Err(Trouble::Refused(reason));
             }
-            let generation: i64 = row.get(1);
-            if generation > self.generation() {
+            if *generation > self.start.generation {
                 let reason = format!("a later start (generation {generation}) has written here");
                 return Err(Trouble::Refused(reason));
             }
-            if let Some(through) = row.get::<_, Option<i64>>(3) {
-                progress.push(Progress {
-                    lineage,
-                    generation: Generation(generation as u64),
-                    shards: Shards(row.get::<_, i64>(2) as u64),
-                    through: Epoch(through as u64),
-                });
-            }
         }
-        Ok(progress)
+        Ok(rows.into_iter().filter_map(Row::promised).collect())
     }
 
     /// Takes over from older starts, and makes this writer's row. Returns the progress found.
@@ -460,6 +446,17 @@ impl Sink for PostgresSink {
         writer.session = Some(session);
         self.open = Some(Open { runtime, writer, stored });
         Ok(progress)
+    }
+
+    fn look(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
+        let address = Address::parse(&self.config.url, "headwater-status")
+            .map_err(|reason| self.open_error("PostgreSQL".to_owned(), Trouble::Refused(reason)))?;
+        let looking = progress::look(&address, pipeline, &self.config.name);
+        let looked = match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(looking),
+            Err(error) => Err(Trouble::Refused(format!("cannot start a runtime: {error}"))),
+        };
+        looked.map_err(|trouble| self.open_error(address.to_string(), trouble))
     }
 
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use headwater_dataflows::Epoch;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
-use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ToSql, TransactionBehavior, params};
 
 use crate::contract::{
     CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, StageError, Start,
@@ -267,6 +267,22 @@ impl Sink for SqliteSink {
         }
         self.open = Some(Open { connection, start: start.clone(), through: None });
         Ok(progress)
+    }
+
+    fn look(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
+        if !self.config.path.exists() {
+            return Ok(Vec::new());
+        }
+        let progress = (|| {
+            let connection =
+                Connection::open_with_flags(&self.config.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+            connection.busy_timeout(Duration::from_secs(5))?;
+            if !connection.table_exists(None, "headwater_progress")? {
+                return Ok(Vec::new());
+            }
+            self.progress(&connection, pipeline)
+        })();
+        progress.map_err(|error| self.unavailable(error))
     }
 
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {

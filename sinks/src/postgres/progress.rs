@@ -1,0 +1,52 @@
+//! The rows of progress: what each writer of each start has durably taken.
+
+use headwater_dataflows::Epoch;
+use tokio::time::timeout;
+
+use super::ROUND;
+use super::connection::{Address, Session, Trouble};
+use crate::contract::{Generation, Lineage, Progress, Shards};
+
+/// A writer's row. Until its first commit it promises nothing.
+pub(super) struct Row {
+    pub lineage: Lineage,
+    pub generation: Generation,
+    shards: Shards,
+    through: Option<Epoch>,
+}
+
+impl Row {
+    /// What the writer has promised, if anything.
+    pub fn promised(self) -> Option<Progress> {
+        let Row { lineage, generation, shards, through } = self;
+        through.map(|through| Progress { lineage, generation, shards, through })
+    }
+}
+
+/// All rows of a sink.
+pub(super) async fn read(session: &Session, pipeline: &str, sink: &str) -> Result<Vec<Row>, Trouble> {
+    let all = "SELECT lineage, generation, shards, through FROM headwater_progress
+               WHERE pipeline = $1 AND sink = $2 ORDER BY generation, writer";
+    let rows = session.client.query(all, &[&pipeline, &sink]).await?;
+    let rows = rows.iter().map(|row| Row {
+        lineage: Lineage(row.get(0)),
+        generation: Generation(row.get::<_, i64>(1) as u64),
+        shards: Shards(row.get::<_, i64>(2) as u64),
+        through: row.get::<_, Option<i64>>(3).map(|through| Epoch(through as u64)),
+    });
+    Ok(rows.collect())
+}
+
+/// What is promised in a database that need not have the tables.
+pub(super) async fn look(address: &Address, pipeline: &str, sink: &str) -> Result<Vec<Progress>, Trouble> {
+    let looking = async {
+        let session = Session::connect(address).await?;
+        let exists = "SELECT to_regclass('headwater_progress') IS NOT NULL";
+        if !session.client.query_one(exists, &[]).await?.get::<_, bool>(0) {
+            return Ok(Vec::new());
+        }
+        let rows = read(&session, pipeline, sink).await?;
+        Ok(rows.into_iter().filter_map(Row::promised).collect())
+    };
+    timeout(ROUND, looking).await.unwrap_or(Err(Trouble::Slow("looking")))
+}

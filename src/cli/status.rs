@@ -1,0 +1,408 @@
+//! `headwater status`: what the ledger and the sinks have, and what a start would do. Nothing is taken over.
+
+use std::fmt;
+
+use headwater_dataflows::Epoch;
+use headwater_sinks::Progress;
+use serde_json::{Value, json};
+
+use super::{DONE, FAILED, REFUSED, build};
+use crate::config::{Complaint, Complaints, Config, LedgerConfig, Origin};
+use crate::coordination::{EpochRecord, Recorded, resume};
+use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest};
+use crate::runtime::RunError;
+use crate::wall::wall_ms;
+
+/// Prints the status of a pipeline. The process's exit code is what that of a start would be.
+///
+/// # Errors
+/// If there is no ledger to look at, or it cannot be read.
+pub fn status(config: &Config, json: bool) -> anyhow::Result<u8> {
+    let Some(ledger) = &config.ledger else {
+        let message = "the status of a pipeline is in its ledger, and it has none".to_owned();
+        return Err(
+            Complaints(vec![Complaint { origin: Origin::Default, key: "ledger".into(), message }]).into()
+        );
+    };
+    let facts = Facts::look(config, ledger)?;
+    let outlook = facts.outlook(&config.meaning());
+    if json {
+        println!("{}", facts.json(&outlook, wall_ms()));
+    } else {
+        print!("{}", facts.text(&outlook, wall_ms()));
+    }
+    Ok(match outlook {
+        Outlook::Begins | Outlook::GoesOn { .. } => DONE,
+        Outlook::Refuses(_) => REFUSED,
+        Outlook::Unknown(_) => FAILED,
+    })
+}
+
+/// What is there.
+struct Facts {
+    pipeline: String,
+    /// None if the pipeline was never started.
+    claim: Option<Claim>,
+    manifests: Vec<StoredManifest>,
+    pruned: Epoch,
+    /// All that are recorded.
+    epochs: Vec<EpochRecord>,
+    sinks: Vec<(String, Result<Vec<Progress>, String>)>,
+}
+
+/// What a start would do.
+#[derive(Debug, PartialEq, Eq)]
+enum Outlook {
+    /// Begin the pipeline.
+    Begins,
+    /// Go on after an epoch, and do again what is recorded after it.
+    GoesOn { after: Epoch, replay: usize, through: Epoch, closed: bool },
+    /// Not start, to keep a promise.
+    Refuses(String),
+    /// It depends on what could not be read.
+    Unknown(String),
+}
+
+impl Facts {
+    /// In an order in which each is at least as new as those before, so that a pipeline that runs meanwhile never looks
+    /// as if a sink were ahead of the ledger, or a checkpoint ahead of a sink.
+    fn look(config: &Config, ledger: &LedgerConfig) -> Result<Facts, RunError> {
+        let pipeline = config.plan.pipeline.to_string();
+        let mut ledger = match ledger {
+            LedgerConfig::Sqlite(path) if !path.exists() => None,
+            ledger => Some(build::ledger(ledger, &pipeline)?),
+        };
+        let mut facts = Facts {
+            pipeline,
+            claim: None,
+            manifests: Vec::new(),
+            pruned: Epoch(0),
+            epochs: Vec::new(),
+            sinks: Vec::new(),
+        };
+        if let Some(ledger) = &mut ledger {
+            facts.claim = ledger.look()?;
+            facts.manifests = ledger.manifests()?;
+        }
+        for mut job in build::sinks(config, "") {
+            let progress =
+                job.sink.look(&facts.pipeline).map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+            facts.sinks.push((job.sink.name().to_owned(), progress));
+        }
+        if let Some(ledger) = &mut ledger {
+            (facts.pruned, facts.epochs) = recorded(&mut **ledger)?;
+        }
+        Ok(facts)
+    }
+
+    fn outlook(&self, meaning: &str) -> Outlook {
+        let (lineage, generation) =
+            self.claim.as_ref().map(|claim| (&claim.lineage, claim.generation)).unzip();
+        let genesis = self.claim.as_ref().and_then(|claim| claim.genesis.as_ref());
+        if let Some(genesis) = genesis.filter(|genesis| genesis.meaning != meaning) {
+            return Outlook::Refuses(build::changed(&genesis.meaning, meaning));
+        }
+        let mut sinks = Vec::new();
+        for (sink, progress) in &self.sinks {
+            let progress = match progress {
+                Ok(progress) => progress,
+                Err(reason) => return Outlook::Unknown(reason.clone()),
+            };
+            if let Some(other) = progress.iter().find(|progress| Some(&progress.lineage) != lineage) {
+                let reason =
+                    format!("sink {sink}: its progress belongs to another ledger ({})", other.lineage.0);
+                return Outlook::Refuses(reason);
+            }
+            if let Some(later) = progress.iter().find(|progress| Some(progress.generation) > generation) {
+                let generation = later.generation;
+                return Outlook::Refuses(format!(
+                    "sink {sink}: generation {generation} has written it, which the ledger does not know yet"
+                ));
+            }
+            sinks.push((&**sink, &progress[..]));
+        }
+        let all: Vec<_> = self.manifests.iter().map(|stored| stored.epoch).collect();
+        let readable: Vec<_> = self
+            .manifests
+            .iter()
+            .filter(|stored| stored.manifest.is_ok())
+            .map(|stored| stored.epoch)
+            .collect();
+        let last = self.epochs.last();
+        let recorded = Recorded {
+            last_round: last.map(|last| last.epoch),
+            manifests: &all,
+            readable: &readable,
+            pruned: self.pruned,
+        };
+        match resume(recorded, &sinks) {
+            Ok(_) if genesis.is_none() => Outlook::Begins,
+            Ok(resume) => {
+                let after = resume.origins.first().copied().unwrap_or(Epoch(0));
+                let replay = self.epochs.iter().filter(|record| record.epoch > after).count();
+                let closed = last.is_some_and(|last| last.closes);
+                Outlook::GoesOn { after, replay, through: resume.durable, closed }
+            }
+            Err(reason) => Outlook::Refuses(reason.to_string()),
+        }
+    }
+
+    /// The last epoch that is recorded.
+    fn durable(&self) -> Option<Epoch> {
+        let last = self.epochs.last().map(|last| last.epoch);
+        last.max(self.manifests.last().map(|stored| stored.epoch))
+    }
+
+    fn text(&self, outlook: &Outlook, now_ms: i64) -> String {
+        let mut lines = vec![match &self.claim {
+            None => format!("pipeline {}: never started", self.pipeline),
+            Some(Claim { lineage, generation, .. }) => format!(
+                "pipeline {}: ledger {}, generation {generation}, recorded {}",
+                self.pipeline,
+                lineage.0,
+                through(self.durable())
+            ),
+        }];
+        lines.extend(self.manifests.iter().rev().map(|stored| match &stored.manifest {
+            Ok(manifest) => format!(
+                "checkpoint of epoch {}: {} s old, {} bytes in {} parts{}",
+                manifest.epoch,
+                age_s(manifest.wall_ms, now_ms),
+                manifest.bytes(),
+                manifest.parts.len(),
+                manifest.keys.map(|keys| format!(", {keys} keys")).unwrap_or_default()
+            ),
+            Err(error) => format!("checkpoint of epoch {}: {error}", stored.epoch),
+        }));
+        lines.extend(self.sinks.iter().map(|(sink, progress)| match progress {
+            Ok(progress) => {
+                format!("sink {sink}: {}", through(newest(progress).map(|newest| newest.through)))
+            }
+            Err(reason) => format!("sink {sink}: cannot be read: {reason}"),
+        }));
+        lines.push(outlook.to_string());
+        lines.into_iter().map(|line| line + "\n").collect()
+    }
+
+    fn json(&self, outlook: &Outlook, now_ms: i64) -> Value {
+        let checkpoint = |stored: &StoredManifest| match &stored.manifest {
+            Ok(manifest) => json!({
+                "epoch": manifest.epoch.0,
+                "age_s": age_s(manifest.wall_ms, now_ms),
+                "bytes": manifest.bytes(),
+                "parts": manifest.parts.len(),
+                "keys": manifest.keys,
+            }),
+            Err(error) => json!({ "epoch": stored.epoch.0, "error": error.to_string() }),
+        };
+        let sink = |(name, progress): &(String, Result<Vec<Progress>, String>)| match progress {
+            Ok(progress) => {
+                let newest = newest(progress);
+                json!({
+                    "name": name,
+                    "through": newest.map(|newest| newest.through.0),
+                    "generation": newest.map(|newest| newest.generation.0),
+                })
+            }
+            Err(reason) => json!({ "name": name, "error": reason }),
+        };
+        let start = match outlook {
+            Outlook::Begins => json!({ "does": "begin" }),
+            Outlook::GoesOn { after, replay, through, closed } => json!({
+                "does": "go on", "after": after.0, "replay": replay, "through": through.0, "closed": closed,
+            }),
+            Outlook::Refuses(reason) => json!({ "does": "refuse", "because": reason }),
+            Outlook::Unknown(reason) => json!({ "does": "unknown", "because": reason }),
+        };
+        json!({
+            "pipeline": self.pipeline,
+            "lineage": self.claim.as_ref().map(|claim| &claim.lineage.0),
+            "generation": self.claim.as_ref().map(|claim| claim.generation.0),
+            "recorded_through": self.durable().map(|durable| durable.0),
+            "pruned_through": self.pruned.0,
+            "checkpoints": self.manifests.iter().rev().map(checkpoint).collect::<Vec<_>>(),
+            "sinks": self.sinks.iter().map(sink).collect::<Vec<_>>(),
+            "start": start,
+        })
+    }
+}
+
+impl fmt::Display for Outlook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outlook::Begins => f.write_str("a start would begin"),
+            Outlook::GoesOn { after, replay, through, closed } => {
+                match after {
+                    Epoch(0) => f.write_str("a start would go on from the beginning")?,
+                    after => write!(f, "a start would go on from the checkpoint of epoch {after}")?,
+                }
+                match replay {
+                    0 => f.write_str(", with nothing to do again")?,
+                    replay => write!(f, " and do {replay} epochs again, through {through}")?,
+                }
+                f.write_str(if *closed { "; the input was closed, so it would then end" } else { "" })
+            }
+            Outlook::Refuses(reason) => write!(f, "a start would be refused: {reason}"),
+            Outlook::Unknown(reason) => write!(f, "what a start would do is not known: {reason}"),
+        }
+    }
+}
+
+/// Through which epoch rounds were pruned, and all that are left.
+fn recorded(ledger: &mut dyn Ledger) -> Result<(Epoch, Vec<EpochRecord>), LedgerError> {
+    let mut pruned = ledger.pruned()?;
+    loop {
+        match ledger.epochs(pruned) {
+            Ok(epochs) => return Ok((pruned, epochs)),
+            Err(error) => {
+                // A pipeline that runs may have pruned more in between.
+                let now = ledger.pruned()?;
+                if now == pruned {
+                    return Err(error);
+                }
+                pruned = now;
+            }
+        }
+    }
+}
+
+fn newest(progress: &[Progress]) -> Option<&Progress> {
+    progress.iter().max_by_key(|progress| (progress.through, progress.generation))
+}
+
+fn through(epoch: Option<Epoch>) -> String {
+    epoch.map_or("nothing yet".to_owned(), |epoch| format!("through epoch {epoch}"))
+}
+
+/// In whole seconds; what is not over yet is not old.
+fn age_s(wall_ms: i64, now_ms: i64) -> i64 {
+    now_ms.saturating_sub(wall_ms).max(0) / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use headwater_dataflows::EventTime;
+    use headwater_sinks::{Generation, Lineage, Shards};
+
+    use super::*;
+    use crate::coordination::Manifest;
+    use crate::ledger::Genesis;
+
+    fn manifest(epoch: u64, readable: bool) -> StoredManifest {
+        let manifest = Manifest {
+            epoch: Epoch(epoch),
+            generation: Generation(2),
+            wall_ms: 7_000,
+            watermark: EventTime(0),
+            positions: Vec::new(),
+            operators: Vec::new(),
+            keys: Some(12),
+            parts: Vec::new(),
+        };
+        let damaged = || LedgerError::Refused("it is damaged".into());
+        StoredManifest { epoch: Epoch(epoch), manifest: readable.then_some(manifest).ok_or_else(damaged) }
+    }
+
+    /// Recorded through 9, with checkpoints of 4 and 6, of which the newer is damaged; sinks have 8 and 5.
+    fn facts() -> Facts {
+        let lineage = Lineage("ab".into());
+        let genesis = Some(Genesis { starts: Vec::new(), meaning: "as ever".into() });
+        let record =
+            |epoch| EpochRecord { epoch: Epoch(epoch), wall_ms: 0, bindings: Vec::new(), closes: false };
+        let progress = |through| Progress {
+            lineage: lineage.clone(),
+            generation: Generation(3),
+            shards: Shards::ALL,
+            through: Epoch(through),
+        };
+        Facts {
+            pipeline: "fraud".into(),
+            claim: Some(Claim { lineage: lineage.clone(), generation: Generation(3), genesis }),
+            manifests: vec![manifest(4, true), manifest(6, false)],
+            pruned: Epoch(4),
+            epochs: (5..10).map(record).collect(),
+            sinks: vec![("a".into(), Ok(vec![progress(8)])), ("b".into(), Ok(vec![progress(5)]))],
+        }
+    }
+
+    fn refused(facts: &Facts) -> String {
+        match facts.outlook("as ever") {
+            Outlook::Refuses(reason) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_status_says_what_is_there_and_what_a_start_would_do() {
+        let facts = facts();
+        let outlook = facts.outlook("as ever");
+        assert_eq!(
+            facts.text(&outlook, 15_999),
+            "pipeline fraud: ledger ab, generation 3, recorded through epoch 9\n\
+             checkpoint of epoch 6: ledger: it is damaged\n\
+             checkpoint of epoch 4: 8 s old, 0 bytes in 0 parts, 12 keys\n\
+             sink a: through epoch 8\n\
+             sink b: through epoch 5\n\
+             a start would go on from the checkpoint of epoch 4 and do 5 epochs again, through 9\n"
+        );
+        let json = facts.json(&outlook, 15_999);
+        assert_eq!((&json["generation"], &json["recorded_through"]), (&json!(3), &json!(9)));
+        assert_eq!(
+            json["checkpoints"][1],
+            json!({ "epoch": 4, "age_s": 8, "bytes": 0, "parts": 0, "keys": 12 })
+        );
+        assert_eq!(json["checkpoints"][0]["error"], "ledger: it is damaged");
+        assert_eq!(json["sinks"][1], json!({ "name": "b", "through": 5, "generation": 3 }));
+        let start = json!({ "does": "go on", "after": 4, "replay": 5, "through": 9, "closed": false });
+        assert_eq!(json["start"], start);
+    }
+
+    #[test]
+    fn a_start_that_would_be_refused_is_foretold_with_its_reason() {
+        let changed = facts().outlook("otherwise");
+        assert!(matches!(&changed, Outlook::Refuses(reason) if reason.contains("`as ever`")), "{changed:?}");
+
+        let mut other = facts();
+        other.claim.as_mut().expect("claimed").lineage = Lineage("cd".into());
+        assert_eq!(refused(&other), "sink a: its progress belongs to another ledger (ab)");
+        assert!(refused(&Facts { claim: None, ..facts() }).contains("another ledger"));
+
+        let mut restored = facts();
+        restored.claim.as_mut().expect("claimed").generation = Generation(2);
+        assert!(refused(&restored).starts_with("sink a: generation 3 has written it"));
+
+        let mut new = facts();
+        new.sinks.push(("c".into(), Ok(Vec::new())));
+        assert!(refused(&new).starts_with("sink c has results through epoch 0 only"));
+
+        let older = Facts { epochs: Vec::new(), ..facts() };
+        assert!(
+            refused(&older)
+                .starts_with("sink a: it has results through epoch 8, and the ledger ends at epoch 6")
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_guessed() {
+        let mut facts = facts();
+        facts.sinks[1].1 = Err("no answer".into());
+        let outlook = facts.outlook("as ever");
+        assert_eq!(outlook, Outlook::Unknown("no answer".into()));
+        assert!(facts.text(&outlook, 0).contains("sink b: cannot be read: no answer\n"));
+    }
+
+    #[test]
+    fn a_pipeline_that_never_began_would_begin() {
+        let nothing = || Facts {
+            manifests: Vec::new(),
+            epochs: Vec::new(),
+            sinks: Vec::new(),
+            pruned: Epoch(0),
+            ..facts()
+        };
+        assert_eq!(Facts { claim: None, ..nothing() }.outlook("as ever"), Outlook::Begins);
+        let mut claimed = nothing();
+        claimed.claim.as_mut().expect("claimed").genesis = None;
+        assert_eq!(claimed.outlook("as ever"), Outlook::Begins);
+    }
+}

@@ -1,0 +1,404 @@
+//! A start and its run, step by step; between any two it may end, or sleep and go on when another has taken over.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use headwater_dataflows::{Epoch, EventTime, Offset, Partition, ShardId};
+use headwater_sinks::{Generation, Progress, Shards};
+
+use super::world::{Content, Heard, State, World, Write, lineage, output, step};
+use super::{Random, SHARDED, Violation};
+use crate::coordination::{
+    Binding, Checkpoint, EpochRecord, Manifest, Marks, Part, PartKind, PartName, Position, Prune, Recorded,
+    Resume, chain, left_behind, prune, resume, unreferenced, wants_base,
+};
+
+/// In milliseconds of the epochs' wall time.
+const INTERVAL_MS: i64 = 40;
+
+/// How many epochs may be bound and not committed everywhere.
+const IN_FLIGHT: usize = 8;
+
+/// What became of a process in a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    Goes,
+    Ended,
+    /// It did not start, to keep a promise.
+    Refused,
+}
+
+enum Stage {
+    /// Nothing, if all is well.
+    Peek,
+    Claim,
+    Read,
+    Open(usize),
+    Choose,
+    Run,
+}
+
+/// A marked epoch on its way to its manifest.
+struct Marked {
+    checkpoint: Checkpoint,
+    position: Position,
+    wall_ms: i64,
+    /// By worker, what is still to be put.
+    unput: Vec<(Shards, Vec<(Part, Content)>)>,
+}
+
+pub struct Process {
+    stage: Stage,
+    generation: Generation,
+    found: Vec<Vec<Progress>>,
+    manifests: Vec<(Epoch, Option<Manifest>)>,
+    /// The parts that the next deltas follow.
+    before: Vec<Part>,
+    /// The state as of the last mark: deltas are what changed since.
+    captured: State,
+    marks: Marks,
+    marked: Option<Marked>,
+    state: State,
+    position: Position,
+    /// The last epoch that was processed, and the greatest that was ever seen.
+    processed: Epoch,
+    latest: Epoch,
+    replay: VecDeque<EpochRecord>,
+    unrecorded: Vec<EpochRecord>,
+    durable: Epoch,
+    outputs: BTreeMap<Epoch, u64>,
+    committed: Vec<Option<Epoch>>,
+    garbage: Vec<PartName>,
+    pruned: Epoch,
+}
+
+impl Process {
+    pub fn new() -> Process {
+        Process {
+            stage: Stage::Peek,
+            generation: Generation(0),
+            found: Vec::new(),
+            manifests: Vec::new(),
+            before: Vec::new(),
+            captured: State::default(),
+            marks: Marks::new(INTERVAL_MS, Epoch(0)),
+            marked: None,
+            state: State::default(),
+            position: Position { next: Offset(0), max_event_time: None, idle: false },
+            processed: Epoch(0),
+            latest: Epoch(0),
+            replay: VecDeque::new(),
+            unrecorded: Vec::new(),
+            durable: Epoch(0),
+            outputs: BTreeMap::new(),
+            committed: Vec::new(),
+            garbage: Vec::new(),
+            pruned: Epoch(0),
+        }
+    }
+
+    pub fn step(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
+        match self.stage {
+            Stage::Peek => {
+                if !world.guards.manifests_are_read_after_the_claim {
+                    self.read(world);
+                }
+                self.stage = Stage::Claim;
+            }
+            Stage::Claim => {
+                // Time passes in between.
+                if world.guards.manifests_are_read_after_the_claim || random.below(30) == 0 {
+                    self.generation = world.claim();
+                    self.stage = Stage::Read;
+                }
+            }
+            Stage::Read => {
+                if world.guards.manifests_are_read_after_the_claim {
+                    self.read(world);
+                }
+                self.stage = Stage::Open(0);
+            }
+            Stage::Open(sink) => {
+                self.found.push(world.open(sink, self.generation));
+                self.stage = if sink + 1 < world.sinks.len() { Stage::Open(sink + 1) } else { Stage::Choose };
+            }
+            Stage::Choose => {
+                self.stage = Stage::Run;
+                return self.choose(world);
+            }
+            Stage::Run => return self.run(world, random),
+        }
+        Ok(Life::Goes)
+    }
+
+    /// Whether it has started.
+    pub fn runs(&self) -> bool {
+        matches!(self.stage, Stage::Run)
+    }
+
+    /// Whether it went on from a checkpoint.
+    pub fn restored(&self) -> bool {
+        !self.before.is_empty()
+    }
+
+    fn read(&mut self, world: &World) {
+        self.manifests.clone_from(&world.manifests);
+        self.pruned = world.pruned;
+    }
+
+    fn readable(&self) -> Vec<Manifest> {
+        self.manifests.iter().filter_map(|(_, manifest)| manifest.clone()).collect()
+    }
+
+    /// From where to go on.
+    fn choose(&mut self, world: &World) -> Result<Life, Violation> {
+        let guards = &world.guards;
+        let last_round = world.rounds.last().and_then(|round| round.last()).map(|last| last.epoch);
+        let epochs: Vec<_> = self.manifests.iter().map(|(epoch, _)| *epoch).collect();
+        let readable = self.readable();
+        let recorded = Recorded {
+            last_round,
+            manifests: if guards.manifests_count_as_durable { &epochs[..] } else { &[] },
+            readable: &readable.iter().map(|manifest| manifest.epoch).collect::<Vec<_>>(),
+            pruned: self.pruned,
+        };
+        let sinks: Vec<_> = self.found.iter().map(|progress| ("sink", &progress[..])).collect();
+        let Ok(Resume { durable, taken, origins }) = resume(recorded, &sinks) else {
+            return Ok(Life::Refused);
+        };
+        (self.durable, self.committed) = (durable, taken);
+        let origin = match guards.origins_are_not_above_a_sink {
+            true => origins[0],
+            false => recorded.readable.last().copied().unwrap_or(origins[0]),
+        };
+        let manifest = readable.iter().find(|manifest| manifest.epoch == origin);
+        if let Some(manifest) = manifest {
+            self.state = match world.rebuild(manifest) {
+                // A successor has deleted what this start does not need any more.
+                Err(_) if world.generation > self.generation => return Ok(Life::Ended),
+                rebuilt => rebuilt?,
+            };
+            if guards.positions_come_from_the_manifest {
+                self.position = manifest.positions[0];
+            }
+        }
+        let before = if guards.deltas_follow_the_origin { manifest } else { readable.last() };
+        self.before = before.map(|before| before.parts.clone()).unwrap_or_default();
+        self.captured = self.state;
+        let Some(replay) = world.epochs(origin) else { return Ok(Life::Ended) };
+        self.replay = replay.into();
+        let newest = self.manifests.last().map_or(Epoch(0), |(epoch, _)| *epoch);
+        let above = if guards.marks_are_above_every_manifest { newest } else { Epoch(0) };
+        self.marks = Marks::new(INTERVAL_MS, above);
+        (self.processed, self.latest) = (origin, self.durable);
+        if !guards.sinks_skip_what_they_have {
+            self.committed = vec![Some(origin); self.committed.len()];
+        }
+        Ok(Life::Goes)
+    }
+
+    fn run(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
+        match random.below(10) {
+            0..3 => self.bind(world, random),
+            3 => self.append(world, random),
+            4..7 => self.commit(world, random),
+            7 => {
+                self.put(world);
+                Ok(Life::Goes)
+            }
+            8 => self.conclude(world, random),
+            _ => {
+                self.tidy(world, random);
+                Ok(Life::Goes)
+            }
+        }
+    }
+
+    /// An epoch is done again, or a new one is bound.
+    fn bind(&mut self, world: &World, random: &mut Random) -> Result<Life, Violation> {
+        let record = match self.replay.pop_front() {
+            Some(record) => record,
+            None if self.outputs.len() >= IN_FLIGHT => return Ok(Life::Goes),
+            None => {
+                self.latest = Epoch(self.latest.0 + 1 + random.below(2) as u64);
+                let start = self.position.next.0;
+                let end = start + 1 + random.below(3) as i64;
+                let binding = Binding {
+                    partition: Partition(0),
+                    end: Offset(end),
+                    // Where the epoch's input begins: each begins where the one before ended.
+                    timestamp: Some(start),
+                    max_event_time: None,
+                    idle: false,
+                };
+                let wall_ms = self.latest.0 as i64 * 10;
+                let record =
+                    EpochRecord { epoch: self.latest, wall_ms, bindings: vec![binding], closes: false };
+                self.unrecorded.push(record.clone());
+                record
+            }
+        };
+        let binding = &record.bindings[0];
+        if binding.timestamp != Some(self.position.next.0) {
+            return Err("what is done again does not follow what was restored");
+        }
+        self.position.next = binding.end;
+        self.state = step(&self.state, binding.end.0);
+        self.processed = record.epoch;
+        if self.committed.iter().any(|sink| *sink < Some(record.epoch)) {
+            self.outputs.insert(record.epoch, output(&self.state));
+        }
+        if !world.guards.one_mark_is_in_flight {
+            self.marks.done();
+        }
+        if self.marks.mark(&record) {
+            self.mark(world, &record, random);
+        }
+        Ok(Life::Goes)
+    }
+
+    /// Captures what changed since the last mark; each worker has one shard that has state.
+    fn mark(&mut self, world: &World, record: &EpochRecord, random: &mut Random) {
+        let own = if world.guards.names_have_the_generation { self.generation } else { Generation(1) };
+        let unput = (0..SHARDED).map(|shard| {
+            let shards = Shards::of_workers(shard..shard + 1, SHARDED);
+            let shard_id = ShardId(shard as u32);
+            let base = wants_base(chain(&self.before, shard_id));
+            let (before, now) = (self.captured[shard], self.state[shard]);
+            if before == now {
+                return (shards, Vec::new());
+            }
+            let (kind, follows) = if base { (PartKind::Base, None) } else { (PartKind::Delta, Some(before)) };
+            let name =
+                PartName { lineage: lineage(), generation: own, epoch: record.epoch, shard: shard_id, kind };
+            let part = Part { name, hash: [0; 32], bytes: 1 + random.below(9) as u64 };
+            (shards, vec![(part, Content { follows, state: now })])
+        });
+        self.marked = Some(Marked {
+            unput: unput.collect(),
+            checkpoint: Checkpoint::of(record.epoch),
+            position: self.position,
+            wall_ms: record.wall_ms,
+        });
+        self.captured = self.state;
+    }
+
+    fn append(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
+        let Some(last) = self.unrecorded.last().map(|last| last.epoch) else { return Ok(Life::Goes) };
+        let round = self.unrecorded.clone();
+        Ok(match world.write(Write::Append(self.generation, round), random)? {
+            Heard::Done => {
+                self.unrecorded.clear();
+                self.durable = last;
+                Life::Goes
+            }
+            Heard::Fenced | Heard::Failed | Heard::Silence => Life::Ended,
+        })
+    }
+
+    fn commit(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
+        let sink = random.below(self.committed.len());
+        let after = self.committed[sink].unwrap_or(Epoch(0));
+        let limit = if world.guards.bindings_come_before_commits { self.durable } else { self.processed };
+        let ready: Vec<_> = self
+            .outputs
+            .range(after.next()..=limit.max(after.next()))
+            .filter(|(epoch, _)| **epoch <= limit)
+            .collect();
+        if ready.is_empty() {
+            return Ok(Life::Goes);
+        }
+        let rows: Vec<_> =
+            ready.iter().take(1 + random.below(ready.len())).map(|(epoch, row)| (**epoch, **row)).collect();
+        let through = rows[rows.len() - 1].0;
+        let commit = Write::Commit { sink, generation: self.generation, through, rows };
+        Ok(match world.write(commit, random)? {
+            Heard::Done => {
+                self.committed[sink] = Some(through);
+                let least = self.committed.iter().min().copied().flatten().unwrap_or(Epoch(0));
+                self.outputs = self.outputs.split_off(&least.next());
+                Life::Goes
+            }
+            Heard::Failed => Life::Goes,
+            Heard::Fenced | Heard::Silence => Life::Ended,
+        })
+    }
+
+    /// A worker's parts become durable.
+    fn put(&mut self, world: &mut World) {
+        let Some(Marked { checkpoint, unput, .. }) = &mut self.marked else { return };
+        let Some((shards, parts)) = unput.pop() else { return };
+        for (part, content) in &parts {
+            world.put(&part.name, *content);
+        }
+        let parts = parts.into_iter().map(|(part, _)| part).collect();
+        checkpoint.stored(shards, parts).expect("each worker once, with its own shards");
+    }
+
+    fn conclude(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
+        let Some(marked) = &mut self.marked else { return Ok(Life::Goes) };
+        if !world.guards.parts_come_before_the_manifest {
+            for (shards, parts) in &marked.unput {
+                let parts = parts.iter().map(|(part, _)| part.clone()).collect();
+                // Those that were told before are told again.
+                let _ = marked.checkpoint.stored(*shards, parts);
+            }
+        }
+        let sinks: &[_] = if world.guards.manifests_wait_for_sinks { &self.committed } else { &[] };
+        if !marked.checkpoint.is_complete(sinks) {
+            return Ok(Life::Goes);
+        }
+        let manifest = Manifest {
+            epoch: marked.checkpoint.epoch(),
+            generation: self.generation,
+            wall_ms: marked.wall_ms,
+            watermark: EventTime::MIN,
+            positions: vec![marked.position],
+            operators: Vec::new(),
+            keys: None,
+            parts: marked
+                .checkpoint
+                .parts_after(&self.before)
+                .map_err(|_| "a delta follows nothing, or what is not before it")?,
+        };
+        let mut manifests = self.manifests.clone();
+        manifests.push((manifest.epoch, Some(manifest.clone())));
+        let epochs: Vec<_> = manifests.iter().map(|(epoch, _)| *epoch).collect();
+        let dropped: Vec<_> = match prune(&epochs, world.keep) {
+            Prune::Before(oldest) => manifests.extract_if(.., |(epoch, _)| *epoch < oldest).collect(),
+            Prune::Nothing => Vec::new(),
+        };
+        let dropped: Vec<_> = dropped.into_iter().filter_map(|(_, manifest)| manifest).collect();
+        let kept: Vec<_> = manifests.iter().filter_map(|(_, manifest)| manifest.clone()).collect();
+        let kept = if world.guards.what_is_kept_is_not_deleted { &kept[..] } else { &[] };
+        let garbage = unreferenced(&dropped, kept);
+        if !world.guards.parts_are_deleted_after_the_manifest {
+            world.store.retain(|name, _| garbage.iter().all(|garbage| garbage.to_string() != *name));
+        }
+        let parts = manifest.parts.clone();
+        Ok(match world.write(Write::Conclude(self.generation, manifest), random)? {
+            Heard::Done => {
+                self.manifests = manifests;
+                self.before = parts;
+                self.garbage.extend(garbage);
+                self.marked = None;
+                self.marks.done();
+                Life::Goes
+            }
+            Heard::Fenced | Heard::Failed | Heard::Silence => Life::Ended,
+        })
+    }
+
+    /// Deletes a part that is not needed, or looks for some.
+    fn tidy(&mut self, world: &mut World, random: &mut Random) {
+        if let Some(name) = self.garbage.pop() {
+            world.store.remove(&name.to_string());
+        } else if random.below(4) == 0 && self.manifests.iter().all(|(_, manifest)| manifest.is_some()) {
+            let mine = match world.guards.only_what_older_starts_left_is_deleted {
+                true => self.generation,
+                false => Generation(u64::MAX),
+            };
+            let found = world.store.keys().map(String::as_str);
+            self.garbage = left_behind(found, &lineage(), mine, &self.readable());
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! What survives a crash: a ledger, sinks, a state store, and writes on their way to them.
+
+use std::collections::BTreeMap;
+
+use headwater_dataflows::{Epoch, ShardId};
+use headwater_sinks::{Generation, Lineage, Progress, Shards};
+
+use super::{Guards, Random, SHARDED, Violation};
+use crate::coordination::{EpochRecord, Manifest, PartName, Prune, chain, prune};
+
+/// What a shard's state is after some epochs: a hash of all that it has seen.
+pub type State = [u64; SHARDED];
+
+/// The state after an epoch that took the records up to `end`: each epoch changes one shard.
+pub fn step(state: &State, end: i64) -> State {
+    let (mut next, shard) = (*state, end as usize % SHARDED);
+    next[shard] = Random::mix(next[shard] ^ end as u64);
+    next
+}
+
+/// What an epoch puts out, from the state at its end.
+pub fn output(state: &State) -> u64 {
+    state.iter().fold(0, |hash, &state| Random::mix(hash ^ state))
+}
+
+/// What is in a part: a state, and for a delta the one that it follows.
+#[derive(Clone, Copy, Debug)]
+pub struct Content {
+    pub follows: Option<u64>,
+    pub state: u64,
+}
+
+#[derive(Default)]
+pub struct SinkStore {
+    pub fenced_by: Generation,
+    pub progress: Vec<Progress>,
+    pub rows: BTreeMap<Epoch, Vec<u64>>,
+    /// It was wiped, and has not come as far as the newest manifest again.
+    pub wiped: bool,
+}
+
+impl SinkStore {
+    pub fn through(&self) -> Epoch {
+        self.progress.iter().map(|progress| progress.through).max().unwrap_or(Epoch(0))
+    }
+}
+
+/// A write, by whom it comes.
+#[derive(Clone)]
+pub enum Write {
+    Append(Generation, Vec<EpochRecord>),
+    Conclude(Generation, Manifest),
+    Commit { sink: usize, generation: Generation, through: Epoch, rows: Vec<(Epoch, u64)> },
+}
+
+/// What a writer hears.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    Done,
+    Fenced,
+    /// It did not happen, nor will it.
+    Failed,
+    /// Nothing: it has happened, or will, or neither.
+    Silence,
+}
+
+pub struct World {
+    pub guards: Guards,
+    /// Every write is heard of.
+    pub calm: bool,
+    pub keep: usize,
+    pub generation: Generation,
+    pub rounds: Vec<Vec<EpochRecord>>,
+    /// A damaged one has no content.
+    pub manifests: Vec<(Epoch, Option<Manifest>)>,
+    pub pruned: Epoch,
+    pub sinks: Vec<SinkStore>,
+    pub store: BTreeMap<String, Content>,
+    pub on_their_way: Vec<Write>,
+    /// Every epoch that was ever recorded, with the end of its input and the state after it.
+    pub truth: BTreeMap<Epoch, (i64, State)>,
+}
+
+pub fn lineage() -> Lineage {
+    Lineage("model".into())
+}
+
+impl World {
+    pub fn new(guards: Guards, sinks: usize, keep: usize) -> World {
+        World {
+            guards,
+            calm: false,
+            keep,
+            generation: Generation(0),
+            rounds: Vec::new(),
+            manifests: Vec::new(),
+            pruned: Epoch(0),
+            sinks: (0..sinks).map(|_| SinkStore::default()).collect(),
+            store: BTreeMap::new(),
+            on_their_way: Vec::new(),
+            truth: BTreeMap::new(),
+        }
+    }
+
+    pub fn claim(&mut self) -> Generation {
+        self.generation.0 += 1;
+        self.generation
+    }
+
+    /// The last epoch that is recorded.
+    pub fn durable(&self) -> Epoch {
+        self.truth.last_key_value().map_or(Epoch(0), |(&epoch, _)| epoch)
+    }
+
+    /// The epoch of the newest manifest.
+    pub fn newest(&self) -> Epoch {
+        self.manifests.last().map_or(Epoch(0), |(epoch, _)| *epoch)
+    }
+
+    /// What is recorded after an epoch; none if some of it was pruned.
+    pub fn epochs(&self, after: Epoch) -> Option<Vec<EpochRecord>> {
+        let asked = after >= self.pruned || !self.guards.what_was_pruned_is_refused;
+        asked.then(|| self.recorded(after))
+    }
+
+    fn recorded(&self, after: Epoch) -> Vec<EpochRecord> {
+        self.rounds.iter().flatten().filter(|record| record.epoch > after).cloned().collect()
+    }
+
+    pub fn open(&mut self, sink: usize, generation: Generation) -> Vec<Progress> {
+        let sink = &mut self.sinks[sink];
+        if self.guards.sinks_are_fenced {
+            sink.fenced_by = sink.fenced_by.max(generation);
+        }
+        sink.progress.clone()
+    }
+
+    /// A write, with whatever can become of it.
+    pub fn write(&mut self, write: Write, random: &mut Random) -> Result<Heard, Violation> {
+        match random.below(40) + if self.calm { 3 } else { 0 } {
+            0 => {
+                self.apply(write)?;
+                Ok(Heard::Silence)
+            }
+            1 => {
+                self.on_their_way.push(write);
+                Ok(Heard::Silence)
+            }
+            2 => Ok(Heard::Failed),
+            _ => Ok(if self.apply(write)? { Heard::Done } else { Heard::Fenced }),
+        }
+    }
+
+    /// One of the writes on their way arrives, or is lost.
+    pub fn arrive(&mut self, random: &mut Random) -> Result<(), Violation> {
+        if self.on_their_way.is_empty() {
+            return Ok(());
+        }
+        let write = self.on_their_way.swap_remove(random.below(self.on_their_way.len()));
+        if random.below(3) > 0 {
+            self.apply(write)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the writer was not fenced.
+    fn apply(&mut self, write: Write) -> Result<bool, Violation> {
+        match write {
+            Write::Append(generation, round) => {
+                if self.guards.rounds_check_the_generation && generation != self.generation {
+                    return Ok(false);
+                }
+                self.append(round)?;
+            }
+            Write::Conclude(generation, manifest) => {
+                if self.guards.manifests_check_the_generation && generation != self.generation {
+                    return Ok(false);
+                }
+                self.conclude(manifest)?;
+            }
+            Write::Commit { sink, generation, through, rows } => {
+                let newest = self.newest();
+                let sink = &mut self.sinks[sink];
+                if sink.fenced_by > generation {
+                    return Ok(false);
+                }
+                for (epoch, row) in rows {
+                    sink.rows.entry(epoch).or_default().push(row);
+                }
+                sink.progress.retain(|progress| progress.generation != generation);
+                sink.progress.push(Progress { lineage: lineage(), generation, shards: Shards::ALL, through });
+                sink.wiped &= sink.through() < newest;
+            }
+        }
+        Ok(true)
+    }
+
+    fn append(&mut self, round: Vec<EpochRecord>) -> Result<(), Violation> {
+        for record in &round {
+            let (last, (end, state)) =
+                self.truth.last_key_value().map_or((Epoch(0), (0, State::default())), |(&e, &t)| (e, t));
+            let binding = &record.bindings[0];
+            if record.epoch <= last || binding.timestamp != Some(end) {
+                return Err("an epoch is recorded that does not follow the last one");
+            }
+            self.truth.insert(record.epoch, (binding.end.0, step(&state, binding.end.0)));
+        }
+        self.rounds.push(round);
+        Ok(())
+    }
+
+    fn conclude(&mut self, manifest: Manifest) -> Result<(), Violation> {
+        if self.manifests.last().is_some_and(|(last, _)| *last >= manifest.epoch) {
+            return Err("a manifest does not stand above those before");
+        }
+        self.manifests.push((manifest.epoch, Some(manifest)));
+        let epochs: Vec<_> = self.manifests.iter().map(|(epoch, _)| *epoch).collect();
+        if let Prune::Before(oldest) = prune(&epochs, self.keep) {
+            self.manifests.retain(|(epoch, _)| *epoch >= oldest);
+            self.pruned = match self.guards.rounds_are_pruned_to_the_oldest {
+                true => oldest,
+                false => epochs[epochs.len() - 1],
+            };
+            let pruned = self.pruned;
+            self.rounds.retain(|round| round.last().is_some_and(|last| last.epoch > pruned));
+        }
+        Ok(())
+    }
+
+    /// The state of a checkpoint, from its parts.
+    pub fn rebuild(&self, manifest: &Manifest) -> Result<State, Violation> {
+        let mut rebuilt = State::default();
+        for (shard, state) in rebuilt.iter_mut().enumerate() {
+            for part in chain(&manifest.parts, ShardId(shard as u32)) {
+                let content = self.store.get(&part.name.to_string()).ok_or("a part is gone")?;
+                if content.follows.is_some_and(|follows| follows != *state) {
+                    return Err("a delta does not follow what is before it");
+                }
+                *state = content.state;
+            }
+        }
+        Ok(rebuilt)
+    }
+
+    pub fn put(&mut self, name: &PartName, content: Content) {
+        self.store.insert(name.to_string(), content);
+    }
+
+    /// Damages the newest manifest, if there is something else to go back to.
+    pub fn damage(&mut self) {
+        let readable = self.manifests.iter().filter(|(_, manifest)| manifest.is_some()).count();
+        if (readable > 1 || self.pruned == Epoch(0))
+            && let Some((_, manifest)) = self.manifests.last_mut()
+        {
+            *manifest = None;
+        }
+    }
+
+    pub fn wipe(&mut self, sink: usize) {
+        let sink = &mut self.sinks[sink];
+        sink.wiped |= sink.through() > Epoch(0);
+        sink.progress.clear();
+        sink.rows.clear();
+    }
+
+    /// What must hold after every step.
+    pub fn check(&self) -> Result<(), Violation> {
+        let durable = self.durable();
+        for sink in &self.sinks {
+            let through = sink.through();
+            if through > durable {
+                return Err("a sink is above the ledger");
+            }
+            if sink.rows.values().any(|rows| rows.len() > 1) {
+                return Err("a result is doubled");
+            }
+            let mut rows = sink.rows.iter();
+            for (epoch, (_, state)) in self.truth.range(..=through) {
+                match rows.next() {
+                    Some((of, rows)) if of == epoch && rows[0] == output(state) => {}
+                    Some((of, _)) if of == epoch => return Err("a result is wrong"),
+                    _ => return Err("a result is lost"),
+                }
+            }
+            if rows.next().is_some() {
+                return Err("a result is not of a recorded epoch");
+            }
+            if self.manifests.iter().any(|(epoch, _)| *epoch > through && !sink.wiped) {
+                return Err("a manifest is above a sink");
+            }
+        }
+        for (epoch, manifest) in &self.manifests {
+            if !self
+                .recorded(*epoch)
+                .iter()
+                .map(|record| &record.epoch)
+                .eq(self.truth.range(epoch.next()..).map(|(e, _)| e))
+            {
+                return Err("what follows a manifest is not recorded any more");
+            }
+            let Some(manifest) = manifest else { continue };
+            let Some((end, state)) = self.truth.get(epoch) else {
+                return Err("a manifest's epoch is not recorded");
+            };
+            if manifest.positions[0].next.0 != *end || self.rebuild(manifest)? != *state {
+                return Err("a checkpoint is not what it was");
+            }
+        }
+        Ok(())
+    }
+}

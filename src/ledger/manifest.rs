@@ -1,0 +1,265 @@
+//! How manifests lie in the ledger: version 1, bytes.
+//!
+//! The version, the epoch, the generation, the wall time, the watermark, the number of keys, and then positions,
+//! operators and parts, each with their number in front; at the end the first eight bytes of the SHA-256 of all before.
+//! Numbers as in rounds; what may be missing has a 1 in front, or is a 0.
+
+use headwater_dataflows::{Epoch, EventTime, Offset, SHARDS, ShardId};
+use headwater_sinks::{Generation, Lineage};
+use sha2::{Digest, Sha256};
+
+use super::format::{Damaged, Reader, VERSION, signed, unsigned};
+use crate::coordination::{Manifest, Operator, Part, PartKind, PartName, Position, are_chains};
+
+/// How many bytes of the hash are kept.
+const CHECK: usize = 8;
+
+const BASE: u8 = 0;
+const DELTA: u8 = 1;
+const MAX_EVENT_TIME: u8 = 1;
+const IDLE: u8 = 2;
+
+/// A manifest, as bytes.
+pub fn encode(manifest: &Manifest) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    unsigned(&mut out, manifest.epoch.0);
+    unsigned(&mut out, manifest.generation.0);
+    signed(&mut out, manifest.wall_ms);
+    signed(&mut out, manifest.watermark.0);
+    out.push(u8::from(manifest.keys.is_some()));
+    if let Some(keys) = manifest.keys {
+        unsigned(&mut out, keys);
+    }
+    unsigned(&mut out, manifest.positions.len() as u64);
+    for position in &manifest.positions {
+        signed(&mut out, position.next.0);
+        let known = if position.max_event_time.is_some() { MAX_EVENT_TIME } else { 0 };
+        let idle = if position.idle { IDLE } else { 0 };
+        out.push(known | idle);
+        if let Some(time) = position.max_event_time {
+            signed(&mut out, time.0);
+        }
+    }
+    unsigned(&mut out, manifest.operators.len() as u64);
+    for operator in &manifest.operators {
+        text(&mut out, &operator.name);
+        unsigned(&mut out, operator.version.into());
+    }
+    unsigned(&mut out, manifest.parts.len() as u64);
+    for Part { name, hash, bytes } in &manifest.parts {
+        text(&mut out, &name.lineage.0);
+        unsigned(&mut out, name.generation.0);
+        unsigned(&mut out, name.epoch.0);
+        unsigned(&mut out, name.shard.0.into());
+        out.push(match name.kind {
+            PartKind::Base => BASE,
+            PartKind::Delta => DELTA,
+        });
+        out.extend_from_slice(hash);
+        unsigned(&mut out, *bytes);
+    }
+    let check = check(&out);
+    out.extend_from_slice(&check);
+    out
+}
+
+/// A manifest, read back.
+///
+/// # Errors
+/// If the bytes are not a manifest of this version, whole and unchanged.
+pub fn decode(bytes: &[u8]) -> Result<Manifest, Damaged> {
+    // The version comes first: another one may have its check elsewhere.
+    Reader::new(bytes)?;
+    let Some((body, end)) = bytes.split_last_chunk::<CHECK>() else {
+        return Err(Damaged::Malformed(bytes.len()));
+    };
+    if *end != check(body) {
+        return Err(Damaged::Changed);
+    }
+    let mut reader = Reader::new(body)?;
+    let epoch = Epoch(reader.unsigned()?);
+    let generation = Generation(reader.unsigned()?);
+    let wall_ms = reader.signed()?;
+    let watermark = EventTime(reader.signed()?);
+    let keys = match reader.byte()? {
+        0 => None,
+        1 => Some(reader.unsigned()?),
+        _ => return Err(reader.malformed()),
+    };
+    let positions = several(&mut reader, |reader| {
+        let next = Offset(reader.signed()?);
+        let flags = reader.byte()?;
+        if flags > MAX_EVENT_TIME | IDLE {
+            return Err(reader.malformed());
+        }
+        let max_event_time =
+            (flags & MAX_EVENT_TIME != 0).then(|| reader.signed()).transpose()?.map(EventTime);
+        Ok(Position { next, max_event_time, idle: flags & IDLE != 0 })
+    })?;
+    let operators = several(&mut reader, |reader| {
+        let name = reader.text()?.to_owned();
+        let version = u32::try_from(reader.unsigned()?).map_err(|_| reader.malformed())?;
+        Ok(Operator { name, version })
+    })?;
+    let parts = several(&mut reader, part)?;
+    if !are_chains(&parts) || parts.iter().any(|part| part.name.epoch > epoch) {
+        return Err(reader.malformed());
+    }
+    reader.end()?;
+    Ok(Manifest { epoch, generation, wall_ms, watermark, positions, operators, keys, parts })
+}
+
+fn part(reader: &mut Reader<'_>) -> Result<Part, Damaged> {
+    let lineage = Lineage(reader.text()?.to_owned());
+    let generation = Generation(reader.unsigned()?);
+    let epoch = Epoch(reader.unsigned()?);
+    let shard = reader.unsigned()?;
+    let shard = u32::try_from(shard).ok().filter(|&shard| shard < SHARDS).ok_or(reader.malformed())?;
+    let kind = match reader.byte()? {
+        BASE => PartKind::Base,
+        DELTA => PartKind::Delta,
+        _ => return Err(reader.malformed()),
+    };
+    let name = PartName { lineage, generation, epoch, shard: ShardId(shard), kind };
+    let hash = *reader.chunk::<32>()?;
+    Ok(Part { name, hash, bytes: reader.unsigned()? })
+}
+
+/// As many as are announced. Nothing is reserved for them: the number may be wrong.
+fn several<'a, T>(
+    reader: &mut Reader<'a>,
+    mut one: impl FnMut(&mut Reader<'a>) -> Result<T, Damaged>,
+) -> Result<Vec<T>, Damaged> {
+    let count = reader.unsigned()?;
+    (0..count).map(|_| one(reader)).collect()
+}
+
+fn text(out: &mut Vec<u8>, text: &str) {
+    unsigned(out, text.len() as u64);
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn check(bytes: &[u8]) -> [u8; CHECK] {
+    let hash = Sha256::digest(bytes);
+    std::array::from_fn(|at| hash[at])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn part(epoch: u64, shard: u32, kind: PartKind) -> Part {
+        let (lineage, generation) = (Lineage("a".into()), Generation(3));
+        let name = PartName { lineage, generation, epoch: Epoch(epoch), shard: ShardId(shard), kind };
+        Part { name, hash: [0xab; 32], bytes: 200 }
+    }
+
+    fn manifest() -> Manifest {
+        let position = |time| Position { next: Offset(300), max_event_time: time, idle: time.is_none() };
+        Manifest {
+            epoch: Epoch(130),
+            generation: Generation(4),
+            wall_ms: 1_760_000_000_000,
+            watermark: EventTime(-2),
+            positions: vec![position(Some(EventTime(64))), position(None)],
+            operators: vec![Operator { name: "scan".into(), version: 2 }],
+            keys: Some(5),
+            parts: vec![
+                part(100, 0, PartKind::Base),
+                part(130, 0, PartKind::Delta),
+                part(130, 63, PartKind::Base),
+            ],
+        }
+    }
+
+    /// What version 1 looks like, for ever.
+    #[test]
+    fn golden_bytes() {
+        let hash = [0xab; 32];
+        let bytes = [
+            // Version, epoch, generation, wall time, watermark, keys.
+            &[1, 130, 1, 4, 128, 128, 230, 130, 185, 102, 3, 1, 5][..],
+            // Two positions, one operator.
+            &[2, 216, 4, 1, 128, 1, 216, 4, 2, 1, 4, b's', b'c', b'a', b'n', 2],
+            // Three parts.
+            &[3, 1, b'a', 3, 100, 0, 0],
+            &hash,
+            &[200, 1, 1, b'a', 3, 130, 1, 0, 1],
+            &hash,
+            &[200, 1, 1, b'a', 3, 130, 1, 63, 0],
+            &hash,
+            &[200, 1],
+            &[0x2f, 0x6c, 0xdc, 0xce, 0x9a, 0x84, 0x56, 0x99],
+        ]
+        .concat();
+        assert_eq!(encode(&manifest()), bytes);
+        assert_eq!(decode(&bytes), Ok(manifest()));
+    }
+
+    #[test]
+    fn a_change_of_any_byte_and_a_cut_anywhere_are_noticed() {
+        let bytes = encode(&manifest());
+        for at in 0..bytes.len() {
+            assert!(decode(&bytes[..at]).is_err(), "cut at {at}");
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x10;
+            let expected = if at == 0 { Damaged::Version(VERSION ^ 0x10) } else { Damaged::Changed };
+            assert_eq!(decode(&changed), Err(expected), "changed at {at}");
+        }
+    }
+
+    #[test]
+    fn parts_that_cannot_be_applied_are_refused() {
+        for parts in [
+            vec![part(130, 0, PartKind::Delta)],
+            vec![part(131, 0, PartKind::Base)],
+            vec![part(100, 1, PartKind::Base), part(100, 0, PartKind::Base)],
+        ] {
+            let bytes = encode(&Manifest { parts, ..manifest() });
+            assert!(matches!(decode(&bytes), Err(Damaged::Malformed(_))));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn manifests_come_back_as_they_were(
+            (epoch, generation, wall_ms, watermark) in any::<(u64, u64, i64, i64)>(),
+            keys in any::<Option<u64>>(),
+            positions in prop::collection::vec(any::<(i64, Option<i64>, bool)>(), 0..4),
+            operators in prop::collection::vec((".{0,9}", any::<u32>()), 0..4),
+            shards in prop::collection::btree_map(0..SHARDS, (0u64..9, any::<u64>(), any::<[u8; 32]>()), 0..5),
+        ) {
+            let parts = shards.into_iter().flat_map(|(shard, (deltas, bytes, hash))| {
+                (0..=deltas.min(epoch)).map(move |at| {
+                    let kind = if at == 0 { PartKind::Base } else { PartKind::Delta };
+                    Part { hash, bytes, ..part(at, shard, kind) }
+                })
+            });
+            let manifest = Manifest {
+                epoch: Epoch(epoch),
+                generation: Generation(generation),
+                wall_ms,
+                watermark: EventTime(watermark),
+                positions: positions
+                    .into_iter()
+                    .map(|(next, time, idle)| Position { next: Offset(next), max_event_time: time.map(EventTime), idle })
+                    .collect(),
+                operators: operators.into_iter().map(|(name, version)| Operator { name, version }).collect(),
+                keys,
+                parts: parts.collect(),
+            };
+            prop_assert_eq!(decode(&encode(&manifest)), Ok(manifest));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut bytes = vec![VERSION];
+            bytes.extend(body);
+            let _ = decode(&bytes);
+            bytes.extend(check(&bytes));
+            let _ = decode(&bytes);
+        }
+    }
+}
