@@ -65,6 +65,23 @@ impl Files {
     }
 }
 
+/// Every row of every table, as text, sorted.
+fn rows(database: &Path) -> Vec<String> {
+    let connection = rusqlite::Connection::open(database).expect("a database");
+    let mut all = Vec::new();
+    for table in ["events", "alerts", "window_aggregates", "dead_letters"] {
+        let mut statement = connection.prepare(&format!("SELECT * FROM {table}")).expect("a table");
+        let columns = statement.column_count();
+        let mut rows = statement.query([]).expect("rows");
+        while let Some(row) = rows.next().expect("a row") {
+            let cells: Vec<_> = (0..columns).map(|at| format!("{:?}", row.get_ref_unwrap(at))).collect();
+            all.push(format!("{table} {}", cells.join(" ")));
+        }
+    }
+    all.sort_unstable();
+    all
+}
+
 fn frontier(database: &Path, table: &str) -> i64 {
     let connection = rusqlite::Connection::open(database).expect("a database");
     connection
@@ -95,6 +112,25 @@ pub fn kill_when(command: &mut Command, mut due: impl FnMut() -> bool, after: Du
     child.kill().expect("killed");
     child.wait().expect("gone");
     true
+}
+
+/// What was bound once gives the same rows, each in the same epoch, however many workers do it again.
+#[test]
+fn recorded_epochs_done_again_with_two_and_with_three_workers_are_the_same_to_the_byte() {
+    let files = Files::new(61, 20_000);
+    succeed(&mut files.command("1"));
+    files.judge();
+    let once = rows(&files.path("results.db"));
+    assert!(once.len() > 20_000, "{} rows", once.len());
+    for workers in ["2", "3"] {
+        for suffix in ["", "-wal", "-shm"] {
+            _ = fs::remove_file(files.path(&format!("results.db{suffix}")));
+        }
+        succeed(&mut files.command(workers));
+        let again = rows(&files.path("results.db"));
+        let differs = once.iter().zip(&again).find(|(once, again)| once != again);
+        assert_eq!((differs, again.len()), (None, once.len()), "{workers} workers");
+    }
 }
 
 #[test]

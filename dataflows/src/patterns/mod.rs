@@ -16,7 +16,7 @@ pub(crate) use absence::Waiting;
 pub use absence::{Absence, Unfollowed};
 pub use diversity::{Diversity, Variety};
 pub use frequency::{Frequency, Rate};
-pub use grouped::{Grouped, Stepped};
+pub use grouped::{Grouped, Groups, Stepped};
 pub use moments::Moments;
 pub use outlier::{Deviation, Outlier};
 pub use sequence::{Run, Sequence, Steps};
