@@ -4,10 +4,11 @@ use std::rc::Rc;
 
 use timely::dataflow::StreamVec;
 
-use crate::batch::{Batch, Change};
+use crate::batch::{Batch, Change, RunRef, Slot};
+use crate::capture::{Capture, Damage, Saved, Stored, decode, encode};
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
-use crate::{Epoch, Event, EventTime};
+use crate::{Epoch, Event, EventTime, OwnedKey};
 
 /// Extension trait for running states per key.
 pub trait Accumulate<'scope, E: Event> {
@@ -49,15 +50,21 @@ impl<'scope, E: Event> Accumulate<'scope, E> for Keyed<'scope, E> {
         O: Default + Clone + 'static,
         F: FnMut(Epoch, &mut S, &E, &mut O) + 'static,
     {
-        self.run(name, Accumulator { step, states: Vec::new(), output: std::marker::PhantomData })
+        self.run(name, Accumulator::new(step))
     }
 }
 
-struct Accumulator<S, O, F> {
+pub(crate) struct Accumulator<S, O, F> {
     step: F,
     /// By slot.
     states: Vec<S>,
     output: std::marker::PhantomData<O>,
+}
+
+impl<S: Default, O, F> Accumulator<S, O, F> {
+    pub fn new(step: F) -> Self {
+        Accumulator { step, states: Vec::new(), output: std::marker::PhantomData }
+    }
 }
 
 impl<E, S, O, F> Logic<E> for Accumulator<S, O, F>
@@ -72,10 +79,7 @@ where
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
         let mut output = O::default();
         for run in selection.runs(batch) {
-            if self.states.len() <= run.slot.index() {
-                self.states.resize_with(run.slot.index() + 1, S::default);
-            }
-            let state = &mut self.states[run.slot.index()];
+            let state = run.slot.of(&mut self.states);
             for entry in run.entries().filter(|&entry| batch.entries[entry].change == Change::Insert) {
                 (self.step)(batch.epoch, state, batch.event(entry), &mut output);
             }
@@ -84,4 +88,29 @@ where
     }
 
     fn close(&mut self, _: Epoch, _: EventTime, _: &Keys<E>, _: &mut Vec<Self::Out>) {}
+}
+
+/// What was said stays said, so that it does not matter which events are final.
+impl<E, S, O, F> Capture<E> for Accumulator<S, O, F>
+where
+    E: Event,
+    S: Stored + Default + 'static,
+    O: Default + Clone + 'static,
+    F: FnMut(Epoch, &mut S, &E, &mut O) + 'static,
+{
+    fn hold(&mut self, _: EventTime) {}
+
+    fn closes(&self, _: Epoch, _: EventTime, _: &mut Vec<Slot>) {}
+
+    fn save(&mut self, slot: Slot, _: Option<RunRef>, _: EventTime) -> Saved {
+        let value = Some(encode(slot.of(&mut self.states))).filter(|value| *value != encode(&S::default()));
+        Saved { value, unsettled: None }
+    }
+
+    fn load(&mut self, slot: Slot, _: &OwnedKey<E>, _: EventTime, saved: &[u8]) -> Result<(), Damage> {
+        *slot.of(&mut self.states) = decode(saved)?;
+        Ok(())
+    }
+
+    fn resume(&mut self, _: Epoch, _: Option<&Rc<Batch<E>>>, _: &Selection<E>) {}
 }

@@ -13,6 +13,14 @@ impl Slot {
     pub fn index(self) -> usize {
         self.0 as usize
     }
+
+    /// The key's own, among those of all keys by slot.
+    pub fn of<S: Default>(self, all: &mut Vec<S>) -> &mut S {
+        if all.len() <= self.index() {
+            all.resize_with(self.index() + 1, S::default);
+        }
+        &mut all[self.index()]
+    }
 }
 
 /// One entry of one batch of this worker.
@@ -43,6 +51,9 @@ pub(crate) struct Entry {
     pub index: u32,
 }
 
+/// One run of one batch of this worker: the batch's number, and the run's index there.
+pub(crate) type RunRef = (u64, u32);
+
 /// The entries of one key, a range of the batch's entries: first what is retracted, then what is inserted, each in
 /// the order of evaluation.
 #[derive(Clone, Debug)]
@@ -52,8 +63,8 @@ pub(crate) struct Run {
     pub end: u32,
     /// Whether all entries are insertions that come after everything admitted for the key before.
     pub in_order: bool,
-    /// The key's run before this one: batch number and index of the run.
-    pub previous: Option<(u64, u32)>,
+    /// The key's run before this one.
+    pub previous: Option<RunRef>,
 }
 
 impl Run {
@@ -83,16 +94,23 @@ impl<E: Event> Batch<E> {
         let entry = &self.entries[entry];
         &self.containers[entry.container as usize][entry.index as usize].0
     }
+
+    /// The runs, each with what names it.
+    pub fn numbered_runs(&self) -> impl Iterator<Item = (RunRef, &Run)> {
+        self.runs.iter().enumerate().map(|(at, run)| ((self.number, at as u32), run))
+    }
 }
 
 /// The batches whose events are not all final yet, each with what an operator remembers beside it.
 pub(crate) struct History<E, L> {
     batches: VecDeque<(Rc<Batch<E>>, L)>,
+    /// What was not final at this watermark is wanted still.
+    hold: EventTime,
 }
 
 impl<E: Event, L> History<E, L> {
     pub fn new() -> Self {
-        History { batches: VecDeque::new() }
+        History { batches: VecDeque::new(), hold: EventTime::MAX }
     }
 
     pub fn push(&mut self, batch: Rc<Batch<E>>, log: L) {
@@ -113,7 +131,7 @@ impl<E: Event, L> History<E, L> {
     }
 
     /// Every insertion of a key that is not final, newest batch first, from `run` of batch `number` backwards.
-    pub fn for_each(&self, from: Option<(u64, u32)>, mut each: impl FnMut(EntryRef, &Batch<E>, usize)) {
+    pub fn for_each(&self, from: Option<RunRef>, mut each: impl FnMut(EntryRef, &Batch<E>, usize)) {
         let mut next = from;
         while let Some((number, run)) = next {
             let Some((batch, _)) = self.get(number) else { return };
@@ -137,8 +155,19 @@ impl<E: Event, L> History<E, L> {
         self.batches.pop_front();
     }
 
+    /// Keeps what is not final at `watermark` until it is told otherwise; [`EventTime::MAX`] lets it go.
+    pub fn hold(&mut self, watermark: EventTime) {
+        self.hold = watermark;
+    }
+
+    /// The watermark, or the one at which history is held if that is less.
+    pub fn held(&self, watermark: EventTime) -> EventTime {
+        watermark.min(self.hold)
+    }
+
     /// Lets go of leading batches whose events are all at or below the watermark.
     pub fn settle(&mut self, watermark: EventTime) {
+        let watermark = self.held(watermark);
         while self.oldest().is_some_and(|batch| batch.max_time <= watermark) {
             self.pop();
         }

@@ -1,7 +1,9 @@
 //! Which event ids of a key were accepted lately.
 
+use serde::{Deserialize, Serialize};
+
 use crate::keys::HashedMap;
-use crate::{EventTime, KeyHash};
+use crate::{EventTime, KeyHash, SHARDS, ShardId};
 
 /// Remembers accepted ids for a horizon of event time.
 ///
@@ -14,6 +16,17 @@ pub(crate) struct Dedup {
     /// Further acceptances of an id, which lie more than the horizon apart.
     others: HashedMap<u128, Vec<EventTime>>,
     sweep_at: usize,
+    /// What has changed since it was taken last, by shard, if anybody wants to know.
+    changes: Option<Vec<Vec<Acceptance>>>,
+}
+
+/// What became of an id.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Acceptance {
+    fingerprint: u128,
+    pub time: EventTime,
+    /// Whether it was accepted, or that was forgotten.
+    accepted: bool,
 }
 
 /// Below this many ids it is not worth looking for expired ones.
@@ -26,6 +39,7 @@ impl Dedup {
             accepted: Default::default(),
             others: Default::default(),
             sweep_at: SWEEP_MINIMUM,
+            changes: None,
         }
     }
 
@@ -51,12 +65,18 @@ impl Dedup {
                 self.others.entry(fingerprint).or_default().push(earlier);
             }
         }
+        self.note(key, Acceptance { fingerprint, time, accepted: true });
         true
     }
 
     /// Forgets that an id was accepted at this time: its event was retracted.
     pub fn forget(&mut self, key: KeyHash, id: &[u8], time: EventTime) {
         let fingerprint = fingerprint(key, id);
+        self.remove(fingerprint, time);
+        self.note(key, Acceptance { fingerprint, time, accepted: false });
+    }
+
+    fn remove(&mut self, fingerprint: u128, time: EventTime) {
         let others = self.others.get_mut(&fingerprint);
         if self.accepted.get(&fingerprint) == Some(&time) {
             match others.and_then(Vec::pop) {
@@ -65,6 +85,46 @@ impl Dedup {
             };
         } else if let Some(others) = others {
             others.retain(|&other| other != time);
+        }
+    }
+
+    /// From now on keeps what changes, to be taken.
+    pub fn watch(&mut self) {
+        self.changes = self.is_on().then(|| vec![Vec::new(); SHARDS as usize]);
+    }
+
+    /// What has changed since the last call, in order within each shard.
+    pub fn take_changes(&mut self) -> impl Iterator<Item = (ShardId, Vec<Acceptance>)> {
+        let shards = self
+            .changes
+            .iter_mut()
+            .flatten()
+            .zip(0..)
+            .map(|(changes, shard)| (ShardId(shard), std::mem::take(changes)));
+        shards.filter(|(_, changes)| !changes.is_empty())
+    }
+
+    /// Does again what was done to an id. What was accepted is not asked whether it should have been: what it was held
+    /// against may have expired.
+    pub fn repeat(&mut self, Acceptance { fingerprint, time, accepted }: Acceptance) {
+        if !accepted {
+            return self.remove(fingerprint, time);
+        }
+        let latest = self.accepted.entry(fingerprint).or_insert(time);
+        if *latest != time {
+            let earlier = std::mem::replace(latest, (*latest).max(time)).min(time);
+            self.others.entry(fingerprint).or_default().push(earlier);
+        }
+    }
+
+    /// Whether an event above the watermark could repeat an id accepted at this time.
+    pub fn matters(&self, time: EventTime, watermark: EventTime) -> bool {
+        time.plus_ms(self.horizon_ms) > watermark
+    }
+
+    fn note(&mut self, key: KeyHash, change: Acceptance) {
+        if let Some(changes) = &mut self.changes {
+            changes[key.shard().0 as usize].push(change);
         }
     }
 

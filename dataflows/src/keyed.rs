@@ -10,7 +10,7 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::Operator;
 
-use crate::batch::{Batch, Run};
+use crate::batch::{Batch, Run, RunRef};
 use crate::control::ControlStream;
 use crate::frontier::{passed, reached};
 use crate::keys::Keys;
@@ -22,9 +22,9 @@ use crate::{Control, Epoch, Event, EventTime, Load};
 /// [`Accumulate`](crate::Accumulate). Cloning it costs nothing: all clones read the same batches.
 pub struct Keyed<'scope, E: Event> {
     batches: StreamVec<'scope, Epoch, Rc<Batch<E>>>,
-    control: ControlStream<'scope>,
-    keys: Rc<RefCell<Keys<E>>>,
-    selection: Selection<E>,
+    pub(crate) control: ControlStream<'scope>,
+    pub(crate) keys: Rc<RefCell<Keys<E>>>,
+    pub(crate) selection: Selection<E>,
 }
 
 impl<E: Event> Clone for Keyed<'_, E> {
@@ -52,11 +52,15 @@ impl<E: Event> Clone for Selection<E> {
 impl<E: Event> Selection<E> {
     /// The runs of the selected keys.
     pub fn runs<'a>(&'a self, batch: &'a Batch<E>) -> impl Iterator<Item = &'a Run> {
+        self.numbered_runs(batch).map(|(_, run)| run)
+    }
+
+    /// The runs of the selected keys, each with what names it.
+    pub fn numbered_runs<'a>(&'a self, batch: &'a Batch<E>) -> impl Iterator<Item = (RunRef, &'a Run)> {
         let only = self.0.as_deref();
         batch
-            .runs
-            .iter()
-            .filter(move |run| only.is_none_or(|only| only(batch.event(run.start as usize).key())))
+            .numbered_runs()
+            .filter(move |(_, run)| only.is_none_or(|only| only(batch.event(run.start as usize).key())))
     }
 }
 
@@ -64,7 +68,7 @@ impl<E: Event> Selection<E> {
 ///
 /// # Contract
 /// For each epoch the driver calls `step` at most once, then `close` once if the epoch has a control; both append
-/// to `out` what they change at that epoch. The watermark in force during `step` of epoch e is that of the last
+/// to `out` what they change at that epoch; and then `mark` if the control asks for a checkpoint. The watermark in force during `step` of epoch e is that of the last
 /// `close`, which is of an epoch before e: every event of the batch is above it.
 pub(crate) trait Logic<E: Event>: 'static {
     /// An item of the output stream.
@@ -75,6 +79,9 @@ pub(crate) trait Logic<E: Event>: 'static {
 
     /// Ends an epoch with its watermark: what is final leaves.
     fn close(&mut self, epoch: Epoch, watermark: EventTime, keys: &Keys<E>, out: &mut Vec<Self::Out>);
+
+    /// Has the state as it is now captured, if it is to be captured at all.
+    fn mark(&mut self, _epoch: Epoch, _keys: &Keys<E>) {}
 }
 
 /// An epoch that has begun.
@@ -155,7 +162,11 @@ impl<'scope, E: Event> Keyed<'scope, E> {
                         }
                         let closed = passed(control_frontier, epoch);
                         if let Some(control) = round.control.take_if(|_| closed) {
-                            logic.close(epoch, control.watermark, &keys.borrow(), &mut out);
+                            let keys = keys.borrow();
+                            logic.close(epoch, control.watermark, &keys, &mut out);
+                            if control.checkpoint {
+                                logic.mark(epoch, &keys);
+                            }
                         }
                         if !out.is_empty() {
                             output.session(&round.capability).give_container(&mut out);

@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::batch::Slot;
+use crate::batch::{RunRef, Slot};
 use crate::{Event, EventTime, KeyHash, Load, OwnedKey, Position};
 
 /// Takes a value that is a hash already.
@@ -35,10 +35,11 @@ pub(crate) type HashedMap<K, V> = HashMap<K, V, BuildHasherDefault<Identity>>;
 /// What admission knows of a key.
 pub(crate) struct KeyInfo<K> {
     pub key: K,
+    hash: KeyHash,
     /// The greatest place in the order of evaluation that was ever admitted.
     pub last: Option<(EventTime, Position)>,
-    /// The key's newest run: batch number and index.
-    pub run: Option<(u64, u32)>,
+    /// The key's newest run.
+    pub run: Option<RunRef>,
     /// Another key with the same hash.
     same_hash: Option<Slot>,
 }
@@ -65,23 +66,34 @@ impl<E: Event> Keys<E> {
         &self.infos[slot.index()].key
     }
 
+    /// The key of a slot, and its hash.
+    pub fn hashed(&self, slot: Slot) -> (KeyHash, &OwnedKey<E>) {
+        let info = &self.infos[slot.index()];
+        (info.hash, &info.key)
+    }
+
     pub fn info_mut(&mut self, slot: Slot) -> &mut KeyInfo<OwnedKey<E>> {
         &mut self.infos[slot.index()]
     }
 
     /// The slot of an event's key, new if the key is.
     pub fn slot(&mut self, hash: KeyHash, event: &E) -> Slot {
+        self.slot_of(hash, event.key())
+    }
+
+    /// The slot of a key, new if the key is.
+    pub fn slot_of(&mut self, hash: KeyHash, key: &E::Key) -> Slot {
         let mut known = self.slots.get(&hash.0).copied();
         while let Some(slot) = known {
             let info = &self.infos[slot.index()];
-            if info.key.borrow() == event.key() {
+            if info.key.borrow() == key {
                 return slot;
             }
             known = info.same_hash;
         }
         let slot = Slot(u32::try_from(self.infos.len()).expect("a worker has fewer than 2^32 keys"));
         let same_hash = self.slots.insert(hash.0, slot);
-        self.infos.push(KeyInfo { key: event.key().to_owned(), last: None, run: None, same_hash });
+        self.infos.push(KeyInfo { key: key.to_owned(), hash, last: None, run: None, same_hash });
         self.load.set_keys(self.infos.len());
         slot
     }

@@ -53,7 +53,7 @@ impl<D> Found<D> {
 ///
 /// They are stepped together, so that a key's states lie side by side and each event is looked at once. Not meant
 /// to be implemented elsewhere.
-pub trait Rules<E, D>: 'static {
+pub trait Rules<E: Event, D>: 'static {
     /// What they remember of a key.
     type State: Default + 'static;
     /// What takes the state back over one event.
@@ -64,15 +64,20 @@ pub trait Rules<E, D>: 'static {
 
     /// Goes back over the latest event.
     fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo);
+
+    /// Appends what was found and is not due at `watermark`, though all events that the state knows are final.
+    fn waiting(&self, state: &Self::State, key: &E::Key, watermark: EventTime, found: &mut Vec<Found<D>>);
 }
 
-impl<E, D> Rules<E, D> for () {
+impl<E: Event, D> Rules<E, D> for () {
     type State = ();
     type Undo = ();
 
     fn step(&self, _: &mut (), _: &E, _: &mut Vec<Found<D>>) {}
 
     fn undo(&self, _: &mut (), _: &E, _: ()) {}
+
+    fn waiting(&self, _: &(), _: &E::Key, _: EventTime, _: &mut Vec<Found<D>>) {}
 }
 
 impl<E, D, P, F, Rest> Rules<E, D> for (Rule<P, F>, Rest)
@@ -99,6 +104,10 @@ where
     fn undo(&self, state: &mut Self::State, event: &E, (undo, others): Self::Undo) {
         self.1.undo(&mut state.1, event, others);
         self.0.pattern.undo(&mut state.0, event, undo);
+    }
+
+    fn waiting(&self, state: &Self::State, key: &E::Key, watermark: EventTime, found: &mut Vec<Found<D>>) {
+        self.1.waiting(&state.1, key, watermark, found);
     }
 }
 
@@ -132,6 +141,10 @@ where
             rule.pattern.undo(&mut state.0, event, undo);
         }
     }
+
+    fn waiting(&self, state: &Self::State, key: &E::Key, watermark: EventTime, found: &mut Vec<Found<D>>) {
+        self.1.waiting(&state.1, key, watermark, found);
+    }
 }
 
 impl<E, D, T, F, Rest> Rules<E, D> for (Missing<E, T, F>, Rest)
@@ -156,5 +169,13 @@ where
     fn undo(&self, state: &mut Self::State, event: &E, (undo, others): Self::Undo) {
         self.1.undo(&mut state.1, event, others);
         self.0.absence.undo(&mut state.0, undo);
+    }
+
+    fn waiting(&self, state: &Self::State, key: &E::Key, watermark: EventTime, found: &mut Vec<Found<D>>) {
+        let (Missing { absence, result }, rest) = self;
+        for run in absence.waiting(&state.0, watermark) {
+            found.push(Found { answer: result(key, run), due: Some(absence.deadline(run)), diff: 1 });
+        }
+        rest.waiting(&state.1, key, watermark, found);
     }
 }

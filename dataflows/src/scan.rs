@@ -1,11 +1,13 @@
 //! `scan`: evaluates a pattern over the events of each key, in order, whatever the order of arrival.
 
+mod capture;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use differential_dataflow::{AsCollection, Data, VecCollection, consolidation};
 
-use crate::batch::{Batch, Change, EntryRef, History, Run};
+use crate::batch::{Batch, Change, EntryRef, History, Run, RunRef, Slot};
 use crate::event::order;
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
@@ -187,15 +189,7 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
         R: Rules<E, D>,
         D: Data,
     {
-        let scanner = Scanner {
-            rules,
-            states: Vec::new(),
-            waiting: BTreeMap::new(),
-            history: History::new(),
-            walk: Vec::new(),
-            found: Vec::new(),
-        };
-        self.run(name, scanner).as_collection()
+        self.run(name, Scanner::new(rules)).as_collection()
     }
 }
 
@@ -206,7 +200,7 @@ struct Steps<U, D> {
     found: BTreeMap<u32, Vec<Found<D>>>,
 }
 
-struct Scanner<E: Event, R: Rules<E, D>, D> {
+pub(crate) struct Scanner<E: Event, R: Rules<E, D>, D> {
     rules: R,
     /// By slot.
     states: Vec<R::State>,
@@ -269,14 +263,23 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
 }
 
 impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
-    /// Takes in a run that changes history: goes back over the key's later steps, and forward again.
-    fn rewrite(&mut self, batch: &Rc<Batch<E>>, run: &Run, out: &mut Vec<(D, Epoch, isize)>) {
-        let Scanner { rules, states, waiting, history, walk, found } = self;
-        let state = &mut states[run.slot.index()];
-        let first = run.entries().map(|entry| order(batch.event(entry))).min().expect("a run is not empty");
+    pub fn new(rules: R) -> Self {
+        Scanner {
+            rules,
+            states: Vec::new(),
+            waiting: BTreeMap::new(),
+            history: History::new(),
+            walk: Vec::new(),
+            found: Vec::new(),
+        }
+    }
 
-        // What stands at or after the first change, earliest first.
-        history.for_each(run.previous, |entry, batch, index| {
+    /// Goes back over a key's steps at or after `first`, found from its run `newest` backwards, and leaves them in
+    /// `walk`, earliest first. What was found stays where it is, to be compared with what is found again.
+    fn go_back(&mut self, slot: Slot, newest: Option<RunRef>, first: (EventTime, Position)) {
+        let Scanner { rules, states, history, walk, .. } = self;
+        let state = &mut states[slot.index()];
+        history.for_each(newest, |entry, batch, index| {
             let order = order(batch.event(index));
             let stepped = history.get(entry.batch).is_some_and(|(_, steps)| steps.undos[index].is_some());
             if order >= first && stepped {
@@ -284,14 +287,20 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             }
         });
         walk.sort_unstable_by_key(|walked| (walked.order, walked.entry));
-
-        // Back, newest first. What was found stays where it is, to be compared with what is found now.
         for &Walked { entry, .. } in walk.iter().rev() {
             let from = Rc::clone(&history.get(entry.batch).expect("for_each named a live batch").0);
             let steps = history.log_mut(entry.batch).expect("as before");
             let undo = steps.undos[entry.entry as usize].take().expect("only steps were collected");
             rules.undo(state, from.event(entry.entry as usize), undo);
         }
+    }
+
+    /// Takes in a run that changes history: goes back over the key's later steps, and forward again.
+    fn rewrite(&mut self, batch: &Rc<Batch<E>>, run: &Run, out: &mut Vec<(D, Epoch, isize)>) {
+        let first = run.entries().map(|entry| order(batch.event(entry))).min().expect("a run is not empty");
+        self.go_back(run.slot, run.previous, first);
+        let Scanner { rules, states, waiting, history, walk, found } = self;
+        let state = &mut states[run.slot.index()];
 
         // What is retracted is not stepped again, what is inserted is.
         for entry in run.entries() {

@@ -125,6 +125,11 @@ pub struct Position {
     pub offset: Offset,
 }
 
+impl Position {
+    /// At or before every other.
+    pub(crate) const FIRST: Position = Position { partition: Partition(0), offset: Offset(i64::MIN) };
+}
+
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.partition.0, self.offset.0)

@@ -1,5 +1,7 @@
 //! At least N distinct values in the last D: merchant diversity.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Event, Pattern};
 
 /// At least `n` distinct values of an attribute within the last `within_ms`, on the rising edge among the events
@@ -22,7 +24,7 @@ pub struct Variety {
 }
 
 /// Distinct values, most recent last.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LastSeen {
     values: Vec<(u64, i64)>,
     held: bool,
