@@ -29,6 +29,13 @@ pub(crate) struct Acceptance {
     accepted: bool,
 }
 
+impl Acceptance {
+    /// Stands for the id.
+    pub fn id(&self) -> u128 {
+        self.fingerprint
+    }
+}
+
 /// Below this many ids it is not worth looking for expired ones.
 const SWEEP_MINIMUM: usize = 1 << 16;
 

@@ -40,7 +40,11 @@ struct Ids {
 impl Ids {
     fn next(&mut self) -> Option<Record> {
         let (epoch, shard, changes) = self.pending.pop()?;
-        let value = changes.map(|changes| capture::encode(&changes));
+        let value = changes.map(|mut changes| {
+            // They came by slot, which is no two workers' the same. Those of one id stay in order.
+            changes.sort_by_key(Acceptance::id);
+            capture::encode(&changes)
+        });
         Some(Record {
             operator: Arc::clone(&self.operator),
             shard,

@@ -13,6 +13,7 @@ mod admission;
 mod downstream;
 mod event;
 mod harness;
+mod restore;
 mod scan;
 mod sequences;
 mod spec;

@@ -36,11 +36,11 @@ pub fn related() -> Sequence<Tx, Tx> {
         .within(40)
 }
 
-fn offsets(event: &Tx, run: Run<i64>) -> Answer {
+pub fn offsets(event: &Tx, run: Run<i64>) -> Answer {
     Answer::new(event, Found::Sequence(run.iter().copied().collect()))
 }
 
-fn offsets_of_all(event: &Tx, run: Run<Tx>) -> Answer {
+pub fn offsets_of_all(event: &Tx, run: Run<Tx>) -> Answer {
     Answer::new(event, Found::Sequence(run.iter().map(|event| event.offset).collect()))
 }
 
@@ -73,7 +73,7 @@ fn a_sequence_of_related_events_is_what_the_specification_says() {
 }
 
 /// An amount above nought and no place after it.
-fn unplaced() -> Absence<Tx, Tx> {
+pub fn unplaced() -> Absence<Tx, Tx> {
     Sequence::first(|event: &Tx| (event.amount > Some(0)).then(|| event.clone()))
         .at_most(usize::MAX)
         .then_not(|_, event| event.place.is_some())

@@ -16,12 +16,12 @@ use crate::spec::windows::{self, Summed};
 use crate::spec::{answers, final_ones};
 use crate::streams::{Round, streams};
 
-fn statistics() -> Statistics<impl Fn(&Tx) -> Option<i64>, impl Fn(&Tx) -> Option<u64>> {
+pub fn statistics() -> Statistics<impl Fn(&Tx) -> Option<i64>, impl Fn(&Tx) -> Option<u64>> {
     Statistics::new(|event: &Tx| event.amount, |event: &Tx| event.merchant)
 }
 
 /// A row as the specification writes it, and whether the window is final.
-fn row(row: Row<'_, u16, Summary>) -> (Summed, bool) {
+pub fn row(row: Row<'_, u16, Summary>) -> (Summed, bool) {
     let Row { key, window, summary, closed } = row;
     let n = summary.amounts.count() as f64;
     let spread = summary.amounts.stddev().map_or(0, |s| (s * s * n * (n - 1.0)).round() as i64);
