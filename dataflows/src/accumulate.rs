@@ -4,11 +4,12 @@ use std::rc::Rc;
 
 use timely::dataflow::StreamVec;
 
-use crate::batch::{Batch, Change, Slot};
+use crate::batch::{Batch, Change, RunRef, Slot};
+use crate::capture::{Capture, Damage, Saved, Stored, decode, encode};
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
 use crate::slots::Slots;
-use crate::{Epoch, Event, EventTime};
+use crate::{Epoch, Event, EventTime, OwnedKey};
 
 /// Extension trait for running states per key.
 pub trait Accumulate<'scope, E: Event> {
@@ -50,14 +51,20 @@ impl<'scope, E: Event> Accumulate<'scope, E> for Keyed<'scope, E> {
         O: Default + Clone + 'static,
         F: FnMut(Epoch, &mut S, &E, &mut O) + 'static,
     {
-        self.run(name, Accumulator { step, states: Slots::default(), output: std::marker::PhantomData })
+        self.run(name, Accumulator::new(step))
     }
 }
 
-struct Accumulator<S, O, F> {
+pub(crate) struct Accumulator<S, O, F> {
     step: F,
     states: Slots<S>,
     output: std::marker::PhantomData<O>,
+}
+
+impl<S: Default, O, F> Accumulator<S, O, F> {
+    pub fn new(step: F) -> Self {
+        Accumulator { step, states: Slots::default(), output: std::marker::PhantomData }
+    }
 }
 
 impl<E, S, O, F> Logic<E> for Accumulator<S, O, F>
@@ -85,4 +92,29 @@ where
     }
 
     fn close(&mut self, _: Epoch, _: EventTime, _: &Keys<E>, _: &mut Vec<Self::Out>) {}
+}
+
+/// What was said stays said, so that it does not matter which events are final.
+impl<E, S, O, F> Capture<E> for Accumulator<S, O, F>
+where
+    E: Event,
+    S: Stored + Default + 'static,
+    O: Default + Clone + 'static,
+    F: FnMut(Epoch, &mut S, &E, &mut O) + 'static,
+{
+    fn hold(&mut self, _: EventTime) {}
+
+    fn closes(&self, _: Epoch, _: EventTime, _: &mut Vec<Slot>) {}
+
+    fn save(&mut self, slot: Slot, _: Option<RunRef>, _: EventTime) -> Saved {
+        let value = Some(encode(self.states.made(slot))).filter(|value| *value != encode(&S::default()));
+        Saved { value, unsettled: None }
+    }
+
+    fn load(&mut self, slot: Slot, _: &OwnedKey<E>, _: EventTime, saved: &[u8]) -> Result<(), Damage> {
+        *self.states.made(slot) = decode(saved)?;
+        Ok(())
+    }
+
+    fn resume(&mut self, _: Epoch, _: Option<&Rc<Batch<E>>>, _: &Selection<E>) {}
 }

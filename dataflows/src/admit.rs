@@ -1,5 +1,7 @@
 //! Admission: the first operator of a key. Late and duplicate events leave here; the rest go on, sorted.
 
+mod capture;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::rc::Rc;
@@ -91,7 +93,8 @@ impl<'scope, E: Event + ExchangeData> Admit<'scope, E> for VecCollection<'scope,
         admission: Admission,
     ) -> (Keyed<'scope, E>, VecCollection<'scope, Epoch, Refused<E>>) {
         let keys = Rc::new(RefCell::new(Keys::new()));
-        let (batches, refused) = build(self.inner, control.clone(), admission, Rc::clone(&keys));
+        let admitter = Rc::new(RefCell::new(Admitter::new(admission, Rc::clone(&keys))));
+        let (batches, refused) = build(self.inner, control.clone(), admitter);
         (Keyed::new(batches, control, keys), refused.as_collection())
     }
 }
@@ -105,8 +108,7 @@ type Outputs<'scope, E> =
 fn build<'scope, E: Event + ExchangeData>(
     events: StreamVec<'scope, Epoch, (E, Epoch, isize)>,
     control: ControlStream<'scope>,
-    admission: Admission,
-    keys: Rc<RefCell<Keys<E>>>,
+    admitter: Rc<RefCell<Admitter<E>>>,
 ) -> Outputs<'scope, E> {
     let mut builder = OperatorBuilder::new("Admit".to_owned(), events.scope());
     let by_shard = Exchange::new(|(event, _, _): &(E, Epoch, isize)| u64::from(event.key_hash().shard().0));
@@ -119,9 +121,9 @@ fn build<'scope, E: Event + ExchangeData>(
 
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut admitter = Admitter::new(admission, keys);
         let mut arrived: BTreeMap<Epoch, Arrived<E>> = BTreeMap::new();
         let mut watermarks = Watermarks::default();
+        let mut checkpoints: BTreeMap<Epoch, EventTime> = BTreeMap::new();
         move |frontiers| {
             events.for_each(|stamp, data| {
                 let epoch = *stamp.least().expect("data travels with a time");
@@ -134,14 +136,24 @@ fn build<'scope, E: Event + ExchangeData>(
             });
             control.for_each(|stamp, data| {
                 let epoch = *stamp.least().expect("control travels with a time");
-                data.drain(..).for_each(|control| watermarks.insert(epoch, control));
+                for control in data.drain(..) {
+                    watermarks.insert(epoch, control);
+                    if control.checkpoint {
+                        checkpoints.insert(epoch, control.watermark);
+                    }
+                }
             });
+            let mut admitter = admitter.borrow_mut();
             let mut batches = batches.activate();
             let mut refused = refused.activate();
             while let Some(entry) = arrived.first_entry() {
                 let epoch = *entry.key();
                 if !passed(&frontiers[0], epoch) || !reached(&frontiers[1], epoch) {
                     break;
+                }
+                while let Some(due) = checkpoints.first_entry().filter(|due| *due.key() < epoch) {
+                    let (epoch, watermark) = due.remove_entry();
+                    admitter.mark(epoch, watermark);
                 }
                 if let Some(watermark) = watermarks.take_before(epoch) {
                     admitter.advance(watermark);
@@ -152,6 +164,11 @@ fn build<'scope, E: Event + ExchangeData>(
                     batches.session(&arrived.batch).give(batch);
                 }
                 refused.session(&arrived.refused).give_iterator(out.into_iter());
+            }
+            let complete = |epoch| frontiers.iter().all(|frontier| passed(frontier, epoch));
+            while let Some(due) = checkpoints.first_entry().filter(|due| complete(*due.key())) {
+                let (epoch, watermark) = due.remove_entry();
+                admitter.mark(epoch, watermark);
             }
         }
     });
@@ -226,6 +243,8 @@ struct Admitter<E: Event> {
     slots: Vec<(Slot, u32)>,
     /// One key's places in order.
     run: Vec<Place>,
+    /// None if nothing is captured.
+    capture: Option<capture::Tracked<E>>,
 }
 
 impl<E: Event> Admitter<E> {
@@ -243,6 +262,7 @@ impl<E: Event> Admitter<E> {
             places: Vec::new(),
             slots: Vec::new(),
             run: Vec::new(),
+            capture: None,
         }
     }
 
@@ -253,14 +273,15 @@ impl<E: Event> Admitter<E> {
             self.retracted.retain(|entry| self.history.get(entry.batch).is_some());
         }
         self.dedup.expire(self.watermark);
-        self.expire();
     }
 
     /// Lets go of keys that have died, and frees the slots of those that all operators have let go of.
     fn expire(&mut self) {
         let Some(expiry) = &mut self.expiry else { return };
-        let mut keys = self.keys.borrow_mut();
+        let keys = Rc::clone(&self.keys);
+        let mut keys = keys.borrow_mut();
         expiry.at_least(keys.reach_ms());
+        let dead = self.expired.len();
         while self.leaving.front().is_some_and(|(batch, _)| Rc::strong_count(batch) == 1) {
             keys.free(self.leaving.pop_front().map(|(_, slots)| slots).unwrap_or_default());
         }
@@ -269,12 +290,16 @@ impl<E: Event> Admitter<E> {
                 // One that was never admitted an event has nothing that could be remembered.
                 let (last, _) = keys.info_mut(slot).last;
                 if expiry.death(last) <= self.watermark {
-                    keys.remove(slot);
                     self.expired.push(slot);
                 } else {
                     expiry.watch(slot, last);
                 }
             }
+        }
+        for at in dead..self.expired.len() {
+            let slot = self.expired[at];
+            self.removed(slot, &keys);
+            keys.remove(slot);
         }
     }
 
@@ -284,9 +309,11 @@ impl<E: Event> Admitter<E> {
         epoch: Epoch,
         containers: Containers<E>,
     ) -> (Option<Rc<Batch<E>>>, Vec<RefusedUpdate<E>>) {
+        self.expire();
         let keys = Rc::clone(&self.keys);
         let mut keys = keys.borrow_mut();
         self.arrive(&containers, &mut keys);
+        self.before(&keys);
         let mut decided = Decided {
             epoch,
             max_time: EventTime::MIN,
@@ -331,6 +358,7 @@ impl<E: Event> Admitter<E> {
             self.leaving.push_back((Rc::clone(&batch), std::mem::take(&mut self.expired)));
         }
         self.history.push(Rc::clone(&batch), ());
+        self.after(&batch);
         (Some(batch), refused)
     }
 

@@ -121,16 +121,23 @@ impl<E: Event> Batch<E> {
             Some(target) => Change::Retract(self.targets[target.get() as usize - 1]),
         }
     }
+
+    /// The runs, each with what names it.
+    pub fn numbered_runs(&self) -> impl Iterator<Item = (RunRef, &Run)> {
+        self.runs.iter().enumerate().map(|(at, run)| (RunRef::new(self.number, at), run))
+    }
 }
 
 /// The batches whose events are not all final yet, each with what an operator remembers beside it.
 pub(crate) struct History<E, L> {
     batches: VecDeque<(Rc<Batch<E>>, L)>,
+    /// What was not final at this watermark is wanted still.
+    hold: EventTime,
 }
 
 impl<E: Event, L> History<E, L> {
     pub fn new() -> Self {
-        History { batches: VecDeque::new() }
+        History { batches: VecDeque::new(), hold: EventTime::MAX }
     }
 
     pub fn push(&mut self, batch: Rc<Batch<E>>, log: L) {
@@ -176,8 +183,19 @@ impl<E: Event, L> History<E, L> {
         self.batches.pop_front();
     }
 
+    /// Keeps what is not final at `watermark` until it is told otherwise; [`EventTime::MAX`] lets it go.
+    pub fn hold(&mut self, watermark: EventTime) {
+        self.hold = watermark;
+    }
+
+    /// The watermark, or the one at which history is held if that is less.
+    pub fn held(&self, watermark: EventTime) -> EventTime {
+        watermark.min(self.hold)
+    }
+
     /// Lets go of leading batches whose events are all at or below the watermark.
     pub fn settle(&mut self, watermark: EventTime) {
+        let watermark = self.held(watermark);
         while self.oldest().is_some_and(|batch| batch.max_time <= watermark) {
             self.pop();
         }

@@ -12,6 +12,8 @@ use crate::{Epoch, EventTime};
 pub struct Control {
     /// The watermark W(e): no event at or below it is accepted in a later epoch.
     pub watermark: EventTime,
+    /// Whether operators that can are to capture their state as it is at the end of this epoch.
+    pub checkpoint: bool,
 }
 
 /// A stream that carries, on every worker, the same one [`Control`] for each epoch that has any.
@@ -33,7 +35,16 @@ impl Clock {
 
     /// Ends the current epoch with this watermark, and goes on to the next one.
     pub fn end_epoch(&mut self, watermark: EventTime) {
-        self.input.send(Control { watermark });
+        self.end(Control { watermark, checkpoint: false });
+    }
+
+    /// As [`end_epoch`](Clock::end_epoch), and asks for a checkpoint of the epoch.
+    pub fn checkpoint(&mut self, watermark: EventTime) {
+        self.end(Control { watermark, checkpoint: true });
+    }
+
+    fn end(&mut self, control: Control) {
+        self.input.send(control);
         self.advance_to(self.input.time().next());
     }
 

@@ -1,7 +1,9 @@
 //! Which event ids of a key were accepted lately.
 
+use serde::{Deserialize, Serialize};
+
 use crate::keys::HashedMap;
-use crate::{EventTime, KeyHash};
+use crate::{EventTime, KeyHash, SHARDS, ShardId};
 
 /// Remembers accepted ids for a horizon of event time.
 ///
@@ -16,6 +18,24 @@ pub(crate) struct Dedup {
     sweep_at: usize,
     /// When the watermark was when it was last looked for expired ones.
     swept: EventTime,
+    /// What has changed since it was taken last, by shard, if anybody wants to know.
+    changes: Option<Vec<Vec<Acceptance>>>,
+}
+
+/// What became of an id.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Acceptance {
+    fingerprint: u128,
+    pub time: EventTime,
+    /// Whether it was accepted, or that was forgotten.
+    accepted: bool,
+}
+
+impl Acceptance {
+    /// Stands for the id.
+    pub fn id(&self) -> u128 {
+        self.fingerprint
+    }
 }
 
 /// Below this many ids it is not worth looking for expired ones.
@@ -29,6 +49,7 @@ impl Dedup {
             others: Default::default(),
             sweep_at: SWEEP_MINIMUM,
             swept: EventTime::MIN,
+            changes: None,
         }
     }
 
@@ -54,12 +75,18 @@ impl Dedup {
                 self.others.entry(fingerprint).or_default().push(earlier);
             }
         }
+        self.note(key, Acceptance { fingerprint, time, accepted: true });
         true
     }
 
     /// Forgets that an id was accepted at this time: its event was retracted.
     pub fn forget(&mut self, key: KeyHash, id: &[u8], time: EventTime) {
         let fingerprint = fingerprint(key, id);
+        self.remove(fingerprint, time);
+        self.note(key, Acceptance { fingerprint, time, accepted: false });
+    }
+
+    fn remove(&mut self, fingerprint: u128, time: EventTime) {
         let others = self.others.get_mut(&fingerprint);
         if self.accepted.get(&fingerprint) == Some(&time) {
             match others.and_then(Vec::pop) {
@@ -71,6 +98,47 @@ impl Dedup {
         }
     }
 
+    /// From now on keeps what changes, to be taken.
+    pub fn watch(&mut self) {
+        self.changes = self.is_on().then(|| vec![Vec::new(); SHARDS as usize]);
+    }
+
+    /// What has changed since the last call, in order within each shard.
+    pub fn take_changes(&mut self) -> impl Iterator<Item = (ShardId, Vec<Acceptance>)> {
+        let shards = self
+            .changes
+            .iter_mut()
+            .flatten()
+            .zip(0..)
+            .map(|(changes, shard)| (ShardId(shard), std::mem::take(changes)));
+        shards.filter(|(_, changes)| !changes.is_empty())
+    }
+
+    /// Does again what was done to an id. What was accepted is not asked whether it should have been: what it was held
+    /// against may have expired.
+    pub fn repeat(&mut self, Acceptance { fingerprint, time, accepted }: Acceptance) {
+        if !accepted {
+            return self.remove(fingerprint, time);
+        }
+        let latest = self.accepted.entry(fingerprint).or_insert(time);
+        if *latest != time {
+            let earlier = std::mem::replace(latest, (*latest).max(time)).min(time);
+            self.others.entry(fingerprint).or_default().push(earlier);
+        }
+    }
+
+    /// Whether an event above the watermark could repeat an id accepted at this time.
+    pub fn matters(&self, time: EventTime, watermark: EventTime) -> bool {
+        time.plus_ms(self.horizon_ms) > watermark
+    }
+
+    fn note(&mut self, key: KeyHash, change: Acceptance) {
+        if let Some(changes) = &mut self.changes {
+            changes[key.shard().0 as usize].push(change);
+        }
+    }
+
+    /// Lets go of ids that no event above the watermark can repeat, when there are many.
     /// Lets go of ids that no event above the watermark can repeat, when there are many, or when all there were last time
     /// have expired.
     pub fn expire(&mut self, watermark: EventTime) {

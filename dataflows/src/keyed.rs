@@ -10,7 +10,7 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::Operator;
 
-use crate::batch::{Batch, Run, Slot};
+use crate::batch::{Batch, Run, RunRef, Slot};
 use crate::control::ControlStream;
 use crate::frontier::{passed, reached};
 use crate::keys::Keys;
@@ -22,9 +22,9 @@ use crate::{Control, Epoch, Event, EventTime, Load};
 /// [`Accumulate`](crate::Accumulate). Cloning it costs nothing: all clones read the same batches.
 pub struct Keyed<'scope, E: Event> {
     batches: StreamVec<'scope, Epoch, Rc<Batch<E>>>,
-    control: ControlStream<'scope>,
-    keys: Rc<RefCell<Keys<E>>>,
-    selection: Selection<E>,
+    pub(crate) control: ControlStream<'scope>,
+    pub(crate) keys: Rc<RefCell<Keys<E>>>,
+    pub(crate) selection: Selection<E>,
 }
 
 impl<E: Event> Clone for Keyed<'_, E> {
@@ -52,7 +52,12 @@ impl<E: Event> Clone for Selection<E> {
 impl<E: Event> Selection<E> {
     /// The runs of the selected keys.
     pub fn runs<'a>(&'a self, batch: &'a Batch<E>) -> impl Iterator<Item = &'a Run> {
-        batch.runs.iter().filter(move |run| self.holds(batch, run))
+        self.numbered_runs(batch).map(|(_, run)| run)
+    }
+
+    /// The runs of the selected keys, each with what names it.
+    pub fn numbered_runs<'a>(&'a self, batch: &'a Batch<E>) -> impl Iterator<Item = (RunRef, &'a Run)> {
+        batch.numbered_runs().filter(move |(_, run)| self.holds(batch, run))
     }
 
     /// Whether a run is of a selected key.
@@ -65,7 +70,7 @@ impl<E: Event> Selection<E> {
 ///
 /// # Contract
 /// For each epoch the driver calls `step` at most once, then `close` once if the epoch has a control; both append
-/// to `out` what they change at that epoch. The watermark in force during `step` of epoch e is that of the last
+/// to `out` what they change at that epoch; and then `mark` if the control asks for a checkpoint. The watermark in force during `step` of epoch e is that of the last
 /// `close`, which is of an epoch before e: every event of the batch is above it.
 pub(crate) trait Logic<E: Event>: 'static {
     /// An item of the output stream.
@@ -79,6 +84,9 @@ pub(crate) trait Logic<E: Event>: 'static {
 
     /// Ends an epoch with its watermark: what is final leaves.
     fn close(&mut self, epoch: Epoch, watermark: EventTime, keys: &Keys<E>, out: &mut Vec<Self::Out>);
+
+    /// Has the state as it is now captured, if it is to be captured at all.
+    fn mark(&mut self, _epoch: Epoch, _keys: &Keys<E>) {}
 }
 
 /// An epoch that has begun.
@@ -164,7 +172,11 @@ impl<'scope, E: Event> Keyed<'scope, E> {
                         }
                         let closed = passed(control_frontier, epoch);
                         if let Some(control) = round.control.take_if(|_| closed) {
-                            logic.close(epoch, control.watermark, &keys.borrow(), &mut out);
+                            let keys = keys.borrow();
+                            logic.close(epoch, control.watermark, &keys, &mut out);
+                            if control.checkpoint {
+                                logic.mark(epoch, &keys);
+                            }
                         }
                         if !out.is_empty() {
                             output.session(&round.capability).give_container(&mut out);

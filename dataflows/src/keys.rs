@@ -110,6 +110,17 @@ impl<E: Event> Keys<E> {
         &self.info(slot).key
     }
 
+    /// The key of a slot, and its hash.
+    pub fn hashed(&self, slot: Slot) -> (KeyHash, &OwnedKey<E>) {
+        let info = self.info(slot);
+        (info.hash, &info.key)
+    }
+
+    /// The greatest place in the order of evaluation that was ever admitted for a key, or [`NEVER`].
+    pub fn last(&self, slot: Slot) -> (EventTime, Position) {
+        self.info(slot).last
+    }
+
     fn info(&self, slot: Slot) -> &KeyInfo<OwnedKey<E>> {
         self.infos.at(slot).as_ref().expect(KNOWN)
     }
@@ -160,10 +171,15 @@ impl<E: Event> Keys<E> {
 
     /// The slot of an event's key, new if the key is.
     pub fn slot(&mut self, hash: KeyHash, event: &E) -> Slot {
+        self.slot_of(hash, event.key())
+    }
+
+    /// The slot of a key, new if the key is.
+    pub fn slot_of(&mut self, hash: KeyHash, key: &E::Key) -> Slot {
         let mut known = self.slots.get(&hash.0).copied();
         while let Some(slot) = known {
             let info = self.info(slot);
-            if info.key.borrow() == event.key() {
+            if info.key.borrow() == key {
                 return slot;
             }
             known = info.same_hash.get();
@@ -175,8 +191,7 @@ impl<E: Event> Keys<E> {
             next
         });
         let same_hash = Other::new(self.slots.insert(hash.0, slot));
-        let info =
-            KeyInfo { key: event.key().to_owned(), hash, last: NEVER, run: None, watched: false, same_hash };
+        let info = KeyInfo { key: key.to_owned(), hash, last: NEVER, run: None, watched: false, same_hash };
         *self.infos.made(slot) = Some(info);
         self.load.keys_changed(0, 1);
         slot

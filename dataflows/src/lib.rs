@@ -7,6 +7,7 @@
 mod accumulate;
 mod admit;
 mod batch;
+mod capture;
 mod control;
 mod dedup;
 mod due;
@@ -30,6 +31,7 @@ pub mod windows;
 
 pub use accumulate::Accumulate;
 pub use admit::{Admission, Admit, Refusal, Refused};
+pub use capture::{Captured, Captures, Checkpoint, Damage, Record, RestoreError, Stored};
 pub use control::{Clock, Control, ControlStream};
 pub use engine::Engine;
 pub use event::{Event, Key, OwnedKey};

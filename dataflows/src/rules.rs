@@ -44,7 +44,7 @@ pub struct Found<D> {
 }
 
 /// A [`Rule`], a [`Missing`], or perhaps one of them (an `Option`). Not meant to be implemented elsewhere.
-pub trait OneRule<E, D>: 'static {
+pub trait OneRule<E: Event, D>: 'static {
     /// What it remembers of a key.
     type State: Default + Clone + 'static;
     /// What takes the state back over one event.
@@ -63,6 +63,16 @@ pub trait OneRule<E, D>: 'static {
 
     /// Asks for the memory that the next event's step will read and that the state points to.
     fn prefetch(&self, state: &Self::State, event: &E);
+
+    /// Tells of each answer that is not due at `watermark`, though all events that the state knows are final.
+    fn waiting(
+        &self,
+        _state: &Self::State,
+        _key: &E::Key,
+        _watermark: EventTime,
+        _tell: impl FnMut(D, Option<EventTime>, isize),
+    ) {
+    }
 
     /// Whether one state may stand for the other: see [`Pattern::same`].
     fn same(&self, one: &Self::State, other: &Self::State) -> bool;
@@ -135,12 +145,24 @@ where
     #[inline]
     fn prefetch(&self, _state: &Self::State, _event: &E) {}
 
+    fn waiting(
+        &self,
+        state: &Self::State,
+        key: &E::Key,
+        watermark: EventTime,
+        mut tell: impl FnMut(D, Option<EventTime>, isize),
+    ) {
+        for run in self.absence.waiting(state, watermark) {
+            tell((self.result)(key, run), Some(self.absence.deadline(run)), 1);
+        }
+    }
+
     fn same(&self, one: &Self::State, other: &Self::State) -> bool {
         one == other
     }
 }
 
-impl<E, D, R: OneRule<E, D>> OneRule<E, D> for Option<R> {
+impl<E: Event, D, R: OneRule<E, D>> OneRule<E, D> for Option<R> {
     type State = R::State;
     type Undo = Option<R::Undo>;
 
@@ -168,6 +190,18 @@ impl<E, D, R: OneRule<E, D>> OneRule<E, D> for Option<R> {
         }
     }
 
+    fn waiting(
+        &self,
+        state: &R::State,
+        key: &E::Key,
+        watermark: EventTime,
+        tell: impl FnMut(D, Option<EventTime>, isize),
+    ) {
+        if let Some(rule) = self {
+            rule.waiting(state, key, watermark, tell);
+        }
+    }
+
     fn same(&self, one: &R::State, other: &R::State) -> bool {
         self.as_ref().is_none_or(|rule| rule.same(one, other))
     }
@@ -178,7 +212,7 @@ impl<E, D, R: OneRule<E, D>> OneRule<E, D> for Option<R> {
 ///
 /// They are stepped together, so that a key's states lie side by side and each event is looked at once. Not meant
 /// to be implemented elsewhere.
-pub trait Rules<E, D>: 'static {
+pub trait Rules<E: Event, D>: 'static {
     /// How many rules there are. A rule's number is how many come after it.
     const COUNT: u32;
     /// What they remember of a key.
@@ -210,9 +244,12 @@ pub trait Rules<E, D>: 'static {
 
     /// Gives the rules that are not live the state that `was` after the same event.
     fn restore(&self, live: Live, state: &mut Self::State, was: Self::State);
+
+    /// Appends what was found and is not due at `watermark`, though all events that the state knows are final.
+    fn waiting(&self, state: &Self::State, key: &E::Key, watermark: EventTime, found: &mut Vec<Found<D>>);
 }
 
-impl<E, D> Rules<E, D> for () {
+impl<E: Event, D> Rules<E, D> for () {
     const COUNT: u32 = 0;
     type State = ();
     type Undo = ();
@@ -228,9 +265,11 @@ impl<E, D> Rules<E, D> for () {
     fn settle(&self, _: &mut Live, _: &(), _: &()) {}
 
     fn restore(&self, _: Live, _: &mut (), _: ()) {}
+
+    fn waiting(&self, _: &(), _: &E::Key, _: EventTime, _: &mut Vec<Found<D>>) {}
 }
 
-impl<E, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest) {
+impl<E: Event, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest) {
     const COUNT: u32 = Rest::COUNT + 1;
     type State = (R::State, Rest::State);
     type Undo = (R::Undo, Rest::Undo);
@@ -281,6 +320,12 @@ impl<E, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest) {
     fn prefetch(&self, state: &Self::State, event: &E) {
         self.0.prefetch(&state.0, event);
         self.1.prefetch(&state.1, event);
+    }
+
+    fn waiting(&self, state: &Self::State, key: &E::Key, watermark: EventTime, found: &mut Vec<Found<D>>) {
+        let tell = |answer, due, diff| found.push(Found { rule: Rest::COUNT, answer, due, diff });
+        self.0.waiting(&state.0, key, watermark, tell);
+        self.1.waiting(&state.1, key, watermark, found);
     }
 }
 

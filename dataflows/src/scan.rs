@@ -1,5 +1,6 @@
 //! `scan`: evaluates a pattern over the events of each key, in order, whatever the order of arrival.
 
+mod capture;
 mod rewrite;
 
 use std::collections::BTreeMap;
@@ -204,16 +205,7 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
         R: Rules<E, D>,
         D: Data,
     {
-        let scanner = Scanner {
-            rules,
-            states: Slots::default(),
-            waiting: Due::new(),
-            history: History::new(),
-            walk: Vec::new(),
-            kept: Vec::new(),
-            found: Vec::new(),
-        };
-        self.run(name, scanner).as_collection()
+        self.run(name, Scanner::new(rules)).as_collection()
     }
 }
 
@@ -227,7 +219,7 @@ struct Steps<U, D> {
     found: BTreeMap<u32, Vec<Found<D>>>,
 }
 
-struct Scanner<E: Event, R: Rules<E, D>, D> {
+pub(crate) struct Scanner<E: Event, R: Rules<E, D>, D> {
     rules: R,
     states: Slots<R::State>,
     /// Answers that are not given before they are final.
@@ -289,6 +281,18 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
 }
 
 impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
+    pub fn new(rules: R) -> Self {
+        Scanner {
+            rules,
+            states: Slots::default(),
+            waiting: Due::new(),
+            history: History::new(),
+            walk: Vec::new(),
+            kept: Vec::new(),
+            found: Vec::new(),
+        }
+    }
+
     /// Asks for what later runs will read: state and event, then what the event points to, then what the state does.
     fn prefetch(&self, batch: &Batch<E>, at: usize) {
         let ahead = |runs: usize| {

@@ -83,7 +83,7 @@ impl Binder {
         {
             self.failure.report(error);
         }
-        (!record.is_empty() || watermark != before).then_some(Control { watermark })
+        (!record.is_empty() || watermark != before).then_some(Control { watermark, checkpoint: false })
     }
 }
 

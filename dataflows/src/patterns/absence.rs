@@ -65,6 +65,16 @@ impl<E: Event, T: Clone + PartialEq + 'static> Absence<E, T> {
         undo
     }
 
+    /// The runs that lack nothing but the absent event, and whose deadline is above the watermark.
+    pub(crate) fn waiting<'a>(
+        &self,
+        runs: &'a Waiting<T>,
+        watermark: EventTime,
+    ) -> impl Iterator<Item = &'a Run<T>> {
+        let waits = move |run: &&Run<T>| self.0.lacks_one(run) && self.deadline(run) > watermark;
+        runs.iter().map(Rc::as_ref).filter(waits)
+    }
+
     /// Goes back over the latest step.
     pub(crate) fn undo(&self, runs: &mut Waiting<T>, undo: Option<Waiting<T>>) {
         if let Some(before) = undo {

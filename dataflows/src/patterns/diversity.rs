@@ -2,6 +2,8 @@
 
 use std::num::NonZeroU32;
 
+use serde::{Deserialize, Serialize};
+
 use super::frequency::make_room;
 use crate::{Event, Pattern, prefetch};
 
@@ -25,7 +27,7 @@ pub struct Variety {
 }
 
 /// Distinct values, most recent last.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastSeen {
     values: Vec<(u64, i64)>,
     held: bool,

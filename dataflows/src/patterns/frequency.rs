@@ -1,5 +1,7 @@
 //! At least N events in the last D: velocity spikes and bursts.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Event, EventTime, Pattern, prefetch};
 
 /// At least `n` events within the last `within_ms`, on the rising edge.
@@ -21,7 +23,7 @@ pub struct Rate {
 }
 
 /// The last event times of a key, in a ring.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Recent {
     times: Vec<i64>,
     /// Where the next one goes once the ring is full: the place of the oldest.

@@ -1,7 +1,9 @@
 //! Exact sums, of which mean and deviation are made.
 
+use serde::{Deserialize, Serialize};
+
 /// Count, sum and sum of squares of whole numbers, exact.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Moments {
     n: u64,
     sum: i128,

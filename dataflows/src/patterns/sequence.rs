@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::event::order;
 use crate::{Event, EventTime, Pattern, Position};
 
@@ -63,7 +65,7 @@ pub struct Steps<E, T> {
 }
 
 /// What a sequence has taken: one event or more, each as the step that took it remembers it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Run<T> {
     start: (EventTime, Position),
     first: T,

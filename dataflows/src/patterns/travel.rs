@@ -1,9 +1,11 @@
 //! Movement between two places faster than is possible.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Event, EventTime, Pattern, prefetch};
 
 /// A place on earth, in degrees.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
 pub struct Location {
     /// Latitude, −90 to 90.
     pub lat: f64,
@@ -34,7 +36,7 @@ pub struct Trip<N> {
 }
 
 /// A located event: where, when and what it is called.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sighting<N> {
     location: Location,
     time: EventTime,

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::Event;
 use crate::patterns::Moments;
 
@@ -43,7 +45,7 @@ impl<A, V> Statistics<A, V> {
 }
 
 /// What [`Statistics`] keeps.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// How many events there are.
     pub count: u64,

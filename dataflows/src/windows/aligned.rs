@@ -1,5 +1,7 @@
 //! The logic of windows whose bounds do not depend on the events: tumbling and sliding.
 
+mod capture;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 

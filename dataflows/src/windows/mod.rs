@@ -10,14 +10,18 @@ mod sliding;
 mod tumbling;
 
 pub use aggregate::{Aggregate, Statistics, Summary};
+pub(crate) use aligned::Aligned;
 pub use session::Session;
+pub(crate) use session::Sessions;
 pub use sliding::Sliding;
 pub use tumbling::Tumbling;
+
+use serde::{Deserialize, Serialize};
 
 use crate::{Epoch, EventTime, OwnedKey};
 
 /// A window of event time, [start, end).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Window {
     /// The first instant in it.
     pub start: EventTime,

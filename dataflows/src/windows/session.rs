@@ -1,10 +1,12 @@
 //! Session windows: events of a key less than a gap apart.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+mod capture;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use differential_dataflow::{AsCollection, Data, VecCollection};
+use serde::{Deserialize, Serialize};
 
 use super::aligned::give;
 use super::{Aggregate, Refresh, Render, Row, Window};
@@ -64,32 +66,20 @@ impl<'scope, E: Event> Session<'scope, E> for Keyed<'scope, E> {
         D: Data,
         F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static,
     {
-        assert!(gap_ms > 0, "sessions cannot be parted by {gap_ms} ms");
         self.keep_for(gap_ms);
-        let sessions = Sessions {
-            gap_ms,
-            refresh,
-            aggregate,
-            result,
-            keys: Slots::default(),
-            due: BinaryHeap::new(),
-            history: History::new(),
-            changed: Vec::new(),
-            refreshed: None,
-            load: self.load(),
-        };
-        self.run(name, sessions).as_collection()
+        let load = self.load();
+        self.run(name, Sessions::new(gap_ms, refresh, aggregate, result, load)).as_collection()
     }
 }
 
-struct Sessions<E: Event, A: Aggregate<E>, D, F> {
+pub(crate) struct Sessions<E: Event, A: Aggregate<E>, D, F> {
     gap_ms: i64,
     refresh: Refresh,
     aggregate: A,
     result: F,
     keys: Slots<KeySessions<A::State, D>>,
     /// When a key may have a session that is final.
-    due: BinaryHeap<Reverse<(EventTime, Slot)>>,
+    due: BTreeSet<(EventTime, Slot)>,
     history: History<E, ()>,
     changed: Vec<Slot>,
     refreshed: Option<Epoch>,
@@ -112,7 +102,7 @@ struct Open<S> {
     recent: Vec<(EventTime, EntryRef)>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Settled<S> {
     first: EventTime,
     last: EventTime,
@@ -182,6 +172,24 @@ impl<S, D> KeySessions<S, D> {
 }
 
 impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, A, D, F> {
+    /// # Panics
+    /// When `gap_ms` is below 1.
+    pub fn new(gap_ms: i64, refresh: Refresh, aggregate: A, result: F, load: Load) -> Self {
+        assert!(gap_ms > 0, "sessions cannot be parted by {gap_ms} ms");
+        Sessions {
+            gap_ms,
+            refresh,
+            aggregate,
+            result,
+            keys: Slots::default(),
+            due: BTreeSet::new(),
+            history: History::new(),
+            changed: Vec::new(),
+            refreshed: None,
+            load,
+        }
+    }
+
     fn change(&mut self, slot: Slot) -> &mut KeySessions<A::State, D> {
         let key = self.keys.made(slot);
         if self.refresh != Refresh::Final && !std::mem::replace(&mut key.changed, true) {
@@ -197,7 +205,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
         let time = open.last().plus_ms(self.gap_ms).minus_ms(1);
         if key.scheduled.is_none_or(|scheduled| time < scheduled) {
             key.scheduled = Some(time);
-            self.due.push(Reverse((time, slot)));
+            self.due.insert((time, slot));
         }
     }
 
@@ -223,6 +231,12 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
             let later = key.shown.split_off(&window.end);
             out.extend(std::mem::replace(&mut key.shown, later).into_values().map(|row| (row, epoch, -1)));
         }
+    }
+
+    /// Whether rows are due; at the end of all input too, since a row whose session has lost its events has nothing
+    /// that could close.
+    fn shows(&self, epoch: Epoch, watermark: EventTime) -> bool {
+        self.refresh.due(self.refreshed, epoch) || watermark == EventTime::MAX
     }
 
     fn show(&mut self, epoch: Epoch, keys: &Keys<E>, out: &mut Vec<(D, Epoch, isize)>) {
@@ -289,20 +303,20 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
     }
 
     fn close(&mut self, epoch: Epoch, watermark: EventTime, keys: &Keys<E>, out: &mut Vec<Self::Out>) {
-        while let Some(&Reverse((time, slot))) = self.due.peek()
+        while let Some(&(time, slot)) = self.due.first()
             && time <= watermark
         {
-            self.due.pop();
+            self.due.pop_first();
             self.keys.at_mut(slot).scheduled.take_if(|scheduled| *scheduled == time);
             self.close_key(slot, watermark, epoch, keys, out);
             self.schedule(slot);
         }
-        // At the end of all input too: a row whose session has lost its events has nothing that could close.
-        if self.refresh.due(self.refreshed, epoch) || watermark == EventTime::MAX {
+        if self.shows(epoch, watermark) {
             self.show(epoch, keys, out);
             self.refreshed = Some(epoch);
         }
         // Before a batch goes, what is still open takes in its events for good.
+        let watermark = self.history.held(watermark);
         while let Some(batch) = self.history.oldest().filter(|batch| batch.max_time <= watermark) {
             let batch = Rc::clone(batch);
             for run in &batch.runs {

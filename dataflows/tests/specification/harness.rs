@@ -34,6 +34,19 @@ where
     F: for<'s> Fn(VecCollection<'s, Epoch, Tx>, ControlStream<'s>) -> VecCollection<'s, Epoch, D>,
     F: Send + Sync + 'static,
 {
+    run_from(Epoch(0), workers, rounds, build)
+}
+
+/// As [`run`], the first of the rounds being that epoch.
+///
+/// # Panics
+/// If a worker panics.
+pub fn run_from<D, F>(first: Epoch, workers: usize, rounds: &[Round], build: F) -> Changes<D>
+where
+    D: Data + Send,
+    F: for<'s> Fn(VecCollection<'s, Epoch, Tx>, ControlStream<'s>) -> VecCollection<'s, Epoch, D>,
+    F: Send + Sync + 'static,
+{
     let mut rounds = rounds.to_vec();
     rounds.push(Round::of(&[], i64::MAX));
     let changes = Arc::new(Mutex::new(Vec::new()));
@@ -53,13 +66,19 @@ where
             collected.probe_with(&probe);
             (events, clock)
         });
-        for (epoch, round) in rounds.iter().enumerate() {
+        clock.advance_to(first);
+        events.advance_to(first);
+        events.flush();
+        for (epoch, round) in (first.0..).zip(&rounds) {
             // Every worker reads its share, as readers of partitions would.
             for (event, diff) in round.updates.iter().skip(worker.index()).step_by(worker.peers()) {
                 events.update(event.clone(), *diff);
             }
-            let next = Epoch(epoch as u64 + 1);
+            let next = Epoch(epoch + 1);
             match round.watermark {
+                Some(watermark) if worker.index() == 0 && round.checkpoint => {
+                    clock.checkpoint(EventTime(watermark));
+                }
                 Some(watermark) if worker.index() == 0 => clock.end_epoch(EventTime(watermark)),
                 _ => clock.advance_to(next),
             }

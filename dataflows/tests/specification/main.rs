@@ -15,6 +15,7 @@ mod downstream;
 mod event;
 mod expiry;
 mod harness;
+mod restore;
 mod scan;
 mod sequences;
 mod spec;

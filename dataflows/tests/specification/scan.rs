@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use differential_dataflow::VecCollection;
 use headwater_dataflows::patterns::{Deviation, Diversity, Frequency, Outlier, Rate, Travel, Trip, Variety};
-use headwater_dataflows::{Admission, Admit, Emission, Epoch, Keyed, Pattern, Rule, Rules, Scan};
+use headwater_dataflows::{Admission, Admit, Emission, Epoch, Keyed, Pattern, Rule, Rules, Scan, Stored};
 use proptest::prelude::*;
 
 use crate::event::Tx;
@@ -70,7 +70,7 @@ pub fn deviation(event: &Tx, found: Deviation) -> Answer {
     Answer::new(event, Found::Deviation { amount, n, sum, spread })
 }
 
-pub fn travel() -> impl Pattern<Tx, Match = Trip<i64>> {
+pub fn travel() -> impl Pattern<Tx, Match = Trip<i64>, State: Stored> {
     Travel::beyond(50.0, 2e7, Tx::location, |event: &Tx| &event.offset)
 }
 
@@ -83,7 +83,7 @@ pub fn trail(event: &Tx, offsets: Vec<i64>) -> Answer {
 }
 
 /// All patterns, each with its own emission, in one pass.
-fn all_rules(emission: [Emission; 5]) -> impl Rules<Tx, Answer> {
+pub fn all_rules(emission: [Emission; 5]) -> impl Rules<Tx, Answer, State: Stored> {
     let [a, b, c, d, e] = emission;
     let absent = false.then(|| Rule::new(frequency(), a, rate));
     let trails = (Rule::new(travel(), d, journey), (Some(Rule::new(Trail, e, trail)), ()));

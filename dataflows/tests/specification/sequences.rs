@@ -40,7 +40,7 @@ pub fn offsets(event: &Tx, run: Run<i64>) -> Answer {
     Answer::new(event, Found::Sequence(run.iter().copied().collect()))
 }
 
-fn offsets_of_all(event: &Tx, run: Run<Tx>) -> Answer {
+pub fn offsets_of_all(event: &Tx, run: Run<Tx>) -> Answer {
     Answer::new(event, Found::Sequence(run.iter().map(|event| event.offset).collect()))
 }
 

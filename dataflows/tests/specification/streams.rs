@@ -13,6 +13,8 @@ pub struct Round {
     pub watermark: Option<i64>,
     /// How often each worker runs before the next one is read.
     pub steps: u8,
+    /// Whether a checkpoint is asked for, if anything is said.
+    pub checkpoint: bool,
 }
 
 impl Round {
@@ -23,7 +25,7 @@ impl Round {
 
     /// An epoch of updates that ends with this watermark.
     pub fn changing(updates: Vec<(Tx, isize)>, watermark: i64) -> Round {
-        Round { updates, watermark: Some(watermark), steps: 1 }
+        Round { updates, watermark: Some(watermark), steps: 1, checkpoint: false }
     }
 }
 
@@ -138,7 +140,7 @@ fn play(scripts: Vec<Script>) -> Vec<Round> {
             Watermark::Lags(lag) => Some(newest_watermark.max(now - lag)),
         };
         newest_watermark = watermark.unwrap_or(newest_watermark);
-        rounds.push(Round { updates, watermark, steps });
+        rounds.push(Round { updates, watermark, steps, checkpoint: false });
     }
     rounds
 }

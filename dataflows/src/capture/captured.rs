@@ -1,0 +1,193 @@
+//! Keyed events whose operators capture what they know.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use differential_dataflow::{AsCollection, Data, VecCollection};
+use timely::dataflow::StreamVec;
+
+use super::{Capture, Captures, Stored, Tracker, build, logic::Capturing};
+use crate::accumulate::Accumulator;
+use crate::batch::Batch;
+use crate::keyed::Keyed;
+use crate::patterns::{Absence, Run};
+use crate::rules::{Missing, Rule, Rules};
+use crate::scan::Scanner;
+use crate::windows::{Aggregate, Aligned, Refresh, Row, Sessions};
+use crate::{Emission, Epoch, Event, EventTime, Load, OwnedKey, Pattern};
+
+/// [`Keyed`] events, made by [`Captures::admit`]: its operators are those of `Keyed`, and capture their state under the
+/// names that they are given, which must differ.
+///
+/// Of what they remember and show they ask that it is [`Stored`].
+pub struct Captured<'scope, E: Event> {
+    keyed: Keyed<'scope, E>,
+    captures: Captures<'scope>,
+    /// What was restored and is not final.
+    resumed: Option<Rc<Batch<E>>>,
+}
+
+impl<E: Event> Clone for Captured<'_, E> {
+    fn clone(&self) -> Self {
+        Captured { keyed: self.keyed.clone(), captures: self.captures.clone(), resumed: self.resumed.clone() }
+    }
+}
+
+impl<'scope, E: Event> Captured<'scope, E> {
+    pub(crate) fn new(
+        keyed: Keyed<'scope, E>,
+        captures: Captures<'scope>,
+        resumed: Option<Rc<Batch<E>>>,
+    ) -> Self {
+        Captured { keyed, captures, resumed }
+    }
+
+    /// As [`Keyed::load`].
+    pub fn load(&self) -> Load {
+        self.keyed.load()
+    }
+
+    /// As [`Keyed::only`].
+    pub fn only(mut self, only: impl Fn(&E::Key) -> bool + 'static) -> Self {
+        self.keyed = self.keyed.only(only);
+        self
+    }
+}
+
+impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
+    /// As [`Scan::scan`](crate::Scan::scan).
+    pub fn scan<P, D, F>(
+        self,
+        name: &str,
+        pattern: P,
+        emission: Emission,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        P: Pattern<E, State: Stored>,
+        D: Data,
+        F: Fn(&E, P::Match) -> D + 'static,
+    {
+        self.scan_all(name, (Rule::new(pattern, emission, result), ()))
+    }
+
+    /// As [`Scan::scan_all`](crate::Scan::scan_all).
+    pub fn scan_all<R, D>(self, name: &str, rules: R) -> VecCollection<'scope, Epoch, D>
+    where
+        R: Rules<E, D, State: Stored>,
+        D: Data,
+    {
+        self.run(name, Scanner::new(rules)).as_collection()
+    }
+
+    /// As [`Scan::scan_absence`](crate::Scan::scan_absence).
+    pub fn scan_absence<T, D, F>(
+        self,
+        name: &str,
+        absence: Absence<E, T>,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        T: Stored + Clone + PartialEq + 'static,
+        D: Data,
+        F: Fn(&E::Key, &Run<T>) -> D + 'static,
+    {
+        self.scan_all(name, (Missing::new(absence, result), ()))
+    }
+
+    /// As [`Accumulate::accumulate`](crate::Accumulate::accumulate).
+    pub fn accumulate<S, O, F>(self, name: &str, step: F) -> StreamVec<'scope, Epoch, (Epoch, O)>
+    where
+        S: Stored + Default + 'static,
+        O: Default + Clone + 'static,
+        F: FnMut(Epoch, &mut S, &E, &mut O) + 'static,
+    {
+        self.run(name, Accumulator::new(step))
+    }
+
+    /// As [`Tumbling::tumbling`](crate::windows::Tumbling::tumbling).
+    pub fn tumbling<A, D, F>(
+        self,
+        name: &str,
+        size_ms: i64,
+        refresh: Refresh,
+        aggregate: A,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        A: Aggregate<E, State: Stored>,
+        D: Data + Stored,
+        F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static,
+    {
+        self.sliding(name, size_ms, size_ms, refresh, aggregate, result)
+    }
+
+    /// As [`Sliding::sliding`](crate::windows::Sliding::sliding).
+    ///
+    /// # Panics
+    /// When `every_ms` is not in 1..=`size_ms`.
+    pub fn sliding<A, D, F>(
+        self,
+        name: &str,
+        size_ms: i64,
+        every_ms: i64,
+        refresh: Refresh,
+        aggregate: A,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        A: Aggregate<E, State: Stored>,
+        D: Data + Stored,
+        F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static,
+    {
+        self.keyed.keep_for(size_ms);
+        let load = self.load();
+        self.run(name, Aligned::new(size_ms, every_ms, refresh, aggregate, result, load)).as_collection()
+    }
+
+    /// As [`Session::session`](crate::windows::Session::session).
+    ///
+    /// # Panics
+    /// When `gap_ms` is below 1.
+    pub fn session<A, D, F>(
+        self,
+        name: &str,
+        gap_ms: i64,
+        refresh: Refresh,
+        aggregate: A,
+        result: F,
+    ) -> VecCollection<'scope, Epoch, D>
+    where
+        A: Aggregate<E, State: Stored>,
+        D: Data + Stored,
+        F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static,
+    {
+        self.keyed.keep_for(gap_ms);
+        let load = self.load();
+        self.run(name, Sessions::new(gap_ms, refresh, aggregate, result, load)).as_collection()
+    }
+
+    /// Runs an operator's logic, restored and captured.
+    fn run<L: Capture<E>>(self, name: &str, mut logic: L) -> StreamVec<'scope, Epoch, L::Out> {
+        let Captured { keyed, captures, resumed } = self;
+        let Some(mut register) = captures.register() else { return keyed.run(name, logic) };
+        let (operator, records) = register.enter(name);
+        let mut tracker = Tracker::new(operator);
+        let mut watermark = EventTime::MIN;
+        if let Some((epoch, restored)) = register.from() {
+            watermark = restored;
+            register.load(records, &mut keyed.keys.borrow_mut(), |slot, key, saved| {
+                tracker.restored(slot);
+                logic.load(slot, key, watermark, saved)
+            });
+            if let Some(batch) = &resumed {
+                tracker.resumed(batch, keyed.selection.numbered_runs(batch));
+            }
+            logic.resume(epoch, resumed.as_ref(), &keyed.selection);
+        }
+        let keys = Rc::clone(&keyed.keys);
+        let state = Rc::new(RefCell::new(Capturing { logic, tracker, keys, watermark, closing: Vec::new() }));
+        register.add(build(name, keyed.control.clone(), Rc::clone(&state)));
+        keyed.run(name, state)
+    }
+}

@@ -1,0 +1,109 @@
+//! A key's tumbling or sliding windows, captured and restored.
+
+use std::rc::Rc;
+
+use differential_dataflow::Data;
+
+use super::{Aligned, addition};
+use crate::batch::{Batch, EntryRef, RunRef, Slot};
+use crate::capture::{Capture, Damage, Saved, Stored, decode, encode};
+use crate::keyed::{Logic, Selection};
+use crate::windows::{Aggregate, Render};
+use crate::{Epoch, Event, EventTime, OwnedKey};
+
+/// What is stored of a window: its start, how many final events it has, what they come to, and the row given last.
+type Kept<S, D> = (EventTime, u64, S, Option<D>);
+
+impl<E, A, D, F> Capture<E> for Aligned<E, A, D, F>
+where
+    E: Event,
+    A: Aggregate<E, State: Stored>,
+    D: Data + Stored,
+    F: Render<E, A::State, D>,
+{
+    fn hold(&mut self, watermark: EventTime) {
+        self.history.hold(watermark);
+    }
+
+    fn closes(&self, epoch: Epoch, watermark: EventTime, keys: &mut Vec<Slot>) {
+        let due = self.open.due.iter().take_while(|(end, _)| end.minus_ms(1) <= watermark);
+        keys.extend(due.flat_map(|(_, slots)| slots));
+        if self.refresh.due(self.refreshed, epoch) {
+            keys.extend(self.open.changed.iter().flatten().map(|(slot, _)| *slot));
+        }
+    }
+
+    fn save(&mut self, slot: Slot, newest: Option<RunRef>, watermark: EventTime) -> Saved {
+        let mut additions = Vec::new();
+        let mut unsettled = None;
+        self.history.for_each(newest, |entry, batch, index| {
+            let time = batch.entries[index].time;
+            additions.push((entry, time));
+            if time > watermark {
+                unsettled = Some(unsettled.map_or(time, |first: EventTime| first.min(time)));
+            }
+        });
+        if unsettled.is_none() {
+            additions.clear();
+        }
+        let mut kept: Vec<Kept<A::State, D>> = Vec::new();
+        for at in 0..self.open.windows.made(slot).len() {
+            let window = self.settled(slot, at, &additions, watermark);
+            if window.1 > 0 || window.3.is_some() {
+                kept.push(window);
+            }
+        }
+        kept.sort_by_key(|window| window.0);
+        Saved { value: (!kept.is_empty()).then(|| encode(&kept)), unsettled }
+    }
+
+    fn load(&mut self, slot: Slot, _: &OwnedKey<E>, _: EventTime, saved: &[u8]) -> Result<(), Damage> {
+        let windows: Vec<Kept<A::State, D>> = decode(saved)?;
+        for (start, events, state, shown) in windows {
+            let window = self.open.change(slot, start);
+            (window.events, window.state, window.shown) = (events, state, shown);
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self, epoch: Epoch, batch: Option<&Rc<Batch<E>>>, selection: &Selection<E>) {
+        self.refreshed = Some(epoch);
+        if let Some(batch) = batch {
+            self.step(batch, selection, &mut Vec::new());
+        }
+    }
+}
+
+impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A, D, F> {
+    /// A key's window without its events above the watermark: goes back over the key's additions, newest first, takes
+    /// a copy, and adds all anew, to the copy only those at or below it.
+    fn settled(
+        &mut self,
+        slot: Slot,
+        at: usize,
+        additions: &[(EntryRef, EventTime)],
+        watermark: EventTime,
+    ) -> Kept<A::State, D> {
+        let Aligned { bounds, aggregate, open, history, .. } = self;
+        let window = &mut open.windows.at_mut(slot)[at];
+        let mut again = Vec::new();
+        for &(entry, time) in additions {
+            let Some((batch, undo)) = addition(history, *bounds, entry, window.start) else { continue };
+            let Some(undo) = undo.take() else { continue };
+            aggregate.undo(&mut window.state, batch.event(entry.entry as usize), undo);
+            again.push((entry, time));
+        }
+        let mut events = window.events - again.len() as u64;
+        let mut state = window.state.clone();
+        for (entry, time) in again.into_iter().rev() {
+            let Some((batch, undo)) = addition(history, *bounds, entry, window.start) else { continue };
+            let event = batch.event(entry.entry as usize);
+            *undo = Some(aggregate.add(&mut window.state, event));
+            if time <= watermark {
+                aggregate.add(&mut state, event);
+                events += 1;
+            }
+        }
+        (window.start, events, state, window.shown.clone())
+    }
+}

@@ -1,0 +1,208 @@
+//! Checkpoints over random streams: a dataflow that goes on from one, on another number of workers, says from then on
+//! just what one says that was never interrupted; and capturing changes nothing.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use differential_dataflow::{AsCollection, VecCollection, consolidation};
+use headwater_dataflows::windows::Refresh;
+use headwater_dataflows::{
+    Admission, Captures, Checkpoint, ControlStream, Emission, Epoch, EventTime, Record, Refused, ShardId,
+};
+use proptest::prelude::*;
+use timely::dataflow::operators::Inspect;
+use timely::dataflow::operators::vec::Map;
+
+use crate::event::Tx;
+use crate::harness::{Changes, check, run_from, watermarks};
+use crate::scan::{ADMISSION, all_rules};
+use crate::sequences::{offsets, offsets_of_all, related, unplaced, unrelated};
+use crate::streams::{Round, rounds};
+use crate::windows::{row, statistics};
+
+/// What a checkpoint holds: the latest state by operator, shard and key.
+type State = BTreeMap<Name, Vec<u8>>;
+
+/// Operator, shard and key.
+type Name = (Arc<str>, ShardId, Vec<u8>);
+
+/// What an accumulation says of an event: its epoch, and the offsets of the key's events so far.
+type Said = (u64, u16, Vec<i64>);
+
+/// Every operator there is, and all they say as text.
+fn everything<'s>(
+    captures: &Captures<'s>,
+    events: VecCollection<'s, Epoch, Tx>,
+    control: ControlStream<'s>,
+    ttl_ms: Option<i64>,
+) -> VecCollection<'s, Epoch, String> {
+    use Emission::{Final, Immediate};
+    let (keyed, refused) = captures.admit("Admit", events, control, Admission { ttl_ms, ..ADMISSION });
+    let refused = refused.map(|Refused { event, refusal }| format!("{refusal:?} {event:?}"));
+    let now = keyed.clone().scan_all("Now", all_rules([Immediate; 5]));
+    let finals = keyed.clone().scan_all("Final", all_rules([Final; 5]));
+    let some = keyed.clone().only(|key| key % 2 == 1).scan_all("Some", all_rules([Immediate; 5]));
+    let unrelated = keyed.clone().scan("Unrelated", unrelated(), Immediate, offsets);
+    let related = keyed.clone().scan("Related", related(), Final, offsets_of_all);
+    let absent = keyed.clone().scan_absence("Absent", unplaced(), |key, run| format!("absent {key} {run:?}"));
+    let answers = [("now", now), ("final", finals), ("some", some), ("un", unrelated), ("re", related)];
+    let answers = answers.map(|(name, answers)| answers.map(move |answer| format!("{name} {answer:?}")));
+
+    let text = |name: &'static str| {
+        move |shown: headwater_dataflows::windows::Row<'_, _, _>| format!("{name} {:?}", row(shown))
+    };
+    let revised = |epochs| Refresh::Revised { epochs };
+    let windows = [
+        keyed.clone().tumbling("Tumbling", 16, Refresh::Final, statistics(), text("tumbling")),
+        keyed.clone().sliding("Sliding", 20, 10, revised(1), statistics(), text("sliding")),
+        keyed.clone().sliding("Hopping", 25, 7, revised(3), statistics(), text("hopping")),
+        keyed.clone().session("Session", 9, Refresh::Final, statistics(), text("session")),
+        keyed.clone().session("Shown", 9, revised(2), statistics(), text("shown")),
+    ];
+    let step = |epoch: Epoch, seen: &mut Vec<i64>, event: &Tx, said: &mut Vec<Said>| {
+        seen.push(event.offset);
+        said.push((epoch.0, event.key, seen.clone()));
+    };
+    let said = keyed.accumulate("Seen", step);
+    let said = said.flat_map(|(epoch, all)| all.into_iter().map(move |said| (format!("{said:?}"), epoch, 1)));
+    refused.concatenate(answers.into_iter().chain(windows).chain([absent, said.as_collection()]))
+}
+
+/// What is said from an epoch on, and what was captured of each epoch, in the order in which it came.
+struct Outcome {
+    changes: Changes<String>,
+    captured: BTreeMap<u64, Vec<Record>>,
+}
+
+fn run(rounds: &[Round], workers: usize, ttl_ms: Option<i64>, from: Option<Checkpoint>) -> Outcome {
+    let captured = Arc::new(Mutex::new(BTreeMap::<u64, Vec<Record>>::new()));
+    let first = from.as_ref().map_or(Epoch(0), |from| from.epoch.next());
+    let records = Arc::clone(&captured);
+    let mut changes = run_from(first, workers, &rounds[first.0 as usize..], move |events, control| {
+        let scope = events.inner.scope();
+        let captures = match &from {
+            None => Captures::new(scope),
+            Some(checkpoint) => Captures::restore(scope, checkpoint.clone()),
+        };
+        let all = everything(&captures, events, control, ttl_ms);
+        let records = Arc::clone(&records);
+        captures.finish().expect("the checkpoint is whole").inspect_core(move |seen| {
+            if let Ok((stamp, new)) = seen {
+                let epoch = stamp.least().expect("records have an epoch").0;
+                records.lock().expect("no panic").entry(epoch).or_default().extend_from_slice(new);
+            }
+        });
+        all
+    });
+    consolidation::consolidate_updates(&mut changes);
+    let captured = std::mem::take(&mut *captured.lock().expect("no panic"));
+    Outcome { changes, captured }
+}
+
+/// The state at `epoch` that records since an earlier one come to.
+fn merge(mut state: State, captured: &BTreeMap<u64, Vec<Record>>, epoch: u64) -> State {
+    for record in captured.range(..=epoch).flat_map(|(_, records)| records).cloned() {
+        let name = (record.operator, record.shard, record.key);
+        match record.value {
+            Some(value) => state.insert(name, value),
+            None => state.remove(&name),
+        };
+    }
+    state
+}
+
+fn checkpoint(state: &State, rounds: &[Round], epoch: u64) -> Checkpoint {
+    let watermark = EventTime(watermarks(rounds)[epoch as usize]);
+    let record = |((operator, shard, key), value): (&Name, &Vec<u8>)| Record {
+        operator: Arc::clone(operator),
+        shard: *shard,
+        key: key.clone(),
+        value: Some(value.clone()),
+    };
+    Checkpoint { epoch: Epoch(epoch), watermark, records: state.iter().map(record).collect() }
+}
+
+/// What one state has and another has not, or has otherwise.
+fn beyond<'a>(one: &'a State, other: &State) -> Vec<(&'a Name, &'a Vec<u8>)> {
+    one.iter().filter(|(name, value)| other.get(name) != Some(value)).collect()
+}
+
+fn after(changes: &Changes<String>, epoch: u64) -> Changes<String> {
+    changes.iter().filter(|change| change.1 > epoch).cloned().collect()
+}
+
+#[test]
+fn what_follows_a_checkpoint_is_what_follows_without_an_interruption() {
+    let (streams, restored, revoked) = (Cell::new(0), Cell::new(0), Cell::new(0));
+    let cases = (rounds(), prop::collection::vec(any::<bool>(), 16), prop::array::uniform3(1..=3usize));
+    let ttls = prop_oneof![2 => Just(None), 1 => Just(Some(45)), 1 => Just(Some(130))];
+    let cases = (cases, ttls, any::<prop::sample::Index>());
+    check(file!(), cases, |((mut rounds, marks, workers), ttl, chosen)| {
+        // A checkpoint is asked for where something is said.
+        let said = watermarks(&rounds);
+        for ((round, mark), watermark) in rounds.iter_mut().zip(&marks).zip(said) {
+            round.watermark = if *mark { Some(watermark) } else { round.watermark };
+        }
+        let plain = run(&rounds, workers[0], ttl, None);
+        prop_assert!(plain.captured.is_empty(), "nothing was asked for");
+        rounds.iter_mut().zip(&marks).for_each(|(round, mark)| round.checkpoint = *mark);
+        let through = run(&rounds, workers[1], ttl, None);
+        prop_assert_eq!(&through.changes, &plain.changes, "capturing changes nothing");
+
+        let marked: Vec<u64> =
+            (0..rounds.len()).filter(|&at| rounds[at].checkpoint).map(|at| at as u64).collect();
+        prop_assume!(!marked.is_empty());
+        streams.set(streams.get() + 1);
+        let first = marked[chosen.index(marked.len())];
+        let state = merge(State::new(), &through.captured, first);
+        let again = run(&rounds, workers[2], ttl, Some(checkpoint(&state, &rounds, first)));
+        restored.set(restored.get() + state.len());
+        revoked.set(revoked.get() + again.changes.iter().filter(|change| change.2 < 0).count());
+        prop_assert_eq!(&again.changes, &after(&through.changes, first), "restored from epoch {}", first);
+
+        // What is captured then is as if there had been no interruption, too; but when the dead are let go of is each
+        // worker's own affair.
+        let marked = if ttl.is_some() { Vec::new() } else { marked };
+        for &later in marked.iter().filter(|epoch| **epoch > first) {
+            let went_on = merge(state.clone(), &again.captured, later);
+            let straight = merge(State::new(), &through.captured, later);
+            let (more, less) = (beyond(&went_on, &straight), beyond(&straight, &went_on));
+            prop_assert!(
+                more.is_empty() && less.is_empty(),
+                "captured at {later}, restored from {first}: {more:?} instead of {less:?}"
+            );
+        }
+        Ok(())
+    });
+    println!(
+        "{} streams, {} records restored, {} retractions after",
+        streams.get(),
+        restored.get(),
+        revoked.get()
+    );
+    assert!(restored.get() > 0 && revoked.get() > 0, "the streams exercise nothing");
+}
+
+/// Its events were not final at the mark before, so it was to be captured again; by then another slot was its own.
+#[test]
+fn a_key_that_died_and_came_back_is_captured_as_it_is() {
+    let event = |key, time, offset| Tx::plain(key, time, offset);
+    let mut rounds = vec![
+        Round::of(&[event(11, 1, 2), event(11, 11, 14)], -16),
+        Round::of(&[event(3, 60, 33)], -10),
+        Round::of(&[], 72),
+        Round::of(&[event(11, 84, 64)], 81),
+        Round::of(&[event(11, 93, 70)], 81),
+        Round::of(&[event(11, 94, 71)], 81),
+    ];
+    let marks = [1, 3];
+    marks.iter().for_each(|&at: &usize| rounds[at].checkpoint = true);
+    for steps in 0..4 {
+        rounds.iter_mut().for_each(|round| round.steps = steps);
+        let through = run(&rounds, 1, Some(45), None);
+        let state = merge(State::new(), &through.captured, 3);
+        let again = run(&rounds, 1, Some(45), Some(checkpoint(&state, &rounds, 3)));
+        assert_eq!(again.changes, after(&through.changes, 3), "{steps} steps an epoch");
+    }
+}
