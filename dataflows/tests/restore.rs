@@ -3,19 +3,23 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use differential_dataflow::VecCollection;
 use differential_dataflow::input::InputSession;
-use headwater_dataflows::patterns::Frequency;
+use differential_dataflow::{AsCollection, VecCollection};
+use headwater_dataflows::patterns::{
+    Diversity, Frequency, Grouped, Location, Outlier, Run, Sequence, Travel,
+};
 use headwater_dataflows::testing::Line;
 use headwater_dataflows::windows::{Refresh, Statistics};
 use headwater_dataflows::{
-    Admission, Captured, Captures, Checkpoint, Clock, Damage, Emission, Epoch, EventTime, Record,
-    RestoreError,
+    Admission, Captured, Captures, Checkpoint, Clock, Emission, Epoch, EventTime, Missing, Pattern, Record,
+    RestoreError, Rule, SHARDS, ShardId,
 };
 use timely::dataflow::ProbeHandle;
+use timely::dataflow::operators::vec::Map;
 use timely::dataflow::operators::{Inspect, Probe};
 use timely::worker::Worker;
 
@@ -105,7 +109,7 @@ impl<'w> Driven<'w> {
     }
 }
 
-fn text<T: std::fmt::Debug>(what: T) -> String {
+fn text<T: Debug>(what: T) -> String {
     format!("{what:?}")
 }
 
@@ -197,8 +201,12 @@ fn where_capture_is_off_nothing_is_captured() {
 
 /// A checkpoint of one key, with an event that is final and one that is not.
 fn checkpoint() -> Checkpoint {
-    timely::execute_directly(|worker| {
-        let mut run = Driven::new(worker, Start::Empty, both).expect("nothing to restore");
+    checkpoint_of(both)
+}
+
+fn checkpoint_of(operators: Operators) -> Checkpoint {
+    timely::execute_directly(move |worker| {
+        let mut run = Driven::new(worker, Start::Empty, operators).expect("nothing to restore");
         run.end_epoch(&[("ann", 10, 0, "a"), ("ann", 30, 1, "b")], 20, true);
         Checkpoint { epoch: Epoch(0), watermark: EventTime(20), records: run.records() }
     })
@@ -242,23 +250,25 @@ fn a_damaged_record_is_an_error_that_names_operator_and_key() {
 }
 
 #[test]
-fn a_key_that_cannot_be_read_and_an_event_of_another_key_are_damage() {
-    let mut unreadable = checkpoint();
-    unreadable.records.retain(|record| &*record.operator == "Pair");
-    unreadable.records[0].key.pop();
-    let error = restore(unreadable, both).expect_err("it is damaged");
-    assert!(matches!(&error, RestoreError::Damaged { damage: Damage::Undecodable(_), .. }), "{error}");
-
-    let mut exchanged = checkpoint();
-    let of_ann =
-        exchanged.records.iter_mut().find(|record| &*record.operator == "Admit").expect("it is there");
-    let last = of_ann.key.len() - 1;
-    of_ann.key[last] = b'a';
-    let error = restore(exchanged, both).expect_err("it is damaged");
-    assert_eq!(
-        error.to_string(),
-        "checkpoint of operator \"Admit\", key \"ana\": it has events of another key"
+fn a_key_that_cannot_be_read_or_is_not_where_it_belongs_is_damage() {
+    /// What is wrong with a checkpoint once the record of an operator is changed.
+    fn wrong(operator: &str, change: impl FnOnce(&mut Record)) -> String {
+        let mut checkpoint = checkpoint();
+        let record = checkpoint.records.iter_mut().find(|record| &*record.operator == operator);
+        change(record.expect("it is there"));
+        restore(checkpoint, both).expect_err("it is damaged").to_string()
+    }
+    let error = wrong("Pair", |record| record.key.truncate(11));
+    assert!(
+        error.starts_with("checkpoint of operator \"Pair\", key ") && error.contains("cannot be decoded"),
+        "{error}"
     );
+    let error = wrong("Pair", |record| record.shard = ShardId((record.shard.0 + 1) % SHARDS));
+    assert_eq!(error, "checkpoint of operator \"Pair\", key \"ann\": its key is of another shard");
+    let error = wrong("Admit", |record| record.key[11] = b'a');
+    assert_eq!(error, "checkpoint of operator \"Admit\", key \"ana\": it has events of another key");
+    let error = wrong("Admit: ids", |record| record.key.truncate(7));
+    assert_eq!(error, "checkpoint of operator \"Admit: ids\", key 00000000000000: its key is no epoch");
 }
 
 #[test]
@@ -267,4 +277,58 @@ fn state_of_an_operator_that_is_gone_or_there_twice_is_refused() {
     let twice: Operators = |keyed| pairs(keyed.clone()).concat(pairs(keyed));
     let ambiguous = timely::execute_directly(move |worker| Driven::new(worker, Start::Empty, twice).err());
     assert_eq!(ambiguous, Some(RestoreError::Ambiguous(Arc::from("Pair"))));
+}
+
+fn rule<P: Pattern<Line, Match: Debug>>(pattern: P) -> Rule<P, impl Fn(&Line, P::Match) -> String> {
+    Rule::new(pattern, Emission::Final, |_: &Line, found| text(found))
+}
+
+/// What every kind of operator stores of the same two events.
+fn every(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
+    let amount = |line: &Line| Some(7 * line.offset - 3);
+    let value = |line: &Line| Some(line.offset.unsigned_abs());
+    let place = |line: &Line| Some(Location { lat: line.offset as f64, lon: 0.5 });
+    let paid = Sequence::first(|line: &Line| Some(line.id.clone())).then(|_, _| None).within(60);
+    let unpaid = Sequence::first(|line: &Line| Some(line.id.clone())).then_not(|_, _| false).within(30);
+    let grouped = Grouped::by(Frequency::at_least(2, 10), value);
+    let travel = Travel::beyond(50.0, 900.0, place, |line: &Line| line.id.clone());
+    let absent = Missing::new(unpaid, |_: &str, run: &Run<String>| text(run));
+    let sequences = (rule(paid), (absent, ()));
+    let rules = (rule(travel), (rule(grouped), sequences));
+    let rules =
+        (rule(Outlier::beyond(3.0, 30, 0.5, amount)), (rule(Diversity::at_least(3, 60, value)), rules));
+    let shown = keyed.clone().session(
+        "Visit",
+        40,
+        Refresh::Revised { epochs: 1 },
+        Statistics::new(amount, value),
+        |row| text(row.window.end),
+    );
+    let seen =
+        keyed.clone().accumulate("Seen", |_, seen: &mut Vec<i64>, line, _: &mut ()| seen.push(line.time));
+    let seen = seen.flat_map(|(epoch, ())| [(String::new(), epoch, 0)]).as_collection();
+    both(keyed.clone()).concatenate([keyed.scan_all("Rules", rules), shown, seen])
+}
+
+/// Of version 1: operator, key and state. If this fails, what was stored before cannot be read any more.
+const GOLDEN: [&str; 7] = [
+    "Admit 22 5bc8f4ddc166f2a003616e6e 010103616e6e3c020162",
+    "Admit: ids 22 0000000000000000 0102feaafc56bb554da4077a761639a70b98511401fe586a84e4e12a0c2038a86905349b73943c01",
+    "Hour 22 5bc8f4ddc166f2a003616e6e 010100010100000000000000",
+    "Pair 22 5bc8f4ddc166f2a003616e6e 0101140000",
+    "Rules 22 5bc8f4ddc166f2a003616e6e 010105090001001400010000000000000000000000000000e03f140161010100011400000114000001610001140000016100",
+    "Seen 22 5bc8f4ddc166f2a003616e6e 0102143c",
+    "Visit 22 5bc8f4ddc166f2a003616e6e 010114140101050900010505010001140d4576656e7454696d6528373029",
+];
+
+#[test]
+fn the_format_never_changes() {
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let line = |record: &Record| {
+        let value = record.value.as_deref().expect("it has state");
+        format!("{} {} {} {}", record.operator, record.shard.0, hex(&record.key), hex(value))
+    };
+    let mut lines: Vec<String> = checkpoint_of(every).records.iter().map(line).collect();
+    lines.sort();
+    assert_eq!(lines, GOLDEN, "{lines:#?}");
 }

@@ -34,7 +34,7 @@ pub(crate) struct Tracker<E: Event> {
     operator: Arc<str>,
     write_key: fn(KeyHash, &OwnedKey<E>) -> Vec<u8>,
     /// By slot.
-    keys: Vec<Tracked>,
+    keys: Vec<Known>,
     /// Changed since the latest mark.
     touched: Vec<Slot>,
     /// Keys that had events that were not final when they were captured, by the time of the earliest.
@@ -50,8 +50,9 @@ pub(crate) struct Tracker<E: Event> {
     wake: Option<Activator>,
 }
 
+/// What is known of a key.
 #[derive(Clone, Copy, Default)]
-struct Tracked {
+struct Known {
     /// The newest run of the key that the operator has taken in.
     newest: Option<RunRef>,
     touched: bool,
@@ -81,7 +82,7 @@ where
 }
 
 impl<E: Event> Tracker<E> {
-    fn tracked(&mut self, slot: Slot) -> &mut Tracked {
+    fn known(&mut self, slot: Slot) -> &mut Known {
         slot.of(&mut self.keys)
     }
 
@@ -92,13 +93,13 @@ impl<E: Event> Tracker<E> {
 
     /// A key came from a checkpoint.
     pub fn restored(&mut self, slot: Slot) {
-        self.tracked(slot).stored = true;
+        self.known(slot).stored = true;
     }
 
     /// Events that are not final came from a checkpoint.
     pub fn resumed<'a>(&mut self, batch: &Batch<E>, runs: impl Iterator<Item = (RunRef, &'a Run)>) {
         for (at, run) in runs {
-            self.tracked(run.slot).newest = Some(at);
+            self.known(run.slot).newest = Some(at);
             let first = batch.entries[run.entries()].iter().map(|entry| entry.time).min();
             if let Some(first) = first {
                 self.unsettled.entry(first).or_default().push(run.slot);
@@ -108,7 +109,7 @@ impl<E: Event> Tracker<E> {
 
     /// The key changes, and this is the run that changes it, if one does.
     pub fn touch(&mut self, slot: Slot, run: Option<RunRef>) {
-        let key = self.tracked(slot);
+        let key = self.known(slot);
         key.newest = run.or(key.newest);
         if !std::mem::replace(&mut key.touched, true) {
             self.touched.push(slot);
@@ -147,7 +148,7 @@ impl<E: Event> Tracker<E> {
         save: impl FnOnce(Option<RunRef>, EventTime) -> Saved,
     ) {
         let Some(mark) = self.mark else { return };
-        let key = self.tracked(slot);
+        let key = self.known(slot);
         if !std::mem::replace(&mut key.pending, false) {
             return;
         }

@@ -5,11 +5,11 @@ use std::rc::Rc;
 
 use differential_dataflow::Data;
 
-use super::{Scanner, Walked, give};
+use super::{Scanner, Walked};
 use crate::batch::{Batch, RunRef, Slot};
 use crate::capture::{Capture, Damage, Saved, Stored, decode, encode};
 use crate::keyed::{Logic, Selection};
-use crate::rules::Rules;
+use crate::rules::{Found, Rules};
 use crate::{Epoch, Event, EventTime, OwnedKey, Position};
 
 impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E, R, D> {
@@ -49,7 +49,9 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
     ) -> Result<(), Damage> {
         let state = decode(saved)?;
         self.rules.waiting(&state, key.borrow(), watermark, &mut self.found);
-        give(&mut self.waiting, self.found.drain(..), Epoch(0), 1, &mut Vec::new());
+        for Found { answer, due, diff } in self.found.drain(..) {
+            self.waiting.entry(due.unwrap_or(watermark)).or_default().push((answer, diff));
+        }
         *slot.of(&mut self.states) = state;
         Ok(())
     }
