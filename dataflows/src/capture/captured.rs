@@ -19,7 +19,25 @@ use crate::{Emission, Epoch, Event, EventTime, Load, OwnedKey, Pattern};
 /// [`Keyed`] events, made by [`Captures::admit`]: its operators are those of `Keyed`, and capture their state under the
 /// names that they are given, which must differ.
 ///
-/// Of what they remember and show they ask that it is [`Stored`].
+/// Of what they remember and show they ask that it is [`Stored`]:
+///
+/// ```compile_fail
+/// use headwater_dataflows::{Captured, Emission, Pattern, testing::Line};
+///
+/// struct Twice;
+///
+/// impl Pattern<Line> for Twice {
+///     type State = Option<std::thread::ThreadId>;
+///     type Undo = ();
+///     type Match = ();
+///     fn step(&self, _: &mut Self::State, _: &Line) -> (Option<()>, ()) { (None, ()) }
+///     fn undo(&self, _: &mut Self::State, _: &Line, _: ()) {}
+/// }
+///
+/// fn matches(keyed: Captured<'_, Line>) {
+///     keyed.scan("Twice", Twice, Emission::Final, |_, ()| ());
+/// }
+/// ```
 pub struct Captured<'scope, E: Event> {
     keyed: Keyed<'scope, E>,
     captures: Captures<'scope>,

@@ -57,7 +57,7 @@ impl<E: Event, L: Capture<E>> Capturing<E, L> {
     }
 
     /// Captures so many keys more of the mark, if there is one.
-    fn drain(&mut self, keys: &Keys<E>, count: usize) {
+    fn save_some(&mut self, keys: &Keys<E>, count: usize) {
         for _ in 0..count {
             match self.tracker.next() {
                 Some(slot) => self.save(slot, keys),
@@ -77,7 +77,7 @@ impl<E: Event, L: Capture<E>> Drain<E> for Capturing<E, L> {
 
     fn drain(&mut self, count: usize) {
         let keys = Rc::clone(&self.keys);
-        self.drain(&keys.borrow(), count);
+        self.save_some(&keys.borrow(), count);
     }
 }
 
@@ -122,7 +122,7 @@ impl<E: Event, L: Capture<E>> Logic<E> for Rc<RefCell<Capturing<E, L>>> {
     fn mark(&mut self, epoch: Epoch, keys: &Keys<E>) {
         let this = &mut *self.borrow_mut();
         // Two at a time would want two states.
-        this.drain(keys, usize::MAX);
+        this.save_some(keys, usize::MAX);
         this.logic.hold(this.watermark);
         this.tracker.mark(Mark { epoch, watermark: this.watermark });
     }

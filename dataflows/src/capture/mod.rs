@@ -109,6 +109,8 @@ impl<'scope> Captures<'scope> {
     }
 
     /// State is captured at each epoch whose control asks for it.
+    ///
+    /// Until then, what has changed is remembered: each key, and each id that deduplication has accepted.
     pub fn new(scope: Scope<'scope, Epoch>) -> Self {
         Captures { scope, register: Some(Rc::default()) }
     }
@@ -183,6 +185,7 @@ impl<'scope> Register<'scope> {
             let key: Result<(KeyHash, OwnedKey<E>), Damage> = key_of(&record.key);
             let name = key.as_ref().map_or_else(|_| hex(&record.key), |(_, key)| format!("{key:?}"));
             let loaded = key.and_then(|(hash, key)| match &record.value {
+                _ if hash.shard() != record.shard => Err(Damage::Impossible("its key is of another shard")),
                 Some(value) => load(keys.slot_of(hash, key.borrow()), &key, value),
                 None => Ok(()),
             });

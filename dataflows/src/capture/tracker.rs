@@ -34,7 +34,7 @@ pub(crate) struct Mark {
 pub(crate) struct Tracker<E: Event> {
     operator: Arc<str>,
     write_key: fn(KeyHash, &OwnedKey<E>) -> Vec<u8>,
-    keys: Slots<Tracked>,
+    keys: Slots<Known>,
     /// Changed since the latest mark.
     touched: Vec<Slot>,
     /// Keys that had events that were not final when they were captured, by the time of the earliest.
@@ -52,8 +52,9 @@ pub(crate) struct Tracker<E: Event> {
     wake: Option<Activator>,
 }
 
+/// What is known of a key.
 #[derive(Clone, Copy, Default)]
-struct Tracked {
+struct Known {
     /// The newest run of the key that the operator has taken in.
     newest: Option<RunRef>,
     touched: bool,
@@ -86,7 +87,7 @@ where
 }
 
 impl<E: Event> Tracker<E> {
-    fn tracked(&mut self, slot: Slot) -> &mut Tracked {
+    fn known(&mut self, slot: Slot) -> &mut Known {
         self.keys.made(slot)
     }
 
@@ -97,13 +98,13 @@ impl<E: Event> Tracker<E> {
 
     /// A key came from a checkpoint.
     pub fn restored(&mut self, slot: Slot) {
-        self.tracked(slot).stored = true;
+        self.known(slot).stored = true;
     }
 
     /// Events that are not final came from a checkpoint.
     pub fn resumed<'a>(&mut self, batch: &Batch<E>, runs: impl Iterator<Item = (RunRef, &'a Run)>) {
         for (at, run) in runs {
-            self.tracked(run.slot).newest = Some(at);
+            self.known(run.slot).newest = Some(at);
             let first = batch.entries[run.entries()].iter().map(|entry| entry.time).min();
             if let Some(first) = first {
                 self.unsettled.entry(first).or_default().push(run.slot);
@@ -113,7 +114,7 @@ impl<E: Event> Tracker<E> {
 
     /// The key changes, and this is the run that changes it, if one does.
     pub fn touch(&mut self, slot: Slot, run: Option<RunRef>) {
-        let key = self.tracked(slot);
+        let key = self.known(slot);
         key.newest = run.or(key.newest);
         key.gone = false;
         if !std::mem::replace(&mut key.touched, true) {
@@ -124,7 +125,7 @@ impl<E: Event> Tracker<E> {
     /// The key is no more, and what was wanted of it is captured: the next mark has its record removed, before it
     /// captures what has come to its place.
     pub fn removed(&mut self, slot: Slot, keys: &Keys<E>) {
-        let key = self.tracked(slot);
+        let key = self.known(slot);
         (key.newest, key.gone) = (None, true);
         if std::mem::replace(&mut key.stored, false) {
             let (hash, key) = keys.hashed(slot);
@@ -168,7 +169,7 @@ impl<E: Event> Tracker<E> {
         save: impl FnOnce(Option<RunRef>, EventTime) -> Saved,
     ) {
         let Some(mark) = self.mark else { return };
-        let key = self.tracked(slot);
+        let key = self.known(slot);
         if !std::mem::replace(&mut key.pending, false) || key.gone {
             return;
         }

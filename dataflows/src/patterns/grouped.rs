@@ -1,5 +1,7 @@
 //! A pattern for each group of a key's events: amounts by currency, logins by device.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Event, Pattern};
 
 /// Evaluates a pattern among the events of one group: as if each (key, group) were a key.
@@ -30,7 +32,7 @@ impl<P, G> Grouped<P, G> {
 }
 
 /// The state of a pattern for each group of a key.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Groups<S> {
     /// In the order of their first events.
     by_group: Vec<(Option<u64>, S)>,

@@ -1,0 +1,334 @@
+//! Checkpoints by hand: what is captured when, and what cannot be gone on from. That a restored dataflow says what an
+//! uninterrupted one says is shown over random streams, in `specification`.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use differential_dataflow::input::InputSession;
+use differential_dataflow::{AsCollection, VecCollection};
+use headwater_dataflows::patterns::{
+    Diversity, Frequency, Grouped, Location, Outlier, Run, Sequence, Travel,
+};
+use headwater_dataflows::testing::Line;
+use headwater_dataflows::windows::{Refresh, Statistics};
+use headwater_dataflows::{
+    Admission, Captured, Captures, Checkpoint, Clock, Emission, Epoch, EventTime, Missing, Pattern, Record,
+    RestoreError, Rule, SHARDS, ShardId,
+};
+use timely::dataflow::ProbeHandle;
+use timely::dataflow::operators::vec::Map;
+use timely::dataflow::operators::{Inspect, Probe};
+use timely::worker::Worker;
+
+/// A dataflow on one worker, driven by hand.
+struct Driven<'w> {
+    worker: &'w mut Worker,
+    events: InputSession<Epoch, Line, isize>,
+    clock: Clock,
+    /// What is captured, in the order in which it comes.
+    records: Rc<RefCell<Vec<Record>>>,
+    results: ProbeHandle<Epoch>,
+    captured: ProbeHandle<Epoch>,
+}
+
+/// How a dataflow begins.
+enum Start {
+    /// Nothing is ever captured.
+    Off,
+    Empty,
+    From(Checkpoint),
+}
+
+/// Operators behind an admission; their results are looked at no further.
+type Operators = for<'s> fn(Captured<'s, Line>) -> VecCollection<'s, Epoch, String>;
+
+impl<'w> Driven<'w> {
+    fn new(worker: &'w mut Worker, start: Start, operators: Operators) -> Result<Driven<'w>, RestoreError> {
+        let (results, captured) = (ProbeHandle::new(), ProbeHandle::new());
+        let records = Rc::new(RefCell::new(Vec::new()));
+        let built = worker.dataflow::<Epoch, _, _>(|scope| {
+            let mut events = InputSession::new();
+            let (clock, control) = Clock::new(scope);
+            let captures = match start {
+                Start::Off => Captures::off(scope),
+                Start::Empty => Captures::new(scope),
+                Start::From(checkpoint) => Captures::restore(scope, checkpoint),
+            };
+            let admission = Admission { dedup_horizon_ms: 50, ttl_ms: None };
+            let (keyed, _) = captures.admit("Admit", events.to_collection(scope), control, admission);
+            operators(keyed).inner.probe_with(&results);
+            let records = Rc::clone(&records);
+            let stream = captures.finish()?;
+            stream.inspect(move |record| records.borrow_mut().push(record.clone())).probe_with(&captured);
+            Ok((events, clock))
+        });
+        let (events, clock) = built?;
+        Ok(Driven { worker, events, clock, records, results, captured })
+    }
+
+    /// An epoch with these lines that ends with this watermark, and perhaps a checkpoint.
+    fn end_epoch(&mut self, lines: &[(&str, i64, i64, &str)], watermark: i64, checkpoint: bool) {
+        lines.iter().for_each(|line| self.events.insert(Line::from(*line)));
+        let watermark = EventTime(watermark);
+        if checkpoint {
+            self.clock.checkpoint(watermark)
+        } else {
+            self.clock.end_epoch(watermark)
+        }
+        self.events.advance_to(self.events.time().next());
+        self.events.flush();
+        let epoch = *self.events.time();
+        self.step_while(|this| this.results.less_than(&epoch));
+    }
+
+    fn step_while(&mut self, unfinished: impl Fn(&Self) -> bool) {
+        while unfinished(self) {
+            self.worker.step();
+        }
+    }
+
+    /// All records since the last call, complete up to the epoch that is open.
+    fn records(&mut self) -> Vec<Record> {
+        let epoch = *self.events.time();
+        self.step_while(|this| this.captured.less_than(&epoch));
+        self.records.take()
+    }
+
+    /// Operators and keys of all records since the last call, and whether there is state, sorted.
+    fn named(&mut self) -> Vec<(String, bool)> {
+        let name = |record: &Record| {
+            let key = String::from_utf8_lossy(record.key.get(9..).unwrap_or_default()).into_owned();
+            (format!("{} {key}", record.operator), record.value.is_some())
+        };
+        let mut named: Vec<_> = self.records().iter().map(name).collect();
+        named.sort();
+        named
+    }
+}
+
+fn text<T: Debug>(what: T) -> String {
+    format!("{what:?}")
+}
+
+fn pairs(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
+    keyed.scan("Pair", Frequency::at_least(2, 10), Emission::Immediate, |_, rate| text(rate))
+}
+
+fn hours(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
+    let count = Statistics::new(|_: &Line| None, |_: &Line| None);
+    keyed.tumbling("Hour", 60, Refresh::Final, count, |row| text(row.window))
+}
+
+#[test]
+fn a_checkpoint_is_captured_as_it_was_while_results_go_on() {
+    timely::execute_directly(|worker| {
+        let mut run = Driven::new(worker, Start::Empty, pairs).expect("nothing to restore");
+        let keys: Vec<String> = (0..3000).map(|key| format!("key {key}")).collect();
+        let lines = |time| -> Vec<(&str, i64, i64, &str)> {
+            keys.iter().map(|key| (key.as_str(), time, time, if time == 10 { "a" } else { "b" })).collect()
+        };
+        run.end_epoch(&lines(10), 10, true);
+        assert!(run.captured.less_equal(&Epoch(0)), "results are out and not everything is captured");
+        let before = run.records.borrow().len();
+        run.end_epoch(&lines(15), 10, false);
+        let after = run.records.borrow().len();
+        assert!(before < 3000 && after > before, "{before} records, and then {after}");
+
+        let records = run.records();
+        let of = |operator: &str| {
+            records.iter().filter(|record| &*record.operator == operator).collect::<Vec<_>>()
+        };
+        // One event each, however many there have been since.
+        let states: Vec<_> = of("Pair").into_iter().map(|record| &record.value).collect();
+        assert_eq!(states.len(), 3000);
+        assert!(states.iter().all(|state| *state == states[0]), "{states:?}");
+        assert!(of("Admit").is_empty(), "all events are final");
+        assert_eq!(of("Admit: ids").len(), 64, "one for each shard");
+    });
+}
+
+#[test]
+fn a_key_that_has_not_changed_is_not_captured_again() {
+    timely::execute_directly(|worker| {
+        let mut run = Driven::new(worker, Start::Empty, pairs).expect("nothing to restore");
+        run.end_epoch(&[("ann", 10, 0, "a"), ("bob", 30, 1, "b")], 20, true);
+        let ids = "Admit: ids ".to_owned();
+        let named = |names: &[(&str, bool)]| -> Vec<(String, bool)> {
+            names.iter().map(|(name, state)| (name.to_string(), *state)).collect()
+        };
+        let first = named(&[("Admit bob", true), (&ids, true), (&ids, true), ("Pair ann", true)]);
+        assert_eq!(run.named(), first, "bob's event is not final");
+        run.end_epoch(&[], 20, true);
+        assert_eq!(run.named(), []);
+        run.end_epoch(&[("ann", 35, 2, "c")], 20, true);
+        assert_eq!(run.named(), named(&[("Admit ann", true), (&ids, true), ("Pair ann", true)]), "ann alone");
+        run.end_epoch(&[], 32, true);
+        assert_eq!(
+            run.named(),
+            named(&[("Admit bob", false), ("Pair bob", true)]),
+            "bob's event is final now"
+        );
+        run.end_epoch(&[], 100, true);
+        let last = [("Admit ann", false), (&ids, false), (&ids, false), (&ids, false), ("Pair ann", true)];
+        assert_eq!(run.named(), named(&last), "no id can come again");
+    });
+}
+
+#[test]
+fn a_key_whose_windows_have_closed_is_deleted() {
+    timely::execute_directly(|worker| {
+        let mut run = Driven::new(worker, Start::Empty, hours).expect("nothing to restore");
+        run.end_epoch(&[("ann", 10, 0, "a")], 30, true);
+        assert!(run.named().contains(&("Hour ann".to_owned(), true)));
+        run.end_epoch(&[], 59, true);
+        assert!(run.named().contains(&("Hour ann".to_owned(), false)));
+        run.end_epoch(&[], 500, true);
+        assert!(!run.named().iter().any(|(name, _)| name == "Hour ann"), "once");
+    });
+}
+
+#[test]
+fn where_capture_is_off_nothing_is_captured() {
+    timely::execute_directly(|worker| {
+        let mut run = Driven::new(worker, Start::Off, pairs).expect("nothing to restore");
+        run.end_epoch(&[("ann", 10, 0, "a")], 5, true);
+        assert_eq!(run.records(), []);
+    });
+}
+
+/// A checkpoint of one key, with an event that is final and one that is not.
+fn checkpoint() -> Checkpoint {
+    checkpoint_of(both)
+}
+
+fn checkpoint_of(operators: Operators) -> Checkpoint {
+    timely::execute_directly(move |worker| {
+        let mut run = Driven::new(worker, Start::Empty, operators).expect("nothing to restore");
+        run.end_epoch(&[("ann", 10, 0, "a"), ("ann", 30, 1, "b")], 20, true);
+        Checkpoint { epoch: Epoch(0), watermark: EventTime(20), records: run.records() }
+    })
+}
+
+fn both(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
+    pairs(keyed.clone()).concat(hours(keyed))
+}
+
+fn restore(checkpoint: Checkpoint, operators: Operators) -> Result<(), RestoreError> {
+    timely::execute_directly(move |worker| {
+        Driven::new(worker, Start::From(checkpoint), operators).map(|_| ())
+    })
+}
+
+#[test]
+fn a_damaged_record_is_an_error_that_names_operator_and_key() {
+    let whole = checkpoint();
+    let operators: BTreeMap<&str, usize> =
+        whole.records.iter().fold(BTreeMap::new(), |mut counts, record| {
+            *counts.entry(&*record.operator).or_default() += 1;
+            counts
+        });
+    let expected = [("Admit", 1), ("Admit: ids", 1), ("Hour", 1), ("Pair", 1)];
+    assert_eq!(operators, BTreeMap::from(expected));
+    for (at, record) in whole.records.iter().enumerate() {
+        let value = record.value.clone().expect("it has state");
+        let cut = (0..value.len()).map(|end| value[..end].to_vec());
+        let longer = [value.clone(), vec![0]].concat();
+        let newer = [&[2], &value[1..]].concat();
+        for damaged in cut.chain([longer, newer]) {
+            let mut checkpoint = whole.clone();
+            checkpoint.records[at].value = Some(damaged.clone());
+            let error = restore(checkpoint, both).expect_err("it is damaged").to_string();
+            let key = if &*record.operator == "Admit: ids" { "0000000000000000" } else { "\"ann\"" };
+            let named = format!("checkpoint of operator {:?}, key {key}: ", record.operator);
+            assert!(error.starts_with(&named), "{damaged:?} is {error}");
+        }
+    }
+    assert_eq!(restore(whole, both), Ok(()));
+}
+
+#[test]
+fn a_key_that_cannot_be_read_or_is_not_where_it_belongs_is_damage() {
+    /// What is wrong with a checkpoint once the record of an operator is changed.
+    fn wrong(operator: &str, change: impl FnOnce(&mut Record)) -> String {
+        let mut checkpoint = checkpoint();
+        let record = checkpoint.records.iter_mut().find(|record| &*record.operator == operator);
+        change(record.expect("it is there"));
+        restore(checkpoint, both).expect_err("it is damaged").to_string()
+    }
+    let error = wrong("Pair", |record| record.key.truncate(11));
+    assert!(
+        error.starts_with("checkpoint of operator \"Pair\", key ") && error.contains("cannot be decoded"),
+        "{error}"
+    );
+    let error = wrong("Pair", |record| record.shard = ShardId((record.shard.0 + 1) % SHARDS));
+    assert_eq!(error, "checkpoint of operator \"Pair\", key \"ann\": its key is of another shard");
+    let error = wrong("Admit", |record| record.key[11] = b'a');
+    assert_eq!(error, "checkpoint of operator \"Admit\", key \"ana\": it has events of another key");
+    let error = wrong("Admit: ids", |record| record.key.truncate(7));
+    assert_eq!(error, "checkpoint of operator \"Admit: ids\", key 00000000000000: its key is no epoch");
+}
+
+#[test]
+fn state_of_an_operator_that_is_gone_or_there_twice_is_refused() {
+    assert_eq!(restore(checkpoint(), hours), Err(RestoreError::Unclaimed(Arc::from("Pair"))));
+    let twice: Operators = |keyed| pairs(keyed.clone()).concat(pairs(keyed));
+    let ambiguous = timely::execute_directly(move |worker| Driven::new(worker, Start::Empty, twice).err());
+    assert_eq!(ambiguous, Some(RestoreError::Ambiguous(Arc::from("Pair"))));
+}
+
+fn rule<P: Pattern<Line, Match: Debug>>(pattern: P) -> Rule<P, impl Fn(&Line, P::Match) -> String> {
+    Rule::new(pattern, Emission::Final, |_: &Line, found| text(found))
+}
+
+/// What every kind of operator stores of the same two events.
+fn every(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
+    let amount = |line: &Line| Some(7 * line.offset - 3);
+    let value = |line: &Line| Some(line.offset.unsigned_abs());
+    let place = |line: &Line| Some(Location { lat: line.offset as f64, lon: 0.5 });
+    let paid = Sequence::first(|line: &Line| Some(line.id.clone())).then(|_, _| None).within(60);
+    let unpaid = Sequence::first(|line: &Line| Some(line.id.clone())).then_not(|_, _| false).within(30);
+    let grouped = Grouped::by(Frequency::at_least(2, 10), value);
+    let travel = Travel::beyond(50.0, 900.0, place, |line: &Line| &line.id);
+    let absent = Missing::new(unpaid, |_: &str, run: &Run<String>| text(run));
+    let sequences = (rule(paid), (absent, ()));
+    let rules = (rule(travel), (rule(grouped), sequences));
+    let rules =
+        (rule(Outlier::beyond(3.0, 30, 0.5, amount)), (rule(Diversity::at_least(3, 60, value)), rules));
+    let shown = keyed.clone().session(
+        "Visit",
+        40,
+        Refresh::Revised { epochs: 1 },
+        Statistics::new(amount, value),
+        |row| text(row.window.end),
+    );
+    let seen =
+        keyed.clone().accumulate("Seen", |_, seen: &mut Vec<i64>, line, _: &mut ()| seen.push(line.time));
+    let seen = seen.flat_map(|(epoch, ())| [(String::new(), epoch, 0)]).as_collection();
+    both(keyed.clone()).concatenate([keyed.scan_all("Rules", rules), shown, seen])
+}
+
+/// Of version 1: operator, key and state. If this fails, what was stored before cannot be read any more.
+const GOLDEN: [&str; 7] = [
+    "Admit 22 5bc8f4ddc166f2a003616e6e 013c00020103616e6e3c020162",
+    "Admit: ids 22 0000000000000000 0102feaafc56bb554da4077a761639a70b98511401fe586a84e4e12a0c2038a86905349b73943c01",
+    "Hour 22 5bc8f4ddc166f2a003616e6e 010100010100000000000000",
+    "Pair 22 5bc8f4ddc166f2a003616e6e 0101140000",
+    "Rules 22 5bc8f4ddc166f2a003616e6e 010105090001001400010000000000000000000000000000e03f14016101010100011400000114000001610001140000016100",
+    "Seen 22 5bc8f4ddc166f2a003616e6e 0102143c",
+    "Visit 22 5bc8f4ddc166f2a003616e6e 010114140101050900010505010001140d4576656e7454696d6528373029",
+];
+
+#[test]
+fn the_format_never_changes() {
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let line = |record: &Record| {
+        let value = record.value.as_deref().expect("it has state");
+        format!("{} {} {} {}", record.operator, record.shard.0, hex(&record.key), hex(value))
+    };
+    let mut lines: Vec<String> = checkpoint_of(every).records.iter().map(line).collect();
+    lines.sort();
+    assert_eq!(lines, GOLDEN, "{lines:#?}");
+}
