@@ -36,6 +36,7 @@ pub struct Metrics {
     commit_duration: HistogramVec,
     commit_retries: IntCounterVec,
     group_commit_failures: IntCounter,
+    restarts: IntCounter,
     resident_memory: IntGauge,
     standing: Mutex<Standing>,
 }
@@ -48,6 +49,12 @@ struct Standing {
     interval: Duration,
     /// Which sinks are committing, and since when.
     committing: BTreeMap<String, Instant>,
+}
+
+impl Standing {
+    fn committing_longest(&self) -> Option<(&String, &Instant)> {
+        self.committing.iter().min_by_key(|(_, since)| **since)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -138,6 +145,10 @@ impl Metrics {
             group_commit_failures: add.to(IntCounter::new(
                 "headwater_group_commit_failures_total",
                 "How often the consumer group could not be told of progress",
+            )?)?,
+            restarts: add.to(IntCounter::new(
+                "headwater_restarts_total",
+                "How often the supervisor has started this run again after a failure",
             )?)?,
             resident_memory: add
                 .gauge("process_resident_memory_bytes", "Memory of the process that is in RAM")?,
@@ -260,6 +271,16 @@ impl Metrics {
         self.group_commit_failures.inc();
     }
 
+    /// The supervisor has started this run so many times again.
+    pub fn restarted(&self, times: u64) {
+        self.restarts.inc_by(times);
+    }
+
+    /// The sink that has been committing for longest, and since when.
+    pub fn committing_longest(&self) -> Option<(String, Instant)> {
+        self.standing().committing_longest().map(|(sink, since)| (sink.clone(), *since))
+    }
+
     /// Why the process is not ready, if it is not.
     pub fn unready(&self) -> Option<Unready> {
         self.unready_at(Instant::now())
@@ -279,7 +300,7 @@ impl Metrics {
         if lag_records > 0 {
             reason += &format!("; {lag_records} records wait");
         }
-        let longest = standing.committing.iter().min_by_key(|(_, since)| **since);
+        let longest = standing.committing_longest();
         if let Some((sink, since)) = longest {
             let time = now.saturating_duration_since(*since);
             reason += &format!("; sink {sink} has been committing for {} s", time.as_secs());

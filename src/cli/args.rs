@@ -54,6 +54,8 @@ pub struct RunArgs {
     pub close: bool,
     /// Where to write down the bindings.
     pub bindings: Option<PathBuf>,
+    /// Supervise a child that runs, and start it again when it fails.
+    pub restart: bool,
 }
 
 /// Arguments of `demo`.
@@ -162,7 +164,7 @@ Headwater: stream processing on timely and differential dataflow.
 
   headwater demo [--seconds 20] [-w WORKERS] [--seed N] [--out DIR] [--json]
   headwater run CONFIG [-w WORKERS] [-n PROCESSES -p PROCESS -h HOSTFILE]
-                       [--until-end] [--close] [--bindings FILE]
+                       [--until-end] [--close] [--bindings FILE] [--restart]
   headwater check CONFIG
   headwater status CONFIG [--json]
   headwater topics create CONFIG
@@ -175,6 +177,7 @@ Headwater: stream processing on timely and differential dataflow.
   headwater bench latency CONFIG [-w WORKERS] [--eps 20000] [--seconds 30] [--json]
 
 `-h` names a host file, as timely has it; help is --help only.
+`--restart` starts a run again that failed, after 1 s at first and at most 60 s; codes 0, 2 and 3 are final.
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused to keep a promise.
 ";
 
@@ -216,6 +219,7 @@ pub fn parse(
             Short('h') | Long("hostfile") => run.hostfile = Some(parser.value()?.into()),
             Long("until-end") => run.until_end = true,
             Long("close") => run.close = true,
+            Long("restart") => run.restart = true,
             Long("bindings") => run.bindings = Some(parser.value()?.into()),
             Long("seconds") => seconds = Some(parser.value()?.parse()?),
             Long("seed") => seed = parser.value()?.parse()?,

@@ -5,11 +5,12 @@ pub mod bench;
 mod build;
 mod demo;
 mod status;
+mod stop;
+mod supervise;
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -72,6 +73,7 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
             crate::logging::init(false, "warn");
             return Ok(if demo::demo(&args)? { DONE } else { FAILED });
         }
+        Command::Run(args) if args.restart => return supervise_run(&args),
         Command::Run(args) => run(&args)?,
         Command::Check(path) => print!("{}", load(&path)?.effective()),
         Command::Status(path, json) => return status::status(&load(&path)?, json),
@@ -91,6 +93,14 @@ fn load(path: &Path) -> anyhow::Result<Config> {
     Ok(Config::parse(&text, std::env::vars())?)
 }
 
+/// Has a child run what the arguments say without `--restart`.
+fn supervise_run(args: &RunArgs) -> anyhow::Result<u8> {
+    let config = load(&args.config)?;
+    crate::logging::init(config.log.json, &config.log.level);
+    let arguments: Vec<_> = std::env::args_os().skip(1).filter(|argument| argument != "--restart").collect();
+    supervise::supervise(&arguments)
+}
+
 fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut config = load(&args.config)?;
     crate::logging::init(config.log.json, &config.log.level);
@@ -98,7 +108,11 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     config.plan.record_bindings = args.bindings.clone();
     let metrics = Arc::new(Metrics::default());
     let job = build::job(&config, args.until_end, timely_config(args)?, Arc::clone(&metrics))?;
-    stop_on_signals(&job.stopping)?;
+    let restarts = std::env::var(supervise::RESTARTS).ok();
+    let requests = if restarts.is_some() { stop::signals_and_end_of_input() } else { stop::signals() };
+    let bound = stop::Bound { drain: config.drain, metrics: Arc::clone(&metrics) };
+    stop::on(requests.context("cannot handle signals")?, &job.stopping, Some(bound));
+    metrics.restarted(restarts.and_then(|restarts| restarts.parse().ok()).unwrap_or(0));
     let server = match config.http {
         Some(listen) => Some(crate::http::serve(listen, Arc::clone(&metrics)).context("cannot serve HTTP")?),
         None => None,
@@ -143,29 +157,6 @@ fn timely_config(args: &RunArgs) -> anyhow::Result<timely::Config> {
     Ok(timely::Config { communication, worker: timely::WorkerConfig::default() })
 }
 
-/// SIGTERM and SIGINT ask the run to finish what it has read; a second one ends the process at once.
-fn stop_on_signals(stopping: &Arc<std::sync::atomic::AtomicBool>) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let stopping = Arc::clone(stopping);
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            let (Ok(mut term), Ok(mut int)) =
-                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-            else {
-                return tracing::warn!("signals cannot be handled");
-            };
-            let mut next = async || tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} };
-            next().await;
-            tracing::info!("stopping: finishing what was read; a second signal ends at once");
-            stopping.store(true, Ordering::Relaxed);
-            next().await;
-            std::process::exit(i32::from(FAILED));
-        });
-    });
-    Ok(())
-}
-
 fn kafka_source(config: &Config) -> anyhow::Result<&crate::config::KafkaSourceConfig> {
     match &config.source {
         SourceConfig::Kafka(kafka) => Ok(kafka),
@@ -193,7 +184,7 @@ fn produce_events(args: &ProduceArgs) -> anyhow::Result<()> {
     let kafka = kafka_source(&config)?;
     let producer = produce::Producer::connect(&kafka.brokers, &kafka.options, &kafka.topic)?;
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    stop_on_signals(&stop)?;
+    stop::on(stop::signals()?, &stop, None);
     let settings = GeneratorSettings { seed: args.seed, ..GeneratorSettings::default() };
     let partitions = settings.partitions;
     let mut maker = RecordMaker::new(settings);

@@ -55,6 +55,7 @@ pub const KEYS: &[Key] = keys! {
     "limits.bytes_in_flight" = "\"64MiB\"": "How much a process may have read that is not committed: it bounds memory when a sink is slow."
     "limits.epochs_in_flight" = "1000": "How many epochs may lie between reading and the slowest sink: ten seconds at the usual length."
     "limits.dedup_horizon" = "\"1m\"": "Within which event time a repeated event id of a key is a duplicate; `0s` switches it off. Producers retry within seconds."
+    "limits.drain" = "\"30s\"": "How long a run that was asked to stop may take to finish what it has read. Then it ends with exit code 1 and names the sink that does not answer."
 
     "state.ttl" = "\"30d\"": "How long a key is remembered after its last event, in event time; what comes later is as if of a new key. No shorter than any pattern looks back; windows are waited for."
 

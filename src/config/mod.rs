@@ -47,6 +47,8 @@ pub struct Config {
     pub ledger: Option<LedgerConfig>,
     /// How often checkpoints are made, if any are.
     pub checkpoint: Option<CheckpointConfig>,
+    /// How long a run that was asked to stop may take to finish what it has read.
+    pub drain: Duration,
     /// Where to serve HTTP, if anywhere.
     pub http: Option<std::net::SocketAddr>,
     /// How to log.
@@ -280,6 +282,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
     let bytes_in_flight = section.size("bytes_in_flight", notes);
     let epochs_in_flight = section.int("epochs_in_flight", 2..=1_000_000, notes);
     let dedup_horizon_ms = section.duration("dedup_horizon", 0, notes);
+    let drain = section.duration("drain", 0, notes);
     section.end(notes);
 
     let epoch_ms = time.map_or(10, |time| time.epoch.as_millis() as u64).max(1);
@@ -357,6 +360,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         sinks,
         ledger,
         checkpoint,
+        drain: millis(drain?),
         http,
         log: LogConfig { json: json?, level: level?.to_owned() },
         effective: Vec::new(),

@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use crate::common::{Expected, FLOW, hard, headwater, succeed, write_files};
 
 /// A run of files with a ledger, in a directory of its own.
-struct Files {
+pub struct Files {
     dir: tempfile::TempDir,
     names: Vec<String>,
 }
 
 impl Files {
-    fn new(seed: u64, records: u64) -> Files {
+    /// Generated ones, and a configuration of the usual flow.
+    pub fn new(seed: u64, records: u64) -> Files {
         let dir = tempfile::tempdir().expect("a directory");
         let files = write_files(dir.path(), &hard(seed), records);
         let names: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
@@ -25,15 +26,22 @@ impl Files {
         files
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A path in the directory.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn configure(&self, flow: &str) {
+    /// Writes the configuration. The flow may end with further sections.
+    pub fn configure(&self, flow: &str) {
+        self.configure_limits("", flow);
+    }
+
+    /// The same, with further limits.
+    pub fn configure_limits(&self, limits: &str, flow: &str) {
         let place = |name: &str| self.path(name).display().to_string();
         let text = format!(
             "pipeline = \"crash\"\n[source]\nkind = \"file\"\npaths = {:?}\n[sinks.sqlite]\npath = {:?}\n\
-             commit_interval = \"20ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n[ledger]\nkind = \"sqlite\"\npath = {:?}\n{flow}",
+             commit_interval = \"20ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n{limits}[ledger]\nkind = \"sqlite\"\npath = {:?}\n{flow}",
             self.names,
             place("results.db"),
             place("ledger.db"),
@@ -41,7 +49,8 @@ impl Files {
         fs::write(self.path("run.toml"), text).expect("written");
     }
 
-    fn command(&self, workers: &str) -> Command {
+    /// The run, which ends with the files.
+    pub fn command(&self, workers: &str) -> Command {
         let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
         let mut command =
             headwater(&["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end", "--bindings"]);
@@ -49,7 +58,8 @@ impl Files {
         command
     }
 
-    fn judge(&self) {
+    /// Holds the results against the oracle's.
+    pub fn judge(&self) {
         let mut input = vec!["--files"];
         input.extend(self.names.iter().map(String::as_str));
         let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
@@ -57,7 +67,7 @@ impl Files {
     }
 
     /// The epochs through which the sink has results, and the ledger records; 0 for nothing.
-    fn frontiers(&self) -> (i64, i64) {
+    pub fn frontiers(&self) -> (i64, i64) {
         (
             frontier(&self.path("results.db"), "headwater_progress"),
             frontier(&self.path("ledger.db"), "headwater_bindings"),

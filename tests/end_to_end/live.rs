@@ -20,7 +20,7 @@ use crate::postgres::Database;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits until something is there.
-fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(value) = condition() {
@@ -32,43 +32,61 @@ fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A command that goes on until it is told to stop.
-struct Running {
+pub struct Running {
     child: Child,
     log: PathBuf,
 }
 
 impl Running {
-    fn start(mut command: Command, log: PathBuf) -> Running {
+    /// Starts it, with its standard error in a file.
+    pub fn start(mut command: Command, log: PathBuf) -> Running {
         let stderr = File::create(&log).expect("a file");
         let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("it starts");
         Running { child, log }
     }
 
-    fn log(&self) -> String {
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
         fs::read_to_string(&self.log).expect("its log")
     }
 
     /// Where it serves HTTP, once it does.
-    fn address(&mut self) -> SocketAddr {
+    pub fn address(&mut self) -> SocketAddr {
         wait_for("the address in the log", || {
             let ended = self.child.try_wait().expect("it is a child");
             assert!(ended.is_none(), "{ended:?}: {}", self.log());
-            let log = self.log();
-            let mut lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
-            lines.find_map(|line: serde_json::Value| line["fields"]["address"].as_str()?.parse().ok())
+            self.addresses().first().copied()
         })
     }
 
-    fn terminate(&self) {
+    /// Where it, or each of its children, has served HTTP so far.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let log = self.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
+        lines.filter_map(|line: serde_json::Value| line["fields"]["address"].as_str()?.parse().ok()).collect()
+    }
+
+    /// Asks it to stop.
+    pub fn terminate(&self) {
         let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
         assert!(sent.expect("there is a kill").success());
     }
 
+    /// Kills it.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("gone");
+    }
+
+    /// Waits for its end.
+    pub fn end(&mut self) -> ExitStatus {
+        wait_for("the end of the process", || self.child.try_wait().expect("it is a child"))
+    }
+
     /// # Panics
     /// With its log, unless it ends well.
-    fn ends_well(&mut self) {
-        let status: ExitStatus =
-            wait_for("the end of the process", || self.child.try_wait().expect("it is a child"));
+    pub fn ends_well(&mut self) {
+        let status = self.end();
         assert_eq!(status.code(), Some(0), "{}", self.log());
     }
 }
@@ -82,7 +100,7 @@ impl Drop for Running {
 }
 
 /// The status and body of an answer.
-fn get(address: SocketAddr, path: &str) -> (u16, String) {
+pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("it listens");
     write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("sent");
     let mut answer = String::new();
@@ -93,7 +111,7 @@ fn get(address: SocketAddr, path: &str) -> (u16, String) {
 }
 
 /// The value of a metric, with its labels.
-fn metric(address: SocketAddr, name: &str) -> f64 {
+pub fn metric(address: SocketAddr, name: &str) -> f64 {
     let (status, text) = get(address, "/metrics");
     assert_eq!(status, 200);
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

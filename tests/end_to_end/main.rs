@@ -7,4 +7,5 @@ mod files;
 mod kafka;
 mod live;
 mod postgres;
+mod restart;
 mod status;

@@ -24,7 +24,7 @@ use serde_json::json;
 
 use super::scratch::Scratch;
 use crate::cli::args::LatencyArgs;
-use crate::cli::{build, kafka_source, load, stop_on_signals};
+use crate::cli::{build, kafka_source, load, stop};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};
 use crate::decode::Reason;
 use crate::metrics::Metrics;
@@ -175,7 +175,7 @@ fn measure(args: &LatencyArgs, config: &mut Config, scratch: &mut Scratch) -> an
     // When the job has ended, nothing is produced any more: nobody would read it.
     let over = AtomicBool::new(false);
     let interrupted = Arc::new(AtomicBool::new(false));
-    stop_on_signals(&interrupted)?;
+    stop::on(stop::signals()?, &interrupted, None);
     let ended = AtomicBool::new(false);
     let mut behind = Duration::ZERO;
     let (ran, produced, read) = thread::scope(|scope| {

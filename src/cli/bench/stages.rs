@@ -30,7 +30,7 @@ use super::report::{Cpu, Measured, Report, Whole};
 use super::scratch::Scratch;
 use super::usage;
 use crate::cli::args::StagesArgs;
-use crate::cli::{build, kafka_source, load, stop_on_signals};
+use crate::cli::{build, kafka_source, load, stop};
 use crate::config::{Config, OutputKind, SinksConfig};
 use crate::decode::Decoder;
 use crate::event::Event;
@@ -63,7 +63,7 @@ pub fn stages(args: &StagesArgs) -> anyhow::Result<()> {
     let settings = GeneratorSettings { pace: args.pace, ..GeneratorSettings::default() };
     settings.validate().map_err(anyhow::Error::msg)?;
     let stopping = Arc::new(AtomicBool::new(false));
-    stop_on_signals(&stopping)?;
+    stop::on(stop::signals()?, &stopping, None);
     let mut bench = Bench { args, config, settings, stopping, scratch: Scratch::new() };
     let measured = bench.measure();
     let removed = bench.scratch.remove();
