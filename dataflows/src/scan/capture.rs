@@ -21,35 +21,26 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
     /// Answers that are given follow from the state.
     fn closes(&self, _: Epoch, _: EventTime, _: &mut Vec<Slot>) {}
 
-    /// Back over the key's steps that are not final, newest first, and forward again.
+    /// Goes back over the key's steps that are not final, on a copy.
     fn save(&mut self, slot: Slot, newest: Option<RunRef>, watermark: EventTime) -> Saved {
-        let Scanner { rules, states, history, found, .. } = self;
-        let state = states.made(slot);
+        let Scanner { rules, states, history, .. } = self;
+        let mut state = states.made(slot).clone();
         let mut steps = Vec::new();
         history.for_each(newest, |entry, batch, index| {
-            let stepped = history.get(entry.batch).is_some_and(|(_, steps)| steps.undos[index].is_some());
-            if batch.entries[index].time > watermark && stepped {
-                steps.push((order(batch.event(index)), entry));
+            let undo = history.get(entry.batch).and_then(|(_, steps)| steps.undos[index].as_ref());
+            if let Some(undo) = undo.filter(|_| batch.entries[index].time > watermark) {
+                steps.push((order(batch.event(index)), entry, undo));
             }
         });
-        steps.sort_unstable();
-        for (_, entry) in steps.iter().rev() {
-            let (batch, steps) = history.get_mut(entry.batch).expect("for_each named a live batch");
-            let undo = steps.undos[entry.entry as usize].take().expect("only steps were collected");
-            rules.undo(state, batch.event(entry.entry as usize), undo);
+        steps.sort_unstable_by_key(|&(order, entry, _)| (order, entry));
+        for &(_, entry, undo) in steps.iter().rev() {
+            let (batch, _) = history.get(entry.batch).expect("for_each named a live batch");
+            rules.undo(&mut state, batch.event(entry.entry as usize), undo.clone());
         }
-        let saved = Saved {
-            value: Some(encode(state)).filter(|value| *value != encode(&R::State::default())),
-            unsettled: steps.first().map(|((time, _), _)| *time),
-        };
-        for (_, entry) in steps {
-            let (batch, steps) = history.get_mut(entry.batch).expect("as before");
-            steps.undos[entry.entry as usize] =
-                Some(rules.step(state, batch.event(entry.entry as usize), found));
-            // It is what was found before.
-            found.clear();
+        Saved {
+            value: Some(encode(&state)).filter(|value| *value != encode(&R::State::default())),
+            unsettled: steps.first().map(|((time, _), ..)| *time),
         }
-        saved
     }
 
     fn load(
