@@ -30,6 +30,8 @@ struct Driven<'w> {
     clock: Clock,
     /// What is captured, in the order in which it comes.
     records: Rc<RefCell<Vec<Record>>>,
+    /// Ids of what was refused.
+    refused: Rc<RefCell<Vec<String>>>,
     results: ProbeHandle<Epoch>,
     captured: ProbeHandle<Epoch>,
 }
@@ -49,8 +51,10 @@ impl<'w> Driven<'w> {
     fn new(worker: &'w mut Worker, start: Start, operators: Operators) -> Result<Driven<'w>, RestoreError> {
         let (results, captured) = (ProbeHandle::new(), ProbeHandle::new());
         let records = Rc::new(RefCell::new(Vec::new()));
+        let refused = Rc::new(RefCell::new(Vec::new()));
+        let first = if let Start::From(checkpoint) = &start { checkpoint.epoch.next() } else { Epoch(0) };
         let built = worker.dataflow::<Epoch, _, _>(|scope| {
-            let mut events = InputSession::new();
+            let mut events = InputSession::<Epoch, Line, isize>::new();
             let (clock, control) = Clock::new(scope);
             let captures = match start {
                 Start::Off => Captures::off(scope),
@@ -58,15 +62,20 @@ impl<'w> Driven<'w> {
                 Start::From(checkpoint) => Captures::restore(scope, checkpoint),
             };
             let admission = Admission { dedup_horizon_ms: 50, ttl_ms: None };
-            let (keyed, _) = captures.admit("Admit", events.to_collection(scope), control, admission);
+            let (keyed, no) = captures.admit("Admit", events.to_collection(scope), control, admission);
+            let ids = Rc::clone(&refused);
+            no.inspect(move |(refused, _, _)| ids.borrow_mut().push(refused.event.id.clone()));
             operators(keyed).inner.probe_with(&results);
             let records = Rc::clone(&records);
             let stream = captures.finish()?;
             stream.inspect(move |record| records.borrow_mut().push(record.clone())).probe_with(&captured);
             Ok((events, clock))
         });
-        let (events, clock) = built?;
-        Ok(Driven { worker, events, clock, records, results, captured })
+        let (mut events, mut clock) = built?;
+        events.advance_to(first);
+        events.flush();
+        clock.advance_to(first);
+        Ok(Driven { worker, events, clock, records, refused, results, captured })
     }
 
     /// An epoch with these lines that ends with this watermark, and perhaps a checkpoint.
@@ -187,6 +196,31 @@ fn a_key_whose_windows_have_closed_is_deleted() {
         assert!(run.named().contains(&("Hour ann".to_owned(), false)));
         run.end_epoch(&[], 500, true);
         assert!(!run.named().iter().any(|(name, _)| name == "Hour ann"), "once");
+    });
+}
+
+#[test]
+fn an_id_is_a_duplicate_after_a_restart_unless_its_event_was_retracted_before() {
+    let checkpoint = timely::execute_directly(|worker| {
+        let mut run = Driven::new(worker, Start::Empty, pairs).expect("nothing to restore");
+        run.end_epoch(
+            &[("ann", 10, 0, "stays"), ("ann", 30, 1, "goes"), ("ann", 31, 2, "comes back")],
+            5,
+            false,
+        );
+        run.events.remove(Line::from(("ann", 30, 1, "goes")));
+        run.events.remove(Line::from(("ann", 31, 2, "comes back")));
+        run.end_epoch(&[("ann", 32, 3, "comes back")], 20, true);
+        Checkpoint { epoch: Epoch(1), watermark: EventTime(20), records: run.records() }
+    });
+    timely::execute_directly(|worker| {
+        let mut run = Driven::new(worker, Start::From(checkpoint), pairs).expect("it is whole");
+        run.end_epoch(
+            &[("ann", 40, 4, "stays"), ("ann", 40, 5, "goes"), ("ann", 40, 6, "comes back")],
+            20,
+            false,
+        );
+        assert_eq!(run.refused.take(), ["stays", "comes back"]);
     });
 }
 
