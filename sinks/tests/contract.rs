@@ -316,6 +316,26 @@ fn a_text_that_looks_like_sql_is_only_a_text<S: Store>() {
     assert_eq!(store.alerts(), texts.map(|text| (text.to_owned(), text.to_owned())));
 }
 
+fn another_pipeline_s_tables_are_refused_and_left_alone<S: Store>() {
+    let store = S::new();
+    let mut sink = opened(&store, 1);
+    sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
+    sink.commit(permit(1)).expect("committed");
+    let mut stranger = start(2);
+    stranger.pipeline += "-2";
+    let refused = store.sink().open(&stranger).expect_err("the tables are taken");
+    assert!(matches!(refused, OpenError::Refused { .. }), "{refused:?}");
+    let owner = format!("belong to pipeline {:?}", start(1).pipeline);
+    assert!(refused.to_string().contains(&owner), "{refused}");
+    assert!(
+        matches!(store.sink().look(&stranger.pipeline), Err(OpenError::Refused { .. })),
+        "as a start would be"
+    );
+    sink.stage(Epoch(2), event(0, 2, "e")).expect("staged");
+    sink.commit(permit(2)).expect("nobody has taken over");
+    assert_eq!(store.events(), [(0, 1), (0, 2)]);
+}
+
 macro_rules! suite {
     ($name:ident, $store:ty, [$($test:ident),* $(,)?]) => {
         mod $name {
@@ -338,3 +358,5 @@ macro_rules! suite {
 }
 
 suite!(memory: super::Memory, sqlite: super::Sqlite, postgres: super::Database);
+suite!(sqlite_by_pipeline, super::Sqlite, [another_pipeline_s_tables_are_refused_and_left_alone]);
+suite!(postgres_by_pipeline, super::Database, [another_pipeline_s_tables_are_refused_and_left_alone]);

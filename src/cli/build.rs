@@ -9,7 +9,9 @@ use headwater_sinks::postgres::PostgresConfig;
 use headwater_sinks::sqlite::SqliteConfig;
 use headwater_sinks::{Generation, Lineage, OpenError, Shards, Sink, Start, tables};
 
-use crate::config::{Config, LedgerConfig, OutputKind, SourceConfig, StartFrom, TablesConfig};
+use crate::config::{
+    Config, LedgerConfig, OutputKind, PostgresSinkConfig, SourceConfig, StartFrom, TablesConfig,
+};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
 use crate::outputs::{Takes, Tongue};
@@ -84,9 +86,10 @@ pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
         }
     }
     if let Some(postgres) = &config.sinks.postgres {
-        let (name, url) = ("postgres".into(), postgres.place.clone());
-        let sink = PostgresConfig { name, url, skip_stored: config.ledger.is_none() }.build();
-        jobs.push(tables_job(Box::new(sink), postgres));
+        let PostgresSinkConfig { schema, tables } = postgres.clone();
+        let (name, url) = ("postgres".into(), tables.place.clone());
+        let sink = PostgresConfig { name, url, schema, skip_stored: config.ledger.is_none() }.build();
+        jobs.push(tables_job(Box::new(sink), &tables));
     }
     if let Some(sqlite) = &config.sinks.sqlite {
         let sink = SqliteConfig { name: "sqlite".into(), path: sqlite.place.clone().into() }.build();

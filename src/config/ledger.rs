@@ -38,7 +38,7 @@ pub(super) fn read(mut section: Section<'_>, sinks: &SinksConfig, notes: &mut No
         }
         Some(true) => {
             let own = section.text("url", notes);
-            let url = own.or_else(|| sinks.postgres.as_ref().map(|sink| sink.place.clone()));
+            let url = own.or_else(|| sinks.postgres.as_ref().map(|sink| sink.tables.place.clone()));
             if url.is_none() {
                 section.complain(
                     "url",

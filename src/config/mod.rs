@@ -75,7 +75,7 @@ pub struct SinksConfig {
     /// Topics.
     pub kafka: Option<KafkaSinkConfig>,
     /// PostgreSQL.
-    pub postgres: Option<TablesConfig>,
+    pub postgres: Option<PostgresSinkConfig>,
     /// SQLite.
     pub sqlite: Option<TablesConfig>,
 }
@@ -97,6 +97,15 @@ impl fmt::Debug for KafkaSinkConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Kafka({:?} at {})", self.topics, self.brokers)
     }
+}
+
+/// Tables of PostgreSQL to write.
+#[derive(Clone, Debug)]
+pub struct PostgresSinkConfig {
+    /// The schema that they are in; without it, where the connection puts tables.
+    pub schema: Option<String>,
+    /// Which, and where the database is.
+    pub tables: TablesConfig,
 }
 
 /// Tables to write.
@@ -476,17 +485,24 @@ fn read_sinks(sinks: &mut Section<'_>, notes: &mut Notes) -> SinksConfig {
             })
         })();
     }
-    let mut tables = |name: &str, place: &str| {
-        let mut section = sinks.section(name, notes)?;
-        let place = section.text(place, notes);
-        let tables = section.choices("tables", &TABLES, notes);
-        let interval = section.duration("commit_interval", 0, notes);
+    if let Some(mut section) = sinks.section("postgres", notes) {
+        let schema = section.text("schema", notes);
+        let tables = read_tables(&mut section, "url", notes);
         section.end(notes);
-        Some(TablesConfig { place: place?, tables: tables?, commit_interval: millis(interval?) })
-    };
-    read.postgres = tables("postgres", "url");
-    read.sqlite = tables("sqlite", "path");
+        read.postgres = tables.map(|tables| PostgresSinkConfig { schema, tables });
+    }
+    if let Some(mut section) = sinks.section("sqlite", notes) {
+        read.sqlite = read_tables(&mut section, "path", notes);
+        section.end(notes);
+    }
     read
+}
+
+fn read_tables(section: &mut Section<'_>, place: &str, notes: &mut Notes) -> Option<TablesConfig> {
+    let place = section.text(place, notes);
+    let tables = section.choices("tables", &TABLES, notes);
+    let interval = section.duration("commit_interval", 0, notes);
+    Some(TablesConfig { place: place?, tables: tables?, commit_interval: millis(interval?) })
 }
 
 #[cfg(test)]

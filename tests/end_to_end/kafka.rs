@@ -31,7 +31,7 @@ fn read_all(topic: &str) -> Vec<DeadLetter> {
 }
 
 /// Produces a generated stream, and writes it down for the oracle.
-fn produce(topic: &str, settings: &GeneratorSettings, records: u64, recorded: &Path) {
+pub fn produce(topic: &str, settings: &GeneratorSettings, records: u64, recorded: &Path) {
     use std::fmt::Write;
     let mut maker = RecordMaker::new(settings.clone());
     let partitions = u64::from(settings.partitions);
@@ -203,7 +203,7 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_with_three_and_aft
         let input = ["--records", recorded.to_str().expect("UTF-8")];
         let expected = Expected::of(&at, &config, &input, &bindings);
         expected.judge_sqlite(&database);
-        postgres.dump(&at.join("postgres"));
+        postgres.dump("public", &at.join("postgres"));
         expected.judge(&at.join("postgres"));
         topics_agree(&Tables(rusqlite::Connection::open(&database).expect("a database")));
 

@@ -8,4 +8,5 @@ mod kafka;
 mod live;
 mod postgres;
 mod restart;
+mod side_by_side;
 mod status;

@@ -33,8 +33,8 @@ impl Database {
         ask(&self.url(), sql)
     }
 
-    /// Writes the tables to a folder, in the shapes that the oracle's `compare.py` reads.
-    pub fn dump(&self, out: &Path) {
+    /// Writes the tables of a schema to a folder, in the shapes that the oracle's `compare.py` reads.
+    pub fn dump(&self, schema: &str, out: &Path) {
         fs::create_dir(out).expect("a folder");
         for (table, from) in [
             ("events", "events"),
@@ -42,7 +42,9 @@ impl Database {
             ("windows", "window_aggregates"),
             ("dead_letters", "(SELECT *, encode(sha256(value), 'hex') AS value_sha256 FROM dead_letters)"),
         ] {
-            let rows = self.ask(&format!("SET timezone = 'UTC'; SELECT row_to_json(row) FROM {from} AS row"));
+            let rows = self.ask(&format!(
+                "SET timezone = 'UTC'; SET search_path = {schema}; SELECT row_to_json(row) FROM {from} AS row"
+            ));
             let file = fs::File::create(out.join(format!("{table}.ndjson"))).expect("a file");
             let mut file = std::io::BufWriter::new(file);
             rows.iter().try_for_each(|row| writeln!(file, "{row}")).expect("written");

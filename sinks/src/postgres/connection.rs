@@ -100,10 +100,19 @@ pub(super) struct Address {
 }
 
 impl Address {
-    /// The address of a sink's sessions: see [`parse_url`].
-    pub fn parse(url: &str, application_name: &str) -> Result<Address, String> {
+    /// The address of a sink's sessions, whose tables are in this schema: see [`parse_url`].
+    ///
+    /// # Errors
+    /// If the url is none, or the schema's name would need quotes.
+    pub fn parse(url: &str, schema: Option<&str>, application_name: &str) -> Result<Address, String> {
         let mut config = parse_url(url)?;
-        let options = [config.get_options().unwrap_or_default(), OPTIONS].join(" ");
+        let mut options = [config.get_options().unwrap_or_default(), OPTIONS].join(" ");
+        if let Some(schema) = schema {
+            if !is_plain(schema) {
+                return Err(format!("{schema:?} is no name of a schema: lower-case letters, digits and `_`"));
+            }
+            options += &format!(" -c search_path={schema}");
+        }
         config
             .options(options)
             .application_name(application_name)
@@ -112,6 +121,13 @@ impl Address {
             .keepalives_idle(PATIENCE);
         Ok(Address { config })
     }
+}
+
+/// Whether a name means itself, in SQL and in a connection's options, without quotes.
+fn is_plain(name: &str) -> bool {
+    name.len() <= 63
+        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 impl fmt::Display for Address {

@@ -58,6 +58,9 @@ pub struct PostgresConfig {
     pub name: String,
     /// The server and database, as `postgres://user:password@host:port/database`.
     pub url: String,
+    /// The schema that the tables are in, made if it is not there; without it, where the connection puts tables. Tables
+    /// belong to one pipeline, so each pipeline of a database needs a schema of its own. Letters, digits and `_` only.
+    pub schema: Option<String>,
     /// Whether input records that are stored already are passed over. For pipelines whose input is read again
     /// from older offsets than their progress; it costs a look-up for each row below the greatest offset found.
     pub skip_stored: bool,
@@ -68,6 +71,7 @@ impl fmt::Debug for PostgresConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresConfig")
             .field("name", &self.name)
+            .field("schema", &self.schema)
             .field("skip_stored", &self.skip_stored)
             .finish_non_exhaustive()
     }
@@ -131,8 +135,11 @@ impl Writer {
     /// Reads all progress of this sink.
     ///
     /// # Errors
-    /// If it is another ledger's, or a later start has been here.
+    /// If the tables are another pipeline's, or it is another ledger's, or a later start has been here.
     async fn read_progress(&self, session: &Session) -> Result<Vec<Progress>, Trouble> {
+        if let Some(owner) = progress::other_pipeline(session, &self.start.pipeline).await? {
+            return Err(Trouble::Refused(progress::belongs_to(&owner)));
+        }
         let rows = progress::read(session, &self.start.pipeline, &self.sink).await?;
         for Row { lineage, generation, .. } in &rows {
             if *lineage != self.start.lineage {
@@ -155,9 +162,9 @@ impl Writer {
 
         let client = &session.client;
         client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
-        let one_at_a_time = "SELECT pg_advisory_xact_lock(hashtextextended($1::text || ':' || $2::text, $3))";
-        let key = (&self.start.pipeline, &self.sink, sql::MIGRATION_LOCK);
-        client.query(one_at_a_time, &[key.0, key.1, &key.2]).await?;
+        // By schema, so that of two pipelines that come at once the second sees the first.
+        let one_at_a_time = "SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), $1))";
+        client.query(one_at_a_time, &[&sql::MIGRATION_LOCK]).await?;
         // Refuses now, in case that somebody took over since; read again below, after the last older round.
         self.read_progress(session).await?;
         let fence = "UPDATE headwater_progress SET fenced_by = $3
@@ -345,11 +352,18 @@ async fn copy_some<'a>(
     Ok(some)
 }
 
-/// Applies what migrations are missing.
-async fn migrate(session: &Session) -> Result<(), Trouble> {
+/// Makes the schema, and applies what migrations are missing.
+async fn migrate(session: &Session, schema: Option<&str>) -> Result<(), Trouble> {
     let client = &session.client;
     client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
     client.query("SELECT pg_advisory_xact_lock($1)", &[&sql::MIGRATION_LOCK]).await?;
+    if let Some(schema) = schema {
+        // Making one demands a privilege even if it is there already.
+        let exists = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)";
+        if !client.query_one(exists, &[&schema]).await?.get::<_, bool>(0) {
+            client.batch_execute(&format!("CREATE SCHEMA \"{schema}\"")).await?;
+        }
+    }
     client
         .batch_execute(
             "CREATE TABLE IF NOT EXISTS headwater_migrations (number integer PRIMARY KEY, hash text NOT NULL)",
@@ -420,7 +434,7 @@ impl Sink for PostgresSink {
     fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
         let sink = self.config.name.clone();
         let name = format!("{}{}:{}", application_prefix(&sink, start), start.generation, start.process);
-        let address = Address::parse(&self.config.url, &name)
+        let address = Address::parse(&self.config.url, self.config.schema.as_deref(), &name)
             .map_err(|reason| self.open_error("PostgreSQL".to_owned(), Trouble::Refused(reason)))?;
         let what = address.to_string();
         let runtime =
@@ -433,7 +447,7 @@ impl Sink for PostgresSink {
             Writer { address, sink, start: start.clone(), through: None, session: None, abandoned: None };
         let opening = async {
             let session = Session::connect(&writer.address).await?;
-            migrate(&session).await?;
+            migrate(&session, self.config.schema.as_deref()).await?;
             let progress = writer.take_over(&session).await?;
             let stored =
                 if self.config.skip_stored { read_stored(&session).await? } else { Stored::default() };
@@ -449,7 +463,7 @@ impl Sink for PostgresSink {
     }
 
     fn look(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
-        let address = Address::parse(&self.config.url, "headwater-status")
+        let address = Address::parse(&self.config.url, self.config.schema.as_deref(), "headwater-status")
             .map_err(|reason| self.open_error("PostgreSQL".to_owned(), Trouble::Refused(reason)))?;
         let looking = progress::look(&address, pipeline, &self.config.name);
         let looked = match Builder::new_current_thread().enable_all().build() {

@@ -37,6 +37,20 @@ pub(super) async fn read(session: &Session, pipeline: &str, sink: &str) -> Resul
     Ok(rows.collect())
 }
 
+/// A pipeline that has written to these tables beside this one. Their keys do not name the pipeline, so two would
+/// overwrite each other.
+pub(super) async fn other_pipeline(session: &Session, pipeline: &str) -> Result<Option<String>, Trouble> {
+    let other = "SELECT pipeline FROM headwater_progress WHERE pipeline <> $1 LIMIT 1";
+    Ok(session.client.query_opt(other, &[&pipeline]).await?.map(|row| row.get(0)))
+}
+
+/// Says whose the tables are.
+pub(super) fn belongs_to(owner: &str) -> String {
+    format!(
+        "the tables belong to pipeline {owner:?}: set `schema`, so that each pipeline has tables of its own"
+    )
+}
+
 /// What is promised in a database that need not have the tables.
 pub(super) async fn look(address: &Address, pipeline: &str, sink: &str) -> Result<Vec<Progress>, Trouble> {
     let looking = async {
@@ -44,6 +58,9 @@ pub(super) async fn look(address: &Address, pipeline: &str, sink: &str) -> Resul
         let exists = "SELECT to_regclass('headwater_progress') IS NOT NULL";
         if !session.client.query_one(exists, &[]).await?.get::<_, bool>(0) {
             return Ok(Vec::new());
+        }
+        if let Some(owner) = other_pipeline(&session, pipeline).await? {
+            return Err(Trouble::Refused(belongs_to(&owner)));
         }
         let rows = read(&session, pipeline, sink).await?;
         Ok(rows.into_iter().filter_map(Row::promised).collect())

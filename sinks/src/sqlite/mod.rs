@@ -96,6 +96,19 @@ impl SqliteSink {
         Ok(Ok(()))
     }
 
+    /// A pipeline that has written to these tables beside this one. Their keys do not name the pipeline, so two would
+    /// overwrite each other.
+    fn other_pipeline(connection: &Connection, pipeline: &str) -> rusqlite::Result<Option<String>> {
+        connection
+            .prepare_cached("SELECT pipeline FROM headwater_progress WHERE pipeline <> ? LIMIT 1")?
+            .query_row([pipeline], |row| row.get(0))
+            .optional()
+    }
+
+    fn belongs_to(&self, owner: &str) -> OpenError {
+        self.refused(format!("the tables belong to pipeline {owner:?}: give each pipeline a file of its own"))
+    }
+
     fn progress(&self, connection: &Connection, pipeline: &str) -> rusqlite::Result<Vec<Progress>> {
         connection
             .prepare(
@@ -127,6 +140,10 @@ impl SqliteSink {
             .optional()?
             .flatten();
         if newer.is_some_and(|newer| newer > generation) {
+            return Ok(false);
+        }
+        // Another one that opened at the same time may have committed first.
+        if Self::other_pipeline(connection, pipeline)?.is_some() {
             return Ok(false);
         }
         let before: Option<i64> = connection
@@ -254,6 +271,10 @@ impl Sink for SqliteSink {
         Self::migrate(&mut connection)
             .map_err(|error| self.unavailable(error))?
             .map_err(|reason| self.refused(reason))?;
+        let other = Self::other_pipeline(&connection, &start.pipeline);
+        if let Some(owner) = other.map_err(|error| self.unavailable(error))? {
+            return Err(self.belongs_to(&owner));
+        }
         let progress =
             self.progress(&connection, &start.pipeline).map_err(|error| self.unavailable(error))?;
         if let Some(other) = progress.iter().find(|progress| progress.lineage != start.lineage) {
@@ -278,11 +299,14 @@ impl Sink for SqliteSink {
                 Connection::open_with_flags(&self.config.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
             connection.busy_timeout(Duration::from_secs(5))?;
             if !connection.table_exists(None, "headwater_progress")? {
-                return Ok(Vec::new());
+                return Ok(Ok(Vec::new()));
             }
-            self.progress(&connection, pipeline)
+            Ok(match Self::other_pipeline(&connection, pipeline)? {
+                Some(owner) => Err(self.belongs_to(&owner)),
+                None => Ok(self.progress(&connection, pipeline)?),
+            })
         })();
-        progress.map_err(|error| self.unavailable(error))
+        progress.map_err(|error| self.unavailable(error))?
     }
 
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {

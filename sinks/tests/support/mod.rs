@@ -156,7 +156,7 @@ impl Database {
 
     /// What to open a sink with.
     pub fn config(&self) -> PostgresConfig {
-        PostgresConfig { name: "postgres".to_owned(), url: self.url(), skip_stored: false }
+        PostgresConfig { name: "postgres".to_owned(), url: self.url(), schema: None, skip_stored: false }
     }
 
     /// A sink that writes here, to be opened.

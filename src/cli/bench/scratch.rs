@@ -77,7 +77,8 @@ impl Scratch {
             cluster.made.push(progress_topic(&pipeline));
         }
         if let Some(postgres) = &mut config.sinks.postgres {
-            postgres.place = self.schema(&postgres.place, &prefix)?;
+            postgres.tables.place = self.schema(&postgres.tables.place, &prefix)?;
+            postgres.schema = None;
         }
         Ok(())
     }
