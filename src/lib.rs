@@ -16,5 +16,6 @@ pub mod metrics;
 pub mod outputs;
 pub mod runtime;
 pub mod source;
+pub mod state;
 pub mod topics;
 pub mod wall;

@@ -16,6 +16,7 @@ pub use checkpoint::CheckpointConfig;
 pub use keys::reference;
 pub use ledger::LedgerConfig;
 pub use read::Complaint;
+pub use state::StateConfig;
 pub use tree::Origin;
 
 use std::collections::BTreeMap;
@@ -45,6 +46,8 @@ pub struct Config {
     pub sinks: SinksConfig,
     /// Where what was done is recorded, if anywhere.
     pub ledger: Option<LedgerConfig>,
+    /// Where checkpoints are put.
+    pub state: StateConfig,
     /// How often checkpoints are made, if any are.
     pub checkpoint: Option<CheckpointConfig>,
     /// How long a run that was asked to stop may take to finish what it has read.
@@ -262,7 +265,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
     let patterns = read_patterns(&mut section, notes);
     section.end(notes);
 
-    let ttl_ms = state::read(top.section_or_default("state", notes), &patterns, notes);
+    let state = state::read(top.section_or_default("state", notes), &patterns, notes);
 
     let mut section = top.section_or_default("sinks", notes);
     let sinks = read_sinks(&mut section, notes);
@@ -304,6 +307,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
     section.end(notes);
     std::mem::replace(top, Section::none()).end(notes);
 
+    let (state, ttl_ms) = state?;
     Some(Config {
         plan: Plan {
             pipeline: pipeline?.into(),
@@ -312,7 +316,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
                 bytes_in_flight: bytes_in_flight?,
                 epochs_in_flight: epochs_in_flight? as u64,
                 dedup_horizon_ms: dedup_horizon_ms?,
-                ttl_ms: ttl_ms?,
+                ttl_ms,
             },
             windows,
             patterns,
@@ -323,6 +327,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         source: source?,
         sinks,
         ledger,
+        state,
         checkpoint,
         drain: millis(drain?),
         http,

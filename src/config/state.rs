@@ -1,10 +1,49 @@
-//! What the operators remember of keys.
+//! Where state is put, and how long it is kept.
+
+use std::fmt;
+use std::path::PathBuf;
 
 use super::read::{Notes, Section};
+use super::values;
 use crate::runtime::Patterns;
 
-/// Reads the section `[state]`: how long a key is remembered after its last event, in milliseconds of event time.
-pub(super) fn read(mut section: Section<'_>, patterns: &Patterns, notes: &mut Notes) -> Option<i64> {
+/// Where checkpoints are put.
+#[derive(Clone, PartialEq, Eq)]
+pub enum StateConfig {
+    /// In a folder, which belongs to one process.
+    Fjall(PathBuf),
+    /// In a Redis at this URL.
+    Redis(String),
+}
+
+impl fmt::Debug for StateConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StateConfig::Fjall(path) => write!(f, "Fjall({})", path.display()),
+            StateConfig::Redis(url) => write!(f, "Redis({})", values::without_password(url)),
+        }
+    }
+}
+
+/// Reads the section `[state]`: where checkpoints are put, and how long a key is remembered after its last event, in
+/// milliseconds of event time.
+pub(super) fn read(
+    mut section: Section<'_>,
+    patterns: &Patterns,
+    notes: &mut Notes,
+) -> Option<(StateConfig, i64)> {
+    let redis = section.choice("kind", &[("fjall", false), ("redis", true)], notes);
+    let place = match redis {
+        None => None,
+        Some(false) => section.text("path", notes).map(|path| StateConfig::Fjall(path.into())),
+        Some(true) => {
+            let url = section.text("url", notes);
+            if url.is_none() {
+                section.complain("url", "state in Redis needs its url", notes);
+            }
+            url.map(StateConfig::Redis)
+        }
+    };
     let ttl_ms = section.duration("ttl", 1, notes);
     let longest = longest_within(patterns);
     if ttl_ms.is_some_and(|ttl_ms| ttl_ms < longest) {
@@ -12,7 +51,7 @@ pub(super) fn read(mut section: Section<'_>, patterns: &Patterns, notes: &mut No
         section.complain("ttl", message, notes);
     }
     section.end(notes);
-    ttl_ms
+    Some((place?, ttl_ms?))
 }
 
 /// How far back any pattern looks that has a time for it.

@@ -1,0 +1,189 @@
+//! What a state store promises: one suite for every kind.
+//!
+//! `HEADWATER_TEST_REDIS` is the address of a Redis that keeps what it is given.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use headwater::config::StateConfig;
+use headwater::state::{StateError, StateStore, open};
+
+/// As tests may have run before, in another pipeline each time.
+fn pipeline(name: &str) -> String {
+    format!("{name}-{}", std::process::id())
+}
+
+fn redis() -> StateConfig {
+    let url = std::env::var("HEADWATER_TEST_REDIS").expect("HEADWATER_TEST_REDIS names a Redis");
+    StateConfig::Redis(url)
+}
+
+fn refusal(outcome: Result<Box<dyn StateStore>, StateError>) -> String {
+    match outcome {
+        Err(StateError::Refused(reason)) => reason,
+        Err(other) => panic!("refused? {other:?}"),
+        Ok(_) => panic!("it was opened"),
+    }
+}
+
+/// Runs a test on a new, empty store of each kind; the test may open it again.
+fn everywhere(name: &str, test: impl Fn(&dyn Fn() -> Box<dyn StateStore>)) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let fjall = StateConfig::Fjall(dir.path().join("state"));
+    for config in [fjall, redis()] {
+        test(&|| open(&config, &pipeline(name)).expect("it can be opened"));
+    }
+}
+
+#[test]
+fn what_is_put_is_there_until_it_is_deleted() {
+    everywhere("put", |open| {
+        let mut store = open();
+        assert_eq!(store.get("a/1").expect("an answer"), None);
+        store.put("a/1", b"one").expect("put");
+        store.put("a/1", b"one").expect("the same, again");
+        store.put("a/2", b"").expect("put");
+        assert_eq!(store.get("a/1").expect("an answer").as_deref(), Some(&b"one"[..]));
+        assert_eq!(store.get("a/2").expect("an answer").as_deref(), Some(&b""[..]));
+        store.delete("a/1").expect("deleted");
+        store.delete("a/1").expect("it may be gone already");
+        assert_eq!(store.get("a/1").expect("an answer"), None);
+        store.sync().expect("synced");
+        drop(store);
+        let mut store = open();
+        assert_eq!(store.list("").expect("an answer"), ["a/2"]);
+        assert_eq!(store.get("a/2").expect("an answer").as_deref(), Some(&b""[..]));
+    });
+}
+
+#[test]
+fn names_are_listed_in_order_and_only_those_that_begin_so() {
+    everywhere("list", |open| {
+        let mut store = open();
+        let names: Vec<_> = (0..2500).map(|n| format!("ab/{n:04}.base")).collect();
+        for name in names.iter().rev().map(String::as_str).chain(["a", "ab", "ac/1", "b"]) {
+            store.put(name, b"x").expect("put");
+        }
+        assert_eq!(store.list("ab/").expect("an answer"), names);
+        assert_eq!(store.list("ac/").expect("an answer"), ["ac/1"]);
+        assert!(store.list("ad/").expect("an answer").is_empty());
+        assert_eq!(store.list("").expect("an answer").len(), 2504);
+    });
+}
+
+#[test]
+fn large_blobs_come_back_as_they_were() {
+    everywhere("large", |open| {
+        let large: Vec<u8> =
+            (0..32u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        let mut store = open();
+        for name in ["1", "2", "3"] {
+            store.put(name, &large).expect("put");
+        }
+        store.sync().expect("synced");
+        drop(store);
+        assert!(
+            open().get("2").expect("an answer").is_some_and(|blob| blob == large),
+            "{} bytes",
+            large.len()
+        );
+    });
+}
+
+#[test]
+fn a_folder_belongs_to_one_process_and_pipelines_share_a_redis_unseen() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let fjall = StateConfig::Fjall(dir.path().join("state"));
+    let held = open(&fjall, "a").expect("it can be opened");
+    assert!(refusal(open(&fjall, "a")).contains("belongs to another process"));
+    drop(held);
+    open(&fjall, "a").expect("it is free again");
+
+    let (mut one, mut other) =
+        (open(&redis(), &pipeline("one")).expect("open"), open(&redis(), &pipeline("other")).expect("open"));
+    one.put("a", b"1").expect("put");
+    assert_eq!(other.get("a").expect("an answer"), None);
+    assert!(other.list("").expect("an answer").is_empty());
+}
+
+/// Two settings at a time would hinder each other: one test for all.
+#[test]
+fn a_redis_that_does_not_keep_what_it_is_given_is_refused() {
+    let service = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/services/up"))
+        .arg("redis")
+        .stderr(Stdio::null())
+        .output()
+        .expect("it can be started");
+    let said = String::from_utf8(service.stdout).expect("UTF-8");
+    let exported = |name: &str| {
+        let line = said.lines().find_map(|line| line.strip_prefix(&format!("export {name}=")));
+        line.unwrap_or_else(|| panic!("no {name} in {said}")).to_owned()
+    };
+    let (url, services) = (exported("HEADWATER_TEST_REDIS"), exported("HEADWATER_SERVICES_DIR"));
+    let client = redis::Client::open(&*url).expect("a URL");
+    let set = |name: &str, value: &str| {
+        let mut connection = client.get_connection().expect("connected");
+        redis::cmd("CONFIG").arg("SET").arg(name).arg(value).exec(&mut connection).expect("set");
+    };
+    let config = StateConfig::Redis(url.clone());
+    let mut store = open(&config, "kept").expect("it keeps what it is given");
+    for (name, bad, good) in [
+        ("appendonly", "no", "yes"),
+        ("appendfsync", "everysec", "always"),
+        ("maxmemory-policy", "allkeys-lru", "noeviction"),
+    ] {
+        set(name, bad);
+        let reason = refusal(open(&config, "kept"));
+        assert!(reason.contains(&format!("{name} {bad}")) && reason.contains(good), "{reason}");
+        assert!(matches!(store.sync(), Err(StateError::Refused(_))), "one that was open hears of it");
+        set(name, good);
+    }
+    store.sync().expect("all is well again");
+
+    // A lost connection is made again; what cannot be reached is said.
+    let mut connection = client.get_connection().expect("connected");
+    redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").exec(&mut connection).expect("killed");
+    store.put("a", b"1").expect("put over a new connection");
+    let down = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/services/down");
+    assert!(Command::new(down).arg(&services).stderr(Stdio::null()).status().expect("started").success());
+    assert!(matches!(store.put("b", b"2"), Err(StateError::Unavailable { .. })));
+}
+
+const CHILD: &str = "HEADWATER_TEST_STATE_CHILD";
+
+/// The body of a process that is killed: only when it is told where to put.
+#[test]
+fn child_that_puts_until_it_is_killed() {
+    let Ok(path) = std::env::var(CHILD) else { return };
+    let mut store = open(&StateConfig::Fjall(path.into()), "child").expect("it can be opened");
+    for n in 0.. {
+        let blob = format!("{n}").repeat(10_000);
+        store.put(&format!("{n:06}"), blob.as_bytes()).expect("put");
+        store.sync().expect("synced");
+        println!("synced {n}");
+    }
+}
+
+#[test]
+fn what_was_synced_is_there_after_a_kill() {
+    use std::io::BufRead;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("state");
+    let mut child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "child_that_puts_until_it_is_killed", "--nocapture"])
+        .env(CHILD, &path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let lines = std::io::BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let synced =
+        lines.filter(|line| line.as_ref().is_ok_and(|line| line.starts_with("synced"))).take(50).count();
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    assert_eq!(synced, 50, "it ended too early");
+    let mut store = open(&StateConfig::Fjall(path), "child").expect("it can be opened");
+    for n in 0..synced {
+        let blob = store.get(&format!("{n:06}")).expect("an answer");
+        assert_eq!(blob, Some(format!("{n}").repeat(10_000).into_bytes()), "{n}");
+    }
+}
