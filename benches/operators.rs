@@ -12,7 +12,7 @@ use headwater::event::Event;
 use headwater::metrics::Metrics;
 use headwater::runtime::{Inputs, Plan, compute};
 use headwater::source::generator::GeneratorSettings;
-use headwater_dataflows::{Admission, Admit, Epoch};
+use headwater_dataflows::{Admission, Admit, Captures, Epoch};
 use timely::dataflow::operators::generic::operator::empty;
 
 /// As the program has it.
@@ -67,9 +67,10 @@ fn operators(criterion: &mut Criterion) {
                     times(runs, || {
                         let (plan, metrics) = (plan.clone(), Arc::clone(&metrics));
                         drive.run(&events, move |events, control| {
-                            let rejected = empty(events.inner.scope()).as_collection();
-                            compute(Inputs { events, rejected, control }, &plan, &Arc::from([]), &metrics)
-                                .told
+                            let scope = events.inner.scope();
+                            let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
+                            let inputs = Inputs { events, rejected, control };
+                            compute(inputs, &captures, &plan, &Arc::from([]), &metrics).told
                         })
                     })
                 });

@@ -36,6 +36,9 @@ pub struct Metrics {
     commit_duration: HistogramVec,
     commit_retries: IntCounterVec,
     group_commit_failures: IntCounter,
+    checkpoint_epoch: IntGauge,
+    checkpoint_time: IntGauge,
+    checkpoint_bytes: IntGauge,
     restarts: IntCounter,
     resident_memory: IntGauge,
     standing: Mutex<Standing>,
@@ -146,6 +149,16 @@ impl Metrics {
                 "headwater_group_commit_failures_total",
                 "How often the consumer group could not be told of progress",
             )?)?,
+            checkpoint_epoch: add
+                .gauge("headwater_checkpoint_epoch", "The epoch of the newest checkpoint that is durable")?,
+            checkpoint_time: add.gauge(
+                "headwater_checkpoint_time_ms",
+                "When the newest checkpoint's epoch was, in milliseconds since 1970",
+            )?,
+            checkpoint_bytes: add.gauge(
+                "headwater_checkpoint_bytes",
+                "How much a start would read to go on from the newest checkpoint",
+            )?,
             restarts: add.to(IntCounter::new(
                 "headwater_restarts_total",
                 "How often the supervisor has started this run again after a failure",
@@ -264,6 +277,13 @@ impl Metrics {
         if let Some(begun) = self.standing().committing.remove(sink) {
             self.commit_duration.with_label_values(&[sink]).observe(begun.elapsed().as_secs_f64());
         }
+    }
+
+    /// The checkpoint of an epoch, which has this wall time, is durable; so many bytes are to be read to go on from it.
+    pub fn checkpoint(&self, epoch: Epoch, wall_ms: i64, bytes: u64) {
+        self.checkpoint_epoch.set(epoch.0 as i64);
+        self.checkpoint_time.set(wall_ms);
+        self.checkpoint_bytes.set(bytes as i64);
     }
 
     /// The consumer group could not be told of progress.

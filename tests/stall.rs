@@ -136,7 +136,7 @@ fn a_stalled_sink_holds_back_the_group_and_its_own_progress_and_in_the_end_only_
     let stopping = Arc::new(AtomicBool::new(false));
     let job = Job {
         plan,
-        source: Arc::new(KafkaSource::open(source).expect("the topic is there")),
+        source: Box::new(|_| Ok(Arc::new(KafkaSource::open(source).expect("the topic is there")))),
         sinks: vec![sink("stalled", &stalled), sink("free", &free)],
         start: Start {
             pipeline: name.clone(),

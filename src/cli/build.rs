@@ -3,30 +3,33 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use headwater_dataflows::{Epoch, Offset};
+use headwater_dataflows::Offset;
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink};
 use headwater_sinks::postgres::PostgresConfig;
 use headwater_sinks::sqlite::SqliteConfig;
 use headwater_sinks::{Generation, Lineage, OpenError, Shards, Sink, Start, tables};
 
 use crate::config::{
-    Config, LedgerConfig, OutputKind, PostgresSinkConfig, SourceConfig, StartFrom, TablesConfig,
+    CheckpointConfig, Config, LedgerConfig, OutputKind, PostgresSinkConfig, SourceConfig, StartFrom,
+    TablesConfig,
 };
-use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
+use crate::ledger::{Claim, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
 use crate::outputs::{Takes, Tongue};
-use crate::runtime::{History, Job, RunError, SinkJob};
+use crate::runtime::{Checkpoints, History, Job, RunError, SinkJob};
 use crate::source::file::FileSource;
 use crate::source::generator::GeneratorSource;
 use crate::source::kafka::{self, KafkaSource, KafkaSourceConfig};
-use crate::source::{Source, SourceError};
+use crate::source::{Opening, Source, SourceError};
 use crate::wall::wall_ms;
 
-/// Opens the source, to be read from `starts` if they are recorded.
-///
-/// # Errors
-/// If it cannot be opened.
-pub fn source(
+/// The source of a configuration, to be opened.
+pub fn source(config: &Config, until_end: bool) -> Opening {
+    let config = config.clone();
+    Box::new(move |starts| open_source(&config, until_end, starts))
+}
+
+fn open_source(
     config: &Config,
     until_end: bool,
     starts: Option<Vec<Offset>>,
@@ -128,37 +131,24 @@ pub fn ledger(config: &LedgerConfig, pipeline: &str) -> Result<Box<dyn Ledger>, 
     })
 }
 
-/// Claims the ledger, opens the source where the pipeline began, and reads what was done since.
-fn recover(
-    config: &Config,
-    ledger_config: &LedgerConfig,
-    until_end: bool,
-) -> Result<(Arc<dyn Source>, History, Claim), RunError> {
+/// Claims the ledger and opens what goes with it.
+fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, RunError> {
     let mut ledger = ledger(ledger_config, &config.plan.pipeline)?;
     let claim = ledger.claim()?;
     let meaning = config.meaning();
-    let recorded = claim.genesis.as_ref();
-    if let Some(genesis) = recorded.filter(|genesis| genesis.meaning != meaning) {
+    if let Some(genesis) = claim.genesis.as_ref().filter(|genesis| genesis.meaning != meaning) {
         return Err(LedgerError::Refused(changed(&genesis.meaning, &meaning)).into());
     }
-    let source = source(config, until_end, recorded.map(|genesis| genesis.starts.clone()))?;
-    match recorded {
-        Some(genesis) if genesis.starts != source.start() => {
-            let reason = format!(
-                "the pipeline began with {} partitions at {:?}, and the source has {} at {:?}",
-                genesis.starts.len(),
-                genesis.starts,
-                source.start().len(),
-                source.start()
-            );
-            return Err(LedgerError::Refused(reason).into());
-        }
-        Some(_) => {}
-        None => ledger.begin(&Genesis { starts: source.start().to_vec(), meaning })?,
-    }
-    let epochs = ledger.epochs(Epoch(0))?;
-    tracing::info!(generation = %claim.generation, epochs = epochs.len(), "the ledger is ours; its epochs are done again");
-    Ok((source, History { ledger, epochs }, claim))
+    let checkpoints = match &config.checkpoint {
+        Some(CheckpointConfig { interval, keep }) => Some(Checkpoints {
+            store: crate::state::open(&config.state, &config.plan.pipeline)?,
+            interval_ms: i64::try_from(interval.as_millis()).unwrap_or(i64::MAX),
+            keep: *keep,
+        }),
+        None => None,
+    };
+    tracing::info!(generation = %claim.generation, "the ledger is ours");
+    Ok(History { ledger, claim, meaning, checkpoints })
 }
 
 /// What the first difference between two meanings is, in words.
@@ -178,7 +168,7 @@ pub fn changed(before: &str, now: &str) -> String {
 /// The run of a configuration, on these workers.
 ///
 /// # Errors
-/// If the source or the ledger cannot be opened, or must not be.
+/// If the ledger or the state store cannot be opened, or must not be.
 pub fn job(
     config: &Config,
     until_end: bool,
@@ -198,15 +188,17 @@ pub fn job(
         let reason = "several processes cannot write one database yet: start one process with more workers";
         return Err(OpenError::Refused { sink: "postgres".into(), reason: reason.into() }.into());
     }
-    let (source, history, lineage, generation) = match &config.ledger {
-        None => (source(config, until_end, None)?, None, lineage(&config.plan.pipeline), generation()),
+    let (history, lineage, generation) = match &config.ledger {
+        None => (None, lineage(&config.plan.pipeline), generation()),
         Some(_) if workers_processes(&workers) > 1 => {
             let reason = "it goes with one process so far: take `[ledger]` out or start one process";
             return Err(LedgerError::Refused(reason.into()).into());
         }
         Some(ledger) => {
-            let (source, history, claim) = recover(config, ledger, until_end)?;
-            (source, Some(history), claim.lineage, claim.generation)
+            let history = history(config, ledger)?;
+            let Claim { lineage, generation, .. } = &history.claim;
+            let (lineage, generation) = (lineage.clone(), *generation);
+            (Some(history), lineage, generation)
         }
     };
     let start = Start {
@@ -218,7 +210,7 @@ pub fn job(
     };
     Ok(Job {
         plan: config.plan.clone(),
-        source,
+        source: source(config, until_end),
         sinks: sinks(config, ""),
         start,
         history,

@@ -76,7 +76,7 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
     let metrics = Arc::new(Metrics::default());
     let workers = timely::Config::process(args.workers);
     let mut job = build::job(&config, false, workers, Arc::clone(&metrics))?;
-    job.source = source as Arc<dyn Source>;
+    job.source = Box::new(move |_| Ok(source as Arc<dyn Source>));
 
     eprintln!("Generating for {} s with {} worker(s) …", args.seconds, args.workers);
     let done = Arc::new(AtomicBool::new(false));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use headwater_dataflows::Epoch;
+use headwater_dataflows::{Epoch, EventTime};
 use headwater_sinks::Progress;
 use serde_json::{Value, json};
 
@@ -140,7 +140,10 @@ impl Facts {
             Ok(resume) => {
                 let after = resume.origins.first().copied().unwrap_or(Epoch(0));
                 let replay = self.epochs.iter().filter(|record| record.epoch > after).count();
-                let closed = last.is_some_and(|last| last.closes);
+                let origin = self.manifests.iter().find(|stored| stored.epoch == after);
+                let origin = origin.and_then(|stored| stored.manifest.as_ref().ok());
+                let closed = origin.is_some_and(|manifest| manifest.watermark == EventTime::MAX)
+                    || self.epochs.iter().any(|record| record.closes);
                 Outlook::GoesOn { after, replay, through: resume.durable, closed }
             }
             Err(reason) => Outlook::Refuses(reason.to_string()),
@@ -281,7 +284,6 @@ fn age_s(wall_ms: i64, now_ms: i64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use headwater_dataflows::EventTime;
     use headwater_sinks::{Generation, Lineage, Shards};
 
     use super::*;

@@ -29,18 +29,21 @@ pub struct Marks {
     last: Epoch,
     since_ms: Option<i64>,
     in_flight: bool,
+    /// Whether anything was recorded after `last`.
+    behind: bool,
 }
 
 impl Marks {
     /// For a ledger whose newest manifest, readable or not, is that of `newest`. The first interval begins with the
     /// first epoch.
     pub fn new(interval_ms: i64, newest: Epoch) -> Marks {
-        Marks { interval_ms, last: newest, since_ms: None, in_flight: false }
+        Marks { interval_ms, last: newest, since_ms: None, in_flight: false, behind: false }
     }
 
     /// Whether to mark an epoch; asked of each, in order. Epochs that are not recorded are not marked: no manifest
     /// stands above the ledger.
     pub fn mark(&mut self, record: &EpochRecord) -> bool {
+        self.behind |= record.epoch > self.last && !record.is_empty();
         let since_ms = *self.since_ms.get_or_insert(record.wall_ms);
         let elapsed_ms = record.wall_ms.saturating_sub(since_ms);
         // A clock that was set back must not put checkpoints off.
@@ -48,13 +51,29 @@ impl Marks {
         if !due || self.in_flight || record.is_empty() || record.epoch <= self.last {
             return false;
         }
-        (self.last, self.since_ms, self.in_flight) = (record.epoch, Some(record.wall_ms), true);
+        self.marked(record);
         true
     }
 
-    /// The marked epoch's manifest is durable.
-    pub fn done(&mut self) {
-        self.in_flight = false;
+    /// Whether to mark the last epoch of a run, so that the next start has nothing to do again: unless nothing was
+    /// recorded since the mark before. It is to be recorded, even if it is empty.
+    pub fn mark_last(&mut self, record: &EpochRecord) -> bool {
+        self.behind |= !record.is_empty();
+        let wanted = self.behind && record.epoch > self.last;
+        if wanted {
+            self.marked(record);
+        }
+        wanted
+    }
+
+    fn marked(&mut self, record: &EpochRecord) {
+        (self.last, self.since_ms, self.in_flight) = (record.epoch, Some(record.wall_ms), true);
+        self.behind = false;
+    }
+
+    /// The manifest of `epoch` is durable, and so are those before it.
+    pub fn concluded(&mut self, epoch: Epoch) {
+        self.in_flight &= epoch < self.last;
     }
 }
 

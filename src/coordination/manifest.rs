@@ -4,6 +4,7 @@ use std::fmt;
 
 use headwater_dataflows::{Epoch, EventTime, Offset, SHARDS, ShardId};
 use headwater_sinks::{Generation, Lineage};
+use serde::{Deserialize, Serialize};
 
 use super::Binding;
 
@@ -57,8 +58,8 @@ impl Positions {
     }
 
     /// As a checkpoint has them.
-    pub fn of(manifest: &Manifest) -> Positions {
-        Positions(manifest.positions.clone())
+    pub fn of(positions: &[Position]) -> Positions {
+        Positions(positions.to_vec())
     }
 
     /// Takes in an epoch's bindings. Those of partitions that there are not are passed over.
@@ -87,7 +88,7 @@ pub struct Operator {
 }
 
 /// An immutable piece of a shard's state, in the state store.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
     /// Its name there.
     pub name: PartName,
@@ -107,7 +108,8 @@ pub enum PartKind {
 }
 
 /// The name of a part: given once, by one start of one ledger, so that no other start ever writes it again.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct PartName {
     /// The ledger that it belongs to.
     pub lineage: Lineage,
@@ -149,6 +151,20 @@ impl fmt::Display for PartName {
             PartKind::Delta => "delta",
         };
         write!(f, "{}/{generation}/{epoch}/{}.{kind}", lineage.0, shard.0)
+    }
+}
+
+impl From<PartName> for String {
+    fn from(name: PartName) -> String {
+        name.to_string()
+    }
+}
+
+impl TryFrom<String> for PartName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<PartName, String> {
+        PartName::parse(&text).ok_or_else(|| format!("{text:?} is no part's name"))
     }
 }
 

@@ -58,6 +58,12 @@ impl Watermark {
         self.watermark
     }
 
+    /// The input is over: W goes to infinity, and stays there.
+    pub fn close(&mut self) -> EventTime {
+        self.watermark = EventTime::MAX;
+        self.watermark
+    }
+
     /// W as of the last epoch.
     pub fn current(&self) -> EventTime {
         self.watermark

@@ -3,6 +3,7 @@
 use headwater_dataflows::patterns::{Location, haversine_km};
 use headwater_dataflows::{Epoch, EventTime};
 use headwater_sinks::{Cell, Changes};
+use serde::{Deserialize, Serialize};
 
 use super::window::MICROS;
 use super::{Output, Status, Takes};
@@ -10,7 +11,7 @@ use crate::event::{Event, split_key};
 use crate::json::{round6, write_int, write_rounded, write_string};
 
 /// What enrichment remembers of a key.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct KeyHistory {
     events: u64,
     amounts: u64,

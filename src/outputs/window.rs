@@ -5,12 +5,13 @@ use std::sync::Arc;
 use headwater_dataflows::windows::{Summary, Window};
 use headwater_dataflows::{Epoch, patterns::Moments};
 use headwater_sinks::{Cell, Changes};
+use serde::{Deserialize, Serialize};
 
 use super::{Output, Status, Takes};
 use crate::event::split_key;
 
 /// What a window's events come to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WindowRow {
     /// The window's name.
     pub name: Arc<str>,

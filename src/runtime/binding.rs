@@ -6,23 +6,32 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use headwater_dataflows::{Control, ControlStream, Epoch, EventTime};
+use headwater_sinks::Generation;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::Operator;
 
+use super::checkpointing::Marked;
 use super::clock::ClockHand;
 use super::failure::{Failure, RunError};
 use super::recorder::Recorder;
 use super::recording::LedgerHandle;
-use crate::coordination::{Binding, Bound, Closed, Collector, EpochRecord, GroupOffsets, Watermark};
+use super::recovery::Origin;
+use crate::coordination::{
+    Binding, Bound, Closed, Collector, EpochRecord, GroupOffsets, Manifest, Marks, Positions, Watermark,
+};
 
 /// What worker 0 does with the epochs that close.
 pub struct Binder {
     /// For all workers of the cluster.
     pub collector: Collector,
-    /// As of no epoch yet.
+    /// As of the epoch before the first.
     pub watermark: Watermark,
+    /// How far partitions have come.
+    pub positions: Positions,
+    /// Decides which epochs are marked.
+    pub marker: Option<Marker>,
     /// Whether the watermark goes to infinity when the input ends.
     pub close_at_end: bool,
     /// What the clock hears.
@@ -31,9 +40,9 @@ pub struct Binder {
     pub offsets: Rc<RefCell<GroupOffsets>>,
     /// Where bindings are written down.
     pub recorder: Option<Recorder>,
-    /// Epochs that are done again, of which `replayed` have been.
-    pub replay: Arc<Vec<EpochRecord>>,
-    /// See `replay`.
+    /// Has the epochs that are done again.
+    pub origin: Arc<Origin>,
+    /// How many have been.
     pub replayed: usize,
     /// Makes new epochs durable.
     pub ledger: Option<LedgerHandle>,
@@ -41,49 +50,87 @@ pub struct Binder {
     pub failure: Failure,
 }
 
+/// Marks epochs whose state is to be captured.
+pub struct Marker {
+    /// Which.
+    pub marks: Marks,
+    /// This start's.
+    pub generation: Generation,
+    /// Those that are marked.
+    pub marked: Marked,
+}
+
 impl Binder {
     /// What every worker must hear at the end of an epoch, if anything.
     fn bound(&mut self, bound: &Bound) -> Option<Control> {
         let before = self.watermark.current();
         let mut watermark = self.watermark.advance(&bound.bindings);
+        self.positions.advance(&bound.bindings);
         self.hand.slowest.set(bound.slowest);
         let first_end = bound.ended && !self.hand.stop.get();
         if bound.ended || bound.stopping {
             self.hand.stop.set(true);
         }
-        let mut record = EpochRecord {
+        let replayed = self.origin.replay.get(self.replayed);
+        let record = EpochRecord {
             epoch: bound.epoch,
             wall_ms: bound.wall_ms,
             bindings: bound.bindings.clone(),
-            closes: first_end && self.close_at_end,
+            closes: replayed.map_or(first_end && self.close_at_end, |before| before.closes),
         };
-        if let Some(before) = self.replay.get(self.replayed) {
+        if record.closes {
+            watermark = self.watermark.close();
+        }
+        if let Some(before) = replayed.filter(|before| **before != record) {
+            let detail = differences(before, &record);
+            self.failure.report(RunError::Replay { epoch: bound.epoch, detail });
+            return None;
+        }
+        let again = replayed.is_some();
+        let checkpoint = self.mark(&record, watermark);
+        if again {
             self.replayed += 1;
-            record.closes = before.closes;
-            if record != *before {
-                self.failure
-                    .report(RunError::Replay { epoch: bound.epoch, detail: differences(before, &record) });
-                return None;
-            }
             // The group is told of what was replayed once, at its end: its offsets never go back.
-            if self.replayed == self.replay.len() {
-                self.offsets.borrow_mut().bound(bound.epoch, &last_bindings(&self.replay));
+            if self.replayed == self.origin.replay.len() {
+                self.offsets.borrow_mut().bound(bound.epoch, &last_bindings(&self.origin.replay));
             }
         } else {
             self.offsets.borrow_mut().bound(bound.epoch, &record.bindings);
-            if let Some(ledger) = self.ledger.as_ref().filter(|_| !record.is_empty()) {
+            // No progress, and no manifest, stands above the ledger.
+            if let Some(ledger) = self.ledger.as_ref().filter(|_| !record.is_empty() || checkpoint) {
                 ledger.record(record.clone());
             }
-        }
-        if record.closes {
-            watermark = EventTime::MAX;
         }
         if let Some(recorder) = &mut self.recorder
             && let Err(error) = recorder.record(&record, watermark)
         {
             self.failure.report(error);
         }
-        (!record.is_empty() || watermark != before).then_some(Control { watermark, checkpoint: false })
+        let speaks = !record.is_empty() || watermark != before || checkpoint;
+        speaks.then_some(Control { watermark, checkpoint })
+    }
+
+    /// Whether the epoch is marked; if so, what its manifest will say is noted.
+    fn mark(&mut self, record: &EpochRecord, watermark: EventTime) -> bool {
+        let Some(Marker { marks, generation, marked }) = &mut self.marker else { return false };
+        if let Some(ledger) = &self.ledger {
+            marks.concluded(ledger.concluded());
+        }
+        let last = self.hand.stop.get() && record.epoch == self.hand.newest.get();
+        if !(if last { marks.mark_last(record) } else { marks.mark(record) }) {
+            return false;
+        }
+        marked.borrow_mut().push_back(Manifest {
+            epoch: record.epoch,
+            generation: *generation,
+            wall_ms: record.wall_ms,
+            watermark,
+            positions: self.positions.as_slice().to_vec(),
+            operators: Vec::new(),
+            keys: None,
+            parts: Vec::new(),
+        });
+        true
     }
 }
 

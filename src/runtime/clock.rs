@@ -14,7 +14,8 @@ use timely::dataflow::operators::vec::Broadcast;
 use timely::dataflow::{Scope, StreamVec};
 use timely::progress::Antichain;
 
-use crate::coordination::{Binding, EpochRecord};
+use super::recovery::Origin;
+use crate::coordination::Binding;
 use crate::wall::wall_ms;
 
 /// The beginning of an epoch.
@@ -29,10 +30,10 @@ pub struct Tick {
 }
 
 /// What the clock needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ClockSettings {
-    /// Epochs that are done again, before the first new one.
-    pub replay: Arc<Vec<EpochRecord>>,
+    /// Has the epochs that are done again, before the first new one.
+    pub origin: Arc<Origin>,
     /// The first new epoch.
     pub first: Epoch,
     /// How long an epoch lasts, at least.
@@ -46,6 +47,8 @@ pub struct ClockSettings {
 pub struct ClockHand {
     /// No further epoch shall begin.
     pub stop: Cell<bool>,
+    /// The newest epoch that has begun.
+    pub newest: Cell<Epoch>,
     /// See [`Tick::slowest`].
     pub slowest: Cell<Option<EventTime>>,
 }
@@ -70,8 +73,8 @@ pub fn ticks<'scope>(
                 capability = None;
             }
             let Some(open) = &mut capability else { return };
-            let record = settings.replay.get(replayed);
-            if record.is_none() && settings.replay.last().is_some_and(|last| last.closes) {
+            let record = settings.origin.replay.get(replayed);
+            if record.is_none() && settings.origin.is_closed() {
                 // The input was over, and every window is final: nothing can follow.
                 capability = None;
                 return;
@@ -101,10 +104,11 @@ pub fn ticks<'scope>(
                 }
             };
             replayed += usize::from(tick.replay.is_some());
+            hand.newest.set(epoch);
             open.downgrade(&epoch);
             output.session(open).give(tick);
             begun = Some(Instant::now());
-            if replayed < settings.replay.len() {
+            if replayed < settings.origin.replay.len() {
                 activator.activate();
             } else {
                 activator.activate_after(settings.length);

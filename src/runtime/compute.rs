@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use differential_dataflow::VecCollection;
-use headwater_dataflows::windows::{Row, Session, Sliding, Statistics, Summary};
-use headwater_dataflows::{Accumulate, Admission, Admit, ControlStream, Epoch, Keyed, Load, Scan};
+use headwater_dataflows::windows::{Row, Statistics, Summary};
+use headwater_dataflows::{Admission, Captured, Captures, ControlStream, Epoch, Load};
 use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Concatenate;
 
@@ -34,9 +34,11 @@ pub struct Computed<'scope> {
     pub load: Load,
 }
 
-/// Computes what a plan says, and tells it to the sinks that speak these tongues.
+/// Computes what a plan says, and tells it to the sinks that speak these tongues; every operator that remembers
+/// anything is entered into `captures`.
 pub fn compute<'scope>(
     inputs: Inputs<'scope>,
+    captures: &Captures<'scope>,
     plan: &Plan,
     tongues: &Arc<[Tongue]>,
     metrics: &Arc<Metrics>,
@@ -45,7 +47,7 @@ pub fn compute<'scope>(
     let scope = events.inner.scope();
     let Limits { dedup_horizon_ms, ttl_ms, .. } = plan.limits;
     let admission = Admission { dedup_horizon_ms, ttl_ms: Some(ttl_ms) };
-    let (keyed, refused) = events.admit(control, admission);
+    let (keyed, refused) = captures.admit("Admit", events, control, admission);
     let load = keyed.load();
     let letters =
         refused.map(|refused| DeadLetter::refused(&refused.event, refused.refusal)).concat(rejected);
@@ -81,13 +83,16 @@ pub fn compute<'scope>(
 
     for window in &plan.windows {
         let rows = rows(keyed.clone(), window);
-        all.push(told(&format!("Window: {}", window.name), rows, Arc::clone(tongues), |_, _| {}));
+        all.push(told(&format!("Rows: {}", window.name), rows, Arc::clone(tongues), |_, _| {}));
     }
     Computed { told: scope.concatenate(all), load }
 }
 
 /// The rows of one window.
-fn rows<'scope>(keyed: Keyed<'scope, Event>, plan: &WindowPlan) -> VecCollection<'scope, Epoch, WindowRow> {
+fn rows<'scope>(
+    keyed: Captured<'scope, Event>,
+    plan: &WindowPlan,
+) -> VecCollection<'scope, Epoch, WindowRow> {
     let keyed = match plan.by {
         By::Key => keyed,
         By::User => keyed.only(|key| split_key(key).0 == KeyKind::User),
@@ -95,17 +100,18 @@ fn rows<'scope>(keyed: Keyed<'scope, Event>, plan: &WindowPlan) -> VecCollection
     };
     let statistics = Statistics::new(Event::amount, Event::merchant);
     let name = Arc::clone(&plan.name);
+    let operator = format!("Window: {name}");
     let row = move |row: Row<'_, String, Summary>| {
         WindowRow::new(&name, row.key, row.window, row.closed, row.summary)
     };
     match plan.kind {
         WindowKind::Tumbling { size_ms } => {
-            keyed.sliding(&plan.name, size_ms, size_ms, plan.refresh, statistics, row)
+            keyed.sliding(&operator, size_ms, size_ms, plan.refresh, statistics, row)
         }
         WindowKind::Sliding { size_ms, every_ms } => {
-            keyed.sliding(&plan.name, size_ms, every_ms, plan.refresh, statistics, row)
+            keyed.sliding(&operator, size_ms, every_ms, plan.refresh, statistics, row)
         }
-        WindowKind::Session { gap_ms } => keyed.session(&plan.name, gap_ms, plan.refresh, statistics, row),
+        WindowKind::Session { gap_ms } => keyed.session(&operator, gap_ms, plan.refresh, statistics, row),
     }
 }
 

@@ -17,8 +17,9 @@ use super::writer::{Delivered, WriterHandle};
 const RETRY: Duration = Duration::from_millis(1);
 
 /// Hands each epoch's changes to the writer once they are complete, and lets it commit them once the frontier of
-/// `durable` has passed the epoch, too. What the sink has taken before, through `taken`, it is not given again. The
-/// frontier of the stream that comes out is what the sink has committed; nothing flows in it.
+/// `durable` has passed the epoch, too. An epoch with empty changes has it commit its progress. What the sink has taken
+/// before, through `taken`, it is not given again. The frontier of the stream that comes out is what the sink has
+/// committed; nothing flows in it.
 pub fn deliver<'scope>(
     changes: StreamVec<'scope, Epoch, (Epoch, Changes)>,
     durable: StreamVec<'scope, Epoch, ()>,
@@ -47,12 +48,13 @@ pub fn deliver<'scope>(
             move |(input, frontier), (nothing, durable), _output| {
                 nothing.for_each(|_, _| {});
                 input.for_each(|stamp, data| {
-                    for (epoch, changes) in data.drain(..).filter(|(_, changes)| !changes.is_empty()) {
+                    for (epoch, changes) in data.drain(..) {
                         if taken.is_some_and(|taken| epoch <= taken) {
                             continue;
                         }
                         open.entry(epoch).or_insert_with(|| stamp.delayed(&epoch, 0));
-                        gathered.entry(epoch).or_default().push(changes);
+                        let gathered = gathered.entry(epoch).or_default();
+                        gathered.extend((!changes.is_empty()).then_some(changes));
                     }
                 });
                 let reached = frontier.frontier().first().copied();

@@ -2,13 +2,14 @@
 
 use std::sync::{Arc, OnceLock};
 
-use headwater_dataflows::Epoch;
+use headwater_dataflows::{Epoch, RestoreError};
 use headwater_sinks::{CommitError, OpenError, StageError};
 use thiserror::Error;
 
-use crate::coordination::{Mismatch, Protocol};
+use crate::coordination::{Contradiction, NoResume, Protocol};
 use crate::ledger::LedgerError;
 use crate::source::SourceError;
+use crate::state::StateError;
 
 /// Why a run ended before its input did.
 #[derive(Debug, Error)]
@@ -44,14 +45,26 @@ pub enum RunError {
         /// What differs.
         detail: String,
     },
-    /// What a sink has and what the ledger has do not fit together.
-    #[error("sink {sink}: {mismatch}")]
-    Recovery {
-        /// Which sink.
-        sink: String,
-        /// What does not fit.
-        mismatch: Mismatch,
+    /// There is nothing to go on from, or what there is does not fit together.
+    #[error(transparent)]
+    Resume(#[from] NoResume),
+    /// The state store cannot be used, or must not be.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A part of a checkpoint is not what was put.
+    #[error("checkpoint: part {name}: {damage}")]
+    Part {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        damage: String,
     },
+    /// The state of a checkpoint is not that of this pipeline's operators.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// A worker's word about a checkpoint contradicts what is known.
+    #[error("checkpoint: {0}")]
+    Contradiction(#[from] Contradiction),
     /// A file of the run's own cannot be written.
     #[error("cannot write {path}")]
     Record {
@@ -72,7 +85,10 @@ impl RunError {
                 | RunError::Commit(CommitError::Fenced { .. })
                 | RunError::Ledger(LedgerError::Fenced { .. } | LedgerError::Refused(_))
                 | RunError::Replay { .. }
-                | RunError::Recovery { .. }
+                | RunError::Resume(_)
+                | RunError::State(StateError::Refused(_))
+                | RunError::Part { .. }
+                | RunError::Restore(_)
         )
     }
 }

@@ -6,7 +6,7 @@
 //!             │        │    └▶ windows ─────┼▶ Part by sink ─▶ Deliver (each sink) ─▶ probe
 //!             │        └ late, duplicate ───┤
 //!             ├──────── malformed, … ───────┘
-//!             └▶ Bind ─┬▶ control, to all keyed operators
+//!             └▶ Bind ─┬▶ control, to all keyed operators ─▶ what they capture ─▶ Store ─▶ Conclude (ledger)
 //!                      └▶ Record (ledger) ─▶ what Deliver may let a sink commit
 //! ```
 
@@ -16,25 +16,29 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use differential_dataflow::AsCollection;
-use headwater_dataflows::{Epoch, EventTime};
+use headwater_dataflows::{Captures, Checkpoint, Epoch, RestoreError};
+use headwater_sinks::Generation;
 use timely::dataflow::Scope;
 use timely::dataflow::operators::probe::Handle as Probe;
-use timely::dataflow::operators::vec::Broadcast;
-use timely::dataflow::operators::{Inspect, Probe as _};
+use timely::dataflow::operators::vec::{Broadcast, Map};
+use timely::dataflow::operators::{Concat, Concatenate, Inspect, Probe as _};
 
-use super::binding::{Binder, bind};
+use super::binding::{Binder, Marker, bind};
+use super::checkpointing::{Concluder, Marked, conclude, marks, store};
 use super::clock::{ClockHand, ClockSettings, ticks};
 use super::compute::{Computed, Inputs, compute};
 use super::delivery::deliver;
 use super::failure::Failure;
+use super::keeper::KeeperHandle;
 use super::plan::Plan;
 use super::reading::{Read, ReadContext, ReadSettings, read};
 use super::recorder::Recorder;
 use super::recording::{LedgerHandle, durable};
+use super::recovery::Origin;
 use super::telling::part;
 use super::watch::{Heard, Sights, Watch};
 use super::writer::WriterHandle;
-use crate::coordination::{Collector, EpochRecord, GroupOffsets, Watermark};
+use crate::coordination::{Collector, GroupOffsets, Marks, Position, Positions, Watermark};
 use crate::metrics::Metrics;
 use crate::outputs::Tongue;
 use crate::source::Reader;
@@ -45,24 +49,39 @@ pub struct Parts {
     pub plan: Plan,
     /// Reads this worker's partitions.
     pub reader: Box<dyn Reader>,
-    /// How many partitions there are in all.
-    pub partitions: usize,
+    /// By partition, where reading goes on.
+    pub positions: Arc<[Position]>,
     /// How many workers this process has: they share its bytes in flight.
     pub local_workers: usize,
     /// The writers of the sinks, and how each is told.
     pub sinks: Vec<(WriterHandle, Tongue)>,
     /// Worker 0 writes down the bindings here.
     pub recorder: Option<Recorder>,
-    /// Epochs that are done again; on worker 0.
-    pub replay: Arc<Vec<EpochRecord>>,
+    /// What the run goes on from.
+    pub origin: Arc<Origin>,
     /// Where worker 0 makes epochs durable.
     pub ledger: Option<LedgerHandle>,
+    /// How checkpoints are made, if they are.
+    pub checkpoints: Option<Capturing>,
     /// Set when the process was asked to stop.
     pub stopping: Arc<AtomicBool>,
     /// Where failures go.
     pub failure: Failure,
     /// Counters.
     pub metrics: Arc<Metrics>,
+}
+
+/// How a worker's share of a checkpoint is made.
+#[derive(Clone)]
+pub struct Capturing {
+    /// Puts it.
+    pub keeper: KeeperHandle,
+    /// The least time between two, in milliseconds of the epochs' wall times.
+    pub interval_ms: i64,
+    /// This start's.
+    pub generation: Generation,
+    /// What the operators go on from; none at the beginning.
+    pub from: Option<Checkpoint>,
 }
 
 /// What a worker keeps of its dataflow.
@@ -76,16 +95,20 @@ pub struct Flow {
 }
 
 /// Builds the dataflow of one worker.
-pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
+///
+/// # Errors
+/// If the operators cannot go on from the checkpoint; the dataflow is not to be run then.
+pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError> {
     let Parts {
         plan,
         reader,
-        partitions,
+        positions,
         local_workers,
         sinks,
         recorder,
-        replay,
+        origin,
         ledger,
+        checkpoints,
         stopping,
         failure,
         metrics,
@@ -93,10 +116,10 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
     let committed = Probe::new();
     let hand = Rc::new(ClockHand::default());
     let offsets = Rc::new(RefCell::new(GroupOffsets::default()));
-    let watermark = Rc::new(Cell::new(EventTime::MIN));
+    let watermark = Rc::new(Cell::new(origin.watermark()));
 
     let clock = ClockSettings {
-        replay: Arc::clone(&replay),
+        origin: Arc::clone(&origin),
         first: plan.first_epoch,
         length: plan.time.epoch,
         in_flight: plan.limits.epochs_in_flight,
@@ -110,6 +133,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
         bytes_in_flight: plan.limits.bytes_in_flight / local_workers.max(1),
     };
     let context = ReadContext {
+        positions: Arc::clone(&positions),
         stopping,
         watermark: Rc::clone(&watermark),
         committed: committed.clone(),
@@ -117,17 +141,28 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
         metrics: Arc::clone(&metrics),
     };
     let Read { events, rejected, closed } = read(ticks, reader, settings, context);
+    let max_out_of_orderness_ms = plan.time.max_out_of_orderness_ms;
+    let marked = Marked::default();
     let binder = Binder {
         collector: Collector::new(scope.peers()),
-        watermark: Watermark::new(partitions, plan.time.max_out_of_orderness_ms),
+        watermark: match &origin.manifest {
+            Some(manifest) => Watermark::of(manifest, max_out_of_orderness_ms),
+            None => Watermark::new(positions.len(), max_out_of_orderness_ms),
+        },
+        positions: Positions::of(&positions),
+        marker: checkpoints.as_ref().map(|&Capturing { interval_ms, generation, .. }| Marker {
+            marks: Marks::new(interval_ms, origin.newest),
+            generation,
+            marked: Rc::clone(&marked),
+        }),
         close_at_end: plan.close_at_end,
         hand,
         offsets: Rc::clone(&offsets),
         recorder,
-        replay,
+        origin: Arc::clone(&origin),
         replayed: 0,
-        ledger,
-        failure,
+        ledger: ledger.clone(),
+        failure: failure.clone(),
     };
     let durable_at = binder.ledger.as_ref().map(LedgerHandle::durable);
     let newest = Rc::clone(&watermark);
@@ -140,22 +175,41 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Flow {
         .probe_with(&bound);
 
     let tongues: Arc<[Tongue]> = sinks.iter().map(|(_, tongue)| *tongue).collect();
-    let inputs = Inputs { events: events.as_collection(), rejected: rejected.as_collection(), control };
-    let Computed { told: all, load } = compute(inputs, &plan, &tongues, &metrics);
+    let captures = match &checkpoints {
+        None => Captures::off(scope),
+        Some(Capturing { from: None, .. }) => Captures::new(scope),
+        Some(Capturing { from: Some(checkpoint), .. }) => Captures::restore(scope, checkpoint.clone()),
+    };
+    let (events, rejected) = (events.as_collection(), rejected.as_collection());
+    let inputs = Inputs { events, rejected, control: control.clone() };
+    let Computed { told: all, load } = compute(inputs, &captures, &plan, &tongues, &metrics);
+    let operators = captures.operators();
+    let captured = captures.finish()?;
     let takes_alerts = |tongue: &Tongue| tongue.takes().alerts.is_some();
     let alerted = if tongues.iter().any(takes_alerts) { Probe::new() } else { committed.clone() };
-    if sinks.is_empty() {
-        all.probe_with(&committed);
+    let done = if sinks.is_empty() {
+        all.flat_map(|_| None::<()>)
     } else {
+        let marks = marks(control.clone());
         let delivered = part(all, sinks.len());
+        let mut done = Vec::new();
         for ((writer, tongue), changes) in sinks.into_iter().zip(delivered) {
-            let done = deliver(changes, durable.clone(), writer).probe_with(&committed);
+            let delivered = deliver(changes.concat(marks.clone()), durable.clone(), writer);
             if takes_alerts(&tongue) {
-                done.probe_with(&alerted);
+                delivered.clone().probe_with(&alerted);
             }
+            done.push(delivered);
         }
+        scope.concatenate(done)
+    };
+    let done = done.probe_with(&committed);
+    if let Some(Capturing { keeper, .. }) = checkpoints {
+        let stored = store(captured, control, keeper);
+        let before = origin.parts().to_vec();
+        let concluder = ledger.map(|ledger| Concluder { marked, operators, before, ledger, failure });
+        conclude(stored, done, concluder);
     }
     let speaks = scope.index().is_multiple_of(local_workers.max(1));
     let sights = Sights { heard, closed: bound, committed: committed.clone(), alerted, watermark, load };
-    Flow { committed, offsets, watch: Watch::new(sights, speaks, metrics) }
+    Ok(Flow { committed, offsets, watch: Watch::new(sights, speaks, metrics) })
 }

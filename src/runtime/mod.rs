@@ -1,15 +1,18 @@
 //! Workers, the dataflow, the driver that carries out coordination's decisions, shutdown.
 
 mod binding;
+mod checkpointing;
 mod clock;
 mod compute;
 mod delivery;
 mod failure;
 mod flow;
+mod keeper;
 mod plan;
 mod reading;
 mod recorder;
 mod recording;
+mod recovery;
 mod rules;
 mod telling;
 mod watch;
@@ -21,6 +24,7 @@ pub use plan::{
     AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Telling, Time, TravelPlan,
     WindowKind, WindowPlan,
 };
+pub use recovery::{Checkpoints, History};
 pub use rules::rules;
 
 use std::sync::atomic::AtomicBool;
@@ -29,19 +33,21 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, Offset, Partition};
-use headwater_sinks::{Sink, Start};
+use headwater_sinks::{Generation, Sink, Start};
 use timely::worker::Worker;
 
-use crate::coordination::{EpochRecord, taken};
-use crate::ledger::Ledger;
+use crate::coordination::{Position, Positions};
+use crate::ledger::{Genesis, LedgerError};
 use crate::metrics::Metrics;
 use crate::outputs::Tongue;
-use crate::source::Source;
+use crate::source::{Opening, Source};
 use clock::committed;
 use failure::Failure;
-use flow::{Flow, Parts};
+use flow::{Capturing, Flow, Parts};
+use keeper::{Author, KeeperHandle};
 use recorder::Recorder;
-use recording::LedgerHandle;
+use recording::{Concluding, LedgerHandle};
+use recovery::{Origin, origin};
 use writer::WriterHandle;
 
 /// A sink of a run.
@@ -59,7 +65,7 @@ pub struct Job {
     /// What to compute.
     pub plan: Plan,
     /// Where records come from.
-    pub source: Arc<dyn Source>,
+    pub source: Opening,
     /// Where results go.
     pub sinks: Vec<SinkJob>,
     /// Who writes: told to every sink.
@@ -73,14 +79,6 @@ pub struct Job {
     pub stopping: Arc<AtomicBool>,
     /// Counters, to be looked at meanwhile.
     pub metrics: Arc<Metrics>,
-}
-
-/// A ledger that was claimed, and what it has.
-pub struct History {
-    /// Where epochs are recorded.
-    pub ledger: Box<dyn Ledger>,
-    /// Those that are recorded, in order: they are done again, exactly.
-    pub epochs: Vec<EpochRecord>,
 }
 
 /// The offset of the next record of each partition.
@@ -97,42 +95,55 @@ const PARK: Duration = Duration::from_millis(1);
 /// # Errors
 /// What ended it before its input did.
 pub fn run(job: Job) -> Result<(), RunError> {
-    let Job { mut plan, source, sinks, start, history, workers, stopping, metrics } = job;
+    let Job { mut plan, source, mut sinks, start, mut history, workers, stopping, metrics } = job;
     let failure = Failure::default();
     let (first_worker, local_workers) = local(&workers);
+    let local = first_worker..first_worker + local_workers;
 
-    let durable = history.as_ref().and_then(|history| Some(history.epochs.last()?.epoch)).unwrap_or(Epoch(0));
-    plan.first_epoch = plan.first_epoch.max(durable.next());
-    let mut writers = Vec::new();
+    let mut found = Vec::new();
+    for job in &mut sinks {
+        found.push((job.sink.name().to_owned(), job.sink.open(&start)?));
+    }
+    let found: Vec<_> = found.iter().map(|(name, progress)| (&**name, &progress[..])).collect();
+    let mut origin = match &mut history {
+        Some(history) => origin(history, &found)?,
+        None => Origin::unrecorded(found.len()),
+    };
+    // Epochs go on above everything that was ever recorded or taken.
+    let taken = found.iter().flat_map(|(_, progress)| *progress).map(|progress| progress.through);
+    let latest = taken.chain([origin.durable]).max().unwrap_or_default();
+    plan.first_epoch = plan.first_epoch.max(latest.next());
+    let (source, positions) = open_source(source, &origin, history.as_mut())?;
+
     let mut threads = Vec::new();
-    for SinkJob { mut sink, tongue, commit_interval } in sinks {
-        let progress = sink.open(&start)?;
-        // Epochs go on above everything that a sink has ever taken.
-        let latest = progress.iter().map(|progress| progress.through.next()).max();
-        plan.first_epoch = plan.first_epoch.max(latest.unwrap_or(plan.first_epoch));
-        let taken = match &history {
-            Some(_) => taken(&progress, durable)
-                .map_err(|mismatch| RunError::Recovery { sink: sink.name().to_owned(), mismatch })?,
-            None => None,
-        };
+    let mut writers = Vec::new();
+    for (SinkJob { sink, tongue, commit_interval }, &taken) in sinks.into_iter().zip(&origin.taken) {
         metrics.commits_every(commit_interval);
         let largest = sink.largest_message().unwrap_or(usize::MAX);
-        let range = first_worker..first_worker + local_workers;
-        let spawned =
-            writer::spawn(sink, taken, range, commit_interval, failure.clone(), Arc::clone(&metrics));
-        let (writer, thread) = spawned.map_err(|error| RunError::Workers(error.to_string()))?;
+        let (failure, metrics) = (failure.clone(), Arc::clone(&metrics));
+        let spawned = writer::spawn(sink, taken, local.clone(), commit_interval, failure, metrics);
+        let (writer, thread) = spawned.map_err(cannot_start)?;
         writers.push((writer, tongue.within(largest)));
         threads.push(thread);
     }
-    let (replay, ledger) = match history {
-        Some(History { ledger, epochs }) => {
-            let spawned = recording::spawn(ledger, durable, failure.clone());
-            let (handle, thread) = spawned.map_err(|error| RunError::Workers(error.to_string()))?;
+    let (mut ledger, mut checkpoints) = (None, None);
+    if let Some(History { ledger: recorded, claim, checkpoints: wanted, .. }) = history {
+        let mut concluding = None;
+        if let Some(Checkpoints { store, interval_ms, keep }) = wanted {
+            let author = Author { lineage: claim.lineage, generation: claim.generation };
+            let spawned = keeper::spawn(store, author, origin.parts().to_vec(), local, failure.clone());
+            let (keeper, thread) = spawned.map_err(cannot_start)?;
             threads.push(thread);
-            (epochs, Some(handle))
+            let manifests = std::mem::take(&mut origin.manifests);
+            concluding = Some(Concluding { keep, manifests, keeper: keeper.clone() });
+            checkpoints = Some((keeper, interval_ms, claim.generation));
         }
-        None => (Vec::new(), None),
-    };
+        let spawned =
+            recording::spawn(recorded, origin.durable, concluding, failure.clone(), Arc::clone(&metrics));
+        let (handle, thread) = spawned.map_err(cannot_start)?;
+        threads.push(thread);
+        ledger = Some(handle);
+    }
     let recorder = match &plan.record_bindings {
         Some(path) if first_worker == 0 => Some(Recorder::create(path)?),
         _ => None,
@@ -151,10 +162,11 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let context = Arc::new(Context {
         plan,
         source,
-        writers: Mutex::new(Some(writers)),
+        positions: positions.as_slice().into(),
+        origin: Arc::new(origin),
+        handles: Mutex::new(Some(Handles { writers, checkpoints })),
         local_workers,
         recorder: Mutex::new(recorder),
-        replay: Arc::new(replay),
         ledger: Mutex::new(ledger),
         stopping,
         failure: failure.clone(),
@@ -163,17 +175,54 @@ pub fn run(job: Job) -> Result<(), RunError> {
     });
     let shared = Arc::clone(&context);
     let guards = timely::execute(workers, move |worker| shared.work(worker)).map_err(RunError::Workers)?;
-    // Once every worker has its own handles, none must outlive them here: writers end when all handles are gone.
+    // Once every worker has its own handles, none must outlive them here: threads end when all handles are gone.
     drop(guards.join());
     drop(context);
     for thread in threads {
         if thread.join().is_err() {
-            failure.report(RunError::Workers("the thread of a sink or of the ledger panicked".into()));
+            failure.report(RunError::Workers(
+                "the thread of a sink, the ledger or the state store panicked".into(),
+            ));
         }
     }
     // It only informs; a panic there has been printed.
     let _ = group.join();
     failure.into_result()
+}
+
+fn cannot_start(error: std::io::Error) -> RunError {
+    RunError::Workers(error.to_string())
+}
+
+/// Opens the source where the run goes on, which is recorded if it is the beginning.
+fn open_source(
+    source: Opening,
+    origin: &Origin,
+    history: Option<&mut History>,
+) -> Result<(Arc<dyn Source>, Positions), RunError> {
+    let genesis = history.as_ref().and_then(|history| history.claim.genesis.as_ref());
+    let positions = match (&origin.manifest, genesis) {
+        (Some(manifest), _) => Some(Positions::of(&manifest.positions)),
+        (None, genesis) => genesis.map(|genesis| Positions::starting(&genesis.starts)),
+    };
+    let next = |positions: &Positions| positions.as_slice().iter().map(|position| position.next).collect();
+    let source = source(positions.as_ref().map(next))?;
+    let starts = source.start();
+    let positions = positions.unwrap_or_else(|| Positions::starting(starts));
+    if positions.as_slice().len() != starts.len() {
+        let reason = format!(
+            "the pipeline began with {} partitions, and the source has {}",
+            positions.as_slice().len(),
+            starts.len()
+        );
+        return Err(LedgerError::Refused(reason).into());
+    }
+    if let Some(History { ledger, claim, meaning, .. }) = history
+        && claim.genesis.is_none()
+    {
+        ledger.begin(&Genesis { starts: starts.to_vec(), meaning: meaning.clone() })?;
+    }
+    Ok((source, positions))
 }
 
 /// The first of this process's workers, and how many there are.
@@ -190,10 +239,11 @@ fn local(config: &timely::Config) -> (usize, usize) {
 struct Context {
     plan: Plan,
     source: Arc<dyn Source>,
-    writers: Mutex<Option<Vec<(WriterHandle, Tongue)>>>,
+    positions: Arc<[Position]>,
+    origin: Arc<Origin>,
+    handles: Mutex<Option<Handles>>,
     local_workers: usize,
     recorder: Mutex<Option<Recorder>>,
-    replay: Arc<Vec<EpochRecord>>,
     ledger: Mutex<Option<LedgerHandle>>,
     stopping: Arc<AtomicBool>,
     failure: Failure,
@@ -201,45 +251,76 @@ struct Context {
     tell_group: Mutex<Option<Sender<Offsets>>>,
 }
 
+/// Of what every worker has a copy.
+#[derive(Clone)]
+struct Handles {
+    writers: Vec<(WriterHandle, Tongue)>,
+    /// The keeper, the interval in milliseconds, and this start's generation.
+    checkpoints: Option<(KeeperHandle, i64, Generation)>,
+}
+
 impl Context {
     /// The life of one worker.
     fn work(&self, worker: &mut Worker) {
-        let starts = self.source.start();
-        let owned: Vec<_> = starts
+        match self.parts(worker) {
+            Ok(parts) => self.run(worker, parts),
+            Err(error) => self.failure.report(error),
+        }
+    }
+
+    /// What a worker's dataflow is built from.
+    fn parts(&self, worker: &Worker) -> Result<Parts, RunError> {
+        let owned: Vec<_> = self
+            .positions
             .iter()
             .enumerate()
             .filter(|(partition, _)| partition % worker.peers() == worker.index())
-            .map(|(partition, &offset)| (Partition(partition as u32), offset))
+            .map(|(partition, position)| (Partition(partition as u32), position.next))
             .collect();
-        let reader = match self.source.reader(&owned) {
-            Ok(reader) => reader,
-            Err(error) => return self.failure.report(error.into()),
-        };
+        let reader = self.source.reader(&owned)?;
         let lock = "no worker panics while it holds the lock";
-        let sinks = self.writers.lock().expect(lock).clone().unwrap_or_default();
+        let Handles { writers, checkpoints } =
+            self.handles.lock().expect(lock).clone().expect("they stay as long as workers start");
+        let checkpoints = match checkpoints {
+            Some((keeper, interval_ms, generation)) => {
+                let from = self.origin.state(worker.index(), worker.peers())?;
+                Some(Capturing { keeper, interval_ms, generation, from })
+            }
+            None => None,
+        };
         let first = worker.index() == 0;
-        let parts = Parts {
+        Ok(Parts {
             plan: self.plan.clone(),
             reader,
-            partitions: starts.len(),
+            positions: Arc::clone(&self.positions),
             local_workers: self.local_workers,
-            sinks,
+            sinks: writers,
             recorder: if first { self.recorder.lock().expect(lock).take() } else { None },
-            replay: Arc::clone(&self.replay),
+            origin: Arc::clone(&self.origin),
             ledger: if first { self.ledger.lock().expect(lock).take() } else { None },
+            checkpoints,
             stopping: Arc::clone(&self.stopping),
             failure: self.failure.clone(),
             metrics: Arc::clone(&self.metrics),
+        })
+    }
+
+    fn run(&self, worker: &mut Worker, parts: Parts) {
+        let flow = worker.dataflow(|scope| flow::build(scope, parts));
+        let mut flow = match flow {
+            Ok(flow) => flow,
+            Err(error) => {
+                self.failure.report(error.into());
+                return drop_dataflows(worker);
+            }
         };
-        let mut flow = worker.dataflow(|scope| flow::build(scope, parts));
+        let first = worker.index() == 0;
+        let lock = "no worker panics while it holds the lock";
         let tell_group = if first { self.tell_group.lock().expect(lock).take() } else { None };
         let mut told = Instant::now();
         while worker.step_or_park(Some(PARK)) {
             if self.failure.is_some() {
-                for dataflow in worker.installed_dataflows() {
-                    worker.drop_dataflow(dataflow);
-                }
-                return;
+                return drop_dataflows(worker);
             }
             flow.watch.look();
             if told.elapsed() >= OFFSETS_EVERY {
@@ -249,6 +330,12 @@ impl Context {
         }
         flow.watch.look();
         tell(&flow, tell_group.as_ref());
+    }
+}
+
+fn drop_dataflows(worker: &mut Worker) {
+    for dataflow in worker.installed_dataflows() {
+        worker.drop_dataflow(dataflow);
     }
 }
 

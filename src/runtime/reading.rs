@@ -25,7 +25,7 @@ use timely::dataflow::operators::probe::Handle as Probe;
 
 use super::clock::{Tick, committed};
 use super::failure::Failure;
-use crate::coordination::{Binding, Closed};
+use crate::coordination::{Binding, Closed, Position};
 use crate::decode::{Decoder, Reason, Rejection};
 use crate::event::Event;
 use crate::metrics::{Metrics, Share};
@@ -70,6 +70,8 @@ pub struct Read<'scope> {
 /// What reading is told from outside the dataflow.
 #[derive(Clone)]
 pub struct ReadContext {
+    /// By partition, how far it had come before.
+    pub positions: Arc<[Position]>,
     /// Set when the process was asked to stop.
     pub stopping: Arc<AtomicBool>,
     /// The newest watermark that is known here.
@@ -205,13 +207,14 @@ impl Reading {
         let owned: Vec<Owned> = reader
             .partitions()
             .iter()
-            .map(|state| Owned {
+            .map(|state| (state, &context.positions[state.partition.0 as usize]))
+            .map(|(state, position)| Owned {
                 partition: state.partition,
                 end: None,
                 max_in_epoch: None,
-                max_ever: EventTime::MIN,
+                max_ever: position.max_event_time.unwrap_or(EventTime::MIN),
                 alive: Instant::now(),
-                idle: false,
+                idle: position.idle,
                 paused: false,
                 target: None,
                 lag: context.metrics.consumer_lag(state.partition),

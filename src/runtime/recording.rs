@@ -1,4 +1,4 @@
-//! Recording: bound epochs become durable in the ledger before any sink may commit them.
+//! Recording: bound epochs become durable in the ledger before any sink may commit them; checkpoints are concluded there.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,28 +14,49 @@ use timely::dataflow::operators::generic::Operator;
 use timely::scheduling::activate::SyncActivator;
 
 use super::failure::Failure;
-use crate::coordination::EpochRecord;
-use crate::ledger::{Ledger, LedgerError};
+use super::keeper::KeeperHandle;
+use crate::coordination::{EpochRecord, Manifest, Prune, prune, unreferenced};
+use crate::ledger::{Ledger, LedgerError, StoredManifest};
+use crate::metrics::Metrics;
 
 /// How many epochs one round may hold: what the queue has, but not for ever.
 const ROUND: usize = 4096;
 
+/// What is to be written.
+enum Entry {
+    Epoch(EpochRecord),
+    Manifest(Box<Manifest>),
+}
+
 /// Worker 0's end of the thread that writes the ledger.
+#[derive(Clone)]
 pub struct LedgerHandle {
-    sender: Sender<EpochRecord>,
+    sender: Sender<Entry>,
     shared: Arc<Shared>,
 }
 
 struct Shared {
     /// The last epoch that is durable.
     durable: AtomicU64,
+    /// The epoch of the newest manifest that was written; 0 if none was.
+    concluded: AtomicU64,
     activator: Mutex<Option<SyncActivator>>,
 }
 
 impl LedgerHandle {
     /// Gives an epoch to be recorded. A writer that has failed takes everything: the run is about to end.
     pub fn record(&self, record: EpochRecord) {
-        let _ = self.sender.send(record);
+        let _ = self.sender.send(Entry::Epoch(record));
+    }
+
+    /// Gives a manifest to be recorded. Rounds through its epoch are durable already: sinks have committed them.
+    pub fn conclude(&self, manifest: Manifest) {
+        let _ = self.sender.send(Entry::Manifest(Box::new(manifest)));
+    }
+
+    /// The epoch of the newest manifest that was recorded since the start; 0 if none was.
+    pub fn concluded(&self) -> Epoch {
+        Epoch(self.shared.concluded.load(Ordering::Acquire))
     }
 
     /// What tells how far the ledger is.
@@ -47,39 +68,97 @@ impl LedgerHandle {
 /// Tells how far the ledger is.
 pub struct Durable(Arc<Shared>);
 
-/// Starts the thread that writes the ledger, which has everything through `durable`. It ends when the handle is gone.
+/// What it takes to conclude checkpoints.
+pub struct Concluding {
+    /// How many a start can go back to.
+    pub keep: usize,
+    /// Those that the ledger has, in order.
+    pub manifests: Vec<StoredManifest>,
+    /// Deletes what they consisted of once they are gone.
+    pub keeper: KeeperHandle,
+}
+
+/// Starts the thread that writes the ledger, which has everything through `durable`. It ends when all handles are gone.
 pub fn spawn(
-    mut ledger: Box<dyn Ledger>,
+    ledger: Box<dyn Ledger>,
     durable: Epoch,
+    concluding: Option<Concluding>,
     failure: Failure,
+    metrics: Arc<Metrics>,
 ) -> std::io::Result<(LedgerHandle, JoinHandle<()>)> {
     let (sender, receiver) = channel();
-    let shared = Arc::new(Shared { durable: AtomicU64::new(durable.0), activator: Mutex::default() });
+    let shared = Arc::new(Shared {
+        durable: AtomicU64::new(durable.0),
+        concluded: AtomicU64::new(0),
+        activator: Mutex::default(),
+    });
     let handle = LedgerHandle { sender, shared: Arc::clone(&shared) };
+    let mut writer = Writer { ledger, concluding, shared, metrics };
     let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || {
-        if let Err(error) = write(&mut *ledger, &receiver, &shared) {
+        if let Err(error) = writer.run(&receiver) {
             failure.report(error.into());
         }
     })?;
     Ok((handle, thread))
 }
 
-fn write(
-    ledger: &mut dyn Ledger,
-    receiver: &Receiver<EpochRecord>,
-    shared: &Shared,
-) -> Result<(), LedgerError> {
-    while let Ok(first) = receiver.recv() {
-        let mut round = vec![first];
-        round.extend(receiver.try_iter().take(ROUND - 1));
-        ledger.append(&round)?;
-        shared.durable.store(round[round.len() - 1].epoch.0, Ordering::Release);
-        if let Some(activator) = &*shared.activator.lock().expect("no holder of the lock panics") {
-            // A worker that has shut down needs no waking.
-            let _ = activator.activate();
+struct Writer {
+    ledger: Box<dyn Ledger>,
+    concluding: Option<Concluding>,
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+}
+
+impl Writer {
+    fn run(&mut self, entries: &Receiver<Entry>) -> Result<(), LedgerError> {
+        while let Ok(first) = entries.recv() {
+            let mut round = Vec::new();
+            let mut manifest = None;
+            for entry in std::iter::once(first).chain(entries.try_iter()) {
+                match entry {
+                    Entry::Epoch(record) => round.push(record),
+                    Entry::Manifest(concluded) => manifest = Some(concluded),
+                }
+                if manifest.is_some() || round.len() == ROUND {
+                    break;
+                }
+            }
+            if let Some(last) = round.last() {
+                self.ledger.append(&round)?;
+                self.shared.durable.store(last.epoch.0, Ordering::Release);
+                if let Some(activator) = &*self.shared.activator.lock().expect("no holder of the lock panics")
+                {
+                    // A worker that has shut down needs no waking.
+                    let _ = activator.activate();
+                }
+            }
+            if let Some(manifest) = manifest {
+                self.conclude(*manifest)?;
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Records a manifest; what only those before it needed is deleted once they are durably gone.
+    fn conclude(&mut self, manifest: Manifest) -> Result<(), LedgerError> {
+        let Some(Concluding { keep, manifests, keeper }) = &mut self.concluding else { return Ok(()) };
+        self.ledger.conclude(&manifest, *keep)?;
+        let epoch = manifest.epoch;
+        tracing::info!(%epoch, parts = manifest.parts.len(), bytes = manifest.bytes(), "checkpoint");
+        self.metrics.checkpoint(epoch, manifest.wall_ms, manifest.bytes());
+        self.shared.concluded.store(epoch.0, Ordering::Release);
+        manifests.push(StoredManifest { epoch, manifest: Ok(manifest) });
+        let epochs: Vec<_> = manifests.iter().map(|stored| stored.epoch).collect();
+        if let Prune::Before(oldest) = prune(&epochs, *keep) {
+            let kept = manifests.split_off(manifests.partition_point(|stored| stored.epoch < oldest));
+            let dropped = std::mem::replace(manifests, kept);
+            let readable = |stored: &[StoredManifest]| -> Vec<Manifest> {
+                stored.iter().filter_map(|stored| stored.manifest.as_ref().ok()).cloned().collect()
+            };
+            keeper.delete(unreferenced(&readable(&dropped), &readable(manifests)).into_iter().collect());
+        }
+        Ok(())
+    }
 }
 
 /// A stream without data whose frontier is behind every epoch of `control` that is not durable. `control` comes from

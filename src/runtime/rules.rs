@@ -10,7 +10,7 @@ use std::sync::Arc;
 use headwater_dataflows::patterns::{
     Deviation, Diversity, Frequency, Grouped, Location, Outlier, Rate, Travel, Trip, Variety,
 };
-use headwater_dataflows::{Emission, KeyHash, Rule, Rules};
+use headwater_dataflows::{Emission, KeyHash, Rule, Rules, Stored};
 
 use super::plan::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, Telling, TravelPlan};
 use crate::event::Event;
@@ -21,7 +21,7 @@ use crate::outputs::{Alert, Severity};
 const RULE_VERSION: u32 = 1;
 
 /// The rules of a plan, to be scanned together.
-pub fn rules(pipeline: &Arc<str>, patterns: &Patterns) -> impl Rules<Event, Alert> + use<> {
+pub fn rules(pipeline: &Arc<str>, patterns: &Patterns) -> impl Rules<Event, Alert, State: Stored> + use<> {
     let velocity = patterns.velocity_spike.map(|plan| frequency(pipeline, "velocity_spike", plan));
     let burst = patterns.rapid_fire_burst.map(|plan| frequency(pipeline, "rapid_fire_burst", plan));
     let diversity = patterns.merchant_diversity.map(|plan| diversity(pipeline, plan));

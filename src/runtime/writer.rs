@@ -17,11 +17,11 @@ use crate::metrics::Metrics;
 /// What workers tell a writer.
 #[derive(Debug)]
 pub enum Delivered {
-    /// Changes of an epoch.
+    /// Changes of an epoch, through which progress is to be committed.
     Changes {
         /// The epoch.
         epoch: Epoch,
-        /// What it changed, in order.
+        /// What it changed, in order; perhaps nothing.
         changes: Vec<Changes>,
     },
     /// All of a worker's changes of the epochs before `reached` were delivered; none: all there will ever be.
@@ -122,7 +122,7 @@ struct Writer {
     first_worker: usize,
     /// How far each worker's delivery has come.
     reached: Vec<Option<Epoch>>,
-    /// Epochs with changes that are not committed.
+    /// Epochs that were delivered and are not committed.
     staged: BTreeSet<Epoch>,
     committed: Option<Epoch>,
     shared: Arc<Shared>,

@@ -7,6 +7,7 @@ pub mod file;
 pub mod generator;
 pub mod kafka;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use headwater_dataflows::{Offset, Partition, Position};
@@ -71,6 +72,9 @@ pub trait Source: Send + Sync {
     /// does not wait longer than a few seconds.
     fn commit(&self, offsets: &[(Partition, Offset)]) -> Result<(), SourceError>;
 }
+
+/// Opens a source, once: to be read from these offsets, by partition, or where it starts.
+pub type Opening = Box<dyn FnOnce(Option<Vec<Offset>>) -> Result<Arc<dyn Source>, SourceError> + Send>;
 
 /// Why a source cannot be read.
 #[derive(Debug, Error)]

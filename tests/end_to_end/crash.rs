@@ -2,6 +2,7 @@
 //! goes on; the oracle says what must have come of it, epoch by epoch, from the bindings of the last start, which has all
 //! of them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -51,6 +52,7 @@ impl Files {
 
     /// The run, which ends with the files.
     pub fn command(&self, workers: &str) -> Command {
+        self.gather(self.frontiers().1);
         let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
         let mut command =
             headwater(&["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end", "--bindings"]);
@@ -58,20 +60,51 @@ impl Files {
         command
     }
 
+    /// Puts what the last start bound, through an epoch, to what those before it bound: a start that goes on from a
+    /// checkpoint binds only what comes after.
+    fn gather(&self, through: i64) {
+        let (history, last) = (self.path("history.ndjson"), self.path("bindings.ndjson"));
+        let mut epochs = BTreeMap::new();
+        for path in [&history, &last] {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            // A start that was killed may have left half a line, of an epoch that is not durable.
+            for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+                let epoch = serde_json::from_str::<serde_json::Value>(line).expect("JSON")["epoch"].as_i64();
+                let epoch = epoch.expect("an epoch");
+                if epoch <= through {
+                    let before = epochs.insert(epoch, line.to_owned());
+                    assert!(before.is_none_or(|before| before == line), "epoch {epoch} was bound otherwise");
+                }
+            }
+        }
+        fs::write(history, epochs.into_values().collect::<String>()).expect("written");
+        _ = fs::remove_file(last);
+    }
+
     /// Holds the results against the oracle's.
     pub fn judge(&self) {
+        self.gather(i64::MAX);
         let mut input = vec!["--files"];
         input.extend(self.names.iter().map(String::as_str));
-        let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
+        let (config, bindings) = (self.path("run.toml"), self.path("history.ndjson"));
         Expected::of(self.dir.path(), &config, &input, &bindings).judge_sqlite(&self.path("results.db"));
     }
 
     /// The epochs through which the sink has results, and the ledger records; 0 for nothing.
     pub fn frontiers(&self) -> (i64, i64) {
         (
-            frontier(&self.path("results.db"), "headwater_progress"),
-            frontier(&self.path("ledger.db"), "headwater_bindings"),
+            newest(&self.path("results.db"), "SELECT max(through) FROM headwater_progress"),
+            newest(
+                &self.path("ledger.db"),
+                "SELECT max(newest) FROM (SELECT max(through) AS newest FROM headwater_bindings
+                 UNION SELECT max(epoch) FROM headwater_manifests)",
+            ),
         )
+    }
+
+    /// Through which epoch the ledger has been pruned; 0 for not at all.
+    pub fn pruned(&self) -> i64 {
+        newest(&self.path("ledger.db"), "SELECT max(through) FROM headwater_pruned")
     }
 }
 
@@ -92,13 +125,9 @@ fn rows(database: &Path) -> Vec<String> {
     all
 }
 
-fn frontier(database: &Path, table: &str) -> i64 {
+fn newest(database: &Path, query: &str) -> i64 {
     let connection = rusqlite::Connection::open(database).expect("a database");
-    connection
-        .query_row(&format!("SELECT max(through) FROM {table}"), [], |row| row.get::<_, Option<i64>>(0))
-        .ok()
-        .flatten()
-        .unwrap_or(0)
+    connection.query_row(query, [], |row| row.get::<_, Option<i64>>(0)).ok().flatten().unwrap_or(0)
 }
 
 /// Starts a command and kills it, as `kill -9` does, so long after `due` was true; says whether it was still running.
@@ -143,9 +172,9 @@ fn recorded_epochs_done_again_with_two_and_with_three_workers_are_the_same_to_th
     }
 }
 
-#[test]
-fn killed_ten_times_every_result_is_there_exactly_once() {
-    let files = Files::new(11, 90_000);
+/// Kills a run ten times, at its start, while it does again what was done, and further on; at the end every result is
+/// there exactly once.
+pub fn kill_ten_times(files: &Files) {
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut halfway = 0;
     for attempt in 0..10_u64 {
@@ -169,6 +198,11 @@ fn killed_ten_times_every_result_is_there_exactly_once() {
     // Once more from the end: nothing changes.
     succeed(&mut files.command("1"));
     files.judge();
+}
+
+#[test]
+fn killed_ten_times_every_result_is_there_exactly_once() {
+    kill_ten_times(&Files::new(11, 90_000));
 }
 
 #[test]

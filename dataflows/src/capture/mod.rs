@@ -130,6 +130,12 @@ impl<'scope> Captures<'scope> {
         Captures { scope, register: Some(Rc::new(RefCell::new(register))) }
     }
 
+    /// The operators whose state is captured, by name; each with the version of its state.
+    pub fn operators(&self) -> Vec<(Arc<str>, u32)> {
+        let operators = self.register().map(|register| register.operators.clone()).unwrap_or_default();
+        operators.into_iter().map(|operator| (operator, stored::VERSION.into())).collect()
+    }
+
     /// None if nothing is captured.
     pub(crate) fn register(&self) -> Option<RefMut<'_, Register<'scope>>> {
         self.register.as_deref().map(RefCell::borrow_mut)

@@ -70,7 +70,7 @@ pub enum Damage {
 }
 
 /// The version of the format, the first byte of every record.
-const VERSION: u8 = 1;
+pub(super) const VERSION: u8 = 1;
 
 /// The version and then the value: integers of variable length, no trailing bytes.
 pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use differential_dataflow::AsCollection;
-use headwater_dataflows::{Epoch, Partition};
+use headwater_dataflows::{Captures, Epoch, Partition};
 use headwater_sinks::{Changes, CommitPermit, Generation, Lineage, Shards, Start};
 use timely::dataflow::operators::Inspect;
 use timely::dataflow::operators::generic::operator::empty;
@@ -226,7 +226,7 @@ impl Bench<'_> {
         // Never committed to, so the group never comes to be.
         config.plan.pipeline = format!("{}reader", self.scratch.prefix).into();
         let charged = cpu()?;
-        let source = build::source(&config, true, None)?;
+        let source = build::source(&config, true)(None)?;
         let starts: Vec<_> = (0..).map(Partition).zip(source.start().iter().copied()).collect();
         let mut reader = source.reader(&starts)?;
         let mut begun = None;
@@ -261,8 +261,9 @@ impl Bench<'_> {
         let behind_ms = plan.time.max_out_of_orderness_ms;
         let drive = Drive { workers: self.args.workers, behind_ms, close: true };
         let spent = drive.run(events, move |events, control| {
-            let rejected = empty(events.inner.scope()).as_collection();
-            compute(Inputs { events, rejected, control }, &plan, &tongues, &metrics).told
+            let scope = events.inner.scope();
+            let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
+            compute(Inputs { events, rejected, control }, &captures, &plan, &tongues, &metrics).told
         });
         self.go_on()?;
         let alone = spent.cpu.context(UNACCOUNTED)?;
@@ -313,9 +314,10 @@ fn encoded(config: &Config, events: &[Event], tongue: Tongue) -> Vec<(Epoch, Vec
     let (metrics, gathered) = (Arc::new(Metrics::default()), Arc::clone(&all));
     let drive = Drive { workers: 1, behind_ms: plan.time.max_out_of_orderness_ms, close: true };
     drive.run(events, move |events, control| {
-        let rejected = empty(events.inner.scope()).as_collection();
+        let scope = events.inner.scope();
+        let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
         let all = Arc::clone(&gathered);
-        let told = compute(Inputs { events, rejected, control }, &plan, &tongues, &metrics).told;
+        let told = compute(Inputs { events, rejected, control }, &captures, &plan, &tongues, &metrics).told;
         told.inspect(move |(epoch, told)| {
             let changes = told.iter().filter(|changes| !changes.is_empty()).cloned();
             all.lock().expect("nobody panics with it").entry(*epoch).or_default().extend(changes);

@@ -42,10 +42,12 @@ fn marks_are_an_interval_apart_and_one_at_a_time() {
     assert!(!marks.mark(&record(2, 1_099)));
     assert!(marks.mark(&record(3, 1_100)));
     assert!(!marks.mark(&record(4, 5_000)), "one is in flight");
-    marks.done();
+    marks.concluded(Epoch(2));
+    assert!(!marks.mark(&record(4, 5_000)), "it still is");
+    marks.concluded(Epoch(3));
     assert!(!marks.mark(&EpochRecord { bindings: vec![], ..record(5, 5_000) }), "it is not recorded");
     assert!(marks.mark(&record(6, 5_001)));
-    marks.done();
+    marks.concluded(Epoch(6));
     assert!(!marks.mark(&record(7, 5_050)));
     assert!(marks.mark(&record(8, 10)), "the clock was set back");
 }

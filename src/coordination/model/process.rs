@@ -248,7 +248,7 @@ impl Process {
             self.outputs.insert(record.epoch, output(&self.state));
         }
         if !world.guards.one_mark_is_in_flight {
-            self.marks.done();
+            self.marks.concluded(Epoch(u64::MAX));
         }
         if self.marks.mark(&record) {
             self.mark(world, &record, random);
@@ -374,14 +374,14 @@ impl Process {
         if !world.guards.parts_are_deleted_after_the_manifest {
             world.store.retain(|name, _| garbage.iter().all(|garbage| garbage.to_string() != *name));
         }
-        let parts = manifest.parts.clone();
+        let (epoch, parts) = (manifest.epoch, manifest.parts.clone());
         Ok(match world.write(Write::Conclude(self.generation, manifest), random)? {
             Heard::Done => {
                 self.manifests = manifests;
                 self.before = parts;
                 self.garbage.extend(garbage);
                 self.marked = None;
-                self.marks.done();
+                self.marks.concluded(epoch);
                 Life::Goes
             }
             Heard::Fenced | Heard::Failed | Heard::Silence => Life::Ended,

@@ -1,0 +1,181 @@
+//! Checkpoints: what operators capture becomes parts, and once every sink is as far, a manifest.
+//!
+//! ```text
+//!   control ──┬─▶ mark ─▶ Deliver (each sink): commits its progress through F, if nothing else
+//!             └─▶ Store ──▶ parts ──▶ Conclude (worker 0) ─▶ manifest F in the ledger
+//!   records ────▶                       ▲
+//!   frontier of all sinks ──────────────┘
+//! ```
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use headwater_dataflows::{ControlStream, Epoch, Record};
+use headwater_sinks::{Changes, Shards};
+use serde::{Deserialize, Serialize};
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::StreamVec;
+use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use timely::dataflow::operators::generic::Operator;
+
+use super::failure::Failure;
+use super::keeper::KeeperHandle;
+use super::recording::LedgerHandle;
+use crate::coordination::{Checkpoint, Manifest, Operator as Captured, Part};
+
+/// Marked epochs, on worker 0, as manifests without parts.
+pub type Marked = Rc<RefCell<VecDeque<Manifest>>>;
+
+/// A worker's word that its part of a checkpoint is durable.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stored {
+    shards: u64,
+    parts: Vec<Part>,
+}
+
+/// An empty change of each marked epoch: with it a sink commits its progress through that epoch.
+pub fn marks<'scope>(control: ControlStream<'scope>) -> StreamVec<'scope, Epoch, (Epoch, Changes)> {
+    control.unary::<CapacityContainerBuilder<Vec<(Epoch, Changes)>>, _, _, _>(
+        Pipeline,
+        "Mark",
+        |capability, _| {
+            drop(capability);
+            |input, output| {
+                input.for_each(|stamp, data| {
+                    let epoch = *stamp.least().expect("control travels with a time");
+                    if data.drain(..).any(|control| control.checkpoint) {
+                        output.session(&stamp).give((epoch, Changes::default()));
+                    }
+                });
+            }
+        },
+    )
+}
+
+/// Has what is captured put into the state store. What comes out follows, epoch by epoch, once it is durable.
+pub fn store<'scope>(
+    records: StreamVec<'scope, Epoch, Record>,
+    control: ControlStream<'scope>,
+    keeper: KeeperHandle,
+) -> StreamVec<'scope, Epoch, Stored> {
+    let scope = records.scope();
+    let worker = scope.index();
+    let shards = Shards::of_workers(worker..worker + 1, scope.peers()).0;
+    records.binary_frontier::<_, CapacityContainerBuilder<Vec<Stored>>, _, _, _, _>(
+        control,
+        Pipeline,
+        Pipeline,
+        "Store",
+        move |capability, info| {
+            drop(capability);
+            keeper.wakes(worker, scope.worker().sync_activator_for(info.address.to_vec()));
+            let mut marked = BTreeMap::new();
+            // Of these all records are with the keeper.
+            let mut put = BTreeMap::new();
+            move |(records, captured), (control, _), output| {
+                records.for_each(|stamp, data| {
+                    let epoch = *stamp.least().expect("data travels with a time");
+                    keeper.keep(worker, epoch, std::mem::take(data));
+                });
+                control.for_each(|stamp, data| {
+                    let epoch = *stamp.least().expect("control travels with a time");
+                    if data.drain(..).any(|control| control.checkpoint) {
+                        marked.insert(epoch, stamp.delayed(&epoch, 0));
+                    }
+                });
+                while let Some(first) = marked.first_entry().filter(|first| !captured.less_equal(first.key()))
+                {
+                    let (epoch, capability) = first.remove_entry();
+                    keeper.put(worker, epoch);
+                    put.insert(epoch, capability);
+                }
+                for (epoch, parts) in keeper.take(worker) {
+                    let capability = put.remove(&epoch).expect("it was asked for once");
+                    output.session(&capability).give(Stored { shards, parts });
+                }
+            }
+        },
+    )
+}
+
+/// What worker 0 concludes checkpoints with.
+pub struct Concluder {
+    /// The epochs that are to become manifests.
+    pub marked: Marked,
+    /// Whose state is captured, by name, with its version.
+    pub operators: Vec<(Arc<str>, u32)>,
+    /// The parts that the next manifest's follow.
+    pub before: Vec<Part>,
+    /// Writes the manifests.
+    pub ledger: LedgerHandle,
+    /// Where failures go.
+    pub failure: Failure,
+}
+
+/// Writes the manifest of a marked epoch once all its parts are durable and, by the frontier of `committed`, so is every
+/// sink's progress through it. On worker 0 with a concluder, elsewhere without.
+pub fn conclude<'scope>(
+    stored: StreamVec<'scope, Epoch, Stored>,
+    committed: StreamVec<'scope, Epoch, ()>,
+    mut concluder: Option<Concluder>,
+) {
+    let to_first = Exchange::new(|_: &Stored| 0);
+    let mut checkpoints = BTreeMap::new();
+    stored.binary_frontier::<_, CapacityContainerBuilder<Vec<()>>, _, _, _, _>(
+        committed,
+        to_first,
+        Pipeline,
+        "Conclude",
+        move |capability, _| {
+            drop(capability);
+            move |(stored, _), (nothing, committed), _output| {
+                nothing.for_each(|_, _| {});
+                stored.for_each(|stamp, data| {
+                    let epoch = *stamp.least().expect("data travels with a time");
+                    let checkpoint = checkpoints.entry(epoch).or_insert_with(|| Checkpoint::of(epoch));
+                    for Stored { shards, parts } in data.drain(..) {
+                        if let (Err(error), Some(concluder)) =
+                            (checkpoint.stored(Shards(shards), parts), &concluder)
+                        {
+                            concluder.failure.report(error.into());
+                        }
+                    }
+                });
+                let Some(concluder) = &mut concluder else { return };
+                // At a marked epoch each sink commits its progress, so the frontier says how much is durable.
+                let sinks = match committed.frontier().first() {
+                    Some(reached) => reached.0.checked_sub(1).map(Epoch),
+                    None => Some(Epoch(u64::MAX)),
+                };
+                while let Some(first) =
+                    checkpoints.first_entry().filter(|first| first.get().is_complete(&[sinks]))
+                {
+                    concluder.conclude(&first.remove());
+                }
+            }
+        },
+    );
+}
+
+impl Concluder {
+    fn conclude(&mut self, checkpoint: &Checkpoint) {
+        let marked = self.marked.borrow_mut().pop_front();
+        let mut manifest = marked.expect("what was stored was marked");
+        debug_assert_eq!(manifest.epoch, checkpoint.epoch());
+        match checkpoint.parts_after(&self.before) {
+            Ok(parts) => {
+                self.before.clone_from(&parts);
+                manifest.parts = parts;
+                let captured = |(name, version): &(Arc<str>, u32)| Captured {
+                    name: name.to_string(),
+                    version: *version,
+                };
+                manifest.operators = self.operators.iter().map(captured).collect();
+                self.ledger.conclude(manifest);
+            }
+            Err(error) => self.failure.report(error.into()),
+        }
+    }
+}

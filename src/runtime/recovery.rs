@@ -1,0 +1,164 @@
+//! The start of a run: from what the ledger, the sinks and the state store have to where it goes on.
+
+use headwater_dataflows::{Checkpoint, Epoch, EventTime, Record, SHARDS, ShardId};
+use headwater_sinks::Progress;
+
+use super::failure::RunError;
+use super::keeper::{Kept, merge, read};
+use crate::coordination::{EpochRecord, Manifest, NoOrigin, Part, Recorded, chain, left_behind, resume};
+use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest};
+use crate::state::StateStore;
+
+/// A ledger that was claimed, and what goes with it.
+pub struct History {
+    /// Where epochs are recorded.
+    pub ledger: Box<dyn Ledger>,
+    /// What claiming it has found.
+    pub claim: Claim,
+    /// What decides the pipeline's answers: recorded when it begins.
+    pub meaning: String,
+    /// Where and how often checkpoints are made, if they are.
+    pub checkpoints: Option<Checkpoints>,
+}
+
+/// Where and how often checkpoints are made.
+pub struct Checkpoints {
+    /// Where their parts are put.
+    pub store: Box<dyn StateStore>,
+    /// The least time between two, in milliseconds of the epochs' wall times.
+    pub interval_ms: i64,
+    /// How many a start can go back to.
+    pub keep: usize,
+}
+
+/// Where a run goes on.
+#[derive(Default)]
+pub struct Origin {
+    /// The checkpoint that it goes on from; none at the beginning of the pipeline.
+    pub manifest: Option<Manifest>,
+    /// By shard, the contents of that checkpoint's parts.
+    state: Vec<Vec<Kept>>,
+    /// All manifests that the ledger has, in order.
+    pub manifests: Vec<StoredManifest>,
+    /// The epoch of the newest, readable or not; 0 if there is none.
+    pub newest: Epoch,
+    /// The epochs to be done again.
+    pub replay: Vec<EpochRecord>,
+    /// The ledger's end.
+    pub durable: Epoch,
+    /// By sink, the last epoch that it has.
+    pub taken: Vec<Option<Epoch>>,
+}
+
+impl Origin {
+    /// Of a run that goes on from nothing that is recorded, into so many sinks.
+    pub fn unrecorded(sinks: usize) -> Origin {
+        Origin { taken: vec![None; sinks], ..Origin::default() }
+    }
+
+    /// The watermark before the first epoch that is done.
+    pub fn watermark(&self) -> EventTime {
+        self.manifest.as_ref().map_or(EventTime::MIN, |manifest| manifest.watermark)
+    }
+
+    /// Whether the input was over, and every window final: nothing can follow.
+    pub fn is_closed(&self) -> bool {
+        self.watermark() == EventTime::MAX || self.replay.iter().any(|record| record.closes)
+    }
+
+    /// The parts that the next checkpoint's follow.
+    pub fn parts(&self) -> &[Part] {
+        self.manifest.as_ref().map_or(&[], |manifest| &manifest.parts)
+    }
+
+    /// The state of the shards of one of so many workers; none at the beginning.
+    ///
+    /// # Errors
+    /// If a part is of a version that is not known here.
+    pub fn state(&self, worker: usize, peers: usize) -> Result<Option<Checkpoint>, RunError> {
+        let Some(manifest) = &self.manifest else { return Ok(None) };
+        let mut records: Vec<Record> = Vec::new();
+        for shard in (0..SHARDS).map(ShardId).filter(|shard| shard.worker(peers) == worker) {
+            records.extend(merge(&self.state[shard.0 as usize])?.records(shard));
+        }
+        Ok(Some(Checkpoint { epoch: manifest.epoch, watermark: manifest.watermark, records }))
+    }
+}
+
+/// Decides where a start goes on, given what each sink has, and reads the state that is there. What earlier starts left
+/// in the state store and nobody needs is deleted.
+///
+/// # Errors
+/// If there is nothing to go on from, or what there is cannot be read.
+pub fn origin(history: &mut History, sinks: &[(&str, &[Progress])]) -> Result<Origin, RunError> {
+    let History { ledger, claim, checkpoints, .. } = history;
+    let manifests = ledger.manifests()?;
+    let pruned = ledger.pruned()?;
+    if checkpoints.is_none() && !manifests.is_empty() {
+        let reason = "the pipeline has checkpoints: it cannot go on without [checkpoint], nor without the [state] \
+                      that has them";
+        return Err(LedgerError::Refused(reason.into()).into());
+    }
+    let mut epochs = ledger.epochs(pruned)?;
+    let all: Vec<_> = manifests.iter().map(|stored| stored.epoch).collect();
+    let readable: Vec<_> =
+        manifests.iter().filter(|stored| stored.manifest.is_ok()).map(|stored| stored.epoch).collect();
+    for stored in &manifests {
+        if let Err(error) = &stored.manifest {
+            tracing::warn!(epoch = %stored.epoch, %error, "a checkpoint cannot be gone on from");
+        }
+    }
+    let recorded = Recorded {
+        last_round: epochs.last().map(|last| last.epoch),
+        manifests: &all,
+        readable: &readable,
+        pruned,
+    };
+    let resume = resume(recorded, sinks)?;
+    let mut chosen = None;
+    for &origin in &resume.origins {
+        let manifest = manifests.iter().filter(|stored| stored.epoch == origin);
+        let manifest = manifest.filter_map(|stored| stored.manifest.as_ref().ok()).next().cloned();
+        let Some((manifest, checkpoints)) = manifest.zip(checkpoints.as_mut()) else {
+            chosen = Some((None, Vec::new()));
+            break;
+        };
+        match load(&mut *checkpoints.store, &manifest) {
+            Ok(state) => {
+                chosen = Some((Some(manifest), state));
+                break;
+            }
+            Err(error @ RunError::Part { .. }) => {
+                tracing::warn!(epoch = %origin, %error, "a checkpoint cannot be gone on from");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let (manifest, state) =
+        chosen.ok_or(crate::coordination::NoResume::from(NoOrigin::Unreadable(pruned)))?;
+    if let Some(Checkpoints { store, .. }) = checkpoints {
+        let known: Vec<_> =
+            manifests.iter().filter_map(|stored| stored.manifest.as_ref().ok()).cloned().collect();
+        let found = store.list(&format!("{}/", claim.lineage.0))?;
+        let found = found.iter().map(String::as_str);
+        for name in left_behind(found, &claim.lineage, claim.generation, &known) {
+            store.delete(&name.to_string())?;
+        }
+    }
+    let epoch = manifest.as_ref().map_or(Epoch(0), |manifest| manifest.epoch);
+    epochs.retain(|record| record.epoch > epoch);
+    Ok(Origin {
+        manifest,
+        state,
+        newest: all.last().copied().unwrap_or_default(),
+        manifests,
+        replay: epochs,
+        durable: resume.durable,
+        taken: resume.taken,
+    })
+}
+
+/// By shard, what a checkpoint's parts hold.
+fn load(store: &mut dyn StateStore, manifest: &Manifest) -> Result<Vec<Vec<Kept>>, RunError> {
+    (0..SHARDS).map(|shard| read(store, chain(&manifest.parts, ShardId(shard)))).collect()
+}
