@@ -1,19 +1,48 @@
 //! Checkpoints: a start goes on from one, whatever has happened, and does not read again what came before.
 
-use crate::common::FLOW;
-use crate::crash::{Files, kill_ten_times};
+use std::fs;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::common::{FLOW, headwater, succeed};
+use crate::crash::{Files, kill_ten_times, kill_when};
+use crate::live::Running;
+
+const CHECKPOINT: &str = "[checkpoint]\ninterval = \"100ms\"\nkeep = 2\n";
 
 /// Generated files, and a pipeline that makes checkpoints as often as it may.
 fn files(seed: u64, records: u64) -> Files {
     let files = Files::new(seed, records);
-    configure(&files, FLOW);
+    configure(&files, FLOW, CHECKPOINT);
     files
 }
 
-fn configure(files: &Files, flow: &str) {
+fn configure(files: &Files, flow: &str, checkpoint: &str) {
     let state = files.path("state").display().to_string();
-    let checkpoint = "[checkpoint]\ninterval = \"100ms\"\nkeep = 2\n";
     files.configure(&format!("{flow}{checkpoint}[state]\npath = {state:?}\n"));
+}
+
+/// What `headwater status` says.
+fn status(files: &Files) -> Value {
+    let config = files.path("run.toml");
+    let output = succeed(&mut headwater(&["status", config.to_str().expect("UTF-8"), "--json"]));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// Starts a run and waits until it has made some checkpoints that a start can go back to.
+fn run_until_pruned(files: &Files, workers: &str) -> Running {
+    let run = Running::start(files.command(workers), files.path("run.log"));
+    let before = files.pruned();
+    crate::live::wait_for("checkpoints", || (files.pruned() > before).then_some(()));
+    run
+}
+
+fn refused(files: &Files, why: &str) {
+    let output = files.command("1").output().expect("started");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains(why), "{said}");
 }
 
 #[test]
@@ -21,4 +50,55 @@ fn killed_ten_times_between_checkpoints_every_result_is_there_exactly_once() {
     let files = files(31, 120_000);
     kill_ten_times(&files);
     assert!(files.pruned() > 0, "no start can have gone on from the beginning");
+}
+
+#[test]
+fn a_stop_leaves_nothing_to_be_done_again_and_another_number_of_workers_goes_on() {
+    let files = files(32, 150_000);
+    for workers in ["2", "3", "1"] {
+        let mut run = run_until_pruned(&files, workers);
+        run.terminate();
+        run.ends_well();
+        let status = status(&files);
+        assert_eq!(status["start"]["replay"], 0, "{status}");
+        assert_eq!(status["start"]["after"], status["recorded_through"], "{status}");
+        assert_eq!(status["sinks"][0]["through"], status["recorded_through"], "{status}");
+    }
+    succeed(&mut files.command("3"));
+    files.judge();
+    assert_eq!(status(&files)["start"]["closed"], true);
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_read_costs_time_and_nothing_else() {
+    let files = files(33, 150_000);
+    run_until_pruned(&files, "2").kill();
+    let ledger = rusqlite::Connection::open(files.path("ledger.db")).expect("a database");
+    let spoil =
+        "UPDATE headwater_manifests SET manifest = CAST(substr(manifest, 1, length(manifest) - 1) AS BLOB)
+                 WHERE epoch = (SELECT max(epoch) FROM headwater_manifests)";
+    assert_eq!(ledger.execute(spoil, []).expect("spoilt"), 1);
+    drop(ledger);
+    let status = status(&files);
+    assert!(status["checkpoints"][0]["error"].is_string(), "{status}");
+    assert_eq!(status["start"]["after"], status["checkpoints"][1]["epoch"], "{status}");
+    let killed = kill_when(&mut files.command("1"), || files.pruned() > 0, Duration::from_millis(300));
+    assert!(killed, "it was to be killed on its way");
+    succeed(&mut files.command("2"));
+    files.judge();
+}
+
+#[test]
+fn a_start_whose_state_is_gone_is_refused_and_says_what_is_missing() {
+    let files = files(34, 150_000);
+    run_until_pruned(&files, "2").kill();
+    configure(&files, FLOW, "");
+    refused(&files, "it cannot go on without [checkpoint]");
+    configure(&files, FLOW, CHECKPOINT);
+    fs::rename(files.path("state"), files.path("elsewhere")).expect("moved");
+    refused(&files, "no checkpoint can be read");
+    fs::remove_dir_all(files.path("state")).expect("removed");
+    fs::rename(files.path("elsewhere"), files.path("state")).expect("moved back");
+    succeed(&mut files.command("2"));
+    files.judge();
 }

@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: generated input, the program itself, and the oracle that judges it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,27 @@ pub fn write_files(dir: &Path, settings: &GeneratorSettings, records: u64) -> Ve
             path
         })
         .collect()
+}
+
+/// Puts what the last start bound, `bindings.ndjson`, through an epoch, to what those before it bound,
+/// `history.ndjson`: a start that goes on from a checkpoint binds only what comes after.
+pub fn gather(dir: &Path, through: i64) {
+    let (history, last) = (dir.join("history.ndjson"), dir.join("bindings.ndjson"));
+    let mut epochs = BTreeMap::new();
+    for path in [&history, &last] {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        // A start that was killed may have left half a line, of an epoch that is not durable.
+        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+            let epoch = serde_json::from_str::<serde_json::Value>(line).expect("JSON")["epoch"].as_i64();
+            let epoch = epoch.expect("an epoch");
+            if epoch <= through {
+                let before = epochs.insert(epoch, line.to_owned());
+                assert!(before.is_none_or(|before| before == line), "epoch {epoch} was bound otherwise");
+            }
+        }
+    }
+    fs::write(history, epochs.into_values().collect::<String>()).expect("written");
+    _ = fs::remove_file(last);
 }
 
 /// A script of the oracle, to be run.

@@ -2,13 +2,12 @@
 //! goes on; the oracle says what must have come of it, epoch by epoch, from the bindings of the last start, which has all
 //! of them.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::{Expected, FLOW, hard, headwater, succeed, write_files};
+use crate::common::{Expected, FLOW, gather, hard, headwater, succeed, write_files};
 
 /// A run of files with a ledger, in a directory of its own.
 pub struct Files {
@@ -52,7 +51,7 @@ impl Files {
 
     /// The run, which ends with the files.
     pub fn command(&self, workers: &str) -> Command {
-        self.gather(self.frontiers().1);
+        gather(self.dir.path(), self.frontiers().1);
         let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
         let mut command =
             headwater(&["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end", "--bindings"]);
@@ -60,30 +59,9 @@ impl Files {
         command
     }
 
-    /// Puts what the last start bound, through an epoch, to what those before it bound: a start that goes on from a
-    /// checkpoint binds only what comes after.
-    fn gather(&self, through: i64) {
-        let (history, last) = (self.path("history.ndjson"), self.path("bindings.ndjson"));
-        let mut epochs = BTreeMap::new();
-        for path in [&history, &last] {
-            let text = fs::read_to_string(path).unwrap_or_default();
-            // A start that was killed may have left half a line, of an epoch that is not durable.
-            for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-                let epoch = serde_json::from_str::<serde_json::Value>(line).expect("JSON")["epoch"].as_i64();
-                let epoch = epoch.expect("an epoch");
-                if epoch <= through {
-                    let before = epochs.insert(epoch, line.to_owned());
-                    assert!(before.is_none_or(|before| before == line), "epoch {epoch} was bound otherwise");
-                }
-            }
-        }
-        fs::write(history, epochs.into_values().collect::<String>()).expect("written");
-        _ = fs::remove_file(last);
-    }
-
     /// Holds the results against the oracle's.
     pub fn judge(&self) {
-        self.gather(i64::MAX);
+        gather(self.dir.path(), i64::MAX);
         let mut input = vec!["--files"];
         input.extend(self.names.iter().map(String::as_str));
         let (config, bindings) = (self.path("run.toml"), self.path("history.ndjson"));

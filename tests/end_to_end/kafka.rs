@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::common::{Expected, FLOW, hard, headwater, succeed};
+use crate::common::{Expected, FLOW, gather, hard, headwater, succeed};
 use crate::crash::kill_when;
 use crate::postgres::Database;
 use headwater::source::generator::{GeneratorSettings, RecordMaker};
@@ -152,9 +152,15 @@ fn topics_agree(tables: &Tables) {
     );
 }
 
-/// What a run that is to be killed has beside: little at a time, and a ledger.
-const KILLED: &str =
-    "commit_interval = \"0ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n[ledger]\nkind = \"postgres\"\n";
+/// What a run that is to be killed has beside: little at a time, a ledger, and checkpoints.
+const KILLED: &str = "commit_interval = \"0ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n[ledger]\nkind = \"postgres\"\n\
+     [checkpoint]\ninterval = \"100ms\"\nkeep = 2\n[state]\nkind = \"redis\"\nurl = ";
+
+/// Where Redis is.
+fn redis() -> String {
+    std::env::var("HEADWATER_TEST_REDIS")
+        .expect("HEADWATER_TEST_REDIS is not set: scripts/test starts a Redis and sets it")
+}
 
 #[test]
 fn topics_and_tables_are_what_the_oracle_says_with_one_worker_with_three_and_after_kills() {
@@ -178,18 +184,21 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_with_three_and_aft
              [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.sqlite]\npath = {:?}\n[sinks.postgres]\nurl = {:?}\n{}",
             database.display().to_string(),
             postgres.url(),
-            if kills > 0 { KILLED } else { "" }
+            if kills > 0 { format!("{KILLED}{:?}\n", redis()) } else { String::new() }
         );
         fs::write(&config, text).expect("written");
         let arguments =
             ["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end", "--close", "--bindings"];
-        let through =
-            || match postgres.ask("SELECT to_regclass('headwater_progress') IS NOT NULL")[0].as_str() {
-                "t" => postgres.ask("SELECT coalesce(max(through), 0) FROM headwater_progress")[0]
-                    .parse::<i64>()
-                    .expect("a number"),
-                _ => 0,
-            };
+        let newest = |table: &str, column: &str| match postgres
+            .ask(&format!("SELECT to_regclass('{table}') IS NOT NULL"))[0]
+            .as_str()
+        {
+            "t" => postgres.ask(&format!("SELECT coalesce(max({column}), 0) FROM {table}"))[0]
+                .parse::<i64>()
+                .expect("a number"),
+            _ => 0,
+        };
+        let through = || newest("headwater_progress", "through");
         for attempt in 0..kills {
             let before = through();
             let killed = kill_when(
@@ -198,10 +207,13 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_with_three_and_aft
                 Duration::from_millis(40 * attempt),
             );
             assert!(killed || attempt > 0, "it was to be killed on its way");
+            gather(&at, newest("headwater_bindings", "through").max(newest("headwater_manifests", "epoch")));
         }
+        assert_eq!(kills > 0, newest("headwater_pruned", "through") > 0, "starts go on from checkpoints");
         succeed(headwater(&arguments).arg(&bindings));
         let input = ["--records", recorded.to_str().expect("UTF-8")];
-        let expected = Expected::of(&at, &config, &input, &bindings);
+        gather(&at, i64::MAX);
+        let expected = Expected::of(&at, &config, &input, &at.join("history.ndjson"));
         expected.judge_sqlite(&database);
         postgres.dump("public", &at.join("postgres"));
         expected.judge(&at.join("postgres"));
@@ -214,7 +226,7 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_with_three_and_aft
     }
 }
 
-/// There are no checkpoints yet, so each run reads again some of what the one before it has stored.
+/// Without a ledger each run reads again some of what the one before it has stored.
 #[test]
 fn every_record_is_in_postgresql_once_though_runs_were_killed() {
     let records = 60_000;
