@@ -13,6 +13,7 @@
 
 mod changes;
 mod contract;
+pub mod crash;
 pub mod kafka;
 pub mod memory;
 mod migrations;

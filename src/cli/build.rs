@@ -7,7 +7,7 @@ use headwater_dataflows::Offset;
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink};
 use headwater_sinks::postgres::PostgresConfig;
 use headwater_sinks::sqlite::SqliteConfig;
-use headwater_sinks::{Generation, Lineage, OpenError, Shards, Sink, Start, tables};
+use headwater_sinks::{Generation, Lineage, OpenError, Shards, Sink, Start, crash, tables};
 
 use crate::config::{
     CheckpointConfig, Config, LedgerConfig, OutputKind, PostgresSinkConfig, SourceConfig, StartFrom,
@@ -135,6 +135,7 @@ pub fn ledger(config: &LedgerConfig, pipeline: &str) -> Result<Box<dyn Ledger>, 
 fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, RunError> {
     let mut ledger = ledger(ledger_config, &config.plan.pipeline)?;
     let claim = ledger.claim()?;
+    crash::point("start.claimed");
     let meaning = config.meaning();
     if let Some(genesis) = claim.genesis.as_ref().filter(|genesis| genesis.meaning != meaning) {
         return Err(LedgerError::Refused(changed(&genesis.meaning, &meaning)).into());

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use headwater_dataflows::{Epoch, Record, ShardId};
-use headwater_sinks::{Generation, Lineage};
+use headwater_sinks::{Generation, Lineage, crash};
 use sha2::{Digest, Sha256};
 use timely::scheduling::activate::SyncActivator;
 
@@ -142,6 +142,7 @@ impl Keeper {
                         if let Err(error) = self.store.delete(&name.to_string()) {
                             tracing::warn!(%name, %error, "an old part of a checkpoint stays");
                         }
+                        crash::point("part.deleted");
                     }
                 }
             }
@@ -158,6 +159,7 @@ impl Keeper {
             parts.push(self.part(epoch, records[0].shard, Content::of(records))?);
         }
         self.store.sync()?;
+        crash::point("parts.synced");
         Ok(parts)
     }
 
@@ -177,7 +179,9 @@ impl Keeper {
         };
         let kind = if base { PartKind::Base } else { PartKind::Delta };
         let name = PartName { lineage, generation, epoch, shard, kind };
+        crash::point("part.put.before");
         self.store.put(&name.to_string(), &bytes)?;
+        crash::point("part.put.after");
         let part = Part { name, hash: Sha256::digest(&bytes).into(), bytes: bytes.len() as u64 };
         self.parts.push(part.clone());
         Ok(part)

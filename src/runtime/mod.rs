@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, Offset, Partition};
-use headwater_sinks::{Generation, Sink, Start};
+use headwater_sinks::{Generation, Sink, Start, crash};
 use timely::worker::Worker;
 
 use crate::coordination::{Position, Positions};
@@ -102,7 +102,9 @@ pub fn run(job: Job) -> Result<(), RunError> {
 
     let mut found = Vec::new();
     for job in &mut sinks {
+        crash::point("sink.open.before");
         found.push((job.sink.name().to_owned(), job.sink.open(&start)?));
+        crash::point("sink.open.after");
     }
     let found: Vec<_> = found.iter().map(|(name, progress)| (&**name, &progress[..])).collect();
     let mut origin = match &mut history {
@@ -113,7 +115,9 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let taken = found.iter().flat_map(|(_, progress)| *progress).map(|progress| progress.through);
     let latest = taken.chain([origin.durable]).max().unwrap_or_default();
     plan.first_epoch = plan.first_epoch.max(latest.next());
+    crash::point("start.loaded");
     let (source, positions) = open_source(source, &origin, history.as_mut())?;
+    crash::point("start.begun");
 
     let mut threads = Vec::new();
     let mut writers = Vec::new();
@@ -152,10 +156,12 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let (committing, counting) = (Arc::clone(&source), Arc::clone(&metrics));
     let group = std::thread::spawn(move || {
         for offsets in told_group {
+            crash::point("group.commit.before");
             if let Err(error) = committing.commit(&offsets) {
                 counting.group_commit_failed();
                 tracing::warn!(%error, "the consumer group could not be told of progress");
             }
+            crash::point("group.commit.after");
         }
     });
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use headwater_dataflows::{Control, ControlStream, Epoch};
+use headwater_sinks::crash;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Pipeline;
@@ -124,7 +125,9 @@ impl Writer {
                 }
             }
             if let Some(last) = round.last() {
+                crash::point("ledger.append.before");
                 self.ledger.append(&round)?;
+                crash::point("ledger.append.after");
                 self.shared.durable.store(last.epoch.0, Ordering::Release);
                 if let Some(activator) = &*self.shared.activator.lock().expect("no holder of the lock panics")
                 {
@@ -142,7 +145,9 @@ impl Writer {
     /// Records a manifest; what only those before it needed is deleted once they are durably gone.
     fn conclude(&mut self, manifest: Manifest) -> Result<(), LedgerError> {
         let Some(Concluding { keep, manifests, keeper }) = &mut self.concluding else { return Ok(()) };
+        crash::point("ledger.conclude.before");
         self.ledger.conclude(&manifest, *keep)?;
+        crash::point("ledger.conclude.after");
         let epoch = manifest.epoch;
         tracing::info!(%epoch, parts = manifest.parts.len(), bytes = manifest.bytes(), "checkpoint");
         self.metrics.checkpoint(epoch, manifest.wall_ms, manifest.bytes());

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::Epoch;
-use headwater_sinks::{Changes, CommitError, CommitPermit, Sink};
+use headwater_sinks::{Changes, CommitError, CommitPermit, Sink, crash};
 use timely::scheduling::activate::SyncActivator;
 
 use super::failure::{Failure, RunError};
@@ -165,6 +165,7 @@ impl Writer {
     fn take(&mut self, message: Delivered) -> Result<(), RunError> {
         match message {
             Delivered::Changes { epoch, changes } => {
+                crash::point("sink.stage");
                 for changes in changes {
                     self.sink.stage(epoch, changes)?;
                 }
@@ -186,6 +187,7 @@ impl Writer {
         let later = complete.map_or_else(BTreeSet::new, |complete| self.staged.split_off(&complete));
         if let Some(&through) = std::mem::replace(&mut self.staged, later).last() {
             self.metrics.committing(&self.name);
+            crash::point("sink.commit.before");
             let mut backoff = Duration::from_millis(10);
             while let Err(error) = self.sink.commit(CommitPermit::granted(through)) {
                 if !matches!(error, CommitError::Failed { .. }) || failure.is_some() {
@@ -196,6 +198,7 @@ impl Writer {
                 std::thread::sleep(backoff);
                 backoff = (2 * backoff).min(Duration::from_secs(1));
             }
+            crash::point("sink.commit.after");
             self.metrics.committed(&self.name, through);
         }
         self.committed = complete;

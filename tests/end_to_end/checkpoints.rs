@@ -12,7 +12,7 @@ use crate::live::Running;
 const CHECKPOINT: &str = "[checkpoint]\ninterval = \"100ms\"\nkeep = 2\n";
 
 /// Generated files, and a pipeline that makes checkpoints as often as it may.
-fn files(seed: u64, records: u64) -> Files {
+pub fn files(seed: u64, records: u64) -> Files {
     let files = Files::new(seed, records);
     configure(&files, FLOW, CHECKPOINT);
     files

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::common::{Expected, FLOW, gather, hard, headwater, succeed};
@@ -156,10 +157,116 @@ fn topics_agree(tables: &Tables) {
 const KILLED: &str = "commit_interval = \"0ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n[ledger]\nkind = \"postgres\"\n\
      [checkpoint]\ninterval = \"100ms\"\nkeep = 2\n[state]\nkind = \"redis\"\nurl = ";
 
+/// The names of the topics that results go to are fixed: one run at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static TOPICS: Mutex<()> = Mutex::new(());
+    TOPICS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A run from Kafka into every sink that is to be killed, with checkpoints in Redis.
+pub struct Killed {
+    run: Everywhere,
+    records: PathBuf,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Killed {
+    /// Over so many generated records.
+    pub fn new(name: &str, records: u64) -> Killed {
+        let alone = alone();
+        let topic = format!("raw-{name}-{}", std::process::id());
+        let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
+        topics.create(&[TopicSpec::new(&topic, 6)]).expect("created");
+        let run = Everywhere::new(name, &topic, &format!("{KILLED}{:?}\n", redis()));
+        let recorded = run.path("records.ndjson");
+        produce(&topic, &hard(9), records, &recorded);
+        Killed { run, records: recorded, _alone: alone }
+    }
+
+    /// The run, to the end of the topic.
+    pub fn command(&self, workers: &str) -> Command {
+        self.run.command(workers)
+    }
+
+    /// Every sink has every result once.
+    pub fn judge(&self) {
+        assert!(self.run.newest("headwater_pruned", "through") > 0, "starts go on from checkpoints");
+        self.run.judge(&self.records);
+    }
+}
+
 /// Where Redis is.
 fn redis() -> String {
     std::env::var("HEADWATER_TEST_REDIS")
         .expect("HEADWATER_TEST_REDIS is not set: scripts/test starts a Redis and sets it")
+}
+
+/// A run from a topic into every sink, in a directory of its own.
+struct Everywhere {
+    dir: tempfile::TempDir,
+    postgres: Database,
+}
+
+impl Everywhere {
+    /// Reads `topic`, and has `beside` in its configuration.
+    fn new(name: &str, topic: &str, beside: &str) -> Everywhere {
+        headwater::topics::create_topics(&brokers(), &BTreeMap::new(), &headwater::topics::standard())
+            .expect("created");
+        let everywhere = Everywhere {
+            dir: tempfile::tempdir().expect("a directory"),
+            postgres: Database::create(&format!("flow_{name}")),
+        };
+        let brokers = brokers();
+        let text = format!(
+            "pipeline = \"flow-{name}\"\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {brokers:?}\n{FLOW}\
+             [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.sqlite]\npath = {:?}\n[sinks.postgres]\nurl = {:?}\n{beside}",
+            everywhere.path("results.db").display().to_string(),
+            everywhere.postgres.url(),
+        );
+        fs::write(everywhere.path("run.toml"), text).expect("written");
+        everywhere
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The greatest number in a column of a table, 0 if there is none.
+    fn newest(&self, table: &str, column: &str) -> i64 {
+        match self.postgres.ask(&format!("SELECT to_regclass('{table}') IS NOT NULL"))[0].as_str() {
+            "t" => self.postgres.ask(&format!("SELECT coalesce(max({column}), 0) FROM {table}"))[0]
+                .parse()
+                .expect("a number"),
+            _ => 0,
+        }
+    }
+
+    /// The run, to the end of the topic.
+    fn command(&self, workers: &str) -> Command {
+        let durable =
+            self.newest("headwater_bindings", "through").max(self.newest("headwater_manifests", "epoch"));
+        gather(self.dir.path(), durable);
+        let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
+        let config = config.to_str().expect("UTF-8");
+        let mut command = headwater(&["run", config, "-w", workers, "--until-end", "--close", "--bindings"]);
+        command.arg(bindings);
+        command
+    }
+
+    /// Every sink has what the oracle says of these records. The topics are empty afterwards.
+    fn judge(&self, records: &Path) {
+        gather(self.dir.path(), i64::MAX);
+        let input = ["--records", records.to_str().expect("UTF-8")];
+        let (config, history) = (self.path("run.toml"), self.path("history.ndjson"));
+        let expected = Expected::of(self.dir.path(), &config, &input, &history);
+        let database = self.path("results.db");
+        expected.judge_sqlite(&database);
+        self.postgres.dump("public", &self.path("postgres"));
+        expected.judge(&self.path("postgres"));
+        topics_agree(&Tables(rusqlite::Connection::open(&database).expect("a database")));
+        let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
+        topics.delete(&OUTPUTS).expect("deleted");
+    }
 }
 
 #[test]
@@ -167,63 +274,28 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_with_three_and_aft
     let records = if std::env::var_os("HEADWATER_TEST_LONG").is_some() { 200_000 } else { 60_000 };
     let dir = tempfile::tempdir().expect("a directory");
     let recorded = dir.path().join("records.ndjson");
-    let (brokers, options) = (brokers(), BTreeMap::new());
-    let topics = Topics::connect(&brokers, &options).expect("connected");
-    topics.create(&[TopicSpec::new("raw-flow", 6)]).expect("created");
-    produce("raw-flow", &hard(7), records, &recorded);
+    let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
+    let topic = format!("raw-flow-{}", std::process::id());
+    topics.create(&[TopicSpec::new(&topic, 6)]).expect("created");
+    produce(&topic, &hard(7), records, &recorded);
 
-    for (workers, kills) in [("1", 0), ("3", 0), ("2", 6)] {
-        topics.create(&headwater::topics::standard()).expect("created");
-        let at = dir.path().join(workers);
-        fs::create_dir(&at).expect("a directory");
-        let (config, database, bindings) =
-            (at.join("run.toml"), at.join("results.db"), at.join("bindings.ndjson"));
-        let postgres = Database::create(&format!("flow_{workers}"));
-        let text = format!(
-            "pipeline = \"flow-{workers}\"\n[source]\nkind = \"kafka\"\ntopic = \"raw-flow\"\nbrokers = {brokers:?}\n{FLOW}\
-             [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.sqlite]\npath = {:?}\n[sinks.postgres]\nurl = {:?}\n{}",
-            database.display().to_string(),
-            postgres.url(),
-            if kills > 0 { format!("{KILLED}{:?}\n", redis()) } else { String::new() }
-        );
-        fs::write(&config, text).expect("written");
-        let arguments =
-            ["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end", "--close", "--bindings"];
-        let newest = |table: &str, column: &str| match postgres
-            .ask(&format!("SELECT to_regclass('{table}') IS NOT NULL"))[0]
-            .as_str()
-        {
-            "t" => postgres.ask(&format!("SELECT coalesce(max({column}), 0) FROM {table}"))[0]
-                .parse::<i64>()
-                .expect("a number"),
-            _ => 0,
-        };
-        let through = || newest("headwater_progress", "through");
-        for attempt in 0..kills {
-            let before = through();
-            let killed = kill_when(
-                headwater(&arguments).arg(&bindings),
-                || through() > before,
-                Duration::from_millis(40 * attempt),
-            );
-            assert!(killed || attempt > 0, "it was to be killed on its way");
-            gather(&at, newest("headwater_bindings", "through").max(newest("headwater_manifests", "epoch")));
-        }
-        assert_eq!(kills > 0, newest("headwater_pruned", "through") > 0, "starts go on from checkpoints");
-        succeed(headwater(&arguments).arg(&bindings));
-        let input = ["--records", recorded.to_str().expect("UTF-8")];
-        gather(&at, i64::MAX);
-        let expected = Expected::of(&at, &config, &input, &at.join("history.ndjson"));
-        expected.judge_sqlite(&database);
-        postgres.dump("public", &at.join("postgres"));
-        expected.judge(&at.join("postgres"));
-        topics_agree(&Tables(rusqlite::Connection::open(&database).expect("a database")));
-
-        let topics = Topics::connect(&brokers, &options).expect("connected");
-        topics.delete(&OUTPUTS).expect("deleted");
-        headwater::topics::create_topics(&brokers, &options, &headwater::topics::standard())
-            .expect("created again");
+    let _alone = alone();
+    for workers in ["1", "3"] {
+        let run = Everywhere::new(workers, &topic, "");
+        succeed(&mut run.command(workers));
+        run.judge(&recorded);
     }
+    let run = Everywhere::new("2", &topic, &format!("{KILLED}{:?}\n", redis()));
+    let through = || run.newest("headwater_progress", "through");
+    for attempt in 0..6 {
+        let before = through();
+        let delay = Duration::from_millis(40 * attempt);
+        let killed = kill_when(&mut run.command("2"), || through() > before, delay);
+        assert!(killed || attempt > 0, "it was to be killed on its way");
+    }
+    assert!(run.newest("headwater_pruned", "through") > 0, "starts go on from checkpoints");
+    succeed(&mut run.command("2"));
+    run.judge(&recorded);
 }
 
 /// Without a ledger each run reads again some of what the one before it has stored.

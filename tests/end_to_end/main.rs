@@ -4,6 +4,7 @@ mod bench;
 mod checkpoints;
 mod common;
 mod crash;
+mod crash_points;
 mod files;
 mod kafka;
 mod live;

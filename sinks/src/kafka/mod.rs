@@ -34,6 +34,7 @@ use self::log::{LogError, ProgressLog};
 use self::progress::{Body, Record};
 use self::topics::{TopicError, TopicSpec, Topics};
 use self::writer::{Outgoing, TRANSACTION_TIMEOUT, Trouble, Writer};
+use crate::crash;
 use crate::{Changes, CommitError, CommitPermit, OpenError, Progress, Sink, StageError, Start};
 
 /// How many transactional ids a writer uses in turn.
@@ -356,7 +357,9 @@ impl KafkaSink {
             }
             let topic = &progress_topic(&start.pipeline);
             let (key, value) = (Some(&*key), Some(&*value));
-            writer.send(&Outgoing { topic, partition: None, key, value, headers: &[] })
+            writer.send(&Outgoing { topic, partition: None, key, value, headers: &[] })?;
+            crash::point("kafka.produced");
+            Ok(())
         })
     }
 }

@@ -35,6 +35,7 @@ use self::progress::Row;
 use self::staged::{LastChanges, Staged, Stored};
 use crate::Changes;
 use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, Start};
+use crate::crash;
 use crate::migrations::{Migration, pending};
 use crate::tables::{Mode, TABLES};
 
@@ -244,6 +245,7 @@ impl Writer {
                 }
             }
         }
+        crash::point("postgres.written");
         Ok(Round::Written)
     }
 

@@ -11,6 +11,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ToSql, Trans
 use crate::contract::{
     CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, StageError, Start,
 };
+use crate::crash;
 use crate::migrations::{Migration, pending};
 use crate::tables::{Mode, TABLES, Table};
 use crate::{Cell, Changes, text};
@@ -330,6 +331,7 @@ impl Sink for SqliteSink {
                 let reason = "its progress row is not as this writer left it".to_owned();
                 return Err(CommitError::Fenced { sink: sink.clone(), reason });
             }
+            crash::point("sqlite.written");
             // A commit that reports "busy" has not happened; of any other failure nothing is known.
             transaction.commit().map_err(|error| match error.sqlite_error_code() {
                 Some(ErrorCode::DatabaseBusy) => failed(error),

@@ -1,0 +1,65 @@
+//! Every crash point is come to, and come to again by the start that follows; and every result is there exactly once.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+use headwater_sinks::crash::POINTS;
+
+use crate::checkpoints::files;
+use crate::common::succeed;
+use crate::kafka::Killed;
+
+/// Which need Kafka and PostgreSQL. There, what stands between a sink and the ledger is come to as well.
+const SERVICES: [&str; 7] = [
+    "postgres.written",
+    "kafka.produced",
+    "sink.commit.before",
+    "sink.commit.after",
+    "ledger.append.after",
+    "ledger.conclude.after",
+    "group.commit.after",
+];
+
+const SIGABRT: i32 = 6;
+
+/// Has a run end when it comes to a point for the nth time.
+fn dies_at(mut command: Command, point: &str, nth: u64) {
+    command.env("HEADWATER_CRASH_AT", format!("{point}:{nth}"));
+    let status = command.stderr(Stdio::null()).status().expect("started");
+    assert_eq!(status.signal(), Some(SIGABRT), "it did not come to {point} {nth} times: {status}");
+}
+
+#[test]
+fn a_run_that_dies_at_every_point_and_there_again_gives_every_result_once() {
+    let files = files(41, 300_000);
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    for point in POINTS.iter().filter(|point| !point.starts_with("kafka") && !point.starts_with("postgres")) {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let workers = ["1", "2", "3"][(random >> 33) as usize % 3];
+        let once = point.starts_with("start") || point.starts_with("sink.open");
+        dies_at(files.command(workers), point, if once { 1 } else { 1 + (random >> 40) % 3 });
+        let before = files.frontiers();
+        dies_at(files.command("2"), point, 1);
+        let after = files.frontiers();
+        assert!(after.0 >= before.0 && after.1 >= before.1, "frontiers never go back: {point}");
+        assert!(after.0 <= after.1, "{point}: the sink has epoch {}, the ledger {}", after.0, after.1);
+    }
+    assert!(files.pruned() > 0, "starts went on from checkpoints");
+    succeed(&mut files.command("2"));
+    files.judge();
+}
+
+#[test]
+fn a_run_on_services_that_dies_at_every_point_and_there_again_gives_every_result_once() {
+    let killed = Killed::new("points", 90_000);
+    for point in SERVICES {
+        for nth in [2, 1] {
+            dies_at(killed.command("2"), point, nth);
+        }
+    }
+    succeed(&mut killed.command("2"));
+    killed.judge();
+    let tried: BTreeSet<_> = SERVICES.into_iter().collect();
+    assert!(POINTS.iter().all(|point| tried.contains(point) || !point.starts_with("kafka")));
+}
