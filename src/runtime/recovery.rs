@@ -1,5 +1,7 @@
 //! The start of a run: from what the ledger, the sinks and the state store have to where it goes on.
 
+use std::sync::Mutex;
+
 use headwater_dataflows::{Checkpoint, Epoch, EventTime, Record, SHARDS, ShardId};
 use headwater_sinks::Progress;
 
@@ -36,8 +38,8 @@ pub struct Checkpoints {
 pub struct Origin {
     /// The checkpoint that it goes on from; none at the beginning of the pipeline.
     pub manifest: Option<Manifest>,
-    /// By shard, the contents of that checkpoint's parts.
-    state: Vec<Vec<Kept>>,
+    /// By shard, the contents of that checkpoint's parts, until the shard's worker takes them.
+    state: Vec<Mutex<Vec<Kept>>>,
     /// All manifests that the ledger has, in order.
     pub manifests: Vec<StoredManifest>,
     /// The epoch of the newest, readable or not; 0 if there is none.
@@ -71,7 +73,7 @@ impl Origin {
         self.manifest.as_ref().map_or(&[], |manifest| &manifest.parts)
     }
 
-    /// The state of the shards of one of so many workers; none at the beginning.
+    /// The state of the shards of one of so many workers, to be taken once; none at the beginning.
     ///
     /// # Errors
     /// If a part is of a version that is not known here.
@@ -79,7 +81,8 @@ impl Origin {
         let Some(manifest) = &self.manifest else { return Ok(None) };
         let mut records: Vec<Record> = Vec::new();
         for shard in (0..SHARDS).map(ShardId).filter(|shard| shard.worker(peers) == worker) {
-            records.extend(merge(&self.state[shard.0 as usize])?.records(shard));
+            let mut parts = self.state[shard.0 as usize].lock().expect("no holder of the lock panics");
+            records.extend(merge(&std::mem::take(&mut *parts))?.records(shard));
         }
         Ok(Some(Checkpoint { epoch: manifest.epoch, watermark: manifest.watermark, records }))
     }
@@ -159,6 +162,7 @@ pub fn origin(history: &mut History, sinks: &[(&str, &[Progress])]) -> Result<Or
 }
 
 /// By shard, what a checkpoint's parts hold.
-fn load(store: &mut dyn StateStore, manifest: &Manifest) -> Result<Vec<Vec<Kept>>, RunError> {
-    (0..SHARDS).map(|shard| read(store, chain(&manifest.parts, ShardId(shard)))).collect()
+fn load(store: &mut dyn StateStore, manifest: &Manifest) -> Result<Vec<Mutex<Vec<Kept>>>, RunError> {
+    let of_shard = |shard| read(store, chain(&manifest.parts, ShardId(shard))).map(Mutex::new);
+    (0..SHARDS).map(of_shard).collect()
 }

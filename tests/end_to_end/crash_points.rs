@@ -52,7 +52,7 @@ fn a_run_that_dies_at_every_point_and_there_again_gives_every_result_once() {
 
 #[test]
 fn a_run_on_services_that_dies_at_every_point_and_there_again_gives_every_result_once() {
-    let killed = Killed::new("points", 90_000);
+    let killed = Killed::new("points", 90_000, 9);
     for point in SERVICES {
         for nth in [2, 1] {
             dies_at(killed.command("2"), point, nth);

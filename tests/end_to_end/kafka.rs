@@ -172,14 +172,14 @@ pub struct Killed {
 
 impl Killed {
     /// Over so many generated records.
-    pub fn new(name: &str, records: u64) -> Killed {
+    pub fn new(name: &str, records: u64, seed: u64) -> Killed {
         let alone = alone();
         let topic = format!("raw-{name}-{}", std::process::id());
         let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
         topics.create(&[TopicSpec::new(&topic, 6)]).expect("created");
         let run = Everywhere::new(name, &topic, &format!("{KILLED}{:?}\n", redis()));
         let recorded = run.path("records.ndjson");
-        produce(&topic, &hard(9), records, &recorded);
+        produce(&topic, &hard(seed), records, &recorded);
         Killed { run, records: recorded, _alone: alone }
     }
 
@@ -188,9 +188,13 @@ impl Killed {
         self.run.command(workers)
     }
 
+    /// A path in the directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.run.path(name)
+    }
+
     /// Every sink has every result once.
     pub fn judge(&self) {
-        assert!(self.run.newest("headwater_pruned", "through") > 0, "starts go on from checkpoints");
         self.run.judge(&self.records);
     }
 }

@@ -68,8 +68,24 @@ impl Running {
 
     /// Asks it to stop.
     pub fn terminate(&self) {
-        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        self.signal("TERM");
+    }
+
+    /// Sends it a signal, which it must be there to take.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(sent.expect("there is a kill").success());
+    }
+
+    /// Kills it, unless it has ended; then it must have ended well.
+    pub fn kill_if_alive(&mut self) -> bool {
+        let ended = self.child.try_wait().expect("it is a child");
+        if let Some(status) = ended {
+            assert_eq!(status.code(), Some(0), "{}", self.log());
+            return false;
+        }
+        self.kill();
+        true
     }
 
     /// Kills it.

@@ -12,3 +12,4 @@ mod postgres;
 mod restart;
 mod side_by_side;
 mod status;
+mod torture;

@@ -1,0 +1,135 @@
+//! Faults of every kind at random moments, for as long as one likes: `scripts/torture --minutes M --seed S`.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use headwater_sinks::crash::POINTS;
+
+use crate::checkpoints::files;
+use crate::crash::Files;
+use crate::kafka::Killed;
+use crate::live::{Running, wait_for};
+
+/// How many faults a stream is given before it may come to its end.
+const FAULTS: usize = 15;
+
+/// Xorshift64*: the same faults for the same seed, though not at the same instant.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end
+    }
+}
+
+/// What is tortured: files into SQLite with state in fjall, or Kafka into everything with state in Redis.
+enum Victim {
+    Files(Box<Files>),
+    Services(Box<Killed>),
+}
+
+impl Victim {
+    fn command(&self, random: &mut Random) -> Command {
+        let workers = ["1", "2", "3"][random.below(3) as usize];
+        match self {
+            Victim::Files(files) => files.command(workers),
+            Victim::Services(killed) => killed.command(workers),
+        }
+    }
+
+    fn judge(&self) {
+        match self {
+            Victim::Files(files) => files.judge(),
+            Victim::Services(killed) => killed.judge(),
+        }
+    }
+
+    fn log(&self, name: &str) -> std::path::PathBuf {
+        match self {
+            Victim::Files(files) => files.path(name),
+            Victim::Services(killed) => killed.path(name),
+        }
+    }
+
+    /// One fault; says which, or nothing if the stream came to its end before.
+    fn fault(&self, random: &mut Random) -> Option<&'static str> {
+        let delay = Duration::from_millis(random.below(1200));
+        let kind = random.below(10);
+        if kind < 4 {
+            let (point, nth) = (POINTS[random.below(POINTS.len() as u64) as usize], 1 + random.below(6));
+            let mut command = self.command(random);
+            command.env("HEADWATER_CRASH_AT", format!("{point}:{nth}"));
+            let mut run = Running::start(command, self.log("run.log"));
+            let status = run.end();
+            assert!(status.success() || status.signal() == Some(6), "{point}:{nth} {status}\n{}", run.log());
+            return (!status.success()).then_some("crash point");
+        }
+        let mut run = Running::start(self.command(random), self.log("run.log"));
+        std::thread::sleep(delay);
+        if kind < 7 {
+            return run.kill_if_alive().then_some("kill -9");
+        }
+        if kind == 7 {
+            run.terminate();
+            run.ends_well();
+            return Some("SIGTERM");
+        }
+        // Another takes over while this one is asleep; it wakes up, finds itself fenced, and disturbs nothing.
+        run.signal("STOP");
+        std::thread::sleep(Duration::from_millis(100));
+        let mut successor = Running::start(self.command(random), self.log("successor.log"));
+        let claimed = || successor.log().contains("the ledger is ours").then_some(());
+        wait_for("the successor", claimed);
+        std::thread::sleep(Duration::from_millis(random.below(1500)));
+        run.signal("CONT");
+        let status = run.end();
+        let fenced = status.code() == Some(3);
+        // It may have come to its end before it was stopped, or have lost its connections while it slept.
+        assert!(fenced || matches!(status.code(), Some(0 | 1)), "{status}\n{}", run.log());
+        if successor.kill_if_alive() {
+            Some(if fenced { "frozen, fenced" } else { "frozen, failed" })
+        } else {
+            None
+        }
+    }
+}
+
+#[test]
+#[ignore = "as long as one likes: scripts/torture"]
+fn torture() {
+    let number = |name: &str, default: u64| {
+        std::env::var(name).map_or(default, |value| value.parse().expect("a number"))
+    };
+    let (minutes, seed) = (number("HEADWATER_TORTURE_MINUTES", 5), number("HEADWATER_TORTURE_SEED", 1));
+    let begun = Instant::now();
+    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut streams = 0;
+    while begun.elapsed() < Duration::from_secs(60 * minutes) {
+        let mut random = Random(seed.wrapping_mul(1_000_003).wrapping_add(streams).max(1));
+        let of_stream = random.below(1 << 31);
+        let victim = match streams % 2 {
+            0 => Victim::Files(Box::new(files(of_stream, 240_000))),
+            _ => Victim::Services(Box::new(Killed::new(&format!("torture_{streams}"), 90_000, of_stream))),
+        };
+        let mut faults = 0;
+        while faults < FAULTS {
+            let Some(kind) = victim.fault(&mut random) else { break };
+            *kinds.entry(kind).or_default() += 1;
+            faults += 1;
+        }
+        Running::start(victim.command(&mut random), victim.log("run.log")).ends_well();
+        victim.judge();
+        streams += 1;
+        println!(
+            "seed {seed}, stream {streams}: {faults} faults, every result exactly once; so far {kinds:?}"
+        );
+    }
+    let kills: u64 = kinds.values().sum();
+    println!("verdict: {streams} streams, {kills} faults {kinds:?}: every result exactly once (seed {seed})");
+    assert!(kills > 0, "nothing was tortured");
+}
