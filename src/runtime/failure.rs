@@ -26,6 +26,14 @@ pub enum RunError {
     /// A sink did not commit, or nobody knows whether it did.
     #[error(transparent)]
     Commit(#[from] CommitError),
+    /// A process of before has taken a sink, though the ledger is ours; it will find that it may not write.
+    #[error("sink {sink}: taken back by an earlier start that was thought gone: {reason}")]
+    Disturbed {
+        /// The sink's name.
+        sink: String,
+        /// The store's words.
+        reason: String,
+    },
     /// A worker broke the protocol.
     #[error(transparent)]
     Protocol(#[from] Protocol),

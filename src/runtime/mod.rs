@@ -33,11 +33,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, Offset, Partition};
-use headwater_sinks::{Generation, Sink, Start, crash};
+use headwater_sinks::{CommitError, Generation, Sink, Start, crash};
 use timely::worker::Worker;
 
 use crate::coordination::{Position, Positions};
-use crate::ledger::{Genesis, LedgerError};
+use crate::ledger::{Genesis, Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::outputs::Tongue;
 use crate::source::{Opening, Source};
@@ -130,7 +130,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         writers.push((writer, tongue.within(largest)));
         threads.push(thread);
     }
-    let (mut ledger, mut checkpoints) = (None, None);
+    let (mut ledger, mut checkpoints, mut ledger_thread) = (None, None, None);
     if let Some(History { ledger: recorded, claim, checkpoints: wanted, .. }) = history {
         let mut concluding = None;
         if let Some(Checkpoints { store, interval_ms, keep }) = wanted {
@@ -145,7 +145,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         let spawned =
             recording::spawn(recorded, origin.durable, concluding, failure.clone(), Arc::clone(&metrics));
         let (handle, thread) = spawned.map_err(cannot_start)?;
-        threads.push(thread);
+        ledger_thread = Some((thread, claim.generation));
         ledger = Some(handle);
     }
     let recorder = match &plan.record_bindings {
@@ -186,14 +186,36 @@ pub fn run(job: Job) -> Result<(), RunError> {
     drop(context);
     for thread in threads {
         if thread.join().is_err() {
-            failure.report(RunError::Workers(
-                "the thread of a sink, the ledger or the state store panicked".into(),
-            ));
+            failure.report(RunError::Workers("the thread of a sink or of the state store panicked".into()));
         }
     }
+    let ledger = match ledger_thread.map(|(thread, generation)| (thread.join(), generation)) {
+        Some((Ok(ledger), generation)) => Some((ledger, generation)),
+        Some((Err(_), _)) => {
+            failure.report(RunError::Workers("the thread of the ledger panicked".into()));
+            None
+        }
+        None => None,
+    };
     // It only informs; a panic there has been printed.
     let _ = group.join();
-    failure.into_result()
+    failure.into_result().map_err(|error| match ledger {
+        Some((mut ledger, generation)) => fenced_by_whom(error, &mut *ledger, generation),
+        None => error,
+    })
+}
+
+/// Whether a sink was fenced by a successor, which the ledger knows, or by a predecessor that has woken up and has taken
+/// its own ids back before it found that it has nothing to say: then a restart helps.
+fn fenced_by_whom(error: RunError, ledger: &mut dyn Ledger, mine: Generation) -> RunError {
+    match error {
+        RunError::Commit(CommitError::Fenced { sink, reason }) => match ledger.look() {
+            Ok(Some(claim)) if claim.generation == mine => RunError::Disturbed { sink, reason },
+            Ok(_) => CommitError::Fenced { sink, reason }.into(),
+            Err(error) => error.into(),
+        },
+        error => error,
+    }
 }
 
 fn cannot_start(error: std::io::Error) -> RunError {

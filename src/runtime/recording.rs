@@ -79,14 +79,15 @@ pub struct Concluding {
     pub keeper: KeeperHandle,
 }
 
-/// Starts the thread that writes the ledger, which has everything through `durable`. It ends when all handles are gone.
+/// Starts the thread that writes the ledger, which has everything through `durable`. It ends when all handles are gone,
+/// and gives the ledger back.
 pub fn spawn(
     ledger: Box<dyn Ledger>,
     durable: Epoch,
     concluding: Option<Concluding>,
     failure: Failure,
     metrics: Arc<Metrics>,
-) -> std::io::Result<(LedgerHandle, JoinHandle<()>)> {
+) -> std::io::Result<(LedgerHandle, JoinHandle<Box<dyn Ledger>>)> {
     let (sender, receiver) = channel();
     let shared = Arc::new(Shared {
         durable: AtomicU64::new(durable.0),
@@ -99,6 +100,7 @@ pub fn spawn(
         if let Err(error) = writer.run(&receiver) {
             failure.report(error.into());
         }
+        writer.ledger
     })?;
     Ok((handle, thread))
 }

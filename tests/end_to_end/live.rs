@@ -77,10 +77,14 @@ impl Running {
         assert!(sent.expect("there is a kill").success());
     }
 
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("it is a child")
+    }
+
     /// Kills it, unless it has ended; then it must have ended well.
     pub fn kill_if_alive(&mut self) -> bool {
-        let ended = self.child.try_wait().expect("it is a child");
-        if let Some(status) = ended {
+        if let Some(status) = self.ended() {
             assert_eq!(status.code(), Some(0), "{}", self.log());
             return false;
         }

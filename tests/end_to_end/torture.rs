@@ -91,11 +91,17 @@ impl Victim {
         let fenced = status.code() == Some(3);
         // It may have come to its end before it was stopped, or have lost its connections while it slept.
         assert!(fenced || matches!(status.code(), Some(0 | 1)), "{status}\n{}", run.log());
-        if successor.kill_if_alive() {
-            Some(if fenced { "frozen, fenced" } else { "frozen, failed" })
-        } else {
-            None
+        // On waking up it may have taken back its transactional ids, before it found that it may not write.
+        if let Some(ended) = successor.ended() {
+            assert!(
+                ended.success() || ended.code() == Some(1) && successor.log().contains("taken back"),
+                "{ended}\n{}",
+                successor.log()
+            );
+            return (!ended.success()).then_some("frozen, disturbed its successor");
         }
+        successor.kill();
+        Some(if fenced { "frozen, fenced" } else { "frozen, failed" })
     }
 }
 
