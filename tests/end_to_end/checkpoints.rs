@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
+use headwater::config::StateConfig;
+use headwater::state::open;
 use serde_json::Value;
 
 use crate::common::{FLOW, headwater, succeed};
@@ -85,6 +87,29 @@ fn a_checkpoint_that_cannot_be_read_costs_time_and_nothing_else() {
     let killed = kill_when(&mut files.command("1"), || files.pruned() > 0, Duration::from_millis(300));
     assert!(killed, "it was to be killed on its way");
     succeed(&mut files.command("2"));
+    files.judge();
+}
+
+#[test]
+fn a_part_that_is_not_what_was_put_is_found_out_and_the_checkpoint_before_is_as_right() {
+    let files = files(35, 150_000);
+    run_until_pruned(&files, "2").kill();
+    let newest = status(&files)["checkpoints"][0]["epoch"].as_u64().expect("an epoch");
+    let folder = StateConfig::Fjall(files.path("state"));
+    let mut store = open(&folder, "crash").expect("it can be opened");
+    let of_newest = format!("/{newest}/");
+    let names = store.list("").expect("an answer");
+    let parts: Vec<_> = names.iter().filter(|name| name.contains(&of_newest)).collect();
+    let mut bytes = store.get(parts[0]).expect("an answer").expect("it is there");
+    // A well-formed part that says nothing: only its hash tells.
+    bytes.truncate(1);
+    bytes.push(0);
+    store.put(parts[0], &bytes).expect("put");
+    store.sync().expect("synced");
+    drop(store);
+    let mut run = Running::start(files.command("3"), files.path("run.log"));
+    run.ends_well();
+    assert!(run.log().contains("it is not what was put"), "{}", run.log());
     files.judge();
 }
 

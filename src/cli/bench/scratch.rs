@@ -9,7 +9,7 @@ use headwater_sinks::kafka::progress_topic;
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 use tokio_postgres::NoTls;
 
-use crate::config::{Config, LedgerConfig, SourceConfig};
+use crate::config::{Config, LedgerConfig, SourceConfig, StateConfig};
 use crate::topics::standard;
 
 /// How long PostgreSQL may take to answer.
@@ -23,6 +23,8 @@ pub struct Scratch {
     schemas: Vec<Schema>,
     /// Databases of SQLite.
     files: Vec<PathBuf>,
+    /// State stores.
+    folders: Vec<PathBuf>,
 }
 
 /// A Kafka cluster, and what was made there.
@@ -42,11 +44,12 @@ impl Scratch {
     /// Nothing yet, under a prefix that no other measurement has.
     pub fn new() -> Scratch {
         let prefix = format!("headwater-bench-{}-{}-", crate::wall::wall_ms(), std::process::id());
-        Scratch { prefix, clusters: Vec::new(), schemas: Vec::new(), files: Vec::new() }
+        Scratch { prefix, clusters: Vec::new(), schemas: Vec::new(), files: Vec::new(), folders: Vec::new() }
     }
 
     /// Makes `config` read and write only what is made here for it: an input topic, the topics and tables of its
-    /// sinks, a ledger if it has one, the pipeline `name`. SQLite as a sink is left out.
+    /// sinks, a ledger if it has one, a folder for checkpoints if it makes any, the pipeline `name`. SQLite as a sink is
+    /// left out.
     ///
     /// # Errors
     /// If something cannot be made.
@@ -61,6 +64,15 @@ impl Scratch {
                 self.files.push(path.clone());
             }
             None => {}
+        }
+        if config.checkpoint.is_some() {
+            let beside = match &config.state {
+                StateConfig::Fjall(path) => path.clone(),
+                StateConfig::Redis(_) => PathBuf::from("state"),
+            };
+            let folder = beside.with_file_name(format!("{prefix}state"));
+            self.folders.push(folder.clone());
+            config.state = StateConfig::Fjall(folder);
         }
         config.sinks.sqlite = None;
         if let SourceConfig::Kafka(source) = &config.source {
@@ -150,6 +162,9 @@ impl Scratch {
                     _ => {}
                 }
             }
+        }
+        for folder in self.folders.iter().filter(|folder| folder.exists()) {
+            result = result.and(std::fs::remove_dir_all(folder).map_err(Into::into));
         }
         result.with_context(|| format!("something named {}* is left behind", self.prefix))
     }
