@@ -29,7 +29,7 @@ pub enum Mismatch {
 ///
 /// # Errors
 /// If what the sink has does not follow from this ledger.
-pub fn taken(progress: &[Progress], durable: Epoch) -> Result<Option<Epoch>, Mismatch> {
+fn taken(progress: &[Progress], durable: Epoch) -> Result<Option<Epoch>, Mismatch> {
     if progress.iter().any(|progress| progress.shards != Shards::ALL) {
         return Err(Mismatch::Parted);
     }
