@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use headwater::config::StateConfig;
 use headwater::state::{StateError, StateStore, open};
@@ -95,9 +96,14 @@ fn a_folder_belongs_to_one_process_and_pipelines_share_a_redis_unseen() {
     let dir = tempfile::tempdir().expect("a directory");
     let fjall = StateConfig::Fjall(dir.path().join("state"));
     let held = open(&fjall, "a").expect("it can be opened");
-    assert!(refusal(open(&fjall, "a")).contains("belongs to another process"));
-    drop(held);
-    open(&fjall, "a").expect("it is free again");
+    let busy = open(&fjall, "a").err().expect("another has it").to_string();
+    assert!(busy.contains("open what another process has in "), "{busy}");
+    let lets_go = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(held);
+    });
+    open(&fjall, "a").expect("it is let go in time");
+    lets_go.join().expect("it does not panic");
 
     let (mut one, mut other) =
         (open(&redis(), &pipeline("one")).expect("open"), open(&redis(), &pipeline("other")).expect("open"));

@@ -1,10 +1,17 @@
 //! Blobs in a folder, by fjall: embedded, for one process.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
 
 use super::{StateError, StateStore};
+
+/// How long another process may take to let go of a folder.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long to wait before it is tried again.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A folder of blobs, which belongs to one process.
 pub struct FjallStore {
@@ -14,10 +21,11 @@ pub struct FjallStore {
 }
 
 impl FjallStore {
-    /// Opens the folder, or makes it.
+    /// Opens the folder, or makes it. If another process has it, that one may just have been replaced: it is given 5 s to
+    /// let go.
     ///
     /// # Errors
-    /// If it cannot be opened, or another process has it.
+    /// If it cannot be opened, or another process keeps it.
     pub fn open(path: &Path) -> Result<FjallStore, StateError> {
         let open = || {
             let database = Database::builder(path).open()?;
@@ -27,12 +35,16 @@ impl FjallStore {
             let blobs = database.keyspace("blobs", separate)?;
             Ok((database, blobs))
         };
-        match open() {
-            Ok((database, blobs)) => Ok(FjallStore { path: path.to_owned(), database, blobs }),
-            Err(fjall::Error::Locked) => {
-                Err(StateError::Refused(format!("{} belongs to another process that runs", path.display())))
+        let begun = Instant::now();
+        loop {
+            match open() {
+                Ok((database, blobs)) => return Ok(FjallStore { path: path.to_owned(), database, blobs }),
+                Err(fjall::Error::Locked) if begun.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+                Err(error @ fjall::Error::Locked) => {
+                    return Err(unavailable(path, "open what another process has", error));
+                }
+                Err(error) => return Err(unavailable(path, "open what is", error)),
             }
-            Err(error) => Err(unavailable(path, "open it", error)),
         }
     }
 

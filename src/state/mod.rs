@@ -24,7 +24,7 @@ pub enum StateError {
         /// The store's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It must not be used: another process has it, or it does not keep what it is given.
+    /// It must not be used: it does not keep what it is given.
     #[error("state store: {0}")]
     Refused(String),
 }

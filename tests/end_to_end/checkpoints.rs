@@ -114,6 +114,17 @@ fn a_part_that_is_not_what_was_put_is_found_out_and_the_checkpoint_before_is_as_
 }
 
 #[test]
+fn a_second_start_takes_the_folder_over_from_the_first_which_ends_with_3() {
+    let files = files(36, 150_000);
+    let mut first = run_until_pruned(&files, "2");
+    let mut second = Running::start(files.command("1"), files.path("second.log"));
+    assert_eq!(first.end().code(), Some(3), "{}", first.log());
+    assert!(first.log().contains("was taken over by a later start"), "{}", first.log());
+    second.ends_well();
+    files.judge();
+}
+
+#[test]
 fn a_start_whose_state_is_gone_is_refused_and_says_what_is_missing() {
     let files = files(34, 150_000);
     run_until_pruned(&files, "2").kill();

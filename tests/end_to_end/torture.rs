@@ -71,7 +71,8 @@ impl Victim {
         }
         let mut run = Running::start(self.command(random), self.log("run.log"));
         std::thread::sleep(delay);
-        if kind < 7 {
+        // A folder of state belongs to one process: whoever sleeps on it cannot be replaced.
+        if kind < 7 || (kind > 7 && matches!(self, Victim::Files(_))) {
             return run.kill_if_alive().then_some("kill -9");
         }
         if kind == 7 {
