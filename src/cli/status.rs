@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use headwater_dataflows::{Epoch, EventTime};
+use headwater_dataflows::Epoch;
 use headwater_sinks::Progress;
 use serde_json::{Value, json};
 
 use super::{DONE, FAILED, REFUSED, build};
 use crate::config::{Complaint, Complaints, Config, LedgerConfig, Origin};
-use crate::coordination::{EpochRecord, Recorded, resume};
-use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest};
+use crate::coordination::{EpochRecord, Recorded, is_closed, resume};
+use crate::ledger::{self, Claim, Ledger, LedgerError, StoredManifest};
 use crate::runtime::RunError;
 use crate::wall::wall_ms;
 
@@ -122,12 +122,7 @@ impl Facts {
             sinks.push((&**sink, &progress[..]));
         }
         let all: Vec<_> = self.manifests.iter().map(|stored| stored.epoch).collect();
-        let readable: Vec<_> = self
-            .manifests
-            .iter()
-            .filter(|stored| stored.manifest.is_ok())
-            .map(|stored| stored.epoch)
-            .collect();
+        let readable: Vec<_> = ledger::readable(&self.manifests).map(|manifest| manifest.epoch).collect();
         let last = self.epochs.last();
         let recorded = Recorded {
             last_round: last.map(|last| last.epoch),
@@ -140,10 +135,8 @@ impl Facts {
             Ok(resume) => {
                 let after = resume.origins.first().copied().unwrap_or(Epoch(0));
                 let replay = self.epochs.iter().filter(|record| record.epoch > after).count();
-                let origin = self.manifests.iter().find(|stored| stored.epoch == after);
-                let origin = origin.and_then(|stored| stored.manifest.as_ref().ok());
-                let closed = origin.is_some_and(|manifest| manifest.watermark == EventTime::MAX)
-                    || self.epochs.iter().any(|record| record.closes);
+                let origin = ledger::readable(&self.manifests).find(|manifest| manifest.epoch == after);
+                let closed = is_closed(origin, &self.epochs);
                 Outlook::GoesOn { after, replay, through: resume.durable, closed }
             }
             Err(reason) => Outlook::Refuses(reason.to_string()),
@@ -284,6 +277,7 @@ fn age_s(wall_ms: i64, now_ms: i64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use headwater_dataflows::EventTime;
     use headwater_sinks::{Generation, Lineage, Shards};
 
     use super::*;

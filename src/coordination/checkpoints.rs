@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 
-use headwater_dataflows::{Epoch, ShardId};
+use headwater_dataflows::{Epoch, EventTime, ShardId};
 use headwater_sinks::{Generation, Lineage, Shards};
 use thiserror::Error;
 
@@ -188,6 +188,13 @@ pub fn durable(last_round: Option<Epoch>, manifests: &[Epoch]) -> Epoch {
     manifests.iter().copied().chain(last_round).max().unwrap_or(Epoch(0))
 }
 
+/// Whether the input was over, and every window final, at the end of what is done again after an origin: nothing can
+/// follow.
+pub fn is_closed(origin: Option<&Manifest>, replay: &[EpochRecord]) -> bool {
+    origin.is_some_and(|manifest| manifest.watermark == EventTime::MAX)
+        || replay.iter().any(|record| record.closes)
+}
+
 /// What a ledger goes back to, at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prune {
@@ -254,24 +261,29 @@ pub fn origins(
 
 /// The parts of manifests that were dropped, by whoever dropped them, that no manifest kept needs. To be deleted only
 /// once the ledger has dropped them durably.
-pub fn unreferenced(dropped: &[Manifest], kept: &[Manifest]) -> BTreeSet<PartName> {
-    let names = |manifests: &[Manifest]| -> BTreeSet<PartName> {
-        manifests.iter().flat_map(|manifest| &manifest.parts).map(|part| part.name.clone()).collect()
-    };
-    names(dropped).difference(&names(kept)).cloned().collect()
+pub fn unreferenced<'a>(
+    dropped: impl IntoIterator<Item = &'a Manifest>,
+    kept: impl IntoIterator<Item = &'a Manifest>,
+) -> BTreeSet<PartName> {
+    let kept = needed(kept);
+    needed(dropped).difference(&kept).copied().cloned().collect()
+}
+
+/// The parts of these manifests.
+fn needed<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> BTreeSet<&'a PartName> {
+    manifests.into_iter().flat_map(|manifest| &manifest.parts).map(|part| &part.name).collect()
 }
 
 /// Of the names found in a state store, the parts that starts before `mine` left behind and no manifest needs:
 /// `manifests` are all there are, read *after* `mine` was claimed, so that none of those starts can write another.
 /// What is not a part of this lineage stays.
-pub fn left_behind<'a>(
+pub fn left_behind<'a, 'b>(
     found: impl IntoIterator<Item = &'a str>,
     lineage: &Lineage,
     mine: Generation,
-    manifests: &[Manifest],
+    manifests: impl IntoIterator<Item = &'b Manifest>,
 ) -> Vec<PartName> {
-    let needed: BTreeSet<_> =
-        manifests.iter().flat_map(|manifest| &manifest.parts).map(|part| &part.name).collect();
+    let needed = needed(manifests);
     found
         .into_iter()
         .filter_map(PartName::parse)

@@ -17,8 +17,8 @@ mod watermark;
 
 pub use bindings::{Binding, Bound, Closed, Collector, EpochRecord, Protocol};
 pub use checkpoints::{
-    Checkpoint, Contradiction, Marks, NoOrigin, Prune, are_chains, chain, durable, left_behind, origins,
-    prune, unreferenced, wants_base,
+    Checkpoint, Contradiction, Marks, NoOrigin, Prune, are_chains, chain, durable, is_closed, left_behind,
+    origins, prune, unreferenced, wants_base,
 };
 pub use manifest::{Manifest, Operator, Part, PartKind, PartName, Position, Positions};
 pub use offsets::GroupOffsets;

@@ -52,6 +52,11 @@ pub struct StoredManifest {
     pub manifest: Result<Manifest, LedgerError>,
 }
 
+/// Those of these manifests that can be read.
+pub fn readable(manifests: &[StoredManifest]) -> impl Iterator<Item = &Manifest> + Clone {
+    manifests.iter().filter_map(|stored| stored.manifest.as_ref().ok())
+}
+
 /// Why the ledger could not be used.
 #[derive(Debug, Error)]
 pub enum LedgerError {

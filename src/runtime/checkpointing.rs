@@ -10,7 +10,6 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use headwater_dataflows::{ControlStream, Epoch, Record};
 use headwater_sinks::{Changes, Shards};
@@ -23,7 +22,7 @@ use timely::dataflow::operators::generic::Operator;
 use super::failure::Failure;
 use super::keeper::KeeperHandle;
 use super::recording::LedgerHandle;
-use crate::coordination::{Checkpoint, Manifest, Operator as Captured, Part};
+use crate::coordination::{self, Checkpoint, Manifest, Part};
 
 /// Marked epochs, on worker 0, as manifests without parts.
 pub type Marked = Rc<RefCell<VecDeque<Manifest>>>;
@@ -104,8 +103,8 @@ pub fn store<'scope>(
 pub struct Concluder {
     /// The epochs that are to become manifests.
     pub marked: Marked,
-    /// Whose state is captured, by name, with its version.
-    pub operators: Vec<(Arc<str>, u32)>,
+    /// Whose state is captured.
+    pub operators: Vec<coordination::Operator>,
     /// The parts that the next manifest's follow.
     pub before: Vec<Part>,
     /// Writes the manifests.
@@ -168,11 +167,7 @@ impl Concluder {
             Ok(parts) => {
                 self.before.clone_from(&parts);
                 manifest.parts = parts;
-                let captured = |(name, version): &(Arc<str>, u32)| Captured {
-                    name: name.to_string(),
-                    version: *version,
-                };
-                manifest.operators = self.operators.iter().map(captured).collect();
+                manifest.operators.clone_from(&self.operators);
                 self.ledger.conclude(manifest);
             }
             Err(error) => self.failure.report(error.into()),

@@ -68,13 +68,14 @@ pub fn ticks<'scope>(
         let activator = scope.activator_for(info.address);
         let mut begun: Option<Instant> = None;
         let mut replayed = 0;
+        let closed = settings.origin.is_closed();
         move |output| {
             if hand.stop.get() {
                 capability = None;
             }
             let Some(open) = &mut capability else { return };
             let record = settings.origin.replay.get(replayed);
-            if record.is_none() && settings.origin.is_closed() {
+            if record.is_none() && closed {
                 // The input was over, and every window is final: nothing can follow.
                 capability = None;
                 return;

@@ -38,7 +38,7 @@ use super::recovery::Origin;
 use super::telling::part;
 use super::watch::{Heard, Sights, Watch};
 use super::writer::WriterHandle;
-use crate::coordination::{Collector, GroupOffsets, Marks, Position, Positions, Watermark};
+use crate::coordination::{Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark};
 use crate::metrics::Metrics;
 use crate::outputs::Tongue;
 use crate::source::Reader;
@@ -63,6 +63,8 @@ pub struct Parts {
     pub ledger: Option<LedgerHandle>,
     /// How checkpoints are made, if they are.
     pub checkpoints: Option<Capturing>,
+    /// What the operators go on from; none at the beginning.
+    pub restored: Option<Checkpoint>,
     /// Set when the process was asked to stop.
     pub stopping: Arc<AtomicBool>,
     /// Where failures go.
@@ -71,17 +73,15 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
 }
 
-/// How a worker's share of a checkpoint is made.
+/// How checkpoints are made: every worker has a copy.
 #[derive(Clone)]
 pub struct Capturing {
-    /// Puts it.
+    /// Puts their parts.
     pub keeper: KeeperHandle,
     /// The least time between two, in milliseconds of the epochs' wall times.
     pub interval_ms: i64,
     /// This start's.
     pub generation: Generation,
-    /// What the operators go on from; none at the beginning.
-    pub from: Option<Checkpoint>,
 }
 
 /// What a worker keeps of its dataflow.
@@ -109,6 +109,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         origin,
         ledger,
         checkpoints,
+        restored,
         stopping,
         failure,
         metrics,
@@ -175,15 +176,16 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         .probe_with(&bound);
 
     let tongues: Arc<[Tongue]> = sinks.iter().map(|(_, tongue)| *tongue).collect();
-    let captures = match &checkpoints {
-        None => Captures::off(scope),
-        Some(Capturing { from: None, .. }) => Captures::new(scope),
-        Some(Capturing { from: Some(checkpoint), .. }) => Captures::restore(scope, checkpoint.clone()),
+    let captures = match (&checkpoints, restored) {
+        (None, _) => Captures::off(scope),
+        (Some(_), None) => Captures::new(scope),
+        (Some(_), Some(checkpoint)) => Captures::restore(scope, checkpoint),
     };
     let (events, rejected) = (events.as_collection(), rejected.as_collection());
     let inputs = Inputs { events, rejected, control: control.clone() };
     let Computed { told: all, load } = compute(inputs, &captures, &plan, &tongues, &metrics);
-    let operators = captures.operators();
+    let operator = |(name, version): (Arc<str>, u32)| Operator { name: name.to_string(), version };
+    let operators = captures.operators().into_iter().map(operator).collect();
     let captured = captures.finish()?;
     let takes_alerts = |tongue: &Tongue| tongue.takes().alerts.is_some();
     let alerted = if tongues.iter().any(takes_alerts) { Probe::new() } else { committed.clone() };

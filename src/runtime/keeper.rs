@@ -1,7 +1,7 @@
 //! The keeper of a process: one thread that puts captured state into the state store as parts, and deletes what no
 //! checkpoint needs any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ enum Order {
     /// To put what a worker has captured at the end of an epoch: it is all.
     Put { worker: usize, epoch: Epoch },
     /// To delete parts that no manifest needs.
-    Delete(Vec<PartName>),
+    Delete(BTreeSet<PartName>),
 }
 
 /// An end of the keeper's thread, which lasts as long as there is one.
@@ -58,7 +58,7 @@ impl KeeperHandle {
     }
 
     /// Has parts deleted.
-    pub fn delete(&self, parts: Vec<PartName>) {
+    pub fn delete(&self, parts: BTreeSet<PartName>) {
         let _ = self.sender.send(Order::Delete(parts));
     }
 

@@ -44,7 +44,7 @@ use crate::source::{Opening, Source};
 use clock::committed;
 use failure::Failure;
 use flow::{Capturing, Flow, Parts};
-use keeper::{Author, KeeperHandle};
+use keeper::Author;
 use recorder::Recorder;
 use recording::{Concluding, LedgerHandle};
 use recovery::{Origin, origin};
@@ -140,7 +140,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
             threads.push(thread);
             let manifests = std::mem::take(&mut origin.manifests);
             concluding = Some(Concluding { keep, manifests, keeper: keeper.clone() });
-            checkpoints = Some((keeper, interval_ms, claim.generation));
+            checkpoints = Some(Capturing { keeper, interval_ms, generation: claim.generation });
         }
         let spawned =
             recording::spawn(recorded, origin.durable, concluding, failure.clone(), Arc::clone(&metrics));
@@ -229,10 +229,8 @@ fn open_source(
     history: Option<&mut History>,
 ) -> Result<(Arc<dyn Source>, Positions), RunError> {
     let genesis = history.as_ref().and_then(|history| history.claim.genesis.as_ref());
-    let positions = match (&origin.manifest, genesis) {
-        (Some(manifest), _) => Some(Positions::of(&manifest.positions)),
-        (None, genesis) => genesis.map(|genesis| Positions::starting(&genesis.starts)),
-    };
+    let restored = origin.manifest.as_ref().map(|manifest| Positions::of(&manifest.positions));
+    let positions = restored.or_else(|| Some(Positions::starting(&genesis?.starts)));
     let next = |positions: &Positions| positions.as_slice().iter().map(|position| position.next).collect();
     let source = source(positions.as_ref().map(next))?;
     let starts = source.start();
@@ -283,8 +281,7 @@ struct Context {
 #[derive(Clone)]
 struct Handles {
     writers: Vec<(WriterHandle, Tongue)>,
-    /// The keeper, the interval in milliseconds, and this start's generation.
-    checkpoints: Option<(KeeperHandle, i64, Generation)>,
+    checkpoints: Option<Capturing>,
 }
 
 impl Context {
@@ -309,13 +306,6 @@ impl Context {
         let lock = "no worker panics while it holds the lock";
         let Handles { writers, checkpoints } =
             self.handles.lock().expect(lock).clone().expect("they stay as long as workers start");
-        let checkpoints = match checkpoints {
-            Some((keeper, interval_ms, generation)) => {
-                let from = self.origin.state(worker.index(), worker.peers())?;
-                Some(Capturing { keeper, interval_ms, generation, from })
-            }
-            None => None,
-        };
         let first = worker.index() == 0;
         Ok(Parts {
             plan: self.plan.clone(),
@@ -327,6 +317,7 @@ impl Context {
             origin: Arc::clone(&self.origin),
             ledger: if first { self.ledger.lock().expect(lock).take() } else { None },
             checkpoints,
+            restored: self.origin.state(worker.index(), worker.peers())?,
             stopping: Arc::clone(&self.stopping),
             failure: self.failure.clone(),
             metrics: Arc::clone(&self.metrics),

@@ -17,7 +17,7 @@ use timely::scheduling::activate::SyncActivator;
 use super::failure::Failure;
 use super::keeper::KeeperHandle;
 use crate::coordination::{EpochRecord, Manifest, Prune, prune, unreferenced};
-use crate::ledger::{Ledger, LedgerError, StoredManifest};
+use crate::ledger::{Ledger, LedgerError, StoredManifest, readable};
 use crate::metrics::Metrics;
 
 /// How many epochs one round may hold: what the queue has, but not for ever.
@@ -159,10 +159,7 @@ impl Writer {
         if let Prune::Before(oldest) = prune(&epochs, *keep) {
             let kept = manifests.split_off(manifests.partition_point(|stored| stored.epoch < oldest));
             let dropped = std::mem::replace(manifests, kept);
-            let readable = |stored: &[StoredManifest]| -> Vec<Manifest> {
-                stored.iter().filter_map(|stored| stored.manifest.as_ref().ok()).cloned().collect()
-            };
-            keeper.delete(unreferenced(&readable(&dropped), &readable(manifests)).into_iter().collect());
+            keeper.delete(unreferenced(readable(&dropped), readable(manifests)));
         }
         Ok(())
     }

@@ -7,8 +7,10 @@ use headwater_sinks::Progress;
 
 use super::failure::RunError;
 use super::keeper::{Kept, merge, read};
-use crate::coordination::{EpochRecord, Manifest, NoOrigin, Part, Recorded, chain, left_behind, resume};
-use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest};
+use crate::coordination::{
+    EpochRecord, Manifest, NoOrigin, NoResume, Part, Recorded, chain, is_closed, left_behind, resume,
+};
+use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
 use crate::state::StateStore;
 
 /// A ledger that was claimed, and what goes with it.
@@ -33,13 +35,16 @@ pub struct Checkpoints {
     pub keep: usize,
 }
 
+/// By shard, the contents of a checkpoint's parts, until the shard's worker takes them.
+type State = Vec<Mutex<Vec<Kept>>>;
+
 /// Where a run goes on.
 #[derive(Default)]
 pub struct Origin {
     /// The checkpoint that it goes on from; none at the beginning of the pipeline.
     pub manifest: Option<Manifest>,
-    /// By shard, the contents of that checkpoint's parts, until the shard's worker takes them.
-    state: Vec<Mutex<Vec<Kept>>>,
+    /// The state of that checkpoint.
+    state: State,
     /// All manifests that the ledger has, in order.
     pub manifests: Vec<StoredManifest>,
     /// The epoch of the newest, readable or not; 0 if there is none.
@@ -65,7 +70,7 @@ impl Origin {
 
     /// Whether the input was over, and every window final: nothing can follow.
     pub fn is_closed(&self) -> bool {
-        self.watermark() == EventTime::MAX || self.replay.iter().any(|record| record.closes)
+        is_closed(self.manifest.as_ref(), &self.replay)
     }
 
     /// The parts that the next checkpoint's follow.
@@ -104,8 +109,7 @@ pub fn origin(history: &mut History, sinks: &[(&str, &[Progress])]) -> Result<Or
     }
     let mut epochs = ledger.epochs(pruned)?;
     let all: Vec<_> = manifests.iter().map(|stored| stored.epoch).collect();
-    let readable: Vec<_> =
-        manifests.iter().filter(|stored| stored.manifest.is_ok()).map(|stored| stored.epoch).collect();
+    let known: Vec<_> = readable(&manifests).map(|manifest| manifest.epoch).collect();
     for stored in &manifests {
         if let Err(error) = &stored.manifest {
             tracing::warn!(epoch = %stored.epoch, %error, "a checkpoint cannot be gone on from");
@@ -114,40 +118,19 @@ pub fn origin(history: &mut History, sinks: &[(&str, &[Progress])]) -> Result<Or
     let recorded = Recorded {
         last_round: epochs.last().map(|last| last.epoch),
         manifests: &all,
-        readable: &readable,
+        readable: &known,
         pruned,
     };
     let resume = resume(recorded, sinks)?;
-    let mut chosen = None;
-    for &origin in &resume.origins {
-        let manifest = manifests.iter().filter(|stored| stored.epoch == origin);
-        let manifest = manifest.filter_map(|stored| stored.manifest.as_ref().ok()).next().cloned();
-        let Some((manifest, checkpoints)) = manifest.zip(checkpoints.as_mut()) else {
-            chosen = Some((None, Vec::new()));
-            break;
-        };
-        match load(&mut *checkpoints.store, &manifest) {
-            Ok(state) => {
-                chosen = Some((Some(manifest), state));
-                break;
-            }
-            Err(error @ RunError::Part { .. }) => {
-                tracing::warn!(epoch = %origin, %error, "a checkpoint cannot be gone on from");
-            }
-            Err(error) => return Err(error),
+    let (manifest, state) = match checkpoints {
+        None => (None, Vec::new()),
+        Some(Checkpoints { store, .. }) => {
+            let chosen = choose(&resume.origins, &manifests, &mut **store)?;
+            let chosen = chosen.ok_or(NoResume::from(NoOrigin::Unreadable(pruned)))?;
+            tidy(&mut **store, claim, &manifests)?;
+            chosen
         }
-    }
-    let (manifest, state) =
-        chosen.ok_or(crate::coordination::NoResume::from(NoOrigin::Unreadable(pruned)))?;
-    if let Some(Checkpoints { store, .. }) = checkpoints {
-        let known: Vec<_> =
-            manifests.iter().filter_map(|stored| stored.manifest.as_ref().ok()).cloned().collect();
-        let found = store.list(&format!("{}/", claim.lineage.0))?;
-        let found = found.iter().map(String::as_str);
-        for name in left_behind(found, &claim.lineage, claim.generation, &known) {
-            store.delete(&name.to_string())?;
-        }
-    }
+    };
     let epoch = manifest.as_ref().map_or(Epoch(0), |manifest| manifest.epoch);
     epochs.retain(|record| record.epoch > epoch);
     Ok(Origin {
@@ -161,8 +144,40 @@ pub fn origin(history: &mut History, sinks: &[(&str, &[Progress])]) -> Result<Or
     })
 }
 
+/// The best of these origins whose state can be read, and that state; none if there is none.
+fn choose(
+    origins: &[Epoch],
+    manifests: &[StoredManifest],
+    store: &mut dyn StateStore,
+) -> Result<Option<(Option<Manifest>, State)>, RunError> {
+    for &origin in origins {
+        let Some(manifest) = readable(manifests).find(|manifest| manifest.epoch == origin) else {
+            // The beginning.
+            return Ok(Some((None, State::new())));
+        };
+        match load(store, manifest) {
+            Ok(state) => return Ok(Some((Some(manifest.clone()), state))),
+            Err(error @ RunError::Part { .. }) => {
+                tracing::warn!(epoch = %origin, %error, "a checkpoint cannot be gone on from");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Deletes what earlier starts left in the state store and no manifest that can be read needs.
+fn tidy(store: &mut dyn StateStore, claim: &Claim, manifests: &[StoredManifest]) -> Result<(), RunError> {
+    let found = store.list(&format!("{}/", claim.lineage.0))?;
+    let found = found.iter().map(String::as_str);
+    for name in left_behind(found, &claim.lineage, claim.generation, readable(manifests)) {
+        store.delete(&name.to_string())?;
+    }
+    Ok(())
+}
+
 /// By shard, what a checkpoint's parts hold.
-fn load(store: &mut dyn StateStore, manifest: &Manifest) -> Result<Vec<Mutex<Vec<Kept>>>, RunError> {
+fn load(store: &mut dyn StateStore, manifest: &Manifest) -> Result<State, RunError> {
     let of_shard = |shard| read(store, chain(&manifest.parts, ShardId(shard))).map(Mutex::new);
     (0..SHARDS).map(of_shard).collect()
 }

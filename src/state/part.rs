@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use bincode::Options;
 use headwater_dataflows::{Record, ShardId};
-use serde::Serialize;
 use thiserror::Error;
 
 /// The version of what is written.
@@ -63,7 +62,7 @@ impl<'a> Content<'a> {
     /// The version and the records.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION];
-        serialize(&self.0, &mut bytes);
+        bincode::options().serialize_into(&mut bytes, &self.0).expect("bytes can be written to memory");
         bytes
     }
 
@@ -106,10 +105,6 @@ fn latest(changes: &mut Vec<Change<'_>>) {
         }
         same
     });
-}
-
-fn serialize(value: &impl Serialize, bytes: &mut Vec<u8>) {
-    bincode::options().serialize_into(bytes, value).expect("bytes can be written to memory");
 }
 
 #[cfg(test)]
