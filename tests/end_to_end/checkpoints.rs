@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use headwater::config::StateConfig;
-use headwater::state::open;
+use headwater::state::{StateStore, open};
 use serde_json::Value;
 
 use crate::common::{FLOW, headwater, succeed};
@@ -40,11 +40,12 @@ fn run_until_pruned(files: &Files, workers: &str) -> Running {
     run
 }
 
-fn refused(files: &Files, why: &str) {
-    let output = files.command("1").output().expect("started");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains(why), "{said}");
+/// The state store, while nobody runs, and the names of the parts of an epoch.
+fn parts_of(files: &Files, epoch: u64) -> (Box<dyn StateStore>, Vec<String>) {
+    let mut store = open(&StateConfig::Fjall(files.path("state")), "crash").expect("it can be opened");
+    let mut names = store.list("").expect("an answer");
+    names.retain(|name| name.contains(&format!("/{epoch}/")));
+    (store, names)
 }
 
 #[test]
@@ -95,16 +96,12 @@ fn a_part_that_is_not_what_was_put_is_found_out_and_the_checkpoint_before_is_as_
     let files = files(35, 150_000);
     run_until_pruned(&files, "2").kill();
     let newest = status(&files)["checkpoints"][0]["epoch"].as_u64().expect("an epoch");
-    let folder = StateConfig::Fjall(files.path("state"));
-    let mut store = open(&folder, "crash").expect("it can be opened");
-    let of_newest = format!("/{newest}/");
-    let names = store.list("").expect("an answer");
-    let parts: Vec<_> = names.iter().filter(|name| name.contains(&of_newest)).collect();
-    let mut bytes = store.get(parts[0]).expect("an answer").expect("it is there");
+    let (mut store, parts) = parts_of(&files, newest);
+    let mut bytes = store.get(&parts[0]).expect("an answer").expect("it is there");
     // A well-formed part that says nothing: only its hash tells.
     bytes.truncate(1);
     bytes.push(0);
-    store.put(parts[0], &bytes).expect("put");
+    store.put(&parts[0], &bytes).expect("put");
     store.sync().expect("synced");
     drop(store);
     let mut run = Running::start(files.command("3"), files.path("run.log"));
@@ -129,10 +126,10 @@ fn a_start_whose_state_is_gone_is_refused_and_says_what_is_missing() {
     let files = files(34, 150_000);
     run_until_pruned(&files, "2").kill();
     configure(&files, FLOW, "");
-    refused(&files, "it cannot go on without [checkpoint]");
+    files.refused("it cannot go on without [checkpoint]");
     configure(&files, FLOW, CHECKPOINT);
     fs::rename(files.path("state"), files.path("elsewhere")).expect("moved");
-    refused(&files, "no checkpoint can be read");
+    files.refused("no checkpoint can be read");
     fs::remove_dir_all(files.path("state")).expect("removed");
     fs::rename(files.path("elsewhere"), files.path("state")).expect("moved back");
     succeed(&mut files.command("2"));

@@ -91,6 +91,19 @@ pub fn gather(dir: &Path, through: i64) {
     _ = fs::remove_file(last);
 }
 
+/// Xorshift64*: the same numbers for the same seed, which is not 0.
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end
+    }
+}
+
 /// A script of the oracle, to be run.
 fn oracle(script: &str) -> Command {
     let mut command = Command::new("python3");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::{Expected, FLOW, gather, hard, headwater, succeed, write_files};
+use crate::common::{Expected, FLOW, Random, gather, hard, headwater, succeed, write_files};
 
 /// A run of files with a ledger, in a directory of its own.
 pub struct Files {
@@ -78,6 +78,14 @@ impl Files {
                  UNION SELECT max(epoch) FROM headwater_manifests)",
             ),
         )
+    }
+
+    /// A start is refused, and says why.
+    pub fn refused(&self, why: &str) {
+        let output = self.command("1").output().expect("started");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains(why), "{said}");
     }
 
     /// Through which epoch the ledger has been pruned; 0 for not at all.
@@ -153,11 +161,10 @@ fn recorded_epochs_done_again_with_two_and_with_three_workers_are_the_same_to_th
 /// Kills a run ten times, at its start, while it does again what was done, and further on; at the end every result is
 /// there exactly once.
 pub fn kill_ten_times(files: &Files) {
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut halfway = 0;
     for attempt in 0..10_u64 {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let delay = Duration::from_millis((random >> 33) % 250);
+        let delay = Duration::from_millis(random.below(250));
         let workers = ["1", "2", "3"][attempt as usize % 3];
         let before = files.frontiers();
         // Now while it starts or does again what was done, now once it has gone further than before.
@@ -187,12 +194,7 @@ fn killed_ten_times_every_result_is_there_exactly_once() {
 fn a_start_that_could_not_keep_the_promise_is_refused() {
     let files = Files::new(12, 6_000);
     succeed(&mut files.command("1"));
-    let refused = |why: &str| {
-        let output = files.command("1").output().expect("started");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(3), "{said}");
-        assert!(said.contains(why), "{said}");
-    };
+    let refused = |why: &str| files.refused(why);
 
     // What decides answers has changed.
     files.configure(&FLOW.replace("more_than = 20", "more_than = 21"));

@@ -177,7 +177,7 @@ impl Killed {
         let topic = format!("raw-{name}-{}", std::process::id());
         let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
         topics.create(&[TopicSpec::new(&topic, 6)]).expect("created");
-        let run = Everywhere::new(name, &topic, &format!("{KILLED}{:?}\n", redis()));
+        let run = Everywhere::to_be_killed(name, &topic);
         let recorded = run.path("records.ndjson");
         produce(&topic, &hard(seed), records, &recorded);
         Killed { run, records: recorded, _alone: alone }
@@ -229,6 +229,11 @@ impl Everywhere {
         );
         fs::write(everywhere.path("run.toml"), text).expect("written");
         everywhere
+    }
+
+    /// The same, with a ledger, and checkpoints in Redis.
+    fn to_be_killed(name: &str, topic: &str) -> Everywhere {
+        Everywhere::new(name, topic, &format!("{KILLED}{:?}\n", redis()))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -289,7 +294,7 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_with_three_and_aft
         succeed(&mut run.command(workers));
         run.judge(&recorded);
     }
-    let run = Everywhere::new("2", &topic, &format!("{KILLED}{:?}\n", redis()));
+    let run = Everywhere::to_be_killed("2", &topic);
     let through = || run.newest("headwater_progress", "through");
     for attempt in 0..6 {
         let before = through();

@@ -8,24 +8,13 @@ use std::time::{Duration, Instant};
 use headwater_sinks::crash::POINTS;
 
 use crate::checkpoints::files;
+use crate::common::Random;
 use crate::crash::Files;
 use crate::kafka::Killed;
 use crate::live::{Running, wait_for};
 
 /// How many faults a stream is given before it may come to its end.
 const FAULTS: usize = 15;
-
-/// Xorshift64*: the same faults for the same seed, though not at the same instant.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end
-    }
-}
 
 /// What is tortured: files into SQLite with state in fjall, or Kafka into everything with state in Redis.
 enum Victim {
