@@ -166,8 +166,12 @@ fn choose(
     Ok(None)
 }
 
-/// Deletes what earlier starts left in the state store and no manifest that can be read needs.
+/// Deletes what earlier starts left in the state store and no manifest needs. What a manifest needs that cannot be read
+/// here, and perhaps can by another version, is not known: then everything stays.
 fn tidy(store: &mut dyn StateStore, claim: &Claim, manifests: &[StoredManifest]) -> Result<(), RunError> {
+    if manifests.iter().any(|stored| stored.manifest.is_err()) {
+        return Ok(());
+    }
     let found = store.list(&format!("{}/", claim.lineage.0))?;
     let found = found.iter().map(String::as_str);
     for name in left_behind(found, &claim.lineage, claim.generation, readable(manifests)) {

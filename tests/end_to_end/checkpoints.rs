@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::common::{FLOW, headwater, succeed};
 use crate::crash::{Files, kill_ten_times, kill_when};
+use crate::crash_points::dies_at;
 use crate::live::Running;
 
 const CHECKPOINT: &str = "[checkpoint]\ninterval = \"100ms\"\nkeep = 2\n";
@@ -85,6 +86,12 @@ fn a_checkpoint_that_cannot_be_read_costs_time_and_nothing_else() {
     let status = status(&files);
     assert!(status["checkpoints"][0]["error"].is_string(), "{status}");
     assert_eq!(status["start"]["after"], status["checkpoints"][1]["epoch"], "{status}");
+    // Another version may be able to read it: a start leaves its parts where they are.
+    let newest = status["checkpoints"][0]["epoch"].as_u64().expect("an epoch");
+    let (store, parts) = parts_of(&files, newest);
+    drop(store);
+    dies_at(files.command("1"), "start.begun", 1);
+    assert!(!parts.is_empty() && parts_of(&files, newest).1 == parts);
     let killed = kill_when(&mut files.command("1"), || files.pruned() > 0, Duration::from_millis(300));
     assert!(killed, "it was to be killed on its way");
     succeed(&mut files.command("2"));

@@ -28,7 +28,7 @@ fn needs_services(point: &str) -> bool {
 const SIGABRT: i32 = 6;
 
 /// Has a run end when it comes to a point for the nth time.
-fn dies_at(mut command: Command, point: &str, nth: u64) {
+pub fn dies_at(mut command: Command, point: &str, nth: u64) {
     command.env("HEADWATER_CRASH_AT", format!("{point}:{nth}"));
     let status = command.stderr(Stdio::null()).status().expect("started");
     assert_eq!(status.signal(), Some(SIGABRT), "it did not come to {point} {nth} times: {status}");
