@@ -115,6 +115,15 @@ pub enum OpenError {
         /// What is missing or in the way, for the operator.
         reason: String,
     },
+    /// Another process took the sink over while it was being opened: a successor, or a predecessor that woke up. The
+    /// ledger knows which.
+    #[error("sink {sink}: {reason}")]
+    Fenced {
+        /// The sink's name.
+        sink: String,
+        /// The store's words.
+        reason: String,
+    },
 }
 
 /// Why changes could not be staged. Nothing of the round has become visible.

@@ -89,7 +89,7 @@ impl RunError {
         matches!(
             self,
             RunError::Source(SourceError::Refused(_))
-                | RunError::Open(OpenError::Refused { .. })
+                | RunError::Open(OpenError::Refused { .. } | OpenError::Fenced { .. })
                 | RunError::Commit(CommitError::Fenced { .. })
                 | RunError::Ledger(LedgerError::Fenced { .. } | LedgerError::Refused(_))
                 | RunError::Replay { .. }

@@ -232,9 +232,10 @@ impl KafkaSink {
                 })
             })
             .map_err(|trouble| match trouble {
-                Trouble::Fenced(reason) => {
-                    self.refused(format!("another process took over transactional id {id}: {reason}"))
-                }
+                Trouble::Fenced(reason) => OpenError::Fenced {
+                    sink: self.config.name.clone(),
+                    reason: format!("another process took over transactional id {id}: {reason}"),
+                },
                 other => self.unavailable(format!("transactional id {id}"), other.to_string()),
             })?;
         Ok((writer, sentinel))
@@ -329,7 +330,7 @@ impl KafkaSink {
         let id = &transactional_ids(&start.pipeline, &self.config.name, start.process)[slot];
         tracing::info!(sink = self.config.name, id, "replacing a producer");
         let refused_is_fenced = |error| match error {
-            OpenError::Refused { reason, .. } => Trouble::Fenced(reason),
+            OpenError::Refused { reason, .. } | OpenError::Fenced { reason, .. } => Trouble::Fenced(reason),
             OpenError::Unavailable { what, source, .. } => Trouble::Failed(format!("{what}: {source}")),
         };
         let (writer, sentinel) = self.take_over(start, producer, log, id).map_err(refused_is_fenced)?;
