@@ -133,8 +133,39 @@ fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     );
     assert_eq!(second.epochs(Epoch(7)).expect("kept"), []);
 
+    // Amended, it goes on from one checkpoint alone, which takes the place of its like.
+    second.append(&[record(8)]).expect("a round");
+    let refused = reason(second.amend("otherwise", Some(&manifest(7))));
+    assert!(refused.contains("has recorded epoch 8"), "{refused}");
+    assert_eq!(open("checkpoints").look().expect("readable").expect("it").genesis, Some(genesis()));
+    second.conclude(&manifest(8), 3).expect("all of it");
+    let mut without = manifest(8);
+    without.parts.clear();
+    second.amend("otherwise", Some(&without)).expect("nothing is to be done again");
+    let stored = second.manifests().expect("readable");
+    assert_eq!(stored.len(), 1);
+    assert_eq!(stored[0].manifest.as_ref().expect("whole"), &without);
+    assert_eq!(
+        (second.pruned().expect("readable"), second.epochs(Epoch(8)).expect("none")),
+        (Epoch(8), vec![])
+    );
+    second.append(&[record(9)]).expect("it goes on");
+    let mut third = open("checkpoints");
+    let meaning = third.claim().expect("claimed").genesis.expect("it has begun").meaning;
+    assert_eq!(meaning, "otherwise");
+    let fenced = second.amend("by a zombie", Some(&manifest(9)));
+    assert!(matches!(fenced, Err(LedgerError::Fenced { .. })), "{fenced:?}");
+
     let mut other = open("unrelated");
     other.claim().expect("new");
+    other.begin(&genesis()).expect("once");
+    other.amend("before anything", None).expect("nothing is recorded");
+    other.append(&[record(1)]).expect("a round");
+    assert!(reason(other.amend("after all", None)).contains("has recorded epoch 1"));
+    assert_eq!(
+        open("unrelated").look().expect("readable").expect("it").genesis.expect("it").meaning,
+        "before anything"
+    );
     assert_eq!((other.pruned().expect("readable"), other.manifests().expect("none").len()), (Epoch(0), 0));
 }
 

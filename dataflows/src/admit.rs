@@ -25,6 +25,7 @@ use crate::frontier::{Watermarks, passed, reached};
 use crate::keyed::Keyed;
 use crate::keys::{Keys, NEVER};
 use crate::{Epoch, Event, EventTime, Position};
+pub use capture::ids_of;
 
 /// What is asked of an event before it is processed.
 #[derive(Clone, Copy, Debug, Default)]

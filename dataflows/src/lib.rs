@@ -30,8 +30,8 @@ pub mod testing;
 pub mod windows;
 
 pub use accumulate::Accumulate;
-pub use admit::{Admission, Admit, Refusal, Refused};
-pub use capture::{Captured, Captures, Checkpoint, Damage, Record, RestoreError, Stored};
+pub use admit::{Admission, Admit, Refusal, Refused, ids_of};
+pub use capture::{Captured, Captures, Checkpoint, Damage, Record, RestoreError, STATE_VERSION, Stored};
 pub use control::{Clock, Control, ControlStream};
 pub use engine::Engine;
 pub use event::{Event, Key, OwnedKey};
@@ -39,6 +39,6 @@ pub use keyed::Keyed;
 pub use load::Load;
 pub use prefetch::prefetch;
 pub use rules::{Missing, Rule, Rules};
-pub use scan::{Emission, Pattern, Scan, with_key};
+pub use scan::{Emission, Pattern, Scan, forget_rules, with_key};
 pub use shard::{KEY_HASH_VERSION, KeyHash, SHARDS, ShardId};
 pub use time::{Epoch, EventTime, Offset, Partition, Position, millis};

@@ -352,6 +352,12 @@ impl Live {
         self.0 & (1 << rule.min(Self::LAST)) != 0
     }
 
+    /// Without one of them.
+    pub fn without(mut self, rule: u32) -> Live {
+        self.remove(rule);
+        self
+    }
+
     fn remove(&mut self, rule: u32) {
         if rule < Self::LAST {
             self.0 &= !(1 << rule);

@@ -17,6 +17,7 @@ use crate::prefetch::prefetch;
 use crate::rules::{Found, Missing, Rule, Rules};
 use crate::slots::Slots;
 use crate::{Epoch, Event, EventTime, OwnedKey};
+pub use capture::forget_rules;
 use rewrite::Walked;
 
 /// A pattern: a small state machine over the events of one key.

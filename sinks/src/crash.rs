@@ -7,10 +7,12 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Every crash point there is.
-pub const POINTS: [&str; 21] = [
+pub const POINTS: [&str; 23] = [
     "start.claimed",
     "sink.open.before",
     "sink.open.after",
+    "ledger.amend.before",
+    "ledger.amend.after",
     "start.loaded",
     "start.begun",
     "ledger.append.before",

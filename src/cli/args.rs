@@ -1,8 +1,11 @@
 //! The command line: timely's own flags for workers and processes, so help is `--help` only.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
+
+use crate::runtime::can_be_reset;
 
 /// What the user asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,8 +20,8 @@ pub enum Command {
     TopicsCreate(PathBuf),
     /// `check CONFIG`
     Check(PathBuf),
-    /// `status CONFIG`: with JSON or without.
-    Status(PathBuf, bool),
+    /// `status CONFIG`
+    Status(StatusArgs),
     /// `dead-letters list|retry CONFIG`
     DeadLetters(DeadLettersArgs),
     /// `bench cost`
@@ -56,6 +59,19 @@ pub struct RunArgs {
     pub bindings: Option<PathBuf>,
     /// Supervise a child that runs, and start it again when it fails.
     pub restart: bool,
+    /// What may forget its state, by section of the configuration, where it does not fit any more.
+    pub resets: BTreeSet<String>,
+}
+
+/// Arguments of `status`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatusArgs {
+    /// The configuration's path.
+    pub config: PathBuf,
+    /// Print one JSON object.
+    pub json: bool,
+    /// What a start would be told that it may reset.
+    pub resets: BTreeSet<String>,
 }
 
 /// Arguments of `demo`.
@@ -165,8 +181,9 @@ Headwater: stream processing on timely and differential dataflow.
   headwater demo [--seconds 20] [-w WORKERS] [--seed N] [--out DIR] [--json]
   headwater run CONFIG [-w WORKERS] [-n PROCESSES -p PROCESS -h HOSTFILE]
                        [--until-end] [--close] [--bindings FILE] [--restart]
+                       [--reset windows.NAME|patterns.NAME|patterns|enrichment]...
   headwater check CONFIG
-  headwater status CONFIG [--json]
+  headwater status CONFIG [--reset SECTION]... [--json]
   headwater topics create CONFIG
   headwater produce CONFIG [--eps 500] [--seconds N] [--seed N]
   headwater dead-letters list CONFIG [--reason REASON] [--json]
@@ -177,6 +194,7 @@ Headwater: stream processing on timely and differential dataflow.
   headwater bench latency CONFIG [-w WORKERS] [--eps 20000] [--seconds 30] [--json]
 
 `-h` names a host file, as timely has it; help is --help only.
+`--reset` lets something forget its state that no longer fits the configuration; after a stop, with [checkpoint].
 `--restart` starts a run again that failed, after 1 s at first and at most 60 s; codes 0, 2 and 3 are final.
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused to keep a promise.
 ";
@@ -220,6 +238,7 @@ pub fn parse(
             Long("until-end") => run.until_end = true,
             Long("close") => run.close = true,
             Long("restart") => run.restart = true,
+            Long("reset") => drop(run.resets.insert(resettable(&parser.value()?.string()?)?)),
             Long("bindings") => run.bindings = Some(parser.value()?.into()),
             Long("seconds") => seconds = Some(parser.value()?.parse()?),
             Long("seed") => seed = parser.value()?.parse()?,
@@ -279,7 +298,9 @@ pub fn parse(
             seed,
         })),
         ["topics", "create", config] => Ok(Command::TopicsCreate(path(config))),
-        ["status", config] => Ok(Command::Status(path(config), json)),
+        ["status", config] => {
+            Ok(Command::Status(StatusArgs { config: path(config), json, resets: run.resets }))
+        }
         ["check", config] => Ok(Command::Check(path(config))),
         ["dead-letters", what @ ("list" | "retry"), config] => Ok(Command::DeadLetters(DeadLettersArgs {
             config: path(config),
@@ -319,6 +340,16 @@ pub fn parse(
     }
 }
 
+/// A section of the configuration that can forget its state.
+fn resettable(section: &str) -> Result<String, lexopt::Error> {
+    if can_be_reset(section) {
+        return Ok(section.to_owned());
+    }
+    let message =
+        format!("--reset takes windows.NAME, patterns.NAME, patterns or enrichment, not {section:?}");
+    Err(message.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,12 +369,21 @@ mod tests {
             ..RunArgs::default()
         };
         assert_eq!(parsed("run -w 2 a.toml --until-end"), Ok(Command::Run(run.clone())));
+        let resets = ["windows.w", "patterns"].map(str::to_owned).into();
+        let resetting = RunArgs { resets, ..run.clone() };
+        assert_eq!(
+            parsed("run -w 2 a.toml --reset windows.w --until-end --reset patterns"),
+            Ok(Command::Run(resetting))
+        );
         assert_eq!(parsed("run a.toml --until-end"), Ok(Command::Run(RunArgs { workers: 3, ..run })));
         assert!(matches!(
             parsed("demo --seconds 5 --json"),
             Ok(Command::Demo(DemoArgs { seconds: 5, json: true, .. }))
         ));
-        assert_eq!(parsed("status --json x"), Ok(Command::Status("x".into(), true)));
+        assert_eq!(
+            parsed("status --json x"),
+            Ok(Command::Status(StatusArgs { config: "x".into(), json: true, resets: BTreeSet::new() }))
+        );
         assert_eq!(parsed("topics create x"), Ok(Command::TopicsCreate("x".into())));
         assert_eq!(
             parsed("bench latency x --eps 500"),
@@ -371,6 +411,7 @@ mod tests {
             "run a -w x",
             "run a -n 2",
             "run a -p 1",
+            "run a --reset Rules",
             "demo --fast",
             "bench",
             "bench latency",

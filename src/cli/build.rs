@@ -1,5 +1,6 @@
 //! From a configuration to a run: sources are opened, sinks are made.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -11,12 +12,12 @@ use headwater_sinks::{Generation, Lineage, OpenError, Shards, Sink, Start, crash
 
 use crate::config::{
     CheckpointConfig, Config, LedgerConfig, OutputKind, PostgresSinkConfig, SourceConfig, StartFrom,
-    TablesConfig,
+    TablesConfig, changes,
 };
-use crate::ledger::{Claim, Ledger, LedgerError, PostgresLedger, SqliteLedger};
+use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
 use crate::outputs::{Takes, Tongue};
-use crate::runtime::{Checkpoints, History, Job, RunError, SinkJob};
+use crate::runtime::{Amendment, Checkpoints, History, Job, RunError, SinkJob};
 use crate::source::file::FileSource;
 use crate::source::generator::GeneratorSource;
 use crate::source::kafka::{self, KafkaSource, KafkaSourceConfig};
@@ -137,9 +138,7 @@ fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, Run
     let claim = ledger.claim()?;
     crash::point("start.claimed");
     let meaning = config.meaning();
-    if let Some(genesis) = claim.genesis.as_ref().filter(|genesis| genesis.meaning != meaning) {
-        return Err(LedgerError::Refused(changed(&genesis.meaning, &meaning)).into());
-    }
+    let amendment = changed(claim.genesis.as_ref(), &meaning, &config.resets)?;
     let checkpoints = match &config.checkpoint {
         Some(CheckpointConfig { interval, keep }) => Some(Checkpoints {
             store: crate::state::open(&config.state, &config.plan.pipeline)?,
@@ -149,21 +148,23 @@ fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, Run
         None => None,
     };
     tracing::info!(generation = %claim.generation, "the ledger is ours");
-    Ok(History { ledger, claim, meaning, checkpoints })
+    Ok(History { ledger, claim, meaning, amendment, resets: config.resets.clone(), checkpoints })
 }
 
-/// What the first difference between two meanings is, in words.
-pub fn changed(before: &str, now: &str) -> String {
-    let (lost, new) = (
-        before.lines().find(|line| !now.lines().any(|other| other == *line)),
-        now.lines().find(|line| !before.lines().any(|other| other == *line)),
-    );
-    format!(
-        "the pipeline began with `{}` and is configured with `{}`: what decides its answers cannot change while its \
-         epochs are to be done again; give it another name, or restore the configuration",
-        lost.unwrap_or("nothing of that kind"),
-        new.unwrap_or("nothing of that kind")
-    )
+/// What the configuration no longer says as it did when the pipeline's answers were made, if anything.
+///
+/// # Errors
+/// If it cannot be gone on with.
+pub fn changed(
+    genesis: Option<&Genesis>,
+    meaning: &str,
+    resets: &BTreeSet<String>,
+) -> Result<Option<Amendment>, LedgerError> {
+    match genesis {
+        Some(genesis) => changes(&genesis.meaning, meaning, resets)
+            .map_err(|unchangeable| LedgerError::Refused(unchangeable.to_string())),
+        None => Ok(None),
+    }
 }
 
 /// The run of a configuration, on these workers.

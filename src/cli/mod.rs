@@ -76,7 +76,11 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
         Command::Run(args) if args.restart => return supervise_run(&args),
         Command::Run(args) => run(&args)?,
         Command::Check(path) => print!("{}", load(&path)?.effective()),
-        Command::Status(path, json) => return status::status(&load(&path)?, json),
+        Command::Status(args) => {
+            let mut config = load(&args.config)?;
+            config.resets = args.resets;
+            return status::status(&config, args.json);
+        }
         Command::TopicsCreate(path) => topics_create(&path)?,
         Command::Produce(args) => produce_events(&args)?,
         Command::DeadLetters(args) => dead_letters_command(&args)?,
@@ -106,6 +110,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     crate::logging::init(config.log.json, &config.log.level);
     config.plan.close_at_end = args.close || !matches!(config.source, SourceConfig::Kafka(_));
     config.plan.record_bindings = args.bindings.clone();
+    config.resets.clone_from(&args.resets);
     let metrics = Arc::new(Metrics::default());
     let job = build::job(&config, args.until_end, timely_config(args)?, Arc::clone(&metrics))?;
     let restarts = std::env::var(supervise::RESTARTS).ok();

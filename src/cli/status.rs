@@ -1,5 +1,6 @@
 //! `headwater status`: what the ledger and the sinks have, and what a start would do. Nothing is taken over.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use headwater_dataflows::Epoch;
@@ -8,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::{DONE, FAILED, REFUSED, build};
 use crate::config::{Complaint, Complaints, Config, LedgerConfig, Origin};
-use crate::coordination::{EpochRecord, Recorded, is_closed, resume};
+use crate::coordination::{EpochRecord, Operator, Recorded, is_closed, resume};
 use crate::ledger::{self, Claim, Ledger, LedgerError, StoredManifest};
-use crate::runtime::RunError;
+use crate::runtime::{Amendment, RunError, Unfit, amendment, check_finished, operators};
 use crate::wall::wall_ms;
 
 /// Prints the status of a pipeline. The process's exit code is what that of a start would be.
@@ -25,7 +26,12 @@ pub fn status(config: &Config, json: bool) -> anyhow::Result<u8> {
         );
     };
     let facts = Facts::look(config, ledger)?;
-    let outlook = facts.outlook(&config.meaning());
+    let tongues: Vec<_> = build::sinks(config, "").iter().map(|job| job.tongue).collect();
+    let outlook = facts.outlook(&Wanted {
+        meaning: config.meaning(),
+        operators: operators(&config.plan, &tongues),
+        resets: config.resets.clone(),
+    });
     if json {
         println!("{}", facts.json(&outlook, wall_ms()));
     } else {
@@ -50,13 +56,21 @@ struct Facts {
     sinks: Vec<(String, Result<Vec<Progress>, String>)>,
 }
 
+/// What a start would do it with.
+#[derive(Clone)]
+struct Wanted {
+    meaning: String,
+    operators: Vec<Operator>,
+    resets: BTreeSet<String>,
+}
+
 /// What a start would do.
 #[derive(Debug, PartialEq, Eq)]
 enum Outlook {
     /// Begin the pipeline.
     Begins,
     /// Go on after an epoch, and do again what is recorded after it.
-    GoesOn { after: Epoch, replay: usize, through: Epoch, closed: bool },
+    GoesOn { after: Epoch, replay: usize, through: Epoch, closed: bool, amended: Option<Amendment> },
     /// Not start, to keep a promise.
     Refuses(String),
     /// It depends on what could not be read.
@@ -95,13 +109,14 @@ impl Facts {
         Ok(facts)
     }
 
-    fn outlook(&self, meaning: &str) -> Outlook {
+    fn outlook(&self, wanted: &Wanted) -> Outlook {
         let (lineage, generation) =
             self.claim.as_ref().map(|claim| (&claim.lineage, claim.generation)).unzip();
         let genesis = self.claim.as_ref().and_then(|claim| claim.genesis.as_ref());
-        if let Some(genesis) = genesis.filter(|genesis| genesis.meaning != meaning) {
-            return Outlook::Refuses(build::changed(&genesis.meaning, meaning));
-        }
+        let changes = match build::changed(genesis, &wanted.meaning, &wanted.resets) {
+            Ok(changes) => changes,
+            Err(error) => return Outlook::Refuses(error.to_string()),
+        };
         let mut sinks = Vec::new();
         for (sink, progress) in &self.sinks {
             let progress = match progress {
@@ -137,7 +152,18 @@ impl Facts {
                 let replay = self.epochs.iter().filter(|record| record.epoch > after).count();
                 let origin = ledger::readable(&self.manifests).find(|manifest| manifest.epoch == after);
                 let closed = is_closed(origin, &self.epochs);
-                Outlook::GoesOn { after, replay, through: resume.durable, closed }
+                let before = origin.map_or(&wanted.operators, |manifest| &manifest.operators);
+                let amended = amendment(changes.as_ref(), before, &wanted.operators, &wanted.resets);
+                let checked = amended.and_then(|amended| -> Result<_, Unfit> {
+                    amended.iter().try_for_each(|amendment| check_finished(&resume, amendment))?;
+                    Ok(amended)
+                });
+                match checked {
+                    Ok(amended) => {
+                        Outlook::GoesOn { after, replay, through: resume.durable, closed, amended }
+                    }
+                    Err(unfit) => Outlook::Refuses(unfit.to_string()),
+                }
             }
             Err(reason) => Outlook::Refuses(reason.to_string()),
         }
@@ -204,8 +230,10 @@ impl Facts {
         };
         let start = match outlook {
             Outlook::Begins => json!({ "does": "begin" }),
-            Outlook::GoesOn { after, replay, through, closed } => json!({
+            Outlook::GoesOn { after, replay, through, closed, amended } => json!({
                 "does": "go on", "after": after.0, "replay": replay, "through": through.0, "closed": closed,
+                "changed": amended.as_ref().map(|amendment| &amendment.because),
+                "forgets": amended.as_ref().map(|amendment| &amendment.forget),
             }),
             Outlook::Refuses(reason) => json!({ "does": "refuse", "because": reason }),
             Outlook::Unknown(reason) => json!({ "does": "unknown", "because": reason }),
@@ -227,7 +255,7 @@ impl fmt::Display for Outlook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Outlook::Begins => f.write_str("a start would begin"),
-            Outlook::GoesOn { after, replay, through, closed } => {
+            Outlook::GoesOn { after, replay, through, closed, amended } => {
                 match after {
                     Epoch(0) => f.write_str("a start would go on from the beginning")?,
                     after => write!(f, "a start would go on from the checkpoint of epoch {after}")?,
@@ -235,6 +263,12 @@ impl fmt::Display for Outlook {
                 match replay {
                     0 => f.write_str(", with nothing to do again")?,
                     replay => write!(f, " and do {replay} epochs again, through {through}")?,
+                }
+                if let Some(Amendment { because, forget }) = amended {
+                    write!(f, ", otherwise than before: {because}")?;
+                    for (at, section) in forget.iter().enumerate() {
+                        write!(f, "{} {section}", if at == 0 { ", forgetting" } else { " and" })?;
+                    }
                 }
                 f.write_str(if *closed { "; the input was closed, so it would then end" } else { "" })
             }
@@ -284,6 +318,12 @@ mod tests {
     use crate::coordination::Manifest;
     use crate::ledger::Genesis;
 
+    const AS_EVER: &str = "patterns.velocity_spike.more_than = 1\n";
+
+    fn wanted(meaning: &str) -> Wanted {
+        Wanted { meaning: meaning.into(), operators: Vec::new(), resets: BTreeSet::new() }
+    }
+
     fn manifest(epoch: u64, readable: bool) -> StoredManifest {
         let manifest = Manifest {
             epoch: Epoch(epoch),
@@ -302,7 +342,7 @@ mod tests {
     /// Recorded through 9, with checkpoints of 4 and 6, of which the newer is damaged; sinks have 8 and 5.
     fn facts() -> Facts {
         let lineage = Lineage("ab".into());
-        let genesis = Some(Genesis { starts: Vec::new(), meaning: "as ever".into() });
+        let genesis = Some(Genesis { starts: Vec::new(), meaning: AS_EVER.into() });
         let record =
             |epoch| EpochRecord { epoch: Epoch(epoch), wall_ms: 0, bindings: Vec::new(), closes: false };
         let progress = |through| Progress {
@@ -322,7 +362,7 @@ mod tests {
     }
 
     fn refused(facts: &Facts) -> String {
-        match facts.outlook("as ever") {
+        match facts.outlook(&wanted(AS_EVER)) {
             Outlook::Refuses(reason) => reason,
             other => panic!("{other:?}"),
         }
@@ -331,7 +371,7 @@ mod tests {
     #[test]
     fn the_status_says_what_is_there_and_what_a_start_would_do() {
         let facts = facts();
-        let outlook = facts.outlook("as ever");
+        let outlook = facts.outlook(&wanted(AS_EVER));
         assert_eq!(
             facts.text(&outlook, 15_999),
             "pipeline fraud: ledger ab, generation 3, recorded through epoch 9\n\
@@ -349,14 +389,39 @@ mod tests {
         );
         assert_eq!(json["checkpoints"][0]["error"], "ledger: it is damaged");
         assert_eq!(json["sinks"][1], json!({ "name": "b", "through": 5, "generation": 3 }));
-        let start = json!({ "does": "go on", "after": 4, "replay": 5, "through": 9, "closed": false });
+        let start = json!({ "does": "go on", "after": 4, "replay": 5, "through": 9, "closed": false, "changed": null, "forgets": null });
         assert_eq!(json["start"], start);
     }
 
     #[test]
+    fn a_change_waits_for_a_stop_and_names_what_it_forgets() {
+        let changed = Wanted {
+            resets: ["patterns".to_owned()].into(),
+            ..wanted("patterns.velocity_spike.more_than = 2\n")
+        };
+        let outlook = facts().outlook(&changed);
+        let waits = "and not everything through epoch 9 is in a checkpoint and in every sink";
+        assert!(matches!(&outlook, Outlook::Refuses(reason) if reason.contains(waits)), "{outlook:?}");
+
+        let mut stopped = facts();
+        stopped.manifests = vec![manifest(9, true)];
+        for (_, progress) in &mut stopped.sinks {
+            progress.as_mut().expect("readable")[0].through = Epoch(9);
+        }
+        assert_eq!(
+            stopped.outlook(&changed).to_string(),
+            "a start would go on from the checkpoint of epoch 9, with nothing to do again, otherwise than before: the \
+             pipeline has had `patterns.velocity_spike.more_than = 1` and is configured with `patterns.velocity_spike.more_than = 2`, forgetting patterns.velocity_spike"
+        );
+    }
+
+    #[test]
     fn a_start_that_would_be_refused_is_foretold_with_its_reason() {
-        let changed = facts().outlook("otherwise");
-        assert!(matches!(&changed, Outlook::Refuses(reason) if reason.contains("`as ever`")), "{changed:?}");
+        let changed = facts().outlook(&wanted("patterns.velocity_spike.more_than = 2\n"));
+        assert!(
+            matches!(&changed, Outlook::Refuses(reason) if reason.contains("`patterns.velocity_spike.more_than = 1`")),
+            "{changed:?}"
+        );
 
         let mut other = facts();
         other.claim.as_mut().expect("claimed").lineage = Lineage("cd".into());
@@ -382,7 +447,7 @@ mod tests {
     fn what_cannot_be_read_is_not_guessed() {
         let mut facts = facts();
         facts.sinks[1].1 = Err("no answer".into());
-        let outlook = facts.outlook("as ever");
+        let outlook = facts.outlook(&wanted(AS_EVER));
         assert_eq!(outlook, Outlook::Unknown("no answer".into()));
         assert!(facts.text(&outlook, 0).contains("sink b: cannot be read: no answer\n"));
     }
@@ -396,9 +461,9 @@ mod tests {
             pruned: Epoch(0),
             ..facts()
         };
-        assert_eq!(Facts { claim: None, ..nothing() }.outlook("as ever"), Outlook::Begins);
+        assert_eq!(Facts { claim: None, ..nothing() }.outlook(&wanted(AS_EVER)), Outlook::Begins);
         let mut claimed = nothing();
         claimed.claim.as_mut().expect("claimed").genesis = None;
-        assert_eq!(claimed.outlook("as ever"), Outlook::Begins);
+        assert_eq!(claimed.outlook(&wanted(AS_EVER)), Outlook::Begins);
     }
 }

@@ -71,8 +71,8 @@ const DECISIVE: [&str; 10] = [
 ];
 
 impl Config {
-    /// What the pipeline's answers depend on, one `key = value` a line: recorded when it begins, and the same ever
-    /// after, or the epochs of before could not be done again.
+    /// What the pipeline's answers depend on, one `key = value` a line: recorded when it begins, and the same as long
+    /// as epochs are to be done again.
     pub fn meaning(&self) -> String {
         let decisive =
             self.effective.iter().filter(|(key, _)| DECISIVE.iter().any(|what| key.starts_with(what)));

@@ -3,6 +3,7 @@
 //! A file and the environment become a tree of values that know where they were written; reading the tree yields a
 //! [`Config`], which is valid, or every complaint at once.
 
+mod change;
 mod checkpoint;
 mod keys;
 mod ledger;
@@ -12,6 +13,7 @@ mod state;
 mod tree;
 mod values;
 
+pub use change::{Unchangeable, changes};
 pub use checkpoint::CheckpointConfig;
 pub use keys::reference;
 pub use ledger::LedgerConfig;
@@ -19,7 +21,7 @@ pub use read::Complaint;
 pub use state::StateConfig;
 pub use tree::Origin;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +58,8 @@ pub struct Config {
     pub http: Option<std::net::SocketAddr>,
     /// How to log.
     pub log: LogConfig,
+    /// What may forget its state where it no longer fits, as `--reset` has it: no key of a file says so.
+    pub resets: BTreeSet<String>,
     effective: Vec<(String, String)>,
 }
 
@@ -332,6 +336,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         drain: millis(drain?),
         http,
         log: LogConfig { json: json?, level: level?.to_owned() },
+        resets: BTreeSet::new(),
         effective: Vec::new(),
     })
 }

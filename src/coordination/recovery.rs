@@ -64,6 +64,15 @@ pub struct Resume {
     pub origins: Vec<Epoch>,
 }
 
+impl Resume {
+    /// Whether nothing is to be done again, by anyone: there is a checkpoint where the ledger ends, and every sink has
+    /// everything. So is a pipeline that has not recorded anything.
+    pub fn is_finished(&self) -> bool {
+        let all = |taken: &Option<Epoch>| taken.unwrap_or_default() == self.durable;
+        self.origins.first() == Some(&self.durable) && self.taken.iter().all(all)
+    }
+}
+
 /// A start must not go on.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum NoResume {
@@ -116,6 +125,26 @@ mod tests {
         assert_eq!(taken(&two, Epoch(5)), Err(ahead));
         assert_eq!(taken(&two, Epoch(0)), Err(Mismatch::Ahead { sink: Epoch(6), ledger: Epoch(0) }), "wiped");
         assert_eq!(taken(&[progress(1, 5, Shards(1))], Epoch(7)), Err(Mismatch::Parted));
+    }
+
+    #[test]
+    fn nothing_is_to_be_done_again_if_checkpoint_ledger_and_sinks_end_together() {
+        let finished = |last: u64, manifest: &[Epoch], sinks: &[u64]| {
+            let recorded = Recorded {
+                last_round: (last > 0).then_some(Epoch(last)),
+                manifests: manifest,
+                readable: manifest,
+                pruned: Epoch(0),
+            };
+            let progress: Vec<_> = sinks.iter().map(|&through| [progress(1, through, Shards::ALL)]).collect();
+            let sinks: Vec<_> = progress.iter().map(|progress| ("a", &progress[..])).collect();
+            resume(recorded, &sinks).expect("they belong together").is_finished()
+        };
+        assert!(finished(7, &[Epoch(7)], &[7, 7]));
+        assert!(!finished(7, &[Epoch(6)], &[7, 7]), "the last epoch is in no checkpoint");
+        assert!(!finished(7, &[Epoch(7)], &[7, 6]), "a sink is behind");
+        assert!(!finished(7, &[], &[7]));
+        assert!(finished(0, &[], &[0]), "nothing has been done");
     }
 
     #[test]

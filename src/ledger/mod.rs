@@ -5,6 +5,7 @@
 //!   begin ─▶ genesis: where each partition starts, what the pipeline is   (before the first read, once)
 //!   append ─▶ epochs, as they are bound                          (before any sink commits them)
 //!   conclude ─▶ a checkpoint's manifest; what no start needs any more goes
+//!   amend ─▶ another meaning, from a checkpoint on that has everything before
 //! ```
 //!
 //! Every write is one transaction that first checks the generation: a process that was taken over writes nothing.
@@ -23,7 +24,7 @@ pub use self::postgres::PostgresLedger;
 pub use self::sqlite::SqliteLedger;
 use crate::coordination::{EpochRecord, Manifest, are_chains};
 
-/// What a pipeline began with: set once, before its first record is read.
+/// What a pipeline began with, before its first record was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Genesis {
     /// By partition, the first offset.
@@ -136,6 +137,14 @@ pub trait Ledger: Send {
     /// # Errors
     /// If it was taken over, the store fails, or the manifest is not above all before or cannot be applied.
     fn conclude(&mut self, manifest: &Manifest, keep: usize) -> Result<(), LedgerError>;
+
+    /// Records that the pipeline means something else from now on. It goes on from `manifest`, of the last recorded
+    /// epoch, alone: in the same transaction all others, of the same epoch too, and all epochs go, which could not be
+    /// done again as they were. Without a manifest nothing has been recorded.
+    ///
+    /// # Errors
+    /// If it was taken over, the store fails, or there are epochs that are not in the manifest.
+    fn amend(&mut self, meaning: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError>;
 }
 
 /// The version of a pipeline's row while all its rounds are there.
@@ -221,6 +230,21 @@ fn ascends(pipeline: &str, epoch: Epoch, before: &[Epoch]) -> Result<(), LedgerE
     match before.last() {
         Some(last) if *last >= epoch => Err(LedgerError::Refused(format!(
             "pipeline {pipeline} has a manifest of epoch {last}, and one of epoch {epoch} cannot follow"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// What is amended leaves no epoch behind.
+fn leaves_nothing(
+    pipeline: &str,
+    manifest: Option<&Manifest>,
+    last: Option<Epoch>,
+) -> Result<(), LedgerError> {
+    let through = manifest.map(|manifest| manifest.epoch);
+    match last {
+        Some(last) if Some(last) > through => Err(LedgerError::Refused(format!(
+            "pipeline {pipeline} has recorded epoch {last}, which would have to be done again otherwise"
         ))),
         _ => Ok(()),
     }

@@ -11,7 +11,8 @@ use tokio_postgres::{Client, IsolationLevel, NoTls, Row, Transaction};
 
 use super::{
     Claim, Genesis, Ledger, LedgerError, PRUNED, StoredManifest, UNPRUNED, ascends, check_version, format,
-    lost, new_lineage, not_pruned, read_genesis, read_manifest, read_round, unavailable, write_manifest,
+    leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_manifest, read_round, unavailable,
+    write_manifest,
 };
 use crate::coordination::{EpochRecord, Manifest, Prune, prune};
 
@@ -205,85 +206,109 @@ impl Ledger for PostgresLedger {
     }
 
     fn conclude(&mut self, manifest: &Manifest, keep: usize) -> Result<(), LedgerError> {
-        const ACTION: &str = "record a checkpoint";
         let (epoch, bytes) = write_manifest(manifest)?;
+        let pipeline = self.pipeline.clone();
+        self.transact("record a checkpoint", async |transaction| {
+            let all = "SELECT epoch FROM headwater_manifests WHERE pipeline = $1 ORDER BY epoch";
+            let rows = transaction.query(all, &[&pipeline]).await?;
+            let mut epochs: Vec<_> = rows.iter().map(|row| Epoch(row.get::<_, i64>(0) as u64)).collect();
+            let checked = ascends(&pipeline, manifest.epoch, &epochs);
+            if checked.is_err() {
+                return Ok(checked);
+            }
+            transaction.execute(MANIFEST, &[&pipeline, &epoch, &bytes]).await?;
+            epochs.push(manifest.epoch);
+            if let Prune::Before(oldest) = prune(&epochs, keep) {
+                prune_to(transaction, &pipeline, oldest).await?;
+            }
+            Ok(Ok(()))
+        })
+    }
+
+    fn amend(&mut self, meaning: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError> {
+        let written = manifest.map(write_manifest).transpose()?;
+        let pipeline = self.pipeline.clone();
+        self.transact("amend the pipeline", async |transaction| {
+            let last: Option<i64> = transaction.query_one(LAST, &[&pipeline]).await?.get(0);
+            let checked = leaves_nothing(&pipeline, manifest, last.map(|last| Epoch(last as u64)));
+            if checked.is_err() {
+                return Ok(checked);
+            }
+            let amend = "UPDATE headwater_ledger SET meaning = $2 WHERE pipeline = $1";
+            transaction.execute(amend, &[&pipeline, &meaning]).await?;
+            if let Some((epoch, bytes)) = &written {
+                let delete = "DELETE FROM headwater_manifests WHERE pipeline = $1";
+                transaction.execute(delete, &[&pipeline]).await?;
+                transaction.execute(MANIFEST, &[&pipeline, epoch, bytes]).await?;
+                prune_to(transaction, &pipeline, Epoch(*epoch as u64)).await?;
+            }
+            Ok(Ok(()))
+        })
+    }
+}
+
+const MANIFEST: &str = "INSERT INTO headwater_manifests (pipeline, epoch, manifest) VALUES ($1, $2, $3)";
+
+/// The last epoch that is recorded, in a round or a manifest.
+const LAST: &str = "SELECT max(last) FROM (
+    SELECT max(through) AS last FROM headwater_bindings WHERE pipeline = $1
+    UNION ALL SELECT max(epoch) FROM headwater_manifests WHERE pipeline = $1) AS recorded";
+
+/// What a transaction of ours wants to write: it is committed if that is `Ok`.
+type Checked = Result<Result<(), LedgerError>, tokio_postgres::Error>;
+
+impl PostgresLedger {
+    /// One transaction, under the lock of the pipeline's row. What is not committed is rolled back at once: nobody drives
+    /// the session between calls, and a successor would wait for the lock.
+    fn transact(
+        &mut self,
+        action: &str,
+        write: impl AsyncFnOnce(&Transaction<'_>) -> Checked,
+    ) -> Result<(), LedgerError> {
         let PostgresLedger { pipeline, runtime, client, generation } = self;
-        let conclude = conclude(client, pipeline, *generation, (epoch, &bytes), keep);
-        let concluded = runtime.block_on(async { tokio::time::timeout(PATIENCE, conclude).await });
-        match concluded {
-            Ok(Ok(Concluded::Yes)) => Ok(()),
-            Ok(Ok(Concluded::Lost(current))) => Err(lost(pipeline, current)),
-            Ok(Ok(Concluded::Below(before))) => ascends(pipeline, manifest.epoch, &before),
-            Ok(Err(error)) => Err(unavailable(ACTION, described(error))),
-            Err(elapsed) => Err(unavailable(ACTION, elapsed)),
+        let transacted = async {
+            let transaction =
+                client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
+            let written = async {
+                let lock = "SELECT generation FROM headwater_ledger WHERE pipeline = $1 FOR UPDATE";
+                let current = transaction.query_opt(lock, &[&*pipeline]).await?.map(|row| row.get(0));
+                if current != Some(generation.0 as i64) {
+                    return Ok(Err(lost(pipeline, current)));
+                }
+                write(&transaction).await
+            };
+            match written.await {
+                Ok(Ok(())) => transaction.commit().await.map(Ok),
+                other => {
+                    let undone = transaction.rollback().await;
+                    other.and_then(|written| undone.map(|()| written))
+                }
+            }
+        };
+        match runtime.block_on(async { tokio::time::timeout(PATIENCE, transacted).await }) {
+            Ok(Ok(written)) => written,
+            Ok(Err(error)) => Err(unavailable(action, described(error))),
+            Err(elapsed) => Err(unavailable(action, elapsed)),
         }
     }
 }
 
-/// What became of a manifest.
-enum Concluded {
-    Yes,
-    /// The pipeline has this generation now, or is gone.
-    Lost(Option<i64>),
-    /// There are manifests, and it is not above them.
-    Below(Vec<Epoch>),
-}
-
-/// One transaction, under the lock of the pipeline's row. What is not committed is rolled back at once: nobody drives
-/// the session between calls, and a successor would wait for the lock.
-async fn conclude(
-    client: &mut Client,
-    pipeline: &str,
-    generation: Generation,
-    manifest: (i64, &[u8]),
-    keep: usize,
-) -> Result<Concluded, tokio_postgres::Error> {
-    let transaction =
-        client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
-    match conclude_in(&transaction, pipeline, generation, manifest, keep).await {
-        Ok(Concluded::Yes) => transaction.commit().await.map(|()| Concluded::Yes),
-        other => {
-            let undone = transaction.rollback().await;
-            other.and_then(|concluded| undone.map(|()| concluded))
-        }
-    }
-}
-
-async fn conclude_in(
+/// Deletes what comes before the manifest of `oldest`.
+async fn prune_to(
     transaction: &Transaction<'_>,
     pipeline: &str,
-    generation: Generation,
-    (epoch, manifest): (i64, &[u8]),
-    keep: usize,
-) -> Result<Concluded, tokio_postgres::Error> {
-    let lock = "SELECT generation FROM headwater_ledger WHERE pipeline = $1 FOR UPDATE";
-    let current = transaction.query_opt(lock, &[&pipeline]).await?.map(|row| row.get(0));
-    if current != Some(generation.0 as i64) {
-        return Ok(Concluded::Lost(current));
+    oldest: Epoch,
+) -> Result<(), tokio_postgres::Error> {
+    for statement in [
+        "DELETE FROM headwater_manifests WHERE pipeline = $1 AND epoch < $2",
+        "DELETE FROM headwater_bindings WHERE pipeline = $1 AND through <= $2",
+        "INSERT INTO headwater_pruned (pipeline, through) VALUES ($1, $2)
+         ON CONFLICT (pipeline) DO UPDATE SET through = excluded.through",
+    ] {
+        transaction.execute(statement, &[&pipeline, &(oldest.0 as i64)]).await?;
     }
-    let all = "SELECT epoch FROM headwater_manifests WHERE pipeline = $1 ORDER BY epoch";
-    let rows = transaction.query(all, &[&pipeline]).await?;
-    let mut epochs: Vec<_> = rows.iter().map(|row| Epoch(row.get::<_, i64>(0) as u64)).collect();
-    let this = Epoch(epoch as u64);
-    if ascends(pipeline, this, &epochs).is_err() {
-        return Ok(Concluded::Below(epochs));
-    }
-    let insert = "INSERT INTO headwater_manifests (pipeline, epoch, manifest) VALUES ($1, $2, $3)";
-    transaction.execute(insert, &[&pipeline, &epoch, &manifest]).await?;
-    epochs.push(this);
-    if let Prune::Before(oldest) = prune(&epochs, keep) {
-        for statement in [
-            "DELETE FROM headwater_manifests WHERE pipeline = $1 AND epoch < $2",
-            "DELETE FROM headwater_bindings WHERE pipeline = $1 AND through <= $2",
-            "INSERT INTO headwater_pruned (pipeline, through) VALUES ($1, $2)
-             ON CONFLICT (pipeline) DO UPDATE SET through = excluded.through",
-        ] {
-            transaction.execute(statement, &[&pipeline, &(oldest.0 as i64)]).await?;
-        }
-        let version = "UPDATE headwater_ledger SET version = $2 WHERE pipeline = $1";
-        transaction.execute(version, &[&pipeline, &PRUNED]).await?;
-    }
-    Ok(Concluded::Yes)
+    let version = "UPDATE headwater_ledger SET version = $2 WHERE pipeline = $1";
+    transaction.execute(version, &[&pipeline, &PRUNED]).await.map(drop)
 }
 
 /// The server's own words, where there are any.

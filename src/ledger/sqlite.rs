@@ -9,7 +9,8 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehav
 
 use super::{
     Claim, Genesis, Ledger, LedgerError, PRUNED, StoredManifest, UNPRUNED, ascends, check_version, format,
-    lost, new_lineage, not_pruned, read_genesis, read_manifest, read_round, unavailable, write_manifest,
+    leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_manifest, read_round, unavailable,
+    write_manifest,
 };
 use crate::coordination::{EpochRecord, Manifest, Prune, prune};
 
@@ -232,10 +233,7 @@ impl Ledger for SqliteLedger {
             if ascends(&pipeline, manifest.epoch, &before).is_err() {
                 return Ok(before);
             }
-            transaction.execute(
-                "INSERT INTO headwater_manifests (pipeline, epoch, manifest) VALUES (?, ?, ?)",
-                params![pipeline, epoch, bytes],
-            )?;
+            transaction.execute(MANIFEST, params![pipeline, epoch, bytes])?;
             let all = [&before[..], &[manifest.epoch]].concat();
             if let Prune::Before(oldest) = prune(&all, keep) {
                 prune_to(transaction, &pipeline, oldest)?;
@@ -244,7 +242,34 @@ impl Ledger for SqliteLedger {
         })?;
         ascends(&self.pipeline, manifest.epoch, &before)
     }
+
+    fn amend(&mut self, meaning: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError> {
+        let written = manifest.map(write_manifest).transpose()?;
+        let pipeline = self.pipeline.clone();
+        self.write("amend the pipeline", |transaction| {
+            let last: Option<i64> = transaction.query_row(LAST, [&pipeline], |row| row.get(0))?;
+            let checked = leaves_nothing(&pipeline, manifest, last.map(|last| Epoch(last as u64)));
+            if checked.is_err() {
+                return Ok(checked);
+            }
+            let amend = "UPDATE headwater_ledger SET meaning = ? WHERE pipeline = ?";
+            transaction.execute(amend, params![meaning, pipeline])?;
+            if let Some((epoch, bytes)) = written {
+                transaction.execute("DELETE FROM headwater_manifests WHERE pipeline = ?", [&pipeline])?;
+                transaction.execute(MANIFEST, params![pipeline, epoch, bytes])?;
+                prune_to(transaction, &pipeline, Epoch(epoch as u64))?;
+            }
+            Ok(Ok(()))
+        })?
+    }
 }
+
+const MANIFEST: &str = "INSERT INTO headwater_manifests (pipeline, epoch, manifest) VALUES (?, ?, ?)";
+
+/// The last epoch that is recorded, in a round or a manifest.
+const LAST: &str = "SELECT max(last) FROM (
+    SELECT max(through) AS last FROM headwater_bindings WHERE pipeline = ?1
+    UNION ALL SELECT max(epoch) FROM headwater_manifests WHERE pipeline = ?1)";
 
 /// Deletes what comes before the manifest of `oldest`.
 fn prune_to(transaction: &Transaction<'_>, pipeline: &str, oldest: Epoch) -> rusqlite::Result<()> {

@@ -12,9 +12,19 @@ use timely::dataflow::operators::Concatenate;
 use super::plan::{By, Limits, Plan, WindowKind, WindowPlan};
 use super::rules::rules;
 use super::telling::{Identity, told};
+use crate::coordination::Operator;
 use crate::event::{Event, KeyKind, split_key};
 use crate::metrics::Metrics;
 use crate::outputs::{Alert, DeadLetter, KeyHistory, Status, Told, Tongue, WindowRow, tell};
+
+/// The operator that admits events.
+const ADMIT: &str = "Admit";
+/// The operator that enriches events.
+pub const ENRICH: &str = "Enrich";
+/// The operator that evaluates all patterns.
+pub const RULES: &str = "Rules";
+/// What the operator of a window is called before its name.
+pub const WINDOW: &str = "Window: ";
 
 /// What is computed from.
 pub struct Inputs<'scope> {
@@ -47,7 +57,7 @@ pub fn compute<'scope>(
     let scope = events.inner.scope();
     let Limits { dedup_horizon_ms, ttl_ms, .. } = plan.limits;
     let admission = Admission { dedup_horizon_ms, ttl_ms: Some(ttl_ms) };
-    let (keyed, refused) = captures.admit("Admit", events, control, admission);
+    let (keyed, refused) = captures.admit(ADMIT, events, control, admission);
     let load = keyed.load();
     let letters =
         refused.map(|refused| DeadLetter::refused(&refused.event, refused.refusal)).concat(rejected);
@@ -59,17 +69,17 @@ pub fn compute<'scope>(
     });
     let mut all = vec![letters];
 
-    if tongues.iter().any(|tongue| tongue.takes().events.is_some()) {
+    if enriches(tongues) {
         let tongues = Arc::clone(tongues);
         all.push(keyed.clone().accumulate(
-            "Enrich",
+            ENRICH,
             move |epoch, history: &mut KeyHistory, event: &Event, told: &mut Told| {
                 tell(&history.arrive(event), epoch, Status::Raised, &tongues, told);
             },
         ));
     }
 
-    let alerts = keyed.clone().scan_all("Rules", rules(&plan.pipeline, &plan.patterns));
+    let alerts = keyed.clone().scan_all(RULES, rules(&plan.pipeline, &plan.patterns));
     let counted = Arc::clone(metrics);
     all.push(told("Alerts", alerts, Arc::clone(tongues), move |alert: &Alert, status| {
         counted.alert(
@@ -88,6 +98,23 @@ pub fn compute<'scope>(
     Computed { told: scope.concatenate(all), load }
 }
 
+/// Whether any sink takes events, so that they are enriched.
+fn enriches(tongues: &[Tongue]) -> bool {
+    tongues.iter().any(|tongue| tongue.takes().events.is_some())
+}
+
+/// The operators that [`compute`] enters into its captures, by name; each with the version of its state.
+pub fn operators(plan: &Plan, tongues: &[Tongue]) -> Vec<Operator> {
+    let mut names = vec![ADMIT.to_owned(), headwater_dataflows::ids_of(ADMIT), RULES.to_owned()];
+    names.extend(enriches(tongues).then(|| ENRICH.to_owned()));
+    names.extend(plan.windows.iter().map(|window| format!("{WINDOW}{}", window.name)));
+    names.sort_unstable();
+    names
+        .into_iter()
+        .map(|name| Operator { name, version: headwater_dataflows::STATE_VERSION.into() })
+        .collect()
+}
+
 /// The rows of one window.
 fn rows<'scope>(
     keyed: Captured<'scope, Event>,
@@ -100,7 +127,7 @@ fn rows<'scope>(
     };
     let statistics = Statistics::new(Event::amount, Event::merchant);
     let name = Arc::clone(&plan.name);
-    let operator = format!("Window: {name}");
+    let operator = format!("{WINDOW}{name}");
     let row = move |row: Row<'_, String, Summary>| {
         WindowRow::new(&name, row.key, row.window, row.closed, row.summary)
     };

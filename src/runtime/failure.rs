@@ -6,6 +6,7 @@ use headwater_dataflows::{Epoch, RestoreError};
 use headwater_sinks::{CommitError, OpenError, StageError};
 use thiserror::Error;
 
+use super::amendment::Unfit;
 use crate::coordination::{Contradiction, NoResume, Protocol};
 use crate::ledger::LedgerError;
 use crate::source::SourceError;
@@ -56,6 +57,9 @@ pub enum RunError {
     /// There is nothing to go on from, or what there is does not fit together.
     #[error(transparent)]
     Resume(#[from] NoResume),
+    /// The configuration or the program is not what the pipeline's state was made by.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// The state store cannot be used, or must not be.
     #[error(transparent)]
     State(#[from] StateError),
@@ -94,6 +98,7 @@ impl RunError {
                 | RunError::Ledger(LedgerError::Fenced { .. } | LedgerError::Refused(_))
                 | RunError::Replay { .. }
                 | RunError::Resume(_)
+                | RunError::Unfit(_)
                 | RunError::State(StateError::Refused(_))
                 | RunError::Part { .. }
                 | RunError::Restore(_)

@@ -26,7 +26,7 @@ use timely::dataflow::operators::{Concat, Concatenate, Inspect, Probe as _};
 use super::binding::{Binder, Marker, bind};
 use super::checkpointing::{Concluder, Marked, conclude, marks, store};
 use super::clock::{ClockHand, ClockSettings, ticks};
-use super::compute::{Computed, Inputs, compute};
+use super::compute::{Computed, Inputs, compute, operators};
 use super::delivery::deliver;
 use super::failure::Failure;
 use super::keeper::KeeperHandle;
@@ -185,7 +185,8 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
     let inputs = Inputs { events, rejected, control: control.clone() };
     let Computed { told: all, load } = compute(inputs, &captures, &plan, &tongues, &metrics);
     let operator = |(name, version): (Arc<str>, u32)| Operator { name: name.to_string(), version };
-    let operators = captures.operators().into_iter().map(operator).collect();
+    let entered: Vec<_> = captures.operators().into_iter().map(operator).collect();
+    debug_assert!(checkpoints.is_none() || entered == operators(&plan, &tongues), "{entered:?}");
     let captured = captures.finish()?;
     let takes_alerts = |tongue: &Tongue| tongue.takes().alerts.is_some();
     let alerted = if tongues.iter().any(takes_alerts) { Probe::new() } else { committed.clone() };
@@ -208,7 +209,8 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
     if let Some(Capturing { keeper, .. }) = checkpoints {
         let stored = store(captured, control, keeper);
         let before = origin.parts().to_vec();
-        let concluder = ledger.map(|ledger| Concluder { marked, operators, before, ledger, failure });
+        let concluder =
+            ledger.map(|ledger| Concluder { marked, operators: entered, before, ledger, failure });
         conclude(stored, done, concluder);
     }
     let speaks = scope.index().is_multiple_of(local_workers.max(1));

@@ -1,5 +1,6 @@
 //! Workers, the dataflow, the driver that carries out coordination's decisions, shutdown.
 
+mod amendment;
 mod binding;
 mod checkpointing;
 mod clock;
@@ -18,7 +19,8 @@ mod telling;
 mod watch;
 mod writer;
 
-pub use compute::{Computed, Inputs, compute};
+pub use amendment::{Amendment, Unfit, amendment, can_be_reset, check_finished};
+pub use compute::{Computed, Inputs, compute, operators};
 pub use failure::RunError;
 pub use plan::{
     AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Telling, Time, TravelPlan,
@@ -114,7 +116,10 @@ pub fn run(job: Job) -> Result<(), RunError> {
     }
     let found: Vec<_> = found.iter().map(|(name, progress)| (&**name, &progress[..])).collect();
     let mut origin = match &mut history {
-        Some(history) => origin(history, &found)?,
+        Some(history) => {
+            let tongues: Vec<_> = sinks.iter().map(|sink| sink.tongue).collect();
+            origin(history, &found, &operators(&plan, &tongues))?
+        }
         None => Origin::unrecorded(found.len()),
     };
     // Epochs go on above everything that was ever recorded or taken.

@@ -1,14 +1,17 @@
 //! The start of a run: from what the ledger, the sinks and the state store have to where it goes on.
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use headwater_dataflows::{Checkpoint, Epoch, EventTime, Record, SHARDS, ShardId};
-use headwater_sinks::Progress;
+use headwater_sinks::{Progress, crash};
 
+use super::amendment::{Amendment, amended, amendment, check_finished};
 use super::failure::RunError;
-use super::keeper::{Kept, merge, read};
+use super::keeper::{Author, Kept, merge, read};
 use crate::coordination::{
-    EpochRecord, Manifest, NoOrigin, NoResume, Part, Recorded, chain, is_closed, left_behind, resume,
+    EpochRecord, Manifest, NoOrigin, NoResume, Operator, Part, Recorded, chain, is_closed, left_behind,
+    resume,
 };
 use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
 use crate::state::StateStore;
@@ -19,8 +22,12 @@ pub struct History {
     pub ledger: Box<dyn Ledger>,
     /// What claiming it has found.
     pub claim: Claim,
-    /// What decides the pipeline's answers: recorded when it begins.
+    /// What decides the pipeline's answers: recorded when it begins, and when it is amended.
     pub meaning: String,
+    /// What its configuration no longer says as it did, if anything.
+    pub amendment: Option<Amendment>,
+    /// What may forget its state, by section of the configuration, where it has to.
+    pub resets: BTreeSet<String>,
     /// Where and how often checkpoints are made, if they are.
     pub checkpoints: Option<Checkpoints>,
 }
@@ -93,13 +100,17 @@ impl Origin {
     }
 }
 
-/// Decides where a start goes on, given what each sink has, and reads the state that is there. What earlier starts left
-/// in the state store and nobody needs is deleted.
+/// Decides where a start goes on with these operators, given what each sink has, and reads the state that is there. What
+/// is no longer as it was is amended before. What earlier starts left in the state store and nobody needs is deleted.
 ///
 /// # Errors
 /// If there is nothing to go on from, or what there is cannot be read.
-pub fn origin(history: &mut History, sinks: &[(&str, &[Progress])]) -> Result<Origin, RunError> {
-    let History { ledger, claim, checkpoints, .. } = history;
+pub fn origin(
+    history: &mut History,
+    sinks: &[(&str, &[Progress])],
+    operators: &[Operator],
+) -> Result<Origin, RunError> {
+    let History { ledger, claim, checkpoints, meaning, amendment: changes, resets } = history;
     let manifests = ledger.manifests()?;
     let pruned = ledger.pruned()?;
     if checkpoints.is_none() && !manifests.is_empty() {
@@ -122,6 +133,24 @@ pub fn origin(history: &mut History, sinks: &[(&str, &[Progress])]) -> Result<Or
         pruned,
     };
     let resume = resume(recorded, sinks)?;
+    let newest = readable(&manifests).find(|manifest| resume.origins.first() == Some(&manifest.epoch));
+    let before = newest.map_or(operators, |manifest| &manifest.operators);
+    if let Some(amendment) = amendment(changes.as_ref(), before, operators, resets)? {
+        check_finished(&resume, &amendment)?;
+        let manifest = match (newest, &mut *checkpoints) {
+            (Some(manifest), Some(Checkpoints { store, .. })) => {
+                let author = Author { lineage: claim.lineage.clone(), generation: claim.generation };
+                Some(amended(&mut **store, &author, manifest, &amendment, operators)?)
+            }
+            _ => None,
+        };
+        crash::point("ledger.amend.before");
+        ledger.amend(meaning, manifest.as_ref())?;
+        crash::point("ledger.amend.after");
+        tracing::info!(because = amendment.because, forgotten = ?amendment.forget, "going on otherwise than before");
+        *changes = None;
+        return origin(history, sinks, operators);
+    }
     let (manifest, state) = match checkpoints {
         None => (None, Vec::new()),
         Some(Checkpoints { store, .. }) => {

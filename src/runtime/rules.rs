@@ -10,7 +10,7 @@ use std::sync::Arc;
 use headwater_dataflows::patterns::{
     Deviation, Diversity, Frequency, Grouped, Location, Outlier, Rate, Travel, Trip, Variety,
 };
-use headwater_dataflows::{Emission, KeyHash, Rule, Rules, Stored};
+use headwater_dataflows::{Damage, Emission, KeyHash, Rule, Rules, Stored, forget_rules};
 
 use super::plan::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, Telling, TravelPlan};
 use crate::event::Event;
@@ -36,6 +36,31 @@ pub fn rules(pipeline: &Arc<str>, patterns: &Patterns) -> impl Rules<Event, Aler
     });
     let travel = patterns.impossible_travel.map(|plan| travel(pipeline, plan));
     (velocity, (burst, (diversity, (amounts, (by_currency, (travel, ()))))))
+}
+
+/// By pattern, the numbers of its rules: how many come after each.
+const NUMBERS: [(&str, &[u32]); 5] = [
+    ("velocity_spike", &[5]),
+    ("rapid_fire_burst", &[4]),
+    ("merchant_diversity", &[3]),
+    ("amount_anomaly", &[2, 1]),
+    ("impossible_travel", &[0]),
+];
+
+/// The patterns' names.
+pub fn patterns() -> impl Iterator<Item = &'static str> {
+    NUMBERS.iter().map(|(name, _)| *name)
+}
+
+/// What the rules have stored of a key, once these patterns have forgotten what they know; none if nothing is left.
+///
+/// # Errors
+/// If it is not what rules have stored.
+pub fn forget(patterns: &[&str], saved: &[u8]) -> Result<Option<Vec<u8>>, Damage> {
+    let numbers =
+        NUMBERS.iter().filter(|(name, _)| patterns.contains(name)).flat_map(|(_, numbers)| *numbers);
+    let numbers: Vec<_> = numbers.copied().collect();
+    forget_rules::<Event, Alert, _>(&rules(&"".into(), &Patterns::default()), &numbers, saved)
 }
 
 /// Makes the alerts of one rule.

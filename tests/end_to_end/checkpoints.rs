@@ -12,7 +12,7 @@ use crate::crash::{Files, kill_ten_times, kill_when};
 use crate::crash_points::dies_at;
 use crate::live::Running;
 
-const CHECKPOINT: &str = "[checkpoint]\ninterval = \"100ms\"\nkeep = 2\n";
+pub const CHECKPOINT: &str = "[checkpoint]\ninterval = \"100ms\"\nkeep = 2\n";
 
 /// Generated files, and a pipeline that makes checkpoints as often as it may.
 pub fn files(seed: u64, records: u64) -> Files {
@@ -21,20 +21,21 @@ pub fn files(seed: u64, records: u64) -> Files {
     files
 }
 
-fn configure(files: &Files, flow: &str, checkpoint: &str) {
+/// Writes the configuration of a flow with checkpoints or without.
+pub fn configure(files: &Files, flow: &str, checkpoint: &str) {
     let state = files.path("state").display().to_string();
     files.configure(&format!("{flow}{checkpoint}[state]\npath = {state:?}\n"));
 }
 
-/// What `headwater status` says.
-fn status(files: &Files) -> Value {
+/// What `headwater status` says of a start that would not be refused.
+pub fn status(files: &Files) -> Value {
     let config = files.path("run.toml");
     let output = succeed(&mut headwater(&["status", config.to_str().expect("UTF-8"), "--json"]));
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
 /// Starts a run and waits until it has made some checkpoints that a start can go back to.
-fn run_until_pruned(files: &Files, workers: &str) -> Running {
+pub fn run_until_pruned(files: &Files, workers: &str) -> Running {
     let run = Running::start(files.command(workers), files.path("run.log"));
     let before = files.pruned();
     crate::live::wait_for("checkpoints", || (files.pruned() > before).then_some(()));

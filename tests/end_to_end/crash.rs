@@ -61,11 +61,15 @@ impl Files {
 
     /// Holds the results against the oracle's.
     pub fn judge(&self) {
+        self.expected(&self.path("run.toml")).judge_sqlite(&self.path("results.db"));
+    }
+
+    /// What the oracle says of a configuration over all that was bound.
+    pub fn expected(&self, config: &Path) -> Expected {
         gather(self.dir.path(), i64::MAX);
         let mut input = vec!["--files"];
         input.extend(self.names.iter().map(String::as_str));
-        let (config, bindings) = (self.path("run.toml"), self.path("history.ndjson"));
-        Expected::of(self.dir.path(), &config, &input, &bindings).judge_sqlite(&self.path("results.db"));
+        Expected::of(self.dir.path(), config, &input, &self.path("history.ndjson"))
     }
 
     /// The epochs through which the sink has results, and the ledger records; 0 for nothing.
@@ -80,18 +84,23 @@ impl Files {
         )
     }
 
-    /// A start is refused, and says why.
+    /// The same, of this run.
     pub fn refused(&self, why: &str) {
-        let output = self.command("1").output().expect("started");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(3), "{said}");
-        assert!(said.contains(why), "{said}");
+        refused(&mut self.command("1"), why);
     }
 
     /// Through which epoch the ledger has been pruned; 0 for not at all.
     pub fn pruned(&self) -> i64 {
         newest(&self.path("ledger.db"), "SELECT max(through) FROM headwater_pruned")
     }
+}
+
+/// A start is refused, and says why.
+pub fn refused(command: &mut Command, why: &str) {
+    let output = command.output().expect("started");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains(why), "{said}");
 }
 
 /// Every row of every table, as text, sorted.

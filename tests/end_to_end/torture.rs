@@ -5,11 +5,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use headwater_sinks::crash::POINTS;
-
 use crate::checkpoints::files;
 use crate::common::Random;
 use crate::crash::Files;
+use crate::crash_points::usual;
 use crate::kafka::Killed;
 use crate::live::{Running, wait_for};
 
@@ -50,7 +49,8 @@ impl Victim {
         let delay = Duration::from_millis(random.below(1200));
         let kind = random.below(10);
         if kind < 4 {
-            let (point, nth) = (POINTS[random.below(POINTS.len() as u64) as usize], 1 + random.below(6));
+            let points = usual();
+            let (point, nth) = (points[random.below(points.len() as u64) as usize], 1 + random.below(6));
             let mut command = self.command(random);
             command.env("HEADWATER_CRASH_AT", format!("{point}:{nth}"));
             let mut run = Running::start(command, self.log("run.log"));

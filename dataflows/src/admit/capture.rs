@@ -72,9 +72,14 @@ fn latest(changes: &[Acceptance]) -> Option<EventTime> {
     changes.iter().map(|change| change.time).max()
 }
 
+/// The name under which the ids that admission has accepted are captured, given its own.
+pub fn ids_of(admission: &str) -> String {
+    format!("{admission}: ids")
+}
+
 impl<'scope> Captures<'scope> {
     /// As [`Admit::admit`](crate::Admit::admit); what admission knows is captured under `name`, accepted ids under
-    /// `name: ids`.
+    /// [`ids_of`] it.
     pub fn admit<E>(
         &self,
         name: &str,
@@ -91,7 +96,7 @@ impl<'scope> Captures<'scope> {
         if let Some(mut register) = self.register() {
             let (operator, records) = register.enter(name);
             let mut tracker = Tracker::new(operator);
-            let (operator, mut accepted) = register.enter(&format!("{name}: ids"));
+            let (operator, mut accepted) = register.enter(&ids_of(name));
             let mut ids = Ids { operator, stored: BTreeMap::new(), pending: Vec::new() };
             if let Some((epoch, watermark)) = register.from() {
                 admitter.watermark = watermark;

@@ -35,7 +35,7 @@ use crate::{Epoch, Event, EventTime, KeyHash, OwnedKey};
 pub use captured::Captured;
 pub(crate) use logic::Capture;
 pub(crate) use operator::{Drain, build};
-pub use stored::{Damage, Record, RestoreError, Stored};
+pub use stored::{Damage, Record, RestoreError, STATE_VERSION, Stored};
 pub(crate) use stored::{decode, encode};
 use stored::{hex, key_of};
 pub(crate) use tracker::{Mark, Saved, Tracker};
@@ -133,7 +133,7 @@ impl<'scope> Captures<'scope> {
     /// The operators whose state is captured, by name; each with the version of its state.
     pub fn operators(&self) -> Vec<(Arc<str>, u32)> {
         let operators = self.register().map(|register| register.operators.clone()).unwrap_or_default();
-        operators.into_iter().map(|operator| (operator, stored::VERSION.into())).collect()
+        operators.into_iter().map(|operator| (operator, STATE_VERSION.into())).collect()
     }
 
     /// None if nothing is captured.

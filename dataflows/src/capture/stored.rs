@@ -56,7 +56,7 @@ pub enum RestoreError {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Damage {
     /// It has another version than this release writes and reads.
-    #[error("its format has version {found}, and {VERSION} is expected")]
+    #[error("its format has version {found}, and {STATE_VERSION} is expected")]
     Version {
         /// The version of the record.
         found: u8,
@@ -69,12 +69,12 @@ pub enum Damage {
     Impossible(&'static str),
 }
 
-/// The version of the format, the first byte of every record.
-pub(super) const VERSION: u8 = 1;
+/// The version of what operators store: the first byte of every record's value.
+pub const STATE_VERSION: u8 = 1;
 
 /// The version and then the value: integers of variable length, no trailing bytes.
 pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
-    let mut bytes = vec![VERSION];
+    let mut bytes = vec![STATE_VERSION];
     write(value, &mut bytes);
     bytes
 }
@@ -82,7 +82,7 @@ pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
 /// What [`encode`] has written.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damage> {
     match bytes.split_first() {
-        Some((&VERSION, rest)) => read(rest),
+        Some((&STATE_VERSION, rest)) => read(rest),
         Some((&found, _)) => Err(Damage::Version { found }),
         None => Err(Damage::Impossible("it is empty")),
     }

@@ -10,8 +10,29 @@ use crate::batch::{Batch, RunRef, Slot};
 use crate::capture::{Capture, Damage, Saved, Stored, decode, encode};
 use crate::event::order;
 use crate::keyed::{Logic, Selection};
-use crate::rules::Rules;
+use crate::rules::{Live, Rules};
 use crate::{Epoch, Event, EventTime, OwnedKey};
+
+/// What a scan has captured of a key, `saved`, once the rules of these numbers have forgotten what they know; none if
+/// nothing is left. A rule's number is how many come after it.
+///
+/// # Errors
+/// If it is not what a scan of such rules has captured.
+pub fn forget_rules<E, D, R>(rules: &R, numbers: &[u32], saved: &[u8]) -> Result<Option<Vec<u8>>, Damage>
+where
+    E: Event,
+    R: Rules<E, D, State: Stored>,
+{
+    let mut state = decode(saved)?;
+    let kept = numbers.iter().fold(Live::all(R::COUNT), |live, &number| live.without(number));
+    rules.restore(kept, &mut state, R::State::default());
+    Ok(value(&state))
+}
+
+/// What is stored of a state: nothing if it knows nothing.
+fn value<S: Stored + Default>(state: &S) -> Option<Vec<u8>> {
+    Some(encode(state)).filter(|value| *value != encode(&S::default()))
+}
 
 impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E, R, D> {
     fn hold(&mut self, watermark: EventTime) {
@@ -37,10 +58,7 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
             let (batch, _) = history.get(entry.batch).expect("for_each named a live batch");
             rules.undo(&mut state, batch.event(entry.entry as usize), undo.clone());
         }
-        Saved {
-            value: Some(encode(&state)).filter(|value| *value != encode(&R::State::default())),
-            unsettled: steps.first().map(|((time, _), ..)| *time),
-        }
+        Saved { value: value(&state), unsettled: steps.first().map(|((time, _), ..)| *time) }
     }
 
     fn load(
@@ -61,5 +79,28 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
         if let Some(batch) = batch {
             self.step(batch, selection, &mut Vec::new());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::patterns::Frequency;
+    use crate::testing::Line;
+    use crate::{Emission, Rule};
+
+    #[test]
+    fn rules_forget_one_by_one_and_what_knows_nothing_is_not_stored() {
+        let rule = |count| Rule::new(Frequency::at_least(count, 10), Emission::Final, |_: &Line, _| ());
+        let rules = (rule(2), (rule(3), ()));
+        let mut state = Default::default();
+        Rules::<Line, ()>::step(&rules, &mut state, &Line::from(("ann", 10, 0, "a")), &mut Vec::new());
+        let saved = value(&state).expect("it knows an event");
+        let forget = |numbers: &[u32]| forget_rules::<Line, (), _>(&rules, numbers, &saved).expect("whole");
+        assert_eq!(forget(&[]), Some(saved.clone()));
+        let (first, second) = (forget(&[1]).expect("the other's"), forget(&[0]).expect("the other's"));
+        assert!(first != saved && second != saved && first != second);
+        assert_eq!(forget(&[0, 1]), None);
+        assert!(forget_rules::<Line, (), _>(&rules, &[0], &saved[1..]).is_err());
     }
 }

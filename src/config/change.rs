@@ -1,0 +1,172 @@
+//! A configuration that is not the one that a pipeline has had: what has changed, and what has to be forgotten for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use thiserror::Error;
+
+use crate::runtime::Amendment;
+
+/// What decides a pipeline's answers, by key: see [`Config::meaning`](super::Config::meaning). Windows go by their
+/// names, not by their places.
+type Meaning<'a> = BTreeMap<String, &'a str>;
+
+/// Why a pipeline cannot go on with a configuration, whatever it has finished.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Unchangeable {
+    /// What was read is not what would be.
+    #[error(
+        "the pipeline began with {before} and is configured with {now}: its input cannot change; give it another \
+         name, or restore the configuration"
+    )]
+    Input {
+        /// As it was.
+        before: String,
+        /// As it is.
+        now: String,
+    },
+    /// What is remembered does not fit.
+    #[error(
+        "the pipeline has had {before} and is configured with {now}: what {section} remembers does not fit; \
+         `--reset {section}` forgets it, or restore the configuration"
+    )]
+    State {
+        /// What remembers it, as `--reset` has it.
+        section: String,
+        /// As it was.
+        before: String,
+        /// As it is.
+        now: String,
+    },
+}
+
+/// What has changed between two meanings; none if nothing has. What has to be forgotten must be among `permitted`.
+///
+/// # Errors
+/// If the change is not one that a pipeline can go on with.
+pub fn changes(
+    before: &str,
+    now: &str,
+    permitted: &BTreeSet<String>,
+) -> Result<Option<Amendment>, Unchangeable> {
+    let (before, now) = (meaning(before), meaning(now));
+    let keys: BTreeSet<_> = before.keys().chain(now.keys()).collect();
+    let mut changes: Option<Amendment> = None;
+    for key in keys.into_iter().filter(|&key| before.get(key) != now.get(key)) {
+        let say = |meaning: &Meaning<'_>| match meaning.get(key) {
+            Some(value) => format!("`{key} = {value}`"),
+            None => format!("no `{key}`"),
+        };
+        let (was, is) = (say(&before), say(&now));
+        if key.starts_with("source.") {
+            return Err(Unchangeable::Input { before: was, now: is });
+        }
+        let changes = changes.get_or_insert_with(|| Amendment {
+            because: format!("the pipeline has had {was} and is configured with {is}"),
+            forget: BTreeSet::new(),
+        });
+        if let Some(section) = remembering(key).filter(|section| has(&before, section)) {
+            let whole = section.split('.').next().unwrap_or_default();
+            if !permitted.contains(section) && !permitted.contains(whole) {
+                return Err(Unchangeable::State { section: section.to_owned(), before: was, now: is });
+            }
+            changes.forget.insert(section.to_owned());
+        }
+    }
+    Ok(changes)
+}
+
+/// Whether a section was there.
+fn has(meaning: &Meaning<'_>, section: &str) -> bool {
+    meaning.keys().any(|key| key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// Whose state depends on a key, if any does.
+fn remembering(key: &str) -> Option<&str> {
+    // They only say how an answer is worded.
+    if key.ends_with(".severity") || key.ends_with(".high_sigmas") {
+        return None;
+    }
+    let (section, _) = key.rsplit_once('.')?;
+    (section.starts_with("windows.") || section.starts_with("patterns.")).then_some(section)
+}
+
+fn meaning(text: &str) -> Meaning<'_> {
+    let lines: Vec<_> = text.lines().filter_map(|line| line.split_once(" = ")).collect();
+    let names: BTreeMap<_, _> = lines
+        .iter()
+        .filter_map(|(key, value)| Some((key.strip_suffix(".name")?, value.trim_matches('"'))))
+        .collect();
+    let named = |key: &str| {
+        let (place, field) = key.split_once("].").map_or((key, ""), |(place, field)| (place, field));
+        match names.get(format!("{place}]").as_str()) {
+            Some(name) => format!("windows.{name}.{field}"),
+            None => key.to_owned(),
+        }
+    };
+    lines.iter().map(|(key, value)| (named(key), *value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    const BASE: &str = "pipeline = \"p\"\n[source]\nkind = \"generator\"\n[sinks.sqlite]\npath = \"a.db\"\n";
+    const FLOW: &str = "[[windows]]\nname = \"w\"\nkind = \"tumbling\"\nsize = \"1m\"\n\
+        [[windows]]\nname = \"v\"\nkind = \"session\"\ngap = \"1m\"\n[patterns.velocity_spike]\n";
+
+    fn changed(before: &str, now: &str, permitted: &[&str]) -> Result<Option<Vec<String>>, String> {
+        let meaning = |flow: &str| {
+            Config::parse(&format!("{BASE}{flow}"), std::iter::empty()).expect("valid").meaning()
+        };
+        let permitted = permitted.iter().map(|&section| section.to_owned()).collect();
+        changes(&meaning(before), &meaning(now), &permitted)
+            .map(|changes| changes.map(|changes| changes.forget.into_iter().collect()))
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn only_what_remembers_by_other_numbers_has_to_forget_and_only_if_it_may() {
+        let (w, v) = FLOW.split_at(FLOW[1..].find("[[").expect("two windows") + 1);
+        let (v, velocity) = v.split_at(v.find("[patterns").expect("a pattern"));
+        assert_eq!(changed(FLOW, FLOW, &["windows.w"]), Ok(None));
+        assert_eq!(changed(FLOW, &format!("{v}{w}{velocity}"), &[]), Ok(None), "the order means nothing");
+        let free = [
+            format!("{FLOW}severity = \"low\"\n"),
+            format!("{FLOW}[time]\nmax_out_of_orderness = \"6s\"\n"),
+            format!("{FLOW}[state]\nttl = \"40d\"\n"),
+            format!("{FLOW}[patterns.rapid_fire_burst]\n"),
+            format!("[[windows]]\nname = \"new\"\nkind = \"tumbling\"\nsize = \"1m\"\n{FLOW}"),
+        ];
+        for now in &free {
+            assert_eq!(changed(FLOW, now, &[]), Ok(Some(vec![])), "{now}");
+        }
+        for (now, section) in [
+            (FLOW.replace("size = \"1m\"", "size = \"2m\""), "windows.w"),
+            (format!("{w}{velocity}"), "windows.v"),
+            (format!("{FLOW}more_than = 7\n"), "patterns.velocity_spike"),
+            (format!("{w}{v}"), "patterns.velocity_spike"),
+        ] {
+            let refused = changed(FLOW, &now, &["windows.other"]).expect_err(section);
+            assert!(refused.contains(&format!("`--reset {section}` forgets it")), "{refused}");
+            let permitted = changed(FLOW, &now, &[section, "windows.other"]);
+            assert_eq!(permitted, Ok(Some(vec![section.to_owned()])), "and nothing else");
+        }
+    }
+
+    #[test]
+    fn an_input_does_not_change() {
+        let all = ["windows.w", "windows.v", "patterns.velocity_spike"];
+        let meaning = |base: &str| Config::parse(base, std::iter::empty()).expect("valid").meaning();
+        let other = BASE.replace("\"generator\"\n", "\"generator\"\nseed = 2\n");
+        let permitted = all.iter().map(|&section| section.to_owned()).collect();
+        let refused =
+            changes(&meaning(BASE), &meaning(&other), &permitted).expect_err("another input").to_string();
+        assert!(
+            refused.starts_with(
+                "the pipeline began with `source.seed = 1` and is configured with `source.seed = 2`"
+            ),
+            "{refused}"
+        );
+    }
+}

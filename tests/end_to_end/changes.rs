@@ -1,0 +1,96 @@
+//! A configuration that changes while a pipeline stands still: what is not concerned goes on as if nothing had happened,
+//! and what no longer fits its numbers forgets, if it is told to.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::checkpoints::{CHECKPOINT, configure, files, run_until_pruned, status};
+use crate::common::{FLOW, headwater, succeed};
+use crate::crash::{Files, kill_when, refused};
+use crate::crash_points::{AMENDING, dies_at};
+
+const RESETS: [&str; 4] = ["--reset", "patterns.velocity_spike", "--reset", "windows.visit"];
+
+/// What is changed: a window's and a pattern's numbers, a severity, and one window more.
+fn otherwise() -> String {
+    let flow = FLOW
+        .replace("gap = \"30s\"", "gap = \"10s\"")
+        .replace("more_than = 20\nwithin = \"10m\"", "more_than = 4\nwithin = \"20s\"");
+    let flow =
+        flow.replace("[patterns.impossible_travel]", "[patterns.impossible_travel]\nseverity = \"low\"");
+    flow.replacen(
+        "[patterns",
+        "[[windows]]\nname = \"new\"\nkind = \"tumbling\"\nsize = \"10s\"\n[patterns",
+        1,
+    )
+}
+
+/// A minute after the greatest event time so far: in milliseconds, and as tables have it.
+fn in_a_minute(files: &Files) -> (i64, String) {
+    let database = rusqlite::Connection::open(files.path("results.db")).expect("a database");
+    let time = "SELECT unixepoch(max(event_time)) * 1000 + 60000, \
+                strftime('%Y-%m-%dT%H:%M:%S.000Z', max(event_time), '+60 seconds') FROM events";
+    database.query_row(time, [], |row| Ok((row.get(0)?, row.get(1)?))).expect("a time")
+}
+
+#[test]
+fn what_a_changed_configuration_does_not_concern_goes_on_and_the_rest_forgets_if_it_may() {
+    let files = files(51, 120_000);
+    fs::copy(files.path("run.toml"), files.path("before.toml")).expect("copied");
+    let resetting = || {
+        let mut command = files.command("2");
+        command.args(RESETS);
+        command
+    };
+    assert!(kill_when(&mut files.command("2"), || files.pruned() > 0, std::time::Duration::ZERO));
+    configure(&files, &otherwise(), CHECKPOINT);
+    refused(&mut resetting(), "is in a checkpoint and in every sink");
+
+    configure(&files, FLOW, CHECKPOINT);
+    let mut run = run_until_pruned(&files, "1");
+    run.terminate();
+    run.ends_well();
+    let begun = in_a_minute(&files);
+    configure(&files, &otherwise(), CHECKPOINT);
+    files.refused("`--reset patterns.velocity_spike`");
+    fs::copy(files.path("run.toml"), files.path("after.toml")).expect("copied");
+
+    // Either all of it is done or nothing, wherever it ends.
+    dies_at(resetting(), AMENDING[0], 1);
+    files.refused("`--reset patterns.velocity_spike`");
+    dies_at(resetting(), AMENDING[1], 1);
+    assert_eq!(status(&files)["start"]["forgets"], Value::Null, "it is done");
+    dies_at(resetting(), "ledger.conclude.after", 2);
+    succeed(&mut files.command("3"));
+
+    let concerned = |row: &Value| {
+        ["velocity_spike", "impossible_travel"].iter().any(|rule| row["rule"] == *rule)
+            || ["visit", "new"].iter().any(|window| row["window_name"] == *window)
+    };
+    let results = files.path("results.db");
+    files.expected(&files.path("before.toml")).judge_some(&results, |_, row| !concerned(row));
+    // Once nothing of before is looked back on, it is as if it had never been otherwise.
+    let after = |row: &Value, time: &str| match &row[time] {
+        Value::String(text) => *text > begun.1,
+        time => time.as_i64() > Some(begun.0),
+    };
+    files.expected(&files.path("after.toml")).judge_some(&results, |table, row| match table {
+        "alerts" => row["rule"] == "velocity_spike" && after(row, "event_time"),
+        "windows" => concerned(row) && after(row, "start"),
+        _ => false,
+    });
+}
+
+#[test]
+fn what_a_pipeline_reads_never_changes() {
+    let files = files(52, 6_000);
+    succeed(&mut files.command("1"));
+    let text = fs::read_to_string(files.path("run.toml")).expect("readable");
+    fs::write(files.path("run.toml"), text.replace("part-5", "part-4")).expect("written");
+    let mut command = files.command("1");
+    refused(command.args(RESETS), "its input cannot change");
+    let config = files.path("run.toml");
+    let status = headwater(&["status", config.to_str().expect("UTF-8")]).output().expect("started");
+    assert_eq!(status.status.code(), Some(3), "as was foretold");
+}
