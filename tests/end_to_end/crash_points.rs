@@ -29,7 +29,7 @@ pub fn usual() -> Vec<&'static str> {
 }
 
 /// Whether files and SQLite alone never come to a point.
-fn needs_services(point: &str) -> bool {
+pub fn needs_services(point: &str) -> bool {
     point.starts_with("kafka") || point.starts_with("postgres")
 }
 
