@@ -199,6 +199,26 @@ fn killed_ten_times_every_result_is_there_exactly_once() {
     kill_ten_times(&Files::new(11, 90_000));
 }
 
+/// As on a full disk: no file may grow beyond so many KiB.
+#[test]
+fn a_run_that_cannot_write_any_more_fails_with_a_reason_and_goes_on_when_it_can() {
+    let files = Files::new(13, 30_000);
+    for kib in [64, 700] {
+        let run = files.command("2");
+        let arguments: Vec<_> = run.get_args().collect();
+        let mut limited = Command::new("sh");
+        // The signal that comes with it is ignored, as it is on a full disk: the write fails.
+        limited.arg("-c").arg(format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", kib * 2)).arg("sh");
+        let output = limited.arg(run.get_program()).args(arguments).output().expect("started");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let last = said.lines().rfind(|line| line.starts_with("headwater: ")).expect("a reason");
+        assert!(last.contains("disk") || last.contains("full") || last.contains("large"), "{last}");
+    }
+    succeed(&mut files.command("2"));
+    files.judge();
+}
+
 #[test]
 fn a_start_that_could_not_keep_the_promise_is_refused() {
     let files = Files::new(12, 6_000);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use crate::common::{Expected, FLOW, gather, hard, headwater, succeed};
 use crate::crash::kill_when;
 use crate::postgres::Database;
+use crate::services::{Service, Services};
 use headwater::source::generator::{GeneratorSettings, RecordMaker};
 use headwater::source::kafka::dead_letters::{DeadLetter, DeadLetters};
 use headwater::source::kafka::produce::{Produced, Producer};
@@ -18,42 +20,73 @@ use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 
 const OUTPUTS: [&str; 3] = ["enriched-events", "alerts", "dead-letters"];
 
-/// Where the broker is.
+/// Where the broker is that all tests share.
 pub fn brokers() -> String {
-    std::env::var("HEADWATER_TEST_KAFKA")
-        .expect("HEADWATER_TEST_KAFKA is not set: scripts/test starts a broker and sets it")
+    Services::shared().kafka.clone()
 }
 
-fn read_all(topic: &str) -> Vec<DeadLetter> {
-    DeadLetters::read_all(&brokers(), &BTreeMap::new(), topic)
+fn topics(brokers: &str) -> Topics {
+    Topics::connect(brokers, &BTreeMap::new()).expect("connected")
+}
+
+fn read_all(brokers: &str, topic: &str) -> Vec<DeadLetter> {
+    DeadLetters::read_all(brokers, &BTreeMap::new(), topic)
         .expect("the topic is there")
         .map(|record| record.expect("readable"))
         .collect()
 }
 
-/// Produces a generated stream, and writes it down for the oracle.
-pub fn produce(topic: &str, settings: &GeneratorSettings, records: u64, recorded: &Path) {
-    use std::fmt::Write;
-    let mut maker = RecordMaker::new(settings.clone());
-    let partitions = u64::from(settings.partitions);
-    let mut text = String::new();
-    let mut produced = Vec::new();
-    for n in 0..records {
-        let (partition, offset) = ((n % partitions) as u32, n / partitions);
-        maker.make(partition, offset, None);
-        writeln!(
-            text,
-            "{{\"partition\":{partition},\"offset\":{offset},\"timestamp\":null,\"key\":null,\"value\":\"{}\"}}",
-            base64(&maker.value)
-        )
-        .expect("a string takes everything");
-        let (key, value) = (Some(maker.key.clone()), Some(maker.value.clone()));
-        produced.push(Produced { partition: Some(partition), key, value, headers: Vec::new() });
+/// A generated stream that goes to a topic, and is written down for the oracle.
+pub struct Stream {
+    maker: RecordMaker,
+    brokers: String,
+    topic: String,
+    partitions: u64,
+    recorded: fs::File,
+    next: u64,
+}
+
+impl Stream {
+    /// Nothing of it yet.
+    pub fn new(brokers: &str, topic: &str, settings: &GeneratorSettings, recorded: &Path) -> Stream {
+        Stream {
+            maker: RecordMaker::new(settings.clone()),
+            brokers: brokers.to_owned(),
+            topic: topic.to_owned(),
+            partitions: u64::from(settings.partitions),
+            recorded: fs::File::create(recorded).expect("a file"),
+            next: 0,
+        }
     }
-    fs::write(recorded, text).expect("written");
-    let producer = Producer::connect(&brokers(), &BTreeMap::new(), topic).expect("connected");
-    let report = producer.run(produced, None, &AtomicBool::new(false), &mut |_| {}).expect("produced");
-    assert_eq!(report.acknowledged, records);
+
+    /// Produces its next records.
+    pub fn produce(&mut self, records: u64) {
+        use std::fmt::Write;
+        let mut text = String::new();
+        let mut produced = Vec::new();
+        for n in self.next..self.next + records {
+            let (partition, offset) = ((n % self.partitions) as u32, n / self.partitions);
+            self.maker.make(partition, offset, None);
+            writeln!(
+                text,
+                "{{\"partition\":{partition},\"offset\":{offset},\"timestamp\":null,\"key\":null,\"value\":\"{}\"}}",
+                base64(&self.maker.value)
+            )
+            .expect("a string takes everything");
+            let (key, value) = (Some(self.maker.key.clone()), Some(self.maker.value.clone()));
+            produced.push(Produced { partition: Some(partition), key, value, headers: Vec::new() });
+        }
+        self.recorded.write_all(text.as_bytes()).expect("written");
+        let producer = Producer::connect(&self.brokers, &BTreeMap::new(), &self.topic).expect("connected");
+        let report = producer.run(produced, None, &AtomicBool::new(false), &mut |_| {}).expect("produced");
+        assert_eq!(report.acknowledged, records);
+        self.next += records;
+    }
+}
+
+/// Produces a generated stream to a topic of the broker that all tests share.
+pub fn produce(topic: &str, settings: &GeneratorSettings, records: u64, recorded: &Path) {
+    Stream::new(&brokers(), topic, settings, recorded).produce(records);
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -92,8 +125,8 @@ fn text(value: &serde_json::Value) -> String {
 }
 
 /// The topics say what the tables say.
-fn topics_agree(tables: &Tables) {
-    let mut enriched: Vec<_> = read_all("enriched-events")
+fn topics_agree(brokers: &str, tables: &Tables) {
+    let mut enriched: Vec<_> = read_all(brokers, "enriched-events")
         .iter()
         .map(|record| {
             let event = json(record);
@@ -112,7 +145,7 @@ fn topics_agree(tables: &Tables) {
     // Each change is a message; the table has each alert's last one.
     let mut alerts = BTreeMap::new();
     let mut changes = BTreeSet::new();
-    for record in read_all("alerts") {
+    for record in read_all(brokers, "alerts") {
         let alert = json(&record);
         let (id, epoch) = (text(&alert["alert_id"]), alert["epoch"].as_u64().expect("a number"));
         assert!(changes.insert((id.clone(), epoch)), "two changes of {id} in epoch {epoch}");
@@ -132,7 +165,7 @@ fn topics_agree(tables: &Tables) {
     );
     assert!(revoked > 0, "the stream is to exercise revocations");
 
-    let mut letters: Vec<_> = read_all("dead-letters")
+    let mut letters: Vec<_> = read_all(brokers, "dead-letters")
         .iter()
         .map(|letter| {
             let header = |name| letter.header(name).unwrap_or_default().to_owned();
@@ -167,20 +200,26 @@ fn alone() -> MutexGuard<'static, ()> {
 pub struct Killed {
     run: Everywhere,
     records: PathBuf,
-    _alone: MutexGuard<'static, ()>,
+    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 impl Killed {
-    /// Over so many generated records.
+    /// Over so many generated records, on the services that all tests share.
     pub fn new(name: &str, records: u64, seed: u64) -> Killed {
         let alone = alone();
+        let (killed, mut stream) = Killed::on(Services::shared(), name, seed);
+        stream.produce(records);
+        Killed { _alone: Some(alone), ..killed }
+    }
+
+    /// On some services, over what is still to be produced.
+    pub fn on(services: Services, name: &str, seed: u64) -> (Killed, Stream) {
         let topic = format!("raw-{name}-{}", std::process::id());
-        let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
-        topics.create(&[TopicSpec::new(&topic, 6)]).expect("created");
-        let run = Everywhere::to_be_killed(name, &topic);
-        let recorded = run.path("records.ndjson");
-        produce(&topic, &hard(seed), records, &recorded);
-        Killed { run, records: recorded, _alone: alone }
+        topics(&services.kafka).create(&[TopicSpec::new(&topic, 6)]).expect("created");
+        let run = Everywhere::to_be_killed(services, name, &topic);
+        let records = run.path("records.ndjson");
+        let stream = Stream::new(&run.services.kafka, &topic, &hard(seed), &records);
+        (Killed { run, records, _alone: None }, stream)
     }
 
     /// The run, to the end of the topic.
@@ -188,9 +227,24 @@ impl Killed {
         self.run.command(workers)
     }
 
+    /// The run, until it is stopped.
+    pub fn live(&self, workers: &str) -> Command {
+        self.run.run(&["-w", workers])
+    }
+
     /// A path in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.run.path(name)
+    }
+
+    /// The services that it runs on.
+    pub fn services(&self) -> &Services {
+        &self.run.services
+    }
+
+    /// How many records are in PostgreSQL, as events or dead letters.
+    pub fn stored(&self) -> u64 {
+        self.run.stored()
     }
 
     /// Every sink has every result once.
@@ -199,41 +253,38 @@ impl Killed {
     }
 }
 
-/// Where Redis is.
-fn redis() -> String {
-    std::env::var("HEADWATER_TEST_REDIS")
-        .expect("HEADWATER_TEST_REDIS is not set: scripts/test starts a Redis and sets it")
-}
-
 /// A run from a topic into every sink, in a directory of its own.
 struct Everywhere {
     dir: tempfile::TempDir,
     postgres: Database,
+    services: Services,
 }
 
 impl Everywhere {
     /// Reads `topic`, and has `beside` in its configuration.
-    fn new(name: &str, topic: &str, beside: &str) -> Everywhere {
-        headwater::topics::create_topics(&brokers(), &BTreeMap::new(), &headwater::topics::standard())
+    fn new(services: Services, name: &str, topic: &str, beside: &str) -> Everywhere {
+        headwater::topics::create_topics(&services.kafka, &BTreeMap::new(), &headwater::topics::standard())
             .expect("created");
         let everywhere = Everywhere {
             dir: tempfile::tempdir().expect("a directory"),
-            postgres: Database::create(&format!("flow_{name}")),
+            postgres: Database::create_on(&services.postgres, &format!("flow_{name}")),
+            services,
         };
-        let brokers = brokers();
+        let brokers = everywhere.services.kafka_of_run();
         let text = format!(
             "pipeline = \"flow-{name}\"\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {brokers:?}\n{FLOW}\
              [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.sqlite]\npath = {:?}\n[sinks.postgres]\nurl = {:?}\n{beside}",
             everywhere.path("results.db").display().to_string(),
-            everywhere.postgres.url(),
+            everywhere.services.of_run(Service::Postgres, &everywhere.postgres.url()),
         );
         fs::write(everywhere.path("run.toml"), text).expect("written");
         everywhere
     }
 
     /// The same, with a ledger, and checkpoints in Redis.
-    fn to_be_killed(name: &str, topic: &str) -> Everywhere {
-        Everywhere::new(name, topic, &format!("{KILLED}{:?}\n", redis()))
+    fn to_be_killed(services: Services, name: &str, topic: &str) -> Everywhere {
+        let redis = services.of_run(Service::Redis, &services.redis);
+        Everywhere::new(services, name, topic, &format!("{KILLED}{redis:?}\n"))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -242,23 +293,36 @@ impl Everywhere {
 
     /// The greatest number in a column of a table, 0 if there is none.
     fn newest(&self, table: &str, column: &str) -> i64 {
-        match self.postgres.ask(&format!("SELECT to_regclass('{table}') IS NOT NULL"))[0].as_str() {
-            "t" => self.postgres.ask(&format!("SELECT coalesce(max({column}), 0) FROM {table}"))[0]
-                .parse()
-                .expect("a number"),
-            _ => 0,
+        match self.postgres.has(table) {
+            true => self.postgres.number(&format!("SELECT coalesce(max({column}), 0) FROM {table}")),
+            false => 0,
+        }
+    }
+
+    fn stored(&self) -> u64 {
+        match self.postgres.has("dead_letters") {
+            true => {
+                let count = "SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM dead_letters)";
+                self.postgres.number(count) as u64
+            }
+            false => 0,
         }
     }
 
     /// The run, to the end of the topic.
     fn command(&self, workers: &str) -> Command {
+        self.run(&["-w", workers, "--until-end", "--close"])
+    }
+
+    /// A run with further arguments, which writes down its bindings.
+    fn run(&self, arguments: &[&str]) -> Command {
         let durable =
             self.newest("headwater_bindings", "through").max(self.newest("headwater_manifests", "epoch"));
         gather(self.dir.path(), durable);
         let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
         let config = config.to_str().expect("UTF-8");
-        let mut command = headwater(&["run", config, "-w", workers, "--until-end", "--close", "--bindings"]);
-        command.arg(bindings);
+        let mut command = headwater(&["run", config, "--bindings"]);
+        command.arg(bindings).args(arguments);
         command
     }
 
@@ -272,9 +336,9 @@ impl Everywhere {
         expected.judge_sqlite(&database);
         self.postgres.dump("public", &self.path("postgres"));
         expected.judge(&self.path("postgres"));
-        topics_agree(&Tables(rusqlite::Connection::open(&database).expect("a database")));
-        let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
-        topics.delete(&OUTPUTS).expect("deleted");
+        let tables = Tables(rusqlite::Connection::open(&database).expect("a database"));
+        topics_agree(&self.services.kafka, &tables);
+        topics(&self.services.kafka).delete(&OUTPUTS).expect("deleted");
     }
 }
 
@@ -283,18 +347,17 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_with_three_and_aft
     let records = if std::env::var_os("HEADWATER_TEST_LONG").is_some() { 200_000 } else { 60_000 };
     let dir = tempfile::tempdir().expect("a directory");
     let recorded = dir.path().join("records.ndjson");
-    let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
     let topic = format!("raw-flow-{}", std::process::id());
-    topics.create(&[TopicSpec::new(&topic, 6)]).expect("created");
+    topics(&brokers()).create(&[TopicSpec::new(&topic, 6)]).expect("created");
     produce(&topic, &hard(7), records, &recorded);
 
     let _alone = alone();
     for workers in ["1", "3"] {
-        let run = Everywhere::new(workers, &topic, "");
+        let run = Everywhere::new(Services::shared(), workers, &topic, "");
         succeed(&mut run.command(workers));
         run.judge(&recorded);
     }
-    let run = Everywhere::to_be_killed("2", &topic);
+    let run = Everywhere::to_be_killed(Services::shared(), "2", &topic);
     let through = || run.newest("headwater_progress", "through");
     for attempt in 0..6 {
         let before = through();
@@ -313,8 +376,7 @@ fn every_record_is_in_postgresql_once_though_runs_were_killed() {
     let records = 60_000;
     let dir = tempfile::tempdir().expect("a directory");
     let brokers = brokers();
-    let topics = Topics::connect(&brokers, &BTreeMap::new()).expect("connected");
-    topics.create(&[TopicSpec::new("raw-killed", 6)]).expect("created");
+    topics(&brokers).create(&[TopicSpec::new("raw-killed", 6)]).expect("created");
     produce("raw-killed", &hard(8), records, &dir.path().join("records.ndjson"));
     let postgres = Database::create("killed");
     let config = dir.path().join("run.toml");
@@ -326,9 +388,9 @@ fn every_record_is_in_postgresql_once_though_runs_were_killed() {
     fs::write(&config, text).expect("written");
     let arguments = ["run", config.to_str().expect("UTF-8"), "-w", "2", "--until-end", "--close"];
 
-    let stored = || match postgres.ask("SELECT to_regclass('dead_letters') IS NOT NULL")[0].as_str() {
-        "t" => postgres.ask("SELECT count(*) FROM events")[0].parse::<u64>().expect("a number"),
-        _ => 0,
+    let stored = || match postgres.has("dead_letters") {
+        true => postgres.number("SELECT count(*) FROM events"),
+        false => 0,
     };
     for _ in 0..2 {
         let before = stored();

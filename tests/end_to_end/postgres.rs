@@ -6,6 +6,8 @@ use std::path::Path;
 
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
+use crate::services::Services;
+
 /// Of the server that the tests were given; dropped with it.
 pub struct Database {
     server: String,
@@ -13,10 +15,14 @@ pub struct Database {
 }
 
 impl Database {
-    /// Makes one, in place of what an earlier run may have left.
+    /// Makes one on the server that all tests share.
     pub fn create(name: &str) -> Database {
-        let server = std::env::var("HEADWATER_TEST_POSTGRES")
-            .expect("HEADWATER_TEST_POSTGRES is not set: scripts/test starts a server and sets it");
+        Database::create_on(&Services::shared().postgres, name)
+    }
+
+    /// Makes one.
+    pub fn create_on(server: &str, name: &str) -> Database {
+        let server = server.to_owned();
         let database = Database { server, name: format!("{name}_{}", std::process::id()) };
         ask(&database.server, &format!("CREATE DATABASE {}", database.name));
         database
@@ -31,6 +37,16 @@ impl Database {
     /// The first field of each row of an answer.
     pub fn ask(&self, sql: &str) -> Vec<String> {
         ask(&self.url(), sql)
+    }
+
+    /// Whether there is a table.
+    pub fn has(&self, table: &str) -> bool {
+        self.ask(&format!("SELECT to_regclass('{table}') IS NOT NULL")) == ["t"]
+    }
+
+    /// The number that is the answer.
+    pub fn number(&self, sql: &str) -> i64 {
+        self.ask(sql)[0].parse().expect("a number")
     }
 
     /// Writes the tables of a schema to a folder, in the shapes that the oracle's `compare.py` reads.

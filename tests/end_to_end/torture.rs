@@ -70,7 +70,11 @@ impl Victim {
             run.ends_well();
             return Some("SIGTERM");
         }
-        // Another takes over while this one is asleep; it wakes up, finds itself fenced, and disturbs nothing.
+        self.freeze(run, random)
+    }
+
+    /// Another takes over while a run is asleep; it wakes up, finds itself fenced, and disturbs nothing.
+    fn freeze(&self, mut run: Running, random: &mut Random) -> Option<&'static str> {
         run.signal("STOP");
         std::thread::sleep(Duration::from_millis(100));
         let mut successor = Running::start(self.command(random), self.log("successor.log"));
@@ -106,6 +110,23 @@ fn generation(run: &Running) -> Option<u64> {
     let log = run.log();
     let (_, rest) = log.split_once("the ledger is ours generation=")?;
     rest.split_whitespace().next()?.parse().ok()
+}
+
+#[test]
+fn a_process_that_wakes_up_when_another_has_taken_over_writes_nothing() {
+    let mut random = Random(0xda94_2042_e4dd_58b5);
+    let victim = Victim::Services(Box::new(Killed::new("frozen", 90_000, 14)));
+    let mut fenced = 0;
+    for workers in ["3", "2", "3"] {
+        let Victim::Services(killed) = &victim else { unreachable!("it is one") };
+        let run = Running::start(killed.command(workers), victim.log("run.log"));
+        let before = killed.stored();
+        wait_for("work", || (killed.stored() > before).then_some(()));
+        fenced += u32::from(victim.freeze(run, &mut random) == Some("frozen, fenced"));
+    }
+    assert!(fenced > 0, "none was asleep while it had something to write");
+    Running::start(victim.command(&mut random), victim.log("run.log")).ends_well();
+    victim.judge();
 }
 
 #[test]

@@ -61,17 +61,23 @@ prepare_postgres() { [ -n "$(pg_bin)" ] || install_packages postgresql; }
 prepare_redis() { command -v redis-server >/dev/null || install_packages redis-server; }
 
 configure_kafka() { # DIR
-    local port controller
+    local port controller proxied= behind
     port=$(free_port); controller=$(free_port)
     echo "$port" > "$1/kafka.port"
+    # Clients are sent to where the broker says it is: those who come through a proxy have a listener of their own.
+    if [ -n "${HEADWATER_KAFKA_PROXY:-}" ]; then
+        behind=$(free_port)
+        echo "$behind" > "$1/kafka.behind"
+        proxied=1
+    fi
     mkdir -p "$1/kafka"
     cat > "$1/kafka.properties" <<EOF
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:$controller
-listeners=BROKER://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
-advertised.listeners=BROKER://127.0.0.1:$port
-listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=BROKER://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller${proxied:+,PROXIED://127.0.0.1:$behind}
+advertised.listeners=BROKER://127.0.0.1:$port${proxied:+,PROXIED://127.0.0.1:$HEADWATER_KAFKA_PROXY}
+listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=BROKER
 log.dirs=$1/kafka/data

@@ -1,0 +1,82 @@
+//! A topic that no longer has what was read from it: a start says so, and does not go on with something else.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use headwater_sinks::kafka::topics::{TopicSpec, Topics};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use crate::common::{FLOW, hard, headwater, succeed};
+use crate::crash::refused;
+use crate::kafka::{brokers, produce};
+use crate::live::wait_for;
+
+const RECORDS: u64 = 6_000;
+
+/// Runs over a topic, has something done to it, and expects the next start to be refused.
+fn refused_after(name: &str, act: impl AsyncFnOnce(&AdminClient<DefaultClientContext>, &str), why: &str) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let topic = format!("{name}-{}", std::process::id());
+    let path = |name: &str| dir.path().join(name);
+    let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
+    topics.create(&[TopicSpec::new(&topic, 6)]).expect("created");
+    produce(&topic, &hard(81), RECORDS, &path("records.ndjson"));
+    let text = format!(
+        "pipeline = {name:?}\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {:?}\n{FLOW}\
+         [sinks.sqlite]\npath = {:?}\n[ledger]\nkind = \"sqlite\"\npath = {:?}\n",
+        brokers(),
+        path("results.db"),
+        path("ledger.db"),
+    );
+    fs::write(path("run.toml"), text).expect("written");
+    let run = || {
+        let mut command = headwater(&["run", "--until-end"]);
+        command.arg(path("run.toml"));
+        command
+    };
+    succeed(&mut run());
+    let admin: AdminClient<_> =
+        ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(act(&admin, &topic));
+    refused(&mut run(), why);
+}
+
+#[test]
+fn records_out_of_retention_are_refused_with_what_there_is() {
+    let act = async |admin: &AdminClient<_>, topic: &str| {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, 2, Offset::Offset(400)).expect("an offset");
+        let deleted = admin.delete_records(&list, &AdminOptions::new()).await.expect("deleted");
+        assert_eq!(deleted.count(), 1);
+    };
+    refused_after("retention", act, "the topic has 400 to 1000");
+}
+
+#[test]
+fn a_topic_that_was_made_again_is_refused_though_it_has_as_many_records() {
+    let act = async |_: &AdminClient<_>, topic: &str| {
+        let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
+        topics.delete(&[topic]).expect("deleted");
+        // It goes by and by.
+        wait_for("the new topic", || {
+            topics.create(&[TopicSpec::new(topic, 6)]).ok().filter(|made| !made.is_empty())
+        });
+        let dir = tempfile::tempdir().expect("a directory");
+        produce(topic, &hard(82), RECORDS, &dir.path().join("records.ndjson"));
+    };
+    refused_after("recreated", act, "the input was truncated or created anew");
+}
+
+#[test]
+fn partitions_that_were_added_are_refused() {
+    let act = async |admin: &AdminClient<_>, topic: &str| {
+        let more = [NewPartitions::new(topic, 8)];
+        admin.create_partitions(&more, &AdminOptions::new()).await.expect("answered")[0]
+            .clone()
+            .expect("added");
+    };
+    refused_after("partitions", act, "has 8 partitions");
+}
