@@ -144,6 +144,7 @@ fn a_stalled_sink_holds_back_the_group_and_its_own_progress_and_in_the_end_only_
             generation: Generation(wall_ms() as u64),
             process: 0,
             shards: Shards::ALL,
+            adopt: None,
         },
         history: None,
         workers: timely::Config::process(2),

@@ -19,6 +19,15 @@ fn redis() -> StateConfig {
     StateConfig::Redis(url)
 }
 
+/// Every kind of store that is a folder, new.
+fn folders(dir: &Path) -> Vec<StateConfig> {
+    vec![
+        StateConfig::Fjall(dir.join("fjall")),
+        #[cfg(feature = "rocksdb")]
+        StateConfig::RocksDb(dir.join("rocksdb")),
+    ]
+}
+
 fn refusal(outcome: Result<Box<dyn StateStore>, StateError>) -> String {
     match outcome {
         Err(StateError::Refused(reason)) => reason,
@@ -30,8 +39,9 @@ fn refusal(outcome: Result<Box<dyn StateStore>, StateError>) -> String {
 /// Runs a test on a new, empty store of each kind; the test may open it again.
 fn everywhere(name: &str, test: impl Fn(&dyn Fn() -> Box<dyn StateStore>)) {
     let dir = tempfile::tempdir().expect("a directory");
-    let fjall = StateConfig::Fjall(dir.path().join("state"));
-    for config in [fjall, redis()] {
+    let mut kinds = folders(dir.path());
+    kinds.push(redis());
+    for config in kinds {
         test(&|| open(&config, &pipeline(name)).expect("it can be opened"));
     }
 }
@@ -94,16 +104,17 @@ fn large_blobs_come_back_as_they_were() {
 #[test]
 fn a_folder_belongs_to_one_process_and_pipelines_share_a_redis_unseen() {
     let dir = tempfile::tempdir().expect("a directory");
-    let fjall = StateConfig::Fjall(dir.path().join("state"));
-    let held = open(&fjall, "a").expect("it can be opened");
-    let busy = open(&fjall, "a").err().expect("another has it").to_string();
-    assert!(busy.contains("open what another process has in "), "{busy}");
-    let lets_go = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(300));
-        drop(held);
-    });
-    open(&fjall, "a").expect("it is let go in time");
-    lets_go.join().expect("it does not panic");
+    for folder in folders(dir.path()) {
+        let held = open(&folder, "a").expect("it can be opened");
+        let busy = open(&folder, "a").err().expect("another has it").to_string();
+        assert!(busy.contains("open what another process has in "), "{busy}");
+        let lets_go = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            drop(held);
+        });
+        open(&folder, "a").expect("it is let go in time");
+        lets_go.join().expect("it does not panic");
+    }
 
     let (mut one, mut other) =
         (open(&redis(), &pipeline("one")).expect("open"), open(&redis(), &pipeline("other")).expect("open"));
@@ -160,8 +171,10 @@ const CHILD: &str = "HEADWATER_TEST_STATE_CHILD";
 /// The body of a process that is killed: only when it is told where to put.
 #[test]
 fn child_that_puts_until_it_is_killed() {
-    let Ok(path) = std::env::var(CHILD) else { return };
-    let mut store = open(&StateConfig::Fjall(path.into()), "child").expect("it can be opened");
+    let Ok(told) = std::env::var(CHILD) else { return };
+    let (dir, kind) = told.rsplit_once(' ').expect("a folder, and which kind");
+    let kind = kind.parse::<usize>().expect("a number");
+    let mut store = open(&folders(Path::new(dir))[kind], "child").expect("it can be opened");
     for n in 0.. {
         let blob = format!("{n}").repeat(10_000);
         store.put(&format!("{n:06}"), blob.as_bytes()).expect("put");
@@ -174,22 +187,23 @@ fn child_that_puts_until_it_is_killed() {
 fn what_was_synced_is_there_after_a_kill() {
     use std::io::BufRead;
     let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("state");
-    let mut child = Command::new(std::env::current_exe().expect("this program"))
-        .args(["--exact", "child_that_puts_until_it_is_killed", "--nocapture"])
-        .env(CHILD, &path)
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("started");
-    let lines = std::io::BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    let synced =
-        lines.filter(|line| line.as_ref().is_ok_and(|line| line.starts_with("synced"))).take(50).count();
-    child.kill().expect("killed");
-    child.wait().expect("gone");
-    assert_eq!(synced, 50, "it ended too early");
-    let mut store = open(&StateConfig::Fjall(path), "child").expect("it can be opened");
-    for n in 0..synced {
-        let blob = store.get(&format!("{n:06}")).expect("an answer");
-        assert_eq!(blob, Some(format!("{n}").repeat(10_000).into_bytes()), "{n}");
+    for (kind, folder) in folders(dir.path()).iter().enumerate() {
+        let mut child = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "child_that_puts_until_it_is_killed", "--nocapture"])
+            .env(CHILD, format!("{} {kind}", dir.path().display()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("started");
+        let lines = std::io::BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let synced =
+            lines.filter(|line| line.as_ref().is_ok_and(|line| line.starts_with("synced"))).take(50).count();
+        child.kill().expect("killed");
+        child.wait().expect("gone");
+        assert_eq!(synced, 50, "it ended too early");
+        let mut store = open(folder, "child").expect("it can be opened");
+        for n in 0..synced {
+            let blob = store.get(&format!("{n:06}")).expect("an answer");
+            assert_eq!(blob, Some(format!("{n}").repeat(10_000).into_bytes()), "{n}");
+        }
     }
 }

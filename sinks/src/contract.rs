@@ -72,6 +72,8 @@ pub struct Start {
     pub process: usize,
     /// The shards that this writer is responsible for.
     pub shards: Shards,
+    /// If set, the sink is adopted: whatever progress it has, of whichever ledger, is replaced by this, durably.
+    pub adopt: Option<Epoch>,
 }
 
 /// The right to make everything up to an epoch visible. Only coordination hands it out, once the epoch is
@@ -174,8 +176,8 @@ pub enum CommitError {
 /// A store that takes outputs epoch by epoch and shows them transactionally.
 ///
 /// # Contract
-/// - [`open`](Sink::open) comes first, once; it fences writers of older generations and returns the progress
-///   found, per writer, or none if the sink has never been written.
+/// - [`open`](Sink::open) comes first; it fences writers of older generations and returns the progress found, per
+///   writer, or none if the sink has never been written. It may come again, to adopt the sink, before anything is staged.
 /// - [`stage`](Sink::stage) may be called for any epoch above the last committed one, in any order and as often
 ///   as wanted per epoch; nothing staged is visible to a reader that reads committed data.
 /// - [`commit`](Sink::commit) makes all that was staged for epochs up to the permit's visible, together with a

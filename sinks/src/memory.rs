@@ -88,6 +88,10 @@ impl Sink for MemorySink {
     }
 
     fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
+        if let Some(through) = start.adopt {
+            let Start { lineage, generation, shards, .. } = start.clone();
+            self.memory.state().progress = Some(Progress { lineage, generation, shards, through });
+        }
         let progress = self.memory.progress();
         let refused =
             |reason: &str| Err(OpenError::Refused { sink: self.name.clone(), reason: reason.to_owned() });
@@ -128,7 +132,8 @@ impl Sink for MemorySink {
         let Some(start) = &self.start else {
             return Err(CommitError::Failed { sink, through, reason: "the sink is not open".into() });
         };
-        if state.progress.as_ref().is_some_and(|found| found.generation > start.generation) {
+        let taken = |found: &Progress| found.generation > start.generation || found.lineage != start.lineage;
+        if state.progress.as_ref().is_some_and(taken) {
             return Err(CommitError::Fenced { sink, reason: "a later start has written here".into() });
         }
         let later = self.staged.split_off(&through.next());

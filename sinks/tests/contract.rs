@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use headwater_dataflows::Epoch;
 use headwater_sinks::memory::{Fault, Memory};
 use headwater_sinks::sqlite::SqliteConfig;
-use headwater_sinks::{Cell, Changes, CommitError, Generation, Lineage, OpenError, Sink, tables};
+use headwater_sinks::{Cell, Changes, CommitError, Generation, Lineage, OpenError, Sink, Start, tables};
 
 use support::{Database, add_alert, alert, dead_letter, delete_alert, event, permit, start};
 
@@ -272,6 +272,33 @@ fn another_ledger_and_an_older_start_are_refused<S: Store>() {
     sink.commit(permit(2)).expect("those refused have disturbed nothing");
 }
 
+fn a_sink_that_is_adopted_has_the_progress_that_it_is_told_and_no_other_writer<S: Store>() {
+    let store = S::new();
+    opened(&store, 5).commit(permit(9)).expect("committed");
+    let mut idle = opened(&store, 6);
+    idle.stage(Epoch(10), event(0, 1, "e")).expect("staged");
+    let mut stranger = start(1);
+    stranger.lineage = Lineage("ffffffffffffffffffffffffffffffff".to_owned());
+    stranger.adopt = Some(Epoch(3));
+    let mut adopting = store.sink();
+    let progress = adopting.open(&stranger).expect("adopted");
+    assert_eq!(progress.len(), 1);
+    assert_eq!((progress[0].through, &progress[0].lineage), (Epoch(3), &stranger.lineage));
+    let outcome = loop {
+        match idle.commit(permit(10)) {
+            Err(CommitError::Failed { .. }) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(outcome, Err(CommitError::Fenced { .. })), "{outcome:?}");
+    // It is durable before anything is committed, and then the sink is as any other.
+    adopting.stage(Epoch(4), event(0, 2, "e")).expect("staged");
+    adopting.commit(permit(4)).expect("committed");
+    let next = Start { generation: Generation(2), adopt: None, ..stranger };
+    assert_eq!(store.sink().open(&next).expect("ours now")[0].through, Epoch(4));
+    assert_eq!(store.events(), [(0, 2)]);
+}
+
 fn a_start_that_has_written_fences_the_one_before_it<S: Store>() {
     let store = S::new();
     let mut old = opened(&store, 1);
@@ -350,6 +377,7 @@ macro_rules! suite {
             a_failed_commit_shows_nothing_and_succeeds_when_tried_again,
             reopening_returns_what_was_committed,
             another_ledger_and_an_older_start_are_refused,
+            a_sink_that_is_adopted_has_the_progress_that_it_is_told_and_no_other_writer,
             a_start_that_has_written_fences_the_one_before_it,
             looking_finds_what_is_committed_and_disturbs_nobody,
             a_text_that_looks_like_sql_is_only_a_text,

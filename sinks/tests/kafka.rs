@@ -54,6 +54,7 @@ impl Bench {
             generation: Generation(generation),
             process: 0,
             shards: Shards::ALL,
+            adopt: None,
         }
     }
 
@@ -63,7 +64,6 @@ impl Bench {
             brokers: brokers(),
             topics: vec![self.topic.clone()],
             options: Options::new(),
-            adopt: false,
         }
     }
 
@@ -373,9 +373,16 @@ fn an_older_generation_another_ledger_and_a_cloned_one_are_refused_and_another_c
     refused(bench.try_open(5), "two copies");
     let other = Start { lineage: Lineage("b".repeat(32)), ..bench.start(1) };
     refused(KafkaSink::new(bench.config()).open(&other), "--reset-sink");
-    let mut adopting = KafkaSink::new(KafkaConfig { adopt: true, ..bench.config() });
-    assert_eq!(adopting.open(&other).expect("it adopts"), []);
-    commit(&mut adopting, 1).expect("it commits");
+    let mut adopting = KafkaSink::new(bench.config());
+    let adopted = adopting.open(&Start { adopt: Some(Epoch(2)), ..other.clone() }).expect("it adopts");
+    let through = |found: &[Progress]| found.iter().map(|p| (p.generation, p.through)).collect::<Vec<_>>();
+    assert_eq!(through(&adopted), [(Generation(1), Epoch(2))]);
+    // Durably, before anything is committed; and what was removed does not come back, compacted or not.
+    let next = Start { generation: Generation(2), ..other };
+    let found = KafkaSink::new(bench.config()).open(&next).expect("it is ours now");
+    assert_eq!(through(&found), [(Generation(1), Epoch(2))]);
+    is_fenced(commit(&mut adopting, 3));
+    refused(bench.try_open(6), "--reset-sink");
 }
 
 #[test]

@@ -32,7 +32,6 @@ fn open(pipeline: &str, topic: &str, generation: &mut u64) -> (KafkaSink, Option
             brokers: brokers(),
             topics: vec![topic.to_owned()],
             options: Options::new(),
-            adopt: false,
         });
         let start = Start {
             pipeline: pipeline.to_owned(),
@@ -40,6 +39,7 @@ fn open(pipeline: &str, topic: &str, generation: &mut u64) -> (KafkaSink, Option
             generation: Generation(*generation),
             process: 0,
             shards: Shards::ALL,
+            adopt: None,
         };
         match sink.open(&start) {
             Ok(found) => return (sink, found.iter().map(|progress| progress.through).max()),

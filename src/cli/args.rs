@@ -1,11 +1,10 @@
 //! The command line: timely's own flags for workers and processes, so help is `--help` only.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
-use crate::runtime::can_be_reset;
+use crate::runtime::{Resets, can_be_reset};
 
 /// What the user asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,8 +58,8 @@ pub struct RunArgs {
     pub bindings: Option<PathBuf>,
     /// Supervise a child that runs, and start it again when it fails.
     pub restart: bool,
-    /// What may forget its state, by section of the configuration, where it does not fit any more.
-    pub resets: BTreeSet<String>,
+    /// What may be reset where it has to.
+    pub resets: Resets,
 }
 
 /// Arguments of `status`.
@@ -71,7 +70,7 @@ pub struct StatusArgs {
     /// Print one JSON object.
     pub json: bool,
     /// What a start would be told that it may reset.
-    pub resets: BTreeSet<String>,
+    pub resets: Resets,
 }
 
 /// Arguments of `demo`.
@@ -181,9 +180,9 @@ Headwater: stream processing on timely and differential dataflow.
   headwater demo [--seconds 20] [-w WORKERS] [--seed N] [--out DIR] [--json]
   headwater run CONFIG [-w WORKERS] [-n PROCESSES -p PROCESS -h HOSTFILE]
                        [--until-end] [--close] [--bindings FILE] [--restart]
-                       [--reset windows.NAME|patterns.NAME|patterns|enrichment]...
+                       [--reset windows.NAME|patterns.NAME|patterns|enrichment]... [--reset-sink SINK]...
   headwater check CONFIG
-  headwater status CONFIG [--reset SECTION]... [--json]
+  headwater status CONFIG [--reset SECTION]... [--reset-sink SINK]... [--json]
   headwater topics create CONFIG
   headwater produce CONFIG [--eps 500] [--seconds N] [--seed N]
   headwater dead-letters list CONFIG [--reason REASON] [--json]
@@ -195,6 +194,7 @@ Headwater: stream processing on timely and differential dataflow.
 
 `-h` names a host file, as timely has it; help is --help only.
 `--reset` lets something forget its state that no longer fits the configuration; after a stop, with [checkpoint].
+`--reset-sink` lets a sink that does not follow from the ledger be taken for having everything that is recorded.
 `--restart` starts a run again that failed, after 1 s at first and at most 60 s; codes 0, 2 and 3 are final.
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused to keep a promise.
 ";
@@ -238,7 +238,8 @@ pub fn parse(
             Long("until-end") => run.until_end = true,
             Long("close") => run.close = true,
             Long("restart") => run.restart = true,
-            Long("reset") => drop(run.resets.insert(resettable(&parser.value()?.string()?)?)),
+            Long("reset") => drop(run.resets.sections.insert(resettable(&parser.value()?.string()?)?)),
+            Long("reset-sink") => drop(run.resets.sinks.insert(parser.value()?.string()?)),
             Long("bindings") => run.bindings = Some(parser.value()?.into()),
             Long("seconds") => seconds = Some(parser.value()?.parse()?),
             Long("seed") => seed = parser.value()?.parse()?,
@@ -369,10 +370,13 @@ mod tests {
             ..RunArgs::default()
         };
         assert_eq!(parsed("run -w 2 a.toml --until-end"), Ok(Command::Run(run.clone())));
-        let resets = ["windows.w", "patterns"].map(str::to_owned).into();
+        let resets = Resets {
+            sections: ["windows.w", "patterns"].map(str::to_owned).into(),
+            sinks: ["postgres".to_owned()].into(),
+        };
         let resetting = RunArgs { resets, ..run.clone() };
         assert_eq!(
-            parsed("run -w 2 a.toml --reset windows.w --until-end --reset patterns"),
+            parsed("run -w 2 a.toml --reset windows.w --until-end --reset patterns --reset-sink postgres"),
             Ok(Command::Run(resetting))
         );
         assert_eq!(parsed("run a.toml --until-end"), Ok(Command::Run(RunArgs { workers: 3, ..run })));
@@ -382,7 +386,7 @@ mod tests {
         ));
         assert_eq!(
             parsed("status --json x"),
-            Ok(Command::Status(StatusArgs { config: "x".into(), json: true, resets: BTreeSet::new() }))
+            Ok(Command::Status(StatusArgs { config: "x".into(), json: true, resets: Resets::default() }))
         );
         assert_eq!(parsed("topics create x"), Ok(Command::TopicsCreate("x".into())));
         assert_eq!(

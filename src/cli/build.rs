@@ -80,7 +80,6 @@ pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
                 brokers: kafka.brokers.clone(),
                 topics: taken.iter().map(|(_, topic)| format!("{prefix}{topic}")).collect(),
                 options: kafka.options.clone(),
-                adopt: false,
             });
             jobs.push(SinkJob {
                 sink: Box::new(sink),
@@ -138,7 +137,7 @@ fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, Run
     let claim = ledger.claim()?;
     crash::point("start.claimed");
     let meaning = config.meaning();
-    let amendment = changed(claim.genesis.as_ref(), &meaning, &config.resets)?;
+    let amendment = changed(claim.genesis.as_ref(), &meaning, &config.resets.sections)?;
     let checkpoints = match &config.checkpoint {
         Some(CheckpointConfig { interval, keep }) => Some(Checkpoints {
             store: crate::state::open(&config.state, &config.plan.pipeline)?,
@@ -209,6 +208,7 @@ pub fn job(
         generation,
         process,
         shards: Shards::of_workers(process * local..(process + 1) * local, peers),
+        adopt: None,
     };
     Ok(Job {
         plan: config.plan.clone(),

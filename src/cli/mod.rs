@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use args::{Command, DeadLettersArgs, ProduceArgs, RunArgs};
 
-use crate::config::{Complaints, Config, SourceConfig};
+use crate::config::{Complaint, Complaints, Config, Origin, SourceConfig};
 use crate::metrics::Metrics;
-use crate::runtime::RunError;
+use crate::runtime::{Resets, RunError};
 use crate::source::SourceError;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::{dead_letters, produce};
@@ -78,7 +78,7 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
         Command::Check(path) => print!("{}", load(&path)?.effective()),
         Command::Status(args) => {
             let mut config = load(&args.config)?;
-            config.resets = args.resets;
+            permit(&mut config, &args.resets)?;
             return status::status(&config, args.json);
         }
         Command::TopicsCreate(path) => topics_create(&path)?,
@@ -97,6 +97,19 @@ fn load(path: &Path) -> anyhow::Result<Config> {
     Ok(Config::parse(&text, std::env::vars())?)
 }
 
+/// Lets a start reset what the command line says it may.
+fn permit(config: &mut Config, resets: &Resets) -> Result<(), Complaints> {
+    let sinks: Vec<_> = build::sinks(config, "").iter().map(|job| job.sink.name().to_owned()).collect();
+    config.resets.clone_from(resets);
+    match resets.sinks.iter().find(|&sink| !sinks.contains(sink)) {
+        Some(unknown) => {
+            let message = format!("there is no sink {unknown:?} to reset: there are {}", sinks.join(", "));
+            Err(Complaints(vec![Complaint { origin: Origin::Default, key: "sinks".into(), message }]))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Has a child run what the arguments say without `--restart`.
 fn supervise_run(args: &RunArgs) -> anyhow::Result<u8> {
     let config = load(&args.config)?;
@@ -110,7 +123,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     crate::logging::init(config.log.json, &config.log.level);
     config.plan.close_at_end = args.close || !matches!(config.source, SourceConfig::Kafka(_));
     config.plan.record_bindings = args.bindings.clone();
-    config.resets.clone_from(&args.resets);
+    permit(&mut config, &args.resets)?;
     let metrics = Arc::new(Metrics::default());
     let job = build::job(&config, args.until_end, timely_config(args)?, Arc::clone(&metrics))?;
     let restarts = std::env::var(supervise::RESTARTS).ok();

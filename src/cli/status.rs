@@ -1,6 +1,5 @@
 //! `headwater status`: what the ledger and the sinks have, and what a start would do. Nothing is taken over.
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use headwater_dataflows::Epoch;
@@ -9,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::{DONE, FAILED, REFUSED, build};
 use crate::config::{Complaint, Complaints, Config, LedgerConfig, Origin};
-use crate::coordination::{EpochRecord, Operator, Recorded, is_closed, resume};
+use crate::coordination::{EpochRecord, Operator, is_closed};
 use crate::ledger::{self, Claim, Ledger, LedgerError, StoredManifest};
-use crate::runtime::{Amendment, RunError, Unfit, amendment, check_finished, operators};
+use crate::runtime::{Amendment, Resets, RunError, Unfit, amendment, check_finished, operators, resume_from};
 use crate::wall::wall_ms;
 
 /// Prints the status of a pipeline. The process's exit code is what that of a start would be.
@@ -61,7 +60,7 @@ struct Facts {
 struct Wanted {
     meaning: String,
     operators: Vec<Operator>,
-    resets: BTreeSet<String>,
+    resets: Resets,
 }
 
 /// What a start would do.
@@ -70,7 +69,14 @@ enum Outlook {
     /// Begin the pipeline.
     Begins,
     /// Go on after an epoch, and do again what is recorded after it.
-    GoesOn { after: Epoch, replay: usize, through: Epoch, closed: bool, amended: Option<Amendment> },
+    GoesOn {
+        after: Epoch,
+        replay: usize,
+        through: Epoch,
+        closed: bool,
+        amended: Option<Amendment>,
+        adopted: Vec<String>,
+    },
     /// Not start, to keep a promise.
     Refuses(String),
     /// It depends on what could not be read.
@@ -110,42 +116,31 @@ impl Facts {
     }
 
     fn outlook(&self, wanted: &Wanted) -> Outlook {
-        let (lineage, generation) =
-            self.claim.as_ref().map(|claim| (&claim.lineage, claim.generation)).unzip();
         let genesis = self.claim.as_ref().and_then(|claim| claim.genesis.as_ref());
-        let changes = match build::changed(genesis, &wanted.meaning, &wanted.resets) {
+        let changes = match build::changed(genesis, &wanted.meaning, &wanted.resets.sections) {
             Ok(changes) => changes,
             Err(error) => return Outlook::Refuses(error.to_string()),
         };
-        let mut sinks = Vec::new();
+        let resume_with =
+            |sinks: &[(&str, &[Progress])]| resume_from(&self.manifests, self.pruned, &self.epochs, sinks);
+        let (mut sinks, mut adopted) = (Vec::new(), Vec::new());
         for (sink, progress) in &self.sinks {
             let progress = match progress {
                 Ok(progress) => progress,
                 Err(reason) => return Outlook::Unknown(reason.clone()),
             };
-            if let Some(other) = progress.iter().find(|progress| Some(&progress.lineage) != lineage) {
-                let reason =
-                    format!("sink {sink}: its progress belongs to another ledger ({})", other.lineage.0);
-                return Outlook::Refuses(reason);
+            let objection = self.objection(sink, progress);
+            if wanted.resets.sinks.contains(sink)
+                && (objection.is_some() || resume_with(&[(&**sink, &progress[..])]).is_err())
+            {
+                adopted.push(sink.clone());
+            } else if let Some(objection) = objection {
+                return Outlook::Refuses(objection);
+            } else {
+                sinks.push((&**sink, &progress[..]));
             }
-            if let Some(later) = progress.iter().find(|progress| Some(progress.generation) > generation) {
-                let generation = later.generation;
-                return Outlook::Refuses(format!(
-                    "sink {sink}: generation {generation} has written it, which the ledger does not know yet"
-                ));
-            }
-            sinks.push((&**sink, &progress[..]));
         }
-        let all: Vec<_> = self.manifests.iter().map(|stored| stored.epoch).collect();
-        let readable: Vec<_> = ledger::readable(&self.manifests).map(|manifest| manifest.epoch).collect();
-        let last = self.epochs.last();
-        let recorded = Recorded {
-            last_round: last.map(|last| last.epoch),
-            manifests: &all,
-            readable: &readable,
-            pruned: self.pruned,
-        };
-        match resume(recorded, &sinks) {
+        match resume_with(&sinks) {
             Ok(_) if genesis.is_none() => Outlook::Begins,
             Ok(resume) => {
                 let after = resume.origins.first().copied().unwrap_or(Epoch(0));
@@ -153,20 +148,34 @@ impl Facts {
                 let origin = ledger::readable(&self.manifests).find(|manifest| manifest.epoch == after);
                 let closed = is_closed(origin, &self.epochs);
                 let before = origin.map_or(&wanted.operators, |manifest| &manifest.operators);
-                let amended = amendment(changes.as_ref(), before, &wanted.operators, &wanted.resets);
+                let amended = amendment(changes.as_ref(), before, &wanted.operators, &wanted.resets.sections);
                 let checked = amended.and_then(|amended| -> Result<_, Unfit> {
                     amended.iter().try_for_each(|amendment| check_finished(&resume, amendment))?;
                     Ok(amended)
                 });
                 match checked {
                     Ok(amended) => {
-                        Outlook::GoesOn { after, replay, through: resume.durable, closed, amended }
+                        Outlook::GoesOn { after, replay, through: resume.durable, closed, amended, adopted }
                     }
                     Err(unfit) => Outlook::Refuses(unfit.to_string()),
                 }
             }
             Err(reason) => Outlook::Refuses(reason.to_string()),
         }
+    }
+
+    /// Why a sink does not belong to the ledger, if it does not.
+    fn objection(&self, sink: &str, progress: &[Progress]) -> Option<String> {
+        let claim = self.claim.as_ref();
+        let (lineage, generation) = claim.map(|claim| (&claim.lineage, claim.generation)).unzip();
+        if let Some(other) = progress.iter().find(|progress| Some(&progress.lineage) != lineage) {
+            return Some(format!(
+                "sink {sink}: its progress belongs to another ledger ({})",
+                other.lineage.0
+            ));
+        }
+        let later = progress.iter().find(|progress| Some(progress.generation) > generation)?.generation;
+        Some(format!("sink {sink}: generation {later} has written it, which the ledger does not know yet"))
     }
 
     /// The last epoch that is recorded.
@@ -230,10 +239,11 @@ impl Facts {
         };
         let start = match outlook {
             Outlook::Begins => json!({ "does": "begin" }),
-            Outlook::GoesOn { after, replay, through, closed, amended } => json!({
+            Outlook::GoesOn { after, replay, through, closed, amended, adopted } => json!({
                 "does": "go on", "after": after.0, "replay": replay, "through": through.0, "closed": closed,
                 "changed": amended.as_ref().map(|amendment| &amendment.because),
                 "forgets": amended.as_ref().map(|amendment| &amendment.forget),
+                "adopts": adopted,
             }),
             Outlook::Refuses(reason) => json!({ "does": "refuse", "because": reason }),
             Outlook::Unknown(reason) => json!({ "does": "unknown", "because": reason }),
@@ -255,7 +265,7 @@ impl fmt::Display for Outlook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Outlook::Begins => f.write_str("a start would begin"),
-            Outlook::GoesOn { after, replay, through, closed, amended } => {
+            Outlook::GoesOn { after, replay, through, closed, amended, adopted } => {
                 match after {
                     Epoch(0) => f.write_str("a start would go on from the beginning")?,
                     after => write!(f, "a start would go on from the checkpoint of epoch {after}")?,
@@ -269,6 +279,9 @@ impl fmt::Display for Outlook {
                     for (at, section) in forget.iter().enumerate() {
                         write!(f, "{} {section}", if at == 0 { ", forgetting" } else { " and" })?;
                     }
+                }
+                for sink in adopted {
+                    write!(f, ", taking sink {sink} for having everything that is recorded")?;
                 }
                 f.write_str(if *closed { "; the input was closed, so it would then end" } else { "" })
             }
@@ -321,7 +334,7 @@ mod tests {
     const AS_EVER: &str = "patterns.velocity_spike.more_than = 1\n";
 
     fn wanted(meaning: &str) -> Wanted {
-        Wanted { meaning: meaning.into(), operators: Vec::new(), resets: BTreeSet::new() }
+        Wanted { meaning: meaning.into(), operators: Vec::new(), resets: Resets::default() }
     }
 
     fn manifest(epoch: u64, readable: bool) -> StoredManifest {
@@ -389,14 +402,14 @@ mod tests {
         );
         assert_eq!(json["checkpoints"][0]["error"], "ledger: it is damaged");
         assert_eq!(json["sinks"][1], json!({ "name": "b", "through": 5, "generation": 3 }));
-        let start = json!({ "does": "go on", "after": 4, "replay": 5, "through": 9, "closed": false, "changed": null, "forgets": null });
+        let start = json!({ "does": "go on", "after": 4, "replay": 5, "through": 9, "closed": false, "changed": null, "forgets": null, "adopts": [] });
         assert_eq!(json["start"], start);
     }
 
     #[test]
     fn a_change_waits_for_a_stop_and_names_what_it_forgets() {
         let changed = Wanted {
-            resets: ["patterns".to_owned()].into(),
+            resets: Resets { sections: ["patterns".to_owned()].into(), ..Resets::default() },
             ..wanted("patterns.velocity_spike.more_than = 2\n")
         };
         let outlook = facts().outlook(&changed);

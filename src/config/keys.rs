@@ -57,8 +57,8 @@ pub const KEYS: &[Key] = keys! {
     "limits.dedup_horizon" = "\"1m\"": "Within which event time a repeated event id of a key is a duplicate; `0s` switches it off. Producers retry within seconds."
     "limits.drain" = "\"30s\"": "How long a run that was asked to stop may take to finish what it has read. Then it ends with exit code 1 and names the sink that does not answer."
 
-    "state.kind" = "\"fjall\"": "Where checkpoints are put: `fjall`, a folder of one process, or `redis`, which several share. Without `[checkpoint]` nothing is."
-    "state.path" = "\"state\"": "fjall: the folder."
+    "state.kind" = "\"fjall\"": "Where checkpoints are put: `fjall` or `rocksdb` (if built with that feature), a folder of one process, or `redis`, which several share. Without `[checkpoint]` nothing is."
+    "state.path" = "\"state\"": "fjall and RocksDB: the folder."
     "state.url": "Redis: where it is, for instance `redis://:password@127.0.0.1:6379/0`. It must have `appendonly yes`, `appendfsync always` and `maxmemory-policy noeviction`, or it is refused: what is put would not be there after a crash."
     "state.ttl" = "\"30d\"": "How long a key is remembered after its last event, in event time; what comes later is as if of a new key. No shorter than any pattern looks back; windows are waited for."
 

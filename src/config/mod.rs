@@ -21,7 +21,7 @@ pub use read::Complaint;
 pub use state::StateConfig;
 pub use tree::Origin;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,7 @@ use headwater_dataflows::{Emission, Epoch};
 
 use crate::outputs::Severity;
 use crate::runtime::{
-    AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Telling, Time, TravelPlan,
+    AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Telling, Time, TravelPlan,
     WindowKind, WindowPlan,
 };
 use read::{Notes, Section};
@@ -58,8 +58,8 @@ pub struct Config {
     pub http: Option<std::net::SocketAddr>,
     /// How to log.
     pub log: LogConfig,
-    /// What may forget its state where it no longer fits, as `--reset` has it: no key of a file says so.
-    pub resets: BTreeSet<String>,
+    /// What a start may reset where it has to, as the command line has it: no key of a file says so.
+    pub resets: Resets,
     effective: Vec<(String, String)>,
 }
 
@@ -336,7 +336,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         drain: millis(drain?),
         http,
         log: LogConfig { json: json?, level: level?.to_owned() },
-        resets: BTreeSet::new(),
+        resets: Resets::default(),
         effective: Vec::new(),
     })
 }

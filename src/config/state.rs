@@ -14,15 +14,28 @@ pub enum StateConfig {
     Fjall(PathBuf),
     /// In a Redis at this URL.
     Redis(String),
+    /// In a folder, by RocksDB, which belongs to one process.
+    #[cfg(feature = "rocksdb")]
+    RocksDb(PathBuf),
 }
 
 impl fmt::Debug for StateConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StateConfig::Fjall(path) => write!(f, "Fjall({})", path.display()),
+            #[cfg(feature = "rocksdb")]
+            StateConfig::RocksDb(path) => write!(f, "RocksDb({})", path.display()),
             StateConfig::Redis(url) => write!(f, "Redis({})", values::without_password(url)),
         }
     }
+}
+
+/// Kinds of state stores.
+#[derive(Clone, Copy)]
+enum Kind {
+    Fjall,
+    Redis,
+    RocksDb,
 }
 
 /// Reads the section `[state]`: where checkpoints are put, and how long a key is remembered after its last event, in
@@ -32,11 +45,20 @@ pub(super) fn read(
     patterns: &Patterns,
     notes: &mut Notes,
 ) -> Option<(StateConfig, i64)> {
-    let redis = section.choice("kind", &[("fjall", false), ("redis", true)], notes);
-    let place = match redis {
+    let kinds = [("fjall", Kind::Fjall), ("redis", Kind::Redis), ("rocksdb", Kind::RocksDb)];
+    let place = match section.choice("kind", &kinds, notes) {
         None => None,
-        Some(false) => section.text("path", notes).map(|path| StateConfig::Fjall(path.into())),
-        Some(true) => {
+        Some(Kind::Fjall) => section.text("path", notes).map(|path| StateConfig::Fjall(path.into())),
+        #[cfg(feature = "rocksdb")]
+        Some(Kind::RocksDb) => section.text("path", notes).map(|path| StateConfig::RocksDb(path.into())),
+        #[cfg(not(feature = "rocksdb"))]
+        Some(Kind::RocksDb) => {
+            let message = "this program was built without RocksDB, which takes `--features rocksdb`";
+            section.complain("kind", message, notes);
+            section.text("path", notes);
+            None
+        }
+        Some(Kind::Redis) => {
             let url = section.text("url", notes);
             if url.is_none() {
                 section.complain("url", "state in Redis needs its url", notes);

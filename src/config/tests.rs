@@ -74,6 +74,15 @@ fn checkpoints_need_a_ledger() {
 }
 
 #[test]
+#[cfg(not(feature = "rocksdb"))]
+fn what_the_program_was_built_without_is_said() {
+    assert_eq!(
+        complaints(&format!("{MINIMAL}[state]\nkind = \"rocksdb\"\npath = \"s\"\n")),
+        ["line 7: state.kind: this program was built without RocksDB, which takes `--features rocksdb`"]
+    );
+}
+
+#[test]
 fn the_environment_overrides_any_key() {
     let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let environment = [

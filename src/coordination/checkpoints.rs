@@ -217,7 +217,8 @@ pub enum NoOrigin {
     /// A sink has less than what can be gone back to.
     #[error(
         "sink {sink} has results through epoch {has} only, and the ledger does not go back further than epoch {oldest}: \
-         the sink is new, or was wiped or restored from an older copy"
+         the sink is new, or was wiped or restored from an older copy; `--reset-sink {sink}` takes it for having \
+         everything that is recorded"
     )]
     Behind {
         /// The sink's name.

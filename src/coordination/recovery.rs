@@ -77,7 +77,7 @@ impl Resume {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum NoResume {
     /// A sink and the ledger do not belong together.
-    #[error("sink {sink}: {mismatch}")]
+    #[error("sink {sink}: {mismatch}; `--reset-sink {sink}` takes it for having everything that is recorded")]
     Mismatch {
         /// Which sink.
         sink: String,

@@ -26,7 +26,7 @@ pub use plan::{
     AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Telling, Time, TravelPlan,
     WindowKind, WindowPlan,
 };
-pub use recovery::{Checkpoints, History};
+pub use recovery::{Checkpoints, History, Resets, resume_from};
 pub use rules::rules;
 
 use std::sync::atomic::AtomicBool;
@@ -35,11 +35,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, Offset, Partition};
-use headwater_sinks::{CommitError, Generation, OpenError, Sink, Start, crash};
+use headwater_sinks::{Sink, Start, crash};
 use timely::worker::Worker;
 
 use crate::coordination::{Position, Positions};
-use crate::ledger::{Genesis, Ledger, LedgerError};
+use crate::ledger::{Genesis, LedgerError};
 use crate::metrics::Metrics;
 use crate::outputs::Tongue;
 use crate::source::{Opening, Source};
@@ -49,7 +49,7 @@ use flow::{Capturing, Flow, Parts};
 use keeper::Author;
 use recorder::Recorder;
 use recording::{Concluding, LedgerHandle};
-use recovery::{Origin, origin};
+use recovery::{Origin, fenced_by_whom, open_sink, origin};
 use writer::WriterHandle;
 
 /// A sink of a run.
@@ -105,13 +105,8 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let mut found = Vec::new();
     for job in &mut sinks {
         crash::point("sink.open.before");
-        let opened = job.sink.open(&start).map_err(|error| match &mut history {
-            Some(History { ledger, claim, .. }) => {
-                fenced_by_whom(error.into(), &mut **ledger, claim.generation)
-            }
-            None => error.into(),
-        });
-        found.push((job.sink.name().to_owned(), opened?));
+        let opened = open_sink(&mut *job.sink, &start, history.as_mut())?;
+        found.push((job.sink.name().to_owned(), opened));
         crash::point("sink.open.after");
     }
     let found: Vec<_> = found.iter().map(|(name, progress)| (&**name, &progress[..])).collect();
@@ -214,23 +209,6 @@ pub fn run(job: Job) -> Result<(), RunError> {
         Some((mut ledger, generation)) => fenced_by_whom(error, &mut *ledger, generation),
         None => error,
     })
-}
-
-/// Whether a sink was fenced by a successor, which the ledger knows, or by a predecessor that has woken up and has taken
-/// its own ids back before it found that it has nothing to say: then a restart helps.
-fn fenced_by_whom(error: RunError, ledger: &mut dyn Ledger, mine: Generation) -> RunError {
-    let (RunError::Commit(CommitError::Fenced { sink, reason })
-    | RunError::Open(OpenError::Fenced { sink, reason })) = &error
-    else {
-        return error;
-    };
-    match ledger.look() {
-        Ok(Some(claim)) if claim.generation == mine => {
-            RunError::Disturbed { sink: sink.clone(), reason: reason.clone() }
-        }
-        Ok(_) => error,
-        Err(error) => error.into(),
-    }
 }
 
 fn cannot_start(error: std::io::Error) -> RunError {
@@ -381,36 +359,5 @@ fn tell(flow: &Flow, group: Option<&Sender<Offsets>>) {
     if let Some(offsets) = offsets.take() {
         // The receiver lives as long as the run.
         let _ = group.send(offsets);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ledger::SqliteLedger;
-
-    #[test]
-    fn whoever_is_fenced_asks_the_ledger_whether_it_has_a_successor_or_was_only_disturbed() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let open = || SqliteLedger::open(&dir.path().join("ledger.db"), "fraud").expect("opened");
-        let mut ledger = open();
-        let mine = ledger.claim().expect("claimed").generation;
-        let fenced = || {
-            let (sink, reason) = (|| "events".to_owned(), || "a newer instance".to_owned());
-            [
-                RunError::from(OpenError::Fenced { sink: sink(), reason: reason() }),
-                CommitError::Fenced { sink: sink(), reason: reason() }.into(),
-            ]
-        };
-        for error in fenced() {
-            let disturbed = fenced_by_whom(error, &mut ledger, mine);
-            assert!(matches!(disturbed, RunError::Disturbed { .. }), "{disturbed:?}");
-            assert!(!disturbed.is_refusal(), "a restart helps");
-        }
-        open().claim().expect("a successor");
-        for error in fenced() {
-            let replaced = fenced_by_whom(error, &mut ledger, mine);
-            assert!(replaced.is_refusal(), "{replaced:?}");
-        }
     }
 }

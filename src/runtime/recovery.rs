@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use headwater_dataflows::{Checkpoint, Epoch, EventTime, Record, SHARDS, ShardId};
-use headwater_sinks::{Progress, crash};
+use headwater_sinks::{CommitError, Generation, OpenError, Progress, Sink, Start, crash};
 
 use super::amendment::{Amendment, amended, amendment, check_finished};
 use super::failure::RunError;
 use super::keeper::{Author, Kept, merge, read};
 use crate::coordination::{
-    EpochRecord, Manifest, NoOrigin, NoResume, Operator, Part, Recorded, chain, is_closed, left_behind,
-    resume,
+    EpochRecord, Manifest, NoOrigin, NoResume, Operator, Part, Recorded, Resume, chain, is_closed,
+    left_behind, resume,
 };
 use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
 use crate::state::StateStore;
@@ -26,10 +26,19 @@ pub struct History {
     pub meaning: String,
     /// What its configuration no longer says as it did, if anything.
     pub amendment: Option<Amendment>,
-    /// What may forget its state, by section of the configuration, where it has to.
-    pub resets: BTreeSet<String>,
+    /// What may be reset where it has to.
+    pub resets: Resets,
     /// Where and how often checkpoints are made, if they are.
     pub checkpoints: Option<Checkpoints>,
+}
+
+/// What may be reset, if a start would be refused otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resets {
+    /// What may forget its state, by section of the configuration.
+    pub sections: BTreeSet<String>,
+    /// Sinks that may be taken for having everything that is recorded, whatever they have.
+    pub sinks: BTreeSet<String>,
 }
 
 /// Where and how often checkpoints are made.
@@ -111,31 +120,21 @@ pub fn origin(
     operators: &[Operator],
 ) -> Result<Origin, RunError> {
     let History { ledger, claim, checkpoints, meaning, amendment: changes, resets } = history;
-    let manifests = ledger.manifests()?;
-    let pruned = ledger.pruned()?;
+    let Records { manifests, pruned, mut epochs } = Records::read(&mut **ledger)?;
     if checkpoints.is_none() && !manifests.is_empty() {
         let reason = "the pipeline has checkpoints: it cannot go on without [checkpoint], nor without the [state] \
                       that has them";
         return Err(LedgerError::Refused(reason.into()).into());
     }
-    let mut epochs = ledger.epochs(pruned)?;
-    let all: Vec<_> = manifests.iter().map(|stored| stored.epoch).collect();
-    let known: Vec<_> = readable(&manifests).map(|manifest| manifest.epoch).collect();
     for stored in &manifests {
         if let Err(error) = &stored.manifest {
             tracing::warn!(epoch = %stored.epoch, %error, "a checkpoint cannot be gone on from");
         }
     }
-    let recorded = Recorded {
-        last_round: epochs.last().map(|last| last.epoch),
-        manifests: &all,
-        readable: &known,
-        pruned,
-    };
-    let resume = resume(recorded, sinks)?;
+    let resume = resume_from(&manifests, pruned, &epochs, sinks)?;
     let newest = readable(&manifests).find(|manifest| resume.origins.first() == Some(&manifest.epoch));
     let before = newest.map_or(operators, |manifest| &manifest.operators);
-    if let Some(amendment) = amendment(changes.as_ref(), before, operators, resets)? {
+    if let Some(amendment) = amendment(changes.as_ref(), before, operators, &resets.sections)? {
         check_finished(&resume, &amendment)?;
         let manifest = match (newest, &mut *checkpoints) {
             (Some(manifest), Some(Checkpoints { store, .. })) => {
@@ -165,12 +164,93 @@ pub fn origin(
     Ok(Origin {
         manifest,
         state,
-        newest: all.last().copied().unwrap_or_default(),
+        newest: manifests.last().map_or(Epoch(0), |stored| stored.epoch),
         manifests,
         replay: epochs,
         durable: resume.durable,
         taken: resume.taken,
     })
+}
+
+/// What a ledger has.
+struct Records {
+    manifests: Vec<StoredManifest>,
+    pruned: Epoch,
+    epochs: Vec<EpochRecord>,
+}
+
+impl Records {
+    fn read(ledger: &mut dyn Ledger) -> Result<Records, LedgerError> {
+        let (manifests, pruned) = (ledger.manifests()?, ledger.pruned()?);
+        Ok(Records { manifests, pruned, epochs: ledger.epochs(pruned)? })
+    }
+}
+
+/// How a start goes on from what a ledger has, and what sinks have.
+///
+/// # Errors
+/// If it must not.
+pub fn resume_from(
+    manifests: &[StoredManifest],
+    pruned: Epoch,
+    epochs: &[EpochRecord],
+    sinks: &[(&str, &[Progress])],
+) -> Result<Resume, NoResume> {
+    let all: Vec<_> = manifests.iter().map(|stored| stored.epoch).collect();
+    let known: Vec<_> = readable(manifests).map(|manifest| manifest.epoch).collect();
+    let last_round = epochs.last().map(|last| last.epoch);
+    resume(Recorded { last_round, manifests: &all, readable: &known, pruned }, sinks)
+}
+
+/// Opens a sink, and returns what it has. One that does not follow from the ledger is taken, if it may be, for having
+/// everything that is recorded.
+///
+/// # Errors
+/// If it cannot be opened, or must not be.
+pub fn open_sink(
+    sink: &mut dyn Sink,
+    start: &Start,
+    history: Option<&mut History>,
+) -> Result<Vec<Progress>, RunError> {
+    let opened = sink.open(start);
+    let Some(History { ledger, claim, resets, .. }) = history else { return Ok(opened?) };
+    let ledger = &mut **ledger;
+    if resets.sinks.contains(sink.name()) {
+        let Records { manifests, pruned, epochs } = Records::read(ledger)?;
+        let follows = |progress: &[Progress]| {
+            resume_from(&manifests, pruned, &epochs, &[(sink.name(), progress)]).is_ok()
+        };
+        let unfit = match &opened {
+            Ok(progress) => !follows(progress),
+            Err(error) => matches!(error, OpenError::Refused { .. }),
+        };
+        if unfit {
+            let durable = resume_from(&manifests, pruned, &epochs, &[])?.durable;
+            tracing::warn!(sink = sink.name(), through = %durable, "taken for having everything that is recorded");
+            let adopting = Start { adopt: Some(durable), ..start.clone() };
+            return sink
+                .open(&adopting)
+                .map_err(|error| fenced_by_whom(error.into(), ledger, claim.generation));
+        }
+    }
+    opened.map_err(|error| fenced_by_whom(error.into(), ledger, claim.generation))
+}
+
+/// Whether a sink was fenced by a successor, which the ledger knows, or by a predecessor that has woken up and has taken
+/// its own ids back before it found that it has nothing to say: then a restart helps.
+pub fn fenced_by_whom(error: RunError, ledger: &mut dyn Ledger, mine: Generation) -> RunError {
+    let (RunError::Commit(CommitError::Fenced { sink, reason })
+    | RunError::Open(OpenError::Fenced { sink, reason })) = &error
+    else {
+        return error;
+    };
+    match ledger.look() {
+        Ok(Some(claim)) if claim.generation == mine => {
+            RunError::Disturbed { sink: sink.clone(), reason: reason.clone() }
+        }
+        Ok(_) => error,
+        Err(error) => error.into(),
+    }
 }
 
 /// The best of these origins whose state can be read, and that state; none if there is none.
@@ -213,4 +293,35 @@ fn tidy(store: &mut dyn StateStore, claim: &Claim, manifests: &[StoredManifest])
 fn load(store: &mut dyn StateStore, manifest: &Manifest) -> Result<State, RunError> {
     let of_shard = |shard| read(store, chain(&manifest.parts, ShardId(shard))).map(Mutex::new);
     (0..SHARDS).map(of_shard).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::SqliteLedger;
+
+    #[test]
+    fn whoever_is_fenced_asks_the_ledger_whether_it_has_a_successor_or_was_only_disturbed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let open = || SqliteLedger::open(&dir.path().join("ledger.db"), "fraud").expect("opened");
+        let mut ledger = open();
+        let mine = ledger.claim().expect("claimed").generation;
+        let fenced = || {
+            let (sink, reason) = (|| "events".to_owned(), || "a newer instance".to_owned());
+            [
+                RunError::from(OpenError::Fenced { sink: sink(), reason: reason() }),
+                CommitError::Fenced { sink: sink(), reason: reason() }.into(),
+            ]
+        };
+        for error in fenced() {
+            let disturbed = fenced_by_whom(error, &mut ledger, mine);
+            assert!(matches!(disturbed, RunError::Disturbed { .. }), "{disturbed:?}");
+            assert!(!disturbed.is_refusal(), "a restart helps");
+        }
+        open().claim().expect("a successor");
+        for error in fenced() {
+            let replaced = fenced_by_whom(error, &mut ledger, mine);
+            assert!(replaced.is_refusal(), "{replaced:?}");
+        }
+    }
 }

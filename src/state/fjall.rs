@@ -1,17 +1,10 @@
 //! Blobs in a folder, by fjall: embedded, for one process.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
 
-use super::{StateError, StateStore};
-
-/// How long another process may take to let go of a folder.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// How long to wait before it is tried again.
-const PAUSE: Duration = Duration::from_millis(50);
+use super::{StateError, StateStore, patiently};
 
 /// A folder of blobs, which belongs to one process.
 pub struct FjallStore {
@@ -35,17 +28,16 @@ impl FjallStore {
             let blobs = database.keyspace("blobs", separate)?;
             Ok((database, blobs))
         };
-        let begun = Instant::now();
-        loop {
-            match open() {
-                Ok((database, blobs)) => return Ok(FjallStore { path: path.to_owned(), database, blobs }),
-                Err(fjall::Error::Locked) if begun.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
-                Err(error @ fjall::Error::Locked) => {
-                    return Err(unavailable(path, "open what another process has", error));
-                }
-                Err(error) => return Err(unavailable(path, "open what is", error)),
-            }
-        }
+        let (database, blobs) =
+            patiently(open, |error| matches!(error, fjall::Error::Locked)).map_err(|error| {
+                let locked = matches!(error, fjall::Error::Locked);
+                unavailable(
+                    path,
+                    if locked { "open what another process has" } else { "open what is" },
+                    error,
+                )
+            })?;
+        Ok(FjallStore { path: path.to_owned(), database, blobs })
     }
 
     fn failed(&self, action: impl AsRef<str>) -> impl FnOnce(fjall::Error) -> StateError {

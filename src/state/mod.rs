@@ -6,11 +6,17 @@
 mod fjall;
 pub mod part;
 mod redis;
+#[cfg(feature = "rocksdb")]
+mod rocksdb;
+
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 pub use self::fjall::FjallStore;
 pub use self::redis::RedisStore;
+#[cfg(feature = "rocksdb")]
+pub use self::rocksdb::RocksStore;
 use crate::config::StateConfig;
 
 /// Why the state store could not be used.
@@ -74,5 +80,24 @@ pub fn open(config: &StateConfig, pipeline: &str) -> Result<Box<dyn StateStore>,
     Ok(match config {
         StateConfig::Fjall(path) => Box::new(FjallStore::open(path)?),
         StateConfig::Redis(url) => Box::new(RedisStore::open(url, pipeline)?),
+        #[cfg(feature = "rocksdb")]
+        StateConfig::RocksDb(path) => Box::new(RocksStore::open(path)?),
     })
+}
+
+/// How long another process may take to let go of a folder.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long to wait before it is tried again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Opens a folder that another process may have, which may just have been replaced and is given time to let go.
+fn patiently<T, E>(mut open: impl FnMut() -> Result<T, E>, is_locked: impl Fn(&E) -> bool) -> Result<T, E> {
+    let begun = Instant::now();
+    loop {
+        match open() {
+            Err(error) if is_locked(&error) && begun.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            outcome => return outcome,
+        }
+    }
 }

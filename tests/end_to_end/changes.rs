@@ -94,3 +94,34 @@ fn what_a_pipeline_reads_never_changes() {
     let status = headwater(&["status", config.to_str().expect("UTF-8")]).output().expect("started");
     assert_eq!(status.status.code(), Some(3), "as was foretold");
 }
+
+/// A sink that is new, or that lost what it had, is given what comes from now on, if it is said to.
+#[test]
+fn a_sink_that_lost_everything_is_refused_until_it_may_go_on_from_where_the_ledger_is() {
+    let files = files(53, 60_000);
+    let mut run = run_until_pruned(&files, "2");
+    run.terminate();
+    run.ends_well();
+    for suffix in ["", "-wal", "-shm"] {
+        _ = fs::remove_file(files.path(&format!("results.db{suffix}")));
+    }
+    files.refused("`--reset-sink sqlite`");
+    let through = files.frontiers().1;
+    let mut wrong = files.command("1");
+    let output = wrong.args(["--reset-sink", "postgres"]).output().expect("started");
+    assert_eq!(output.status.code(), Some(2), "there is no such sink");
+
+    let resetting = || {
+        let mut command = files.command("2");
+        command.args(["--reset-sink", "sqlite"]);
+        command
+    };
+    dies_at(resetting(), "start.loaded", 1);
+    assert_eq!(files.frontiers().0, through, "it is durable at once");
+    // A permission that is not needed any more does nothing.
+    dies_at(resetting(), "sink.commit.after", 3);
+    succeed(&mut resetting());
+    files.expected(&files.path("run.toml")).judge_some(&files.path("results.db"), |table, row| {
+        table != "dead_letters" && row["epoch"].as_i64() > Some(through)
+    });
+}

@@ -63,7 +63,7 @@ impl ProgressLog {
     }
 
     /// All records since the last reading, up to `sentinel` in every partition. Those of other sinks are among
-    /// them; tombstones are not.
+    /// them; those that were removed are not.
     pub fn read_until(&mut self, sentinel: &Record) -> Result<Vec<Record>, LogError> {
         self.read(Some(sentinel))
     }
@@ -84,7 +84,7 @@ impl ProgressLog {
         }
         consumer.assign(&assignment).map_err(kafka)?;
 
-        let mut records = Vec::new();
+        let mut records: Vec<(i32, Record)> = Vec::new();
         let mut waiting: Vec<i32> = self.partitions().collect();
         let deadline = Instant::now() + PATIENCE;
         while let Some(&partition) = waiting.first() {
@@ -100,14 +100,19 @@ impl ProgressLog {
                     if let Some(slot) = usize::try_from(partition).ok().and_then(|p| self.next.get_mut(p)) {
                         *slot = Some(offset + 1);
                     }
-                    let Some(value) = message.payload() else { continue };
+                    let Some(value) = message.payload() else {
+                        // Compaction takes its time: what was removed may still be there.
+                        let removed = message.key().unwrap_or_default();
+                        records.retain(|(from, record)| *from != partition || record.key() != removed);
+                        continue;
+                    };
                     let malformed =
                         |reason| LogError::Malformed { topic: topic.clone(), partition, offset, reason };
                     let record = Record::decode(value).map_err(malformed)?;
                     if sentinel == Some(&record) {
                         waiting.retain(|&other| other != partition);
                     }
-                    records.push(record);
+                    records.push((partition, record));
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) if sentinel.is_none() => {
                     waiting.retain(|&other| other != partition);
@@ -116,6 +121,6 @@ impl ProgressLog {
                 Some(Err(error)) => tracing::debug!(%error, topic, "reading the progress topic"),
             }
         }
-        Ok(records)
+        Ok(records.into_iter().map(|(_, record)| record).collect())
     }
 }

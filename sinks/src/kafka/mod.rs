@@ -53,8 +53,6 @@ pub struct KafkaConfig {
     pub topics: Vec<String>,
     /// Options for librdkafka.
     pub options: Options,
-    /// Adopt topics that another ledger wrote to: its progress is removed instead of refused.
-    pub adopt: bool,
 }
 
 impl fmt::Debug for KafkaConfig {
@@ -64,7 +62,6 @@ impl fmt::Debug for KafkaConfig {
             .field("brokers", &self.brokers)
             .field("topics", &self.topics)
             .field("options", &self.options.keys())
-            .field("adopt", &self.adopt)
             .finish()
     }
 }
@@ -290,33 +287,30 @@ impl KafkaSink {
         }
     }
 
-    /// Removes the records of another ledger from the progress topic, whichever partition they are in.
-    fn forget(
+    /// Puts progress of ours in the place of all that there is, whichever partition it is in.
+    fn adopt<'a>(
         &self,
         start: &Start,
         log: &ProgressLog,
         writer: &Writer,
-        foreign: &[Record],
+        before: impl Iterator<Item = &'a Record> + Clone,
+        adopted: &Record,
     ) -> Result<(), OpenError> {
-        if foreign.is_empty() {
-            return Ok(());
-        }
-        tracing::warn!(
-            sink = self.config.name,
-            records = foreign.len(),
-            "adopting another ledger's progress"
-        );
+        tracing::warn!(sink = self.config.name, "adopting what it has as ours");
         let topic = progress_topic(&start.pipeline);
-        let forgotten = writer.transaction(|writer| {
-            foreign.iter().try_for_each(|record| {
+        let outcome = writer.transaction(|writer| {
+            before.clone().try_for_each(|record| {
                 let key = record.key();
                 log.partitions().try_for_each(|partition| {
                     let (partition, key) = (Some(partition), Some(&*key));
                     writer.send(&Outgoing { topic: &topic, partition, key, value: None, headers: &[] })
                 })
-            })
+            })?;
+            let (key, value) = (adopted.key(), adopted.encode());
+            let (key, value) = (Some(&*key), Some(&*value));
+            writer.send(&Outgoing { topic: &topic, partition: None, key, value, headers: &[] })
         });
-        forgotten.map_err(|trouble| self.unavailable("its progress topic", trouble.to_string()))
+        outcome.map_err(|trouble| self.unavailable("its progress topic", trouble.to_string()))
     }
 
     /// A writer for the next round, replaced if anything unusual happened to it.
@@ -386,8 +380,14 @@ impl Sink for KafkaSink {
         let ids = transactional_ids(&start.pipeline, &self.config.name, start.process);
         let (first, _) = self.take_over(start, &producer, &log, &ids[0])?;
         let (second, last) = self.take_over(start, &producer, &log, &ids[1])?;
-        let (mine, foreign) = self.read(start, &mut log, &last, self.config.adopt)?;
-        self.forget(start, &log, &first, &foreign)?;
+        let (mut mine, foreign) = self.read(start, &mut log, &last, start.adopt.is_some())?;
+        if let Some(through) = start.adopt {
+            let adopted = record(&self.config.name, start, Body::Progress { shards: start.shards, through });
+            // Our own sentinels stay: another copy of our ledger must find them.
+            mine.retain(|record| record.generation < start.generation);
+            self.adopt(start, &log, &first, mine.iter().chain(&foreign), &adopted)?;
+            mine = vec![adopted];
+        }
         let writers = [first, second];
         self.staged.clear();
         let start = start.clone();

@@ -29,6 +29,7 @@ use headwater_dataflows::Epoch;
 use sha2::{Digest, Sha256};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::types::ToSql;
 
 use self::connection::{Address, Backend, Session, Trouble};
 use self::progress::Row;
@@ -142,9 +143,14 @@ impl Writer {
             return Err(Trouble::Refused(progress::belongs_to(&owner)));
         }
         let rows = progress::read(session, &self.start.pipeline, &self.sink).await?;
-        for Row { lineage, generation, .. } in &rows {
+        // What is about to be replaced may be anybody's.
+        let held = if self.start.adopt.is_some() { &[][..] } else { &rows };
+        for Row { lineage, generation, .. } in held {
             if *lineage != self.start.lineage {
-                let reason = format!("its progress belongs to another ledger ({})", lineage.0);
+                let reason = format!(
+                    "its progress belongs to another ledger ({}); `--reset-sink` adopts it",
+                    lineage.0
+                );
                 return Err(Trouble::Refused(reason));
             }
             if *generation > self.start.generation {
@@ -168,17 +174,25 @@ impl Writer {
         client.query(one_at_a_time, &[&sql::MIGRATION_LOCK]).await?;
         // Refuses now, in case that somebody took over since; read again below, after the last older round.
         self.read_progress(session).await?;
-        let fence = "UPDATE headwater_progress SET fenced_by = $3
-                     WHERE pipeline = $1 AND sink = $2 AND generation < $3 AND fenced_by IS NULL";
         let (pipeline, generation, process) = (&self.start.pipeline, self.generation(), self.process());
-        client.execute(fence, &[pipeline, &self.sink, &generation]).await?;
-        let enter = "INSERT INTO headwater_progress (pipeline, sink, generation, writer, lineage, shards)
-                     VALUES ($1, $2, $3, $4, $5, $6)
+        let adopted = self.start.adopt.map(|through| through.0 as i64);
+        if adopted.is_some() {
+            let forget = "DELETE FROM headwater_progress WHERE pipeline = $1 AND sink = $2";
+            client.execute(forget, &[pipeline, &self.sink]).await?;
+        } else {
+            let fence = "UPDATE headwater_progress SET fenced_by = $3
+                         WHERE pipeline = $1 AND sink = $2 AND generation < $3 AND fenced_by IS NULL";
+            client.execute(fence, &[pipeline, &self.sink, &generation]).await?;
+        }
+        let enter =
+            "INSERT INTO headwater_progress (pipeline, sink, generation, writer, lineage, shards, through)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7)
                      ON CONFLICT (pipeline, sink, generation, writer) DO UPDATE SET shards = excluded.shards
                      RETURNING through";
         let (lineage, shards) = (&self.start.lineage.0, self.start.shards.0 as i64);
-        let own =
-            client.query_one(enter, &[pipeline, &self.sink, &generation, &process, lineage, &shards]).await?;
+        let values: [&(dyn ToSql + Sync); 7] =
+            [pipeline, &self.sink, &generation, &process, lineage, &shards, &adopted];
+        let own = client.query_one(enter, &values).await?;
         self.through = own.get::<_, Option<i64>>(0).map(|through| Epoch(through as u64));
         let progress = self.read_progress(session).await?;
         client.batch_execute("COMMIT").await?;

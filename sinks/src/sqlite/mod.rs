@@ -126,6 +126,36 @@ impl SqliteSink {
             .collect()
     }
 
+    /// Puts this progress of ours in the place of whatever there is.
+    fn adopt(&self, connection: &mut Connection, start: &Start, through: Epoch) -> rusqlite::Result<()> {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let forget = "DELETE FROM headwater_progress WHERE pipeline = ? AND sink = ?";
+        transaction.execute(forget, [&start.pipeline, &self.config.name])?;
+        self.advance(&transaction, start, through)?;
+        transaction.commit()
+    }
+
+    /// Writes this writer's progress.
+    fn advance(&self, connection: &Connection, start: &Start, through: Epoch) -> rusqlite::Result<()> {
+        let Start { pipeline, lineage, generation, process, shards, .. } = start;
+        connection
+            .prepare_cached(
+                "INSERT INTO headwater_progress (pipeline, sink, generation, writer, lineage, shards, through)
+                 VALUES (?, ?, ?, ?, ?, ?, ?)
+                 ON CONFLICT (pipeline, sink, generation, writer) DO UPDATE SET through = excluded.through",
+            )?
+            .execute(params![
+                pipeline,
+                self.config.name,
+                generation.0 as i64,
+                *process as i64,
+                lineage.0,
+                shards.0 as i64,
+                through.0 as i64
+            ])
+            .map(drop)
+    }
+
     /// Writes a round and its progress.
     fn write(
         &self,
@@ -133,14 +163,14 @@ impl SqliteSink {
         connection: &rusqlite::Transaction<'_>,
         through: Epoch,
     ) -> rusqlite::Result<bool> {
-        let Start { pipeline, lineage, generation, process, shards } = &open.start;
+        let Start { pipeline, lineage, generation, process, .. } = &open.start;
         let (generation, writer) = (generation.0 as i64, *process as i64);
-        let newer: Option<i64> = connection
-            .prepare_cached("SELECT max(generation) FROM headwater_progress WHERE pipeline = ? AND sink = ?")?
-            .query_row(params![pipeline, self.config.name], |row| row.get(0))
-            .optional()?
-            .flatten();
-        if newer.is_some_and(|newer| newer > generation) {
+        let taken = "SELECT EXISTS (SELECT 1 FROM headwater_progress \
+                     WHERE pipeline = ? AND sink = ? AND (generation > ? OR lineage <> ?))";
+        let taken: bool = connection
+            .prepare_cached(taken)?
+            .query_row(params![pipeline, self.config.name, generation, lineage.0], |row| row.get(0))?;
+        if taken {
             return Ok(false);
         }
         // Another one that opened at the same time may have committed first.
@@ -162,21 +192,7 @@ impl SqliteSink {
                 Mode::Upsert { key } => self.upsert(connection, table, description, key, through)?,
             }
         }
-        connection
-            .prepare_cached(
-                "INSERT INTO headwater_progress (pipeline, sink, generation, writer, lineage, shards, through)
-                 VALUES (?, ?, ?, ?, ?, ?, ?)
-                 ON CONFLICT (pipeline, sink, generation, writer) DO UPDATE SET through = excluded.through",
-            )?
-            .execute(params![
-                pipeline,
-                self.config.name,
-                generation,
-                writer,
-                lineage.0,
-                shards.0 as i64,
-                through.0 as i64
-            ])?;
+        self.advance(connection, &open.start, through)?;
         Ok(true)
     }
 
@@ -276,10 +292,16 @@ impl Sink for SqliteSink {
         if let Some(owner) = other.map_err(|error| self.unavailable(error))? {
             return Err(self.belongs_to(&owner));
         }
+        if let Some(through) = start.adopt {
+            self.adopt(&mut connection, start, through).map_err(|error| self.unavailable(error))?;
+        }
         let progress =
             self.progress(&connection, &start.pipeline).map_err(|error| self.unavailable(error))?;
         if let Some(other) = progress.iter().find(|progress| progress.lineage != start.lineage) {
-            let reason = format!("its progress belongs to another ledger ({})", other.lineage.0);
+            let reason = format!(
+                "its progress belongs to another ledger ({}); `--reset-sink` adopts it",
+                other.lineage.0
+            );
             return Err(self.refused(reason));
         }
         if let Some(later) = progress.iter().find(|progress| progress.generation > start.generation) {
@@ -287,7 +309,7 @@ impl Sink for SqliteSink {
                 self.refused(format!("a later start (generation {}) has written here", later.generation))
             );
         }
-        self.open = Some(Open { connection, start: start.clone(), through: None });
+        self.open = Some(Open { connection, start: start.clone(), through: start.adopt });
         Ok(progress)
     }
 

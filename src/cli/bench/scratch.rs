@@ -66,13 +66,15 @@ impl Scratch {
             None => {}
         }
         if config.checkpoint.is_some() {
-            let beside = match &config.state {
-                StateConfig::Fjall(path) => path.clone(),
-                StateConfig::Redis(_) => PathBuf::from("state"),
+            let (beside, kind): (_, fn(PathBuf) -> StateConfig) = match &config.state {
+                StateConfig::Fjall(path) => (path.clone(), StateConfig::Fjall),
+                #[cfg(feature = "rocksdb")]
+                StateConfig::RocksDb(path) => (path.clone(), StateConfig::RocksDb),
+                StateConfig::Redis(_) => (PathBuf::from("state"), StateConfig::Fjall),
             };
             let folder = beside.with_file_name(format!("{prefix}state"));
             self.folders.push(folder.clone());
-            config.state = StateConfig::Fjall(folder);
+            config.state = kind(folder);
         }
         config.sinks.sqlite = None;
         if let SourceConfig::Kafka(source) = &config.source {

@@ -291,6 +291,7 @@ impl Bench<'_> {
             generation: Generation(1),
             process: 0,
             shards: Shards::ALL,
+            adopt: None,
         })?;
         let (begun, charged) = (Instant::now(), cpu()?);
         for round in rounds.chunks_mut(EPOCHS_A_ROUND) {
