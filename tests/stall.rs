@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use headwater::config::Config;
 use headwater::metrics::Metrics;
 use headwater::outputs::{Takes, Tongue};
-use headwater::runtime::{Job, SinkJob, run};
+use headwater::runtime::{Job, Past, SinkJob, run};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
 use headwater::topics::{TopicSpec, create_topics};
 use headwater::wall::wall_ms;
@@ -144,9 +144,10 @@ fn a_stalled_sink_holds_back_the_group_and_its_own_progress_and_in_the_end_only_
             generation: Generation(wall_ms() as u64),
             process: 0,
             shards: Shards::ALL,
+            ever: 1,
             adopt: None,
         },
-        history: None,
+        past: Past::Unrecorded,
         workers: timely::Config::process(2),
         stopping: Arc::clone(&stopping),
         metrics: Arc::clone(&metrics),

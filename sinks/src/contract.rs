@@ -72,6 +72,8 @@ pub struct Start {
     pub process: usize,
     /// The shards that this writer is responsible for.
     pub shards: Shards,
+    /// How many processes may ever have written here: the first one fences them all.
+    pub ever: usize,
     /// If set, the sink is adopted: whatever progress it has, of whichever ledger, is replaced by this, durably.
     pub adopt: Option<Epoch>,
 }

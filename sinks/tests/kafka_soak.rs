@@ -39,6 +39,7 @@ fn open(pipeline: &str, topic: &str, generation: &mut u64) -> (KafkaSink, Option
             generation: Generation(*generation),
             process: 0,
             shards: Shards::ALL,
+            ever: 1,
             adopt: None,
         };
         match sink.open(&start) {

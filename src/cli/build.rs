@@ -12,12 +12,12 @@ use headwater_sinks::{Generation, Lineage, OpenError, Shards, Sink, Start, crash
 
 use crate::config::{
     CheckpointConfig, Config, LedgerConfig, OutputKind, PostgresSinkConfig, SourceConfig, StartFrom,
-    TablesConfig, changes,
+    StateConfig, TablesConfig, changes,
 };
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
 use crate::outputs::{Takes, Tongue};
-use crate::runtime::{Amendment, Checkpoints, History, Job, RunError, SinkJob};
+use crate::runtime::{Amendment, Checkpoints, Following, History, Job, Past, RunError, SinkJob};
 use crate::source::file::FileSource;
 use crate::source::generator::GeneratorSource;
 use crate::source::kafka::{self, KafkaSource, KafkaSourceConfig};
@@ -131,6 +131,46 @@ pub fn ledger(config: &LedgerConfig, pipeline: &str) -> Result<Box<dyn Ledger>, 
     })
 }
 
+/// Opens where checkpoints are put, if any are made.
+fn checkpoints(config: &Config) -> Result<Option<Checkpoints>, RunError> {
+    Ok(match &config.checkpoint {
+        Some(CheckpointConfig { interval, keep }) => Some(Checkpoints {
+            store: crate::state::open(&config.state, &config.plan.pipeline)?,
+            interval_ms: i64::try_from(interval.as_millis()).unwrap_or(i64::MAX),
+            keep: *keep,
+        }),
+        None => None,
+    })
+}
+
+/// Whether several processes can share what a configuration has.
+///
+/// # Errors
+/// If not: what they cannot.
+fn can_be_shared(config: &Config) -> Result<(), RunError> {
+    let refused = |reason: &str| Err(LedgerError::Refused(reason.into()).into());
+    if config.ledger.is_none() {
+        if config.sinks.postgres.is_some() {
+            let reason = "several processes write one database only with a ledger: add `[ledger]`, or start one \
+                          process with more workers";
+            return Err(OpenError::Refused { sink: "postgres".into(), reason: reason.into() }.into());
+        }
+        return Ok(());
+    }
+    if config.sinks.sqlite.is_some() {
+        return refused(
+            "several processes with a ledger cannot write SQLite files: its progress must be in one place",
+        );
+    }
+    if !config.resets.sinks.is_empty() {
+        return refused("a sink is reset by one process alone: have that stop, and then start several");
+    }
+    if config.checkpoint.is_some() && !matches!(config.state, StateConfig::Redis(_)) {
+        return refused("several processes need a state store that they share: set `state.kind = \"redis\"`");
+    }
+    Ok(())
+}
+
 /// Claims the ledger and opens what goes with it.
 fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, RunError> {
     let mut ledger = ledger(ledger_config, &config.plan.pipeline)?;
@@ -138,14 +178,7 @@ fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, Run
     crash::point("start.claimed");
     let meaning = config.meaning();
     let amendment = changed(claim.genesis.as_ref(), &meaning, &config.resets.sections)?;
-    let checkpoints = match &config.checkpoint {
-        Some(CheckpointConfig { interval, keep }) => Some(Checkpoints {
-            store: crate::state::open(&config.state, &config.plan.pipeline)?,
-            interval_ms: i64::try_from(interval.as_millis()).unwrap_or(i64::MAX),
-            keep: *keep,
-        }),
-        None => None,
-    };
+    let checkpoints = checkpoints(config)?;
     tracing::info!(generation = %claim.generation, "the ledger is ours");
     Ok(History { ledger, claim, meaning, amendment, resets: config.resets.clone(), checkpoints })
 }
@@ -184,38 +217,41 @@ pub fn job(
         | timely::CommunicationConfig::ProcessBinary(threads) => (0, *threads),
         timely::CommunicationConfig::Thread => (0, 1),
     };
-    let local = peers / workers_processes(&workers);
-    if workers_processes(&workers) > 1 && config.sinks.postgres.is_some() {
-        let reason = "several processes cannot write one database yet: start one process with more workers";
-        return Err(OpenError::Refused { sink: "postgres".into(), reason: reason.into() }.into());
+    let processes = workers_processes(&workers);
+    let local = peers / processes;
+    if processes > 1 {
+        can_be_shared(config)?;
     }
-    let (history, lineage, generation) = match &config.ledger {
-        None => (None, lineage(&config.plan.pipeline), generation()),
-        Some(_) if workers_processes(&workers) > 1 => {
-            let reason = "it goes with one process so far: take `[ledger]` out or start one process";
-            return Err(LedgerError::Refused(reason.into()).into());
-        }
-        Some(ledger) => {
-            let history = history(config, ledger)?;
-            let Claim { lineage, generation, .. } = &history.claim;
-            let (lineage, generation) = (lineage.clone(), *generation);
-            (Some(history), lineage, generation)
-        }
-    };
-    let start = Start {
+    let mut start = Start {
         pipeline: config.plan.pipeline.to_string(),
-        lineage,
-        generation,
+        lineage: lineage(&config.plan.pipeline),
+        generation: generation(),
         process,
         shards: Shards::of_workers(process * local..(process + 1) * local, peers),
+        ever: processes,
         adopt: None,
+    };
+    let past = match &config.ledger {
+        None => Past::Unrecorded,
+        // It is told who writes.
+        Some(_) if process > 0 => Past::Follows(Box::new(Following {
+            meaning: config.meaning(),
+            checkpoints: checkpoints(config)?,
+        })),
+        Some(ledger) => {
+            let mut history = history(config, ledger)?;
+            let Claim { lineage, generation, .. } = &history.claim;
+            (start.lineage, start.generation) = (lineage.clone(), *generation);
+            start.ever = history.ledger.enrol(processes)?;
+            Past::Leads(Box::new(history))
+        }
     };
     Ok(Job {
         plan: config.plan.clone(),
         source: source(config, until_end),
         sinks: sinks(config, ""),
         start,
-        history,
+        past,
         workers,
         stopping: Arc::new(AtomicBool::new(false)),
         metrics,

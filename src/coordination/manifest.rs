@@ -37,7 +37,7 @@ impl Manifest {
 }
 
 /// How far a partition has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The offset of the next record to read.
     pub next: Offset,
@@ -48,7 +48,7 @@ pub struct Position {
 }
 
 /// How far every partition has come, epoch by epoch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Positions(Vec<Position>);
 
 impl Positions {

@@ -22,5 +22,5 @@ pub use checkpoints::{
 };
 pub use manifest::{Manifest, Operator, Part, PartKind, PartName, Position, Positions};
 pub use offsets::GroupOffsets;
-pub use recovery::{Mismatch, NoResume, Recorded, Resume, resume};
+pub use recovery::{Mismatch, NoResume, Recorded, Resume, Taken, resume};
 pub use watermark::Watermark;

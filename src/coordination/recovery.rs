@@ -1,7 +1,8 @@
 //! What a start may go on from: what the ledger has, and what each sink has.
 
-use headwater_dataflows::Epoch;
+use headwater_dataflows::{Epoch, SHARDS, ShardId};
 use headwater_sinks::{Progress, Shards};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::checkpoints::{NoOrigin, durable, origins};
@@ -20,23 +21,54 @@ pub enum Mismatch {
         /// The ledger's.
         ledger: Epoch,
     },
-    /// Several processes have written it.
-    #[error("it was written by several processes, and a ledger goes with one process so far")]
-    Parted,
+    /// Its shards lie otherwise on processes than when they were written, and have come unequally far.
+    #[error(
+        "its shards have come unequally far, and now lie otherwise on processes: start it once as it was, and have it \
+         stop (SIGTERM), before its processes become others"
+    )]
+    Uneven,
 }
 
-/// The last epoch whose results a sink has, of those that the ledger has through `durable`; none if it has nothing.
-///
-/// # Errors
-/// If what the sink has does not follow from this ledger.
-fn taken(progress: &[Progress], durable: Epoch) -> Result<Option<Epoch>, Mismatch> {
-    if progress.iter().any(|progress| progress.shards != Shards::ALL) {
-        return Err(Mismatch::Parted);
+/// What a sink has: by shard, the last epoch of those that are recorded; none if nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken(Vec<Option<Epoch>>);
+
+impl Taken {
+    /// Nothing.
+    pub fn nothing() -> Taken {
+        Taken(vec![None; SHARDS as usize])
     }
-    let taken = progress.iter().map(|progress| progress.through).max();
-    match taken {
-        Some(sink) if sink > durable => Err(Mismatch::Ahead { sink, ledger: durable }),
-        taken => Ok(taken),
+
+    /// By what all its writers, of all starts, have promised, of the epochs that the ledger has through `durable`.
+    ///
+    /// # Errors
+    /// If what the sink has does not follow from this ledger.
+    fn of(progress: &[Progress], durable: Epoch) -> Result<Taken, Mismatch> {
+        let mut taken = Taken::nothing();
+        for &Progress { shards, through, .. } in progress {
+            if through > durable {
+                return Err(Mismatch::Ahead { sink: through, ledger: durable });
+            }
+            for (shard, taken) in (0..SHARDS).map(ShardId).zip(&mut taken.0) {
+                *taken = if shards.contains(shard) { (*taken).max(Some(through)) } else { *taken };
+            }
+        }
+        Ok(taken)
+    }
+
+    /// The last epoch of which it has every shard.
+    pub fn least(&self) -> Option<Epoch> {
+        self.0.iter().copied().min().flatten()
+    }
+
+    /// The last epoch that a writer of these shards finds there.
+    ///
+    /// # Errors
+    /// If they differ: a writer goes on after one epoch.
+    pub fn of_writer(&self, shards: Shards) -> Result<Option<Epoch>, Mismatch> {
+        let mut own = (0..SHARDS).map(ShardId).zip(&self.0).filter(|(shard, _)| shards.contains(*shard));
+        let Some((_, &first)) = own.next() else { return Ok(None) };
+        if own.all(|(_, &taken)| taken == first) { Ok(first) } else { Err(Mismatch::Uneven) }
     }
 }
 
@@ -58,8 +90,8 @@ pub struct Recorded<'a> {
 pub struct Resume {
     /// The ledger's end.
     pub durable: Epoch,
-    /// By sink, the last epoch that it has.
-    pub taken: Vec<Option<Epoch>>,
+    /// By sink, what it has.
+    pub taken: Vec<Taken>,
     /// See [`origins`].
     pub origins: Vec<Epoch>,
 }
@@ -68,7 +100,7 @@ impl Resume {
     /// Whether nothing is to be done again, by anyone: there is a checkpoint where the ledger ends, and every sink has
     /// everything. So is a pipeline that has not recorded anything.
     pub fn is_finished(&self) -> bool {
-        let all = |taken: &Option<Epoch>| taken.unwrap_or_default() == self.durable;
+        let all = |taken: &Taken| taken.least().unwrap_or_default() == self.durable;
         self.origins.first() == Some(&self.durable) && self.taken.iter().all(all)
     }
 }
@@ -96,10 +128,11 @@ pub enum NoResume {
 pub fn resume(recorded: Recorded<'_>, sinks: &[(&str, &[Progress])]) -> Result<Resume, NoResume> {
     let durable = durable(recorded.last_round, recorded.manifests);
     let taken = |&(sink, progress): &(&str, &[Progress])| {
-        taken(progress, durable).map_err(|mismatch| NoResume::Mismatch { sink: sink.to_owned(), mismatch })
+        Taken::of(progress, durable)
+            .map_err(|mismatch| NoResume::Mismatch { sink: sink.to_owned(), mismatch })
     };
     let taken = sinks.iter().map(taken).collect::<Result<Vec<_>, _>>()?;
-    let named: Vec<_> = sinks.iter().map(|(sink, _)| *sink).zip(taken.iter().copied()).collect();
+    let named: Vec<_> = sinks.iter().map(|(sink, _)| *sink).zip(taken.iter().map(Taken::least)).collect();
     let origins = origins(recorded.readable, recorded.pruned, &named)?;
     Ok(Resume { durable, taken, origins })
 }
@@ -117,14 +150,34 @@ mod tests {
 
     #[test]
     fn a_sink_goes_on_after_what_it_has_and_must_not_be_ahead_of_the_ledger() {
-        assert_eq!(taken(&[], Epoch(7)), Ok(None), "new: it is given everything");
+        let taken = |progress: &[Progress], durable| {
+            Taken::of(progress, Epoch(durable)).and_then(|taken| taken.of_writer(Shards::ALL))
+        };
+        assert_eq!(taken(&[], 7), Ok(None), "new: it is given everything");
         let two = [progress(1, 5, Shards::ALL), progress(2, 6, Shards::ALL)];
-        assert_eq!(taken(&two, Epoch(7)), Ok(Some(Epoch(6))));
-        assert_eq!(taken(&two, Epoch(6)), Ok(Some(Epoch(6))), "everything");
-        let ahead = Mismatch::Ahead { sink: Epoch(6), ledger: Epoch(5) };
-        assert_eq!(taken(&two, Epoch(5)), Err(ahead));
-        assert_eq!(taken(&two, Epoch(0)), Err(Mismatch::Ahead { sink: Epoch(6), ledger: Epoch(0) }), "wiped");
-        assert_eq!(taken(&[progress(1, 5, Shards(1))], Epoch(7)), Err(Mismatch::Parted));
+        assert_eq!(taken(&two, 7), Ok(Some(Epoch(6))));
+        assert_eq!(taken(&two, 6), Ok(Some(Epoch(6))), "everything");
+        assert_eq!(taken(&two, 5), Err(Mismatch::Ahead { sink: Epoch(6), ledger: Epoch(5) }));
+        assert_eq!(taken(&two, 0), Err(Mismatch::Ahead { sink: Epoch(6), ledger: Epoch(0) }), "wiped");
+    }
+
+    #[test]
+    fn each_writer_goes_on_after_what_its_own_shards_have() {
+        let part = |process| Shards::of_workers(process..process + 1, 3);
+        let found = [progress(1, 5, part(0)), progress(1, 7, part(1)), progress(2, 6, part(0))];
+        let taken = Taken::of(&found, Epoch(7)).expect("they follow");
+        assert_eq!(taken.of_writer(part(0)), Ok(Some(Epoch(6))));
+        assert_eq!(taken.of_writer(part(1)), Ok(Some(Epoch(7))));
+        assert_eq!(
+            (taken.of_writer(part(2)), taken.least()),
+            (Ok(None), None),
+            "the third has written nothing"
+        );
+        assert_eq!(taken.of_writer(Shards::of_workers(0..1, 2)), Err(Mismatch::Uneven));
+        // Once all have come equally far, they may lie anyhow.
+        let even = [0, 1, 2].map(|process| progress(3, 8, part(process)));
+        let taken = Taken::of(&even, Epoch(8)).expect("they follow");
+        assert_eq!((taken.of_writer(Shards::ALL), taken.least()), (Ok(Some(Epoch(8))), Some(Epoch(8))));
     }
 
     #[test]
@@ -158,7 +211,7 @@ mod tests {
         };
         let (ahead, behind) = ([progress(1, 7, Shards::ALL)], [progress(1, 5, Shards::ALL)]);
         let both = [("a", &ahead[..]), ("b", &behind[..])];
-        let taken = vec![Some(Epoch(7)), Some(Epoch(5))];
+        let taken = [7, 5].map(|through| Taken(vec![Some(Epoch(through)); SHARDS as usize])).to_vec();
         let expected = Resume { durable: Epoch(7), taken, origins: vec![Epoch(4)] };
         assert_eq!(resume(recorded, &both), Ok(expected));
         let lost = Recorded { last_round: None, ..recorded };

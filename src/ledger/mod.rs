@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   claim ─▶ lineage, generation, genesis, every bound epoch     (a start takes over)
+//!   enrol ─▶ how many processes there ever were        (before any sink is opened)
 //!   begin ─▶ genesis: where each partition starts, what the pipeline is   (before the first read, once)
 //!   append ─▶ epochs, as they are bound                          (before any sink commits them)
 //!   conclude ─▶ a checkpoint's manifest; what no start needs any more goes
@@ -20,6 +21,7 @@ use headwater_sinks::{Generation, Lineage};
 use thiserror::Error;
 
 pub use self::format::Damaged;
+pub(crate) use self::manifest::{decode as decode_manifest, encode as encode_manifest};
 pub use self::postgres::PostgresLedger;
 pub use self::sqlite::SqliteLedger;
 use crate::coordination::{EpochRecord, Manifest, are_chains};
@@ -93,6 +95,12 @@ pub trait Ledger: Send {
     /// # Errors
     /// If the store cannot be reached or holds what cannot be.
     fn claim(&mut self) -> Result<Claim, LedgerError>;
+
+    /// Records that so many processes are about to write, before any of them does; how many there ever were.
+    ///
+    /// # Errors
+    /// If it was taken over or the store fails.
+    fn enrol(&mut self, processes: usize) -> Result<usize, LedgerError>;
 
     /// Records what the pipeline begins with.
     ///

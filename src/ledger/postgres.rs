@@ -40,6 +40,10 @@ CREATE TABLE IF NOT EXISTS headwater_manifests (
     manifest bytea NOT NULL,
     PRIMARY KEY (pipeline, epoch)
 );
+CREATE TABLE IF NOT EXISTS headwater_writers (
+    pipeline text PRIMARY KEY,
+    processes bigint NOT NULL
+);
 CREATE TABLE IF NOT EXISTS headwater_pruned (
     pipeline text PRIMARY KEY,
     through bigint NOT NULL
@@ -112,9 +116,10 @@ impl PostgresLedger {
         action: &str,
         statement: &str,
         values: &[&(dyn ToSql + Sync)],
-    ) -> Result<(), LedgerError> {
-        if !self.query(action, statement, values)?.is_empty() {
-            return Ok(());
+    ) -> Result<Vec<Row>, LedgerError> {
+        let written = self.query(action, statement, values)?;
+        if !written.is_empty() {
+            return Ok(written);
         }
         let current = "SELECT generation FROM headwater_ledger WHERE pipeline = $1";
         let rows = self.query(action, current, &[&self.pipeline])?;
@@ -156,6 +161,20 @@ impl Ledger for PostgresLedger {
         rows.first().map(|row| read_claim(&self.pipeline, row)).transpose()
     }
 
+    fn enrol(&mut self, processes: usize) -> Result<usize, LedgerError> {
+        const ENROL: &str = "
+            WITH mine AS (
+                SELECT 1 FROM headwater_ledger WHERE pipeline = $1 AND generation = $2 FOR UPDATE
+            )
+            INSERT INTO headwater_writers AS writers (pipeline, processes) SELECT $1, $3 FROM mine
+            ON CONFLICT (pipeline) DO UPDATE SET processes = greatest(writers.processes, excluded.processes)
+            RETURNING processes";
+        let (generation, processes) = (self.generation.0 as i64, processes as i64);
+        let values: [&(dyn ToSql + Sync); 3] = [&self.pipeline, &generation, &processes];
+        let rows = self.write("enrol processes", ENROL, &values)?;
+        Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0)) as usize)
+    }
+
     fn begin(&mut self, genesis: &Genesis) -> Result<(), LedgerError> {
         const BEGIN: &str = "
             UPDATE headwater_ledger SET starts = coalesce(starts, $3), meaning = coalesce(meaning, $4)
@@ -163,6 +182,7 @@ impl Ledger for PostgresLedger {
             RETURNING 1";
         let (generation, starts) = (self.generation.0 as i64, format::encode_starts(&genesis.starts));
         self.write("begin the pipeline", BEGIN, &[&self.pipeline, &generation, &starts, &genesis.meaning])
+            .map(drop)
     }
 
     fn epochs(&mut self, after: Epoch) -> Result<Vec<EpochRecord>, LedgerError> {
@@ -202,7 +222,7 @@ impl Ledger for PostgresLedger {
         let Some(last) = epochs.last() else { return Ok(()) };
         let (generation, through, bytes) =
             (self.generation.0 as i64, last.epoch.0 as i64, format::encode(epochs));
-        self.write("record epochs", APPEND, &[&self.pipeline, &generation, &through, &bytes])
+        self.write("record epochs", APPEND, &[&self.pipeline, &generation, &through, &bytes]).map(drop)
     }
 
     fn conclude(&mut self, manifest: &Manifest, keep: usize) -> Result<(), LedgerError> {

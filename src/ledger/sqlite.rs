@@ -36,6 +36,10 @@ CREATE TABLE IF NOT EXISTS headwater_manifests (
     manifest BLOB NOT NULL,
     PRIMARY KEY (pipeline, epoch)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS headwater_writers (
+    pipeline TEXT PRIMARY KEY,
+    processes INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS headwater_pruned (
     pipeline TEXT PRIMARY KEY,
     through INTEGER NOT NULL
@@ -155,6 +159,17 @@ impl Ledger for SqliteLedger {
         let row = self
             .read(|connection, pipeline| connection.query_row(LOOK, [pipeline], pipeline_row).optional())?;
         row.map(|row| read_claim(&self.pipeline, row)).transpose()
+    }
+
+    fn enrol(&mut self, processes: usize) -> Result<usize, LedgerError> {
+        const ENROL: &str = "INSERT INTO headwater_writers (pipeline, processes) VALUES (?, ?)
+            ON CONFLICT (pipeline) DO UPDATE SET processes = max(processes, excluded.processes)
+            RETURNING processes";
+        let pipeline = self.pipeline.clone();
+        self.write("enrol processes", |transaction| {
+            let values = params![pipeline, processes as i64];
+            transaction.query_row(ENROL, values, |row| row.get::<_, i64>(0)).map(|ever| ever as usize)
+        })
     }
 
     fn begin(&mut self, genesis: &Genesis) -> Result<(), LedgerError> {

@@ -8,6 +8,7 @@ mod compute;
 mod delivery;
 mod failure;
 mod flow;
+mod handout;
 mod keeper;
 mod plan;
 mod reading;
@@ -15,6 +16,7 @@ mod recorder;
 mod recording;
 mod recovery;
 mod rules;
+mod starting;
 mod telling;
 mod watch;
 mod writer;
@@ -28,18 +30,20 @@ pub use plan::{
 };
 pub use recovery::{Checkpoints, History, Resets, resume_from};
 pub use rules::rules;
+pub use starting::{Following, Past};
 
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, Offset, Partition};
 use headwater_sinks::{Sink, Start, crash};
+
 use timely::worker::Worker;
 
-use crate::coordination::{Position, Positions};
-use crate::ledger::{Genesis, LedgerError};
+use crate::coordination::{NoResume, Position};
 use crate::metrics::Metrics;
 use crate::outputs::Tongue;
 use crate::source::{Opening, Source};
@@ -49,7 +53,8 @@ use flow::{Capturing, Flow, Parts};
 use keeper::Author;
 use recorder::Recorder;
 use recording::{Concluding, LedgerHandle};
-use recovery::{Origin, fenced_by_whom, open_sink, origin};
+use recovery::{Origin, fenced_by_whom};
+use starting::{Begun, begin, disturbed};
 use writer::WriterHandle;
 
 /// A sink of a run.
@@ -72,9 +77,8 @@ pub struct Job {
     pub sinks: Vec<SinkJob>,
     /// Who writes: told to every sink.
     pub start: Start,
-    /// What was done before and is done again, and where what is done is recorded; without it a run begins with empty
-    /// state wherever the source starts.
-    pub history: Option<History>,
+    /// What was done before and is done again, and where what is done is recorded.
+    pub past: Past,
     /// Workers, processes and hosts.
     pub workers: timely::Config,
     /// Set it to have the run read no more, finish what it has read, and end.
@@ -97,37 +101,22 @@ const PARK: Duration = Duration::from_millis(1);
 /// # Errors
 /// What ended it before its input did.
 pub fn run(job: Job) -> Result<(), RunError> {
-    let Job { mut plan, source, mut sinks, start, mut history, workers, stopping, metrics } = job;
+    let Job { mut plan, source, mut sinks, start, past, workers, stopping, metrics } = job;
     let failure = Failure::default();
     let (first_worker, local_workers) = local(&workers);
     let local = first_worker..first_worker + local_workers;
-
-    let mut found = Vec::new();
-    for job in &mut sinks {
-        crash::point("sink.open.before");
-        let opened = open_sink(&mut *job.sink, &start, history.as_mut())?;
-        found.push((job.sink.name().to_owned(), opened));
-        crash::point("sink.open.after");
-    }
-    let found: Vec<_> = found.iter().map(|(name, progress)| (&**name, &progress[..])).collect();
-    let mut origin = match &mut history {
-        Some(history) => {
-            let tongues: Vec<_> = sinks.iter().map(|sink| sink.tongue).collect();
-            origin(history, &found, &operators(&plan, &tongues))?
-        }
-        None => Origin::unrecorded(found.len()),
-    };
-    // Epochs go on above everything that was ever recorded or taken.
-    let taken = found.iter().flat_map(|(_, progress)| *progress).map(|progress| progress.through);
-    let latest = taken.chain([origin.durable]).max().unwrap_or_default();
-    plan.first_epoch = plan.first_epoch.max(latest.next());
-    crash::point("start.loaded");
-    let (source, positions) = open_source(source, &origin, history.as_mut())?;
-    crash::point("start.begun");
+    let follows = matches!(past, Past::Follows(_));
+    let Begun { start, mut origin, source, positions, first_epoch, ledger: recorded, checkpoints: wanted } =
+        begin(past, source, &mut sinks, start, &plan, &workers)?;
+    plan.first_epoch = plan.first_epoch.max(first_epoch);
 
     let mut threads = Vec::new();
     let mut writers = Vec::new();
-    for (SinkJob { sink, tongue, commit_interval }, &taken) in sinks.into_iter().zip(&origin.taken) {
+    for (SinkJob { sink, tongue, commit_interval }, taken) in sinks.into_iter().zip(&origin.taken) {
+        let name = || sink.name().to_owned();
+        let taken = taken
+            .of_writer(start.shards)
+            .map_err(|mismatch| NoResume::Mismatch { sink: name(), mismatch })?;
         metrics.commits_every(commit_interval);
         let largest = sink.largest_message().unwrap_or(usize::MAX);
         let (failure, metrics) = (failure.clone(), Arc::clone(&metrics));
@@ -136,23 +125,25 @@ pub fn run(job: Job) -> Result<(), RunError> {
         writers.push((writer, tongue.within(largest)));
         threads.push(thread);
     }
-    let (mut ledger, mut checkpoints, mut ledger_thread) = (None, None, None);
-    if let Some(History { ledger: recorded, claim, checkpoints: wanted, .. }) = history {
-        let mut concluding = None;
-        if let Some(Checkpoints { store, interval_ms, keep }) = wanted {
-            let author = Author { lineage: claim.lineage, generation: claim.generation };
-            let spawned = keeper::spawn(store, author, origin.parts().to_vec(), local, failure.clone());
-            let (keeper, thread) = spawned.map_err(cannot_start)?;
-            threads.push(thread);
-            let manifests = std::mem::take(&mut origin.manifests);
-            concluding = Some(Concluding { keep, manifests, keeper: keeper.clone() });
-            checkpoints = Some(Capturing { keeper, interval_ms, generation: claim.generation });
-        }
+    let (mut concluding, mut checkpoints) = (None, None);
+    if let Some(Checkpoints { store, interval_ms, keep }) = wanted {
+        let author = Author { lineage: start.lineage.clone(), generation: start.generation };
+        let spawned = keeper::spawn(store, author, origin.parts().to_vec(), local, failure.clone());
+        let (keeper, thread) = spawned.map_err(cannot_start)?;
+        threads.push(thread);
+        let manifests = std::mem::take(&mut origin.manifests);
+        concluding = Some(Concluding { keep, manifests, keeper: keeper.clone() });
+        checkpoints = Some(Capturing { keeper, interval_ms, generation: start.generation });
+    }
+    let (mut ledger, mut ledger_thread) = (None, None);
+    if let Some(recorded) = recorded {
         let spawned =
             recording::spawn(recorded, origin.durable, concluding, failure.clone(), Arc::clone(&metrics));
         let (handle, thread) = spawned.map_err(cannot_start)?;
-        ledger_thread = Some((thread, claim.generation));
-        ledger = Some(handle);
+        (ledger, ledger_thread) = (Some(handle), Some(thread));
+    } else {
+        // Only the first process concludes; the keeper's thread ends when nobody holds it.
+        drop(concluding);
     }
     let recorder = match &plan.record_bindings {
         Some(path) if first_worker == 0 => Some(Recorder::create(path)?),
@@ -195,9 +186,9 @@ pub fn run(job: Job) -> Result<(), RunError> {
             failure.report(RunError::Workers("the thread of a sink or of the state store panicked".into()));
         }
     }
-    let ledger = match ledger_thread.map(|(thread, generation)| (thread.join(), generation)) {
-        Some((Ok(ledger), generation)) => Some((ledger, generation)),
-        Some((Err(_), _)) => {
+    let ledger = match ledger_thread.map(JoinHandle::join) {
+        Some(Ok(ledger)) => Some(ledger),
+        Some(Err(_)) => {
             failure.report(RunError::Workers("the thread of the ledger panicked".into()));
             None
         }
@@ -206,42 +197,14 @@ pub fn run(job: Job) -> Result<(), RunError> {
     // It only informs; a panic there has been printed.
     let _ = group.join();
     failure.into_result().map_err(|error| match ledger {
-        Some((mut ledger, generation)) => fenced_by_whom(error, &mut *ledger, generation),
+        Some(mut ledger) => fenced_by_whom(error, &mut *ledger, start.generation),
+        None if follows => disturbed(error),
         None => error,
     })
 }
 
 fn cannot_start(error: std::io::Error) -> RunError {
     RunError::Workers(error.to_string())
-}
-
-/// Opens the source where the run goes on, which is recorded if it is the beginning.
-fn open_source(
-    source: Opening,
-    origin: &Origin,
-    history: Option<&mut History>,
-) -> Result<(Arc<dyn Source>, Positions), RunError> {
-    let genesis = history.as_ref().and_then(|history| history.claim.genesis.as_ref());
-    let restored = origin.manifest.as_ref().map(|manifest| Positions::of(&manifest.positions));
-    let positions = restored.or_else(|| Some(Positions::starting(&genesis?.starts)));
-    let next = |positions: &Positions| positions.as_slice().iter().map(|position| position.next).collect();
-    let source = source(positions.as_ref().map(next))?;
-    let starts = source.start();
-    let positions = positions.unwrap_or_else(|| Positions::starting(starts));
-    if positions.as_slice().len() != starts.len() {
-        let reason = format!(
-            "the pipeline began with {} partitions, and the source has {}",
-            positions.as_slice().len(),
-            starts.len()
-        );
-        return Err(LedgerError::Refused(reason).into());
-    }
-    if let Some(History { ledger, claim, meaning, .. }) = history
-        && claim.genesis.is_none()
-    {
-        ledger.begin(&Genesis { starts: starts.to_vec(), meaning: meaning.clone() })?;
-    }
-    Ok((source, positions))
 }
 
 /// The first of this process's workers, and how many there are.

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use headwater_dataflows::{Checkpoint, Epoch, EventTime, Record, SHARDS, ShardId};
-use headwater_sinks::{CommitError, Generation, OpenError, Progress, Sink, Start, crash};
+use headwater_sinks::{CommitError, Generation, OpenError, Progress, Shards, Sink, Start, crash};
 
 use super::amendment::{Amendment, amended, amendment, check_finished};
 use super::failure::RunError;
 use super::keeper::{Author, Kept, merge, read};
 use crate::coordination::{
-    EpochRecord, Manifest, NoOrigin, NoResume, Operator, Part, Recorded, Resume, chain, is_closed,
+    EpochRecord, Manifest, NoOrigin, NoResume, Operator, Part, Recorded, Resume, Taken, chain, is_closed,
     left_behind, resume,
 };
 use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
@@ -69,14 +69,32 @@ pub struct Origin {
     pub replay: Vec<EpochRecord>,
     /// The ledger's end.
     pub durable: Epoch,
-    /// By sink, the last epoch that it has.
-    pub taken: Vec<Option<Epoch>>,
+    /// By sink, what it has.
+    pub taken: Vec<Taken>,
 }
 
 impl Origin {
     /// Of a run that goes on from nothing that is recorded, into so many sinks.
     pub fn unrecorded(sinks: usize) -> Origin {
-        Origin { taken: vec![None; sinks], ..Origin::default() }
+        Origin { taken: vec![Taken::nothing(); sinks], ..Origin::default() }
+    }
+
+    /// As the first process of a cluster has decided it, for a process with these shards.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub fn handed(
+        manifest: Option<Manifest>,
+        checkpoints: Option<&mut Checkpoints>,
+        shards: Shards,
+        durable: Epoch,
+        taken: Vec<Taken>,
+    ) -> Result<Origin, RunError> {
+        let state = match (&manifest, checkpoints) {
+            (Some(manifest), Some(Checkpoints { store, .. })) => load(&mut **store, manifest, shards)?,
+            _ => State::new(),
+        };
+        Ok(Origin { manifest, state, durable, taken, ..Origin::default() })
     }
 
     /// The watermark before the first epoch that is done.
@@ -264,7 +282,7 @@ fn choose(
             // The beginning.
             return Ok(Some((None, State::new())));
         };
-        match load(store, manifest) {
+        match load(store, manifest, Shards::ALL) {
             Ok(state) => return Ok(Some((Some(manifest.clone()), state))),
             Err(error @ RunError::Part { .. }) => {
                 tracing::warn!(epoch = %origin, %error, "a checkpoint cannot be gone on from");
@@ -289,10 +307,13 @@ fn tidy(store: &mut dyn StateStore, claim: &Claim, manifests: &[StoredManifest])
     Ok(())
 }
 
-/// By shard, what a checkpoint's parts hold.
-fn load(store: &mut dyn StateStore, manifest: &Manifest) -> Result<State, RunError> {
-    let of_shard = |shard| read(store, chain(&manifest.parts, ShardId(shard))).map(Mutex::new);
-    (0..SHARDS).map(of_shard).collect()
+/// By shard, what a checkpoint's parts hold of these shards.
+fn load(store: &mut dyn StateStore, manifest: &Manifest, shards: Shards) -> Result<State, RunError> {
+    let of_shard = |shard| {
+        let parts = chain(&manifest.parts, shard).filter(|_| shards.contains(shard));
+        read(store, parts).map(Mutex::new)
+    };
+    (0..SHARDS).map(ShardId).map(of_shard).collect()
 }
 
 #[cfg(test)]

@@ -18,14 +18,16 @@ use headwater::source::kafka::dead_letters::{DeadLetter, DeadLetters};
 use headwater::source::kafka::produce::{Produced, Producer};
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 
-const OUTPUTS: [&str; 3] = ["enriched-events", "alerts", "dead-letters"];
+/// The topics that results go to.
+pub const OUTPUTS: [&str; 3] = ["enriched-events", "alerts", "dead-letters"];
 
 /// Where the broker is that all tests share.
 pub fn brokers() -> String {
     Services::shared().kafka.clone()
 }
 
-fn topics(brokers: &str) -> Topics {
+/// The topics of a cluster.
+pub fn topics(brokers: &str) -> Topics {
     Topics::connect(brokers, &BTreeMap::new()).expect("connected")
 }
 
@@ -103,17 +105,12 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// What the tables hold, in the words that the topics have for it.
-struct Tables(rusqlite::Connection);
-
-impl Tables {
-    fn rows(&self, sql: &str) -> Vec<String> {
-        let mut statement = self.0.prepare(sql).expect("a query");
-        let rows = statement.query_map([], |row| row.get::<_, String>(0)).expect("answered");
-        let mut rows: Vec<_> = rows.map(|row| row.expect("text")).collect();
-        rows.sort();
-        rows
-    }
+/// The rows that a query of a SQLite database gives, sorted.
+fn rows_of(database: &Path, sql: &str) -> Vec<String> {
+    let database = rusqlite::Connection::open(database).expect("a database");
+    let mut statement = database.prepare(sql).expect("a query");
+    let rows = statement.query_map([], |row| row.get::<_, String>(0)).expect("answered");
+    rows.map(|row| row.expect("text")).collect()
 }
 
 fn json(record: &DeadLetter) -> serde_json::Value {
@@ -124,8 +121,13 @@ fn text(value: &serde_json::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// The topics say what the tables say.
-fn topics_agree(brokers: &str, tables: &Tables) {
+/// The topics say what the tables say, of which `rows` answers queries; `time` is the event time as the topics have it.
+pub fn topics_agree(brokers: &str, time: &str, rows: impl Fn(&str) -> Vec<String>) {
+    let rows = |sql: &str| {
+        let mut rows = rows(sql);
+        rows.sort();
+        rows
+    };
     let mut enriched: Vec<_> = read_all(brokers, "enriched-events")
         .iter()
         .map(|record| {
@@ -139,7 +141,9 @@ fn topics_agree(brokers: &str, tables: &Tables) {
     enriched.sort();
     assert_eq!(
         enriched,
-        tables.rows("SELECT concat_ws('|', event_id, key_kind, \"key\", epoch, key_events, amount_band, event_time) FROM events")
+        rows(&format!(
+            "SELECT concat_ws('|', event_id, key_kind, \"key\", epoch, key_events, amount_band, {time}) FROM events"
+        ))
     );
 
     // Each change is a message; the table has each alert's last one.
@@ -159,10 +163,7 @@ fn topics_agree(brokers: &str, tables: &Tables) {
     let revoked = alerts.values().filter(|(_, row)| row.contains("|revoked|")).count();
     let mut alerts: Vec<_> = alerts.into_values().map(|(_, row)| row).collect();
     alerts.sort();
-    assert_eq!(
-        alerts,
-        tables.rows("SELECT concat_ws('|', alert_id, status, rule, severity, epoch) FROM alerts")
-    );
+    assert_eq!(alerts, rows("SELECT concat_ws('|', alert_id, status, rule, severity, epoch) FROM alerts"));
     assert!(revoked > 0, "the stream is to exercise revocations");
 
     let mut letters: Vec<_> = read_all(brokers, "dead-letters")
@@ -182,16 +183,16 @@ fn topics_agree(brokers: &str, tables: &Tables) {
     letters.sort();
     assert_eq!(
         letters,
-        tables.rows("SELECT concat_ws('|', partition, \"offset\", reason, length(value)) FROM dead_letters")
+        rows("SELECT concat_ws('|', partition, \"offset\", reason, length(value)) FROM dead_letters")
     );
 }
 
 /// What a run that is to be killed has beside: little at a time, a ledger, and checkpoints.
-const KILLED: &str = "commit_interval = \"0ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n[ledger]\nkind = \"postgres\"\n\
+pub const KILLED: &str = "commit_interval = \"0ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n[ledger]\nkind = \"postgres\"\n\
      [checkpoint]\ninterval = \"100ms\"\nkeep = 2\n[state]\nkind = \"redis\"\nurl = ";
 
 /// The names of the topics that results go to are fixed: one run at a time.
-fn alone() -> MutexGuard<'static, ()> {
+pub fn alone() -> MutexGuard<'static, ()> {
     static TOPICS: Mutex<()> = Mutex::new(());
     TOPICS.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -336,8 +337,7 @@ impl Everywhere {
         expected.judge_sqlite(&database);
         self.postgres.dump("public", &self.path("postgres"));
         expected.judge(&self.path("postgres"));
-        let tables = Tables(rusqlite::Connection::open(&database).expect("a database"));
-        topics_agree(&self.services.kafka, &tables);
+        topics_agree(&self.services.kafka, "event_time", |sql| rows_of(&database, sql));
         topics(&self.services.kafka).delete(&OUTPUTS).expect("deleted");
     }
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod changes;
 mod checkpoints;
+mod cluster;
 mod common;
 mod crash;
 mod crash_points;

@@ -14,7 +14,7 @@
 //!   the progress topic up to the last. A process that was thought dead and comes back can take the ids over in
 //!   its turn, but must commit its own sentinel first, and what it then reads contains its successor's: it ends.
 //! - A producer to which anything unusual happened is replaced, by the same steps.
-//! - An id that nobody uses any more could still commit late: [`KafkaSink::fence`] takes over all of them.
+//! - An id that nobody uses any more could still commit late: process 0 takes over those of every process there ever was.
 
 pub mod client;
 mod log;
@@ -66,7 +66,7 @@ impl fmt::Debug for KafkaConfig {
     }
 }
 
-/// The transactional ids of one process's writer: to be registered in the ledger before the sink is opened.
+/// The transactional ids of one process's writer.
 pub fn transactional_ids(pipeline: &str, sink: &str, process: usize) -> [String; SLOTS] {
     std::array::from_fn(|slot| format!("{pipeline}-{sink}-{process}-{slot}"))
 }
@@ -101,17 +101,6 @@ impl KafkaSink {
     pub fn new(config: KafkaConfig) -> KafkaSink {
         let nonce = RandomState::new().hash_one(std::process::id());
         KafkaSink { config, nonce, incarnations: 0, staged: BTreeMap::new(), opened: None }
-    }
-
-    /// Takes over each of these transactional ids, whoever holds it, and commits a sentinel through it, so that
-    /// nothing can be committed under it any more by a process of an earlier generation. For process 0, with every id
-    /// ever registered, before it opens this same sink and before the other processes open theirs.
-    pub fn fence(&mut self, start: &Start, ids: &[String]) -> Result<(), OpenError> {
-        let (producer, log, _) = self.prepare(start)?;
-        for id in ids {
-            self.take_over(start, &producer, &log, id)?;
-        }
-        Ok(())
     }
 
     fn refused(&self, reason: impl Into<String>) -> OpenError {
@@ -377,6 +366,12 @@ impl Sink for KafkaSink {
     /// Returns the newest progress of each writer of each generation that no later one has surpassed.
     fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
         let (producer, mut log, max_message_bytes) = self.prepare(start)?;
+        // The others open theirs after this has returned.
+        for other in (1..start.ever).filter(|_| start.process == 0) {
+            for id in transactional_ids(&start.pipeline, &self.config.name, other) {
+                self.take_over(start, &producer, &log, &id)?;
+            }
+        }
         let ids = transactional_ids(&start.pipeline, &self.config.name, start.process);
         let (first, _) = self.take_over(start, &producer, &log, &ids[0])?;
         let (second, last) = self.take_over(start, &producer, &log, &ids[1])?;

@@ -17,6 +17,7 @@ pub fn start(generation: u64) -> Start {
         generation: Generation(generation),
         process: 0,
         shards: Shards::ALL,
+        ever: 1,
         adopt: None,
     }
 }

@@ -291,6 +291,7 @@ impl Bench<'_> {
             generation: Generation(1),
             process: 0,
             shards: Shards::ALL,
+            ever: 1,
             adopt: None,
         })?;
         let (begun, charged) = (Instant::now(), cpu()?);

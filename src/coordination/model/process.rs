@@ -9,7 +9,7 @@ use super::world::{Content, Heard, State, World, Write, lineage, output, step};
 use super::{Random, SHARDED, Violation};
 use crate::coordination::{
     Binding, Checkpoint, EpochRecord, Manifest, Marks, Part, PartKind, PartName, Position, Prune, Recorded,
-    Resume, chain, left_behind, prune, resume, unreferenced, wants_base,
+    Resume, Taken, chain, left_behind, prune, resume, unreferenced, wants_base,
 };
 
 /// In milliseconds of the epochs' wall time.
@@ -165,7 +165,7 @@ impl Process {
         let Ok(Resume { durable, taken, origins }) = resume(recorded, &sinks) else {
             return Ok(Life::Refused);
         };
-        (self.durable, self.committed) = (durable, taken);
+        (self.durable, self.committed) = (durable, taken.iter().map(Taken::least).collect());
         let origin = match guards.origins_are_not_above_a_sink {
             true => origins[0],
             false => recorded.readable.last().copied().unwrap_or(origins[0]),

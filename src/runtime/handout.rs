@@ -1,0 +1,79 @@
+//! What the first process of a cluster has found and decided at its start, handed out to the others.
+
+use std::sync::{Arc, Mutex};
+
+use bincode::Options;
+use headwater_dataflows::Epoch;
+use serde::{Deserialize, Serialize};
+use timely::CommunicationConfig::Cluster;
+use timely::dataflow::operators::vec::{Broadcast, ToStream};
+use timely::dataflow::operators::{Inspect, Probe};
+
+use super::failure::RunError;
+use crate::coordination::{Positions, Taken};
+
+/// What the others need to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handout {
+    /// The ledger's identity.
+    pub lineage: String,
+    /// This start's generation.
+    pub generation: u64,
+    /// What decides the pipeline's answers.
+    pub meaning: String,
+    /// The manifest that is gone on from, as the ledger has it; none at the beginning.
+    pub manifest: Option<Vec<u8>>,
+    /// Where reading goes on.
+    pub positions: Positions,
+    /// The ledger's end.
+    pub durable: Epoch,
+    /// By name, what each sink has.
+    pub taken: Vec<(String, Taken)>,
+}
+
+/// Whether there are several processes.
+pub fn is_cluster(workers: &timely::Config) -> bool {
+    matches!(&workers.communication, Cluster { addresses, .. } if addresses.len() > 1)
+}
+
+/// Hands a word out to all processes of a cluster, or waits for it: a cluster of one worker a process, which is gone
+/// when this returns.
+///
+/// # Errors
+/// If the processes do not come together, or the word cannot be read.
+pub fn hand_out(workers: &timely::Config, word: Option<&Handout>) -> Result<Handout, RunError> {
+    let failed = |reason: String| RunError::Workers(reason);
+    let Cluster { process, addresses, report, .. } = &workers.communication else {
+        return word.cloned().ok_or_else(|| failed("there is nobody to hand anything out".into()));
+    };
+    let one_each = timely::Config {
+        communication: Cluster {
+            threads: 1,
+            process: *process,
+            addresses: addresses.clone(),
+            report: *report,
+            zerocopy: false,
+        },
+        worker: timely::WorkerConfig::default(),
+    };
+    let spoken =
+        word.map(|word| bincode::options().serialize(word).expect("a word can be written to memory"));
+    let heard = Arc::new(Mutex::new(None));
+    let hears = Arc::clone(&heard);
+    let guards = timely::execute(one_each, move |worker| {
+        let hears = Arc::clone(&hears);
+        let said = (worker.index() == 0).then(|| spoken.clone()).flatten();
+        let probe = worker.dataflow::<u64, _, _>(|scope| {
+            let keep = move |word: &Vec<u8>| {
+                *hears.lock().expect("no holder of the lock panics") = Some(word.clone())
+            };
+            let (probe, _) = said.to_stream(scope).broadcast().inspect(keep).probe();
+            probe
+        });
+        worker.step_while(|| !probe.done());
+    });
+    drop(guards.map_err(failed)?.join());
+    let word = heard.lock().expect("no holder of the lock panics").take();
+    let word = word.ok_or_else(|| failed("the first process has handed nothing out".into()))?;
+    bincode::options().deserialize(&word).map_err(|error| failed(format!("what was handed out: {error}")))
+}

@@ -1,0 +1,195 @@
+//! The start of a run: sinks are fenced and opened, where it goes on is decided, and the source is opened there. In a cluster
+//! with a ledger the first process does so, and hands out what the others need to open theirs.
+
+use std::sync::Arc;
+
+use headwater_dataflows::Epoch;
+use headwater_sinks::{CommitError, Generation, Lineage, OpenError, Progress, Start, crash};
+
+use super::SinkJob;
+use super::compute::operators;
+use super::failure::RunError;
+use super::handout::{Handout, hand_out, is_cluster};
+use super::plan::Plan;
+use super::recovery::{Checkpoints, History, Origin, open_sink, origin};
+use crate::coordination::Positions;
+use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
+use crate::source::{Opening, Source};
+
+/// What a run knows of those before it.
+pub enum Past {
+    /// Nothing: it begins with empty state wherever the source starts.
+    Unrecorded,
+    /// What its ledger has: what was done before is done again, and what is done is recorded.
+    Leads(Box<History>),
+    /// What the first process of the cluster hands out.
+    Follows(Box<Following>),
+}
+
+/// What a process knows by itself that does not have the ledger.
+pub struct Following {
+    /// What decides the pipeline's answers: the same in every process.
+    pub meaning: String,
+    /// Where and how often checkpoints are made, if they are.
+    pub checkpoints: Option<Checkpoints>,
+}
+
+/// A run that can begin.
+pub struct Begun {
+    /// Who writes.
+    pub start: Start,
+    /// Where it goes on.
+    pub origin: Origin,
+    /// Where records come from.
+    pub source: Arc<dyn Source>,
+    /// From where on, by partition.
+    pub positions: Positions,
+    /// The first epoch that nobody ever had.
+    pub first_epoch: Epoch,
+    /// Where epochs are recorded, in the process that does.
+    pub ledger: Option<Box<dyn Ledger>>,
+    /// Where and how often checkpoints are made, if they are.
+    pub checkpoints: Option<Checkpoints>,
+}
+
+/// Opens the sinks and the source of a run, in the one order that loses and doubles nothing.
+///
+/// # Errors
+/// If something cannot be opened, or must not be.
+pub fn begin(
+    past: Past,
+    source: Opening,
+    sinks: &mut [SinkJob],
+    start: Start,
+    plan: &Plan,
+    workers: &timely::Config,
+) -> Result<Begun, RunError> {
+    match past {
+        Past::Unrecorded => {
+            let mut latest = Epoch(0);
+            for job in sinks.iter_mut() {
+                let found = open(job, &start, None)?;
+                latest = found.iter().map(|progress| progress.through).fold(latest, Epoch::max);
+            }
+            let source = source(None)?;
+            let positions = Positions::starting(source.start());
+            let (origin, first_epoch) = (Origin::unrecorded(sinks.len()), latest.next());
+            Ok(Begun { start, origin, source, positions, first_epoch, ledger: None, checkpoints: None })
+        }
+        Past::Leads(history) => lead(*history, source, sinks, start, plan, workers),
+        Past::Follows(following) => follow(*following, source, sinks, start, workers),
+    }
+}
+
+/// Opens one sink, and returns what it has.
+fn open(job: &mut SinkJob, start: &Start, history: Option<&mut History>) -> Result<Vec<Progress>, RunError> {
+    crash::point("sink.open.before");
+    let found = open_sink(&mut *job.sink, start, history)?;
+    crash::point("sink.open.after");
+    Ok(found)
+}
+
+fn lead(
+    mut history: History,
+    source: Opening,
+    sinks: &mut [SinkJob],
+    start: Start,
+    plan: &Plan,
+    workers: &timely::Config,
+) -> Result<Begun, RunError> {
+    let mut found = Vec::new();
+    for job in sinks.iter_mut() {
+        found.push((job.sink.name().to_owned(), open(job, &start, Some(&mut history))?));
+    }
+    let found: Vec<_> = found.iter().map(|(name, progress)| (&**name, &progress[..])).collect();
+    let tongues: Vec<_> = sinks.iter().map(|sink| sink.tongue).collect();
+    let origin = origin(&mut history, &found, &operators(plan, &tongues))?;
+    crash::point("start.loaded");
+    let (source, positions) = open_source(source, &origin, &mut history)?;
+    crash::point("start.begun");
+    let History { ledger, meaning, checkpoints, .. } = history;
+    let names = found.iter().map(|(name, _)| (*name).to_owned());
+    if is_cluster(workers) {
+        let word = Handout {
+            lineage: start.lineage.0.clone(),
+            generation: start.generation.0,
+            meaning,
+            manifest: origin.manifest.as_ref().map(encode_manifest),
+            positions: positions.clone(),
+            durable: origin.durable,
+            taken: names.zip(origin.taken.iter().cloned()).collect(),
+        };
+        hand_out(workers, Some(&word))?;
+    }
+    // Epochs go on above everything that was ever recorded or taken: no sink is above the ledger.
+    let first_epoch = origin.durable.next();
+    Ok(Begun { start, origin, source, positions, first_epoch, ledger: Some(ledger), checkpoints })
+}
+
+fn follow(
+    following: Following,
+    source: Opening,
+    sinks: &mut [SinkJob],
+    mut start: Start,
+    workers: &timely::Config,
+) -> Result<Begun, RunError> {
+    let Following { meaning: own_meaning, mut checkpoints } = following;
+    let refused = |reason: String| RunError::from(LedgerError::Refused(reason));
+    let Handout { lineage, generation, meaning, manifest, positions, durable, taken } =
+        hand_out(workers, None)?;
+    if meaning != own_meaning {
+        return Err(refused("the processes of the cluster have different configurations".into()));
+    }
+    (start.lineage, start.generation) = (Lineage(lineage), Generation(generation));
+    tracing::info!(generation, "the first process has the ledger");
+    let mut taken_by_own = Vec::new();
+    for job in sinks.iter_mut() {
+        open(job, &start, None).map_err(disturbed)?;
+        let taken = taken.iter().find(|(name, _)| name == job.sink.name());
+        let unknown = || refused(format!("the first process of the cluster has no sink {}", job.sink.name()));
+        taken_by_own.push(taken.ok_or_else(unknown)?.1.clone());
+    }
+    let manifest = manifest.as_deref().map(decode_manifest).transpose();
+    let manifest =
+        manifest.map_err(|damaged| refused(format!("what was handed out is damaged: {damaged}")))?;
+    let origin = Origin::handed(manifest, checkpoints.as_mut(), start.shards, durable, taken_by_own)?;
+    let source = source(Some(positions.as_slice().iter().map(|position| position.next).collect()))?;
+    Ok(Begun { start, origin, source, positions, first_epoch: durable.next(), ledger: None, checkpoints })
+}
+
+/// Opens the source where the run goes on, which is recorded if it is the beginning.
+fn open_source(
+    source: Opening,
+    origin: &Origin,
+    history: &mut History,
+) -> Result<(Arc<dyn Source>, Positions), RunError> {
+    let History { ledger, claim, meaning, .. } = history;
+    let restored = origin.manifest.as_ref().map(|manifest| Positions::of(&manifest.positions));
+    let positions = restored.or_else(|| Some(Positions::starting(&claim.genesis.as_ref()?.starts)));
+    let next = |positions: &Positions| positions.as_slice().iter().map(|position| position.next).collect();
+    let source = source(positions.as_ref().map(next))?;
+    let starts = source.start();
+    let positions = positions.unwrap_or_else(|| Positions::starting(starts));
+    if positions.as_slice().len() != starts.len() {
+        let reason = format!(
+            "the pipeline began with {} partitions, and the source has {}",
+            positions.as_slice().len(),
+            starts.len()
+        );
+        return Err(LedgerError::Refused(reason).into());
+    }
+    if claim.genesis.is_none() {
+        ledger.begin(&Genesis { starts: starts.to_vec(), meaning: meaning.clone() })?;
+    }
+    Ok((source, positions))
+}
+
+/// A process that does not have the ledger cannot tell a successor from a predecessor that woke up. It is started again,
+/// and the first process, which can, decides.
+pub fn disturbed(error: RunError) -> RunError {
+    match error {
+        RunError::Commit(CommitError::Fenced { sink, reason })
+        | RunError::Open(OpenError::Fenced { sink, reason }) => RunError::Disturbed { sink, reason },
+        error => error,
+    }
+}
