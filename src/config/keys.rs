@@ -95,7 +95,7 @@ pub const KEYS: &[Key] = keys! {
     "patterns.impossible_travel.severity" = "\"critical\"": "How bad it is."
     "patterns.impossible_travel.emit" = "\"immediate\"": "When it is given."
 
-    "ledger.kind" = required: "Where the record of what was done is kept, by which a start goes on exactly: `postgres`, or `sqlite` for one process or on a volume that follows it. Without the section a start has empty state, and results near a crash may be lost or repeated."
+    "ledger.kind" = required: "Where the record of what was done is kept, by which a start goes on exactly: `postgres`, or `sqlite` on a volume that follows the first process. Without the section a start has empty state, and results near a crash may be lost or repeated."
     "ledger.path": "SQLite: the ledger's file. It is not to be shared with a sink's: each waits for the other's locks."
     "ledger.url": "PostgreSQL: where the database is; without it, where `sinks.postgres` writes."
 
