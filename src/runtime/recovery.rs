@@ -220,7 +220,19 @@ pub fn resume_from(
     resume(Recorded { last_round, manifests: &all, readable: &known, pruned }, sinks)
 }
 
-/// Opens a sink, and returns what it has. One that does not follow from the ledger is taken, if it may be, for having
+/// What an opened sink has.
+pub struct Found {
+    /// What its writers have promised.
+    pub progress: Vec<Progress>,
+    /// The last epoch that it ever had, whichever ledger's.
+    pub latest: Epoch,
+}
+
+fn latest(progress: &[Progress]) -> Epoch {
+    progress.iter().map(|progress| progress.through).max().unwrap_or_default()
+}
+
+/// Opens a sink, and says what it has. One that does not follow from the ledger is taken, if it may be, for having
 /// everything that is recorded.
 ///
 /// # Errors
@@ -229,9 +241,10 @@ pub fn open_sink(
     sink: &mut dyn Sink,
     start: &Start,
     history: Option<&mut History>,
-) -> Result<Vec<Progress>, RunError> {
+) -> Result<Found, RunError> {
+    let found = |progress: Vec<Progress>| Found { latest: latest(&progress), progress };
     let opened = sink.open(start);
-    let Some(History { ledger, claim, resets, .. }) = history else { return Ok(opened?) };
+    let Some(History { ledger, claim, resets, .. }) = history else { return Ok(found(opened?)) };
     let ledger = &mut **ledger;
     if resets.sinks.contains(sink.name()) {
         let Records { manifests, pruned, epochs } = Records::read(ledger)?;
@@ -245,13 +258,15 @@ pub fn open_sink(
         if unfit {
             let durable = resume_from(&manifests, pruned, &epochs, &[])?.durable;
             tracing::warn!(sink = sink.name(), through = %durable, "taken for having everything that is recorded");
+            let before = latest(&sink.look(&start.pipeline)?);
             let adopting = Start { adopt: Some(durable), ..start.clone() };
-            return sink
-                .open(&adopting)
-                .map_err(|error| fenced_by_whom(error.into(), ledger, claim.generation));
+            return match sink.open(&adopting) {
+                Ok(progress) => Ok(Found { progress, latest: before.max(durable) }),
+                Err(error) => Err(fenced_by_whom(error.into(), ledger, claim.generation)),
+            };
         }
     }
-    opened.map_err(|error| fenced_by_whom(error.into(), ledger, claim.generation))
+    opened.map(found).map_err(|error| fenced_by_whom(error.into(), ledger, claim.generation))
 }
 
 /// Whether a sink was fenced by a successor, which the ledger knows, or by a predecessor that has woken up and has taken

@@ -4,14 +4,14 @@
 use std::sync::Arc;
 
 use headwater_dataflows::Epoch;
-use headwater_sinks::{CommitError, Generation, Lineage, OpenError, Progress, Start, crash};
+use headwater_sinks::{CommitError, Generation, Lineage, OpenError, Start, crash};
 
 use super::SinkJob;
 use super::compute::operators;
 use super::failure::RunError;
 use super::handout::{Handout, hand_out, is_cluster};
 use super::plan::Plan;
-use super::recovery::{Checkpoints, History, Origin, open_sink, origin};
+use super::recovery::{Checkpoints, Found, History, Origin, open_sink, origin};
 use crate::coordination::Positions;
 use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
 use crate::source::{Opening, Source};
@@ -68,8 +68,7 @@ pub fn begin(
         Past::Unrecorded => {
             let mut latest = Epoch(0);
             for job in sinks.iter_mut() {
-                let found = open(job, &start, None)?;
-                latest = found.iter().map(|progress| progress.through).fold(latest, Epoch::max);
+                latest = latest.max(open(job, &start, None)?.latest);
             }
             let source = source(None)?;
             let positions = Positions::starting(source.start());
@@ -82,7 +81,7 @@ pub fn begin(
 }
 
 /// Opens one sink, and returns what it has.
-fn open(job: &mut SinkJob, start: &Start, history: Option<&mut History>) -> Result<Vec<Progress>, RunError> {
+fn open(job: &mut SinkJob, start: &Start, history: Option<&mut History>) -> Result<Found, RunError> {
     crash::point("sink.open.before");
     let found = open_sink(&mut *job.sink, start, history)?;
     crash::point("sink.open.after");
@@ -101,7 +100,8 @@ fn lead(
     for job in sinks.iter_mut() {
         found.push((job.sink.name().to_owned(), open(job, &start, Some(&mut history))?));
     }
-    let found: Vec<_> = found.iter().map(|(name, progress)| (&**name, &progress[..])).collect();
+    let latest = found.iter().map(|(_, found)| found.latest).max().unwrap_or_default();
+    let found: Vec<_> = found.iter().map(|(name, found)| (&**name, &found.progress[..])).collect();
     let tongues: Vec<_> = sinks.iter().map(|sink| sink.tongue).collect();
     let origin = origin(&mut history, &found, &operators(plan, &tongues))?;
     crash::point("start.loaded");
@@ -121,8 +121,8 @@ fn lead(
         };
         hand_out(workers, Some(&word))?;
     }
-    // Epochs go on above everything that was ever recorded or taken: no sink is above the ledger.
-    let first_epoch = origin.durable.next();
+    // Epochs go on above everything that was ever recorded or taken, whichever ledger's it was.
+    let first_epoch = origin.durable.max(latest).next();
     Ok(Begun { start, origin, source, positions, first_epoch, ledger: Some(ledger), checkpoints })
 }
 

@@ -125,3 +125,25 @@ fn a_sink_that_lost_everything_is_refused_until_it_may_go_on_from_where_the_ledg
         table != "dead_letters" && row["epoch"].as_i64() > Some(through)
     });
 }
+
+/// A pipeline that begins again, with a new ledger, into the sink that it had: its epochs go on, and never back.
+#[test]
+fn a_sink_of_a_ledger_that_is_gone_can_be_adopted_and_its_epochs_never_go_back() {
+    let files = files(54, 6_000);
+    succeed(&mut files.command("1"));
+    let before = files.frontiers().0;
+    for file in ["ledger.db", "ledger.db-wal", "ledger.db-shm", "history.ndjson", "bindings.ndjson"] {
+        _ = fs::remove_file(files.path(file));
+    }
+    fs::remove_dir_all(files.path("state")).expect("removed");
+    files.refused("`--reset-sink` adopts it");
+    let results = rusqlite::Connection::open(files.path("results.db")).expect("a database");
+    let empty =
+        "DELETE FROM events; DELETE FROM alerts; DELETE FROM window_aggregates; DELETE FROM dead_letters;";
+    results.execute_batch(empty).expect("emptied");
+    succeed(files.command("2").args(["--reset-sink", "sqlite"]));
+    let first: i64 =
+        results.query_row("SELECT min(epoch) FROM events", [], |row| row.get(0)).expect("an epoch");
+    assert!(first > before, "{first} after {before}");
+    files.judge();
+}
