@@ -44,11 +44,12 @@ impl Taken {
     /// # Errors
     /// If what the sink has does not follow from this ledger.
     fn of(progress: &[Progress], durable: Epoch) -> Result<Taken, Mismatch> {
+        let last = progress.iter().map(|progress| progress.through).max();
+        if let Some(sink) = last.filter(|&last| last > durable) {
+            return Err(Mismatch::Ahead { sink, ledger: durable });
+        }
         let mut taken = Taken::nothing();
         for &Progress { shards, through, .. } in progress {
-            if through > durable {
-                return Err(Mismatch::Ahead { sink: through, ledger: durable });
-            }
             for (shard, taken) in (0..SHARDS).map(ShardId).zip(&mut taken.0) {
                 *taken = if shards.contains(shard) { (*taken).max(Some(through)) } else { *taken };
             }
