@@ -3,12 +3,14 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use differential_dataflow::{AsCollection, VecCollection, consolidation};
 use headwater_dataflows::windows::Refresh;
 use headwater_dataflows::{
-    Admission, Captures, Checkpoint, ControlStream, Emission, Epoch, EventTime, Record, Refused, ShardId,
+    Admission, Captures, Checkpoint, ControlStream, Emission, Epoch, EventTime, Record, Refused,
+    STATE_VERSION, ShardId,
 };
 use proptest::prelude::*;
 use timely::dataflow::operators::Inspect;
@@ -20,6 +22,7 @@ use crate::scan::{ADMISSION, all_rules};
 use crate::sequences::{offsets, offsets_of_all, related, unplaced, unrelated};
 use crate::streams::{Round, rounds};
 use crate::windows::{row, statistics};
+use crate::workers::recorded_input;
 
 /// What a checkpoint holds: the latest state by operator, shard and key.
 type State = BTreeMap<Name, Vec<u8>>;
@@ -182,6 +185,63 @@ fn what_follows_a_checkpoint_is_what_follows_without_an_interruption() {
         revoked.get()
     );
     assert!(restored.get() > 0 && revoked.get() > 0, "the streams exercise nothing");
+}
+
+/// Where state is recorded, by version.
+fn recorded(version: u8) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/specification/recorded");
+    folder.join(format!("state-{version}.txt"))
+}
+
+/// A line for each record: operator, shard, key and value.
+fn write_down(state: &State) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let line = |((operator, shard, key), value): (&Name, &Vec<u8>)| {
+        format!("{operator}\t{}\t{}\t{}\n", shard.0, hex(key), hex(value))
+    };
+    state.iter().map(line).collect()
+}
+
+fn read_back(text: &str) -> Option<State> {
+    let bytes = |hex: &str| -> Option<Vec<u8>> {
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()).collect()
+    };
+    let record = |line: &str| match line.split('\t').collect::<Vec<_>>()[..] {
+        [operator, shard, key, value] => {
+            Some(((Arc::from(operator), ShardId(shard.parse().ok()?), bytes(key)?), bytes(value)?))
+        }
+        _ => None,
+    };
+    text.lines().map(record).collect()
+}
+
+/// State of every version there ever was is kept for ever. Where the version was raised, `HEADWATER_RECORD=1 cargo test`
+/// adds that of today.
+#[test]
+fn recorded_state_of_every_version_is_gone_on_from_and_that_of_today_is_what_is_captured() {
+    let mut rounds = recorded_input(include_str!("recorded/input.txt")).expect("input as it is recorded");
+    let half = rounds.len() / 2;
+    rounds[half].checkpoint = true;
+    let straight = run(&rounds, 2, None, None);
+    let state = merge(State::new(), &straight.captured, half as u64);
+    let today = recorded(STATE_VERSION);
+    if std::env::var_os("HEADWATER_RECORD").is_some() && !today.exists() {
+        std::fs::write(&today, write_down(&state)).expect("the repository can be written to");
+    }
+    let text = std::fs::read_to_string(&today).expect("recorded");
+    let differs = text
+        .lines()
+        .zip(write_down(&state).lines())
+        .find(|(was, is)| was != is)
+        .map(|(was, _)| was.to_owned());
+    assert!(text == write_down(&state), "state has another form, and the version is the same: {differs:?}");
+    for version in 1..=STATE_VERSION {
+        let text = std::fs::read_to_string(recorded(version)).expect("kept");
+        let state = read_back(&text).expect("state as it is recorded");
+        let again = run(&rounds, 3, None, Some(checkpoint(&state, &rounds, half as u64)));
+        assert_eq!(again.changes, after(&straight.changes, half as u64), "from state of version {version}");
+        assert!(again.changes.len() > 10, "much follows");
+    }
 }
 
 /// Its events were not final at the mark before, so it was to be captured again; by then another slot was its own.

@@ -98,7 +98,7 @@ fn one_two_and_three_workers_say_the_same_of_each_key_in_the_same_order() {
 }
 
 /// Input as it is recorded: a line for each event put in (`+`) or taken back (`-`), one for each end of an epoch.
-fn recorded_input(text: &str) -> Option<Vec<Round>> {
+pub fn recorded_input(text: &str) -> Option<Vec<Round>> {
     let mut rounds = vec![Round::changing(Vec::new(), i64::MIN)];
     for line in text.lines() {
         let fields: Vec<&str> = line.split(' ').collect();
