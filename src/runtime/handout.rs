@@ -1,6 +1,8 @@
 //! What the first process of a cluster has found and decided at its start, handed out to the others.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bincode::Options;
 use headwater_dataflows::Epoch;
@@ -46,11 +48,14 @@ pub fn hand_out(workers: &timely::Config, word: Option<&Handout>) -> Result<Hand
     let Cluster { process, addresses, report, .. } = &workers.communication else {
         return word.cloned().ok_or_else(|| failed("there is nobody to hand anything out".into()));
     };
+    // Counted backwards, so that who listens here connects there: a process that was handed something out before the first
+    // one died never takes this for the run that it waits for.
+    let last = addresses.len() - 1;
     let one_each = timely::Config {
         communication: Cluster {
             threads: 1,
-            process: *process,
-            addresses: addresses.clone(),
+            process: last - process,
+            addresses: addresses.iter().rev().cloned().collect(),
             report: *report,
             zerocopy: false,
         },
@@ -62,7 +67,7 @@ pub fn hand_out(workers: &timely::Config, word: Option<&Handout>) -> Result<Hand
     let hears = Arc::clone(&heard);
     let guards = timely::execute(one_each, move |worker| {
         let hears = Arc::clone(&hears);
-        let said = (worker.index() == 0).then(|| spoken.clone()).flatten();
+        let said = spoken.clone();
         let probe = worker.dataflow::<u64, _, _>(|scope| {
             let keep = move |word: &Vec<u8>| {
                 *hears.lock().expect("no holder of the lock panics") = Some(word.clone())
@@ -76,4 +81,22 @@ pub fn hand_out(workers: &timely::Config, word: Option<&Handout>) -> Result<Hand
     let word = heard.lock().expect("no holder of the lock panics").take();
     let word = word.ok_or_else(|| failed("the first process has handed nothing out".into()))?;
     bincode::options().deserialize(&word).map_err(|error| failed(format!("what was handed out: {error}")))
+}
+
+/// How long after a handout all processes may take to read their state and come together.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Ends the process if what is returned is not set in time: another one has died since the handout, and its next start
+/// waits for all to come and hear again.
+pub fn come_together() -> Arc<AtomicBool> {
+    let together = Arc::new(AtomicBool::new(false));
+    let awaited = Arc::clone(&together);
+    std::thread::spawn(move || {
+        std::thread::sleep(PATIENCE);
+        if !awaited.load(Ordering::Relaxed) {
+            tracing::error!("the cluster did not come together within {PATIENCE:?}");
+            std::process::exit(1);
+        }
+    });
+    together
 }

@@ -32,7 +32,7 @@ pub use recovery::{Checkpoints, History, Resets, resume_from};
 pub use rules::rules;
 pub use starting::{Following, Past};
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -50,6 +50,7 @@ use crate::source::{Opening, Source};
 use clock::committed;
 use failure::Failure;
 use flow::{Capturing, Flow, Parts};
+use handout::{come_together, is_cluster};
 use keeper::Author;
 use recorder::Recorder;
 use recording::{Concluding, LedgerHandle};
@@ -106,6 +107,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let (first_worker, local_workers) = local(&workers);
     let local = first_worker..first_worker + local_workers;
     let follows = matches!(past, Past::Follows(_));
+    let recorded_cluster = is_cluster(&workers) && !matches!(past, Past::Unrecorded);
     let Begun { start, mut origin, source, positions, first_epoch, ledger: recorded, checkpoints: wanted } =
         begin(past, source, &mut sinks, start, &plan, &workers)?;
     plan.first_epoch = plan.first_epoch.max(first_epoch);
@@ -177,7 +179,14 @@ pub fn run(job: Job) -> Result<(), RunError> {
         tell_group: Mutex::new(Some(tell_group)),
     });
     let shared = Arc::clone(&context);
-    let guards = timely::execute(workers, move |worker| shared.work(worker)).map_err(RunError::Workers)?;
+    let together = recorded_cluster.then(come_together);
+    let guards = timely::execute(workers, move |worker| {
+        if let Some(together) = &together {
+            together.store(true, Ordering::Relaxed);
+        }
+        shared.work(worker);
+    })
+    .map_err(RunError::Workers)?;
     // Once every worker has its own handles, none must outlive them here: threads end when all handles are gone.
     drop(guards.join());
     drop(context);
