@@ -53,22 +53,14 @@ impl Cluster {
         self.dir.path().join(name)
     }
 
-    fn newest(&self, table: &str, column: &str) -> i64 {
-        match self.postgres.has(table) {
-            true => self.postgres.number(&format!("SELECT coalesce(max({column}), 0) FROM {table}")),
-            false => 0,
-        }
-    }
-
     /// The last epoch of which PostgreSQL has anything.
     fn through(&self) -> i64 {
-        self.newest("headwater_progress", "through")
+        self.postgres.newest("headwater_progress", "through")
     }
 
     /// Starts so many processes with so many workers each.
     fn start(&self, processes: usize, workers: usize) -> Vec<Running> {
-        let durable =
-            self.newest("headwater_bindings", "through").max(self.newest("headwater_manifests", "epoch"));
+        let durable = self.postgres.recorded();
         gather(self.dir.path(), durable);
         // All are held while they are chosen, so that they differ.
         let free: Vec<_> =
@@ -115,7 +107,7 @@ impl Cluster {
 #[test]
 fn whichever_process_is_killed_every_result_is_there_once_and_others_go_on_after_a_stop() {
     let _alone = alone();
-    let cluster = Cluster::new(90_000);
+    let cluster = Cluster::new(150_000);
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for _ in 0..4 {
         cluster.kill(cluster.start(3, 1), &mut random);
@@ -128,8 +120,8 @@ fn whichever_process_is_killed_every_result_is_there_once_and_others_go_on_after
     cluster.kill(cluster.start(2, 2), &mut random);
     cluster.start(2, 2).iter_mut().for_each(Running::ends_well);
     cluster.judge();
-    assert!(cluster.newest("headwater_pruned", "through") > 0, "starts go on from checkpoints");
-    assert_eq!(cluster.newest("headwater_writers", "processes"), 3, "all are fenced for ever");
+    assert!(cluster.postgres.newest("headwater_pruned", "through") > 0, "starts go on from checkpoints");
+    assert_eq!(cluster.postgres.newest("headwater_writers", "processes"), 3, "all are fenced for ever");
 }
 
 #[test]

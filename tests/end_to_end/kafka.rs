@@ -292,14 +292,6 @@ impl Everywhere {
         self.dir.path().join(name)
     }
 
-    /// The greatest number in a column of a table, 0 if there is none.
-    fn newest(&self, table: &str, column: &str) -> i64 {
-        match self.postgres.has(table) {
-            true => self.postgres.number(&format!("SELECT coalesce(max({column}), 0) FROM {table}")),
-            false => 0,
-        }
-    }
-
     fn stored(&self) -> u64 {
         match self.postgres.has("dead_letters") {
             true => {
@@ -317,8 +309,7 @@ impl Everywhere {
 
     /// A run with further arguments, which writes down its bindings.
     fn run(&self, arguments: &[&str]) -> Command {
-        let durable =
-            self.newest("headwater_bindings", "through").max(self.newest("headwater_manifests", "epoch"));
+        let durable = self.postgres.recorded();
         gather(self.dir.path(), durable);
         let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
         let config = config.to_str().expect("UTF-8");
@@ -358,14 +349,14 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_with_three_and_aft
         run.judge(&recorded);
     }
     let run = Everywhere::to_be_killed(Services::shared(), "2", &topic);
-    let through = || run.newest("headwater_progress", "through");
+    let through = || run.postgres.newest("headwater_progress", "through");
     for attempt in 0..6 {
         let before = through();
         let delay = Duration::from_millis(40 * attempt);
         let killed = kill_when(&mut run.command("2"), || through() > before, delay);
         assert!(killed || attempt > 0, "it was to be killed on its way");
     }
-    assert!(run.newest("headwater_pruned", "through") > 0, "starts go on from checkpoints");
+    assert!(run.postgres.newest("headwater_pruned", "through") > 0, "starts go on from checkpoints");
     succeed(&mut run.command("2"));
     run.judge(&recorded);
 }

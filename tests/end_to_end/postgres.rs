@@ -44,6 +44,19 @@ impl Database {
         self.ask(&format!("SELECT to_regclass('{table}') IS NOT NULL")) == ["t"]
     }
 
+    /// The greatest number in a column of a table, 0 if there is none.
+    pub fn newest(&self, table: &str, column: &str) -> i64 {
+        match self.has(table) {
+            true => self.number(&format!("SELECT coalesce(max({column}), 0) FROM {table}")),
+            false => 0,
+        }
+    }
+
+    /// The last epoch that a ledger has here; 0 if there is none.
+    pub fn recorded(&self) -> i64 {
+        self.newest("headwater_bindings", "through").max(self.newest("headwater_manifests", "epoch"))
+    }
+
     /// The number that is the answer.
     pub fn number(&self, sql: &str) -> i64 {
         self.ask(sql)[0].parse().expect("a number")
