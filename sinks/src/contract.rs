@@ -155,6 +155,17 @@ pub enum CommitError {
         /// The store's words.
         reason: String,
     },
+    /// It did not happen and never will: the store does not take the round as it is. A key is there already, say, or a
+    /// value is none that it can hold.
+    #[error("sink {sink}: commit through epoch {through} was refused: {reason}")]
+    Refused {
+        /// The sink's name.
+        sink: String,
+        /// The last epoch of the round.
+        through: Epoch,
+        /// The store's words.
+        reason: String,
+    },
     /// Nobody knows whether it happened. The process must end; the next start reads the sink's progress.
     #[error("sink {sink}: outcome of the commit through epoch {through} is unknown: {reason}")]
     Indeterminate {

@@ -331,7 +331,9 @@ fn a_record_twice_without_skipping_is_an_error_and_not_a_duplicate() {
     sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
     sink.commit(permit(1)).expect("committed");
     sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
-    let error = sink.commit(permit(2)).expect_err("the key is taken").to_string();
+    let error = sink.commit(permit(2)).expect_err("the key is taken");
+    assert!(matches!(error, CommitError::Refused { .. }), "trying again does not help: {error}");
+    let error = error.to_string();
     assert!(error.contains("events_pkey") && error.contains("23505"), "{error}");
     assert_eq!(database.one("SELECT through FROM headwater_progress"), "1");
 }

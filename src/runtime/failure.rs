@@ -94,7 +94,7 @@ impl RunError {
             self,
             RunError::Source(SourceError::Refused(_))
                 | RunError::Open(OpenError::Refused { .. } | OpenError::Fenced { .. })
-                | RunError::Commit(CommitError::Fenced { .. })
+                | RunError::Commit(CommitError::Fenced { .. } | CommitError::Refused { .. })
                 | RunError::Ledger(LedgerError::Fenced { .. } | LedgerError::Refused(_))
                 | RunError::Replay { .. }
                 | RunError::Resume(_)

@@ -137,6 +137,8 @@ fn a_sink_of_a_ledger_that_is_gone_can_be_adopted_and_its_epochs_never_go_back()
     }
     fs::remove_dir_all(files.path("state")).expect("removed");
     files.refused("`--reset-sink` adopts it");
+    // What is there already is not overwritten, nor tried for ever.
+    refused(files.command("2").args(["--reset-sink", "sqlite"]), "UNIQUE constraint failed");
     let results = rusqlite::Connection::open(files.path("results.db")).expect("a database");
     let empty =
         "DELETE FROM events; DELETE FROM alerts; DELETE FROM window_aggregates; DELETE FROM dead_letters;";

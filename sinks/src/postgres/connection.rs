@@ -50,6 +50,19 @@ pub(super) enum Trouble {
     Refused(String),
 }
 
+impl Trouble {
+    /// Whether the rows are to blame: classes 22 (data exception) and 23 (integrity constraint violation) of PostgreSQL's
+    /// error codes.
+    pub fn is_about_the_rows(&self) -> bool {
+        match self {
+            Trouble::Store(error) => error
+                .code()
+                .is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23")),
+            Trouble::Slow(_) | Trouble::Refused(_) => false,
+        }
+    }
+}
+
 impl From<tokio_postgres::Error> for Trouble {
     fn from(error: tokio_postgres::Error) -> Self {
         Trouble::Store(error)

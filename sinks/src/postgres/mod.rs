@@ -305,10 +305,12 @@ impl Writer {
         through: Epoch,
     ) -> Result<(), CommitError> {
         let sink = self.sink.clone();
-        let failed = |trouble: Trouble| CommitError::Failed {
-            sink: sink.clone(),
-            through,
-            reason: trouble.to_string(),
+        let failed = |trouble: Trouble| {
+            let (sink, reason) = (sink.clone(), trouble.to_string());
+            match trouble.is_about_the_rows() {
+                true => CommitError::Refused { sink, through, reason },
+                false => CommitError::Failed { sink, through, reason },
+            }
         };
         let fenced = || CommitError::Fenced {
             sink: sink.clone(),

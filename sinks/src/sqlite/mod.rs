@@ -342,10 +342,14 @@ impl Sink for SqliteSink {
         let Some(mut open) = self.open.take() else {
             return Err(CommitError::Failed { sink, through, reason: "the sink is not open".into() });
         };
-        let failed = |error: rusqlite::Error| CommitError::Failed {
-            sink: sink.clone(),
-            through,
-            reason: error.to_string(),
+        let failed = |error: rusqlite::Error| {
+            let (sink, reason) = (sink.clone(), error.to_string());
+            match error.sqlite_error_code() {
+                Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig) => {
+                    CommitError::Refused { sink, through, reason }
+                }
+                _ => CommitError::Failed { sink, through, reason },
+            }
         };
         let result = (|| {
             let transaction = open.connection.unchecked_transaction().map_err(failed)?;
