@@ -17,7 +17,7 @@ use crate::config::{
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
 use crate::outputs::{Takes, Tongue};
-use crate::runtime::{Amendment, Checkpoints, Following, History, Job, Past, RunError, SinkJob};
+use crate::runtime::{Amendment, Checkpoints, Following, History, Job, Past, RunError, SinkJob, processes};
 use crate::source::file::FileSource;
 use crate::source::generator::GeneratorSource;
 use crate::source::kafka::{self, KafkaSource, KafkaSourceConfig};
@@ -217,7 +217,7 @@ pub fn job(
         | timely::CommunicationConfig::ProcessBinary(threads) => (0, *threads),
         timely::CommunicationConfig::Thread => (0, 1),
     };
-    let processes = workers_processes(&workers);
+    let processes = processes(&workers);
     let local = peers / processes;
     if processes > 1 {
         can_be_shared(config)?;
@@ -256,13 +256,6 @@ pub fn job(
         stopping: Arc::new(AtomicBool::new(false)),
         metrics,
     })
-}
-
-fn workers_processes(workers: &timely::Config) -> usize {
-    match &workers.communication {
-        timely::CommunicationConfig::Cluster { addresses, .. } => addresses.len(),
-        _ => 1,
-    }
 }
 
 /// Without a ledger, which has a random one, the lineage follows from the pipeline's name.

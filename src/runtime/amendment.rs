@@ -4,14 +4,13 @@
 use std::collections::BTreeSet;
 
 use headwater_dataflows::{Record, SHARDS, ShardId};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::compute::{ENRICH, RULES, WINDOW};
 use super::failure::RunError;
-use super::keeper::{Author, merge, read};
+use super::keeper::{Author, merge, put, read};
 use super::rules;
-use crate::coordination::{Manifest, Operator, Part, PartKind, PartName, Resume, chain};
+use crate::coordination::{Manifest, Operator, PartKind, PartName, Resume, chain};
 use crate::state::StateStore;
 use crate::state::part::Content;
 
@@ -177,8 +176,7 @@ pub fn amended(
         let bytes = Content::of(&records).encode();
         let (epoch, kind) = (manifest.epoch, PartKind::Base);
         let name = PartName { lineage: lineage.clone(), generation, epoch, shard, kind };
-        store.put(&name.to_string(), &bytes)?;
-        amended.parts.push(Part { name, hash: Sha256::digest(&bytes).into(), bytes: bytes.len() as u64 });
+        amended.parts.push(put(store, name, &bytes)?);
     }
     store.sync()?;
     Ok(amended)

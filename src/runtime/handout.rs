@@ -33,9 +33,12 @@ pub struct Handout {
     pub taken: Vec<(String, Taken)>,
 }
 
-/// Whether there are several processes.
-pub fn is_cluster(workers: &timely::Config) -> bool {
-    matches!(&workers.communication, Cluster { addresses, .. } if addresses.len() > 1)
+/// How many processes there are.
+pub fn processes(workers: &timely::Config) -> usize {
+    match &workers.communication {
+        Cluster { addresses, .. } => addresses.len(),
+        _ => 1,
+    }
 }
 
 /// Hands a word out to all processes of a cluster, or waits for it: a cluster of one worker a process, which is gone

@@ -178,14 +178,21 @@ impl Keeper {
             changes.encode()
         };
         let kind = if base { PartKind::Base } else { PartKind::Delta };
-        let name = PartName { lineage, generation, epoch, shard, kind };
-        crash::point("part.put.before");
-        self.store.put(&name.to_string(), &bytes)?;
-        crash::point("part.put.after");
-        let part = Part { name, hash: Sha256::digest(&bytes).into(), bytes: bytes.len() as u64 };
+        let part = put(&mut *self.store, PartName { lineage, generation, epoch, shard, kind }, &bytes)?;
         self.parts.push(part.clone());
         Ok(part)
     }
+}
+
+/// Puts the content of a part. It is durable after the store's next sync.
+///
+/// # Errors
+/// If the store fails.
+pub fn put(store: &mut dyn StateStore, name: PartName, bytes: &[u8]) -> Result<Part, RunError> {
+    crash::point("part.put.before");
+    store.put(&name.to_string(), bytes)?;
+    crash::point("part.put.after");
+    Ok(Part { name, hash: Sha256::digest(bytes).into(), bytes: bytes.len() as u64 })
 }
 
 /// A part, as it was put.

@@ -24,6 +24,7 @@ mod writer;
 pub use amendment::{Amendment, Unfit, amendment, can_be_reset, check_finished};
 pub use compute::{Computed, Inputs, compute, operators};
 pub use failure::RunError;
+pub use handout::processes;
 pub use plan::{
     AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Telling, Time, TravelPlan,
     WindowKind, WindowPlan,
@@ -50,12 +51,12 @@ use crate::source::{Opening, Source};
 use clock::committed;
 use failure::Failure;
 use flow::{Capturing, Flow, Parts};
-use handout::{come_together, is_cluster};
+use handout::come_together;
 use keeper::Author;
 use recorder::Recorder;
 use recording::{Concluding, LedgerHandle};
-use recovery::{Origin, fenced_by_whom};
-use starting::{Begun, begin, disturbed};
+use recovery::{Origin, disturbed, fenced_by_whom};
+use starting::{Begun, begin};
 use writer::WriterHandle;
 
 /// A sink of a run.
@@ -107,7 +108,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let (first_worker, local_workers) = local(&workers);
     let local = first_worker..first_worker + local_workers;
     let follows = matches!(past, Past::Follows(_));
-    let recorded_cluster = is_cluster(&workers) && !matches!(past, Past::Unrecorded);
+    let recorded_cluster = processes(&workers) > 1 && !matches!(past, Past::Unrecorded);
     let Begun { start, mut origin, source, positions, first_epoch, ledger: recorded, checkpoints: wanted } =
         begin(past, source, &mut sinks, start, &plan, &workers)?;
     plan.first_epoch = plan.first_epoch.max(first_epoch);

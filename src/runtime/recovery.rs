@@ -272,17 +272,26 @@ pub fn open_sink(
 /// Whether a sink was fenced by a successor, which the ledger knows, or by a predecessor that has woken up and has taken
 /// its own ids back before it found that it has nothing to say: then a restart helps.
 pub fn fenced_by_whom(error: RunError, ledger: &mut dyn Ledger, mine: Generation) -> RunError {
-    let (RunError::Commit(CommitError::Fenced { sink, reason })
-    | RunError::Open(OpenError::Fenced { sink, reason })) = &error
-    else {
+    if !matches!(
+        error,
+        RunError::Commit(CommitError::Fenced { .. }) | RunError::Open(OpenError::Fenced { .. })
+    ) {
         return error;
-    };
+    }
     match ledger.look() {
-        Ok(Some(claim)) if claim.generation == mine => {
-            RunError::Disturbed { sink: sink.clone(), reason: reason.clone() }
-        }
+        Ok(Some(claim)) if claim.generation == mine => disturbed(error),
         Ok(_) => error,
         Err(error) => error.into(),
+    }
+}
+
+/// Takes being fenced for the work of a predecessor. So does a process that does not have the ledger and cannot tell: it
+/// is started again, and the first process, which can, decides.
+pub fn disturbed(error: RunError) -> RunError {
+    match error {
+        RunError::Commit(CommitError::Fenced { sink, reason })
+        | RunError::Open(OpenError::Fenced { sink, reason }) => RunError::Disturbed { sink, reason },
+        error => error,
     }
 }
 

@@ -4,14 +4,14 @@
 use std::sync::Arc;
 
 use headwater_dataflows::Epoch;
-use headwater_sinks::{CommitError, Generation, Lineage, OpenError, Start, crash};
+use headwater_sinks::{Generation, Lineage, Start, crash};
 
 use super::SinkJob;
 use super::compute::operators;
 use super::failure::RunError;
-use super::handout::{Handout, hand_out, is_cluster};
+use super::handout::{Handout, hand_out, processes};
 use super::plan::Plan;
-use super::recovery::{Checkpoints, Found, History, Origin, open_sink, origin};
+use super::recovery::{Checkpoints, Found, History, Origin, disturbed, open_sink, origin};
 use crate::coordination::Positions;
 use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
 use crate::source::{Opening, Source};
@@ -109,7 +109,7 @@ fn lead(
     crash::point("start.begun");
     let History { ledger, meaning, checkpoints, .. } = history;
     let names = found.iter().map(|(name, _)| (*name).to_owned());
-    if is_cluster(workers) {
+    if processes(workers) > 1 {
         let word = Handout {
             lineage: start.lineage.0.clone(),
             generation: start.generation.0,
@@ -182,14 +182,4 @@ fn open_source(
         ledger.begin(&Genesis { starts: starts.to_vec(), meaning: meaning.clone() })?;
     }
     Ok((source, positions))
-}
-
-/// A process that does not have the ledger cannot tell a successor from a predecessor that woke up. It is started again,
-/// and the first process, which can, decides.
-pub fn disturbed(error: RunError) -> RunError {
-    match error {
-        RunError::Commit(CommitError::Fenced { sink, reason })
-        | RunError::Open(OpenError::Fenced { sink, reason }) => RunError::Disturbed { sink, reason },
-        error => error,
-    }
 }
