@@ -114,8 +114,8 @@ struct Keeper {
     author: Author,
     /// The newest chain of every shard.
     parts: Vec<Part>,
-    /// By epoch and worker, what is not put yet.
-    kept: BTreeMap<(Epoch, usize), Vec<Record>>,
+    /// By epoch and worker, what is not put yet, by shard.
+    kept: BTreeMap<(Epoch, usize), BTreeMap<ShardId, Vec<Record>>>,
     shared: Arc<Shared>,
 }
 
@@ -124,7 +124,10 @@ impl Keeper {
         for order in orders {
             match order {
                 Order::Keep { worker, epoch, records } => {
-                    self.kept.entry((epoch, worker)).or_default().extend(records);
+                    let by_shard = self.kept.entry((epoch, worker)).or_default();
+                    records.into_iter().for_each(|record| {
+                        by_shard.entry(record.shard).or_default().push(record);
+                    });
                 }
                 Order::Put { worker, epoch } => {
                     let records = self.kept.remove(&(epoch, worker)).unwrap_or_default();
@@ -151,12 +154,10 @@ impl Keeper {
     }
 
     /// Puts records as parts, one for each shard that has any; when it returns they survive the loss of power.
-    fn put(&mut self, epoch: Epoch, mut records: Vec<Record>) -> Result<Vec<Part>, RunError> {
-        // Those of one key stay in order.
-        records.sort_by_key(|record| record.shard);
+    fn put(&mut self, epoch: Epoch, by_shard: BTreeMap<ShardId, Vec<Record>>) -> Result<Vec<Part>, RunError> {
         let mut parts = Vec::new();
-        for records in records.chunk_by(|a, b| a.shard == b.shard) {
-            parts.push(self.part(epoch, records[0].shard, Content::of(records))?);
+        for (shard, records) in by_shard {
+            parts.push(self.part(epoch, shard, Content::of(&records))?);
         }
         self.store.sync()?;
         crash::point("parts.synced");

@@ -267,6 +267,10 @@ impl<E: Event> Drain<E> for Admitter<E> {
                 self.save(slot, &keys);
             } else if let Some(record) = ids.next() {
                 tracker.give(mark.epoch, record);
+                // It is of all the shard's ids: enough for one go, unless all is wanted at once.
+                if count < usize::MAX {
+                    return;
+                }
             } else {
                 tracker.finish();
                 self.history.hold(EventTime::MAX);

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::StreamVec;
@@ -16,15 +17,21 @@ use super::tracker::Tracker;
 use crate::control::ControlStream;
 use crate::{Epoch, Event};
 
-/// How many keys are captured at a time, so that what else a worker does waits for no more.
-const KEYS_AT_A_TIME: usize = 256;
+/// How many keys are captured at a time, at least: what else a worker does waits for no more.
+const KEYS_AT_A_TIME: usize = 64;
+
+/// In how many goes all keys of a mark are captured, at most.
+const GOES: usize = 4096;
+
+/// What is left between two goes to whatever else runs on the machine: broker, database, and other threads of its own.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// State that is captured a few keys at a time.
 pub(crate) trait Drain<E: Event>: 'static {
     /// Knows what is to be captured.
     fn tracker(&mut self) -> &mut Tracker<E>;
 
-    /// Captures so many keys more of the mark, if there is one.
+    /// Captures about so many keys more of the mark, if there is one.
     fn drain(&mut self, count: usize);
 }
 
@@ -54,7 +61,8 @@ pub(crate) fn build<'scope, E: Event>(
             });
             let mut state = state.borrow_mut();
             if state.tracker().marked().is_some() {
-                state.drain(KEYS_AT_A_TIME);
+                let keys = KEYS_AT_A_TIME.max(state.tracker().wanted() / GOES);
+                state.drain(keys);
             }
             let tracker = state.tracker();
             let mut output = output.activate();
@@ -66,7 +74,7 @@ pub(crate) fn build<'scope, E: Event>(
                 marks.retain(|epoch, _| *epoch > complete);
             }
             if tracker.marked().is_some() {
-                activator.activate();
+                activator.activate_after(PAUSE);
             }
         }
     });

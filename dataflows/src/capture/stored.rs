@@ -1,5 +1,6 @@
 //! How captured state is written down.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use bincode::Options;
@@ -74,9 +75,7 @@ pub const STATE_VERSION: u8 = 1;
 
 /// The version and then the value: integers of variable length, no trailing bytes.
 pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
-    let mut bytes = vec![STATE_VERSION];
-    write(value, &mut bytes);
-    bytes
+    written(&[STATE_VERSION], value)
 }
 
 /// What [`encode`] has written.
@@ -90,9 +89,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damage> {
 
 /// The bytes that name a key in its records: its hash, which the event may have made in a way of its own, and the key.
 pub(crate) fn key_bytes(hash: KeyHash, key: &impl Serialize) -> Vec<u8> {
-    let mut bytes = hash.0.to_be_bytes().to_vec();
-    write(key, &mut bytes);
-    bytes
+    written(&hash.0.to_be_bytes(), key)
 }
 
 /// What [`key_bytes`] has written.
@@ -101,8 +98,20 @@ pub(crate) fn key_of<K: DeserializeOwned>(bytes: &[u8]) -> Result<(KeyHash, K), 
     Ok((KeyHash(u64::from_be_bytes(*hash)), read(key)?))
 }
 
-fn write(value: &impl Serialize, bytes: &mut Vec<u8>) {
-    bincode::options().serialize_into(bytes, value).expect("what is stored can be written to memory");
+/// A value behind some bytes, in as much memory as it takes: a checkpoint is millions of them, and lists that grow by and
+/// by would take twice as much.
+fn written(before: &[u8], value: &impl Serialize) -> Vec<u8> {
+    thread_local! {
+        static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.clear();
+        scratch.extend_from_slice(before);
+        bincode::options()
+            .serialize_into(&mut *scratch, value)
+            .expect("what is stored can be written to memory");
+        scratch.as_slice().to_vec()
+    })
 }
 
 fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damage> {

@@ -42,6 +42,8 @@ pub(crate) struct Tracker<E: Event> {
     mark: Option<Mark>,
     /// What the mark still wants, unless it was captured before it was touched.
     pending: Vec<Slot>,
+    /// How many keys the mark wanted.
+    wanted: usize,
     /// Keys that are no more, since the latest mark, and of which there are records: each hash and what names the key.
     removed: Vec<(KeyHash, Vec<u8>)>,
     /// Captured, and not taken.
@@ -78,6 +80,7 @@ where
             unsettled: BTreeMap::new(),
             mark: None,
             pending: Vec::new(),
+            wanted: 0,
             removed: Vec::new(),
             captured: BTreeMap::new(),
             complete: None,
@@ -139,13 +142,14 @@ impl<E: Event> Tracker<E> {
         let later = self.unsettled.split_off(&mark.watermark.plus_ms(1));
         let settled = std::mem::replace(&mut self.unsettled, later).into_values().flatten();
         self.pending = std::mem::take(&mut self.touched);
-        for slot in self.pending.iter().copied() {
-            self.keys.at_mut(slot).touched = false;
-        }
         self.pending.extend(settled);
+        // What lies side by side in memory is captured one after the other.
+        self.pending.sort_unstable_by(|a, b| b.cmp(a));
         for slot in &self.pending {
-            self.keys.at_mut(*slot).pending = true;
+            let key = self.keys.at_mut(*slot);
+            (key.pending, key.touched) = (true, false);
         }
+        self.wanted = self.pending.len();
         for (hash, key) in std::mem::take(&mut self.removed) {
             let operator = Arc::clone(&self.operator);
             self.give(mark.epoch, Record { operator, shard: hash.shard(), key, value: None });
@@ -159,6 +163,11 @@ impl<E: Event> Tracker<E> {
     /// The mark that is being captured.
     pub fn marked(&self) -> Option<Mark> {
         self.mark
+    }
+
+    /// How many keys the latest mark wanted in all.
+    pub fn wanted(&self) -> usize {
+        self.wanted
     }
 
     /// Captures the key if that is still wanted. To be called before it changes, and after the mark.

@@ -12,8 +12,7 @@ use differential_dataflow::{Data, VecCollection, consolidation};
 use headwater_dataflows::{Clock, ControlStream, Epoch, EventTime};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
-use timely::dataflow::ProbeHandle;
-use timely::dataflow::operators::{Inspect, Probe};
+use timely::dataflow::operators::Inspect;
 
 use crate::event::Tx;
 use crate::streams::Round;
@@ -55,15 +54,13 @@ where
     let guards = timely::execute(timely::Config::process(workers), move |worker| {
         let alarm = Alarm(Arc::clone(&failed));
         let results = Arc::clone(&results);
-        let probe = ProbeHandle::new();
         let (mut events, mut clock) = worker.dataflow::<Epoch, _, _>(|scope| {
             let mut events = InputSession::new();
             let (clock, control) = Clock::new(scope);
             let collected = build(events.to_collection(scope), control);
-            let collected = collected.inner.inspect(move |(data, epoch, diff): &(D, Epoch, isize)| {
+            collected.inner.inspect(move |(data, epoch, diff): &(D, Epoch, isize)| {
                 results.lock().expect("no worker panicked").push((data.clone(), epoch.0, *diff));
             });
-            collected.probe_with(&probe);
             (events, clock)
         });
         clock.advance_to(first);
@@ -89,9 +86,8 @@ where
             }
         }
         drop((events, clock));
-        while !probe.done() && !alarm.0.load(Ordering::Relaxed) {
-            worker.step_or_park(Some(Duration::from_millis(1)));
-        }
+        // Until all is captured, too.
+        while worker.step_or_park(Some(Duration::from_millis(1))) && !alarm.0.load(Ordering::Relaxed) {}
         // After a panic elsewhere nothing completes any more: let go, so that the test can say so.
         worker.installed_dataflows().into_iter().for_each(|dataflow| worker.drop_dataflow(dataflow));
     });
