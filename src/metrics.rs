@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, EventTime, Partition};
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Metric};
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder, exponential_buckets,
@@ -23,6 +23,7 @@ pub struct Metrics {
     rejected: IntCounterVec,
     alerts: IntCounterVec,
     epoch: IntGauge,
+    epoch_time: Histogram,
     watermark: IntGauge,
     watermark_lag: Gauge,
     frontier: IntGauge,
@@ -106,6 +107,13 @@ impl Metrics {
                 &["rule", "status"],
             )?)?,
             epoch: add.gauge("headwater_epoch", "The latest epoch that has closed")?,
+            epoch_time: add.to(Histogram::with_opts(
+                HistogramOpts::new(
+                    "headwater_epoch_seconds",
+                    "From the beginning of an epoch to when all operators of all workers are done with it",
+                )
+                .buckets(exponential_buckets(0.005, 1.25, 28)?),
+            )?)?,
             watermark: add.gauge("headwater_watermark_ms", "The watermark, in milliseconds since 1970")?,
             watermark_lag: add.to(Gauge::new(
                 "headwater_watermark_lag_seconds",
@@ -211,6 +219,18 @@ impl Metrics {
     pub fn closed(&self, epoch: Epoch, watermark: EventTime) {
         self.epoch.set(epoch.0 as i64);
         self.watermark.set(watermark.0);
+    }
+
+    /// All operators of all workers are done with an epoch, so long after it began.
+    pub fn computed(&self, time: Duration) {
+        self.epoch_time.observe(time.as_secs_f64());
+    }
+
+    /// How long epochs have taken so far.
+    pub fn epoch_times(&self) -> Times {
+        let metric = self.epoch_time.metric();
+        let buckets = metric.get_histogram().get_bucket();
+        Times(buckets.iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count())).collect())
     }
 
     /// The latest epoch that has closed, and its watermark.
@@ -361,6 +381,29 @@ impl Metrics {
     }
 }
 
+/// How often something took how long: by bound, in seconds, how often it took at most so long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Times(Vec<(f64, u64)>);
+
+impl Times {
+    /// Those since `earlier`, which is of the same bounds.
+    pub fn since(&self, earlier: &Times) -> Times {
+        let both = self.0.iter().zip(&earlier.0);
+        Times(both.map(|(&(bound, count), &(_, before))| (bound, count.saturating_sub(before))).collect())
+    }
+
+    /// The time, in seconds, that this share of them did not exceed, taken as evenly spread between two bounds, as
+    /// Prometheus does (`histogram_quantile`); the greatest bound beyond it, and none if there are none.
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        let &(greatest, all) = self.0.last()?;
+        let rank = share * all as f64;
+        let at = self.0.iter().position(|&(_, count)| count > 0 && count as f64 >= rank)?;
+        let (below, before) = if at == 0 { (0.0, 0) } else { self.0[at - 1] };
+        let (bound, count) = self.0[at];
+        Some((below + (bound - below) * (rank - before as f64) / (count - before) as f64).min(greatest))
+    }
+}
+
 /// Registers what it is given.
 struct Add<'a>(&'a Registry);
 
@@ -442,6 +485,22 @@ mod tests {
         );
         metrics.commits_every(Duration::from_secs(5));
         assert_eq!(metrics.unready_at(later), None, "between commits it may stand still");
+    }
+
+    #[test]
+    fn quantiles_are_interpolated_within_their_bounds() {
+        let metrics = Metrics::default();
+        assert_eq!(metrics.epoch_times().quantile(0.5), None);
+        metrics.computed(Duration::from_secs(1));
+        let before = metrics.epoch_times();
+        for ms in 0..100 {
+            metrics.computed(Duration::from_micros(10_000 + 100 * ms));
+        }
+        let times = metrics.epoch_times().since(&before);
+        for (share, ms) in [(0.5, 15.0), (0.9, 19.0), (0.99, 19.9)] {
+            let found = times.quantile(share).expect("there are some") * 1e3;
+            assert!((found / ms - 1.0).abs() < 0.13, "{share}: {found} ms, expected {ms}");
+        }
     }
 
     #[test]

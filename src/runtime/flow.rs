@@ -184,6 +184,8 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
     let (events, rejected) = (events.as_collection(), rejected.as_collection());
     let inputs = Inputs { events, rejected, control: control.clone() };
     let Computed { told: all, load } = compute(inputs, &captures, &plan, &tongues, &metrics);
+    let computed = Probe::new();
+    let all = all.probe_with(&computed);
     let operator = |(name, version): (Arc<str>, u32)| Operator { name: name.to_string(), version };
     let entered: Vec<_> = captures.operators().into_iter().map(operator).collect();
     debug_assert!(checkpoints.is_none() || entered == operators(&plan, &tongues), "{entered:?}");
@@ -214,6 +216,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         conclude(stored, done, concluder);
     }
     let speaks = scope.index().is_multiple_of(local_workers.max(1));
-    let sights = Sights { heard, closed: bound, committed: committed.clone(), alerted, watermark, load };
+    let sights =
+        Sights { heard, closed: bound, computed, committed: committed.clone(), alerted, watermark, load };
     Ok(Flow { committed, offsets, watch: Watch::new(sights, speaks, metrics) })
 }

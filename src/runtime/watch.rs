@@ -31,6 +31,8 @@ struct Words {
     first: Option<Epoch>,
     /// When epochs began that some sink has not committed.
     begun: VecDeque<(Epoch, Instant)>,
+    /// When epochs began that some operator is not done with.
+    open: VecDeque<(Epoch, Instant)>,
     /// The oldest timestamp in what this worker read in epochs whose alerts are not committed.
     read: VecDeque<(Epoch, i64)>,
 }
@@ -44,7 +46,9 @@ impl Heard {
             let mut words = words.borrow_mut();
             let epoch = *stamp.least().expect("a tick travels with its epoch");
             words.first.get_or_insert(epoch);
-            words.begun.push_back((epoch, Instant::now()));
+            let now = Instant::now();
+            words.begun.push_back((epoch, now));
+            words.open.push_back((epoch, now));
         })
     }
 
@@ -69,6 +73,8 @@ pub struct Sights {
     pub heard: Heard,
     /// Behind the control stream.
     pub closed: Probe<Epoch>,
+    /// Behind all operators, before the sinks.
+    pub computed: Probe<Epoch>,
     /// Behind all sinks.
     pub committed: Probe<Epoch>,
     /// Behind the sinks that take alerts.
@@ -110,7 +116,7 @@ impl Watch {
 
     /// Tells the metrics what has changed.
     pub fn look(&mut self) {
-        let Sights { heard, closed, committed: behind, alerted, watermark, load } = &self.sights;
+        let Sights { heard, closed, computed, committed: behind, alerted, watermark, load } = &self.sights;
         let mut words = heard.0.borrow_mut();
         while let Some((_, oldest)) = words.read.pop_front_if(|(epoch, _)| committed(alerted, *epoch)) {
             // Clocks of producers may be a little ahead.
@@ -118,6 +124,11 @@ impl Watch {
             self.metrics.latency(Duration::from_millis(ms.unsigned_abs()));
         }
         while words.begun.pop_front_if(|(epoch, _)| committed(behind, *epoch)).is_some() {}
+        while let Some((_, begun)) = words.open.pop_front_if(|(epoch, _)| committed(computed, *epoch)) {
+            if self.speaks {
+                self.metrics.computed(begun.elapsed());
+            }
+        }
         if self.speaks {
             // Before its first epoch is over, a run has nothing to say.
             let stands = |probe| first(probe).filter(|&epoch| words.first.is_some_and(|first| first < epoch));

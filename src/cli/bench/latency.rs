@@ -27,7 +27,7 @@ use crate::cli::args::LatencyArgs;
 use crate::cli::{build, kafka_source, load, stop};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};
 use crate::decode::Reason;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Times};
 use crate::source::Source;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce::{Produced, Producer};
@@ -52,11 +52,12 @@ pub fn latency(args: &LatencyArgs) -> anyhow::Result<()> {
     let mut scratch = Scratch::new();
     let measured = measure(args, &mut config, &mut scratch);
     let removed = scratch.remove();
-    let Measured { mut latencies, behind } = measured?;
+    let Measured { mut latencies, behind, epochs } = measured?;
     removed?;
     anyhow::ensure!(!latencies.is_empty(), "no alert came: are patterns configured, and is it long enough?");
     latencies.sort_unstable();
     let ms = |share: f64| percentile(&latencies, share).as_secs_f64() * 1000.0;
+    let epoch_ms = |share: f64| epochs.quantile(share).unwrap_or_default() * 1000.0;
     let report = json!({
         "rate": args.eps,
         "seconds": args.seconds,
@@ -64,6 +65,7 @@ pub fn latency(args: &LatencyArgs) -> anyhow::Result<()> {
         "alerts": latencies.len(),
         "p50_ms": ms(0.5), "p90_ms": ms(0.9), "p99_ms": ms(0.99), "p999_ms": ms(0.999), "max_ms": ms(1.0),
         "producer_behind_ms": behind.as_secs_f64() * 1000.0,
+        "epoch_p50_ms": epoch_ms(0.5), "epoch_p99_ms": epoch_ms(0.99), "epoch_p999_ms": epoch_ms(0.999),
     });
     if args.json {
         println!("{report}");
@@ -73,6 +75,12 @@ pub fn latency(args: &LatencyArgs) -> anyhow::Result<()> {
     for (name, share) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)] {
         println!("{name:>6} {:>9.1} ms", ms(share));
     }
+    println!(
+        "Epochs, from their beginning to when all operators were done: p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms.",
+        epoch_ms(0.5),
+        epoch_ms(0.99),
+        epoch_ms(0.999)
+    );
     println!("The producer was at most {:.1} ms behind its schedule.", behind.as_secs_f64() * 1000.0);
     Ok(())
 }
@@ -83,6 +91,8 @@ struct Measured {
     latencies: Vec<Duration>,
     /// By how much the producer was late at worst, as looked at once a second.
     behind: Duration,
+    /// How long epochs took after the warm-up.
+    epochs: Times,
 }
 
 /// When records are due.
@@ -105,6 +115,11 @@ impl Schedule {
 
     fn after(&self, n: u64) -> Duration {
         Duration::try_from_secs_f64(n as f64 / self.eps).unwrap_or(Duration::MAX)
+    }
+
+    /// Whether what is due by now does not count yet.
+    fn is_warming(&self) -> bool {
+        since_1970() < self.begin() + WARM_UP
     }
 
     /// The number of the record whose event has this id: the generator's are `partition-offset`.
@@ -178,6 +193,7 @@ fn measure(args: &LatencyArgs, config: &mut Config, scratch: &mut Scratch) -> an
     stop::on(stop::signals()?, &interrupted, None);
     let ended = AtomicBool::new(false);
     let mut behind = Duration::ZERO;
+    let mut warming = metrics.epoch_times();
     let (ran, produced, read) = thread::scope(|scope| {
         let running = scope.spawn(|| {
             let ran = crate::runtime::run(job);
@@ -189,7 +205,12 @@ fn measure(args: &LatencyArgs, config: &mut Config, scratch: &mut Scratch) -> an
             records.take_while(|_| !interrupted.load(Ordering::Relaxed)),
             Some(args.eps),
             &over,
-            &mut |report| behind = behind.max(report.behind),
+            &mut |report| {
+                behind = behind.max(report.behind);
+                if schedule.is_warming() {
+                    warming = metrics.epoch_times();
+                }
+            },
         );
         if let Ok(report) = &produced {
             while handled(&metrics) < report.sent && !over.load(Ordering::Relaxed) {
@@ -209,7 +230,8 @@ fn measure(args: &LatencyArgs, config: &mut Config, scratch: &mut Scratch) -> an
     let report = produced?;
     anyhow::ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
     anyhow::ensure!(report.sent == total, "the job ended before its input did");
-    Ok(Measured { latencies: read.expect(joined)?, behind: behind.max(report.behind) })
+    let epochs = metrics.epoch_times().since(&warming);
+    Ok(Measured { latencies: read.expect(joined)?, behind: behind.max(report.behind), epochs })
 }
 
 /// How many records have become events or were refused while they were read.
