@@ -26,6 +26,20 @@ impl Files {
         files
     }
 
+    /// Every line of the files becomes another, given its number within its file.
+    fn rewrite(&self, line: impl Fn(usize, &str) -> String) {
+        for name in &self.names {
+            // Of what is malformed some is no UTF-8: it is none afterwards either.
+            let bytes = fs::read(name).expect("readable");
+            let lines = bytes.split(|&byte| byte == b'\n').enumerate();
+            let rewritten = lines.map(|(n, bytes)| match std::str::from_utf8(bytes) {
+                Ok(text) => line(n, text).into_bytes(),
+                Err(_) => bytes.to_vec(),
+            });
+            fs::write(name, rewritten.collect::<Vec<_>>().join(&b'\n')).expect("written");
+        }
+    }
+
     /// A path in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -197,6 +211,35 @@ pub fn kill_ten_times(files: &Files) {
 #[test]
 fn killed_ten_times_every_result_is_there_exactly_once() {
     kill_ten_times(&Files::new(11, 90_000));
+}
+
+/// Clocks that are a day ahead or behind, and half of all events at whole seconds, so that many keys have several at once.
+#[test]
+fn clocks_that_are_off_by_a_day_and_ties_change_nothing_about_it() {
+    let files = Files::new(14, 60_000);
+    files.rewrite(|n, line| {
+        let skewed = match n % 400 {
+            // A day ahead only near the end: what comes after it in its partition is late.
+            0 if n > 8_000 => line.replace("\"2026-01-01T", "\"2026-01-02T"),
+            200 => line.replace("\"2026-01-01T", "\"2025-12-31T"),
+            _ => line.to_owned(),
+        };
+        match skewed.split_once("Z\"") {
+            Some((before, after))
+                if n % 2 == 0 && before.len() > 4 && before.is_char_boundary(before.len() - 3) =>
+            {
+                format!("{}000Z\"{after}", &before[..before.len() - 3])
+            }
+            _ => skewed,
+        }
+    });
+    kill_ten_times(&files);
+    let results = rusqlite::Connection::open(files.path("results.db")).expect("a database");
+    let count = |sql: &str| results.query_row(sql, [], |row| row.get::<_, i64>(0)).expect("a number");
+    let late = count("SELECT count(*) FROM dead_letters WHERE reason = 'late'");
+    let tied =
+        count("SELECT count(*) FROM (SELECT 1 FROM events GROUP BY \"key\", event_time HAVING count(*) > 1)");
+    assert!(late > 1_000 && tied > 100, "{late} late, {tied} ties");
 }
 
 /// As on a full disk: no file may grow beyond so many KiB.

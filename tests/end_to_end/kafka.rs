@@ -243,6 +243,11 @@ impl Killed {
         &self.run.services
     }
 
+    /// Its database.
+    pub fn database(&self) -> &Database {
+        &self.run.postgres
+    }
+
     /// How many records are in PostgreSQL, as events or dead letters.
     pub fn stored(&self) -> u64 {
         self.run.stored()

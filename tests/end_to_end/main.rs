@@ -19,3 +19,4 @@ mod services;
 mod side_by_side;
 mod status;
 mod torture;
+mod transactions;
