@@ -76,22 +76,6 @@ impl Supervised {
         );
     }
 
-    /// Has PostgreSQL end a backend of the run that is in the middle of a statement: it looks until there is one.
-    fn end_backends(&self, doing: &str) {
-        self.killed.database().ask(&format!(
-            "DO $$ BEGIN
-               LOOP
-                 PERFORM pg_stat_clear_snapshot();
-                 PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
-                   WHERE datname = current_database() AND pid <> pg_backend_pid()
-                     AND state = 'active' AND query LIKE '{doing}%';
-                 EXIT WHEN FOUND;
-                 IF clock_timestamp() > now() + interval '60 s' THEN RAISE 'nobody is in a {doing}'; END IF;
-               END LOOP;
-             END $$"
-        ));
-    }
-
     /// It is stopped, and what is left is done, closed and judged.
     fn is_right_in_the_end(&mut self) {
         self.run.terminate();
@@ -139,7 +123,9 @@ fn a_run_withstands_what_befalls_its_services_and_its_connections() {
         });
     }
     for doing in ["COPY", "COMMIT"] {
-        run.withstands(&format!("PostgreSQL ends whoever is in a {doing}"), |run| run.end_backends(doing));
+        run.withstands(&format!("PostgreSQL ends whoever is in a {doing}"), |run| {
+            assert!(run.killed.end_backends(doing), "nobody was in a {doing}");
+        });
     }
     for _ in 0..2 {
         run.withstands("an end of a transaction comes when its sender is gone", |run| {

@@ -243,9 +243,23 @@ impl Killed {
         &self.run.services
     }
 
-    /// Its database.
-    pub fn database(&self) -> &Database {
-        &self.run.postgres
+    /// Has PostgreSQL end a backend of the run that is in the middle of such a statement: it looks until there is one, for
+    /// 20 s at the most, and says whether there was.
+    pub fn end_backends(&self, doing: &str) -> bool {
+        let ended = self.run.postgres.ask(&format!(
+            "CREATE OR REPLACE FUNCTION end_backends() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+               WHILE clock_timestamp() < now() + interval '20 s' LOOP
+                 PERFORM pg_stat_clear_snapshot();
+                 PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
+                   WHERE datname = current_database() AND pid <> pg_backend_pid()
+                     AND state = 'active' AND query LIKE '{doing}%';
+                 IF FOUND THEN RETURN true; END IF;
+               END LOOP;
+               RETURN false;
+             END $$;
+             SELECT end_backends()"
+        ));
+        ended == ["t"]
     }
 
     /// How many records are in PostgreSQL, as events or dead letters.

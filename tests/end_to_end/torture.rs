@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use crate::checkpoints::files;
@@ -11,6 +11,7 @@ use crate::crash::Files;
 use crate::crash_points::{needs_services, usual};
 use crate::kafka::Killed;
 use crate::live::{Running, wait_for};
+use crate::services::{Service, Services};
 
 /// How many faults a stream is given before it may come to its end.
 const FAULTS: usize = 15;
@@ -47,7 +48,7 @@ impl Victim {
     /// One fault; says which, or nothing if the stream came to its end before.
     fn fault(&self, random: &mut Random) -> Option<&'static str> {
         let delay = Duration::from_millis(random.below(1200));
-        let kind = random.below(10);
+        let kind = random.below(if matches!(self, Victim::Services(_)) { 15 } else { 10 });
         if kind < 4 {
             let mut points = usual();
             points.retain(|point| matches!(self, Victim::Services(_)) || !needs_services(point));
@@ -56,11 +57,19 @@ impl Victim {
             command.env("HEADWATER_CRASH_AT", format!("{point}:{nth}"));
             let mut run = Running::start(command, self.log("run.log"));
             let status = run.end();
+            if self.has_failed(&run, status) {
+                return Some("failed");
+            }
             assert!(status.success() || status.signal() == Some(6), "{point}:{nth} {status}\n{}", run.log());
             return (!status.success()).then_some("crash point");
         }
         let mut run = Running::start(self.command(random), self.log("run.log"));
         std::thread::sleep(delay);
+        if let Some(status) = run.ended()
+            && self.has_failed(&run, status)
+        {
+            return Some("failed");
+        }
         // A folder of state belongs to one process: whoever sleeps on it cannot be replaced.
         if kind < 7 || (kind > 7 && matches!(self, Victim::Files(_))) {
             return run.kill_if_alive().then_some("kill -9");
@@ -70,7 +79,30 @@ impl Victim {
             run.ends_well();
             return Some("SIGTERM");
         }
-        self.freeze(run, random)
+        match self {
+            Victim::Services(killed) if kind >= 10 => disturb(killed, run, random),
+            _ => self.freeze(run, random),
+        }
+    }
+
+    /// Whether a run has failed because of a service that has just come back: it is to be started again.
+    fn has_failed(&self, run: &Running, status: ExitStatus) -> bool {
+        let failed = status.code() == Some(1);
+        assert!(!failed || matches!(self, Victim::Services(_)), "{}", run.log());
+        failed
+    }
+
+    /// It is left in peace, and comes to its end.
+    fn ends(&self, random: &mut Random) {
+        for _ in 0..5 {
+            let mut run = Running::start(self.command(random), self.log("run.log"));
+            let status = run.end();
+            if !self.has_failed(&run, status) {
+                assert!(status.success(), "{status}\n{}", run.log());
+                return;
+            }
+        }
+        panic!("it fails again and again");
     }
 
     /// Another takes over while a run is asleep; it wakes up, finds itself fenced, and disturbs nothing.
@@ -89,8 +121,12 @@ impl Victim {
         // On waking up it may have taken back its transactional ids, before it found that it may not write.
         if let Some(ended) = successor.ended() {
             if generation(&run) > generation(&successor) {
-                // It was asleep before it had taken over, and is the successor itself.
-                assert!(status.success() && ended.code() == Some(3), "{status} {ended}\n{}", successor.log());
+                // It was asleep before it had taken over, and is the successor itself; unless the other one was done before.
+                assert!(
+                    status.success() && matches!(ended.code(), Some(0 | 3)),
+                    "{status} {ended}\n{}",
+                    successor.log()
+                );
                 return None;
             }
             assert!(
@@ -103,6 +139,56 @@ impl Victim {
         successor.kill();
         Some(if fenced { "frozen, fenced" } else { "frozen, failed" })
     }
+}
+
+/// Something befalls one of the services that a run needs, or the run's connections to it; then the run is killed, if it has
+/// not failed.
+fn disturb(killed: &Killed, mut run: Running, random: &mut Random) -> Option<&'static str> {
+    let services = killed.services();
+    let service = [Service::Kafka, Service::Postgres, Service::Redis][random.below(3) as usize];
+    let proxy = services.proxy(service);
+    let time = Duration::from_millis(random.below(2500));
+    let kind = match random.below(6) {
+        0 => {
+            services.control("restart", service);
+            "service killed"
+        }
+        1 => {
+            proxy.hold_answers();
+            std::thread::sleep(Duration::from_millis(100));
+            services.control("kill", service);
+            proxy.cut();
+            services.control("start", service);
+            "service killed before its answer"
+        }
+        2 => {
+            proxy.cut();
+            std::thread::sleep(time);
+            "cut off"
+        }
+        3 => {
+            proxy.hold_requests();
+            std::thread::sleep(time);
+            "held back"
+        }
+        4 => {
+            proxy.slow();
+            std::thread::sleep(time);
+            "slow"
+        }
+        _ => {
+            let doing = ["COPY", "COMMIT", "UPDATE"][random.below(3) as usize];
+            killed.end_backends(doing);
+            "backends ended"
+        }
+    };
+    proxy.mend();
+    std::thread::sleep(Duration::from_millis(random.below(1500)));
+    match run.ended() {
+        None => run.kill(),
+        Some(status) => assert!(matches!(status.code(), Some(0 | 1)), "{kind}: {status}\n{}", run.log()),
+    }
+    Some(kind)
 }
 
 /// As which generation a run has taken over, if it has.
@@ -144,7 +230,12 @@ fn torture() {
         let of_stream = random.below(1 << 31);
         let victim = match streams % 2 {
             0 => Victim::Files(Box::new(files(of_stream, 240_000))),
-            _ => Victim::Services(Box::new(Killed::new(&format!("torture_{streams}"), 90_000, of_stream))),
+            _ => {
+                let (killed, mut stream) =
+                    Killed::on(Services::own(), &format!("torture_{streams}"), of_stream);
+                stream.produce(90_000);
+                Victim::Services(Box::new(killed))
+            }
         };
         let mut faults = 0;
         while faults < FAULTS {
@@ -152,7 +243,7 @@ fn torture() {
             *kinds.entry(kind).or_default() += 1;
             faults += 1;
         }
-        Running::start(victim.command(&mut random), victim.log("run.log")).ends_well();
+        victim.ends(&mut random);
         victim.judge();
         streams += 1;
         println!(
