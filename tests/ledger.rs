@@ -4,7 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-use headwater::coordination::{Binding, EpochRecord, Manifest, Operator, Part, PartKind, PartName, Position};
+use headwater::coordination::{
+    Binding, EpochRecord, Manifest, Operator, Part, PartKind, PartName, Position, Skip,
+};
 use headwater::ledger::{Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition, ShardId};
 use headwater_sinks::{Generation, Lineage};
@@ -56,6 +58,25 @@ fn reason<T: std::fmt::Debug>(outcome: Result<T, LedgerError>) -> String {
         Err(LedgerError::Refused(reason)) => reason,
         other => panic!("refused? {other:?}"),
     }
+}
+
+/// What every ledger promises of outputs that are left out.
+fn promises_of_skips(open: impl Fn(&str) -> Box<dyn Ledger>) {
+    let skip = |text: &str| text.parse::<Skip>().expect("a skip");
+    let mut first = open("skips");
+    first.claim().expect("new");
+    let (late, early) = (skip("kafka:9:enriched-events/a:b/0"), skip("postgres:7:events/3/42"));
+    for again in [&late, &early, &late] {
+        first.skip(again).expect("recorded, once");
+    }
+    assert_eq!(first.skips().expect("readable"), [early.clone(), late.clone()]);
+    assert_eq!(open("others").skips().expect("readable"), []);
+    let mut second = open("skips");
+    second.claim().expect("taken over");
+    assert_eq!(second.skips().expect("readable"), [early, late]);
+    let lost = first.skip(&skip("kafka:9:alerts/a/0"));
+    assert!(matches!(lost, Err(LedgerError::Fenced { .. })), "{lost:?}");
+    assert_eq!(second.skips().expect("readable").len(), 2);
 }
 
 /// What every ledger promises of manifests.
@@ -213,10 +234,11 @@ fn sqlite_keeps_its_promises() {
 }
 
 #[test]
-fn sqlite_keeps_its_promises_of_manifests() {
+fn sqlite_keeps_its_promises_of_manifests_and_skips() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("ledger.db");
     promises_of_manifests(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
+    promises_of_skips(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
 }
 
 #[test]
@@ -344,7 +366,8 @@ fn postgresql_keeps_its_promises() {
         Box::new(PostgresLedger::open(&url, &format!("ledger-{run}-{pipeline}")).expect("opens"))
     };
     promises(open);
-    promises_of_manifests(open);
+    promises_of_manifests(&open);
+    promises_of_skips(&open);
 
     // Two starts at the same moment do not get the same generation.
     let claims: Vec<_> = (0..4)

@@ -43,6 +43,28 @@ impl Changes {
     pub fn bytes(&self) -> usize {
         self.rows.bytes.len() + self.messages.bytes.len()
     }
+
+    /// The same without some of it.
+    pub fn without(
+        &self,
+        mut row: impl FnMut(&Row<'_>) -> bool,
+        mut message: impl FnMut(&Message<'_>) -> bool,
+    ) -> Changes {
+        let mut left = Changes::default();
+        for kept in self.rows.iter().filter(|kept| !row(kept)) {
+            left.rows.bytes.extend_from_slice(kept.bytes);
+            RowWriter { rows: &mut left.rows, table: kept.table as u8, deletes: kept.deletes }.end();
+        }
+        for Message { topic, key, value, headers } in self.messages.iter().filter(|kept| !message(kept)) {
+            match value {
+                Some(value) => {
+                    left.messages.push(topic as u8, key, &headers, |out| out.extend_from_slice(value))
+                }
+                None => left.messages.push_tombstone(topic as u8, key, &headers),
+            }
+        }
+        left
+    }
 }
 
 /// Rows in one buffer. A row is a table, by its index in the sink's list of tables, and its cells in the order
@@ -340,6 +362,28 @@ mod tests {
         }
         let back: Vec<_> = rows.iter().map(|row| (row.table, row.cells().collect::<Vec<_>>())).collect();
         assert_eq!(back, vec![(3, cells.to_vec()), (1, cells.to_vec())]);
+    }
+
+    #[test]
+    fn what_is_left_out_leaves_the_rest_as_it_was() {
+        let mut changes = Changes::default();
+        for id in 0..3 {
+            changes.rows.row(1).cell(Cell::Int(id)).cell(Cell::Text("é")).end();
+            changes.rows.delete(2).cell(Cell::Int(id)).end();
+            changes
+                .messages
+                .push(0, Some(&[id as u8]), &[Header { name: "n", value: b"v" }], |out| out.push(9));
+            changes.messages.push_tombstone(1, None, &[]);
+        }
+        assert_eq!(changes.without(|_| false, |_| false), changes);
+        let left = changes.without(
+            |row| row.table == 1 && row.cells().next() == Some(Cell::Int(1)),
+            |message| message.topic == 1,
+        );
+        assert_eq!((left.rows.len(), left.messages.len()), (5, 3));
+        assert!(left.messages.iter().eq(changes.messages.iter().filter(|message| message.topic == 0)));
+        let tables: Vec<_> = left.rows.iter().map(|row| (row.table, row.deletes)).collect();
+        assert_eq!(tables, [(1, false), (2, true), (2, true), (1, false), (2, true)]);
     }
 
     #[test]

@@ -155,8 +155,9 @@ pub enum CommitError {
         /// The store's words.
         reason: String,
     },
-    /// It did not happen and never will: the store does not take the round as it is. A key is there already, say, or a
-    /// value is none that it can hold.
+    /// It did not happen and never will: the store does not take the round as it is. A key is there already, say, a
+    /// value is none that it can hold, or a message is larger than its topic takes. The reason names the output as closely
+    /// as the store does.
     #[error("sink {sink}: commit through epoch {through} was refused: {reason}")]
     Refused {
         /// The sink's name.
@@ -215,6 +216,11 @@ pub trait Sink: Send {
     /// once it is open. Whoever encodes messages keeps below it: a larger one stops the sink.
     fn largest_message(&self) -> Option<usize> {
         None
+    }
+
+    /// The topics that messages name by their index; none of a sink of tables.
+    fn topics(&self) -> &[String] {
+        &[]
     }
 
     /// Takes the changes of one epoch, to be shown by a later commit.

@@ -17,6 +17,7 @@ pub mod crash;
 pub mod kafka;
 pub mod memory;
 mod migrations;
+mod naming;
 pub mod postgres;
 pub mod sqlite;
 pub mod tables;
@@ -26,3 +27,4 @@ pub use changes::{Cell, Changes, Header, Message, Messages, Row, RowWriter, Rows
 pub use contract::{
     CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, StageError, Start,
 };
+pub use naming::{MessageNames, row_name};

@@ -56,6 +56,17 @@ pub struct Table {
     pub columns: &'static [Column],
 }
 
+impl Table {
+    /// How many columns its key has: its first ones.
+    pub fn key(&self) -> usize {
+        match self.mode {
+            // Partition and offset.
+            Mode::Append => 2,
+            Mode::Upsert { key } => key,
+        }
+    }
+}
+
 /// Index of `events` in [`TABLES`].
 pub const EVENTS: u8 = 0;
 /// Index of `alerts` in [`TABLES`].

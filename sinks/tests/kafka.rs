@@ -292,8 +292,8 @@ fn a_round_that_a_broker_refuses_shows_nothing_and_repeated_shows_everything_onc
     for _ in 0..3 {
         let error = commit(&mut sink, 3).expect_err("the topic takes no such message");
         let text = error.to_string();
-        assert!(matches!(error, CommitError::Failed { .. }), "{text}");
-        assert!(text.contains(&bench.topic), "{text}");
+        assert!(matches!(error, CommitError::Refused { .. }), "{text}");
+        assert!(text.contains(&format!("--skip kafka:2:{}/large-key/0", bench.topic)), "{text}");
     }
     assert_eq!(bench.committed(), []);
 
@@ -308,13 +308,29 @@ fn a_round_that_a_broker_refuses_shows_nothing_and_repeated_shows_everything_onc
 }
 
 #[test]
-fn a_message_that_the_client_refuses_is_named_by_topic_and_key() {
-    let bench = Bench::new("oversized", 1, &[]);
+fn a_message_that_is_too_large_is_refused_for_good_and_named() {
+    let bench = Bench::new("oversized", 1, &[("max.message.bytes", "1000000")]);
     let mut sink = bench.opened(1);
-    sink.stage(Epoch(1), messages(&[("huge", &"x".repeat(2_000_000))])).expect("it is staged");
-    let error = commit(&mut sink, 1).expect_err("it is too large").to_string();
-    assert!(error.contains(&bench.topic) && error.contains("huge"), "{error}");
+    sink.stage(Epoch(1), messages(&[("huge", "1"), ("a", "2")])).expect("it is staged");
+    sink.stage(Epoch(2), messages(&[("huge", "3"), ("b", "4")])).expect("it is staged");
+    sink.stage(Epoch(2), messages(&[("huge", &noise(2_000_000)), ("c", "5")])).expect("it is staged");
+    let error = commit(&mut sink, 2).expect_err("it is too large");
+    assert!(matches!(error, CommitError::Refused { .. }), "{error:?}");
+    let error = error.to_string();
+    let name = format!("`--skip kafka:2:{}/huge/1`", bench.topic);
+    assert!(error.contains(&name) && error.contains("(2000000 bytes)"), "{error}");
     assert!(error.len() < 1000, "the message itself stays out of the error");
+    assert_eq!(bench.committed(), []);
+}
+
+#[test]
+fn what_is_as_large_as_a_topic_takes_is_taken_also_beyond_the_clients_own_bound() {
+    let bench = Bench::new("large", 1, &[("max.message.bytes", "3000000")]);
+    let mut sink = bench.opened(1);
+    let large = noise(2_000_000);
+    sink.stage(Epoch(1), messages(&[("a", "1"), ("large", &large), ("b", "2")])).expect("it is staged");
+    commit(&mut sink, 1).expect("its topic takes it");
+    assert_eq!(bench.committed().len(), 3);
 }
 
 #[test]

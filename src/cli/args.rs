@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
+use crate::coordination::Skip;
 use crate::runtime::{Resets, can_be_reset};
 
 /// What the user asked for.
@@ -60,6 +61,8 @@ pub struct RunArgs {
     pub restart: bool,
     /// What may be reset where it has to.
     pub resets: Resets,
+    /// What sinks are not to be given any more.
+    pub skips: Vec<Skip>,
 }
 
 /// Arguments of `status`.
@@ -181,6 +184,7 @@ Headwater: stream processing on timely and differential dataflow.
   headwater run CONFIG [-w WORKERS] [-n PROCESSES -p PROCESS -h HOSTFILE]
                        [--until-end] [--close] [--bindings FILE] [--restart]
                        [--reset windows.NAME|patterns.NAME|patterns|enrichment]... [--reset-sink SINK]...
+                       [--skip SINK:EPOCH:OUTPUT]...
   headwater check CONFIG
   headwater status CONFIG [--reset SECTION]... [--reset-sink SINK]... [--json]
   headwater topics create CONFIG
@@ -195,6 +199,7 @@ Headwater: stream processing on timely and differential dataflow.
 `-h` names a host file, as timely has it; help is --help only.
 `--reset` lets something forget its state that no longer fits the configuration; after a stop, with [checkpoint].
 `--reset-sink` lets a sink that does not follow from the ledger be taken for having everything that is recorded.
+`--skip` leaves out one output that a sink does not take, at that sink alone and for ever; the sink's refusal names it.
 `--restart` starts a run again that failed, after 1 s at first and at most 60 s; codes 0, 2 and 3 are final.
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused to keep a promise.
 ";
@@ -240,6 +245,7 @@ pub fn parse(
             Long("restart") => run.restart = true,
             Long("reset") => drop(run.resets.sections.insert(resettable(&parser.value()?.string()?)?)),
             Long("reset-sink") => drop(run.resets.sinks.insert(parser.value()?.string()?)),
+            Long("skip") => run.skips.push(parser.value()?.string()?.parse::<Skip>()?),
             Long("bindings") => run.bindings = Some(parser.value()?.into()),
             Long("seconds") => seconds = Some(parser.value()?.parse()?),
             Long("seed") => seed = parser.value()?.parse()?,
@@ -416,6 +422,7 @@ mod tests {
             "run a -n 2",
             "run a -p 1",
             "run a --reset Rules",
+            "run a --skip postgres:events/3/42",
             "demo --fast",
             "bench",
             "bench latency",

@@ -176,11 +176,16 @@ fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, Run
     let mut ledger = ledger(ledger_config, &config.plan.pipeline)?;
     let claim = ledger.claim()?;
     crash::point("start.claimed");
+    for skip in &config.skips {
+        ledger.skip(skip)?;
+    }
+    let skips = ledger.skips()?;
     let meaning = config.meaning();
     let amendment = changed(claim.genesis.as_ref(), &meaning, &config.resets.sections)?;
     let checkpoints = checkpoints(config)?;
     tracing::info!(generation = %claim.generation, "the ledger is ours");
-    Ok(History { ledger, claim, meaning, amendment, resets: config.resets.clone(), checkpoints })
+    let resets = config.resets.clone();
+    Ok(History { ledger, claim, meaning, amendment, resets, skips, checkpoints })
 }
 
 /// What the configuration no longer says as it did when the pipeline's answers were made, if anything.

@@ -17,6 +17,7 @@ use anyhow::Context;
 use args::{Command, DeadLettersArgs, ProduceArgs, RunArgs};
 
 use crate::config::{Complaint, Complaints, Config, Origin, SourceConfig};
+use crate::coordination::Skip;
 use crate::metrics::Metrics;
 use crate::runtime::{Resets, RunError};
 use crate::source::SourceError;
@@ -99,15 +100,30 @@ fn load(path: &Path) -> anyhow::Result<Config> {
 
 /// Lets a start reset what the command line says it may.
 fn permit(config: &mut Config, resets: &Resets) -> Result<(), Complaints> {
-    let sinks: Vec<_> = build::sinks(config, "").iter().map(|job| job.sink.name().to_owned()).collect();
     config.resets.clone_from(resets);
-    match resets.sinks.iter().find(|&sink| !sinks.contains(sink)) {
-        Some(unknown) => {
-            let message = format!("there is no sink {unknown:?} to reset: there are {}", sinks.join(", "));
-            Err(Complaints(vec![Complaint { origin: Origin::Default, key: "sinks".into(), message }]))
-        }
-        None => Ok(()),
+    are_sinks(config, resets.sinks.iter(), "to reset")
+}
+
+/// Has outputs left out that the command line names.
+fn leave_out(config: &mut Config, skips: &[Skip]) -> Result<(), Complaints> {
+    skips.clone_into(&mut config.skips);
+    if config.ledger.is_none() && !skips.is_empty() {
+        let message = "an output is left out by way of the ledger, and there is none".to_owned();
+        return Err(Complaints(vec![Complaint { origin: Origin::Default, key: "ledger".into(), message }]));
     }
+    are_sinks(config, skips.iter().map(|skip| &skip.sink), "to leave anything out of")
+}
+
+/// Whether the configuration has these sinks.
+fn are_sinks<'a>(
+    config: &Config,
+    mut named: impl Iterator<Item = &'a String>,
+    what_for: &str,
+) -> Result<(), Complaints> {
+    let sinks: Vec<_> = build::sinks(config, "").iter().map(|job| job.sink.name().to_owned()).collect();
+    let Some(unknown) = named.find(|&sink| !sinks.contains(sink)) else { return Ok(()) };
+    let message = format!("there is no sink {unknown:?} {what_for}: there are {}", sinks.join(", "));
+    Err(Complaints(vec![Complaint { origin: Origin::Default, key: "sinks".into(), message }]))
 }
 
 /// Has a child run what the arguments say without `--restart`.
@@ -124,6 +140,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     config.plan.close_at_end = args.close || !matches!(config.source, SourceConfig::Kafka(_));
     config.plan.record_bindings = args.bindings.clone();
     permit(&mut config, &args.resets)?;
+    leave_out(&mut config, &args.skips)?;
     let metrics = Arc::new(Metrics::default());
     let job = build::job(&config, args.until_end, timely_config(args)?, Arc::clone(&metrics))?;
     let restarts = std::env::var(supervise::RESTARTS).ok();

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{DONE, FAILED, REFUSED, build};
 use crate::config::{Complaint, Complaints, Config, LedgerConfig, Origin};
-use crate::coordination::{EpochRecord, Operator, is_closed};
+use crate::coordination::{EpochRecord, Operator, Skip, is_closed};
 use crate::ledger::{self, Claim, Ledger, LedgerError, StoredManifest};
 use crate::runtime::{Amendment, Resets, RunError, Unfit, amendment, check_finished, operators, resume_from};
 use crate::wall::wall_ms;
@@ -53,6 +53,8 @@ struct Facts {
     /// All that are recorded.
     epochs: Vec<EpochRecord>,
     sinks: Vec<(String, Result<Vec<Progress>, String>)>,
+    /// What sinks are not given.
+    skips: Vec<Skip>,
 }
 
 /// What a start would do it with.
@@ -99,8 +101,10 @@ impl Facts {
             pruned: Epoch(0),
             epochs: Vec::new(),
             sinks: Vec::new(),
+            skips: Vec::new(),
         };
         if let Some(ledger) = &mut ledger {
+            facts.skips = ledger.skips()?;
             facts.claim = ledger.look()?;
             facts.manifests = ledger.manifests()?;
         }
@@ -211,6 +215,7 @@ impl Facts {
             }
             Err(reason) => format!("sink {sink}: cannot be read: {reason}"),
         }));
+        lines.extend(self.skips.iter().map(|skip| format!("left out: {skip}")));
         lines.push(outlook.to_string());
         lines.into_iter().map(|line| line + "\n").collect()
     }
@@ -256,6 +261,7 @@ impl Facts {
             "pruned_through": self.pruned.0,
             "checkpoints": self.manifests.iter().rev().map(checkpoint).collect::<Vec<_>>(),
             "sinks": self.sinks.iter().map(sink).collect::<Vec<_>>(),
+            "skips": self.skips.iter().map(Skip::to_string).collect::<Vec<_>>(),
             "start": start,
         })
     }
@@ -371,6 +377,7 @@ mod tests {
             pruned: Epoch(4),
             epochs: (5..10).map(record).collect(),
             sinks: vec![("a".into(), Ok(vec![progress(8)])), ("b".into(), Ok(vec![progress(5)]))],
+            skips: vec!["b:6:events/3/42".parse().expect("a skip")],
         }
     }
 
@@ -392,6 +399,7 @@ mod tests {
              checkpoint of epoch 4: 8 s old, 0 bytes in 0 parts, 12 keys\n\
              sink a: through epoch 8\n\
              sink b: through epoch 5\n\
+             left out: b:6:events/3/42\n\
              a start would go on from the checkpoint of epoch 4 and do 5 epochs again, through 9\n"
         );
         let json = facts.json(&outlook, 15_999);

@@ -29,6 +29,7 @@ use std::time::Duration;
 use headwater_dataflows::windows::Refresh;
 use headwater_dataflows::{Emission, Epoch};
 
+use crate::coordination::Skip;
 use crate::outputs::Severity;
 use crate::runtime::{
     AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Telling, Time, TravelPlan,
@@ -60,6 +61,8 @@ pub struct Config {
     pub log: LogConfig,
     /// What a start may reset where it has to, as the command line has it: no key of a file says so.
     pub resets: Resets,
+    /// What sinks are not to be given any more; from the command line, too.
+    pub skips: Vec<Skip>,
     effective: Vec<(String, String)>,
 }
 
@@ -337,6 +340,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         http,
         log: LogConfig { json: json?, level: level?.to_owned() },
         resets: Resets::default(),
+        skips: Vec::new(),
         effective: Vec::new(),
     })
 }

@@ -13,6 +13,7 @@ mod manifest;
 mod model;
 mod offsets;
 mod recovery;
+mod skips;
 mod watermark;
 
 pub use bindings::{Binding, Bound, Closed, Collector, EpochRecord, Protocol};
@@ -23,4 +24,5 @@ pub use checkpoints::{
 pub use manifest::{Manifest, Operator, Part, PartKind, PartName, Position, Positions};
 pub use offsets::GroupOffsets;
 pub use recovery::{Mismatch, NoResume, Recorded, Resume, Taken, resume};
+pub use skips::{Skip, Skips};
 pub use watermark::Watermark;

@@ -3,6 +3,7 @@
 //! ```text
 //!   claim ─▶ lineage, generation, genesis, every bound epoch     (a start takes over)
 //!   enrol ─▶ how many processes there ever were        (before any sink is opened)
+//!   skip ─▶ an output that a sink does not take        (before any sink is opened)
 //!   begin ─▶ genesis: where each partition starts, what the pipeline is   (before the first read, once)
 //!   append ─▶ epochs, as they are bound                          (before any sink commits them)
 //!   conclude ─▶ a checkpoint's manifest; what no start needs any more goes
@@ -24,7 +25,7 @@ pub use self::format::Damaged;
 pub(crate) use self::manifest::{decode as decode_manifest, encode as encode_manifest};
 pub use self::postgres::PostgresLedger;
 pub use self::sqlite::SqliteLedger;
-use crate::coordination::{EpochRecord, Manifest, are_chains};
+use crate::coordination::{EpochRecord, Manifest, Skip, are_chains};
 
 /// What a pipeline began with, before its first record was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +102,18 @@ pub trait Ledger: Send {
     /// # Errors
     /// If it was taken over or the store fails.
     fn enrol(&mut self, processes: usize) -> Result<usize, LedgerError>;
+
+    /// Records an output that a sink is not to be given, in this and every later start.
+    ///
+    /// # Errors
+    /// If it was taken over or the store fails.
+    fn skip(&mut self, skip: &Skip) -> Result<(), LedgerError>;
+
+    /// Every output that a sink is not to be given.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn skips(&mut self) -> Result<Vec<Skip>, LedgerError>;
 
     /// Records what the pipeline begins with.
     ///

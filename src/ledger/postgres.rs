@@ -14,7 +14,7 @@ use super::{
     leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_manifest, read_round, unavailable,
     write_manifest,
 };
-use crate::coordination::{EpochRecord, Manifest, Prune, prune};
+use crate::coordination::{EpochRecord, Manifest, Prune, Skip, prune};
 
 /// What the database holds, in versions 1 and 2. The lock keeps two first starts apart: its number is "hw-ledgr" in ASCII.
 const TABLES: &str = "
@@ -43,6 +43,13 @@ CREATE TABLE IF NOT EXISTS headwater_manifests (
 CREATE TABLE IF NOT EXISTS headwater_writers (
     pipeline text PRIMARY KEY,
     processes bigint NOT NULL
+);
+CREATE TABLE IF NOT EXISTS headwater_skips (
+    pipeline text NOT NULL,
+    sink text NOT NULL,
+    epoch bigint NOT NULL,
+    output text NOT NULL,
+    PRIMARY KEY (pipeline, sink, epoch, output)
 );
 CREATE TABLE IF NOT EXISTS headwater_pruned (
     pipeline text PRIMARY KEY,
@@ -173,6 +180,27 @@ impl Ledger for PostgresLedger {
         let values: [&(dyn ToSql + Sync); 3] = [&self.pipeline, &generation, &processes];
         let rows = self.write("enrol processes", ENROL, &values)?;
         Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0)) as usize)
+    }
+
+    fn skip(&mut self, Skip { sink, epoch, output }: &Skip) -> Result<(), LedgerError> {
+        const SKIP: &str =
+            "INSERT INTO headwater_skips (pipeline, sink, epoch, output) VALUES ($1, $2, $3, $4)
+            ON CONFLICT DO NOTHING";
+        let (pipeline, epoch) = (self.pipeline.clone(), epoch.0 as i64);
+        self.transact("record what is left out", async |transaction| {
+            transaction.execute(SKIP, &[&pipeline, sink, &epoch, output]).await.map(|_| Ok(()))
+        })
+    }
+
+    fn skips(&mut self) -> Result<Vec<Skip>, LedgerError> {
+        const SKIPS: &str = "SELECT sink, epoch, output FROM headwater_skips WHERE pipeline = $1 ORDER BY epoch, sink, output";
+        let rows = self.query("read what is left out", SKIPS, &[&self.pipeline])?;
+        let skip = |row: &Row| Skip {
+            sink: row.get(0),
+            epoch: Epoch(row.get::<_, i64>(1) as u64),
+            output: row.get(2),
+        };
+        Ok(rows.iter().map(skip).collect())
     }
 
     fn begin(&mut self, genesis: &Genesis) -> Result<(), LedgerError> {

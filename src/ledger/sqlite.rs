@@ -12,7 +12,7 @@ use super::{
     leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_manifest, read_round, unavailable,
     write_manifest,
 };
-use crate::coordination::{EpochRecord, Manifest, Prune, prune};
+use crate::coordination::{EpochRecord, Manifest, Prune, Skip, prune};
 
 /// What the file holds, in versions 1 and 2.
 const TABLES: &str = "
@@ -39,6 +39,13 @@ CREATE TABLE IF NOT EXISTS headwater_manifests (
 CREATE TABLE IF NOT EXISTS headwater_writers (
     pipeline TEXT PRIMARY KEY,
     processes INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS headwater_skips (
+    pipeline TEXT NOT NULL,
+    sink TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    output TEXT NOT NULL,
+    PRIMARY KEY (pipeline, sink, epoch, output)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS headwater_pruned (
     pipeline TEXT PRIMARY KEY,
@@ -169,6 +176,27 @@ impl Ledger for SqliteLedger {
         self.write("enrol processes", |transaction| {
             let values = params![pipeline, processes as i64];
             transaction.query_row(ENROL, values, |row| row.get::<_, i64>(0)).map(|ever| ever as usize)
+        })
+    }
+
+    fn skip(&mut self, Skip { sink, epoch, output }: &Skip) -> Result<(), LedgerError> {
+        const SKIP: &str = "INSERT INTO headwater_skips (pipeline, sink, epoch, output) VALUES (?, ?, ?, ?)
+            ON CONFLICT DO NOTHING";
+        let pipeline = self.pipeline.clone();
+        self.write("record what is left out", |transaction| {
+            transaction.execute(SKIP, params![pipeline, sink, epoch.0 as i64, output]).map(drop)
+        })
+    }
+
+    fn skips(&mut self) -> Result<Vec<Skip>, LedgerError> {
+        const SKIPS: &str =
+            "SELECT sink, epoch, output FROM headwater_skips WHERE pipeline = ? ORDER BY epoch, sink, output";
+        self.read(|connection, pipeline| {
+            let skip = |row: &Row<'_>| {
+                let epoch = Epoch(row.get::<_, i64>(1)? as u64);
+                Ok(Skip { sink: row.get(0)?, epoch, output: row.get(2)? })
+            };
+            connection.prepare_cached(SKIPS)?.query_map([pipeline], skip)?.collect()
         })
     }
 

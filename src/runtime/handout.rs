@@ -12,7 +12,7 @@ use timely::dataflow::operators::vec::{Broadcast, ToStream};
 use timely::dataflow::operators::{Inspect, Probe};
 
 use super::failure::RunError;
-use crate::coordination::{Positions, Taken};
+use crate::coordination::{Positions, Skip, Taken};
 
 /// What the others need to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,8 @@ pub struct Handout {
     pub durable: Epoch,
     /// By name, what each sink has.
     pub taken: Vec<(String, Taken)>,
+    /// What sinks are not given.
+    pub skips: Vec<Skip>,
 }
 
 /// How many processes there are.

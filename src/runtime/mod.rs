@@ -44,7 +44,7 @@ use headwater_sinks::{Sink, Start, crash};
 
 use timely::worker::Worker;
 
-use crate::coordination::{NoResume, Position};
+use crate::coordination::{NoResume, Position, Skips};
 use crate::metrics::Metrics;
 use crate::outputs::Tongue;
 use crate::source::{Opening, Source};
@@ -57,7 +57,7 @@ use recorder::Recorder;
 use recording::{Concluding, LedgerHandle};
 use recovery::{Origin, disturbed, fenced_by_whom};
 use starting::{Begun, begin};
-use writer::WriterHandle;
+use writer::{Given, WriterHandle};
 
 /// A sink of a run.
 pub struct SinkJob {
@@ -109,8 +109,16 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let local = first_worker..first_worker + local_workers;
     let follows = matches!(past, Past::Follows(_));
     let recorded_cluster = processes(&workers) > 1 && !matches!(past, Past::Unrecorded);
-    let Begun { start, mut origin, source, positions, first_epoch, ledger: recorded, checkpoints: wanted } =
-        begin(past, source, &mut sinks, start, &plan, &workers)?;
+    let Begun {
+        start,
+        mut origin,
+        source,
+        positions,
+        first_epoch,
+        skips,
+        ledger: recorded,
+        checkpoints: wanted,
+    } = begin(past, source, &mut sinks, start, &plan, &workers)?;
     plan.first_epoch = plan.first_epoch.max(first_epoch);
 
     let mut threads = Vec::new();
@@ -123,7 +131,8 @@ pub fn run(job: Job) -> Result<(), RunError> {
         metrics.commits_every(commit_interval);
         let largest = sink.largest_message().unwrap_or(usize::MAX);
         let (failure, metrics) = (failure.clone(), Arc::clone(&metrics));
-        let spawned = writer::spawn(sink, taken, local.clone(), commit_interval, failure, metrics);
+        let given = Given { taken, skips: Skips::of(sink.name(), &skips) };
+        let spawned = writer::spawn(sink, given, local.clone(), commit_interval, failure, metrics);
         let (writer, thread) = spawned.map_err(cannot_start)?;
         writers.push((writer, tongue.within(largest)));
         threads.push(thread);

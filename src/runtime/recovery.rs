@@ -10,8 +10,8 @@ use super::amendment::{Amendment, amended, amendment, check_finished};
 use super::failure::RunError;
 use super::keeper::{Author, Kept, merge, read};
 use crate::coordination::{
-    EpochRecord, Manifest, NoOrigin, NoResume, Operator, Part, Recorded, Resume, Taken, chain, is_closed,
-    left_behind, resume,
+    EpochRecord, Manifest, NoOrigin, NoResume, Operator, Part, Recorded, Resume, Skip, Taken, chain,
+    is_closed, left_behind, resume,
 };
 use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
 use crate::state::StateStore;
@@ -28,6 +28,8 @@ pub struct History {
     pub amendment: Option<Amendment>,
     /// What may be reset where it has to.
     pub resets: Resets,
+    /// What sinks are not given.
+    pub skips: Vec<Skip>,
     /// Where and how often checkpoints are made, if they are.
     pub checkpoints: Option<Checkpoints>,
 }
@@ -137,7 +139,7 @@ pub fn origin(
     sinks: &[(&str, &[Progress])],
     operators: &[Operator],
 ) -> Result<Origin, RunError> {
-    let History { ledger, claim, checkpoints, meaning, amendment: changes, resets } = history;
+    let History { ledger, claim, checkpoints, meaning, amendment: changes, resets, .. } = history;
     let Records { manifests, pruned, mut epochs } = Records::read(&mut **ledger)?;
     if checkpoints.is_none() && !manifests.is_empty() {
         let reason = "the pipeline has checkpoints: it cannot go on without [checkpoint], nor without the [state] \

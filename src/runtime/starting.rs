@@ -12,7 +12,7 @@ use super::failure::RunError;
 use super::handout::{Handout, hand_out, processes};
 use super::plan::Plan;
 use super::recovery::{Checkpoints, Found, History, Origin, disturbed, open_sink, origin};
-use crate::coordination::Positions;
+use crate::coordination::{Positions, Skip};
 use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
 use crate::source::{Opening, Source};
 
@@ -46,6 +46,8 @@ pub struct Begun {
     pub positions: Positions,
     /// The first epoch that nobody ever had.
     pub first_epoch: Epoch,
+    /// What sinks are not given.
+    pub skips: Vec<Skip>,
     /// Where epochs are recorded, in the process that does.
     pub ledger: Option<Box<dyn Ledger>>,
     /// Where and how often checkpoints are made, if they are.
@@ -73,7 +75,8 @@ pub fn begin(
             let source = source(None)?;
             let positions = Positions::starting(source.start());
             let (origin, first_epoch) = (Origin::unrecorded(sinks.len()), latest.next());
-            Ok(Begun { start, origin, source, positions, first_epoch, ledger: None, checkpoints: None })
+            let (skips, ledger, checkpoints) = (Vec::new(), None, None);
+            Ok(Begun { start, origin, source, positions, first_epoch, skips, ledger, checkpoints })
         }
         Past::Leads(history) => lead(*history, source, sinks, start, plan, workers),
         Past::Follows(following) => follow(*following, source, sinks, start, workers),
@@ -107,7 +110,7 @@ fn lead(
     crash::point("start.loaded");
     let (source, positions) = open_source(source, &origin, &mut history)?;
     crash::point("start.begun");
-    let History { ledger, meaning, checkpoints, .. } = history;
+    let History { ledger, meaning, checkpoints, skips, .. } = history;
     let names = found.iter().map(|(name, _)| (*name).to_owned());
     if processes(workers) > 1 {
         let word = Handout {
@@ -118,12 +121,13 @@ fn lead(
             positions: positions.clone(),
             durable: origin.durable,
             taken: names.zip(origin.taken.iter().cloned()).collect(),
+            skips: skips.clone(),
         };
         hand_out(workers, Some(&word))?;
     }
     // Epochs go on above everything that was ever recorded or taken, whichever ledger's it was.
     let first_epoch = origin.durable.max(latest).next();
-    Ok(Begun { start, origin, source, positions, first_epoch, ledger: Some(ledger), checkpoints })
+    Ok(Begun { start, origin, source, positions, first_epoch, skips, ledger: Some(ledger), checkpoints })
 }
 
 fn follow(
@@ -135,7 +139,7 @@ fn follow(
 ) -> Result<Begun, RunError> {
     let Following { meaning: own_meaning, mut checkpoints } = following;
     let refused = |reason: String| RunError::from(LedgerError::Refused(reason));
-    let Handout { lineage, generation, meaning, manifest, positions, durable, taken } =
+    let Handout { lineage, generation, meaning, manifest, positions, durable, taken, skips } =
         hand_out(workers, None)?;
     if meaning != own_meaning {
         return Err(refused("the processes of the cluster have different configurations".into()));
@@ -154,7 +158,8 @@ fn follow(
         manifest.map_err(|damaged| refused(format!("what was handed out is damaged: {damaged}")))?;
     let origin = Origin::handed(manifest, checkpoints.as_mut(), start.shards, durable, taken_by_own)?;
     let source = source(Some(positions.as_slice().iter().map(|position| position.next).collect()))?;
-    Ok(Begun { start, origin, source, positions, first_epoch: durable.next(), ledger: None, checkpoints })
+    let first_epoch = durable.next();
+    Ok(Begun { start, origin, source, positions, first_epoch, skips, ledger: None, checkpoints })
 }
 
 /// Opens the source where the run goes on, which is recorded if it is the beginning.

@@ -8,10 +8,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::Epoch;
-use headwater_sinks::{Changes, CommitError, CommitPermit, Sink, crash};
+use headwater_sinks::{Changes, CommitError, CommitPermit, MessageNames, Sink, crash, row_name};
 use timely::scheduling::activate::SyncActivator;
 
 use super::failure::{Failure, RunError};
+use crate::coordination::Skips;
 use crate::metrics::Metrics;
 
 /// What workers tell a writer.
@@ -85,10 +86,18 @@ impl WriterHandle {
     }
 }
 
-/// Starts the writer of an opened sink, for the workers in `workers`. It has `taken` epochs that are done again.
+/// What of all that is done a sink is not given.
+pub struct Given {
+    /// Epochs through this one, which it has.
+    pub taken: Option<Epoch>,
+    /// Single outputs, which it does not take.
+    pub skips: Skips,
+}
+
+/// Starts the writer of an opened sink, for the workers in `workers`.
 pub fn spawn(
     sink: Box<dyn Sink>,
-    taken: Option<Epoch>,
+    Given { taken, skips }: Given,
     workers: std::ops::Range<usize>,
     commit_interval: Duration,
     failure: Failure,
@@ -100,6 +109,7 @@ pub fn spawn(
     let handle = WriterHandle { sink: name.clone(), taken, sender, shared: Arc::clone(&shared) };
     let writer = Writer {
         name: name.clone(),
+        skips,
         sink,
         first_worker: workers.start,
         reached: vec![Some(Epoch(0)); workers.len()],
@@ -118,6 +128,7 @@ pub fn spawn(
 
 struct Writer {
     name: String,
+    skips: Skips,
     sink: Box<dyn Sink>,
     first_worker: usize,
     /// How far each worker's delivery has come.
@@ -166,7 +177,7 @@ impl Writer {
         match message {
             Delivered::Changes { epoch, changes } => {
                 crash::point("sink.stage");
-                for changes in changes {
+                for changes in self.left_out(epoch, changes) {
                     self.sink.stage(epoch, changes)?;
                 }
                 self.staged.insert(epoch);
@@ -174,6 +185,26 @@ impl Writer {
             Delivered::Frontier { worker, reached } => self.reached[worker - self.first_worker] = reached,
         }
         Ok(())
+    }
+
+    /// What a worker has delivered of an epoch, without what the sink is not to be given.
+    fn left_out(&self, epoch: Epoch, mut delivered: Vec<Changes>) -> Vec<Changes> {
+        let Some(skipped) = self.skips.in_epoch(epoch) else { return delivered };
+        let is_skipped = |name: &str| {
+            let skips = skipped.contains(name);
+            if skips {
+                tracing::warn!(sink = self.name, %epoch, output = name, "left out, as the ledger says");
+            }
+            skips
+        };
+        let mut names = MessageNames::default();
+        for changes in &mut delivered {
+            *changes = changes.without(
+                |row| is_skipped(&row_name(row)),
+                |message| is_skipped(&names.next(message, self.sink.topics())),
+            );
+        }
+        delivered
     }
 
     /// The first epoch that is not complete on every worker; none if all are.

@@ -31,7 +31,8 @@ pub fn topics(brokers: &str) -> Topics {
     Topics::connect(brokers, &BTreeMap::new()).expect("connected")
 }
 
-fn read_all(brokers: &str, topic: &str) -> Vec<DeadLetter> {
+/// Every committed record of a topic.
+pub fn read_all(brokers: &str, topic: &str) -> Vec<DeadLetter> {
     DeadLetters::read_all(brokers, &BTreeMap::new(), topic)
         .expect("the topic is there")
         .map(|record| record.expect("readable"))

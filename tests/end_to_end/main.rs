@@ -17,6 +17,7 @@ mod proxy;
 mod restart;
 mod services;
 mod side_by_side;
+mod skip;
 mod status;
 mod torture;
 mod transactions;

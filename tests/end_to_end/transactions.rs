@@ -9,7 +9,7 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
-use crate::kafka::{Killed, OUTPUTS, alone};
+use crate::kafka::{Killed, OUTPUTS, alone, topics};
 use crate::live::Running;
 use crate::services::Services;
 
@@ -133,5 +133,6 @@ fn a_transaction_that_is_open_for_long_is_seen() {
     std::thread::sleep(BOUND + Duration::from_millis(500));
     stranger.abort_transaction(patience).expect("aborted");
     let seen = watched.end();
+    topics(&services.kafka).delete(&OUTPUTS).expect("deleted");
     assert!(seen.longest >= BOUND, "{seen:?}");
 }

@@ -35,7 +35,9 @@ use self::progress::{Body, Record};
 use self::topics::{TopicError, TopicSpec, Topics};
 use self::writer::{Outgoing, TRANSACTION_TIMEOUT, Trouble, Writer};
 use crate::crash;
-use crate::{Changes, CommitError, CommitPermit, OpenError, Progress, Sink, StageError, Start};
+use crate::{
+    Changes, CommitError, CommitPermit, Message, MessageNames, OpenError, Progress, Sink, StageError, Start,
+};
 
 /// How many transactional ids a writer uses in turn.
 const SLOTS: usize = 2;
@@ -146,14 +148,13 @@ impl KafkaSink {
             // As the Java client does: a key goes to the same partition whoever produces it.
             ("partitioner", "murmur2_random"),
         ];
-        let producer = client_config(brokers, options, &defaults, &owned)
+        let mut producer = client_config(brokers, options, &defaults, &owned)
             .map_err(|error| self.refused(error.to_string()))?;
 
         let cluster = Topics::connect(brokers, options).map_err(|error| self.topic_error(error))?;
         let mut missing = Vec::new();
-        // librdkafka's own default, by which it refuses before any topic does.
-        let mut largest =
-            producer.get("message.max.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(1_000_000);
+        let configured = producer.get("message.max.bytes").and_then(|bytes| bytes.parse().ok());
+        let mut largest = configured.unwrap_or(usize::MAX);
         for topic in topics {
             match cluster.describe(topic).map_err(|error| self.topic_error(error))? {
                 None => missing.push(topic.as_str()),
@@ -165,6 +166,12 @@ impl KafkaSink {
                 "no such topic: {}; `headwater topics create` creates what is missing",
                 missing.join(", ")
             )));
+        }
+        // By itself librdkafka takes a little less than topics do, and makes batches that are refused as a whole, since
+        // they are larger than one message may be.
+        producer.set("message.max.bytes", largest.clamp(1000, 1_000_000_000).to_string());
+        if !options.contains_key("batch.size") {
+            producer.set("batch.size", largest.clamp(1000, 1_000_000).to_string());
         }
         let progress = progress_topic(&start.pipeline);
         let log = self.progress_log(&cluster, &progress)?;
@@ -214,7 +221,7 @@ impl KafkaSink {
                 log.partitions().try_for_each(|partition| {
                     let partition = Some(partition);
                     let (key, value) = (Some(&*key), Some(&*value));
-                    writer.send(&Outgoing { topic: &topic, partition, key, value, headers: &[] })
+                    writer.send(&Outgoing { number: 0, topic: &topic, partition, key, value, headers: &[] })
                 })
             })
             .map_err(|trouble| match trouble {
@@ -292,12 +299,19 @@ impl KafkaSink {
                 let key = record.key();
                 log.partitions().try_for_each(|partition| {
                     let (partition, key) = (Some(partition), Some(&*key));
-                    writer.send(&Outgoing { topic: &topic, partition, key, value: None, headers: &[] })
+                    writer.send(&Outgoing {
+                        number: 0,
+                        topic: &topic,
+                        partition,
+                        key,
+                        value: None,
+                        headers: &[],
+                    })
                 })
             })?;
             let (key, value) = (adopted.key(), adopted.encode());
             let (key, value) = (Some(&*key), Some(&*value));
-            writer.send(&Outgoing { topic: &topic, partition: None, key, value, headers: &[] })
+            writer.send(&Outgoing { number: 0, topic: &topic, partition: None, key, value, headers: &[] })
         });
         outcome.map_err(|trouble| self.unavailable("its progress topic", trouble.to_string()))
     }
@@ -309,6 +323,10 @@ impl KafkaSink {
         if opened.writers[slot].usable() {
             return Ok(slot);
         }
+        // What topics take may be more by now.
+        let (producer, _, max_message_bytes) =
+            self.prepare(&opened.start).map_err(|error| Trouble::Failed(error.to_string()))?;
+        (opened.producer, opened.max_message_bytes) = (producer, max_message_bytes);
         let Opened { start, producer, log, .. } = opened;
         let id = &transactional_ids(&start.pipeline, &self.config.name, start.process)[slot];
         tracing::info!(sink = self.config.name, id, "replacing a producer");
@@ -328,10 +346,10 @@ impl KafkaSink {
         let body = Body::Progress { shards: start.shards, through };
         let progress = record(&self.config.name, start, body);
         let (key, value) = (progress.key(), progress.encode());
-        writers[slot].transaction(|writer| {
-            let staged = self.staged.range(..=through).flat_map(|(_, changes)| changes);
-            for message in staged.flat_map(|changes| changes.messages.iter()) {
+        let outcome = writers[slot].transaction(|writer| {
+            for (number, (_, message)) in (1..).zip(self.staged(through)) {
                 writer.send(&Outgoing {
+                    number,
                     topic: &self.config.topics[message.topic],
                     partition: None,
                     key: message.key,
@@ -341,10 +359,36 @@ impl KafkaSink {
             }
             let topic = &progress_topic(&start.pipeline);
             let (key, value) = (Some(&*key), Some(&*value));
-            writer.send(&Outgoing { topic, partition: None, key, value, headers: &[] })?;
+            writer.send(&Outgoing { number: 0, topic, partition: None, key, value, headers: &[] })?;
             crash::point("kafka.produced");
             Ok(())
+        });
+        outcome.map_err(|trouble| match trouble {
+            Trouble::Refused(number, reason) => {
+                Trouble::Refused(number, reason + &self.how_to_leave_out(number, through))
+            }
+            other => other,
         })
+    }
+
+    /// What is staged through an epoch, in the order in which it is sent.
+    fn staged(&self, through: Epoch) -> impl Iterator<Item = (Epoch, Message<'_>)> {
+        self.staged.range(..=through).flat_map(|(epoch, changes)| {
+            changes.iter().flat_map(|changes| changes.messages.iter()).map(|message| (*epoch, message))
+        })
+    }
+
+    /// In words, how the message of a number, from 1 on, can be left out of a round.
+    fn how_to_leave_out(&self, number: usize, through: Epoch) -> String {
+        let Some((epoch, refused)) = self.staged(through).nth(number.wrapping_sub(1)) else {
+            return String::new();
+        };
+        let (mut names, mut name) = (MessageNames::default(), String::new());
+        for (_, message) in self.staged(through).take(number).filter(|(of, _)| *of == epoch) {
+            name = names.next(&message, &self.config.topics);
+        }
+        let bytes = refused.value.map_or(0, <[u8]>::len);
+        format!(" ({bytes} bytes); `--skip {}:{epoch}:{name}` leaves it out", self.config.name)
     }
 }
 
@@ -404,6 +448,10 @@ impl Sink for KafkaSink {
         Ok(progress::newest(&records))
     }
 
+    fn topics(&self) -> &[String] {
+        &self.config.topics
+    }
+
     /// What every output topic takes.
     fn largest_message(&self) -> Option<usize> {
         self.opened.as_ref().map(|opened| opened.max_message_bytes)
@@ -436,6 +484,7 @@ impl Sink for KafkaSink {
                 Ok(())
             }
             Err(Trouble::Failed(reason)) => Err(CommitError::Failed { sink, through, reason }),
+            Err(Trouble::Refused(_, reason)) => Err(CommitError::Refused { sink, through, reason }),
             Err(Trouble::Indeterminate(reason)) => Err(CommitError::Indeterminate { sink, through, reason }),
             Err(Trouble::Fenced(reason)) => Err(CommitError::Fenced { sink, reason }),
         }

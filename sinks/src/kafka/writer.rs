@@ -43,6 +43,8 @@ const STEP: Duration = Duration::from_micros(500);
 pub(super) enum Trouble {
     /// Nothing of it will ever be visible.
     Failed(String),
+    /// Nothing of it will ever be visible, however often it is tried: the record of this number in it is not taken.
+    Refused(usize, String),
     /// Nobody knows.
     Indeterminate(String),
     /// Another producer holds the id now; whoever that is finds out what became of it.
@@ -51,13 +53,18 @@ pub(super) enum Trouble {
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Trouble::Failed(reason) | Trouble::Indeterminate(reason) | Trouble::Fenced(reason)) = self;
+        let (Trouble::Failed(reason)
+        | Trouble::Refused(_, reason)
+        | Trouble::Indeterminate(reason)
+        | Trouble::Fenced(reason)) = self;
         f.write_str(reason)
     }
 }
 
 /// One record to produce.
 pub(super) struct Outgoing<'a> {
+    /// Which of its transaction it is.
+    pub number: usize,
     pub topic: &'a str,
     /// None leaves it to the key.
     pub partition: Option<i32>,
@@ -70,7 +77,7 @@ pub(super) struct Outgoing<'a> {
 #[derive(Default)]
 struct Watch {
     disturbed: AtomicBool,
-    failure: Mutex<Option<String>>,
+    failure: Mutex<Option<Trouble>>,
 }
 
 impl ClientContext for Watch {
@@ -85,20 +92,32 @@ impl ClientContext for Watch {
 }
 
 impl ProducerContext for Watch {
-    type DeliveryOpaque = ();
+    /// The record's number in its transaction.
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
         if let Err((error, message)) = result {
             let key =
                 message.key().map_or("none".into(), |key| String::from_utf8_lossy(&key[..key.len().min(64)]));
             let mut failure = self.failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            failure.get_or_insert_with(|| undelivered(message.topic(), &key, error));
+            let undelivered = undelivered(number, message.topic(), &key, error);
+            // What is refused makes the rest of its transaction fail, too: it is the one to be named.
+            if failure.is_none() || matches!(undelivered, Trouble::Refused(..)) {
+                failure.replace(undelivered);
+            }
         }
     }
 }
 
-fn undelivered(topic: &str, key: &str, error: &KafkaError) -> String {
-    format!("topic {topic} does not take the message with key {key}: {error}")
+/// A record was not taken, and perhaps never will be.
+fn undelivered(number: usize, topic: &str, key: &str, error: &KafkaError) -> Trouble {
+    let reason = format!("topic {topic} does not take the message with key {key}: {error}");
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidRecord) => {
+            Trouble::Refused(number, reason)
+        }
+        _ => Trouble::Failed(reason),
+    }
 }
 
 /// A producer that has initialised its transactional id, and so fenced whoever held it before.
@@ -139,7 +158,7 @@ impl Writer {
 
     /// Adds a record to the open transaction, waiting while the producer's queue is full.
     pub fn send(&self, outgoing: &Outgoing<'_>) -> Result<(), Trouble> {
-        let mut record = BaseRecord::<[u8], [u8]>::to(outgoing.topic);
+        let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(outgoing.topic, outgoing.number);
         record.key = outgoing.key;
         record.payload = outgoing.value;
         record.partition = outgoing.partition;
@@ -161,9 +180,9 @@ impl Writer {
                 }
                 Err((error, _)) => {
                     let key = outgoing.key.map_or("none".into(), String::from_utf8_lossy);
-                    let undelivered = undelivered(outgoing.topic, &key, &error);
+                    let undelivered = undelivered(outgoing.number, outgoing.topic, &key, &error);
                     return Err(match self.trouble("produce", &error) {
-                        Trouble::Failed(_) => Trouble::Failed(undelivered),
+                        Trouble::Failed(_) => undelivered,
                         other => other,
                     });
                 }
@@ -196,7 +215,7 @@ impl Writer {
         match (failure, self.producer.client().fatal_error()) {
             (_, Some((code, reason))) if is_fencing(code) => Err(Trouble::Fenced(reason)),
             (_, Some((_, reason))) => Err(Trouble::Failed(reason)),
-            (Some(failure), None) => Err(Trouble::Failed(failure)),
+            (Some(failure), None) => Err(failure),
             (None, None) => Ok(()),
         }
     }
