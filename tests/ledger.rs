@@ -366,8 +366,8 @@ fn postgresql_keeps_its_promises() {
         Box::new(PostgresLedger::open(&url, &format!("ledger-{run}-{pipeline}")).expect("opens"))
     };
     promises(open);
-    promises_of_manifests(&open);
-    promises_of_skips(&open);
+    promises_of_manifests(open);
+    promises_of_skips(open);
 
     // Two starts at the same moment do not get the same generation.
     let claims: Vec<_> = (0..4)
