@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Partition;
+
 /// How many logical shards a pipeline has. Never changed: progress is recorded per shard.
 pub const SHARDS: u32 = 64;
 
@@ -52,6 +54,11 @@ impl KeyHash {
 }
 
 impl ShardId {
+    /// The shard of what is said of a partition's records before they have a key.
+    pub const fn of_partition(Partition(partition): Partition) -> ShardId {
+        ShardId(partition % SHARDS)
+    }
+
     /// The worker, of `peers`, on which this shard lives.
     pub const fn worker(self, peers: usize) -> usize {
         self.0 as usize % peers

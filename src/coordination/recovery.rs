@@ -21,12 +21,6 @@ pub enum Mismatch {
         /// The ledger's.
         ledger: Epoch,
     },
-    /// Its shards lie otherwise on processes than when they were written, and have come unequally far.
-    #[error(
-        "its shards have come unequally far, and now lie otherwise on processes: start it once as it was, and have it \
-         stop (SIGTERM), before its processes become others"
-    )]
-    Uneven,
 }
 
 /// What a sink has: by shard, the last epoch of those that are recorded; none if nothing.
@@ -62,14 +56,20 @@ impl Taken {
         self.0.iter().copied().min().flatten()
     }
 
-    /// The last epoch that a writer of these shards finds there.
-    ///
-    /// # Errors
-    /// If they differ: a writer goes on after one epoch.
-    pub fn of_writer(&self, shards: Shards) -> Result<Option<Epoch>, Mismatch> {
-        let mut own = (0..SHARDS).map(ShardId).zip(&self.0).filter(|(shard, _)| shards.contains(*shard));
-        let Some((_, &first)) = own.next() else { return Ok(None) };
-        if own.all(|(_, &taken)| taken == first) { Ok(first) } else { Err(Mismatch::Uneven) }
+    /// The last epoch of which it has every one of these shards: a writer of theirs goes on after it.
+    pub fn least_of(&self, shards: Shards) -> Option<Epoch> {
+        let own = (0..SHARDS).map(ShardId).zip(&self.0).filter(|(shard, _)| shards.contains(*shard));
+        own.map(|(_, &taken)| taken).min().flatten()
+    }
+
+    /// Whether it has a shard's outputs of an epoch.
+    pub fn has(&self, ShardId(shard): ShardId, epoch: Epoch) -> bool {
+        self.0[shard as usize] >= Some(epoch)
+    }
+
+    /// The last epoch of which it has any shard.
+    pub fn most(&self) -> Option<Epoch> {
+        self.0.iter().copied().max().flatten()
     }
 }
 
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_sink_goes_on_after_what_it_has_and_must_not_be_ahead_of_the_ledger() {
         let taken = |progress: &[Progress], durable| {
-            Taken::of(progress, Epoch(durable)).and_then(|taken| taken.of_writer(Shards::ALL))
+            Taken::of(progress, Epoch(durable)).map(|taken| taken.least_of(Shards::ALL))
         };
         assert_eq!(taken(&[], 7), Ok(None), "new: it is given everything");
         let two = [progress(1, 5, Shards::ALL), progress(2, 6, Shards::ALL)];
@@ -167,18 +167,20 @@ mod tests {
         let part = |process| Shards::of_workers(process..process + 1, 3);
         let found = [progress(1, 5, part(0)), progress(1, 7, part(1)), progress(2, 6, part(0))];
         let taken = Taken::of(&found, Epoch(7)).expect("they follow");
-        assert_eq!(taken.of_writer(part(0)), Ok(Some(Epoch(6))));
-        assert_eq!(taken.of_writer(part(1)), Ok(Some(Epoch(7))));
         assert_eq!(
-            (taken.of_writer(part(2)), taken.least()),
-            (Ok(None), None),
-            "the third has written nothing"
+            [0, 1, 2].map(|process| taken.least_of(part(process)).map(|epoch| epoch.0)),
+            [Some(6), Some(7), None]
         );
-        assert_eq!(taken.of_writer(Shards::of_workers(0..1, 2)), Err(Mismatch::Uneven));
-        // Once all have come equally far, they may lie anyhow.
-        let even = [0, 1, 2].map(|process| progress(3, 8, part(process)));
-        let taken = Taken::of(&even, Epoch(8)).expect("they follow");
-        assert_eq!((taken.of_writer(Shards::ALL), taken.least()), (Ok(Some(Epoch(8))), Some(Epoch(8))));
+        assert_eq!((taken.least(), taken.most()), (None, Some(Epoch(7))), "the third has written nothing");
+        // Now they lie otherwise on processes: each goes on after what the least of its shards has, and has some of more.
+        let rest = [progress(3, 5, part(2))];
+        let taken = Taken::of(&[&found[..], &rest].concat(), Epoch(7)).expect("they follow");
+        assert_eq!(taken.least_of(Shards::of_workers(0..1, 2)), Some(Epoch(5)));
+        for (shard, through) in [(0, 6), (1, 7), (2, 5), (63, 6)] {
+            let has = |epoch| taken.has(ShardId(shard), Epoch(epoch));
+            assert!(has(through) && has(1) && !has(through + 1), "{shard}");
+        }
+        assert!(!Taken::nothing().has(ShardId(0), Epoch(0)));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Alerts: what patterns found.
 
-use headwater_dataflows::{Epoch, EventTime, Position};
+use headwater_dataflows::{Epoch, EventTime, Position, ShardId};
 use headwater_sinks::{Cell, Changes};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Output, Status, Takes};
+use super::{Output, Status, Takes, shard_of};
 use crate::event::split_key;
 use crate::json::rfc3339;
 
@@ -91,6 +91,10 @@ fn status_text(status: Status) -> &'static str {
 impl Output for Alert {
     fn of(takes: &Takes) -> Option<u8> {
         takes.alerts
+    }
+
+    fn shard(&self) -> ShardId {
+        shard_of(&self.key)
     }
 
     fn row(&self, epoch: Epoch, status: Status, table: u8, out: &mut Changes) {

@@ -1,6 +1,6 @@
 //! Dead letters: records that take no part, with the reason.
 
-use headwater_dataflows::{Epoch, Position, Refusal};
+use headwater_dataflows::{Epoch, Event as _, Position, Refusal, ShardId};
 use headwater_sinks::{Cell, Changes, Header};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -26,6 +26,8 @@ pub struct DeadLetter {
     pub retries: u32,
     /// What is wrong with it.
     pub rejection: Rejection,
+    /// The event's, if it was one; else that of the partition, which is read where the shard lives.
+    shard: ShardId,
 }
 
 impl DeadLetter {
@@ -38,6 +40,7 @@ impl DeadLetter {
             value: raw.value.map(Box::from),
             retries: raw.retries,
             rejection,
+            shard: ShardId::of_partition(raw.position.partition),
         }
     }
 
@@ -54,6 +57,7 @@ impl DeadLetter {
             value: Some(event.original().as_bytes().into()),
             retries: event.retries(),
             rejection,
+            shard: event.key_hash().shard(),
         }
     }
 
@@ -66,6 +70,10 @@ impl DeadLetter {
 impl Output for DeadLetter {
     fn of(takes: &Takes) -> Option<u8> {
         takes.dead_letters
+    }
+
+    fn shard(&self) -> ShardId {
+        self.shard
     }
 
     fn row(&self, epoch: Epoch, _: Status, table: u8, out: &mut Changes) {
@@ -142,6 +150,7 @@ mod tests {
             value: Some(vec![b'v'; value].into()),
             retries: 0,
             rejection: Rejection::duplicate("x"),
+            shard: ShardId(1),
         }
     }
 

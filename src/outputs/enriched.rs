@@ -1,7 +1,7 @@
 //! Enriched events: each event with what was known of its key when it arrived.
 
 use headwater_dataflows::patterns::{Location, haversine_km};
-use headwater_dataflows::{Epoch, EventTime};
+use headwater_dataflows::{Epoch, Event as _, EventTime, ShardId};
 use headwater_sinks::{Cell, Changes};
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,10 @@ fn amount_band(amount: Option<i64>) -> &'static str {
 impl Output for Arrival<'_> {
     fn of(takes: &Takes) -> Option<u8> {
         takes.events
+    }
+
+    fn shard(&self) -> ShardId {
+        self.event.key_hash().shard()
     }
 
     fn row(&self, epoch: Epoch, _: Status, table: u8, out: &mut Changes) {

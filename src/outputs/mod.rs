@@ -13,8 +13,12 @@ pub use dead_letter::DeadLetter;
 pub use enriched::{Arrival, KeyHistory};
 pub use window::WindowRow;
 
-use headwater_dataflows::Epoch;
+use std::sync::Arc;
+
+use headwater_dataflows::{Epoch, KeyHash, ShardId};
 use headwater_sinks::Changes;
+
+use crate::coordination::Taken;
 
 /// What one sink takes of each kind of output: the index of its table or topic, if it takes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +59,28 @@ impl Tongue {
     }
 }
 
+/// A sink, and what it need not be told again.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// How it is told.
+    pub tongue: Tongue,
+    taken: Arc<Taken>,
+    /// No shard of it has later ones.
+    most: Option<Epoch>,
+}
+
+impl Listener {
+    /// One that has taken some epochs, by shard, that are perhaps done again.
+    pub fn new(tongue: Tongue, taken: Taken) -> Listener {
+        Listener { tongue, most: taken.most(), taken: Arc::new(taken) }
+    }
+
+    /// One that has nothing.
+    pub fn to_all(tongue: Tongue) -> Listener {
+        Listener::new(tongue, Taken::nothing())
+    }
+}
+
 /// Changes for each sink, by its index.
 pub type Told = Vec<Changes>;
 
@@ -62,6 +88,9 @@ pub type Told = Vec<Changes>;
 pub trait Output {
     /// The table or topic it goes to.
     fn of(takes: &Takes) -> Option<u8>;
+
+    /// The shard that it is of: the one of its key, or else of its record's partition.
+    fn shard(&self) -> ShardId;
 
     /// Appends it as a row of table `table`.
     fn row(&self, epoch: Epoch, status: Status, table: u8, out: &mut Changes);
@@ -79,10 +108,13 @@ pub enum Status {
     Revoked,
 }
 
-/// Tells every sink that takes it.
-pub fn tell<O: Output>(output: &O, epoch: Epoch, status: Status, tongues: &[Tongue], told: &mut Told) {
-    told.resize_with(tongues.len(), Changes::default);
-    for (tongue, changes) in tongues.iter().zip(told) {
+/// Tells every sink that takes it and does not have it.
+pub fn tell<O: Output>(output: &O, epoch: Epoch, status: Status, listeners: &[Listener], told: &mut Told) {
+    told.resize_with(listeners.len(), Changes::default);
+    for (Listener { tongue, taken, most }, changes) in listeners.iter().zip(told) {
+        if Some(epoch) <= *most && taken.has(output.shard(), epoch) {
+            continue;
+        }
         match (tongue, O::of(tongue.takes())) {
             (_, None) => {}
             (Tongue::Rows(_), Some(table)) => output.row(epoch, status, table, changes),
@@ -91,4 +123,9 @@ pub fn tell<O: Output>(output: &O, epoch: Epoch, status: Status, tongues: &[Tong
             }
         }
     }
+}
+
+/// The shard of a key as operators know it.
+fn shard_of(key: &str) -> ShardId {
+    KeyHash::of(key.as_bytes()).shard()
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use headwater_dataflows::windows::{Summary, Window};
-use headwater_dataflows::{Epoch, patterns::Moments};
+use headwater_dataflows::{Epoch, ShardId, patterns::Moments};
 use headwater_sinks::{Cell, Changes};
 use serde::{Deserialize, Serialize};
 
-use super::{Output, Status, Takes};
+use super::{Output, Status, Takes, shard_of};
 use crate::event::split_key;
 
 /// What a window's events come to.
@@ -49,6 +49,10 @@ pub(super) const MICROS: f64 = 1e6;
 impl Output for WindowRow {
     fn of(takes: &Takes) -> Option<u8> {
         takes.windows
+    }
+
+    fn shard(&self) -> ShardId {
+        shard_of(&self.key)
     }
 
     /// A revoked row deletes: the window has gone, its session having merged or lost its events.

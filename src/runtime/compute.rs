@@ -15,7 +15,7 @@ use super::telling::{Identity, told};
 use crate::coordination::Operator;
 use crate::event::{Event, KeyKind, split_key};
 use crate::metrics::Metrics;
-use crate::outputs::{Alert, DeadLetter, KeyHistory, Status, Told, Tongue, WindowRow, tell};
+use crate::outputs::{Alert, DeadLetter, KeyHistory, Listener, Status, Told, Tongue, WindowRow, tell};
 
 /// The operator that admits events.
 const ADMIT: &str = "Admit";
@@ -44,13 +44,13 @@ pub struct Computed<'scope> {
     pub load: Load,
 }
 
-/// Computes what a plan says, and tells it to the sinks that speak these tongues; every operator that remembers
+/// Computes what a plan says, and tells it to these sinks; every operator that remembers
 /// anything is entered into `captures`.
 pub fn compute<'scope>(
     inputs: Inputs<'scope>,
     captures: &Captures<'scope>,
     plan: &Plan,
-    tongues: &Arc<[Tongue]>,
+    listeners: &Arc<[Listener]>,
     metrics: &Arc<Metrics>,
 ) -> Computed<'scope> {
     let Inputs { events, rejected, control } = inputs;
@@ -62,26 +62,26 @@ pub fn compute<'scope>(
     let letters =
         refused.map(|refused| DeadLetter::refused(&refused.event, refused.refusal)).concat(rejected);
     let counted = Arc::clone(metrics);
-    let letters = told("Dead letters", letters, Arc::clone(tongues), move |letter: &DeadLetter, _| {
+    let letters = told("Dead letters", letters, Arc::clone(listeners), move |letter: &DeadLetter, _| {
         if matches!(letter.reason(), crate::decode::Reason::Late | crate::decode::Reason::Duplicate) {
             counted.rejected(letter.reason().as_str(), 1);
         }
     });
     let mut all = vec![letters];
 
-    if enriches(tongues) {
-        let tongues = Arc::clone(tongues);
+    if enriches(listeners.iter().map(|listener| &listener.tongue)) {
+        let listeners = Arc::clone(listeners);
         all.push(keyed.clone().accumulate(
             ENRICH,
             move |epoch, history: &mut KeyHistory, event: &Event, told: &mut Told| {
-                tell(&history.arrive(event), epoch, Status::Raised, &tongues, told);
+                tell(&history.arrive(event), epoch, Status::Raised, &listeners, told);
             },
         ));
     }
 
     let alerts = keyed.clone().scan_all(RULES, rules(&plan.pipeline, &plan.patterns));
     let counted = Arc::clone(metrics);
-    all.push(told("Alerts", alerts, Arc::clone(tongues), move |alert: &Alert, status| {
+    all.push(told("Alerts", alerts, Arc::clone(listeners), move |alert: &Alert, status| {
         counted.alert(
             alert.rule,
             match status {
@@ -93,18 +93,18 @@ pub fn compute<'scope>(
 
     for window in &plan.windows {
         let rows = rows(keyed.clone(), window);
-        all.push(told(&format!("Rows: {}", window.name), rows, Arc::clone(tongues), |_, _| {}));
+        all.push(told(&format!("Rows: {}", window.name), rows, Arc::clone(listeners), |_, _| {}));
     }
     Computed { told: scope.concatenate(all), load }
 }
 
 /// Whether any sink takes events, so that they are enriched.
-fn enriches(tongues: &[Tongue]) -> bool {
-    tongues.iter().any(|tongue| tongue.takes().events.is_some())
+fn enriches<'a>(tongues: impl IntoIterator<Item = &'a Tongue>) -> bool {
+    tongues.into_iter().any(|tongue| tongue.takes().events.is_some())
 }
 
 /// The operators that [`compute`] enters into its captures, by name; each with the version of its state.
-pub fn operators(plan: &Plan, tongues: &[Tongue]) -> Vec<Operator> {
+pub fn operators<'a>(plan: &Plan, tongues: impl IntoIterator<Item = &'a Tongue>) -> Vec<Operator> {
     let mut names = vec![ADMIT.to_owned(), headwater_dataflows::ids_of(ADMIT), RULES.to_owned()];
     names.extend(enriches(tongues).then(|| ENRICH.to_owned()));
     names.extend(plan.windows.iter().map(|window| format!("{WINDOW}{}", window.name)));

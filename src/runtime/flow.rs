@@ -40,7 +40,7 @@ use super::watch::{Heard, Sights, Watch};
 use super::writer::WriterHandle;
 use crate::coordination::{Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark};
 use crate::metrics::Metrics;
-use crate::outputs::Tongue;
+use crate::outputs::{Listener, Tongue};
 use crate::source::Reader;
 
 /// What the dataflow of one worker is built from.
@@ -54,7 +54,7 @@ pub struct Parts {
     /// How many workers this process has: they share its bytes in flight.
     pub local_workers: usize,
     /// The writers of the sinks, and how each is told.
-    pub sinks: Vec<(WriterHandle, Tongue)>,
+    pub sinks: Vec<(WriterHandle, Listener)>,
     /// Worker 0 writes down the bindings here.
     pub recorder: Option<Recorder>,
     /// What the run goes on from.
@@ -175,7 +175,8 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         .inspect(move |control| newest.set(newest.get().max(control.watermark)))
         .probe_with(&bound);
 
-    let tongues: Arc<[Tongue]> = sinks.iter().map(|(_, tongue)| *tongue).collect();
+    let listeners: Arc<[Listener]> = sinks.iter().map(|(_, listener)| listener.clone()).collect();
+    let tongues = || listeners.iter().map(|listener| &listener.tongue);
     let captures = match (&checkpoints, restored) {
         (None, _) => Captures::off(scope),
         (Some(_), None) => Captures::new(scope),
@@ -183,24 +184,24 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
     };
     let (events, rejected) = (events.as_collection(), rejected.as_collection());
     let inputs = Inputs { events, rejected, control: control.clone() };
-    let Computed { told: all, load } = compute(inputs, &captures, &plan, &tongues, &metrics);
+    let Computed { told: all, load } = compute(inputs, &captures, &plan, &listeners, &metrics);
     let computed = Probe::new();
     let all = all.probe_with(&computed);
     let operator = |(name, version): (Arc<str>, u32)| Operator { name: name.to_string(), version };
     let entered: Vec<_> = captures.operators().into_iter().map(operator).collect();
-    debug_assert!(checkpoints.is_none() || entered == operators(&plan, &tongues), "{entered:?}");
+    debug_assert!(checkpoints.is_none() || entered == operators(&plan, tongues()), "{entered:?}");
     let captured = captures.finish()?;
     let takes_alerts = |tongue: &Tongue| tongue.takes().alerts.is_some();
-    let alerted = if tongues.iter().any(takes_alerts) { Probe::new() } else { committed.clone() };
+    let alerted = if tongues().any(takes_alerts) { Probe::new() } else { committed.clone() };
     let done = if sinks.is_empty() {
         all.flat_map(|_| None::<()>)
     } else {
         let marks = marks(control.clone());
         let delivered = part(all, sinks.len());
         let mut done = Vec::new();
-        for ((writer, tongue), changes) in sinks.into_iter().zip(delivered) {
+        for ((writer, listener), changes) in sinks.into_iter().zip(delivered) {
             let delivered = deliver(changes.concat(marks.clone()), durable.clone(), writer);
-            if takes_alerts(&tongue) {
+            if takes_alerts(&listener.tongue) {
                 delivered.clone().probe_with(&alerted);
             }
             done.push(delivered);

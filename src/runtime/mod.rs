@@ -39,14 +39,14 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::{Epoch, Offset, Partition};
+use headwater_dataflows::{Epoch, Offset, Partition, ShardId};
 use headwater_sinks::{Sink, Start, crash};
 
 use timely::worker::Worker;
 
-use crate::coordination::{NoResume, Position, Skips};
+use crate::coordination::{Position, Skips};
 use crate::metrics::Metrics;
-use crate::outputs::Tongue;
+use crate::outputs::{Listener, Tongue};
 use crate::source::{Opening, Source};
 use clock::committed;
 use failure::Failure;
@@ -124,17 +124,14 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let mut threads = Vec::new();
     let mut writers = Vec::new();
     for (SinkJob { sink, tongue, commit_interval }, taken) in sinks.into_iter().zip(&origin.taken) {
-        let name = || sink.name().to_owned();
-        let taken = taken
-            .of_writer(start.shards)
-            .map_err(|mismatch| NoResume::Mismatch { sink: name(), mismatch })?;
         metrics.commits_every(commit_interval);
         let largest = sink.largest_message().unwrap_or(usize::MAX);
         let (failure, metrics) = (failure.clone(), Arc::clone(&metrics));
-        let given = Given { taken, skips: Skips::of(sink.name(), &skips) };
+        let least = taken.least_of(start.shards);
+        let given = Given { taken: least, skips: Skips::of(sink.name(), &skips) };
         let spawned = writer::spawn(sink, given, local.clone(), commit_interval, failure, metrics);
         let (writer, thread) = spawned.map_err(cannot_start)?;
-        writers.push((writer, tongue.within(largest)));
+        writers.push((writer, Listener::new(tongue.within(largest), taken.clone())));
         threads.push(thread);
     }
     let (mut concluding, mut checkpoints) = (None, None);
@@ -255,7 +252,7 @@ struct Context {
 /// Of what every worker has a copy.
 #[derive(Clone)]
 struct Handles {
-    writers: Vec<(WriterHandle, Tongue)>,
+    writers: Vec<(WriterHandle, Listener)>,
     checkpoints: Option<Capturing>,
 }
 
@@ -274,8 +271,10 @@ impl Context {
             .positions
             .iter()
             .enumerate()
-            .filter(|(partition, _)| partition % worker.peers() == worker.index())
             .map(|(partition, position)| (Partition(partition as u32), position.next))
+            .filter(|(partition, _)| {
+                ShardId::of_partition(*partition).worker(worker.peers()) == worker.index()
+            })
             .collect();
         let reader = self.source.reader(&owned)?;
         let lock = "no worker panics while it holds the lock";

@@ -12,7 +12,7 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::{Operator, OutputBuilder};
 
-use crate::outputs::{Output, Status, Told, Tongue, tell};
+use crate::outputs::{Listener, Output, Status, Told, tell};
 
 /// An output that can change: its identity comes first in its order.
 pub trait Identity {
@@ -25,7 +25,7 @@ pub trait Identity {
 pub fn told<'scope, O: Output + Identity + Data>(
     name: &str,
     collection: VecCollection<'scope, Epoch, O>,
-    tongues: Arc<[Tongue]>,
+    listeners: Arc<[Listener]>,
     mut seen: impl FnMut(&O, Status) + 'static,
 ) -> StreamVec<'scope, Epoch, (Epoch, Told)> {
     let mut epochs = BTreeMap::new();
@@ -53,7 +53,7 @@ pub fn told<'scope, O: Output + Identity + Data>(
                             None => (&versions[0].0, Status::Revoked),
                         };
                         seen(output, status);
-                        tell(output, epoch, status, &tongues, &mut told);
+                        tell(output, epoch, status, &listeners, &mut told);
                     }
                     output.session(&capability).give((epoch, told));
                 }

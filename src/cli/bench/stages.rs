@@ -35,7 +35,7 @@ use crate::config::{Config, OutputKind, SinksConfig};
 use crate::decode::Decoder;
 use crate::event::Event;
 use crate::metrics::Metrics;
-use crate::outputs::Tongue;
+use crate::outputs::{Listener, Tongue};
 use crate::runtime::{Inputs, SinkJob, compute};
 use crate::source::Raw;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
@@ -255,7 +255,8 @@ impl Bench<'_> {
         eprintln!("the dataflow, {} …", set.name);
         let mut config = self.config.clone();
         config.sinks = set.sinks.clone();
-        let tongues: Arc<[Tongue]> = build::sinks(&config, "").iter().map(|sink| sink.tongue).collect();
+        let sinks = build::sinks(&config, "");
+        let listeners: Arc<[Listener]> = sinks.iter().map(|sink| Listener::to_all(sink.tongue)).collect();
         let plan = config.plan;
         let metrics = Arc::new(Metrics::default());
         let behind_ms = plan.time.max_out_of_orderness_ms;
@@ -263,7 +264,7 @@ impl Bench<'_> {
         let spent = drive.run(events, move |events, control| {
             let scope = events.inner.scope();
             let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
-            compute(Inputs { events, rejected, control }, &captures, &plan, &tongues, &metrics).told
+            compute(Inputs { events, rejected, control }, &captures, &plan, &listeners, &metrics).told
         });
         self.go_on()?;
         let alone = spent.cpu.context(UNACCOUNTED)?;
@@ -311,7 +312,7 @@ impl Bench<'_> {
 /// What the dataflow over these events tells a sink, epoch by epoch.
 fn encoded(config: &Config, events: &[Event], tongue: Tongue) -> Vec<(Epoch, Vec<Changes>)> {
     let plan = config.plan.clone();
-    let tongues: Arc<[Tongue]> = Arc::new([tongue]);
+    let listeners: Arc<[Listener]> = Arc::new([Listener::to_all(tongue)]);
     let all: Arc<Mutex<BTreeMap<Epoch, Vec<Changes>>>> = Arc::default();
     let (metrics, gathered) = (Arc::new(Metrics::default()), Arc::clone(&all));
     let drive = Drive { workers: 1, behind_ms: plan.time.max_out_of_orderness_ms, close: true };
@@ -319,7 +320,7 @@ fn encoded(config: &Config, events: &[Event], tongue: Tongue) -> Vec<(Epoch, Vec
         let scope = events.inner.scope();
         let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
         let all = Arc::clone(&gathered);
-        let told = compute(Inputs { events, rejected, control }, &captures, &plan, &tongues, &metrics).told;
+        let told = compute(Inputs { events, rejected, control }, &captures, &plan, &listeners, &metrics).told;
         told.inspect(move |(epoch, told)| {
             let changes = told.iter().filter(|changes| !changes.is_empty()).cloned();
             all.lock().expect("nobody panics with it").entry(*epoch).or_default().extend(changes);

@@ -1,6 +1,7 @@
-//! A model of one process, its ledger, its sinks and its state store: random interleavings with crashes at any point,
-//! processes that sleep and go on after their successor has taken over, writes whose outcome nobody hears, writes that
-//! arrive late, sinks that are wiped and manifests that are damaged. What decides is the code that decides in a run.
+//! A model of a cluster of one or two processes, which become more or fewer with each start, their ledger, sinks and state
+//! store: random interleavings with crashes at any point, processes that sleep and go on after their successors have taken
+//! over, or take their ids back then, writes whose outcome nobody hears, writes that arrive late, sinks that are wiped and
+//! manifests that are damaged. What decides is the code that decides in a run.
 //!
 //! Each [guard](Guards) can be taken out of the model; a test shows that what it guards then breaks.
 
@@ -12,6 +13,9 @@ use world::World;
 
 /// How many shards have state; each is on a worker of its own.
 const SHARDED: usize = 2;
+
+/// How many processes there are at the most; the shards lie on one, or are parted among two.
+const PROCESSES: usize = 2;
 
 /// Which promise was broken.
 type Violation = &'static str;
@@ -57,7 +61,10 @@ guards! {
     manifests_check_the_generation: "a part is gone",
     bindings_come_before_commits: "a sink is above the ledger",
     sinks_are_fenced: "a result is doubled",
+    writers_that_are_no_more_are_fenced: "a result is doubled",
+    whoever_takes_over_reads_what_others_said: "a result is doubled",
     sinks_skip_what_they_have: "a result is doubled",
+    shards_skip_what_they_have: "a result is doubled",
     one_mark_is_in_flight: "a delta does not follow what is before it",
     marks_are_above_every_manifest: "a manifest does not stand above those before",
     manifests_wait_for_sinks: "a manifest is above a sink",
@@ -84,6 +91,8 @@ struct Tally {
     from_checkpoints: usize,
     pruned: usize,
     refused: usize,
+    /// Starts that found the shards of a sink unequally far.
+    uneven: usize,
 }
 
 /// One random run.
@@ -91,18 +100,18 @@ fn run(seed: u64, guards: &Guards, steps: usize, tally: &mut Tally) -> Result<()
     let mut random = Random(seed);
     let mut world = World::new(guards.clone(), 1 + random.below(3), 1 + random.below(3));
     let mut sleeping: Vec<Process> = Vec::new();
-    let mut process = Process::new();
+    let mut process = Process::new(&mut random);
     for _ in 0..steps {
         tally.steps += 1;
         match random.below(400) {
-            0..4 => process = Process::new(),
-            4..8 => sleeping.push(std::mem::replace(&mut process, Process::new())),
+            0..4 => process = Process::new(&mut random),
+            4..8 => sleeping.push(std::mem::replace(&mut process, Process::new(&mut random))),
             8..12 if random.below(4) == 0 => world.damage(),
             12 if random.below(4) == 0 => {
                 let sink = random.below(world.sinks.len());
                 world.wipe(sink);
                 // Nobody was writing: a sink that forgets who fenced it is not promised anything.
-                process = Process::new();
+                process = Process::new(&mut random);
                 sleeping.clear();
                 world.on_their_way.clear();
             }
@@ -117,7 +126,7 @@ fn run(seed: u64, guards: &Guards, steps: usize, tally: &mut Tally) -> Result<()
                 let was_running = process.runs();
                 match process.step(&mut world, &mut random)? {
                     Life::Goes => {}
-                    Life::Ended => process = Process::new(),
+                    Life::Ended => process = Process::new(&mut random),
                     Life::Refused => {
                         tally.refused += 1;
                         return match world.sinks.iter().any(|sink| sink.wiped) {
@@ -128,6 +137,7 @@ fn run(seed: u64, guards: &Guards, steps: usize, tally: &mut Tally) -> Result<()
                 }
                 if !was_running && process.runs() {
                     tally.starts += 1;
+                    tally.uneven += usize::from(world.sinks.iter().any(|sink| sink.is_uneven()));
                     tally.from_checkpoints += usize::from(process.restored());
                 }
             }
@@ -143,7 +153,7 @@ fn run(seed: u64, guards: &Guards, steps: usize, tally: &mut Tally) -> Result<()
 fn goes_on(world: &mut World, random: &mut Random) -> Result<(), Violation> {
     (world.calm, world.on_their_way) = (true, Vec::new());
     let (recorded, checkpoint) = (world.durable(), world.newest());
-    let mut process = Process::new();
+    let mut process = Process::new(random);
     for _ in 0..10_000 {
         match process.step(world, random)? {
             Life::Goes => {}
@@ -174,9 +184,14 @@ fn nothing_is_lost_doubled_or_unreadable_whatever_is_interrupted() {
     let steps = std::env::var("HEADWATER_MODEL_STEPS").ok().and_then(|steps| steps.parse().ok());
     let tally = runs(&ALL, steps.unwrap_or(100_000)).expect("every promise is kept");
     println!("{tally:?}");
-    let Tally { starts, checkpoints, from_checkpoints, pruned, refused, .. } = tally;
+    let Tally { starts, checkpoints, from_checkpoints, pruned, refused, uneven, .. } = tally;
     assert!(
-        starts > 100 && checkpoints > 100 && from_checkpoints > 100 && pruned > 10 && refused > 0,
+        starts > 100
+            && checkpoints > 100
+            && from_checkpoints > 100
+            && pruned > 10
+            && refused > 0
+            && uneven > 10,
         "{tally:?}"
     );
 }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition, ShardId};
 use headwater_sinks::{Generation, Progress, Shards};
 
-use super::world::{Content, Heard, State, World, Write, lineage, output, step};
-use super::{Random, SHARDED, Violation};
+use super::world::{Commit, Content, Heard, Incarnation, State, World, Write, lineage, output, step};
+use super::{PROCESSES, Random, SHARDED, Violation};
 use crate::coordination::{
     Binding, Checkpoint, EpochRecord, Manifest, Marks, Part, PartKind, PartName, Position, Prune, Recorded,
     Resume, Taken, chain, left_behind, prune, resume, unreferenced, wants_base,
@@ -32,8 +32,17 @@ enum Stage {
     Peek,
     Claim,
     Read,
-    Open(usize),
+    /// The first process takes over what every process ever wrote through, id by id.
+    Fence {
+        sink: usize,
+        writer: usize,
+    },
     Choose,
+    /// The others take over their own.
+    Join {
+        sink: usize,
+        writer: usize,
+    },
     Run,
 }
 
@@ -46,8 +55,10 @@ struct Marked {
     unput: Vec<(Shards, Vec<(Part, Content)>)>,
 }
 
+/// All processes of a start: if one ends, so do the others.
 pub struct Process {
     stage: Stage,
+    processes: usize,
     generation: Generation,
     found: Vec<Vec<Progress>>,
     manifests: Vec<(Epoch, Option<Manifest>)>,
@@ -65,16 +76,21 @@ pub struct Process {
     replay: VecDeque<EpochRecord>,
     unrecorded: Vec<EpochRecord>,
     durable: Epoch,
-    outputs: BTreeMap<Epoch, u64>,
-    committed: Vec<Option<Epoch>>,
+    outputs: BTreeMap<Epoch, State>,
+    /// By sink, what it had at the start.
+    taken: Vec<Taken>,
+    /// By sink and writer, who it is, and how far it has come.
+    incarnations: Vec<[Incarnation; PROCESSES]>,
+    committed: Vec<Vec<Option<Epoch>>>,
     garbage: Vec<PartName>,
     pruned: Epoch,
 }
 
 impl Process {
-    pub fn new() -> Process {
+    pub fn new(random: &mut Random) -> Process {
         Process {
             stage: Stage::Peek,
+            processes: 1 + random.below(PROCESSES),
             generation: Generation(0),
             found: Vec::new(),
             manifests: Vec::new(),
@@ -90,6 +106,8 @@ impl Process {
             unrecorded: Vec::new(),
             durable: Epoch(0),
             outputs: BTreeMap::new(),
+            taken: Vec::new(),
+            incarnations: Vec::new(),
             committed: Vec::new(),
             garbage: Vec::new(),
             pruned: Epoch(0),
@@ -107,7 +125,7 @@ impl Process {
             Stage::Claim => {
                 // Time passes in between.
                 if world.guards.manifests_are_read_after_the_claim || random.below(30) == 0 {
-                    self.generation = world.claim();
+                    self.generation = world.claim(self.processes);
                     self.stage = Stage::Read;
                 }
             }
@@ -115,19 +133,60 @@ impl Process {
                 if world.guards.manifests_are_read_after_the_claim {
                     self.read(world);
                 }
-                self.stage = Stage::Open(0);
+                self.incarnations = vec![Default::default(); world.sinks.len()];
+                self.stage = Stage::Fence { sink: 0, writer: 0 };
             }
-            Stage::Open(sink) => {
-                self.found.push(world.open(sink, self.generation));
-                self.stage = if sink + 1 < world.sinks.len() { Stage::Open(sink + 1) } else { Stage::Choose };
+            Stage::Fence { sink, writer } => {
+                self.take_over(world, sink, writer);
+                let all = if world.guards.writers_that_are_no_more_are_fenced {
+                    world.ever
+                } else {
+                    self.processes
+                };
+                self.stage = if writer + 1 < all {
+                    Stage::Fence { sink, writer: writer + 1 }
+                } else {
+                    // What it has is read only now.
+                    self.found.push(world.sinks[sink].progress.clone());
+                    match sink + 1 < world.sinks.len() {
+                        true => Stage::Fence { sink: sink + 1, writer: 0 },
+                        false => Stage::Choose,
+                    }
+                };
             }
             Stage::Choose => {
-                self.stage = Stage::Run;
+                self.stage = if self.processes > 1 { Stage::Join { sink: 0, writer: 1 } } else { Stage::Run };
                 return self.choose(world);
+            }
+            Stage::Join { sink, writer } => {
+                if !self.take_over(world, sink, writer) {
+                    return Ok(Life::Ended);
+                }
+                self.stage = match (writer + 1 < self.processes, sink + 1 < world.sinks.len()) {
+                    (true, _) => Stage::Join { sink, writer: writer + 1 },
+                    (false, true) => Stage::Join { sink: sink + 1, writer: 1 },
+                    (false, false) => Stage::Run,
+                };
             }
             Stage::Run => return self.run(world, random),
         }
         Ok(Life::Goes)
+    }
+
+    /// Takes over a writer's id; whether nothing there is of a later start.
+    fn take_over(&mut self, world: &mut World, sink: usize, writer: usize) -> bool {
+        self.incarnations[sink][writer] = world.take_over(sink, writer, self.generation);
+        world.sinks[sink].said <= self.generation || !world.guards.whoever_takes_over_reads_what_others_said
+    }
+
+    /// The shards of a process.
+    fn shards(&self, writer: usize) -> Shards {
+        Shards::of_workers(writer..writer + 1, self.processes)
+    }
+
+    /// How far every writer of a sink has come.
+    fn least(&self, sink: usize) -> Option<Epoch> {
+        self.committed[sink].iter().copied().min().flatten()
     }
 
     /// Whether it has started.
@@ -165,7 +224,11 @@ impl Process {
         let Ok(Resume { durable, taken, origins }) = resume(recorded, &sinks) else {
             return Ok(Life::Refused);
         };
-        (self.durable, self.committed) = (durable, taken.iter().map(Taken::least).collect());
+        self.durable = durable;
+        let of_writers =
+            |taken: &Taken| (0..self.processes).map(|writer| taken.least_of(self.shards(writer))).collect();
+        self.committed = taken.iter().map(of_writers).collect();
+        self.taken = taken;
         let origin = match guards.origins_are_not_above_a_sink {
             true => origins[0],
             false => recorded.readable.last().copied().unwrap_or(origins[0]),
@@ -191,24 +254,32 @@ impl Process {
         self.marks = Marks::new(INTERVAL_MS, above);
         (self.processed, self.latest) = (origin, self.durable);
         if !guards.sinks_skip_what_they_have {
-            self.committed = vec![Some(origin); self.committed.len()];
+            self.committed = vec![vec![Some(origin); self.processes]; self.committed.len()];
+        }
+        if !(guards.sinks_skip_what_they_have && guards.shards_skip_what_they_have) {
+            self.taken.fill(Taken::nothing());
         }
         Ok(Life::Goes)
     }
 
     fn run(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
-        match random.below(10) {
-            0..3 => self.bind(world, random),
-            3 => self.append(world, random),
-            4..7 => self.commit(world, random),
-            7 => {
+        match random.below(60) {
+            0..18 => self.bind(world, random),
+            18..24 => self.append(world, random),
+            24..42 => self.commit(world, random),
+            42..48 => {
                 self.put(world);
                 Ok(Life::Goes)
             }
-            8 => self.conclude(world, random),
-            _ => {
+            48..54 => self.conclude(world, random),
+            54..59 => {
                 self.tidy(world, random);
                 Ok(Life::Goes)
+            }
+            // Something unusual has happened to a writer's connection, and it takes its id anew.
+            _ => {
+                let (sink, writer) = (random.below(world.sinks.len()), random.below(self.processes));
+                Ok(if self.take_over(world, sink, writer) { Life::Goes } else { Life::Ended })
             }
         }
     }
@@ -244,8 +315,8 @@ impl Process {
         self.position.next = binding.end;
         self.state = step(&self.state, binding.end.0);
         self.processed = record.epoch;
-        if self.committed.iter().any(|sink| *sink < Some(record.epoch)) {
-            self.outputs.insert(record.epoch, output(&self.state));
+        if self.committed.iter().flatten().any(|writer| *writer < Some(record.epoch)) {
+            self.outputs.insert(record.epoch, self.state);
         }
         if !world.guards.one_mark_is_in_flight {
             self.marks.concluded(Epoch(u64::MAX));
@@ -296,8 +367,8 @@ impl Process {
     }
 
     fn commit(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
-        let sink = random.below(self.committed.len());
-        let after = self.committed[sink].unwrap_or(Epoch(0));
+        let (sink, writer) = (random.below(self.committed.len()), random.below(self.processes));
+        let (shards, after) = (self.shards(writer), self.committed[sink][writer].unwrap_or(Epoch(0)));
         let limit = if world.guards.bindings_come_before_commits { self.durable } else { self.processed };
         let ready: Vec<_> = self
             .outputs
@@ -307,14 +378,20 @@ impl Process {
         if ready.is_empty() {
             return Ok(Life::Goes);
         }
-        let rows: Vec<_> =
-            ready.iter().take(1 + random.below(ready.len())).map(|(epoch, row)| (**epoch, **row)).collect();
-        let through = rows[rows.len() - 1].0;
-        let commit = Write::Commit { sink, generation: self.generation, through, rows };
-        Ok(match world.write(commit, random)? {
+        let round = &ready[..1 + random.below(ready.len())];
+        let own = (0..SHARDED).filter(|&shard| shards.contains(ShardId(shard as u32)));
+        let rows = round
+            .iter()
+            .flat_map(|&(&epoch, state)| own.clone().map(move |shard| (epoch, shard, output(state, shard))));
+        let has = |shard: usize, epoch| self.taken[sink].has(ShardId(shard as u32), epoch);
+        let rows: Vec<_> = rows.filter(|&(epoch, shard, _)| !has(shard, epoch)).collect();
+        let (through, incarnation) = (*round[round.len() - 1].0, self.incarnations[sink][writer]);
+        let generation = self.generation;
+        let commit = Commit { sink, writer, incarnation, generation, shards, through, rows };
+        Ok(match world.write(Write::Commit(commit), random)? {
             Heard::Done => {
-                self.committed[sink] = Some(through);
-                let least = self.committed.iter().min().copied().flatten().unwrap_or(Epoch(0));
+                self.committed[sink][writer] = Some(through);
+                let least = self.committed.iter().flatten().min().copied().flatten().unwrap_or(Epoch(0));
                 self.outputs = self.outputs.split_off(&least.next());
                 Life::Goes
             }
@@ -331,10 +408,16 @@ impl Process {
             world.put(&part.name, *content);
         }
         let parts = parts.into_iter().map(|(part, _)| part).collect();
-        checkpoint.stored(shards, parts).expect("each worker once, with its own shards");
+        let stored = checkpoint.stored(shards, parts);
+        // Without the guard it may have been said before.
+        assert!(
+            stored.is_ok() || !world.guards.parts_come_before_the_manifest,
+            "each worker once: {stored:?}"
+        );
     }
 
     fn conclude(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
+        let committed: Vec<_> = (0..self.committed.len()).map(|sink| self.least(sink)).collect();
         let Some(marked) = &mut self.marked else { return Ok(Life::Goes) };
         if !world.guards.parts_come_before_the_manifest {
             for (shards, parts) in &marked.unput {
@@ -343,8 +426,11 @@ impl Process {
                 let _ = marked.checkpoint.stored(*shards, parts);
             }
         }
-        let sinks: &[_] = if world.guards.manifests_wait_for_sinks { &self.committed } else { &[] };
-        if !marked.checkpoint.is_complete(sinks) {
+        let sinks: Vec<_> = match world.guards.manifests_wait_for_sinks {
+            true => committed,
+            false => Vec::new(),
+        };
+        if !marked.checkpoint.is_complete(&sinks) {
             return Ok(Life::Goes);
         }
         let manifest = Manifest {

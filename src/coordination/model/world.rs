@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use headwater_dataflows::{Epoch, ShardId};
 use headwater_sinks::{Generation, Lineage, Progress, Shards};
 
-use super::{Guards, Random, SHARDED, Violation};
+use super::{Guards, PROCESSES, Random, SHARDED, Violation};
 use crate::coordination::{EpochRecord, Manifest, PartName, Prune, chain, prune};
 
 /// What a shard's state is after some epochs: a hash of all that it has seen.
@@ -18,9 +18,9 @@ pub fn step(state: &State, end: i64) -> State {
     next
 }
 
-/// What an epoch puts out, from the state at its end.
-pub fn output(state: &State) -> u64 {
-    state.iter().fold(0, |hash, &state| Random::mix(hash ^ state))
+/// What an epoch puts out of a shard, from the state at its end.
+pub fn output(state: &State, shard: usize) -> u64 {
+    Random::mix(state[shard])
 }
 
 /// What is in a part: a state, and for a delta the one that it follows.
@@ -30,19 +30,52 @@ pub struct Content {
     pub state: u64,
 }
 
+/// Which incarnation of a writer has its id: the one that took it last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Incarnation(u64);
+
 #[derive(Default)]
 pub struct SinkStore {
-    pub fenced_by: Generation,
+    /// By writer, who may write.
+    holders: [Incarnation; PROCESSES],
+    /// The latest generation that has taken over any writer's id and said so.
+    pub said: Generation,
     pub progress: Vec<Progress>,
-    pub rows: BTreeMap<Epoch, Vec<u64>>,
+    /// By epoch and shard.
+    pub rows: BTreeMap<(Epoch, usize), Vec<u64>>,
     /// It was wiped, and has not come as far as the newest manifest again.
     pub wiped: bool,
 }
 
 impl SinkStore {
-    pub fn through(&self) -> Epoch {
-        self.progress.iter().map(|progress| progress.through).max().unwrap_or(Epoch(0))
+    /// How far a shard has come.
+    fn through_of(&self, shard: usize) -> Epoch {
+        let of_shard =
+            self.progress.iter().filter(|progress| progress.shards.contains(ShardId(shard as u32)));
+        of_shard.map(|progress| progress.through).max().unwrap_or(Epoch(0))
     }
+
+    /// How far every shard has come.
+    pub fn through(&self) -> Epoch {
+        (0..SHARDED).map(|shard| self.through_of(shard)).min().unwrap_or(Epoch(0))
+    }
+
+    /// Whether shards have come unequally far.
+    pub fn is_uneven(&self) -> bool {
+        (0..SHARDED).any(|shard| self.through_of(shard) != self.through())
+    }
+}
+
+/// What a writer commits: outputs of its shards, and how far they have come by it.
+#[derive(Clone)]
+pub struct Commit {
+    pub sink: usize,
+    pub writer: usize,
+    pub incarnation: Incarnation,
+    pub generation: Generation,
+    pub shards: Shards,
+    pub through: Epoch,
+    pub rows: Vec<(Epoch, usize, u64)>,
 }
 
 /// A write, by whom it comes.
@@ -50,7 +83,7 @@ impl SinkStore {
 pub enum Write {
     Append(Generation, Vec<EpochRecord>),
     Conclude(Generation, Manifest),
-    Commit { sink: usize, generation: Generation, through: Epoch, rows: Vec<(Epoch, u64)> },
+    Commit(Commit),
 }
 
 /// What a writer hears.
@@ -70,6 +103,9 @@ pub struct World {
     pub calm: bool,
     pub keep: usize,
     pub generation: Generation,
+    /// How many processes there ever were at once.
+    pub ever: usize,
+    incarnations: u64,
     pub rounds: Vec<Vec<EpochRecord>>,
     /// A damaged one has no content.
     pub manifests: Vec<(Epoch, Option<Manifest>)>,
@@ -92,6 +128,8 @@ impl World {
             calm: false,
             keep,
             generation: Generation(0),
+            ever: 0,
+            incarnations: 0,
             rounds: Vec::new(),
             manifests: Vec::new(),
             pruned: Epoch(0),
@@ -102,8 +140,10 @@ impl World {
         }
     }
 
-    pub fn claim(&mut self) -> Generation {
+    /// For a start of so many processes.
+    pub fn claim(&mut self, processes: usize) -> Generation {
         self.generation.0 += 1;
+        self.ever = self.ever.max(processes);
         self.generation
     }
 
@@ -127,12 +167,13 @@ impl World {
         self.rounds.iter().flatten().filter(|record| record.epoch > after).cloned().collect()
     }
 
-    pub fn open(&mut self, sink: usize, generation: Generation) -> Vec<Progress> {
-        let sink = &mut self.sinks[sink];
-        if self.guards.sinks_are_fenced {
-            sink.fenced_by = sink.fenced_by.max(generation);
-        }
-        sink.progress.clone()
+    /// A writer's id is taken over, and whoever has done so says which generation it is.
+    pub fn take_over(&mut self, sink: usize, writer: usize, generation: Generation) -> Incarnation {
+        self.incarnations += 1;
+        let (sink, incarnation) = (&mut self.sinks[sink], Incarnation(self.incarnations));
+        sink.holders[writer] = incarnation;
+        sink.said = sink.said.max(generation);
+        incarnation
     }
 
     /// A write, with whatever can become of it.
@@ -178,17 +219,18 @@ impl World {
                 }
                 self.conclude(manifest)?;
             }
-            Write::Commit { sink, generation, through, rows } => {
+            Write::Commit(Commit { sink, writer, incarnation, generation, shards, through, rows }) => {
                 let newest = self.newest();
                 let sink = &mut self.sinks[sink];
-                if sink.fenced_by > generation {
+                if sink.holders[writer] != incarnation && self.guards.sinks_are_fenced {
                     return Ok(false);
                 }
-                for (epoch, row) in rows {
-                    sink.rows.entry(epoch).or_default().push(row);
+                for (epoch, shard, row) in rows {
+                    sink.rows.entry((epoch, shard)).or_default().push(row);
                 }
-                sink.progress.retain(|progress| progress.generation != generation);
-                sink.progress.push(Progress { lineage: lineage(), generation, shards: Shards::ALL, through });
+                sink.progress
+                    .retain(|progress| (progress.generation, progress.shards) != (generation, shards));
+                sink.progress.push(Progress { lineage: lineage(), generation, shards, through });
                 sink.wiped &= sink.through() < newest;
             }
         }
@@ -258,7 +300,7 @@ impl World {
 
     pub fn wipe(&mut self, sink: usize) {
         let sink = &mut self.sinks[sink];
-        sink.wiped |= sink.through() > Epoch(0);
+        sink.wiped |= !sink.progress.is_empty();
         sink.progress.clear();
         sink.rows.clear();
     }
@@ -267,24 +309,26 @@ impl World {
     pub fn check(&self) -> Result<(), Violation> {
         let durable = self.durable();
         for sink in &self.sinks {
-            let through = sink.through();
-            if through > durable {
+            if sink.progress.iter().any(|progress| progress.through > durable) {
                 return Err("a sink is above the ledger");
             }
             if sink.rows.values().any(|rows| rows.len() > 1) {
                 return Err("a result is doubled");
             }
-            let mut rows = sink.rows.iter();
-            for (epoch, (_, state)) in self.truth.range(..=through) {
-                match rows.next() {
-                    Some((of, rows)) if of == epoch && rows[0] == output(state) => {}
-                    Some((of, _)) if of == epoch => return Err("a result is wrong"),
-                    _ => return Err("a result is lost"),
+            for shard in 0..SHARDED {
+                let mut rows = sink.rows.iter().filter(|((_, of), _)| *of == shard);
+                for (epoch, (_, state)) in self.truth.range(..=sink.through_of(shard)) {
+                    match rows.next() {
+                        Some(((of, _), rows)) if of == epoch && rows[0] == output(state, shard) => {}
+                        Some(((of, _), _)) if of == epoch => return Err("a result is wrong"),
+                        _ => return Err("a result is lost"),
+                    }
+                }
+                if rows.next().is_some() {
+                    return Err("a result is not of a recorded epoch");
                 }
             }
-            if rows.next().is_some() {
-                return Err("a result is not of a recorded epoch");
-            }
+            let through = sink.through();
             if self.manifests.iter().any(|(epoch, _)| *epoch > through && !sink.wiped) {
                 return Err("a manifest is above a sink");
             }
