@@ -455,3 +455,6 @@ const RECORD_OVERHEAD: usize = 200;
 fn idle(owned: &Owned, state: &PartitionState, timeout: Duration) -> bool {
     state.ended || state.at_end_since.is_some_and(|since| since.max(owned.alive).elapsed() >= timeout)
 }
+
+#[cfg(test)]
+mod tests;
