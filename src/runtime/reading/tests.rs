@@ -52,8 +52,13 @@ fn first_bindings(idle: bool, backlog: u64) -> Vec<Binding> {
 #[test]
 fn a_partition_that_was_idle_at_the_checkpoint_and_has_records_now_is_bound_as_not_idle_at_once() {
     let bindings = first_bindings(true, 3);
-    let expected =
-        Binding { partition: Partition(0), end: Offset(7), timestamp: None, max_event_time: None, idle: false };
+    let expected = Binding {
+        partition: Partition(0),
+        end: Offset(7),
+        timestamp: None,
+        max_event_time: None,
+        idle: false,
+    };
     assert_eq!(bindings, [expected]);
     assert_eq!(first_bindings(false, 3), [], "nothing has changed");
     // The time for which it must be silent begins anew with a start: it is bound as idle again once that is over.
