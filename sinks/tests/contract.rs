@@ -317,6 +317,18 @@ fn a_start_that_has_written_fences_the_one_before_it<S: Store>() {
     assert_eq!(store.events(), [(0, 2)]);
 }
 
+fn of_two_starts_with_one_generation_the_second_to_commit_is_fenced<S: Store>() {
+    let store = S::new();
+    // As with a copy of a ledger: neither is the later one.
+    let (mut one, mut other) = (opened(&store, 1), opened(&store, 1));
+    one.stage(Epoch(1), event(0, 1, "one")).expect("staged");
+    one.commit(permit(1)).expect("committed");
+    other.stage(Epoch(1), event(0, 2, "other")).expect("staged");
+    let outcome = other.commit(permit(1));
+    assert!(matches!(outcome, Err(CommitError::Fenced { .. })), "{outcome:?}");
+    assert_eq!(store.events(), [(0, 1)]);
+}
+
 fn looking_finds_what_is_committed_and_disturbs_nobody<S: Store>() {
     let store = S::new();
     assert_eq!(store.sink().look("fraud").expect("nothing was ever written"), []);
@@ -363,6 +375,21 @@ fn another_pipeline_s_tables_are_refused_and_left_alone<S: Store>() {
     assert_eq!(store.events(), [(0, 1), (0, 2)]);
 }
 
+fn of_two_pipelines_that_open_at_once_the_second_to_commit_is_stopped<S: Store>() {
+    let store = S::new();
+    let mut second = store.sink();
+    let stranger = Start { pipeline: "payments".to_owned(), ..start(1) };
+    let mut first = opened(&store, 1);
+    second.open(&stranger).expect("nothing has been written yet");
+    first.stage(Epoch(1), event(0, 1, "first")).expect("staged");
+    first.commit(permit(1)).expect("committed");
+    second.stage(Epoch(1), event(0, 2, "second")).expect("staged");
+    let outcome = second.commit(permit(1));
+    assert!(matches!(outcome, Err(CommitError::Fenced { .. })), "{outcome:?}");
+    assert_eq!(store.events(), [(0, 1)]);
+    first.commit(permit(2)).expect("nobody has taken over");
+}
+
 macro_rules! suite {
     ($name:ident, $store:ty, [$($test:ident),* $(,)?]) => {
         mod $name {
@@ -386,5 +413,18 @@ macro_rules! suite {
 }
 
 suite!(memory: super::Memory, sqlite: super::Sqlite, postgres: super::Database);
-suite!(sqlite_by_pipeline, super::Sqlite, [another_pipeline_s_tables_are_refused_and_left_alone]);
+suite!(
+    sqlite_by_pipeline,
+    super::Sqlite,
+    [
+        another_pipeline_s_tables_are_refused_and_left_alone,
+        of_two_pipelines_that_open_at_once_the_second_to_commit_is_stopped,
+    ]
+);
 suite!(postgres_by_pipeline, super::Database, [another_pipeline_s_tables_are_refused_and_left_alone]);
+suite!(sqlite_by_writer, super::Sqlite, [of_two_starts_with_one_generation_the_second_to_commit_is_fenced]);
+suite!(
+    postgres_by_writer,
+    super::Database,
+    [of_two_starts_with_one_generation_the_second_to_commit_is_fenced]
+);

@@ -78,6 +78,10 @@ impl Bench {
         sink
     }
 
+    fn look(&self) -> Vec<Progress> {
+        KafkaSink::new(self.config()).look(&self.pipeline).expect("readable")
+    }
+
     fn committed(&self) -> Vec<Record> {
         read(&self.topic, "read_committed")
     }
@@ -160,6 +164,16 @@ fn is_fenced(outcome: Result<(), CommitError>) -> String {
     error.to_string()
 }
 
+/// Has a topic take messages of up to so many bytes.
+fn largest_message(topic: &str, bytes: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
+    let alter = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let answers = runtime.block_on(admin.alter_configs(&[alter], &AdminOptions::new()));
+    answers.expect("answered")[0].as_ref().expect("it is altered");
+}
+
 fn stranger(id: &str) -> BaseProducer {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", brokers())
@@ -201,15 +215,15 @@ fn a_sink_never_written_has_no_progress_and_a_round_without_outputs_leaves_some(
 #[test]
 fn looking_finds_what_is_committed_and_disturbs_nobody() {
     let bench = Bench::new("look", 1, &[]);
-    let look = || KafkaSink::new(bench.config()).look(&bench.pipeline).expect("readable");
-    assert_eq!(look(), []);
+    assert_eq!(bench.look(), []);
     let exists = topics().partitions(&progress_topic(&bench.pipeline)).expect("an answer");
     assert_eq!(exists, None, "looking makes no topic");
     let mut sink = bench.opened(1);
-    assert_eq!(look(), [], "opening promises nothing");
+    assert_eq!(bench.look(), [], "opening promises nothing");
     for epoch in [3, 4] {
         sink.commit(CommitPermit::granted(Epoch(epoch))).expect("nobody has taken over");
-        let found: Vec<_> = look().iter().map(|progress| (progress.generation, progress.through)).collect();
+        let found: Vec<_> =
+            bench.look().iter().map(|progress| (progress.generation, progress.through)).collect();
         assert_eq!(found, [(Generation(1), Epoch(epoch))]);
     }
 }
@@ -296,15 +310,26 @@ fn a_round_that_a_broker_refuses_shows_nothing_and_repeated_shows_everything_onc
         assert!(text.contains(&format!("--skip kafka:2:{}/large-key/0", bench.topic)), "{text}");
     }
     assert_eq!(bench.committed(), []);
+    assert_eq!(bench.look(), [], "progress comes with its round");
 
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
-    let alter = AlterConfig::new(ResourceSpecifier::Topic(&bench.topic)).set("max.message.bytes", "100000");
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    runtime.block_on(admin.alter_configs(&[alter], &AdminOptions::new())).expect("it is altered");
+    largest_message(&bench.topic, "100000");
     commit(&mut sink, 3).expect("it commits");
     commit(&mut sink, 4).expect("it commits");
     assert_eq!(values(&bench.committed()), ["before", noise.as_str(), "after"]);
+}
+
+#[test]
+fn a_round_whose_progress_a_broker_refuses_shows_nothing() {
+    let bench = Bench::new("unpromised", 1, &[]);
+    let mut sink = bench.opened(1);
+    sink.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
+    largest_message(&progress_topic(&bench.pipeline), "1");
+    let error = commit(&mut sink, 1).expect_err("the progress topic takes nothing");
+    assert!(matches!(error, CommitError::Failed { .. } | CommitError::Refused { .. }), "{error}");
+    assert_eq!(bench.committed(), [], "a round comes with its progress");
+    largest_message(&progress_topic(&bench.pipeline), "100000");
+    commit(&mut sink, 1).expect("it commits");
+    assert_eq!(values(&bench.committed()), ["v"]);
 }
 
 #[test]
@@ -372,6 +397,45 @@ fn fencing_stops_a_process_that_the_new_cluster_no_longer_has() {
         is_fenced(commit(&mut third, 1));
     }
     assert_eq!(bench.committed(), []);
+}
+
+/// Whoever takes an id back, at whatever moment, must find that somebody else has had it.
+#[test]
+fn every_id_that_is_taken_over_has_its_own_sentinel() {
+    let bench = Bench::new("sentinels", 1, &[]);
+    let mut first = KafkaSink::new(bench.config());
+    first.open(&Start { ever: 3, ..bench.start(1) }).expect("it opens");
+    let found = read(&progress_topic(&bench.pipeline), "read_committed");
+    for id in (0..3).flat_map(|process| transactional_ids(&bench.pipeline, "kafka", process)) {
+        let says_so =
+            |record: &Record| record.value.as_ref().is_some_and(|value| value.ends_with(id.as_bytes()));
+        assert!(found.iter().any(says_so), "{id}");
+    }
+}
+
+/// The second id is taken over a moment after the first, and until then its predecessor may commit through it.
+#[test]
+fn what_is_committed_while_the_next_start_opens_is_in_the_progress_that_it_finds() {
+    let pairs: Vec<_> = (0..500).map(|n| (n.to_string(), "v".repeat(100))).collect();
+    let pairs: Vec<_> = pairs.iter().map(|(key, value)| (&**key, &**value)).collect();
+    for _ in 0..10 {
+        let bench = Bench::new("opening", 1, &[]);
+        let mut before = bench.opened(1);
+        let (mut sink, next) = (KafkaSink::new(bench.config()), bench.start(2));
+        let opening = std::thread::spawn(move || sink.open(&next).expect("it opens"));
+        let mut committed = 0;
+        for through in 1.. {
+            before.stage(Epoch(through), messages(&pairs)).expect("it is staged");
+            match commit(&mut before, through) {
+                Ok(()) => committed = through,
+                Err(_) => break,
+            }
+        }
+        let found: Vec<_> =
+            opening.join().expect("no panic").iter().map(|progress| progress.through.0).collect();
+        assert!(found.last().is_some_and(|&found| found >= committed), "{found:?}, committed {committed}");
+        assert_eq!(bench.committed().len() as u64, 500 * found[0]);
+    }
 }
 
 #[test]

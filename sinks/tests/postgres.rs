@@ -220,11 +220,50 @@ fn a_start_that_stops_in_the_middle_of_a_round_does_not_hold_up_the_next() {
     other.rows("BEGIN; LOCK TABLE alerts IN SHARE MODE");
     let round = std::thread::spawn(move || old.commit(permit(1)));
     wait_for(&database, &format!("SELECT count(*) {OURS} AND wait_event_type = 'Lock'"), "1");
-    let mut new = database.sink();
+    let (mut new, begun) = (database.sink(), Instant::now());
     assert_eq!(new.open(&start(2)).expect("the round's locks are gone with its backend"), []);
+    assert!(begun.elapsed() < Duration::from_secs(5), "they were waited for, and ended by themselves");
     other.rows("ROLLBACK");
     assert!(round.join().expect("no panic").is_err());
     assert_eq!(database.one("SELECT count(*) FROM events"), "0");
+}
+
+/// A session that an older start makes in the last moment is not among those that are ended.
+#[test]
+fn a_round_under_way_when_its_start_is_fenced_is_waited_for_and_found() {
+    let database = Database::create();
+    let (mut old, mut new) = (database.sink(), database.sink());
+    old.open(&start(1)).expect("opened");
+    old.commit(permit(1)).expect("committed");
+    let round = database.connect();
+    round.rows("BEGIN; UPDATE headwater_progress SET through = 2");
+    let opening = std::thread::spawn(move || new.open(&start(2)).expect("opened"));
+    wait_for(&database, &format!("SELECT count(*) {OURS} AND wait_event_type = 'Lock'"), "1");
+    round.rows("COMMIT");
+    let found = opening.join().expect("no panic");
+    assert_eq!(found.iter().map(|progress| progress.through).collect::<Vec<_>>(), [Epoch(2)]);
+}
+
+/// Both look before either has entered its row; the second must look again.
+#[test]
+fn of_two_pipelines_that_come_at_once_one_is_refused() {
+    let database = Database::create();
+    database.sink().open(&start(1)).expect("the tables are made");
+    for _ in 0..5 {
+        database.rows("DELETE FROM headwater_progress");
+        let other = database.connect();
+        other.rows("BEGIN; LOCK TABLE headwater_progress IN SHARE ROW EXCLUSIVE MODE");
+        let opening = ["fraud", "payments"].map(|pipeline| {
+            let mut sink = database.sink();
+            let who = Start { pipeline: pipeline.to_owned(), ..start(1) };
+            std::thread::spawn(move || sink.open(&who))
+        });
+        wait_for(&database, &format!("SELECT count(*) {OURS} AND wait_event_type = 'Lock'"), "2");
+        other.rows("COMMIT");
+        let outcomes = opening.map(|opening| opening.join().expect("no panic"));
+        let refused = outcomes.iter().filter(|outcome| matches!(outcome, Err(OpenError::Refused { .. })));
+        assert!(refused.count() == 1 && outcomes.iter().any(Result::is_ok), "{outcomes:?}");
+    }
 }
 
 /// The update that advances the progress waits for the one that fences; once it may go on it must see the fence,
