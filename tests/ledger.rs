@@ -212,8 +212,15 @@ fn promises(open: impl Fn(&str) -> Box<dyn Ledger>) {
     assert!(matches!(fenced, Err(LedgerError::Fenced { generation: Generation(2), .. })), "{fenced:?}");
     let fenced = first.begin(&genesis());
     assert!(matches!(fenced, Err(LedgerError::Fenced { .. })), "{fenced:?}");
+    let fenced = first.enrol(9);
+    assert!(matches!(fenced, Err(LedgerError::Fenced { .. })), "{fenced:?}");
     second.append(&[record(9)]).expect("the successor writes");
     assert_eq!(second.epochs(Epoch(7)).expect("readable"), [record(9)]);
+
+    // What once wrote is never forgotten.
+    for (processes, ever) in [(2, 2), (3, 3), (1, 3)] {
+        assert_eq!(second.enrol(processes).expect("ours"), ever);
+    }
 
     // Genesis is never changed.
     second.begin(&Genesis { starts: vec![], meaning: "other".into() }).expect("ignored");
@@ -384,4 +391,42 @@ fn postgresql_keeps_its_promises() {
     let generations: Vec<_> = claims.iter().map(|claim| claim.generation.0).collect();
     assert_eq!(generations, [1, 2, 3, 4]);
     assert!(claims.iter().all(|claim| claim.lineage == claims[0].lineage));
+}
+
+/// What is under way when a successor claims the pipeline waits for it, and then must see its generation.
+#[test]
+fn a_postgresql_ledger_takes_nothing_from_a_start_that_waited_for_its_successor() {
+    let url = std::env::var("HEADWATER_TEST_POSTGRES")
+        .expect("HEADWATER_TEST_POSTGRES is not set: scripts/test starts a server and sets it");
+    let pipeline = format!("ledger-{}-waiting", std::process::id());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let mut other = runtime.block_on(async {
+        let (client, connection) =
+            tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("connects");
+        tokio::spawn(connection);
+        client
+    });
+    type Write = fn(&mut PostgresLedger) -> Result<(), LedgerError>;
+    let writes: [Write; 5] = [
+        |ledger| ledger.enrol(2).map(drop),
+        |ledger| ledger.begin(&genesis()),
+        |ledger| ledger.append(&[record(1)]),
+        |ledger| ledger.conclude(&manifest(1), 3),
+        |ledger| ledger.amend("otherwise", None),
+    ];
+    for write in writes {
+        let mut ledger = PostgresLedger::open(&url, &pipeline).expect("opens");
+        ledger.claim().expect("claims");
+        let fenced = runtime.block_on(async {
+            let successor = other.transaction().await.expect("begun");
+            let claim = "UPDATE headwater_ledger SET generation = generation + 1 WHERE pipeline = $1";
+            successor.execute(claim, &[&pipeline]).await.expect("claimed");
+            let writing = std::thread::spawn(move || write(&mut ledger));
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert!(!writing.is_finished(), "it did not wait");
+            successor.commit().await.expect("committed");
+            writing.join().expect("no panic")
+        });
+        assert!(matches!(fenced, Err(LedgerError::Fenced { .. })), "{fenced:?}");
+    }
 }
