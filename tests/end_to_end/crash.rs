@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::{Expected, FLOW, Random, gather, hard, headwater, succeed, write_files};
+use crate::live::{Running, wait_for};
 
 /// A run of files with a ledger, in a directory of its own.
 pub struct Files {
@@ -240,6 +241,26 @@ fn clocks_that_are_off_by_a_day_and_ties_change_nothing_about_it() {
     let tied =
         count("SELECT count(*) FROM (SELECT 1 FROM events GROUP BY \"key\", event_time HAVING count(*) > 1)");
     assert!(late > 1_000 && tied > 100, "{late} late, {tied} ties");
+}
+
+/// Whatever is complete, nothing is shown before it can be done again.
+#[test]
+fn no_sink_goes_ahead_of_a_ledger_that_cannot_write() {
+    let files = Files::new(14, 150_000);
+    let mut run = Running::start(files.command("2"), files.path("run.log"));
+    wait_for("results", || (files.frontiers().0 > 0).then_some(()));
+    let ledger = rusqlite::Connection::open(files.path("ledger.db")).expect("a database");
+    ledger.busy_timeout(Duration::from_secs(5)).expect("set");
+    ledger.execute_batch("BEGIN IMMEDIATE").expect("the write lock");
+    // Time for many commits, and less than the ledger waits for the lock.
+    std::thread::sleep(Duration::from_secs(1));
+    let (sink, recorded) = files.frontiers();
+    assert_eq!(run.ended(), None, "there was nothing more to do: {}", run.log());
+    assert!(sink <= recorded, "the sink has epoch {sink}, and only {recorded} is durable");
+    run.kill();
+    drop(ledger);
+    succeed(&mut files.command("1"));
+    files.judge();
 }
 
 /// As on a full disk: no file may grow beyond so many KiB.

@@ -1,0 +1,104 @@
+//! A commit of the Kafka sink whose end is on its way for long: it is waited for, and its producer is not trusted again.
+
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant};
+
+use headwater_dataflows::Epoch;
+use headwater_sinks::kafka::client::Options;
+use headwater_sinks::kafka::{KafkaConfig, KafkaSink, progress_topic};
+use headwater_sinks::{CommitPermit, Generation, Lineage, Shards, Sink, Start};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+
+use crate::live::wait_for;
+use crate::services::{Service, Services};
+
+const PIPELINE: &str = "doubtful";
+
+fn start(generation: u64) -> Start {
+    Start {
+        pipeline: PIPELINE.to_owned(),
+        lineage: Lineage("d".repeat(32)),
+        generation: Generation(generation),
+        process: 0,
+        shards: Shards::ALL,
+        ever: 1,
+        adopt: None,
+    }
+}
+
+/// How often a transactional id was taken over: each time leaves a sentinel in the progress topic, which names it.
+fn takeovers(brokers: &str) -> usize {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "takeovers")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .set("enable.auto.commit", "false")
+        .create()
+        .expect("a consumer");
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&progress_topic(PIPELINE), 0, Offset::Beginning).expect("an offset");
+    consumer.assign(&list).expect("assigned");
+    let mut count = 0;
+    loop {
+        match consumer.poll(Duration::from_secs(20)).expect("the topic has an end") {
+            Ok(record) => {
+                let id = format!("{PIPELINE}-kafka-0-");
+                let names_id = |value: &[u8]| value.windows(id.len()).any(|part| part == id.as_bytes());
+                count += usize::from(record.payload().is_some_and(names_id));
+            }
+            Err(KafkaError::PartitionEOF(_)) => return count,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_commit_that_takes_long_is_waited_for_and_its_producer_is_replaced() {
+    let services = Services::own();
+    let mut sink = KafkaSink::new(KafkaConfig {
+        name: "kafka".to_owned(),
+        brokers: services.kafka_of_run(),
+        topics: Vec::new(),
+        options: Options::new(),
+    });
+    sink.open(&start(1)).expect("opened");
+    let mut commit = |through| sink.commit(CommitPermit::granted(Epoch(through))).expect("committed");
+    (1..=4).for_each(&mut commit);
+    assert_eq!(takeovers(&services.kafka), 2, "each id once");
+    let proxy = services.proxy(Service::Kafka);
+    let mut through = 5;
+    // The client asks again after 2 s; then it is told that the commit is on its way, and waits on.
+    for (held, takeovers_after) in [(Duration::from_millis(1500), 3), (Duration::from_millis(4500), 4)] {
+        proxy.hold_at_end_of_transaction();
+        let begun = Instant::now();
+        scope(|scope| {
+            scope.spawn(|| {
+                wait_for("the end of a transaction", || proxy.holds_an_end().then_some(()));
+                sleep(held);
+                proxy.mend();
+            });
+            commit(through);
+        });
+        assert!(
+            begun.elapsed() >= held,
+            "after {:?}: before the broker can have heard of it",
+            begun.elapsed()
+        );
+        // The other id's turn, then its own again, and once more each.
+        (through + 1..=through + 4).for_each(&mut commit);
+        assert_eq!(takeovers(&services.kafka), takeovers_after, "held for {held:?}");
+        through += 5;
+    }
+    let found = KafkaSink::new(KafkaConfig {
+        name: "kafka".to_owned(),
+        brokers: services.kafka.clone(),
+        topics: Vec::new(),
+        options: Options::new(),
+    })
+    .open(&start(2))
+    .expect("opened");
+    assert_eq!(found.iter().map(|progress| progress.through).collect::<Vec<_>>(), [Epoch(through - 1)]);
+}
