@@ -386,6 +386,42 @@ fn a_zombie_commits_nothing_not_even_after_taking_its_ids_back() {
 }
 
 #[test]
+fn a_zombie_is_fenced_however_often_it_tries() {
+    let bench = Bench::new("stubborn", 1, &[]);
+    let mut zombie = bench.opened(1);
+    zombie.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
+    let _successor = bench.opened(2);
+    for _ in 0..8 {
+        is_fenced(commit(&mut zombie, 1));
+    }
+    assert_eq!(bench.committed(), []);
+}
+
+/// What it has read of its successor before reading failed must not be forgotten.
+#[test]
+fn a_zombie_that_cannot_read_all_progress_at_first_is_fenced_when_it_can() {
+    let bench = Bench::new("interrupted", 1, &[("max.message.bytes", "2000")]);
+    let mut zombie = bench.opened(1);
+    zombie.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
+    zombie.stage(Epoch(2), messages(&[("k", &noise(8000))])).expect("it is staged");
+    // Both producers are now due for replacement.
+    for _ in 0..2 {
+        commit(&mut zombie, 2).expect_err("the message is too large");
+    }
+    let _successor = bench.opened(2);
+    let other = stranger(&format!("stranger-{}", bench.pipeline));
+    other.begin_transaction().expect("it begins");
+    let topic = progress_topic(&bench.pipeline);
+    other.send(BaseRecord::to(&topic).key("x").payload("no progress")).expect("it is queued");
+    other.flush(Duration::from_secs(10)).expect("it is written");
+    let error = commit(&mut zombie, 1).expect_err("its own sentinel is hidden");
+    assert!(matches!(error, CommitError::Failed { .. }), "{error}");
+    other.abort_transaction(Duration::from_secs(10)).expect("it aborts");
+    is_fenced(commit(&mut zombie, 1));
+    assert_eq!(bench.committed(), []);
+}
+
+#[test]
 fn fencing_stops_a_process_that_the_new_cluster_no_longer_has() {
     let bench = Bench::new("smaller", 1, &[]);
     let mut third = KafkaSink::new(bench.config());

@@ -29,12 +29,21 @@ pub(super) enum LogError {
     Kafka { topic: String, source: KafkaError },
 }
 
-/// The progress topic of a pipeline, read from where the last reading stopped.
+/// By partition, the offset from which a reading starts; none for the beginning.
+type Place = Vec<Option<i64>>;
+
+/// The progress topic of a pipeline, read from where the last reading that was [accepted](ProgressLog::accept) stopped.
 pub(super) struct ProgressLog {
     topic: String,
     config: rdkafka::ClientConfig,
-    /// By partition, the offset from which the next reading starts; none for the beginning.
-    next: Vec<Option<i64>>,
+    next: Place,
+}
+
+/// What a reading has found.
+pub(super) struct Found {
+    pub records: Vec<Record>,
+    /// Where it stopped.
+    pub next: Place,
 }
 
 impl ProgressLog {
@@ -62,18 +71,24 @@ impl ProgressLog {
         0..i32::try_from(self.next.len()).unwrap_or(i32::MAX)
     }
 
-    /// All records since the last reading, up to `sentinel` in every partition. Those of other sinks are among
-    /// them; those that were removed are not.
-    pub fn read_until(&mut self, sentinel: &Record) -> Result<Vec<Record>, LogError> {
+    /// All records since the last reading that was accepted, up to `sentinel` in every partition. Those of other sinks
+    /// are among them; those that were removed are not.
+    pub fn read_until(&self, sentinel: &Record) -> Result<Found, LogError> {
         self.read(Some(sentinel))
     }
 
     /// The same, up to what readers see as the end: progress may be hidden behind it.
-    pub fn read_to_end(&mut self) -> Result<Vec<Record>, LogError> {
-        self.read(None)
+    pub fn read_to_end(&self) -> Result<Vec<Record>, LogError> {
+        self.read(None).map(|found| found.records)
     }
 
-    fn read(&mut self, sentinel: Option<&Record>) -> Result<Vec<Record>, LogError> {
+    /// The next reading goes on after this one. Until then what was found is found again: a reading that failed, or that
+    /// has found a successor, must not hide it from the next.
+    pub fn accept(&mut self, next: Place) {
+        self.next = next;
+    }
+
+    fn read(&self, sentinel: Option<&Record>) -> Result<Found, LogError> {
         let topic = self.topic.clone();
         let kafka = |source| LogError::Kafka { topic: topic.clone(), source };
         let consumer: BaseConsumer<Quiet> = self.config.create_with_context(Quiet).map_err(kafka)?;
@@ -84,6 +99,7 @@ impl ProgressLog {
         }
         consumer.assign(&assignment).map_err(kafka)?;
 
+        let mut next = self.next.clone();
         let mut records: Vec<(i32, Record)> = Vec::new();
         let mut waiting: Vec<i32> = self.partitions().collect();
         let deadline = Instant::now() + PATIENCE;
@@ -97,7 +113,7 @@ impl ProgressLog {
                     if !waiting.contains(&partition) {
                         continue;
                     }
-                    if let Some(slot) = usize::try_from(partition).ok().and_then(|p| self.next.get_mut(p)) {
+                    if let Some(slot) = usize::try_from(partition).ok().and_then(|p| next.get_mut(p)) {
                         *slot = Some(offset + 1);
                     }
                     let Some(value) = message.payload() else {
@@ -121,6 +137,6 @@ impl ProgressLog {
                 Some(Err(error)) => tracing::debug!(%error, topic, "reading the progress topic"),
             }
         }
-        Ok(records.into_iter().map(|(_, record)| record).collect())
+        Ok(Found { records: records.into_iter().map(|(_, record)| record).collect(), next })
     }
 }

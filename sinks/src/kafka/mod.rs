@@ -30,7 +30,7 @@ use headwater_dataflows::Epoch;
 use rdkafka::ClientConfig;
 
 use self::client::{Options, client_config};
-use self::log::{LogError, ProgressLog};
+use self::log::{Found, LogError, ProgressLog};
 use self::progress::{Body, Record};
 use self::topics::{TopicError, TopicSpec, Topics};
 use self::writer::{Outgoing, TRANSACTION_TIMEOUT, Trouble, Writer};
@@ -243,13 +243,16 @@ impl KafkaSink {
         sentinel: &Record,
         adopt: bool,
     ) -> Result<(Vec<Record>, Vec<Record>), OpenError> {
-        let records = log.read_until(sentinel).map_err(|error| self.log_error(error))?;
+        let Found { records, next } = log.read_until(sentinel).map_err(|error| self.log_error(error))?;
         let of_this_sink = records.into_iter().filter(|record| record.sink == self.config.name);
         let (mine, foreign): (Vec<_>, Vec<_>) =
             of_this_sink.partition(|record| self.objection(start, record).is_none());
         match foreign.first().and_then(|record| self.objection(start, record)) {
             Some(objection) if !adopt => Err(self.refused(objection)),
-            _ => Ok((mine, foreign)),
+            _ => {
+                log.accept(next);
+                Ok((mine, foreign))
+            }
         }
     }
 
@@ -441,7 +444,7 @@ impl Sink for KafkaSink {
         let cluster = Topics::connect(brokers, options).map_err(|error| self.topic_error(error))?;
         let partitions = cluster.partitions(&topic).map_err(|error| self.topic_error(error))?;
         let Some(partitions) = partitions else { return Ok(Vec::new()) };
-        let mut log = ProgressLog::new(brokers, options, &topic, partitions)
+        let log = ProgressLog::new(brokers, options, &topic, partitions)
             .map_err(|error| self.refused(error.to_string()))?;
         let mut records = log.read_to_end().map_err(|error| self.log_error(error))?;
         records.retain(|record| record.sink == *name);
