@@ -9,7 +9,7 @@ impl Reader for Still {
     }
 
     fn partitions(&self) -> Vec<PartitionState> {
-        vec![self.0.clone()]
+        vec![self.0]
     }
 
     fn set_paused(&mut self, _: Partition, _: bool) -> Result<(), SourceError> {
