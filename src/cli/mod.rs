@@ -19,7 +19,7 @@ use args::{Command, DeadLettersArgs, ProduceArgs, RunArgs};
 use crate::config::{Complaint, Complaints, Config, Origin, SourceConfig};
 use crate::coordination::Skip;
 use crate::metrics::Metrics;
-use crate::runtime::{Resets, RunError};
+use crate::runtime::{Job, Resets, RunError};
 use crate::source::SourceError;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::{dead_letters, produce};
@@ -142,11 +142,14 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     permit(&mut config, &args.resets)?;
     leave_out(&mut config, &args.skips)?;
     let metrics = Arc::new(Metrics::default());
-    let job = build::job(&config, args.until_end, timely_config(args)?, Arc::clone(&metrics))?;
+    // Whoever asks before the run has begun is heard, too: it begins then, and stops as it should.
     let restarts = std::env::var(supervise::RESTARTS).ok();
     let requests = if restarts.is_some() { stop::signals_and_end_of_input() } else { stop::signals() };
-    let bound = stop::Bound { drain: config.drain, metrics: Arc::clone(&metrics) };
-    stop::on(requests.context("cannot handle signals")?, &job.stopping, Some(bound));
+    let (stopping, bound) =
+        (Arc::default(), stop::Bound { drain: config.drain, metrics: Arc::clone(&metrics) });
+    stop::on(requests.context("cannot handle signals")?, &stopping, Some(bound));
+    let job = build::job(&config, args.until_end, timely_config(args)?, Arc::clone(&metrics))?;
+    let job = Job { stopping, ..job };
     metrics.restarted(restarts.and_then(|restarts| restarts.parse().ok()).unwrap_or(0));
     let server = match config.http {
         Some(listen) => Some(crate::http::serve(listen, Arc::clone(&metrics)).context("cannot serve HTTP")?),

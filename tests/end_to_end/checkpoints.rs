@@ -74,6 +74,22 @@ fn a_stop_leaves_nothing_to_be_done_again_and_another_number_of_workers_goes_on(
     assert_eq!(status(&files)["start"]["closed"], true);
 }
 
+/// As soon as it has taken over; it may have nothing open yet.
+#[test]
+fn a_stop_that_comes_while_a_run_starts_is_one() {
+    let files = files(37, 60_000);
+    for delay in [0, 5, 20, 60] {
+        let mut run = Running::start(files.command("2"), files.path("run.log"));
+        crate::live::wait_for("the ledger", || run.log().contains("the ledger is ours").then_some(()));
+        std::thread::sleep(Duration::from_millis(delay));
+        run.terminate();
+        run.ends_well();
+        assert_eq!(status(&files)["start"]["replay"], 0, "nothing is to be done again");
+    }
+    succeed(&mut files.command("1"));
+    files.judge();
+}
+
 #[test]
 fn a_checkpoint_that_cannot_be_read_costs_time_and_nothing_else() {
     let files = files(33, 150_000);
