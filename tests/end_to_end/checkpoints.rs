@@ -134,6 +134,28 @@ fn a_part_that_is_not_what_was_put_is_found_out_and_the_checkpoint_before_is_as_
     files.judge();
 }
 
+/// A start could not go on from what is above a sink, and what is below it may have been pruned by then.
+#[test]
+fn no_checkpoint_is_above_a_sink_that_cannot_commit() {
+    let files = files(37, 150_000);
+    let mut run = run_until_pruned(&files, "2");
+    let results = rusqlite::Connection::open(files.path("results.db")).expect("a database");
+    results.busy_timeout(Duration::from_secs(5)).expect("set");
+    results.execute_batch("BEGIN IMMEDIATE").expect("the write lock");
+    // Time for a checkpoint, and less than the sink waits for the lock.
+    std::thread::sleep(Duration::from_secs(1));
+    let (sink, _) = files.frontiers();
+    let ledger = rusqlite::Connection::open(files.path("ledger.db")).expect("a database");
+    let newest = "SELECT max(epoch) FROM headwater_manifests";
+    let newest: i64 = ledger.query_row(newest, [], |row| row.get(0)).expect("a checkpoint");
+    assert_eq!(run.ended(), None, "there was nothing more to do: {}", run.log());
+    assert!(newest <= sink, "the sink has epoch {sink}, and there is a checkpoint of epoch {newest}");
+    run.kill();
+    drop((results, ledger));
+    succeed(&mut files.command("1"));
+    files.judge();
+}
+
 #[test]
 fn a_second_start_takes_the_folder_over_from_the_first_which_ends_with_3() {
     let files = files(36, 150_000);
