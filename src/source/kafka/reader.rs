@@ -373,3 +373,42 @@ impl Reader for KafkaReader {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// At its end, at offset 7; its broker is not there.
+    fn lane() -> Lane {
+        let watch = Watch { topic: "t".into(), seen: Mutex::default(), disturbed: AtomicBool::default() };
+        let mut config = rdkafka::ClientConfig::new();
+        config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "lane");
+        let consumer: BaseConsumer<Watch> = config.create_with_context(watch).expect("a client");
+        let queue = Arc::new(consumer).split_partition_queue("t", 0).expect("a queue");
+        Lane::new(Partition(0), queue, 7, None)
+    }
+
+    fn seen(leader: i32, fresh: bool) -> Seen {
+        Seen { next: Some(7), high_watermark: Some(7), leader: (leader, 1), fresh }
+    }
+
+    /// After either, the end that was known may be one of before.
+    #[test]
+    fn how_long_a_partition_has_been_at_its_end_counts_anew_with_another_leader_and_after_silence() {
+        let mut lane = lane();
+        let mut learn = |seen| {
+            lane.learn(seen);
+            let before = lane.at_end_since;
+            lane.drained();
+            (before, lane.at_end_since)
+        };
+        let (before, since) = learn(seen(1, true));
+        assert!(before.is_none() && since.is_some());
+        assert_eq!(learn(seen(1, true)), (since, since), "nothing has happened");
+        let (before, anew) = learn(seen(2, true));
+        assert!(before.is_none() && anew > since, "it has another leader");
+        assert_eq!(learn(seen(2, false)), (None, None), "nobody answers");
+        let (before, again) = learn(seen(2, true));
+        assert!(before.is_none() && again > anew);
+    }
+}
