@@ -1,0 +1,208 @@
+//! Who may write, when several think they may: ids that are taken over and back, and progress that is read meanwhile.
+
+use std::time::{Duration, Instant};
+
+use headwater_dataflows::Epoch;
+use headwater_sinks::kafka::{KafkaSink, progress_topic, transactional_ids};
+use headwater_sinks::{CommitError, Generation, Lineage, OpenError, Progress, Shards, Sink, Start};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+use crate::bench::*;
+
+#[test]
+fn two_transactional_ids_are_used_in_turn() {
+    let bench = Bench::new("turns", 1, &[]);
+    let mut sink = bench.opened(1);
+    commit(&mut sink, 1).expect("the first id commits");
+    commit(&mut sink, 2).expect("the second id commits");
+    let _other = stranger(&transactional_ids(&bench.pipeline, "kafka", 0)[1]);
+    commit(&mut sink, 3).expect("the first id is untouched");
+    is_fenced(commit(&mut sink, 4));
+}
+
+#[test]
+fn a_zombie_commits_nothing_not_even_after_taking_its_ids_back() {
+    let bench = Bench::new("zombie", 1, &[("max.message.bytes", "2000")]);
+    let mut zombie = bench.opened(1);
+    zombie.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
+    zombie.stage(Epoch(2), messages(&[("k", &noise(8000))])).expect("it is staged");
+    // The first producer is now due for replacement, which takes its id over again.
+    commit(&mut zombie, 2).expect_err("the message is too large");
+    let mut successor = bench.opened(2);
+    is_fenced(commit(&mut zombie, 1));
+    let error = is_fenced(commit(&mut zombie, 1));
+    assert!(error.contains("generation 2"), "the id was taken back and the sentinel read: {error}");
+    assert_eq!(bench.committed(), []);
+    is_fenced(commit(&mut successor, 1));
+}
+
+#[test]
+fn a_zombie_is_fenced_however_often_it_tries() {
+    let bench = Bench::new("stubborn", 1, &[]);
+    let mut zombie = bench.opened(1);
+    zombie.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
+    let _successor = bench.opened(2);
+    for _ in 0..8 {
+        is_fenced(commit(&mut zombie, 1));
+    }
+    assert_eq!(bench.committed(), []);
+}
+
+/// What it has read of its successor before reading failed must not be forgotten.
+#[test]
+fn a_zombie_that_cannot_read_all_progress_at_first_is_fenced_when_it_can() {
+    let bench = Bench::new("interrupted", 1, &[("max.message.bytes", "2000")]);
+    let mut zombie = bench.opened(1);
+    zombie.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
+    zombie.stage(Epoch(2), messages(&[("k", &noise(8000))])).expect("it is staged");
+    // Both producers are now due for replacement.
+    for _ in 0..2 {
+        commit(&mut zombie, 2).expect_err("the message is too large");
+    }
+    let _successor = bench.opened(2);
+    let other = stranger(&format!("stranger-{}", bench.pipeline));
+    other.begin_transaction().expect("it begins");
+    let topic = progress_topic(&bench.pipeline);
+    other.send(BaseRecord::to(&topic).key("x").payload("no progress")).expect("it is queued");
+    other.flush(Duration::from_secs(10)).expect("it is written");
+    let error = commit(&mut zombie, 1).expect_err("its own sentinel is hidden");
+    assert!(matches!(error, CommitError::Failed { .. }), "{error}");
+    other.abort_transaction(Duration::from_secs(10)).expect("it aborts");
+    is_fenced(commit(&mut zombie, 1));
+    assert_eq!(bench.committed(), []);
+}
+
+#[test]
+fn fencing_stops_a_process_that_the_new_cluster_no_longer_has() {
+    let bench = Bench::new("smaller", 1, &[]);
+    let mut third = KafkaSink::new(bench.config());
+    third.open(&Start { process: 2, ..bench.start(1) }).expect("it opens");
+    third.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
+    let mut first = KafkaSink::new(bench.config());
+    first.open(&Start { ever: 3, ..bench.start(2) }).expect("it opens, its own fencing notwithstanding");
+    for _ in 0..3 {
+        is_fenced(commit(&mut third, 1));
+    }
+    assert_eq!(bench.committed(), []);
+}
+
+/// Whoever takes an id back, at whatever moment, must find that somebody else has had it.
+#[test]
+fn every_id_that_is_taken_over_has_its_own_sentinel() {
+    let bench = Bench::new("sentinels", 1, &[]);
+    let mut first = KafkaSink::new(bench.config());
+    first.open(&Start { ever: 3, ..bench.start(1) }).expect("it opens");
+    let found = read(&progress_topic(&bench.pipeline), "read_committed");
+    for id in (0..3).flat_map(|process| transactional_ids(&bench.pipeline, "kafka", process)) {
+        let says_so =
+            |record: &Record| record.value.as_ref().is_some_and(|value| value.ends_with(id.as_bytes()));
+        assert!(found.iter().any(says_so), "{id}");
+    }
+}
+
+/// The second id is taken over a moment after the first, and until then a predecessor, which never ends here, may commit
+/// through it.
+#[test]
+fn what_is_committed_while_the_next_start_opens_is_in_the_progress_that_it_finds() {
+    for _ in 0..5 {
+        let bench = Bench::new("opening", 1, &[]);
+        let mut before = bench.opened(1);
+        commit(&mut before, 1).expect("it commits");
+        let (mut sink, next) = (KafkaSink::new(bench.config()), bench.start(2));
+        let opening = std::thread::spawn(move || sink.open(&next));
+        let (mut committed, mut through) = (1, 2);
+        while !opening.is_finished() {
+            if commit(&mut before, through).is_ok() {
+                committed = through;
+            }
+            through += 1;
+        }
+        match opening.join().expect("no panic") {
+            Ok(found) => {
+                assert_eq!(found, bench.look(), "nothing came after it was read");
+                assert!(found[0].through >= Epoch(committed), "{found:?}, and {committed} was committed");
+            }
+            // Its predecessor has taken an id back in between: it is started again.
+            Err(error) => {
+                assert!(matches!(error, OpenError::Fenced { .. } | OpenError::Unavailable { .. }), "{error}")
+            }
+        }
+    }
+}
+
+#[test]
+fn an_older_generation_another_ledger_and_a_cloned_one_are_refused_and_another_can_be_adopted() {
+    let bench = Bench::new("refusals", 1, &[]);
+    let mut sink = bench.opened(5);
+    commit(&mut sink, 3).expect("it commits");
+    let refused = |outcome: Result<Vec<Progress>, OpenError>, word: &str| {
+        let error = outcome.expect_err("it is refused");
+        assert!(matches!(error, OpenError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains(word), "{error}");
+    };
+    refused(bench.try_open(4), "generation 5");
+    refused(bench.try_open(5), "two copies");
+    let other = Start { lineage: Lineage("b".repeat(32)), ..bench.start(1) };
+    refused(KafkaSink::new(bench.config()).open(&other), "--reset-sink");
+    let mut adopting = KafkaSink::new(bench.config());
+    let adopted = adopting.open(&Start { adopt: Some(Epoch(2)), ..other.clone() }).expect("it adopts");
+    let through = |found: &[Progress]| found.iter().map(|p| (p.generation, p.through)).collect::<Vec<_>>();
+    assert_eq!(through(&adopted), [(Generation(1), Epoch(2))]);
+    // Durably, before anything is committed; and what was removed does not come back, compacted or not.
+    let next = Start { generation: Generation(2), ..other };
+    let found = KafkaSink::new(bench.config()).open(&next).expect("it is ours now");
+    assert_eq!(through(&found), [(Generation(1), Epoch(2))]);
+    is_fenced(commit(&mut adopting, 3));
+    refused(bench.try_open(6), "--reset-sink");
+}
+
+#[test]
+fn progress_of_several_writers_is_all_returned() {
+    let bench = Bench::new("writers", 1, &[]);
+    let half = |process| Shards::of_workers(process..process + 1, 2);
+    for (process, through) in [(0, 10), (1, 12)] {
+        let mut sink = KafkaSink::new(bench.config());
+        sink.open(&Start { process, shards: half(process), ..bench.start(1) }).expect("it opens");
+        commit(&mut sink, through - 1).expect("it commits");
+        commit(&mut sink, through).expect("it commits");
+    }
+    let found = bench.try_open(2).expect("it opens");
+    let through: Vec<_> = found.iter().map(|p| (p.shards, p.through)).collect();
+    assert_eq!(through, [(half(0), Epoch(10)), (half(1), Epoch(12))]);
+}
+
+#[test]
+fn progress_behind_a_strangers_open_transaction_is_waited_for() {
+    let bench = Bench::new("stranger", 1, &[]);
+    let mut sink = bench.opened(1);
+    commit(&mut sink, 1).expect("it commits");
+    let other = stranger(&format!("stranger-{}", bench.pipeline));
+    other.begin_transaction().expect("it begins");
+    let topic = progress_topic(&bench.pipeline);
+    other.send(BaseRecord::to(&topic).key("x").payload("no progress")).expect("it is queued");
+    other.flush(Duration::from_secs(10)).expect("it is written");
+    commit(&mut sink, 2).expect("it commits, but its readers wait");
+    let waiting = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(3));
+        other.abort_transaction(Duration::from_secs(10)).expect("it aborts");
+    });
+    let begun = Instant::now();
+    let found = bench.try_open(2).expect("it opens");
+    assert!(begun.elapsed() > Duration::from_secs(2), "the stranger was not waited for");
+    assert_eq!(found.iter().map(|p| p.through).collect::<Vec<_>>(), [Epoch(2)]);
+    waiting.join().expect("it aborted");
+}
+
+#[test]
+fn a_foreign_record_in_the_progress_topic_is_refused_with_its_place() {
+    let bench = Bench::new("foreign", 1, &[]);
+    drop(bench.opened(1));
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a producer");
+    let topic = progress_topic(&bench.pipeline);
+    producer.send(BaseRecord::to(&topic).key("k").payload("{}")).expect("it is queued");
+    producer.flush(Duration::from_secs(10)).expect("it is written");
+    let error = bench.try_open(2).expect_err("it is refused");
+    assert!(matches!(error, OpenError::Refused { .. }) && error.to_string().contains("offset"), "{error}");
+}
