@@ -370,13 +370,16 @@ fn topics_and_tables_are_what_the_oracle_says_with_one_worker_with_three_and_aft
     }
     let run = Everywhere::to_be_killed(Services::shared(), "2", &topic);
     let through = || run.postgres.newest("headwater_progress", "through");
+    let pruned = || run.postgres.newest("headwater_pruned", "through");
     for attempt in 0..6 {
         let before = through();
         let delay = Duration::from_millis(40 * attempt);
-        let killed = kill_when(&mut run.command("2"), || through() > before, delay);
+        // The later ones go on from checkpoints, however slow the machine is.
+        let due = || through() > before && (attempt < 3 || pruned() > 0);
+        let killed = kill_when(&mut run.command("2"), due, delay);
         assert!(killed || attempt > 0, "it was to be killed on its way");
     }
-    assert!(run.postgres.newest("headwater_pruned", "through") > 0, "starts go on from checkpoints");
+    assert!(pruned() > 0, "starts go on from checkpoints");
     succeed(&mut run.command("2"));
     run.judge(&recorded);
 }
