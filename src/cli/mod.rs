@@ -108,8 +108,7 @@ fn permit(config: &mut Config, resets: &Resets) -> Result<(), Complaints> {
 fn leave_out(config: &mut Config, skips: &[Skip]) -> Result<(), Complaints> {
     skips.clone_into(&mut config.skips);
     if config.ledger.is_none() && !skips.is_empty() {
-        let message = "an output is left out by way of the ledger, and there is none".to_owned();
-        return Err(Complaints(vec![Complaint { origin: Origin::Default, key: "ledger".into(), message }]));
+        return Err(complaint("ledger", "an output is left out by way of the ledger, and there is none"));
     }
     are_sinks(config, skips.iter().map(|skip| &skip.sink), "to leave anything out of")
 }
@@ -122,8 +121,15 @@ fn are_sinks<'a>(
 ) -> Result<(), Complaints> {
     let sinks: Vec<_> = build::sinks(config, "").iter().map(|job| job.sink.name().to_owned()).collect();
     let Some(unknown) = named.find(|&sink| !sinks.contains(sink)) else { return Ok(()) };
-    let message = format!("there is no sink {unknown:?} {what_for}: there are {}", sinks.join(", "));
-    Err(Complaints(vec![Complaint { origin: Origin::Default, key: "sinks".into(), message }]))
+    Err(complaint(
+        "sinks",
+        format!("there is no sink {unknown:?} {what_for}: there are {}", sinks.join(", ")),
+    ))
+}
+
+/// What a command needs of a key and does not find there.
+fn complaint(key: &str, message: impl Into<String>) -> Complaints {
+    Complaints(vec![Complaint { origin: Origin::Default, key: key.into(), message: message.into() }])
 }
 
 /// Has a child run what the arguments say without `--restart`.

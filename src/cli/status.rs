@@ -6,8 +6,8 @@ use headwater_dataflows::Epoch;
 use headwater_sinks::Progress;
 use serde_json::{Value, json};
 
-use super::{DONE, FAILED, REFUSED, build};
-use crate::config::{Complaint, Complaints, Config, LedgerConfig, Origin};
+use super::{DONE, FAILED, REFUSED, build, complaint};
+use crate::config::{Config, LedgerConfig};
 use crate::coordination::{EpochRecord, Operator, Skip, is_closed};
 use crate::ledger::{self, Claim, Ledger, LedgerError, StoredManifest};
 use crate::runtime::{Amendment, Resets, RunError, Unfit, amendment, check_finished, operators, resume_from};
@@ -19,10 +19,7 @@ use crate::wall::wall_ms;
 /// If there is no ledger to look at, or it cannot be read.
 pub fn status(config: &Config, json: bool) -> anyhow::Result<u8> {
     let Some(ledger) = &config.ledger else {
-        let message = "the status of a pipeline is in its ledger, and it has none".to_owned();
-        return Err(
-            Complaints(vec![Complaint { origin: Origin::Default, key: "ledger".into(), message }]).into()
-        );
+        return Err(complaint("ledger", "the status of a pipeline is in its ledger, and it has none").into());
     };
     let facts = Facts::look(config, ledger)?;
     let tongues: Vec<_> = build::sinks(config, "").iter().map(|job| job.tongue).collect();
