@@ -2,17 +2,21 @@
 //!
 //! Labels are bounded: reasons, rules and statuses are fixed, sinks are configured, partitions are the topic's.
 
-use std::collections::BTreeMap;
+mod health;
+
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::{Epoch, EventTime, Partition};
+use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 use prometheus::core::{Collector, Metric};
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder, exponential_buckets,
 };
 
+pub use self::health::Unready;
+use self::health::{Frontier, Health};
+use crate::coordination::ingest::{Cause, Stall};
 use crate::decode::Reason;
 use crate::wall::wall_ms;
 
@@ -42,48 +46,11 @@ pub struct Metrics {
     checkpoint_bytes: IntGauge,
     restarts: IntCounter,
     resident_memory: IntGauge,
-    standing: Mutex<Standing>,
+    stalled: IntGaugeVec,
+    partition_held: IntGaugeVec,
+    started: Instant,
+    health: Mutex<Health>,
 }
-
-/// Where the frontier behind all sinks stands, and what may hold it there.
-#[derive(Default)]
-struct Standing {
-    frontier: Option<Frontier>,
-    /// The longest time that a sink waits between two commits.
-    interval: Duration,
-    /// Which sinks are committing, and since when.
-    committing: BTreeMap<String, Instant>,
-}
-
-impl Standing {
-    fn committing_longest(&self) -> Option<(&String, &Instant)> {
-        self.committing.iter().min_by_key(|(_, since)| **since)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Frontier {
-    /// When the epoch that it stands at began; none if no epoch is under way.
-    begun: Option<Instant>,
-    moved: Instant,
-}
-
-/// Why the process is not ready.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unready {
-    /// In words.
-    pub reason: String,
-    /// How long the frontier behind all sinks has stood still, in seconds; none if it has never moved.
-    pub standstill_s: Option<u64>,
-    /// How many records are known to wait in this process's partitions.
-    pub lag_records: i64,
-    /// The sink of this process that has been committing for longest.
-    pub committing: Option<String>,
-}
-
-/// How long the frontier may stand still before the process is not ready, beside the time that sinks wait between
-/// commits. It moves with the epochs, also when nothing is read.
-const STANDSTILL: Duration = Duration::from_secs(10);
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -117,7 +84,8 @@ impl Metrics {
             watermark: add.gauge("headwater_watermark_ms", "The watermark, in milliseconds since 1970")?,
             watermark_lag: add.to(Gauge::new(
                 "headwater_watermark_lag_seconds",
-                "How far the watermark is behind the wall; NaN while there is none or when all input has ended",
+                "How far the watermark is behind the wall clock; while there is none, how long the process has run; 0 \
+                 when all input has ended",
             )?)?,
             frontier: add.gauge("headwater_frontier_epoch", "The first epoch that some sink has not committed")?,
             frontier_lag: add.to(Gauge::new(
@@ -173,12 +141,27 @@ impl Metrics {
             )?)?,
             resident_memory: add
                 .gauge("process_resident_memory_bytes", "Memory of the process that is in RAM")?,
-            standing: Mutex::default(),
+            stalled: add.to(IntGaugeVec::new(
+                Opts::new("headwater_stalled", "1 if something of this kind holds results up"),
+                &["cause"],
+            )?)?,
+            partition_held: add.to(IntGaugeVec::new(
+                Opts::new(
+                    "headwater_partition_held_seconds",
+                    "How long an upstream transaction that is open has held the partition",
+                ),
+                &["partition"],
+            )?)?,
+            started: Instant::now(),
+            health: Mutex::default(),
             registry: registry.clone(),
         };
         metrics.watermark.set(EventTime::MIN.0);
         for reason in Reason::ALL {
             metrics.rejected.with_label_values(&[reason.as_str()]);
+        }
+        for cause in Cause::ALL {
+            metrics.stalled.with_label_values(&[cause.as_str()]);
         }
         Ok(metrics)
     }
@@ -240,14 +223,54 @@ impl Metrics {
 
     /// Some sink waits so long between two commits.
     pub fn commits_every(&self, interval: Duration) {
-        let mut standing = self.standing();
-        standing.interval = standing.interval.max(interval);
+        let mut health = self.health();
+        health.interval = health.interval.max(interval);
+    }
+
+    /// How long the frontier may stand, and a transaction hold a partition, before the process is not ready.
+    pub fn stalls_after(&self, standstill: Duration, held_warning: Duration) {
+        let mut health = self.health();
+        (health.standstill, health.held_warning) = (standstill, held_warning);
+    }
+
+    /// What holds the watermark up, if anything does.
+    pub fn watermark_stalls(&self, stall: Option<&Stall>) {
+        self.health().watermark = stall.copied();
+    }
+
+    /// The gauge of how long a transaction has held a partition, in seconds.
+    pub fn partition_held(&self, partition: Partition) -> IntGauge {
+        self.partition_held.with_label_values(&[&partition.0.to_string()])
+    }
+
+    /// A transaction has held a partition at this offset for so long, or none does.
+    pub fn partition_holds(&self, partition: Partition, held: Option<(Offset, Duration)>) {
+        let mut health = self.health();
+        match held.and_then(|(offset, time)| Some((offset, Instant::now().checked_sub(time)?))) {
+            Some(held) => drop(health.held.insert(partition, held)),
+            None => drop(health.held.remove(&partition)),
+        }
+    }
+
+    /// Something is wrong with the source's topic, or no longer.
+    pub fn topic_stalls(&self, reason: Option<String>) {
+        self.health().topic = reason;
+    }
+
+    /// The ledger begins to write, or has written.
+    pub fn recording(&self, writing: bool) {
+        self.health().recording = writing.then(Instant::now);
+    }
+
+    /// Logs what holds the process up, once, and when it no longer does.
+    pub fn log_stalls(&self) {
+        self.health().log(Instant::now());
     }
 
     /// The frontier behind all sinks has moved to this epoch, which began then, if it has begun.
     pub fn frontier(&self, epoch: Epoch, begun: Option<Instant>) {
         self.frontier.set(epoch.0 as i64);
-        self.standing().frontier = Some(Frontier { begun, moved: Instant::now() });
+        self.health().frontier = Some(Frontier { begun, moved: Instant::now() });
     }
 
     /// The epoch that the frontier behind all sinks stands at.
@@ -283,7 +306,7 @@ impl Metrics {
     /// A sink begins to commit.
     pub fn committing(&self, sink: &str) {
         self.commit_retries.with_label_values(&[sink]);
-        self.standing().committing.insert(sink.to_owned(), Instant::now());
+        self.health().committing.insert(sink.to_owned(), Instant::now());
     }
 
     /// A commit has failed and is tried again.
@@ -294,7 +317,7 @@ impl Metrics {
     /// A sink has committed through this epoch.
     pub fn committed(&self, sink: &str, through: Epoch) {
         self.sink_epoch.with_label_values(&[sink]).set(through.0 as i64);
-        if let Some(begun) = self.standing().committing.remove(sink) {
+        if let Some(begun) = self.health().committing.remove(sink) {
             self.commit_duration.with_label_values(&[sink]).observe(begun.elapsed().as_secs_f64());
         }
     }
@@ -318,7 +341,7 @@ impl Metrics {
 
     /// The sink that has been committing for longest, and since when.
     pub fn committing_longest(&self) -> Option<(String, Instant)> {
-        self.standing().committing_longest().map(|(sink, since)| (sink.clone(), *since))
+        self.health().committing_longest().map(|(sink, since)| (sink.clone(), *since))
     }
 
     /// Why the process is not ready, if it is not.
@@ -327,30 +350,8 @@ impl Metrics {
     }
 
     fn unready_at(&self, now: Instant) -> Option<Unready> {
-        let standing = self.standing();
-        let standstill = standing.frontier.map(|frontier| now.saturating_duration_since(frontier.moved));
-        let mut reason = match standstill {
-            None => "no epoch has been committed yet".to_owned(),
-            Some(time) if time > STANDSTILL + standing.interval => {
-                format!("nothing has been committed for {} s", time.as_secs())
-            }
-            Some(_) => return None,
-        };
-        let lag_records = self.waiting();
-        if lag_records > 0 {
-            reason += &format!("; {lag_records} records wait");
-        }
-        let longest = standing.committing_longest();
-        if let Some((sink, since)) = longest {
-            let time = now.saturating_duration_since(*since);
-            reason += &format!("; sink {sink} has been committing for {} s", time.as_secs());
-        }
-        Some(Unready {
-            reason,
-            standstill_s: standstill.map(|time| time.as_secs()),
-            lag_records,
-            committing: longest.map(|(sink, _)| sink.clone()),
-        })
+        let waiting = self.waiting();
+        self.health().unready(now, waiting)
     }
 
     /// How many records are known to wait, over all partitions of this process.
@@ -362,10 +363,20 @@ impl Metrics {
 
     /// The text that Prometheus reads.
     pub fn text(&self) -> String {
-        let begun = self.standing().frontier.and_then(|frontier| frontier.begun);
+        let now = Instant::now();
+        let (begun, stalls, held) = {
+            let health = self.health();
+            let begun = health.frontier.and_then(|frontier| frontier.begun);
+            (begun, health.stalls(now), health.is_held(now))
+        };
+        for cause in Cause::ALL {
+            let stalls = stalls.contains_key(&cause) || (cause == Cause::Transaction && held);
+            self.stalled.with_label_values(&[cause.as_str()]).set(stalls.into());
+        }
         self.frontier_lag.set(begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64()));
         self.watermark_lag.set(match EventTime(self.watermark.get()) {
-            EventTime::MIN | EventTime::MAX => f64::NAN,
+            EventTime::MIN => self.started.elapsed().as_secs_f64(),
+            EventTime::MAX => 0.0,
             EventTime(watermark) => wall_ms().saturating_sub(watermark) as f64 / 1e3,
         });
         if let Some(bytes) = resident_bytes() {
@@ -376,8 +387,8 @@ impl Metrics {
         encoded.map(|()| String::from_utf8_lossy(&out).into_owned()).unwrap_or_default()
     }
 
-    fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().expect("no holder of the lock panics")
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().expect("no holder of the lock panics")
     }
 }
 
@@ -470,14 +481,15 @@ mod tests {
         metrics.committing("sqlite");
         metrics.committing("postgres");
         metrics.committed("sqlite", Epoch(7));
-        let later = Instant::now() + STANDSTILL + Duration::from_secs(2);
+        let later = Instant::now() + Duration::from_secs(12);
         let unready = metrics.unready_at(later).expect("the frontier has not moved");
         assert_eq!(
             unready,
             Unready {
-                reason: "nothing has been committed for 12 s; 42 records wait; \
-                         sink postgres has been committing for 12 s"
+                reason: "nothing has been committed for 12 s; sink postgres has been committing for 12 s; 42 records \
+                         wait"
                     .into(),
+                causes: vec![Cause::Sink],
                 standstill_s: Some(12),
                 lag_records: 42,
                 committing: Some("postgres".into()),
@@ -485,6 +497,34 @@ mod tests {
         );
         metrics.commits_every(Duration::from_secs(5));
         assert_eq!(metrics.unready_at(later), None, "between commits it may stand still");
+    }
+
+    #[test]
+    fn what_holds_the_watermark_is_a_stall_until_it_no_longer_does() {
+        let metrics = Metrics::default();
+        metrics.frontier(Epoch(7), None);
+        metrics.stalls_after(Duration::from_secs(2), Duration::from_secs(60));
+        let gauge = |metrics: &Metrics, cause: &str| {
+            let line = format!("headwater_stalled{{cause=\"{cause}\"}} ");
+            let text = metrics.text();
+            text.lines().find_map(|found| found.strip_prefix(&line)).expect("it is there").to_owned()
+        };
+        let held = |seconds| Some((Offset(8812), Duration::from_secs(seconds)));
+        metrics.partition_holds(Partition(3), held(1));
+        assert_eq!((metrics.unready(), gauge(&metrics, "transaction")), (None, "0".to_owned()));
+        metrics.partition_holds(Partition(3), held(3));
+        assert_eq!((metrics.unready(), gauge(&metrics, "transaction")), (None, "1".to_owned()));
+        metrics.partition_holds(Partition(3), held(61));
+        let unready = metrics.unready().expect("for more than a minute");
+        assert_eq!(unready.causes, [Cause::Transaction]);
+        let expected = "source partition 3 is held by a transaction that is open at offset 8812 for 61 s";
+        assert!(unready.reason.starts_with(expected), "{unready:?}");
+        metrics.partition_holds(Partition(3), None);
+        assert_eq!((metrics.unready(), gauge(&metrics, "transaction")), (None, "0".to_owned()));
+
+        metrics.topic_stalls(Some("the topic has 8 partitions, and 6 are read".into()));
+        assert_eq!(metrics.unready().map(|unready| unready.causes), Some(vec![Cause::Topic]));
+        assert_eq!(gauge(&metrics, "topic"), "1");
     }
 
     #[test]
@@ -521,6 +561,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.alert("velocity_spike", "raised");
         metrics.consumer_lag(Partition(0));
+        metrics.partition_held(Partition(0));
         metrics.committing("sqlite");
         metrics.committed("sqlite", Epoch(1));
         let text = metrics.text();
@@ -543,13 +584,14 @@ mod tests {
             line.trim().parse::<f64>().expect("a number")
         };
         let metrics = Metrics::default();
-        assert!(value(&metrics, "headwater_watermark_lag_seconds ").is_nan());
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(value(&metrics, "headwater_watermark_lag_seconds ") > 0.001, "for as long as it has run");
         metrics.closed(Epoch(3), EventTime(wall_ms() - 5_000));
         metrics.frontier(Epoch(3), Instant::now().checked_sub(Duration::from_secs(2)));
         assert!((5.0..60.0).contains(&value(&metrics, "headwater_watermark_lag_seconds ")));
         assert!((2.0..60.0).contains(&value(&metrics, "headwater_frontier_lag_seconds ")));
         metrics.closed(Epoch(4), EventTime::MAX);
-        assert!(value(&metrics, "headwater_watermark_lag_seconds ").is_nan());
+        assert_eq!(value(&metrics, "headwater_watermark_lag_seconds "), 0.0);
         assert!(value(&metrics, "process_resident_memory_bytes ") > 1e6, "more than a megabyte");
     }
 }

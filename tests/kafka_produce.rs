@@ -5,10 +5,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use headwater::source::Source;
 use headwater::source::kafka::dead_letters::{self, DeadLetter, DeadLetters, Retried};
 use headwater::source::kafka::produce::{Produced, Producer};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
+use headwater::source::{Budget, Source};
 use headwater::topics::{TopicSpec, create_topics};
 use headwater_dataflows::{Offset, Partition};
 use headwater_sinks::kafka::client::Options;
@@ -86,7 +86,7 @@ fn a_record_sent_at_a_rate_carries_the_time_at_which_it_was_due() {
     let mut timestamps = Vec::new();
     let deadline = Instant::now() + TEN_SECONDS;
     while timestamps.len() < 20 && Instant::now() < deadline {
-        reader.read(100, &mut |raw| timestamps.push(raw.timestamp)).expect("it reads");
+        reader.read(Budget::records(100), &mut |raw| timestamps.push(raw.timestamp)).expect("it reads");
     }
     let since_first: Vec<_> = timestamps.iter().map(|timestamp| timestamp - timestamps[0]).collect();
     assert_eq!(since_first, (0..20).map(|n| n * 10).collect::<Vec<_>>());
@@ -143,7 +143,7 @@ fn dead_letters_are_listed_with_their_headers_and_go_back_at_most_three_times() 
             assert_eq!(raw.key, Some(&[0xff][..]));
             got.push((String::from_utf8_lossy(raw.value.unwrap_or_default()).into_owned(), raw.retries));
         };
-        reader.read(10, each).expect("it reads");
+        reader.read(Budget::records(10), each).expect("it reads");
     }
     got.sort();
     let expected = [("0", 1), ("0", 1), ("1", 3), ("1", 3), ("3", 1)];

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use headwater::source::kafka::produce::{Produced, Producer};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
-use headwater::source::{PartitionState, Reader, Source, SourceError};
+use headwater::source::{Budget, PartitionState, Reader, Source, SourceError};
 use headwater::topics::{TopicSpec, create_topics};
 use headwater_dataflows::{Offset, Partition};
 use headwater_sinks::kafka::client::Options;
@@ -101,7 +101,7 @@ impl Reading {
     fn step(&mut self, budget: usize) -> Result<usize, SourceError> {
         let got = &mut self.got;
         let begun = Instant::now();
-        let count = self.reader.read(budget, &mut |raw| {
+        let count = self.reader.read(Budget::records(budget), &mut |raw| {
             let value = String::from_utf8(raw.value.unwrap_or_default().to_vec()).expect("text");
             got.entry(raw.position.partition.0).or_default().push((raw.position.offset.0, value));
         });
@@ -123,6 +123,12 @@ impl Reading {
         while Instant::now() < deadline {
             self.step(500).expect("it reads");
         }
+    }
+
+    /// Whether a partition's position equals the high watermark that its leader has told.
+    fn at_end(&self, partition: u32) -> bool {
+        let state = self.state(partition);
+        state.available && state.high_watermark == Some(state.position)
     }
 
     fn state(&self, partition: u32) -> PartitionState {
@@ -160,7 +166,7 @@ fn a_record_comes_with_key_timestamp_tombstone_and_retry_count() {
             let owned = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
             got.push((raw.position.offset.0, owned(raw.key), owned(raw.value), raw.retries));
         };
-        reader.read(10, each).expect("it reads");
+        reader.read(Budget::records(10), each).expect("it reads");
     }
     let expected = [
         (0, Some(b"k".to_vec()), Some(b"v".to_vec()), 0),
@@ -185,7 +191,7 @@ fn aborted_records_are_hidden_and_the_position_passes_them() {
     // Three records, a marker, two aborted records, a marker.
     reading.until("the position passes the last marker", |r| r.state(0).position == Offset(7));
     assert_eq!(reading.values(0), ["0", "1", "2"]);
-    reading.until("it is at its end", |r| r.state(0).at_end_since.is_some());
+    reading.until("it is at its end", |r| r.at_end(0));
     assert_eq!(reading.state(0).backlog, 0);
 }
 
@@ -199,16 +205,19 @@ fn an_open_upstream_transaction_is_not_the_end_and_its_records_come_when_it_comm
     let source = open(&topic);
     let mut reading = Reading::of(&source);
     reading.until("what is committed is read", |r| r.state(0).position == Offset(2));
-    reading.until("the backlog behind the transaction is seen", |r| r.state(0).backlog == 2);
+    reading.until("the transaction is seen", |r| r.state(0).high_watermark == Some(Offset(4)));
     reading.keep_reading(Duration::from_secs(2));
-    assert_eq!(reading.state(0).at_end_since, None, "an open transaction must not look like silence");
+    assert!(!reading.at_end(0), "an open transaction must not look like silence");
+    let state = reading.state(0);
+    assert_eq!((state.position, state.stable_offset), (Offset(2), Some(Offset(2))), "it holds the partition");
+    assert_eq!(state.backlog, 0, "what is not committed cannot be read");
     upstream.commit_transaction(TEN_SECONDS).expect("it commits");
     reading.until("the transaction's records are read", |r| r.values(0).len() == 4);
-    reading.until("it is at its end", |r| r.state(0).at_end_since.is_some());
+    reading.until("it is at its end", |r| r.at_end(0));
 }
 
 #[test]
-fn a_partition_at_its_end_counts_as_such_while_another_is_busy_until_a_record_comes() {
+fn a_partition_is_at_its_end_while_another_is_busy_until_a_record_comes() {
     let topic = topic("end", 2, &[]);
     let upstream = producer(None);
     send(&upstream, &topic, 1, numbers(0..1));
@@ -216,18 +225,20 @@ fn a_partition_at_its_end_counts_as_such_while_another_is_busy_until_a_record_co
     let mut reading = Reading::of(&source);
     let begun = Instant::now();
     let mut next = 0;
-    while reading.state(1).at_end_since.is_none() {
+    while !reading.at_end(1) {
         assert!(begun.elapsed() < TEN_SECONDS, "{:?}", reading.state(1));
         send(&upstream, &topic, 0, numbers(next..next + 200));
         next += 200;
         reading.step(50).expect("it reads");
     }
-    let since = reading.state(1).at_end_since.expect("it is at its end");
+    let before = reading.state(1);
     reading.keep_reading(Duration::from_millis(600));
-    assert_eq!(reading.state(1).at_end_since, Some(since), "it does not begin anew by itself");
+    let state = reading.state(1);
+    assert!(reading.at_end(1) && state.observation > before.observation, "{state:?}");
+    assert_eq!(state.leader_failures, 0);
     send(&upstream, &topic, 1, numbers(1..2));
     reading.until("the new record is read", |r| r.values(1).len() == 2);
-    assert_ne!(reading.state(1).at_end_since, Some(since), "the record ended it");
+    reading.until("it is at its new end", |r| r.at_end(1));
 }
 
 #[test]
@@ -272,7 +283,7 @@ fn the_position_never_runs_ahead_of_what_was_handed_out() {
     for _ in 0..60 {
         reading.step(10).expect("it reads");
         assert_eq!(reading.state(0).position, Offset(reading.values(0).len() as i64));
-        assert_eq!(reading.state(0).at_end_since, None);
+        assert!(!reading.at_end(0));
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!((1..5_000).contains(&reading.values(0).len()));
@@ -281,21 +292,6 @@ fn the_position_never_runs_ahead_of_what_was_handed_out() {
     reading.keep_reading(Duration::from_millis(500));
     assert_eq!(reading.state(0).position, position);
     assert_eq!(reading.state(0).backlog, (5_000 - position.0) as u64);
-}
-
-#[test]
-fn being_at_the_end_begins_anew_after_a_pause() {
-    let topic = topic("anew", 1, &[]);
-    let source = open(&topic);
-    let mut reading = Reading::of(&source);
-    reading.until("an empty partition is at its end", |r| r.state(0).at_end_since.is_some());
-    let before = reading.state(0).at_end_since;
-    reading.reader.set_paused(Partition(0), true).expect("it is owned");
-    reading.keep_reading(Duration::from_millis(500));
-    assert_eq!(reading.state(0).at_end_since, None);
-    reading.reader.set_paused(Partition(0), false).expect("it is owned");
-    reading.until("it is at its end again", |r| r.state(0).at_end_since.is_some());
-    assert!(reading.state(0).at_end_since > before);
 }
 
 #[test]
@@ -496,8 +492,9 @@ fn measure_reading() {
     let mut reader = source.reader(&owned).expect("it reads");
     let (begun, mut count, mut bytes) = (Instant::now(), 0, 0);
     while !reader.partitions().iter().all(|state| state.ended) {
-        let read =
-            reader.read(5_000, &mut |raw| bytes += raw.value.map_or(0, <[u8]>::len)).expect("it reads");
+        let read = reader
+            .read(Budget::records(5_000), &mut |raw| bytes += raw.value.map_or(0, <[u8]>::len))
+            .expect("it reads");
         count += read;
         if read == 0 {
             std::thread::sleep(Duration::from_micros(200));

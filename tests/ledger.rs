@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use headwater::coordination::ingest::TimeRules;
 use headwater::coordination::{
     Binding, EpochRecord, Manifest, Operator, Part, PartKind, PartName, Position, Skip,
 };
@@ -21,9 +22,12 @@ fn record(epoch: u64) -> EpochRecord {
         end: Offset(17 + epoch as i64),
         timestamp: Some(1_000),
         max_event_time: Some(EventTime(-5)),
+        pushing_time: Some(EventTime(-6)),
+        candidate: None,
         idle: false,
     };
-    EpochRecord { epoch: Epoch(epoch), wall_ms: 2_000, bindings: vec![binding], closes: epoch == 9 }
+    let rules = TimeRules::default();
+    EpochRecord { epoch: Epoch(epoch), wall_ms: 2_000, bindings: vec![binding], closes: epoch == 9, rules }
 }
 
 fn manifest(epoch: u64) -> Manifest {
@@ -39,7 +43,9 @@ fn manifest(epoch: u64) -> Manifest {
         generation: Generation(1),
         wall_ms: 2_000,
         watermark: EventTime(-5_006),
-        positions: vec![Position { next: Offset(17), max_event_time: Some(EventTime(-5)), idle: true }],
+        positions: vec![Position { timestamp_ms: Some(1_000), idle: true, ..Position::starting(Offset(17)) }],
+        unfinal: vec![(Partition(1), EventTime(-5), 300)],
+        all_idle: None,
         operators: vec![Operator { name: "scan".into(), version: 1 }],
         keys: None,
         parts: vec![Part { name, hash: [7; 32], bytes: 9 }],

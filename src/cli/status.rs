@@ -332,6 +332,7 @@ mod tests {
 
     use super::*;
     use crate::coordination::Manifest;
+    use crate::coordination::ingest::TimeRules;
     use crate::ledger::Genesis;
 
     const AS_EVER: &str = "patterns.velocity_spike.more_than = 1\n";
@@ -347,6 +348,8 @@ mod tests {
             wall_ms: 7_000,
             watermark: EventTime(0),
             positions: Vec::new(),
+            unfinal: Vec::new(),
+            all_idle: None,
             operators: Vec::new(),
             keys: Some(12),
             parts: Vec::new(),
@@ -359,8 +362,13 @@ mod tests {
     fn facts() -> Facts {
         let lineage = Lineage("ab".into());
         let genesis = Some(Genesis { starts: Vec::new(), meaning: AS_EVER.into() });
-        let record =
-            |epoch| EpochRecord { epoch: Epoch(epoch), wall_ms: 0, bindings: Vec::new(), closes: false };
+        let record = |epoch| EpochRecord {
+            epoch: Epoch(epoch),
+            wall_ms: 0,
+            bindings: Vec::new(),
+            closes: false,
+            rules: TimeRules::default(),
+        };
         let progress = |through| Progress {
             lineage: lineage.clone(),
             generation: Generation(3),

@@ -57,13 +57,16 @@ pub(super) fn read(mut section: Section<'_>, sinks: &SinksConfig, notes: &mut No
 const DECODER: u32 = 1;
 
 /// What an epoch's results depend on beside its records.
-const DECISIVE: [&str; 10] = [
+const DECISIVE: [&str; 13] = [
     "source.kind",
     "source.topic",
     "source.paths",
     "source.seed",
+    "source.epoch_records",
+    "source.max_jump",
     "time.max_out_of_orderness",
     "time.max_future_skew",
+    "time.idle_advance",
     "limits.dedup_horizon",
     "state.ttl",
     "windows",
@@ -72,11 +75,16 @@ const DECISIVE: [&str; 10] = [
 
 impl Config {
     /// What the pipeline's answers depend on, one `key = value` a line: recorded when it begins, and the same as long
-    /// as epochs are to be done again.
+    /// as epochs are to be replayed.
     pub fn meaning(&self) -> String {
         let decisive =
             self.effective.iter().filter(|(key, _)| DECISIVE.iter().any(|what| key.starts_with(what)));
-        let lines = decisive.map(|(key, value)| format!("{key} = {value}\n"));
+        let lines = decisive.map(|(key, value)| match key.as_str() {
+            // How an input is cut into epochs may change after a stop; which input it is may not.
+            "source.epoch_records" => format!("time.epoch_records = {value}\n"),
+            "source.max_jump" => format!("time.max_jump = {value}\n"),
+            key => format!("{key} = {value}\n"),
+        });
         std::iter::once(format!("decoder = {DECODER}\n")).chain(lines).collect()
     }
 }

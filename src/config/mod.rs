@@ -227,33 +227,18 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
     if pipeline.as_deref().is_some_and(|name| !is_name(name, "-_")) {
         top.complain("pipeline", "expected at most 63 lower-case letters, digits, - and _", notes);
     }
-    let source = match top.section("source", notes) {
-        Some(section) => source::read(section, notes),
+    let (source, counting) = match top.section("source", notes) {
+        Some(section) => source::read(section, notes).unzip(),
         None => {
             top.complain("source", "the section is missing", notes);
-            None
+            (None, None)
         }
     };
 
-    let mut section = top.section_or_default("time", notes);
-    let time = (|| {
-        let epoch = section.duration("epoch", 1, notes);
-        let max_out_of_orderness_ms = section.duration("max_out_of_orderness", 0, notes);
-        let idle_timeout = section.duration("idle_timeout", 1, notes);
-        let max_future_skew_ms = section.duration("max_future_skew", 0, notes);
-        let max_drift_ms = section.duration("max_drift", 1, notes);
-        Some(Time {
-            epoch: millis(epoch?),
-            max_out_of_orderness_ms: max_out_of_orderness_ms?,
-            idle_timeout: millis(idle_timeout?),
-            max_future_skew_ms: max_future_skew_ms?,
-            max_drift_ms: max_drift_ms?,
-        })
-    })();
-    section.end(notes);
-
+    let time = read_time(top.section_or_default("time", notes), counting, notes);
     let mut section = top.section_or_default("limits", notes);
     let bytes_in_flight = section.size("bytes_in_flight", notes);
+    let unfinal_bytes = section.size("unfinal_bytes", notes);
     let epochs_in_flight = section.int("epochs_in_flight", 2..=1_000_000, notes);
     let dedup_horizon_ms = section.duration("dedup_horizon", 0, notes);
     let drain = section.duration("drain", 0, notes);
@@ -321,6 +306,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
             time: time?,
             limits: Limits {
                 bytes_in_flight: bytes_in_flight?,
+                unfinal_bytes: unfinal_bytes? as u64,
                 epochs_in_flight: epochs_in_flight? as u64,
                 dedup_horizon_ms: dedup_horizon_ms?,
                 ttl_ms,
@@ -342,6 +328,36 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         resets: Resets::default(),
         skips: Vec::new(),
         effective: Vec::new(),
+    })
+}
+
+/// Reads the section `[time]`.
+fn read_time(
+    mut section: Section<'_>,
+    counting: Option<source::Counting>,
+    notes: &mut Notes,
+) -> Option<Time> {
+    let epoch = section.duration("epoch", 1, notes);
+    let max_out_of_orderness_ms = section.duration("max_out_of_orderness", 0, notes);
+    let idle_timeout = section.duration("idle_timeout", 1, notes);
+    let max_future_skew_ms = section.duration("max_future_skew", 0, notes);
+    let max_drift_ms = section.duration("max_drift", 1, notes);
+    let held_warning = section.duration("held_warning", 0, notes);
+    let held_timeout = section.duration("held_timeout", 0, notes).map(millis);
+    let idle_advance_ms = section.duration("idle_advance", 0, notes);
+    section.end(notes);
+    let source::Counting { epoch_records, max_jump_ms } = counting?;
+    Some(Time {
+        epoch: millis(epoch?),
+        epoch_records,
+        max_out_of_orderness_ms: max_out_of_orderness_ms?,
+        idle_timeout: millis(idle_timeout?),
+        max_future_skew_ms: max_future_skew_ms?,
+        max_jump_ms,
+        max_drift_ms,
+        held_warning: millis(held_warning?),
+        held_timeout,
+        idle_advance_ms,
     })
 }
 

@@ -53,8 +53,17 @@ impl fmt::Debug for SourceConfig {
     }
 }
 
+/// How records that are all there are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counting {
+    /// How many records of each partition an epoch has.
+    pub epoch_records: i64,
+    /// How far a record may jump ahead before another one must confirm it, in milliseconds, if there is a bound.
+    pub max_jump_ms: Option<i64>,
+}
+
 /// Reads the section `[source]`.
-pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<SourceConfig> {
+pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<(SourceConfig, Counting)> {
     #[derive(Clone, Copy)]
     enum Kind {
         Kafka,
@@ -62,7 +71,15 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<Source
         Generator,
     }
     let kinds = [("kafka", Kind::Kafka), ("file", Kind::File), ("generator", Kind::Generator)];
-    let source = match section.choice("kind", &kinds, notes) {
+    let kind = section.choice("kind", &kinds, notes);
+    let mut counting = Counting { epoch_records: 1, max_jump_ms: None };
+    if matches!(kind, Some(Kind::File | Kind::Generator)) {
+        counting.epoch_records = section.int("epoch_records", 1..=1_000_000, notes).unwrap_or(1);
+    }
+    if matches!(kind, Some(Kind::File)) {
+        counting.max_jump_ms = section.duration("max_jump", 0, notes);
+    }
+    let source = match kind {
         None => return None,
         Some(Kind::Kafka) => {
             let brokers = section.text("brokers", notes);
@@ -101,7 +118,7 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<Source
         Some(Kind::Generator) => read_generator(&mut section, notes).map(SourceConfig::Generator),
     };
     section.end(notes);
-    source
+    Some((source?, counting))
 }
 
 fn read_generator(section: &mut Section<'_>, notes: &mut Notes) -> Option<GeneratorSettings> {

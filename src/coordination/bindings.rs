@@ -6,6 +6,8 @@ use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::ingest::{Slowest, TimeRules, UnfinalBytes};
+
 /// What one epoch took from one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Binding {
@@ -17,6 +19,10 @@ pub struct Binding {
     pub timestamp: Option<i64>,
     /// The greatest event time accepted in this epoch: decoded, valid and not in the future.
     pub max_event_time: Option<EventTime>,
+    /// The partition's greatest pushing time, if this epoch has raised it.
+    pub pushing_time: Option<EventTime>,
+    /// The partition's candidate for it at the end of this epoch: a jump that no second record has confirmed.
+    pub candidate: Option<EventTime>,
     /// Whether the partition is idle: it does not hold back the watermark.
     pub idle: bool,
 }
@@ -30,8 +36,10 @@ pub struct Closed {
     pub wall_ms: i64,
     /// What it read, or what became idle or busy, by partition.
     pub bindings: Vec<Binding>,
-    /// How far, in event time, its slowest partition that has a backlog has come.
-    pub slowest: Option<EventTime>,
+    /// The bytes of the events that it accepted, by partition, in the order of its partitions.
+    pub unfinal: Vec<(Partition, UnfinalBytes)>,
+    /// Its slowest partition that is not idle.
+    pub slowest: Option<Slowest>,
     /// The oldest timestamp of a record that it read, in milliseconds since 1970.
     pub oldest: Option<i64>,
     /// Whether all its partitions have come to their announced end.
@@ -49,8 +57,10 @@ pub struct Bound {
     pub wall_ms: i64,
     /// Bindings by partition.
     pub bindings: Vec<Binding>,
-    /// How far, in event time, the slowest partition that has a backlog has come.
-    pub slowest: Option<EventTime>,
+    /// The bytes of the events that were accepted, by partition.
+    pub unfinal: Vec<(Partition, UnfinalBytes)>,
+    /// The slowest partition that is not idle.
+    pub slowest: Option<Slowest>,
     /// Whether every partition has come to its announced end.
     pub ended: bool,
     /// Whether any process was asked to stop.
@@ -68,6 +78,8 @@ pub struct EpochRecord {
     pub bindings: Vec<Binding>,
     /// Whether the watermark went to infinity at its end: the input was over.
     pub closes: bool,
+    /// By which rules its records were judged.
+    pub rules: TimeRules,
 }
 
 impl EpochRecord {
@@ -144,6 +156,7 @@ impl Collector {
             epoch,
             wall_ms: closed.iter().map(|closed| closed.wall_ms).max().unwrap_or_default(),
             bindings,
+            unfinal: closed.iter().flat_map(|closed| closed.unfinal.iter().copied()).collect(),
             slowest: closed.iter().filter_map(|closed| closed.slowest).min(),
             ended: closed.iter().all(|closed| closed.ended),
             stopping: closed.iter().any(|closed| closed.stopping),
@@ -160,6 +173,7 @@ mod tests {
             worker,
             wall_ms: 5,
             bindings: vec![],
+            unfinal: vec![],
             slowest: None,
             oldest: None,
             ended: worker == 0,

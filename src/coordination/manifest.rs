@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use headwater_dataflows::{Epoch, EventTime, Offset, SHARDS, ShardId};
+use headwater_dataflows::{Epoch, EventTime, Offset, Partition, SHARDS, ShardId};
 use headwater_sinks::{Generation, Lineage};
 use serde::{Deserialize, Serialize};
 
-use super::Binding;
+use super::ingest::PushTime;
+use super::{AllIdle, Binding};
 
 /// A checkpoint: all that it takes to go on after an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,10 @@ pub struct Manifest {
     pub watermark: EventTime,
     /// Where reading goes on, by partition.
     pub positions: Vec<Position>,
+    /// The bytes of events that are not final, by partition and time.
+    pub unfinal: Vec<(Partition, EventTime, u64)>,
+    /// Since when every partition is idle, if each is and the watermark is to follow the wall time then.
+    pub all_idle: Option<AllIdle>,
     /// Whose state the parts hold, in the order of the dataflow.
     pub operators: Vec<Operator>,
     /// How many keys had state, if that was counted.
@@ -41,10 +46,19 @@ impl Manifest {
 pub struct Position {
     /// The offset of the next record to read.
     pub next: Offset,
-    /// The greatest event time accepted; none if there was no event.
-    pub max_event_time: Option<EventTime>,
+    /// How far its records push the watermark.
+    pub push: PushTime,
+    /// The timestamp of the record before `next`, in milliseconds since 1970, if that was read.
+    pub timestamp_ms: Option<i64>,
     /// Whether the partition is idle: it does not hold back the watermark.
     pub idle: bool,
+}
+
+impl Position {
+    /// Of a partition of which nothing was read yet.
+    pub fn starting(next: Offset) -> Position {
+        Position { next, push: PushTime::default(), timestamp_ms: None, idle: false }
+    }
 }
 
 /// How far every partition has come, epoch by epoch.
@@ -54,7 +68,7 @@ pub struct Positions(Vec<Position>);
 impl Positions {
     /// As of the beginning of a pipeline.
     pub fn starting(starts: &[Offset]) -> Positions {
-        Positions(starts.iter().map(|&next| Position { next, max_event_time: None, idle: false }).collect())
+        Positions(starts.iter().map(|&next| Position::starting(next)).collect())
     }
 
     /// As a checkpoint has them.
@@ -67,7 +81,9 @@ impl Positions {
         for binding in bindings {
             let Some(position) = self.0.get_mut(binding.partition.0 as usize) else { continue };
             position.next = position.next.max(binding.end);
-            position.max_event_time = position.max_event_time.max(binding.max_event_time);
+            position.push.greatest = position.push.greatest.max(binding.pushing_time);
+            position.push.candidate = binding.candidate;
+            position.timestamp_ms = binding.timestamp.or(position.timestamp_ms);
             position.idle = binding.idle;
         }
     }
@@ -170,8 +186,6 @@ impl TryFrom<String> for PartName {
 
 #[cfg(test)]
 mod tests {
-    use headwater_dataflows::Partition;
-
     use super::*;
 
     #[test]
@@ -199,6 +213,8 @@ mod tests {
             end: Offset(end),
             timestamp: None,
             max_event_time: time,
+            pushing_time: time,
+            candidate: None,
             idle,
         };
         let mut positions = Positions::starting(&[Offset(3), Offset(5)]);
@@ -207,8 +223,9 @@ mod tests {
             binding(9, None, true),
             Binding { partition: Partition(2), ..binding(1, None, true) },
         ]);
-        let untouched = Position { next: Offset(3), max_event_time: None, idle: false };
-        let read = Position { next: Offset(9), max_event_time: Some(EventTime(70)), idle: true };
+        let untouched = Position::starting(Offset(3));
+        let push = PushTime { greatest: Some(EventTime(70)), candidate: None };
+        let read = Position { next: Offset(9), push, timestamp_ms: None, idle: true };
         assert_eq!(positions.as_slice(), [untouched, read]);
     }
 }

@@ -8,6 +8,7 @@
 
 mod bindings;
 mod checkpoints;
+pub mod ingest;
 mod manifest;
 #[cfg(test)]
 mod model;
@@ -25,4 +26,4 @@ pub use manifest::{Manifest, Operator, Part, PartKind, PartName, Position, Posit
 pub use offsets::GroupOffsets;
 pub use recovery::{Mismatch, NoResume, Recorded, Resume, Taken, resume};
 pub use skips::{Skip, Skips};
-pub use watermark::Watermark;
+pub use watermark::{AllIdle, Watermark, WatermarkRule};

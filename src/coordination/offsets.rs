@@ -49,7 +49,15 @@ mod tests {
 
     fn binding(partition: u32, end: i64) -> Binding {
         let (partition, end) = (Partition(partition), Offset(end));
-        Binding { partition, end, timestamp: None, max_event_time: None, idle: false }
+        Binding {
+            partition,
+            end,
+            timestamp: None,
+            max_event_time: None,
+            pushing_time: None,
+            candidate: None,
+            idle: false,
+        }
     }
 
     #[test]

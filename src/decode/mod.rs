@@ -75,12 +75,26 @@ impl Rejection {
         Rejection { reason: Reason::Invalid, field: Some(Cow::Borrowed(field)), message: message.into() }
     }
 
-    /// An event whose time lies too far beyond its record's timestamp or the wall time.
-    pub fn future(time: EventTime) -> Rejection {
+    /// An event whose time lies more than `skew_ms` beyond the earlier of its record's timestamp and the wall time at
+    /// which it was read, all in milliseconds since 1970.
+    pub fn future(
+        time: EventTime,
+        timestamp_ms: Option<i64>,
+        wall_ms: Option<i64>,
+        skew_ms: i64,
+    ) -> Rejection {
+        let clocks = [("its record's timestamp", timestamp_ms), ("the wall time when it was read", wall_ms)];
+        let earliest = clocks.into_iter().filter_map(|(name, ms)| Some((ms?, name))).min();
+        let beyond = earliest.map_or(String::new(), |(ms, name)| {
+            format!(
+                ", more than {skew_ms} ms (time.max_future_skew) beyond {name}, {}",
+                crate::json::rfc3339(ms)
+            )
+        });
         Rejection {
             reason: Reason::Future,
             field: Some(Cow::Borrowed("event_time")),
-            message: format!("event_time {} lies in the future", crate::json::rfc3339(time.0)),
+            message: format!("event_time {} lies in the future{beyond}", crate::json::rfc3339(time.0)),
         }
     }
 

@@ -97,6 +97,7 @@ fn answer<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
                 let body = serde_json::json!({
                     "ready": false,
                     "reason": unready.reason,
+                    "stalled": unready.causes.iter().map(|cause| cause.as_str()).collect::<Vec<_>>(),
                     "standstill_s": unready.standstill_s,
                     "lag_records": unready.lag_records,
                     "committing": unready.committing,

@@ -1,26 +1,34 @@
-//! How rounds of bindings and start offsets lie in the ledger: version 1, bytes; and the numbers of every format.
+//! How rounds of bindings and start offsets lie in the ledger, as bytes; and the numbers of every format.
 //!
 //! A round is the version, the number of epochs, and for each: epoch, wall time, whether the input was closed, and
-//! its bindings by partition. Numbers are LEB128 varints, signed ones zigzag; epochs and wall times are differences
+//! its bindings by partition. Version 2 adds pushing times and candidates to bindings; epochs of version 1 are
+//! replayed by the rules of their time. Numbers are LEB128 varints, signed ones zigzag; epochs and wall times are differences
 //! to the epoch before.
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 use thiserror::Error;
 
+use crate::coordination::ingest::TimeRules;
 use crate::coordination::{Binding, EpochRecord};
 
-/// The version of what is written.
-pub(super) const VERSION: u8 = 1;
+/// The version of rounds and manifests that is written.
+pub(super) const VERSION: u8 = 2;
+/// The version before, which is read.
+const FIRST: u8 = 1;
+/// The version of start offsets.
+const STARTS: u8 = 1;
 
 const TIMESTAMP: u64 = 1;
 const MAX_EVENT_TIME: u64 = 2;
 const IDLE: u64 = 4;
+const PUSHING_TIME: u64 = 8;
+const CANDIDATE: u64 = 16;
 
 /// Why bytes are not what they should be.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Damaged {
     /// They were written by a version that is not known here.
-    #[error("its format has version {0}, and this program knows {VERSION}")]
+    #[error("its format has version {0}, and this program knows versions up to {VERSION}")]
     Version(u8),
     /// They end too early, go on too long, or hold what cannot be.
     #[error("it is not well formed at byte {0}")]
@@ -48,12 +56,14 @@ pub fn encode(epochs: &[EpochRecord]) -> Vec<u8> {
             flags |= if binding.timestamp.is_some() { TIMESTAMP } else { 0 };
             flags |= if binding.max_event_time.is_some() { MAX_EVENT_TIME } else { 0 };
             flags |= if binding.idle { IDLE } else { 0 };
+            flags |= if binding.pushing_time.is_some() { PUSHING_TIME } else { 0 };
+            flags |= if binding.candidate.is_some() { CANDIDATE } else { 0 };
             unsigned(&mut out, flags);
             if let Some(timestamp) = binding.timestamp {
                 signed(&mut out, timestamp);
             }
-            if let Some(time) = binding.max_event_time {
-                signed(&mut out, time.0);
+            for time in [binding.max_event_time, binding.pushing_time, binding.candidate] {
+                time.into_iter().for_each(|time| signed(&mut out, time.0));
             }
         }
     }
@@ -66,6 +76,7 @@ pub fn encode(epochs: &[EpochRecord]) -> Vec<u8> {
 /// If the bytes are not a round of this version.
 pub fn decode(bytes: &[u8]) -> Result<Vec<EpochRecord>, Damaged> {
     let mut reader = Reader::new(bytes)?;
+    let rules = if reader.version == FIRST { TimeRules::EventTime } else { TimeRules::EarliestClock };
     let count = reader.unsigned()?;
     let mut epochs = Vec::new();
     let (mut epoch, mut wall_ms) = (0u64, 0i64);
@@ -79,30 +90,46 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<EpochRecord>, Damaged> {
         };
         let mut bindings = Vec::new();
         for _ in 0..reader.unsigned()? {
-            let partition = u32::try_from(reader.unsigned()?).map_err(|_| reader.malformed())?;
-            let end = Offset(reader.signed()?);
-            let flags = reader.unsigned()?;
-            if flags > TIMESTAMP | MAX_EVENT_TIME | IDLE {
-                return Err(reader.malformed());
-            }
-            let timestamp = (flags & TIMESTAMP != 0).then(|| reader.signed()).transpose()?;
-            let max_event_time =
-                (flags & MAX_EVENT_TIME != 0).then(|| reader.signed()).transpose()?.map(EventTime);
-            let idle = flags & IDLE != 0;
-            bindings.push(Binding { partition: Partition(partition), end, timestamp, max_event_time, idle });
+            bindings.push(decode_binding(&mut reader)?);
         }
         if epochs.last().is_some_and(|last: &EpochRecord| last.epoch.0 >= epoch) {
             return Err(reader.malformed());
         }
-        epochs.push(EpochRecord { epoch: Epoch(epoch), wall_ms, bindings, closes });
+        epochs.push(EpochRecord { epoch: Epoch(epoch), wall_ms, bindings, closes, rules });
     }
     reader.end()?;
     Ok(epochs)
 }
 
+fn decode_binding(reader: &mut Reader<'_>) -> Result<Binding, Damaged> {
+    let partition = u32::try_from(reader.unsigned()?).map_err(|_| reader.malformed())?;
+    let end = Offset(reader.signed()?);
+    let flags = reader.unsigned()?;
+    let known = TIMESTAMP | MAX_EVENT_TIME | IDLE;
+    let known = if reader.version == FIRST { known } else { known | PUSHING_TIME | CANDIDATE };
+    if flags & !known != 0 {
+        return Err(reader.malformed());
+    }
+    let mut optional = |flag: u64| (flags & flag != 0).then(|| reader.signed()).transpose();
+    let timestamp = optional(TIMESTAMP)?;
+    let max_event_time = optional(MAX_EVENT_TIME)?.map(EventTime);
+    let pushing_time = optional(PUSHING_TIME)?.map(EventTime);
+    let candidate = optional(CANDIDATE)?.map(EventTime);
+    Ok(Binding {
+        partition: Partition(partition),
+        end,
+        timestamp,
+        max_event_time,
+        // In version 1 the event time was what pushed.
+        pushing_time: if reader.version == FIRST { max_event_time } else { pushing_time },
+        candidate,
+        idle: flags & IDLE != 0,
+    })
+}
+
 /// Start offsets by partition, as bytes.
 pub fn encode_starts(starts: &[Offset]) -> Vec<u8> {
-    let mut out = vec![VERSION];
+    let mut out = vec![STARTS];
     unsigned(&mut out, starts.len() as u64);
     starts.iter().for_each(|start| signed(&mut out, start.0));
     out
@@ -136,13 +163,15 @@ pub(super) fn signed(out: &mut Vec<u8>, value: i64) {
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// The version that stands in front.
+    pub(super) version: u8,
 }
 
 impl<'a> Reader<'a> {
     /// Behind the version.
     pub(super) fn new(bytes: &'a [u8]) -> Result<Self, Damaged> {
         match bytes.first() {
-            Some(&VERSION) => Ok(Reader { bytes, at: 1 }),
+            Some(&version @ FIRST..=VERSION) => Ok(Reader { bytes, at: 1, version }),
             Some(&other) => Err(Damaged::Version(other)),
             None => Err(Damaged::Malformed(0)),
         }
@@ -207,21 +236,29 @@ mod tests {
     use super::*;
 
     fn record(epoch: u64, bindings: Vec<Binding>) -> EpochRecord {
-        EpochRecord { epoch: Epoch(epoch), wall_ms: 1_760_000_000_000, bindings, closes: false }
+        let rules = TimeRules::EarliestClock;
+        EpochRecord { epoch: Epoch(epoch), wall_ms: 1_760_000_000_000, bindings, closes: false, rules }
     }
 
-    /// What version 1 looks like, for ever.
+    /// Each version's form, for ever.
     #[test]
     fn golden_bytes() {
-        let binding = Binding {
+        let first = Binding {
             partition: Partition(5),
             end: Offset(300),
             timestamp: Some(-1),
             max_event_time: Some(EventTime(64)),
+            pushing_time: Some(EventTime(64)),
+            candidate: None,
             idle: true,
         };
         let bytes = [1, 1, 7, 128, 128, 230, 130, 185, 102, 0, 1, 5, 216, 4, 7, 1, 128, 1];
-        let record = record(7, vec![binding]);
+        let replayed = EpochRecord { rules: TimeRules::EventTime, ..record(7, vec![first]) };
+        assert_eq!(decode(&bytes), Ok(vec![replayed]));
+
+        let second = Binding { pushing_time: Some(EventTime(3)), candidate: Some(EventTime(-1)), ..first };
+        let bytes = [2, 1, 7, 128, 128, 230, 130, 185, 102, 0, 1, 5, 216, 4, 31, 1, 128, 1, 6, 1];
+        let record = record(7, vec![second]);
         assert_eq!(encode(std::slice::from_ref(&record)), bytes);
         assert_eq!(decode(&bytes), Ok(vec![record]));
         assert_eq!(encode_starts(&[Offset(0), Offset(64)]), [1, 2, 0, 128, 1]);
@@ -230,21 +267,25 @@ mod tests {
 
     #[test]
     fn other_versions_and_epochs_that_go_back_are_refused() {
-        assert_eq!(decode(&[2, 0]), Err(Damaged::Version(2)));
+        assert_eq!(decode(&[3, 0]), Err(Damaged::Version(3)));
         assert_eq!(decode(&[]), Err(Damaged::Malformed(0)));
         let twice = [record(7, vec![]), record(7, vec![])];
         assert!(matches!(decode(&encode(&twice)), Err(Damaged::Malformed(_))));
     }
 
     fn bindings() -> impl Strategy<Value = Vec<Binding>> {
-        let binding = (any::<u32>(), any::<i64>(), any::<Option<i64>>(), any::<Option<i64>>(), any::<bool>());
-        let binding = binding.prop_map(|(partition, end, timestamp, time, idle)| Binding {
-            partition: Partition(partition),
-            end: Offset(end),
-            timestamp,
-            max_event_time: time.map(EventTime),
-            idle,
-        });
+        let times = any::<[Option<i64>; 4]>();
+        let binding = (any::<u32>(), any::<i64>(), times, any::<bool>());
+        let binding =
+            binding.prop_map(|(partition, end, [timestamp, time, pushing, candidate], idle)| Binding {
+                partition: Partition(partition),
+                end: Offset(end),
+                timestamp,
+                max_event_time: time.map(EventTime),
+                pushing_time: pushing.map(EventTime),
+                candidate: candidate.map(EventTime),
+                idle,
+            });
         prop::collection::vec(binding, 0..4)
     }
 
@@ -258,7 +299,7 @@ mod tests {
                 .into_iter()
                 .map(|(step, wall_ms, bindings, closes)| {
                     last += step;
-                    EpochRecord { epoch: Epoch(last), wall_ms, bindings, closes }
+                    EpochRecord { closes, wall_ms, ..record(last, bindings) }
                 })
                 .collect();
             let bytes = encode(&epochs);

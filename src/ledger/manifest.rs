@@ -1,23 +1,27 @@
-//! How manifests lie in the ledger: version 1, bytes.
+//! How manifests lie in the ledger, as bytes.
 //!
 //! The version, the epoch, the generation, the wall time, the watermark, the number of keys, and then positions,
-//! operators and parts, each with their number in front; at the end the first eight bytes of the SHA-256 of all before.
+//! operators and parts, each with their number in front. In version 2 positions have pushing times, candidates and
+//! timestamps, and after the parts come un-final bytes and since when all partitions are idle. At the end the first eight bytes of the SHA-256 of all before.
 //! Numbers as in rounds; what may be missing has a 1 in front, or is a 0.
 
-use headwater_dataflows::{Epoch, EventTime, Offset, SHARDS, ShardId};
+use headwater_dataflows::{Epoch, EventTime, Offset, Partition, SHARDS, ShardId};
 use headwater_sinks::{Generation, Lineage};
 use sha2::{Digest, Sha256};
 
 use super::format::{Damaged, Reader, VERSION, signed, unsigned};
-use crate::coordination::{Manifest, Operator, Part, PartKind, PartName, Position, are_chains};
+use crate::coordination::ingest::PushTime;
+use crate::coordination::{AllIdle, Manifest, Operator, Part, PartKind, PartName, Position, are_chains};
 
 /// How many bytes of the hash are kept.
 const CHECK: usize = 8;
 
 const BASE: u8 = 0;
 const DELTA: u8 = 1;
-const MAX_EVENT_TIME: u8 = 1;
+const PUSHING_TIME: u8 = 1;
 const IDLE: u8 = 2;
+const CANDIDATE: u8 = 4;
+const TIMESTAMP: u8 = 8;
 
 /// A manifest, as bytes.
 pub fn encode(manifest: &Manifest) -> Vec<u8> {
@@ -33,12 +37,17 @@ pub fn encode(manifest: &Manifest) -> Vec<u8> {
     unsigned(&mut out, manifest.positions.len() as u64);
     for position in &manifest.positions {
         signed(&mut out, position.next.0);
-        let known = if position.max_event_time.is_some() { MAX_EVENT_TIME } else { 0 };
+        let PushTime { greatest, candidate } = position.push;
+        let times = [
+            (PUSHING_TIME, greatest.map(|time| time.0)),
+            (CANDIDATE, candidate.map(|time| time.0)),
+            (TIMESTAMP, position.timestamp_ms),
+        ];
         let idle = if position.idle { IDLE } else { 0 };
-        out.push(known | idle);
-        if let Some(time) = position.max_event_time {
-            signed(&mut out, time.0);
-        }
+        let flags =
+            times.iter().filter(|(_, time)| time.is_some()).fold(idle, |flags, (flag, _)| flags | flag);
+        out.push(flags);
+        times.iter().filter_map(|(_, time)| *time).for_each(|time| signed(&mut out, time));
     }
     unsigned(&mut out, manifest.operators.len() as u64);
     for operator in &manifest.operators {
@@ -57,6 +66,17 @@ pub fn encode(manifest: &Manifest) -> Vec<u8> {
         });
         out.extend_from_slice(hash);
         unsigned(&mut out, *bytes);
+    }
+    unsigned(&mut out, manifest.unfinal.len() as u64);
+    for (partition, through, bytes) in &manifest.unfinal {
+        unsigned(&mut out, partition.0.into());
+        signed(&mut out, through.0);
+        unsigned(&mut out, *bytes);
+    }
+    out.push(u8::from(manifest.all_idle.is_some()));
+    if let Some(AllIdle { since_ms, lag_ms }) = manifest.all_idle {
+        signed(&mut out, since_ms);
+        signed(&mut out, lag_ms);
     }
     let check = check(&out);
     out.extend_from_slice(&check);
@@ -86,16 +106,7 @@ pub fn decode(bytes: &[u8]) -> Result<Manifest, Damaged> {
         1 => Some(reader.unsigned()?),
         _ => return Err(reader.malformed()),
     };
-    let positions = several(&mut reader, |reader| {
-        let next = Offset(reader.signed()?);
-        let flags = reader.byte()?;
-        if flags > MAX_EVENT_TIME | IDLE {
-            return Err(reader.malformed());
-        }
-        let max_event_time =
-            (flags & MAX_EVENT_TIME != 0).then(|| reader.signed()).transpose()?.map(EventTime);
-        Ok(Position { next, max_event_time, idle: flags & IDLE != 0 })
-    })?;
+    let positions = several(&mut reader, position)?;
     let operators = several(&mut reader, |reader| {
         let name = reader.text()?.to_owned();
         let version = u32::try_from(reader.unsigned()?).map_err(|_| reader.malformed())?;
@@ -105,8 +116,46 @@ pub fn decode(bytes: &[u8]) -> Result<Manifest, Damaged> {
     if !are_chains(&parts) || parts.iter().any(|part| part.name.epoch > epoch) {
         return Err(reader.malformed());
     }
+    let (mut unfinal, mut all_idle) = (Vec::new(), None);
+    if reader.version >= 2 {
+        unfinal = several(&mut reader, |reader| {
+            let partition = u32::try_from(reader.unsigned()?).map_err(|_| reader.malformed())?;
+            Ok((Partition(partition), EventTime(reader.signed()?), reader.unsigned()?))
+        })?;
+        all_idle = match reader.byte()? {
+            0 => None,
+            1 => Some(AllIdle { since_ms: reader.signed()?, lag_ms: reader.signed()? }),
+            _ => return Err(reader.malformed()),
+        };
+    }
     reader.end()?;
-    Ok(Manifest { epoch, generation, wall_ms, watermark, positions, operators, keys, parts })
+    Ok(Manifest {
+        epoch,
+        generation,
+        wall_ms,
+        watermark,
+        positions,
+        unfinal,
+        all_idle,
+        operators,
+        keys,
+        parts,
+    })
+}
+
+fn position(reader: &mut Reader<'_>) -> Result<Position, Damaged> {
+    let next = Offset(reader.signed()?);
+    let flags = reader.byte()?;
+    let known = PUSHING_TIME | IDLE;
+    let known = if reader.version < 2 { known } else { known | CANDIDATE | TIMESTAMP };
+    if flags & !known != 0 {
+        return Err(reader.malformed());
+    }
+    let mut optional = |flag: u8| (flags & flag != 0).then(|| reader.signed()).transpose();
+    let greatest = optional(PUSHING_TIME)?.map(EventTime);
+    let candidate = optional(CANDIDATE)?.map(EventTime);
+    let timestamp_ms = optional(TIMESTAMP)?;
+    Ok(Position { next, push: PushTime { greatest, candidate }, timestamp_ms, idle: flags & IDLE != 0 })
 }
 
 fn part(reader: &mut Reader<'_>) -> Result<Part, Damaged> {
@@ -157,13 +206,20 @@ mod tests {
     }
 
     fn manifest() -> Manifest {
-        let position = |time| Position { next: Offset(300), max_event_time: time, idle: time.is_none() };
+        let position = |greatest: Option<EventTime>| Position {
+            next: Offset(300),
+            push: PushTime { greatest, candidate: None },
+            timestamp_ms: None,
+            idle: greatest.is_none(),
+        };
         Manifest {
             epoch: Epoch(130),
             generation: Generation(4),
             wall_ms: 1_760_000_000_000,
             watermark: EventTime(-2),
             positions: vec![position(Some(EventTime(64))), position(None)],
+            unfinal: Vec::new(),
+            all_idle: None,
             operators: vec![Operator { name: "scan".into(), version: 2 }],
             keys: Some(5),
             parts: vec![
@@ -174,28 +230,51 @@ mod tests {
         }
     }
 
-    /// What version 1 looks like, for ever.
+    /// Each version's form, for ever.
     #[test]
     fn golden_bytes() {
-        let hash = [0xab; 32];
-        let bytes = [
+        let parts = {
+            let hash: &[u8] = &[0xab; 32];
+            let parts = [
+                &[3, 1, b'a', 3, 100, 0, 0][..],
+                hash,
+                &[200, 1, 1, b'a', 3, 130, 1, 0, 1],
+                hash,
+                &[200, 1, 1, b'a', 3, 130, 1, 63, 0],
+                hash,
+                &[200, 1],
+            ];
+            parts.concat()
+        };
+        let first = [
             // Version, epoch, generation, wall time, watermark, keys.
             &[1, 130, 1, 4, 128, 128, 230, 130, 185, 102, 3, 1, 5][..],
             // Two positions, one operator.
             &[2, 216, 4, 1, 128, 1, 216, 4, 2, 1, 4, b's', b'c', b'a', b'n', 2],
-            // Three parts.
-            &[3, 1, b'a', 3, 100, 0, 0],
-            &hash,
-            &[200, 1, 1, b'a', 3, 130, 1, 0, 1],
-            &hash,
-            &[200, 1, 1, b'a', 3, 130, 1, 63, 0],
-            &hash,
-            &[200, 1],
+            &parts,
             &[0x2f, 0x6c, 0xdc, 0xce, 0x9a, 0x84, 0x56, 0x99],
         ]
         .concat();
-        assert_eq!(encode(&manifest()), bytes);
-        assert_eq!(decode(&bytes), Ok(manifest()));
+        assert_eq!(decode(&first), Ok(manifest()));
+
+        let mut manifest = manifest();
+        manifest.positions[0].push.candidate = Some(EventTime(-1));
+        manifest.positions[0].timestamp_ms = Some(5);
+        manifest.unfinal = vec![(Partition(1), EventTime(64), 300)];
+        manifest.all_idle = Some(AllIdle { since_ms: 1, lag_ms: -1 });
+        let second = [
+            &[2, 130, 1, 4, 128, 128, 230, 130, 185, 102, 3, 1, 5][..],
+            // Two positions, the first with pushing time, candidate and timestamp; one operator.
+            &[2, 216, 4, 13, 128, 1, 1, 10, 216, 4, 2, 1, 4, b's', b'c', b'a', b'n', 2],
+            &parts,
+            // Un-final bytes of one partition, and since when all are idle.
+            &[1, 1, 128, 1, 172, 2, 1, 2, 1],
+        ]
+        .concat();
+        let encoded = encode(&manifest);
+        assert_eq!(encoded[..encoded.len() - CHECK], second);
+        assert_eq!(encoded[second.len()..], [0x59, 0x77, 0xcd, 0xce, 0x65, 0x41, 0x5e, 0x39]);
+        assert_eq!(decode(&encoded), Ok(manifest));
     }
 
     #[test]
@@ -227,7 +306,9 @@ mod tests {
         fn manifests_come_back_as_they_were(
             (epoch, generation, wall_ms, watermark) in any::<(u64, u64, i64, i64)>(),
             keys in any::<Option<u64>>(),
-            positions in prop::collection::vec(any::<(i64, Option<i64>, bool)>(), 0..4),
+            positions in prop::collection::vec(any::<(i64, [Option<i64>; 3], bool)>(), 0..4),
+            unfinal in prop::collection::vec(any::<(u32, i64, u64)>(), 0..4),
+            all_idle in any::<Option<(i64, i64)>>(),
             operators in prop::collection::vec((".{0,9}", any::<u32>()), 0..4),
             shards in prop::collection::btree_map(0..SHARDS, (0u64..9, any::<u64>(), any::<[u8; 32]>()), 0..5),
         ) {
@@ -244,8 +325,18 @@ mod tests {
                 watermark: EventTime(watermark),
                 positions: positions
                     .into_iter()
-                    .map(|(next, time, idle)| Position { next: Offset(next), max_event_time: time.map(EventTime), idle })
+                    .map(|(next, [greatest, candidate, timestamp_ms], idle)| Position {
+                        next: Offset(next),
+                        push: PushTime {
+                            greatest: greatest.map(EventTime),
+                            candidate: candidate.map(EventTime),
+                        },
+                        timestamp_ms,
+                        idle,
+                    })
                     .collect(),
+                unfinal: unfinal.into_iter().map(|(p, time, bytes)| (Partition(p), EventTime(time), bytes)).collect(),
+                all_idle: all_idle.map(|(since_ms, lag_ms)| AllIdle { since_ms, lag_ms }),
                 operators: operators.into_iter().map(|(name, version)| Operator { name, version }).collect(),
                 keys,
                 parts: parts.collect(),

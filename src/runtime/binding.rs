@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use headwater_dataflows::{Control, ControlStream, Epoch, EventTime};
 use headwater_sinks::Generation;
@@ -18,6 +19,7 @@ use super::failure::{Failure, RunError};
 use super::recorder::Recorder;
 use super::recording::LedgerHandle;
 use super::recovery::Origin;
+use crate::coordination::ingest::{Pace, TimeRules};
 use crate::coordination::{
     Binding, Bound, Closed, Collector, EpochRecord, GroupOffsets, Manifest, Marks, Positions, Watermark,
 };
@@ -28,19 +30,25 @@ pub struct Binder {
     pub collector: Collector,
     /// As of the epoch before the first.
     pub watermark: Watermark,
+    /// Decides who may read, and watches what holds the watermark up.
+    pub pace: Pace,
+    /// When the run began.
+    pub started: Instant,
     /// How far partitions have come.
     pub positions: Positions,
     /// Decides which epochs are marked.
     pub marker: Option<Marker>,
+    /// Whether epochs are counts of records.
+    pub counted: bool,
     /// Whether the watermark goes to infinity when the input ends.
     pub close_at_end: bool,
-    /// What the clock hears.
+    /// What the clock is told.
     pub hand: Rc<ClockHand>,
     /// What the consumer group may be told.
     pub offsets: Rc<RefCell<GroupOffsets>>,
     /// Where bindings are written down.
     pub recorder: Option<Recorder>,
-    /// Has the epochs that are done again.
+    /// Has the epochs that are replayed.
     pub origin: Arc<Origin>,
     /// How many have been.
     pub replayed: usize,
@@ -64,23 +72,29 @@ impl Binder {
     /// What every worker must hear at the end of an epoch, if anything.
     fn bound(&mut self, bound: &Bound) -> Option<Control> {
         let before = self.watermark.current();
-        let mut watermark = self.watermark.advance(&bound.bindings);
+        let replayed = self.origin.replay.get(self.replayed);
+        let rules = replayed.map_or_else(TimeRules::default, |before| before.rules);
+        let mut watermark = self.watermark.advance(&bound.bindings, bound.wall_ms, rules);
         self.positions.advance(&bound.bindings);
-        self.hand.slowest.set(bound.slowest);
+        self.pace.add(&bound.unfinal);
         let first_end = bound.ended && !self.hand.stop.get();
         if bound.ended || bound.stopping {
             self.hand.stop.set(true);
         }
-        let replayed = self.origin.replay.get(self.replayed);
         let record = EpochRecord {
             epoch: bound.epoch,
             wall_ms: bound.wall_ms,
             bindings: bound.bindings.clone(),
             closes: replayed.map_or(first_end && self.close_at_end, |before| before.closes),
+            rules,
         };
         if record.closes {
             watermark = self.watermark.close();
         }
+        let now = self.started.elapsed();
+        self.hand.paced.set(self.pace.end_epoch(now, self.positions.as_slice(), bound.slowest, watermark));
+        self.hand.bound.set(bound.epoch);
+        self.hand.wake();
         if let Some(before) = replayed.filter(|before| **before != record) {
             let detail = differences(before, &record);
             self.failure.report(RunError::Replay { epoch: bound.epoch, detail });
@@ -96,13 +110,14 @@ impl Binder {
             }
         } else {
             self.offsets.borrow_mut().bound(bound.epoch, &record.bindings);
-            // No progress, and no manifest, stands above the ledger.
-            if let Some(ledger) = self.ledger.as_ref().filter(|_| !record.is_empty() || checkpoint) {
+            // No progress, no manifest and no output stands above the ledger.
+            let speaks = !record.is_empty() || checkpoint || watermark != before;
+            if let Some(ledger) = self.ledger.as_ref().filter(|_| speaks) {
                 ledger.record(record.clone());
             }
         }
-        if let Some(recorder) = &mut self.recorder
-            && let Err(error) = recorder.record(&record, watermark)
+        if let Some(recorder) = self.recorder.as_mut().filter(|_| !record.is_empty() || watermark != before)
+            && let Err(error) = recorder.record(&record, watermark, self.counted)
         {
             self.failure.report(error);
         }
@@ -126,6 +141,8 @@ impl Binder {
             wall_ms: record.wall_ms,
             watermark,
             positions: self.positions.as_slice().to_vec(),
+            unfinal: self.pace.unfinal.entries(),
+            all_idle: self.watermark.all_idle(),
             operators: Vec::new(),
             keys: None,
             parts: Vec::new(),

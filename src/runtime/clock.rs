@@ -1,11 +1,11 @@
 //! Epochs: worker 0 mints them, the others follow its frontier.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::{Epoch, EventTime};
+use headwater_dataflows::Epoch;
 use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::operators::generic::operator::source;
@@ -13,20 +13,31 @@ use timely::dataflow::operators::probe::Handle as Probe;
 use timely::dataflow::operators::vec::Broadcast;
 use timely::dataflow::{Scope, StreamVec};
 use timely::progress::Antichain;
+use timely::scheduling::Activator;
 
 use super::recovery::Origin;
 use crate::coordination::Binding;
+use crate::coordination::ingest::{Paced, TimeRules, WallClock};
 use crate::wall::wall_ms;
 
 /// The beginning of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tick {
-    /// The wall time, in milliseconds since 1970.
+    /// The recorded wall time, in milliseconds since 1970.
     pub wall_ms: i64,
-    /// How far, in event time, the slowest partition that has a backlog has come, as far as is known.
-    pub slowest: Option<EventTime>,
-    /// What the epoch held when it was bound, if it is done again.
+    /// By which rules its records are judged.
+    pub rules: TimeRules,
+    /// Who may read, and what holds the watermark up.
+    pub paced: Paced,
+    /// What the epoch held when it was bound, if it is replayed.
     pub replay: Option<Vec<Binding>>,
+}
+
+impl Tick {
+    /// Of an epoch in which everything may be read.
+    pub fn new(wall_ms: i64) -> Tick {
+        Tick { wall_ms, rules: TimeRules::default(), paced: Paced::default(), replay: None }
+    }
 }
 
 /// What the clock needs to know.
@@ -40,20 +51,36 @@ pub struct ClockSettings {
     pub length: Duration,
     /// How many epochs may lie between the one that is open and the slowest sink.
     pub in_flight: u64,
+    /// Whether epochs are counts of records: each begins when the one before is bound, and time means nothing.
+    pub counted: bool,
 }
 
-/// What the clock hears from those who watch the epochs close, on worker 0.
-#[derive(Debug, Default)]
+/// What those who bind the epochs tell the clock, on worker 0.
+#[derive(Default)]
 pub struct ClockHand {
     /// No further epoch shall begin.
     pub stop: Cell<bool>,
     /// The newest epoch that has begun.
     pub newest: Cell<Epoch>,
-    /// See [`Tick::slowest`].
-    pub slowest: Cell<Option<EventTime>>,
+    /// The newest epoch that is bound.
+    pub bound: Cell<Epoch>,
+    /// See [`Tick::paced`].
+    pub paced: Cell<Paced>,
+    /// Has the clock look again at once.
+    pub wake: RefCell<Option<Activator>>,
 }
 
-/// The beginnings of epochs, on every worker. An epoch is open as long as the stream's frontier stands at it.
+impl ClockHand {
+    /// Has the clock look again at once.
+    pub fn wake(&self) {
+        if let Some(activator) = &*self.wake.borrow() {
+            activator.activate();
+        }
+    }
+}
+
+/// The beginnings of epochs, on every worker. An epoch is open as long as the stream's frontier stands at it; a counted
+/// one until every reader has its share.
 ///
 /// `committed` is the frontier of all sinks: while it is too far behind, no epoch begins.
 pub fn ticks<'scope>(
@@ -65,58 +92,108 @@ pub fn ticks<'scope>(
     let worker = scope.index();
     source::<_, CapacityContainerBuilder<Vec<Tick>>, _, _>(scope, "Clock", move |capability, info| {
         let mut capability = (worker == 0).then_some(capability);
-        let activator = scope.activator_for(info.address);
-        let mut begun: Option<Instant> = None;
-        let mut replayed = 0;
-        let closed = settings.origin.is_closed();
+        let activator = scope.activator_for(Rc::clone(&info.address));
+        if worker == 0 {
+            *hand.wake.borrow_mut() = Some(scope.activator_for(info.address));
+        }
+        let mut minting = Minting::new(settings, Rc::clone(&hand));
         move |output| {
-            if hand.stop.get() {
+            if hand.stop.get() || minting.is_over() {
                 capability = None;
             }
             let Some(open) = &mut capability else { return };
-            let record = settings.origin.replay.get(replayed);
-            if record.is_none() && closed {
-                // The input was over, and every window is final: nothing can follow.
-                capability = None;
-                return;
-            }
-            let elapsed = begun.map(|begun| begun.elapsed());
-            if record.is_none()
-                && let Some(rest) = elapsed.and_then(|elapsed| settings.length.checked_sub(elapsed))
-                && !rest.is_zero()
-            {
-                activator.activate_after(rest);
-                return;
-            }
             let behind =
                 committed.with_frontier(|f| f.first().map(|&oldest| open.time().0.saturating_sub(oldest.0)));
-            if begun.is_some() && behind.unwrap_or(0) >= settings.in_flight {
-                activator.activate_after(settings.length);
-                return;
-            }
-            let (epoch, tick) = match record {
-                Some(record) => {
-                    let replay = Some(record.bindings.clone());
-                    (record.epoch, Tick { wall_ms: record.wall_ms, slowest: None, replay })
+            match minting.next(*open.time(), behind.unwrap_or(0)) {
+                Next::Begin(epoch, tick) => {
+                    open.downgrade(&epoch);
+                    output.session(open).give(tick);
+                    if minting.settings.counted {
+                        open.downgrade(&epoch.next());
+                    }
+                    match minting.replays() {
+                        true => activator.activate(),
+                        false => activator.activate_after(minting.settings.length),
+                    }
                 }
-                None => {
-                    let epoch = settings.first.max(open.time().next());
-                    (epoch, Tick { wall_ms: wall_ms(), slowest: hand.slowest.get(), replay: None })
-                }
-            };
-            replayed += usize::from(tick.replay.is_some());
-            hand.newest.set(epoch);
-            open.downgrade(&epoch);
-            output.session(open).give(tick);
-            begun = Some(Instant::now());
-            if replayed < settings.origin.replay.len() {
-                activator.activate();
-            } else {
-                activator.activate_after(settings.length);
+                Next::Wait(time) => activator.activate_after(time),
             }
         }
     })
     .broadcast()
+}
+
+/// Decides when an epoch begins.
+struct Minting {
+    settings: ClockSettings,
+    hand: Rc<ClockHand>,
+    started: Instant,
+    wall: WallClock,
+    begun: Option<Instant>,
+    /// How many epochs were replayed.
+    replayed: usize,
+}
+
+/// What the clock does next.
+enum Next {
+    /// An epoch begins.
+    Begin(Epoch, Tick),
+    /// None does before so much time has passed, or the hand wakes the clock.
+    Wait(Duration),
+}
+
+impl Minting {
+    fn new(settings: ClockSettings, hand: Rc<ClockHand>) -> Minting {
+        let wall = WallClock::after(settings.origin.recorded_wall_ms(), Duration::ZERO);
+        Minting { settings, hand, started: Instant::now(), wall, begun: None, replayed: 0 }
+    }
+
+    /// Whether there are epochs to be replayed.
+    fn replays(&self) -> bool {
+        self.replayed < self.settings.origin.replay.len()
+    }
+
+    /// Whether the input was over, and every window final: nothing can follow.
+    fn is_over(&self) -> bool {
+        !self.replays() && self.settings.origin.is_closed()
+    }
+
+    /// What to do when `open` is the earliest epoch that can begin, or is open, and the slowest sink is so many epochs
+    /// behind it.
+    fn next(&mut self, open: Epoch, behind: u64) -> Next {
+        let ClockSettings { length, counted, .. } = self.settings;
+        let replays = self.replays();
+        if !replays && counted && self.hand.newest.get() > self.hand.bound.get() {
+            return Next::Wait(length);
+        }
+        let elapsed = self.begun.map(|begun| begun.elapsed());
+        if !replays
+            && !counted
+            && let Some(rest) = elapsed.and_then(|elapsed| length.checked_sub(elapsed))
+            && !rest.is_zero()
+        {
+            return Next::Wait(rest);
+        }
+        if self.begun.is_some() && behind >= self.settings.in_flight {
+            return Next::Wait(length);
+        }
+        let (epoch, tick) = match self.settings.origin.replay.get(self.replayed) {
+            Some(record) => {
+                let replay = Some(record.bindings.clone());
+                (record.epoch, Tick { rules: record.rules, replay, ..Tick::new(record.wall_ms) })
+            }
+            None => {
+                let next = if counted { open } else { open.next() };
+                let wall_ms = self.wall.read(wall_ms(), self.started.elapsed());
+                let tick = Tick { paced: self.hand.paced.get(), ..Tick::new(wall_ms) };
+                (self.settings.first.max(next), tick)
+            }
+        };
+        self.replayed += usize::from(tick.replay.is_some());
+        self.hand.newest.set(epoch);
+        self.begun = Some(Instant::now());
+        Next::Begin(epoch, tick)
+    }
 }
 
 /// Whether every sink has committed `epoch`, by a probe behind all of them.

@@ -14,6 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use differential_dataflow::AsCollection;
 use headwater_dataflows::{Captures, Checkpoint, Epoch, RestoreError};
@@ -38,7 +39,10 @@ use super::recovery::Origin;
 use super::telling::part;
 use super::watch::{Heard, Sights, Watch};
 use super::writer::WriterHandle;
-use crate::coordination::{Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark};
+use crate::coordination::ingest::{Liveness, Pace, Timing, Unfinal};
+use crate::coordination::{
+    Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark, WatermarkRule,
+};
 use crate::metrics::Metrics;
 use crate::outputs::{Listener, Tongue};
 use crate::source::Reader;
@@ -53,6 +57,8 @@ pub struct Parts {
     pub positions: Arc<[Position]>,
     /// How many workers this process has: they share its bytes in flight.
     pub local_workers: usize,
+    /// Whether epochs are counts of records.
+    pub counted: bool,
     /// The writers of the sinks, and how each is told.
     pub sinks: Vec<(WriterHandle, Listener)>,
     /// Worker 0 writes down the bindings here.
@@ -104,6 +110,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         reader,
         positions,
         local_workers,
+        counted,
         sinks,
         recorder,
         origin,
@@ -119,19 +126,28 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
     let offsets = Rc::new(RefCell::new(GroupOffsets::default()));
     let watermark = Rc::new(Cell::new(origin.watermark()));
 
+    hand.bound.set(origin.manifest.as_ref().map_or(Epoch(0), |manifest| manifest.epoch));
     let clock = ClockSettings {
         origin: Arc::clone(&origin),
         first: plan.first_epoch,
         length: plan.time.epoch,
         in_flight: plan.limits.epochs_in_flight,
+        counted,
     };
     let heard = Heard::default();
     let ticks = heard.ticks(ticks(scope, clock, Rc::clone(&hand), committed.clone()));
+    let reports = scope.index().is_multiple_of(local_workers.max(1));
     let settings = ReadSettings {
-        idle_timeout: plan.time.idle_timeout,
-        max_future_skew_ms: plan.time.max_future_skew_ms,
-        max_drift_ms: plan.time.max_drift_ms,
+        timing: Timing {
+            idle_timeout: plan.time.idle_timeout,
+            held_timeout: plan.time.held_timeout,
+            max_future_skew_ms: plan.time.max_future_skew_ms,
+            max_jump_ms: plan.time.max_jump_ms,
+            counted,
+        },
+        epoch_records: plan.time.epoch_records,
         bytes_in_flight: plan.limits.bytes_in_flight / local_workers.max(1),
+        reports,
     };
     let context = ReadContext {
         positions: Arc::clone(&positions),
@@ -142,14 +158,29 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         metrics: Arc::clone(&metrics),
     };
     let Read { events, rejected, closed } = read(ticks, reader, settings, context);
-    let max_out_of_orderness_ms = plan.time.max_out_of_orderness_ms;
+    let rule = WatermarkRule {
+        max_out_of_orderness_ms: plan.time.max_out_of_orderness_ms,
+        // Time means nothing where epochs are counted.
+        idle_advance_ms: plan.time.idle_advance_ms.filter(|_| !counted),
+    };
+    let processes = scope.peers() / local_workers.max(1);
+    let mut pace = Pace {
+        unfinal: Unfinal::of(origin.manifest.as_ref().map_or(&[], |manifest| &manifest.unfinal)),
+        unfinal_limit: plan.limits.unfinal_bytes.saturating_mul(processes as u64),
+        max_drift_ms: plan.time.max_drift_ms,
+        liveness: Liveness::new(plan.time.standstill(), plan.time.held_warning),
+    };
+    hand.paced.set(pace.end_epoch(Duration::ZERO, &positions, None, origin.watermark()));
     let marked = Marked::default();
     let binder = Binder {
         collector: Collector::new(scope.peers()),
         watermark: match &origin.manifest {
-            Some(manifest) => Watermark::of(manifest, max_out_of_orderness_ms),
-            None => Watermark::new(positions.len(), max_out_of_orderness_ms),
+            Some(manifest) => Watermark::of(manifest, rule),
+            None => Watermark::new(positions.len(), rule),
         },
+        pace,
+        started: Instant::now(),
+        counted,
         positions: Positions::of(&positions),
         marker: checkpoints.as_ref().map(|&Capturing { interval_ms, generation, .. }| Marker {
             marks: Marks::new(interval_ms, origin.newest),
@@ -216,8 +247,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
             ledger.map(|ledger| Concluder { marked, operators: entered, before, ledger, failure });
         conclude(stored, done, concluder);
     }
-    let speaks = scope.index().is_multiple_of(local_workers.max(1));
     let sights =
         Sights { heard, closed: bound, computed, committed: committed.clone(), alerted, watermark, load };
-    Ok(Flow { committed, offsets, watch: Watch::new(sights, speaks, metrics) })
+    Ok(Flow { committed, offsets, watch: Watch::new(sights, reports, metrics) })
 }

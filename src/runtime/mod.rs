@@ -120,6 +120,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         checkpoints: wanted,
     } = begin(past, source, &mut sinks, start, &plan, &workers)?;
     plan.first_epoch = plan.first_epoch.max(first_epoch);
+    metrics.stalls_after(plan.time.standstill(), plan.time.held_warning);
 
     let mut threads = Vec::new();
     let mut writers = Vec::new();
@@ -286,6 +287,7 @@ impl Context {
             reader,
             positions: Arc::clone(&self.positions),
             local_workers: self.local_workers,
+            counted: self.source.is_counted(),
             sinks: writers,
             recorder: if first { self.recorder.lock().expect(lock).take() } else { None },
             origin: Arc::clone(&self.origin),

@@ -41,8 +41,25 @@ pub struct Time {
     pub idle_timeout: Duration,
     /// How far an event may lie in the future.
     pub max_future_skew_ms: i64,
-    /// How far partitions may be apart while one catches up.
-    pub max_drift_ms: i64,
+    /// How many records of each partition an epoch has, where records are all there from the start.
+    pub epoch_records: i64,
+    /// How far a record may jump ahead before another one must confirm it, where no clock stands by.
+    pub max_jump_ms: Option<i64>,
+    /// How far partitions may be apart, if that is limited.
+    pub max_drift_ms: Option<i64>,
+    /// How long an open transaction may hold a partition before that is reported.
+    pub held_warning: Duration,
+    /// How long it may hold a partition at all, if that is limited.
+    pub held_timeout: Option<Duration>,
+    /// How long all partitions must have been idle for the watermark to follow the wall time, if it does.
+    pub idle_advance_ms: Option<i64>,
+}
+
+impl Time {
+    /// How long the watermark, or the frontier of the sinks, may stand before something is held up.
+    pub fn standstill(&self) -> Duration {
+        2 * self.idle_timeout + self.epoch
+    }
 }
 
 /// Bounds of memory.
@@ -50,6 +67,8 @@ pub struct Time {
 pub struct Limits {
     /// How many bytes a process may have read that are not committed.
     pub bytes_in_flight: usize,
+    /// How many bytes of a process's events may be un-final.
+    pub unfinal_bytes: u64,
     /// How many epochs may lie between reading and the slowest sink.
     pub epochs_in_flight: u64,
     /// Within which time an id is a duplicate.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
+use headwater_dataflows::{Epoch, EventTime, Offset};
 use prometheus::IntGauge;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::StreamVec;
@@ -25,28 +25,29 @@ use timely::dataflow::operators::probe::Handle as Probe;
 
 use super::clock::{Tick, committed};
 use super::failure::Failure;
+use crate::coordination::ingest::{Clocks, PartitionTracker, TimeRules, Timing, UnfinalBytes};
 use crate::coordination::{Binding, Closed, Position};
 use crate::decode::{Decoder, Reason, Rejection};
 use crate::event::Event;
 use crate::metrics::{Metrics, Share};
 use crate::outputs::DeadLetter;
-use crate::source::{PartitionState, Raw, Reader, SourceError};
+use crate::source::{Budget, PartitionState, Raw, Reader, SourceError};
 
 /// How a worker reads.
 #[derive(Clone, Debug)]
 pub struct ReadSettings {
-    /// How long a partition must be silent at its end to be idle.
-    pub idle_timeout: Duration,
-    /// How far beyond its record's timestamp, or the epoch's wall time, an event may lie, in milliseconds.
-    pub max_future_skew_ms: i64,
-    /// How far a partition may be ahead of the slowest one with a backlog, in milliseconds of event time.
-    pub max_drift_ms: i64,
+    /// The numbers by which partitions are judged.
+    pub timing: Timing,
+    /// How many records an epoch takes from each partition, where epochs are counted.
+    pub epoch_records: i64,
     /// How many bytes this worker may have read that are not committed yet.
     pub bytes_in_flight: usize,
+    /// Whether this worker reports for its process what all of them know.
+    pub reports: bool,
 }
 
-/// How many records are read before other operators get their turn.
-const BUDGET: usize = 1024;
+/// How much is read before other operators get their turn.
+const BUDGET: Budget = Budget { records: 1024, bytes: 8 << 20 };
 
 /// How long a partition must be at its end, short of a record that was read before, for the record to be gone.
 const MISSING: Duration = Duration::from_secs(15);
@@ -54,8 +55,8 @@ const MISSING: Duration = Duration::from_secs(15);
 /// How long to wait when there was nothing to read.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How often it is told how many records wait.
-const LAG_EVERY: Duration = Duration::from_millis(250);
+/// How often lag and held partitions are reported.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
 
 /// What the reading operator gives.
 pub struct Read<'scope> {
@@ -119,7 +120,7 @@ pub fn read<'scope>(
                 }));
             });
             while let Some(front) = open.front() {
-                reading.begin(front);
+                reading.begin_epoch(front.epoch, &front.tick);
                 if frontiers[0].less_equal(&front.epoch) || !reading.is_complete() {
                     break;
                 }
@@ -153,75 +154,65 @@ struct OpenEpoch {
     capabilities: [Capability<Epoch>; 3],
 }
 
-/// One partition, as its owner sees it.
-struct Owned {
-    partition: Partition,
-    /// What the open epoch took from it.
-    end: Option<(Offset, i64)>,
-    max_in_epoch: Option<EventTime>,
-    max_ever: EventTime,
-    /// When a record last came that ends idleness.
-    alive: Instant,
-    idle: bool,
-    paused: bool,
-    /// What the open epoch took from it before, if it is done again and took anything.
-    target: Option<Binding>,
-    lag: IntGauge,
-}
-
-impl Owned {
-    /// Whether everything was read that the open epoch is known to hold.
-    fn is_complete(&self) -> bool {
-        match self.target {
-            Some(Binding { end, timestamp: Some(timestamp), .. }) => self.end == Some((end, timestamp)),
-            _ => true,
-        }
-    }
-}
-
 struct Reading {
     worker: usize,
     reader: Box<dyn Reader>,
     decoder: Decoder,
     settings: ReadSettings,
     context: ReadContext,
-    owned: Vec<Owned>,
+    partitions: Vec<Owned>,
+    /// By partition number, where in `partitions` it is.
+    index: Vec<usize>,
+    started: Instant,
     /// The epoch that is being read.
     open: Option<Epoch>,
-    /// Whether it is done again.
+    /// Whether it is replayed.
     replaying: bool,
-    /// By partition number, where in `owned` it is.
-    index: Vec<usize>,
     in_flight: VecDeque<(Epoch, usize)>,
     bytes_in_flight: usize,
     share_in_flight: Share,
-    lag_told: Option<Instant>,
-    slowest_backlog: Option<EventTime>,
+    reported: Option<Instant>,
     /// The oldest timestamp of a record in the open epoch.
     oldest: Option<i64>,
     ended: bool,
 }
 
+/// A partition that this worker reads.
+struct Owned {
+    tracker: PartitionTracker,
+    /// Whether its records are not asked for: it is too far ahead of the slowest, or all of a replayed epoch is read.
+    paused: bool,
+    /// In a counted epoch, the offset at which its share ends.
+    until: Option<Offset>,
+    lag: IntGauge,
+    held: IntGauge,
+}
+
+impl Owned {
+    /// Whether the partition may be read in an epoch.
+    fn is_allowed(&self, tick: &Tick) -> bool {
+        let tracker = &self.tracker;
+        tick.paced.allows(tracker.partition(), tracker.greatest(), tracker.is_idle())
+    }
+}
+
 impl Reading {
     fn new(worker: usize, reader: Box<dyn Reader>, settings: ReadSettings, context: ReadContext) -> Self {
-        let owned: Vec<Owned> = reader
+        let partitions: Vec<Owned> = reader
             .partitions()
             .iter()
-            .map(|state| (state, &context.positions[state.partition.0 as usize]))
-            .map(|(state, position)| Owned {
-                partition: state.partition,
-                end: None,
-                max_in_epoch: None,
-                max_ever: position.max_event_time.unwrap_or(EventTime::MIN),
-                alive: Instant::now(),
-                idle: position.idle,
+            .map(|state| state.partition)
+            .map(|partition| Owned {
+                tracker: PartitionTracker::new(partition, &context.positions[partition.0 as usize]),
                 paused: false,
-                target: None,
-                lag: context.metrics.consumer_lag(state.partition),
+                until: None,
+                lag: context.metrics.consumer_lag(partition),
+                held: context.metrics.partition_held(partition),
             })
             .collect();
-        let mut index = vec![usize::MAX; owned.iter().map(|o| o.partition.0 as usize + 1).max().unwrap_or(0)];
-        owned.iter().enumerate().for_each(|(at, owned)| index[owned.partition.0 as usize] = at);
+        let number = |owned: &Owned| owned.tracker.partition().0 as usize;
+        let mut index = vec![usize::MAX; partitions.iter().map(|o| number(o) + 1).max().unwrap_or(0)];
+        partitions.iter().enumerate().for_each(|(at, owned)| index[number(owned)] = at);
         Reading {
             worker,
             reader,
@@ -229,59 +220,111 @@ impl Reading {
             share_in_flight: context.metrics.bytes_in_flight(),
             settings,
             context,
-            owned,
+            partitions,
+            index,
+            started: Instant::now(),
             open: None,
             replaying: false,
-            index,
             in_flight: VecDeque::new(),
             bytes_in_flight: 0,
-            lag_told: None,
-            slowest_backlog: None,
+            reported: None,
             oldest: None,
             ended: false,
         }
     }
 
     /// Turns to an epoch, unless it is the one that is being read.
-    fn begin(&mut self, open: &OpenEpoch) {
-        if self.open.replace(open.epoch) == Some(open.epoch) {
+    fn begin_epoch(&mut self, epoch: Epoch, tick: &Tick) {
+        if self.open.replace(epoch) == Some(epoch) || self.ended {
             return;
         }
-        let was_replaying = std::mem::replace(&mut self.replaying, open.tick.replay.is_some());
-        if !self.replaying && !was_replaying {
-            return;
+        if self.settings.reports {
+            self.context.metrics.watermark_stalls(tick.paced.stall.as_ref());
         }
-        let positions = self.reader.partitions();
-        for (owned, state) in self.owned.iter_mut().zip(positions) {
-            let bindings = open.tick.replay.as_deref();
-            owned.target =
-                bindings.and_then(|all| all.iter().find(|b| b.partition == owned.partition).copied());
-            let limit = bindings.map(|_| match owned.target {
+        let was_replaying = std::mem::replace(&mut self.replaying, tick.replay.is_some());
+        let turned = match &tick.replay {
+            Some(bindings) => self.begin_replay(bindings),
+            None if self.settings.timing.counted => self.begin_counted(tick),
+            None => self.begin_timed(tick, was_replaying),
+        };
+        if let Err(error) = turned {
+            self.fail(error);
+        }
+    }
+
+    /// A replayed epoch takes exactly what its bindings name.
+    fn begin_replay(&mut self, bindings: &[Binding]) -> Result<(), SourceError> {
+        let states = self.reader.partitions();
+        for (owned, state) in self.partitions.iter_mut().zip(states) {
+            let partition = state.partition;
+            let target = bindings.iter().find(|binding| binding.partition == partition).copied();
+            owned.tracker.replay(target);
+            let limit = match target {
                 Some(Binding { end, timestamp: Some(_), .. }) => end,
                 _ => state.position,
-            });
-            if let Err(error) = self.reader.set_limit(owned.partition, limit) {
-                self.ended = true;
-                self.context.failure.report(error.into());
+            };
+            self.reader.set_limit(partition, Some(limit))?;
+            if std::mem::take(&mut owned.paused) {
+                self.reader.set_paused(partition, false)?;
+            }
+            owned.until = None;
+        }
+        Ok(())
+    }
+
+    /// A counted epoch takes as many records from each partition that may be read.
+    fn begin_counted(&mut self, tick: &Tick) -> Result<(), SourceError> {
+        let states = self.reader.partitions();
+        for (owned, Offset(position)) in self.partitions.iter_mut().zip(states.iter().map(|s| s.position)) {
+            let reads = owned.is_allowed(tick);
+            let until = Offset(if reads { position + self.settings.epoch_records } else { position });
+            owned.until = Some(until);
+            self.reader.set_limit(owned.tracker.partition(), Some(until))?;
+        }
+        Ok(())
+    }
+
+    /// A timed epoch takes what comes from each partition that may be read.
+    fn begin_timed(&mut self, tick: &Tick, was_replaying: bool) -> Result<(), SourceError> {
+        for owned in &mut self.partitions {
+            let partition = owned.tracker.partition();
+            if was_replaying {
+                self.reader.set_limit(partition, None)?;
+                owned.tracker.replay(None);
+            }
+            let paused = !owned.is_allowed(tick);
+            if owned.paused != paused {
+                self.reader.set_paused(partition, paused)?;
+                owned.paused = paused;
             }
         }
+        Ok(())
     }
 
-    /// Whether an epoch that is done again has everything that it is known to hold; one that is new always has.
+    /// Whether the open epoch has all that it must have: what its bindings name, or its share of each partition.
     fn is_complete(&self) -> bool {
-        self.owned.iter().all(Owned::is_complete)
+        if self.ended {
+            return true;
+        }
+        let counted = !self.replaying && self.settings.timing.counted;
+        let has_share = || {
+            let states = self.reader.partitions();
+            let mut both = self.partitions.iter().zip(&states);
+            both.all(|(owned, state)| state.ended || owned.until.is_some_and(|until| state.position >= until))
+        };
+        self.partitions.iter().all(|owned| owned.tracker.is_complete()) && (!counted || has_share())
     }
 
-    /// An epoch that is done again must come to exactly the records that its bindings name.
-    fn check_replay(&self) -> Result<(), SourceError> {
-        for (owned, state) in self.owned.iter().zip(self.reader.partitions()) {
-            let Some(Binding { end, timestamp: Some(timestamp), partition, .. }) = owned.target else {
+    /// A replayed epoch must come to exactly the records that its bindings name.
+    fn check_replay(&self, states: &[PartitionState], now: Duration) -> Result<(), SourceError> {
+        for (Owned { tracker, .. }, state) in self.partitions.iter().zip(states) {
+            let Some(Binding { end, timestamp: Some(timestamp), partition, .. }) = tracker.target() else {
                 continue;
             };
             // The end of a partition proves little soon after its leader has changed.
-            let over = state.ended || state.at_end_since.is_some_and(|since| since.elapsed() >= MISSING);
-            if (state.position >= end || over) && !owned.is_complete() {
-                let found = match owned.end {
+            let over = state.ended || tracker.at_end_for(now).is_some_and(|time| time >= MISSING);
+            if (state.position >= end || over) && !tracker.is_complete() {
+                let found = match tracker.end() {
                     Some((read, found)) if read == end => format!("has timestamp {found}"),
                     _ => "is missing".to_owned(),
                 };
@@ -298,70 +341,18 @@ impl Reading {
 
     /// Reads a little into the open epoch; says whether there may be more right now.
     fn read(&mut self, epoch: Epoch, tick: &Tick, give: &mut dyn FnMut(Result<Event, DeadLetter>)) -> bool {
-        while let Some((_, bytes)) =
-            self.in_flight.pop_front_if(|(epoch, _)| committed(&self.context.committed, *epoch))
-        {
-            self.bytes_in_flight -= bytes;
-        }
-        self.share_in_flight.set(self.bytes_in_flight);
-        let now = Instant::now();
-        self.tell_lag(now);
+        self.release();
         if self.ended {
             return false;
         }
-        // When too much is in flight the source is still heard: it may have failed, and more records wait.
-        // An epoch that is done again is read to its end once all before it are committed: it can end no other way.
-        let full = self.bytes_in_flight >= self.settings.bytes_in_flight
-            && !(self.replaying && self.in_flight.iter().all(|(other, _)| *other == epoch));
-        let budget = if full { 0 } else { BUDGET };
-        let watermark = self.context.watermark.get();
-        let latest = tick.wall_ms.saturating_add(self.settings.max_future_skew_ms);
-        let Reading { reader, decoder, settings, owned, index, oldest, .. } = self;
-        let (mut bytes, mut accepted, mut malformed, mut invalid, mut future) = (0, 0u64, 0, 0, 0);
-        let result = reader.read(budget, &mut |raw: Raw<'_>| {
-            let owned = &mut owned[index[raw.position.partition.0 as usize]];
-            bytes += RECORD_OVERHEAD + raw.value.map_or(0, <[u8]>::len);
-            owned.end = Some((Offset(raw.position.offset.0 + 1), raw.timestamp));
-            *oldest = Some(oldest.map_or(raw.timestamp, |oldest| oldest.min(raw.timestamp)));
-            match decoder.decode(raw) {
-                Ok(event) => {
-                    let time = event.event_time();
-                    if time.0 > latest.min(raw.timestamp.saturating_add(settings.max_future_skew_ms)) {
-                        future += 1;
-                        give(Err(DeadLetter::rejected(raw, Rejection::future(time))));
-                        return;
-                    }
-                    accepted += 1;
-                    owned.max_in_epoch = owned.max_in_epoch.max(Some(time));
-                    if time > watermark {
-                        owned.alive = now;
-                    }
-                    give(Ok(event));
-                }
-                Err(rejection) => {
-                    if rejection.reason == Reason::Malformed {
-                        malformed += 1
-                    } else {
-                        invalid += 1
-                    }
-                    give(Err(DeadLetter::rejected(raw, rejection)));
-                }
-            }
-        });
-        let read = match result {
+        let budget = self.budget(epoch);
+        let (read, bytes) = match self.read_records(budget, tick, give) {
             Ok(read) => read,
             Err(error) => {
                 self.fail(error);
                 return false;
             }
         };
-        let metrics = &self.context.metrics;
-        metrics.events(accepted);
-        for (reason, n) in
-            [(Reason::Malformed, malformed), (Reason::Invalid, invalid), (Reason::Future, future)]
-        {
-            metrics.rejected(reason.as_str(), n);
-        }
         if bytes > 0 {
             self.bytes_in_flight += bytes;
             match self.in_flight.back_mut() {
@@ -369,20 +360,108 @@ impl Reading {
                 _ => self.in_flight.push_back((epoch, bytes)),
             }
         }
-        let outcome = if self.replaying { self.check_replay() } else { self.limit_drift(tick.slowest) };
-        if let Err(error) = outcome {
+        let (states, now) = (self.reader.partitions(), self.started.elapsed());
+        let asked = budget != Budget::NONE && !self.replaying;
+        for (owned, state) in self.partitions.iter_mut().zip(&states) {
+            owned.tracker.look(state, now, asked && !owned.paused, &self.settings.timing);
+        }
+        self.report(&states, now);
+        if self.replaying
+            && let Err(error) = self.check_replay(&states, now)
+        {
             self.fail(error);
         }
-        read == budget && !full
+        budget != Budget::NONE && (read == budget.records || bytes >= budget.bytes)
     }
 
-    /// Tells how many records wait, now and then.
-    fn tell_lag(&mut self, now: Instant) {
-        if self.lag_told.is_none_or(|at| now.duration_since(at) >= LAG_EVERY) {
-            self.lag_told = Some(now);
-            for (owned, state) in self.owned.iter().zip(self.reader.partitions()) {
-                owned.lag.set(i64::try_from(state.backlog).unwrap_or(i64::MAX));
+    /// Lets go of what every sink has committed.
+    fn release(&mut self) {
+        while let Some((_, bytes)) =
+            self.in_flight.pop_front_if(|(epoch, _)| committed(&self.context.committed, *epoch))
+        {
+            self.bytes_in_flight -= bytes;
+        }
+        self.share_in_flight.set(self.bytes_in_flight);
+    }
+
+    /// How much may be read now. When too much is in flight the source is still looked at: it may have failed, and more
+    /// records wait. An epoch that must be read to its end is, once all before it are committed: it can end no other way.
+    fn budget(&self, epoch: Epoch) -> Budget {
+        let limit = self.settings.bytes_in_flight;
+        let left = limit.saturating_sub(self.bytes_in_flight);
+        let must_end = self.replaying || self.settings.timing.counted;
+        if left > 0 {
+            Budget { bytes: BUDGET.bytes.min(left), ..BUDGET }
+        } else if must_end && self.in_flight.iter().all(|(other, _)| *other == epoch) {
+            BUDGET
+        } else {
+            Budget::NONE
+        }
+    }
+
+    /// Reads, decodes and judges records; returns how many there were, and how many bytes they take.
+    fn read_records(
+        &mut self,
+        budget: Budget,
+        tick: &Tick,
+        give: &mut dyn FnMut(Result<Event, DeadLetter>),
+    ) -> Result<(usize, usize), SourceError> {
+        let watermark = self.context.watermark.get();
+        let Reading { reader, decoder, settings, partitions, index, oldest, .. } = self;
+        let timing = &settings.timing;
+        let skew_ms = timing.max_future_skew_ms;
+        let timed = !timing.counted || tick.rules == TimeRules::EventTime;
+        let wall_ms = timed.then_some(tick.wall_ms);
+        let (mut bytes, mut accepted, mut malformed, mut invalid, mut future) = (0, 0u64, 0, 0, 0);
+        let read = reader.read(budget, &mut |raw: Raw<'_>| {
+            let tracker = &mut partitions[index[raw.position.partition.0 as usize]].tracker;
+            let size = RECORD_OVERHEAD + raw.value.map_or(0, <[u8]>::len);
+            bytes += size;
+            tracker.record(raw.position.offset, raw.timestamp);
+            let clocks = Clocks::new(tick.rules, raw.timestamp, wall_ms);
+            *oldest = [*oldest, clocks.timestamp_ms].into_iter().flatten().min();
+            match decoder.decode(raw) {
+                Ok(event) => {
+                    let time = event.event_time();
+                    if clocks.is_future(time, skew_ms) {
+                        future += 1;
+                        let rejection = Rejection::future(time, clocks.timestamp_ms, clocks.wall_ms, skew_ms);
+                        give(Err(DeadLetter::rejected(raw, rejection)));
+                        return;
+                    }
+                    accepted += 1;
+                    tracker.accept(time, clocks.pushing_time(time), size, timing, watermark);
+                    give(Ok(event));
+                }
+                Err(rejection) => {
+                    let count =
+                        if rejection.reason == Reason::Malformed { &mut malformed } else { &mut invalid };
+                    *count += 1;
+                    give(Err(DeadLetter::rejected(raw, rejection)));
+                }
             }
+        })?;
+        let metrics = &self.context.metrics;
+        metrics.events(accepted);
+        for (reason, n) in
+            [(Reason::Malformed, malformed), (Reason::Invalid, invalid), (Reason::Future, future)]
+        {
+            metrics.rejected(reason.as_str(), n);
+        }
+        Ok((read, bytes))
+    }
+
+    /// Reports lag and held partitions, now and then.
+    fn report(&mut self, states: &[PartitionState], now: Duration) {
+        if self.reported.is_some_and(|at| at.elapsed() < REPORT_EVERY) {
+            return;
+        }
+        self.reported = Some(Instant::now());
+        for (owned, state) in self.partitions.iter().zip(states) {
+            owned.lag.set(i64::try_from(state.backlog).unwrap_or(i64::MAX));
+            let held = owned.tracker.held_for(now);
+            owned.held.set(held.map_or(0, |(_, time)| i64::try_from(time.as_secs()).unwrap_or(i64::MAX)));
+            self.context.metrics.partition_holds(state.partition, held);
         }
     }
 
@@ -391,70 +470,36 @@ impl Reading {
         self.context.failure.report(error.into());
     }
 
-    /// Pauses partitions that are too far ahead, and resumes those that no longer are.
-    fn limit_drift(&mut self, slowest: Option<EventTime>) -> Result<(), SourceError> {
-        let bound = slowest.map_or(EventTime::MAX, |slowest| slowest.plus_ms(self.settings.max_drift_ms));
-        for owned in &mut self.owned {
-            let ahead = owned.max_ever.max(owned.max_in_epoch.unwrap_or(EventTime::MIN)) > bound;
-            if ahead != owned.paused {
-                self.reader.set_paused(owned.partition, ahead)?;
-                owned.paused = ahead;
-            }
-        }
-        Ok(())
-    }
-
     /// Ends the open epoch.
     fn close(&mut self, tick: &Tick) -> Closed {
-        let states = self.reader.partitions();
-        let mut bindings = Vec::new();
-        self.slowest_backlog = None;
-        for (owned, state) in self.owned.iter_mut().zip(&states) {
-            debug_assert_eq!(owned.partition, state.partition);
-            let idle = match (self.replaying, owned.target) {
-                (true, target) => target.map_or(owned.idle, |target| target.idle),
-                (false, _) => idle(owned, state, self.settings.idle_timeout),
-            };
-            owned.max_ever = owned.max_ever.max(owned.max_in_epoch.unwrap_or(EventTime::MIN));
-            if owned.end.is_some() || idle != owned.idle || owned.target.is_some() {
-                let position = owned.target.map_or(state.position, |target| target.end);
-                bindings.push(Binding {
-                    partition: owned.partition,
-                    end: owned.end.map_or(position, |(end, _)| end),
-                    timestamp: owned.end.map(|(_, timestamp)| timestamp),
-                    max_event_time: owned.max_in_epoch,
-                    idle,
-                });
+        let (states, now) = (self.reader.partitions(), self.started.elapsed());
+        let (mut bindings, mut unfinal) = (Vec::new(), Vec::new());
+        let mut slowest = None;
+        for (owned, state) in self.partitions.iter_mut().zip(&states) {
+            debug_assert_eq!(owned.tracker.partition(), state.partition);
+            let (binding, bytes) = owned.tracker.close(state, self.replaying, tick.rules);
+            bindings.extend(binding);
+            if bytes != UnfinalBytes::default() {
+                unfinal.push((state.partition, bytes));
             }
-            if state.backlog > 0 {
-                self.slowest_backlog =
-                    Some(self.slowest_backlog.map_or(owned.max_ever, |s| s.min(owned.max_ever)));
-            }
-            owned.idle = idle;
-            (owned.end, owned.max_in_epoch, owned.target) = (None, None, None);
+            let own = owned.tracker.slowness(state, now);
+            slowest = [slowest, own].into_iter().flatten().min();
         }
-        let stopping = self.context.stopping.load(Ordering::Relaxed);
-        let ended = !self.replaying && states.iter().all(|state| state.ended);
         Closed {
             worker: self.worker,
             wall_ms: tick.wall_ms,
             bindings,
-            slowest: self.slowest_backlog,
-            // Records without a timestamp have a negative one, or the greatest.
-            oldest: self.oldest.take().filter(|oldest| (0..i64::MAX).contains(oldest)),
-            ended,
-            stopping,
+            unfinal,
+            slowest,
+            oldest: self.oldest.take(),
+            ended: !self.replaying && states.iter().all(|state| state.ended),
+            stopping: self.context.stopping.load(Ordering::Relaxed),
         }
     }
 }
 
 /// What a record costs in memory beside its bytes, roughly.
 const RECORD_OVERHEAD: usize = 200;
-
-/// A partition is idle when it has ended, or was silent at its end long enough.
-fn idle(owned: &Owned, state: &PartitionState, timeout: Duration) -> bool {
-    state.ended || state.at_end_since.is_some_and(|since| since.max(owned.alive).elapsed() >= timeout)
-}
 
 #[cfg(test)]
 mod tests;

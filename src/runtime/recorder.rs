@@ -26,14 +26,16 @@ impl Recorder {
         Ok(Recorder { path: path.to_owned(), out: BufWriter::new(file) })
     }
 
-    /// Writes down an epoch: its bindings and W at its end.
+    /// Writes down an epoch: its bindings and W at its end. A counted epoch has no wall time that means anything.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn record(&mut self, record: &EpochRecord, watermark: EventTime) -> Result<(), RunError> {
-        if record.is_empty() {
-            return Ok(());
-        }
+    pub fn record(
+        &mut self,
+        record: &EpochRecord,
+        watermark: EventTime,
+        counted: bool,
+    ) -> Result<(), RunError> {
         let partitions: Vec<_> = record
             .bindings
             .iter()
@@ -43,6 +45,8 @@ impl Recorder {
                     "end": binding.end.0,
                     "timestamp": binding.timestamp,
                     "max_event_time": binding.max_event_time.map(|time| time.0),
+                    "pushing_time": binding.pushing_time.map(|time| time.0),
+                    "candidate": binding.candidate.map(|time| time.0),
                     "idle": binding.idle,
                 })
             })
@@ -50,7 +54,7 @@ impl Recorder {
         let known = watermark != EventTime::MIN && watermark != EventTime::MAX;
         let line = json!({
             "epoch": record.epoch.0,
-            "wall_ms": record.wall_ms,
+            "wall_ms": (!counted).then_some(record.wall_ms),
             "partitions": partitions,
             "watermark": known.then_some(watermark.0),
             "close": record.closes,

@@ -128,7 +128,9 @@ impl Writer {
             }
             if let Some(last) = round.last() {
                 crash::point("ledger.append.before");
+                self.metrics.recording(true);
                 self.ledger.append(&round)?;
+                self.metrics.recording(false);
                 crash::point("ledger.append.after");
                 self.shared.durable.store(last.epoch.0, Ordering::Release);
                 if let Some(activator) = &*self.shared.activator.lock().expect("no holder of the lock panics")

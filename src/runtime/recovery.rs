@@ -104,6 +104,12 @@ impl Origin {
         self.manifest.as_ref().map_or(EventTime::MIN, |manifest| manifest.watermark)
     }
 
+    /// The wall time that was recorded last, in milliseconds since 1970, if any was.
+    pub fn recorded_wall_ms(&self) -> Option<i64> {
+        let replayed = self.replay.last().map(|record| record.wall_ms);
+        replayed.or_else(|| self.manifest.as_ref().map(|manifest| manifest.wall_ms))
+    }
+
     /// Whether the input was over, and every window final: nothing can follow.
     pub fn is_closed(&self) -> bool {
         is_closed(self.manifest.as_ref(), &self.replay)

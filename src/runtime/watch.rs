@@ -147,6 +147,9 @@ impl Watch {
             self.counted = Some(Instant::now());
             self.keys.set(load.keys());
             self.open_windows.set(load.open_windows());
+            if self.speaks {
+                self.metrics.log_stalls();
+            }
         }
     }
 }

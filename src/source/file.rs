@@ -3,17 +3,13 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use headwater_dataflows::{Offset, Partition, Position};
 
-use super::{PartitionState, Raw, Reader, Source, SourceError};
+use super::{Budget, NO_TIMESTAMP, PartitionState, Raw, Reader, Source, SourceError};
 
 /// A longer line is no record of any kind, and would be held in memory as a whole.
 const MAX_LINE: usize = 64 << 20;
-
-/// No clock stood by when a line was written, so no event of a file lies in the future.
-const NO_TIMESTAMP: i64 = i64::MAX;
 
 /// Reads files once, from beginning to end.
 pub struct FileSource {
@@ -59,6 +55,10 @@ impl Source for FileSource {
             files.push(file);
         }
         Ok(Box::new(FileReader { files, turn: 0, line: Vec::with_capacity(1024) }))
+    }
+
+    fn is_counted(&self) -> bool {
+        true
     }
 
     /// There is no group to tell.
@@ -115,10 +115,10 @@ struct FileReader {
 const TURN: usize = 64;
 
 impl Reader for FileReader {
-    fn read(&mut self, budget: usize, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
-        let mut read = 0;
+    fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
+        let (mut read, mut bytes) = (0, 0);
         let mut without = 0;
-        while read < budget && without < self.files.len() {
+        while read < budget.records && bytes < budget.bytes && without < self.files.len() {
             let at = self.turn % self.files.len();
             self.turn += 1;
             let file = &mut self.files[at];
@@ -126,8 +126,8 @@ impl Reader for FileReader {
             let turn = if file.paused || file.ended { 0 } else { TURN };
             let left =
                 file.limit.map_or(turn, |limit| usize::try_from(limit - file.next).unwrap_or(0).min(turn));
-            let until = budget.min(read + left);
-            while read < until && file.line(&mut self.line)? {
+            let until = budget.records.min(read + left);
+            while read < until && bytes < budget.bytes && file.line(&mut self.line)? {
                 let position = Position { partition: file.partition, offset: Offset(file.next) };
                 each(Raw {
                     position,
@@ -138,6 +138,7 @@ impl Reader for FileReader {
                 });
                 file.next += 1;
                 read += 1;
+                bytes += self.line.len();
             }
             without = if read == before { without + 1 } else { 0 };
         }
@@ -147,12 +148,9 @@ impl Reader for FileReader {
     fn partitions(&self) -> Vec<PartitionState> {
         self.files
             .iter()
-            .map(|file| PartitionState {
-                partition: file.partition,
-                position: Offset(file.next),
-                at_end_since: file.ended.then(Instant::now),
-                ended: file.ended,
-                backlog: u64::from(!file.ended),
+            .map(|file| {
+                let backlog = u64::from(!file.ended);
+                PartitionState::finite(file.partition, Offset(file.next), file.ended, backlog)
             })
             .collect()
     }
@@ -193,8 +191,9 @@ mod tests {
         let owned = [(Partition(0), Offset(1)), (Partition(1), Offset(0)), (Partition(2), Offset(0))];
         let mut reader = source.reader(&owned).expect("readable");
         let mut lines = Vec::new();
+        let budget = Budget { records: 2, bytes: 1 << 20 };
         while reader
-            .read(2, &mut |raw| lines.push((raw.position.to_string(), raw.value.map(<[u8]>::to_vec))))
+            .read(budget, &mut |raw| lines.push((raw.position.to_string(), raw.value.map(<[u8]>::to_vec))))
             .expect("readable")
             > 0
         {}

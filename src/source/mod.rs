@@ -8,17 +8,20 @@ pub mod generator;
 pub mod kafka;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use headwater_dataflows::{Offset, Partition, Position};
 use thiserror::Error;
+
+/// The timestamp of a record that has none: no clock stood by when it was written.
+pub const NO_TIMESTAMP: i64 = i64::MAX;
 
 /// A record as it was read, borrowed from the reader's buffers.
 #[derive(Clone, Copy, Debug)]
 pub struct Raw<'a> {
     /// Its identity.
     pub position: Position,
-    /// The record's own timestamp (Kafka's, not the event's), in milliseconds since 1970.
+    /// The record's own timestamp (Kafka's, not the event's), in milliseconds since 1970; [`NO_TIMESTAMP`] where there
+    /// is none.
     pub timestamp: i64,
     /// The record's key, as bytes.
     pub key: Option<&'a [u8]>,
@@ -35,20 +38,63 @@ pub struct PartitionState {
     pub partition: Partition,
     /// The offset of the next record: all before it have been handed out or do not exist.
     pub position: Offset,
-    /// Since when the position has equalled the partition's high watermark without a fetch error, a change of
-    /// leader or a pause in between; none while there is, or may be, more to read.
-    pub at_end_since: Option<Instant>,
+    /// The offset after the last record, committed or not, as of the last observation.
+    pub high_watermark: Option<Offset>,
+    /// The offset of the first record of the oldest transaction that was open then, or the high watermark.
+    pub stable_offset: Option<Offset>,
+    /// How often the leader was observed: two states with the same number have the same knowledge of the log's end.
+    pub observation: u64,
+    /// How often something has happened to the partition's own leader that makes what was known of it old.
+    pub leader_failures: u64,
+    /// Whether the leader answers.
+    pub available: bool,
     /// Whether the partition has come to its announced end and will never deliver more.
     pub ended: bool,
     /// How many records are known to wait beyond the position.
     pub backlog: u64,
 }
 
+impl PartitionState {
+    /// Of input that is all there, and ends.
+    pub fn finite(partition: Partition, position: Offset, ended: bool, backlog: u64) -> PartitionState {
+        PartitionState {
+            partition,
+            position,
+            high_watermark: ended.then_some(position),
+            stable_offset: None,
+            observation: 0,
+            leader_failures: 0,
+            available: true,
+            ended,
+            backlog,
+        }
+    }
+}
+
+/// How much to read at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// How many records.
+    pub records: usize,
+    /// About how many bytes of keys and values: reading stops once there are as many.
+    pub bytes: usize,
+}
+
+impl Budget {
+    /// Nothing is read.
+    pub const NONE: Budget = Budget { records: 0, bytes: 0 };
+
+    /// So many records, of whatever size.
+    pub const fn records(records: usize) -> Budget {
+        Budget { records, bytes: usize::MAX }
+    }
+}
+
 /// Reads the partitions that one worker owns.
 pub trait Reader {
     /// Hands out at most `budget` records, in offset order within each partition, without waiting; says how many.
-    /// With a budget of zero it only takes note of what has happened.
-    fn read(&mut self, budget: usize, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError>;
+    /// Without a budget it only takes note of what has happened.
+    fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError>;
 
     /// The state of each owned partition.
     fn partitions(&self) -> Vec<PartitionState>;
@@ -67,6 +113,11 @@ pub trait Source: Send + Sync {
 
     /// A reader of these partitions, each from the given offset.
     fn reader(&self, owned: &[(Partition, Offset)]) -> Result<Box<dyn Reader>, SourceError>;
+
+    /// Whether all its records are there from the start, so that an epoch can be a number of them.
+    fn is_counted(&self) -> bool {
+        false
+    }
 
     /// Tells the source's own tools how far the pipeline has come: offsets of the next record to read. Advisory;
     /// does not wait longer than a few seconds.

@@ -45,6 +45,10 @@ class Settings:
     partitions: int
     max_out_of_orderness: int
     max_future_skew: int
+    # Files alone have a bound on jumps.
+    max_jump: int | None
+    # How long all partitions must be idle for the watermark to follow the wall; none lets it stay.
+    idle_advance: int | None
     dedup_horizon: int
     windows: list
     patterns: dict
@@ -60,12 +64,15 @@ def load(path):
 
 def settings(config):
     time = config.get("time", {})
+    source = config.get("source", {})
     patterns = config.get("patterns", dict.fromkeys(PATTERNS, {}))
     return Settings(
         pipeline=config["pipeline"],
         partitions=config.get("partitions", 0),
         max_out_of_orderness=time.get("max_out_of_orderness_ms", 5000),
         max_future_skew=time.get("max_future_skew_ms", 300_000),
+        max_jump=source.get("max_jump_ms", 3_600_000) if source.get("kind") == "file" else None,
+        idle_advance=time.get("idle_advance_ms"),
         dedup_horizon=config.get("dedup_horizon_ms", config.get("limits", {}).get("dedup_horizon_ms", 60_000)),
         windows=[window(given) for given in config.get("windows", [])],
         patterns={rule: pattern(rule, given) for rule, given in patterns.items()},

@@ -75,6 +75,8 @@ def with_bindings(records, bound_epochs, settings, judge_future=True):
     taken = Taken(bound_epochs, flow)
     skew = settings.max_future_skew if judge_future else END
     greatest = defaultdict(lambda: BEGINNING)  # by (epoch, partition)
+    pushes = defaultdict(Push)  # by partition
+    pushed = {}  # by (epoch, partition): what its binding says of them
     arrived = defaultdict(list)  # by epoch
     for record in records:
         bound = taken.epoch_of(record)
@@ -84,17 +86,21 @@ def with_bindings(records, bound_epochs, settings, judge_future=True):
         event = decoded(record, bound.epoch, flow)
         if event is None:
             continue
-        clocks = [clock for clock in (record.timestamp, bound.wall_ms) if clock is not None]
+        clocks = [clock for clock in (stamp(record), bound.wall_ms) if clock is not None]
         if clocks and event.time > min(clocks) + skew:
             refuse(event, "future", "event_time", flow)
             continue
         at = (bound.epoch, record.partition)
         greatest[at] = max(greatest[at], event.time)
+        push = pushes[record.partition]
+        raised = push.take(min([event.time, *clocks]), settings.max_jump)
+        before, _ = pushed.get(at, (None, None))
+        pushed[at] = (push.greatest if raised else before, push.candidate)
         arrived[bound.epoch].append(event)
 
     taken.check_ends()
     partitions = max([settings.partitions, *(partition + 1 for partition in taken.partitions)])
-    watermark = Watermark(partitions, settings.max_out_of_orderness)
+    watermark = Watermark(partitions, settings.max_out_of_orderness, settings.idle_advance)
     deduplication = Deduplication(settings.dedup_horizon)
     before = BEGINNING
     for bound in bound_epochs:
@@ -105,8 +111,8 @@ def with_bindings(records, bound_epochs, settings, judge_future=True):
             else:
                 on_time.append(event)
         deduplication.admit(on_time, flow)
-        check_greatest(bound, greatest, flow)
-        before = watermark.advance(bound, greatest)
+        check_greatest(bound, greatest, pushed, flow)
+        before = watermark.advance(bound, pushed)
         check_watermark(bound, before, flow)
         flow.epochs.append(bound.epoch)
         flow.watermarks.append(before)
@@ -182,37 +188,97 @@ class Taken:
             self.flow.complaints.append(f"a binding ends with {partition}:{offset}, which is not there")
 
 
-class Watermark:
-    """Per partition: greatest event time − max_out_of_orderness − 1 ms; W is the least of those not idle."""
+# 2000-01-01: a timestamp before it is none.
+FIRST_TIMESTAMP = 946_684_800_000
 
-    def __init__(self, partitions, max_out_of_orderness):
+
+def stamp(record):
+    """The record's own timestamp, if it is one."""
+    return None if record.timestamp is None or record.timestamp < FIRST_TIMESTAMP else record.timestamp
+
+
+class Push:
+    """The greatest pushing time of a partition, and a jump that waits to be confirmed."""
+
+    def __init__(self):
+        self.greatest = None
+        self.candidate = None
+
+    def take(self, time, max_jump):
+        """Takes in a pushing time; whether the greatest has grown."""
+        before = self.greatest
+        counts = [time]
+        if max_jump is not None:
+            if self.candidate is not None and time >= self.candidate - max_jump:
+                self.raise_to(self.candidate)
+            self.candidate = None
+            if self.greatest is None or time > self.greatest + max_jump:
+                self.candidate = time
+                counts = []
+        for each in counts:
+            self.raise_to(each)
+        return self.greatest != before
+
+    def raise_to(self, time):
+        self.greatest = time if self.greatest is None else max(self.greatest, time)
+
+
+class Watermark:
+    """Per partition: greatest pushing time − max_out_of_orderness − 1 ms; W is the least of those not idle, and the
+    greatest if all are."""
+
+    STEP = 1000
+
+    def __init__(self, partitions, max_out_of_orderness, idle_advance=None):
         self.behind = max_out_of_orderness + 1
+        self.idle_advance = idle_advance
         self.greatest = [BEGINNING] * partitions
         self.idle = [False] * partitions
         self.watermark = BEGINNING
+        self.all_idle = None  # since when, and how far W was behind then
 
-    def advance(self, bound, greatest):
+    def advance(self, bound, pushed):
         for partition in range(len(self.greatest)):
-            self.greatest[partition] = max(
-                self.greatest[partition], greatest.get((bound.epoch, partition), BEGINNING)
-            )
+            raised, _ = pushed.get((bound.epoch, partition), (None, None))
+            if raised is not None:
+                self.greatest[partition] = max(self.greatest[partition], raised)
         for binding in bound.bindings:
             self.idle[binding.partition] = binding.idle
         busy = [time for time, idle in zip(self.greatest, self.idle) if not idle]
         if busy:
             self.watermark = max(self.watermark, min(busy) - self.behind)
+            self.all_idle = None
+        else:
+            # Nobody holds it back.
+            self.watermark = max(self.watermark, max(self.greatest, default=BEGINNING) - self.behind)
+            if self.idle_advance is not None and bound.wall_ms is not None and self.watermark != BEGINNING:
+                self.follow(bound.wall_ms)
         if bound.close:
             self.watermark = END
         return self.watermark
 
+    def follow(self, wall):
+        """All are idle: W keeps its lag to the wall once that has lasted, in steps."""
+        if self.all_idle is None:
+            self.all_idle = wall, wall - self.watermark
+        since, lag = self.all_idle
+        if wall - since >= self.idle_advance and wall - lag - self.watermark >= self.STEP:
+            self.watermark = wall - lag
 
-def check_greatest(bound, greatest, flow):
+
+def check_greatest(bound, greatest, pushed, flow):
     for binding in bound.bindings:
         ours = greatest.get((bound.epoch, binding.partition))
         if binding.max_event_time != ours:
             flow.complaints.append(
                 f"epoch {bound.epoch}, partition {binding.partition}: the greatest event time is {ours}, "
                 f"but its binding says {binding.max_event_time}"
+            )
+        told = pushed.get((bound.epoch, binding.partition))
+        if binding.pushed is not None and told is not None and binding.pushed != told:
+            flow.complaints.append(
+                f"epoch {bound.epoch}, partition {binding.partition}: pushing time and candidate are {told}, "
+                f"but its binding says {binding.pushed}"
             )
 
 

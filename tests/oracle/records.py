@@ -29,6 +29,8 @@ class Binding:
     timestamp: int | None
     max_event_time: int | None
     idle: bool
+    # The greatest pushing time if the epoch raised it, and the candidate; None as a whole where they are not told.
+    pushed: tuple | None = None
 
 
 @dataclass(slots=True)
@@ -74,7 +76,10 @@ def bindings(path):
         for line in lines:
             bound = json.loads(line)
             taken = [
-                Binding(at["partition"], at["end"], at.get("timestamp"), at.get("max_event_time"), at["idle"])
+                Binding(
+                    at["partition"], at["end"], at.get("timestamp"), at.get("max_event_time"), at["idle"],
+                    (at["pushing_time"], at["candidate"]) if "pushing_time" in at else None,
+                )
                 for at in bound.get("partitions", [])
             ]
             epochs.append(

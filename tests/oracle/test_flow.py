@@ -71,15 +71,55 @@ class Watermarks(unittest.TestCase):
         self.assertEqual(self.watermarks([record(0, 0, 1000)], bounds), ([899, flow.END], []))
 
     def test_late_and_duplicate_events_count_for_it_but_future_and_broken_ones_do_not(self):
+        t = 1_800_000_000_000
         records = [
-            record(0, 0, 1000, timestamp=1000, event_id="a"),
-            record(0, 1, 5000, timestamp=1000),
-            record(0, 2, 1500, timestamp=1500, amount="x"),
-            record(0, 3, 1010, timestamp=1010, event_id="a"),
+            record(0, 0, t + 1000, timestamp=t + 1000, event_id="a"),
+            record(0, 1, t + 5000, timestamp=t + 1000),
+            record(0, 2, t + 1500, timestamp=t + 1500, amount="x"),
+            record(0, 3, t + 1010, timestamp=t + 1010, event_id="a"),
         ]
-        bounds = [bound(1, (0, 4, 1010), watermark=909)]
+        bounds = [bound(1, (0, 4, t + 1010), watermark=t + 909)]
         given = {"time": {"max_out_of_orderness_ms": 100, "max_future_skew_ms": 200}, "dedup_horizon_ms": 50}
-        self.assertEqual(self.watermarks(records, bounds, **given), ([909], []))
+        self.assertEqual(self.watermarks(records, bounds, **given), ([t + 909], []))
+
+    def test_the_earliest_clock_pushes_it(self):
+        t = 1_800_000_000_000
+        records = [
+            record(0, 0, t, timestamp=t + 50),
+            record(0, 1, t + 200, timestamp=t + 20),
+            record(0, 2, t + 200, timestamp=-1),
+        ]
+        bounds = [
+            bound(1, (0, 1, t), watermark=t - 101, wall_ms=t + 60),
+            bound(2, (0, 2, t + 200), watermark=t - 81, wall_ms=t + 60),
+            bound(3, (0, 3, t + 200), watermark=t - 1, wall_ms=t + 100),
+        ]
+        self.assertEqual(self.watermarks(records, bounds), ([t - 101, t - 81, t - 1], []))
+
+    def test_a_jump_of_a_file_counts_once_the_next_record_confirms_it(self):
+        hour = 3_600_000
+        times = [0, 1, 90 * hour, 2, 50 * hour, 51 * hour]
+        records = [record(0, offset, time) for offset, time in enumerate(times)]
+        greatest = [0, 1, 90 * hour, 2, 50 * hour, 51 * hour]
+        expected = [flow.BEGINNING, 0, 0, 1, 1, 51 * hour - 1]
+        bounds = [
+            bound(at + 1, (0, at + 1, greatest[at]), watermark=None if w == flow.BEGINNING else w)
+            for at, w in enumerate(expected)
+        ]
+        given = {"time": {"max_out_of_orderness_ms": 0}, "source": {"kind": "file"}}
+        self.assertEqual(self.watermarks(records, bounds, **given), (expected, []))
+
+    def test_it_follows_the_wall_once_all_have_been_idle(self):
+        records = [record(0, 0, 1000)]
+        bounds = [
+            bound(1, (0, 1, 1000), watermark=899, wall_ms=5_000),
+            bound(2, (0, 1, None, "idle"), watermark=899, wall_ms=6_000),
+            bound(3, watermark=899, wall_ms=7_999),
+            bound(4, watermark=2_899, wall_ms=8_000),
+            bound(5, watermark=2_899, wall_ms=8_999),
+        ]
+        given = {"time": {"max_out_of_orderness_ms": 100, "idle_advance_ms": 2_000}}
+        self.assertEqual(self.watermarks(records, bounds, **given), ([899, 899, 899, 2_899, 2_899], []))
 
 
 class Admission(unittest.TestCase):
@@ -96,17 +136,20 @@ class Admission(unittest.TestCase):
         self.assertEqual(reasons(happened), {})
 
     def test_the_future_begins_beyond_the_lesser_clock_and_the_skew(self):
+        t = 1_800_000_000_000
         time = {"max_out_of_orderness_ms": 0, "max_future_skew_ms": 10}
         records = [
-            record(0, 0, 110, timestamp=100),
-            record(0, 1, 111, timestamp=100),
-            record(0, 2, 60, timestamp=100),
-            record(0, 3, 61, timestamp=100),
-            record(0, 4, 60),
-            record(0, 5, 61),
+            record(0, 0, t + 110, timestamp=t + 100),
+            record(0, 1, t + 111, timestamp=t + 100),
+            record(0, 2, t + 60, timestamp=t + 100),
+            record(0, 3, t + 61, timestamp=t + 100),
+            record(0, 4, t + 60),
+            record(0, 5, t + 61, timestamp=-1),
         ]
-        bounds = [bound(1, (0, 2, 110), watermark=109, wall_ms=500), bound(2, (0, 6, 61), watermark=109, wall_ms=50)]
-        bounds[1].bindings[0].max_event_time = 60
+        bounds = [
+            bound(1, (0, 2, t + 110), watermark=t + 99, wall_ms=t + 500),
+            bound(2, (0, 6, t + 60), watermark=t + 99, wall_ms=t + 50),
+        ]
         happened = flow.with_bindings(records, bounds, settings(time=time))
         self.assertEqual(
             reasons(happened), {(0, 1): "future", (0, 2): "late", (0, 3): "future", (0, 4): "late", (0, 5): "future"}

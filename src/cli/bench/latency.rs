@@ -28,10 +28,10 @@ use crate::cli::{build, kafka_source, load, stop};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};
 use crate::decode::Reason;
 use crate::metrics::{Metrics, Times};
-use crate::source::Source;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce::{Produced, Producer};
 use crate::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
+use crate::source::{Budget, Source};
 
 /// Connections are made and memory is taken in this time: alerts of records due in it do not count.
 const WARM_UP: Duration = Duration::from_secs(5);
@@ -271,7 +271,7 @@ impl Alerts {
         let mut latencies = Vec::new();
         let mut last = Instant::now();
         while !(ended.load(Ordering::Relaxed) && last.elapsed() > SILENCE) {
-            let read = reader.read(1000, &mut |raw| {
+            let read = reader.read(Budget::records(1000), &mut |raw| {
                 let now = since_1970();
                 let alert = raw.value.and_then(|value| serde_json::from_slice::<Raised>(value).ok());
                 let Some(number) = alert.and_then(|alert| alert.number(schedule, &mut seen)) else { return };

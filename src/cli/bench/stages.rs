@@ -37,9 +37,9 @@ use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::outputs::{Listener, Tongue};
 use crate::runtime::{Inputs, SinkJob, compute};
-use crate::source::Raw;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce::{Produced, Producer};
+use crate::source::{Budget, Raw};
 
 /// How many epochs a sink commits at a time when it is measured alone: what 200 ms bring at 90 thousand a second.
 const EPOCHS_A_ROUND: usize = 3;
@@ -233,7 +233,7 @@ impl Bench<'_> {
         let mut last = Instant::now();
         let mut count = 0;
         loop {
-            let read = reader.read(BUDGET, &mut each)?;
+            let read = reader.read(Budget::records(BUDGET), &mut each)?;
             count += read as u64;
             if read > 0 {
                 last = Instant::now();

@@ -1,3 +1,4 @@
+use crate::coordination::ingest::TimeRules;
 use headwater_dataflows::{EventTime, Offset, Partition};
 
 use super::*;
@@ -9,9 +10,12 @@ fn record(epoch: u64, wall_ms: i64) -> EpochRecord {
         end: Offset(1),
         timestamp: None,
         max_event_time: None,
+        pushing_time: None,
+        candidate: None,
         idle: false,
     };
-    EpochRecord { epoch: Epoch(epoch), wall_ms, bindings: vec![binding], closes: false }
+    let rules = TimeRules::default();
+    EpochRecord { epoch: Epoch(epoch), wall_ms, bindings: vec![binding], closes: false, rules }
 }
 
 fn part(generation: u64, epoch: u64, shard: u32, kind: PartKind, bytes: u64) -> Part {
@@ -27,6 +31,8 @@ fn manifest(epoch: u64, parts: Vec<Part>) -> Manifest {
         wall_ms: 0,
         watermark: EventTime::MIN,
         positions: Vec::new(),
+        unfinal: Vec::new(),
+        all_idle: None,
         operators: Vec::new(),
         keys: None,
         parts,

@@ -7,6 +7,7 @@ use headwater_sinks::{Generation, Progress, Shards};
 
 use super::world::{Commit, Content, Heard, Incarnation, State, World, Write, lineage, output, step};
 use super::{PROCESSES, Random, SHARDED, Violation};
+use crate::coordination::ingest::TimeRules;
 use crate::coordination::{
     Binding, Checkpoint, EpochRecord, Manifest, Marks, Part, PartKind, PartName, Position, Prune, Recorded,
     Resume, Taken, chain, left_behind, prune, resume, unreferenced, wants_base,
@@ -99,7 +100,7 @@ impl Process {
             marks: Marks::new(INTERVAL_MS, Epoch(0)),
             marked: None,
             state: State::default(),
-            position: Position { next: Offset(0), max_event_time: None, idle: false },
+            position: Position::starting(Offset(0)),
             processed: Epoch(0),
             latest: Epoch(0),
             replay: VecDeque::new(),
@@ -299,11 +300,18 @@ impl Process {
                     // Where the epoch's input begins: each begins where the one before ended.
                     timestamp: Some(start),
                     max_event_time: None,
+                    pushing_time: None,
+                    candidate: None,
                     idle: false,
                 };
                 let wall_ms = self.latest.0 as i64 * 10;
-                let record =
-                    EpochRecord { epoch: self.latest, wall_ms, bindings: vec![binding], closes: false };
+                let record = EpochRecord {
+                    epoch: self.latest,
+                    wall_ms,
+                    bindings: vec![binding],
+                    closes: false,
+                    rules: TimeRules::default(),
+                };
                 self.unrecorded.push(record.clone());
                 record
             }
@@ -439,6 +447,8 @@ impl Process {
             wall_ms: marked.wall_ms,
             watermark: EventTime::MIN,
             positions: vec![marked.position],
+            unfinal: Vec::new(),
+            all_idle: None,
             operators: Vec::new(),
             keys: None,
             parts: marked

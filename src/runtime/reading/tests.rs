@@ -1,66 +1,195 @@
+use std::cell::RefCell;
+
+use headwater_dataflows::{Offset, Partition, Position as At};
+
 use super::*;
+use crate::coordination::ingest::{Paced, ReadPermission};
 
-/// A partition that is as it was put.
-struct Still(PartitionState);
+const T: i64 = 1_800_000_000_000;
 
-impl Reader for Still {
-    fn read(&mut self, _: usize, _: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
-        Ok(0)
+/// A partition whose records and state a test sets.
+#[derive(Clone)]
+struct Scripted(Rc<RefCell<Script>>);
+
+struct Script {
+    state: PartitionState,
+    /// Event time, timestamp and size of each record to come.
+    records: VecDeque<(i64, i64, usize)>,
+    limit: Option<i64>,
+    paused: bool,
+}
+
+impl Scripted {
+    fn new(position: i64, backlog: u64) -> Scripted {
+        let state = PartitionState {
+            high_watermark: Some(Offset(position)),
+            stable_offset: Some(Offset(position)),
+            observation: 1,
+            ..PartitionState::finite(Partition(0), Offset(position), false, backlog)
+        };
+        let script = Script { state, records: VecDeque::new(), limit: None, paused: false };
+        Scripted(Rc::new(RefCell::new(script)))
+    }
+
+    fn push(&self, records: impl IntoIterator<Item = (i64, i64)>) {
+        self.0.borrow_mut().records.extend(records.into_iter().map(|(time, stamp)| (time, stamp, 100)));
+    }
+}
+
+impl Reader for Scripted {
+    fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
+        let mut script = self.0.borrow_mut();
+        let (mut read, mut bytes) = (0, 0);
+        while read < budget.records
+            && bytes < budget.bytes
+            && !script.paused
+            && script.limit.is_none_or(|limit| script.state.position.0 < limit)
+            && let Some((time, timestamp, size)) = script.records.pop_front()
+        {
+            let offset = script.state.position;
+            let event = format!(
+                r#"{{"event_id":"{offset:?}","event_type":"api_call","user_id":"u","event_time":{time}}}"#
+            );
+            let value = format!("{event:size$}");
+            each(Raw {
+                position: At { partition: Partition(0), offset },
+                timestamp,
+                key: None,
+                value: Some(value.as_bytes()),
+                retries: 0,
+            });
+            script.state.position = Offset(offset.0 + 1);
+            read += 1;
+            bytes += value.len();
+        }
+        Ok(read)
     }
 
     fn partitions(&self) -> Vec<PartitionState> {
-        vec![self.0]
+        vec![self.0.borrow().state]
     }
 
-    fn set_paused(&mut self, _: Partition, _: bool) -> Result<(), SourceError> {
+    fn set_paused(&mut self, _: Partition, paused: bool) -> Result<(), SourceError> {
+        self.0.borrow_mut().paused = paused;
         Ok(())
     }
 
-    fn set_limit(&mut self, _: Partition, _: Option<Offset>) -> Result<(), SourceError> {
+    fn set_limit(&mut self, _: Partition, limit: Option<Offset>) -> Result<(), SourceError> {
+        self.0.borrow_mut().limit = limit.map(|limit| limit.0);
         Ok(())
     }
 }
 
-/// What a start that goes on from a position binds in its first epoch, with nothing read.
-fn first_bindings(idle: bool, backlog: u64) -> Vec<Binding> {
-    let state = PartitionState {
-        partition: Partition(0),
-        position: Offset(7),
-        at_end_since: (backlog == 0).then(Instant::now),
-        ended: false,
-        backlog,
-    };
+struct Fixture {
+    reading: Reading,
+    script: Scripted,
+    epoch: Epoch,
+    given: Vec<Result<Event, DeadLetter>>,
+}
+
+fn fixture(position: Position, backlog: u64, counted: bool, bytes_in_flight: usize) -> Fixture {
+    let script = Scripted::new(position.next.0, backlog);
     let settings = ReadSettings {
-        idle_timeout: Duration::from_secs(60),
-        max_future_skew_ms: 0,
-        max_drift_ms: 0,
-        bytes_in_flight: 1,
+        timing: Timing {
+            idle_timeout: Duration::from_secs(60),
+            held_timeout: None,
+            max_future_skew_ms: 300_000,
+            max_jump_ms: None,
+            counted,
+        },
+        epoch_records: 3,
+        bytes_in_flight,
+        reports: true,
     };
     let context = ReadContext {
-        positions: [Position { next: Offset(7), max_event_time: Some(EventTime(5)), idle }].into(),
+        positions: [position].into(),
         stopping: Arc::default(),
-        watermark: Rc::new(Cell::new(EventTime(3))),
+        watermark: Rc::new(Cell::new(EventTime::MIN)),
         committed: Probe::new(),
         failure: Failure::default(),
         metrics: Arc::default(),
     };
-    let mut reading = Reading::new(0, Box::new(Still(state)), settings, context);
-    reading.close(&Tick { wall_ms: 0, slowest: None, replay: None }).bindings
+    let reading = Reading::new(0, Box::new(script.clone()), settings, context);
+    Fixture { reading, script, epoch: Epoch(0), given: Vec::new() }
+}
+
+impl Fixture {
+    /// Reads into a new epoch; what it bound.
+    fn epoch(&mut self, tick: &Tick) -> Vec<Binding> {
+        self.epoch = self.epoch.next();
+        self.reading.begin_epoch(self.epoch, tick);
+        let Fixture { reading, given, epoch, .. } = self;
+        while reading.read(*epoch, tick, &mut |outcome| given.push(outcome)) {}
+        self.reading.close(tick).bindings
+    }
 }
 
 /// Otherwise the others' watermark would go on without it, and what waits there would be late.
 #[test]
-fn a_partition_that_was_idle_at_the_checkpoint_and_has_records_now_is_bound_as_not_idle_at_once() {
-    let bindings = first_bindings(true, 3);
+fn a_partition_idle_at_the_checkpoint_is_bound_as_not_idle_at_once() {
+    let position = |idle| Position { idle, ..Position::starting(Offset(7)) };
+    let first = |idle, backlog| fixture(position(idle), backlog, false, 1 << 20).epoch(&Tick::new(T));
     let expected = Binding {
         partition: Partition(0),
         end: Offset(7),
         timestamp: None,
         max_event_time: None,
+        pushing_time: None,
+        candidate: None,
         idle: false,
     };
-    assert_eq!(bindings, [expected]);
-    assert_eq!(first_bindings(false, 3), [], "nothing has changed");
-    // The time for which it must be silent begins anew with a start: it is bound as idle again once that is over.
-    assert_eq!(first_bindings(true, 0), [expected]);
+    assert_eq!(first(true, 3), [expected]);
+    assert_eq!(first(false, 3), [], "nothing has changed");
+    assert_eq!(first(true, 0), [expected], "the time for which it must be silent begins anew");
+}
+
+#[test]
+fn the_earliest_clock_pushes_and_all_three_decide_what_is_future() {
+    let mut fixture = fixture(Position::starting(Offset(0)), 0, false, 1 << 20);
+    fixture.script.push([(T - 50, T - 70), (T + 200_000, T), (T + 300_001, T + 90_000), (T - 60, -1)]);
+    let bindings = fixture.epoch(&Tick::new(T));
+    assert_eq!(fixture.given.iter().filter(|given| given.is_ok()).count(), 3);
+    assert_eq!(bindings[0].max_event_time, Some(EventTime(T + 200_000)));
+    assert_eq!(bindings[0].pushing_time, Some(EventTime(T)), "not the clock that is ahead");
+    let letter = fixture.given.iter().find_map(|given| given.as_ref().err()).expect("one is future");
+    let message = letter.rejection.message.clone();
+    assert!(message.contains("300000 ms") && message.contains("wall time"), "{message}");
+
+    // Epochs that were bound under the first format are judged by its rules again.
+    let mut fixture = self::fixture(Position::starting(Offset(0)), 0, false, 1 << 20);
+    fixture.script.push([(T - 50, T - 70), (T - 60, -1)]);
+    let target = Binding { end: Offset(2), timestamp: Some(-1), ..bindings[0] };
+    let replay = Tick { rules: TimeRules::EventTime, replay: Some(vec![target]), ..Tick::new(T) };
+    let bindings = fixture.epoch(&replay);
+    assert_eq!(bindings[0].pushing_time, Some(EventTime(T - 50)));
+    assert_eq!(fixture.given.iter().filter(|given| given.is_ok()).count(), 1, "−1 was a timestamp");
+}
+
+#[test]
+fn a_counted_epoch_takes_its_share_and_nothing_of_time() {
+    let mut fixture = fixture(Position::starting(Offset(0)), 9, true, 1);
+    fixture.script.push((0..7).map(|n| (T + 1_000_000 * n, i64::MAX)));
+    let tick = Tick::new(0);
+    assert_eq!(fixture.epoch(&tick)[0].end, Offset(3), "beyond the bytes in flight, since it must end");
+    assert!(fixture.reading.is_complete());
+    assert_eq!(fixture.given.iter().filter(|given| given.is_ok()).count(), 3, "the wall is at 1970");
+    let only = Paced { permission: ReadPermission::Only(Partition(1)), ..Paced::default() };
+    let only = Tick { paced: only, ..tick };
+    let before = fixture.script.0.borrow().state.position;
+    fixture.epoch(&only);
+    assert_eq!(fixture.script.0.borrow().state.position, before, "another partition is the slowest");
+    assert!(fixture.reading.is_complete(), "its share is nothing");
+}
+
+#[test]
+fn reading_stops_at_bytes_before_it_stops_at_records() {
+    let mut fixture = fixture(Position::starting(Offset(0)), 0, false, 10_000);
+    {
+        let mut script = fixture.script.0.borrow_mut();
+        script.records.extend((0..100).map(|n| (T + n, T, 4_000)));
+    }
+    let mut given = 0;
+    fixture.reading.begin_epoch(Epoch(1), &Tick::new(T));
+    assert!(fixture.reading.read(Epoch(1), &Tick::new(T), &mut |_| given += 1), "there is more");
+    assert_eq!(given, 3, "the third reaches the bound");
 }

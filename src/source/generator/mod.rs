@@ -12,11 +12,10 @@ pub use settings::GeneratorSettings;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
 use headwater_dataflows::{Offset, Partition, Position};
 
-use super::{PartitionState, Raw, Reader, Source, SourceError};
+use super::{Budget, PartitionState, Raw, Reader, Source, SourceError};
 
 /// Reads generated records.
 pub struct GeneratorSource {
@@ -93,6 +92,10 @@ impl Source for GeneratorSource {
         }))
     }
 
+    fn is_counted(&self) -> bool {
+        true
+    }
+
     /// There is no group to tell.
     fn commit(&self, _offsets: &[(Partition, Offset)]) -> Result<(), SourceError> {
         Ok(())
@@ -118,18 +121,18 @@ struct GeneratorReader {
 const TURN: usize = 64;
 
 impl Reader for GeneratorReader {
-    fn read(&mut self, budget: usize, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
+    fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
         if self.ends.stop.load(Ordering::Relaxed) {
             self.owned.iter_mut().for_each(|owned| owned.end = owned.next);
         }
         let mut read = 0;
         let mut without = 0;
-        while read < budget && without < self.owned.len() {
+        while read < budget.records && without < self.owned.len() {
             let at = self.turn % self.owned.len();
             self.turn += 1;
             let owned = &mut self.owned[at];
             let left = if owned.paused { 0 } else { owned.end.min(owned.limit).saturating_sub(owned.next) };
-            let count = left.min(TURN.min(budget - read) as u64);
+            let count = left.min(TURN.min(budget.records - read) as u64);
             for offset in owned.next..owned.next + count {
                 let timestamp = self.maker.make(owned.partition.0, offset, None);
                 each(Raw {
@@ -153,13 +156,8 @@ impl Reader for GeneratorReader {
             .iter()
             .map(|owned| {
                 let ended = owned.next == owned.end;
-                PartitionState {
-                    partition: owned.partition,
-                    position: Offset(owned.next as i64),
-                    at_end_since: ended.then(Instant::now),
-                    ended,
-                    backlog: owned.end - owned.next,
-                }
+                let position = Offset(owned.next as i64);
+                PartitionState::finite(owned.partition, position, ended, owned.end - owned.next)
             })
             .collect()
     }

@@ -92,7 +92,9 @@ fn a_reader_respects_its_budget_and_ends_where_it_should() {
     let mut read = 0;
     let mut seen = HashSet::new();
     loop {
-        let n = reader.read(100, &mut |raw| assert!(seen.insert(raw.position))).expect("readable");
+        let n = reader
+            .read(Budget::records(100), &mut |raw| assert!(seen.insert(raw.position)))
+            .expect("readable");
         assert!(n <= 100);
         read += n;
         if n == 0 {

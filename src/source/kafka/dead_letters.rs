@@ -13,7 +13,7 @@ use super::headers::headers;
 use super::produce::{ProduceError, Produced, Producer};
 use super::reader::KafkaReader;
 use super::{KafkaSource, KafkaSourceConfig, StartFrom, consumer_config, unavailable};
-use crate::source::SourceError;
+use crate::source::{Budget, SourceError};
 
 /// The names of a dead letter's headers.
 pub mod header {
@@ -126,7 +126,7 @@ impl DeadLetters {
         let deadline = Instant::now() + PATIENCE;
         while self.read.is_empty() && !self.reader.ended() {
             let read = &mut self.read;
-            let count = self.reader.records(RECORDS, &mut |partition, message| {
+            let count = self.reader.records(Budget::records(RECORDS), &mut |partition, message| {
                 read.push_back(DeadLetter::of(partition, message));
             })?;
             if Instant::now() > deadline {

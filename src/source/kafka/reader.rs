@@ -8,9 +8,8 @@
 //! name the next offset that will be fetched, and once the partition's queue has been found empty after that, all
 //! records before that offset have been handed out.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use headwater_dataflows::{Offset, Partition, Position};
 use headwater_sinks::kafka::client::{log_error, log_line};
@@ -27,7 +26,7 @@ use super::ends::Ends;
 use super::headers::headers;
 use super::stats::{self, Seen};
 use super::{ANSWER, kafka, unavailable};
-use crate::source::{PartitionState, Raw, Reader, SourceError};
+use crate::source::{Budget, PartitionState, Raw, Reader, SourceError};
 
 /// The header that counts how often a record has come back from the dead letters, as decimal text.
 pub const RETRIES: &str = "headwater-retries";
@@ -56,16 +55,18 @@ struct Lane {
     paused: bool,
     /// The last statistics, until the queue has been found empty after them.
     unconfirmed: Option<Seen>,
-    high_watermark: i64,
-    leader: Option<(i32, i32)>,
-    at_end_since: Option<Instant>,
+    /// The last statistics.
+    seen: Option<Seen>,
+    /// How many statistics came from a leader that answers.
+    observation: u64,
+    /// How often what was known of the partition's end became old.
+    leader_failures: u64,
 }
 
 /// What the consumer's callbacks have heard.
 struct Watch {
     topic: String,
     seen: Mutex<Vec<(i32, Seen)>>,
-    disturbed: AtomicBool,
 }
 
 impl ClientContext for Watch {
@@ -74,7 +75,6 @@ impl ClientContext for Watch {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.disturbed.store(true, Ordering::Relaxed);
         log_error(&error, reason);
     }
 
@@ -97,8 +97,7 @@ impl KafkaReader {
         ends: &Ends,
     ) -> Result<KafkaReader, SourceError> {
         let failed = |error| unavailable(format!("read topic {topic}"), error);
-        let watch =
-            Watch { topic: topic.to_owned(), seen: Mutex::default(), disturbed: AtomicBool::new(false) };
+        let watch = Watch { topic: topic.to_owned(), seen: Mutex::default() };
         let mut config = config.clone();
         config.set("statistics.interval.ms", stats::INTERVAL_MS);
         let consumer: Arc<BaseConsumer<Watch>> = Arc::new(config.create_with_context(watch).map_err(failed)?);
@@ -125,27 +124,25 @@ impl KafkaReader {
     }
 
     /// What [`Reader::read`] does, with everything that Kafka keeps of a record.
-    pub fn records(&mut self, budget: usize, each: &mut Each<'_>) -> Result<usize, SourceError> {
+    pub fn records(&mut self, budget: Budget, each: &mut Each<'_>) -> Result<usize, SourceError> {
         self.listen()?;
         let lanes = self.lanes.len();
-        let mut count = 0;
+        let mut left = budget;
         loop {
             let readable = self.lanes.iter().filter(|lane| lane.readable()).count();
             // An equal share of what is left for each; the shares of those with less to read go round again.
-            let share = (budget - count) / readable.max(1);
-            let before = count;
+            let share = (left.records / readable.max(1)).max(1);
+            let before = left.records;
             for turn in 0..lanes {
                 let lane = (self.first + turn) % lanes;
-                let (read, error) = self.lanes[lane].read(share.max(1).min(budget - count), each);
-                count += read;
-                if let Some(error) = error {
+                if let Some(error) = self.lanes[lane].read(share, &mut left, each) {
                     self.lanes[lane].disturb();
                     self.judge_partition(lane, &error)?;
                 }
             }
             self.first = (self.first + 1) % lanes.max(1);
-            if count == before || count == budget {
-                return Ok(count);
+            if left.records == before || left.records == 0 || left.bytes == 0 {
+                return Ok(budget.records - left.records);
             }
         }
     }
@@ -175,9 +172,6 @@ impl KafkaReader {
             }
         }
         let watch = self.consumer.context();
-        if watch.disturbed.swap(false, Ordering::Relaxed) {
-            self.lanes.iter_mut().for_each(Lane::disturb);
-        }
         let seen = std::mem::take(&mut *watch.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
         for (partition, seen) in seen {
             if let Some(lane) = self.lanes.iter_mut().find(|lane| kafka(lane.partition.0) == partition) {
@@ -241,9 +235,9 @@ impl Lane {
             limit: None,
             paused: false,
             unconfirmed: None,
-            high_watermark: position,
-            leader: None,
-            at_end_since: None,
+            seen: None,
+            observation: 0,
+            leader_failures: 0,
         }
     }
 
@@ -251,9 +245,10 @@ impl Lane {
         self.stop.is_some_and(|stop| self.position >= stop)
     }
 
-    /// How many offsets are left to read, the partition having at least this end.
+    /// How many offsets are left to read, the committed records reaching at least to `end`.
     fn backlog(&self, end: i64) -> u64 {
-        let end = self.high_watermark.max(end);
+        let stable = self.seen.and_then(|seen| seen.stable_offset);
+        let end = stable.map_or(end, |stable| stable.max(end));
         let end = self.stop.map_or(end, |stop| stop.min(end));
         u64::try_from(end - self.position).unwrap_or(0)
     }
@@ -267,30 +262,27 @@ impl Lane {
         !self.paused && self.position < self.bound()
     }
 
-    /// What was known of the partition's end is not known any more.
+    /// What was known of the partition's end is old.
     fn disturb(&mut self) {
-        self.at_end_since = None;
+        self.leader_failures += 1;
         self.unconfirmed = None;
     }
 
     fn learn(&mut self, seen: Seen) {
-        if self.leader.replace(seen.leader).is_some_and(|leader| leader != seen.leader) || !seen.fresh {
+        let before = self.seen.replace(seen);
+        let other_leader = before.is_some_and(|before| before.leader != seen.leader);
+        let lost = before.is_some_and(|before| before.fresh) && !seen.fresh;
+        if other_leader || lost {
             self.disturb();
         }
-        self.high_watermark = seen.high_watermark.unwrap_or(self.high_watermark);
-        self.unconfirmed = Some(seen);
+        self.observation += u64::from(seen.fresh);
+        self.unconfirmed = Some(seen).filter(|seen| seen.fresh);
     }
 
     /// The queue is empty: everything up to the next offset to be fetched has been handed out.
     fn drained(&mut self) {
-        let Some(seen) = self.unconfirmed.take() else { return };
-        if let Some(next) = seen.next {
+        if let Some(next) = self.unconfirmed.take().and_then(|seen| seen.next) {
             self.advance(next);
-        }
-        if seen.fresh && seen.high_watermark == Some(self.position) {
-            self.at_end_since.get_or_insert_with(Instant::now);
-        } else {
-            self.at_end_since = None;
         }
     }
 
@@ -299,29 +291,45 @@ impl Lane {
         self.position = self.position.max(next.min(self.bound()));
     }
 
-    /// Hands out at most `budget` records; says how many, and the error on which it stopped.
-    fn read(&mut self, budget: usize, each: &mut Each<'_>) -> (usize, Option<KafkaError>) {
-        let mut count = 0;
-        while count < budget && self.readable() {
+    /// Hands out at most `share` records, and no more than is left; returns the error on which it stopped.
+    fn read(&mut self, share: usize, left: &mut Budget, each: &mut Each<'_>) -> Option<KafkaError> {
+        let until = left.records.saturating_sub(share);
+        while left.records > until && left.bytes > 0 && self.readable() {
             match self.queue.poll(Duration::ZERO) {
                 None => {
                     self.drained();
                     break;
                 }
-                Some(Err(error)) => return (count, Some(error)),
+                Some(Err(error)) => return Some(error),
                 Some(Ok(message)) => {
                     let offset = message.offset();
                     if offset < self.bound() {
                         each(self.partition, &message);
-                        count += 1;
+                        left.records -= 1;
+                        let bytes = message.key_len() + message.payload_len();
+                        left.bytes = left.bytes.saturating_sub(bytes);
                     }
                     drop(message);
-                    self.at_end_since = None;
                     self.advance(offset + 1);
                 }
             }
         }
-        (count, None)
+        None
+    }
+
+    fn state(&self, end: i64) -> PartitionState {
+        let known = self.seen.filter(|seen| seen.fresh);
+        PartitionState {
+            partition: self.partition,
+            position: Offset(self.position),
+            high_watermark: known.and_then(|seen| seen.high_watermark).map(Offset),
+            stable_offset: known.and_then(|seen| seen.stable_offset).map(Offset),
+            observation: self.observation,
+            leader_failures: self.leader_failures,
+            available: known.is_some(),
+            ended: self.ended(),
+            backlog: self.backlog(end),
+        }
     }
 }
 
@@ -342,34 +350,21 @@ fn retries(message: &BorrowedMessage<'_>) -> u32 {
 }
 
 impl Reader for KafkaReader {
-    fn read(&mut self, budget: usize, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
+    fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
         self.records(budget, &mut |partition, message| each(raw(partition, message)))
     }
 
     fn partitions(&self) -> Vec<PartitionState> {
-        let state = |lane: &Lane| PartitionState {
-            partition: lane.partition,
-            position: Offset(lane.position),
-            at_end_since: lane.at_end_since,
-            ended: lane.ended(),
-            backlog: lane.backlog(self.ends.of(lane.partition)),
-        };
-        self.lanes.iter().map(state).collect()
+        self.lanes.iter().map(|lane| lane.state(self.ends.of(lane.partition))).collect()
     }
 
     fn set_paused(&mut self, partition: Partition, paused: bool) -> Result<(), SourceError> {
-        let lane = self.lane(partition)?;
-        if lane.paused != paused {
-            lane.paused = paused;
-            lane.disturb();
-        }
+        self.lane(partition)?.paused = paused;
         Ok(())
     }
 
     fn set_limit(&mut self, partition: Partition, limit: Option<Offset>) -> Result<(), SourceError> {
-        let lane = self.lane(partition)?;
-        lane.limit = limit.map(|limit| limit.0);
-        lane.disturb();
+        self.lane(partition)?.limit = limit.map(|limit| limit.0);
         Ok(())
     }
 }
@@ -378,9 +373,9 @@ impl Reader for KafkaReader {
 mod tests {
     use super::*;
 
-    /// At its end, at offset 7; its broker is not there.
+    /// At offset 7; its broker is not there.
     fn lane() -> Lane {
-        let watch = Watch { topic: "t".into(), seen: Mutex::default(), disturbed: AtomicBool::default() };
+        let watch = Watch { topic: "t".into(), seen: Mutex::default() };
         let mut config = rdkafka::ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "lane");
         let consumer: BaseConsumer<Watch> = config.create_with_context(watch).expect("a client");
@@ -389,26 +384,36 @@ mod tests {
     }
 
     fn seen(leader: i32, fresh: bool) -> Seen {
-        Seen { next: Some(7), high_watermark: Some(7), leader: (leader, 1), fresh }
+        let end = Some(9);
+        Seen { next: Some(8), high_watermark: end, stable_offset: Some(8), leader: (leader, 1), fresh }
     }
 
-    /// After either, the end that was known may be one of before.
     #[test]
-    fn how_long_a_partition_has_been_at_its_end_counts_anew_with_another_leader_and_after_silence() {
+    fn another_leader_and_silence_make_what_is_known_old() {
         let mut lane = lane();
         let mut learn = |seen| {
             lane.learn(seen);
-            let before = lane.at_end_since;
-            lane.drained();
-            (before, lane.at_end_since)
+            let state = lane.state(0);
+            (state.observation, state.leader_failures, state.available)
         };
-        let (before, since) = learn(seen(1, true));
-        assert!(before.is_none() && since.is_some());
-        assert_eq!(learn(seen(1, true)), (since, since), "nothing has happened");
-        let (before, anew) = learn(seen(2, true));
-        assert!(before.is_none() && anew > since, "it has another leader");
-        assert_eq!(learn(seen(2, false)), (None, None), "nobody answers");
-        let (before, again) = learn(seen(2, true));
-        assert!(before.is_none() && again > anew);
+        assert_eq!(learn(seen(1, false)), (0, 0, false), "not heard of yet");
+        assert_eq!(learn(seen(1, true)), (1, 0, true));
+        assert_eq!(learn(seen(1, true)), (2, 0, true), "nothing has happened");
+        assert_eq!(learn(seen(2, true)), (3, 1, true), "it has another leader");
+        assert_eq!(learn(seen(2, false)), (3, 2, false), "nobody answers");
+        assert_eq!(learn(seen(2, false)), (3, 2, false));
+        assert_eq!(learn(seen(2, true)), (4, 2, true));
+    }
+
+    #[test]
+    fn offsets_without_records_are_passed_once_the_queue_is_empty() {
+        let mut lane = lane();
+        lane.learn(seen(1, true));
+        assert_eq!(lane.state(0).position, Offset(7));
+        lane.drained();
+        let state = lane.state(0);
+        assert_eq!((state.position, state.high_watermark), (Offset(8), Some(Offset(9))));
+        assert_eq!(state.backlog, 0, "what is not committed does not wait to be read");
+        assert_eq!(lane.state(11).backlog, 3, "as the cluster said when it was asked");
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Seen {
     pub next: Option<i64>,
     /// The offset after the last record of the partition, committed or not.
     pub high_watermark: Option<i64>,
+    /// The offset after the last record whose transaction is decided: what is beyond is not handed out yet.
+    pub stable_offset: Option<i64>,
     /// Who leads the partition: the broker and the leader's epoch.
     pub leader: (i32, i32),
     /// Whether the leader is connected, has answered lately, and is being fetched from.
@@ -50,6 +52,7 @@ pub(super) fn parse(json: &[u8], topic: &str) -> Vec<(i32, Seen)> {
     let seen = |partition: &PartitionStatistics| Seen {
         next: offset(partition.next_offset),
         high_watermark: offset(partition.hi_offset),
+        stable_offset: offset(partition.ls_offset),
         leader: (partition.leader, partition.leader_epoch),
         fresh: partition.fetch_state == "active" && answering(partition.broker),
     };
@@ -87,6 +90,7 @@ struct PartitionStatistics {
     fetch_state: String,
     next_offset: i64,
     hi_offset: i64,
+    ls_offset: i64,
 }
 
 #[cfg(test)]
@@ -98,7 +102,7 @@ mod tests {
             r#"{{"name":"x","brokers":{{"b:1/1":{{"nodeid":1,"state":"{state}","rxidle":{rxidle},"tx":3}}}},
             "topics":{{"t":{{"partitions":{{
               "0":{{"partition":0,"broker":1,"leader":1,"leader_epoch":4,"fetch_state":"{fetch_state}",
-                    "next_offset":7,"hi_offset":9,"ls_offset":7}},
+                    "next_offset":7,"hi_offset":9,"ls_offset":8}},
               "1":{{"partition":1,"broker":-1,"leader":-1,"leader_epoch":-1,"fetch_state":"none",
                     "next_offset":-1001,"hi_offset":-1001,"ls_offset":-1001}}}}}}}}}}"#
         )
@@ -112,9 +116,17 @@ mod tests {
     #[test]
     fn offsets_are_read_and_unknown_ones_are_none() {
         let json = json("UP", 100_000, "active");
-        let known = Seen { next: Some(7), high_watermark: Some(9), leader: (1, 4), fresh: true };
+        let known = Seen {
+            next: Some(7),
+            high_watermark: Some(9),
+            stable_offset: Some(8),
+            leader: (1, 4),
+            fresh: true,
+        };
         assert_eq!(of(0, &json), known);
-        assert_eq!(of(1, &json), Seen { next: None, high_watermark: None, leader: (-1, -1), fresh: false });
+        let unknown =
+            Seen { next: None, high_watermark: None, stable_offset: None, leader: (-1, -1), fresh: false };
+        assert_eq!(of(1, &json), unknown);
     }
 
     #[test]

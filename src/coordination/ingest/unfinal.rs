@@ -1,0 +1,195 @@
+//! The memory that events take until they are final, and who pauses when it is used up.
+//!
+//! A partition that is ahead of the slowest one costs memory: its events wait for the watermark, which the slowest
+//! one holds back. Their bytes are counted here by the bindings alone, so that replay, and any number of workers,
+//! decides alike.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use headwater_dataflows::{EventTime, Partition};
+use serde::{Deserialize, Serialize};
+
+/// Bytes of the events that an epoch took from a partition, by when they become final.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct UnfinalBytes {
+    /// Those of events at or below the partition's greatest pushing time.
+    near: u64,
+    near_through: Option<EventTime>,
+    /// Those of events beyond it: their clocks are ahead.
+    far: u64,
+    far_through: Option<EventTime>,
+}
+
+impl UnfinalBytes {
+    /// Takes in an event of so many bytes, given its partition's greatest pushing time.
+    pub fn add(&mut self, time: EventTime, greatest: Option<EventTime>, bytes: usize) {
+        let (sum, through) = match Some(time) <= greatest {
+            true => (&mut self.near, &mut self.near_through),
+            false => (&mut self.far, &mut self.far_through),
+        };
+        *sum += bytes as u64;
+        *through = (*through).max(Some(time));
+    }
+
+    fn parts(self) -> impl Iterator<Item = (EventTime, u64)> {
+        [(self.near_through, self.near), (self.far_through, self.far)]
+            .into_iter()
+            .filter_map(|(through, bytes)| Some((through?, bytes)))
+    }
+}
+
+/// Who may read on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ReadPermission {
+    /// Every partition.
+    #[default]
+    All,
+    /// The slowest alone: all others are too far ahead of it.
+    Only(Partition),
+}
+
+impl ReadPermission {
+    /// Whether a partition may read on.
+    pub fn allows(self, partition: Partition) -> bool {
+        match self {
+            ReadPermission::All => true,
+            ReadPermission::Only(slowest) => partition == slowest,
+        }
+    }
+}
+
+/// How many different times are kept apart for each partition. Beyond, neighbours are merged: the later time counts.
+const KEPT: usize = 64;
+
+/// The bytes of events that are not final.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unfinal {
+    /// By partition: the greatest event time of some epochs' events, ascending, and the bytes of them all.
+    by_partition: BTreeMap<Partition, VecDeque<(EventTime, u64)>>,
+    total: u64,
+}
+
+impl Unfinal {
+    /// As a manifest has them.
+    pub fn of(entries: &[(Partition, EventTime, u64)]) -> Unfinal {
+        let mut unfinal = Unfinal::default();
+        for &(partition, through, bytes) in entries {
+            unfinal.insert(partition, through, bytes);
+        }
+        unfinal
+    }
+
+    /// For a manifest: by partition, ascending in time.
+    pub fn entries(&self) -> Vec<(Partition, EventTime, u64)> {
+        let of = |(&partition, kept): (&Partition, &VecDeque<_>)| {
+            kept.iter().map(|&(through, bytes)| (partition, through, bytes)).collect::<Vec<_>>()
+        };
+        self.by_partition.iter().flat_map(of).collect()
+    }
+
+    /// Takes in what an epoch took from a partition.
+    pub fn add(&mut self, partition: Partition, bytes: UnfinalBytes) {
+        for (through, bytes) in bytes.parts() {
+            self.insert(partition, through, bytes);
+        }
+    }
+
+    fn insert(&mut self, partition: Partition, through: EventTime, bytes: u64) {
+        self.total += bytes;
+        let kept = self.by_partition.entry(partition).or_default();
+        let at = kept.partition_point(|&(other, _)| other < through);
+        match kept.get_mut(at) {
+            Some((other, sum)) if *other == through => *sum += bytes,
+            _ => kept.insert(at, (through, bytes)),
+        }
+        if kept.len() > KEPT {
+            *kept = kept
+                .make_contiguous()
+                .chunks(2)
+                .map(|pair| (pair[pair.len() - 1].0, pair.iter().map(|(_, bytes)| bytes).sum()))
+                .collect();
+        }
+    }
+
+    /// Lets go of what is final at a watermark.
+    pub fn settle(&mut self, watermark: EventTime) {
+        for kept in self.by_partition.values_mut() {
+            while let Some((_, bytes)) = kept.pop_front_if(|(through, _)| *through <= watermark) {
+                self.total -= bytes;
+            }
+        }
+    }
+
+    /// How many bytes are not final.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Who may read, if so many bytes may be un-final and this partition is the slowest that is not idle. If all are
+    /// idle every one may: only a record can move the watermark on.
+    pub fn permission(&self, limit: u64, slowest: Option<Partition>) -> ReadPermission {
+        match slowest {
+            Some(slowest) if self.total >= limit => ReadPermission::Only(slowest),
+            _ => ReadPermission::All,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(events: &[(i64, usize)], greatest: i64) -> UnfinalBytes {
+        let mut bytes = UnfinalBytes::default();
+        for &(time, size) in events {
+            bytes.add(EventTime(time), Some(EventTime(greatest)), size);
+        }
+        bytes
+    }
+
+    #[test]
+    fn bytes_are_released_when_the_watermark_passes_them() {
+        let mut unfinal = Unfinal::default();
+        unfinal.add(Partition(0), bytes(&[(10, 100), (20, 50)], 20));
+        unfinal.add(Partition(1), bytes(&[(15, 7)], 20));
+        assert_eq!(unfinal.total(), 157);
+        unfinal.settle(EventTime(15));
+        assert_eq!(unfinal.total(), 150, "an epoch's events are released together");
+        unfinal.settle(EventTime(20));
+        assert_eq!(unfinal.total(), 0);
+    }
+
+    #[test]
+    fn one_clock_that_is_ahead_does_not_hold_the_bytes_of_its_epoch() {
+        let mut unfinal = Unfinal::default();
+        unfinal.add(Partition(0), bytes(&[(10, 100), (290_000, 1)], 20));
+        unfinal.settle(EventTime(20));
+        assert_eq!(unfinal.total(), 1);
+    }
+
+    #[test]
+    fn merging_neighbours_loses_no_bytes_and_releases_none_early() {
+        let mut unfinal = Unfinal::default();
+        for time in 0..1000 {
+            unfinal.add(Partition(0), bytes(&[(time, 1)], i64::MAX));
+        }
+        assert_eq!(unfinal.total(), 1000);
+        assert!(unfinal.entries().len() <= KEPT);
+        assert_eq!(Unfinal::of(&unfinal.entries()), unfinal, "a manifest keeps them");
+        for watermark in 0..1000 {
+            unfinal.settle(EventTime(watermark));
+            assert!(unfinal.total() >= (999 - watermark) as u64, "at {watermark}");
+        }
+        assert_eq!(unfinal.total(), 0);
+    }
+
+    #[test]
+    fn all_but_the_slowest_pause_at_the_limit() {
+        let mut unfinal = Unfinal::default();
+        assert_eq!(unfinal.permission(100, Some(Partition(1))), ReadPermission::All);
+        unfinal.add(Partition(0), bytes(&[(10, 100)], 20));
+        let only = unfinal.permission(100, Some(Partition(1)));
+        assert_eq!([0, 1, 2].map(|partition| only.allows(Partition(partition))), [false, true, false]);
+        assert_eq!(unfinal.permission(100, None), ReadPermission::All, "all are idle");
+    }
+}
