@@ -13,7 +13,7 @@ use super::{ReadPermission, Slowest, Waiting};
 pub enum Cause {
     /// An upstream transaction was left open.
     Transaction,
-    /// The leader of a partition does not answer, or does not say where the partition ends.
+    /// The leader of a partition does not answer.
     Leader,
     /// Records are read, and none of them moves event time on: they are rejected, late or repeated.
     Records,
@@ -74,8 +74,8 @@ impl Stall {
         match (self.unfinal, self.slowest.waiting) {
             (Some(_), _) => Cause::Memory,
             (None, Waiting::Transaction { .. }) => Cause::Transaction,
-            (None, Waiting::Leader { .. } | Waiting::Silence) => Cause::Leader,
-            (None, Waiting::Backlog { .. }) => Cause::Records,
+            (None, Waiting::Leader { .. }) => Cause::Leader,
+            (None, Waiting::Backlog { .. } | Waiting::Silence) => Cause::Records,
         }
     }
 }
@@ -107,8 +107,8 @@ impl fmt::Display for Stall {
             ),
             Waiting::Silence => write!(
                 f,
-                "source partition {partition} has nothing to read, and its leader does not say where it ends; the \
-                 watermark has stood for {stands} s"
+                "source partition {partition} is the slowest, and nothing more is to be read there now; the watermark \
+                 has stood for {stands} s, until a record moves its event time on or it counts as idle"
             ),
             Waiting::Backlog { records } => write!(
                 f,
