@@ -63,6 +63,8 @@ pub struct Config {
     pub resets: Resets,
     /// What sinks are not to be given any more; from the command line, too.
     pub skips: Vec<Skip>,
+    /// What is valid, and probably not what is meant.
+    pub warnings: Vec<Complaint>,
     effective: Vec<(String, String)>,
 }
 
@@ -181,6 +183,7 @@ impl Config {
         match config {
             Some(mut config) if notes.complaints.is_empty() => {
                 config.effective = notes.effective;
+                config.warnings = notes.warnings;
                 Ok(config)
             }
             _ => {
@@ -227,11 +230,11 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
     if pipeline.as_deref().is_some_and(|name| !is_name(name, "-_")) {
         top.complain("pipeline", "expected at most 63 lower-case letters, digits, - and _", notes);
     }
-    let source = match top.section("source", notes) {
+    let (source, strict_fields) = match top.section("source", notes) {
         Some(section) => source::read(section, notes),
         None => {
             top.complain("source", "the section is missing", notes);
-            None
+            (None, None)
         }
     };
 
@@ -318,6 +321,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
     Some(Config {
         plan: Plan {
             pipeline: pipeline?.into(),
+            strict_fields: strict_fields?,
             time: time?,
             limits: Limits {
                 bytes_in_flight: bytes_in_flight?,
@@ -341,6 +345,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         log: LogConfig { json: json?, level: level?.to_owned() },
         resets: Resets::default(),
         skips: Vec::new(),
+        warnings: Vec::new(),
         effective: Vec::new(),
     })
 }
@@ -391,9 +396,7 @@ fn read_window(
         Some(Kind::Session) => needed(&mut section, "gap").map(|gap_ms| WindowKind::Session { gap_ms }),
         Some(Kind::Sliding) => match (needed(&mut section, "size"), needed(&mut section, "every")) {
             (Some(size_ms), Some(every_ms)) => {
-                if size_ms % every_ms != 0 {
-                    section.complain("every", "the size must be a multiple of it", notes);
-                }
+                check_overlap(&section, size_ms, every_ms, notes);
                 Some(WindowKind::Sliding { size_ms, every_ms })
             }
             _ => None,
@@ -407,6 +410,34 @@ fn read_window(
         true => Refresh::Revised { epochs: (revise_every? as u64).div_ceil(epoch_ms) },
     };
     Some(WindowPlan { name: Arc::from(name?), kind: kind?, by: by?, refresh })
+}
+
+/// An event is in as many sliding windows of its key as their distance goes into their size, and each of them is a state of
+/// its own.
+fn check_overlap(section: &Section<'_>, size_ms: i64, every_ms: i64, notes: &mut Notes) {
+    const MOST: i64 = 100_000;
+    const MANY: i64 = 10_000;
+    if size_ms % every_ms != 0 {
+        section.complain("every", "the size must be a multiple of it", notes);
+    }
+    let overlap = size_ms / every_ms;
+    let cost = format!(
+        "each event is in {overlap} windows of its key, about {} of memory a key",
+        megabytes(overlap.saturating_mul(BYTES_PER_WINDOW))
+    );
+    if overlap > MOST {
+        let message = format!("{cost}; the most is {MOST}: choose a larger `every` or a smaller `size`");
+        section.complain("every", message, notes);
+    } else if overlap > MANY {
+        section.warn("every", format!("{cost}; a larger `every` needs less"), notes);
+    }
+}
+
+/// What an open window takes, with what takes an event out of it again.
+const BYTES_PER_WINDOW: i64 = 288;
+
+fn megabytes(bytes: i64) -> String {
+    format!("{} MB", bytes / 1_000_000 + 1)
 }
 
 fn read_telling(section: &mut Section<'_>, notes: &mut Notes) -> Option<Telling> {
@@ -455,6 +486,7 @@ fn read_patterns(patterns: &mut Section<'_>, notes: &mut Notes) -> Patterns {
         let high_sigmas = section.float("high_sigmas", 0.0..=1000.0, notes);
         let at_least = section.int("at_least", 2..=1_000_000_000, notes);
         let min_sigma = section.float("min_sigma", 0.0..=1e12, notes);
+        let min_relative_sigma = section.float("min_relative_sigma", 0.0..=1e3, notes);
         let per_currency = section.bool("per_currency", notes);
         let telling = read_telling(&mut section, notes);
         section.end(notes);
@@ -464,6 +496,7 @@ fn read_patterns(patterns: &mut Section<'_>, notes: &mut Notes) -> Patterns {
                 high_sigmas: high_sigmas?,
                 at_least: at_least? as u64,
                 min_sigma: min_sigma?,
+                min_relative_sigma: min_relative_sigma?,
                 per_currency: per_currency?,
                 telling: telling?,
             })

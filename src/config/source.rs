@@ -53,8 +53,17 @@ impl fmt::Debug for SourceConfig {
     }
 }
 
-/// Reads the section `[source]`.
-pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<SourceConfig> {
+/// Reads the section `[source]`: where records come from, and whether optional fields must be of their form.
+pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> (Option<SourceConfig>, Option<bool>) {
+    let strict_fields = section.bool("strict_fields", notes);
+    let source = read_kind(&mut section, notes);
+    if source.is_some() || section.has("kind") {
+        section.end(notes);
+    }
+    (source, strict_fields)
+}
+
+fn read_kind(section: &mut Section<'_>, notes: &mut Notes) -> Option<SourceConfig> {
     #[derive(Clone, Copy)]
     enum Kind {
         Kafka,
@@ -62,8 +71,8 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<Source
         Generator,
     }
     let kinds = [("kafka", Kind::Kafka), ("file", Kind::File), ("generator", Kind::Generator)];
-    let source = match section.choice("kind", &kinds, notes) {
-        None => return None,
+    match section.choice("kind", &kinds, notes) {
+        None => None,
         Some(Kind::Kafka) => {
             let brokers = section.text("brokers", notes);
             let topic = section.text("topic", notes);
@@ -98,10 +107,8 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<Source
             }
             paths.map(|paths| SourceConfig::File(paths.into_iter().map(PathBuf::from).collect()))
         }
-        Some(Kind::Generator) => read_generator(&mut section, notes).map(SourceConfig::Generator),
-    };
-    section.end(notes);
-    source
+        Some(Kind::Generator) => read_generator(section, notes).map(SourceConfig::Generator),
+    }
 }
 
 fn read_generator(section: &mut Section<'_>, notes: &mut Notes) -> Option<GeneratorSettings> {

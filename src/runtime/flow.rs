@@ -132,6 +132,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         max_future_skew_ms: plan.time.max_future_skew_ms,
         max_drift_ms: plan.time.max_drift_ms,
         bytes_in_flight: plan.limits.bytes_in_flight / local_workers.max(1),
+        strict_fields: plan.strict_fields,
     };
     let context = ReadContext {
         positions: Arc::clone(&positions),

@@ -25,6 +25,7 @@ use timely::dataflow::operators::probe::Handle as Probe;
 
 use super::clock::{Tick, committed};
 use super::failure::Failure;
+use super::field_errors::FieldErrors;
 use crate::coordination::{Binding, Closed, Position};
 use crate::decode::{Decoder, Reason, Rejection};
 use crate::event::Event;
@@ -43,6 +44,8 @@ pub struct ReadSettings {
     pub max_drift_ms: i64,
     /// How many bytes this worker may have read that are not committed yet.
     pub bytes_in_flight: usize,
+    /// Whether a record is rejected for an optional field of a wrong form.
+    pub strict_fields: bool,
 }
 
 /// How many records are read before other operators get their turn.
@@ -183,6 +186,7 @@ struct Reading {
     worker: usize,
     reader: Box<dyn Reader>,
     decoder: Decoder,
+    field_errors: FieldErrors,
     settings: ReadSettings,
     context: ReadContext,
     owned: Vec<Owned>,
@@ -225,7 +229,8 @@ impl Reading {
         Reading {
             worker,
             reader,
-            decoder: Decoder::default(),
+            decoder: Decoder::new(settings.strict_fields),
+            field_errors: FieldErrors::new(Arc::clone(&context.metrics)),
             share_in_flight: context.metrics.bytes_in_flight(),
             settings,
             context,
@@ -316,7 +321,7 @@ impl Reading {
         let budget = if full { 0 } else { BUDGET };
         let watermark = self.context.watermark.get();
         let latest = tick.wall_ms.saturating_add(self.settings.max_future_skew_ms);
-        let Reading { reader, decoder, settings, owned, index, oldest, .. } = self;
+        let Reading { reader, decoder, field_errors, settings, owned, index, oldest, .. } = self;
         let (mut bytes, mut accepted, mut malformed, mut invalid, mut future) = (0, 0u64, 0, 0, 0);
         let result = reader.read(budget, &mut |raw: Raw<'_>| {
             let owned = &mut owned[index[raw.position.partition.0 as usize]];
@@ -325,6 +330,7 @@ impl Reading {
             *oldest = Some(oldest.map_or(raw.timestamp, |oldest| oldest.min(raw.timestamp)));
             match decoder.decode(raw) {
                 Ok(event) => {
+                    field_errors.note(raw.position, decoder.field_errors());
                     let time = event.event_time();
                     if time.0 > latest.min(raw.timestamp.saturating_add(settings.max_future_skew_ms)) {
                         future += 1;

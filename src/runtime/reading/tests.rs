@@ -35,6 +35,7 @@ fn first_bindings(idle: bool, backlog: u64) -> Vec<Binding> {
         max_future_skew_ms: 0,
         max_drift_ms: 0,
         bytes_in_flight: 1,
+        strict_fields: false,
     };
     let context = ReadContext {
         positions: [Position { next: Offset(7), max_event_time: Some(EventTime(5)), idle }].into(),
