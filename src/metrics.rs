@@ -17,7 +17,7 @@ use prometheus::{
 pub use self::health::Unready;
 use self::health::{Frontier, Health};
 use crate::coordination::ingest::{Cause, Stall};
-use crate::decode::Reason;
+use crate::decode::{OPTIONAL_FIELDS, Reason};
 use crate::wall::wall_ms;
 
 /// The metrics of one process.
@@ -25,6 +25,7 @@ pub struct Metrics {
     registry: Registry,
     events: IntCounter,
     rejected: IntCounterVec,
+    field_errors: IntCounterVec,
     alerts: IntCounterVec,
     epoch: IntGauge,
     epoch_time: Histogram,
@@ -68,6 +69,13 @@ impl Metrics {
             rejected: add.to(IntCounterVec::new(
                 Opts::new("headwater_rejected_total", "Records sent to the dead letters"),
                 &["reason"],
+            )?)?,
+            field_errors: add.to(IntCounterVec::new(
+                Opts::new(
+                    "headwater_field_errors_total",
+                    "Optional fields of a wrong form, which were taken as absent",
+                ),
+                &["field"],
             )?)?,
             alerts: add.to(IntCounterVec::new(
                 Opts::new("headwater_alerts_total", "Alerts raised and revoked"),
@@ -163,6 +171,9 @@ impl Metrics {
         for cause in Cause::ALL {
             metrics.stalled.with_label_values(&[cause.as_str()]);
         }
+        for field in OPTIONAL_FIELDS {
+            metrics.field_errors.with_label_values(&[field]);
+        }
         Ok(metrics)
     }
 
@@ -186,6 +197,16 @@ impl Metrics {
     /// How many records were rejected for this reason.
     pub fn rejected_count(&self, reason: &str) -> u64 {
         self.rejected.with_label_values(&[reason]).get()
+    }
+
+    /// An optional field was of a wrong form.
+    pub fn field_error(&self, field: &str) {
+        self.field_errors.with_label_values(&[field]).inc();
+    }
+
+    /// How many optional fields of this name were of a wrong form.
+    pub fn field_error_count(&self, field: &str) -> u64 {
+        self.field_errors.with_label_values(&[field]).get()
     }
 
     /// An alert of this rule was raised or revoked.

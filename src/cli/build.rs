@@ -18,7 +18,7 @@ use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteL
 use crate::metrics::Metrics;
 use crate::outputs::{Takes, Tongue};
 use crate::runtime::{Amendment, Checkpoints, Following, History, Job, Past, RunError, SinkJob, processes};
-use crate::source::file::FileSource;
+use crate::source::file::{FileSource, check_repeatable};
 use crate::source::generator::GeneratorSource;
 use crate::source::kafka::{self, KafkaSource, KafkaSourceConfig};
 use crate::source::{Opening, Source, SourceError};
@@ -236,6 +236,10 @@ pub fn job(
         ever: processes,
         adopt: None,
     };
+    if let (SourceConfig::File(paths), Some(_)) = (&config.source, &config.ledger) {
+        // Before anything is claimed.
+        check_repeatable(paths, "with [ledger]")?;
+    }
     let past = match &config.ledger {
         None => Past::Unrecorded,
         // It is told who writes.

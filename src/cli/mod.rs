@@ -21,6 +21,7 @@ use crate::coordination::Skip;
 use crate::metrics::Metrics;
 use crate::runtime::{Job, Resets, RunError};
 use crate::source::SourceError;
+use crate::source::file::check_repeatable;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::{dead_letters, produce};
 
@@ -76,7 +77,11 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
         }
         Command::Run(args) if args.restart => return supervise_run(&args),
         Command::Run(args) => run(&args)?,
-        Command::Check(path) => print!("{}", load(&path)?.effective()),
+        Command::Check(path) => {
+            let config = load(&path)?;
+            config.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            print!("{}", config.effective());
+        }
         Command::Status(args) => {
             let mut config = load(&args.config)?;
             permit(&mut config, &args.resets)?;
@@ -137,12 +142,17 @@ fn supervise_run(args: &RunArgs) -> anyhow::Result<u8> {
     let config = load(&args.config)?;
     crate::logging::init(config.log.json, &config.log.level);
     let arguments: Vec<_> = std::env::args_os().skip(1).filter(|argument| argument != "--restart").collect();
+    if let SourceConfig::File(paths) = &config.source {
+        // Nor is the standard input that of the child.
+        check_repeatable(paths, "by --restart")?;
+    }
     supervise::supervise(&arguments)
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut config = load(&args.config)?;
     crate::logging::init(config.log.json, &config.log.level);
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     config.plan.close_at_end = args.close || !matches!(config.source, SourceConfig::Kafka(_));
     config.plan.record_bindings = args.bindings.clone();
     permit(&mut config, &args.resets)?;

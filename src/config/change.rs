@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
+use super::ledger::STRICT_FIELDS;
 use crate::runtime::Amendment;
 
 /// What decides a pipeline's answers, by key: see [`Config::meaning`](super::Config::meaning). Windows go by their
@@ -57,7 +58,8 @@ pub fn changes(
             None => format!("no `{key}`"),
         };
         let (was, is) = (say(&before), say(&now));
-        if key.starts_with("source.") {
+        // Like the decoder, it says how records are read, not which.
+        if key.starts_with("source.") && key != STRICT_FIELDS {
             return Err(Unchangeable::Input { before: was, now: is });
         }
         let changes = changes.get_or_insert_with(|| Amendment {
@@ -80,10 +82,11 @@ fn has(meaning: &Meaning<'_>, section: &str) -> bool {
     meaning.keys().any(|key| key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// Whose state depends on a key, if any does.
+/// Whose state depends on a key, if any does. What `amount_anomaly` remembers, sums of amounts, is the same under any
+/// `min_relative_sigma`, which pipelines that began before there was such a key did not have.
 fn remembering(key: &str) -> Option<&str> {
-    // They only say how an answer is worded.
-    if key.ends_with(".severity") || key.ends_with(".high_sigmas") {
+    // The others only say how an answer is worded.
+    if [".severity", ".high_sigmas", ".min_relative_sigma"].iter().any(|free| key.ends_with(free)) {
         return None;
     }
     let (section, _) = key.rsplit_once('.')?;
@@ -151,6 +154,43 @@ mod tests {
             assert!(refused.contains(&format!("`--reset {section}` forgets it")), "{refused}");
             let permitted = changed(FLOW, &now, &[section, "windows.other"]);
             assert_eq!(permitted, Ok(Some(vec![section.to_owned()])), "and nothing else");
+        }
+    }
+
+    /// As a pipeline has recorded it that began when the deviation of amounts had no floor.
+    #[test]
+    fn a_floor_of_the_deviation_needs_a_stop_but_no_reset() {
+        let meaning = |flow: &str| {
+            Config::parse(&format!("{BASE}{flow}"), std::iter::empty()).expect("valid").meaning()
+        };
+        let now = meaning("[patterns.amount_anomaly]\n");
+        let floor = "patterns.amount_anomaly.min_relative_sigma = 0.01\n";
+        assert!(now.contains(floor), "{now}");
+        let change = changes(&now.replace(floor, ""), &now, &BTreeSet::new()).expect("permitted");
+        let change = change.expect("a change");
+        assert_eq!(
+            change.because,
+            "the pipeline has had no `patterns.amount_anomaly.min_relative_sigma` and is configured with \
+             `patterns.amount_anomaly.min_relative_sigma = 0.01`"
+        );
+        assert!(change.forget.is_empty());
+    }
+
+    #[test]
+    fn a_stricter_decoder_is_recorded_and_needs_a_stop_but_no_reset() {
+        let meaning = |base: &str| Config::parse(base, std::iter::empty()).expect("valid").meaning();
+        let strict = BASE.replace("\"generator\"\n", "\"generator\"\nstrict_fields = true\n");
+        let lenient = strict.replace("true", "false");
+        assert_eq!(meaning(BASE), meaning(&lenient), "the default is not recorded");
+        let none = BTreeSet::new();
+        for (before, now, said) in [
+            (meaning(BASE), meaning(&strict), "configured with `source.strict_fields = true`"),
+            (meaning(&strict), meaning(BASE), "configured with no `source.strict_fields`"),
+            (meaning(BASE).replace("decoder = 2", "decoder = 1"), meaning(BASE), "has had `decoder = 1`"),
+        ] {
+            let change = changes(&before, &now, &none).expect("permitted").expect("a change");
+            assert!(change.because.contains(said), "{}", change.because);
+            assert!(change.forget.is_empty());
         }
     }
 

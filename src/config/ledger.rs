@@ -54,7 +54,10 @@ pub(super) fn read(mut section: Section<'_>, sinks: &SinksConfig, notes: &mut No
 }
 
 /// How records are read: raised when the same bytes become another event, or none.
-const DECODER: u32 = 1;
+const DECODER: u32 = 2;
+
+/// Recorded where it is set, so that pipelines that began before there was such a key go on.
+pub(super) const STRICT_FIELDS: &str = "source.strict_fields";
 
 /// What an epoch's results depend on beside its records.
 const DECISIVE: [&str; 13] = [
@@ -77,8 +80,10 @@ impl Config {
     /// What the pipeline's answers depend on, one `key = value` a line: recorded when it begins, and the same as long
     /// as epochs are to be replayed.
     pub fn meaning(&self) -> String {
-        let decisive =
-            self.effective.iter().filter(|(key, _)| DECISIVE.iter().any(|what| key.starts_with(what)));
+        let decisive = self.effective.iter().filter(|(key, value)| match key.as_str() {
+            STRICT_FIELDS => value == "true",
+            _ => DECISIVE.iter().any(|what| key.starts_with(what)),
+        });
         let lines = decisive.map(|(key, value)| match key.as_str() {
             // How an input is cut into epochs may change after a stop; which input it is may not.
             "source.epoch_records" => format!("time.epoch_records = {value}\n"),

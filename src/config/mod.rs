@@ -63,6 +63,8 @@ pub struct Config {
     pub resets: Resets,
     /// What sinks are not to be given any more; from the command line, too.
     pub skips: Vec<Skip>,
+    /// What is valid, and probably not what is meant.
+    pub warnings: Vec<Complaint>,
     effective: Vec<(String, String)>,
 }
 
@@ -181,6 +183,7 @@ impl Config {
         match config {
             Some(mut config) if notes.complaints.is_empty() => {
                 config.effective = notes.effective;
+                config.warnings = notes.warnings;
                 Ok(config)
             }
             _ => {
@@ -227,7 +230,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
     if pipeline.as_deref().is_some_and(|name| !is_name(name, "-_")) {
         top.complain("pipeline", "expected at most 63 lower-case letters, digits, - and _", notes);
     }
-    let (source, counting) = match top.section("source", notes) {
+    let (source, reading) = match top.section("source", notes) {
         Some(section) => source::read(section, notes).unzip(),
         None => {
             top.complain("source", "the section is missing", notes);
@@ -235,7 +238,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         }
     };
 
-    let time = read_time(top.section_or_default("time", notes), counting, notes);
+    let time = read_time(top.section_or_default("time", notes), reading, notes);
     let mut section = top.section_or_default("limits", notes);
     let bytes_in_flight = section.size("bytes_in_flight", notes);
     let unfinal_bytes = section.size("unfinal_bytes", notes);
@@ -303,6 +306,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
     Some(Config {
         plan: Plan {
             pipeline: pipeline?.into(),
+            strict_fields: reading?.strict_fields,
             time: time?,
             limits: Limits {
                 bytes_in_flight: bytes_in_flight?,
@@ -327,16 +331,13 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         log: LogConfig { json: json?, level: level?.to_owned() },
         resets: Resets::default(),
         skips: Vec::new(),
+        warnings: Vec::new(),
         effective: Vec::new(),
     })
 }
 
 /// Reads the section `[time]`.
-fn read_time(
-    mut section: Section<'_>,
-    counting: Option<source::Counting>,
-    notes: &mut Notes,
-) -> Option<Time> {
+fn read_time(mut section: Section<'_>, reading: Option<source::Reading>, notes: &mut Notes) -> Option<Time> {
     let epoch = section.duration("epoch", 1, notes);
     let max_out_of_orderness_ms = section.duration("max_out_of_orderness", 0, notes);
     let idle_timeout = section.duration("idle_timeout", 1, notes);
@@ -346,7 +347,7 @@ fn read_time(
     let held_timeout = section.duration("held_timeout", 0, notes).map(millis);
     let idle_advance_ms = section.duration("idle_advance", 0, notes);
     section.end(notes);
-    let source::Counting { epoch_records, max_jump_ms } = counting?;
+    let source::Reading { epoch_records, max_jump_ms, .. } = reading?;
     Some(Time {
         epoch: millis(epoch?),
         epoch_records,
@@ -407,9 +408,7 @@ fn read_window(
         Some(Kind::Session) => needed(&mut section, "gap").map(|gap_ms| WindowKind::Session { gap_ms }),
         Some(Kind::Sliding) => match (needed(&mut section, "size"), needed(&mut section, "every")) {
             (Some(size_ms), Some(every_ms)) => {
-                if size_ms % every_ms != 0 {
-                    section.complain("every", "the size must be a multiple of it", notes);
-                }
+                check_overlap(&section, size_ms, every_ms, notes);
                 Some(WindowKind::Sliding { size_ms, every_ms })
             }
             _ => None,
@@ -423,6 +422,34 @@ fn read_window(
         true => Refresh::Revised { epochs: (revise_every? as u64).div_ceil(epoch_ms) },
     };
     Some(WindowPlan { name: Arc::from(name?), kind: kind?, by: by?, refresh })
+}
+
+/// An event is in as many sliding windows of its key as their distance goes into their size, and each of them is a state of
+/// its own.
+fn check_overlap(section: &Section<'_>, size_ms: i64, every_ms: i64, notes: &mut Notes) {
+    const MOST: i64 = 100_000;
+    const MANY: i64 = 10_000;
+    if size_ms % every_ms != 0 {
+        section.complain("every", "the size must be a multiple of it", notes);
+    }
+    let overlap = size_ms / every_ms;
+    let cost = format!(
+        "each event is in {overlap} windows of its key, about {} of memory a key",
+        megabytes(overlap.saturating_mul(BYTES_PER_WINDOW))
+    );
+    if overlap > MOST {
+        let message = format!("{cost}; the most is {MOST}: choose a larger `every` or a smaller `size`");
+        section.complain("every", message, notes);
+    } else if overlap > MANY {
+        section.warn("every", format!("{cost}; a larger `every` needs less"), notes);
+    }
+}
+
+/// What an open window takes, with what takes an event out of it again.
+const BYTES_PER_WINDOW: i64 = 288;
+
+fn megabytes(bytes: i64) -> String {
+    format!("{} MB", bytes / 1_000_000 + 1)
 }
 
 fn read_telling(section: &mut Section<'_>, notes: &mut Notes) -> Option<Telling> {
@@ -471,6 +498,7 @@ fn read_patterns(patterns: &mut Section<'_>, notes: &mut Notes) -> Patterns {
         let high_sigmas = section.float("high_sigmas", 0.0..=1000.0, notes);
         let at_least = section.int("at_least", 2..=1_000_000_000, notes);
         let min_sigma = section.float("min_sigma", 0.0..=1e12, notes);
+        let min_relative_sigma = section.float("min_relative_sigma", 0.0..=1e3, notes);
         let per_currency = section.bool("per_currency", notes);
         let telling = read_telling(&mut section, notes);
         section.end(notes);
@@ -480,6 +508,7 @@ fn read_patterns(patterns: &mut Section<'_>, notes: &mut Notes) -> Patterns {
                 high_sigmas: high_sigmas?,
                 at_least: at_least? as u64,
                 min_sigma: min_sigma?,
+                min_relative_sigma: min_relative_sigma?,
                 per_currency: per_currency?,
                 telling: telling?,
             })

@@ -32,6 +32,8 @@ impl fmt::Display for Complaint {
 #[derive(Default)]
 pub struct Notes {
     pub complaints: Vec<Complaint>,
+    /// What is valid, and probably not what is meant.
+    pub warnings: Vec<Complaint>,
     /// The effective value of every key that was asked for, as TOML, in order.
     pub effective: Vec<(String, String)>,
 }
@@ -319,13 +321,18 @@ impl<'a> Section<'a> {
 
     /// Complains of something that only shows when several values are looked at.
     pub fn complain(&self, key: &str, message: impl Into<String>, notes: &mut Notes) {
+        notes.complaints.push(self.complaint(key, message));
+    }
+
+    /// Warns of something that is valid, and probably not what is meant.
+    pub fn warn(&self, key: &str, message: impl Into<String>, notes: &mut Notes) {
+        notes.warnings.push(self.complaint(key, message));
+    }
+
+    fn complaint(&self, key: &str, message: impl Into<String>) -> Complaint {
         let item = self.entries.and_then(|entries| entries.get(key));
         let origin = item.map_or(Origin::Default, |item| item.origin.clone());
-        notes.complaints.push(Complaint {
-            origin,
-            key: format!("{}{key}", self.path),
-            message: message.into(),
-        });
+        Complaint { origin, key: format!("{}{key}", self.path), message: message.into() }
     }
 
     /// Complains of every key that nobody asked for.

@@ -53,17 +53,20 @@ impl fmt::Debug for SourceConfig {
     }
 }
 
-/// How records that are all there are read.
+/// How records are read, wherever they come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Counting {
-    /// How many records of each partition an epoch has.
+pub(super) struct Reading {
+    /// Whether optional fields must be of their form.
+    pub strict_fields: bool,
+    /// How many records of each partition an epoch has, where all are there.
     pub epoch_records: i64,
     /// How far a record may jump ahead before another one must confirm it, in milliseconds, if there is a bound.
     pub max_jump_ms: Option<i64>,
 }
 
 /// Reads the section `[source]`.
-pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<(SourceConfig, Counting)> {
+pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<(SourceConfig, Reading)> {
+    let strict_fields = section.bool("strict_fields", notes);
     #[derive(Clone, Copy)]
     enum Kind {
         Kafka,
@@ -72,12 +75,12 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<(Sourc
     }
     let kinds = [("kafka", Kind::Kafka), ("file", Kind::File), ("generator", Kind::Generator)];
     let kind = section.choice("kind", &kinds, notes);
-    let mut counting = Counting { epoch_records: 1, max_jump_ms: None };
+    let (mut epoch_records, mut max_jump_ms) = (1, None);
     if matches!(kind, Some(Kind::File | Kind::Generator)) {
-        counting.epoch_records = section.int("epoch_records", 1..=1_000_000, notes).unwrap_or(1);
+        epoch_records = section.int("epoch_records", 1..=1_000_000, notes).unwrap_or(1);
     }
     if matches!(kind, Some(Kind::File)) {
-        counting.max_jump_ms = section.duration("max_jump", 0, notes);
+        max_jump_ms = section.duration("max_jump", 0, notes);
     }
     let source = match kind {
         None => return None,
@@ -118,7 +121,7 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<(Sourc
         Some(Kind::Generator) => read_generator(&mut section, notes).map(SourceConfig::Generator),
     };
     section.end(notes);
-    Some((source?, counting))
+    Some((source?, Reading { strict_fields: strict_fields?, epoch_records, max_jump_ms }))
 }
 
 fn read_generator(section: &mut Section<'_>, notes: &mut Notes) -> Option<GeneratorSettings> {

@@ -34,6 +34,26 @@ fn a_key_is_remembered_for_as_long_as_a_pattern_looks_back() {
 }
 
 #[test]
+fn sliding_windows_that_overlap_too_often_are_refused_and_many_are_warned_of() {
+    let sliding = |size: &str, every: &str| {
+        format!(
+            "{MINIMAL}[[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = {size:?}\nevery = {every:?}\n"
+        )
+    };
+    let refused = "line 10: windows[0].every: each event is in 3600000 windows of its key, about 1037 MB of memory a key; \
+                   the most is 100000: choose a larger `every` or a smaller `size`";
+    assert_eq!(complaints(&sliding("1h", "1ms")), [refused]);
+    let warned = |text: &str| {
+        parse(text).expect("valid").warnings.iter().map(Complaint::to_string).collect::<Vec<_>>()
+    };
+    let many = "line 10: windows[0].every: each event is in 86400 windows of its key, about 25 MB of memory a key; a larger \
+                `every` needs less";
+    assert_eq!(warned(&sliding("1d", "1s")), [many]);
+    assert_eq!(warned(&sliding("10000s", "1s")), [""; 0]);
+    assert_eq!(parse(&sliding("100000s", "1s")).expect("the most").warnings.len(), 1);
+}
+
+#[test]
 fn everything_wrong_is_said_at_once_with_its_line() {
     let text = "pipeline = \"Fraud\"\n[source]\nkind = \"kafka\"\nbroker = \"x\"\n[time]\nepoch = \"10\"\nidle_timeout = 5\n\
                 [[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = \"1m\"\n[patterns.velocity_spike]\nmore_than = 0\n[sinks.sqlite]\n";

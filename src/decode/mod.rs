@@ -22,6 +22,29 @@ pub fn rfc3339_ms(text: &str) -> Result<i64, &'static str> {
     number::rfc3339(text)
 }
 
+/// An optional field of a wrong form, which is taken as absent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// Which.
+    pub field: &'static str,
+    /// What is wrong with it, for people.
+    pub message: String,
+}
+
+/// The fields that can be of a wrong form in an event.
+pub const OPTIONAL_FIELDS: [&str; 10] = [
+    "user_id",
+    "device_id",
+    "amount",
+    "currency",
+    "merchant_id",
+    "merchant_category",
+    "ip_address",
+    "session_id",
+    "location",
+    "attributes",
+];
+
 /// Why a record takes no part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,6 +1,11 @@
 //! Amounts and times, read from their text.
 
-/// An amount in millionths, from a JSON number's text: at most six decimals and 10^12 in size.
+use std::borrow::Cow;
+
+/// The greatest amount, in millionths: 10^12.
+const LARGEST: u64 = 10u64.pow(18);
+
+/// An amount in millionths, from a JSON number's text: at most 10^12 in size, rounded half to even at the sixth decimal.
 pub(super) fn micros(text: &str) -> Result<i64, &'static str> {
     const TOO_LARGE: &str = "is larger than 10^12";
     let (negative, digits) = match text.strip_prefix('-') {
@@ -22,25 +27,38 @@ pub(super) fn micros(text: &str) -> Result<i64, &'static str> {
         }
     };
     let decimals = fraction.len() as i64 - exponent;
-    if decimals > 6 {
-        return Err("has more than six decimals");
-    }
-    let mut micros: u128 = 0;
-    for digit in whole.bytes().chain(fraction.bytes()) {
-        micros = micros * 10 + u128::from(digit - b'0');
-        if micros > 10u128.pow(18) {
+    // How many of the last digits are beyond the sixth decimal.
+    let dropped = usize::try_from(decimals - 6).unwrap_or(0);
+    let kept = (whole.len() + fraction.len()).saturating_sub(dropped);
+    let mut micros: u64 = 0;
+    for digit in whole.bytes().chain(fraction.bytes()).take(kept) {
+        // No overflow: ten times the largest amount and a digit fit.
+        micros = micros * 10 + u64::from(digit - b'0');
+        if micros > LARGEST {
             return Err(TOO_LARGE);
         }
     }
-    if micros > 0 {
+    if dropped > 0 {
+        // Where more digits are dropped than there are, a zero comes first.
+        let rest =
+            if dropped > whole.len() + fraction.len() { (false, false) } else { half(whole, fraction, kept) };
+        micros += u64::from(rest.0 && (rest.1 || micros % 2 == 1));
+    } else if micros > 0 {
         let power = u32::try_from(6 - decimals).ok().filter(|&power| power <= 18).ok_or(TOO_LARGE)?;
-        micros *= 10u128.pow(power);
+        micros = micros.checked_mul(10u64.pow(power)).ok_or(TOO_LARGE)?;
     }
-    if micros > 10u128.pow(18) {
+    if micros > LARGEST {
         return Err(TOO_LARGE);
     }
     let size = micros as i64;
     Ok(if negative { -size } else { size })
+}
+
+/// Whether the digits from `kept` on are at least half of the last one that is kept, and whether they are more.
+fn half(whole: &str, fraction: &str, kept: usize) -> (bool, bool) {
+    let mut rest = whole.bytes().chain(fraction.bytes()).skip(kept);
+    let first = rest.next().unwrap_or(b'0');
+    (first >= b'5', first > b'5' || rest.any(|digit| digit != b'0'))
 }
 
 /// Whether a text is a JSON number and nothing else.
@@ -75,21 +93,38 @@ pub(super) fn is_number(text: &str) -> bool {
 /// The last millisecond of the year 9999.
 const LAST_MS: i64 = 253_402_300_799_999;
 
+/// Whether a JSON number's text has neither fraction nor exponent.
+pub(super) fn is_whole(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-')
+}
+
+/// Smaller numbers are taken for seconds: as milliseconds they lie before March 1973, as seconds as far as the year 5138.
+const LEAST_MS: u64 = 100_000_000_000;
+
 /// A time in milliseconds since 1970, from a JSON number's text.
-pub(super) fn millis(text: &str) -> Result<i64, &'static str> {
-    if text.contains(['.', 'e', 'E']) {
-        return Err("is not a whole number of milliseconds");
+pub(super) fn millis(text: &str) -> Result<i64, Cow<'static, str>> {
+    if !is_whole(text) {
+        return Err("is not a whole number of milliseconds".into());
     }
-    text.parse().ok().and_then(in_range).ok_or("is not within the years 1970 to 9999")
+    let ms = text.parse::<i64>().ok();
+    if ms.is_some_and(|ms| ms.unsigned_abs() < LEAST_MS) {
+        return Err(format!(
+            "{text} looks like seconds: a number is in milliseconds since 1970, 10^11 or more"
+        )
+        .into());
+    }
+    ms.and_then(in_range).ok_or(Cow::Borrowed("is not within the years 1970 to 9999"))
 }
 
 fn in_range(ms: i64) -> Option<i64> {
     (0..=LAST_MS).contains(&ms).then_some(ms)
 }
 
-/// A time in milliseconds since 1970, from RFC 3339 with an offset. Digits finer than milliseconds are dropped.
+/// A time in milliseconds since 1970, from RFC 3339 with an offset. Digits finer than milliseconds are dropped. Also taken
+/// are a space for the `T` and an offset without a colon. A leap second is the instant that follows it.
 pub(super) fn rfc3339(text: &str) -> Result<i64, &'static str> {
-    const FORM: &str = "is not an RFC 3339 time with an offset";
+    const NO_TIME: &str = "is not a date and time of day that exists";
+    const FORM: &str = "is not an RFC 3339 time with an offset, such as 2026-01-02T03:04:05.678Z";
     let bytes = text.as_bytes();
     let number = |range: std::ops::Range<usize>| -> Result<u32, &'static str> {
         let digits = bytes.get(range).ok_or(FORM)?;
@@ -103,7 +138,7 @@ pub(super) fn rfc3339(text: &str) -> Result<i64, &'static str> {
     let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
     expect(4, b"-")?;
     expect(7, b"-")?;
-    expect(10, b"Tt")?;
+    expect(10, b"Tt ")?;
     expect(13, b":")?;
     expect(16, b":")?;
     let mut at = 19;
@@ -124,12 +159,12 @@ pub(super) fn rfc3339(text: &str) -> Result<i64, &'static str> {
             0
         }
         Some(sign @ (b'+' | b'-')) => {
-            let (hours, minutes) = (number(at + 1..at + 3)?, number(at + 4..at + 6)?);
-            expect(at + 3, b":")?;
+            let colon = usize::from(bytes.get(at + 3) == Some(&b':'));
+            let (hours, minutes) = (number(at + 1..at + 3)?, number(at + 3 + colon..at + 5 + colon)?);
             if hours > 23 || minutes > 59 {
                 return Err(FORM);
             }
-            at += 6;
+            at += 5 + colon;
             let offset = i64::from(hours * 60 + minutes);
             if *sign == b'-' { -offset } else { offset }
         }
@@ -145,12 +180,20 @@ pub(super) fn rfc3339(text: &str) -> Result<i64, &'static str> {
         1..=12 => 31,
         _ => 0,
     };
-    if day == 0 || day > days_in_month || hour > 23 || minute > 59 || second > 59 {
-        return Err("is not a date and time of day that exists");
+    if day == 0 || day > days_in_month || hour > 23 || minute > 59 || second > 60 {
+        return Err(NO_TIME);
     }
     let days = crate::json::days_from_civil(year.into(), month, day);
     let minutes = days * 1440 + i64::from(hour * 60 + minute) - offset_minutes;
+    if second == 60 && !is_first_of_month(minutes + 1) {
+        return Err(NO_TIME);
+    }
     in_range(minutes * 60_000 + i64::from(second) * 1000 + ms).ok_or("is not within the years 1970 to 9999")
+}
+
+/// Whether a minute is the first of a month in UTC: leap seconds come right before.
+fn is_first_of_month(minutes: i64) -> bool {
+    minutes % 1440 == 0 && crate::json::civil_from_days(minutes / 1440).2 == 1
 }
 
 #[cfg(test)]
@@ -168,6 +211,24 @@ mod tests {
             ("1.50e-2", 15_000),
             ("0.000001", 1),
             ("1.0000000e1", 10_000_000),
+            ("1.0000000", 1_000_000),
+            ("1.1400000000000001", 1_140_000),
+            ("0.30000000000000004", 300_000),
+            ("0.0000005", 0),
+            ("0.00000050000000000000000000000000001", 1),
+            ("0.0000015", 2),
+            ("0.0000025", 2),
+            ("-0.0000035", -4),
+            ("5e-7", 0),
+            ("15e-7", 2),
+            ("9e-7", 1),
+            ("99e-9", 0),
+            ("9e-8", 0),
+            ("0e-7", 0),
+            ("1e-999", 0),
+            ("1e-99999999999999999999", 0),
+            ("999999999999.9999995", 1_000_000_000_000_000_000),
+            ("1000000000000.0000005", 1_000_000_000_000_000_000),
             ("1000000000000", 1_000_000_000_000_000_000),
             ("-1e12", -1_000_000_000_000_000_000),
             ("0e999", 0),
@@ -176,10 +237,8 @@ mod tests {
             assert_eq!(micros(text), Ok(expected), "{text}");
         }
         for text in [
-            "1.0000000",
-            "1e-7",
-            "0e-7",
             "1000000000000.000001",
+            "1000000000000.00000050001",
             "1e999",
             "1e13",
             "123456789012345678901234567890",
@@ -202,6 +261,10 @@ mod tests {
             ("1969-12-31T23:00:00-01:00", 0),
             ("9999-12-31T23:59:59.999999Z", LAST_MS),
             ("2000-02-29T00:00:00Z", 951_782_400_000),
+            ("2026-01-02 03:04:05Z", 1_767_323_045_000),
+            ("2026-01-02T03:04:05+0100", 1_767_319_445_000),
+            ("2016-12-31T23:59:60Z", 1_483_228_800_000),
+            ("1990-12-31T15:59:60.5-08:00", 662_688_000_500),
         ] {
             assert_eq!(rfc3339(text), Ok(expected), "{text}");
         }
@@ -209,7 +272,6 @@ mod tests {
             "",
             "2026-01-02",
             "2026-01-02T03:04:05",
-            "2026-01-02 03:04:05Z",
             "2026-1-2T03:04:05Z",
             "2026-02-29T00:00:00Z",
             "1900-02-29T00:00:00Z",
@@ -218,7 +280,13 @@ mod tests {
             "2026-01-02T03:04:05.Z",
             "2026-13-01T00:00:00Z",
             "2026-01-02T03:04:05+24:00",
-            "2026-01-02T03:04:05+0100",
+            "2026-01-02T03:04:05+01",
+            "2026-01-02T03:04:05+010",
+            "2026-01-02T03:04:05+01:000",
+            "2026-01-02T23:59:60Z",
+            "2016-12-31T23:59:61Z",
+            "2016-12-31T23:59:60+01:00",
+            "9999-12-31T23:59:60Z",
             "2026-01-02T03:04:05Zx",
             "1969-12-31T23:59:59Z",
             "10000-01-01T00:00:00Z",
@@ -229,8 +297,15 @@ mod tests {
             assert!(rfc3339(text).is_err(), "{text}");
         }
         assert_eq!(millis("253402300799999"), Ok(LAST_MS));
-        for text in ["-1", "253402300800000", "1.0", "1e3", "99999999999999999999"] {
-            assert!(millis(text).is_err(), "{text}");
+        assert_eq!(millis("100000000000"), Ok(100_000_000_000));
+        for text in ["-100000000000", "253402300800000", "1767323045678.0", "1767e9", "99999999999999999999"]
+        {
+            assert!(millis(text).is_err_and(|what| !what.contains("looks like")), "{text}");
+        }
+        for text in ["0", "-1", "1772330400", "99999999999", "-99999999999"] {
+            assert!(
+                millis(text).is_err_and(|what| what.starts_with(text) && what.contains("looks like seconds"))
+            );
         }
     }
 }

@@ -1,11 +1,12 @@
 //! One record: its members noted, judged, and put together as an event.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use headwater_dataflows::{EventTime, KeyHash};
 
 use super::scan::{Scanner, Syntax, Text, Value};
-use super::{Rejection, number};
+use super::{FieldError, Rejection, number};
 use crate::event::{Body, Event, EventType, KeyKind, RecordKey, Span};
 use crate::source::Raw;
 
@@ -72,6 +73,10 @@ fn field(name: &str) -> Option<usize> {
 /// Turns records into events.
 #[derive(Default)]
 pub struct Decoder {
+    /// Whether an optional field of a wrong form makes the record a dead letter.
+    strict: bool,
+    /// What was taken as absent in the last record.
+    errors: Vec<FieldError>,
     /// What stands behind the record in the event's text.
     appended: String,
     /// Members without a meaning: name and value as they stand in the record.
@@ -79,6 +84,16 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// Takes optional fields of a wrong form as absent, or, if it is strict, rejects their records.
+    pub fn new(strict: bool) -> Decoder {
+        Decoder { strict, ..Decoder::default() }
+    }
+
+    /// The optional fields of the last event that were of a wrong form and are absent in it.
+    pub fn field_errors(&self) -> &[FieldError] {
+        &self.errors
+    }
+
     /// The event of a record, or what is wrong with it.
     ///
     /// # Errors
@@ -96,9 +111,11 @@ impl Decoder {
         let text = std::str::from_utf8(bytes).map_err(|error| {
             Rejection::malformed(None, format!("not UTF-8 at byte {}", error.valid_up_to()))
         })?;
-        let members = self.scan(text)?;
+        let mut members = self.scan(text)?;
         self.appended.clear();
-        Assembly { text, members: &members, appended: &mut self.appended, unknown: &self.unknown }.event(&raw)
+        self.errors.clear();
+        let Decoder { strict, errors, appended, unknown } = self;
+        Assembly { text, members: &mut members, appended, unknown, strict: *strict, errors }.event(&raw)
     }
 
     /// Notes what the record's members hold.
@@ -146,9 +163,11 @@ fn not_json(Syntax { at, what }: Syntax) -> Rejection {
 /// Judges what was noted, and puts the event together.
 struct Assembly<'a> {
     text: &'a str,
-    members: &'a [Value; FIELDS.len()],
+    members: &'a mut [Value; FIELDS.len()],
     appended: &'a mut String,
     unknown: &'a [(Text, std::ops::Range<usize>)],
+    strict: bool,
+    errors: &'a mut Vec<FieldError>,
 }
 
 impl Assembly<'_> {
@@ -221,20 +240,59 @@ impl Assembly<'_> {
     }
 
     /// Every known member is of its type, or null.
-    fn check_types(&self) -> Result<(), Rejection> {
-        for (field, value) in self.members.iter().enumerate() {
+    fn check_types(&mut self) -> Result<(), Rejection> {
+        for field in 0..FIELDS.len() {
+            let value = &self.members[field];
             let (fits, expected) = match field {
                 EVENT_TIME => (matches!(value, Value::Text(_) | Value::Number(_)), "a string or a number"),
                 AMOUNT => (matches!(value, Value::Text(_) | Value::Number(_)), "a number or a string"),
                 LOCATION | ATTRIBUTES => (matches!(value, Value::Object(_)), "an object"),
-                _ => (matches!(value, Value::Text(_)), "a string"),
+                EVENT_TYPE | CURRENCY | IP_ADDRESS => (matches!(value, Value::Text(_)), "a string"),
+                _ => (self.is_text(value), "a string or a whole number"),
             };
             if !fits && *value != Value::Null {
                 let name = FIELDS[field];
-                return Err(Rejection::malformed(Some(name), format!("{name} must be {expected}")));
+                self.wrong(field, Rejection::malformed(Some(name), format!("{name} must be {expected}")))?;
             }
         }
         Ok(())
+    }
+
+    /// Whether a value can be an id: a string, or a whole number, which is taken digit by digit.
+    fn is_text(&self, value: &Value) -> bool {
+        match value {
+            Value::Text(_) => true,
+            Value::Number(range) => number::is_whole(&self.text[range.clone()]),
+            _ => false,
+        }
+    }
+
+    /// A field of a wrong form: it is absent from now on, unless the event needs it.
+    fn wrong(&mut self, field: usize, rejection: Rejection) -> Result<(), Rejection> {
+        if self.strict || self.is_required(field) {
+            return Err(rejection);
+        }
+        self.errors.push(FieldError { field: FIELDS[field], message: rejection.message });
+        self.members[field] = Value::Null;
+        Ok(())
+    }
+
+    /// Whether there is no event without a field. The key is the device's only where the event is a sensor's.
+    fn is_required(&self, field: usize) -> bool {
+        let of_sensor = || match &self.members[EVENT_TYPE] {
+            Value::Text(text) => {
+                let mut meaning = String::new();
+                Scanner::new(self.text, 0).unescape(text, &mut meaning);
+                meaning == EventType::IotSensor.as_str()
+            }
+            _ => false,
+        };
+        match field {
+            EVENT_ID | EVENT_TYPE | EVENT_TIME => true,
+            USER_ID => !of_sensor(),
+            DEVICE_ID => of_sensor(),
+            _ => false,
+        }
     }
 
     /// What a span of the event's text holds, the text being put together.
@@ -265,10 +323,16 @@ impl Assembly<'_> {
         Span::new(start..self.text.len() + self.appended.len())
     }
 
-    /// A string of at most `limit` bytes.
+    /// A string, or a whole number's digits, of at most `limit` bytes.
     fn string(&mut self, field: usize, limit: usize) -> Result<Span, Rejection> {
-        let Value::Text(text) = &self.members[field] else { return Ok(Span::ABSENT) };
-        let span = self.meaning(text);
+        let span = match &self.members[field] {
+            Value::Text(text) if text.escaped => {
+                let text = text.clone();
+                self.meaning(&text)
+            }
+            Value::Text(Text { range, .. }) | Value::Number(range) => Span::new(range.clone()),
+            _ => return Ok(Span::ABSENT),
+        };
         let len = self.str(span).len();
         if len > limit {
             let name = FIELDS[field];
@@ -278,7 +342,10 @@ impl Assembly<'_> {
     }
 
     fn optional(&mut self, field: usize) -> Result<Span, Rejection> {
-        self.string(field, 256)
+        match self.string(field, 256) {
+            Ok(span) => Ok(span),
+            Err(rejection) => self.wrong(field, rejection).map(|()| Span::ABSENT),
+        }
     }
 
     fn required(&mut self, field: usize, limit: usize) -> Result<Span, Rejection> {
@@ -304,10 +371,11 @@ impl Assembly<'_> {
         let ms = match &self.members[EVENT_TIME] {
             Value::Number(range) => number::millis(&self.text[range.clone()]),
             Value::Text(text) => {
-                let span = self.meaning(text);
-                number::rfc3339(self.str(span))
+                let text = text.clone();
+                let span = self.meaning(&text);
+                number::rfc3339(self.str(span)).map_err(Cow::Borrowed)
             }
-            _ => Err("is missing"),
+            _ => Err("is missing".into()),
         };
         ms.map(EventTime).map_err(|what| Rejection::invalid("event_time", format!("event_time {what}")))
     }
@@ -316,48 +384,27 @@ impl Assembly<'_> {
         let micros = match &self.members[AMOUNT] {
             Value::Number(range) => number::micros(&self.text[range.clone()]),
             Value::Text(text) => {
-                let span = self.meaning(text);
+                let text = text.clone();
+                let span = self.meaning(&text);
                 let text = self.str(span);
                 if number::is_number(text) { number::micros(text) } else { Err("is not a decimal number") }
             }
             _ => return Ok(None),
         };
-        micros.map(Some).map_err(|what| Rejection::invalid("amount", format!("amount {what}")))
-    }
-
-    fn location(&self) -> Result<Option<(f64, f64)>, Rejection> {
-        let Value::Object(range) = &self.members[LOCATION] else { return Ok(None) };
-        let mut degrees = [Value::Null, Value::Null];
-        let text = self.text;
-        // It was scanned before, so it is whole.
-        let _ = Scanner::new(text, range.start).members(2, &mut |name, value, _| {
-            let mut unescaped = String::new();
-            Scanner::new(text, 0).unescape(&name, &mut unescaped);
-            match unescaped.as_str() {
-                "lat" => degrees[0] = value,
-                "lon" => degrees[1] = value,
-                _ => {}
-            }
-        });
-        let mut read = [0.0; 2];
-        for ((value, name), (degree, limit)) in
-            degrees.iter().zip(["lat", "lon"]).zip(read.iter_mut().zip([90.0, 180.0]))
-        {
-            match value {
-                Value::Number(range) => {
-                    let parsed =
-                        text[range.clone()].parse::<f64>().ok().filter(|degree| degree.abs() <= limit);
-                    // Adding zero makes a negative zero positive.
-                    *degree = 0.0
-                        + parsed.ok_or_else(|| {
-                            Rejection::invalid("location", format!("{name} is beyond {limit} degrees"))
-                        })?;
-                }
-                Value::Null => return Err(Rejection::invalid("location", format!("location has no {name}"))),
-                _ => return Err(Rejection::malformed(Some("location"), format!("{name} must be a number"))),
+        match micros {
+            Ok(micros) => Ok(Some(micros)),
+            Err(what) => {
+                self.wrong(AMOUNT, Rejection::invalid("amount", format!("amount {what}"))).map(|()| None)
             }
         }
-        Ok(Some((read[0], read[1])))
+    }
+
+    fn location(&mut self) -> Result<Option<(f64, f64)>, Rejection> {
+        let Value::Object(range) = &self.members[LOCATION] else { return Ok(None) };
+        match degrees(self.text, range.start) {
+            Ok(degrees) => Ok(Some(degrees)),
+            Err(rejection) => self.wrong(LOCATION, rejection).map(|()| None),
+        }
     }
 
     /// The attributes and the members without a meaning, as one object.
@@ -366,22 +413,22 @@ impl Assembly<'_> {
             Value::Object(range) => Some(range.clone()),
             _ => None,
         };
+        let appended = self.appended.len();
         let span = match (own, self.unknown) {
-            (None, []) => Span::ABSENT,
+            (None, []) => return Ok(Span::ABSENT),
             (Some(range), []) => Span::new(range),
             (own, unknown) => self.merge(own, unknown),
         };
-        if span != Span::ABSENT && self.str(span).len() > MAX_ATTRIBUTES {
-            let len = self.str(span).len();
-            return Err(Rejection::invalid(
-                "attributes",
-                format!("attributes have {len} bytes, more than 65536"),
-            ));
-        }
-        if span != Span::ABSENT && !numbers_fit(self.str(span)) {
-            return Err(Rejection::invalid("attributes", "attributes have a number that stores cannot hold"));
-        }
-        Ok(span)
+        let len = self.str(span).len();
+        let message = if len > MAX_ATTRIBUTES {
+            format!("attributes have {len} bytes, more than 65536")
+        } else if !numbers_fit(self.str(span)) {
+            "attributes have a number that stores cannot hold".to_owned()
+        } else {
+            return Ok(span);
+        };
+        self.appended.truncate(appended);
+        self.wrong(ATTRIBUTES, Rejection::invalid("attributes", message)).map(|()| Span::ABSENT)
     }
 
     /// Appends an object with the attributes' own members, then those of `unknown` that they lack, of several with
@@ -426,6 +473,34 @@ impl Assembly<'_> {
         self.appended.push_str(&merged);
         Span::new(start..start + merged.len())
     }
+}
+
+/// Latitude and longitude of the object that begins at `start`, which was scanned before and is whole.
+fn degrees(text: &str, start: usize) -> Result<(f64, f64), Rejection> {
+    let (mut lat, mut lon, mut lng) = (Value::Null, Value::Null, Value::Null);
+    let _ = Scanner::new(text, start).members(2, &mut |name, value, _| {
+        let mut unescaped = String::new();
+        Scanner::new(text, 0).unescape(&name, &mut unescaped);
+        match unescaped.as_str() {
+            "lat" => lat = value,
+            "lon" => lon = value,
+            "lng" => lng = value,
+            _ => {}
+        }
+    });
+    let (lon, name) = if lon == Value::Null && lng != Value::Null { (lng, "lng") } else { (lon, "lon") };
+    let degree = |value: Value, name: &str, limit: f64| match value {
+        Value::Number(range) => {
+            let parsed = text[range].parse::<f64>().ok().filter(|degree| degree.abs() <= limit);
+            // Adding zero makes a negative zero positive.
+            parsed
+                .map(|degree| degree + 0.0)
+                .ok_or_else(|| Rejection::invalid("location", format!("{name} is beyond {limit} degrees")))
+        }
+        Value::Null => Err(Rejection::invalid("location", format!("location has no {name}"))),
+        _ => Err(Rejection::malformed(Some("location"), format!("{name} must be a number"))),
+    };
+    Ok((degree(lat, "lat", 90.0)?, degree(lon, name, 180.0)?))
 }
 
 /// Whether every number of a JSON text has at most 1,000 characters and an exponent of at most three digits: one that

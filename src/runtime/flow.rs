@@ -148,6 +148,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         epoch_records: plan.time.epoch_records,
         bytes_in_flight: plan.limits.bytes_in_flight / local_workers.max(1),
         reports,
+        strict_fields: plan.strict_fields,
     };
     let context = ReadContext {
         positions: Arc::clone(&positions),

@@ -7,6 +7,7 @@ mod clock;
 mod compute;
 mod delivery;
 mod failure;
+mod field_errors;
 mod flow;
 mod handout;
 mod keeper;

@@ -14,6 +14,8 @@ use crate::outputs::Severity;
 pub struct Plan {
     /// Its name.
     pub pipeline: Arc<str>,
+    /// Whether a record is rejected for an optional field of a wrong form.
+    pub strict_fields: bool,
     /// Time and its bounds.
     pub time: Time,
     /// Bounds of memory.
@@ -180,6 +182,8 @@ pub struct AmountPlan {
     pub at_least: u64,
     /// How large the standard deviation must be, in units of the amount.
     pub min_sigma: f64,
+    /// The same, as a share of the mean.
+    pub min_relative_sigma: f64,
     /// Whether each currency has a mean of its own.
     pub per_currency: bool,
     /// How it is told.

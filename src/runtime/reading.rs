@@ -25,6 +25,7 @@ use timely::dataflow::operators::probe::Handle as Probe;
 
 use super::clock::{Tick, committed};
 use super::failure::Failure;
+use super::field_errors::FieldErrors;
 use crate::coordination::ingest::{Clocks, PartitionTracker, TimeRules, Timing, UnfinalBytes};
 use crate::coordination::{Binding, Closed, Position};
 use crate::decode::{Decoder, Reason, Rejection};
@@ -44,6 +45,8 @@ pub struct ReadSettings {
     pub bytes_in_flight: usize,
     /// Whether this worker reports for its process what all of them know.
     pub reports: bool,
+    /// Whether a record is rejected for an optional field of a wrong form.
+    pub strict_fields: bool,
 }
 
 /// How much is read before other operators get their turn.
@@ -158,6 +161,7 @@ struct Reading {
     worker: usize,
     reader: Box<dyn Reader>,
     decoder: Decoder,
+    field_errors: FieldErrors,
     settings: ReadSettings,
     context: ReadContext,
     partitions: Vec<Owned>,
@@ -216,7 +220,8 @@ impl Reading {
         Reading {
             worker,
             reader,
-            decoder: Decoder::default(),
+            decoder: Decoder::new(settings.strict_fields),
+            field_errors: FieldErrors::new(Arc::clone(&context.metrics)),
             share_in_flight: context.metrics.bytes_in_flight(),
             settings,
             context,
@@ -407,7 +412,7 @@ impl Reading {
         give: &mut dyn FnMut(Result<Event, DeadLetter>),
     ) -> Result<(usize, usize), SourceError> {
         let watermark = self.context.watermark.get();
-        let Reading { reader, decoder, settings, partitions, index, oldest, .. } = self;
+        let Reading { reader, decoder, field_errors, settings, partitions, index, oldest, .. } = self;
         let timing = &settings.timing;
         let skew_ms = timing.max_future_skew_ms;
         let timed = !timing.counted || tick.rules == TimeRules::EventTime;
@@ -422,6 +427,7 @@ impl Reading {
             *oldest = [*oldest, clocks.timestamp_ms].into_iter().flatten().min();
             match decoder.decode(raw) {
                 Ok(event) => {
+                    field_errors.note(raw.position, decoder.field_errors());
                     let time = event.event_time();
                     if clocks.is_future(time, skew_ms) {
                         future += 1;

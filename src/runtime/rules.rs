@@ -12,9 +12,12 @@ use headwater_dataflows::patterns::{
 };
 use headwater_dataflows::{Damage, Emission, KeyHash, Rule, Rules, Stored, forget_rules};
 
+use serde::Serialize;
+use serde_json::value::RawValue;
+
 use super::plan::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, Telling, TravelPlan};
 use crate::event::Event;
-use crate::json::round6;
+use crate::json::{round6, write_micros};
 use crate::outputs::{Alert, Severity};
 
 /// Raised when a rule's meaning changes, so that its alerts get other ids.
@@ -80,7 +83,7 @@ impl Maker {
         event: &Event,
         before: Option<Box<str>>,
         severity: Severity,
-        details: serde_json::Value,
+        details: impl Serialize,
     ) -> Alert {
         Alert {
             position: event.position(),
@@ -91,7 +94,7 @@ impl Maker {
             event_ids: before.into_iter().chain([event.id().into()]).collect(),
             event_time: event.event_time(),
             settled: self.emission == Emission::Final,
-            details: details.to_string().into(),
+            details: serde_json::to_string(&details).expect("numbers and names are JSON").into(),
             pipeline: Arc::clone(&self.pipeline),
         }
     }
@@ -130,6 +133,17 @@ const MICROS: f64 = 1e6;
 
 fn outlier(plan: AmountPlan) -> Outlier<impl Fn(&Event) -> Option<i64> + use<>> {
     Outlier::beyond(plan.sigmas, plan.at_least, plan.min_sigma * MICROS, Event::amount)
+        .with_min_relative_sigma(plan.min_relative_sigma)
+}
+
+/// What an alert says of an amount, which has all its digits, as the event has it.
+#[derive(Serialize)]
+struct DeviantDetails<'a> {
+    amount: &'a RawValue,
+    mean: f64,
+    n: u64,
+    sigmas: f64,
+    stddev: f64,
 }
 
 fn deviant(pipeline: &Arc<str>, plan: AmountPlan) -> impl Fn(&Event, Deviation) -> Alert + use<> {
@@ -137,13 +151,15 @@ fn deviant(pipeline: &Arc<str>, plan: AmountPlan) -> impl Fn(&Event, Deviation) 
     move |event, deviation| {
         let high = deviation.sigmas > plan.high_sigmas;
         let severity = if high { plan.telling.severity.max(Severity::High) } else { plan.telling.severity };
-        let details = serde_json::json!({
-            "amount": round6(deviation.amount as f64 / MICROS),
-            "mean": round6(deviation.mean / MICROS),
-            "stddev": round6(deviation.stddev / MICROS),
-            "sigmas": round6(deviation.sigmas),
-            "n": deviation.n,
-        });
+        let mut amount = Vec::new();
+        write_micros(&mut amount, deviation.amount);
+        let details = DeviantDetails {
+            amount: serde_json::from_slice(&amount).expect("a decimal number is JSON"),
+            mean: round6(deviation.mean / MICROS),
+            n: deviation.n,
+            sigmas: round6(deviation.sigmas),
+            stddev: round6(deviation.stddev / MICROS),
+        };
         maker.alert(event, None, severity, details)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use headwater_dataflows::Epoch;
+use headwater_dataflows::{Epoch, Offset};
 use headwater_sinks::{Generation, Lineage, Start, crash};
 
 use super::SinkJob;
@@ -109,6 +109,10 @@ fn lead(
     let origin = origin(&mut history, &found, &operators(plan, &tongues))?;
     crash::point("start.loaded");
     let (source, positions) = open_source(source, &origin, &mut history)?;
+    if origin.is_closed() {
+        let unread = source.unread(&ends(&positions, &origin))?;
+        unread.iter().for_each(|unread| tracing::warn!("{unread}"));
+    }
     crash::point("start.begun");
     let History { ledger, meaning, checkpoints, skips, .. } = history;
     let names = found.iter().map(|(name, _)| (*name).to_owned());
@@ -128,6 +132,15 @@ fn lead(
     // Epochs go on above everything that was ever recorded or taken, whichever ledger's it was.
     let first_epoch = origin.durable.max(latest).next();
     Ok(Begun { start, origin, source, positions, first_epoch, skips, ledger: Some(ledger), checkpoints })
+}
+
+/// How far each partition is read once everything is done again.
+fn ends(positions: &Positions, origin: &Origin) -> Vec<Offset> {
+    let mut ends: Vec<_> = positions.as_slice().iter().map(|position| position.next).collect();
+    for binding in origin.replay.iter().flat_map(|record| &record.bindings) {
+        ends[binding.partition.0 as usize] = binding.end;
+    }
+    ends
 }
 
 fn follow(

@@ -119,6 +119,15 @@ pub trait Source: Send + Sync {
         false
     }
 
+    /// In words, what there is beyond these offsets, by partition, or is missing before them, where a pipeline's input was
+    /// closed: nobody will read it.
+    ///
+    /// # Errors
+    /// If it cannot be found out.
+    fn unread(&self, _ends: &[Offset]) -> Result<Vec<String>, SourceError> {
+        Ok(Vec::new())
+    }
+
     /// Tells the source's own tools how far the pipeline has come: offsets of the next record to read. Advisory;
     /// does not wait longer than a few seconds.
     fn commit(&self, offsets: &[(Partition, Offset)]) -> Result<(), SourceError>;

@@ -2,6 +2,7 @@
 
     {"pipeline": "fraud", "partitions": 6,
      "time": {"max_out_of_orderness_ms": 5000, "max_future_skew_ms": 300000}, "dedup_horizon_ms": 60000,
+     "source": {"strict_fields": false},
      "windows": [{"name": "user_1m", "kind": "tumbling", "by": "user_id", "size_ms": 60000}],
      "patterns": {"velocity_spike": {"more_than": 100, "within_ms": 3600000}}}
 
@@ -25,7 +26,7 @@ PATTERNS = {
     "merchant_diversity": {"at_least": 8, "within_ms": 3_600_000, "severity": "medium"},
     "amount_anomaly": {
         "sigmas": Fraction(3), "high_sigmas": Fraction(5), "at_least": 30, "min_sigma": Fraction("0.01"),
-        "per_currency": False, "severity": "medium",
+        "min_relative_sigma": Fraction("0.01"), "per_currency": False, "severity": "medium",
     },
     "impossible_travel": {"more_than_km": Fraction(50), "more_than_kmh": Fraction(900), "severity": "critical"},
 }  # fmt: skip
@@ -50,6 +51,7 @@ class Settings:
     # How long all partitions must be idle for the watermark to follow the wall; none lets it stay.
     idle_advance: int | None
     dedup_horizon: int
+    strict_fields: bool
     windows: list
     patterns: dict
 
@@ -74,6 +76,7 @@ def settings(config):
         max_jump=source.get("max_jump_ms", 3_600_000) if source.get("kind") == "file" else None,
         idle_advance=time.get("idle_advance_ms"),
         dedup_horizon=config.get("dedup_horizon_ms", config.get("limits", {}).get("dedup_horizon_ms", 60_000)),
+        strict_fields=config.get("source", {}).get("strict_fields", False),
         windows=[window(given) for given in config.get("windows", [])],
         patterns={rule: pattern(rule, given) for rule, given in patterns.items()},
     )

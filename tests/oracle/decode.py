@@ -14,10 +14,11 @@ MAX_DEPTH = 64
 LARGEST_AMOUNT = 10**12 * 10**6
 LAST_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 
-STRINGS = (
-    "event_id", "event_type", "user_id", "device_id",
-    "currency", "merchant_id", "merchant_category", "ip_address", "session_id",
-)  # fmt: skip
+# What is taken as text if it is a whole number.
+IDS = ("event_id", "user_id", "device_id", "merchant_id", "merchant_category", "session_id")
+
+# Texts that no event needs, in the order in which they are judged.
+TEXTS = ("currency", "merchant_id", "merchant_category", "ip_address", "session_id")
 
 # The fields that have a meaning, in the order in which they are judged.
 FIELDS = (
@@ -74,6 +75,8 @@ class Event:
     lat: float | None
     lon: float | None
     attributes: str | None
+    # Optional fields of a wrong form, which are absent here.
+    absent: tuple = ()
     # Where and when it was read; the flow fills these in.
     partition: int = 0
     offset: int = 0
@@ -87,8 +90,8 @@ class Event:
         return (self.time, self.partition, self.offset)
 
 
-def decode(value):
-    """The event in a record's value; raises Rejected."""
+def decode(value, strict=False):
+    """The event in a record's value; raises Rejected. If fields are strict, also for optional ones of a wrong form."""
     if value is None:
         raise malformed(None, "no value")
     if len(value) > MAX_RECORD:
@@ -101,34 +104,74 @@ def decode(value):
     for name in members.repeated:
         if name in FIELDS:
             raise malformed(name, "stands there twice")
+    fields = Fields(members, strict)
     for name in FIELDS:
-        check_type(name, members.get(name))
-
-    event_id = required(members, "event_id")
-    if not 1 <= size(event_id) <= 128:
-        raise invalid("event_id", "must have 1 to 128 bytes")
-    event_type = required(members, "event_type")
-    if event_type not in EVENT_TYPES:
-        raise invalid("event_type", "unknown")
-    user_id = short(members, "user_id")
-    device_id = short(members, "device_id")
+        fields.read(name, lambda given: check_type(name, given))
+    event_id = fields.need("event_id", lambda given: bounded("event_id", given, 128))
+    event_type = fields.need("event_type", known_type)
+    user_id, device_id = (fields.text(name) for name in ("user_id", "device_id"))
     kind = "device" if event_type == "iot_sensor" else "user"
     key = device_id if kind == "device" else user_id
     if not key:
         raise invalid(kind + "_id", "the key is missing or empty")
-    event_time = required(members, "event_time")
-    time = milliseconds(event_time) if isinstance(event_time, Number) else rfc3339(event_time)
-    amount = members.get("amount")
-    amount = None if amount is None else micros(amount)
-    optional = [short(members, name) for name in STRINGS[4:]]
-    lat, lon = degrees(members.get("location"))
-    if len(value) > MAX_ATTRIBUTES and attributes_size(text, members) > MAX_ATTRIBUTES:
-        raise invalid("attributes", "above 64 KiB")
-    kept = attributes(members)
-    if kept is not None:
-        check_numbers(kept)
-        kept = canonical(kept)
-    return Event(event_id, event_type, kind, key, time, amount, *optional, device_id, lat, lon, kept)
+    time = fields.need("event_time", instant)
+    amount = fields.read("amount", micros)
+    optional = [fields.text(name) for name in TEXTS]
+    lat, lon = fields.read("location", degrees) or (None, None)
+    kept = fields.attributes(text if len(value) > MAX_ATTRIBUTES else None)
+    return Event(
+        event_id, event_type, kind, key, time, amount, *optional, device_id, lat, lon, kept, tuple(fields.absent)
+    )
+
+
+class Fields:
+    """A record's fields, judged one by one. An optional one of a wrong form is absent, unless fields are strict."""
+
+    def __init__(self, members, strict):
+        self.members = dict(members)
+        self.strict = strict
+        self.absent = []
+        key = "device_id" if members.get("event_type") == "iot_sensor" else "user_id"
+        self.required = ("event_id", "event_type", "event_time", key)
+
+    def read(self, name, judge):
+        """What `judge` makes of a field; none if it is null or absent."""
+        given = self.members.get(name)
+        if given is None:
+            return None
+        try:
+            return judge(given)
+        except Rejected:
+            self.give_up(name)
+            return None
+
+    def give_up(self, name):
+        """Takes a field as absent, or passes on why it is of a wrong form."""
+        if self.strict or name in self.required:
+            raise
+        self.absent.append(name)
+        self.members.pop(name, None)
+
+    def need(self, name, judge):
+        found = self.read(name, judge)
+        if found is None or found == "":
+            raise invalid(name, "is missing or empty")
+        return found
+
+    def text(self, name):
+        return self.read(name, lambda given: bounded(name, given, 256))
+
+    def attributes(self, text):
+        """The attributes, in canonical form; `text` is the record's if they may be too large."""
+        try:
+            if text is not None and attributes_size(text, self.members) > MAX_ATTRIBUTES:
+                raise invalid("attributes", "above 64 KiB")
+            kept = attributes(self.members)
+            check_numbers(kept)
+        except Rejected:
+            self.give_up("attributes")
+            return None
+        return None if kept is None else canonical(kept)
 
 
 # JSON --------------------------------------------------------------------------------------------------------
@@ -214,51 +257,59 @@ def canonical(value):
 
 
 def check_type(name, value):
-    if value is None:
-        return
+    number = isinstance(value, Number)
     if name in ("event_time", "amount"):
         fits = isinstance(value, str)
     elif name in ("location", "attributes"):
         fits = isinstance(value, dict)
+    elif name in IDS and number:
+        fits = re.fullmatch(r"-?[0-9]+", value)
     else:
-        fits = isinstance(value, str) and not isinstance(value, Number)
+        fits = isinstance(value, str) and not number
     if not fits:
         raise malformed(name, "is of the wrong type")
-
-
-def required(members, name):
-    value = members.get(name)
-    if value is None:
-        raise invalid(name, "is missing")
-    return value
 
 
 def size(text):
     return len(text.encode("utf-8"))
 
 
-def short(members, name):
-    value = members.get(name)
-    if value is not None and size(value) > 256:
-        raise invalid(name, "has more than 256 bytes")
+def bounded(name, value, limit):
+    """A text of at most so many bytes; of a number, its digits."""
+    if size(value) > limit:
+        raise invalid(name, f"has more than {limit} bytes")
+    return str(value)
+
+
+def known_type(value):
+    if value not in EVENT_TYPES:
+        raise invalid("event_type", "unknown")
     return value
+
+
+def instant(value):
+    """An event's time: milliseconds since 1970 as a number, or RFC 3339."""
+    return milliseconds(value) if isinstance(value, Number) else rfc3339(value)
 
 
 def milliseconds(text):
     if not re.fullmatch(r"-?[0-9]+", text):
         raise invalid("event_time", "is not a whole number")
-    if len(text) > 15 or not 0 <= int(text) <= LAST_MS:
+    if len(text) > 15 or int(text) > LAST_MS:
         raise invalid("event_time", "is outside of the years 1970 to 9999")
+    if int(text) < 10**11:
+        raise invalid("event_time", "looks like seconds")
     return int(text)
 
 
 RFC3339 = re.compile(
-    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})"
-    r"(?:\.([0-9]+))?(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})"
+    r"(?:\.([0-9]+))?(?:[Zz]|([+-])([0-9]{2}):?([0-9]{2}))"
 )
 
 
 def rfc3339(text):
+    """Milliseconds since 1970. A leap second, the last of a month in UTC, is the second that follows it."""
     match = RFC3339.fullmatch(text)
     if not match:
         raise invalid("event_time", "is not an RFC 3339 time with an offset")
@@ -268,23 +319,29 @@ def rfc3339(text):
     if sign is not None and (int(offset_hour) > 23 or int(offset_minute) > 59):
         raise invalid("event_time", "has an offset that does not exist")
     try:
-        days = datetime.date(year, month, day).toordinal() - datetime.date(1970, 1, 1).toordinal()
+        days = datetime.date(year, month, day).toordinal() - EPOCH
     except ValueError as error:
         raise invalid("event_time", "is a day that does not exist, or of the year 0") from error
-    if hour > 23 or minute > 59 or second > 59:
+    if hour > 23 or minute > 59 or second > 60:
         raise invalid("event_time", "is a time of day that does not exist")
     minutes = (days * 24 + hour) * 60 + minute + (offset if sign == "-" else -offset)
     time = minutes * 60_000 + second * 1000 + int(((fraction or "") + "000")[:3])
     if not 0 <= time <= LAST_MS:
         raise invalid("event_time", "is outside of the years 1970 to 9999")
+    if second == 60:
+        next_day, rest = divmod(minutes + 1, 24 * 60)
+        if rest != 0 or datetime.date.fromordinal(next_day + EPOCH).day != 1:
+            raise invalid("event_time", "is a leap second that does not exist")
     return time
 
+
+EPOCH = datetime.date(1970, 1, 1).toordinal()
 
 NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
 
 
 def micros(text):
-    """An amount in millionths: digits × 10^(6 − decimals), where the exponent moves the decimal point."""
+    """An amount in millionths: digits × 10^(6 − decimals), where the exponent moves the decimal point; half to even."""
     match = NUMBER.fullmatch(text)
     if not match:
         raise invalid("amount", "is not a decimal number")
@@ -293,25 +350,31 @@ def micros(text):
     # No record is long enough for an exponent of more than ten digits to be made up for by decimals.
     exponent = int(exponent[:11]) * (-1 if exponent_sign == "-" else 1)
     decimals = len(fraction or "") - exponent
-    if decimals > 6:
-        raise invalid("amount", "has more than 6 decimals")
     digits = (whole + (fraction or "")).lstrip("0")
     if not digits:
         return 0
-    if len(digits) + 6 - decimals > 19:
+    # How many digits stand before the point of the amount in millionths: 10^18 has 19.
+    before = len(digits) + 6 - decimals
+    if before > 19:
         raise invalid("amount", "is larger than 10^12")
-    amount = int(digits) * 10 ** (6 - decimals)
+    if decimals <= 6:
+        amount = int(digits) * 10 ** (6 - decimals)
+    elif before < 0:
+        amount = 0
+    else:
+        amount, rest = int(digits[:before] or "0"), digits[before:]
+        half = "5".ljust(len(rest), "0")
+        amount += rest > half or (rest == half and amount % 2 == 1)
     if amount > LARGEST_AMOUNT:
         raise invalid("amount", "is larger than 10^12")
     return -amount if sign else amount
 
 
 def degrees(location):
-    """Latitude and longitude."""
-    if location is None:
-        return None, None
+    """Latitude and longitude; `lng` stands for a `lon` that is not there."""
+    lng = "lng" if location.get("lon") is None and location.get("lng") is not None else "lon"
     read = []
-    for name, limit in (("lat", 90), ("lon", 180)):
+    for name, limit in (("lat", 90), (lng, 180)):
         value = location.get(name)
         if value is None:
             raise invalid("location", f"has no {name}")

@@ -62,7 +62,7 @@ def without_epochs(records, settings):
     flow = Flow(epochs=[0], watermarks=[END])
     arrived = []
     for record in records:
-        event = decoded(record, 0, flow)
+        event = decoded(record, 0, flow, settings.strict_fields)
         if event is not None:
             arrived.append(event)
     Deduplication(settings.dedup_horizon).admit(arrived, flow)
@@ -83,7 +83,7 @@ def with_bindings(records, bound_epochs, settings, judge_future=True):
         if bound is None:
             flow.unbound += 1
             continue
-        event = decoded(record, bound.epoch, flow)
+        event = decoded(record, bound.epoch, flow, settings.strict_fields)
         if event is None:
             continue
         clocks = [clock for clock in (stamp(record), bound.wall_ms) if clock is not None]
@@ -119,10 +119,10 @@ def with_bindings(records, bound_epochs, settings, judge_future=True):
     return flow
 
 
-def decoded(record, epoch, flow):
+def decoded(record, epoch, flow, strict):
     """The record's event; none if it goes to the dead letters."""
     try:
-        event = decode(record.value)
+        event = decode(record.value, strict)
     except Rejected as rejected:
         flow.dead_letters.append(
             DeadLetter(

@@ -1,5 +1,6 @@
 """Events, settings and bindings for tests, with only what a test is about spelled out."""
 
+import datetime
 import json
 
 import config
@@ -10,8 +11,14 @@ from records import Binding, BoundEpoch, Record
 def value(time, event_id="e", user="u", **fields):
     """A record's value."""
     return json.dumps(
-        {"event_id": event_id, "event_type": "transaction", "user_id": user, "event_time": time, **fields}
+        {"event_id": event_id, "event_type": "transaction", "user_id": user, "event_time": instant(time), **fields}
     ).encode()
+
+
+def instant(time):
+    """A time in milliseconds as text: as a number, a small one would be taken for seconds."""
+    moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=time)
+    return moment.isoformat(timespec="milliseconds")
 
 
 def record(partition, offset, time, timestamp=None, **fields):

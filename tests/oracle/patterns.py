@@ -75,7 +75,8 @@ class Outlier:
     """Amount anomaly: an amount too many sample deviations from the mean of the key's earlier ones.
 
     With n earlier amounts of sum S and sum of squares Q, the variance is (n·Q − S²) ÷ (n·(n − 1)); everything is
-    decided on integers and fractions. Without any variance nothing matches.
+    decided on integers and fractions. The deviation is not below the greater of `min_sigma` and `min_relative_sigma`
+    times the mean's size.
     """
 
     def __init__(self, config):
@@ -94,9 +95,11 @@ class Outlier:
         if n < max(2, self.config["at_least"]):
             return None
         variance = Fraction(n * squares - total * total, n * (n - 1))
-        if variance == 0 or variance < (self.config["min_sigma"] * MICRO) ** 2:
-            return None
         mean = Fraction(total, n)
+        floor = max(self.config["min_sigma"] * MICRO, self.config["min_relative_sigma"] * abs(mean))
+        variance = max(variance, floor**2)
+        if variance == 0:
+            return None
         squared_sigmas = (amount - mean) ** 2 / variance
         if squared_sigmas <= self.config["sigmas"] ** 2:
             return None
@@ -104,7 +107,7 @@ class Outlier:
         if squared_sigmas > self.config["high_sigmas"] ** 2:
             severity = max(severity, "high", key=SEVERITIES.index)
         details = (
-            ("amount", round6(amount / MICRO)),
+            ("amount", exact(amount)),
             ("mean", round6(float(mean / MICRO))),
             ("stddev", round6(math.sqrt(variance) / MICRO)),
             ("sigmas", round6(math.sqrt(squared_sigmas))),
@@ -154,6 +157,12 @@ def haversine_km(here, there):
     d_lat, d_lon = other_lat - lat, math.radians(there.lon) - math.radians(here.lon)
     h = math.sin(d_lat / 2) ** 2 + math.cos(lat) * math.cos(other_lat) * math.sin(d_lon / 2) ** 2
     return 2 * EARTH_RADIUS_KM * math.asin(math.sqrt(min(1.0, h)))
+
+
+def exact(amount):
+    """An amount of millionths as a decimal text with all its digits, and no zeros at the end of its fraction."""
+    whole, fraction = divmod(abs(amount), MICRO)
+    return ("-" if amount < 0 else "") + f"{whole}.{fraction:06}".rstrip("0").rstrip(".")
 
 
 def round6(value):

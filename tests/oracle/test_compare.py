@@ -57,6 +57,13 @@ class Equal(unittest.TestCase):
         self.same("windows", {**WINDOW, "mean": 0.0}, mean=1e-10)
         self.same("alerts", ALERT, details={"km": 50.0004, "n": 3})
 
+    def test_the_amount_of_an_alert_is_exact(self):
+        alert = {**ALERT, "details": {"amount": "1234567.89", "mean": 10.0}}
+        self.same("alerts", alert, details='{"amount":1234567.89,"mean":10.00004}')
+        for amount in ("1234567.9", "1234570.0", '"1234567.89"'):
+            given = {**alert, "details": f'{{"amount":{amount},"mean":10.0}}'}
+            self.assertEqual(len(differences("alerts", [alert], [given])), 1, amount)
+
     def test_a_dead_letter_may_bring_its_value(self):
         letter = {**LETTER, "value_sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
         brought = {key: value for key, value in letter.items() if key != "value_sha256"}

@@ -75,7 +75,7 @@ class Watermarks(unittest.TestCase):
         records = [
             record(0, 0, t + 1000, timestamp=t + 1000, event_id="a"),
             record(0, 1, t + 5000, timestamp=t + 1000),
-            record(0, 2, t + 1500, timestamp=t + 1500, amount="x"),
+            record(0, 2, t + 1500, timestamp=t + 1500, event_type="x"),
             record(0, 3, t + 1010, timestamp=t + 1010, event_id="a"),
         ]
         bounds = [bound(1, (0, 4, t + 1010), watermark=t + 909)]
@@ -159,12 +159,20 @@ class Admission(unittest.TestCase):
         self.assertNotIn("future", reasons(unjudged).values())
 
     def test_what_cannot_be_decoded_keeps_its_reason_and_field(self):
-        records = [record(0, 0, 1, amount="x"), record(0, 1, 1, amount=[])]
+        records = [record(0, 0, 1, event_type="x"), record(0, 1, 1, event_type=[])]
         happened = flow.with_bindings(records, [bound(4, (0, 2, None))], settings())
         self.assertEqual(
             [(letter.reason, letter.field, letter.epoch) for letter in happened.dead_letters],
-            [("invalid", "amount", 4), ("malformed", "amount", 4)],
+            [("invalid", "event_type", 4), ("malformed", "event_type", 4)],
         )
+
+    def test_an_optional_field_of_a_wrong_form_is_absent_unless_fields_are_strict(self):
+        records = [record(0, 0, 1, amount="x"), record(0, 1, 1, amount=[])]
+        happened = flow.with_bindings(records, [bound(4, (0, 2, 1), watermark=0)], settings())
+        self.assertEqual((happened.dead_letters, happened.complaints), ([], []))
+        strict = settings(source={"strict_fields": True})
+        happened = flow.with_bindings(records, [bound(4, (0, 2, None))], strict)
+        self.assertEqual(reasons(happened), {(0, 0): "invalid", (0, 1): "malformed"})
 
 
 class Duplicates(unittest.TestCase):

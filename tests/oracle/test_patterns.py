@@ -2,6 +2,7 @@
 
 import math
 import unittest
+from fractions import Fraction
 
 import config
 import patterns
@@ -89,7 +90,7 @@ class Outlier(unittest.TestCase):
         ((index, match),) = matches("amount_anomaly", self.amounts(8, 12, 10, "16.000001"), **given)
         self.assertEqual((index, match.severity), (3, "medium"))
         self.assertEqual(
-            dict(match.details), {"amount": 16.0, "mean": 10.0, "stddev": 2.0, "sigmas": 3.0, "n": 3}
+            dict(match.details), {"amount": "16.000001", "mean": 10.0, "stddev": 2.0, "sigmas": 3.0, "n": 3}
         )
         self.assertEqual(found_at("amount_anomaly", self.amounts(8, 12, 10, "3.999999"), **given), [3])
 
@@ -105,11 +106,25 @@ class Outlier(unittest.TestCase):
         # After 8, 12, 10, 100 the mean is 32.5 and the deviation 45.0: 100 again is within.
         self.assertEqual(found_at("amount_anomaly", self.amounts(8, 12, 10, 100, 100), at_least=3), [3])
 
-    def test_the_deviation_must_not_be_below_its_least(self):
-        # 10.00, 10.02 and 10.01: deviation 0.01 exactly; then one below it.
-        self.assertEqual(found_at("amount_anomaly", self.amounts(10, "10.02", "10.01", 11), at_least=3), [3])
-        self.assertEqual(found_at("amount_anomaly", self.amounts(10, "10.019998", "10.01", 11), at_least=3), [])
-        self.assertEqual(found_at("amount_anomaly", self.amounts(*[10] * 40, 11)), [])
+    def test_the_deviation_is_not_below_its_floor(self):
+        # 0.50, 0.51 and 0.52: deviation 0.01, the mean's share half of it; below that 0.01 counts.
+        for last, found in (("0.54", []), ("0.540001", [3])):
+            self.assertEqual(found_at("amount_anomaly", self.amounts("0.5", "0.52", "0.51", last), at_least=3), found)
+            self.assertEqual(found_at("amount_anomaly", self.amounts(*["0.51"] * 3, last), at_least=3), found)
+        # Of 10.00 each, 0.10 counts.
+        for last, found in (("10.01", []), ("10.30", []), ("9.70", []), ("10.300001", [40]), ("9.699999", [40])):
+            self.assertEqual(found_at("amount_anomaly", self.amounts(*[10] * 40, last)), found)
+        ((_, match),) = matches("amount_anomaly", self.amounts(*[10] * 40, 10_000))
+        said = {"amount": "10000", "mean": 10.0, "stddev": 0.1, "sigmas": 99_900.0, "n": 40}
+        self.assertEqual((match.severity, dict(match.details)), ("high", said))
+
+    def test_without_any_floor_equal_amounts_match_nothing(self):
+        given = {"min_sigma": Fraction(0), "min_relative_sigma": Fraction(0)}
+        self.assertEqual(found_at("amount_anomaly", self.amounts(*[10] * 40, 11), **given), [])
+
+    def test_the_amount_has_all_its_digits(self):
+        ((_, match),) = matches("amount_anomaly", self.amounts(*[10] * 40, "1234567.89"))
+        self.assertEqual(dict(match.details)["amount"], "1234567.89")
 
     def test_currencies_are_told_apart_only_if_asked(self):
         events = self.amounts(8, 12, 10, currency="EUR") + [event(9, 9, amount=100, currency="JPY")]

@@ -7,13 +7,13 @@ import unittest
 
 import compare
 import poison
-from decode import Rejected, decode
+from decode import FIELDS, Rejected, decode
 
 
-def outcome(value):
+def outcome(value, strict=False):
     """What became of a value: valid, malformed or invalid; the field; the event."""
     try:
-        return "valid", None, decode(value)
+        return "valid", None, decode(value, strict)
     except Rejected as rejected:
         return rejected.reason, rejected.field, None
 
@@ -30,6 +30,21 @@ class Corpus(unittest.TestCase):
                         wanted, got = compare.document(wanted), compare.document(got)
                     # By their text, since minus zero is equal to zero.
                     self.assertEqual(str(got), str(wanted), name)
+
+    def test_optional_fields_of_a_wrong_form_are_absent_or_reject_their_record(self):
+        for case in poison.cases():
+            with self.subTest(case["name"]):
+                _, _, event = outcome(poison.value(case))
+                if event is not None:
+                    self.assertEqual(set(event.absent), set(case["absent"]))
+                if case["absent"]:
+                    wrong = [(reason, field) for field, reason in case["absent"].items()]
+                    # Types come before rules, then fields in their order.
+                    first = min(wrong, key=lambda found: (found[0] != "malformed", FIELDS.index(found[1])))
+                    self.assertEqual(outcome(poison.value(case), strict=True)[:2], first)
+                else:
+                    strict = outcome(poison.value(case), strict=True)[0]
+                    self.assertEqual(strict == "valid", case["expect"] == "valid")
 
     def test_no_case_takes_long(self):
         for case in poison.cases():

@@ -14,14 +14,22 @@ BASE = {
 TIME = 1_767_323_045_678
 
 
-def case(name, value, expect, field=None, **event):
+# Without one of these there is no event; device_id is the key of a sensor only, and user_id not of one.
+REQUIRED = ("event_id", "event_type", "user_id", "event_time")
+
+
+def case(name, value, expect, field=None, absent=(), **event):
     """A case of a value: a text, bytes, a list of these and of (text, times), or none. It is `malformed`, `invalid` or
-    `valid`; `event` is what it must say then."""
+    `valid`; `event` is what it must say then. `absent` has the optional fields of a wrong form and, if fields are
+    strict, what the record is for each."""
     if any(name == other["name"] for other in CASES):
         raise ValueError(f"two cases are called {name}")
     value = value if isinstance(value, list) or value is None else [value]
     parts = None if value is None else [part(piece) for piece in value]
-    CASES.append({"name": name, "value": parts, "expect": expect, "field": field, "event": event})
+    absent = dict(absent)
+    CASES.append(
+        {"name": name, "value": parts, "expect": expect, "field": field, "absent": absent, "event": event}
+    )
 
 
 def part(piece):
@@ -44,11 +52,27 @@ def quoted(text):
 
 
 def invalid(name, field, value):
-    case(name, record(name, {field: value}), "invalid", field)
+    wrong(name, field, value, "invalid")
 
 
 def mistyped(name, field, value):
-    case(name, record(name, {field: value}), "malformed", field)
+    wrong(name, field, value, "malformed")
+
+
+def wrong(name, field, value, reason):
+    """A field of a wrong form, of which an optional one is absent."""
+    text = record(name, {field: value})
+    if field in REQUIRED:
+        case(name, text, reason, field)
+    else:
+        without(name, text, {field: reason})
+
+
+def without(name, text, absent, **event):
+    """A valid record without the fields that are of a wrong form."""
+    names = [("lat", "lon") if field == "location" else (field,) for field in absent if field != "user_id"]
+    nothing = dict.fromkeys([name for pair in names for name in pair])
+    case(name, text, "valid", absent=absent, event_id=name, **{**nothing, **event})
 
 
 def valid(name, changes=(), extra="", **event):

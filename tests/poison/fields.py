@@ -2,12 +2,15 @@
 
 import json
 
-from builder import BASE, TIME, case, invalid, mistyped, quoted, record, valid
+from builder import BASE, TIME, case, invalid, mistyped, quoted, record, valid, without
 
 # Beside the type that each field has.
 VALUES = {"string": '"x"', "number": "7", "true": "true", "array": "[]", "object": "{}"}
 TYPES = {
-    "event_time": ("string", "number"),
+    **dict.fromkeys(
+        ("event_id", "user_id", "device_id", "event_time", "merchant_id", "merchant_category", "session_id"),
+        ("string", "number"),
+    ),
     "amount": ("string", "number"),
     "location": ("object",),
     "attributes": ("object",),
@@ -28,6 +31,24 @@ def types():
     mistyped("amount-in-an-object", "amount", '{"value":1}')
     mistyped("location-as-a-pair", "location", "[48.85,2.35]")
     mistyped("attributes-as-text", "attributes", '"{\\"a\\":1}"')
+
+
+def numbers_as_text():
+    """An id may be a whole number: it is taken digit by digit."""
+    for field, says in (("event_id", "event_id"), ("user_id", "key"), ("device_id", "device_id"),
+                        ("merchant_id", "merchant_id"), ("merchant_category", "merchant_category"),
+                        ("session_id", "session_id")):  # fmt: skip
+        for number in ("7", "0", "-0", "-12", "9007199254740993", "18446744073709551615", "1" * 40):
+            valid(f"{field}-is-the-number-{number}", {field: number}, **{says: number})
+        for number in ("7.0", "0.5", "7e0", "1E3", "-1.5e-2"):
+            mistyped(f"{field}-is-the-number-{number}", field, number)
+    valid("key-of-a-sensor-is-a-number", {"event_type": '"iot_sensor"', "device_id": "42"}, key_kind="device", key="42")
+    valid("user_id-of-256-digits", {"user_id": "1" * 256}, key="1" * 256)
+    invalid("user_id-of-257-digits", "user_id", "1" * 257)
+    invalid("event_id-of-129-digits", "event_id", "1" * 129)
+    invalid("merchant_id-of-257-digits", "merchant_id", "1" * 257)
+    for field in ("currency", "ip_address", "event_type"):
+        mistyped(f"{field}-is-the-number-978", field, "978")
 
 
 def repeated():
@@ -86,7 +107,7 @@ def lengths():
     invalid("device_id-of-257-bytes-that-is-no-key", "device_id", quoted("d" * 257))
     name = "currency-of-a-hundred-thousand-bytes"
     start, end = record(name, {"currency": "<>"}).split("<>")
-    case(name, [start, '"', ("x", 100_000), '"', end], "invalid", "currency")
+    without(name, [start, '"', ("x", 100_000), '"', end], {"currency": "invalid"})
     for name, value, event_id in (
         ("event_id-of-128-bytes", "e" * 128, "e" * 128),
         ("event_id-of-64-letters-in-128-bytes", "\u00e9" * 64, "\u00e9" * 64),
@@ -108,7 +129,7 @@ def times():
         "a-date": "2026-01-02",
         "without-offset": "2026-01-02T03:04:05",
         "without-seconds": "2026-01-02T03:04Z",
-        "with-a-space": "2026-01-02 03:04:05Z",
+        "with-two-spaces": "2026-01-02  03:04:05Z",
         "with-an-underscore": "2026-01-02_03:04:05Z",
         "in-basic-form": "20260102T030405Z",
         "as-a-week": "2026-W01-5T03:04:05Z",
@@ -123,13 +144,19 @@ def times():
         "february-29-of-2100": "2100-02-29T03:04:05Z",
         "hour-24": "2026-01-02T24:00:00Z",
         "minute-60": "2026-01-02T03:60:00Z",
-        "leap-second": "2016-12-31T23:59:60Z",
+        "leap-second-in-the-month": "2016-12-30T23:59:60Z",
+        "leap-second-in-the-day": "2016-12-31T22:59:60Z",
+        "leap-second-of-its-offset-alone": "2016-12-31T23:59:60+01:00",
+        "second-61": "2016-12-31T23:59:61Z",
+        "leap-second-after-9999": "9999-12-31T23:59:60Z",
         "fraction-without-digits": "2026-01-02T03:04:05.Z",
         "fraction-after-a-comma": "2026-01-02T03:04:05,5Z",
         "two-fractions": "2026-01-02T03:04:05.5.5Z",
         "offset-24-hours": "2026-01-02T03:04:05+24:00",
         "offset-60-minutes": "2026-01-02T03:04:05+01:60",
-        "offset-without-colon": "2026-01-02T03:04:05+0100",
+        "offset-of-three-digits": "2026-01-02T03:04:05+010",
+        "offset-of-five-digits": "2026-01-02T03:04:05+01000",
+        "offset-60-minutes-without-colon": "2026-01-02T03:04:05+0160",
         "offset-of-hours-alone": "2026-01-02T03:04:05+01",
         "offset-with-a-true-minus": "2026-01-02T03:04:05\u221201:00",
         "named-zone": "2026-01-02T03:04:05Z[UTC]",
@@ -148,6 +175,11 @@ def times():
     }.items():
         invalid(f"event_time-{name}", "event_time", quoted(value))
     for name, value in {
+        "in-seconds": "1772330400",
+        "zero": "0",
+        "minus-zero": "-0",
+        "just-below-10-to-the-11th": "99999999999",
+        "just-above-minus-10-to-the-11th": "-99999999999",
         "with-a-fraction": "1767323045678.5",
         "with-a-fraction-of-zero": "1767323045678.0",
         "with-an-exponent": "17e11",
@@ -166,6 +198,12 @@ def times():
         ("offset-west-across-midnight", '"2026-01-01T23:04:05.678-04:00"', TIME),
         ("offset-of-minus-zero", '"2026-01-02T03:04:05.678-00:00"', TIME),
         ("offset-of-almost-a-day", '"2026-01-03T03:03:05.678+23:59"', TIME),
+        ("with-a-space", '"2026-01-02 03:04:05.678Z"', TIME),
+        ("offset-without-colon", '"2026-01-02T04:34:05.678+0130"', TIME),
+        ("with-a-space-and-an-offset-without-colon", '"2026-01-01 23:04:05.678-0400"', TIME),
+        ("leap-second", '"2016-12-31T23:59:60Z"', 1_483_228_800_000),
+        ("leap-second-of-june", '"2015-06-30T23:59:60.25Z"', 1_435_708_800_250),
+        ("leap-second-of-another-offset", '"1990-12-31T15:59:60-08:00"', 662_688_000_000),
         ("without-fraction", '"2026-01-02T03:04:05Z"', TIME - 678),
         ("one-digit-of-fraction", '"2026-01-02T03:04:05.6Z"', TIME - 78),
         ("finer-digits-are-dropped", '"2026-01-02T03:04:05.67899999999999999999Z"', TIME),
@@ -176,8 +214,7 @@ def times():
         ("first-moment-said-in-1969", '"1969-12-31T23:00:00-01:00"', 0),
         ("last-moment", '"9999-12-31T23:59:59.999Z"', 253_402_300_799_999),
         ("whole-number", "1767323045678", TIME),
-        ("zero", "0", 0),
-        ("minus-zero", "-0", 0),
+        ("first-whole-number", "100000000000", 100_000_000_000),
         ("last-whole-number", "253402300799999", 253_402_300_799_999),
     ):
         valid(f"event_time-{name}", {"event_time": value}, event_time=time)
@@ -185,11 +222,7 @@ def times():
 
 def amounts():
     for name, value in {
-        "seven-decimals": "0.0000001",
-        "seven-decimals-of-zeros": "1.0000000",
-        "seven-decimals-by-exponent": "1e-7",
-        "seven-decimals-of-nothing": "0e-7",
-        "eight-decimals-and-one-made-up-for": "1.00000000e1",
+        "above-the-largest-and-not-rounded-to-it": "1000000000000.00000050000001",
         "above-the-largest": "1000000000000.000001",
         "below-the-least": "-1000000000000.000001",
         "above-by-one": "1000000000001",
@@ -198,10 +231,8 @@ def amounts():
         "beyond-64-bits-in-millionths": "18446744073709.551616",
         "beyond-a-double": "1e999",
         "beyond-a-double-downwards": "-1e999",
-        "beneath-a-double": "1e-999",
         "of-a-thousand-digits": "9" * 1000,
         "with-an-exponent-beyond-64-bits": "1e99999999999999999999",
-        "with-an-exponent-beyond-64-bits-downwards": "1e-99999999999999999999",
         "with-an-exponent-that-wraps": "1e18446744073709551616",
     }.items():
         invalid(f"amount-{name}", "amount", value)
@@ -230,7 +261,6 @@ def amounts():
         "exponent-without-digits": "1e",
         "full-width-digits": "\uff11\uff12",
         "null": "null",
-        "seven-decimals": "1.0000001",
         "too-large": "1e13",
     }.items():
         invalid(f"amount-text-{name}", "amount", quoted(value))
@@ -253,6 +283,28 @@ def amounts():
         ("exponent-with-leading-zeros", "1e0003", 1000 * million),
         ("exponent-of-zero", "1.5e0", 1_500_000),
         ("seven-decimals-and-one-made-up-for", "1.0000001e1", 10_000_001),
+        ("of-a-float", "1.1400000000000001", 1_140_000),
+        ("of-a-sum-of-floats", "0.30000000000000004", 300_000),
+        ("seven-decimals-of-zeros", "12.5000000", 12_500_000),
+        ("seven-decimals-of-nothing", "0e-7", 0),
+        ("seven-decimals-by-exponent", "1e-7", 0),
+        ("eight-decimals-and-one-made-up-for", "1.00000000e1", 10 * million),
+        ("half-of-the-least", "0.0000005", 0),
+        ("half-of-the-least-by-exponent", "5e-7", 0),
+        ("more-than-half-of-the-least", "0.00000050000000000000000000000000000000000000001", 1),
+        ("less-than-half-of-the-least", "0.00000049999999999999999999999999999999999999999", 0),
+        ("half-that-rounds-up-to-even", "0.0000015", 2),
+        ("half-that-rounds-down-to-even", "0.0000025", 2),
+        ("negative-half-that-rounds-to-even", "-0.0000035", -4),
+        ("negative-half-of-the-least", "-0.0000005", 0),
+        ("nine-that-carry", "0.9999999", million),
+        ("a-tenth-of-a-half", "5e-8", 0),
+        ("digits-all-beyond-the-sixth", "99e-9", 0),
+        ("that-rounds-to-the-largest", "999999999999.9999995", 10**18),
+        ("largest-and-half-of-the-least", "1000000000000.0000005", 10**18),
+        ("beneath-a-double", "1e-999", 0),
+        ("with-an-exponent-beyond-64-bits-downwards", "1e-99999999999999999999", 0),
+        ("text-with-seven-decimals", '"1.0000001"', million),
         ("text", '"12.5"', 12_500_000),
         ("text-with-trailing-zeros", '"1.50"', 1_500_000),
         ("text-with-exponent", '"-1.5E-2"', -15_000),
@@ -277,6 +329,11 @@ def locations():
         "with-lat-null": '{"lat":null,"lon":2.35}',
         "with-lon-null": '{"lat":48.85,"lon":null}',
         "with-other-names": '{"latitude":48.85,"longitude":2.35}',
+        "with-both-null": '{"lat":null,"lon":null}',
+        "with-lng-null": '{"lat":48.85,"lng":null}',
+        "with-lng-181": '{"lat":0,"lng":181}',
+        "with-lng-and-lon-181": '{"lat":0,"lng":2.35,"lon":181}',
+        "as-geojson": '{"type":"Point","coordinates":[2.35,48.85]}',
         "with-lat-91": '{"lat":91,"lon":0}',
         "with-lat-just-above": '{"lat":90.00000000001,"lon":0}',
         "with-lat-just-below": '{"lat":-90.00000000001,"lon":0}',
@@ -291,6 +348,7 @@ def locations():
     for name, value in {
         "with-lat-a-string": '{"lat":"48.85","lon":2.35}',
         "with-lon-a-string": '{"lat":48.85,"lon":"2.35"}',
+        "with-lng-a-string": '{"lat":48.85,"lng":"2.35"}',
         "with-lat-true": '{"lat":true,"lon":2.35}',
         "with-lat-an-array": '{"lat":[48.85],"lon":2.35}',
         "with-lon-an-object": '{"lat":48.85,"lon":{}}',
@@ -305,6 +363,9 @@ def locations():
         ("with-an-escaped-name", '{"l\\u0061t":1.5,"lon":2.5}', 1.5, 2.5),
         ("whose-last-lat-counts", '{"lat":"x","lat":1.5,"lon":2.5}', 1.5, 2.5),
         ("of-many-digits", f'{{"lat":0.{"1" * 400},"lon":2.5}}', 1 / 9, 2.5),
+        ("with-lng", '{"lat":1.5,"lng":2.5}', 1.5, 2.5),
+        ("with-lng-and-lon", '{"lng":3.5,"lat":1.5,"lon":2.5}', 1.5, 2.5),
+        ("with-lng-and-lon-null", '{"lat":1.5,"lon":null,"lng":2.5}', 1.5, 2.5),
         ("null", "null", None, None),
     ):
         valid(f"location-{name}-is-valid", {"location": value}, lat=lat, lon=lon)
@@ -346,7 +407,8 @@ def numbers_that_stores_cannot_hold():
     }
     for name, number in large.items():
         invalid(f"attributes-number-{name}", "attributes", f'{{"a":[{{"b":{number}}}]}}')
-        case(f"unknown-number-{name}", record("unknown-number", extra=f'"x":[{number}]'), "invalid", "attributes")
+        name = f"unknown-number-{name}"
+        without(name, record(name, extra=f'"x":[{number}]'), {"attributes": "invalid"})
     for name, number in {
         "of-1000-digits": "1" * 1000,
         "beyond-a-double": "1e999",
@@ -394,6 +456,19 @@ def odd_but_valid():
 
 
 def several_faults():
+    name = "all-that-is-optional-is-wrong"
+    wrong = {"device_id": "true", "amount": '"free"', "location": "{}", "attributes": "[]", **dict.fromkeys(PLAIN, "{}")}
+    invalid = dict.fromkeys(("amount", "location"), "invalid")
+    without(name, record(name, wrong, extra='"x":1'), {**dict.fromkeys(wrong, "malformed"), **invalid}, key="u-1",
+            attributes='{"x":1}')  # fmt: skip
+    sensor = {"event_type": '"iot_sensor"', "device_id": '"d-1"'}
+    for name, user, reason in (("a-list", "[]", "malformed"), ("too-long", quoted("u" * 257), "invalid")):
+        name = f"user_id-of-a-sensor-is-{name}"
+        without(name, record(name, {**sensor, "user_id": user}), {"user_id": reason}, key="d-1", key_kind="device")
+    name = "device_id-of-a-sensor-is-a-list"
+    case(name, record(name, {**sensor, "device_id": "[]"}), "malformed", "device_id")
+    name = "type-of-a-sensor-escaped-and-its-device-a-list"
+    case(name, record(name, {"event_type": '"iot\\u005fsensor"', "device_id": "[]"}), "malformed", "device_id")
     name = "broken-json-behind-a-broken-rule"
     case(name, record(name, {"amount": "1e999"})[:-1], "malformed")
     name = "broken-json-behind-a-repeated-field"
@@ -401,14 +476,18 @@ def several_faults():
     name = "repeated-field-behind-a-wrong-type"
     case(name, record(name, {"currency": "7"}, extra='"amount":1'), "malformed", "amount")
     name = "wrong-type-behind-a-broken-rule"
-    case(name, record(name, {"event_type": '"x"', "currency": "7"}), "malformed", "currency")
+    case(name, record(name, {"event_time": '"x"', "user_id": "[]"}), "malformed", "user_id")
+    name = "broken-rule-and-an-optional-field-of-a-wrong-type"
+    case(name, record(name, {"event_type": '"x"', "currency": "7"}), "invalid", "event_type")
     name = "missing-field-and-wrong-type"
-    case(name, record(name, {"event_time": None, "attributes": "[]"}), "malformed", "attributes")
+    case(name, record(name, {"event_time": "[]", "event_type": None}), "malformed", "event_time")
+    name = "missing-field-and-an-optional-one-of-a-wrong-type"
+    case(name, record(name, {"event_time": None, "attributes": "[]"}), "invalid", "event_time")
     name = "two-broken-rules"
     case(name, record(name, {"amount": "1e999", "event_type": '"x"'}), "invalid", "event_type")
 
 
 GROUPS = (
-    types, repeated, required, lengths, times, amounts, locations, attributes, numbers_that_stores_cannot_hold,
+    types, numbers_as_text, repeated, required, lengths, times, amounts, locations, attributes, numbers_that_stores_cannot_hold,
     odd_but_valid, several_faults,
 )  # fmt: skip

@@ -12,6 +12,7 @@ pub struct Outlier<F> {
     sigmas: f64,
     at_least: u64,
     min_sigma: f64,
+    min_relative_sigma: f64,
     amount: F,
 }
 
@@ -22,7 +23,7 @@ pub struct Deviation {
     pub amount: i64,
     /// The mean of the earlier amounts.
     pub mean: f64,
-    /// Their sample standard deviation.
+    /// Their sample standard deviation, or the floor that it is below.
     pub stddev: f64,
     /// How many standard deviations lie between the two.
     pub sigmas: f64,
@@ -31,10 +32,17 @@ pub struct Deviation {
 }
 
 impl<F> Outlier<F> {
-    /// Beyond `sigmas` σ of at least `at_least` (two or more) earlier amounts, if σ itself is not below
-    /// `min_sigma`. `amount` gives an event's amount, if it has one.
+    /// Beyond `sigmas` σ of at least `at_least` (two or more) earlier amounts, where σ counts as `min_sigma` if it is
+    /// below. `amount` gives an event's amount, if it has one.
     pub fn beyond(sigmas: f64, at_least: u64, min_sigma: f64, amount: F) -> Outlier<F> {
-        Outlier { sigmas, at_least: at_least.max(2), min_sigma, amount }
+        Outlier { sigmas, at_least: at_least.max(2), min_sigma, min_relative_sigma: 0.0, amount }
+    }
+
+    /// σ counts as this share of the size of the mean, too, if it is below: a key that always pays the same is found
+    /// when it pays much more, and not when it pays a little more.
+    #[must_use]
+    pub fn with_min_relative_sigma(self, share: f64) -> Outlier<F> {
+        Outlier { min_relative_sigma: share, ..self }
     }
 }
 
@@ -72,13 +80,30 @@ impl<F> Outlier<F> {
             return None;
         }
         let stddev = (spread / (n * (n - 1.0))).sqrt();
-        (stddev > 0.0 && stddev >= self.min_sigma).then(|| Deviation {
+        let size = earlier.sum().unsigned_abs() as f64;
+        // The floor, n times: distance and sum are n times too large as well.
+        let floor = (self.min_sigma * n).max(self.min_relative_sigma * size);
+        if distance <= self.sigmas * self.min_sigma * n || !self.is_beyond_share(distance, size) {
+            return None;
+        }
+        let stddev = stddev.max(floor / n);
+        (stddev > 0.0).then(|| Deviation {
             amount,
             mean: earlier.sum() as f64 / n,
             stddev,
             sigmas: distance / n / stddev,
             n: earlier.count(),
         })
+    }
+
+    /// Whether a distance is more than `sigmas` times the share of the mean that σ is at least; both n times.
+    ///
+    /// Amounts that are all equal lie exactly on this bound when the next one is, say, 3% more. The product is rounded
+    /// once, to a number with few digits, so that such a bound is what it is in decimals.
+    fn is_beyond_share(&self, distance: f64, size: f64) -> bool {
+        const DIGITS: f64 = 1e9;
+        let share = (self.sigmas * self.min_relative_sigma * DIGITS).round();
+        distance * DIGITS > share * size
     }
 }
 
@@ -98,6 +123,40 @@ mod tests {
             }
             let deviation = outlier.step(&mut state, &Line::from(("ann", 0, amount, "a"))).0;
             assert_eq!(deviation.map(|deviation| deviation.sigmas), found.then_some(3.0));
+        }
+    }
+
+    /// What is found when a key that has paid `n` times `usual` pays `amount`.
+    fn after_equal_amounts(usual: i64, n: i64, amount: i64) -> Option<Deviation> {
+        let outlier = Outlier::beyond(3.0, 30, 10_000.0, |event: &Line| Some(event.offset));
+        let outlier = outlier.with_min_relative_sigma(0.01);
+        let mut state = Moments::default();
+        for _ in 0..n {
+            assert_eq!(outlier.step(&mut state, &Line::from(("ann", 0, usual, "a"))).0, None);
+        }
+        outlier.step(&mut state, &Line::from(("ann", 0, amount, "a"))).0
+    }
+
+    #[test]
+    fn after_equal_amounts_a_cent_more_is_usual_and_a_thousand_times_as_much_is_not() {
+        const UNIT: i64 = 1_000_000;
+        for n in [30, 31, 1000, 99_999] {
+            for (usual, amount) in [(10 * UNIT, 10_010_000), (10 * UNIT, 10_300_000), (10 * UNIT, 9_700_000)]
+            {
+                assert_eq!(after_equal_amounts(usual, n, amount), None, "{amount}");
+            }
+            let found = after_equal_amounts(10 * UNIT, n, 10_000 * UNIT).expect("far more");
+            assert_eq!((found.stddev, found.mean, found.n), (1e5, 1e7, n as u64));
+            assert!((found.sigmas - 99_900.0).abs() < 1e-6, "{}", found.sigmas);
+            // The bound itself is not beyond it, and a millionth more is.
+            for usual in [100 * UNIT, 19_990_000, -20_600_000, 7_000_000, 333_333_300] {
+                let bound = usual + usual.abs() * 3 / 100;
+                assert_eq!(after_equal_amounts(usual, n, bound), None, "{usual}");
+                assert!(after_equal_amounts(usual, n, bound + 1).is_some(), "{usual}");
+            }
+            // Of amounts below one unit a cent is the floor; of nothing, too.
+            assert_eq!(after_equal_amounts(0, n, 30_000), None);
+            assert!(after_equal_amounts(0, n, 30_001).is_some());
         }
     }
 }

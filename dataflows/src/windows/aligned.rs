@@ -1,11 +1,14 @@
 //! The logic of windows whose bounds do not depend on the events: tumbling and sliding.
 
 mod capture;
+mod open;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use differential_dataflow::Data;
+
+use open::{OfKey, Open};
 
 use super::{Aggregate, Refresh, Render, Row, Window};
 use crate::batch::{Batch, Change, EntryRef, History, Run, Slot};
@@ -63,7 +66,7 @@ impl Bounds {
 /// The windows that are not final, by slot.
 struct OpenWindows<S, D> {
     bounds: Bounds,
-    windows: Slots<Vec<Open<S, D>>>,
+    windows: Slots<OfKey<S, D>>,
     /// Which keys have a window that ends then.
     due: BTreeMap<EventTime, Vec<Slot>>,
     /// Windows to show anew; none if nothing is shown before the end.
@@ -71,47 +74,26 @@ struct OpenWindows<S, D> {
     load: Load,
 }
 
-struct Open<S, D> {
-    start: EventTime,
-    state: S,
-    /// How many events it has: one that has lost them all has no row.
-    events: u64,
-    /// The row given last.
-    shown: Option<D>,
-    changed: bool,
-}
-
 impl<S: Default, D> OpenWindows<S, D> {
     /// The window that starts then, new if need be, about to be changed.
     fn change(&mut self, slot: Slot, start: EventTime) -> &mut Open<S, D> {
-        let open = self.windows.made(slot);
-        let at = open.iter().rposition(|window| window.start == start).unwrap_or_else(|| {
+        let (window, new) = self.windows.made(slot).made(start);
+        if new {
             self.due.entry(self.bounds.window(start).end).or_default().push(slot);
-            if open.capacity() == 0 {
-                // Most keys have one at a time, and idle keys none: no room is kept for more.
-                open.reserve_exact(1);
-            }
-            open.push(Open { start, state: S::default(), events: 0, shown: None, changed: false });
             self.load.windows(0, 1);
-            open.len() - 1
-        });
+        }
         if let Some(changed) = &mut self.changed
-            && !std::mem::replace(&mut open[at].changed, true)
+            && !std::mem::replace(&mut window.changed, true)
         {
             changed.push((slot, start));
         }
-        &mut open[at]
+        window
     }
 
     /// Takes out a window that is due.
     fn take(&mut self, slot: Slot, start: EventTime) -> Option<Open<S, D>> {
-        let open = self.windows.at_mut(slot);
-        let at = open.iter().position(|window| window.start == start)?;
+        let taken = self.windows.at_mut(slot).remove(start)?;
         self.load.windows(1, 0);
-        let taken = open.swap_remove(at);
-        if open.is_empty() {
-            *open = Vec::new();
-        }
         Some(taken)
     }
 }
@@ -172,9 +154,8 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
     /// Gives the rows that have changed.
     fn refresh(&mut self, epoch: Epoch, keys: &Keys<E>, out: &mut Vec<(D, Epoch, isize)>) {
         for (slot, start) in self.open.changed.iter_mut().flat_map(|changed| changed.drain(..)) {
-            let open = self.open.windows.at_mut(slot);
             // A window that has closed since is not open any more.
-            let Some(open) = open.iter_mut().find(|open| open.start == start) else { continue };
+            let Some(open) = self.open.windows.at_mut(slot).get_mut(start) else { continue };
             open.changed = false;
             let row = (open.events > 0).then(|| {
                 let window = self.bounds.window(start);

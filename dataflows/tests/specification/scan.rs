@@ -56,17 +56,17 @@ pub fn variety(event: &Tx, Variety { distinct, within_ms }: Variety) -> Answer {
 }
 
 pub fn outlier() -> Outlier<impl Fn(&Tx) -> Option<i64>> {
-    Outlier::beyond(2.0, 3, 1.0, |event: &Tx| event.amount)
+    Outlier::beyond(2.0, 3, 1.0, |event: &Tx| event.amount).with_min_relative_sigma(0.5)
 }
 
-/// Takes sum and spread out of mean and deviation again: for small amounts they are whole numbers, exactly.
+/// Takes sum and 4n²(n − 1)σ² out of mean and deviation again: for small amounts they are whole numbers, exactly.
 pub fn deviation(event: &Tx, found: Deviation) -> Answer {
     let Deviation { amount, mean, stddev, sigmas, n } = found;
     let count = n as f64;
     let again = (amount as f64 - mean).abs() / stddev;
     assert!((sigmas / again - 1.0).abs() < 1e-9, "{sigmas} is not {again}");
     let sum = (mean * count).round() as i64;
-    let spread = (stddev * stddev * count * (count - 1.0)).round() as i64;
+    let spread = (stddev * stddev * 4.0 * count * count * (count - 1.0)).round() as i64;
     Answer::new(event, Found::Deviation { amount, n, sum, spread })
 }
 
@@ -100,7 +100,7 @@ fn expected_diversity(events: &[Tx]) -> Vec<Answer> {
 }
 
 fn expected_outlier(events: &[Tx]) -> Vec<Answer> {
-    patterns::outlier(2, 3, 1, events)
+    patterns::outlier(2, 3, 1, 2, events)
 }
 
 fn expected_travel(events: &[Tx]) -> Vec<Answer> {

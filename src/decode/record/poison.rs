@@ -1,5 +1,7 @@
 //! The poison corpus in `tests/poison`: every record becomes what its case says, and none harms the next.
 
+use std::collections::BTreeSet;
+
 use headwater_dataflows::{Offset, Partition, Position};
 use serde_json::Value as Json;
 
@@ -63,20 +65,45 @@ fn says(event: &Event, member: &str) -> Json {
     }
 }
 
+/// What a decoder for which optional fields must be of their form makes wrong of a case: the first field at fault rejects
+/// it, types before rules.
+fn judged_strictly(decoder: &mut Decoder, raw: Raw<'_>, case: &Json) -> Option<String> {
+    let place = |field: &str| FIELDS.iter().position(|name| *name == field);
+    let absent = case["absent"].as_object().expect("the fields that are absent").iter();
+    let absent = absent.map(|(field, reason)| (reason != "malformed", place(field), field.as_str(), reason));
+    let first = absent.min_by_key(|&(rule, place, ..)| (rule, place));
+    let outcome = decoder.decode(raw);
+    let right = match (&outcome, first) {
+        (Ok(_), None) => case["expect"] == "valid" && decoder.field_errors().is_empty(),
+        (Err(_), None) => case["expect"] != "valid",
+        (Err(said), Some((_, _, field, reason))) => {
+            said.field.as_deref() == Some(field) && reason == said.reason.as_str()
+        }
+        (Ok(_), Some(_)) => false,
+    };
+    (!right).then(|| format!("{:?}", outcome.map(|event| event.id().to_owned())))
+}
+
 #[test]
 fn every_case_of_the_corpus_becomes_what_it_must() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/poison/cases.json");
     let cases: Vec<Json> = serde_json::from_slice(&std::fs::read(path).expect("the corpus")).expect("JSON");
     assert!(cases.len() >= 200);
-    let mut decoder = Decoder::default();
+    let (mut decoder, mut strict) = (Decoder::new(false), Decoder::new(true));
     let mut wrong = Vec::new();
     for case in &cases {
         let name = case["name"].as_str().expect("a name");
         let value = case["value"].as_array().map(|pieces| bytes(pieces));
         let position = Position { partition: Partition(0), offset: Offset(0) };
         let raw = Raw { position, timestamp: 0, key: None, value: value.as_deref(), retries: 0 };
+        wrong.extend(judged_strictly(&mut strict, raw, case).map(|said| format!("{name}: strict: {said}")));
         match decoder.decode(raw) {
             Ok(event) => {
+                let absent = case["absent"].as_object().expect("the fields that are absent");
+                let found = decoder.field_errors().iter().map(|error| error.field);
+                if found.collect::<BTreeSet<_>>() != absent.keys().map(String::as_str).collect() {
+                    wrong.push(format!("{name}: {:?}, expected {absent:?}", decoder.field_errors()));
+                }
                 if case["expect"] != "valid" {
                     wrong.push(format!("{name}: valid, expected {}", case["expect"]));
                 }

@@ -100,6 +100,7 @@ fn fixture(position: Position, backlog: u64, counted: bool, bytes_in_flight: usi
         epoch_records: 3,
         bytes_in_flight,
         reports: true,
+        strict_fields: false,
     };
     let context = ReadContext {
         positions: [position].into(),

@@ -47,8 +47,8 @@ where
             additions.clear();
         }
         let mut kept: Vec<Kept<A::State, D>> = Vec::new();
-        for at in 0..self.open.windows.made(slot).len() {
-            let window = self.settled(slot, at, &additions, watermark);
+        for start in self.open.windows.made(slot).starts() {
+            let window = self.settled(slot, start, &additions, watermark);
             if window.1 > 0 || window.3.is_some() {
                 kept.push(window);
             }
@@ -80,12 +80,12 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
     fn settled(
         &mut self,
         slot: Slot,
-        at: usize,
+        start: EventTime,
         additions: &[(EntryRef, EventTime)],
         watermark: EventTime,
     ) -> Kept<A::State, D> {
         let Aligned { bounds, aggregate, open, history, .. } = self;
-        let window = &mut open.windows.at_mut(slot)[at];
+        let window = open.windows.at_mut(slot).get_mut(start).expect("it is open");
         let mut again = Vec::new();
         for &(entry, time) in additions {
             let Some((batch, undo)) = addition(history, *bounds, entry, window.start) else { continue };

@@ -73,18 +73,24 @@ pub fn diversity(n: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
     rising_edges(&holds).map(answer).collect()
 }
 
-/// Amounts x with |x − mean| > kσ over at least `at_least` earlier amounts, σ not below `min_sigma`.
+/// Amounts x with |x − mean| > kσ over at least `at_least` earlier amounts, σ counting as the greater of `min_sigma` and
+/// the mean's size ÷ `share` if it is below.
 ///
 /// In whole numbers: with n earlier amounts, S their sum and V = n·Σx² − S², which is n(n − 1)σ², this is
-/// (nx − S)²(n − 1) > k²·V·n.
-pub fn outlier(k: i64, at_least: usize, min_sigma: i64, events: &[Tx]) -> Vec<Answer> {
+/// (nx − S)²(n − 1) > k²·V·n, and |nx − S| > k·n·`min_sigma`, and |nx − S|·`share` > k·|S|.
+pub fn outlier(k: i64, at_least: usize, min_sigma: i64, share: i64, events: &[Tx]) -> Vec<Answer> {
     let amounts: Vec<(&Tx, i64)> = events.iter().filter_map(|event| Some((event, event.amount?))).collect();
     let mut answers = Vec::new();
     for (i, &(event, amount)) in amounts.iter().enumerate().skip(at_least) {
         let n = i as i64;
         let (sum, spread) = sum_and_spread(amounts[..i].iter().map(|(_, amount)| *amount));
-        let beyond = (n * amount - sum).pow(2) * (n - 1) > k * k * spread * n;
-        if beyond && spread >= min_sigma * min_sigma * n * (n - 1) {
+        let distance = (n * amount - sum).abs();
+        let beyond = distance.pow(2) * (n - 1) > k * k * spread * n;
+        if beyond && distance > k * n * min_sigma && distance * share > k * sum.abs() {
+            // n·share² times, so that all of them are whole.
+            let whole = n * share * share;
+            let floor = (n * min_sigma * share).pow(2).max(sum.pow(2)) * (n - 1);
+            let spread = (spread * whole).max(floor);
             answers.push(Answer::new(event, Found::Deviation { amount, n: i as u64, sum, spread }));
         }
     }
