@@ -10,6 +10,7 @@ mod crash_points;
 mod doubtful;
 mod faults;
 mod files;
+mod input;
 mod kafka;
 mod live;
 mod lost_input;

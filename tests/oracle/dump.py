@@ -24,6 +24,9 @@ def rows(database, table):
     columns = [column[0] for column in found.description]
     for cells in found:
         row = dict(zip(columns, cells))
+        # A decimal stands there twice: as SQLite's number, to compare, and as its exact text.
+        for column in [column for column in columns if column.endswith("_exact")]:
+            row[column.removesuffix("_exact")] = row.pop(column)
         if table == "dead_letters":
             del row["key"]
             value = row.pop("value")

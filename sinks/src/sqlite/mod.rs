@@ -13,11 +13,13 @@ use crate::contract::{
 };
 use crate::crash;
 use crate::migrations::{Migration, pending};
-use crate::tables::{Mode, TABLES, Table};
+use crate::tables::{Column, ColumnType, Mode, TABLES, Table};
 use crate::{Cell, Changes, text};
 
-const MIGRATIONS: [Migration; 1] =
-    [Migration { number: 1, name: "tables", sql: include_str!("../../migrations/sqlite/0001_tables.sql") }];
+const MIGRATIONS: [Migration; 2] = [
+    Migration { number: 1, name: "tables", sql: include_str!("../../migrations/sqlite/0001_tables.sql") },
+    Migration { number: 2, name: "numbers", sql: include_str!("../../migrations/sqlite/0002_numbers.sql") },
+];
 
 /// Where and what to write.
 #[derive(Clone, Debug)]
@@ -249,15 +251,23 @@ impl SqliteSink {
 }
 
 fn insert(table: &Table, verb: &str) -> String {
-    let names: Vec<_> = table.columns.iter().map(|column| format!("\"{}\"", column.name)).collect();
+    let names: Vec<_> = table.columns.iter().map(written).collect();
     let places = vec!["?"; names.len()];
     format!("{verb} INTO {} ({}) VALUES ({})", table.name, names.join(", "), places.join(", "))
 }
 
 fn delete(table: &Table, key: usize) -> String {
     let names: Vec<_> =
-        table.columns[..key].iter().map(|column| format!("\"{}\" = ?", column.name)).collect();
+        table.columns[..key].iter().map(|column| format!("{} = ?", written(column))).collect();
     format!("DELETE FROM {} WHERE {}", table.name, names.join(" AND "))
+}
+
+/// The column that a value is written to: of a decimal number its text, from which its own column follows.
+fn written(column: &Column) -> String {
+    match column.kind {
+        ColumnType::Numeric => format!("\"{}_exact\"", column.name),
+        _ => format!("\"{}\"", column.name),
+    }
 }
 
 /// A cell as SQLite stores it.
@@ -383,3 +393,6 @@ pub fn alerts(database: &std::path::Path) -> rusqlite::Result<Vec<(String, Strin
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
