@@ -3,7 +3,7 @@
 //! Labels are bounded: reasons, rules and statuses are fixed, sinks are configured, partitions are the topic's.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, EventTime, Partition};
@@ -42,6 +42,7 @@ pub struct Metrics {
     checkpoint_bytes: IntGauge,
     restarts: IntCounter,
     resident_memory: IntGauge,
+    first_rejection: OnceLock<String>,
     standing: Mutex<Standing>,
 }
 
@@ -173,6 +174,7 @@ impl Metrics {
             )?)?,
             resident_memory: add
                 .gauge("process_resident_memory_bytes", "Memory of the process that is in RAM")?,
+            first_rejection: OnceLock::new(),
             standing: Mutex::default(),
             registry: registry.clone(),
         };
@@ -200,6 +202,16 @@ impl Metrics {
         }
     }
 
+    /// A record was rejected; of the first one it is kept why.
+    pub fn rejection(&self, words: impl FnOnce() -> String) {
+        self.first_rejection.get_or_init(words);
+    }
+
+    /// Which record was rejected first, and why.
+    pub fn first_rejection(&self) -> Option<&str> {
+        self.first_rejection.get().map(String::as_str)
+    }
+
     /// How many records were rejected for this reason.
     pub fn rejected_count(&self, reason: &str) -> u64 {
         self.rejected.with_label_values(&[reason]).get()
@@ -208,6 +220,15 @@ impl Metrics {
     /// An alert of this rule was raised or revoked.
     pub fn alert(&self, rule: &str, status: &str) {
         self.alerts.with_label_values(&[rule, status]).inc();
+    }
+
+    /// How many alerts of all rules had this status.
+    pub fn alert_total(&self, status: &str) -> u64 {
+        let families = self.alerts.collect();
+        let metrics = families.iter().flat_map(|family| family.get_metric());
+        let of_status =
+            metrics.filter(|metric| metric.get_label().iter().any(|label| label.value() == status));
+        of_status.map(|metric| metric.get_counter().get_value()).sum::<f64>() as u64
     }
 
     /// How many alerts of this rule had this status.
