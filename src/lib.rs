@@ -2,6 +2,8 @@
 //!
 #![doc = include_str!("../README.md")]
 #![warn(missing_docs)]
+// Printing panics where nobody reads: see `cli::output`.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod cli;
 pub mod config;

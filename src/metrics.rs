@@ -4,7 +4,7 @@
 
 mod health;
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
@@ -49,6 +49,7 @@ pub struct Metrics {
     resident_memory: IntGauge,
     stalled: IntGaugeVec,
     partition_held: IntGaugeVec,
+    first_rejection: OnceLock<String>,
     started: Instant,
     health: Mutex<Health>,
 }
@@ -160,6 +161,7 @@ impl Metrics {
                 ),
                 &["partition"],
             )?)?,
+            first_rejection: OnceLock::new(),
             started: Instant::now(),
             health: Mutex::default(),
             registry: registry.clone(),
@@ -194,6 +196,16 @@ impl Metrics {
         }
     }
 
+    /// A record was rejected; of the first one it is kept why.
+    pub fn rejection(&self, words: impl FnOnce() -> String) {
+        self.first_rejection.get_or_init(words);
+    }
+
+    /// Which record was rejected first, and why.
+    pub fn first_rejection(&self) -> Option<&str> {
+        self.first_rejection.get().map(String::as_str)
+    }
+
     /// How many records were rejected for this reason.
     pub fn rejected_count(&self, reason: &str) -> u64 {
         self.rejected.with_label_values(&[reason]).get()
@@ -212,6 +224,15 @@ impl Metrics {
     /// An alert of this rule was raised or revoked.
     pub fn alert(&self, rule: &str, status: &str) {
         self.alerts.with_label_values(&[rule, status]).inc();
+    }
+
+    /// How many alerts of all rules had this status.
+    pub fn alert_total(&self, status: &str) -> u64 {
+        let families = self.alerts.collect();
+        let metrics = families.iter().flat_map(|family| family.get_metric());
+        let of_status =
+            metrics.filter(|metric| metric.get_label().iter().any(|label| label.value() == status));
+        of_status.map(|metric| metric.get_counter().get_value()).sum::<f64>() as u64
     }
 
     /// How many alerts of this rule had this status.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use headwater_dataflows::SHARDS;
 use lexopt::prelude::*;
 
 use crate::coordination::Skip;
@@ -17,9 +18,9 @@ pub enum Command {
     /// `produce CONFIG --eps N`
     Produce(ProduceArgs),
     /// `topics create CONFIG`
-    TopicsCreate(PathBuf),
+    TopicsCreate(TopicsArgs),
     /// `check CONFIG`
-    Check(PathBuf),
+    Check(CheckArgs),
     /// `status CONFIG`
     Status(StatusArgs),
     /// `dead-letters list|retry CONFIG`
@@ -65,6 +66,24 @@ pub struct RunArgs {
     pub skips: Vec<Skip>,
 }
 
+/// Arguments of `check`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckArgs {
+    /// The configuration's path.
+    pub config: PathBuf,
+    /// Print one JSON object.
+    pub json: bool,
+}
+
+/// Arguments of `topics create`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TopicsArgs {
+    /// The configuration's path.
+    pub config: PathBuf,
+    /// Print one JSON object.
+    pub json: bool,
+}
+
 /// Arguments of `status`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StatusArgs {
@@ -102,6 +121,8 @@ pub struct ProduceArgs {
     pub seconds: Option<f64>,
     /// The generator's seed.
     pub seed: u64,
+    /// Print one JSON object at the end.
+    pub json: bool,
 }
 
 /// Arguments of `dead-letters`.
@@ -185,10 +206,10 @@ Headwater: stream processing on timely and differential dataflow.
                        [--until-end] [--close] [--bindings FILE] [--restart]
                        [--reset windows.NAME|patterns.NAME|patterns|enrichment]... [--reset-sink SINK]...
                        [--skip SINK:EPOCH:OUTPUT]...
-  headwater check CONFIG
+  headwater check CONFIG [--json]
   headwater status CONFIG [--reset SECTION]... [--reset-sink SINK]... [--json]
-  headwater topics create CONFIG
-  headwater produce CONFIG [--eps 500] [--seconds N] [--seed N]
+  headwater topics create CONFIG [--json]
+  headwater produce CONFIG [--eps 500] [--seconds N] [--seed N] [--json]
   headwater dead-letters list CONFIG [--reason REASON] [--json]
   headwater dead-letters retry CONFIG [--reason REASON] [--include-late] [--json]
   headwater bench cost [--events 2000000] [--rounds 5] [--users 50000] [--disorder-ms 0] [--disordered 1.0] [--final] [--json]
@@ -201,7 +222,8 @@ Headwater: stream processing on timely and differential dataflow.
 `--reset-sink` lets a sink that does not follow from the ledger be taken for having everything that is recorded.
 `--skip` leaves out one output that a sink does not take, at that sink alone and for ever; the sink's refusal names it.
 `--restart` starts a run again that failed, after 1 s at first and at most 60 s; codes 0, 2 and 3 are final.
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused to keep a promise.
+`-w`, `-n`, `-p` and `-h` are also HEADWATER_WORKERS, HEADWATER_PROCESSES, HEADWATER_PROCESS and HEADWATER_HOSTFILE.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused to keep a promise, 141 output closed by its reader.
 ";
 
 /// The command of these arguments; `environment` gives what `-w`, `-n`, `-p` and `-h` are without them.
@@ -214,31 +236,26 @@ pub fn parse(
 ) -> Result<Command, lexopt::Error> {
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut words: Vec<String> = Vec::new();
-    let number = |name: &str, default: usize| match environment(name) {
-        None => Ok(default),
-        Some(text) => {
-            text.parse().map_err(|_| lexopt::Error::from(format!("{name} must be a number, not {text:?}")))
-        }
-    };
-    let mut run = RunArgs {
-        workers: number("HEADWATER_WORKERS", 1)?,
-        processes: number("HEADWATER_PROCESSES", 1)?,
-        process: number("HEADWATER_PROCESS", 0)?,
-        hostfile: environment("HEADWATER_HOSTFILE").map(PathBuf::from),
-        ..RunArgs::default()
-    };
+    let mut flags: Vec<String> = Vec::new();
+    let mut run = RunArgs::default();
+    let (mut workers, mut processes, mut process) = (None, None, None);
     let (mut seconds, mut seed, mut json, mut out) = (None::<f64>, 1, false, None);
     let (mut eps, mut reason, mut include_late) = (None::<f64>, None, false);
     let (mut events, mut rounds, mut pace) = (None::<usize>, 5, 500);
     let (mut users, mut keys, mut disorder_ms, mut disordered) = (50_000, 5_000_000, 0, 1.0);
     let mut last = false;
     while let Some(argument) = parser.next()? {
+        match &argument {
+            Short(letter) => flags.push(format!("-{letter}")),
+            Long(name) => flags.push(format!("--{name}")),
+            Value(_) => {}
+        }
         match argument {
             Long("help") => return Ok(Command::Help(HELP)),
             Long("version") => return Ok(Command::Version),
-            Short('w') | Long("workers") => run.workers = parser.value()?.parse()?,
-            Short('n') | Long("processes") => run.processes = parser.value()?.parse()?,
-            Short('p') | Long("process") => run.process = parser.value()?.parse()?,
+            Short('w') | Long("workers") => workers = Some(parser.value()?.parse()?),
+            Short('n') | Long("processes") => processes = Some(parser.value()?.parse()?),
+            Short('p') | Long("process") => process = Some(parser.value()?.parse()?),
             Short('h') | Long("hostfile") => run.hostfile = Some(parser.value()?.into()),
             Long("until-end") => run.until_end = true,
             Long("close") => run.close = true,
@@ -266,14 +283,26 @@ pub fn parse(
             other => return Err(other.unexpected()),
         }
     }
-    if run.workers == 0 || run.processes == 0 || run.process >= run.processes {
-        return Err(
-            "there must be at least one worker and one process, and -p counts processes from 0".into()
-        );
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let taken = flags_of(&words).ok_or_else(|| no_command(&words))?;
+    if let Some(other) = flags.iter().find(|flag| !taken.contains(&flag.as_str())) {
+        let command = ["headwater"].into_iter().chain(command_of(&words).iter().copied()).collect::<Vec<_>>();
+        return Err(format!("`{}` does not take {other}; see --help", command.join(" ")).into());
     }
-    if run.processes > 1 && run.hostfile.is_none() {
-        return Err("several processes need a host file: -h HOSTFILE, with one host:port a line".into());
+    let number = |flag: &str, given: Option<usize>, name: &str, default: usize| match given {
+        Some(number) => Ok(number),
+        None if !taken.contains(&flag) => Ok(default),
+        None => environment(name).map_or(Ok(default), |text| {
+            text.parse().map_err(|_| lexopt::Error::from(format!("{name} must be a number, not {text:?}")))
+        }),
+    };
+    run.workers = number("-w", workers, "HEADWATER_WORKERS", 1)?;
+    run.processes = number("-n", processes, "HEADWATER_PROCESSES", 1)?;
+    run.process = number("-p", process, "HEADWATER_PROCESS", 0)?;
+    if run.hostfile.is_none() && taken.contains(&"-h") {
+        run.hostfile = environment("HEADWATER_HOSTFILE").map(PathBuf::from);
     }
+    check_workers(&run)?;
     let in_time = |number: f64| number > 0.0 && number <= 1e9;
     if !eps.is_none_or(in_time) || !seconds.is_none_or(in_time) || events == Some(0) {
         return Err(
@@ -286,7 +315,6 @@ pub fn parse(
             "--users and --keys must be above 0, --disorder-ms not below, --disordered from 0 to 1".into()
         );
     }
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let path = |config: &str| PathBuf::from(config);
     match words.as_slice() {
         [] => Ok(Command::Help(HELP)),
@@ -303,12 +331,13 @@ pub fn parse(
             eps: eps.unwrap_or(500.0),
             seconds,
             seed,
+            json,
         })),
-        ["topics", "create", config] => Ok(Command::TopicsCreate(path(config))),
+        ["topics", "create", config] => Ok(Command::TopicsCreate(TopicsArgs { config: path(config), json })),
         ["status", config] => {
             Ok(Command::Status(StatusArgs { config: path(config), json, resets: run.resets }))
         }
-        ["check", config] => Ok(Command::Check(path(config))),
+        ["check", config] => Ok(Command::Check(CheckArgs { config: path(config), json })),
         ["dead-letters", what @ ("list" | "retry"), config] => Ok(Command::DeadLetters(DeadLettersArgs {
             config: path(config),
             retry: *what == "retry",
@@ -343,8 +372,76 @@ pub fn parse(
         [command @ ("run" | "produce" | "check" | "status"), ..] => {
             Err(format!("`headwater {command}` takes one configuration file; see --help").into())
         }
-        other => Err(format!("there is no command `headwater {}`; see --help", other.join(" ")).into()),
+        other => Err(no_command(other)),
     }
+}
+
+/// A command's name among the words of the command line.
+fn command_of<'a>(words: &'a [&'a str]) -> &'a [&'a str] {
+    let of_two = matches!(words.first(), Some(&("topics" | "dead-letters" | "bench")));
+    &words[..words.len().min(if of_two { 2 } else { 1 })]
+}
+
+fn no_command(words: &[&str]) -> lexopt::Error {
+    format!("there is no command `headwater {}`; see --help", words.join(" ")).into()
+}
+
+/// The flags that a command takes; none if there is no such command.
+fn flags_of(words: &[&str]) -> Option<&'static [&'static str]> {
+    Some(match words {
+        [] => &[],
+        ["run", ..] => &[
+            "-w",
+            "--workers",
+            "-n",
+            "--processes",
+            "-p",
+            "--process",
+            "-h",
+            "--hostfile",
+            "--until-end",
+            "--close",
+            "--bindings",
+            "--restart",
+            "--reset",
+            "--reset-sink",
+            "--skip",
+        ],
+        ["demo", ..] => &["-w", "--workers", "--seconds", "--seed", "--out", "--json"],
+        ["check", ..] | ["topics", "create", ..] => &["--json"],
+        ["status", ..] => &["--reset", "--reset-sink", "--json"],
+        ["produce", ..] => &["--eps", "--seconds", "--seed", "--json"],
+        ["dead-letters", "list", ..] => &["--reason", "--json"],
+        ["dead-letters", "retry", ..] => &["--reason", "--include-late", "--json"],
+        ["bench", "cost", ..] => {
+            &["--events", "--rounds", "--users", "--disorder-ms", "--disordered", "--final", "--json"]
+        }
+        ["bench", "keys", ..] => &["--keys", "--json"],
+        ["bench", "stages", ..] => &["-w", "--workers", "--events", "--pace", "--json"],
+        ["bench", "latency", ..] => &["-w", "--workers", "--eps", "--seconds", "--json"],
+        _ => return None,
+    })
+}
+
+/// Whether so many workers can run.
+fn check_workers(run: &RunArgs) -> Result<(), lexopt::Error> {
+    let RunArgs { workers, processes, process, hostfile, .. } = run;
+    if *workers == 0 || *processes == 0 || process >= processes {
+        return Err(
+            "there must be at least one worker and one process, and -p counts processes from 0".into()
+        );
+    }
+    if workers.checked_mul(*processes).is_none_or(|all| all > SHARDS as usize) {
+        let message = format!(
+            "-w is at most {SHARDS}, over all processes together, not {workers} in each of {processes}: state is \
+             divided into {SHARDS} shards, and a further worker would have none"
+        );
+        return Err(message.into());
+    }
+    if *processes > 1 && hostfile.is_none() {
+        return Err("several processes need a host file: -h HOSTFILE, with one host:port a line".into());
+    }
+    Ok(())
 }
 
 /// A section of the configuration that can forget its state.
@@ -394,7 +491,7 @@ mod tests {
             parsed("status --json x"),
             Ok(Command::Status(StatusArgs { config: "x".into(), json: true, resets: Resets::default() }))
         );
-        assert_eq!(parsed("topics create x"), Ok(Command::TopicsCreate("x".into())));
+        assert_eq!(parsed("topics create x"), Ok(Command::TopicsCreate(TopicsArgs { config: "x".into(), json: false })));
         assert_eq!(
             parsed("bench latency x --eps 500"),
             Ok(Command::BenchLatency(LatencyArgs {
@@ -409,6 +506,36 @@ mod tests {
             parsed("dead-letters retry x"),
             Ok(Command::DeadLetters(DeadLettersArgs { retry: true, .. }))
         ));
+    }
+
+    #[test]
+    fn flags_of_other_commands_are_refused_by_name() {
+        for (line, message) in [
+            ("run a --json", "`headwater run` does not take --json; see --help"),
+            ("check a --eps 5", "`headwater check` does not take --eps; see --help"),
+            ("check a --skip a:1:b", "`headwater check` does not take --skip; see --help"),
+            ("topics create a -w 2", "`headwater topics create` does not take -w; see --help"),
+            ("--json", "`headwater` does not take --json; see --help"),
+        ] {
+            assert_eq!(parsed(line), Err(message.to_owned()));
+        }
+        assert_eq!(parsed("--help run --json"), Ok(Command::Help(HELP)));
+    }
+
+    #[test]
+    fn the_environment_counts_where_the_flag_would() {
+        let with = |value: &'static str, line: &str| {
+            parse(line.split_whitespace().map(Into::into), |name| {
+                (name == "HEADWATER_WORKERS").then(|| value.to_owned())
+            })
+            .map_err(|error| error.to_string())
+        };
+        assert_eq!(with("many", "run a"), Err("HEADWATER_WORKERS must be a number, not \"many\"".to_owned()));
+        assert!(
+            with("18446744073709551615", "run a").is_err_and(|error| error.starts_with("-w is at most 64"))
+        );
+        assert!(with("many", "run a -w 1").is_ok() && with("many", "check a").is_ok());
+        assert_eq!(with("many", "--version"), Ok(Command::Version));
     }
 
     #[test]
@@ -430,6 +557,10 @@ mod tests {
             "bench latency a --eps 0",
             "produce a --eps nan",
             "produce a --seconds inf",
+            "run a -w 65",
+            "run a -w 18446744073709551615",
+            "run a -w 18446744073709551615 -n 2 -h hosts",
+            "run a -w 33 -n 2 -h hosts",
         ] {
             let message = parsed(line).expect_err(line);
             assert!(!message.is_empty() && !message.contains('\n'), "{line}: {message}");

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::args::DemoArgs;
 use super::build;
+use super::output::{OutputError, note, outln};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::source::Source;
@@ -78,7 +79,7 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
     let mut job = build::job(&config, false, workers, Arc::clone(&metrics))?;
     job.source = Box::new(move |_| Ok(source as Arc<dyn Source>));
 
-    eprintln!("Generating for {} s with {} worker(s) …", args.seconds, args.workers);
+    note!("Generating for {} s with {} worker(s) …", args.seconds, args.workers);
     let done = Arc::new(AtomicBool::new(false));
     let watch = {
         let (done, ends, metrics) = (Arc::clone(&done), Arc::clone(&ends), Arc::clone(&metrics));
@@ -122,9 +123,9 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
                 ((*rule).to_owned(), counts)
             })
             .collect();
-        println!("{}", json!({ "events": events, "events_per_s": rate.round(), "patterns": patterns }));
+        outln!("{}", json!({ "events": events, "events_per_s": rate.round(), "patterns": patterns }))?;
     } else {
-        report(&found, events, rate, took, &database);
+        report(&found, events, rate, took, &database)?;
     }
     Ok(missed == 0)
 }
@@ -139,11 +140,11 @@ fn progress(metrics: &Metrics, before: &mut u64, elapsed: Duration) {
     let watermark =
         if (0..i64::MAX).contains(&watermark) { crate::json::rfc3339(watermark) } else { "-".to_owned() };
     let end = if std::io::stderr().is_terminal() { "\x1b[K\r" } else { "\n" };
-    eprint!(
+    super::output::progress(format_args!(
         "{:>9.0} events/s · epoch {epoch} · watermark {watermark} · {} · dead letters {dead}{end}",
         (events - *before) as f64 / elapsed.as_secs_f64(),
         alerts.join(" · "),
-    );
+    ));
     *before = events;
 }
 
@@ -178,17 +179,23 @@ fn compare(
     Ok(found)
 }
 
-fn report(found: &BTreeMap<&'static str, Found>, events: u64, rate: f64, took: Duration, database: &Path) {
-    println!("\n{events} events in {:.1} s: {rate:.0} events/s\n", took.as_secs_f64());
-    println!("{:<20} {:>9} {:>9} {:>9} {:>20}", "pattern", "injected", "found", "missed", "found uninjected");
+fn report(
+    found: &BTreeMap<&'static str, Found>,
+    events: u64,
+    rate: f64,
+    took: Duration,
+    database: &Path,
+) -> Result<(), OutputError> {
+    outln!("\n{events} events in {:.1} s: {rate:.0} events/s\n", took.as_secs_f64())?;
+    outln!("{:<20} {:>9} {:>9} {:>9} {:>20}", "pattern", "injected", "found", "missed", "found uninjected")?;
     for rule in RULES {
         let Found { injected, found, uninjected } = found[rule];
-        println!("{rule:<20} {injected:>9} {found:>9} {:>9} {uninjected:>20}", injected - found);
+        outln!("{rule:<20} {injected:>9} {found:>9} {:>9} {uninjected:>20}", injected - found)?;
     }
-    println!("\nEvery uninjected one is explained by the pattern's definition: busy keys happen.");
-    println!("The results are in {}. Try:\n", database.display());
-    println!(
+    outln!("\nEvery uninjected one is explained by the pattern's definition: busy keys happen.")?;
+    outln!("The results are in {}. Try:\n", database.display())?;
+    outln!(
         "  sqlite3 {} 'SELECT rule, severity, \"key\", event_time, details FROM alerts LIMIT 10'",
         database.display()
-    );
+    )
 }

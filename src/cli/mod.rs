@@ -4,8 +4,10 @@ pub mod args;
 pub mod bench;
 mod build;
 mod demo;
+pub mod output;
 mod status;
 mod stop;
+mod summary;
 mod supervise;
 
 use std::path::Path;
@@ -14,7 +16,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use args::{Command, DeadLettersArgs, ProduceArgs, RunArgs};
+use args::{CheckArgs, Command, DeadLettersArgs, ProduceArgs, RunArgs, TopicsArgs};
+use output::{OutputError, out, outln};
+use serde_json::json;
 
 use crate::config::{Complaint, Complaints, Config, Origin, SourceConfig};
 use crate::coordination::Skip;
@@ -33,27 +37,28 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 /// Going on would break a promise.
 const REFUSED: u8 = 3;
+/// Nobody reads what it prints any more: as a shell says of a command that SIGPIPE has ended.
+const CLOSED: u8 = 141;
 
 /// Runs the command of the process's arguments.
 pub fn main() -> ExitCode {
-    // A worker that panics would leave its peers waiting for ever.
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        hook(panic);
-        std::process::abort();
-    }));
+    crate::logging::abort_on_panic();
     let command = match args::parse(std::env::args_os().skip(1), |name| std::env::var(name).ok()) {
         Ok(command) => command,
         Err(error) => {
-            eprintln!("headwater: {error}");
+            crate::logging::fatal(&error.to_string(), USAGE);
             return ExitCode::from(USAGE);
         }
     };
     match carry_out(command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("headwater: {error:#}");
-            ExitCode::from(exit_code(&error))
+            let code = exit_code(&error);
+            // Whoever has closed the standard output wants to know nothing more.
+            if code != CLOSED {
+                crate::logging::fatal(&format!("{error:#}"), code);
+            }
+            ExitCode::from(code)
         }
     }
 }
@@ -62,6 +67,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<Complaints>().is_some() {
         return USAGE;
     }
+    if let Some(OutputError::Closed) = error.downcast_ref() {
+        return CLOSED;
+    }
     let refused = matches!(error.downcast_ref(), Some(SourceError::Refused(_)))
         || error.downcast_ref().is_some_and(RunError::is_refusal);
     if refused { REFUSED } else { FAILED }
@@ -69,28 +77,24 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 fn carry_out(command: Command) -> anyhow::Result<u8> {
     match command {
-        Command::Help(text) => print!("{text}"),
-        Command::Version => println!("headwater {}", env!("CARGO_PKG_VERSION")),
+        Command::Help(text) => out!("{text}")?,
+        Command::Version => outln!("headwater {}", env!("CARGO_PKG_VERSION"))?,
         Command::Demo(args) => {
             crate::logging::init(false, "warn");
             return Ok(if demo::demo(&args)? { DONE } else { FAILED });
         }
         Command::Run(args) if args.restart => return supervise_run(&args),
         Command::Run(args) => run(&args)?,
-        Command::Check(path) => {
-            let config = load(&path)?;
-            config.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-            print!("{}", config.effective());
-        }
+        Command::Check(args) => check(&args)?,
         Command::Status(args) => {
             let mut config = load(&args.config)?;
             permit(&mut config, &args.resets)?;
             return status::status(&config, args.json);
         }
-        Command::TopicsCreate(path) => topics_create(&path)?,
+        Command::TopicsCreate(args) => topics_create(&args)?,
         Command::Produce(args) => produce_events(&args)?,
         Command::DeadLetters(args) => dead_letters_command(&args)?,
-        Command::BenchCost(args) => bench::cost(&args),
+        Command::BenchCost(args) => bench::cost(&args)?,
         Command::BenchKeys(args) => bench::keys(&args)?,
         Command::BenchStages(args) => bench::stages(&args)?,
         Command::BenchLatency(args) => bench::latency(&args)?,
@@ -98,9 +102,46 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
+/// The configuration of a command that logs warnings alone.
 fn load(path: &Path) -> anyhow::Result<Config> {
+    load_with(path, Config::parse, |_| "warn")
+}
+
+/// The configuration of a command that logs what the configuration says.
+fn load_to_run(path: &Path) -> anyhow::Result<Config> {
+    load_with(path, Config::parse, |config| &config.log.level)
+}
+
+/// The configuration of a command that writes to no sink, which it need not have.
+fn load_source(path: &Path) -> anyhow::Result<Config> {
+    load_with(path, Config::parse_without_sinks, |config| &config.log.level)
+}
+
+fn load_with(
+    path: &Path,
+    parse: fn(&str, std::env::Vars) -> Result<Config, Complaints>,
+    level: fn(&Config) -> &str,
+) -> anyhow::Result<Config> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(Config::parse(&text, std::env::vars())?)
+    let config = parse(&text, std::env::vars());
+    // From here on every error is in the log's format, also those of the configuration itself.
+    match &config {
+        Ok(config) => crate::logging::init(config.log.json, level(config)),
+        Err(_) => crate::logging::init(Config::wants_json(&text, std::env::vars()), "warn"),
+    }
+    Ok(config?)
+}
+
+/// Prints what is in force.
+fn check(args: &CheckArgs) -> anyhow::Result<()> {
+    let config = load(&args.config)?;
+    config.warnings.iter().for_each(|warning| output::progress(format_args!("warning: {warning}\n")));
+    if args.json {
+        outln!("{}", config.effective_json())?;
+    } else {
+        out!("{}", config.effective())?;
+    }
+    Ok(())
 }
 
 /// Lets a start reset what the command line says it may.
@@ -139,8 +180,7 @@ fn complaint(key: &str, message: impl Into<String>) -> Complaints {
 
 /// Has a child run what the arguments say without `--restart`.
 fn supervise_run(args: &RunArgs) -> anyhow::Result<u8> {
-    let config = load(&args.config)?;
-    crate::logging::init(config.log.json, &config.log.level);
+    let config = load_to_run(&args.config)?;
     let arguments: Vec<_> = std::env::args_os().skip(1).filter(|argument| argument != "--restart").collect();
     if let SourceConfig::File(paths) = &config.source {
         // Nor is the standard input that of the child.
@@ -150,8 +190,7 @@ fn supervise_run(args: &RunArgs) -> anyhow::Result<u8> {
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<()> {
-    let mut config = load(&args.config)?;
-    crate::logging::init(config.log.json, &config.log.level);
+    let mut config = load_to_run(&args.config)?;
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     config.plan.close_at_end = args.close || !matches!(config.source, SourceConfig::Kafka(_));
     config.plan.record_bindings = args.bindings.clone();
@@ -180,9 +219,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     let begun = Instant::now();
     crate::runtime::run(job)?;
-    let events = metrics.event_count();
-    let seconds = begun.elapsed().as_secs_f64();
-    tracing::info!(events, seconds, events_per_s = (events as f64 / seconds).round(), "done");
+    summary::log(&metrics, begun.elapsed());
     drop(server);
     Ok(())
 }
@@ -218,8 +255,8 @@ fn kafka_source(config: &Config) -> anyhow::Result<&crate::config::KafkaSourceCo
     }
 }
 
-fn topics_create(path: &Path) -> anyhow::Result<()> {
-    let config = load(path)?;
+fn topics_create(args: &TopicsArgs) -> anyhow::Result<()> {
+    let config = load(&args.config)?;
     let kafka = kafka_source(&config)?;
     let mut topics = crate::topics::standard();
     if !topics.iter().any(|topic| topic.name == kafka.topic) {
@@ -228,13 +265,18 @@ fn topics_create(path: &Path) -> anyhow::Result<()> {
         topics.push(own);
     }
     crate::topics::create_topics(&kafka.brokers, &kafka.options, &topics)?;
-    topics.iter().for_each(|topic| println!("{} ({} partitions)", topic.name, topic.partitions));
+    if args.json {
+        let all = topics.iter().map(|topic| (topic.name.clone(), json!({ "partitions": topic.partitions })));
+        return Ok(outln!("{}", json!({ "topics": all.collect::<serde_json::Map<_, _>>() }))?);
+    }
+    for topic in &topics {
+        outln!("{} ({} partitions)", topic.name, topic.partitions)?;
+    }
     Ok(())
 }
 
 fn produce_events(args: &ProduceArgs) -> anyhow::Result<()> {
-    let config = load(&args.config)?;
-    crate::logging::init(config.log.json, &config.log.level);
+    let config = load_source(&args.config)?;
     let kafka = kafka_source(&config)?;
     let producer = produce::Producer::connect(&kafka.brokers, &kafka.options, &kafka.topic)?;
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -253,11 +295,33 @@ fn produce_events(args: &ProduceArgs) -> anyhow::Result<()> {
     let report = producer.run(records, Some(args.eps), &stop, &mut |report| {
         if told.elapsed() >= Duration::from_secs(5) {
             told = Instant::now();
-            tracing::info!(?report, "producing");
+            log_produced(report, "producing");
         }
     })?;
-    tracing::info!(?report, "done");
+    if args.json {
+        outln!(
+            "{}",
+            json!({
+                "sent": report.sent,
+                "acknowledged": report.acknowledged,
+                "behind_ms": millis(report.behind),
+                "slowest_ms": millis(report.slowest),
+            })
+        )?;
+    } else {
+        log_produced(&report, "done");
+    }
     Ok(())
+}
+
+fn log_produced(report: &produce::Report, what: &str) {
+    let produce::Report { sent, acknowledged, behind, slowest } = report;
+    let (behind_ms, slowest_ms) = (millis(*behind), millis(*slowest));
+    tracing::info!(sent, acknowledged, behind_ms, slowest_ms, "{what}");
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn dead_letters_command(args: &DeadLettersArgs) -> anyhow::Result<()> {
@@ -272,12 +336,12 @@ fn dead_letters_command(args: &DeadLettersArgs) -> anyhow::Result<()> {
         let letters = chosen.collect::<Result<Vec<_>, _>>()?;
         let retried =
             dead_letters::retry(&kafka.brokers, &kafka.options, &kafka.topic, letters, args.include_late)?;
-        println!("{retried:?}");
+        outln!("{retried:?}")?;
         return Ok(());
     }
     for letter in chosen {
         let letter = letter?;
-        println!("{letter:?}");
+        outln!("{letter:?}")?;
     }
     Ok(())
 }

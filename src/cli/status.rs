@@ -6,6 +6,7 @@ use headwater_dataflows::Epoch;
 use headwater_sinks::Progress;
 use serde_json::{Value, json};
 
+use super::output::{out, outln};
 use super::{DONE, FAILED, REFUSED, build, complaint};
 use crate::config::{Config, LedgerConfig};
 use crate::coordination::{EpochRecord, Operator, Skip, is_closed};
@@ -29,9 +30,9 @@ pub fn status(config: &Config, json: bool) -> anyhow::Result<u8> {
         resets: config.resets.clone(),
     });
     if json {
-        println!("{}", facts.json(&outlook, wall_ms()));
+        outln!("{}", facts.json(&outlook, wall_ms()))?;
     } else {
-        print!("{}", facts.text(&outlook, wall_ms()));
+        out!("{}", facts.text(&outlook, wall_ms()))?;
     }
     Ok(match outlook {
         Outlook::Begins | Outlook::GoesOn { .. } => DONE,

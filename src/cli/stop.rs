@@ -40,7 +40,8 @@ pub fn on(requests: Receiver<()>, stopping: &Arc<AtomicBool>, bound: Option<Boun
                 }
                 None => "no sink is committing".to_owned(),
             };
-            eprintln!("headwater: not finished {drain:?} after it was asked to stop: {waited_for}");
+            let reason = format!("not finished {drain:?} after it was asked to stop: {waited_for}");
+            crate::logging::fatal(&reason, FAILED);
         }
         std::process::exit(i32::from(FAILED));
     });

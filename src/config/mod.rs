@@ -173,6 +173,36 @@ impl Config {
         text: &str,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Config, Complaints> {
+        Config::parse_but(text, environment, |_| false)
+    }
+
+    /// The same for what writes to no sink: there need not be one.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it beside that.
+    pub fn parse_without_sinks(
+        text: &str,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Config, Complaints> {
+        Config::parse_but(text, environment, |complaint| complaint.message == NO_SINK)
+    }
+
+    /// Whether a configuration, which may have any number of errors, asks for JSON in the log.
+    pub fn wants_json(text: &str, environment: impl Iterator<Item = (String, String)>) -> bool {
+        let entry = |item: &tree::Item, name: &str| match &item.node {
+            tree::Node::Table(entries) => entries.get(name).cloned(),
+            _ => None,
+        };
+        let tree = tree::parse(text, &environment.collect::<Vec<_>>());
+        let format = tree.ok().and_then(|tree| entry(&entry(&tree, "log")?, "format"));
+        format.is_some_and(|format| matches!(format.node, tree::Node::Text(text) if text == "json"))
+    }
+
+    fn parse_but(
+        text: &str,
+        environment: impl Iterator<Item = (String, String)>,
+        permitted: fn(&Complaint) -> bool,
+    ) -> Result<Config, Complaints> {
         let mut environment: Vec<_> = environment.collect();
         environment.sort();
         let tree = tree::parse(text, &environment).map_err(|(origin, message)| {
@@ -180,6 +210,7 @@ impl Config {
         })?;
         let mut notes = Notes::default();
         let config = read_config(&mut Section::top(&tree), &mut notes);
+        notes.complaints.retain(|complaint| !permitted(complaint));
         match config {
             Some(mut config) if notes.complaints.is_empty() => {
                 config.effective = notes.effective;
@@ -193,11 +224,23 @@ impl Config {
         }
     }
 
+    /// Every key in force with its value, as one JSON object, secrets left out.
+    pub fn effective_json(&self) -> serde_json::Value {
+        let value = |text: &String| {
+            let parsed = toml::from_str::<toml::Table>(&format!("value = {text}")).ok();
+            let value = parsed.and_then(|mut table| serde_json::to_value(table.remove("value")?).ok());
+            value.unwrap_or_else(|| text.as_str().into())
+        };
+        self.effective.iter().map(|(key, text)| (key.clone(), value(text))).collect()
+    }
+
     /// Every key in force, one a line, secrets left out.
     pub fn effective(&self) -> String {
         self.effective.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
     }
 }
+
+const NO_SINK: &str = "expected at least one of [sinks.kafka], [sinks.postgres] and [sinks.sqlite]";
 
 const SEVERITIES: [(&str, Severity); 4] = [
     ("low", Severity::Low),
@@ -265,11 +308,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
     let mut section = top.section_or_default("sinks", notes);
     let sinks = read_sinks(&mut section, notes);
     if section_is_empty(&sinks) {
-        top.complain(
-            "sinks",
-            "expected at least one of [sinks.kafka], [sinks.postgres] and [sinks.sqlite]",
-            notes,
-        );
+        top.complain("sinks", NO_SINK, notes);
     }
     section.end(notes);
     if let (Some(SourceConfig::Kafka(kafka)), Some(sink)) = (&source, &sinks.kafka) {

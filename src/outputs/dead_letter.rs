@@ -67,6 +67,17 @@ impl DeadLetter {
     }
 }
 
+impl std::fmt::Display for DeadLetter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Position { partition, offset } = self.position;
+        write!(f, "partition {}, offset {}, is {}: ", partition.0, offset.0, self.reason().as_str())?;
+        if let Some(field) = &self.rejection.field {
+            write!(f, "{field}: ")?;
+        }
+        f.write_str(&self.rejection.message)
+    }
+}
+
 impl Output for DeadLetter {
     fn of(takes: &Takes) -> Option<u8> {
         takes.dead_letters

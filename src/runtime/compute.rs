@@ -63,6 +63,7 @@ pub fn compute<'scope>(
         refused.map(|refused| DeadLetter::refused(&refused.event, refused.refusal)).concat(rejected);
     let counted = Arc::clone(metrics);
     let letters = told("Dead letters", letters, Arc::clone(listeners), move |letter: &DeadLetter, _| {
+        counted.rejection(|| letter.to_string());
         if matches!(letter.reason(), crate::decode::Reason::Late | crate::decode::Reason::Duplicate) {
             counted.rejected(letter.reason().as_str(), 1);
         }

@@ -16,6 +16,7 @@ use serde_json::json;
 use super::drive::{Drive, EPOCH, Spent, disordered, events, in_order};
 use super::usage;
 use crate::cli::args::BenchArgs;
+use crate::cli::output::{OutputError, note, outln};
 use crate::event::Event;
 use crate::outputs::Severity;
 use crate::runtime::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, Telling, TravelPlan, rules};
@@ -31,7 +32,10 @@ const HOUR: i64 = 3_600_000;
 const FORMS: [&str; 3] = ["loop", "1", "2"];
 
 /// Runs loop and dataflow in turn and prints medians.
-pub fn cost(args: &BenchArgs) {
+///
+/// # Errors
+/// If they cannot be printed.
+pub fn cost(args: &BenchArgs) -> Result<(), OutputError> {
     let settings = GeneratorSettings { users: args.users, ..in_order() };
     let events = disordered(events(settings, args.events), args.disordered, args.disorder_ms);
     let behind_ms = args.disorder_ms.max(BEHIND_MS);
@@ -48,32 +52,37 @@ pub fn cost(args: &BenchArgs) {
     for round in 1..=args.rounds.max(1) {
         let spent = [by_hand(), by_dataflow(1), by_dataflow(2)];
         let [hand, one, two] = spent.map(|spent| per_second(args.events, spent.wall));
-        eprintln!("round {round}: loop {hand:.0}, one worker {one:.0}, two workers {two:.0} events/s");
+        note!("round {round}: loop {hand:.0}, one worker {one:.0}, two workers {two:.0} events/s");
         rounds.push(spent);
     }
     let report = report(args.events, &rounds);
     if args.json {
-        println!("{report}");
-        return;
+        return outln!("{report}");
     }
-    println!(
+    outln!(
         "{:<8} {:>12} {:>8} {:>18} {:>8} {:>8}",
-        "", "events/s", "of loop", "events/CPU-second", "of loop", "matches"
-    );
+        "",
+        "events/s",
+        "of loop",
+        "events/CPU-second",
+        "of loop",
+        "matches"
+    )?;
     for form in FORMS {
         let number = |key: &str, digits: usize| match report[key][form].as_f64() {
             Some(value) => format!("{value:.digits$}"),
             None => "-".to_owned(),
         };
-        println!(
+        outln!(
             "{form:<8} {:>12} {:>8} {:>18} {:>8} {:>8}",
             number("events_per_s", 0),
             number("ratio", 2),
             number("events_per_cpu_s", 0),
             number("cpu_ratio", 2),
             report["matches"][form]
-        );
+        )?;
     }
+    Ok(())
 }
 
 /// Medians by form. Ratios are taken round by round, since the machine's speed drifts; those of CPU time hold on a busy

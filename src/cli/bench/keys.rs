@@ -14,6 +14,7 @@ use serde_json::json;
 use super::drive::EPOCH;
 use super::{cost, usage};
 use crate::cli::args::KeysArgs;
+use crate::cli::output::{note, outln};
 use crate::decode::Decoder;
 use crate::event::Event;
 use crate::outputs::{Alert, KeyHistory};
@@ -63,7 +64,7 @@ pub fn keys(args: &KeysArgs) -> anyhow::Result<()> {
             }
             engine.end_epoch(EventTime(time(offset) - 1));
         }
-        eprintln!("{} of {EACH} events for each of {} keys …", round + 1, args.keys);
+        note!("{} of {EACH} events for each of {} keys …", round + 1, args.keys);
     }
     let took = begun.elapsed();
     // An hour later what is to leave leaves; the allocator gives it back while it is asked for more.
@@ -78,12 +79,12 @@ pub fn keys(args: &KeysArgs) -> anyhow::Result<()> {
     let held = usage::resident_bytes().context(UNKNOWN)?.saturating_sub(before);
     let (bytes, rate) = (held / args.keys as u64, offset as f64 / took.as_secs_f64());
     if args.json {
-        println!("{}", json!({ "keys": args.keys, "bytes_per_key": bytes, "events_per_s": rate.round() }));
+        outln!("{}", json!({ "keys": args.keys, "bytes_per_key": bytes, "events_per_s": rate.round() }))?;
     } else {
-        println!(
+        outln!(
             "{} keys, each idle: {bytes} bytes a key; {rate:.0} events/s, decoding among them",
             args.keys
-        );
+        )?;
     }
     drop(engine);
     Ok(())

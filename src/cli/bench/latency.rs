@@ -24,6 +24,7 @@ use serde_json::json;
 
 use super::scratch::Scratch;
 use crate::cli::args::LatencyArgs;
+use crate::cli::output::{note, outln};
 use crate::cli::{build, kafka_source, load, stop};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};
 use crate::decode::Reason;
@@ -48,7 +49,6 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// If the configuration is not fit, or something fails on the way.
 pub fn latency(args: &LatencyArgs) -> anyhow::Result<()> {
     let mut config = load(&args.config)?;
-    crate::logging::init(config.log.json, "warn");
     let mut scratch = Scratch::new();
     let measured = measure(args, &mut config, &mut scratch);
     let removed = scratch.remove();
@@ -68,20 +68,19 @@ pub fn latency(args: &LatencyArgs) -> anyhow::Result<()> {
         "epoch_p50_ms": epoch_ms(0.5), "epoch_p99_ms": epoch_ms(0.99), "epoch_p999_ms": epoch_ms(0.999),
     });
     if args.json {
-        println!("{report}");
-        return Ok(());
+        return Ok(outln!("{report}")?);
     }
-    println!("{} alerts at {} events/s, from when the record was due:", latencies.len(), args.eps);
+    outln!("{} alerts at {} events/s, from when the record was due:", latencies.len(), args.eps)?;
     for (name, share) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)] {
-        println!("{name:>6} {:>9.1} ms", ms(share));
+        outln!("{name:>6} {:>9.1} ms", ms(share))?;
     }
-    println!(
+    outln!(
         "Epochs, from their beginning to when all operators were done: p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms.",
         epoch_ms(0.5),
         epoch_ms(0.99),
         epoch_ms(0.999)
-    );
-    println!("The producer was at most {:.1} ms behind its schedule.", behind.as_secs_f64() * 1000.0);
+    )?;
+    outln!("The producer was at most {:.1} ms behind its schedule.", behind.as_secs_f64() * 1000.0)?;
     Ok(())
 }
 
@@ -181,12 +180,7 @@ fn measure(args: &LatencyArgs, config: &mut Config, scratch: &mut Scratch) -> an
         Produced { partition: Some(partition), key, value, headers: Vec::new() }
     });
 
-    eprintln!(
-        "{} events/s for {} s, after {} s that do not count …",
-        args.eps,
-        args.seconds,
-        WARM_UP.as_secs()
-    );
+    note!("{} events/s for {} s, after {} s that do not count …", args.eps, args.seconds, WARM_UP.as_secs());
     // When the job has ended, nothing is produced any more: nobody would read it.
     let over = AtomicBool::new(false);
     let interrupted = Arc::new(AtomicBool::new(false));

@@ -30,6 +30,7 @@ use super::report::{Cpu, Measured, Report, Whole};
 use super::scratch::Scratch;
 use super::usage;
 use crate::cli::args::StagesArgs;
+use crate::cli::output::{note, out, outln};
 use crate::cli::{build, kafka_source, load, stop};
 use crate::config::{Config, OutputKind, SinksConfig};
 use crate::decode::Decoder;
@@ -59,7 +60,6 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// If the configuration is not fit, or something fails on the way.
 pub fn stages(args: &StagesArgs) -> anyhow::Result<()> {
     let config = load(&args.config)?;
-    crate::logging::init(config.log.json, "warn");
     let settings = GeneratorSettings { pace: args.pace, ..GeneratorSettings::default() };
     settings.validate().map_err(anyhow::Error::msg)?;
     let stopping = Arc::new(AtomicBool::new(false));
@@ -70,9 +70,9 @@ pub fn stages(args: &StagesArgs) -> anyhow::Result<()> {
     let report = measured?;
     removed?;
     if args.json {
-        println!("{}", report.json());
+        outln!("{}", report.json())?;
     } else {
-        print!("{report}");
+        out!("{report}")?;
     }
     Ok(())
 }
@@ -175,7 +175,7 @@ impl Bench<'_> {
             let (key, value) = (Some(maker.key.clone()), Some(maker.value.clone()));
             Produced { partition: Some(partition), key, value, headers: Vec::new() }
         });
-        eprintln!("producing {} records …", self.args.events);
+        note!("producing {} records …", self.args.events);
         let producer = Producer::connect(&source.brokers, &source.options, &topic)?;
         producer.run(records, None, &self.stopping, &mut |_| {})?;
         self.go_on()
@@ -184,7 +184,7 @@ impl Bench<'_> {
     /// The job as `headwater run --until-end --close` has it. Time counts from its first event: opening sinks takes
     /// seconds.
     fn whole(&mut self, set: &SinkSet) -> anyhow::Result<Whole> {
-        eprintln!("the whole job, {} …", set.name);
+        note!("the whole job, {} …", set.name);
         let mut config = self.config.clone();
         config.sinks = set.sinks.clone();
         self.scratch.isolate(&mut config, set.name)?;
@@ -221,7 +221,7 @@ impl Bench<'_> {
 
     /// Reads the input topic to its end, on this thread.
     fn reading(&self, mut each: impl FnMut(Raw<'_>)) -> anyhow::Result<Measured> {
-        eprintln!("reading …");
+        note!("reading …");
         let mut config = self.config.clone();
         // Never committed to, so the group never comes to be.
         config.plan.pipeline = format!("{}reader", self.scratch.prefix).into();
@@ -252,7 +252,7 @@ impl Bench<'_> {
 
     /// What is computed of events in memory, and told to the sinks of a set.
     fn dataflow(&self, set: &SinkSet, events: &[Event]) -> anyhow::Result<Measured> {
-        eprintln!("the dataflow, {} …", set.name);
+        note!("the dataflow, {} …", set.name);
         let mut config = self.config.clone();
         config.sinks = set.sinks.clone();
         let sinks = build::sinks(&config, "");
@@ -279,7 +279,7 @@ impl Bench<'_> {
         events: &[Event],
         choose: impl FnOnce(&mut SinksConfig),
     ) -> anyhow::Result<Measured> {
-        eprintln!("{stage} …");
+        note!("{stage} …");
         let mut config = self.config.clone();
         choose(&mut config.sinks);
         self.scratch.isolate(&mut config, stage)?;

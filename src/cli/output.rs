@@ -1,0 +1,76 @@
+//! What commands print: results on standard output, progress on standard error. Nothing else in this crate prints, so
+//! that a closed pipe or a full disk is never a panic.
+
+use std::fmt::Arguments;
+use std::io::{ErrorKind, Write};
+
+use thiserror::Error;
+
+/// Standard output does not take what a command prints.
+#[derive(Debug, Error)]
+pub enum OutputError {
+    /// Its reader has closed it, as `head` does: nobody wants the rest.
+    #[error("standard output is closed")]
+    Closed,
+    /// It cannot be written.
+    #[error("cannot write to standard output")]
+    Failed(#[source] std::io::Error),
+}
+
+/// Prints to standard output.
+pub fn print(text: Arguments<'_>) -> Result<(), OutputError> {
+    write(&mut std::io::stdout().lock(), text)
+}
+
+fn write(to: &mut impl Write, text: Arguments<'_>) -> Result<(), OutputError> {
+    to.write_fmt(text).and_then(|()| to.flush()).map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => OutputError::Closed,
+        _ => OutputError::Failed(error),
+    })
+}
+
+/// Prints progress to standard error.
+pub fn progress(text: Arguments<'_>) {
+    if crate::logging::is_json() {
+        tracing::info!(target: crate::logging::ALWAYS, "{}", text.to_string().trim());
+    } else {
+        // Progress only informs: where nobody reads it, the command goes on.
+        let _ = std::io::stderr().lock().write_fmt(text);
+    }
+}
+
+/// `print!` that returns an error where that panics.
+macro_rules! out {
+    ($($text:tt)*) => { $crate::cli::output::print(format_args!($($text)*)) };
+}
+
+/// `println!` that returns an error where that panics.
+macro_rules! outln {
+    ($($text:tt)*) => { $crate::cli::output::print(format_args!("{}\n", format_args!($($text)*))) };
+}
+
+/// `eprintln!` that does not panic, and is JSON where the log is.
+macro_rules! note {
+    ($($text:tt)*) => { $crate::cli::output::progress(format_args!("{}\n", format_args!($($text)*))) };
+}
+
+pub(crate) use {note, out, outln};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_and_a_closed_pipe_are_errors() {
+        let mut full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+        let failed = anyhow::Error::from(write(&mut full, format_args!("x")).expect_err("it is full"));
+        assert_eq!(
+            format!("{failed:#}"),
+            "cannot write to standard output: No space left on device (os error 28)"
+        );
+
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        assert!(matches!(write(&mut writer, format_args!("x")), Err(OutputError::Closed)));
+    }
+}
