@@ -214,6 +214,8 @@ pub fn parse(
 ) -> Result<Command, lexopt::Error> {
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut words: Vec<String> = Vec::new();
+    // An empty variable is as good as none.
+    let environment = |name: &str| environment(name).filter(|text| !text.is_empty());
     let number = |name: &str, default: usize| match environment(name) {
         None => Ok(default),
         Some(text) => {

@@ -3,6 +3,7 @@
 pub mod args;
 pub mod bench;
 mod build;
+mod dead_letters;
 mod demo;
 mod status;
 mod stop;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use args::{Command, DeadLettersArgs, ProduceArgs, RunArgs};
+use args::{Command, ProduceArgs, RunArgs};
 
 use crate::config::{Complaint, Complaints, Config, Origin, SourceConfig};
 use crate::coordination::Skip;
@@ -22,7 +23,8 @@ use crate::metrics::Metrics;
 use crate::runtime::{Job, Resets, RunError};
 use crate::source::SourceError;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
-use crate::source::kafka::{dead_letters, produce};
+use crate::source::kafka::produce;
+use crate::topics;
 
 /// The process has done what was asked.
 const DONE: u8 = 0;
@@ -84,7 +86,7 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
         }
         Command::TopicsCreate(path) => topics_create(&path)?,
         Command::Produce(args) => produce_events(&args)?,
-        Command::DeadLetters(args) => dead_letters_command(&args)?,
+        Command::DeadLetters(args) => dead_letters::dead_letters(&args)?,
         Command::BenchCost(args) => bench::cost(&args),
         Command::BenchKeys(args) => bench::keys(&args)?,
         Command::BenchStages(args) => bench::stages(&args)?,
@@ -95,7 +97,7 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
 
 fn load(path: &Path) -> anyhow::Result<Config> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(Config::parse(&text, std::env::vars())?)
+    Ok(Config::of_process(&text)?)
 }
 
 /// Lets a start reset what the command line says it may.
@@ -210,15 +212,20 @@ fn kafka_source(config: &Config) -> anyhow::Result<&crate::config::KafkaSourceCo
 
 fn topics_create(path: &Path) -> anyhow::Result<()> {
     let config = load(path)?;
-    let kafka = kafka_source(&config)?;
-    let mut topics = crate::topics::standard();
-    if !topics.iter().any(|topic| topic.name == kafka.topic) {
-        let mut own = topics[0].clone();
-        own.name.clone_from(&kafka.topic);
-        topics.push(own);
+    let mut made = Vec::new();
+    if let SourceConfig::Kafka(source) = &config.source {
+        made.push((&source.brokers, &source.options, vec![topics::input(&source.topic)]));
     }
-    crate::topics::create_topics(&kafka.brokers, &kafka.options, &topics)?;
-    topics.iter().for_each(|topic| println!("{} ({} partitions)", topic.name, topic.partitions));
+    if let Some(sink) = &config.sinks.kafka {
+        made.push((&sink.brokers, &sink.options, topics::outputs(&sink.topics)));
+    }
+    if made.is_empty() {
+        return Err(complaint("source", "there are no topics: neither the source nor a sink is Kafka").into());
+    }
+    for (brokers, options, specs) in made {
+        topics::create_topics(brokers, options, &specs)?;
+        specs.iter().for_each(|topic| println!("{} ({} partitions)", topic.name, topic.partitions));
+    }
     Ok(())
 }
 
@@ -247,27 +254,5 @@ fn produce_events(args: &ProduceArgs) -> anyhow::Result<()> {
         }
     })?;
     tracing::info!(?report, "done");
-    Ok(())
-}
-
-fn dead_letters_command(args: &DeadLettersArgs) -> anyhow::Result<()> {
-    let config = load(&args.config)?;
-    let kafka = kafka_source(&config)?;
-    let letters = dead_letters::DeadLetters::read_all(&kafka.brokers, &kafka.options, "dead-letters")?;
-    let chosen = letters.filter(|letter| match (letter, &args.reason) {
-        (Ok(letter), Some(reason)) => letter.reason() == reason,
-        _ => true,
-    });
-    if args.retry {
-        let letters = chosen.collect::<Result<Vec<_>, _>>()?;
-        let retried =
-            dead_letters::retry(&kafka.brokers, &kafka.options, &kafka.topic, letters, args.include_late)?;
-        println!("{retried:?}");
-        return Ok(());
-    }
-    for letter in chosen {
-        let letter = letter?;
-        println!("{letter:?}");
-    }
     Ok(())
 }

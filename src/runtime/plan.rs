@@ -7,13 +7,15 @@ use std::time::Duration;
 use headwater_dataflows::windows::Refresh;
 use headwater_dataflows::{Emission, Epoch};
 
-use crate::outputs::Severity;
+use crate::outputs::{Provenance, Severity};
 
 /// A pipeline.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Its name.
     pub pipeline: Arc<str>,
+    /// The topic that it reads, if it reads one: dead letters name it.
+    pub source_topic: Option<Arc<str>>,
     /// Time and its bounds.
     pub time: Time,
     /// Bounds of memory.
@@ -28,6 +30,13 @@ pub struct Plan {
     pub close_at_end: bool,
     /// Where to write down the bindings, if anywhere.
     pub record_bindings: Option<PathBuf>,
+}
+
+impl Plan {
+    /// What its outputs are of.
+    pub fn provenance(&self) -> Provenance {
+        Provenance { pipeline: Arc::clone(&self.pipeline), source_topic: self.source_topic.clone() }
+    }
 }
 
 /// Time and its bounds.
