@@ -1,18 +1,27 @@
 //! The topics of a pipeline, as `headwater topics create` makes them.
 
+use std::collections::BTreeMap;
+
 use headwater_sinks::kafka::client::Options;
 pub use headwater_sinks::kafka::topics::{TopicError, TopicFacts, TopicSpec, Topics};
 
-/// The topics that the configuration names by default. The progress topic is not among them: the sink makes it.
-pub fn standard() -> Vec<TopicSpec> {
+use crate::config::OutputKind;
+
+/// The topic that a pipeline reads.
+pub fn input(name: &str) -> TopicSpec {
+    TopicSpec::new(name, 6)
+}
+
+/// The topics that results go to. The progress topic is not among them: the sink makes it.
+pub fn outputs(names: &BTreeMap<OutputKind, String>) -> Vec<TopicSpec> {
     // A record may have 1 MiB; what is said of it, or put around it, comes on top.
     let beyond_its_input = |spec: TopicSpec| spec.with("max.message.bytes", "2097152");
-    vec![
-        TopicSpec::new("raw-events", 6),
-        beyond_its_input(TopicSpec::new("enriched-events", 6)),
-        TopicSpec::new("alerts", 3),
-        beyond_its_input(TopicSpec::new("dead-letters", 3)),
-    ]
+    let spec = |(kind, name): (&OutputKind, &String)| match kind {
+        OutputKind::Events => beyond_its_input(TopicSpec::new(name, 6)),
+        OutputKind::Alerts | OutputKind::Windows => TopicSpec::new(name, 3),
+        OutputKind::DeadLetters => beyond_its_input(TopicSpec::new(name, 3)),
+    };
+    names.iter().map(spec).collect()
 }
 
 /// Creates the topics that do not exist yet and returns their names; see [`Topics::create`].

@@ -5,8 +5,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use headwater::source::kafka::dead_letters::{self, DeadLetter, DeadLetters, Retried};
+use headwater::source::kafka::dead_letters::{self, DeadLetter, DeadLetters};
 use headwater::source::kafka::produce::{Produced, Producer};
+use headwater::source::kafka::retry::{Retried, Retry};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
 use headwater::source::{Budget, Source};
 use headwater::topics::{TopicSpec, create_topics};
@@ -93,52 +94,70 @@ fn a_record_sent_at_a_rate_carries_the_time_at_which_it_was_due() {
 }
 
 #[test]
-fn dead_letters_are_listed_with_their_headers_and_go_back_at_most_three_times() {
+fn dead_letters_go_back_once_each_and_only_to_the_topic_of_their_pipeline() {
     let (letters, source) = (topic("letters", 3), topic("back", 1));
-    let letter = |n: u32, reason: &str, retries: u32, truncated: bool| {
+    let pipeline = format!("pipeline-{}", std::process::id());
+    let letter_of = |pipeline: &str, n: u32, reason: &str, retries: u32, truncated: bool| {
+        let header = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
         let mut headers = vec![
-            ("reason".to_owned(), reason.as_bytes().to_vec()),
-            ("headwater-retries".to_owned(), retries.to_string().into_bytes()),
+            header("reason", reason),
+            header("headwater-retries", &retries.to_string()),
+            header("pipeline", pipeline),
+            header("source-topic", &source),
         ];
         if truncated {
-            headers.push((dead_letters::header::ORIGINAL_LENGTH.to_owned(), b"5000000".to_vec()));
+            headers.push(header(dead_letters::header::ORIGINAL_LENGTH, "5000000"));
         }
-        Produced {
-            partition: Some(n % 3),
-            key: Some(vec![0xff]),
-            value: Some(format!("{n}").into_bytes()),
-            headers,
-        }
+        let (key, value) = (Some(vec![0xff]), Some(n.to_string().into_bytes()));
+        Produced { partition: Some(n % 3), key, value, headers }
     };
-    let produced = [
+    let letter = |n, reason, retries, truncated| letter_of(&pipeline, n, reason, retries, truncated);
+    let produce = |produced: Vec<Produced>| {
+        let kafka = Producer::connect(&brokers(), &Options::new(), &letters).expect("it connects");
+        kafka.run(produced, None, &AtomicBool::new(false), &mut |_| {}).expect("they are produced");
+    };
+    produce(vec![
         letter(0, "malformed", 0, false),
         letter(1, "invalid", 2, false),
         letter(2, "invalid", 3, false),
         letter(3, "late", 0, false),
         letter(4, "malformed", 0, true),
-    ];
-    let kafka = Producer::connect(&brokers(), &Options::new(), &letters).expect("it connects");
-    kafka.run(produced, None, &AtomicBool::new(false), &mut |_| {}).expect("they are produced");
-    let read = || -> Vec<DeadLetter> {
-        let letters = DeadLetters::read_all(&brokers(), &Options::new(), &letters).expect("it opens");
-        letters.collect::<Result<_, _>>().expect("they are read")
-    };
-    let mut listed = read();
+        letter_of("another", 5, "invalid", 0, false),
+    ]);
+    let read = || DeadLetters::read_all(&brokers(), &Options::new(), &letters).expect("it opens");
+    let mut listed: Vec<DeadLetter> = read().collect::<Result<_, _>>().expect("they are read");
     listed.sort_by_key(|letter| letter.value.clone());
     let found: Vec<_> = listed.iter().map(|letter| (letter.reason(), letter.retries())).collect();
-    assert_eq!(found, [("malformed", 0), ("invalid", 2), ("invalid", 3), ("late", 0), ("malformed", 0)]);
-    assert_eq!(read().len(), 5, "listing consumes nothing");
+    assert_eq!(
+        found,
+        [("malformed", 0), ("invalid", 2), ("invalid", 3), ("late", 0), ("malformed", 0), ("invalid", 0)]
+    );
 
-    let retry = |include_late| {
-        dead_letters::retry(&brokers(), &Options::new(), &source, read(), include_late)
-            .expect("they are sent")
+    let retry = |include_late, reason: Option<&str>| {
+        let retry = Retry {
+            brokers: &brokers(),
+            options: &Options::new(),
+            pipeline: &pipeline,
+            source_topic: &source,
+            letters_topic: &letters,
+            include_late,
+        };
+        let chosen =
+            read().filter(|letter| reason.is_none_or(|of| letter.as_ref().is_ok_and(|l| l.reason() == of)));
+        retry.run(chosen).expect("they are sent")
     };
-    assert_eq!(retry(false), Retried { sent: 2, late: 1, exhausted: 1, truncated: 1 });
-    assert_eq!(retry(true), Retried { sent: 3, late: 0, exhausted: 1, truncated: 1 });
+    let left = Retried { late: 1, exhausted: 1, truncated: 1, of_others: 1, ..Retried::default() };
+    let of_one_reason = Retried { sent: 1, exhausted: 1, of_others: 1, ..Retried::default() };
+    assert_eq!(retry(false, Some("invalid")), of_one_reason);
+    assert_eq!(retry(false, None), Retried { sent: 1, before: 1, ..left });
+    assert_eq!(retry(false, None), Retried { before: 2, ..left });
+    assert_eq!(retry(true, None), Retried { sent: 1, before: 2, late: 0, ..left });
+    produce(vec![letter(6, "malformed", 1, false)]);
+    assert_eq!(retry(true, None), Retried { sent: 1, before: 3, late: 0, ..left }, "what is new is sent");
     let mut reader = open(&source).reader(&[(Partition(0), Offset(0))]).expect("it reads");
     let mut got = Vec::new();
     let deadline = Instant::now() + TEN_SECONDS;
-    while got.len() < 5 && Instant::now() < deadline {
+    while got.len() < 4 && Instant::now() < deadline {
         let each = &mut |raw: headwater::source::Raw<'_>| {
             assert_eq!(raw.key, Some(&[0xff][..]));
             got.push((String::from_utf8_lossy(raw.value.unwrap_or_default()).into_owned(), raw.retries));
@@ -146,6 +165,6 @@ fn dead_letters_are_listed_with_their_headers_and_go_back_at_most_three_times() 
         reader.read(Budget::records(10), each).expect("it reads");
     }
     got.sort();
-    let expected = [("0", 1), ("0", 1), ("1", 3), ("1", 3), ("3", 1)];
+    let expected = [("0", 1), ("1", 3), ("3", 1), ("6", 2)];
     assert_eq!(got, expected.map(|(value, retries)| (value.to_owned(), retries)));
 }

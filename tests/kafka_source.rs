@@ -456,7 +456,7 @@ fn missing_and_compacted_topics_and_owned_options_are_refused_by_name() {
     for key in
         ["enable.auto.commit", "auto.offset.reset", "isolation.level", "group.id", "enable.partition.eof"]
     {
-        let options = Options::from([(key.to_owned(), "x".to_owned())]);
+        let options = Options::from([(key.to_owned(), "x".into())]);
         let reason = refusal(KafkaSource::open(KafkaSourceConfig { options, ..config(&topic) }));
         assert!(reason.contains(key), "{reason}");
     }

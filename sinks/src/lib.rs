@@ -19,6 +19,8 @@ pub mod memory;
 mod migrations;
 mod naming;
 pub mod postgres;
+pub mod private;
+mod secret;
 pub mod sqlite;
 pub mod tables;
 mod text;
@@ -28,3 +30,4 @@ pub use contract::{
     CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, StageError, Start,
 };
 pub use naming::{MessageNames, row_name};
+pub use secret::Secret;

@@ -401,7 +401,7 @@ fn what_demands_tls_is_refused_and_no_error_or_debug_form_tells_the_password() {
         ("?connect_timeout=1", false),
     ] {
         let url = format!("{start_of_url}{}{options}", if refused { host } else { "127.0.0.1:1/none" });
-        let config = PostgresConfig { url, ..database.config() };
+        let config = PostgresConfig { url: url.into(), ..database.config() };
         assert!(!format!("{config:?}").contains("canary"));
         let error = config.build().open(&start(1)).expect_err(options);
         assert_eq!(matches!(error, OpenError::Refused { .. }), refused, "{options}: {error:?}");

@@ -104,7 +104,7 @@ fn behind_proxy(database: &Database, fate: Fate) -> (Proxy, impl Sink) {
     let (server, name) = host.split_once('/').expect("host/database");
     let proxy = Proxy::start(server.parse().expect("a numeric address"));
     let url = format!("postgres://headwater@{}/{name}", proxy.address);
-    let mut sink = PostgresConfig { url, ..database.config() }.build();
+    let mut sink = PostgresConfig { url: url.into(), ..database.config() }.build();
     sink.open(&start(1)).expect("opened");
     sink.commit(permit(1)).expect("committed");
     sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");

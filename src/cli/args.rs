@@ -239,6 +239,8 @@ pub fn parse(
     let mut flags: Vec<String> = Vec::new();
     let mut run = RunArgs::default();
     let (mut workers, mut processes, mut process) = (None, None, None);
+    // An empty variable is as good as none.
+    let environment = |name: &str| environment(name).filter(|text| !text.is_empty());
     let (mut seconds, mut seed, mut json, mut out) = (None::<f64>, 1, false, None);
     let (mut eps, mut reason, mut include_late) = (None::<f64>, None, false);
     let (mut events, mut rounds, mut pace) = (None::<usize>, 5, 500);
@@ -491,7 +493,10 @@ mod tests {
             parsed("status --json x"),
             Ok(Command::Status(StatusArgs { config: "x".into(), json: true, resets: Resets::default() }))
         );
-        assert_eq!(parsed("topics create x"), Ok(Command::TopicsCreate(TopicsArgs { config: "x".into(), json: false })));
+        assert_eq!(
+            parsed("topics create x"),
+            Ok(Command::TopicsCreate(TopicsArgs { config: "x".into(), json: false }))
+        );
         assert_eq!(
             parsed("bench latency x --eps 500"),
             Ok(Command::BenchLatency(LatencyArgs {

@@ -61,19 +61,16 @@ pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
     if let Some(kafka) = &config.sinks.kafka {
         // Alerts have a writer of their own, so that they do not wait for the mass of events.
         for (name, kinds) in [
-            ("kafka-alerts", &[(OutputKind::Alerts, "alerts")][..]),
-            (
-                "kafka-events",
-                &[(OutputKind::Events, "enriched-events"), (OutputKind::DeadLetters, "dead-letters")],
-            ),
+            ("kafka-alerts", &[OutputKind::Alerts][..]),
+            ("kafka-events", &[OutputKind::Events, OutputKind::DeadLetters]),
         ] {
-            let taken: Vec<_> = kinds.iter().filter(|(kind, _)| kafka.topics.contains(kind)).collect();
+            let taken: Vec<_> = kinds.iter().filter_map(|kind| kafka.topics.get_key_value(kind)).collect();
             if taken.is_empty() {
                 continue;
             }
             let mut takes = Takes::default();
             for (at, (kind, _)) in taken.iter().enumerate() {
-                *place(&mut takes, *kind) = Some(at as u8);
+                *place(&mut takes, **kind) = Some(at as u8);
             }
             let sink = KafkaSink::new(KafkaConfig {
                 name: name.to_owned(),
@@ -89,14 +86,14 @@ pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
         }
     }
     if let Some(postgres) = &config.sinks.postgres {
-        let PostgresSinkConfig { schema, tables } = postgres.clone();
-        let (name, url) = ("postgres".into(), tables.place.clone());
-        let sink = PostgresConfig { name, url, schema, skip_stored: config.ledger.is_none() }.build();
+        let PostgresSinkConfig { url, schema, tables } = postgres.clone();
+        let (name, skip_stored) = ("postgres".into(), config.ledger.is_none());
+        let sink = PostgresConfig { name, url, schema, skip_stored }.build();
         jobs.push(tables_job(Box::new(sink), &tables));
     }
     if let Some(sqlite) = &config.sinks.sqlite {
-        let sink = SqliteConfig { name: "sqlite".into(), path: sqlite.place.clone().into() }.build();
-        jobs.push(tables_job(Box::new(sink), sqlite));
+        let sink = SqliteConfig { name: "sqlite".into(), path: sqlite.path.clone() }.build();
+        jobs.push(tables_job(Box::new(sink), &sqlite.tables));
     }
     jobs
 }
@@ -127,7 +124,7 @@ fn place(takes: &mut Takes, kind: OutputKind) -> &mut Option<u8> {
 pub fn ledger(config: &LedgerConfig, pipeline: &str) -> Result<Box<dyn Ledger>, LedgerError> {
     Ok(match config {
         LedgerConfig::Sqlite(path) => Box::new(SqliteLedger::open(path, pipeline)?),
-        LedgerConfig::Postgres(url) => Box::new(PostgresLedger::open(url, pipeline)?),
+        LedgerConfig::Postgres(url) => Box::new(PostgresLedger::open(url.expose(), pipeline)?),
     })
 }
 
@@ -135,7 +132,10 @@ pub fn ledger(config: &LedgerConfig, pipeline: &str) -> Result<Box<dyn Ledger>, 
 fn checkpoints(config: &Config) -> Result<Option<Checkpoints>, RunError> {
     Ok(match &config.checkpoint {
         Some(CheckpointConfig { interval, keep }) => Some(Checkpoints {
-            store: crate::state::open(&config.state, &config.plan.pipeline)?,
+            store: {
+                tracing::info!(state = ?config.state, "opening the state store");
+                crate::state::open(&config.state, &config.plan.pipeline)?
+            },
             interval_ms: i64::try_from(interval.as_millis()).unwrap_or(i64::MAX),
             keep: *keep,
         }),

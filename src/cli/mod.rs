@@ -3,6 +3,7 @@
 pub mod args;
 pub mod bench;
 mod build;
+mod dead_letters;
 mod demo;
 pub mod output;
 mod status;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use args::{CheckArgs, Command, DeadLettersArgs, ProduceArgs, RunArgs, TopicsArgs};
+use args::{CheckArgs, Command, ProduceArgs, RunArgs, TopicsArgs};
 use output::{OutputError, out, outln};
 use serde_json::json;
 
@@ -27,7 +28,8 @@ use crate::runtime::{Job, Resets, RunError};
 use crate::source::SourceError;
 use crate::source::file::check_repeatable;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
-use crate::source::kafka::{dead_letters, produce};
+use crate::source::kafka::produce;
+use crate::topics;
 
 /// The process has done what was asked.
 const DONE: u8 = 0;
@@ -93,7 +95,7 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
         }
         Command::TopicsCreate(args) => topics_create(&args)?,
         Command::Produce(args) => produce_events(&args)?,
-        Command::DeadLetters(args) => dead_letters_command(&args)?,
+        Command::DeadLetters(args) => dead_letters::dead_letters(&args)?,
         Command::BenchCost(args) => bench::cost(&args)?,
         Command::BenchKeys(args) => bench::keys(&args)?,
         Command::BenchStages(args) => bench::stages(&args)?,
@@ -119,15 +121,16 @@ fn load_source(path: &Path) -> anyhow::Result<Config> {
 
 fn load_with(
     path: &Path,
-    parse: fn(&str, std::env::Vars) -> Result<Config, Complaints>,
+    parse: fn(&str, std::vec::IntoIter<(String, String)>) -> Result<Config, Complaints>,
     level: fn(&Config) -> &str,
 ) -> anyhow::Result<Config> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let config = parse(&text, std::env::vars());
+    let environment = Config::environment()?;
+    let config = parse(&text, environment.clone().into_iter());
     // From here on every error is in the log's format, also those of the configuration itself.
     match &config {
         Ok(config) => crate::logging::init(config.log.json, level(config)),
-        Err(_) => crate::logging::init(Config::wants_json(&text, std::env::vars()), "warn"),
+        Err(_) => crate::logging::init(Config::wants_json(&text, environment.into_iter()), "warn"),
     }
     Ok(config?)
 }
@@ -257,19 +260,25 @@ fn kafka_source(config: &Config) -> anyhow::Result<&crate::config::KafkaSourceCo
 
 fn topics_create(args: &TopicsArgs) -> anyhow::Result<()> {
     let config = load(&args.config)?;
-    let kafka = kafka_source(&config)?;
-    let mut topics = crate::topics::standard();
-    if !topics.iter().any(|topic| topic.name == kafka.topic) {
-        let mut own = topics[0].clone();
-        own.name.clone_from(&kafka.topic);
-        topics.push(own);
+    let mut made = Vec::new();
+    if let SourceConfig::Kafka(source) = &config.source {
+        made.push((&source.brokers, &source.options, vec![topics::input(&source.topic)]));
     }
-    crate::topics::create_topics(&kafka.brokers, &kafka.options, &topics)?;
+    if let Some(sink) = &config.sinks.kafka {
+        made.push((&sink.brokers, &sink.options, topics::outputs(&sink.topics)));
+    }
+    if made.is_empty() {
+        return Err(complaint("source", "there are no topics: neither the source nor a sink is Kafka").into());
+    }
+    for (brokers, options, specs) in &made {
+        topics::create_topics(brokers, options, specs)?;
+    }
+    let all = || made.iter().flat_map(|(_, _, specs)| specs);
     if args.json {
-        let all = topics.iter().map(|topic| (topic.name.clone(), json!({ "partitions": topic.partitions })));
+        let all = all().map(|topic| (topic.name.clone(), json!({ "partitions": topic.partitions })));
         return Ok(outln!("{}", json!({ "topics": all.collect::<serde_json::Map<_, _>>() }))?);
     }
-    for topic in &topics {
+    for topic in all() {
         outln!("{} ({} partitions)", topic.name, topic.partitions)?;
     }
     Ok(())
@@ -322,26 +331,4 @@ fn log_produced(report: &produce::Report, what: &str) {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn dead_letters_command(args: &DeadLettersArgs) -> anyhow::Result<()> {
-    let config = load(&args.config)?;
-    let kafka = kafka_source(&config)?;
-    let letters = dead_letters::DeadLetters::read_all(&kafka.brokers, &kafka.options, "dead-letters")?;
-    let chosen = letters.filter(|letter| match (letter, &args.reason) {
-        (Ok(letter), Some(reason)) => letter.reason() == reason,
-        _ => true,
-    });
-    if args.retry {
-        let letters = chosen.collect::<Result<Vec<_>, _>>()?;
-        let retried =
-            dead_letters::retry(&kafka.brokers, &kafka.options, &kafka.topic, letters, args.include_late)?;
-        outln!("{retried:?}")?;
-        return Ok(());
-    }
-    for letter in chosen {
-        let letter = letter?;
-        outln!("{letter:?}")?;
-    }
-    Ok(())
 }

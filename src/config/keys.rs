@@ -65,8 +65,10 @@ pub const KEYS: &[Key] = keys! {
     "limits.drain" = "\"30s\"": "How long a run that was asked to stop may take to finish what it has read. Then it ends with exit code 1 and names the sink that does not answer."
 
     "state.kind" = "\"fjall\"": "Where checkpoints are put: `fjall` or `rocksdb` (if built with that feature), a folder of one process, or `redis`, which several share. Without `[checkpoint]` nothing is."
-    "state.path" = "\"state\"": "fjall and RocksDB: the folder."
-    "state.url": "Redis: where it is, for instance `redis://:password@127.0.0.1:6379/0`. It must have `appendonly yes`, `appendfsync always` and `maxmemory-policy noeviction`, or it is refused: what is put would not be there after a crash."
+    "state.path" = "\"state\"": "fjall and RocksDB: the folder. A relative path is of the working directory; `check` shows the absolute one, which is best given where a service may start elsewhere."
+    "state.url": "Redis: where it is, for instance `redis://127.0.0.1:6379/0`. It must have `appendonly yes`, `appendfsync always` and `maxmemory-policy noeviction`, or it is refused: what is put would not be there after a crash."
+    "state.url_file": "Redis: the file that holds the URL."
+    "state.password_file": "Redis: the file that holds the password, for a URL without one."
     "state.ttl" = "\"30d\"": "How long a key is remembered after its last event, in event time; what comes later is as if of a new key. No shorter than any pattern looks back; windows are waited for."
 
     "windows.name" = required: "Name of the window: lower-case letters, digits and `_`."
@@ -106,14 +108,21 @@ pub const KEYS: &[Key] = keys! {
     "ledger.kind" = required: "Where the record of what was done is kept, by which a start goes on exactly: `postgres`, or `sqlite` on a volume that follows the first process. Without the section a start has empty state, and results near a crash may be lost or repeated."
     "ledger.path": "SQLite: the ledger's file. It is not to be shared with a sink's: each waits for the other's locks."
     "ledger.url": "PostgreSQL: where the database is; without it, where `sinks.postgres` writes."
+    "ledger.url_file": "PostgreSQL: the file that holds the URL."
+    "ledger.password_file": "PostgreSQL: the file that holds the password, for a URL without one."
 
     "checkpoint.interval" = "\"10s\"": "How long after one checkpoint the next begins, by the epochs' wall times. A start does again what came after the last one: shorter intervals make it quicker, longer ones write less. The section needs `[ledger]`."
     "checkpoint.keep" = "3": "How many checkpoints a start can go back to, the beginning of the pipeline being the first: if the newest cannot be read, the one before is as right and takes longer."
 
     "sinks.kafka.brokers" = "\"127.0.0.1:9092\"": "The brokers to ask first."
-    "sinks.kafka.topics" = "[\"enriched-events\", \"alerts\", \"dead-letters\"]": "Which outputs to write; each goes to the topic of its name."
+    "sinks.kafka.topics" = "[\"enriched-events\", \"alerts\", \"dead-letters\"]": "Which outputs to write; each goes to the topic of its name. Or a table of names, such as `[sinks.kafka.topics]` with `alerts = \"fraud.alerts\"`: then only the outputs that it names are written."
     "sinks.kafka.commit_interval" = "\"0ms\"": "Least time between the beginnings of two transactions; they adapt to the load, so none is needed."
-    "sinks.postgres.url" = required: "Where the database is, such as `postgres://headwater@127.0.0.1/headwater`."
+    "sinks.kafka.topics.enriched-events": "The topic of the enriched events. Also `enriched_events`."
+    "sinks.kafka.topics.alerts": "The topic of the alerts."
+    "sinks.kafka.topics.dead-letters": "The topic of the dead letters. Also `dead_letters`."
+    "sinks.postgres.url": "Where the database is, such as `postgres://headwater@127.0.0.1/headwater`. Required, unless `url_file` is given."
+    "sinks.postgres.url_file": "The file that holds the URL."
+    "sinks.postgres.password_file": "The file that holds the password, for a URL without one."
     "sinks.postgres.schema": "The schema that the tables are in, made if it is not there; without it, where the connection puts tables. Tables belong to one pipeline: each one of a database needs a schema of its own. Lower-case letters, digits and `_`."
     "sinks.postgres.tables" = "[\"events\", \"alerts\", \"windows\", \"dead_letters\"]": "Which outputs to write."
     "sinks.postgres.commit_interval" = "\"200ms\"": "Least time between the beginnings of two transactions: larger ones cost less."
@@ -129,10 +138,20 @@ pub const KEYS: &[Key] = keys! {
 /// The reference, as Markdown.
 pub fn reference() -> String {
     let mut text = String::from(
-        "# Configuration\n\nTOML. `HEADWATER__SECTION__KEY` in the environment overrides any key. `headwater check CONFIG` prints\n\
-         what is in force, or everything that is wrong, with key, line and what was expected. A pattern or a sink runs if\n\
-         its section is there, however empty; `[source.options]` and `[sinks.kafka.options]` go to the Kafka client as\n\
-         they are.\n\nGenerated from the table that the program reads by; do not edit.\n",
+        "# Configuration\n\nTOML. `headwater check CONFIG` prints what is in force, or everything that is wrong, with key, line and what was\n\
+         expected. A pattern or a sink runs if its section is there, however empty.\n\n\
+         `HEADWATER__SECTION__KEY` in the environment overrides any key. Its value is taken as it is where the key is text,\n\
+         and as TOML where it is a number, a truth value or a list. A variable that begins with `HEADWATER_` and is not\n\
+         one of Headwater's is an error, but those that Kubernetes and Docker set for services.\n\n\
+         `${NAME}` in a text of the file is replaced by that environment variable, which must be set; `$${` is `${`. The\n\
+         value is text.\n\n\
+         **Secrets** are addresses (`url`) and the options of the Kafka client. Each can be given in a file instead, whose\n\
+         last line end is left out: `url_file`, and for options such as `\"sasl.password_file\" = \"/run/secrets/kafka\"`.\n\
+         `password_file` adds a password to an address without one. `check` shows addresses without passwords, and of the\n\
+         options only the values of those that are known to hold no secret; errors and logs show neither.\n\n\
+         `[source.options]` and `[sinks.kafka.options]` go to the Kafka client as they are, by\n\
+         [its names](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md).\n\n\
+         Generated from the table that the program reads by; do not edit.\n",
     );
     let mut section = None;
     for key in KEYS {

@@ -1,27 +1,20 @@
 //! Where the ledger is, and what a pipeline's answers depend on.
 
-use std::fmt;
 use std::path::PathBuf;
 
+use headwater_sinks::Secret;
+
+use super::address::Server;
 use super::read::{Notes, Section};
-use super::{Config, SinksConfig, values};
+use super::{Config, SinksConfig, secrets};
 
 /// Where the ledger is.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LedgerConfig {
     /// In a SQLite file.
     Sqlite(PathBuf),
     /// In PostgreSQL, at this URL.
-    Postgres(String),
-}
-
-impl fmt::Debug for LedgerConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LedgerConfig::Sqlite(path) => write!(f, "Sqlite({})", path.display()),
-            LedgerConfig::Postgres(url) => write!(f, "Postgres({})", values::without_password(url)),
-        }
-    }
+    Postgres(Secret),
 }
 
 /// Reads the section `[ledger]`.
@@ -30,16 +23,17 @@ pub(super) fn read(mut section: Section<'_>, sinks: &SinksConfig, notes: &mut No
     let ledger = match postgres {
         None => None,
         Some(false) => {
-            let path = section.text("path", notes);
+            let path = section.file("path", notes);
             if path.is_none() {
                 section.complain("path", "a ledger in SQLite needs the path of its file", notes);
             }
-            path.map(|path| LedgerConfig::Sqlite(path.into()))
+            path.map(LedgerConfig::Sqlite)
         }
         Some(true) => {
-            let own = section.text("url", notes);
-            let url = own.or_else(|| sinks.postgres.as_ref().map(|sink| sink.tables.place.clone()));
-            if url.is_none() {
+            let own = secrets::address(&mut section, Server::Postgres, notes);
+            let is_given = section.has("url") || section.has("url_file");
+            let url = own.or_else(|| sinks.postgres.as_ref().map(|sink| sink.url.clone()));
+            if url.is_none() && !is_given {
                 section.complain(
                     "url",
                     "a ledger in PostgreSQL needs a url, or a sinks.postgres that has one",

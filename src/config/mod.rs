@@ -3,11 +3,15 @@
 //! A file and the environment become a tree of values that know where they were written; reading the tree yields a
 //! [`Config`], which is valid, or every complaint at once.
 
+mod address;
 mod change;
 mod checkpoint;
+mod environment;
 mod keys;
 mod ledger;
 mod read;
+mod secrets;
+mod sinks;
 mod source;
 mod state;
 mod tree;
@@ -18,10 +22,12 @@ pub use checkpoint::CheckpointConfig;
 pub use keys::reference;
 pub use ledger::LedgerConfig;
 pub use read::Complaint;
+pub use sinks::{
+    KafkaSinkConfig, OutputKind, PostgresSinkConfig, SinksConfig, SqliteSinkConfig, TablesConfig,
+};
 pub use state::StateConfig;
 pub use tree::Origin;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,75 +72,6 @@ pub struct Config {
     /// What is valid, and probably not what is meant.
     pub warnings: Vec<Complaint>,
     effective: Vec<(String, String)>,
-}
-
-/// An output that a sink may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputKind {
-    /// Events, enriched.
-    Events,
-    /// Alerts.
-    Alerts,
-    /// Window aggregates.
-    Windows,
-    /// Dead letters.
-    DeadLetters,
-}
-
-/// Where results go.
-#[derive(Clone, Debug, Default)]
-pub struct SinksConfig {
-    /// Topics.
-    pub kafka: Option<KafkaSinkConfig>,
-    /// PostgreSQL.
-    pub postgres: Option<PostgresSinkConfig>,
-    /// SQLite.
-    pub sqlite: Option<TablesConfig>,
-}
-
-/// Topics to write.
-#[derive(Clone)]
-pub struct KafkaSinkConfig {
-    /// The brokers to ask first.
-    pub brokers: String,
-    /// Which outputs to write.
-    pub topics: Vec<OutputKind>,
-    /// Least time between two transactions.
-    pub commit_interval: Duration,
-    /// Passed on as they are. They may hold secrets, so they do not show in `Debug`.
-    pub options: BTreeMap<String, String>,
-}
-
-impl fmt::Debug for KafkaSinkConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Kafka({:?} at {})", self.topics, self.brokers)
-    }
-}
-
-/// Tables of PostgreSQL to write.
-#[derive(Clone, Debug)]
-pub struct PostgresSinkConfig {
-    /// The schema that they are in; without it, where the connection puts tables.
-    pub schema: Option<String>,
-    /// Which, and where the database is.
-    pub tables: TablesConfig,
-}
-
-/// Tables to write.
-#[derive(Clone)]
-pub struct TablesConfig {
-    /// A URL, or the path of a file.
-    pub place: String,
-    /// Which outputs to write.
-    pub tables: Vec<OutputKind>,
-    /// Least time between two transactions.
-    pub commit_interval: Duration,
-}
-
-impl fmt::Debug for TablesConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tables({:?} at {})", self.tables, values::without_password(&self.place))
-    }
 }
 
 /// How to log.
@@ -205,11 +142,16 @@ impl Config {
     ) -> Result<Config, Complaints> {
         let mut environment: Vec<_> = environment.collect();
         environment.sort();
-        let tree = tree::parse(text, &environment).map_err(|(origin, message)| {
+        let mut tree = tree::parse(text, &environment).map_err(|(origin, message)| {
             Complaints(vec![Complaint { origin, key: "the file".into(), message }])
         })?;
+        let (named, mut complaints) = environment::substitute(&mut tree, &environment);
         let mut notes = Notes::default();
         let config = read_config(&mut Section::top(&tree), &mut notes);
+        // A text in which something could not be replaced is not what was meant.
+        notes.complaints.retain(|read| complaints.iter().all(|complaint| complaint.origin != read.origin));
+        complaints.extend(environment::unknown(&environment, &named));
+        notes.complaints.append(&mut complaints);
         notes.complaints.retain(|complaint| !permitted(complaint));
         match config {
             Some(mut config) if notes.complaints.is_empty() => {
@@ -234,6 +176,14 @@ impl Config {
         self.effective.iter().map(|(key, text)| (key.clone(), value(text))).collect()
     }
 
+    /// The variables of this process's environment.
+    ///
+    /// # Errors
+    /// If one of Headwater's is not UTF-8.
+    pub fn environment() -> Result<Vec<(String, String)>, Complaints> {
+        environment::of_process().map_err(|complaint| Complaints(vec![complaint]))
+    }
+
     /// Every key in force, one a line, secrets left out.
     pub fn effective(&self) -> String {
         self.effective.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
@@ -247,19 +197,6 @@ const SEVERITIES: [(&str, Severity); 4] = [
     ("medium", Severity::Medium),
     ("high", Severity::High),
     ("critical", Severity::Critical),
-];
-
-const TABLES: [(&str, OutputKind); 4] = [
-    ("events", OutputKind::Events),
-    ("alerts", OutputKind::Alerts),
-    ("windows", OutputKind::Windows),
-    ("dead_letters", OutputKind::DeadLetters),
-];
-
-const TOPICS: [(&str, OutputKind); 3] = [
-    ("enriched-events", OutputKind::Events),
-    ("alerts", OutputKind::Alerts),
-    ("dead-letters", OutputKind::DeadLetters),
 ];
 
 fn is_name(text: &str, also: &str) -> bool {
@@ -305,31 +242,15 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
 
     let state = state::read(top.section_or_default("state", notes), &patterns, notes);
 
-    let mut section = top.section_or_default("sinks", notes);
-    let sinks = read_sinks(&mut section, notes);
-    if section_is_empty(&sinks) {
-        top.complain("sinks", NO_SINK, notes);
-    }
-    section.end(notes);
-    if let (Some(SourceConfig::Kafka(kafka)), Some(sink)) = (&source, &sinks.kafka) {
-        let written = TOPICS.iter().find(|(name, kind)| *name == kafka.topic && sink.topics.contains(kind));
-        if written.is_some() {
-            top.complain(
-                "source",
-                format!("the topic {} is also written by sinks.kafka", kafka.topic),
-                notes,
-            );
-        }
-    }
+    let sinks = sinks::read(top, notes);
+    sinks::check_topics(top, pipeline.as_deref(), source.as_ref(), &sinks, notes);
 
     let ledger = top.section("ledger", notes).and_then(|section| ledger::read(section, &sinks, notes));
     let checkpoint = checkpoint::read(top, notes);
     let http = top.section("http", notes).and_then(|mut section| {
-        let listen = section.get("listen", notes, |node| match node {
-            tree::Node::Text(text) => {
-                text.parse().map_err(|_| "an address such as \"127.0.0.1:9464\"".into())
-            }
-            _ => Err("an address such as \"127.0.0.1:9464\"".into()),
+        let listen = section.get_text("listen", notes, |text| {
+            let address = text.and_then(|text| text.parse().ok());
+            address.ok_or_else(|| "an address such as \"127.0.0.1:9464\"".into())
         });
         section.end(notes);
         listen
@@ -346,6 +267,10 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         plan: Plan {
             pipeline: pipeline?.into(),
             strict_fields: reading?.strict_fields,
+            source_topic: match &source {
+                Some(SourceConfig::Kafka(kafka)) => Some(kafka.topic.as_str().into()),
+                _ => None,
+            },
             time: time?,
             limits: Limits {
                 bytes_in_flight: bytes_in_flight?,
@@ -403,10 +328,6 @@ fn read_time(mut section: Section<'_>, reading: Option<source::Reading>, notes: 
 
 fn millis(ms: i64) -> Duration {
     Duration::from_millis(ms.unsigned_abs())
-}
-
-fn section_is_empty(sinks: &SinksConfig) -> bool {
-    sinks.kafka.is_none() && sinks.postgres.is_none() && sinks.sqlite.is_none()
 }
 
 fn read_window(
@@ -561,46 +482,6 @@ fn read_patterns(patterns: &mut Section<'_>, notes: &mut Notes) -> Patterns {
         read.impossible_travel = (|| Some(TravelPlan { km: km?, kmh: kmh?, telling: telling? }))();
     }
     read
-}
-
-fn read_sinks(sinks: &mut Section<'_>, notes: &mut Notes) -> SinksConfig {
-    let mut read = SinksConfig::default();
-    if let Some(mut section) = sinks.section("kafka", notes) {
-        let brokers = section.text("brokers", notes);
-        let topics = section.choices("topics", &TOPICS, notes);
-        let interval = section.duration("commit_interval", 0, notes);
-        let options = match section.section("options", notes) {
-            Some(mut section) => section.texts(notes),
-            None => BTreeMap::new(),
-        };
-        section.end(notes);
-        read.kafka = (|| {
-            Some(KafkaSinkConfig {
-                brokers: brokers?,
-                topics: topics?,
-                commit_interval: millis(interval?),
-                options,
-            })
-        })();
-    }
-    if let Some(mut section) = sinks.section("postgres", notes) {
-        let schema = section.text("schema", notes);
-        let tables = read_tables(&mut section, "url", notes);
-        section.end(notes);
-        read.postgres = tables.map(|tables| PostgresSinkConfig { schema, tables });
-    }
-    if let Some(mut section) = sinks.section("sqlite", notes) {
-        read.sqlite = read_tables(&mut section, "path", notes);
-        section.end(notes);
-    }
-    read
-}
-
-fn read_tables(section: &mut Section<'_>, place: &str, notes: &mut Notes) -> Option<TablesConfig> {
-    let place = section.text(place, notes);
-    let tables = section.choices("tables", &TABLES, notes);
-    let interval = section.duration("commit_interval", 0, notes);
-    Some(TablesConfig { place: place?, tables: tables?, commit_interval: millis(interval?) })
 }
 
 #[cfg(test)]

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::PathBuf;
 
 use super::keys::{KEYS, Key};
 use super::tree::{Item, Node, Origin};
-use super::values::{duration_ms, size_bytes, without_password};
+use super::values::{duration_ms, size_bytes};
 
 /// One thing that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +70,7 @@ impl<'a> Section<'a> {
         self.asked.insert(key.to_owned());
         let item = self.entries?.get(key)?;
         let path = format!("{}{key}", self.path);
-        match &item.node {
+        match item.node.value() {
             Node::Table(entries) => Some(Section {
                 path: format!("{path}."),
                 name: format!("{}{key}.", self.name),
@@ -77,7 +78,7 @@ impl<'a> Section<'a> {
                 asked: BTreeSet::new(),
             }),
             other => {
-                let message = format!("expected a section, got {}", other.describe());
+                let message = format!("expected a section, got {}", other.kind());
                 notes.complaints.push(Complaint { origin: item.origin.clone(), key: path, message });
                 None
             }
@@ -98,8 +99,8 @@ impl<'a> Section<'a> {
     pub fn sections(&mut self, key: &str, notes: &mut Notes) -> Vec<Section<'a>> {
         self.asked.insert(key.to_owned());
         let Some(item) = self.entries.and_then(|entries| entries.get(key)) else { return Vec::new() };
-        let Node::Array(items) = &item.node else {
-            let message = format!("expected sections [[{key}]], got {}", item.node.describe());
+        let Node::Array(items) = item.node.value() else {
+            let message = format!("expected sections [[{key}]], got {}", item.node.kind());
             notes.complaints.push(Complaint { origin: item.origin.clone(), key: key.to_owned(), message });
             return Vec::new();
         };
@@ -114,7 +115,7 @@ impl<'a> Section<'a> {
                     asked: BTreeSet::new(),
                 }),
                 other => {
-                    let message = format!("expected a section, got {}", other.describe());
+                    let message = format!("expected a section, got {}", other.kind());
                     notes.complaints.push(Complaint { origin: item.origin.clone(), key: path, message });
                 }
             }
@@ -122,28 +123,21 @@ impl<'a> Section<'a> {
         sections
     }
 
-    /// All entries, as texts: for settings that are passed on as they are.
-    pub fn texts(&mut self, notes: &mut Notes) -> BTreeMap<String, String> {
-        let mut texts = BTreeMap::new();
-        for (key, item) in self.entries.into_iter().flatten() {
-            self.asked.insert(key.clone());
-            let text = match &item.node {
-                Node::Text(text) => text.clone(),
-                Node::Table(_) | Node::Array(_) => {
-                    let message =
-                        format!("expected text, a number or a truth value, got {}", item.node.describe());
-                    let key = format!("{}{key}", self.path);
-                    notes.complaints.push(Complaint { origin: item.origin.clone(), key, message });
-                    continue;
-                }
-                other => other.describe(),
-            };
-            let secret = ["password", "secret", "token", ".key"].iter().any(|word| key.contains(word));
-            let shown = if secret { "***".to_owned() } else { text.clone() };
-            notes.effective.push((format!("{}{key:?}", self.path), Node::Text(shown).to_toml()));
-            texts.insert(key.clone(), text);
-        }
-        texts
+    /// Its path, with a dot at the end.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// What is written under a key, which is thereby asked for.
+    pub fn item(&mut self, key: &str) -> Option<&'a Item> {
+        self.asked.insert(key.to_owned());
+        self.entries?.get(key)
+    }
+
+    /// Everything that is written in it, which is thereby asked for.
+    pub fn items(&mut self) -> impl Iterator<Item = (&'a String, &'a Item)> + use<'a> {
+        self.asked.extend(self.entries.into_iter().flatten().map(|(key, _)| key.clone()));
+        self.entries.into_iter().flatten()
     }
 
     fn known(&self, key: &str) -> &'static Key {
@@ -158,73 +152,89 @@ impl<'a> Section<'a> {
         notes: &mut Notes,
         read: impl Fn(&Node) -> Result<T, String>,
     ) -> Option<T> {
-        self.asked.insert(key.to_owned());
+        self.get_shown(key, notes, |node| {
+            let value = node.value();
+            read(value).map(|read| (read, value.to_toml()))
+        })
+    }
+
+    /// Reads one key that is text by `read`. What the environment gives for it is taken as it is.
+    pub fn get_text<T>(
+        &mut self,
+        key: &str,
+        notes: &mut Notes,
+        read: impl Fn(Option<&str>) -> Result<T, String>,
+    ) -> Option<T> {
+        self.get_shown(key, notes, |node| {
+            let text = node.text();
+            read(text).map(|read| (read, Node::Text(text.unwrap_or_default().to_owned()).to_toml()))
+        })
+    }
+
+    /// Reads one key by `read`, which takes a value, and says how it is shown, or what it expected.
+    fn get_shown<T>(
+        &mut self,
+        key: &str,
+        notes: &mut Notes,
+        read: impl Fn(&Node) -> Result<(T, String), String>,
+    ) -> Option<T> {
         let known = self.known(key);
         let path = format!("{}{key}", self.path);
         let default;
-        let item = match self.entries.and_then(|entries| entries.get(key)) {
+        let item = match self.item(key) {
             Some(item) => item,
             None => match known.default {
                 Some(text) => {
-                    default = super::tree::parse(&format!("value = {text}"), &[]).expect("defaults are TOML");
+                    default = super::tree::parse(&format!("value = {text}"), &[])
+                        .unwrap_or_else(|_| unreachable!("defaults are TOML"));
                     let Node::Table(entries) = &default.node else { unreachable!("a document is a table") };
                     &entries["value"]
                 }
-                None if known.required => {
-                    let origin = self
-                        .entries
-                        .and_then(|entries| entries.values().next())
-                        .map(|item| item.origin.clone());
-                    let message = "is missing".to_owned();
-                    notes.complaints.push(Complaint {
-                        origin: origin.unwrap_or(Origin::Default),
-                        key: path,
-                        message,
-                    });
+                None => {
+                    if known.required {
+                        self.complain_of_missing(key, notes);
+                    }
                     return None;
                 }
-                None => return None,
             },
         };
         match read(&item.node) {
-            Ok(value) => {
-                let shown = match &item.node {
-                    Node::Text(text) => Node::Text(without_password(text)).to_toml(),
-                    other => other.to_toml(),
-                };
+            Ok((value, shown)) => {
                 notes.effective.push((path, shown));
                 Some(value)
             }
             Err(expected) => {
-                let message = format!("expected {expected}, got {}", item.node.describe());
+                let message = format!("expected {expected}, got {}", item.describe());
                 notes.complaints.push(Complaint { origin: item.origin.clone(), key: path, message });
                 None
             }
         }
     }
 
+    /// Complains of a key that must be given where its section is.
+    pub fn complain_of_missing(&self, key: &str, notes: &mut Notes) {
+        let first = self.entries.and_then(|entries| entries.values().next());
+        notes.complaints.push(Complaint {
+            origin: first.map_or(Origin::Default, |item| item.origin.clone()),
+            key: format!("{}{key}", self.path),
+            message: "is missing".to_owned(),
+        });
+    }
+
     /// A duration of at least `least_ms`, in milliseconds.
     pub fn duration(&mut self, key: &str, least_ms: i64, notes: &mut Notes) -> Option<i64> {
-        self.get(key, notes, |node| match node {
-            Node::Text(text) => match duration_ms(text) {
-                Some(ms) if ms >= least_ms => Ok(ms),
-                Some(_) => Err(format!("a duration of at least {least_ms} ms")),
-                None => Err("a duration such as \"10ms\", \"5s\", \"1m\", \"1h\" or \"30d\"".into()),
-            },
-            _ => Err("a duration such as \"10ms\", \"5s\", \"1m\", \"1h\" or \"30d\"".into()),
+        self.get_text(key, notes, |text| match text.and_then(duration_ms) {
+            Some(ms) if ms >= least_ms => Ok(ms),
+            Some(_) => Err(format!("a duration of at least {least_ms} ms")),
+            None => Err("a duration such as \"10ms\", \"5s\", \"1m\", \"1h\" or \"30d\"".into()),
         })
     }
 
     /// A size in bytes.
     pub fn size(&mut self, key: &str, notes: &mut Notes) -> Option<usize> {
-        self.get(key, notes, |node| {
-            match node {
-                Node::Text(text) => {
-                    size_bytes(text).and_then(|size| usize::try_from(size).ok()).filter(|&size| size > 0)
-                }
-                _ => None,
-            }
-            .ok_or_else(|| "a size such as \"64MiB\"".into())
+        self.get_text(key, notes, |text| {
+            let size = text.and_then(size_bytes).and_then(|size| usize::try_from(size).ok());
+            size.filter(|&size| size > 0).ok_or_else(|| "a size such as \"64MiB\"".into())
         })
     }
 
@@ -260,19 +270,26 @@ impl<'a> Section<'a> {
 
     /// Text that is not empty.
     pub fn text(&mut self, key: &str, notes: &mut Notes) -> Option<String> {
-        self.get(key, notes, |node| match node {
-            Node::Text(text) if !text.is_empty() => Ok(text.clone()),
+        self.get_text(key, notes, |text| match text {
+            Some(text) if !text.is_empty() => Ok(text.to_owned()),
             _ => Err("text".into()),
+        })
+    }
+
+    /// A path: absolute as it is shown and returned, a relative one being of the working directory.
+    pub fn file(&mut self, key: &str, notes: &mut Notes) -> Option<PathBuf> {
+        self.get_shown(key, notes, |node| {
+            let text = node.text().filter(|text| !text.is_empty()).ok_or("a path")?;
+            let path = std::path::absolute(text).map_err(|error| format!("a path ({error})"))?;
+            let shown = Node::Text(path.display().to_string()).to_toml();
+            Ok((path, shown))
         })
     }
 
     /// One of a few words.
     pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)], notes: &mut Notes) -> Option<T> {
-        self.get(key, notes, |node| {
-            let found = match node {
-                Node::Text(text) => choices.iter().find(|(word, _)| word == text),
-                _ => None,
-            };
+        self.get_text(key, notes, |text| {
+            let found = choices.iter().find(|(word, _)| Some(*word) == text);
             let words =
                 || choices.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(" or ");
             found.map(|(_, value)| *value).ok_or_else(words)
@@ -305,17 +322,22 @@ impl<'a> Section<'a> {
 
     /// Texts: one, or a list of them.
     pub fn list(&mut self, key: &str, notes: &mut Notes) -> Option<Vec<String>> {
-        self.get(key, notes, |node| {
-            let text = |node: &Node| match node {
-                Node::Text(text) if !text.is_empty() => Some(text.clone()),
-                _ => None,
+        let text = |node: &Node| node.text().filter(|text| !text.is_empty()).map(str::to_owned);
+        self.get_shown(key, notes, |node| {
+            let (list, shown): (Option<Vec<_>>, _) = match node.value() {
+                list @ Node::Array(items) => {
+                    (items.iter().map(|item| text(&item.node)).collect(), list.to_toml())
+                }
+                _ => {
+                    let text = text(node);
+                    let shown = Node::Text(text.clone().unwrap_or_default()).to_toml();
+                    (text.map(|text| vec![text]), shown)
+                }
             };
-            let list = match node {
-                Node::Array(items) => items.iter().map(|item| text(&item.node)).collect(),
-                other => text(other).map(|text| vec![text]),
-            };
-            list.filter(|list: &Vec<String>| !list.is_empty())
-                .ok_or_else(|| "text, or a list of texts".into())
+            match list {
+                Some(list) if !list.is_empty() => Ok((list, shown)),
+                _ => Err("text, or a list of texts".into()),
+            }
         })
     }
 
@@ -338,12 +360,7 @@ impl<'a> Section<'a> {
     /// Complains of every key that nobody asked for.
     pub fn end(self, notes: &mut Notes) {
         for (key, item) in self.entries.into_iter().flatten().filter(|(key, _)| !self.asked.contains(*key)) {
-            let nearest = self
-                .asked
-                .iter()
-                .min_by_key(|asked| distance(asked, key))
-                .filter(|asked| distance(asked, key) <= 3);
-            let message = match nearest {
+            let message = match nearest(key, self.asked.iter().map(String::as_str)) {
                 Some(nearest) => format!("there is no such key; did you mean {nearest}?"),
                 None => "there is no such key".to_owned(),
             };
@@ -351,6 +368,12 @@ impl<'a> Section<'a> {
             notes.complaints.push(Complaint { origin: item.origin.clone(), key, message });
         }
     }
+}
+
+/// The word that another one is probably meant for, if there is one.
+pub fn nearest<'a>(word: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let nearest = words.map(|known| (distance(known, word), known)).min();
+    nearest.filter(|&(distance, _)| distance <= 3).map(|(_, known)| known)
 }
 
 /// The Levenshtein distance of two short words.

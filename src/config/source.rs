@@ -1,15 +1,15 @@
 //! Where records come from.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
 
+use headwater_sinks::kafka::client::Options;
+
 use super::read::{Notes, Section};
-use super::tree;
+use super::secrets;
 use crate::source::generator::GeneratorSettings;
 
 /// Where records come from.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum SourceConfig {
     /// A topic.
     Kafka(KafkaSourceConfig),
@@ -20,7 +20,7 @@ pub enum SourceConfig {
 }
 
 /// A topic to read.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct KafkaSourceConfig {
     /// The brokers to ask first.
     pub brokers: String,
@@ -28,8 +28,8 @@ pub struct KafkaSourceConfig {
     pub topic: String,
     /// Where to start if nothing is recorded.
     pub start_from: StartFrom,
-    /// Passed on as they are. They may hold secrets, so this has no `Debug`.
-    pub options: BTreeMap<String, String>,
+    /// For the Kafka client, which takes them as they are.
+    pub options: Options,
 }
 
 /// Where to start if nothing is recorded.
@@ -41,16 +41,6 @@ pub enum StartFrom {
     Latest,
     /// At the first record of this time, in milliseconds since 1970, or later.
     Time(i64),
-}
-
-impl fmt::Debug for SourceConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SourceConfig::Kafka(kafka) => write!(f, "Kafka({} at {})", kafka.topic, kafka.brokers),
-            SourceConfig::File(paths) => f.debug_tuple("File").field(paths).finish(),
-            SourceConfig::Generator(settings) => f.debug_tuple("Generator").field(settings).finish(),
-        }
-    }
 }
 
 /// How records are read, wherever they come from.
@@ -86,22 +76,16 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<(Sourc
         None => return None,
         Some(Kind::Kafka) => {
             let brokers = section.text("brokers", notes);
-            let topic = section.text("topic", notes);
-            let start_from = section.get("start_from", notes, |node| {
-                let expected = || "\"earliest\", \"latest\" or an RFC 3339 time".to_owned();
-                match node {
-                    tree::Node::Text(text) if text == "earliest" => Ok(StartFrom::Earliest),
-                    tree::Node::Text(text) if text == "latest" => Ok(StartFrom::Latest),
-                    tree::Node::Text(text) => {
-                        crate::decode::rfc3339_ms(text).map(StartFrom::Time).map_err(|_| expected())
-                    }
-                    _ => Err(expected()),
-                }
+            let topic = section.get_text("topic", notes, super::sinks::topic_name);
+            let start_from = section.get_text("start_from", notes, |text| {
+                let from = match text {
+                    Some("earliest") => Some(StartFrom::Earliest),
+                    Some("latest") => Some(StartFrom::Latest),
+                    time => time.and_then(|time| crate::decode::rfc3339_ms(time).ok()).map(StartFrom::Time),
+                };
+                from.ok_or_else(|| "\"earliest\", \"latest\" or an RFC 3339 time".to_owned())
             });
-            let options = match section.section("options", notes) {
-                Some(mut section) => section.texts(notes),
-                None => BTreeMap::new(),
-            };
+            let options = secrets::options(&mut section, notes);
             (|| {
                 Some(SourceConfig::Kafka(KafkaSourceConfig {
                     brokers: brokers?,

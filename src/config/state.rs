@@ -1,33 +1,24 @@
 //! Where state is put, and how long it is kept.
 
-use std::fmt;
 use std::path::PathBuf;
 
+use headwater_sinks::Secret;
+
+use super::address::Server;
 use super::read::{Notes, Section};
-use super::values;
+use super::secrets;
 use crate::runtime::Patterns;
 
 /// Where checkpoints are put.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StateConfig {
     /// In a folder, which belongs to one process.
     Fjall(PathBuf),
     /// In a Redis at this URL.
-    Redis(String),
+    Redis(Secret),
     /// In a folder, by RocksDB, which belongs to one process.
     #[cfg(feature = "rocksdb")]
     RocksDb(PathBuf),
-}
-
-impl fmt::Debug for StateConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            StateConfig::Fjall(path) => write!(f, "Fjall({})", path.display()),
-            #[cfg(feature = "rocksdb")]
-            StateConfig::RocksDb(path) => write!(f, "RocksDb({})", path.display()),
-            StateConfig::Redis(url) => write!(f, "Redis({})", values::without_password(url)),
-        }
-    }
 }
 
 /// Kinds of state stores.
@@ -48,19 +39,19 @@ pub(super) fn read(
     let kinds = [("fjall", Kind::Fjall), ("redis", Kind::Redis), ("rocksdb", Kind::RocksDb)];
     let place = match section.choice("kind", &kinds, notes) {
         None => None,
-        Some(Kind::Fjall) => section.text("path", notes).map(|path| StateConfig::Fjall(path.into())),
+        Some(Kind::Fjall) => section.file("path", notes).map(StateConfig::Fjall),
         #[cfg(feature = "rocksdb")]
-        Some(Kind::RocksDb) => section.text("path", notes).map(|path| StateConfig::RocksDb(path.into())),
+        Some(Kind::RocksDb) => section.file("path", notes).map(StateConfig::RocksDb),
         #[cfg(not(feature = "rocksdb"))]
         Some(Kind::RocksDb) => {
             let message = "this program was built without RocksDB, which takes `--features rocksdb`";
             section.complain("kind", message, notes);
-            section.text("path", notes);
+            section.file("path", notes);
             None
         }
         Some(Kind::Redis) => {
-            let url = section.text("url", notes);
-            if url.is_none() {
+            let url = secrets::address(&mut section, Server::Redis, notes);
+            if url.is_none() && !section.has("url") && !section.has("url_file") {
                 section.complain("url", "state in Redis needs its url", notes);
             }
             url.map(StateConfig::Redis)

@@ -104,7 +104,6 @@ fn what_the_program_was_built_without_is_said() {
 
 #[test]
 fn the_environment_overrides_any_key() {
-    let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let environment = [
         set("HEADWATER__TIME__MAX_OUT_OF_ORDERNESS", "7s"),
         set("HEADWATER__SOURCE__SEED", "9"),
@@ -122,17 +121,86 @@ fn the_environment_overrides_any_key() {
     );
 }
 
+fn set(name: &str, value: &str) -> (String, String) {
+    (name.to_owned(), value.to_owned())
+}
+
 #[test]
-fn secrets_show_nowhere() {
-    let text = "pipeline = \"p\"\n[source]\nkind = \"kafka\"\n[source.options]\n\"sasl.password\" = \"canary\"\n\
-                [sinks.postgres]\nurl = \"postgres://u:canary@h/d\"\n[sinks.kafka.options]\n\"ssl.key.password\" = \"canary\"\n";
-    let config = parse(text).expect("valid");
-    let SourceConfig::Kafka(source) = &config.source else { panic!("a topic") };
-    assert_eq!(source.options["sasl.password"], "canary");
-    assert!(
-        !config.effective().contains("canary") && !format!("{config:?}").contains("canary"),
-        "{config:?}"
+fn the_environment_gives_text_as_it_is() {
+    let text = MINIMAL.replace("kind = \"generator\"", "kind = \"kafka\"");
+    for value in ["12#34", "1e5", "0x10", "1_000", "+5", "0.10", "'q'", "true", "[1]", "${HOME}"] {
+        let environment = [set("HEADWATER__SOURCE__OPTIONS__CLIENT.ID", value)];
+        let config = Config::parse(&text, environment.into_iter()).expect(value);
+        assert!(config.effective().contains(&format!("\"client.id\" = {value:?}")), "{}", config.effective());
+    }
+    let environment = [
+        set("HEADWATER__PIPELINE", "2024"),
+        set("HEADWATER__SOURCE__TOPIC", "1e5"),
+        set("HEADWATER__SINKS__SQLITE__TABLES", "[\"alerts\"]"),
+        set("HEADWATER__LIMITS__EPOCHS_IN_FLIGHT", "0x10"),
+    ];
+    let config = Config::parse(&text, environment.into_iter()).expect("valid");
+    assert_eq!((&*config.plan.pipeline, config.plan.limits.epochs_in_flight), ("2024", 16));
+    assert!(matches!(config.source, SourceConfig::Kafka(kafka) if kafka.topic == "1e5"));
+    assert_eq!(config.sinks.sqlite.map(|sink| sink.tables.tables), Some(vec![OutputKind::Alerts]));
+}
+
+#[test]
+fn variables_in_texts_are_replaced_and_missing_ones_named() {
+    let text = "pipeline = \"${NAME}-$${x}\"\n[source]\nkind = \"file\"\npaths = [\"${DIR}/a\", \"$5\"]\n[sinks.sqlite]\npath = \"/a.db\"\n";
+    let environment = [set("NAME", "fraud"), set("DIR", "/data")];
+    let refused = Config::parse(text, environment.clone().into_iter()).expect_err("no name").to_string();
+    assert_eq!(refused, "line 1: pipeline: expected at most 63 lower-case letters, digits, - and _");
+    let config = Config::parse(&text.replace("-$${x}", ""), environment.into_iter()).expect("valid");
+    assert_eq!(&*config.plan.pipeline, "fraud");
+    assert!(config.effective().contains("source.paths = [\"/data/a\", \"$5\"]"), "{}", config.effective());
+    assert_eq!(
+        complaints(text),
+        [
+            "line 1: pipeline: the environment variable NAME is not set; write $${ for the characters ${",
+            "line 4: source.paths[0]: the environment variable DIR is not set; write $${ for the characters ${",
+        ]
     );
+    let number = MINIMAL.replace("[sinks", "seed = \"${N}\"\n[sinks");
+    let refused = Config::parse(&number, [set("N", "5")].into_iter()).expect_err("text").to_string();
+    assert!(refused.ends_with("got \"${N}\""), "{refused}");
+}
+
+#[test]
+fn topics_have_names_of_their_own() {
+    let base = "pipeline = \"p\"\n[source]\nkind = \"kafka\"\n[sinks.kafka]\n";
+    let topics = |text: &str| parse(text).expect(text).sinks.kafka.expect("a sink").topics;
+    let name = |name: &str| name.to_owned();
+    let usual = [
+        (OutputKind::Events, name("enriched-events")),
+        (OutputKind::Alerts, name("alerts")),
+        (OutputKind::DeadLetters, name("dead-letters")),
+    ];
+    assert_eq!(topics(base), usual.into());
+    let listed = topics(&format!("{base}topics = [\"alerts\"]\n"));
+    assert_eq!(listed, [(OutputKind::Alerts, name("alerts"))].into());
+    let named =
+        format!("{base}[sinks.kafka.topics]\nalerts = \"fraud.alerts\"\ndead_letters = \"fraud.dead\"\n");
+    let expected =
+        [(OutputKind::Alerts, name("fraud.alerts")), (OutputKind::DeadLetters, name("fraud.dead"))];
+    assert_eq!(topics(&named), expected.into());
+    assert!(
+        parse(&named)
+            .expect("valid")
+            .effective()
+            .contains("sinks.kafka.topics.dead-letters = \"fraud.dead\"")
+    );
+    for (topic, complaint) in [
+        ("raw-events", "the topic raw-events is also written by sinks.kafka"),
+        ("headwater-progress-p", "is where the pipeline's progress is kept"),
+        ("a b", "expected the name of a topic"),
+        ("fraud.dead", "another output goes to the topic fraud.dead, too"),
+    ] {
+        let refused = complaints(&named.replace("fraud.alerts", topic)).join("\n");
+        assert!(refused.contains(complaint), "{refused}");
+    }
+    let unknown = complaints(&format!("{base}[sinks.kafka.topics]\nalarms = \"x\"\n"));
+    assert!(unknown.iter().any(|complaint| complaint.ends_with("did you mean alerts?")), "{unknown:?}");
 }
 
 #[test]

@@ -26,14 +26,16 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A value.
-#[derive(Clone, Debug)]
+/// A value. It has no `Debug`: it may hold a secret.
+#[derive(Clone)]
 pub struct Item {
     pub origin: Origin,
     pub node: Node,
+    /// The text as it was written, if `${NAME}` in it was replaced.
+    pub written: Option<String>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Node {
     Table(BTreeMap<String, Item>),
     Array(Vec<Item>),
@@ -41,15 +43,66 @@ pub enum Node {
     Int(i64),
     Float(f64),
     Bool(bool),
+    /// The text of an environment variable, and what it is where the key is not text.
+    Environment(String, Box<Node>),
+}
+
+impl Item {
+    fn new(origin: Origin, node: Node) -> Item {
+        Item { origin, node, written: None }
+    }
+
+    /// What it is, for complaints about keys that are no secrets. A text that may be an address is not repeated.
+    pub fn describe(&self) -> String {
+        if let Some(written) = &self.written {
+            return format!("{written:?}");
+        }
+        match &self.node {
+            Node::Text(text) | Node::Environment(text, _) if text.contains(['@', '=']) => "other text".into(),
+            Node::Environment(text, _) => format!("{text:?}"),
+            node => node.describe(),
+        }
+    }
+
+    /// Whether the environment gave it.
+    pub fn is_of_environment(&self) -> bool {
+        matches!(self.origin, Origin::Environment(_))
+    }
 }
 
 impl Node {
-    /// What it is, for complaints.
+    /// The value of a key that is not text.
+    pub fn value(&self) -> &Node {
+        match self {
+            Node::Environment(_, value) => value,
+            node => node,
+        }
+    }
+
+    /// The value of a key that is text.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Node::Text(text) | Node::Environment(text, _) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// What kind of value it is, for complaints about what may be a secret.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Node::Table(_) => "a table",
+            Node::Array(_) => "an array",
+            Node::Text(_) | Node::Environment(..) => "text",
+            Node::Int(_) | Node::Float(_) => "a number",
+            Node::Bool(_) => "a truth value",
+        }
+    }
+
+    /// What it is.
     pub fn describe(&self) -> String {
         match self {
-            Node::Table(_) => "a table".into(),
-            Node::Array(_) => "an array".into(),
-            Node::Text(text) => format!("{text:?}"),
+            Node::Table(_) | Node::Array(_) => self.kind().into(),
+            Node::Text(text) | Node::Environment(text, _) => format!("{text:?}"),
             Node::Int(value) => value.to_string(),
             Node::Float(value) => value.to_string(),
             Node::Bool(value) => value.to_string(),
@@ -61,6 +114,7 @@ impl Node {
         match self {
             Node::Text(text) => toml::Value::String(text.clone()).to_string(),
             Node::Float(value) => toml::Value::Float(*value).to_string(),
+            Node::Environment(_, value) => value.to_toml(),
             Node::Array(items) => {
                 let items: Vec<_> = items.iter().map(|item| item.node.to_toml()).collect();
                 format!("[{}]", items.join(", "))
@@ -88,17 +142,18 @@ pub fn parse(text: &str, environment: &[(String, String)]) -> Result<Item, (Orig
     Ok(root)
 }
 
-/// An environment variable's text: a TOML value if it is one, else the text itself.
+/// An environment variable's text, and the TOML value that it is, if it is one.
 fn scalar(text: &str, origin: &Origin) -> Item {
     let document = format!("value = {text}");
     let parsed = DeTable::parse(&document).ok().and_then(|table| {
         let table = table_item(table.get_ref(), origin.clone(), &|_| origin.clone());
         match table.node {
-            Node::Table(mut entries) => entries.remove("value"),
+            Node::Table(mut entries) => entries.remove("value").map(|item| item.node),
             _ => None,
         }
     });
-    parsed.unwrap_or_else(|| Item { origin: origin.clone(), node: Node::Text(text.to_owned()) })
+    let value = parsed.unwrap_or_else(|| Node::Text(text.to_owned()));
+    Item::new(origin.clone(), Node::Environment(text.to_owned(), Box::new(value)))
 }
 
 fn set(item: &mut Item, path: &[String], value: Item, origin: &Origin) {
@@ -107,10 +162,10 @@ fn set(item: &mut Item, path: &[String], value: Item, origin: &Origin) {
         return;
     };
     if !matches!(item.node, Node::Table(_)) {
-        *item = Item { origin: origin.clone(), node: Node::Table(BTreeMap::new()) };
+        *item = Item::new(origin.clone(), Node::Table(BTreeMap::new()));
     }
     if let Node::Table(entries) = &mut item.node {
-        let missing = || Item { origin: origin.clone(), node: Node::Table(BTreeMap::new()) };
+        let missing = || Item::new(origin.clone(), Node::Table(BTreeMap::new()));
         set(entries.entry(first.clone()).or_insert_with(missing), rest, value, origin);
     }
 }
@@ -122,7 +177,7 @@ fn table_item(table: &DeTable<'_>, origin: Origin, line: &dyn Fn(usize) -> Origi
             (name.get_ref().to_string(), item(value.get_ref(), line(name.span().start), line))
         })
         .collect();
-    Item { origin, node: Node::Table(entries) }
+    Item::new(origin, Node::Table(entries))
 }
 
 fn item(value: &DeValue<'_>, origin: Origin, line: &dyn Fn(usize) -> Origin) -> Item {
@@ -143,5 +198,5 @@ fn item(value: &DeValue<'_>, origin: Origin, line: &dyn Fn(usize) -> Origin) -> 
         ),
         DeValue::Table(table) => return table_item(table, origin, line),
     };
-    Item { origin, node }
+    Item::new(origin, node)
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use headwater_dataflows::Epoch;
-use headwater_sinks::{Generation, Lineage};
+use headwater_sinks::{Generation, Lineage, private};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{
@@ -68,6 +68,8 @@ impl SqliteLedger {
     /// If it cannot be opened or is not a SQLite database.
     pub fn open(path: &Path, pipeline: &str) -> Result<SqliteLedger, LedgerError> {
         let connect = || {
+            // What is wrong with the path, SQLite says better.
+            let _ = private::file(path);
             let connection = Connection::open(path)?;
             connection.busy_timeout(Duration::from_secs(10))?;
             connection.pragma_update(None, "journal_mode", "WAL")?;

@@ -5,7 +5,7 @@ use headwater_sinks::{Cell, Changes};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Output, Status, Takes, shard_of};
+use super::{Envelope, Output, Status, Takes, shard_of};
 use crate::event::split_key;
 use crate::json::rfc3339;
 
@@ -117,7 +117,7 @@ impl Output for Alert {
             .end();
     }
 
-    fn message(&self, epoch: Epoch, status: Status, topic: u8, _: usize, out: &mut Changes) {
+    fn message(&self, epoch: Epoch, status: Status, topic: u8, _: &Envelope<'_>, out: &mut Changes) {
         #[derive(Serialize)]
         struct Message<'a> {
             alert_id: &'a str,

@@ -5,7 +5,7 @@ use headwater_sinks::{Cell, Changes, Header};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Output, Status, Takes};
+use super::{Envelope, Output, Status, Takes};
 use crate::decode::{Reason, Rejection};
 use crate::event::Event;
 use crate::source::Raw;
@@ -99,16 +99,18 @@ impl Output for DeadLetter {
             .cell(self.value.as_deref().map_or(Cell::Null, Cell::Bytes))
             .cell(Cell::Time(self.timestamp))
             .cell(Cell::Int(epoch.0 as i64))
-            .cell(Cell::Int(self.retries.into()))
+            // The column takes no more.
+            .cell(Cell::Int(i64::from(self.retries).min(i32::MAX.into())))
             .end();
     }
 
-    fn message(&self, _: Epoch, _: Status, topic: u8, largest: usize, out: &mut Changes) {
+    fn message(&self, _: Epoch, _: Status, topic: u8, envelope: &Envelope<'_>, out: &mut Changes) {
+        let Envelope { largest, provenance } = *envelope;
         let partition = self.position.partition.0.to_string();
         let offset = self.position.offset.0.to_string();
         let timestamp = self.timestamp.to_string();
         let retries = self.retries.to_string();
-        let mut headers = Vec::with_capacity(9);
+        let mut headers = Vec::with_capacity(11);
         for (name, value) in [
             (header::REASON, self.rejection.reason.as_str()),
             (header::MESSAGE, self.rejection.message.as_str()),
@@ -119,6 +121,10 @@ impl Output for DeadLetter {
             (header::RETRIES, &retries),
         ] {
             headers.push(Header { name, value: value.as_bytes() });
+        }
+        headers.push(Header { name: header::PIPELINE, value: provenance.pipeline.as_bytes() });
+        if let Some(topic) = &provenance.source_topic {
+            headers.push(Header { name: header::SOURCE_TOPIC, value: topic.as_bytes() });
         }
         // A key is whole or missing: a part of it would be another key.
         let key = self.key.as_deref().filter(|key| key.len() <= largest / 4);
@@ -151,7 +157,12 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use headwater_dataflows::{Offset, Partition};
 
+    use super::super::Provenance;
     use super::*;
+
+    fn provenance() -> Provenance {
+        Provenance { pipeline: "fraud".into(), source_topic: Some("payments".into()) }
+    }
 
     fn letter(key: Option<usize>, value: usize) -> DeadLetter {
         DeadLetter {
@@ -168,7 +179,8 @@ mod tests {
     /// The key's and the value's length, and what the headers say of the original.
     fn told(letter: &DeadLetter, largest: usize) -> (Option<usize>, usize, Option<(String, usize)>) {
         let mut changes = Changes::default();
-        letter.message(Epoch(1), Status::Raised, 0, largest, &mut changes);
+        let envelope = Envelope { largest, provenance: &provenance() };
+        letter.message(Epoch(1), Status::Raised, 0, &envelope, &mut changes);
         let message = changes.messages.iter().next().expect("one message");
         let value = message.value.unwrap_or_default();
         let header = |name: &str| {
@@ -189,5 +201,26 @@ mod tests {
         assert!((1000..2000).contains(&value), "{value}");
         let (key, _, original) = told(&letter(Some(600), 20), 2000);
         assert_eq!((key, original), (None, Some(("20".into(), 64))), "a key is whole or missing");
+    }
+
+    #[test]
+    fn a_letter_names_its_pipeline_and_the_topic_it_was_read_from() {
+        let mut changes = Changes::default();
+        let envelope = Envelope { largest: 2000, provenance: &provenance() };
+        letter(None, 1).message(Epoch(1), Status::Raised, 0, &envelope, &mut changes);
+        let message = changes.messages.iter().next().expect("one message");
+        let header =
+            |name: &str| message.headers.iter().find(|header| header.name == name).map(|header| header.value);
+        assert_eq!(header(header::PIPELINE), Some(&b"fraud"[..]));
+        assert_eq!(header(header::SOURCE_TOPIC), Some(&b"payments"[..]));
+    }
+
+    #[test]
+    fn a_retry_count_beyond_its_column_is_stored_as_the_greatest() {
+        let mut changes = Changes::default();
+        let letter = DeadLetter { retries: u32::MAX, ..letter(None, 1) };
+        letter.row(Epoch(1), Status::Raised, 0, &mut changes);
+        let row = changes.rows.iter().next().expect("one row");
+        assert_eq!(row.cells().last(), Some(Cell::Int(i32::MAX.into())));
     }
 }

@@ -6,7 +6,7 @@ use headwater_sinks::{Cell, Changes};
 use serde::{Deserialize, Serialize};
 
 use super::window::MICROS;
-use super::{Output, Status, Takes};
+use super::{Envelope, Output, Status, Takes};
 use crate::event::{Event, split_key};
 use crate::json::{round6, write_int, write_rounded, write_string};
 
@@ -105,7 +105,7 @@ impl Output for Arrival<'_> {
             .end();
     }
 
-    fn message(&self, epoch: Epoch, _: Status, topic: u8, _: usize, out: &mut Changes) {
+    fn message(&self, epoch: Epoch, _: Status, topic: u8, _: &Envelope<'_>, out: &mut Changes) {
         let (kind, key) = split_key(self.event.key());
         out.messages.push(topic, Some(key.as_bytes()), &[], |out| {
             out.push(b'{');

@@ -59,11 +59,21 @@ impl Tongue {
     }
 }
 
+/// What outputs are of, for readers of a topic that several pipelines write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Provenance {
+    /// The pipeline.
+    pub pipeline: Arc<str>,
+    /// The topic that it reads, if it reads one.
+    pub source_topic: Option<Arc<str>>,
+}
+
 /// A sink, and what it need not be told again.
 #[derive(Clone, Debug)]
 pub struct Listener {
     /// How it is told.
     pub tongue: Tongue,
+    provenance: Provenance,
     taken: Arc<Taken>,
     /// No shard of it has later ones.
     most: Option<Epoch>,
@@ -71,13 +81,13 @@ pub struct Listener {
 
 impl Listener {
     /// One that has taken some epochs, by shard, that are perhaps done again.
-    pub fn new(tongue: Tongue, taken: Taken) -> Listener {
-        Listener { tongue, most: taken.most(), taken: Arc::new(taken) }
+    pub fn new(tongue: Tongue, taken: Taken, provenance: Provenance) -> Listener {
+        Listener { tongue, provenance, most: taken.most(), taken: Arc::new(taken) }
     }
 
     /// One that has nothing.
     pub fn to_all(tongue: Tongue) -> Listener {
-        Listener::new(tongue, Taken::nothing())
+        Listener::new(tongue, Taken::nothing(), Provenance::default())
     }
 }
 
@@ -95,8 +105,17 @@ pub trait Output {
     /// Appends it as a row of table `table`.
     fn row(&self, epoch: Epoch, status: Status, table: u8, out: &mut Changes);
 
-    /// Appends it as a message to topic `topic`, of no more than `largest` bytes if it is one that can be cut short.
-    fn message(&self, epoch: Epoch, status: Status, topic: u8, largest: usize, out: &mut Changes);
+    /// Appends it as a message to topic `topic`.
+    fn message(&self, epoch: Epoch, status: Status, topic: u8, envelope: &Envelope<'_>, out: &mut Changes);
+}
+
+/// What a message that can be cut short, and says what it is of, has to go by.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'a> {
+    /// The most bytes that its topic takes.
+    pub largest: usize,
+    /// What it is of.
+    pub provenance: &'a Provenance,
 }
 
 /// Whether an output joins or leaves the collection.
@@ -111,7 +130,7 @@ pub enum Status {
 /// Tells every sink that takes it and does not have it.
 pub fn tell<O: Output>(output: &O, epoch: Epoch, status: Status, listeners: &[Listener], told: &mut Told) {
     told.resize_with(listeners.len(), Changes::default);
-    for (Listener { tongue, taken, most }, changes) in listeners.iter().zip(told) {
+    for (Listener { tongue, provenance, taken, most }, changes) in listeners.iter().zip(told) {
         if Some(epoch) <= *most && taken.has(output.shard(), epoch) {
             continue;
         }
@@ -119,7 +138,7 @@ pub fn tell<O: Output>(output: &O, epoch: Epoch, status: Status, listeners: &[Li
             (_, None) => {}
             (Tongue::Rows(_), Some(table)) => output.row(epoch, status, table, changes),
             (Tongue::Messages(_, largest), Some(topic)) => {
-                output.message(epoch, status, topic, *largest, changes);
+                output.message(epoch, status, topic, &Envelope { largest: *largest, provenance }, changes);
             }
         }
     }

@@ -7,7 +7,7 @@ use headwater_dataflows::{Epoch, ShardId, patterns::Moments};
 use headwater_sinks::{Cell, Changes};
 use serde::{Deserialize, Serialize};
 
-use super::{Output, Status, Takes, shard_of};
+use super::{Envelope, Output, Status, Takes, shard_of};
 use crate::event::split_key;
 
 /// What a window's events come to.
@@ -86,5 +86,5 @@ impl Output for WindowRow {
     }
 
     /// Windows go to tables only.
-    fn message(&self, _: Epoch, _: Status, _: u8, _: usize, _: &mut Changes) {}
+    fn message(&self, _: Epoch, _: Status, _: u8, _: &Envelope<'_>, _: &mut Changes) {}
 }

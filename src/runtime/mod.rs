@@ -133,7 +133,8 @@ pub fn run(job: Job) -> Result<(), RunError> {
         let given = Given { taken: least, skips: Skips::of(sink.name(), &skips) };
         let spawned = writer::spawn(sink, given, local.clone(), commit_interval, failure, metrics);
         let (writer, thread) = spawned.map_err(cannot_start)?;
-        writers.push((writer, Listener::new(tongue.within(largest), taken.clone())));
+        let listener = Listener::new(tongue.within(largest), taken.clone(), plan.provenance());
+        writers.push((writer, listener));
         threads.push(thread);
     }
     let (mut concluding, mut checkpoints) = (None, None);

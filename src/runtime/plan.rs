@@ -7,7 +7,7 @@ use std::time::Duration;
 use headwater_dataflows::windows::Refresh;
 use headwater_dataflows::{Emission, Epoch};
 
-use crate::outputs::Severity;
+use crate::outputs::{Provenance, Severity};
 
 /// A pipeline.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub struct Plan {
     pub pipeline: Arc<str>,
     /// Whether a record is rejected for an optional field of a wrong form.
     pub strict_fields: bool,
+    /// The topic that it reads, if it reads one: dead letters name it.
+    pub source_topic: Option<Arc<str>>,
     /// Time and its bounds.
     pub time: Time,
     /// Bounds of memory.
@@ -30,6 +32,13 @@ pub struct Plan {
     pub close_at_end: bool,
     /// Where to write down the bindings, if anywhere.
     pub record_bindings: Option<PathBuf>,
+}
+
+impl Plan {
+    /// What its outputs are of.
+    pub fn provenance(&self) -> Provenance {
+        Provenance { pipeline: Arc::clone(&self.pipeline), source_topic: self.source_topic.clone() }
+    }
 }
 
 /// Time and its bounds.

@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use headwater_dataflows::EventTime;
+use headwater_sinks::private;
 use serde_json::json;
 
 use super::failure::RunError;
@@ -22,7 +23,11 @@ impl Recorder {
     /// # Errors
     /// If it cannot be created.
     pub fn create(path: &Path) -> Result<Recorder, RunError> {
-        let file = File::create(path).map_err(|source| failed(path, source))?;
+        let begin = || {
+            let file = private::file(path)?;
+            file.set_len(0).map(|()| file)
+        };
+        let file = begin().map_err(|source| failed(path, source))?;
         Ok(Recorder { path: path.to_owned(), out: BufWriter::new(file) })
     }
 

@@ -21,6 +21,7 @@ impl FjallStore {
     /// If it cannot be opened, or another process keeps it.
     pub fn open(path: &Path) -> Result<FjallStore, StateError> {
         let open = || {
+            headwater_sinks::private::folder(path)?;
             let database = Database::builder(path).open()?;
             // Blobs are large and never change: they are not to be moved about with their names.
             let separate =

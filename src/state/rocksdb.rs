@@ -27,6 +27,10 @@ impl RocksStore {
         options.set_enable_blob_files(true);
         options.set_min_blob_size(APART);
         options.set_enable_blob_gc(true);
+        headwater_sinks::private::folder(path).map_err(|error| StateError::Unavailable {
+            action: format!("make {}", path.display()),
+            source: Box::new(error),
+        })?;
         let locked = |error: &rocksdb::Error| error.to_string().contains("lock");
         let database = patiently(|| DB::open(&options, path), locked);
         let database = database.map_err(|error| {

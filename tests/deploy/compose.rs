@@ -144,7 +144,7 @@ fn commands_and_configuration_are_read_as_they_are_meant() {
             .unwrap_or_else(|error| panic!("{name}: {error}"))
     };
     let Command::TopicsCreate(config) = command("topics") else { panic!("topics") };
-    configuration(&services["topics"], &config);
+    configuration(&services["topics"], &config.config);
     let Command::Produce(ProduceArgs { config, seconds: None, .. }) = command("producer") else {
         panic!("the producer produces for ever")
     };

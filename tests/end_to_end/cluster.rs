@@ -32,7 +32,7 @@ impl Cluster {
         headwater::topics::create_topics(
             &services.kafka,
             &Default::default(),
-            &headwater::topics::standard(),
+            &crate::kafka::standard_topics(),
         )
         .expect("created");
         let postgres = Database::create("cluster");

@@ -21,6 +21,19 @@ use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 /// The topics that results go to.
 pub const OUTPUTS: [&str; 3] = ["enriched-events", "alerts", "dead-letters"];
 
+/// The input topic and the topics of results, under their usual names.
+pub fn standard_topics() -> Vec<headwater::topics::TopicSpec> {
+    use headwater::config::OutputKind;
+    let names = [
+        (OutputKind::Events, "enriched-events"),
+        (OutputKind::Alerts, "alerts"),
+        (OutputKind::DeadLetters, "dead-letters"),
+    ];
+    let names = names.map(|(kind, name)| (kind, name.to_owned())).into();
+    let outputs = headwater::topics::outputs(&names);
+    std::iter::once(headwater::topics::input("raw-events")).chain(outputs).collect()
+}
+
 /// Where the broker is that all tests share.
 pub fn brokers() -> String {
     Services::shared().kafka.clone()
@@ -284,7 +297,7 @@ struct Everywhere {
 impl Everywhere {
     /// Reads `topic`, and has `beside` in its configuration.
     fn new(services: Services, name: &str, topic: &str, beside: &str) -> Everywhere {
-        headwater::topics::create_topics(&services.kafka, &BTreeMap::new(), &headwater::topics::standard())
+        headwater::topics::create_topics(&services.kafka, &BTreeMap::new(), &standard_topics())
             .expect("created");
         let everywhere = Everywhere {
             dir: tempfile::tempdir().expect("a directory"),

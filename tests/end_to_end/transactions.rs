@@ -114,7 +114,7 @@ fn no_transaction_of_a_run_is_open_for_longer_than_a_second() {
 fn a_transaction_that_is_open_for_long_is_seen() {
     let _alone = alone();
     let services = Services::shared();
-    let specs = headwater::topics::standard();
+    let specs = crate::kafka::standard_topics();
     headwater::topics::create_topics(&services.kafka, &Default::default(), &specs).expect("created");
     let stranger: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
         .set("bootstrap.servers", &services.kafka)

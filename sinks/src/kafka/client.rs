@@ -1,6 +1,5 @@
 //! Clients of Kafka: which settings are whose, where their log lines go, and how to wait for the admin client.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,54 +11,13 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
-use thiserror::Error;
 
-/// Options for librdkafka, as the user wrote them. They may hold passwords: never print their values.
-pub type Options = BTreeMap<String, String>;
-
-/// A user's option that would break a promise.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("the option `{key}` cannot be set: Headwater sets it itself")]
-pub struct OptionRefused {
-    /// Its name.
-    pub key: String,
-}
-
-/// librdkafka's second names of settings that are owned or have a default here, and the first ones.
-const ALIASES: &[(&str, &str)] = &[
-    ("metadata.broker.list", "bootstrap.servers"),
-    ("auto.commit.enable", "enable.auto.commit"),
-    ("request.required.acks", "acks"),
-    ("queue.buffering.max.ms", "linger.ms"),
-    ("compression.codec", "compression.type"),
-    ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
-];
-
-/// Settings that no user may change: where to connect, and whatever decides which records are seen, in which
-/// order, and as whose.
-const OWNED: &[&str] = &[
-    "bootstrap.servers",
-    "group.id",
-    "enable.auto.commit",
-    "auto.commit.interval.ms",
-    "enable.auto.offset.store",
-    "auto.offset.reset",
-    "isolation.level",
-    "enable.partition.eof",
-    "statistics.interval.ms",
-    "transactional.id",
-    "transaction.timeout.ms",
-    "enable.idempotence",
-    "enable.gapless.guarantee",
-    "acks",
-    "partitioner",
-    "queuing.strategy",
-    "plugin.library.paths",
-];
+pub use super::options::{OptionRefused, Options};
+use super::options::{check_option, first_name};
 
 /// The configuration of a client: `defaults`, then the user's `options`, then `owned`.
 ///
-/// Refuses options that Headwater must set itself: those in `owned` and a fixed list, whatever the client.
+/// Refuses options that Headwater must set itself, those in `owned` and a fixed list, and those that librdkafka refuses.
 pub fn client_config(
     brokers: &str,
     options: &Options,
@@ -71,11 +29,12 @@ pub fn client_config(
         config.set(key, value);
     }
     for (key, value) in options {
-        let name = ALIASES.iter().find(|(alias, _)| alias == key).map_or(&**key, |&(_, name)| name);
-        if OWNED.contains(&name) || owned.iter().any(|&(ours, _)| ours == name) {
-            return Err(OptionRefused { key: key.clone() });
+        check_option(key, value)?;
+        let name = first_name(key);
+        if owned.iter().any(|&(ours, _)| ours == name) {
+            return Err(OptionRefused::owned(key));
         }
-        config.set(name, value);
+        config.set(name, value.expose());
     }
     for &(key, value) in owned {
         config.set(key, value);
@@ -143,7 +102,7 @@ mod tests {
     use super::*;
 
     fn options(pairs: &[(&str, &str)]) -> Options {
-        pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+        pairs.iter().map(|&(key, value)| (key.to_owned(), value.into())).collect()
     }
 
     #[test]
@@ -167,9 +126,9 @@ mod tests {
 
     #[test]
     fn an_option_that_breaks_a_promise_is_refused_by_name() {
-        for key in ["enable.auto.commit", "metadata.broker.list", "isolation.level", "mine"] {
-            let refused = client_config("b:1", &options(&[(key, "x")]), &[], &[("mine", "1")]);
-            assert_eq!(refused.expect_err("it is owned"), OptionRefused { key: key.to_owned() });
+        for key in ["enable.auto.commit", "metadata.broker.list", "isolation.level", "client.id"] {
+            let refused = client_config("b:1", &options(&[(key, "x")]), &[], &[("client.id", "1")]);
+            assert_eq!(refused.expect_err("it is owned"), OptionRefused::owned(key));
         }
     }
 }

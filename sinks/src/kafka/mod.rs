@@ -18,22 +18,22 @@
 
 pub mod client;
 mod log;
+pub mod options;
 mod progress;
 pub mod topics;
-mod writer;
+pub mod writer;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 
 use headwater_dataflows::Epoch;
 use rdkafka::ClientConfig;
 
-use self::client::{Options, client_config};
+use self::client::Options;
 use self::log::{Found, LogError, ProgressLog};
 use self::progress::{Body, Record};
-use self::topics::{TopicError, TopicSpec, Topics};
-use self::writer::{Outgoing, TRANSACTION_TIMEOUT, Trouble, Writer};
+use self::topics::{TopicError, TopicFacts, TopicSpec, Topics};
+use self::writer::{Outgoing, Trouble, Writer, producer_config};
 use crate::crash;
 use crate::{
     Changes, CommitError, CommitPermit, Message, MessageNames, OpenError, Progress, Sink, StageError, Start,
@@ -45,7 +45,7 @@ const SLOTS: usize = 2;
 const LONGEST_NAME: usize = 200;
 
 /// What a Kafka sink needs to know.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct KafkaConfig {
     /// The sink's name in configuration, metrics and progress.
     pub name: String,
@@ -55,17 +55,6 @@ pub struct KafkaConfig {
     pub topics: Vec<String>,
     /// Options for librdkafka.
     pub options: Options,
-}
-
-impl fmt::Debug for KafkaConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KafkaConfig")
-            .field("name", &self.name)
-            .field("brokers", &self.brokers)
-            .field("topics", &self.topics)
-            .field("options", &self.options.keys())
-            .finish()
-    }
 }
 
 /// The transactional ids of one process's writer.
@@ -139,26 +128,22 @@ impl KafkaSink {
                 return Err(self.refused(format!("the name {part} is longer than {LONGEST_NAME} bytes")));
             }
         }
-        let timeout = TRANSACTION_TIMEOUT.as_millis().to_string();
         let defaults = [("linger.ms", "0"), ("compression.type", "lz4")];
-        let owned = [
-            ("transaction.timeout.ms", &*timeout),
-            ("acks", "all"),
-            ("enable.idempotence", "true"),
-            // As the Java client does: a key goes to the same partition whoever produces it.
-            ("partitioner", "murmur2_random"),
-        ];
-        let mut producer = client_config(brokers, options, &defaults, &owned)
-            .map_err(|error| self.refused(error.to_string()))?;
+        let mut producer =
+            producer_config(brokers, options, &defaults).map_err(|error| self.refused(error.to_string()))?;
 
         let cluster = Topics::connect(brokers, options).map_err(|error| self.topic_error(error))?;
         let mut missing = Vec::new();
+        let mut copies = None;
         let configured = producer.get("message.max.bytes").and_then(|bytes| bytes.parse().ok());
         let mut largest = configured.unwrap_or(usize::MAX);
         for topic in topics {
             match cluster.describe(topic).map_err(|error| self.topic_error(error))? {
                 None => missing.push(topic.as_str()),
-                Some(facts) => largest = facts.max_message_bytes.min(largest),
+                Some(facts) => {
+                    largest = facts.max_message_bytes.min(largest);
+                    copies = copies.max(Some(facts.replication));
+                }
             }
         }
         if !missing.is_empty() {
@@ -174,19 +159,34 @@ impl KafkaSink {
             producer.set("batch.size", largest.clamp(1000, 1_000_000).to_string());
         }
         let progress = progress_topic(&start.pipeline);
-        let log = self.progress_log(&cluster, &progress)?;
+        let log = self.progress_log(&cluster, &progress, copies)?;
         Ok((producer, log, largest))
     }
 
-    fn progress_log(&self, cluster: &Topics, topic: &str) -> Result<ProgressLog, OpenError> {
-        // Only closed segments are compacted, and every start reads what is left: small segments keep that to
-        // a few megabytes.
-        let spec = TopicSpec::new(topic, 1)
-            .with("cleanup.policy", "compact")
-            .with("segment.bytes", "4194304")
-            .with("min.cleanable.dirty.ratio", "0.1");
-        cluster.create(&[spec]).map_err(|error| self.topic_error(error))?;
-        let facts = cluster.describe(topic).map_err(|error| self.topic_error(error))?;
+    /// The progress topic, created with as many copies as the output topics have, or by default, whichever is more.
+    fn progress_log(
+        &self,
+        cluster: &Topics,
+        topic: &str,
+        outputs: Option<u32>,
+    ) -> Result<ProgressLog, OpenError> {
+        let mut facts = cluster.describe(topic).map_err(|error| self.topic_error(error))?;
+        let wanted = cluster.default_replication().max(outputs);
+        if facts.is_none() {
+            // Only closed segments are compacted, and every start reads what is left: small segments keep that to
+            // a few megabytes.
+            let spec = TopicSpec::new(topic, 1)
+                .with("cleanup.policy", "compact")
+                .with("segment.bytes", "4194304")
+                .with("min.cleanable.dirty.ratio", "0.1");
+            cluster
+                .create(&[TopicSpec { replication: wanted, ..spec }])
+                .map_err(|error| self.topic_error(error))?;
+            facts = cluster.describe(topic).map_err(|error| self.topic_error(error))?;
+        }
+        if let Some(facts) = facts {
+            warn_of_few_copies(topic, &facts, wanted);
+        }
         match facts {
             Some(facts) if facts.compacted => {
                 ProgressLog::new(&self.config.brokers, &self.config.options, topic, facts.partitions)
@@ -392,6 +392,28 @@ impl KafkaSink {
         }
         let bytes = refused.value.map_or(0, <[u8]>::len);
         format!(" ({bytes} bytes); `--skip {}:{epoch}:{name}` leaves it out", self.config.name)
+    }
+}
+
+/// Progress that is lost is as bad as outputs that are lost: it should be kept as safely.
+fn warn_of_few_copies(topic: &str, facts: &TopicFacts, wanted: Option<u32>) {
+    let TopicFacts { replication, min_insync_replicas, .. } = facts;
+    if wanted > Some(*replication) {
+        tracing::warn!(
+            topic,
+            replication,
+            wanted,
+            "the progress topic has fewer copies than the output topics, or than the brokers' \
+             default.replication.factor: raise it with kafka-reassign-partitions.sh"
+        );
+    }
+    if min_insync_replicas > replication {
+        tracing::warn!(
+            topic,
+            replication,
+            min_insync_replicas,
+            "the progress topic has fewer copies than min.insync.replicas demands: the brokers will take nothing for it"
+        );
     }
 }
 

@@ -49,6 +49,10 @@ pub struct TopicFacts {
     pub compacted: bool,
     /// The largest record batch that it takes, in bytes.
     pub max_message_bytes: usize,
+    /// How many copies of its partitions the cluster keeps; of that with the fewest.
+    pub replication: u32,
+    /// How many copies must be there for anything to be taken.
+    pub min_insync_replicas: u32,
 }
 
 /// Why topics could not be looked up or changed.
@@ -100,6 +104,11 @@ impl Topics {
 
     /// How many partitions a topic has; none if it does not exist.
     pub fn partitions(&self, name: &str) -> Result<Option<u32>, TopicError> {
+        Ok(self.layout(name)?.map(|(partitions, _)| partitions))
+    }
+
+    /// How many partitions a topic has, and how many copies of that with the fewest there are.
+    fn layout(&self, name: &str) -> Result<Option<(u32, u32)>, TopicError> {
         let unavailable =
             |source| TopicError::Unavailable { action: format!("look up topic {name}"), source };
         let metadata = self.metadata.fetch_metadata(Some(name), ANSWER).map_err(unavailable)?;
@@ -107,7 +116,11 @@ impl Topics {
             return Ok(None);
         };
         match topic.error() {
-            None => Ok(u32::try_from(topic.partitions().len()).ok()),
+            None => {
+                let copies = topic.partitions().iter().map(|partition| partition.replicas().len()).min();
+                let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+                Ok(Some((count(topic.partitions().len()), count(copies.unwrap_or(0)))))
+            }
             Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => Ok(None),
             Some(error) => Err(unavailable(KafkaError::MetadataFetch(error.into()))),
         }
@@ -117,10 +130,16 @@ impl Topics {
     pub fn describe(&self, name: &str) -> Result<Option<TopicFacts>, TopicError> {
         let unavailable =
             |source| TopicError::Unavailable { action: format!("read the settings of topic {name}"), source };
-        let Some(partitions) = self.partitions(name)? else { return Ok(None) };
+        let Some((partitions, replication)) = self.layout(name)? else { return Ok(None) };
         let resources = [ResourceSpecifier::Topic(name)];
         let answers = wait(self.admin.describe_configs(&resources, &admin_options())).map_err(unavailable)?;
-        let mut facts = TopicFacts { partitions, compacted: false, max_message_bytes: 1_048_588 };
+        let mut facts = TopicFacts {
+            partitions,
+            compacted: false,
+            max_message_bytes: 1_048_588,
+            replication,
+            min_insync_replicas: 1,
+        };
         for answer in answers {
             let config = answer.map_err(|code| unavailable(KafkaError::AdminOp(code)))?;
             let value = |key: &str| config.get(key).and_then(|entry| entry.value.as_deref());
@@ -129,8 +148,21 @@ impl Topics {
             if let Some(bytes) = value("max.message.bytes").and_then(|bytes| bytes.parse().ok()) {
                 facts.max_message_bytes = bytes;
             }
+            if let Some(replicas) = value("min.insync.replicas").and_then(|replicas| replicas.parse().ok()) {
+                facts.min_insync_replicas = replicas;
+            }
         }
         Ok(Some(facts))
+    }
+
+    /// How many copies of a new topic's partitions the brokers keep by default; none if they do not say.
+    pub fn default_replication(&self) -> Option<u32> {
+        let metadata = self.metadata.fetch_metadata(None, ANSWER).ok()?;
+        let broker = metadata.brokers().first()?.id();
+        let resources = [ResourceSpecifier::Broker(broker)];
+        let answers = wait(self.admin.describe_configs(&resources, &admin_options())).ok()?;
+        let config = answers.into_iter().next()?.ok()?;
+        config.get("default.replication.factor")?.value.as_deref()?.parse().ok()
     }
 
     /// Creates the topics that do not exist yet and returns their names. A topic that exists stays as it is;

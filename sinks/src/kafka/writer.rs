@@ -23,7 +23,7 @@ use rdkafka::producer::{
     BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
 };
 
-use super::client::{log_error, log_line};
+use super::client::{OptionRefused, Options, client_config, log_error, log_line};
 use crate::Header;
 
 /// How long the broker leaves a transaction open whose producer has gone silent; also how long deliveries and
@@ -38,9 +38,29 @@ const SUSPICIOUS: Duration = Duration::from_secs(1);
 /// How long deliveries are waited for in one step; an acknowledged transaction waits half of it for nothing.
 const STEP: Duration = Duration::from_micros(500);
 
+/// The configuration of every transactional producer: `defaults`, the user's `options`, and what transactions need.
+///
+/// # Errors
+/// If an option must not be set, or librdkafka does not take it.
+pub fn producer_config(
+    brokers: &str,
+    options: &Options,
+    defaults: &[(&str, &str)],
+) -> Result<ClientConfig, OptionRefused> {
+    let timeout = TRANSACTION_TIMEOUT.as_millis().to_string();
+    let owned = [
+        ("transaction.timeout.ms", &*timeout),
+        ("acks", "all"),
+        ("enable.idempotence", "true"),
+        // As the Java client does: a key goes to the same partition whoever produces it.
+        ("partitioner", "murmur2_random"),
+    ];
+    client_config(brokers, options, defaults, &owned)
+}
+
 /// What became of a transaction that did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub enum Trouble {
     /// Nothing of it will ever be visible.
     Failed(String),
     /// Nothing of it will ever be visible, however often it is tried: the record of this number in it is not taken.
@@ -62,14 +82,18 @@ impl fmt::Display for Trouble {
 }
 
 /// One record to produce.
-pub(super) struct Outgoing<'a> {
+pub struct Outgoing<'a> {
     /// Which of its transaction it is.
     pub number: usize,
+    /// Its topic.
     pub topic: &'a str,
     /// None leaves it to the key.
     pub partition: Option<i32>,
+    /// Its key.
     pub key: Option<&'a [u8]>,
+    /// Its value; none is a tombstone.
     pub value: Option<&'a [u8]>,
+    /// Its headers, in order.
     pub headers: &'a [Header<'a>],
 }
 
@@ -121,13 +145,16 @@ fn undelivered(number: usize, topic: &str, key: &str, error: &KafkaError) -> Tro
 }
 
 /// A producer that has initialised its transactional id, and so fenced whoever held it before.
-pub(super) struct Writer {
+pub struct Writer {
     producer: BaseProducer<Watch>,
 }
 
 impl Writer {
     /// Takes over a transactional id: aborts what an earlier holder left open, waits until what it was
     /// committing is committed.
+    ///
+    /// # Errors
+    /// If the cluster does not answer, or does not let us.
     pub fn open(config: &ClientConfig, id: &str) -> Result<Writer, KafkaError> {
         let mut config = config.clone();
         config.set("transactional.id", id);
@@ -147,6 +174,9 @@ impl Writer {
     }
 
     /// Shows everything that `produce` sends, at once, or nothing of it.
+    ///
+    /// # Errors
+    /// If it could not be shown, or nobody knows.
     pub fn transaction(&self, produce: impl FnOnce(&Writer) -> Result<(), Trouble>) -> Result<(), Trouble> {
         self.producer.begin_transaction().map_err(|error| self.trouble("begin a transaction", &error))?;
         let sent = produce(self).and_then(|()| self.delivered());
@@ -157,6 +187,9 @@ impl Writer {
     }
 
     /// Adds a record to the open transaction, waiting while the producer's queue is full.
+    ///
+    /// # Errors
+    /// If the producer does not take it.
     pub fn send(&self, outgoing: &Outgoing<'_>) -> Result<(), Trouble> {
         let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(outgoing.topic, outgoing.number);
         record.key = outgoing.key;

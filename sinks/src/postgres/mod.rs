@@ -22,7 +22,6 @@ mod staged;
 pub use connection::parse_url;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use headwater_dataflows::Epoch;
@@ -34,11 +33,11 @@ use tokio_postgres::types::ToSql;
 use self::connection::{Address, Backend, Session, Trouble};
 use self::progress::Row;
 use self::staged::{LastChanges, Staged, Stored};
-use crate::Changes;
 use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, Start};
 use crate::crash;
 use crate::migrations::{Migration, pending};
 use crate::tables::{Mode, TABLES};
+use crate::{Changes, Secret};
 
 const MIGRATIONS: [Migration; 1] =
     [Migration { number: 1, name: "tables", sql: include_str!("../../migrations/postgres/0001_tables.sql") }];
@@ -54,29 +53,18 @@ const COMMIT: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_secs(30);
 
 /// Where and what to write.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct PostgresConfig {
     /// The sink's name.
     pub name: String,
     /// The server and database, as `postgres://user:password@host:port/database`.
-    pub url: String,
+    pub url: Secret,
     /// The schema that the tables are in, made if it is not there; without it, where the connection puts tables. Tables
     /// belong to one pipeline, so each pipeline of a database needs a schema of its own. Letters, digits and `_` only.
     pub schema: Option<String>,
     /// Whether input records that are stored already are passed over. For pipelines whose input is read again
     /// from older offsets than their progress; it costs a look-up for each row below the greatest offset found.
     pub skip_stored: bool,
-}
-
-impl fmt::Debug for PostgresConfig {
-    /// Without the url, which has a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresConfig")
-            .field("name", &self.name)
-            .field("schema", &self.schema)
-            .field("skip_stored", &self.skip_stored)
-            .finish_non_exhaustive()
-    }
 }
 
 impl PostgresConfig {
@@ -452,7 +440,7 @@ impl Sink for PostgresSink {
     fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
         let sink = self.config.name.clone();
         let name = format!("{}{}:{}", application_prefix(&sink, start), start.generation, start.process);
-        let address = Address::parse(&self.config.url, self.config.schema.as_deref(), &name)
+        let address = Address::parse(self.config.url.expose(), self.config.schema.as_deref(), &name)
             .map_err(|reason| self.open_error("PostgreSQL".to_owned(), Trouble::Refused(reason)))?;
         let what = address.to_string();
         let runtime =
@@ -481,8 +469,9 @@ impl Sink for PostgresSink {
     }
 
     fn look(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
-        let address = Address::parse(&self.config.url, self.config.schema.as_deref(), "headwater-status")
-            .map_err(|reason| self.open_error("PostgreSQL".to_owned(), Trouble::Refused(reason)))?;
+        let address =
+            Address::parse(self.config.url.expose(), self.config.schema.as_deref(), "headwater-status")
+                .map_err(|reason| self.open_error("PostgreSQL".to_owned(), Trouble::Refused(reason)))?;
         let looking = progress::look(&address, pipeline, &self.config.name);
         let looked = match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(looking),

@@ -14,7 +14,7 @@ use crate::contract::{
 use crate::crash;
 use crate::migrations::{Migration, pending};
 use crate::tables::{Column, ColumnType, Mode, TABLES, Table};
-use crate::{Cell, Changes, text};
+use crate::{Cell, Changes, private, text};
 
 const MIGRATIONS: [Migration; 2] = [
     Migration { number: 1, name: "tables", sql: include_str!("../../migrations/sqlite/0001_tables.sql") },
@@ -66,6 +66,8 @@ impl SqliteSink {
     }
 
     fn connect(&self) -> rusqlite::Result<Connection> {
+        // What is wrong with the path, SQLite says better.
+        let _ = private::file(&self.config.path);
         let connection = Connection::open(&self.config.path)?;
         connection.busy_timeout(Duration::from_secs(5))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;

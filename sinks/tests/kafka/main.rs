@@ -200,7 +200,7 @@ fn missing_topics_and_owned_options_are_refused_by_name() {
     assert!(error.contains("no-such-one, nor-this") && error.contains("topics create"), "{error}");
     assert!(!error.contains(&bench.topic), "{error}");
     let mut config = bench.config();
-    config.options.insert("acks".to_owned(), "1".to_owned());
+    config.options.insert("acks".to_owned(), "1".into());
     let error = KafkaSink::new(config).open(&bench.start(1)).expect_err("acks is owned").to_string();
     assert!(error.contains("`acks`"), "{error}");
 }
@@ -245,7 +245,7 @@ fn measure_rounds() {
         for (size, rounds) in [(100, 300), (1_000, 100), (10_000, 30)] {
             let bench = Bench::new("measure", 6, &[]);
             let mut config = bench.config();
-            config.options.insert("linger.ms".to_owned(), linger.to_owned());
+            config.options.insert("linger.ms".to_owned(), linger.into());
             let mut sink = KafkaSink::new(config);
             let begun = Instant::now();
             sink.open(&bench.start(1)).expect("it opens");

@@ -158,7 +158,12 @@ impl Database {
 
     /// What to open a sink with.
     pub fn config(&self) -> PostgresConfig {
-        PostgresConfig { name: "postgres".to_owned(), url: self.url(), schema: None, skip_stored: false }
+        PostgresConfig {
+            name: "postgres".to_owned(),
+            url: self.url().into(),
+            schema: None,
+            skip_stored: false,
+        }
     }
 
     /// A sink that writes here, to be opened.

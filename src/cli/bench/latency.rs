@@ -150,7 +150,7 @@ fn settings(eps: f64) -> GeneratorSettings {
 }
 
 fn measure(args: &LatencyArgs, config: &mut Config, scratch: &mut Scratch) -> anyhow::Result<Measured> {
-    let alerts = |sink: &KafkaSinkConfig| sink.topics.contains(&OutputKind::Alerts);
+    let alerts = |sink: &KafkaSinkConfig| sink.topics.contains_key(&OutputKind::Alerts);
     anyhow::ensure!(
         config.sinks.kafka.as_ref().is_some_and(alerts),
         "this needs a configuration with [sinks.kafka] whose topics include \"alerts\""
@@ -242,9 +242,10 @@ struct Alerts {
 impl Alerts {
     fn open(config: &Config, prefix: &str) -> anyhow::Result<Alerts> {
         let kafka = config.sinks.kafka.as_ref().context("there is no [sinks.kafka]")?;
+        let alerts = kafka.topics.get(&OutputKind::Alerts).context("alerts have no topic")?;
         let source = KafkaSource::open(KafkaSourceConfig {
             brokers: kafka.brokers.clone(),
-            topic: format!("{prefix}alerts"),
+            topic: format!("{prefix}{alerts}"),
             // Never committed to, so it never comes to be.
             group: format!("{prefix}reader"),
             starts: None,

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use headwater_sinks::Secret;
 use headwater_sinks::kafka::client::Options;
 use headwater_sinks::kafka::progress_topic;
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 use tokio_postgres::NoTls;
 
-use crate::config::{Config, LedgerConfig, SourceConfig, StateConfig};
-use crate::topics::standard;
+use crate::config::{Config, LedgerConfig, OutputKind, SourceConfig, StateConfig};
+use crate::topics;
 
 /// How long PostgreSQL may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,7 +37,7 @@ struct Cluster {
 }
 
 struct Schema {
-    url: String,
+    url: Secret,
     name: String,
 }
 
@@ -81,9 +82,10 @@ impl Scratch {
             self.cluster(&source.brokers, &source.options)?.groups.push(pipeline.clone());
         }
         if let Some(kafka) = &config.sinks.kafka {
-            let outputs: Vec<_> = standard()
+            let mut all = kafka.clone();
+            all.write_only(&[OutputKind::Events, OutputKind::Alerts, OutputKind::DeadLetters]);
+            let outputs: Vec<_> = topics::outputs(&all.topics)
                 .into_iter()
-                .skip(1)
                 .map(|spec| TopicSpec { name: format!("{prefix}{}", spec.name), ..spec })
                 .collect();
             let cluster = self.cluster(&kafka.brokers, &kafka.options)?;
@@ -91,7 +93,7 @@ impl Scratch {
             cluster.made.push(progress_topic(&pipeline));
         }
         if let Some(postgres) = &mut config.sinks.postgres {
-            postgres.tables.place = self.schema(&postgres.tables.place, &prefix)?;
+            postgres.url = self.schema(&postgres.url, &prefix)?;
             postgres.schema = None;
         }
         Ok(())
@@ -113,8 +115,7 @@ impl Scratch {
         };
         source.topic.clone_from(&name);
         source.start_from = crate::config::StartFrom::Earliest;
-        let spec = TopicSpec { name: name.clone(), ..standard()[0].clone() };
-        self.cluster(&source.brokers, &source.options)?.create(&[spec])?;
+        self.cluster(&source.brokers, &source.options)?.create(&[topics::input(&name)])?;
         Ok(name)
     }
 
@@ -133,12 +134,12 @@ impl Scratch {
     }
 
     /// Makes a schema; the address returned leads there.
-    fn schema(&mut self, url: &str, prefix: &str) -> anyhow::Result<String> {
+    fn schema(&mut self, url: &Secret, prefix: &str) -> anyhow::Result<Secret> {
         // A name of ours: lower-case letters, digits and underscores need no quotes.
         let name = prefix.trim_end_matches('-').replace('-', "_");
-        ask(url, &format!("CREATE SCHEMA {name}"))?;
-        self.schemas.push(Schema { url: url.to_owned(), name: name.clone() });
-        Ok(within(url, &name))
+        ask(url.expose(), &format!("CREATE SCHEMA {name}"))?;
+        self.schemas.push(Schema { url: url.clone(), name: name.clone() });
+        Ok(within(url.expose(), &name).into())
     }
 
     /// Removes everything that was made; what cannot be removed does not keep the rest.
@@ -151,7 +152,7 @@ impl Scratch {
             result = result.and(cluster.remove());
         }
         for Schema { url, name } in &self.schemas {
-            result = result.and(ask(url, &format!("DROP SCHEMA {name} CASCADE")));
+            result = result.and(ask(url.expose(), &format!("DROP SCHEMA {name} CASCADE")));
         }
         for file in &self.files {
             for suffix in ["", "-wal", "-shm"] {

@@ -88,7 +88,7 @@ struct SinkSet {
 fn sink_sets(sinks: &SinksConfig) -> (Vec<SinkSet>, BTreeMap<&'static str, &'static str>) {
     let topics = |topics: &[OutputKind]| {
         let kafka = sinks.kafka.clone().map(|mut kafka| {
-            kafka.topics = topics.to_vec();
+            kafka.write_only(topics);
             kafka
         });
         SinksConfig { kafka, postgres: None, sqlite: None }
@@ -144,7 +144,7 @@ impl Bench<'_> {
                 self.writing("produce", &events, |sinks| {
                     sinks.postgres = None;
                     // Alerts have a writer of their own, and are few.
-                    sinks.kafka.iter_mut().for_each(|kafka| kafka.topics = vec![OutputKind::Events]);
+                    sinks.kafka.iter_mut().for_each(|kafka| kafka.write_only(&[OutputKind::Events]));
                 })?,
             );
         }

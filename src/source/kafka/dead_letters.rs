@@ -1,7 +1,6 @@
-//! Dead letters: reading them back, and sending them to the source topic once more.
+//! Dead letters: reading them back. Sending them to the source topic once more is in [`retry`](super::retry).
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Offset, Partition, Position};
@@ -10,8 +9,7 @@ use rdkafka::Message;
 use rdkafka::message::BorrowedMessage;
 
 use super::headers::headers;
-use super::produce::{ProduceError, Produced, Producer};
-use super::reader::KafkaReader;
+use super::reader::{KafkaReader, retry_count};
 use super::{KafkaSource, KafkaSourceConfig, StartFrom, consumer_config, unavailable};
 use crate::source::{Budget, SourceError};
 
@@ -25,6 +23,8 @@ pub mod header {
     pub const MESSAGE: &str = "message";
     /// The field at fault.
     pub const FIELD: &str = "field";
+    /// The pipeline that refused it.
+    pub const PIPELINE: &str = "pipeline";
     /// The topic that the record was read from.
     pub const SOURCE_TOPIC: &str = "source-topic";
     /// Its partition there, in decimal.
@@ -39,8 +39,6 @@ pub mod header {
     pub const ORIGINAL_SHA256: &str = "original-sha256";
 }
 
-/// How often a record may be sent to the source topic again.
-pub const MOST_RETRIES: u32 = 3;
 /// How long a dead-letter topic may deliver nothing before its end.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How much of the topic is held in memory at a time, in bytes and in records.
@@ -89,7 +87,7 @@ impl DeadLetter {
 
     /// How often it had come back before.
     pub fn retries(&self) -> u32 {
-        self.header(header::RETRIES).and_then(|text| text.parse().ok()).unwrap_or(0)
+        retry_count(self.header(header::RETRIES).map(str::as_bytes))
     }
 }
 
@@ -152,48 +150,4 @@ impl Iterator for DeadLetters {
             Err(error) => Some(Err(error)),
         }
     }
-}
-
-/// What became of the dead letters that were to be sent again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Retried {
-    /// Sent to the source topic and acknowledged.
-    pub sent: u64,
-    /// Left where they are since they would be late again.
-    pub late: u64,
-    /// Left where they are since they have come back [`MOST_RETRIES`] times.
-    pub exhausted: u64,
-    /// Left where they are since only their beginning was kept.
-    pub truncated: u64,
-}
-
-/// Sends the original bytes of dead letters to the source topic, each with its retry count raised by one. Late
-/// ones only with `include_late`: they will be late again. Sending the same letters twice sends the records twice.
-pub fn retry(
-    brokers: &str,
-    options: &Options,
-    topic: &str,
-    letters: impl IntoIterator<Item = DeadLetter>,
-    include_late: bool,
-) -> Result<Retried, ProduceError> {
-    let mut retried = Retried::default();
-    let again = letters.into_iter().filter_map(|letter| {
-        let left = if letter.reason() == "late" && !include_late {
-            &mut retried.late
-        } else if letter.retries() >= MOST_RETRIES {
-            &mut retried.exhausted
-        } else if letter.header(header::ORIGINAL_LENGTH).is_some() {
-            &mut retried.truncated
-        } else {
-            let retries = (letter.retries() + 1).to_string().into_bytes();
-            let headers = vec![(header::RETRIES.to_owned(), retries)];
-            return Some(Produced { partition: None, key: letter.key, value: letter.value, headers });
-        };
-        *left += 1;
-        None
-    });
-    let producer = Producer::connect(brokers, options, topic)?;
-    let report = producer.run(again, None, &AtomicBool::new(false), &mut |_| {})?;
-    retried.sent = report.acknowledged;
-    Ok(retried)
 }

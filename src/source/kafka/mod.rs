@@ -16,9 +16,9 @@ mod group;
 mod headers;
 pub mod produce;
 mod reader;
+pub mod retry;
 mod stats;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -56,7 +56,7 @@ pub enum StartFrom {
 }
 
 /// What a Kafka source needs to know.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct KafkaSourceConfig {
     /// The cluster's addresses, `host:port`, separated by commas.
     pub brokers: String,
@@ -74,21 +74,6 @@ pub struct KafkaSourceConfig {
     pub until_end: bool,
     /// How many bytes may be fetched and not yet handed out, over all partitions of the topic.
     pub bytes_in_flight: usize,
-}
-
-impl fmt::Debug for KafkaSourceConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KafkaSourceConfig")
-            .field("brokers", &self.brokers)
-            .field("topic", &self.topic)
-            .field("group", &self.group)
-            .field("starts", &self.starts)
-            .field("start_from", &self.start_from)
-            .field("options", &self.options.keys())
-            .field("until_end", &self.until_end)
-            .field("bytes_in_flight", &self.bytes_in_flight)
-            .finish()
-    }
 }
 
 /// A topic, opened for reading.

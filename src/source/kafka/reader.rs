@@ -343,10 +343,21 @@ fn raw<'a>(partition: Partition, message: &'a BorrowedMessage<'_>) -> Raw<'a> {
     }
 }
 
-/// The retry count in a record's headers; what is not a number is as good as none.
+/// The retry count in a record's headers.
 fn retries(message: &BorrowedMessage<'_>) -> u32 {
     let value = headers(message).find(|(name, _)| *name == RETRIES.as_bytes()).and_then(|(_, value)| value);
-    value.and_then(|bytes| std::str::from_utf8(bytes).ok()).and_then(|text| text.parse().ok()).unwrap_or(0)
+    retry_count(value)
+}
+
+/// What the header says, which anybody can write: what is not a number is as good as none, and a number beyond what
+/// tables take is the greatest that they do.
+pub(super) fn retry_count(header: Option<&[u8]>) -> u32 {
+    let text = header.and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default();
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return 0;
+    }
+    const GREATEST: u32 = i32::MAX.unsigned_abs();
+    text.parse().map_or(GREATEST, |count: u32| count.min(GREATEST))
 }
 
 impl Reader for KafkaReader {

@@ -1,0 +1,184 @@
+//! Options for librdkafka, as users write them: which may be set, which may be shown, and errors without their values.
+
+use std::collections::BTreeMap;
+
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
+use thiserror::Error;
+
+use crate::Secret;
+
+/// Options for librdkafka, as the user wrote them. Any may hold a password, under a misspelt name too.
+pub type Options = BTreeMap<String, Secret>;
+
+/// An option of the user's that cannot be used. Says nothing of its value, unless [`is_harmless`].
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("the option `{key}` {reason}")]
+pub struct OptionRefused {
+    /// Its name.
+    pub key: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl OptionRefused {
+    fn new(key: &str, reason: impl Into<String>) -> OptionRefused {
+        OptionRefused { key: key.to_owned(), reason: reason.into() }
+    }
+
+    /// Whether librdkafka has no option of this name.
+    pub fn is_unknown(&self) -> bool {
+        self.reason == UNKNOWN
+    }
+
+    /// An option that would break a promise.
+    pub(super) fn owned(key: &str) -> OptionRefused {
+        OptionRefused::new(key, "cannot be set: Headwater sets it itself")
+    }
+}
+
+/// librdkafka's second names of settings that are owned or have a default here, and the first ones.
+const ALIASES: &[(&str, &str)] = &[
+    ("metadata.broker.list", "bootstrap.servers"),
+    ("auto.commit.enable", "enable.auto.commit"),
+    ("request.required.acks", "acks"),
+    ("queue.buffering.max.ms", "linger.ms"),
+    ("compression.codec", "compression.type"),
+    ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
+];
+
+/// Settings that no user may change: where to connect, and whatever decides which records are seen, in which
+/// order, and as whose.
+const OWNED: &[&str] = &[
+    "bootstrap.servers",
+    "group.id",
+    "enable.auto.commit",
+    "auto.commit.interval.ms",
+    "enable.auto.offset.store",
+    "auto.offset.reset",
+    "isolation.level",
+    "enable.partition.eof",
+    "statistics.interval.ms",
+    "transactional.id",
+    "transaction.timeout.ms",
+    "enable.idempotence",
+    "enable.gapless.guarantee",
+    "acks",
+    "partitioner",
+    "queuing.strategy",
+    "plugin.library.paths",
+];
+
+/// Options whose values hold no secret, so that they may be shown.
+const HARMLESS: &str = "\
+    allow.auto.create.topics api.version.fallback.ms api.version.request api.version.request.timeout.ms \
+    batch.num.messages batch.size broker.address.family broker.address.ttl check.crcs client.dns.lookup \
+    client.id client.rack compression.codec compression.level compression.type connections.max.idle.ms \
+    coordinator.query.interval.ms debug delivery.timeout.ms enable.metrics.push enable.random.seed \
+    enable.sasl.oauthbearer.unsecure.jwt enable.ssl.certificate.verification fetch.error.backoff.ms \
+    fetch.max.bytes fetch.message.max.bytes fetch.min.bytes fetch.queue.backoff.ms fetch.wait.max.ms \
+    group.protocol heartbeat.interval.ms https.ca.location linger.ms log.connection.close log.queue \
+    log.thread.name log_level max.in.flight max.in.flight.requests.per.connection \
+    max.partition.fetch.bytes max.poll.interval.ms message.copy.max.bytes message.max.bytes \
+    message.send.max.retries message.timeout.ms metadata.max.age.ms \
+    metadata.recovery.rebootstrap.trigger.ms metadata.recovery.strategy partition.assignment.strategy \
+    produce.offset.report queue.buffering.backpressure.threshold queue.buffering.max.kbytes \
+    queue.buffering.max.messages queue.buffering.max.ms queued.max.messages.kbytes queued.min.messages \
+    receive.message.max.bytes reconnect.backoff.jitter.ms reconnect.backoff.max.ms reconnect.backoff.ms \
+    request.timeout.ms retries retry.backoff.max.ms retry.backoff.ms sasl.kerberos.keytab \
+    sasl.kerberos.min.time.before.relogin sasl.kerberos.service.name sasl.mechanism sasl.mechanisms \
+    sasl.oauthbearer.assertion.algorithm sasl.oauthbearer.assertion.file \
+    sasl.oauthbearer.assertion.jwt.template.file sasl.oauthbearer.assertion.private.key.file \
+    sasl.oauthbearer.grant.type sasl.oauthbearer.metadata.authentication.type sasl.oauthbearer.method \
+    security.protocol session.timeout.ms socket.connection.setup.timeout.ms socket.keepalive.enable \
+    socket.max.fails socket.nagle.disable socket.receive.buffer.bytes socket.send.buffer.bytes \
+    socket.timeout.ms ssl.ca.certificate.stores ssl.ca.location ssl.certificate.location \
+    ssl.cipher.suites ssl.crl.location ssl.curves.list ssl.endpoint.identification.algorithm \
+    ssl.key.location ssl.keystore.location ssl.providers ssl.sigalgs.list sticky.partitioning.linger.ms \
+    topic.metadata.propagation.max.ms topic.metadata.refresh.fast.interval.ms \
+    topic.metadata.refresh.interval.ms topic.metadata.refresh.sparse";
+
+/// Further options: only their names may be shown.
+const CONFIDENTIAL: &str = "\
+    https.ca.pem sasl.kerberos.kinit.cmd sasl.kerberos.principal sasl.oauthbearer.assertion.claim.aud \
+    sasl.oauthbearer.assertion.claim.exp.seconds sasl.oauthbearer.assertion.claim.iss \
+    sasl.oauthbearer.assertion.claim.jti.include sasl.oauthbearer.assertion.claim.nbf.seconds \
+    sasl.oauthbearer.assertion.claim.sub sasl.oauthbearer.assertion.private.key.passphrase \
+    sasl.oauthbearer.assertion.private.key.pem sasl.oauthbearer.client.credentials.client.id \
+    sasl.oauthbearer.client.credentials.client.secret sasl.oauthbearer.client.id \
+    sasl.oauthbearer.client.secret sasl.oauthbearer.config sasl.oauthbearer.extensions \
+    sasl.oauthbearer.scope sasl.oauthbearer.token.endpoint.url sasl.password sasl.username ssl.ca.pem \
+    ssl.certificate.pem ssl.key.password ssl.key.pem ssl.keystore.password";
+
+const UNKNOWN: &str = "is unknown to the Kafka client";
+
+/// The name of a setting that may have several.
+pub(super) fn first_name(key: &str) -> &str {
+    ALIASES.iter().find(|(alias, _)| *alias == key).map_or(key, |&(_, name)| name)
+}
+
+/// Whether the value of an option may be shown: not that of an unknown one, which may be a misspelt password.
+pub fn is_harmless(key: &str) -> bool {
+    HARMLESS.split_ascii_whitespace().any(|name| name == key)
+}
+
+/// Names of options that a misspelt one may be meant for.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    HARMLESS.split_ascii_whitespace().chain(CONFIDENTIAL.split_ascii_whitespace())
+}
+
+/// Whether an option may be set to a value: no promise depends on it, and librdkafka knows it and takes the value.
+///
+/// # Errors
+/// If not: why.
+pub fn check_option(key: &str, value: &Secret) -> Result<(), OptionRefused> {
+    if OWNED.contains(&first_name(key)) {
+        return Err(OptionRefused::owned(key));
+    }
+    let mut config = ClientConfig::new();
+    config.set(key, value.expose());
+    let Err(error) = config.create_native_config() else { return Ok(()) };
+    // What librdkafka says quotes the value, or a part of it.
+    Err(OptionRefused::new(
+        key,
+        match error {
+            KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..) => UNKNOWN.to_owned(),
+            KafkaError::ClientConfig(_, description, ..)
+                if is_harmless(key) || description.contains("not supported in this build") =>
+            {
+                format!("cannot be set: {description}")
+            }
+            _ => "has a value that the Kafka client does not take".to_owned(),
+        },
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listed_option_is_known_to_the_client() {
+        for key in names() {
+            let refused = check_option(key, &"".into());
+            let unknown = refused.is_err_and(|refused| refused.reason.contains("unknown"));
+            assert!(!unknown, "{key}");
+        }
+    }
+
+    #[test]
+    fn errors_do_not_contain_the_value() {
+        for key in
+            ["sasl.pasword", "sasl.mechanizm", "enable.ssl.certificate.verificatio", "ssl.key.pem", "acks"]
+        {
+            let refused = check_option(key, &"hunter2".into());
+            let text = refused.map_or_else(|refused| format!("{refused} {refused:?}"), |()| String::new());
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+        let refused = check_option("sasl.pasword", &"hunter2".into()).expect_err("it is misspelt");
+        assert_eq!(refused.to_string(), "the option `sasl.pasword` is unknown to the Kafka client");
+        let refused = check_option("fetch.min.bytes", &"many".into()).expect_err("it is no number");
+        assert!(refused.reason.contains("fetch.min.bytes"), "{refused}");
+    }
+}

@@ -1,0 +1,274 @@
+//! `headwater dead-letters`: what took no part, and sending it to the source topic once more.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value, json};
+
+use super::args::DeadLettersArgs;
+use super::output::{out, outln};
+use super::{complaint, kafka_source, load};
+use crate::config::{Config, KafkaSinkConfig, OutputKind};
+use crate::json::rfc3339;
+use crate::source::kafka::dead_letters::{DeadLetter, DeadLetters, header};
+use crate::source::kafka::retry::{MOST_RETRIES, Retried, Retry};
+
+/// How much of a value a line shows, in characters.
+const SHOWN: usize = 60;
+
+/// Lists or retries the dead letters of a configuration's pipeline.
+///
+/// # Errors
+/// If they cannot be read, sent or printed.
+pub fn dead_letters(args: &DeadLettersArgs) -> anyhow::Result<()> {
+    let config = load(&args.config)?;
+    let (sink, topic) = letters_topic(&config)?;
+    let letters = DeadLetters::read_all(&sink.brokers, &sink.options, topic)?;
+    let chosen = letters.filter(|letter| match (letter, &args.reason) {
+        (Ok(letter), Some(reason)) => letter.reason() == reason,
+        _ => true,
+    });
+    if !args.retry {
+        return list(&config, topic, chosen, args.json);
+    }
+    let source = kafka_source(&config)?;
+    let retry = Retry {
+        brokers: &source.brokers,
+        options: &source.options,
+        pipeline: &config.plan.pipeline,
+        source_topic: &source.topic,
+        letters_topic: topic,
+        include_late: args.include_late,
+    };
+    let retried = retry.run(chosen)?;
+    if args.json {
+        outln!("{}", report(&retried))?;
+    } else {
+        outln!("{}", sentence(&retried, &source.topic))?;
+    }
+    Ok(())
+}
+
+/// The topic of dead letters, on the brokers of the sink that writes it.
+fn letters_topic(config: &Config) -> anyhow::Result<(&KafkaSinkConfig, &str)> {
+    let sink = config.sinks.kafka.as_ref();
+    let found = sink.and_then(|sink| Some((sink, sink.topics.get(&OutputKind::DeadLetters)?.as_str())));
+    let message = "no topic has the dead letters: [sinks.kafka] does not write them; tables have them as `dead_letters`";
+    Ok(found.ok_or_else(|| complaint("sinks.kafka.topics", message))?)
+}
+
+/// Those of other pipelines, which may write the same topic, are only counted.
+fn list(
+    config: &Config,
+    topic: &str,
+    letters: impl Iterator<Item = Result<DeadLetter, crate::source::SourceError>>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let pipeline = &*config.plan.pipeline;
+    let is_ours = |letter: &DeadLetter| letter.header(header::PIPELINE).is_none_or(|name| name == pipeline);
+    let (mut listed, mut of_others) = (0u64, 0u64);
+    if json {
+        out!("{{\"topic\":{},\"pipeline\":{},\"letters\":[", json!(topic), json!(pipeline))?;
+    }
+    for letter in letters {
+        let letter = letter?;
+        if !is_ours(&letter) {
+            of_others += 1;
+            continue;
+        }
+        match (json, listed) {
+            (true, 0) => out!("{}", object(&letter))?,
+            (true, _) => out!(",{}", object(&letter))?,
+            (false, _) => {
+                if listed == 0 {
+                    outln!("{HEADINGS}")?;
+                }
+                outln!("{}", line(&letter))?;
+            }
+        }
+        listed += 1;
+    }
+    if json {
+        outln!("],\"of_other_pipelines\":{of_others}}}")?;
+    } else {
+        let others =
+            if of_others == 0 { String::new() } else { format!(", and {of_others} of other pipelines") };
+        outln!("{listed} dead letters of {pipeline} in topic {topic}{others}")?;
+    }
+    Ok(())
+}
+
+const HEADINGS: &str = "AT         SOURCE               REASON     TIME                      BYTES  FIELD         MESSAGE: VALUE";
+
+fn line(letter: &DeadLetter) -> String {
+    let of = |name| letter.header(name).unwrap_or("-");
+    let at = format!("{}:{}", letter.position.partition.0, letter.position.offset.0);
+    let source = format!("{}:{}", of(header::SOURCE_PARTITION), of(header::SOURCE_OFFSET));
+    let source = match letter.header(header::SOURCE_TOPIC) {
+        Some(topic) => format!("{}:{source}", escaped(topic, SHOWN)),
+        None => source,
+    };
+    let field = letter.header(header::FIELD).filter(|field| !field.is_empty()).unwrap_or("-");
+    let value = letter.value.as_deref();
+    format!(
+        "{at:<10} {source:<20} {:<10} {:<24} {:>6}  {:<13} {}: {}",
+        escaped(of(header::REASON), SHOWN),
+        rfc3339(letter.timestamp),
+        value.map_or(0, <[u8]>::len),
+        escaped(field, SHOWN),
+        escaped(of(header::MESSAGE), 200),
+        value.map_or("(no value)".into(), |value| escaped(&String::from_utf8_lossy(value), SHOWN)),
+    )
+}
+
+/// A text as one line of a terminal: control characters are escaped, and what is beyond `most` characters is left out.
+fn escaped(text: &str, most: usize) -> String {
+    let mut shown = String::new();
+    for (at, c) in text.chars().enumerate() {
+        if at == most {
+            shown.push('…');
+            break;
+        }
+        match c {
+            '\\' => shown.push_str("\\\\"),
+            c if c.is_control() || is_invisible(c) => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// Characters that a terminal does not show, or that turn the direction of a line.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+fn object(letter: &DeadLetter) -> Value {
+    let number = |name| letter.header(name).and_then(|text| text.parse::<i64>().ok());
+    let text = |name| letter.header(name).filter(|text| !text.is_empty());
+    let mut object = Map::new();
+    let mut put = |name: &str, value: Value| drop(object.insert(name.to_owned(), value));
+    put("partition", json!(letter.position.partition.0));
+    put("offset", json!(letter.position.offset.0));
+    put("time", json!(rfc3339(letter.timestamp)));
+    put("reason", json!(letter.reason()));
+    put("field", json!(text(header::FIELD)));
+    put("message", json!(text(header::MESSAGE)));
+    put("retries", json!(letter.retries()));
+    put("pipeline", json!(text(header::PIPELINE)));
+    put(
+        "source",
+        json!({
+            "topic": text(header::SOURCE_TOPIC),
+            "partition": number(header::SOURCE_PARTITION),
+            "offset": number(header::SOURCE_OFFSET),
+            "timestamp": number(header::SOURCE_TIMESTAMP),
+        }),
+    );
+    for (name, bytes) in [("key", &letter.key), ("value", &letter.value)] {
+        match bytes.as_deref().map(std::str::from_utf8) {
+            None => put(name, Value::Null),
+            Some(Ok(text)) => put(name, json!(text)),
+            Some(Err(_)) => {
+                put(&format!("{name}_base64"), json!(STANDARD.encode(bytes.as_deref().unwrap_or_default())));
+            }
+        }
+    }
+    put("bytes", json!(letter.value.as_ref().map_or(0, Vec::len)));
+    if let Some(length) = number(header::ORIGINAL_LENGTH) {
+        put("original_bytes", json!(length));
+    }
+    Value::Object(object)
+}
+
+fn report(retried: &Retried) -> Value {
+    let Retried { sent, before, late, exhausted, truncated, of_others } = retried;
+    json!({
+        "sent": sent,
+        "exhausted": exhausted,
+        "skipped": { "sent_before": before, "late": late, "truncated": truncated },
+        "of_other_pipelines": of_others,
+    })
+}
+
+fn sentence(retried: &Retried, topic: &str) -> String {
+    let Retried { sent, before, late, exhausted, truncated, of_others } = *retried;
+    let mut left = Vec::new();
+    for (count, why) in [
+        (before, "were sent before".to_owned()),
+        (late, "would be late again (--include-late sends them)".to_owned()),
+        (exhausted, format!("have come back {MOST_RETRIES} times")),
+        (truncated, "are only the beginning of their record".to_owned()),
+        (of_others, "are of other pipelines or source topics".to_owned()),
+    ] {
+        if count > 0 {
+            left.push(format!("{count} {why}"));
+        }
+    }
+    let left = if left.is_empty() { String::new() } else { format!("; not sent: {}", left.join(", ")) };
+    format!("{sent} dead letters sent to topic {topic}{left}")
+}
+
+#[cfg(test)]
+mod tests {
+    use headwater_dataflows::{Offset, Partition, Position};
+
+    use super::*;
+    use crate::source::kafka::retry::is_of;
+
+    fn letter(value: &[u8]) -> DeadLetter {
+        let header = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
+        DeadLetter {
+            position: Position { partition: Partition(2), offset: Offset(7) },
+            timestamp: 1_772_330_400_000,
+            key: Some(vec![0xff]),
+            value: Some(value.to_vec()),
+            headers: vec![
+                header(header::REASON, "invalid"),
+                header(header::MESSAGE, "user_id is no text"),
+                header(header::FIELD, "user_id"),
+                header(header::PIPELINE, "fraud"),
+                header(header::SOURCE_TOPIC, "payments"),
+                header(header::SOURCE_PARTITION, "1"),
+                header(header::SOURCE_OFFSET, "9"),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_letter_is_one_line_whatever_it_holds() {
+        assert_eq!(
+            line(&letter(b"{\"user_id\":1}\n\x1b[31m\xff")),
+            "2:7        payments:1:9         invalid    2026-03-01T02:00:00.000Z     19  user_id       \
+             user_id is no text: {\"user_id\":1}\\n\\u{1b}[31m\u{fffd}"
+        );
+        let long = line(&letter("ä".repeat(100).as_bytes()));
+        assert!(long.ends_with(&format!("{}…", "ä".repeat(SHOWN))), "{long}");
+    }
+
+    #[test]
+    fn a_letter_as_json_has_text_or_base64() {
+        let shown = object(&letter(b"{}"));
+        assert_eq!((&shown["value"], &shown["key_base64"]), (&json!("{}"), &json!("/w==")));
+        assert_eq!(shown["source"]["topic"], "payments");
+        let shown = object(&letter(b"\xff\x00"));
+        assert_eq!((&shown["value"], &shown["value_base64"]), (&Value::Null, &json!("/wA=")));
+    }
+
+    #[test]
+    fn only_letters_of_the_pipeline_and_its_topic_are_its_own() {
+        let letter = letter(b"{}");
+        assert!(is_of(&letter, "fraud", "payments"));
+        assert!(!is_of(&letter, "fraud", "clicks") && !is_of(&letter, "other", "payments"));
+        assert!(!is_of(&DeadLetter { headers: Vec::new(), ..letter }, "fraud", "payments"));
+    }
+
+    #[test]
+    fn the_report_says_what_was_left_and_why() {
+        let retried = Retried { sent: 3, before: 2, exhausted: 1, ..Retried::default() };
+        assert_eq!(
+            sentence(&retried, "payments"),
+            "3 dead letters sent to topic payments; not sent: 2 were sent before, 1 have come back 3 times"
+        );
+        assert_eq!(report(&retried)["skipped"]["sent_before"], 2);
+    }
+}

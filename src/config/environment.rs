@@ -1,0 +1,215 @@
+//! The environment: `${NAME}` in the file's texts, and variables of Headwater's that do not exist.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::keys::KEYS;
+use super::read::{Complaint, nearest};
+use super::tree::{Item, Node, Origin};
+
+/// Variables that are no keys, and what begins the names of those that the repository's tests and scripts use.
+const VARIABLES: [&str; 13] = [
+    "HEADWATER_WORKERS",
+    "HEADWATER_PROCESSES",
+    "HEADWATER_PROCESS",
+    "HEADWATER_HOSTFILE",
+    "HEADWATER_LOG",
+    "HEADWATER_RESTARTS",
+    "HEADWATER_CRASH_AT",
+    "HEADWATER_MODEL_STEPS",
+    "HEADWATER_KAFKA_PROXY",
+    "HEADWATER_RECORD",
+    "HEADWATER_TEST_",
+    "HEADWATER_SERVICES_",
+    "HEADWATER_TORTURE_",
+];
+
+/// The variables of this process, but those that are not UTF-8.
+///
+/// # Errors
+/// If one of Headwater's is not.
+pub fn of_process() -> Result<Vec<(String, String)>, Complaint> {
+    let mut environment = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        match (name.into_string(), value.into_string()) {
+            (Ok(name), Ok(value)) => environment.push((name, value)),
+            (Ok(name), Err(_)) if name.starts_with("HEADWATER") => {
+                return Err(Complaint {
+                    origin: Origin::Environment(name),
+                    key: "the environment".into(),
+                    message: "the value is not UTF-8".into(),
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(environment)
+}
+
+/// Replaces `${NAME}` in the texts of the file, and `$${` by `${`; returns the names, and complains of those that are
+/// not set.
+pub fn substitute(item: &mut Item, environment: &[(String, String)]) -> (BTreeSet<String>, Vec<Complaint>) {
+    let variables = environment.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let mut substitution = Substitution { variables, names: BTreeSet::new(), complaints: Vec::new() };
+    substitution.within(item, String::new());
+    (substitution.names, substitution.complaints)
+}
+
+struct Substitution<'a> {
+    variables: BTreeMap<&'a str, &'a str>,
+    names: BTreeSet<String>,
+    complaints: Vec<Complaint>,
+}
+
+impl Substitution<'_> {
+    fn within(&mut self, item: &mut Item, path: String) {
+        match &mut item.node {
+            Node::Table(entries) => {
+                for (key, item) in entries {
+                    self.within(item, if path.is_empty() { key.clone() } else { format!("{path}.{key}") });
+                }
+            }
+            Node::Array(items) => {
+                for (at, item) in items.iter_mut().enumerate() {
+                    self.within(item, format!("{path}[{at}]"));
+                }
+            }
+            Node::Text(text) if text.contains("${") => match self.replaced(text) {
+                Ok(replaced) => item.written = Some(std::mem::replace(text, replaced)),
+                Err(message) => {
+                    let origin = item.origin.clone();
+                    self.complaints.push(Complaint { origin, key: path, message });
+                }
+            },
+            _ => {}
+        }
+    }
+
+    fn replaced(&mut self, text: &str) -> Result<String, String> {
+        let (mut replaced, mut rest) = (String::new(), text);
+        while let Some(at) = rest.find("${") {
+            let (before, after) = (&rest[..at], &rest[at + 2..]);
+            if let Some(before) = before.strip_suffix('$') {
+                replaced.push_str(before);
+                replaced.push_str("${");
+                rest = after;
+                continue;
+            }
+            replaced.push_str(before);
+            let (name, behind) = after.split_once('}').filter(|(name, _)| is_variable(name)).ok_or(
+                "expected the name of an environment variable in ${NAME}; write $${ for the characters ${",
+            )?;
+            self.names.insert(name.to_owned());
+            let value = self.variables.get(name).ok_or_else(|| {
+                format!("the environment variable {name} is not set; write $${{ for the characters ${{")
+            })?;
+            replaced.push_str(value);
+            rest = behind;
+        }
+        replaced.push_str(rest);
+        Ok(replaced)
+    }
+}
+
+fn is_variable(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// Complains of variables that look like Headwater's and are not. Keys that do not exist are found where they are read.
+pub fn unknown(environment: &[(String, String)], named: &BTreeSet<String>) -> Vec<Complaint> {
+    let is_unknown = |name: &str| {
+        name.starts_with("HEADWATER_")
+            && !name.starts_with("HEADWATER__")
+            && !named.contains(name)
+            && !VARIABLES
+                .iter()
+                .any(|known| name == *known || known.ends_with('_') && name.starts_with(known))
+            && !is_service_link(name)
+    };
+    let unknown = environment.iter().filter(|(name, _)| is_unknown(name));
+    unknown
+        .map(|(name, _)| {
+            let near = suggestion(name).map_or(String::new(), |near| format!("; did you mean {near}?"));
+            Complaint {
+                origin: Origin::Default,
+                key: "the environment".into(),
+                message: format!("{name} is no variable of Headwater{near}"),
+            }
+        })
+        .collect()
+}
+
+/// Kubernetes, and Docker's links, set variables for each service: those of one whose name begins with `headwater`
+/// begin so, too.
+fn is_service_link(name: &str) -> bool {
+    let of_port = ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| name.contains(protocol));
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || name.ends_with("_PORT")
+        || name.contains("_PORT_") && of_port
+}
+
+/// The variable that is probably meant. Underscores are what is miscounted.
+fn suggestion(name: &str) -> Option<String> {
+    let keys = KEYS.iter().map(|key| format!("HEADWATER__{}", key.path.replace('.', "__").to_uppercase()));
+    let variables = VARIABLES.iter().filter(|known| !known.ends_with('_')).map(|known| (*known).to_owned());
+    let known: Vec<_> = variables.chain(keys).collect();
+    let bare = |name: &str| name.replace('_', "");
+    let by_bare: BTreeMap<_, _> = known.iter().map(|known| (bare(known), known)).collect();
+    let near = nearest(&bare(name), by_bare.keys().map(String::as_str));
+    match (near, name.strip_prefix("HEADWATER_")) {
+        (Some(near), _) => Some(by_bare[near].clone()),
+        (None, Some(rest)) if rest.contains("__OPTIONS__") => Some(format!("HEADWATER__{rest}")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complaints(names: &[&str]) -> Vec<String> {
+        let environment: Vec<_> = names.iter().map(|name| ((*name).to_owned(), "x".to_owned())).collect();
+        unknown(&environment, &BTreeSet::from(["HEADWATER_DB_PASSWORD".to_owned()]))
+            .into_iter()
+            .map(|complaint| complaint.message)
+            .collect()
+    }
+
+    #[test]
+    fn a_variable_that_does_not_exist_is_complained_of() {
+        let names =
+            ["HEADWATER_SOURCE__PATHS", "HEADWATER_PIPELINE", "HEADWATER_WORKER", "HEADWATER_COLOUR_SCHEME"];
+        let no = "is no variable of Headwater";
+        assert_eq!(
+            complaints(&names),
+            [
+                format!("HEADWATER_SOURCE__PATHS {no}; did you mean HEADWATER__SOURCE__PATHS?"),
+                format!("HEADWATER_PIPELINE {no}; did you mean HEADWATER__PIPELINE?"),
+                format!("HEADWATER_WORKER {no}; did you mean HEADWATER_WORKERS?"),
+                format!("HEADWATER_COLOUR_SCHEME {no}"),
+            ]
+        );
+        let option = "HEADWATER_SOURCE__OPTIONS__SASL.PASSWORD";
+        assert_eq!(
+            complaints(&[option]),
+            [format!("{option} {no}; did you mean HEADWATER__SOURCE__OPTIONS__SASL.PASSWORD?")]
+        );
+    }
+
+    #[test]
+    fn variables_of_others_are_let_be() {
+        let names = [
+            "HEADWATER_WORKERS",
+            "HEADWATER_TEST_KAFKA",
+            "HEADWATER_DB_PASSWORD",
+            "HEADWATER_SERVICE_HOST",
+            "HEADWATER_PORT",
+            "HEADWATER_PORT_9464_TCP_ADDR",
+            "HEADWATER__TIME__EPOCH",
+            "HEADWATERS_OF_THE_NILE",
+        ];
+        assert_eq!(complaints(&names), [""; 0]);
+    }
+}

@@ -1,0 +1,177 @@
+//! Values that may hold a secret: the addresses of servers and the options of the Kafka client, each from its key or
+//! from the file that `KEY_file` names. What may not be shown is in no complaint either.
+
+use std::collections::BTreeMap;
+
+use headwater_sinks::Secret;
+use headwater_sinks::kafka::options::{Options, check_option, is_harmless, names};
+
+use super::address::Server;
+use super::read::{Complaint, Notes, Section, nearest};
+use super::tree::{Item, Node};
+
+/// What a key that ends so names: the file that holds the value.
+const FILE: &str = "_file";
+
+/// Reads `url` or `url_file`, and `password_file`.
+pub fn address(section: &mut Section<'_>, server: Server, notes: &mut Notes) -> Option<Secret> {
+    section.item("password_file");
+    let (key, address) = secret(section, "url", notes)?;
+    let shown = match server.shown(address.expose()) {
+        Ok(shown) => shown,
+        Err(message) => {
+            section.complain(&key, message, notes);
+            return None;
+        }
+    };
+    if key == "url" {
+        notes.effective.push((format!("{}{key}", section.path()), Node::Text(shown).to_toml()));
+    }
+    let Some(password) = file(section, "password_file", notes)? else { return Some(address) };
+    match server.with_password(&address, &password) {
+        Ok(whole) => Some(whole),
+        Err(message) => {
+            section.complain("password_file", message, notes);
+            None
+        }
+    }
+}
+
+/// A key's text, or that of the file that the key with `_file` names, whichever it was; none if neither is given.
+fn secret(section: &mut Section<'_>, key: &str, notes: &mut Notes) -> Option<(String, Secret)> {
+    let file_key = format!("{key}{FILE}");
+    let (value, named) = (section.item(key), section.item(&file_key));
+    match which(value, named) {
+        Ok(None) => None,
+        Ok(Some(Given::Here(item))) => match item.node.text() {
+            Some(text) if !text.is_empty() => Some((key.to_owned(), text.into())),
+            text => {
+                let got = if text.is_some() { "empty text" } else { item.node.kind() };
+                section.complain(key, format!("expected text, got {got}"), notes);
+                None
+            }
+        },
+        Ok(Some(Given::InFile(_))) => Some((file_key.clone(), file(section, &file_key, notes)??)),
+        Err(message) => {
+            section.complain(&file_key, message, notes);
+            None
+        }
+    }
+}
+
+/// The text of the file that a key names: `Some(None)` if there is no such key, `None` if something was complained of.
+fn file(section: &mut Section<'_>, key: &str, notes: &mut Notes) -> Option<Option<Secret>> {
+    let Some(item) = section.item(key) else { return Some(None) };
+    match read_file(item) {
+        Ok(secret) => {
+            let path = item.node.text().unwrap_or_default().to_owned();
+            notes.effective.push((format!("{}{key}", section.path()), Node::Text(path).to_toml()));
+            Some(Some(secret))
+        }
+        Err(message) => {
+            section.complain(key, message, notes);
+            None
+        }
+    }
+}
+
+fn read_file(item: &Item) -> Result<Secret, String> {
+    let path = item.node.text().filter(|path| !path.is_empty()).ok_or("expected the path of a file")?;
+    let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => format!("the file {path} is not UTF-8"),
+        _ => format!("cannot read the file {path}: {error}"),
+    })?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() { Err(format!("the file {path} is empty")) } else { Ok(text.into()) }
+}
+
+/// Where a secret is.
+enum Given<'a> {
+    Here(&'a Item),
+    InFile(&'a Item),
+}
+
+/// Which of a key and the one with `_file` holds. The environment overrides the file, whichever of them it gives.
+fn which<'a>(value: Option<&'a Item>, file: Option<&'a Item>) -> Result<Option<Given<'a>>, &'static str> {
+    Ok(match (value, file) {
+        (None, None) => None,
+        (Some(value), None) => Some(Given::Here(value)),
+        (None, Some(file)) => Some(Given::InFile(file)),
+        (Some(value), Some(file)) => match (value.is_of_environment(), file.is_of_environment()) {
+            (true, false) => Some(Given::Here(value)),
+            (false, true) => Some(Given::InFile(file)),
+            _ => return Err("the value is given without `_file` too: remove one of the two"),
+        },
+    })
+}
+
+/// Reads the section `options` of the Kafka client's own settings.
+pub fn options(section: &mut Section<'_>, notes: &mut Notes) -> Options {
+    let mut options = Options::new();
+    let Some(mut section) = section.section("options", notes) else { return options };
+    let mut written = BTreeMap::new();
+    for (key, item) in section.items() {
+        flatten(key.clone(), item, &mut written);
+    }
+    let complain = |notes: &mut Notes, item: &Item, key: &str, message: String| {
+        let key = format!("{}{key}", section.path());
+        notes.complaints.push(Complaint { origin: item.origin.clone(), key, message });
+    };
+    for (key, &item) in &written {
+        let name = key.strip_suffix(FILE).unwrap_or(key);
+        let in_file = written.get(&format!("{name}{FILE}")).copied();
+        let read = match which(written.get(name).copied(), in_file) {
+            // The other one of the two is read.
+            Ok(Some(Given::Here(_))) if name != key => continue,
+            Ok(Some(Given::InFile(_))) if name == key => continue,
+            Ok(Some(Given::InFile(item))) => read_file(item),
+            Ok(_) => option_text(item).map(Secret::from),
+            Err(_) if name == key => continue,
+            Err(message) => Err(message.to_owned()),
+        };
+        let value = match read {
+            Ok(value) => value,
+            Err(message) => {
+                complain(notes, item, key, message);
+                continue;
+            }
+        };
+        if let Err(refused) = check_option(name, &value) {
+            let near = nearest(name, names()).filter(|near| *near != name);
+            let hint = near.map_or(String::new(), |near| format!("; did you mean {near}?"));
+            let hint = if refused.is_unknown() { hint } else { String::new() };
+            complain(notes, item, key, format!("the option {}{hint}", refused.reason));
+            continue;
+        }
+        let shown = match item.node.text() {
+            Some(path) if name != key => path,
+            _ if is_harmless(name) => value.expose(),
+            _ => "***",
+        };
+        notes.effective.push((format!("{}{key:?}", section.path()), Node::Text(shown.to_owned()).to_toml()));
+        options.insert(name.to_owned(), value);
+    }
+    options
+}
+
+/// Names with dots that are not in quotes are tables within tables.
+fn flatten<'a>(key: String, item: &'a Item, written: &mut BTreeMap<String, &'a Item>) {
+    match &item.node {
+        Node::Table(entries) => {
+            for (name, item) in entries {
+                flatten(format!("{key}.{name}"), item, written);
+            }
+        }
+        _ => drop(written.insert(key, item)),
+    }
+}
+
+fn option_text(item: &Item) -> Result<String, String> {
+    match &item.node {
+        Node::Array(_) | Node::Table(_) => {
+            Err(format!("expected text, a number or a truth value, got {}", item.node.kind()))
+        }
+        node => Ok(node.text().map_or_else(|| node.describe(), str::to_owned)),
+    }
+}

@@ -1,0 +1,177 @@
+//! A secret, in every form in which one can be written and every place where one can stand, shows in nothing that the
+//! program prints: text, JSON logs, errors, `Debug`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use headwater::config::Config;
+
+/// No output has any of these: the secret, and the halves of one that is written with a character in its middle.
+const CANARIES: [&str; 3] = ["hunter2", "hunt-er", "er-hunt"];
+
+const GENERATOR: &str = "pipeline = \"p\"\n[log]\nformat = \"json\"\nlevel = \"trace\"\n\
+                         [source]\nkind = \"generator\"\nrecords = 10\n";
+const SQLITE: &str = "[sinks.sqlite]\npath = \"out.db\"\n";
+
+/// Addresses of PostgreSQL with the secret in them; nothing listens there.
+const POSTGRES: &[&str] = &[
+    "postgres://me:hunter2@127.0.0.1:1/x",
+    "postgres://me:hunt-er%2Fer-hunt@127.0.0.1:1/x",
+    "postgres://me:hunt-er/er-hunt@127.0.0.1:1/x",
+    "postgres://me:hunt-er@er-hunt@127.0.0.1:1/x",
+    "postgres://me:hunt-er?er-hunt@127.0.0.1:1/x",
+    "postgres://me:hunt-er#er-hunt@127.0.0.1:1/x",
+    "postgres://me:hunter2/x",
+    "postgres://127.0.0.1:1/x?user=me&password=hunter2",
+    "postgres://127.0.0.1:1/x?user=me&pasword=hunter2",
+    "postgres://127.0.0.1:1/x?password=hunt-er&er-hunt",
+    "postgres://127.0.0.1:1/x?password=hunt-er@er-hunt",
+    "host=127.0.0.1 port=1 user=me password=hunter2 dbname=x",
+    "host=127.0.0.1 port=1 user=me password='hunt-er er-hunt' dbname=x",
+    "host=127.0.0.1 port=1 user=me password = hunter2",
+    "host=127.0.0.1 port=1 user=me password='hunter2",
+    "host=127.0.0.1 port=1 user=me password=hunt-er er-hunt",
+    "host=127.0.0.1 port=1 user=me pasword=hunter2",
+    "me:hunter2@127.0.0.1",
+    "hunter2",
+];
+
+const REDIS: &[&str] = &[
+    "redis://:hunter2@127.0.0.1:1/0",
+    "redis://me:hunt-er%2Fer-hunt@127.0.0.1:1/0",
+    "redis://:hunt-er/er-hunt@127.0.0.1:1/0",
+    "redis://:hunt-er@er-hunt@127.0.0.1:1/0",
+    "redis://:hunt-er#er-hunt@127.0.0.1:1/0",
+    "redis://hunter2@127.0.0.1:1/0",
+    "redis://127.0.0.1:1/0?password=hunter2",
+    "redis://:hunter2/0",
+    "hunter2@127.0.0.1:1",
+];
+
+const OPTIONS: &[&str] = &[
+    "\"sasl.password\" = \"hunter2\"",
+    "sasl.password = \"hunter2\"",
+    "\"sasl.pasword\" = \"hunter2\"",
+    "\"sasl.pasword\" = [\"hunter2\"]",
+    "\"sasl.mechanisms\" = \"PLAIN\"\n\"sasl.username\" = \"hunter2\"",
+    "\"ssl.key.pem\" = \"hunter2\"",
+    "\"sasl.oauthbearer.config\" = \"hunter2\"",
+    "\"no.such.thing\" = \"hunter2\"",
+    "\"group.id\" = \"hunter2\"",
+];
+
+/// Whole configurations with the secret in a place of its own.
+fn configurations() -> Vec<String> {
+    let ledger = "[ledger]\nkind = \"sqlite\"\npath = \"ledger.db\"\n[checkpoint]\n";
+    let kafka = "pipeline = \"p\"\n[source]\nkind = \"kafka\"\nbrokers = \"127.0.0.1:1\"\ntopic = \"t\"\n";
+    let mut all = Vec::new();
+    for address in POSTGRES {
+        all.push(format!("{GENERATOR}[sinks.postgres]\nurl = {address:?}\n"));
+        all.push(format!("{GENERATOR}{SQLITE}[ledger]\nkind = \"postgres\"\nurl = {address:?}\n"));
+        all.push(format!("{GENERATOR}[sinks]\npostgres = {address:?}\n"));
+        all.push(format!("{GENERATOR}{SQLITE}[ledger]\nkind = {address:?}\n"));
+        all.push(format!("{GENERATOR}[sinks.postgres]\nurl = {address}\n"));
+        all.push(format!("{GENERATOR}[sinks.postgres]\nurl = [{address:?}]\n"));
+    }
+    for address in REDIS {
+        all.push(format!("{GENERATOR}{SQLITE}{ledger}[state]\nkind = \"redis\"\nurl = {address:?}\n"));
+    }
+    for option in OPTIONS {
+        all.push(format!("{kafka}[source.options]\n{option}\n{SQLITE}"));
+        all.push(format!(
+            "{GENERATOR}[sinks.kafka]\nbrokers = \"127.0.0.1:1\"\n[sinks.kafka.options]\n{option}\n"
+        ));
+    }
+    for key in ["time.epoch", "source.seed", "sinks.postgres.url"] {
+        let (section, key) = key.rsplit_once('.').expect("section.key");
+        let text = format!("[{section}]\n{key} = \"${{CANARY}}\"\n");
+        all.push(match section {
+            "source" => format!("pipeline = \"p\"\n{text}kind = \"generator\"\n{SQLITE}"),
+            _ => format!("{GENERATOR}{SQLITE}{text}"),
+        });
+    }
+    all
+}
+
+/// What a command prints, to both ends, and its exit code.
+fn printed(dir: &Path, arguments: &[&str]) -> (String, Option<i32>) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headwater"));
+    command.args(arguments).current_dir(dir).env("CANARY", "hunter2").env("HEADWATER_LOG", "trace");
+    let output = command.output().expect("the command can be started");
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    (text, output.status.code())
+}
+
+fn assert_hidden(printed: &str, of: &str) {
+    for canary in CANARIES {
+        assert!(!printed.contains(canary), "{of}\n{printed}");
+    }
+}
+
+#[test]
+fn check_and_debug_show_no_secret() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut valid = 0;
+    for text in configurations() {
+        fs::write(dir.path().join("c.toml"), &text).expect("written");
+        let (shown, code) = printed(dir.path(), &["check", "c.toml"]);
+        assert_hidden(&shown, &format!("check: {text}"));
+        assert!(matches!(code, Some(0 | 2)), "{text}\n{shown}");
+        valid += usize::from(code == Some(0));
+        let environment = [("CANARY".to_owned(), "hunter2".to_owned())].into_iter();
+        assert_hidden(&format!("{:?}", Config::parse(&text, environment)), &format!("Debug: {text}"));
+    }
+    assert!(valid > 20, "{valid}: what is valid shows more");
+}
+
+#[test]
+fn commands_that_fail_show_no_secret() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let ledger = "[ledger]\nkind = \"sqlite\"\npath = \"ledger.db\"\n[checkpoint]\n";
+    let kafka = "pipeline = \"p\"\n[source]\nkind = \"kafka\"\nbrokers = \"127.0.0.1:1\"\n[source.options]\n";
+    for (text, command) in [
+        (format!("{GENERATOR}[sinks.postgres]\nurl = {:?}\n", POSTGRES[2]), &["run", "c.toml"][..]),
+        (format!("{GENERATOR}[sinks.postgres]\nurl = {:?}\n", POSTGRES[11]), &["run", "c.toml"]),
+        (
+            format!("{GENERATOR}[sinks.postgres]\nurl = {:?}\n[ledger]\nkind = \"postgres\"\n", POSTGRES[7]),
+            &["status", "c.toml"],
+        ),
+        (
+            format!("{GENERATOR}{SQLITE}{ledger}[state]\nkind = \"redis\"\nurl = {:?}\n", REDIS[1]),
+            &["run", "c.toml"],
+        ),
+        (format!("{kafka}{}\n{SQLITE}", OPTIONS[0]), &["topics", "create", "c.toml"]),
+        (format!("{kafka}{}\n{SQLITE}", OPTIONS[2]), &["run", "c.toml"]),
+    ] {
+        fs::write(dir.path().join("c.toml"), &text).expect("written");
+        let (shown, code) = printed(dir.path(), command);
+        assert_ne!(code, Some(0), "{text}\n{shown}");
+        assert_hidden(&shown, &format!("{command:?}: {text}"));
+    }
+}
+
+#[test]
+fn a_secret_can_be_in_a_file_and_an_error_names_the_file() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("secret");
+    fs::write(&file, "postgres://me:hunter2@127.0.0.1:1/x\n").expect("written");
+    let text = format!("{GENERATOR}[sinks.postgres]\nurl_file = {file:?}\n");
+    let Ok(config) = Config::parse(&text, std::iter::empty()) else { panic!("{text}") };
+    let url = config.sinks.postgres.expect("a sink").url;
+    assert_eq!(url.expose(), "postgres://me:hunter2@127.0.0.1:1/x", "the line end is left out");
+    fs::write(&file, "hun%ter2\r\n").expect("written");
+    let text = format!("{GENERATOR}[sinks.postgres]\nurl = \"host=h user=me\"\npassword_file = {file:?}\n");
+    let url = Config::parse(&text, std::iter::empty()).expect("valid").sinks.postgres.expect("a sink").url;
+    assert_eq!(url.expose(), "host=h user=me password='hun%ter2'");
+    let option = format!("{GENERATOR}[sinks.kafka]\n[sinks.kafka.options]\n\"client.id_file\" = {file:?}\n");
+    let kafka = Config::parse(&option, std::iter::empty()).expect("valid").sinks.kafka.expect("a sink");
+    assert_eq!(kafka.options["client.id"].expose(), "hun%ter2");
+    let missing = format!("{GENERATOR}[sinks.postgres]\nurl_file = \"/no/such/file\"\n");
+    let complaints = Config::parse(&missing, std::iter::empty()).expect_err("no file").to_string();
+    assert!(
+        complaints.starts_with("line 9: sinks.postgres.url_file: cannot read the file /no/such/file: "),
+        "{complaints}"
+    );
+}
