@@ -75,7 +75,7 @@ pub const KEYS: &[Key] = keys! {
     "windows.kind" = required: "`tumbling` (size), `sliding` (size, every) or `session` (gap)."
     "windows.by" = "\"user_id\"": "Which keys: `user_id`, `device_id`, or `key` for both. An event has one key, of a user or of a device: `device_id` is that of `iot_sensor` events only, and other events that name a device are in no window by `device_id`."
     "windows.size": "Tumbling and sliding: how long a window is."
-    "windows.every": "Sliding: how far apart windows start; the size is a multiple of it. Each event is in size ÷ every windows of its key, each of which takes about 300 bytes while it is open: above 10,000 a start warns, above 100,000 it is refused."
+    "windows.every": "Sliding: how far apart windows start; the size is a multiple of it. Each event is in size ÷ every windows of its key, each of which takes about 800 bytes while it is open: above 10,000 a start warns, above 100,000 it is refused."
     "windows.gap": "Session: which silence ends it."
     "windows.emit" = "\"final\"": "`final`: once, when nothing can change it any more; `revised`: also before."
     "windows.revise_every" = "\"1s\"": "Revised windows are shown at most this often, counted in epochs."

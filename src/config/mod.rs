@@ -405,8 +405,8 @@ fn check_overlap(section: &Section<'_>, size_ms: i64, every_ms: i64, notes: &mut
     }
 }
 
-/// What an open window takes, with what takes an event out of it again.
-const BYTES_PER_WINDOW: i64 = 288;
+/// What an open window of one event takes, with what takes the event out of it again: measured.
+const BYTES_PER_WINDOW: i64 = 800;
 
 fn megabytes(bytes: i64) -> String {
     format!("{} MB", bytes / 1_000_000 + 1)

@@ -40,13 +40,13 @@ fn sliding_windows_that_overlap_too_often_are_refused_and_many_are_warned_of() {
             "{MINIMAL}[[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = {size:?}\nevery = {every:?}\n"
         )
     };
-    let refused = "line 10: windows[0].every: each event is in 3600000 windows of its key, about 1037 MB of memory a key; \
+    let refused = "line 10: windows[0].every: each event is in 3600000 windows of its key, about 2881 MB of memory a key; \
                    the most is 100000: choose a larger `every` or a smaller `size`";
     assert_eq!(complaints(&sliding("1h", "1ms")), [refused]);
     let warned = |text: &str| {
         parse(text).expect("valid").warnings.iter().map(Complaint::to_string).collect::<Vec<_>>()
     };
-    let many = "line 10: windows[0].every: each event is in 86400 windows of its key, about 25 MB of memory a key; a larger \
+    let many = "line 10: windows[0].every: each event is in 86400 windows of its key, about 70 MB of memory a key; a larger \
                 `every` needs less";
     assert_eq!(warned(&sliding("1d", "1s")), [many]);
     assert_eq!(warned(&sliding("10000s", "1s")), [""; 0]);

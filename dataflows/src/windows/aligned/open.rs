@@ -31,6 +31,7 @@ pub(super) enum OfKey<S, D> {
     /// In no order.
     Few(Vec<Open<S, D>>),
     /// Boxed, so that keys with few cost no more.
+    #[expect(clippy::box_collection, reason = "a map in place would make every key's list larger")]
     Many(Box<BTreeMap<EventTime, Open<S, D>>>),
 }
 
