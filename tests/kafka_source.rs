@@ -42,6 +42,8 @@ fn config(topic: &str) -> KafkaSourceConfig {
         group: format!("group-{topic}"),
         starts: None,
         start_from: StartFrom::Earliest,
+        ignore_group: false,
+        accepted: Vec::new(),
         options: Options::new(),
         until_end: false,
         bytes_in_flight: 8 << 20,

@@ -29,7 +29,7 @@ use std::time::Duration;
 use headwater_dataflows::windows::Refresh;
 use headwater_dataflows::{Emission, Epoch};
 
-use crate::coordination::Skip;
+use crate::coordination::{AcceptedLoss, Skip};
 use crate::outputs::Severity;
 use crate::runtime::{
     AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Telling, Time, TravelPlan,
@@ -63,6 +63,8 @@ pub struct Config {
     pub resets: Resets,
     /// What sinks are not to be given any more; from the command line, too.
     pub skips: Vec<Skip>,
+    /// Records that may be missing from the source; from the command line, too.
+    pub accepted_losses: Vec<AcceptedLoss>,
     effective: Vec<(String, String)>,
 }
 
@@ -341,6 +343,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         log: LogConfig { json: json?, level: level?.to_owned() },
         resets: Resets::default(),
         skips: Vec::new(),
+        accepted_losses: Vec::new(),
         effective: Vec::new(),
     })
 }

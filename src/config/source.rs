@@ -28,6 +28,8 @@ pub struct KafkaSourceConfig {
     pub topic: String,
     /// Where to start if nothing is recorded.
     pub start_from: StartFrom,
+    /// Whether that is said, and not only the default.
+    pub start_from_is_set: bool,
     /// Passed on as they are. They may hold secrets, so this has no `Debug`.
     pub options: BTreeMap<String, String>,
 }
@@ -67,6 +69,7 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<Source
         Some(Kind::Kafka) => {
             let brokers = section.text("brokers", notes);
             let topic = section.text("topic", notes);
+            let start_from_is_set = section.has("start_from");
             let start_from = section.get("start_from", notes, |node| {
                 let expected = || "\"earliest\", \"latest\" or an RFC 3339 time".to_owned();
                 match node {
@@ -87,6 +90,7 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<Source
                     brokers: brokers?,
                     topic: topic?,
                     start_from: start_from?,
+                    start_from_is_set,
                     options,
                 }))
             })()

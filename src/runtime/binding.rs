@@ -64,8 +64,12 @@ impl Binder {
     /// What every worker must hear at the end of an epoch, if anything.
     fn bound(&mut self, bound: &Bound) -> Option<Control> {
         let before = self.watermark.current();
-        let mut watermark = self.watermark.advance(&bound.bindings);
-        self.positions.advance(&bound.bindings);
+        let mut bindings = bound.bindings.clone();
+        if let Some(recorded) = self.origin.replay.get(self.replayed) {
+            self.origin.as_recorded(recorded, &mut bindings, &self.positions);
+        }
+        let mut watermark = self.watermark.advance(&bindings);
+        self.positions.advance(&bindings);
         self.hand.slowest.set(bound.slowest);
         let first_end = bound.ended && !self.hand.stop.get();
         if bound.ended || bound.stopping {
@@ -75,7 +79,7 @@ impl Binder {
         let record = EpochRecord {
             epoch: bound.epoch,
             wall_ms: bound.wall_ms,
-            bindings: bound.bindings.clone(),
+            bindings,
             closes: replayed.map_or(first_end && self.close_at_end, |before| before.closes),
         };
         if record.closes {

@@ -249,6 +249,8 @@ impl Alerts {
     fn open(config: &Config, prefix: &str) -> anyhow::Result<Alerts> {
         let kafka = config.sinks.kafka.as_ref().context("there is no [sinks.kafka]")?;
         let source = KafkaSource::open(KafkaSourceConfig {
+            ignore_group: false,
+            accepted: Vec::new(),
             brokers: kafka.brokers.clone(),
             topic: format!("{prefix}alerts"),
             // Never committed to, so it never comes to be.
