@@ -179,6 +179,14 @@ fn can_be_shared(config: &Config) -> Result<(), RunError> {
     Ok(())
 }
 
+/// The sinks that must have progress: those that have committed, unless what they may have may be written again.
+///
+/// # Errors
+/// If the ledger cannot be read.
+pub fn committed(ledger: &mut dyn Ledger, config: &Config) -> Result<Vec<String>, LedgerError> {
+    if config.resets.accept_duplicates { Ok(Vec::new()) } else { ledger.committed_sinks() }
+}
+
 /// Claims the ledger and opens what goes with it.
 fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, RunError> {
     let mut ledger = ledger(ledger_config, &config.plan.pipeline)?;
@@ -187,7 +195,7 @@ fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, Run
     for skip in &config.skips {
         ledger.skip(skip)?;
     }
-    let (skips, losses, committed) = (ledger.skips()?, ledger.losses()?, ledger.committed_sinks()?);
+    let (skips, losses, committed) = (ledger.skips()?, ledger.losses()?, committed(&mut *ledger, config)?);
     let meaning = config.meaning();
     let amendment = changed(claim.genesis.as_ref(), &meaning, &config.resets.sections)?;
     let checkpoints = checkpoints(config)?;

@@ -120,7 +120,7 @@ impl Facts {
         if let Some(ledger) = &mut ledger {
             facts.skips = ledger.skips()?;
             facts.losses = ledger.losses()?;
-            facts.committed = ledger.committed_sinks()?;
+            facts.committed = build::committed(&mut **ledger, config)?;
             facts.claim = ledger.look()?;
             facts.manifests = ledger.manifests()?;
         }

@@ -41,7 +41,8 @@ impl Mismatch {
             ),
             Mismatch::Lost => format!(
                 "`--reset-sink {sink}` takes it for having everything that is recorded: nothing is doubled, and what it \
-                 had not committed of that is never written to it"
+                 had not committed of that is never written to it; where its results are gone, too, `--accept-duplicates` alone gives it \
+                 everything again that can be replayed"
             ),
         }
     }

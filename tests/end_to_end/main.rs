@@ -22,3 +22,4 @@ mod skip;
 mod status;
 mod torture;
 mod transactions;
+mod way_on;

@@ -339,6 +339,10 @@ impl Sink for SqliteSink {
             let (sink, reason) = (sink.clone(), error.to_string());
             match error.sqlite_error_code() {
                 Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig) => {
+                    let reason = format!(
+                        "{reason}; `--skip {sink}:EPOCH:OUTPUT` leaves an output out: the row's epoch, and its table and key \
+                         (events/PARTITION/OFFSET, alerts/ID, window_aggregates/WINDOW/KIND/KEY/START)"
+                    );
                     CommitError::Refused { sink, through, reason }
                 }
                 _ => CommitError::Failed { sink, through, reason },
