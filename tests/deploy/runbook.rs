@@ -14,7 +14,9 @@ fn sources() -> Vec<(String, String)> {
             let name = entry.display().to_string();
             if entry.is_dir() {
                 folders.push(entry);
-            } else if name.ends_with(".rs") && !["model", "memory", "tests"].iter().any(|test| name.contains(test)) {
+            } else if name.ends_with(".rs")
+                && !["model", "memory", "tests"].iter().any(|test| name.contains(test))
+            {
                 let code = std::fs::read_to_string(&entry).expect("readable");
                 let code = code.split("#[cfg(test)]").next().unwrap_or_default();
                 found.push((name, joined(code)));
@@ -90,7 +92,8 @@ fn every_alert_has_an_entry_and_every_entry_an_alert() {
 #[test]
 fn every_permission_that_it_names_is_one_of_the_command_line() {
     let (book, arguments) = (text("docs/runbook.md"), text("src/cli/args.rs"));
-    let flags = book.split_whitespace().map(|word| word.trim_matches(['`', '(', ')', ',', '.', ';', ':', '…']));
+    let flags =
+        book.split_whitespace().map(|word| word.trim_matches(['`', '(', ')', ',', '.', ';', ':', '…']));
     let flags: BTreeSet<_> = flags.filter_map(|word| word.strip_prefix("--")).collect();
     for flag in flags.into_iter().filter(|flag| *flag != "files") {
         assert!(arguments.contains(&format!("Long(\"{flag}\")")), "{flag}");

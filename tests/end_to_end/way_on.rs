@@ -12,6 +12,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use crate::checkpoints::{files, run_until_pruned, status};
 use crate::common::{FLOW, hard, headwater, succeed};
 use crate::crash::Files;
+use crate::crash_points::dies_at;
 use crate::kafka::{Stream, brokers};
 
 /// What a refused start says, which `headwater status` says, too, with the same exit code.
@@ -98,6 +99,58 @@ fn records_that_are_gone_are_skipped_by_name_and_nothing_else_is() {
     let status = succeed(headwater(&["status"]).arg(path("run.toml")));
     let printed = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(printed.contains("never read: partition 4, offsets 0 to 1099"), "{printed}");
+    topics.delete(&[&topic]).expect("deleted");
+}
+
+#[test]
+fn a_place_that_kills_run_after_run_is_named_and_can_be_passed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let topic = format!("deadly-{}", std::process::id());
+    let path = |name: &str| dir.path().join(name);
+    let topics = Topics::connect(&brokers(), &std::collections::BTreeMap::new()).expect("connected");
+    topics.create(&[TopicSpec::new(&topic, 6)]).expect("created");
+    let mut stream = Stream::new(&brokers(), &topic, &hard(84), &path("records.ndjson"));
+    stream.produce(600);
+    let text = format!(
+        "pipeline = \"deadly\"\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {:?}\n{FLOW}\
+         [sinks.sqlite]\npath = {:?}\n[ledger]\nkind = \"sqlite\"\npath = {:?}\n",
+        brokers(),
+        path("results.db"),
+        path("ledger.db"),
+    );
+    fs::write(path("run.toml"), text).expect("written");
+    let run = || {
+        let mut command = headwater(&["run", "--until-end"]);
+        command.arg(path("run.toml"));
+        command
+    };
+    succeed(&mut run());
+    // Without anything to read it is no matter how often it is killed.
+    for _ in 0..4 {
+        dies_at(run(), "start.begun", 1);
+    }
+    stream.produce(600);
+    let status = || headwater(&["status"]).arg(path("run.toml")).output().expect("started");
+    let foretold = String::from_utf8_lossy(&status().stdout).into_owned();
+    assert_eq!(status().status.code(), Some(3), "{foretold}");
+    let output = run().output().expect("started");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("the last 4 runs were killed") && said.contains(&format!("{topic}:0:100")),
+        "{said}"
+    );
+    // The refusal permits another try, which may die, too.
+    assert_eq!(status().status.code(), Some(0));
+    for _ in 0..3 {
+        dies_at(run(), "ledger.append.before", 1);
+    }
+    assert_eq!(status().status.code(), Some(3));
+    succeed(run().args(["--accept-loss", &format!("{topic}:0:149")]));
+    let records = "SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM dead_letters)";
+    assert_eq!(number(&path("results.db"), records), 1_200 - 50, "those from 100 to 149 are lost");
+    succeed(&mut run());
+    assert_eq!(number(&path("results.db"), records), 1_200 - 50);
     topics.delete(&[&topic]).expect("deleted");
 }
 
