@@ -219,6 +219,10 @@ fn read_loss(partition: i64, first: i64, next: i64) -> Loss {
     Loss { partition: Partition(partition as u32), first: Offset(first), next: Offset(next) }
 }
 
+/// What to do about a ledger that is not what was written.
+const RESTORE: &str = "restore the ledger from a copy, or begin under another `pipeline` name, with tables of its own: it \
+                       reads everything again that the source has, and knows nothing of what came before";
+
 /// The version of a pipeline's row while all its rounds are there.
 const UNPRUNED: i64 = 1;
 /// Its version once some were pruned: a program that knows nothing of manifests must not start from the rest.
@@ -229,7 +233,8 @@ fn check_version(pipeline: &str, version: i64) -> Result<(), LedgerError> {
         return Ok(());
     }
     Err(LedgerError::Refused(format!(
-        "pipeline {pipeline} has version {version}, and this program knows versions {UNPRUNED} to {PRUNED}"
+        "pipeline {pipeline} has version {version}, and this program knows versions {UNPRUNED} to {PRUNED}: run the program \
+         that wrote it, or a later one"
     )))
 }
 
@@ -258,7 +263,9 @@ fn read_genesis(
 ) -> Result<Option<Genesis>, LedgerError> {
     let Some((starts, meaning)) = starts.zip(meaning) else { return Ok(None) };
     let starts = format::decode_starts(&starts).map_err(|damaged| {
-        LedgerError::Refused(format!("the start offsets of pipeline {pipeline} are damaged: {damaged}"))
+        LedgerError::Refused(format!(
+            "the start offsets of pipeline {pipeline} are damaged: {damaged}; {RESTORE}"
+        ))
     })?;
     Ok(Some(Genesis { starts, meaning }))
 }
@@ -328,7 +335,9 @@ fn lost(pipeline: &str, current: Option<i64>) -> LedgerError {
         Some(current) => {
             LedgerError::Fenced { pipeline: pipeline.to_owned(), generation: Generation(current as u64) }
         }
-        None => LedgerError::Refused(format!("it no longer knows pipeline {pipeline}: it was wiped")),
+        None => {
+            LedgerError::Refused(format!("it no longer knows pipeline {pipeline}: it was wiped; {RESTORE}"))
+        }
     }
 }
 
@@ -336,13 +345,13 @@ fn lost(pipeline: &str, current: Option<i64>) -> LedgerError {
 fn read_round(pipeline: &str, through: i64, bytes: &[u8]) -> Result<Vec<EpochRecord>, LedgerError> {
     let epochs = format::decode(bytes).map_err(|damaged| {
         LedgerError::Refused(format!(
-            "the round through epoch {through} of pipeline {pipeline} is damaged: {damaged}"
+            "the round through epoch {through} of pipeline {pipeline} is damaged: {damaged}; {RESTORE}"
         ))
     })?;
     match epochs.last() {
         Some(last) if last.epoch.0 as i64 == through => Ok(epochs),
         _ => Err(LedgerError::Refused(format!(
-            "the round through epoch {through} of pipeline {pipeline} does not end there"
+            "the round through epoch {through} of pipeline {pipeline} does not end there; {RESTORE}"
         ))),
     }
 }
