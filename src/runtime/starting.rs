@@ -122,13 +122,10 @@ fn lead(
     crash::point("start.loaded");
     let losses_before = history.losses.len();
     let (source, positions) = open_source(source, &mut origin, &mut history)?;
-    let runs = history.ledger.attempt(origin.durable)?;
-    let is_new = history.losses.len() > losses_before;
-    let killed = killed(runs, origin.durable, &*source, &positions, &origin.replay).filter(|_| !is_new);
-    if let Some(killed) = killed {
-        // It may have had another cause: the next start tries again.
-        history.ledger.ended()?;
-        return Err(killed);
+    // Of several processes, one that ends takes the others with it, whatever ended it.
+    if processes(workers) == 1 {
+        let is_new = history.losses.len() > losses_before;
+        check_attempts(&mut history, &origin, &*source, &positions, is_new)?;
     }
     crash::point("start.begun");
     let History { ledger, meaning, checkpoints, skips, .. } = history;
@@ -229,6 +226,25 @@ fn open_source(
 
 /// How many runs may be killed one after the other without having recorded anything.
 const KILLED: u64 = 3;
+
+/// Records that the run begins, and refuses it if too many before it were killed where it begins, unless what is there is
+/// newly given up. The next start tries again: there may have been another cause.
+fn check_attempts(
+    history: &mut History,
+    origin: &Origin,
+    source: &dyn Source,
+    positions: &Positions,
+    is_given_up: bool,
+) -> Result<(), RunError> {
+    let runs = history.ledger.attempt(origin.durable)?;
+    match killed(runs, origin.durable, source, positions, &origin.replay).filter(|_| !is_given_up) {
+        Some(killed) => {
+            history.ledger.ended()?;
+            Err(killed)
+        }
+        None => Ok(()),
+    }
+}
 
 /// Why a start is refused at whose place so many runs were killed: something there may kill it, too.
 pub fn killed(
