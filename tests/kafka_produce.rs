@@ -36,6 +36,8 @@ fn open(topic: &str) -> KafkaSource {
         group: format!("group-{topic}"),
         starts: None,
         start_from: StartFrom::Earliest,
+        ignore_group: false,
+        accepted: Vec::new(),
         options: Options::new(),
         until_end: false,
         bytes_in_flight: 8 << 20,

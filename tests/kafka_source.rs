@@ -42,6 +42,8 @@ fn config(topic: &str) -> KafkaSourceConfig {
         group: format!("group-{topic}"),
         starts: None,
         start_from: StartFrom::Earliest,
+        ignore_group: false,
+        accepted: Vec::new(),
         options: Options::new(),
         until_end: false,
         bytes_in_flight: 8 << 20,
@@ -395,7 +397,7 @@ fn recorded_starts_override_the_group_and_are_refused_where_the_log_has_changed(
     };
     assert_eq!(with(vec![3]).expect("it opens").start(), [Offset(3)]);
     assert!(refusal(with(vec![3, 0])).contains("has 1 partitions, and the ledger was begun with 2"));
-    assert!(refusal(with(vec![11])).contains("must be read again from offset 11, and the topic has 0 to 10"));
+    assert!(refusal(with(vec![11])).contains("must be read from offset 11, and the topic has 0 to 10"));
     truncate(&topic, 5);
     assert!(refusal(with(vec![3])).contains("the topic has 5 to 10"));
 }

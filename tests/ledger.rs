@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use headwater::coordination::ingest::TimeRules;
 use headwater::coordination::{
-    Binding, EpochRecord, Manifest, Operator, Part, PartKind, PartName, Position, Skip,
+    Binding, EpochRecord, Loss, Manifest, Operator, Part, PartKind, PartName, Position, Skip,
 };
 use headwater::ledger::{Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition, ShardId};
@@ -83,6 +83,51 @@ fn promises_of_skips(open: impl Fn(&str) -> Box<dyn Ledger>) {
     let lost = first.skip(&skip("kafka:9:alerts/a/0"));
     assert!(matches!(lost, Err(LedgerError::Fenced { .. })), "{lost:?}");
     assert_eq!(second.skips().expect("readable").len(), 2);
+}
+
+/// What every ledger promises of records that are lost, of sinks that have committed, and of runs that were killed.
+fn promises_of_ways_on(open: impl Fn(&str) -> Box<dyn Ledger>) {
+    let loss = |partition, first, next| Loss {
+        partition: Partition(partition),
+        first: Offset(first),
+        next: Offset(next),
+    };
+    let mut first = open("ways-on");
+    first.claim().expect("new");
+    for again in [loss(3, 5, 9), loss(0, 1, 2), loss(3, 5, 9)] {
+        first.lose(&again).expect("recorded, once");
+    }
+    first.committed("kafka-alerts").expect("recorded");
+    first.committed("kafka-alerts").expect("once");
+    assert_eq!(
+        [first.attempt(Epoch(7)), first.attempt(Epoch(7))].map(|before| before.expect("recorded")),
+        [0, 1]
+    );
+    assert_eq!(first.attempts(Epoch(7)).expect("readable"), 2);
+    assert_eq!(first.attempt(Epoch(9)).expect("recorded"), 0, "the ledger has come further");
+    assert_eq!(first.attempts(Epoch(7)).expect("readable"), 0);
+    first.ended().expect("recorded");
+    assert_eq!(first.attempts(Epoch(9)).expect("readable"), 0, "it ended by itself");
+
+    let mut other = open("others");
+    assert_eq!(
+        (other.losses().expect("readable"), other.committed_sinks().expect("readable")),
+        (vec![], vec![])
+    );
+    let mut second = open("ways-on");
+    second.claim().expect("taken over");
+    assert_eq!(second.losses().expect("readable"), [loss(0, 1, 2), loss(3, 5, 9)]);
+    assert_eq!(second.committed_sinks().expect("readable"), ["kafka-alerts"]);
+    let fenced = [
+        first.lose(&loss(1, 1, 2)),
+        first.committed("postgres"),
+        first.attempt(Epoch(9)).map(drop),
+        first.ended(),
+    ];
+    for written in fenced {
+        assert!(matches!(written, Err(LedgerError::Fenced { .. })), "{written:?}");
+    }
+    assert_eq!(second.losses().expect("readable").len(), 2);
 }
 
 /// What every ledger promises of manifests.
@@ -252,6 +297,7 @@ fn sqlite_keeps_its_promises_of_manifests_and_skips() {
     let path = dir.path().join("ledger.db");
     promises_of_manifests(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
     promises_of_skips(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
+    promises_of_ways_on(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
 }
 
 #[test]
@@ -381,6 +427,7 @@ fn postgresql_keeps_its_promises() {
     promises(open);
     promises_of_manifests(open);
     promises_of_skips(open);
+    promises_of_ways_on(open);
 
     // Two starts at the same moment do not get the same generation.
     let claims: Vec<_> = (0..4)

@@ -128,6 +128,8 @@ fn a_stalled_sink_holds_back_the_group_and_its_own_progress_and_in_the_end_only_
         group: name.clone(),
         starts: None,
         start_from: StartFrom::Earliest,
+        ignore_group: false,
+        accepted: Vec::new(),
         options: BTreeMap::new(),
         until_end: false,
         bytes_in_flight: BYTES_IN_FLIGHT,

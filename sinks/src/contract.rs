@@ -78,6 +78,32 @@ pub struct Start {
     pub adopt: Option<Epoch>,
 }
 
+impl Start {
+    /// Why it must not write a sink in which this ledger and generation have been, if so: its own is another ledger, or it
+    /// is older.
+    pub fn objection(&self, sink: &str, lineage: &Lineage, generation: Generation) -> Option<String> {
+        let found = if *lineage != self.lineage {
+            format!(
+                "its progress belongs to another ledger ({}), and this one is {}: this one was begun anew, or is another \
+                 pipeline's; restore that one",
+                lineage.0, self.lineage.0
+            )
+        } else if generation > self.generation {
+            format!(
+                "generation {generation} has written here and this start is {}: it has a successor, or its ledger is an \
+                 older copy; restore the newest",
+                self.generation
+            )
+        } else {
+            return None;
+        };
+        Some(format!(
+            "{found}, or `--reset-sink {sink} --accept-duplicates` goes on with this one: what is read again gives its \
+             results a second time (tables that have the rows already refuse them: empty those first)"
+        ))
+    }
+}
+
 /// The right to make everything up to an epoch visible. Only coordination hands it out, once the epoch is
 /// complete on every worker and what must be durable before it is durable.
 #[derive(Debug)]

@@ -374,7 +374,34 @@ fn a_record_twice_without_skipping_is_an_error_and_not_a_duplicate() {
     assert!(matches!(error, CommitError::Refused { .. }), "trying again does not help: {error}");
     let error = error.to_string();
     assert!(error.contains("events_pkey") && error.contains("23505"), "{error}");
+    assert!(error.contains("`--skip postgres:2:events/0/1`"), "it says how to leave that one out: {error}");
     assert_eq!(database.one("SELECT through FROM headwater_progress"), "1");
+}
+
+/// Of a row that is refused when it is staged, and of one that a constraint of the table's owner refuses at the commit.
+#[test]
+fn a_refused_row_is_named_as_skip_takes_it() {
+    let database = Database::create();
+    let mut sink = database.sink();
+    sink.open(&start(1)).expect("opened");
+    let mut changes = headwater_sinks::Changes::default();
+    let mut row = changes.rows.row(headwater_sinks::tables::DEAD_LETTERS);
+    row.cell(Cell::Int(3)).cell(Cell::Int(42));
+    for _ in 2..9 {
+        row.cell(Cell::Null);
+    }
+    row.cell(Cell::Int(3_000_000_000));
+    row.end();
+    let error = sink.stage(Epoch(7), changes).expect_err("32 bits").to_string();
+    assert!(error.contains("column retries: 3000000000 exceeds 32 bits"), "{error}");
+    assert!(error.contains("`--skip postgres:7:dead_letters/3/42`"), "{error}");
+
+    database.rows("ALTER TABLE events ADD CHECK (event_id <> 'x')");
+    for (epoch, offset, id) in [(8, 5, "a"), (9, 6, "x"), (10, 7, "b")] {
+        sink.stage(Epoch(epoch), event(1, offset, id)).expect("staged");
+    }
+    let error = sink.commit(permit(10)).expect_err("the table's owner does not want it").to_string();
+    assert!(error.contains("`--skip postgres:9:events/1/6`"), "{error}");
 }
 
 #[test]

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use headwater_dataflows::SHARDS;
 use lexopt::prelude::*;
 
-use crate::coordination::Skip;
+use crate::coordination::{AcceptedLoss, Skip};
 use crate::runtime::{Resets, can_be_reset};
+use headwater_dataflows::Epoch;
 
 /// What the user asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,6 +65,8 @@ pub struct RunArgs {
     pub resets: Resets,
     /// What sinks are not to be given any more.
     pub skips: Vec<Skip>,
+    /// Records that may be missing from the source.
+    pub accepted_losses: Vec<AcceptedLoss>,
 }
 
 /// Arguments of `check`.
@@ -93,6 +96,8 @@ pub struct StatusArgs {
     pub json: bool,
     /// What a start would be told that it may reset.
     pub resets: Resets,
+    /// And what may be missing.
+    pub accepted_losses: Vec<AcceptedLoss>,
 }
 
 /// Arguments of `demo`.
@@ -204,10 +209,12 @@ Headwater: stream processing on timely and differential dataflow.
   headwater demo [--seconds 20] [-w WORKERS] [--seed N] [--out DIR] [--json]
   headwater run CONFIG [-w WORKERS] [-n PROCESSES -p PROCESS -h HOSTFILE]
                        [--until-end] [--close] [--bindings FILE] [--restart]
-                       [--reset windows.NAME|patterns.NAME|patterns|enrichment]... [--reset-sink SINK]...
-                       [--skip SINK:EPOCH:OUTPUT]...
+                       [--reset windows.NAME|patterns.NAME|patterns|enrichment|all:EPOCH]...
+                       [--reset-sink SINK [--accept-duplicates]]... [--skip SINK:EPOCH:OUTPUT]...
+                       [--accept-loss TOPIC[:PARTITION[:OFFSET]]]...
   headwater check CONFIG [--json]
-  headwater status CONFIG [--reset SECTION]... [--reset-sink SINK]... [--json]
+  headwater status CONFIG [--reset SECTION]... [--reset-sink SINK [--accept-duplicates]]...
+                       [--accept-loss TOPIC[:PARTITION[:OFFSET]]]... [--json]
   headwater topics create CONFIG [--json]
   headwater produce CONFIG [--eps 500] [--seconds N] [--seed N] [--json]
   headwater dead-letters list CONFIG [--reason REASON] [--json]
@@ -219,7 +226,10 @@ Headwater: stream processing on timely and differential dataflow.
 
 `-h` names a host file, as timely has it; help is --help only.
 `--reset` lets something forget its state that no longer fits the configuration; after a stop, with [checkpoint].
+`--reset all:EPOCH` forgets all state if the ledger ends with that epoch, and reads nothing again.
 `--reset-sink` lets a sink that does not follow from the ledger be taken for having everything that is recorded.
+`--accept-duplicates` lets it do so where results that the ledger does not know of may then be written twice.
+`--accept-loss` lets reading go on at the first record there is, or after OFFSET; the ledger remembers what is lost.
 `--skip` leaves out one output that a sink does not take, at that sink alone and for ever; the sink's refusal names it.
 `--restart` starts a run again that failed, after 1 s at first and at most 60 s; codes 0, 2 and 3 are final.
 `-w`, `-n`, `-p` and `-h` are also HEADWATER_WORKERS, HEADWATER_PROCESSES, HEADWATER_PROCESS and HEADWATER_HOSTFILE.
@@ -262,7 +272,11 @@ pub fn parse(
             Long("until-end") => run.until_end = true,
             Long("close") => run.close = true,
             Long("restart") => run.restart = true,
-            Long("reset") => drop(run.resets.sections.insert(resettable(&parser.value()?.string()?)?)),
+            Long("reset") => reset(&mut run.resets, &parser.value()?.string()?)?,
+            Long("accept-duplicates") => run.resets.accept_duplicates = true,
+            Long("accept-loss") => {
+                run.accepted_losses.push(parser.value()?.string()?.parse::<AcceptedLoss>()?)
+            }
             Long("reset-sink") => drop(run.resets.sinks.insert(parser.value()?.string()?)),
             Long("skip") => run.skips.push(parser.value()?.string()?.parse::<Skip>()?),
             Long("bindings") => run.bindings = Some(parser.value()?.into()),
@@ -337,7 +351,8 @@ pub fn parse(
         })),
         ["topics", "create", config] => Ok(Command::TopicsCreate(TopicsArgs { config: path(config), json })),
         ["status", config] => {
-            Ok(Command::Status(StatusArgs { config: path(config), json, resets: run.resets }))
+            let (resets, accepted_losses) = (run.resets, run.accepted_losses);
+            Ok(Command::Status(StatusArgs { config: path(config), json, resets, accepted_losses }))
         }
         ["check", config] => Ok(Command::Check(CheckArgs { config: path(config), json })),
         ["dead-letters", what @ ("list" | "retry"), config] => Ok(Command::DeadLetters(DeadLettersArgs {
@@ -407,11 +422,13 @@ fn flags_of(words: &[&str]) -> Option<&'static [&'static str]> {
             "--restart",
             "--reset",
             "--reset-sink",
+            "--accept-duplicates",
+            "--accept-loss",
             "--skip",
         ],
         ["demo", ..] => &["-w", "--workers", "--seconds", "--seed", "--out", "--json"],
         ["check", ..] | ["topics", "create", ..] => &["--json"],
-        ["status", ..] => &["--reset", "--reset-sink", "--json"],
+        ["status", ..] => &["--reset", "--reset-sink", "--accept-duplicates", "--accept-loss", "--json"],
         ["produce", ..] => &["--eps", "--seconds", "--seed", "--json"],
         ["dead-letters", "list", ..] => &["--reason", "--json"],
         ["dead-letters", "retry", ..] => &["--reason", "--include-late", "--json"],
@@ -446,14 +463,20 @@ fn check_workers(run: &RunArgs) -> Result<(), lexopt::Error> {
     Ok(())
 }
 
-/// A section of the configuration that can forget its state.
-fn resettable(section: &str) -> Result<String, lexopt::Error> {
-    if can_be_reset(section) {
-        return Ok(section.to_owned());
+/// Permits what can forget its state to do so: a section of the configuration, or everything.
+fn reset(resets: &mut Resets, what: &str) -> Result<(), lexopt::Error> {
+    let all = what.strip_prefix("all:").and_then(|epoch| epoch.parse().ok());
+    if let Some(epoch) = all {
+        resets.all = Some(Epoch(epoch));
+    } else if can_be_reset(what) {
+        resets.sections.insert(what.to_owned());
+    } else {
+        let message = format!(
+            "--reset takes windows.NAME, patterns.NAME, patterns, enrichment or all:EPOCH, not {what:?}"
+        );
+        return Err(message.into());
     }
-    let message =
-        format!("--reset takes windows.NAME, patterns.NAME, patterns or enrichment, not {section:?}");
-    Err(message.into())
+    Ok(())
 }
 
 #[cfg(test)]
@@ -478,6 +501,7 @@ mod tests {
         let resets = Resets {
             sections: ["windows.w", "patterns"].map(str::to_owned).into(),
             sinks: ["postgres".to_owned()].into(),
+            ..Resets::default()
         };
         let resetting = RunArgs { resets, ..run.clone() };
         assert_eq!(
@@ -491,7 +515,12 @@ mod tests {
         ));
         assert_eq!(
             parsed("status --json x"),
-            Ok(Command::Status(StatusArgs { config: "x".into(), json: true, resets: Resets::default() }))
+            Ok(Command::Status(StatusArgs {
+                config: "x".into(),
+                json: true,
+                resets: Resets::default(),
+                accepted_losses: Vec::new()
+            }))
         );
         assert_eq!(
             parsed("topics create x"),

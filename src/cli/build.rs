@@ -48,6 +48,8 @@ fn open_source(
                 StartFrom::Latest => kafka::StartFrom::Latest,
                 StartFrom::Time(ms) => kafka::StartFrom::Time(ms),
             },
+            ignore_group: source.start_from_is_set && config.ledger.is_some(),
+            accepted: config.accepted_losses.clone(),
             options: source.options.clone(),
             until_end,
             bytes_in_flight: config.plan.limits.bytes_in_flight,
@@ -159,16 +161,30 @@ fn can_be_shared(config: &Config) -> Result<(), RunError> {
     }
     if config.sinks.sqlite.is_some() {
         return refused(
-            "several processes with a ledger cannot write SQLite files: its progress must be in one place",
+            "several processes with a ledger cannot write SQLite files: progress must be in one place; take out \
+             `sinks.sqlite`, or start one process with more workers (-w)",
         );
     }
-    if !config.resets.sinks.is_empty() {
-        return refused("a sink is reset by one process alone: have that stop, and then start several");
+    if !config.resets.sinks.is_empty() || config.resets.all.is_some() {
+        return refused(
+            "a sink, and all state, is reset by one process alone: start one (without -n), have that stop, and then \
+             start several",
+        );
     }
     if config.checkpoint.is_some() && !matches!(config.state, StateConfig::Redis(_)) {
-        return refused("several processes need a state store that they share: set `state.kind = \"redis\"`");
+        return refused(
+            "several processes need a state store that they share: set `state.kind = \"redis\"`, or start one process",
+        );
     }
     Ok(())
+}
+
+/// The sinks that must have progress: those that have committed, unless what they may have may be written again.
+///
+/// # Errors
+/// If the ledger cannot be read.
+pub fn committed(ledger: &mut dyn Ledger, config: &Config) -> Result<Vec<String>, LedgerError> {
+    if config.resets.accept_duplicates { Ok(Vec::new()) } else { ledger.committed_sinks() }
 }
 
 /// Claims the ledger and opens what goes with it.
@@ -179,13 +195,13 @@ fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, Run
     for skip in &config.skips {
         ledger.skip(skip)?;
     }
-    let skips = ledger.skips()?;
+    let (skips, losses, committed) = (ledger.skips()?, ledger.losses()?, committed(&mut *ledger, config)?);
     let meaning = config.meaning();
     let amendment = changed(claim.genesis.as_ref(), &meaning, &config.resets.sections)?;
     let checkpoints = checkpoints(config)?;
     tracing::info!(generation = %claim.generation, "the ledger is ours");
     let resets = config.resets.clone();
-    Ok(History { ledger, claim, meaning, amendment, resets, skips, checkpoints })
+    Ok(History { ledger, claim, meaning, amendment, resets, skips, losses, committed, checkpoints })
 }
 
 /// What the configuration no longer says as it did when the pipeline's answers were made, if anything.

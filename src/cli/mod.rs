@@ -22,7 +22,7 @@ use output::{OutputError, out, outln};
 use serde_json::json;
 
 use crate::config::{Complaint, Complaints, Config, Origin, SourceConfig};
-use crate::coordination::Skip;
+use crate::coordination::{AcceptedLoss, Skip};
 use crate::metrics::Metrics;
 use crate::runtime::{Job, Resets, RunError};
 use crate::source::SourceError;
@@ -91,6 +91,7 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
         Command::Status(args) => {
             let mut config = load(&args.config)?;
             permit(&mut config, &args.resets)?;
+            accept_losses(&mut config, &args.accepted_losses)?;
             return status::status(&config, args.json);
         }
         Command::TopicsCreate(args) => topics_create(&args)?,
@@ -162,6 +163,27 @@ fn leave_out(config: &mut Config, skips: &[Skip]) -> Result<(), Complaints> {
     are_sinks(config, skips.iter().map(|skip| &skip.sink), "to leave anything out of")
 }
 
+/// Has records be missing that the command line names.
+fn accept_losses(config: &mut Config, losses: &[AcceptedLoss]) -> Result<(), Complaints> {
+    let topic = match &config.source {
+        SourceConfig::Kafka(kafka) => Some(&kafka.topic),
+        _ => None,
+    };
+    if let Some(other) = losses.iter().find(|loss| Some(&loss.topic) != topic) {
+        let message = format!(
+            "there is no topic {:?} to lose records of: {}",
+            other.topic,
+            match topic {
+                Some(topic) => format!("the source is {topic}"),
+                None => "the source is not Kafka".to_owned(),
+            }
+        );
+        return Err(complaint("source.topic", message));
+    }
+    losses.clone_into(&mut config.accepted_losses);
+    Ok(())
+}
+
 /// Whether the configuration has these sinks.
 fn are_sinks<'a>(
     config: &Config,
@@ -199,6 +221,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     config.plan.record_bindings = args.bindings.clone();
     permit(&mut config, &args.resets)?;
     leave_out(&mut config, &args.skips)?;
+    accept_losses(&mut config, &args.accepted_losses)?;
     let metrics = Arc::new(Metrics::default());
     // Whoever asks before the run has begun is heard, too: it begins then, and stops as it should.
     let restarts = std::env::var(supervise::RESTARTS).ok();

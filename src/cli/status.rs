@@ -3,15 +3,20 @@
 use std::fmt;
 
 use headwater_dataflows::Epoch;
-use headwater_sinks::Progress;
+use headwater_sinks::{Lineage, Progress, Shards, Start};
 use serde_json::{Value, json};
 
 use super::output::{out, outln};
 use super::{DONE, FAILED, REFUSED, build, complaint};
 use crate::config::{Config, LedgerConfig};
-use crate::coordination::{EpochRecord, Operator, Skip, is_closed};
+use crate::coordination::{EpochRecord, Loss, NoOrigin, NoResume, Operator, Skip, is_closed, taken};
 use crate::ledger::{self, Claim, Ledger, LedgerError, StoredManifest};
-use crate::runtime::{Amendment, Resets, RunError, Unfit, amendment, check_finished, operators, resume_from};
+use crate::runtime::{
+    Amendment, Resets, RunError, Unfit, amendment, check_finished, forgets_of, killed, may_double,
+    needs_checkpoints, operators, positions_of, read_from, readable_origin, resume_from,
+};
+use crate::source::SourceError;
+use crate::state::{self, Look};
 use crate::wall::wall_ms;
 
 /// Prints the status of a pipeline. The process's exit code is what that of a start would be.
@@ -29,6 +34,7 @@ pub fn status(config: &Config, json: bool) -> anyhow::Result<u8> {
         operators: operators(&config.plan, &tongues),
         resets: config.resets.clone(),
     });
+    let outlook = facts.looked_into(config, outlook);
     if json {
         outln!("{}", facts.json(&outlook, wall_ms()))?;
     } else {
@@ -53,6 +59,12 @@ struct Facts {
     sinks: Vec<(String, Result<Vec<Progress>, String>)>,
     /// What sinks are not given.
     skips: Vec<Skip>,
+    /// What is never read.
+    losses: Vec<Loss>,
+    /// The sinks that have committed before.
+    committed: Vec<String>,
+    /// How many runs were killed at the ledger's end, or are running there.
+    attempts: u64,
 }
 
 /// What a start would do it with.
@@ -76,6 +88,8 @@ enum Outlook {
         closed: bool,
         amended: Option<Amendment>,
         adopted: Vec<String>,
+        /// The checkpoints that would do, best first.
+        origins: Vec<Epoch>,
     },
     /// Not start, to keep a promise.
     Refuses(String),
@@ -100,9 +114,14 @@ impl Facts {
             epochs: Vec::new(),
             sinks: Vec::new(),
             skips: Vec::new(),
+            losses: Vec::new(),
+            committed: Vec::new(),
+            attempts: 0,
         };
         if let Some(ledger) = &mut ledger {
             facts.skips = ledger.skips()?;
+            facts.losses = ledger.losses()?;
+            facts.committed = build::committed(&mut **ledger, config)?;
             facts.claim = ledger.look()?;
             facts.manifests = ledger.manifests()?;
         }
@@ -113,8 +132,95 @@ impl Facts {
         }
         if let Some(ledger) = &mut ledger {
             (facts.pruned, facts.epochs) = recorded(&mut **ledger)?;
+            facts.attempts = ledger.attempts(facts.durable().unwrap_or_default())?;
         }
         Ok(facts)
+    }
+
+    /// What a start would do that may forget all state, if it would do that.
+    fn outlook_of_reset(&self, wanted: &Wanted) -> Option<Outlook> {
+        let durable = forgets_of(&self.manifests, &self.epochs, wanted.resets.all)?;
+        let mut adopted = Vec::new();
+        for (sink, progress) in &self.sinks {
+            let progress = match progress {
+                Ok(progress) => progress,
+                Err(reason) => return Some(Outlook::Unknown(reason.clone())),
+            };
+            if let Some(objection) = self.objection(sink, progress) {
+                return Some(Outlook::Refuses(objection));
+            }
+            match taken(sink, progress, durable, &self.committed) {
+                Ok(taken) if taken.least() < Some(durable) => adopted.push(sink.clone()),
+                Ok(_) => {}
+                Err(reason) => return Some(Outlook::Refuses(reason.to_string())),
+            }
+        }
+        let because = format!("all state is forgotten, and nothing through epoch {durable} is read again");
+        let amended = Some(Amendment { because, forget: ["all".to_owned()].into() });
+        let closed = is_closed(ledger::readable(&self.manifests).last(), &self.epochs);
+        let (after, replay, through, origins) = (durable, 0, durable, Vec::new());
+        Some(Outlook::GoesOn { after, replay, through, closed, amended, adopted, origins })
+    }
+
+    /// What a start would do, given the state store and the source, too: if neither refuses, what was thought.
+    fn looked_into(&self, config: &Config, outlook: Outlook) -> Outlook {
+        let after = match &outlook {
+            Outlook::Refuses(_) | Outlook::Unknown(_) => return outlook,
+            Outlook::Begins => Ok(Epoch(0)),
+            Outlook::GoesOn { after, origins, .. } if origins.is_empty() => Ok(*after),
+            Outlook::GoesOn { origins, .. } => self.origin(config, origins),
+        };
+        let checked = after.and_then(|after| self.check_source(config, after));
+        match checked {
+            Ok(()) => outlook,
+            Err(error) if error.is_refusal() => Outlook::Refuses(error.to_string()),
+            Err(error) => Outlook::Unknown(format!("{:#}", anyhow::Error::from(error))),
+        }
+    }
+
+    /// The origin whose state can be read.
+    fn origin(&self, config: &Config, origins: &[Epoch]) -> Result<Epoch, RunError> {
+        let best = origins.first().copied().unwrap_or_default();
+        if self.manifests.is_empty() {
+            return Ok(best);
+        }
+        if config.checkpoint.is_none() {
+            return Err(needs_checkpoints().into());
+        }
+        let chosen = match state::look(&config.state, &self.pipeline)? {
+            Look::InUse => return Ok(best),
+            Look::Absent => origins.contains(&Epoch(0)).then_some(Epoch(0)),
+            Look::There(mut store) => readable_origin(origins, &self.manifests, &mut *store)?,
+        };
+        let durable = self.durable().unwrap_or_default();
+        chosen.ok_or(NoResume::from(NoOrigin::Unreadable { pruned: self.pruned, durable }).into())
+    }
+
+    /// Whether the source has what a start would read that goes on after an epoch.
+    fn check_source(&self, config: &Config, after: Epoch) -> Result<(), RunError> {
+        let genesis = self.claim.as_ref().and_then(|claim| claim.genesis.as_ref());
+        let origin = ledger::readable(&self.manifests).filter(|manifest| manifest.epoch <= after).last();
+        let Some(mut positions) = positions_of(origin, genesis.map(|genesis| &genesis.starts[..])) else {
+            return Ok(build::source(config, false)(None).map(drop)?);
+        };
+        let from = origin.map_or(Epoch(0), |origin| origin.epoch);
+        let (before, replay): (Vec<_>, Vec<_>) =
+            self.epochs.iter().filter(|record| record.epoch > from).cloned().partition(|r| r.epoch <= after);
+        before.iter().for_each(|record| positions.advance(&record.bindings));
+        let wanted = read_from(&positions, &self.losses);
+        let source = build::source(config, false)(Some(wanted.clone()))?;
+        if source.start().len() != wanted.len() {
+            let has = source.start().len();
+            let reason =
+                format!("the pipeline began with {} partitions, and the source has {has}", wanted.len());
+            return Err(SourceError::Refused(reason).into());
+        }
+        let is_new = source.start().iter().zip(&wanted).any(|(start, wanted)| start > wanted);
+        let durable = self.durable().unwrap_or_default();
+        match killed(self.attempts, durable, &*source, &positions, &replay).filter(|_| !is_new) {
+            Some(killed) => Err(killed),
+            None => Ok(()),
+        }
     }
 
     fn outlook(&self, wanted: &Wanted) -> Outlook {
@@ -123,8 +229,12 @@ impl Facts {
             Ok(changes) => changes,
             Err(error) => return Outlook::Refuses(error.to_string()),
         };
-        let resume_with =
-            |sinks: &[(&str, &[Progress])]| resume_from(&self.manifests, self.pruned, &self.epochs, sinks);
+        let resume_with = |sinks: &[(&str, &[Progress])]| {
+            resume_from(&self.manifests, self.pruned, &self.epochs, &self.committed, sinks)
+        };
+        if let Some(outlook) = self.outlook_of_reset(wanted) {
+            return outlook;
+        }
         let (mut sinks, mut adopted) = (Vec::new(), Vec::new());
         for (sink, progress) in &self.sinks {
             let progress = match progress {
@@ -135,6 +245,9 @@ impl Facts {
             if wanted.resets.sinks.contains(sink)
                 && (objection.is_some() || resume_with(&[(&**sink, &progress[..])]).is_err())
             {
+                if let Some(reason) = self.doubles(sink, progress, wanted) {
+                    return Outlook::Refuses(reason);
+                }
                 adopted.push(sink.clone());
             } else if let Some(objection) = objection {
                 return Outlook::Refuses(objection);
@@ -157,7 +270,8 @@ impl Facts {
                 });
                 match checked {
                     Ok(amended) => {
-                        Outlook::GoesOn { after, replay, through: resume.durable, closed, amended, adopted }
+                        let (through, origins) = (resume.durable, resume.origins);
+                        Outlook::GoesOn { after, replay, through, closed, amended, adopted, origins }
                     }
                     Err(unfit) => Outlook::Refuses(unfit.to_string()),
                 }
@@ -168,16 +282,32 @@ impl Facts {
 
     /// Why a sink does not belong to the ledger, if it does not.
     fn objection(&self, sink: &str, progress: &[Progress]) -> Option<String> {
+        let start = self.start();
+        let mut objections =
+            progress.iter().filter_map(|found| start.objection(sink, &found.lineage, found.generation));
+        objections.next().map(|objection| format!("sink {sink}: {objection}"))
+    }
+
+    /// A start, as far as a sink has to know to object to it.
+    fn start(&self) -> Start {
         let claim = self.claim.as_ref();
-        let (lineage, generation) = claim.map(|claim| (&claim.lineage, claim.generation)).unzip();
-        if let Some(other) = progress.iter().find(|progress| Some(&progress.lineage) != lineage) {
-            return Some(format!(
-                "sink {sink}: its progress belongs to another ledger ({})",
-                other.lineage.0
-            ));
+        let none = || Lineage("not begun yet".to_owned());
+        Start {
+            pipeline: self.pipeline.clone(),
+            lineage: claim.map_or_else(none, |claim| claim.lineage.clone()),
+            generation: claim.map(|claim| claim.generation).unwrap_or_default(),
+            process: 0,
+            shards: Shards::ALL,
+            ever: 1,
+            adopt: None,
         }
-        let later = progress.iter().find(|progress| Some(progress.generation) > generation)?.generation;
-        Some(format!("sink {sink}: generation {later} has written it, which the ledger does not know yet"))
+    }
+
+    /// Why a sink is not reset, if it might have results twice then and nobody has said that it may.
+    fn doubles(&self, sink: &str, progress: &[Progress], wanted: &Wanted) -> Option<String> {
+        let durable = self.durable().unwrap_or_default();
+        let reason = may_double(sink, progress, &self.start(), durable)?;
+        (!wanted.resets.accept_duplicates).then(|| format!("sink {sink}: {reason}"))
     }
 
     /// The last epoch that is recorded.
@@ -214,6 +344,10 @@ impl Facts {
             Err(reason) => format!("sink {sink}: cannot be read: {reason}"),
         }));
         lines.extend(self.skips.iter().map(|skip| format!("left out: {skip}")));
+        lines.extend(self.losses.iter().map(|loss| {
+            let Loss { partition, first, next } = loss;
+            format!("never read: partition {}, offsets {} to {}", partition.0, first.0, next.0 - 1)
+        }));
         lines.push(outlook.to_string());
         lines.into_iter().map(|line| line + "\n").collect()
     }
@@ -240,9 +374,10 @@ impl Facts {
             }
             Err(reason) => json!({ "name": name, "error": reason }),
         };
+        let loss = |loss: &Loss| json!({ "partition": loss.partition.0, "first": loss.first.0, "next": loss.next.0 });
         let start = match outlook {
             Outlook::Begins => json!({ "does": "begin" }),
-            Outlook::GoesOn { after, replay, through, closed, amended, adopted } => json!({
+            Outlook::GoesOn { after, replay, through, closed, amended, adopted, .. } => json!({
                 "does": "go on", "after": after.0, "replay": replay, "through": through.0, "closed": closed,
                 "changed": amended.as_ref().map(|amendment| &amendment.because),
                 "forgets": amended.as_ref().map(|amendment| &amendment.forget),
@@ -260,6 +395,7 @@ impl Facts {
             "checkpoints": self.manifests.iter().rev().map(checkpoint).collect::<Vec<_>>(),
             "sinks": self.sinks.iter().map(sink).collect::<Vec<_>>(),
             "skips": self.skips.iter().map(Skip::to_string).collect::<Vec<_>>(),
+            "losses": self.losses.iter().map(loss).collect::<Vec<_>>(),
             "start": start,
         })
     }
@@ -269,7 +405,7 @@ impl fmt::Display for Outlook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Outlook::Begins => f.write_str("a start would begin"),
-            Outlook::GoesOn { after, replay, through, closed, amended, adopted } => {
+            Outlook::GoesOn { after, replay, through, closed, amended, adopted, .. } => {
                 match after {
                     Epoch(0) => f.write_str("a start would go on from the beginning")?,
                     after => write!(f, "a start would go on from the checkpoint of epoch {after}")?,
@@ -384,6 +520,9 @@ mod tests {
             epochs: (5..10).map(record).collect(),
             sinks: vec![("a".into(), Ok(vec![progress(8)])), ("b".into(), Ok(vec![progress(5)]))],
             skips: vec!["b:6:events/3/42".parse().expect("a skip")],
+            losses: Vec::new(),
+            committed: vec!["a".into()],
+            attempts: 0,
         }
     }
 
@@ -452,12 +591,28 @@ mod tests {
 
         let mut other = facts();
         other.claim.as_mut().expect("claimed").lineage = Lineage("cd".into());
-        assert_eq!(refused(&other), "sink a: its progress belongs to another ledger (ab)");
+        let stranger = refused(&other);
+        assert!(stranger.starts_with("sink a: its progress belongs to another ledger (ab)"), "{stranger}");
+        assert!(stranger.contains("`--reset-sink a --accept-duplicates`"), "{stranger}");
+        let resets = |accept_duplicates| Resets {
+            sinks: ["a", "b"].map(str::to_owned).into(),
+            accept_duplicates,
+            ..Resets::default()
+        };
+        let unaware = other.outlook(&Wanted { resets: resets(false), ..wanted(AS_EVER) });
+        assert!(
+            matches!(&unaware, Outlook::Refuses(reason) if reason.contains("a second time")),
+            "{unaware:?}"
+        );
+        let aware = other.outlook(&Wanted { resets: resets(true), ..wanted(AS_EVER) });
+        assert!(matches!(&aware, Outlook::GoesOn { adopted, .. } if adopted.len() == 2), "{aware:?}");
         assert!(refused(&Facts { claim: None, ..facts() }).contains("another ledger"));
 
         let mut restored = facts();
         restored.claim.as_mut().expect("claimed").generation = Generation(2);
-        assert!(refused(&restored).starts_with("sink a: generation 3 has written it"));
+        assert!(refused(&restored).starts_with("sink a: generation 3 has written here"));
+        let gone = Facts { sinks: vec![("a".into(), Ok(Vec::new()))], pruned: Epoch(0), ..facts() };
+        assert!(refused(&gone).contains("its progress is gone"), "it has committed before");
 
         let mut new = facts();
         new.sinks.push(("c".into(), Ok(Vec::new())));

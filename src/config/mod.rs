@@ -35,7 +35,7 @@ use std::time::Duration;
 use headwater_dataflows::windows::Refresh;
 use headwater_dataflows::{Emission, Epoch};
 
-use crate::coordination::Skip;
+use crate::coordination::{AcceptedLoss, Skip};
 use crate::outputs::Severity;
 use crate::runtime::{
     AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Telling, Time, TravelPlan,
@@ -71,6 +71,8 @@ pub struct Config {
     pub skips: Vec<Skip>,
     /// What is valid, and probably not what is meant.
     pub warnings: Vec<Complaint>,
+    /// Records that may be missing from the source; from the command line, too.
+    pub accepted_losses: Vec<AcceptedLoss>,
     effective: Vec<(String, String)>,
 }
 
@@ -296,6 +298,7 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
         resets: Resets::default(),
         skips: Vec::new(),
         warnings: Vec::new(),
+        accepted_losses: Vec::new(),
         effective: Vec::new(),
     })
 }

@@ -28,6 +28,8 @@ pub struct KafkaSourceConfig {
     pub topic: String,
     /// Where to start if nothing is recorded.
     pub start_from: StartFrom,
+    /// Whether that is said, and not only the default.
+    pub start_from_is_set: bool,
     /// For the Kafka client, which takes them as they are.
     pub options: Options,
 }
@@ -77,6 +79,7 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<(Sourc
         Some(Kind::Kafka) => {
             let brokers = section.text("brokers", notes);
             let topic = section.get_text("topic", notes, super::sinks::topic_name);
+            let start_from_is_set = section.has("start_from");
             let start_from = section.get_text("start_from", notes, |text| {
                 let from = match text {
                     Some("earliest") => Some(StartFrom::Earliest),
@@ -91,6 +94,7 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<(Sourc
                     brokers: brokers?,
                     topic: topic?,
                     start_from: start_from?,
+                    start_from_is_set,
                     options,
                 }))
             })()

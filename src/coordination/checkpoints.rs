@@ -218,7 +218,8 @@ pub enum NoOrigin {
     #[error(
         "sink {sink} has results through epoch {has} only, and the ledger does not go back further than epoch {oldest}: \
          the sink is new, or was wiped or restored from an older copy; `--reset-sink {sink}` takes it for having \
-         everything that is recorded"
+         everything that is recorded: nothing is doubled, and results of the epochs after {has} that are recorded are never \
+         written to it"
     )]
     Behind {
         /// The sink's name.
@@ -229,12 +230,32 @@ pub enum NoOrigin {
         oldest: Epoch,
     },
     /// Nothing that is left can be read.
-    #[error("no checkpoint can be read, and the ledger goes back to epoch {0} only")]
-    Unreadable(Epoch),
+    #[error(
+        "no checkpoint can be read, and the ledger goes back to epoch {pruned} only: the state store was lost, emptied or \
+         damaged, or `state` names another place; restore it, or forget all state: `--reset all:{durable}` goes on \
+         after epoch {durable} and reads nothing again, so windows, patterns and duplicates that were open know nothing of \
+         what came before, and a sink that has not everything through epoch {durable} never gets the rest"
+    )]
+    Unreadable {
+        /// Through which epoch rounds were pruned.
+        pruned: Epoch,
+        /// The ledger's end.
+        durable: Epoch,
+    },
+    /// Not even where reading goes on.
+    #[error(
+        "no manifest can be read, and the ledger has no epochs through {pruned} any more, so nobody knows where reading \
+         goes on: restore the ledger, or begin under another `pipeline` name, with tables of its own: it reads everything \
+         again that the source has, and knows nothing of what came before"
+    )]
+    NoPositions {
+        /// Through which epoch rounds were pruned.
+        pruned: Epoch,
+    },
 }
 
 /// The epochs after which a start may go on, best first, given those of the manifests that can be read, how far rounds
-/// were pruned (0: not at all), and each sink with the last epoch that it has. 0 is the beginning of the pipeline. If
+/// were pruned (0: not at all), where the ledger ends, and each sink with the last epoch that it has. 0 is the beginning of the pipeline. If
 /// the state of the best turns out to be unreadable, the next one is as right, and only takes longer.
 ///
 /// # Errors
@@ -242,13 +263,14 @@ pub enum NoOrigin {
 pub fn origins(
     readable: &[Epoch],
     pruned: Epoch,
+    durable: Epoch,
     sinks: &[(&str, Option<Epoch>)],
 ) -> Result<Vec<Epoch>, NoOrigin> {
     let beginning = (pruned == Epoch(0)).then_some(Epoch(0));
     let mut origins: Vec<_> =
         readable.iter().copied().filter(|&epoch| epoch >= pruned).chain(beginning).collect();
     origins.sort_unstable_by(|a, b| b.cmp(a));
-    let oldest = *origins.last().ok_or(NoOrigin::Unreadable(pruned))?;
+    let oldest = *origins.last().ok_or(NoOrigin::Unreadable { pruned, durable })?;
     // A sink without progress is given everything, from the beginning on.
     let least = sinks.iter().map(|&(sink, has)| (has.unwrap_or(Epoch(0)), sink)).min();
     if let Some((has, sink)) = least {

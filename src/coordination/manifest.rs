@@ -88,6 +88,13 @@ impl Positions {
         }
     }
 
+    /// The same, with reading beginning at these offsets where they are greater.
+    #[must_use]
+    pub fn reading_from(mut self, starts: &[Offset]) -> Positions {
+        self.0.iter_mut().zip(starts).for_each(|(position, &start)| position.next = position.next.max(start));
+        self
+    }
+
     /// By partition.
     pub fn as_slice(&self) -> &[Position] {
         &self.0

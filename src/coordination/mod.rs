@@ -9,6 +9,7 @@
 mod bindings;
 mod checkpoints;
 pub mod ingest;
+mod losses;
 mod manifest;
 #[cfg(test)]
 mod model;
@@ -22,8 +23,9 @@ pub use checkpoints::{
     Checkpoint, Contradiction, Marks, NoOrigin, Prune, are_chains, chain, durable, is_closed, left_behind,
     origins, prune, unreferenced, wants_base,
 };
+pub use losses::{AcceptedLoss, Loss, apply_losses, go_on_at};
 pub use manifest::{Manifest, Operator, Part, PartKind, PartName, Position, Positions};
 pub use offsets::GroupOffsets;
-pub use recovery::{Mismatch, NoResume, Recorded, Resume, Taken, resume};
+pub use recovery::{Mismatch, NoResume, Recorded, Resume, Taken, resume, taken};
 pub use skips::{Skip, Skips};
 pub use watermark::{AllIdle, Watermark, WatermarkRule};

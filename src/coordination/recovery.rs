@@ -21,6 +21,31 @@ pub enum Mismatch {
         /// The ledger's.
         ledger: Epoch,
     },
+    /// A sink that has committed has progress, for as long as nobody takes it away.
+    #[error(
+        "it has committed results before, and its progress is gone: its tables were emptied or restored from an older \
+         copy, or its progress topic was deleted; given everything again, it would have every result twice that it \
+         still has"
+    )]
+    Lost,
+}
+
+impl Mismatch {
+    /// What permits a start with it, and what that costs.
+    fn way_on(self, sink: &str) -> String {
+        match self {
+            Mismatch::Ahead { sink: has, ledger } => format!(
+                "`--reset-sink {sink} --accept-duplicates` goes on after epoch {ledger}: the input of the {} epochs that \
+                 the ledger lost is read again, and its results are written a second time",
+                has.0 - ledger.0
+            ),
+            Mismatch::Lost => format!(
+                "`--reset-sink {sink}` takes it for having everything that is recorded: nothing is doubled, and what it \
+                 had not committed of that is never written to it; where its results are gone, too, `--accept-duplicates` alone gives it \
+                 everything again that can be replayed"
+            ),
+        }
+    }
 }
 
 /// What a sink has: by shard, the last epoch of those that are recorded; none if nothing.
@@ -84,6 +109,8 @@ pub struct Recorded<'a> {
     pub readable: &'a [Epoch],
     /// Through which rounds were pruned; 0 if none were.
     pub pruned: Epoch,
+    /// The sinks that have committed before, by name.
+    pub committed: &'a [String],
 }
 
 /// How a start goes on.
@@ -110,7 +137,7 @@ impl Resume {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum NoResume {
     /// A sink and the ledger do not belong together.
-    #[error("sink {sink}: {mismatch}; `--reset-sink {sink}` takes it for having everything that is recorded")]
+    #[error("sink {sink}: {mismatch}; {}", .mismatch.way_on(.sink))]
     Mismatch {
         /// Which sink.
         sink: String,
@@ -122,19 +149,32 @@ pub enum NoResume {
     NoOrigin(#[from] NoOrigin),
 }
 
+/// What a sink has of the epochs that the ledger has through `durable`, given the sinks that have `committed` before.
+///
+/// # Errors
+/// If what the sink has does not follow from this ledger.
+pub fn taken(
+    sink: &str,
+    progress: &[Progress],
+    durable: Epoch,
+    committed: &[String],
+) -> Result<Taken, NoResume> {
+    let has_committed = committed.iter().any(|committed| committed == sink);
+    let taken =
+        if has_committed && progress.is_empty() { Err(Mismatch::Lost) } else { Taken::of(progress, durable) };
+    taken.map_err(|mismatch| NoResume::Mismatch { sink: sink.to_owned(), mismatch })
+}
+
 /// How a start goes on, from what the ledger has and each sink's progress.
 ///
 /// # Errors
 /// If it must not.
 pub fn resume(recorded: Recorded<'_>, sinks: &[(&str, &[Progress])]) -> Result<Resume, NoResume> {
     let durable = durable(recorded.last_round, recorded.manifests);
-    let taken = |&(sink, progress): &(&str, &[Progress])| {
-        Taken::of(progress, durable)
-            .map_err(|mismatch| NoResume::Mismatch { sink: sink.to_owned(), mismatch })
-    };
+    let taken = |&(sink, progress): &(&str, &[Progress])| taken(sink, progress, durable, recorded.committed);
     let taken = sinks.iter().map(taken).collect::<Result<Vec<_>, _>>()?;
     let named: Vec<_> = sinks.iter().map(|(sink, _)| *sink).zip(taken.iter().map(Taken::least)).collect();
-    let origins = origins(recorded.readable, recorded.pruned, &named)?;
+    let origins = origins(recorded.readable, recorded.pruned, durable, &named)?;
     Ok(Resume { durable, taken, origins })
 }
 
@@ -191,6 +231,7 @@ mod tests {
                 manifests: manifest,
                 readable: manifest,
                 pruned: Epoch(0),
+                committed: &[],
             };
             let progress: Vec<_> = sinks.iter().map(|&through| [progress(1, through, Shards::ALL)]).collect();
             let sinks: Vec<_> = progress.iter().map(|progress| ("a", &progress[..])).collect();
@@ -211,6 +252,7 @@ mod tests {
             manifests: &manifests,
             readable: &manifests,
             pruned: Epoch(4),
+            committed: &[],
         };
         let (ahead, behind) = ([progress(1, 7, Shards::ALL)], [progress(1, 5, Shards::ALL)]);
         let both = [("a", &ahead[..]), ("b", &behind[..])];
@@ -220,7 +262,15 @@ mod tests {
         let lost = Recorded { last_round: None, ..recorded };
         let mismatch = Mismatch::Ahead { sink: Epoch(7), ledger: Epoch(6) };
         assert_eq!(resume(lost, &both), Err(NoResume::Mismatch { sink: "a".into(), mismatch }));
+        let committed = ["b".to_owned()];
+        let registered = Recorded { committed: &committed, pruned: Epoch(0), ..recorded };
+        let gone = resume(registered, &[("a", &ahead[..]), ("b", &[])]);
+        assert_eq!(gone, Err(NoResume::Mismatch { sink: "b".into(), mismatch: Mismatch::Lost }));
+        assert!(resume(registered, &[("new", &[])]).is_ok(), "it is given everything");
         let unreadable = Recorded { readable: &[], ..recorded };
-        assert_eq!(resume(unreadable, &both), Err(NoResume::NoOrigin(NoOrigin::Unreadable(Epoch(4)))));
+        assert_eq!(
+            resume(unreadable, &both),
+            Err(NoResume::NoOrigin(NoOrigin::Unreadable { pruned: Epoch(4), durable: Epoch(7) }))
+        );
     }
 }

@@ -4,8 +4,11 @@
 //!   claim ─▶ lineage, generation, genesis, every bound epoch     (a start takes over)
 //!   enrol ─▶ how many processes there ever were        (before any sink is opened)
 //!   skip ─▶ an output that a sink does not take        (before any sink is opened)
+//!   lose ─▶ records that are gone, or are never to be read       (before the first read)
+//!   attempt ─▶ how many runs died without recording anything     (before the first read)
 //!   begin ─▶ genesis: where each partition starts, what the pipeline is   (before the first read, once)
 //!   append ─▶ epochs, as they are bound                          (before any sink commits them)
+//!   committed ─▶ a sink that has results, with its first commit
 //!   conclude ─▶ a checkpoint's manifest; what no start needs any more goes
 //!   amend ─▶ another meaning, from a checkpoint on that has everything before
 //! ```
@@ -17,7 +20,7 @@ mod manifest;
 mod postgres;
 mod sqlite;
 
-use headwater_dataflows::{Epoch, Offset};
+use headwater_dataflows::{Epoch, Offset, Partition};
 use headwater_sinks::{Generation, Lineage};
 use thiserror::Error;
 
@@ -25,7 +28,7 @@ pub use self::format::Damaged;
 pub(crate) use self::manifest::{decode as decode_manifest, encode as encode_manifest};
 pub use self::postgres::PostgresLedger;
 pub use self::sqlite::SqliteLedger;
-use crate::coordination::{EpochRecord, Manifest, Skip, are_chains};
+use crate::coordination::{EpochRecord, Loss, Manifest, Skip, are_chains};
 
 /// What a pipeline began with, before its first record was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +118,49 @@ pub trait Ledger: Send {
     /// If the store fails.
     fn skips(&mut self) -> Result<Vec<Skip>, LedgerError>;
 
+    /// Records that records of a partition are never read: by this and every later start.
+    ///
+    /// # Errors
+    /// If it was taken over or the store fails.
+    fn lose(&mut self, loss: &Loss) -> Result<(), LedgerError>;
+
+    /// Every range of records that is never read, by partition.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn losses(&mut self) -> Result<Vec<Loss>, LedgerError>;
+
+    /// Records that a sink has committed results of this ledger: from now on it has progress, or has lost it.
+    ///
+    /// # Errors
+    /// If it was taken over or the store fails.
+    fn committed(&mut self, sink: &str) -> Result<(), LedgerError>;
+
+    /// The sinks that have committed results of this ledger, by name.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn committed_sinks(&mut self) -> Result<Vec<String>, LedgerError>;
+
+    /// Records that a run begins while the ledger ends at `durable`. Returns how many runs began there before and
+    /// never [ended](Ledger::ended): they were killed.
+    ///
+    /// # Errors
+    /// If it was taken over or the store fails.
+    fn attempt(&mut self, durable: Epoch) -> Result<u64, LedgerError>;
+
+    /// How many runs began while the ledger ended at `durable` and have not [ended](Ledger::ended).
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn attempts(&mut self, durable: Epoch) -> Result<u64, LedgerError>;
+
+    /// Records that the run has ended by itself, well or not.
+    ///
+    /// # Errors
+    /// If it was taken over or the store fails.
+    fn ended(&mut self) -> Result<(), LedgerError>;
+
     /// Records what the pipeline begins with.
     ///
     /// # Errors
@@ -168,6 +214,15 @@ pub trait Ledger: Send {
     fn amend(&mut self, meaning: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError>;
 }
 
+/// A range of records, as it is stored, read back.
+fn read_loss(partition: i64, first: i64, next: i64) -> Loss {
+    Loss { partition: Partition(partition as u32), first: Offset(first), next: Offset(next) }
+}
+
+/// What to do about a ledger that is not what was written.
+const RESTORE: &str = "restore the ledger from a copy, or begin under another `pipeline` name, with tables of its own: it \
+                       reads everything again that the source has, and knows nothing of what came before";
+
 /// The version of a pipeline's row while all its rounds are there.
 const UNPRUNED: i64 = 1;
 /// Its version once some were pruned: a program that knows nothing of manifests must not start from the rest.
@@ -178,7 +233,8 @@ fn check_version(pipeline: &str, version: i64) -> Result<(), LedgerError> {
         return Ok(());
     }
     Err(LedgerError::Refused(format!(
-        "pipeline {pipeline} has version {version}, and this program knows versions {UNPRUNED} to {PRUNED}"
+        "pipeline {pipeline} has version {version}, and this program knows versions {UNPRUNED} to {PRUNED}: run the program \
+         that wrote it, or a later one"
     )))
 }
 
@@ -207,7 +263,9 @@ fn read_genesis(
 ) -> Result<Option<Genesis>, LedgerError> {
     let Some((starts, meaning)) = starts.zip(meaning) else { return Ok(None) };
     let starts = format::decode_starts(&starts).map_err(|damaged| {
-        LedgerError::Refused(format!("the start offsets of pipeline {pipeline} are damaged: {damaged}"))
+        LedgerError::Refused(format!(
+            "the start offsets of pipeline {pipeline} are damaged: {damaged}; {RESTORE}"
+        ))
     })?;
     Ok(Some(Genesis { starts, meaning }))
 }
@@ -277,7 +335,9 @@ fn lost(pipeline: &str, current: Option<i64>) -> LedgerError {
         Some(current) => {
             LedgerError::Fenced { pipeline: pipeline.to_owned(), generation: Generation(current as u64) }
         }
-        None => LedgerError::Refused(format!("it no longer knows pipeline {pipeline}: it was wiped")),
+        None => {
+            LedgerError::Refused(format!("it no longer knows pipeline {pipeline}: it was wiped; {RESTORE}"))
+        }
     }
 }
 
@@ -285,13 +345,13 @@ fn lost(pipeline: &str, current: Option<i64>) -> LedgerError {
 fn read_round(pipeline: &str, through: i64, bytes: &[u8]) -> Result<Vec<EpochRecord>, LedgerError> {
     let epochs = format::decode(bytes).map_err(|damaged| {
         LedgerError::Refused(format!(
-            "the round through epoch {through} of pipeline {pipeline} is damaged: {damaged}"
+            "the round through epoch {through} of pipeline {pipeline} is damaged: {damaged}; {RESTORE}"
         ))
     })?;
     match epochs.last() {
         Some(last) if last.epoch.0 as i64 == through => Ok(epochs),
         _ => Err(LedgerError::Refused(format!(
-            "the round through epoch {through} of pipeline {pipeline} does not end there"
+            "the round through epoch {through} of pipeline {pipeline} does not end there; {RESTORE}"
         ))),
     }
 }

@@ -11,10 +11,10 @@ use tokio_postgres::{Client, IsolationLevel, NoTls, Row, Transaction};
 
 use super::{
     Claim, Genesis, Ledger, LedgerError, PRUNED, StoredManifest, UNPRUNED, ascends, check_version, format,
-    leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_manifest, read_round, unavailable,
-    write_manifest,
+    leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_loss, read_manifest, read_round,
+    unavailable, write_manifest,
 };
-use crate::coordination::{EpochRecord, Manifest, Prune, Skip, prune};
+use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, prune};
 
 /// What the database holds, in versions 1 and 2. The lock keeps two first starts apart: its number is "hw-ledgr" in ASCII.
 const TABLES: &str = "
@@ -50,6 +50,23 @@ CREATE TABLE IF NOT EXISTS headwater_skips (
     epoch bigint NOT NULL,
     output text NOT NULL,
     PRIMARY KEY (pipeline, sink, epoch, output)
+);
+CREATE TABLE IF NOT EXISTS headwater_losses (
+    pipeline text NOT NULL,
+    partition bigint NOT NULL,
+    first bigint NOT NULL,
+    next bigint NOT NULL,
+    PRIMARY KEY (pipeline, partition, first, next)
+);
+CREATE TABLE IF NOT EXISTS headwater_sinks (
+    pipeline text NOT NULL,
+    sink text NOT NULL,
+    PRIMARY KEY (pipeline, sink)
+);
+CREATE TABLE IF NOT EXISTS headwater_attempts (
+    pipeline text PRIMARY KEY,
+    durable bigint NOT NULL,
+    attempts bigint NOT NULL
 );
 CREATE TABLE IF NOT EXISTS headwater_pruned (
     pipeline text PRIMARY KEY,
@@ -201,6 +218,65 @@ impl Ledger for PostgresLedger {
             output: row.get(2),
         };
         Ok(rows.iter().map(skip).collect())
+    }
+
+    fn lose(&mut self, Loss { partition, first, next }: &Loss) -> Result<(), LedgerError> {
+        const LOSE: &str =
+            "INSERT INTO headwater_losses (pipeline, partition, first, next) VALUES ($1, $2, $3, $4)
+            ON CONFLICT DO NOTHING";
+        let (pipeline, partition) = (self.pipeline.clone(), i64::from(partition.0));
+        self.transact("record what is never read", async |transaction| {
+            transaction.execute(LOSE, &[&pipeline, &partition, &first.0, &next.0]).await.map(|_| Ok(()))
+        })
+    }
+
+    fn losses(&mut self) -> Result<Vec<Loss>, LedgerError> {
+        const LOSSES: &str = "SELECT partition, first, next FROM headwater_losses WHERE pipeline = $1 ORDER BY partition, first, next";
+        let rows = self.query("read what is never read", LOSSES, &[&self.pipeline])?;
+        Ok(rows.iter().map(|row| read_loss(row.get(0), row.get(1), row.get(2))).collect())
+    }
+
+    fn committed(&mut self, sink: &str) -> Result<(), LedgerError> {
+        const COMMITTED: &str =
+            "INSERT INTO headwater_sinks (pipeline, sink) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+        let pipeline = self.pipeline.clone();
+        self.transact("record a sink", async |transaction| {
+            transaction.execute(COMMITTED, &[&pipeline, &sink]).await.map(|_| Ok(()))
+        })
+    }
+
+    fn committed_sinks(&mut self) -> Result<Vec<String>, LedgerError> {
+        const SINKS: &str = "SELECT sink FROM headwater_sinks WHERE pipeline = $1 ORDER BY sink";
+        let rows = self.query("read the sinks", SINKS, &[&self.pipeline])?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    fn attempt(&mut self, durable: Epoch) -> Result<u64, LedgerError> {
+        const ATTEMPT: &str = "
+            INSERT INTO headwater_attempts AS before (pipeline, durable, attempts) VALUES ($1, $2, 1)
+            ON CONFLICT (pipeline) DO UPDATE SET durable = excluded.durable,
+            attempts = CASE WHEN before.durable = excluded.durable THEN before.attempts + 1 ELSE 1 END
+            RETURNING attempts";
+        let (pipeline, durable, mut all) = (self.pipeline.clone(), durable.0 as i64, 1_i64);
+        self.transact("record the start of a run", async |transaction| {
+            all = transaction.query_one(ATTEMPT, &[&pipeline, &durable]).await?.get(0);
+            Ok(Ok(()))
+        })?;
+        Ok(all as u64 - 1)
+    }
+
+    fn attempts(&mut self, durable: Epoch) -> Result<u64, LedgerError> {
+        const ATTEMPTS: &str = "SELECT attempts FROM headwater_attempts WHERE pipeline = $1 AND durable = $2";
+        let rows = self.query("read the starts of runs", ATTEMPTS, &[&self.pipeline, &(durable.0 as i64)])?;
+        Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0)) as u64)
+    }
+
+    fn ended(&mut self) -> Result<(), LedgerError> {
+        const ENDED: &str = "DELETE FROM headwater_attempts WHERE pipeline = $1";
+        let pipeline = self.pipeline.clone();
+        self.transact("record the end of a run", async |transaction| {
+            transaction.execute(ENDED, &[&pipeline]).await.map(|_| Ok(()))
+        })
     }
 
     fn begin(&mut self, genesis: &Genesis) -> Result<(), LedgerError> {

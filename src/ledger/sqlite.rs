@@ -9,10 +9,10 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehav
 
 use super::{
     Claim, Genesis, Ledger, LedgerError, PRUNED, StoredManifest, UNPRUNED, ascends, check_version, format,
-    leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_manifest, read_round, unavailable,
-    write_manifest,
+    leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_loss, read_manifest, read_round,
+    unavailable, write_manifest,
 };
-use crate::coordination::{EpochRecord, Manifest, Prune, Skip, prune};
+use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, prune};
 
 /// What the file holds, in versions 1 and 2.
 const TABLES: &str = "
@@ -46,6 +46,23 @@ CREATE TABLE IF NOT EXISTS headwater_skips (
     epoch INTEGER NOT NULL,
     output TEXT NOT NULL,
     PRIMARY KEY (pipeline, sink, epoch, output)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS headwater_losses (
+    pipeline TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    next INTEGER NOT NULL,
+    PRIMARY KEY (pipeline, partition, first, next)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS headwater_sinks (
+    pipeline TEXT NOT NULL,
+    sink TEXT NOT NULL,
+    PRIMARY KEY (pipeline, sink)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS headwater_attempts (
+    pipeline TEXT PRIMARY KEY,
+    durable INTEGER NOT NULL,
+    attempts INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS headwater_pruned (
     pipeline TEXT PRIMARY KEY,
@@ -199,6 +216,68 @@ impl Ledger for SqliteLedger {
                 Ok(Skip { sink: row.get(0)?, epoch, output: row.get(2)? })
             };
             connection.prepare_cached(SKIPS)?.query_map([pipeline], skip)?.collect()
+        })
+    }
+
+    fn lose(&mut self, Loss { partition, first, next }: &Loss) -> Result<(), LedgerError> {
+        const LOSE: &str =
+            "INSERT INTO headwater_losses (pipeline, partition, first, next) VALUES (?, ?, ?, ?)
+            ON CONFLICT DO NOTHING";
+        let pipeline = self.pipeline.clone();
+        self.write("record what is never read", |transaction| {
+            transaction.execute(LOSE, params![pipeline, partition.0, first.0, next.0]).map(drop)
+        })
+    }
+
+    fn losses(&mut self) -> Result<Vec<Loss>, LedgerError> {
+        const LOSSES: &str = "SELECT partition, first, next FROM headwater_losses WHERE pipeline = ? ORDER BY partition, first, next";
+        self.read(|connection, pipeline| {
+            let loss = |row: &Row<'_>| Ok(read_loss(row.get(0)?, row.get(1)?, row.get(2)?));
+            connection.prepare_cached(LOSSES)?.query_map([pipeline], loss)?.collect()
+        })
+    }
+
+    fn committed(&mut self, sink: &str) -> Result<(), LedgerError> {
+        const COMMITTED: &str =
+            "INSERT INTO headwater_sinks (pipeline, sink) VALUES (?, ?) ON CONFLICT DO NOTHING";
+        let pipeline = self.pipeline.clone();
+        self.write("record a sink", |transaction| {
+            transaction.execute(COMMITTED, params![pipeline, sink]).map(drop)
+        })
+    }
+
+    fn committed_sinks(&mut self) -> Result<Vec<String>, LedgerError> {
+        const SINKS: &str = "SELECT sink FROM headwater_sinks WHERE pipeline = ? ORDER BY sink";
+        self.read(|connection, pipeline| {
+            connection.prepare_cached(SINKS)?.query_map([pipeline], |row| row.get(0))?.collect()
+        })
+    }
+
+    fn attempt(&mut self, durable: Epoch) -> Result<u64, LedgerError> {
+        const ATTEMPT: &str = "INSERT INTO headwater_attempts (pipeline, durable, attempts) VALUES (?, ?, 1)
+            ON CONFLICT (pipeline) DO UPDATE SET durable = excluded.durable,
+            attempts = CASE WHEN durable = excluded.durable THEN attempts + 1 ELSE 1 END
+            RETURNING attempts";
+        let pipeline = self.pipeline.clone();
+        self.write("record the start of a run", |transaction| {
+            let values = params![pipeline, durable.0 as i64];
+            transaction.query_row(ATTEMPT, values, |row| row.get::<_, i64>(0)).map(|all| all as u64 - 1)
+        })
+    }
+
+    fn attempts(&mut self, durable: Epoch) -> Result<u64, LedgerError> {
+        const ATTEMPTS: &str = "SELECT attempts FROM headwater_attempts WHERE pipeline = ? AND durable = ?";
+        let attempts = self.read(|connection, pipeline| {
+            let values = params![pipeline, durable.0 as i64];
+            connection.query_row(ATTEMPTS, values, |row| row.get::<_, i64>(0)).optional()
+        })?;
+        Ok(attempts.unwrap_or(0) as u64)
+    }
+
+    fn ended(&mut self) -> Result<(), LedgerError> {
+        let pipeline = self.pipeline.clone();
+        self.write("record the end of a run", |transaction| {
+            transaction.execute("DELETE FROM headwater_attempts WHERE pipeline = ?", [&pipeline]).map(drop)
         })
     }
 

@@ -30,7 +30,8 @@ pub enum Unfit {
     /// Something would have to be done again, and would come out otherwise.
     #[error(
         "{because}, and not everything through epoch {durable} is in a checkpoint and in every sink, or it would be \
-         done again otherwise: have it stopped once as it was (SIGTERM, with [checkpoint]), or give it another name"
+         done again otherwise: have it stopped once as it was (SIGTERM, with [checkpoint]); or `--reset all:{durable}` forgets \
+         all state and does nothing again: what was open is lost, and what a sink has not got of it"
     )]
     Unfinished {
         /// What is no longer as it was.
@@ -49,7 +50,10 @@ pub enum Unfit {
         section: String,
     },
     /// The state of an operator is not what this one goes on from, and the pipeline is nothing without it.
-    #[error("operator {operator:?}: {reason}")]
+    #[error(
+        "operator {operator:?}: {reason}; run the program that made the checkpoint, or forget all state: `--reset all:EPOCH` \
+         with the epoch through which `headwater status` says that it is recorded"
+    )]
     Core {
         /// Its name.
         operator: String,

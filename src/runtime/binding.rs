@@ -74,8 +74,12 @@ impl Binder {
         let before = self.watermark.current();
         let replayed = self.origin.replay.get(self.replayed);
         let rules = replayed.map_or_else(TimeRules::default, |before| before.rules);
-        let mut watermark = self.watermark.advance(&bound.bindings, bound.wall_ms, rules);
-        self.positions.advance(&bound.bindings);
+        let mut bindings = bound.bindings.clone();
+        if let Some(recorded) = replayed {
+            self.origin.as_recorded(recorded, &mut bindings, &self.positions);
+        }
+        let mut watermark = self.watermark.advance(&bindings, bound.wall_ms, rules);
+        self.positions.advance(&bindings);
         self.pace.add(&bound.unfinal);
         let first_end = bound.ended && !self.hand.stop.get();
         if bound.ended || bound.stopping {
@@ -84,7 +88,7 @@ impl Binder {
         let record = EpochRecord {
             epoch: bound.epoch,
             wall_ms: bound.wall_ms,
-            bindings: bound.bindings.clone(),
+            bindings,
             closes: replayed.map_or(first_end && self.close_at_end, |before| before.closes),
             rules,
         };

@@ -46,13 +46,31 @@ pub enum RunError {
     Ledger(#[from] LedgerError),
     /// An epoch that was done again was not what it had been.
     #[error(
-        "epoch {epoch} cannot be done again as it was: {detail}; the input, or what reads it, has changed"
+        "epoch {epoch} cannot be done again as it was: {detail}; the input, or what reads it, has changed: restore it, or \
+         forget all state: `--reset all:EPOCH` with the epoch through which `headwater status` says that it is recorded; \
+         nothing is read again then, and what was open is lost"
     )]
     Replay {
         /// Which epoch.
         epoch: Epoch,
         /// What differs.
         detail: String,
+    },
+    /// Runs were killed at the same place, again and again.
+    #[error(
+        "the last {runs} runs were killed before they recorded anything after epoch {durable}, with records waiting from \
+         {unread} (TOPIC:PARTITION:OFFSET) on: a batch that decompresses to more memory than there is does that. Give the \
+         process more memory and start it again, which this refusal permits; or `--accept-loss TOPIC:PARTITION:OFFSET` goes \
+         on after OFFSET, which is to be the last of that batch (kafka-dump-log.sh shows it as lastOffset): the records of \
+         the partition since the last checkpoint and through OFFSET are never read, results that were committed stay"
+    )]
+    Killed {
+        /// How many.
+        runs: u64,
+        /// The ledger's end.
+        durable: Epoch,
+        /// What waits to be read.
+        unread: String,
     },
     /// There is nothing to go on from, or what there is does not fit together.
     #[error(transparent)]
@@ -64,7 +82,10 @@ pub enum RunError {
     #[error(transparent)]
     State(#[from] StateError),
     /// A part of a checkpoint is not what was put.
-    #[error("checkpoint: part {name}: {damage}")]
+    #[error(
+        "checkpoint: part {name}: {damage}; restore the state store, or forget all state: `--reset all:EPOCH` with the epoch \
+         through which `headwater status` says that it is recorded; nothing is read again then, and what was open is lost"
+    )]
     Part {
         /// Its name.
         name: String,
@@ -96,7 +117,9 @@ impl RunError {
                 | RunError::Open(OpenError::Refused { .. } | OpenError::Fenced { .. })
                 | RunError::Commit(CommitError::Fenced { .. } | CommitError::Refused { .. })
                 | RunError::Ledger(LedgerError::Fenced { .. } | LedgerError::Refused(_))
+                | RunError::Stage(_)
                 | RunError::Replay { .. }
+                | RunError::Killed { .. }
                 | RunError::Resume(_)
                 | RunError::Unfit(_)
                 | RunError::State(StateError::Refused(_))

@@ -40,9 +40,7 @@ use super::telling::part;
 use super::watch::{Heard, Sights, Watch};
 use super::writer::WriterHandle;
 use crate::coordination::ingest::{Liveness, Pace, Timing, Unfinal};
-use crate::coordination::{
-    Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark, WatermarkRule,
-};
+use crate::coordination::{Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark};
 use crate::metrics::Metrics;
 use crate::outputs::{Listener, Tongue};
 use crate::source::Reader;
@@ -159,11 +157,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         metrics: Arc::clone(&metrics),
     };
     let Read { events, rejected, closed } = read(ticks, reader, settings, context);
-    let rule = WatermarkRule {
-        max_out_of_orderness_ms: plan.time.max_out_of_orderness_ms,
-        // Time means nothing where epochs are counted.
-        idle_advance_ms: plan.time.idle_advance_ms.filter(|_| !counted),
-    };
+    let rule = plan.time.watermark_rule();
     let processes = scope.peers() / local_workers.max(1);
     let mut pace = Pace {
         unfinal: Unfinal::of(origin.manifest.as_ref().map_or(&[], |manifest| &manifest.unfinal)),

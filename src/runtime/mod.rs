@@ -9,6 +9,7 @@ mod delivery;
 mod failure;
 mod field_errors;
 mod flow;
+mod forgetting;
 mod handout;
 mod keeper;
 mod plan;
@@ -25,14 +26,17 @@ mod writer;
 pub use amendment::{Amendment, Unfit, amendment, can_be_reset, check_finished};
 pub use compute::{Computed, Inputs, compute, operators};
 pub use failure::RunError;
+pub use forgetting::forgets_of;
 pub use handout::processes;
 pub use plan::{
     AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Telling, Time, TravelPlan,
     WindowKind, WindowPlan,
 };
-pub use recovery::{Checkpoints, History, Resets, resume_from};
+pub use recovery::{
+    Checkpoints, History, Records, Resets, may_double, needs_checkpoints, readable_origin, resume_from,
+};
 pub use rules::rules;
-pub use starting::{Following, Past};
+pub use starting::{Following, Past, killed, positions_of, read_from};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -124,23 +128,10 @@ pub fn run(job: Job) -> Result<(), RunError> {
     metrics.stalls_after(plan.time.standstill(), plan.time.held_warning);
 
     let mut threads = Vec::new();
-    let mut writers = Vec::new();
-    for (SinkJob { sink, tongue, commit_interval }, taken) in sinks.into_iter().zip(&origin.taken) {
-        metrics.commits_every(commit_interval);
-        let largest = sink.largest_message().unwrap_or(usize::MAX);
-        let (failure, metrics) = (failure.clone(), Arc::clone(&metrics));
-        let least = taken.least_of(start.shards);
-        let given = Given { taken: least, skips: Skips::of(sink.name(), &skips) };
-        let spawned = writer::spawn(sink, given, local.clone(), commit_interval, failure, metrics);
-        let (writer, thread) = spawned.map_err(cannot_start)?;
-        let listener = Listener::new(tongue.within(largest), taken.clone(), plan.provenance());
-        writers.push((writer, listener));
-        threads.push(thread);
-    }
     let (mut concluding, mut checkpoints) = (None, None);
     if let Some(Checkpoints { store, interval_ms, keep }) = wanted {
         let author = Author { lineage: start.lineage.clone(), generation: start.generation };
-        let spawned = keeper::spawn(store, author, origin.parts().to_vec(), local, failure.clone());
+        let spawned = keeper::spawn(store, author, origin.parts().to_vec(), local.clone(), failure.clone());
         let (keeper, thread) = spawned.map_err(cannot_start)?;
         threads.push(thread);
         let manifests = std::mem::take(&mut origin.manifests);
@@ -156,6 +147,19 @@ pub fn run(job: Job) -> Result<(), RunError> {
     } else {
         // Only the first process concludes; the keeper's thread ends when nobody holds it.
         drop(concluding);
+    }
+    let mut writers = Vec::new();
+    for (SinkJob { sink, tongue, commit_interval }, taken) in sinks.into_iter().zip(&origin.taken) {
+        metrics.commits_every(commit_interval);
+        let largest = sink.largest_message().unwrap_or(usize::MAX);
+        let (failure, metrics) = (failure.clone(), Arc::clone(&metrics));
+        let least = taken.least_of(start.shards);
+        let given = Given { taken: least, skips: Skips::of(sink.name(), &skips), ledger: ledger.clone() };
+        let spawned = writer::spawn(sink, given, local.clone(), commit_interval, failure, metrics);
+        let (writer, thread) = spawned.map_err(cannot_start)?;
+        let listener = Listener::new(tongue.within(largest), taken.clone(), plan.provenance());
+        writers.push((writer, listener));
+        threads.push(thread);
     }
     let recorder = match &plan.record_bindings {
         Some(path) if first_worker == 0 => Some(Recorder::create(path)?),
@@ -215,11 +219,15 @@ pub fn run(job: Job) -> Result<(), RunError> {
     };
     // It only informs; a panic there has been printed.
     let _ = group.join();
-    failure.into_result().map_err(|error| match ledger {
-        Some(mut ledger) => fenced_by_whom(error, &mut *ledger, start.generation),
-        None if follows => disturbed(error),
-        None => error,
-    })
+    let outcome = failure.into_result();
+    let Some(mut ledger) = ledger else {
+        return outcome.map_err(|error| if follows { disturbed(error) } else { error });
+    };
+    let outcome = outcome.map_err(|error| fenced_by_whom(error, &mut *ledger, start.generation));
+    if let Err(error) = ledger.ended() {
+        tracing::debug!(%error, "the end of the run is not recorded");
+    }
+    outcome
 }
 
 fn cannot_start(error: std::io::Error) -> RunError {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use headwater_dataflows::windows::Refresh;
 use headwater_dataflows::{Emission, Epoch};
 
+use crate::coordination::WatermarkRule;
 use crate::outputs::{Provenance, Severity};
 
 /// A pipeline.
@@ -67,6 +68,14 @@ pub struct Time {
 }
 
 impl Time {
+    /// The numbers by which the watermark is computed.
+    pub fn watermark_rule(&self) -> WatermarkRule {
+        WatermarkRule {
+            max_out_of_orderness_ms: self.max_out_of_orderness_ms,
+            idle_advance_ms: self.idle_advance_ms,
+        }
+    }
+
     /// How long the watermark, or the frontier of the sinks, may stand before something is held up.
     pub fn standstill(&self) -> Duration {
         2 * self.idle_timeout + self.epoch

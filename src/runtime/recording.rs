@@ -27,6 +27,8 @@ const ROUND: usize = 4096;
 enum Entry {
     Epoch(EpochRecord),
     Manifest(Box<Manifest>),
+    /// A sink that has committed.
+    Committed(String),
 }
 
 /// Worker 0's end of the thread that writes the ledger.
@@ -53,6 +55,11 @@ impl LedgerHandle {
     /// Gives a manifest to be recorded. Rounds through its epoch are durable already: sinks have committed them.
     pub fn conclude(&self, manifest: Manifest) {
         let _ = self.sender.send(Entry::Manifest(Box::new(manifest)));
+    }
+
+    /// Has it recorded that a sink has committed.
+    pub fn committed(&self, sink: &str) {
+        let _ = self.sender.send(Entry::Committed(sink.to_owned()));
     }
 
     /// The epoch of the newest manifest that was recorded since the start; 0 if none was.
@@ -121,6 +128,7 @@ impl Writer {
                 match entry {
                     Entry::Epoch(record) => round.push(record),
                     Entry::Manifest(concluded) => manifest = Some(concluded),
+                    Entry::Committed(sink) => self.ledger.committed(&sink)?,
                 }
                 if manifest.is_some() || round.len() == ROUND {
                     break;

@@ -1,17 +1,17 @@
 //! The start of a run: from what the ledger, the sinks and the state store have to where it goes on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use headwater_dataflows::{Checkpoint, Epoch, EventTime, Record, SHARDS, ShardId};
+use headwater_dataflows::{Checkpoint, Epoch, EventTime, Offset, Partition, Record, SHARDS, ShardId};
 use headwater_sinks::{CommitError, Generation, OpenError, Progress, Shards, Sink, Start, crash};
 
 use super::amendment::{Amendment, amended, amendment, check_finished};
 use super::failure::RunError;
 use super::keeper::{Author, Kept, merge, read};
 use crate::coordination::{
-    EpochRecord, Manifest, NoOrigin, NoResume, Operator, Part, Recorded, Resume, Skip, Taken, chain,
-    is_closed, left_behind, resume,
+    Binding, EpochRecord, Loss, Manifest, NoOrigin, NoResume, Operator, Part, Positions, Recorded, Resume,
+    Skip, Taken, apply_losses, chain, durable, is_closed, left_behind, resume,
 };
 use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
 use crate::state::StateStore;
@@ -30,6 +30,10 @@ pub struct History {
     pub resets: Resets,
     /// What sinks are not given.
     pub skips: Vec<Skip>,
+    /// What is never read.
+    pub losses: Vec<Loss>,
+    /// The sinks that have committed before.
+    pub committed: Vec<String>,
     /// Where and how often checkpoints are made, if they are.
     pub checkpoints: Option<Checkpoints>,
 }
@@ -41,6 +45,10 @@ pub struct Resets {
     pub sections: BTreeSet<String>,
     /// Sinks that may be taken for having everything that is recorded, whatever they have.
     pub sinks: BTreeSet<String>,
+    /// Whether a sink may be given results again that it has, which the ledger does not know of.
+    pub accept_duplicates: bool,
+    /// All state may be forgotten, and nothing replayed, if the ledger ends with this epoch.
+    pub all: Option<Epoch>,
 }
 
 /// Where and how often checkpoints are made.
@@ -73,6 +81,8 @@ pub struct Origin {
     pub durable: Epoch,
     /// By sink, what it has.
     pub taken: Vec<Taken>,
+    /// By partition, the first offset that is read, of those that have lost records that were to be replayed.
+    pub read_from: BTreeMap<Partition, Offset>,
 }
 
 impl Origin {
@@ -97,6 +107,29 @@ impl Origin {
             _ => State::new(),
         };
         Ok(Origin { manifest, state, durable, taken, ..Origin::default() })
+    }
+
+    /// Takes what is lost from what is replayed, which begins at these positions.
+    pub fn apply_losses(&mut self, positions: &Positions, losses: &[Loss]) {
+        self.read_from = apply_losses(&mut self.replay, positions.as_slice(), losses);
+    }
+
+    /// What an epoch that was replayed bound, as it is recorded where records that had counted are lost: what is left of
+    /// them must be what was recorded, and says less of time.
+    pub fn as_recorded(&self, before: &EpochRecord, now: &mut [Binding], positions: &Positions) {
+        for binding in now {
+            let next = positions.as_slice().get(binding.partition.0 as usize).map(|position| position.next);
+            if !self.read_from.get(&binding.partition).is_some_and(|from| next <= Some(*from)) {
+                continue;
+            }
+            let same = |before: &&Binding| {
+                (before.partition, before.end, before.timestamp)
+                    == (binding.partition, binding.end, binding.timestamp)
+            };
+            if let Some(recorded) = before.bindings.iter().find(same) {
+                *binding = *recorded;
+            }
+        }
     }
 
     /// The watermark before the first epoch that is done.
@@ -145,19 +178,17 @@ pub fn origin(
     sinks: &[(&str, &[Progress])],
     operators: &[Operator],
 ) -> Result<Origin, RunError> {
-    let History { ledger, claim, checkpoints, meaning, amendment: changes, resets, .. } = history;
+    let History { ledger, claim, checkpoints, meaning, amendment: changes, resets, committed, .. } = history;
     let Records { manifests, pruned, mut epochs } = Records::read(&mut **ledger)?;
     if checkpoints.is_none() && !manifests.is_empty() {
-        let reason = "the pipeline has checkpoints: it cannot go on without [checkpoint], nor without the [state] \
-                      that has them";
-        return Err(LedgerError::Refused(reason.into()).into());
+        return Err(needs_checkpoints().into());
     }
     for stored in &manifests {
         if let Err(error) = &stored.manifest {
             tracing::warn!(epoch = %stored.epoch, %error, "a checkpoint cannot be gone on from");
         }
     }
-    let resume = resume_from(&manifests, pruned, &epochs, sinks)?;
+    let resume = resume_from(&manifests, pruned, &epochs, committed, sinks)?;
     let newest = readable(&manifests).find(|manifest| resume.origins.first() == Some(&manifest.epoch));
     let before = newest.map_or(operators, |manifest| &manifest.operators);
     if let Some(amendment) = amendment(changes.as_ref(), before, operators, &resets.sections)? {
@@ -180,7 +211,8 @@ pub fn origin(
         None => (None, Vec::new()),
         Some(Checkpoints { store, .. }) => {
             let chosen = choose(&resume.origins, &manifests, &mut **store)?;
-            let chosen = chosen.ok_or(NoResume::from(NoOrigin::Unreadable(pruned)))?;
+            let chosen =
+                chosen.ok_or(NoResume::from(NoOrigin::Unreadable { pruned, durable: resume.durable }))?;
             tidy(&mut **store, claim, &manifests)?;
             chosen
         }
@@ -195,18 +227,33 @@ pub fn origin(
         replay: epochs,
         durable: resume.durable,
         taken: resume.taken,
+        read_from: BTreeMap::new(),
     })
 }
 
+/// Why a pipeline that has checkpoints does not go on without them.
+pub fn needs_checkpoints() -> LedgerError {
+    let reason = "the pipeline has checkpoints: it cannot go on without [checkpoint], nor without the [state] that has them; \
+                  restore both sections, and `headwater status` says whether their store is lost";
+    LedgerError::Refused(reason.into())
+}
+
 /// What a ledger has.
-struct Records {
-    manifests: Vec<StoredManifest>,
-    pruned: Epoch,
-    epochs: Vec<EpochRecord>,
+pub struct Records {
+    /// Every manifest, in order.
+    pub manifests: Vec<StoredManifest>,
+    /// Through which epoch rounds were pruned.
+    pub pruned: Epoch,
+    /// Every epoch that is left, in order.
+    pub epochs: Vec<EpochRecord>,
 }
 
 impl Records {
-    fn read(ledger: &mut dyn Ledger) -> Result<Records, LedgerError> {
+    /// All of it.
+    ///
+    /// # Errors
+    /// If the ledger fails, or an epoch is damaged.
+    pub fn read(ledger: &mut dyn Ledger) -> Result<Records, LedgerError> {
         let (manifests, pruned) = (ledger.manifests()?, ledger.pruned()?);
         Ok(Records { manifests, pruned, epochs: ledger.epochs(pruned)? })
     }
@@ -220,12 +267,13 @@ pub fn resume_from(
     manifests: &[StoredManifest],
     pruned: Epoch,
     epochs: &[EpochRecord],
+    committed: &[String],
     sinks: &[(&str, &[Progress])],
 ) -> Result<Resume, NoResume> {
     let all: Vec<_> = manifests.iter().map(|stored| stored.epoch).collect();
     let known: Vec<_> = readable(manifests).map(|manifest| manifest.epoch).collect();
     let last_round = epochs.last().map(|last| last.epoch);
-    resume(Recorded { last_round, manifests: &all, readable: &known, pruned }, sinks)
+    resume(Recorded { last_round, manifests: &all, readable: &known, pruned, committed }, sinks)
 }
 
 /// What an opened sink has.
@@ -236,6 +284,7 @@ pub struct Found {
     pub latest: Epoch,
 }
 
+/// The last epoch of which anything is there.
 fn latest(progress: &[Progress]) -> Epoch {
     progress.iter().map(|progress| progress.through).max().unwrap_or_default()
 }
@@ -252,29 +301,61 @@ pub fn open_sink(
 ) -> Result<Found, RunError> {
     let found = |progress: Vec<Progress>| Found { latest: latest(&progress), progress };
     let opened = sink.open(start);
-    let Some(History { ledger, claim, resets, .. }) = history else { return Ok(found(opened?)) };
+    let Some(History { ledger, claim, resets, committed, .. }) = history else { return Ok(found(opened?)) };
     let ledger = &mut **ledger;
     if resets.sinks.contains(sink.name()) {
         let Records { manifests, pruned, epochs } = Records::read(ledger)?;
-        let follows = |progress: &[Progress]| {
-            resume_from(&manifests, pruned, &epochs, &[(sink.name(), progress)]).is_ok()
-        };
+        let all: Vec<_> = manifests.iter().map(|stored| stored.epoch).collect();
+        let durable = durable(epochs.last().map(|last| last.epoch), &all);
         let unfit = match &opened {
-            Ok(progress) => !follows(progress),
+            Ok(progress) => {
+                resume_from(&manifests, pruned, &epochs, committed, &[(sink.name(), progress)]).is_err()
+            }
             Err(error) => matches!(error, OpenError::Refused { .. }),
         };
         if unfit {
-            let durable = resume_from(&manifests, pruned, &epochs, &[])?.durable;
+            let there = sink.look(&start.pipeline)?;
+            let before = latest(&there);
+            if !resets.accept_duplicates
+                && let Some(reason) = may_double(sink.name(), &there, start, durable)
+            {
+                return Err(OpenError::Refused { sink: sink.name().to_owned(), reason }.into());
+            }
             tracing::warn!(sink = sink.name(), through = %durable, "taken for having everything that is recorded");
-            let before = latest(&sink.look(&start.pipeline)?);
-            let adopting = Start { adopt: Some(durable), ..start.clone() };
-            return match sink.open(&adopting) {
-                Ok(progress) => Ok(Found { progress, latest: before.max(durable) }),
-                Err(error) => Err(fenced_by_whom(error.into(), ledger, claim.generation)),
-            };
+            let anew = open_sink_anew(sink, start, durable, before);
+            return anew.map_err(|error| fenced_by_whom(error, ledger, claim.generation));
         }
     }
     opened.map(found).map_err(|error| fenced_by_whom(error.into(), ledger, claim.generation))
+}
+
+/// Opens a sink that is taken for having everything through an epoch, whatever it had, through `latest`.
+///
+/// # Errors
+/// If it cannot be opened, or must not be.
+pub fn open_sink_anew(
+    sink: &mut dyn Sink,
+    start: &Start,
+    durable: Epoch,
+    latest: Epoch,
+) -> Result<Found, RunError> {
+    let progress = sink.open(&Start { adopt: Some(durable), ..start.clone() })?;
+    Ok(Found { progress, latest: latest.max(durable) })
+}
+
+/// Why a sink may get results twice if it is taken for having what is recorded, if it may.
+pub fn may_double(sink: &str, progress: &[Progress], start: &Start, durable: Epoch) -> Option<String> {
+    let foreign = progress
+        .iter()
+        .any(|progress| progress.lineage != start.lineage || progress.generation > start.generation);
+    let has = latest(progress);
+    (foreign || has > durable).then(|| {
+        format!(
+            "it has results through epoch {has} that this ledger, which ends at epoch {durable}, does not know: what is \
+             read again gives them a second time; `--reset-sink {sink} --accept-duplicates` accepts that (tables that \
+             have the rows already refuse them: empty those first)"
+        )
+    })
 }
 
 /// Whether a sink was fenced by a successor, which the ledger knows, or by a predecessor that has woken up and has taken
@@ -323,6 +404,19 @@ fn choose(
         }
     }
     Ok(None)
+}
+
+/// The best of these origins whose state can be read; none if there is none.
+///
+/// # Errors
+/// If the store fails.
+pub fn readable_origin(
+    origins: &[Epoch],
+    manifests: &[StoredManifest],
+    store: &mut dyn StateStore,
+) -> Result<Option<Epoch>, RunError> {
+    let chosen = choose(origins, manifests, store)?;
+    Ok(chosen.map(|(manifest, _)| manifest.map_or(Epoch(0), |manifest| manifest.epoch)))
 }
 
 /// Deletes what earlier starts left in the state store and no manifest needs. What a manifest needs that cannot be read

@@ -3,16 +3,17 @@
 
 use std::sync::Arc;
 
-use headwater_dataflows::{Epoch, Offset};
+use headwater_dataflows::{Epoch, Offset, Partition};
 use headwater_sinks::{Generation, Lineage, Start, crash};
 
 use super::SinkJob;
 use super::compute::operators;
 use super::failure::RunError;
+use super::forgetting::{Forgetting, forget, forgets_of};
 use super::handout::{Handout, hand_out, processes};
 use super::plan::Plan;
-use super::recovery::{Checkpoints, Found, History, Origin, disturbed, open_sink, origin};
-use crate::coordination::{Positions, Skip};
+use super::recovery::{Checkpoints, Found, History, Origin, Records, disturbed, open_sink, origin};
+use crate::coordination::{EpochRecord, Loss, Manifest, Position, Positions, Skip};
 use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
 use crate::source::{Opening, Source};
 
@@ -103,15 +104,32 @@ fn lead(
     for job in sinks.iter_mut() {
         found.push((job.sink.name().to_owned(), open(job, &start, Some(&mut history))?));
     }
+    let tongues: Vec<_> = sinks.iter().map(|sink| sink.tongue).collect();
+    let operators = operators(plan, &tongues);
+    let records = Records::read(&mut *history.ledger)?;
+    if let Some(durable) = forgets_of(&records.manifests, &records.epochs, history.resets.all) {
+        let rule = plan.time.watermark_rule();
+        let forgetting = Forgetting { start: &start, operators: &operators, rule };
+        forget(&mut history, &records, durable, sinks, &mut found, &forgetting)?;
+    }
+    drop(records);
     let latest = found.iter().map(|(_, found)| found.latest).max().unwrap_or_default();
     let found: Vec<_> = found.iter().map(|(name, found)| (&**name, &found.progress[..])).collect();
-    let tongues: Vec<_> = sinks.iter().map(|sink| sink.tongue).collect();
-    let origin = origin(&mut history, &found, &operators(plan, &tongues))?;
+    let mut origin = origin(&mut history, &found, &operators)?;
+    for (sink, _) in found.iter().filter(|(_, progress)| !progress.is_empty()) {
+        history.ledger.committed(sink)?;
+    }
     crash::point("start.loaded");
-    let (source, positions) = open_source(source, &origin, &mut history)?;
+    let losses_before = history.losses.len();
+    let (source, positions) = open_source(source, &mut origin, &mut history)?;
     if origin.is_closed() {
         let unread = source.unread(&ends(&positions, &origin))?;
         unread.iter().for_each(|unread| tracing::warn!("{unread}"));
+    }
+    // Of several processes, one that ends takes the others with it, whatever ended it.
+    if processes(workers) == 1 {
+        let is_new = history.losses.len() > losses_before;
+        check_attempts(&mut history, &origin, &*source, &positions, is_new)?;
     }
     crash::point("start.begun");
     let History { ledger, meaning, checkpoints, skips, .. } = history;
@@ -178,19 +196,19 @@ fn follow(
 /// Opens the source where the run goes on, which is recorded if it is the beginning.
 fn open_source(
     source: Opening,
-    origin: &Origin,
+    origin: &mut Origin,
     history: &mut History,
 ) -> Result<(Arc<dyn Source>, Positions), RunError> {
-    let History { ledger, claim, meaning, .. } = history;
-    let restored = origin.manifest.as_ref().map(|manifest| Positions::of(&manifest.positions));
-    let positions = restored.or_else(|| Some(Positions::starting(&claim.genesis.as_ref()?.starts)));
-    let next = |positions: &Positions| positions.as_slice().iter().map(|position| position.next).collect();
-    let source = source(positions.as_ref().map(next))?;
+    let History { ledger, claim, meaning, losses, .. } = history;
+    let starts = claim.genesis.as_ref().map(|genesis| &genesis.starts[..]);
+    let positions = positions_of(origin.manifest.as_ref(), starts);
+    let source = source(positions.as_ref().map(|positions| read_from(positions, losses)))?;
     let starts = source.start();
     let positions = positions.unwrap_or_else(|| Positions::starting(starts));
     if positions.as_slice().len() != starts.len() {
         let reason = format!(
-            "the pipeline began with {} partitions, and the source has {}",
+            "the pipeline began with {} partitions, and the source has {}: its input does not change; another `pipeline` \
+             name, with tables of its own, begins with all of it and reads everything again",
             positions.as_slice().len(),
             starts.len()
         );
@@ -199,5 +217,83 @@ fn open_source(
     if claim.genesis.is_none() {
         ledger.begin(&Genesis { starts: starts.to_vec(), meaning: meaning.clone() })?;
     }
+    let wanted = read_from(&positions, losses);
+    for (partition, (&first, &next)) in (0..).map(Partition).zip(wanted.iter().zip(starts)) {
+        if first < next {
+            let loss = Loss { partition, first, next };
+            tracing::warn!(
+                partition = partition.0,
+                first = first.0,
+                last = next.0 - 1,
+                offsets = loss.offsets(),
+                "skipping lost records, by this and every later start"
+            );
+            ledger.lose(&loss)?;
+            losses.push(loss);
+        }
+    }
+    origin.apply_losses(&positions, losses);
+    let positions = positions.reading_from(starts);
     Ok((source, positions))
+}
+
+/// How many runs may be killed one after the other without having recorded anything.
+const KILLED: u64 = 3;
+
+/// Records that the run begins, and refuses it if too many before it were killed where it begins, unless what is there is
+/// newly given up. The next start tries again: there may have been another cause.
+fn check_attempts(
+    history: &mut History,
+    origin: &Origin,
+    source: &dyn Source,
+    positions: &Positions,
+    is_given_up: bool,
+) -> Result<(), RunError> {
+    let runs = history.ledger.attempt(origin.durable)?;
+    match killed(runs, origin.durable, source, positions, &origin.replay).filter(|_| !is_given_up) {
+        Some(killed) => {
+            history.ledger.ended()?;
+            Err(killed)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Why a start is refused at whose place so many runs were killed: something there may kill it, too.
+pub fn killed(
+    runs: u64,
+    durable: Epoch,
+    source: &dyn Source,
+    positions: &Positions,
+    replay: &[EpochRecord],
+) -> Option<RunError> {
+    let unread = unread(source, positions, replay);
+    let suspected = runs >= KILLED && !unread.is_empty();
+    suspected.then(|| RunError::Killed { runs, durable, unread: unread.join(", ") })
+}
+
+/// What the source has beyond all that is recorded, as `--accept-loss` names it, each with the first offset.
+fn unread(source: &dyn Source, positions: &Positions, replay: &[EpochRecord]) -> Vec<String> {
+    let Some((topic, ends)) = source.ends() else { return Vec::new() };
+    let mut recorded = positions.clone();
+    replay.iter().for_each(|record| recorded.advance(&record.bindings));
+    let behind =
+        (0..).zip(recorded.as_slice().iter().zip(ends)).filter(|(_, (position, end))| position.next < *end);
+    behind
+        .map(|(partition, (position, _)): (u32, _)| format!("{topic}:{partition}:{}", position.next.0))
+        .collect()
+}
+
+/// Where a start goes on from a checkpoint, or from the beginning; none if that is not recorded yet.
+pub fn positions_of(manifest: Option<&Manifest>, starts: Option<&[Offset]>) -> Option<Positions> {
+    manifest.map(|manifest| Positions::of(&manifest.positions)).or_else(|| starts.map(Positions::starting))
+}
+
+/// By partition, the first offset that is read from these positions on.
+pub fn read_from(positions: &Positions, losses: &[Loss]) -> Vec<Offset> {
+    let next = |(partition, position): (u32, &Position)| {
+        let of_partition = losses.iter().filter(|loss| loss.partition == Partition(partition));
+        of_partition.map(|loss| loss.next).chain([position.next]).max().unwrap_or(position.next)
+    };
+    (0..).zip(positions.as_slice()).map(next).collect()
 }

@@ -12,6 +12,7 @@ use headwater_sinks::{Changes, CommitError, CommitPermit, MessageNames, Sink, cr
 use timely::scheduling::activate::SyncActivator;
 
 use super::failure::{Failure, RunError};
+use super::recording::LedgerHandle;
 use crate::coordination::Skips;
 use crate::metrics::Metrics;
 
@@ -92,12 +93,14 @@ pub struct Given {
     pub taken: Option<Epoch>,
     /// Single outputs, which it does not take.
     pub skips: Skips,
+    /// Where its first commit is recorded, in the process that has the ledger.
+    pub ledger: Option<LedgerHandle>,
 }
 
 /// Starts the writer of an opened sink, for the workers in `workers`.
 pub fn spawn(
     sink: Box<dyn Sink>,
-    Given { taken, skips }: Given,
+    Given { taken, skips, ledger }: Given,
     workers: std::ops::Range<usize>,
     commit_interval: Duration,
     failure: Failure,
@@ -110,6 +113,7 @@ pub fn spawn(
     let writer = Writer {
         name: name.clone(),
         skips,
+        ledger,
         sink,
         first_worker: workers.start,
         reached: vec![Some(Epoch(0)); workers.len()],
@@ -129,6 +133,7 @@ pub fn spawn(
 struct Writer {
     name: String,
     skips: Skips,
+    ledger: Option<LedgerHandle>,
     sink: Box<dyn Sink>,
     first_worker: usize,
     /// How far each worker's delivery has come.
@@ -231,6 +236,9 @@ impl Writer {
             }
             crash::point("sink.commit.after");
             self.metrics.committed(&self.name, through);
+            if let Some(ledger) = self.ledger.take() {
+                ledger.committed(&self.name);
+            }
         }
         self.committed = complete;
         self.shared.committed.store(complete.map_or(ALL, |complete| complete.0), Ordering::Release);

@@ -128,6 +128,11 @@ pub trait Source: Send + Sync {
         Ok(Vec::new())
     }
 
+    /// The topic, and where each partition ended when it was opened, by number; none if it has no such ends.
+    fn ends(&self) -> Option<(&str, Vec<Offset>)> {
+        None
+    }
+
     /// Tells the source's own tools how far the pipeline has come: offsets of the next record to read. Advisory;
     /// does not wait longer than a few seconds.
     fn commit(&self, offsets: &[(Partition, Offset)]) -> Result<(), SourceError>;

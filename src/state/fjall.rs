@@ -20,17 +20,8 @@ impl FjallStore {
     /// # Errors
     /// If it cannot be opened, or another process keeps it.
     pub fn open(path: &Path) -> Result<FjallStore, StateError> {
-        let open = || {
-            headwater_sinks::private::folder(path)?;
-            let database = Database::builder(path).open()?;
-            // Blobs are large and never change: they are not to be moved about with their names.
-            let separate =
-                || KeyspaceCreateOptions::default().with_kv_separation(Some(KvSeparationOptions::default()));
-            let blobs = database.keyspace("blobs", separate)?;
-            Ok((database, blobs))
-        };
-        let (database, blobs) =
-            patiently(open, |error| matches!(error, fjall::Error::Locked)).map_err(|error| {
+        let (database, blobs) = patiently(|| attempt(path), |error| matches!(error, fjall::Error::Locked))
+            .map_err(|error| {
                 let locked = matches!(error, fjall::Error::Locked);
                 unavailable(
                     path,
@@ -41,10 +32,32 @@ impl FjallStore {
         Ok(FjallStore { path: path.to_owned(), database, blobs })
     }
 
+    /// Opens the folder; none if another process has it.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn open_now(path: &Path) -> Result<Option<FjallStore>, StateError> {
+        match attempt(path) {
+            Ok((database, blobs)) => Ok(Some(FjallStore { path: path.to_owned(), database, blobs })),
+            Err(fjall::Error::Locked) => Ok(None),
+            Err(error) => Err(unavailable(path, "open what is", error)),
+        }
+    }
+
     fn failed(&self, action: impl AsRef<str>) -> impl FnOnce(fjall::Error) -> StateError {
         let (path, action) = (self.path.clone(), action.as_ref().to_owned());
         move |error| unavailable(&path, &action, error)
     }
+}
+
+fn attempt(path: &Path) -> Result<(Database, Keyspace), fjall::Error> {
+    headwater_sinks::private::folder(path)?;
+    let database = Database::builder(path).open()?;
+    // Blobs are large and never change: they are not to be moved about with their names.
+    let separate =
+        || KeyspaceCreateOptions::default().with_kv_separation(Some(KvSeparationOptions::default()));
+    let blobs = database.keyspace("blobs", separate)?;
+    Ok((database, blobs))
 }
 
 fn unavailable(path: &Path, action: &str, error: fjall::Error) -> StateError {

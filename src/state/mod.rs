@@ -85,6 +85,35 @@ pub fn open(config: &StateConfig, pipeline: &str) -> Result<Box<dyn StateStore>,
     })
 }
 
+/// A state store, as it is found without being made or waited for.
+pub enum Look {
+    /// It is not there.
+    Absent,
+    /// Another process has it.
+    InUse,
+    /// It can be read.
+    There(Box<dyn StateStore>),
+}
+
+/// Opens a pipeline's state store to look at it.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn look(config: &StateConfig, pipeline: &str) -> Result<Look, StateError> {
+    Ok(match config {
+        StateConfig::Fjall(path) if !path.exists() => Look::Absent,
+        StateConfig::Fjall(path) => match FjallStore::open_now(path)? {
+            Some(store) => Look::There(Box::new(store)),
+            None => Look::InUse,
+        },
+        StateConfig::Redis(url) => Look::There(Box::new(RedisStore::open(url.expose(), pipeline)?)),
+        #[cfg(feature = "rocksdb")]
+        StateConfig::RocksDb(path) if !path.exists() => Look::Absent,
+        #[cfg(feature = "rocksdb")]
+        StateConfig::RocksDb(path) => Look::There(Box::new(RocksStore::open(path)?)),
+    })
+}
+
 /// How long another process may take to let go of a folder.
 const PATIENCE: Duration = Duration::from_secs(5);
 

@@ -6,6 +6,7 @@ mod compose;
 mod image;
 mod monitoring;
 mod promql;
+mod runbook;
 
 use std::path::PathBuf;
 

@@ -136,14 +136,16 @@ fn a_sink_of_a_ledger_that_is_gone_can_be_adopted_and_its_epochs_never_go_back()
         _ = fs::remove_file(files.path(file));
     }
     fs::remove_dir_all(files.path("state")).expect("removed");
-    files.refused("`--reset-sink` adopts it");
+    files.refused("`--reset-sink sqlite --accept-duplicates` goes on with this one");
+    refused(files.command("2").args(["--reset-sink", "sqlite"]), "gives them a second time");
     // What is there already is not overwritten, nor tried for ever.
-    refused(files.command("2").args(["--reset-sink", "sqlite"]), "UNIQUE constraint failed");
+    let doubling = ["--reset-sink", "sqlite", "--accept-duplicates"];
+    refused(files.command("2").args(doubling), "UNIQUE constraint failed");
     let results = rusqlite::Connection::open(files.path("results.db")).expect("a database");
     let empty =
         "DELETE FROM events; DELETE FROM alerts; DELETE FROM window_aggregates; DELETE FROM dead_letters;";
     results.execute_batch(empty).expect("emptied");
-    succeed(files.command("2").args(["--reset-sink", "sqlite"]));
+    succeed(files.command("2").args(doubling));
     let first: i64 =
         results.query_row("SELECT min(epoch) FROM events", [], |row| row.get(0)).expect("an epoch");
     assert!(first > before, "{first} after {before}");

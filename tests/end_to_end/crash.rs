@@ -175,7 +175,7 @@ fn recorded_epochs_done_again_with_two_and_with_three_workers_are_the_same_to_th
         for suffix in ["", "-wal", "-shm"] {
             _ = fs::remove_file(files.path(&format!("results.db{suffix}")));
         }
-        succeed(&mut files.command(workers));
+        succeed(files.command(workers).arg("--accept-duplicates"));
         let again = rows(&files.path("results.db"));
         let differs = once.iter().zip(&again).find(|(once, again)| once != again);
         assert_eq!((differs, again.len()), (None, once.len()), "{workers} workers");

@@ -23,3 +23,4 @@ mod skip;
 mod status;
 mod torture;
 mod transactions;
+mod way_on;

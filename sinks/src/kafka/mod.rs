@@ -258,18 +258,9 @@ impl KafkaSink {
 
     /// Why a record shows that this start must not write, if it does.
     fn objection(&self, start: &Start, record: &Record) -> Option<String> {
-        if record.lineage != start.lineage {
-            return Some(format!(
-                "its topics were written by ledger {}, and this one is {}; `--reset-sink` adopts them",
-                record.lineage.0, start.lineage.0
-            ));
-        }
-        if record.generation > start.generation {
-            return Some(format!(
-                "generation {} has written here and this start is {}: it has a successor, or its ledger is an \
-                 old copy",
-                record.generation, start.generation
-            ));
+        let objection = start.objection(&self.config.name, &record.lineage, record.generation);
+        if objection.is_some() {
+            return objection;
         }
         match record.body {
             Body::Sentinel { nonce, .. }
@@ -278,8 +269,9 @@ impl KafkaSink {
                     && nonce != self.nonce =>
             {
                 Some(format!(
-                    "another process started as generation {} too: two copies of one ledger are in use",
-                    start.generation
+                    "another process started as generation {} too: two copies of one ledger are in use: end the other process, which wrote last; if that one is the \
+                     original, restore its ledger here, or go on with `--reset-sink {} --accept-duplicates`",
+                    start.generation, self.config.name
                 ))
             }
             _ => None,

@@ -63,6 +63,15 @@ impl Trouble {
     }
 }
 
+impl Trouble {
+    /// The table, and the server's words about the row, that it did not take.
+    pub fn refused_row(&self) -> Option<(&str, &str)> {
+        let Trouble::Store(error) = self else { return None };
+        let told = error.as_db_error()?;
+        Some((told.table()?, told.detail()?))
+    }
+}
+
 impl From<tokio_postgres::Error> for Trouble {
     fn from(error: tokio_postgres::Error) -> Self {
         Trouble::Store(error)

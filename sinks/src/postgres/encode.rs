@@ -16,7 +16,7 @@ pub(super) const TRAILER: &[u8] = &(-1i16).to_be_bytes();
 pub(super) const COUNT: usize = 2;
 
 /// Milliseconds from 1970 to 2000, where PostgreSQL's time begins.
-const EPOCH_MS: i64 = 946_684_800_000;
+pub(super) const EPOCH_MS: i64 = 946_684_800_000;
 
 /// The times that PostgreSQL takes, in microseconds since 2000: 4714-11-24 BC up to the year 294276, inclusive.
 const TIMES_US: std::ops::Range<i64> = -211_813_488_000_000_000..9_223_371_331_200_000_000;
@@ -52,6 +52,17 @@ pub(super) fn leading_fields(row: &[u8], n: usize) -> usize {
         end += 4 + usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
     }
     end
+}
+
+/// The first fields of a row that [`row`] wrote, as text, given what they hold.
+pub(super) fn leading_cells(
+    row: &[u8],
+    kinds: impl Iterator<Item = ColumnType>,
+) -> impl Iterator<Item = (ColumnType, String)> {
+    kinds.enumerate().map(move |(at, kind)| {
+        let (start, end) = (leading_fields(row, at), leading_fields(row, at + 1));
+        (kind, super::refused::text(kind, row.get(start + 4..end).unwrap_or_default()))
+    })
 }
 
 fn field(out: &mut Vec<u8>, kind: ColumnType, cell: Cell<'_>) -> Result<(), String> {

@@ -16,6 +16,7 @@
 mod connection;
 mod encode;
 mod progress;
+mod refused;
 mod sql;
 mod staged;
 
@@ -134,15 +135,7 @@ impl Writer {
         // What is about to be replaced may be anybody's.
         let held = if self.start.adopt.is_some() { &[][..] } else { &rows };
         for Row { lineage, generation, .. } in held {
-            if *lineage != self.start.lineage {
-                let reason = format!(
-                    "its progress belongs to another ledger ({}); `--reset-sink` adopts it",
-                    lineage.0
-                );
-                return Err(Trouble::Refused(reason));
-            }
-            if *generation > self.start.generation {
-                let reason = format!("a later start (generation {generation}) has written here");
+            if let Some(reason) = self.start.objection(&self.sink, lineage, *generation) {
                 return Err(Trouble::Refused(reason));
             }
         }
@@ -296,7 +289,19 @@ impl Writer {
         let failed = |trouble: Trouble| {
             let (sink, reason) = (sink.clone(), trouble.to_string());
             match trouble.is_about_the_rows() {
-                true => CommitError::Refused { sink, through, reason },
+                true => {
+                    let way_on = match trouble
+                        .refused_row()
+                        .and_then(|(table, detail)| refused::output(staged, through, table, detail))
+                    {
+                        Some((epoch, output)) => how_to_leave_out(&sink, epoch, &output),
+                        None => format!(
+                            "`--skip {sink}:EPOCH:OUTPUT` leaves an output out: the row's epoch, and its table and key \
+                             (events/PARTITION/OFFSET, alerts/ID, window_aggregates/WINDOW/KIND/KEY/START)"
+                        ),
+                    };
+                    CommitError::Refused { sink, through, reason: format!("{reason}; {way_on}") }
+                }
                 false => CommitError::Failed { sink, through, reason },
             }
         };
@@ -342,6 +347,11 @@ impl Writer {
             }
         }
     }
+}
+
+/// In words, how an output can be left out.
+fn how_to_leave_out(sink: &str, epoch: Epoch, output: &str) -> String {
+    format!("`--skip {sink}:{epoch}:{output}` leaves it out, at this sink alone")
 }
 
 /// Copies rows, if there are any, and says whether there were.
@@ -483,7 +493,9 @@ impl Sink for PostgresSink {
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {
         let error = |reason: String| StageError { sink: self.config.name.clone(), epoch, reason };
         let Some(open) = &self.open else { return Err(error("the sink is not open".to_owned())) };
-        let staged = Staged::encode(&changes, &open.stored).map_err(error)?;
+        let staged = Staged::encode(&changes, &open.stored).map_err(|(output, reason)| {
+            error(format!("{reason}; {}", how_to_leave_out(&self.config.name, epoch, &output)))
+        })?;
         self.staged.entry(epoch).or_default().push(staged);
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::encode;
 use crate::tables::{Mode, TABLES};
-use crate::{Cell, Changes, Row};
+use crate::{Cell, Changes, Row, row_name};
 
 /// The changes of one call of `stage`, table by table.
 #[derive(Default)]
@@ -57,12 +57,13 @@ impl Staged {
     /// Encodes `changes`.
     ///
     /// # Errors
-    /// If a row does not fit its table; the reason names the table and the column.
-    pub fn encode(changes: &Changes, stored: &Stored) -> Result<Staged, String> {
+    /// If a row does not fit its table: what it is called, and a reason that names the table and the column.
+    pub fn encode(changes: &Changes, stored: &Stored) -> Result<Staged, (String, String)> {
         let mut staged = Staged::default();
         for row in changes.rows.iter() {
-            let table = TABLES.get(row.table).ok_or_else(|| format!("there is no table {}", row.table))?;
-            let of_table = |reason| format!("table {}: {reason}", table.name);
+            let no_table = || (row.table.to_string(), format!("there is no table {}", row.table));
+            let table = TABLES.get(row.table).ok_or_else(no_table)?;
+            let of_table = |reason| (row_name(&row), format!("table {}: {reason}", table.name));
             match table.mode {
                 Mode::Append if row.deletes => return Err(of_table("its rows are never deleted".to_owned())),
                 Mode::Append => {
@@ -80,6 +81,28 @@ impl Staged {
             }
         }
         Ok(staged)
+    }
+}
+
+impl Staged {
+    /// The rows of a table, as they are encoded.
+    pub fn rows(&self, table: usize) -> Vec<&[u8]> {
+        let columns = TABLES[table].columns.len();
+        let mut found = Vec::new();
+        for mut rest in [&self.appended[table][..], &self.replayed[table]] {
+            while !rest.is_empty() {
+                let (row, after) = rest.split_at(encode::leading_fields(rest, columns).min(rest.len()));
+                found.push(row);
+                rest = after;
+            }
+        }
+        let Keyed { bytes, rows } = &self.keyed[table];
+        let mut start = 0;
+        for row in rows {
+            found.extend((!row.deletes).then_some(&bytes[start..row.end]));
+            start = row.end;
+        }
+        found
     }
 }
 

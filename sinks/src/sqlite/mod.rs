@@ -309,17 +309,10 @@ impl Sink for SqliteSink {
         }
         let progress =
             self.progress(&connection, &start.pipeline).map_err(|error| self.unavailable(error))?;
-        if let Some(other) = progress.iter().find(|progress| progress.lineage != start.lineage) {
-            let reason = format!(
-                "its progress belongs to another ledger ({}); `--reset-sink` adopts it",
-                other.lineage.0
-            );
+        let name = &self.config.name;
+        let objections = progress.iter().map(|found| start.objection(name, &found.lineage, found.generation));
+        if let Some(reason) = objections.flatten().next() {
             return Err(self.refused(reason));
-        }
-        if let Some(later) = progress.iter().find(|progress| progress.generation > start.generation) {
-            return Err(
-                self.refused(format!("a later start (generation {}) has written here", later.generation))
-            );
         }
         self.open = Some(Open { connection, start: start.clone(), through: start.adopt });
         Ok(progress)
@@ -358,6 +351,10 @@ impl Sink for SqliteSink {
             let (sink, reason) = (sink.clone(), error.to_string());
             match error.sqlite_error_code() {
                 Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig) => {
+                    let reason = format!(
+                        "{reason}; `--skip {sink}:EPOCH:OUTPUT` leaves an output out: the row's epoch, and its table and key \
+                         (events/PARTITION/OFFSET, alerts/ID, window_aggregates/WINDOW/KIND/KEY/START)"
+                    );
                     CommitError::Refused { sink, through, reason }
                 }
                 _ => CommitError::Failed { sink, through, reason },

@@ -244,6 +244,8 @@ impl Alerts {
         let kafka = config.sinks.kafka.as_ref().context("there is no [sinks.kafka]")?;
         let alerts = kafka.topics.get(&OutputKind::Alerts).context("alerts have no topic")?;
         let source = KafkaSource::open(KafkaSourceConfig {
+            ignore_group: false,
+            accepted: Vec::new(),
             brokers: kafka.brokers.clone(),
             topic: format!("{prefix}{alerts}"),
             // Never committed to, so it never comes to be.

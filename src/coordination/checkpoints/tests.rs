@@ -129,29 +129,36 @@ fn a_start_goes_on_from_the_newest_checkpoint_not_above_any_sink() {
     let sinks = |a: u64, b: u64| [("a", Some(Epoch(a))), ("b", Some(Epoch(b)))];
     let (beginning, pruned) = (Epoch(0), Epoch(10));
     assert_eq!(
-        origins(&readable, beginning, &sinks(30, 99)),
+        origins(&readable, beginning, Epoch(30), &sinks(30, 99)),
         Ok([30, 20, 10, 0].map(Epoch).to_vec()),
         "equal"
     );
-    assert_eq!(origins(&readable, pruned, &sinks(30, 29)), Ok([20, 10].map(Epoch).to_vec()), "one below");
-    assert_eq!(origins(&readable, beginning, &sinks(99, 3)), Ok(vec![Epoch(0)]), "far below");
+    assert_eq!(
+        origins(&readable, pruned, Epoch(30), &sinks(30, 29)),
+        Ok([20, 10].map(Epoch).to_vec()),
+        "one below"
+    );
+    assert_eq!(origins(&readable, beginning, Epoch(30), &sinks(99, 3)), Ok(vec![Epoch(0)]), "far below");
     let behind = NoOrigin::Behind { sink: "b".into(), has: Epoch(9), oldest: Epoch(10) };
-    assert_eq!(origins(&readable, pruned, &sinks(99, 9)), Err(behind));
-    assert_eq!(origins(&readable, pruned, &[]), Ok([30, 20, 10].map(Epoch).to_vec()));
+    assert_eq!(origins(&readable, pruned, Epoch(30), &sinks(99, 9)), Err(behind));
+    assert_eq!(origins(&readable, pruned, Epoch(30), &[]), Ok([30, 20, 10].map(Epoch).to_vec()));
 }
 
 #[test]
 fn a_sink_without_progress_needs_the_beginning() {
     let new = [("old", Some(Epoch(30))), ("new", None)];
-    assert_eq!(origins(&[Epoch(10)], Epoch(0), &new), Ok(vec![Epoch(0)]));
+    assert_eq!(origins(&[Epoch(10)], Epoch(0), Epoch(10), &new), Ok(vec![Epoch(0)]));
     let behind = NoOrigin::Behind { sink: "new".into(), has: Epoch(0), oldest: Epoch(10) };
-    assert_eq!(origins(&[Epoch(10)], Epoch(10), &new), Err(behind));
+    assert_eq!(origins(&[Epoch(10)], Epoch(10), Epoch(10), &new), Err(behind));
 }
 
 #[test]
 fn a_pruned_ledger_without_a_readable_manifest_is_refused() {
-    assert_eq!(origins(&[], Epoch(10), &[]), Err(NoOrigin::Unreadable(Epoch(10))));
-    assert_eq!(origins(&[], Epoch(0), &[]), Ok(vec![Epoch(0)]));
+    assert_eq!(
+        origins(&[], Epoch(10), Epoch(12), &[]),
+        Err(NoOrigin::Unreadable { pruned: Epoch(10), durable: Epoch(12) })
+    );
+    assert_eq!(origins(&[], Epoch(0), Epoch(0), &[]), Ok(vec![Epoch(0)]));
 }
 
 #[test]

@@ -296,6 +296,11 @@ impl PartitionTracker {
             candidate: self.push.candidate,
             idle,
         };
+        if let Some(target) = target {
+            // Records that are lost have pushed all the same.
+            self.push.greatest = self.push.greatest.max(target.pushing_time);
+            self.push.candidate = target.candidate;
+        }
         (Some(binding), unfinal)
     }
 }

@@ -220,6 +220,7 @@ impl Process {
             manifests: if guards.manifests_count_as_durable { &epochs[..] } else { &[] },
             readable: &readable.iter().map(|manifest| manifest.epoch).collect::<Vec<_>>(),
             pruned: self.pruned,
+            committed: &[],
         };
         let sinks: Vec<_> = self.found.iter().map(|progress| ("sink", &progress[..])).collect();
         let Ok(Resume { durable, taken, origins }) = resume(recorded, &sinks) else {

@@ -102,6 +102,8 @@ impl DeadLetters {
     /// Reads a dead-letter topic from its beginning to its present end.
     pub fn read_all(brokers: &str, options: &Options, topic: &str) -> Result<DeadLetters, SourceError> {
         let config = KafkaSourceConfig {
+            ignore_group: false,
+            accepted: Vec::new(),
             brokers: brokers.to_owned(),
             topic: topic.to_owned(),
             // Never committed to, so reading starts at the beginning every time.

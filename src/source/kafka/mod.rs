@@ -30,6 +30,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
+use crate::coordination::{AcceptedLoss, go_on_at};
+
 use self::ends::{Asking, Ends};
 use self::group::Committer;
 use self::reader::KafkaReader;
@@ -66,8 +68,12 @@ pub struct KafkaSourceConfig {
     pub group: String,
     /// Where the partitions start, by number, if that is recorded; it overrides everything else.
     pub starts: Option<Vec<Offset>>,
-    /// Where to start a partition for which the group has no offset.
+    /// Where to start a partition of which nothing is recorded and for which the group has no offset.
     pub start_from: StartFrom,
+    /// Whether `start_from` decides even if the group has an offset: it is set, and a ledger records nothing yet.
+    pub ignore_group: bool,
+    /// Records that may be missing.
+    pub accepted: Vec<AcceptedLoss>,
     /// Options for librdkafka.
     pub options: Options,
     /// Stop at the end of each partition as it is now: after the last record whose transaction is decided.
@@ -125,6 +131,11 @@ impl Source for KafkaSource {
         Ok(Box::new(KafkaReader::new(&config, &self.config.topic, owned, &self.stop, &self.ends)?))
     }
 
+    fn ends(&self) -> Option<(&str, Vec<Offset>)> {
+        let ends = (0..self.start.len() as u32).map(|partition| Offset(self.ends.of(Partition(partition))));
+        Some((&self.config.topic, ends.collect()))
+    }
+
     fn commit(&self, offsets: &[(Partition, Offset)]) -> Result<(), SourceError> {
         let failed = |error| unavailable(format!("commit the offsets of group {}", self.config.group), error);
         let mut list = TopicPartitionList::with_capacity(offsets.len());
@@ -145,20 +156,54 @@ fn recorded(
     let topic = &config.topic;
     if starts.len() != ends.len() {
         return Err(SourceError::Refused(format!(
-            "topic {topic} has {} partitions, and the ledger was begun with {}",
+            "topic {topic} has {} partitions, and the ledger was begun with {}: a pipeline's partitions do not change; \
+             another `pipeline` name, with tables of its own, begins with all of them, reads everything again that the \
+             topic has, and knows nothing of what came before",
             ends.len(),
             starts.len()
         )));
     }
-    for (partition, (&Offset(start), &(low, end))) in starts.iter().zip(ends).enumerate() {
-        if start < low || start > end {
-            return Err(SourceError::Refused(format!(
-                "{topic} partition {partition} must be read again from offset {start}, and the topic has {low} to \
-                 {end}: records were removed, or the topic was created anew"
-            )));
+    let found = starts.iter().zip(ends).enumerate();
+    found.map(|(partition, (&start, &ends))| first_read(config, partition as u32, start, ends)).collect()
+}
+
+/// Where reading a partition begins that is to begin at `start`.
+fn first_read(
+    KafkaSourceConfig { topic, accepted, .. }: &KafkaSourceConfig,
+    partition: u32,
+    start: Offset,
+    (low, end): (i64, i64),
+) -> Result<Offset, SourceError> {
+    if let Some(first) = go_on_at(accepted, topic, Partition(partition), start, (Offset(low), Offset(end))) {
+        if first > start {
+            let offsets = first.0 - start.0;
+            tracing::warn!(
+                topic,
+                partition,
+                first = start.0,
+                next = first.0,
+                offsets,
+                "reading begins after lost records"
+            );
         }
+        return Ok(first);
     }
-    Ok(starts.to_vec())
+    let start = start.0;
+    Err(SourceError::Refused(if start > end {
+        format!(
+            "{topic} partition {partition} must be read from offset {start}, and the topic has {low} to {end}: its log was \
+             cut by {} offsets, or the topic was created anew; what it has now is no continuation: another `pipeline` \
+             name, with tables of its own, begins with it and knows nothing of what came before",
+            start - end
+        )
+    } else {
+        format!(
+            "{topic} partition {partition} must be read from offset {start}, and the topic has {low} to {end}: the {} offsets \
+             before {low} are gone; `--accept-loss {topic}:{partition}` goes on at offset {low}, where results that were \
+             committed stay, and windows and patterns go on without what is lost",
+            low - start
+        )
+    }))
 }
 
 /// Where each partition starts by the group's offsets and `start_from`.
@@ -170,20 +215,23 @@ fn unrecorded(
     let topic = &config.topic;
     let committed = committed(group, topic, ends.len() as u32)?;
     let from = start_from(group, config, ends)?;
-    let start = |(partition, &(low, end)): (usize, &(i64, i64))| match committed[partition] {
-        Some(offset) if offset < low || offset > end => Err(SourceError::Refused(format!(
-            "the offset of group {} in {topic} partition {partition} is {offset}, and the topic has {low} to \
-             {end}: records were removed before they were read, or the topic was created anew",
-            config.group
-        ))),
+    let start = |(partition, &ends): (usize, &(i64, i64))| match committed[partition] {
+        Some(group_offset) if config.ignore_group => {
+            let offset = from[partition];
+            tracing::info!(
+                topic, partition, offset, start_from = ?config.start_from, group = config.group, group_offset,
+                "the ledger has recorded nothing: starts at start_from, not at the group's offset"
+            );
+            first_read(config, partition as u32, Offset(offset), ends)
+        }
         Some(offset) => {
             tracing::info!(topic, partition, offset, group = config.group, "starts at the group's offset");
-            Ok(Offset(offset))
+            first_read(config, partition as u32, Offset(offset), ends)
         }
         None => {
             let offset = from[partition];
             tracing::info!(topic, partition, offset, start_from = ?config.start_from, "starts afresh");
-            Ok(Offset(offset))
+            first_read(config, partition as u32, Offset(offset), ends)
         }
     };
     ends.iter().enumerate().map(start).collect()
@@ -202,7 +250,7 @@ fn check_topic(config: &KafkaSourceConfig) -> Result<u32, SourceError> {
         ))),
         Some(facts) if facts.compacted => Err(SourceError::Refused(format!(
             "topic {topic} is compacted: records vanish from it, so nothing could be read twice; \
-             set cleanup.policy=delete or choose another topic"
+             set cleanup.policy=delete or choose another topic (what compaction has removed is not read)"
         ))),
         Some(facts) => Ok(facts.partitions),
     }

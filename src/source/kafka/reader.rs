@@ -220,7 +220,8 @@ impl KafkaReader {
         };
         Err(SourceError::Refused(format!(
             "cannot go on at offset {position} of {topic} partition {partition}: {log}; records were removed before \
-             they were read, or the topic was created anew"
+             they were read, or the topic was created anew; `--accept-loss {topic}:{partition}` goes on at the first offset \
+             there is, without those before it"
         )))
     }
 }

@@ -1,0 +1,101 @@
+//! The runbook has an entry for whatever the program refuses, and for each alert; and names nothing that is not there.
+
+use std::collections::BTreeSet;
+
+use crate::{path, text, yaml};
+
+/// What the code of the program and the sinks says, without tests.
+fn sources() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![path("src"), path("sinks/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let entry = entry.expect("an entry").path();
+            let name = entry.display().to_string();
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if name.ends_with(".rs")
+                && !["model", "memory", "tests"].iter().any(|test| name.contains(test))
+            {
+                let code = std::fs::read_to_string(&entry).expect("readable");
+                let code = code.split("#[cfg(test)]").next().unwrap_or_default();
+                found.push((name, joined(code)));
+            }
+        }
+    }
+    found
+}
+
+/// Text whose literals are on one line each.
+fn joined(code: &str) -> String {
+    let mut parts = code.split("\\\n");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |all, part| all + part.trim_start())
+}
+
+/// The literals that follow a beginning, perhaps inside a `format!`.
+fn literals<'a>(code: &'a str, begin: &str) -> Vec<&'a str> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices(begin) {
+        let rest = code[at + begin.len()..].trim_start();
+        let rest = rest.strip_prefix("format!(").unwrap_or(rest).trim_start();
+        let Some(rest) = rest.strip_prefix('"') else { continue };
+        let ends = rest.match_indices('"').find(|(at, _)| !rest[..*at].ends_with('\\'));
+        found.extend(ends.map(|(end, _)| &rest[..end]));
+    }
+    found
+}
+
+/// The longest part of a literal that is the same in every message, and its beginning.
+fn mark(literal: &str) -> &str {
+    let pieces = literal.split(['{', '}', '`', '\\']);
+    let longest = pieces.max_by_key(|piece| piece.len()).unwrap_or_default().trim();
+    &longest[..longest.char_indices().nth(60).map_or(longest.len(), |(at, _)| at)]
+}
+
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn every_refusal_has_an_entry() {
+    let book = words(&text("docs/runbook.md"));
+    // Kinds of errors of which all are refusals, or have the words of one.
+    let kinds = ["coordination/recovery.rs", "runtime/amendment.rs", "config/change.rs"];
+    let (mut count, mut missing) = (0, Vec::new());
+    for (name, code) in sources() {
+        let mut said = [literals(&code, "Refused("), literals(&code, "refused(")].concat();
+        if kinds.iter().any(|kind| name.ends_with(kind)) {
+            said.extend(literals(&code, "#[error("));
+        }
+        for mark in said.into_iter().map(mark).filter(|mark| mark.len() > 12) {
+            count += 1;
+            if !book.contains(&words(mark)) {
+                missing.push(format!("{name}: {mark}"));
+            }
+        }
+    }
+    assert!(count > 30, "{count}");
+    assert!(missing.is_empty(), "docs/runbook.md does not say what to do about:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn every_alert_has_an_entry_and_every_entry_an_alert() {
+    let groups = yaml("deploy/prometheus/alerts.yml")["groups"].as_array().cloned().expect("groups");
+    let rules = groups.iter().flat_map(|group| group["rules"].as_array().cloned().expect("rules"));
+    let alerts: BTreeSet<_> = rules.map(|rule| rule["alert"].as_str().expect("a name").to_owned()).collect();
+    let book = text("docs/runbook.md");
+    let entries = book.lines().filter_map(|line| line.strip_prefix("### Headwater"));
+    assert_eq!(entries.map(|name| format!("Headwater{name}")).collect::<BTreeSet<_>>(), alerts);
+}
+
+#[test]
+fn every_permission_that_it_names_is_one_of_the_command_line() {
+    let (book, arguments) = (text("docs/runbook.md"), text("src/cli/args.rs"));
+    let flags =
+        book.split_whitespace().map(|word| word.trim_matches(['`', '(', ')', ',', '.', ';', ':', '…']));
+    let flags: BTreeSet<_> = flags.filter_map(|word| word.strip_prefix("--")).collect();
+    for flag in flags.into_iter().filter(|flag| *flag != "files") {
+        assert!(arguments.contains(&format!("Long(\"{flag}\")")), "{flag}");
+    }
+}
