@@ -49,6 +49,8 @@ pub struct Metrics {
 /// Where the frontier behind all sinks stands, and what may hold it there.
 #[derive(Default)]
 struct Standing {
+    /// What the start is about, and since when; none once workers run.
+    starting: Option<(String, Instant)>,
     frontier: Option<Frontier>,
     /// The longest time that a sink waits between two commits.
     interval: Duration,
@@ -332,6 +334,21 @@ impl Metrics {
         self.group_commit_failures.inc();
     }
 
+    /// The start is about this now; nothing has been read yet.
+    pub fn starting(&self, what: impl Into<String>) {
+        self.standing().starting = Some((what.into(), Instant::now()));
+    }
+
+    /// The start is over: workers run.
+    pub fn started(&self) {
+        self.standing().starting = None;
+    }
+
+    /// What the start is about, until it is over.
+    pub fn start(&self) -> Option<String> {
+        self.standing().starting.as_ref().map(|(what, _)| what.clone())
+    }
+
     /// The supervisor has started this run so many times again.
     pub fn restarted(&self, times: u64) {
         self.restarts.inc_by(times);
@@ -351,7 +368,12 @@ impl Metrics {
         let standing = self.standing();
         let standstill = standing.frontier.map(|frontier| now.saturating_duration_since(frontier.moved));
         let mut reason = match standstill {
-            None => "no epoch has been committed yet".to_owned(),
+            None => match &standing.starting {
+                Some((what, since)) => {
+                    format!("starting: {what} for {} s", now.saturating_duration_since(*since).as_secs())
+                }
+                None => "no epoch has been committed yet".to_owned(),
+            },
             Some(time) if time > STANDSTILL + standing.interval => {
                 format!("nothing has been committed for {} s", time.as_secs())
             }
@@ -482,6 +504,12 @@ mod tests {
         let metrics = Metrics::default();
         let never = metrics.unready().expect("nothing has been committed");
         assert_eq!((never.standstill_s, never.lag_records, never.committing), (None, 0, None));
+
+        metrics.starting("opening sink postgres");
+        let starting =
+            metrics.unready_at(Instant::now() + Duration::from_secs(9)).expect("nothing has begun");
+        assert_eq!(starting.reason, "starting: opening sink postgres for 9 s");
+        metrics.started();
 
         metrics.frontier(Epoch(7), Some(Instant::now()));
         assert_eq!(metrics.unready(), None);

@@ -491,7 +491,10 @@ mod tests {
             parsed("status --json x"),
             Ok(Command::Status(StatusArgs { config: "x".into(), json: true, resets: Resets::default() }))
         );
-        assert_eq!(parsed("topics create x"), Ok(Command::TopicsCreate(TopicsArgs { config: "x".into(), json: false })));
+        assert_eq!(
+            parsed("topics create x"),
+            Ok(Command::TopicsCreate(TopicsArgs { config: "x".into(), json: false }))
+        );
         assert_eq!(
             parsed("bench latency x --eps 500"),
             Ok(Command::BenchLatency(LatencyArgs {

@@ -95,7 +95,8 @@ pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
         jobs.push(tables_job(Box::new(sink), &tables));
     }
     if let Some(sqlite) = &config.sinks.sqlite {
-        let sink = SqliteConfig { name: "sqlite".into(), path: sqlite.place.clone().into() }.build();
+        let (name, path) = ("sqlite".into(), sqlite.place.clone().into());
+        let sink = SqliteConfig { name, path, skip_stored: config.ledger.is_none() }.build();
         jobs.push(tables_job(Box::new(sink), sqlite));
     }
     jobs
@@ -270,8 +271,8 @@ fn lineage(pipeline: &str) -> Lineage {
     Lineage(hash[..16].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Without a ledger, which counts starts, the generation is the wall time in milliseconds: higher than that of any start
-/// before, as long as the clock does not go back.
+/// Without a ledger, which counts starts, the generation is the wall time in milliseconds, or one more than the greatest
+/// that a sink has, if the clock was ahead then.
 fn generation() -> Generation {
     Generation(wall_ms().unsigned_abs())
 }
