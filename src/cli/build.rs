@@ -175,13 +175,16 @@ fn can_be_shared(config: &Config) -> Result<(), RunError> {
 /// Claims the ledger and opens what goes with it.
 fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, RunError> {
     let mut ledger = ledger(ledger_config, &config.plan.pipeline)?;
+    let meaning = config.meaning();
+    // A start that its configuration keeps from going on must not end the one that runs.
+    let before = ledger.look()?.and_then(|claim| claim.genesis);
+    changed(before.as_ref(), &meaning, &config.resets.sections)?;
     let claim = ledger.claim()?;
     crash::point("start.claimed");
     for skip in &config.skips {
         ledger.skip(skip)?;
     }
     let skips = ledger.skips()?;
-    let meaning = config.meaning();
     let amendment = changed(claim.genesis.as_ref(), &meaning, &config.resets.sections)?;
     let checkpoints = checkpoints(config)?;
     tracing::info!(generation = %claim.generation, "the ledger is ours");
