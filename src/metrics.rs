@@ -376,6 +376,21 @@ impl Metrics {
         self.group_commit_failures.inc();
     }
 
+    /// The start is about this now; nothing has been read yet.
+    pub fn starting(&self, what: impl Into<String>) {
+        self.health().starting = Some((what.into(), Instant::now()));
+    }
+
+    /// The start is over: workers run.
+    pub fn started(&self) {
+        self.health().starting = None;
+    }
+
+    /// What the start is about, until it is over.
+    pub fn start(&self) -> Option<String> {
+        self.health().starting.as_ref().map(|(what, _)| what.clone())
+    }
+
     /// The supervisor has started this run so many times again.
     pub fn restarted(&self, times: u64) {
         self.restarts.inc_by(times);
@@ -514,6 +529,12 @@ mod tests {
         let metrics = Metrics::default();
         let never = metrics.unready().expect("nothing has been committed");
         assert_eq!((never.standstill_s, never.lag_records, never.committing), (None, 0, None));
+
+        metrics.starting("opening sink postgres");
+        let starting =
+            metrics.unready_at(Instant::now() + Duration::from_secs(9)).expect("nothing has begun");
+        assert_eq!(starting.reason, "starting: opening sink postgres for 9 s");
+        metrics.started();
 
         metrics.frontier(Epoch(7), Some(Instant::now()));
         assert_eq!(metrics.unready(), None);

@@ -100,7 +100,7 @@ impl Store for Sqlite {
     }
 
     fn sink(&self) -> Box<dyn Sink> {
-        Box::new(SqliteConfig { name: "sqlite".to_owned(), path: self.path() }.build())
+        Box::new(SqliteConfig { name: "sqlite".to_owned(), path: self.path(), skip_stored: false }.build())
     }
 
     fn alerts(&self) -> Vec<(String, String)> {

@@ -94,7 +94,8 @@ pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
         jobs.push(tables_job(Box::new(sink), &tables));
     }
     if let Some(sqlite) = &config.sinks.sqlite {
-        let sink = SqliteConfig { name: "sqlite".into(), path: sqlite.path.clone() }.build();
+        let (name, path) = ("sqlite".into(), sqlite.path.clone());
+        let sink = SqliteConfig { name, path, skip_stored: config.ledger.is_none() }.build();
         jobs.push(tables_job(Box::new(sink), &sqlite.tables));
     }
     jobs
@@ -190,13 +191,16 @@ pub fn committed(ledger: &mut dyn Ledger, config: &Config) -> Result<Vec<String>
 /// Claims the ledger and opens what goes with it.
 fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, RunError> {
     let mut ledger = ledger(ledger_config, &config.plan.pipeline)?;
+    let meaning = config.meaning();
+    // A start that its configuration keeps from going on must not end the one that runs.
+    let before = ledger.look()?.and_then(|claim| claim.genesis);
+    changed(before.as_ref(), &meaning, &config.resets.sections)?;
     let claim = ledger.claim()?;
     crash::point("start.claimed");
     for skip in &config.skips {
         ledger.skip(skip)?;
     }
     let (skips, losses, committed) = (ledger.skips()?, ledger.losses()?, committed(&mut *ledger, config)?);
-    let meaning = config.meaning();
     let amendment = changed(claim.genesis.as_ref(), &meaning, &config.resets.sections)?;
     let checkpoints = checkpoints(config)?;
     tracing::info!(generation = %claim.generation, "the ledger is ours");
@@ -290,8 +294,8 @@ fn lineage(pipeline: &str) -> Lineage {
     Lineage(hash[..16].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Without a ledger, which counts starts, the generation is the wall time in milliseconds: higher than that of any start
-/// before, as long as the clock does not go back.
+/// Without a ledger, which counts starts, the generation is the wall time in milliseconds, or one more than the greatest
+/// that a sink has, if the clock was ahead then.
 fn generation() -> Generation {
     Generation(wall_ms().unsigned_abs())
 }

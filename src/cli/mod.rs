@@ -5,6 +5,7 @@ pub mod bench;
 mod build;
 mod dead_letters;
 mod demo;
+mod hosts;
 pub mod output;
 mod status;
 mod stop;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use args::{CheckArgs, Command, ProduceArgs, RunArgs, TopicsArgs};
+use hosts::HostsError;
 use output::{OutputError, out, outln};
 use serde_json::json;
 
@@ -66,7 +68,7 @@ pub fn main() -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.downcast_ref::<Complaints>().is_some() {
+    if error.is::<Complaints>() || error.is::<HostsError>() {
         return USAGE;
     }
     if let Some(OutputError::Closed) = error.downcast_ref() {
@@ -229,9 +231,8 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     let (stopping, bound) =
         (Arc::default(), stop::Bound { drain: config.drain, metrics: Arc::clone(&metrics) });
     stop::on(requests.context("cannot handle signals")?, &stopping, Some(bound));
-    let job = build::job(&config, args.until_end, timely_config(args)?, Arc::clone(&metrics))?;
-    let job = Job { stopping, ..job };
     metrics.restarted(restarts.and_then(|restarts| restarts.parse().ok()).unwrap_or(0));
+    // Served before anything is opened that may not answer, so that whoever asks is told what is waited for.
     let server = match config.http {
         Some(listen) => Some(crate::http::serve(listen, Arc::clone(&metrics)).context("cannot serve HTTP")?),
         None => None,
@@ -240,6 +241,11 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
         tracing::info!(address = %server.address(), "serving /livez, /readyz and /metrics");
     }
     tracing::info!(pipeline = %config.plan.pipeline, workers = args.workers, processes = args.processes, "running");
+    metrics.starting("looking up the hosts of the cluster");
+    let workers = hosts::timely_config(args)?;
+    metrics.starting("opening the ledger");
+    let job = build::job(&config, args.until_end, workers, Arc::clone(&metrics))?;
+    let job = Job { stopping, ..job };
     if matches!(config.source, SourceConfig::Kafka(_)) && config.ledger.is_none() {
         tracing::info!("without a ledger: starting at the group's committed offsets with empty state");
     }
@@ -248,30 +254,6 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     summary::log(&metrics, begun.elapsed());
     drop(server);
     Ok(())
-}
-
-fn timely_config(args: &RunArgs) -> anyhow::Result<timely::Config> {
-    let Some(hostfile) = args.hostfile.as_ref().filter(|_| args.processes > 1) else {
-        return Ok(timely::Config::process(args.workers));
-    };
-    let text =
-        std::fs::read_to_string(hostfile).with_context(|| format!("cannot read {}", hostfile.display()))?;
-    let hosts: Vec<String> =
-        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
-    anyhow::ensure!(
-        hosts.len() >= args.processes,
-        "{} names fewer than {} hosts",
-        hostfile.display(),
-        args.processes
-    );
-    let communication = timely::CommunicationConfig::Cluster {
-        threads: args.workers,
-        process: args.process,
-        addresses: hosts[..args.processes].to_vec(),
-        report: false,
-        zerocopy: false,
-    };
-    Ok(timely::Config { communication, worker: timely::WorkerConfig::default() })
 }
 
 fn kafka_source(config: &Config) -> anyhow::Result<&crate::config::KafkaSourceConfig> {

@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::FAILED;
+use super::{DONE, FAILED};
 use crate::metrics::Metrics;
+
+/// How long a start may go on once it is asked to stop.
+const START: Duration = Duration::from_millis(300);
 
 /// How long finishing may take.
 pub struct Bound {
@@ -29,6 +32,12 @@ pub fn on(requests: Receiver<()>, stopping: &Arc<AtomicBool>, bound: Option<Boun
         }
         tracing::info!("stopping: finishing what was read; a second signal ends at once");
         stopping.store(true, Ordering::Relaxed);
+        if let Some(Bound { metrics, .. }) = &bound
+            && let Some(what) = still_starting(metrics)
+        {
+            tracing::info!("stopped while {what}: nothing was read");
+            std::process::exit(i32::from(DONE));
+        }
         let again = match &bound {
             None => requests.recv().is_ok(),
             Some(bound) => requests.recv_timeout(bound.drain).is_ok(),
@@ -45,6 +54,19 @@ pub fn on(requests: Receiver<()>, stopping: &Arc<AtomicBool>, bound: Option<Boun
         }
         std::process::exit(i32::from(FAILED));
     });
+}
+
+/// What the start is about, if it does not come to its end soon. It may wait for a server or a process that never answers;
+/// as nothing was read, there is nothing to finish.
+fn still_starting(metrics: &Metrics) -> Option<String> {
+    let since = Instant::now();
+    loop {
+        let what = metrics.start()?;
+        if since.elapsed() >= START {
+            return Some(what);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// A request for each SIGTERM or SIGINT from now on.

@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -11,8 +11,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use crate::metrics::Metrics;
 
@@ -23,8 +24,12 @@ pub struct Server {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-/// No more connections than this are served at a time.
+/// No more connections than this are served at a time. A further one takes the place of that which has asked for nothing
+/// for longest, so that no number of clients that never send or never read keeps a probe away.
 const CONNECTIONS: usize = 64;
+
+/// How long a connection may ask for nothing, or take to read an answer.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a request's head may take to arrive.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,30 +66,71 @@ impl Drop for Server {
     }
 }
 
+/// A connection that is served.
+struct Connection {
+    asked: Asked,
+    task: AbortHandle,
+}
+
+/// When a connection has last asked for something; at first, when it was accepted.
+#[derive(Clone)]
+struct Asked(Arc<Mutex<Instant>>);
+
+impl Asked {
+    fn set(&self, now: Instant) {
+        *self.0.lock().expect("no holder of the lock panics") = now;
+    }
+
+    fn get(&self) -> Instant {
+        *self.0.lock().expect("no holder of the lock panics")
+    }
+
+    /// Returns when nothing was asked for so long.
+    async fn idle_for(&self, timeout: Duration) {
+        while let Some(left) = timeout.checked_sub(self.get().elapsed()) {
+            tokio::time::sleep(left + Duration::from_millis(1)).await;
+        }
+    }
+}
+
 async fn accept(listener: TcpListener, metrics: Arc<Metrics>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut open: Vec<Connection> = Vec::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let metrics = Arc::clone(&metrics);
-        tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let response = answer(&request, &metrics);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(16 << 10)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
+        open.retain(|connection| !connection.task.is_finished());
+        while open.len() >= CONNECTIONS
+            && let Some((idlest, _)) =
+                open.iter().enumerate().min_by_key(|(_, connection)| connection.asked.get())
+        {
+            open.swap_remove(idlest).task.abort();
+        }
+        let asked = Asked(Arc::new(Mutex::new(Instant::now())));
+        let task = tokio::spawn(serve_one(stream, Arc::clone(&metrics), asked.clone())).abort_handle();
+        open.push(Connection { asked, task });
+    }
+}
+
+async fn serve_one(stream: TcpStream, metrics: Arc<Metrics>, asked: Asked) {
+    let service = service_fn(|request| {
+        asked.set(Instant::now());
+        let response = answer(&request, &metrics);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(16 << 10)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        ended = connection => {
+            if let Err(error) = ended {
                 tracing::debug!(%error, "an HTTP connection ended badly");
             }
-            drop(place);
-        });
+        }
+        () = asked.idle_for(IDLE_TIMEOUT) => {}
     }
 }
 
@@ -144,5 +190,36 @@ mod tests {
         assert!(get("GET /metrics").contains("headwater_events_total 3"));
         assert!(get("POST /metrics").starts_with("HTTP/1.1 405"));
         assert!(get("GET /else").starts_with("HTTP/1.1 404"));
+    }
+
+    #[test]
+    fn clients_that_are_stuck_do_not_keep_a_probe_away() {
+        let server = serve(([127, 0, 0, 1], 0).into(), Arc::new(Metrics::default())).expect("a free port");
+        let stuck: Vec<_> = (0..200)
+            .map(|n| {
+                let mut stream = std::net::TcpStream::connect(server.address()).expect("it listens");
+                match n % 3 {
+                    // Silent from the beginning, in the middle of a head, and asking again and again without reading.
+                    0 => {}
+                    1 => stream.write_all(b"GET /livez HTTP/1.1\r\nhost:").expect("sent"),
+                    _ => {
+                        stream.set_nonblocking(true).expect("it can be");
+                        let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1000);
+                        // As much as there is room for, if it has not been closed in favour of others yet.
+                        let _ = stream.write(&request);
+                    }
+                }
+                stream
+            })
+            .collect();
+        let begun = Instant::now();
+        let mut stream = std::net::TcpStream::connect(server.address()).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("it can be");
+        write!(stream, "GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("sent");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("answered");
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        drop(stuck);
     }
 }

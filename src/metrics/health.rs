@@ -24,6 +24,8 @@ pub struct Unready {
 
 /// What is known of the things that can hold a process up.
 pub(super) struct Health {
+    /// What the start is about, and since when; none once workers run.
+    pub starting: Option<(String, Instant)>,
     pub frontier: Option<Frontier>,
     /// How long the frontier may stand still, beside the time that sinks wait between commits. It moves with the epochs,
     /// also when nothing is read.
@@ -57,6 +59,7 @@ pub(super) struct Frontier {
 impl Default for Health {
     fn default() -> Self {
         Health {
+            starting: None,
             frontier: None,
             standstill: Duration::from_secs(10),
             held_warning: Duration::from_secs(60),
@@ -147,7 +150,13 @@ impl Health {
         let standstill = self.stands(now);
         let mut reasons: Vec<_> = stalls.values().cloned().collect();
         if standstill.is_none() {
-            reasons.insert(0, "no epoch has been committed yet".to_owned());
+            let reason = match &self.starting {
+                Some((what, since)) => {
+                    format!("starting: {what} for {} s", now.saturating_duration_since(*since).as_secs())
+                }
+                None => "no epoch has been committed yet".to_owned(),
+            };
+            reasons.insert(0, reason);
         }
         if reasons.is_empty() {
             return None;

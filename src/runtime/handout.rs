@@ -12,6 +12,7 @@ use timely::dataflow::operators::vec::{Broadcast, ToStream};
 use timely::dataflow::operators::{Inspect, Probe};
 
 use super::failure::RunError;
+use super::joining::{self, Round};
 use crate::coordination::{Positions, Skip, Taken};
 
 /// What the others need to know.
@@ -70,7 +71,7 @@ pub fn hand_out(workers: &timely::Config, word: Option<&Handout>) -> Result<Hand
         word.map(|word| bincode::options().serialize(word).expect("a word can be written to memory"));
     let heard = Arc::new(Mutex::new(None));
     let hears = Arc::clone(&heard);
-    let guards = timely::execute(one_each, move |worker| {
+    let guards = joining::execute(one_each, Round::Handout, move |worker| {
         let hears = Arc::clone(&hears);
         let said = spoken.clone();
         let probe = worker.dataflow::<u64, _, _>(|scope| {
@@ -82,7 +83,7 @@ pub fn hand_out(workers: &timely::Config, word: Option<&Handout>) -> Result<Hand
         });
         worker.step_while(|| !probe.done());
     });
-    drop(guards.map_err(failed)?.join());
+    drop(guards?.join());
     let word = heard.lock().expect("no holder of the lock panics").take();
     let word = word.ok_or_else(|| failed("the first process has handed nothing out".into()))?;
     bincode::options().deserialize(&word).map_err(|error| failed(format!("what was handed out: {error}")))

@@ -11,6 +11,7 @@ mod field_errors;
 mod flow;
 mod forgetting;
 mod handout;
+mod joining;
 mod keeper;
 mod plan;
 mod reading;
@@ -57,6 +58,7 @@ use clock::committed;
 use failure::Failure;
 use flow::{Capturing, Flow, Parts};
 use handout::come_together;
+use joining::Round;
 use keeper::Author;
 use recorder::Recorder;
 use recording::{Concluding, LedgerHandle};
@@ -123,7 +125,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         skips,
         ledger: recorded,
         checkpoints: wanted,
-    } = begin(past, source, &mut sinks, start, &plan, &workers)?;
+    } = begin(past, source, &mut sinks, start, &plan, &workers, &metrics)?;
     plan.first_epoch = plan.first_epoch.max(first_epoch);
     metrics.stalls_after(plan.time.standstill(), plan.time.held_warning);
 
@@ -189,18 +191,19 @@ pub fn run(job: Job) -> Result<(), RunError> {
         ledger: Mutex::new(ledger),
         stopping,
         failure: failure.clone(),
-        metrics,
+        metrics: Arc::clone(&metrics),
         tell_group: Mutex::new(Some(tell_group)),
     });
     let shared = Arc::clone(&context);
     let together = recorded_cluster.then(come_together);
-    let guards = timely::execute(workers, move |worker| {
+    metrics.starting("waiting for the other processes");
+    let guards = joining::execute(workers, Round::Run, move |worker| {
+        shared.metrics.started();
         if let Some(together) = &together {
             together.store(true, Ordering::Relaxed);
         }
         shared.work(worker);
-    })
-    .map_err(RunError::Workers)?;
+    })?;
     // Once every worker has its own handles, none must outlive them here: threads end when all handles are gone.
     drop(guards.join());
     drop(context);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use headwater_dataflows::{Epoch, Offset, Partition};
-use headwater_sinks::{Generation, Lineage, Start, crash};
+use headwater_sinks::{Generation, Lineage, Progress, Start, crash};
 
 use super::SinkJob;
 use super::compute::operators;
@@ -15,6 +15,7 @@ use super::plan::Plan;
 use super::recovery::{Checkpoints, Found, History, Origin, Records, disturbed, open_sink, origin};
 use crate::coordination::{EpochRecord, Loss, Manifest, Position, Positions, Skip};
 use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
+use crate::metrics::Metrics;
 use crate::source::{Opening, Source};
 
 /// What a run knows of those before it.
@@ -66,26 +67,53 @@ pub fn begin(
     start: Start,
     plan: &Plan,
     workers: &timely::Config,
+    metrics: &Metrics,
 ) -> Result<Begun, RunError> {
     match past {
         Past::Unrecorded => {
+            let start = above_earlier(sinks, start, metrics)?;
             let mut latest = Epoch(0);
             for job in sinks.iter_mut() {
-                latest = latest.max(open(job, &start, None)?.latest);
+                latest = latest.max(open(job, &start, None, metrics)?.latest);
             }
+            metrics.starting("opening the source");
             let source = source(None)?;
             let positions = Positions::starting(source.start());
             let (origin, first_epoch) = (Origin::unrecorded(sinks.len()), latest.next());
             let (skips, ledger, checkpoints) = (Vec::new(), None, None);
             Ok(Begun { start, origin, source, positions, first_epoch, skips, ledger, checkpoints })
         }
-        Past::Leads(history) => lead(*history, source, sinks, start, plan, workers),
-        Past::Follows(following) => follow(*following, source, sinks, start, workers),
+        Past::Leads(history) => lead(*history, source, sinks, start, plan, workers, metrics),
+        Past::Follows(following) => follow(*following, source, sinks, start, workers, metrics),
     }
 }
 
+/// The start, with a generation above all that sinks have. Without a ledger it is the wall time, and the clock may have been
+/// set back since an earlier start: that is fenced by this one, as it would be had the clock gone on.
+fn above_earlier(sinks: &mut [SinkJob], mut start: Start, metrics: &Metrics) -> Result<Start, RunError> {
+    for job in sinks {
+        metrics.starting(format!("looking at sink {}", job.sink.name()));
+        for Progress { generation, .. } in job.sink.look(&start.pipeline)? {
+            if generation >= start.generation {
+                tracing::warn!(
+                    sink = job.sink.name(),
+                    "the clock is behind an earlier start's, or was set back: this start is counted after that one"
+                );
+                start.generation = Generation(generation.0.saturating_add(1));
+            }
+        }
+    }
+    Ok(start)
+}
+
 /// Opens one sink, and returns what it has.
-fn open(job: &mut SinkJob, start: &Start, history: Option<&mut History>) -> Result<Found, RunError> {
+fn open(
+    job: &mut SinkJob,
+    start: &Start,
+    history: Option<&mut History>,
+    metrics: &Metrics,
+) -> Result<Found, RunError> {
+    metrics.starting(format!("opening sink {}", job.sink.name()));
     crash::point("sink.open.before");
     let found = open_sink(&mut *job.sink, start, history)?;
     crash::point("sink.open.after");
@@ -99,10 +127,11 @@ fn lead(
     start: Start,
     plan: &Plan,
     workers: &timely::Config,
+    metrics: &Metrics,
 ) -> Result<Begun, RunError> {
     let mut found = Vec::new();
     for job in sinks.iter_mut() {
-        found.push((job.sink.name().to_owned(), open(job, &start, Some(&mut history))?));
+        found.push((job.sink.name().to_owned(), open(job, &start, Some(&mut history), metrics)?));
     }
     let tongues: Vec<_> = sinks.iter().map(|sink| sink.tongue).collect();
     let operators = operators(plan, &tongues);
@@ -115,11 +144,13 @@ fn lead(
     drop(records);
     let latest = found.iter().map(|(_, found)| found.latest).max().unwrap_or_default();
     let found: Vec<_> = found.iter().map(|(name, found)| (&**name, &found.progress[..])).collect();
+    metrics.starting("reading the newest checkpoint");
     let mut origin = origin(&mut history, &found, &operators)?;
     for (sink, _) in found.iter().filter(|(_, progress)| !progress.is_empty()) {
         history.ledger.committed(sink)?;
     }
     crash::point("start.loaded");
+    metrics.starting("opening the source");
     let losses_before = history.losses.len();
     let (source, positions) = open_source(source, &mut origin, &mut history)?;
     if origin.is_closed() {
@@ -145,6 +176,7 @@ fn lead(
             taken: names.zip(origin.taken.iter().cloned()).collect(),
             skips: skips.clone(),
         };
+        metrics.starting("waiting for the other processes");
         hand_out(workers, Some(&word))?;
     }
     // Epochs go on above everything that was ever recorded or taken, whichever ledger's it was.
@@ -167,7 +199,9 @@ fn follow(
     sinks: &mut [SinkJob],
     mut start: Start,
     workers: &timely::Config,
+    metrics: &Metrics,
 ) -> Result<Begun, RunError> {
+    metrics.starting("waiting for the first process");
     let Following { meaning: own_meaning, mut checkpoints } = following;
     let refused = |reason: String| RunError::from(LedgerError::Refused(reason));
     let Handout { lineage, generation, meaning, manifest, positions, durable, taken, skips } =
@@ -179,7 +213,7 @@ fn follow(
     tracing::info!(generation, "the first process has the ledger");
     let mut taken_by_own = Vec::new();
     for job in sinks.iter_mut() {
-        open(job, &start, None).map_err(disturbed)?;
+        open(job, &start, None, metrics).map_err(disturbed)?;
         let taken = taken.iter().find(|(name, _)| name == job.sink.name());
         let unknown = || refused(format!("the first process of the cluster has no sink {}", job.sink.name()));
         taken_by_own.push(taken.ok_or_else(unknown)?.1.clone());
@@ -188,6 +222,7 @@ fn follow(
     let manifest =
         manifest.map_err(|damaged| refused(format!("what was handed out is damaged: {damaged}")))?;
     let origin = Origin::handed(manifest, checkpoints.as_mut(), start.shards, durable, taken_by_own)?;
+    metrics.starting("opening the source");
     let source = source(Some(positions.as_slice().iter().map(|position| position.next).collect()))?;
     let first_epoch = durable.next();
     Ok(Begun { start, origin, source, positions, first_epoch, skips, ledger: None, checkpoints })

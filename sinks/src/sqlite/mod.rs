@@ -14,7 +14,7 @@ use crate::contract::{
 use crate::crash;
 use crate::migrations::{Migration, pending};
 use crate::tables::{Column, ColumnType, Mode, TABLES, Table};
-use crate::{Cell, Changes, private, text};
+use crate::{Cell, Changes, Row, private, row_name, text};
 
 const MIGRATIONS: [Migration; 2] = [
     Migration { number: 1, name: "tables", sql: include_str!("../../migrations/sqlite/0001_tables.sql") },
@@ -28,6 +28,9 @@ pub struct SqliteConfig {
     pub name: String,
     /// The database file; made if it does not exist.
     pub path: PathBuf,
+    /// Whether rows of append-only tables that are there already are left as they are, instead of refused: without a
+    /// ledger a start may read again what an earlier one has written.
+    pub skip_stored: bool,
 }
 
 impl SqliteConfig {
@@ -42,6 +45,19 @@ pub struct SqliteSink {
     config: SqliteConfig,
     open: Option<Open>,
     staged: BTreeMap<Epoch, Vec<Changes>>,
+}
+
+/// Why a round could not be written.
+struct Unwritten {
+    error: rusqlite::Error,
+    /// Which output was refused, as `--skip` takes it.
+    output: Option<String>,
+}
+
+impl From<rusqlite::Error> for Unwritten {
+    fn from(error: rusqlite::Error) -> Unwritten {
+        Unwritten { error, output: None }
+    }
 }
 
 struct Open {
@@ -166,7 +182,7 @@ impl SqliteSink {
         open: &Open,
         connection: &rusqlite::Transaction<'_>,
         through: Epoch,
-    ) -> rusqlite::Result<bool> {
+    ) -> Result<bool, Unwritten> {
         let Start { pipeline, lineage, generation, process, .. } = &open.start;
         let (generation, writer) = (generation.0 as i64, *process as i64);
         let taken = "SELECT EXISTS (SELECT 1 FROM headwater_progress \
@@ -206,17 +222,39 @@ impl SqliteSink {
         table: usize,
         to: &Table,
         through: Epoch,
-    ) -> rusqlite::Result<()> {
-        let mut insert = connection.prepare_cached(&insert(to, "INSERT"))?;
-        for changes in self.staged.range(..=through).flat_map(|(_, changes)| changes) {
-            for row in changes.rows.iter().filter(|row| row.table == table) {
-                for (at, cell) in row.cells().enumerate() {
-                    insert.raw_bind_parameter(at + 1, Bound(cell))?;
-                }
-                insert.raw_execute()?;
-            }
+    ) -> Result<(), Unwritten> {
+        let otherwise = if self.config.skip_stored { " ON CONFLICT DO NOTHING" } else { "" };
+        let mut insert = connection.prepare_cached(&(insert(to, "INSERT") + otherwise))?;
+        for (epoch, row) in self.rows(through).filter(|(_, row)| row.table == table) {
+            self.execute(&mut insert, epoch, &row)?;
         }
         Ok(())
+    }
+
+    /// What is staged up to an epoch, each with its own.
+    fn rows(&self, through: Epoch) -> impl Iterator<Item = (Epoch, Row<'_>)> {
+        let rounds = self.staged.range(..=through);
+        rounds.flat_map(|(&epoch, changes)| {
+            changes.iter().flat_map(move |changes| changes.rows.iter().map(move |row| (epoch, row)))
+        })
+    }
+
+    fn execute(
+        &self,
+        statement: &mut rusqlite::CachedStatement<'_>,
+        epoch: Epoch,
+        row: &Row<'_>,
+    ) -> Result<(), Unwritten> {
+        let mut written = || {
+            for (at, cell) in row.cells().enumerate() {
+                statement.raw_bind_parameter(at + 1, Bound(cell))?;
+            }
+            statement.raw_execute().map(drop)
+        };
+        written().map_err(|error| Unwritten {
+            error,
+            output: Some(format!("{}:{epoch}:{}", self.config.name, row_name(row))),
+        })
     }
 
     /// Writes each key's last change.
@@ -227,26 +265,18 @@ impl SqliteSink {
         to: &Table,
         key: usize,
         through: Epoch,
-    ) -> rusqlite::Result<()> {
-        let rows = self
-            .staged
-            .range(..=through)
-            .flat_map(|(_, changes)| changes)
-            .flat_map(|changes| changes.rows.iter());
+    ) -> Result<(), Unwritten> {
         let mut last = HashMap::new();
-        for (order, row) in rows.filter(|row| row.table == table).enumerate() {
-            last.insert(row.leading_bytes(key), (order, row));
+        for (order, (epoch, row)) in self.rows(through).filter(|(_, row)| row.table == table).enumerate() {
+            last.insert(row.leading_bytes(key), (order, epoch, row));
         }
         let mut last: Vec<_> = last.into_values().collect();
-        last.sort_unstable_by_key(|(order, _)| *order);
+        last.sort_unstable_by_key(|(order, ..)| *order);
         let mut replace = connection.prepare_cached(&insert(to, "INSERT OR REPLACE"))?;
         let mut delete = connection.prepare_cached(&delete(to, key))?;
-        for (_, row) in last {
+        for (_, epoch, row) in last {
             let statement = if row.deletes { &mut delete } else { &mut replace };
-            for (at, cell) in row.cells().enumerate() {
-                statement.raw_bind_parameter(at + 1, Bound(cell))?;
-            }
-            statement.raw_execute()?;
+            self.execute(statement, epoch, &row)?;
         }
         Ok(())
     }
@@ -347,21 +377,21 @@ impl Sink for SqliteSink {
         let Some(mut open) = self.open.take() else {
             return Err(CommitError::Failed { sink, through, reason: "the sink is not open".into() });
         };
-        let failed = |error: rusqlite::Error| {
-            let (sink, reason) = (sink.clone(), error.to_string());
+        let failed = |Unwritten { error, output }: Unwritten| {
+            let (sink, mut reason) = (sink.clone(), error.to_string());
+            if let Some(output) = output {
+                reason += &format!(" ({output}); with a ledger, `--skip {output}` leaves it out");
+            }
             match error.sqlite_error_code() {
                 Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig) => {
-                    let reason = format!(
-                        "{reason}; `--skip {sink}:EPOCH:OUTPUT` leaves an output out: the row's epoch, and its table and key \
-                         (events/PARTITION/OFFSET, alerts/ID, window_aggregates/WINDOW/KIND/KEY/START)"
-                    );
                     CommitError::Refused { sink, through, reason }
                 }
                 _ => CommitError::Failed { sink, through, reason },
             }
         };
         let result = (|| {
-            let transaction = open.connection.unchecked_transaction().map_err(failed)?;
+            let transaction =
+                open.connection.unchecked_transaction().map_err(|error| failed(error.into()))?;
             if !self.write(&open, &transaction, through).map_err(failed)? {
                 let reason = "its progress row is not as this writer left it".to_owned();
                 return Err(CommitError::Fenced { sink: sink.clone(), reason });
@@ -369,7 +399,7 @@ impl Sink for SqliteSink {
             crash::point("sqlite.written");
             // A commit that reports "busy" has not happened; of any other failure nothing is known.
             transaction.commit().map_err(|error| match error.sqlite_error_code() {
-                Some(ErrorCode::DatabaseBusy) => failed(error),
+                Some(ErrorCode::DatabaseBusy) => failed(error.into()),
                 _ => CommitError::Indeterminate { sink: sink.clone(), through, reason: error.to_string() },
             })
         })();
