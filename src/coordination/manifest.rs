@@ -7,7 +7,7 @@ use headwater_sinks::{Generation, Lineage};
 use serde::{Deserialize, Serialize};
 
 use super::ingest::PushTime;
-use super::{AllIdle, Binding};
+use super::{AllIdle, Binding, EpochRecord};
 
 /// A checkpoint: all that it takes to go on after an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,10 +76,14 @@ impl Positions {
         Positions(positions.to_vec())
     }
 
-    /// Takes in an epoch's bindings. Those of partitions that there are not are passed over.
+    /// Takes in an epoch's bindings. A partition that was not known is taken in.
     pub fn advance(&mut self, bindings: &[Binding]) {
         for binding in bindings {
-            let Some(position) = self.0.get_mut(binding.partition.0 as usize) else { continue };
+            let at = binding.partition.0 as usize;
+            if at >= self.0.len() {
+                self.0.resize(at + 1, Position::starting(Offset(0)));
+            }
+            let position = &mut self.0[at];
             position.next = position.next.max(binding.end);
             position.push.greatest = position.push.greatest.max(binding.pushing_time);
             position.push.candidate = binding.candidate;
@@ -92,6 +96,19 @@ impl Positions {
     #[must_use]
     pub fn reading_from(mut self, starts: &[Offset]) -> Positions {
         self.0.iter_mut().zip(starts).for_each(|(position, &start)| position.next = position.next.max(start));
+        self
+    }
+
+    /// Takes in where the partitions begin that these epochs, in order, have added: the binding that adds one has no
+    /// record, and ends where it begins.
+    pub fn with_added(mut self, epochs: &[EpochRecord]) -> Positions {
+        for binding in epochs.iter().flat_map(|record| &record.bindings) {
+            let at = binding.partition.0 as usize;
+            if at >= self.0.len() {
+                self.0.resize(at + 1, Position::starting(Offset(0)));
+                self.0[at].next = binding.end;
+            }
+        }
         self
     }
 
@@ -231,8 +248,9 @@ mod tests {
             Binding { partition: Partition(2), ..binding(1, None, true) },
         ]);
         let untouched = Position::starting(Offset(3));
+        let added = Position { idle: true, ..Position::starting(Offset(1)) };
         let push = PushTime { greatest: Some(EventTime(70)), candidate: None };
         let read = Position { next: Offset(9), push, timestamp_ms: None, idle: true };
-        assert_eq!(positions.as_slice(), [untouched, read]);
+        assert_eq!(positions.as_slice(), [untouched, read, added]);
     }
 }

@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use differential_dataflow::AsCollection;
-use headwater_dataflows::{Captures, Checkpoint, Epoch, RestoreError};
+use headwater_dataflows::{Captures, Checkpoint, Epoch, Offset, Partition, RestoreError};
 use headwater_sinks::Generation;
 use timely::dataflow::Scope;
 use timely::dataflow::operators::probe::Handle as Probe;
@@ -53,6 +53,10 @@ pub struct Parts {
     pub reader: Box<dyn Reader>,
     /// By partition, where reading goes on.
     pub positions: Arc<[Position]>,
+    /// How many partitions are known before the first epoch: others are added in it, or later.
+    pub known: usize,
+    /// The partitions of this worker that were added since the start.
+    pub added: Rc<dyn Fn() -> Vec<(Partition, Offset)>>,
     /// How many workers this process has: they share its bytes in flight.
     pub local_workers: usize,
     /// Whether epochs are counts of records.
@@ -107,6 +111,8 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         plan,
         reader,
         positions,
+        known,
+        added,
         local_workers,
         counted,
         sinks,
@@ -150,6 +156,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
     };
     let context = ReadContext {
         positions: Arc::clone(&positions),
+        added,
         stopping,
         watermark: Rc::clone(&watermark),
         committed: committed.clone(),
@@ -165,18 +172,19 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         max_drift_ms: plan.time.max_drift_ms,
         liveness: Liveness::new(plan.time.standstill(), plan.time.held_warning),
     };
-    hand.paced.set(pace.end_epoch(Duration::ZERO, &positions, None, origin.watermark()));
+    let known = &positions[..known];
+    hand.paced.set(pace.end_epoch(Duration::ZERO, known, None, origin.watermark()));
     let marked = Marked::default();
     let binder = Binder {
         collector: Collector::new(scope.peers()),
         watermark: match &origin.manifest {
             Some(manifest) => Watermark::of(manifest, rule),
-            None => Watermark::new(positions.len(), rule),
+            None => Watermark::new(known.len(), rule),
         },
         pace,
         started: Instant::now(),
         counted,
-        positions: Positions::of(&positions),
+        positions: Positions::of(known),
         marker: checkpoints.as_ref().map(|&Capturing { interval_ms, generation, .. }| Marker {
             marks: Marks::new(interval_ms, origin.newest),
             generation,

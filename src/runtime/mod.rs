@@ -39,6 +39,7 @@ pub use recovery::{
 pub use rules::rules;
 pub use starting::{Following, Past, killed, positions_of, read_from};
 
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -121,12 +122,15 @@ pub fn run(job: Job) -> Result<(), RunError> {
         mut origin,
         source,
         positions,
+        known,
         first_epoch,
         skips,
         ledger: recorded,
         checkpoints: wanted,
     } = begin(past, source, &mut sinks, start, &plan, &workers, &metrics)?;
     plan.first_epoch = plan.first_epoch.max(first_epoch);
+    let before: Vec<_> = positions.as_slice().iter().map(|position| position.timestamp_ms).collect();
+    source.expect_before(&before);
     metrics.stalls_after(plan.time.standstill(), plan.time.held_warning);
 
     let mut threads = Vec::new();
@@ -184,6 +188,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         plan,
         source,
         positions: positions.as_slice().into(),
+        known,
         origin: Arc::new(origin),
         handles: Mutex::new(Some(Handles { writers, checkpoints })),
         local_workers,
@@ -252,6 +257,7 @@ struct Context {
     plan: Plan,
     source: Arc<dyn Source>,
     positions: Arc<[Position]>,
+    known: usize,
     origin: Arc<Origin>,
     handles: Mutex<Option<Handles>>,
     local_workers: usize,
@@ -281,15 +287,15 @@ impl Context {
 
     /// What a worker's dataflow is built from.
     fn parts(&self, worker: &Worker) -> Result<Parts, RunError> {
-        let owned: Vec<_> = self
-            .positions
-            .iter()
-            .enumerate()
-            .map(|(partition, position)| (Partition(partition as u32), position.next))
-            .filter(|(partition, _)| {
-                ShardId::of_partition(*partition).worker(worker.peers()) == worker.index()
-            })
+        let (index, peers) = (worker.index(), worker.peers());
+        let is_own = move |partition| ShardId::of_partition(partition).worker(peers) == index;
+        let owned: Vec<_> = (0..)
+            .map(Partition)
+            .zip(self.positions.iter().map(|position| position.next))
+            .filter(|(partition, _)| is_own(*partition))
             .collect();
+        let source = Arc::clone(&self.source);
+        let added = move || source.added().into_iter().filter(|(partition, _)| is_own(*partition)).collect();
         let reader = self.source.reader(&owned)?;
         let lock = "no worker panics while it holds the lock";
         let Handles { writers, checkpoints } =
@@ -299,6 +305,8 @@ impl Context {
             plan: self.plan.clone(),
             reader,
             positions: Arc::clone(&self.positions),
+            known: self.known,
+            added: Rc::new(added),
             local_workers: self.local_workers,
             counted: self.source.is_counted(),
             sinks: writers,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::{Epoch, EventTime, Offset};
+use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 use prometheus::IntGauge;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::StreamVec;
@@ -76,6 +76,8 @@ pub struct Read<'scope> {
 pub struct ReadContext {
     /// By partition, how far it had come before.
     pub positions: Arc<[Position]>,
+    /// The partitions that were added since the start, for this worker, each with its first offset.
+    pub added: Rc<dyn Fn() -> Vec<(Partition, Offset)>>,
     /// Set when the process was asked to stop.
     pub stopping: Arc<AtomicBool>,
     /// The newest watermark that is known here.
@@ -193,6 +195,12 @@ struct Owned {
 }
 
 impl Owned {
+    fn new(tracker: PartitionTracker, metrics: &Metrics) -> Owned {
+        let (lag, held) =
+            (metrics.consumer_lag(tracker.partition()), metrics.partition_held(tracker.partition()));
+        Owned { tracker, paused: false, until: None, lag, held }
+    }
+
     /// Whether the partition may be read in an epoch.
     fn is_allowed(&self, tick: &Tick) -> bool {
         let tracker = &self.tracker;
@@ -206,12 +214,9 @@ impl Reading {
             .partitions()
             .iter()
             .map(|state| state.partition)
-            .map(|partition| Owned {
-                tracker: PartitionTracker::new(partition, &context.positions[partition.0 as usize]),
-                paused: false,
-                until: None,
-                lag: context.metrics.consumer_lag(partition),
-                held: context.metrics.partition_held(partition),
+            .map(|partition| {
+                let tracker = PartitionTracker::new(partition, &context.positions[partition.0 as usize]);
+                Owned::new(tracker, &context.metrics)
             })
             .collect();
         let number = |owned: &Owned| owned.tracker.partition().0 as usize;
@@ -250,7 +255,7 @@ impl Reading {
         let turned = match &tick.replay {
             Some(bindings) => self.begin_replay(bindings),
             None if self.settings.timing.counted => self.begin_counted(tick),
-            None => self.begin_timed(tick, was_replaying),
+            None => self.begin_timed(tick, was_replaying).and_then(|()| self.add_partitions()),
         };
         if let Err(error) = turned {
             self.fail(error);
@@ -302,6 +307,25 @@ impl Reading {
                 self.reader.set_paused(partition, paused)?;
                 owned.paused = paused;
             }
+        }
+        Ok(())
+    }
+
+    /// Takes in partitions that were added. The epoch that does so says where they begin, and takes no record of them.
+    fn add_partitions(&mut self) -> Result<(), SourceError> {
+        for (partition, first) in (self.context.added)() {
+            let at = partition.0 as usize;
+            if self.index.get(at).is_some_and(|&index| index != usize::MAX) {
+                continue;
+            }
+            self.reader.add(partition, first)?;
+            self.reader.set_paused(partition, true)?;
+            if self.index.len() <= at {
+                self.index.resize(at + 1, usize::MAX);
+            }
+            self.index[at] = self.partitions.len();
+            let tracker = PartitionTracker::added(partition, first);
+            self.partitions.push(Owned { paused: true, ..Owned::new(tracker, &self.context.metrics) });
         }
         Ok(())
     }

@@ -46,6 +46,8 @@ pub struct Begun {
     pub source: Arc<dyn Source>,
     /// From where on, by partition.
     pub positions: Positions,
+    /// How many partitions are known before the first epoch that is replayed or new.
+    pub known: usize,
     /// The first epoch that nobody ever had.
     pub first_epoch: Epoch,
     /// What sinks are not given.
@@ -81,7 +83,8 @@ pub fn begin(
             let positions = Positions::starting(source.start());
             let (origin, first_epoch) = (Origin::unrecorded(sinks.len()), latest.next());
             let (skips, ledger, checkpoints) = (Vec::new(), None, None);
-            Ok(Begun { start, origin, source, positions, first_epoch, skips, ledger, checkpoints })
+            let known = positions.as_slice().len();
+            Ok(Begun { start, origin, source, positions, known, first_epoch, skips, ledger, checkpoints })
         }
         Past::Leads(history) => lead(*history, source, sinks, start, plan, workers, metrics),
         Past::Follows(following) => follow(*following, source, sinks, start, workers, metrics),
@@ -152,7 +155,7 @@ fn lead(
     crash::point("start.loaded");
     metrics.starting("opening the source");
     let losses_before = history.losses.len();
-    let (source, positions) = open_source(source, &mut origin, &mut history)?;
+    let (source, positions, known) = open_source(source, &mut origin, &mut history)?;
     if origin.is_closed() {
         let unread = source.unread(&ends(&positions, &origin))?;
         unread.iter().for_each(|unread| tracing::warn!("{unread}"));
@@ -181,7 +184,17 @@ fn lead(
     }
     // Epochs go on above everything that was ever recorded or taken, whichever ledger's it was.
     let first_epoch = origin.durable.max(latest).next();
-    Ok(Begun { start, origin, source, positions, first_epoch, skips, ledger: Some(ledger), checkpoints })
+    Ok(Begun {
+        start,
+        origin,
+        source,
+        positions,
+        known,
+        first_epoch,
+        skips,
+        ledger: Some(ledger),
+        checkpoints,
+    })
 }
 
 /// How far each partition is read once everything is done again.
@@ -225,7 +238,8 @@ fn follow(
     metrics.starting("opening the source");
     let source = source(Some(positions.as_slice().iter().map(|position| position.next).collect()))?;
     let first_epoch = durable.next();
-    Ok(Begun { start, origin, source, positions, first_epoch, skips, ledger: None, checkpoints })
+    let known = positions.as_slice().len();
+    Ok(Begun { start, origin, source, positions, known, first_epoch, skips, ledger: None, checkpoints })
 }
 
 /// Opens the source where the run goes on, which is recorded if it is the beginning.
@@ -233,10 +247,12 @@ fn open_source(
     source: Opening,
     origin: &mut Origin,
     history: &mut History,
-) -> Result<(Arc<dyn Source>, Positions), RunError> {
+) -> Result<(Arc<dyn Source>, Positions, usize), RunError> {
     let History { ledger, claim, meaning, losses, .. } = history;
     let starts = claim.genesis.as_ref().map(|genesis| &genesis.starts[..]);
     let positions = positions_of(origin.manifest.as_ref(), starts);
+    let known = positions.as_ref().map(|positions| positions.as_slice().len());
+    let positions = positions.map(|positions| positions.with_added(&origin.replay));
     let source = source(positions.as_ref().map(|positions| read_from(positions, losses)))?;
     let starts = source.start();
     let positions = positions.unwrap_or_else(|| Positions::starting(starts));
@@ -268,8 +284,9 @@ fn open_source(
         }
     }
     origin.apply_losses(&positions, losses);
+    let known = known.unwrap_or(starts.len());
     let positions = positions.reading_from(starts);
-    Ok((source, positions))
+    Ok((source, positions, known))
 }
 
 /// How many runs may be killed one after the other without having recorded anything.

@@ -99,6 +99,14 @@ pub trait Reader {
     /// The state of each owned partition.
     fn partitions(&self) -> Vec<PartitionState>;
 
+    /// Reads a further partition from an offset on.
+    ///
+    /// # Errors
+    /// If it cannot, or partitions are never added to this kind of source.
+    fn add(&mut self, partition: Partition, _from: Offset) -> Result<(), SourceError> {
+        Err(SourceError::Refused(format!("partition {} was not there at the start", partition.0)))
+    }
+
     /// Stops or resumes handing out records of a partition; what was already fetched may be dropped and read again.
     fn set_paused(&mut self, partition: Partition, paused: bool) -> Result<(), SourceError>;
 
@@ -113,6 +121,15 @@ pub trait Source: Send + Sync {
 
     /// A reader of these partitions, each from the given offset.
     fn reader(&self, owned: &[(Partition, Offset)]) -> Result<Box<dyn Reader>, SourceError>;
+
+    /// The partitions that were found beyond those of [`start`](Source::start), each with its first offset.
+    fn added(&self) -> Vec<(Partition, Offset)> {
+        Vec::new()
+    }
+
+    /// By partition, the timestamp that the record before its start had when it was read, where that is known: readers
+    /// that are opened from now on hold it against what is there.
+    fn expect_before(&self, _timestamps_ms: &[Option<i64>]) {}
 
     /// Whether all its records are there from the start, so that an epoch can be a number of them.
     fn is_counted(&self) -> bool {

@@ -104,6 +104,8 @@ pub struct PartitionTracker {
     unread: Duration,
     /// What the open epoch took from it before, if it is replayed and took anything.
     target: Option<Binding>,
+    /// Whether it was added in the open epoch, which is recorded even if nothing else is to be said.
+    added: bool,
 }
 
 impl PartitionTracker {
@@ -124,7 +126,13 @@ impl PartitionTracker {
             looked: None,
             unread: Duration::ZERO,
             target: None,
+            added: false,
         }
+    }
+
+    /// Of a partition that was added, in an epoch that takes no record of it.
+    pub fn added(partition: Partition, first: Offset) -> PartitionTracker {
+        PartitionTracker { added: true, ..PartitionTracker::new(partition, &Position::starting(first)) }
     }
 
     /// Which partition it is.
@@ -278,7 +286,8 @@ impl PartitionTracker {
             (true, target) => target.map_or(self.bound_idle, |target| target.idle),
             (false, _) => self.idle || state.ended,
         };
-        let changed = std::mem::replace(&mut self.bound_idle, idle) != idle;
+        let changed =
+            std::mem::replace(&mut self.bound_idle, idle) != idle || std::mem::take(&mut self.added);
         if end.is_none() && !changed && target.is_none() {
             return (None, unfinal);
         }

@@ -1,6 +1,6 @@
 use std::cell::RefCell;
 
-use headwater_dataflows::{Offset, Partition, Position as At};
+use headwater_dataflows::Position as At;
 
 use super::*;
 use crate::coordination::ingest::{Paced, ReadPermission};
@@ -104,6 +104,7 @@ fn fixture(position: Position, backlog: u64, counted: bool, bytes_in_flight: usi
     };
     let context = ReadContext {
         positions: [position].into(),
+        added: Rc::new(Vec::new),
         stopping: Arc::default(),
         watermark: Rc::new(Cell::new(EventTime::MIN)),
         committed: Probe::new(),

@@ -118,7 +118,8 @@ impl DeadLetters {
         let start: Vec<_> =
             source.start.iter().zip(0..).map(|(&offset, partition)| (Partition(partition), offset)).collect();
         let config = consumer_config(&source.config, start.len() as u32)?;
-        let reader = KafkaReader::new(&config, topic, &start, &source.stop, &source.ends)?;
+        let mut reader = KafkaReader::new(&config, topic, &source.stop, &source.ends)?;
+        start.iter().try_for_each(|&(partition, offset)| reader.assign(partition, offset, None))?;
         Ok(DeadLetters { topic: topic.to_owned(), reader, read: VecDeque::new() })
     }
 

@@ -1,12 +1,11 @@
-//! Where partitions end, asked now and then: a reader hears of it only while it fetches, and a reader that is held
-//! back does not.
+//! A topic's partitions and where they end, asked every second: a reader learns of its own only while it fetches, and of
+//! partitions that are added never.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use headwater_dataflows::Partition;
+use headwater_dataflows::{Offset, Partition};
 use headwater_sinks::kafka::client::Quiet;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
@@ -18,19 +17,68 @@ use crate::source::SourceError;
 /// How often the cluster is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The offset after the last committed record of each partition, as far as is known: it can only be greater.
+/// What is known of a topic's partitions.
 #[derive(Clone)]
-pub(super) struct Ends(Arc<[AtomicI64]>);
+pub(super) struct Ends(Arc<Mutex<Known>>);
+
+struct Known {
+    /// By partition, the offset after the last committed record, as far as is known: it can only be greater.
+    ends: Vec<i64>,
+    /// Partitions that were found later, each with its first offset.
+    added: Vec<(Partition, Offset)>,
+    /// Why the topic is not the one that was opened, if it is not.
+    changed: Option<String>,
+}
 
 impl Ends {
     /// As they are now, by partition.
     pub fn known(ends: impl IntoIterator<Item = i64>) -> Ends {
-        Ends(ends.into_iter().map(AtomicI64::new).collect())
+        let (ends, added, changed) = (ends.into_iter().collect(), Vec::new(), None);
+        Ends(Arc::new(Mutex::new(Known { ends, added, changed })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where a partition ends.
     pub fn of(&self, Partition(partition): Partition) -> i64 {
-        self.0.get(partition as usize).map_or(0, |end| end.load(Ordering::Relaxed))
+        self.lock().ends.get(partition as usize).copied().unwrap_or(0)
+    }
+
+    /// The partitions that were found later.
+    pub fn added(&self) -> Vec<(Partition, Offset)> {
+        self.lock().added.clone()
+    }
+
+    /// Takes in a partition that was found later, with its first offset and its end.
+    pub fn add(&self, partition: Partition, first: Offset, end: i64) {
+        let mut known = self.lock();
+        debug_assert_eq!(known.ends.len(), partition.0 as usize);
+        known.ends.push(end);
+        known.added.push((partition, first));
+    }
+
+    /// Why the topic is not the one that was opened, if it is not.
+    pub fn changed(&self) -> Option<String> {
+        self.lock().changed.clone()
+    }
+
+    /// Takes in where partitions end now.
+    fn learn(&self, topic: &str, ends: impl IntoIterator<Item = (u32, i64)>) {
+        let mut known = self.lock();
+        for (partition, end) in ends {
+            let Some(before) = known.ends.get_mut(partition as usize) else { continue };
+            let was = std::mem::replace(before, end.max(*before));
+            if end < was {
+                known.changed.get_or_insert_with(|| {
+                    format!(
+                        "topic {topic} partition {partition} ended at offset {was} and now ends at {end}: the topic was \
+                         deleted and created anew, or records were lost"
+                    )
+                });
+            }
+        }
     }
 }
 
@@ -44,13 +92,16 @@ impl Asking {
         consumer: Arc<BaseConsumer<Quiet>>,
         topic: String,
         ends: Ends,
+        grows: bool,
     ) -> Result<Asking, SourceError> {
         let (sender, dropped) = channel();
         std::thread::Builder::new()
             .name("partition-ends".to_owned())
             .spawn(move || {
                 while let Err(RecvTimeoutError::Timeout) = dropped.recv_timeout(INTERVAL) {
-                    if let Err(error) = ask(&consumer, &topic, &ends) {
+                    let asked = ask(&consumer, &topic, &ends);
+                    let grown = if grows { grow(&consumer, &topic, &ends) } else { Ok(()) };
+                    if let Err(error) = asked.and(grown) {
                         tracing::debug!(%error, topic, "the ends of the partitions are not known");
                     }
                 }
@@ -62,16 +113,48 @@ impl Asking {
 
 /// Asks for all partitions at once: the offset at the latest time is the end.
 fn ask(consumer: &BaseConsumer<Quiet>, topic: &str, ends: &Ends) -> KafkaResult<()> {
-    let mut list = TopicPartitionList::with_capacity(ends.0.len());
-    for partition in 0..ends.0.len() as u32 {
+    let partitions = ends.lock().ends.len() as u32;
+    let mut list = TopicPartitionList::with_capacity(partitions as usize);
+    for partition in 0..partitions {
         list.add_partition_offset(topic, kafka(partition), KafkaOffset::End)?;
     }
     let answer = consumer.offsets_for_times(list, ANSWER)?;
-    for (partition, end) in (0..).zip(&*ends.0) {
-        let element = answer.find_partition(topic, kafka(partition));
-        if let Some(KafkaOffset::Offset(offset)) = element.map(|element| element.offset()) {
-            end.fetch_max(offset, Ordering::Relaxed);
-        }
+    let end = |partition| match answer.find_partition(topic, kafka(partition))?.offset() {
+        KafkaOffset::Offset(offset) => Some((partition, offset)),
+        _ => None,
+    };
+    ends.learn(topic, (0..partitions).filter_map(end));
+    Ok(())
+}
+
+/// Looks for partitions that were added.
+fn grow(consumer: &BaseConsumer<Quiet>, topic: &str, ends: &Ends) -> KafkaResult<()> {
+    let metadata = consumer.fetch_metadata(Some(topic), ANSWER)?;
+    let found = metadata.topics().first().map_or(0, |topic| topic.partitions().len()) as u32;
+    let known = ends.lock().ends.len() as u32;
+    for partition in known..found {
+        let (low, end) = consumer.fetch_watermarks(topic, kafka(partition), ANSWER)?;
+        tracing::info!(topic, partition, offset = low, "partition added: reading it from its first record");
+        ends.add(Partition(partition), Offset(low), end);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_only_grow_and_one_that_goes_back_is_another_topic() {
+        let ends = Ends::known([5, 7]);
+        ends.learn("t", [(0, 6), (1, 7), (2, 9)]);
+        assert_eq!([0, 1, 2].map(|partition| ends.of(Partition(partition))), [6, 7, 0]);
+        assert_eq!(ends.changed(), None);
+        ends.add(Partition(2), Offset(3), 9);
+        assert_eq!((ends.added(), ends.of(Partition(2))), (vec![(Partition(2), Offset(3))], 9));
+        ends.learn("t", [(1, 2)]);
+        let changed = ends.changed().expect("it has gone back");
+        assert!(changed.contains("partition 1 ended at offset 7 and now ends at 2"), "{changed}");
+        assert_eq!(ends.of(Partition(1)), 7);
+    }
 }

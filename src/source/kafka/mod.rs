@@ -19,7 +19,7 @@ mod reader;
 pub mod retry;
 mod stats;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Offset, Partition};
@@ -88,6 +88,10 @@ pub struct KafkaSource {
     start: Vec<Offset>,
     /// By partition, the offset at which it ends; empty if it does not.
     stop: Vec<Offset>,
+    /// By partition, the first offset that the log had.
+    lows: Vec<i64>,
+    /// See [`Source::expect_before`].
+    before: Mutex<Vec<Option<i64>>>,
     ends: Ends,
     committer: Committer,
     _asking: Asking,
@@ -115,9 +119,20 @@ impl KafkaSource {
             if config.until_end { ends.iter().map(|&(_, end)| Offset(end)).collect() } else { Vec::new() };
         let group = Arc::new(group);
         let committer = Committer::start(Arc::clone(&group))?;
-        let ends = Ends::known(ends.into_iter().map(|(_, end)| end));
-        let asking = Asking::start(group, config.topic.clone(), ends.clone())?;
-        Ok(KafkaSource { config, start, stop, ends, committer, _asking: asking })
+        let lows = ends.iter().map(|&(low, _)| low).collect();
+        let known = Ends::known(ends[..start.len()].iter().map(|&(_, end)| end));
+        for (partition, &(low, end)) in (0..).zip(&ends).skip(start.len()) {
+            tracing::info!(
+                topic,
+                partition,
+                offset = low,
+                "partition added since: reading it from its first record"
+            );
+            known.add(Partition(partition), Offset(low), end);
+        }
+        let asking = Asking::start(group, config.topic.clone(), known.clone(), !config.until_end)?;
+        let before = Mutex::default();
+        Ok(KafkaSource { config, start, stop, lows, before, ends: known, committer, _asking: asking })
     }
 }
 
@@ -128,7 +143,23 @@ impl Source for KafkaSource {
 
     fn reader(&self, owned: &[(Partition, Offset)]) -> Result<Box<dyn Reader>, SourceError> {
         let config = consumer_config(&self.config, self.start.len() as u32)?;
-        Ok(Box::new(KafkaReader::new(&config, &self.config.topic, owned, &self.stop, &self.ends)?))
+        let mut reader = KafkaReader::new(&config, &self.config.topic, &self.stop, &self.ends)?;
+        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        for &(partition, from) in owned {
+            let at = partition.0 as usize;
+            let before = before.get(at).copied().flatten();
+            let is_there = self.lows.get(at).is_some_and(|&low| from.0 > low);
+            reader.assign(partition, from, before.filter(|_| is_there))?;
+        }
+        Ok(Box::new(reader))
+    }
+
+    fn added(&self) -> Vec<(Partition, Offset)> {
+        self.ends.added()
+    }
+
+    fn expect_before(&self, timestamps_ms: &[Option<i64>]) {
+        *self.before.lock().unwrap_or_else(PoisonError::into_inner) = timestamps_ms.to_vec();
     }
 
     fn ends(&self) -> Option<(&str, Vec<Offset>)> {
@@ -154,11 +185,10 @@ fn recorded(
     ends: &[(i64, i64)],
 ) -> Result<Vec<Offset>, SourceError> {
     let topic = &config.topic;
-    if starts.len() != ends.len() {
+    if starts.len() > ends.len() {
         return Err(SourceError::Refused(format!(
-            "topic {topic} has {} partitions, and the ledger was begun with {}: a pipeline's partitions do not change; \
-             another `pipeline` name, with tables of its own, begins with all of them, reads everything again that the \
-             topic has, and knows nothing of what came before",
+            "topic {topic} has {} partitions, and {} were read: it was deleted and created anew; another `pipeline` name, \
+             with tables of its own, reads all that it has and knows nothing of what came before",
             ends.len(),
             starts.len()
         )));

@@ -40,6 +40,8 @@ pub(super) struct KafkaReader {
     lanes: Vec<Lane>,
     consumer: Arc<BaseConsumer<Watch>>,
     topic: String,
+    /// By partition, where it ends; empty if they do not.
+    stop: Vec<Offset>,
     /// Which partition is read first next time, so that none waits for ever behind a busy one.
     first: usize,
     ends: Ends,
@@ -53,6 +55,10 @@ struct Lane {
     stop: Option<i64>,
     limit: Option<i64>,
     paused: bool,
+    /// The timestamp that the record before the first one had, until that was found, or found to be gone.
+    before: Option<i64>,
+    /// How it differs, if it does.
+    changed: Option<String>,
     /// The last statistics, until the queue has been found empty after them.
     unconfirmed: Option<Seen>,
     /// The last statistics.
@@ -87,12 +93,11 @@ impl ClientContext for Watch {
 impl ConsumerContext for Watch {}
 
 impl KafkaReader {
-    /// A reader of the owned partitions, each from its offset and, unless `stop` is empty, to its stop; `ends` are
-    /// all partitions' ends.
+    /// A reader of partitions that are [assigned](KafkaReader::assign) to it, each, unless `stop` is empty, to its stop;
+    /// `ends` are all partitions' ends.
     pub fn new(
         config: &ClientConfig,
         topic: &str,
-        owned: &[(Partition, Offset)],
         stop: &[Offset],
         ends: &Ends,
     ) -> Result<KafkaReader, SourceError> {
@@ -101,31 +106,42 @@ impl KafkaReader {
         let mut config = config.clone();
         config.set("statistics.interval.ms", stats::INTERVAL_MS);
         let consumer: Arc<BaseConsumer<Watch>> = Arc::new(config.create_with_context(watch).map_err(failed)?);
-        let mut lanes = Vec::with_capacity(owned.len());
-        let mut assignment = TopicPartitionList::new();
-        for &(partition, Offset(position)) in owned {
-            let number = kafka(partition.0);
-            // Split before it is assigned: nothing is ever fetched into the queue that all partitions share.
-            let queue = consumer
-                .split_partition_queue(topic, number)
-                .ok_or_else(|| SourceError::Refused(format!("topic {topic} has no partition {number}")))?;
-            let stop = stop.get(partition.0 as usize).map(|stop| stop.0);
-            let lane = Lane::new(partition, queue, position, stop);
-            if !lane.ended() {
-                let offset = KafkaOffset::Offset(position);
-                assignment.add_partition_offset(topic, number, offset).map_err(failed)?;
-            }
-            lanes.push(lane);
+        let (topic, stop) = (topic.to_owned(), stop.to_vec());
+        Ok(KafkaReader { lanes: Vec::new(), consumer, topic, stop, first: 0, ends: ends.clone() })
+    }
+
+    /// Reads a partition from an offset on. The record before it must have the timestamp `before`, if that is known.
+    pub fn assign(
+        &mut self,
+        partition: Partition,
+        Offset(position): Offset,
+        before: Option<i64>,
+    ) -> Result<(), SourceError> {
+        let (topic, number) = (&self.topic, kafka(partition.0));
+        let failed = |error| unavailable(format!("read topic {topic}"), error);
+        // Split before it is assigned: nothing is ever fetched into the queue that all partitions share.
+        let queue = self
+            .consumer
+            .split_partition_queue(topic, number)
+            .ok_or_else(|| SourceError::Refused(format!("topic {topic} has no partition {number}")))?;
+        let stop = self.stop.get(partition.0 as usize).map(|stop| stop.0);
+        let lane = Lane::new(partition, queue, position, stop, before);
+        if !lane.ended() {
+            let mut assignment = TopicPartitionList::new();
+            let from = KafkaOffset::Offset(position - i64::from(before.is_some()));
+            assignment.add_partition_offset(topic, number, from).map_err(failed)?;
+            self.consumer.incremental_assign(&assignment).map_err(failed)?;
         }
-        if assignment.count() > 0 {
-            consumer.assign(&assignment).map_err(failed)?;
-        }
-        Ok(KafkaReader { lanes, consumer, topic: topic.to_owned(), first: 0, ends: ends.clone() })
+        self.lanes.push(lane);
+        Ok(())
     }
 
     /// What [`Reader::read`] does, with everything that Kafka keeps of a record.
     pub fn records(&mut self, budget: Budget, each: &mut Each<'_>) -> Result<usize, SourceError> {
         self.listen()?;
+        if let Some(changed) = self.ends.changed() {
+            return Err(SourceError::Refused(changed));
+        }
         let lanes = self.lanes.len();
         let mut left = budget;
         loop {
@@ -138,6 +154,15 @@ impl KafkaReader {
                 if let Some(error) = self.lanes[lane].read(share, &mut left, each) {
                     self.lanes[lane].disturb();
                     self.judge_partition(lane, &error)?;
+                }
+                if let Some(changed) = &self.lanes[lane].changed {
+                    let Lane { partition: Partition(partition), position, .. } = self.lanes[lane];
+                    return Err(SourceError::Refused(format!(
+                        "the record at offset {} of {} partition {partition} {changed}: the topic was deleted and \
+                         created anew; another `pipeline` name, with tables of its own, reads all that it has",
+                        position - 1,
+                        self.topic
+                    )));
                 }
             }
             self.first = (self.first + 1) % lanes.max(1);
@@ -227,7 +252,13 @@ impl KafkaReader {
 }
 
 impl Lane {
-    fn new(partition: Partition, queue: PartitionQueue<Watch>, position: i64, stop: Option<i64>) -> Lane {
+    fn new(
+        partition: Partition,
+        queue: PartitionQueue<Watch>,
+        position: i64,
+        stop: Option<i64>,
+        before: Option<i64>,
+    ) -> Lane {
         Lane {
             partition,
             queue,
@@ -235,6 +266,8 @@ impl Lane {
             stop,
             limit: None,
             paused: false,
+            before,
+            changed: None,
             unconfirmed: None,
             seen: None,
             observation: 0,
@@ -243,7 +276,7 @@ impl Lane {
     }
 
     fn ended(&self) -> bool {
-        self.stop.is_some_and(|stop| self.position >= stop)
+        self.before.is_none() && self.stop.is_some_and(|stop| self.position >= stop)
     }
 
     /// How many offsets are left to read, the committed records reaching at least to `end`.
@@ -260,7 +293,7 @@ impl Lane {
     }
 
     fn readable(&self) -> bool {
-        !self.paused && self.position < self.bound()
+        !self.paused && (self.position < self.bound() || self.before.is_some())
     }
 
     /// What was known of the partition's end is old.
@@ -283,6 +316,8 @@ impl Lane {
     /// The queue is empty: everything up to the next offset to be fetched has been handed out.
     fn drained(&mut self) {
         if let Some(next) = self.unconfirmed.take().and_then(|seen| seen.next) {
+            // The record before the first one is gone, so nothing is known of it.
+            self.before = self.before.filter(|_| next < self.position);
             self.advance(next);
         }
     }
@@ -304,6 +339,17 @@ impl Lane {
                 Some(Err(error)) => return Some(error),
                 Some(Ok(message)) => {
                     let offset = message.offset();
+                    if let Some(before) = self.before.take()
+                        && offset < self.position
+                    {
+                        let found = message.timestamp().to_millis().unwrap_or(-1);
+                        if found != before {
+                            self.changed =
+                                Some(format!("has timestamp {found}, and had {before} when it was read"));
+                            return None;
+                        }
+                        continue;
+                    }
                     if offset < self.bound() {
                         each(self.partition, &message);
                         left.records -= 1;
@@ -370,6 +416,10 @@ impl Reader for KafkaReader {
         self.lanes.iter().map(|lane| lane.state(self.ends.of(lane.partition))).collect()
     }
 
+    fn add(&mut self, partition: Partition, from: Offset) -> Result<(), SourceError> {
+        self.assign(partition, from, None)
+    }
+
     fn set_paused(&mut self, partition: Partition, paused: bool) -> Result<(), SourceError> {
         self.lane(partition)?.paused = paused;
         Ok(())
@@ -392,7 +442,7 @@ mod tests {
         config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "lane");
         let consumer: BaseConsumer<Watch> = config.create_with_context(watch).expect("a client");
         let queue = Arc::new(consumer).split_partition_queue("t", 0).expect("a queue");
-        Lane::new(Partition(0), queue, 7, None)
+        Lane::new(Partition(0), queue, 7, None, None)
     }
 
     fn seen(leader: i32, fresh: bool) -> Seen {
