@@ -207,6 +207,7 @@ impl Facts {
         let (before, replay): (Vec<_>, Vec<_>) =
             self.epochs.iter().filter(|record| record.epoch > from).cloned().partition(|r| r.epoch <= after);
         before.iter().for_each(|record| positions.advance(&record.bindings));
+        let positions = positions.with_added(&replay);
         let wanted = read_from(&positions, &self.losses);
         let source = build::source(config, false)(Some(wanted.clone()))?;
         if source.start().len() != wanted.len() {
