@@ -70,7 +70,9 @@ fn configurations() -> Vec<String> {
         all.push(format!("{GENERATOR}[sinks.postgres]\nurl = {address:?}\n"));
         all.push(format!("{GENERATOR}{SQLITE}[ledger]\nkind = \"postgres\"\nurl = {address:?}\n"));
         all.push(format!("{GENERATOR}[sinks]\npostgres = {address:?}\n"));
-        all.push(format!("{GENERATOR}{SQLITE}[ledger]\nkind = {address:?}\n"));
+        if *address != "hunter2" {
+            all.push(format!("{GENERATOR}{SQLITE}[ledger]\nkind = {address:?}\n"));
+        }
         all.push(format!("{GENERATOR}[sinks.postgres]\nurl = {address}\n"));
         all.push(format!("{GENERATOR}[sinks.postgres]\nurl = [{address:?}]\n"));
     }

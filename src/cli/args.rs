@@ -573,6 +573,13 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_variable_is_as_good_as_none() {
+        let command = parse(["run", "a.toml"].map(Into::into), |_| Some(String::new()));
+        let run = RunArgs { config: "a.toml".into(), workers: 1, processes: 1, ..RunArgs::default() };
+        assert_eq!(command.map_err(|error| error.to_string()), Ok(Command::Run(run)));
+    }
+
+    #[test]
     fn wrong_usage_is_one_sentence() {
         for line in [
             "run",

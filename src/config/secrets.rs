@@ -15,7 +15,9 @@ const FILE: &str = "_file";
 
 /// Reads `url` or `url_file`, and `password_file`.
 pub fn address(section: &mut Section<'_>, server: Server, notes: &mut Notes) -> Option<Secret> {
-    section.item("password_file");
+    if section.item("password_file").is_some() && !section.has("url") && !section.has("url_file") {
+        section.complain("password_file", "a password needs a `url` in the same section", notes);
+    }
     let (key, address) = secret(section, "url", notes)?;
     let shown = match server.shown(address.expose()) {
         Ok(shown) => shown,

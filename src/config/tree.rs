@@ -58,7 +58,11 @@ impl Item {
             return format!("{written:?}");
         }
         match &self.node {
-            Node::Text(text) | Node::Environment(text, _) if text.contains(['@', '=']) => "other text".into(),
+            Node::Text(text) | Node::Environment(text, _)
+                if text.contains(['@', '=']) || text.contains("://") =>
+            {
+                "other text".into()
+            }
             Node::Environment(text, _) => format!("{text:?}"),
             node => node.describe(),
         }

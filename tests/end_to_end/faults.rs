@@ -144,7 +144,8 @@ fn a_run_withstands_what_befalls_its_services_and_its_connections() {
     succeed(
         headwater(&["topics", "create"])
             .arg(run.killed.path("run.toml"))
-            .env("HEADWATER__SOURCE__BROKERS", &run.services().kafka),
+            .env("HEADWATER__SOURCE__BROKERS", &run.services().kafka)
+            .env("HEADWATER__SINKS__KAFKA__BROKERS", &run.services().kafka),
     );
     let mut redis = redis::Client::open(&*run.services().redis)
         .and_then(|client| client.get_connection())
