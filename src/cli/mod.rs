@@ -122,11 +122,10 @@ fn load_source(path: &Path) -> anyhow::Result<Config> {
     load_with(path, Config::parse_without_sinks, |config| &config.log.level)
 }
 
-fn load_with(
-    path: &Path,
-    parse: fn(&str, std::vec::IntoIter<(String, String)>) -> Result<Config, Complaints>,
-    level: fn(&Config) -> &str,
-) -> anyhow::Result<Config> {
+/// Reads a configuration's text with the variables of an environment.
+type Parse = fn(&str, std::vec::IntoIter<(String, String)>) -> Result<Config, Complaints>;
+
+fn load_with(path: &Path, parse: Parse, level: fn(&Config) -> &str) -> anyhow::Result<Config> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let environment = Config::environment()?;
     let config = parse(&text, environment.clone().into_iter());

@@ -241,7 +241,7 @@ impl Assembly<'_> {
 
     /// Every known member is of its type, or null.
     fn check_types(&mut self) -> Result<(), Rejection> {
-        for field in 0..FIELDS.len() {
+        for (field, name) in FIELDS.into_iter().enumerate() {
             let value = &self.members[field];
             let (fits, expected) = match field {
                 EVENT_TIME => (matches!(value, Value::Text(_) | Value::Number(_)), "a string or a number"),
@@ -251,7 +251,6 @@ impl Assembly<'_> {
                 _ => (self.is_text(value), "a string or a whole number"),
             };
             if !fits && *value != Value::Null {
-                let name = FIELDS[field];
                 self.wrong(field, Rejection::malformed(Some(name), format!("{name} must be {expected}")))?;
             }
         }

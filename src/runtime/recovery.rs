@@ -119,7 +119,7 @@ impl Origin {
     pub fn as_recorded(&self, before: &EpochRecord, now: &mut [Binding], positions: &Positions) {
         for binding in now {
             let next = positions.as_slice().get(binding.partition.0 as usize).map(|position| position.next);
-            if !self.read_from.get(&binding.partition).is_some_and(|from| next <= Some(*from)) {
+            if self.read_from.get(&binding.partition).is_none_or(|from| next > Some(*from)) {
                 continue;
             }
             let same = |before: &&Binding| {

@@ -72,7 +72,7 @@ const AMOUNTS: [i128; 7] = [
 fn decimals_compare_as_numbers_and_keep_all_their_digits() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("results.db");
-    let mut sink = SqliteConfig { name: "sqlite".into(), path: path.clone() }.build();
+    let mut sink = SqliteConfig { name: "sqlite".into(), path: path.clone(), skip_stored: false }.build();
     sink.open(&start()).expect("opened");
     sink.stage(Epoch(1), rows(&AMOUNTS)).expect("staged");
     sink.commit(CommitPermit::granted(Epoch(1))).expect("committed");
@@ -118,7 +118,7 @@ fn a_file_of_the_first_version_is_migrated_with_its_rows() {
     .expect("a row");
     drop(old);
 
-    let mut sink = SqliteConfig { name: "sqlite".into(), path: path.clone() }.build();
+    let mut sink = SqliteConfig { name: "sqlite".into(), path: path.clone(), skip_stored: false }.build();
     sink.open(&start()).expect("migrated");
     assert_eq!(texts(&path, "SELECT \"offset\" FROM events WHERE amount > 1000"), ["3"]);
     assert_eq!(texts(&path, "SELECT max(amount) FROM events"), ["25000"]);

@@ -61,8 +61,11 @@ pub(super) fn content(path: &Path, file: impl Read + Send + 'static) -> Result<C
     Ok(whole)
 }
 
+/// A file whose first bytes were read, from its beginning on.
+type Begun<R> = Chain<Cursor<Vec<u8>>, R>;
+
 /// The first bytes, and everything.
-fn begun<R: Read>(mut file: R) -> std::io::Result<(Vec<u8>, Chain<Cursor<Vec<u8>>, R>)> {
+fn begun<R: Read>(mut file: R) -> std::io::Result<(Vec<u8>, Begun<R>)> {
     let mut head = Vec::with_capacity(HEAD);
     file.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
     Ok((head.clone(), Cursor::new(head).chain(file)))

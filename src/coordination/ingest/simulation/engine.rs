@@ -49,6 +49,9 @@ struct Client {
 /// A record that was read: its offset, timestamp, and event time, if it was accepted.
 type Read = (usize, i64, Option<i64>);
 
+/// What an epoch read of a partition, and how it was bound.
+type Bound = (Vec<Read>, Option<Binding>);
+
 pub struct Engine {
     guards: Guards,
     trackers: Vec<PartitionTracker>,
@@ -66,7 +69,7 @@ pub struct Engine {
     /// When anything was last read or nothing waited.
     went_on: i64,
     /// By epoch: wall time, and by partition what was read and what was bound.
-    history: Vec<(i64, Vec<(Vec<Read>, Option<Binding>)>)>,
+    history: Vec<(i64, Vec<Bound>)>,
 }
 
 impl Engine {
