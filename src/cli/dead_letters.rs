@@ -238,7 +238,7 @@ mod tests {
     fn a_letter_is_one_line_whatever_it_holds() {
         assert_eq!(
             line(&letter(b"{\"user_id\":1}\n\x1b[31m\xff")),
-            "2:7        payments:1:9         invalid    2026-03-01T02:00:00.000Z     19  user_id       \
+            "2:7        payments:1:9         invalid    2026-03-01T02:00:00.000Z     20  user_id       \
              user_id is no text: {\"user_id\":1}\\n\\u{1b}[31m\u{fffd}"
         );
         let long = line(&letter("ä".repeat(100).as_bytes()));
