@@ -17,6 +17,7 @@ pub mod crash;
 pub mod kafka;
 pub mod memory;
 mod migrations;
+mod misconfigured;
 mod naming;
 pub mod postgres;
 pub mod sqlite;
@@ -27,4 +28,5 @@ pub use changes::{Cell, Changes, Header, Message, Messages, Row, RowWriter, Rows
 pub use contract::{
     CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, StageError, Start,
 };
+pub use misconfigured::Misconfigured;
 pub use naming::{MessageNames, row_name};

@@ -20,6 +20,8 @@ pub enum Command {
     TopicsCreate(PathBuf),
     /// `check CONFIG`
     Check(PathBuf),
+    /// `check --connect CONFIG`: whether to print one JSON object
+    Connect(PathBuf, bool),
     /// `status CONFIG`
     Status(StatusArgs),
     /// `dead-letters list|retry CONFIG`
@@ -185,7 +187,7 @@ Headwater: stream processing on timely and differential dataflow.
                        [--until-end] [--close] [--bindings FILE] [--restart]
                        [--reset windows.NAME|patterns.NAME|patterns|enrichment]... [--reset-sink SINK]...
                        [--skip SINK:EPOCH:OUTPUT]...
-  headwater check CONFIG
+  headwater check CONFIG [--connect [--json]]
   headwater status CONFIG [--reset SECTION]... [--reset-sink SINK]... [--json]
   headwater topics create CONFIG
   headwater produce CONFIG [--eps 500] [--seconds N] [--seed N]
@@ -196,6 +198,7 @@ Headwater: stream processing on timely and differential dataflow.
   headwater bench stages CONFIG [-w WORKERS] [--events 1000000] [--pace 500] [--json]
   headwater bench latency CONFIG [-w WORKERS] [--eps 20000] [--seconds 30] [--json]
 
+`--connect` tries every connection, topic and permission that a run needs, and changes nothing.
 `-h` names a host file, as timely has it; help is --help only.
 `--reset` lets something forget its state that no longer fits the configuration; after a stop, with [checkpoint].
 `--reset-sink` lets a sink that does not follow from the ledger be taken for having everything that is recorded.
@@ -231,7 +234,7 @@ pub fn parse(
     let (mut eps, mut reason, mut include_late) = (None::<f64>, None, false);
     let (mut events, mut rounds, mut pace) = (None::<usize>, 5, 500);
     let (mut users, mut keys, mut disorder_ms, mut disordered) = (50_000, 5_000_000, 0, 1.0);
-    let mut last = false;
+    let (mut last, mut connect) = (false, false);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") => return Ok(Command::Help(HELP)),
@@ -262,6 +265,7 @@ pub fn parse(
             Long("disorder-ms") => disorder_ms = parser.value()?.parse()?,
             Long("disordered") => disordered = parser.value()?.parse()?,
             Long("final") => last = true,
+            Long("connect") => connect = true,
             Value(word) => words.push(word.string()?),
             other => return Err(other.unexpected()),
         }
@@ -308,6 +312,7 @@ pub fn parse(
         ["status", config] => {
             Ok(Command::Status(StatusArgs { config: path(config), json, resets: run.resets }))
         }
+        ["check", config] if connect => Ok(Command::Connect(path(config), json)),
         ["check", config] => Ok(Command::Check(path(config))),
         ["dead-letters", what @ ("list" | "retry"), config] => Ok(Command::DeadLetters(DeadLettersArgs {
             config: path(config),
@@ -394,6 +399,7 @@ mod tests {
             parsed("status --json x"),
             Ok(Command::Status(StatusArgs { config: "x".into(), json: true, resets: Resets::default() }))
         );
+        assert_eq!(parsed("check x --connect --json"), Ok(Command::Connect("x".into(), true)));
         assert_eq!(parsed("topics create x"), Ok(Command::TopicsCreate("x".into())));
         assert_eq!(
             parsed("bench latency x --eps 500"),

@@ -3,6 +3,7 @@
 pub mod args;
 pub mod bench;
 mod build;
+mod connect;
 mod demo;
 mod status;
 mod stop;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use args::{Command, DeadLettersArgs, ProduceArgs, RunArgs};
+use headwater_sinks::Misconfigured;
 
 use crate::config::{Complaint, Complaints, Config, Origin, SourceConfig};
 use crate::coordination::Skip;
@@ -58,7 +60,7 @@ pub fn main() -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.downcast_ref::<Complaints>().is_some() {
+    if error.chain().any(|cause| cause.is::<Complaints>() || cause.is::<Misconfigured>()) {
         return USAGE;
     }
     let refused = matches!(error.downcast_ref(), Some(SourceError::Refused(_)))
@@ -77,6 +79,11 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
         Command::Run(args) if args.restart => return supervise_run(&args),
         Command::Run(args) => run(&args)?,
         Command::Check(path) => print!("{}", load(&path)?.effective()),
+        Command::Connect(path, json) => {
+            // What librdkafka says of its connections becomes the failure's words.
+            crate::logging::init(false, "warn,librdkafka=off");
+            return Ok(connect::check(&load(&path)?, json));
+        }
         Command::Status(args) => {
             let mut config = load(&args.config)?;
             permit(&mut config, &args.resets)?;

@@ -59,7 +59,11 @@ pub const KEYS: &[Key] = keys! {
 
     "state.kind" = "\"fjall\"": "Where checkpoints are put: `fjall` or `rocksdb` (if built with that feature), a folder of one process, or `redis`, which several share. Without `[checkpoint]` nothing is."
     "state.path" = "\"state\"": "fjall and RocksDB: the folder."
-    "state.url": "Redis: where it is, for instance `redis://:password@127.0.0.1:6379/0`. It must have `appendonly yes`, `appendfsync always` and `maxmemory-policy noeviction`, or it is refused: what is put would not be there after a crash."
+    "state.url": "Redis: where it is, for instance `redis://user:password@127.0.0.1:6379/0`, or `rediss://` for TLS. It must have `appendonly yes`, `appendfsync always` and `maxmemory-policy noeviction`, or it is refused: what is put would not be there after a crash."
+    "state.ca_file": "Redis with TLS: the file of the CA that signed its certificate, PEM; without it, the CAs that the system trusts."
+    "state.cert_file": "Redis with TLS: the file of the client's certificate, PEM, if the server demands one."
+    "state.key_file": "Redis with TLS: the file of that certificate's key, PEM."
+    "state.durability" = "\"checked\"": "Redis: `checked` asks it by `CONFIG GET` whether it keeps what it is given; `assumed` takes the operator's word, for a server that does not permit `CONFIG`. If the word is wrong, checkpoints may be gone after a crash."
     "state.ttl" = "\"30d\"": "How long a key is remembered after its last event, in event time; what comes later is as if of a new key. No shorter than any pattern looks back; windows are waited for."
 
     "windows.name" = required: "Name of the window: lower-case letters, digits and `_`."
@@ -97,7 +101,7 @@ pub const KEYS: &[Key] = keys! {
 
     "ledger.kind" = required: "Where the record of what was done is kept, by which a start goes on exactly: `postgres`, or `sqlite` on a volume that follows the first process. Without the section a start has empty state, and results near a crash may be lost or repeated."
     "ledger.path": "SQLite: the ledger's file. It is not to be shared with a sink's: each waits for the other's locks."
-    "ledger.url": "PostgreSQL: where the database is; without it, where `sinks.postgres` writes."
+    "ledger.url": "PostgreSQL: where the database is, as in `sinks.postgres.url`; without it, where `sinks.postgres` writes."
 
     "checkpoint.interval" = "\"10s\"": "How long after one checkpoint the next begins, by the epochs' wall times. A start does again what came after the last one: shorter intervals make it quicker, longer ones write less. The section needs `[ledger]`."
     "checkpoint.keep" = "3": "How many checkpoints a start can go back to, the beginning of the pipeline being the first: if the newest cannot be read, the one before is as right and takes longer."
@@ -105,7 +109,7 @@ pub const KEYS: &[Key] = keys! {
     "sinks.kafka.brokers" = "\"127.0.0.1:9092\"": "The brokers to ask first."
     "sinks.kafka.topics" = "[\"enriched-events\", \"alerts\", \"dead-letters\"]": "Which outputs to write; each goes to the topic of its name."
     "sinks.kafka.commit_interval" = "\"0ms\"": "Least time between the beginnings of two transactions; they adapt to the load, so none is needed."
-    "sinks.postgres.url" = required: "Where the database is, such as `postgres://headwater@127.0.0.1/headwater`."
+    "sinks.postgres.url" = required: "Where the database is, such as `postgres://headwater@127.0.0.1/headwater`, or a list of `key=value`. For TLS, as libpq has it: `sslmode` (`disable`, `prefer`, `require`, `verify-ca`, `verify-full`; `allow` is `prefer`, the default: TLS if the server offers it, unverified, and a warning if not), `sslrootcert` (a file, or `system`), `sslcert` and `sslkey`. `connect_timeout` is 10 s unless given."
     "sinks.postgres.schema": "The schema that the tables are in, made if it is not there; without it, where the connection puts tables. Tables belong to one pipeline: each one of a database needs a schema of its own. Lower-case letters, digits and `_`."
     "sinks.postgres.tables" = "[\"events\", \"alerts\", \"windows\", \"dead_letters\"]": "Which outputs to write."
     "sinks.postgres.commit_interval" = "\"200ms\"": "Least time between the beginnings of two transactions: larger ones cost less."
@@ -123,8 +127,9 @@ pub fn reference() -> String {
     let mut text = String::from(
         "# Configuration\n\nTOML. `HEADWATER__SECTION__KEY` in the environment overrides any key. `headwater check CONFIG` prints\n\
          what is in force, or everything that is wrong, with key, line and what was expected. A pattern or a sink runs if\n\
-         its section is there, however empty; `[source.options]` and `[sinks.kafka.options]` go to the Kafka client as\n\
-         they are.\n\nGenerated from the table that the program reads by; do not edit.\n",
+         its section is there, however empty; `[source.options]` and `[sinks.kafka.options]` go to the Kafka client\n\
+         ([librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md)) as they are: TLS, SASL, fetch\n\
+         sizes. `headwater check --connect CONFIG` tries every connection, topic and permission.\n\nGenerated from the table that the program reads by; do not edit.\n",
     );
     let mut section = None;
     for key in KEYS {

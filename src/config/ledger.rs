@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::read::{Notes, Section};
-use super::{Config, SinksConfig, values};
+use super::{Config, SinksConfig, check_postgres, values};
 
 /// Where the ledger is.
 #[derive(Clone, PartialEq, Eq)]
@@ -38,6 +38,9 @@ pub(super) fn read(mut section: Section<'_>, sinks: &SinksConfig, notes: &mut No
         }
         Some(true) => {
             let own = section.text("url", notes);
+            if let Some(own) = &own {
+                check_postgres(&section, own, notes);
+            }
             let url = own.or_else(|| sinks.postgres.as_ref().map(|sink| sink.tables.place.clone()));
             if url.is_none() {
                 section.complain(

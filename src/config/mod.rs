@@ -18,7 +18,7 @@ pub use checkpoint::CheckpointConfig;
 pub use keys::reference;
 pub use ledger::LedgerConfig;
 pub use read::Complaint;
-pub use state::StateConfig;
+pub use state::{Durability, RedisConfig, StateConfig};
 pub use tree::Origin;
 
 use std::collections::BTreeMap;
@@ -486,7 +486,7 @@ fn read_sinks(sinks: &mut Section<'_>, notes: &mut Notes) -> SinksConfig {
         let topics = section.choices("topics", &TOPICS, notes);
         let interval = section.duration("commit_interval", 0, notes);
         let options = match section.section("options", notes) {
-            Some(mut section) => section.texts(notes),
+            Some(mut section) => section.kafka_options(notes),
             None => BTreeMap::new(),
         };
         section.end(notes);
@@ -502,6 +502,9 @@ fn read_sinks(sinks: &mut Section<'_>, notes: &mut Notes) -> SinksConfig {
     if let Some(mut section) = sinks.section("postgres", notes) {
         let schema = section.text("schema", notes);
         let tables = read_tables(&mut section, "url", notes);
+        if let Some(tables) = &tables {
+            check_postgres(&section, &tables.place, notes);
+        }
         section.end(notes);
         read.postgres = tables.map(|tables| PostgresSinkConfig { schema, tables });
     }
@@ -510,6 +513,13 @@ fn read_sinks(sinks: &mut Section<'_>, notes: &mut Notes) -> SinksConfig {
         section.end(notes);
     }
     read
+}
+
+/// Complains of a `url` that is none of PostgreSQL, or that this program cannot use.
+fn check_postgres(section: &Section<'_>, url: &str, notes: &mut Notes) {
+    if let Err(wrong) = headwater_sinks::postgres::Target::parse(url) {
+        section.complain("url", wrong.to_string(), notes);
+    }
 }
 
 fn read_tables(section: &mut Section<'_>, place: &str, notes: &mut Notes) -> Option<TablesConfig> {

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use headwater_sinks::kafka::client::check_option;
+
 use super::keys::{KEYS, Key};
 use super::tree::{Item, Node, Origin};
 use super::values::{duration_ms, size_bytes, without_password};
@@ -142,6 +144,17 @@ impl<'a> Section<'a> {
             texts.insert(key.clone(), text);
         }
         texts
+    }
+
+    /// Options for the Kafka client, each of which it must know and take.
+    pub fn kafka_options(&mut self, notes: &mut Notes) -> BTreeMap<String, String> {
+        let options = self.texts(notes);
+        for (key, value) in &options {
+            if let Err(wrong) = check_option(key, value) {
+                self.complain(key, wrong.to_string(), notes);
+            }
+        }
+        options
     }
 
     fn known(&self, key: &str) -> &'static Key {

@@ -79,7 +79,7 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<Source
                 }
             });
             let options = match section.section("options", notes) {
-                Some(mut section) => section.texts(notes),
+                Some(mut section) => section.kafka_options(notes),
                 None => BTreeMap::new(),
             };
             (|| {

@@ -12,8 +12,8 @@ use crate::runtime::Patterns;
 pub enum StateConfig {
     /// In a folder, which belongs to one process.
     Fjall(PathBuf),
-    /// In a Redis at this URL.
-    Redis(String),
+    /// In a Redis.
+    Redis(RedisConfig),
     /// In a folder, by RocksDB, which belongs to one process.
     #[cfg(feature = "rocksdb")]
     RocksDb(PathBuf),
@@ -25,9 +25,38 @@ impl fmt::Debug for StateConfig {
             StateConfig::Fjall(path) => write!(f, "Fjall({})", path.display()),
             #[cfg(feature = "rocksdb")]
             StateConfig::RocksDb(path) => write!(f, "RocksDb({})", path.display()),
-            StateConfig::Redis(url) => write!(f, "Redis({})", values::without_password(url)),
+            StateConfig::Redis(redis) => write!(f, "Redis({})", values::without_password(&redis.url)),
         }
     }
+}
+
+/// A Redis, and how to connect to it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisConfig {
+    /// Its address, with user and password; `rediss://` for TLS.
+    pub url: String,
+    /// The file of the CA that signed its certificate; without it, those that the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// The files of the client's certificate and its key.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// Whether it is asked if it keeps what it is given.
+    pub durability: Durability,
+}
+
+impl RedisConfig {
+    /// At an address, and otherwise as by default.
+    pub fn at(url: impl Into<String>) -> RedisConfig {
+        RedisConfig { url: url.into(), ca_file: None, certificate: None, durability: Durability::Checked }
+    }
+}
+
+/// How it is known that a Redis keeps what it is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// It says so, by `CONFIG GET`.
+    Checked,
+    /// The operator says so.
+    Assumed,
 }
 
 /// Kinds of state stores.
@@ -58,13 +87,7 @@ pub(super) fn read(
             section.text("path", notes);
             None
         }
-        Some(Kind::Redis) => {
-            let url = section.text("url", notes);
-            if url.is_none() {
-                section.complain("url", "state in Redis needs its url", notes);
-            }
-            url.map(StateConfig::Redis)
-        }
+        Some(Kind::Redis) => read_redis(&mut section, notes).map(StateConfig::Redis),
     };
     let ttl_ms = section.duration("ttl", 1, notes);
     let longest = longest_within(patterns);
@@ -74,6 +97,41 @@ pub(super) fn read(
     }
     section.end(notes);
     Some((place?, ttl_ms?))
+}
+
+fn read_redis(section: &mut Section<'_>, notes: &mut Notes) -> Option<RedisConfig> {
+    let url = section.text("url", notes);
+    let ca_file = section.text("ca_file", notes).map(PathBuf::from);
+    let cert_file = section.text("cert_file", notes).map(PathBuf::from);
+    let key_file = section.text("key_file", notes).map(PathBuf::from);
+    let durability = [("checked", Durability::Checked), ("assumed", Durability::Assumed)];
+    let durability = section.choice("durability", &durability, notes);
+    let Some(url) = url else {
+        section.complain("url", "state in Redis needs its url", notes);
+        return None;
+    };
+    let has_tls = url.starts_with("rediss://");
+    if has_tls && cfg!(not(feature = "tls")) {
+        let message = "`rediss://` needs TLS, and this program was built without it: build it with \
+                       `cargo build --release --features tls`";
+        section.complain("url", message, notes);
+    } else if redis::parse_redis_url(&url).is_none() {
+        section.complain("url", "expected an address such as `redis://user:password@host:6379/0`", notes);
+    }
+    for (key, file) in [("ca_file", &ca_file), ("cert_file", &cert_file), ("key_file", &key_file)] {
+        if file.is_some() && !has_tls {
+            section.complain(key, "is for TLS, which a url that begins with `rediss://` has", notes);
+        }
+    }
+    let certificate = match (cert_file, key_file) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => {
+            section.complain("cert_file", "`cert_file` and `key_file` are given together", notes);
+            None
+        }
+    };
+    Some(RedisConfig { url, ca_file, certificate, durability: durability? })
 }
 
 /// How far back any pattern looks that has a time for it.

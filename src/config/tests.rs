@@ -105,7 +105,7 @@ fn the_environment_overrides_any_key() {
 #[test]
 fn secrets_show_nowhere() {
     let text = "pipeline = \"p\"\n[source]\nkind = \"kafka\"\n[source.options]\n\"sasl.password\" = \"canary\"\n\
-                [sinks.postgres]\nurl = \"postgres://u:canary@h/d\"\n[sinks.kafka.options]\n\"ssl.key.password\" = \"canary\"\n";
+                [sinks.postgres]\nurl = \"postgres://u:canary@h/d\"\n[sinks.kafka.options]\n\"sasl.password\" = \"canary\"\n";
     let config = parse(text).expect("valid");
     let SourceConfig::Kafka(source) = &config.source else { panic!("a topic") };
     assert_eq!(source.options["sasl.password"], "canary");

@@ -79,7 +79,7 @@ pub trait StateStore: Send {
 pub fn open(config: &StateConfig, pipeline: &str) -> Result<Box<dyn StateStore>, StateError> {
     Ok(match config {
         StateConfig::Fjall(path) => Box::new(FjallStore::open(path)?),
-        StateConfig::Redis(url) => Box::new(RedisStore::open(url, pipeline)?),
+        StateConfig::Redis(redis) => Box::new(RedisStore::open(redis, pipeline)?),
         #[cfg(feature = "rocksdb")]
         StateConfig::RocksDb(path) => Box::new(RocksStore::open(path)?),
     })
