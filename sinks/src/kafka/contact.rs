@@ -18,6 +18,8 @@ use super::client::{log_error, log_line};
 enum Kind {
     /// Nothing is known but that nobody answers.
     Silent,
+    /// Every broker's connection has ended, and nothing was said of why: brokers close what they do not understand.
+    Down,
     /// The connection is refused, or there is no way.
     Unreachable,
     /// The broker closes the connection as soon as it is spoken to.
@@ -44,10 +46,13 @@ impl Kind {
     /// What an error event says; none if it is about something else.
     fn of(code: RDKafkaErrorCode, reason: &str) -> Option<Kind> {
         let says = |words: &str| reason.contains(words);
+        let closed_in_handshake = says("SSL connection closed by peer") && says("SSL_HANDSHAKE");
+        if says("PLAINTEXT broker") || says("wrong version number") || closed_in_handshake {
+            return Some(Kind::NoTls);
+        }
         Some(match code {
+            RDKafkaErrorCode::AllBrokersDown => Kind::Down,
             RDKafkaErrorCode::Resolve => Kind::UnknownHost,
-            RDKafkaErrorCode::SSL if says("PLAINTEXT broker") || says("wrong version number") => Kind::NoTls,
-            RDKafkaErrorCode::SSL if says("SSL connection closed by peer") => Kind::NoTls,
             RDKafkaErrorCode::SSL | RDKafkaErrorCode::BrokerTransportFailure
                 if says("certificate required") || says("alert bad certificate") =>
             {
@@ -93,6 +98,17 @@ impl ContactError {
         ContactError { kind: Kind::Silent, address: brokers.to_owned(), reason: String::new() }
     }
 
+    /// The graver of two.
+    pub fn graver(one: Option<ContactError>, other: Option<ContactError>) -> Option<ContactError> {
+        [one, other].into_iter().flatten().max_by_key(|problem| problem.kind)
+    }
+
+    /// The same, at these brokers if it is about none in particular.
+    pub fn at(self, brokers: &str) -> ContactError {
+        let address = if self.address.is_empty() { brokers.to_owned() } else { self.address };
+        ContactError { address, ..self }
+    }
+
     /// Whether waiting longer does not help.
     pub fn is_permanent(&self) -> bool {
         self.kind.is_permanent()
@@ -123,7 +139,7 @@ impl fmt::Display for ContactError {
                 f,
                 "broker {address} cannot be reached: check that it runs, and the address, the port and the network"
             ),
-            Kind::Closed => write!(
+            Kind::Down | Kind::Closed => write!(
                 f,
                 "broker {address} closes the connection: it may expect TLS or SASL on this port; check \
                  `security.protocol` and the port"
@@ -186,9 +202,7 @@ impl ClientContext for Contact {
         log_error(&error, reason);
         let Some(problem) = error.rdkafka_error_code().and_then(|code| read(code, reason)) else { return };
         let mut gravest = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if gravest.as_ref().is_none_or(|before| before.kind < problem.kind) {
-            *gravest = Some(problem);
-        }
+        *gravest = ContactError::graver(Some(problem), gravest.take());
     }
 }
 
@@ -235,6 +249,11 @@ mod tests {
             ),
             (
                 Code::BrokerTransportFailure,
+                "ssl://h:1/bootstrap: Disconnected: SSL connection closed by peer (after 1ms in state SSL_HANDSHAKE)",
+                Kind::NoTls,
+            ),
+            (
+                Code::BrokerTransportFailure,
                 "ssl://h:1/bootstrap: Receive failed: error:0A000412:SSL routines::sslv3 alert bad certificate: SSL alert number 42 (after 2ms in state APIVERSION_QUERY)",
                 Kind::ClientCertificate,
             ),
@@ -255,7 +274,9 @@ mod tests {
             assert_eq!(problem.address, address);
             assert!(!problem.to_string().contains("(after"), "{problem}");
         }
-        assert_eq!(read(Code::AllBrokersDown, "1/1 brokers are down"), None);
+        let down = read(Code::AllBrokersDown, "1/1 brokers are down").expect("a problem").at("h:1");
+        assert!(down.to_string().starts_with("broker h:1 closes the connection: "), "{down}");
+        assert_eq!(read(Code::PartitionEOF, "the end"), None);
     }
 
     #[test]

@@ -131,13 +131,13 @@ impl Topics {
             if !unanswered {
                 return Err(TopicError::Unavailable { action: action(), source });
             }
-            problem = gravest(&self.metadata).or(problem);
+            problem = ContactError::graver(gravest(&self.metadata), problem);
             if problem.as_ref().is_some_and(ContactError::is_permanent) {
                 break;
             }
         }
         let brokers = self.config.get("bootstrap.servers").unwrap_or_default();
-        let problem = problem.unwrap_or_else(|| ContactError::silent(brokers));
+        let problem = problem.map_or_else(|| ContactError::silent(brokers), |problem| problem.at(brokers));
         let source =
             if problem.is_distrust() && self.trusts_any_name() { problem.about_the_name() } else { problem };
         Err(TopicError::Unreachable { action: action(), source })
