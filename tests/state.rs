@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use headwater::config::StateConfig;
+use headwater::config::{RedisConfig, StateConfig};
 use headwater::state::{StateError, StateStore, open};
 
 /// As tests may have run before, in another pipeline each time.
@@ -16,7 +16,7 @@ fn pipeline(name: &str) -> String {
 
 fn redis() -> StateConfig {
     let url = std::env::var("HEADWATER_TEST_REDIS").expect("HEADWATER_TEST_REDIS names a Redis");
-    StateConfig::Redis(url.into())
+    StateConfig::Redis(RedisConfig::at(url))
 }
 
 /// Every kind of store that is a folder, new.
@@ -142,7 +142,7 @@ fn a_redis_that_does_not_keep_what_it_is_given_is_refused() {
         let mut connection = client.get_connection().expect("connected");
         redis::cmd("CONFIG").arg("SET").arg(name).arg(value).exec(&mut connection).expect("set");
     };
-    let config = StateConfig::Redis(url.clone().into());
+    let config = StateConfig::Redis(RedisConfig::at(&*url));
     let mut store = open(&config, "kept").expect("it keeps what it is given");
     for (name, bad, good) in [
         ("appendonly", "no", "yes"),

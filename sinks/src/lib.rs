@@ -17,6 +17,7 @@ pub mod crash;
 pub mod kafka;
 pub mod memory;
 mod migrations;
+mod misconfigured;
 mod naming;
 pub mod postgres;
 pub mod private;
@@ -29,5 +30,6 @@ pub use changes::{Cell, Changes, Header, Message, Messages, Row, RowWriter, Rows
 pub use contract::{
     CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, StageError, Start,
 };
+pub use misconfigured::Misconfigured;
 pub use naming::{MessageNames, row_name};
 pub use secret::Secret;

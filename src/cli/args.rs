@@ -74,6 +74,8 @@ pub struct RunArgs {
 pub struct CheckArgs {
     /// The configuration's path.
     pub config: PathBuf,
+    /// Whether to try connections, topics and permissions.
+    pub connect: bool,
     /// Print one JSON object.
     pub json: bool,
 }
@@ -212,7 +214,7 @@ Headwater: stream processing on timely and differential dataflow.
                        [--reset windows.NAME|patterns.NAME|patterns|enrichment|all:EPOCH]...
                        [--reset-sink SINK [--accept-duplicates]]... [--skip SINK:EPOCH:OUTPUT]...
                        [--accept-loss TOPIC[:PARTITION[:OFFSET]]]...
-  headwater check CONFIG [--json]
+  headwater check CONFIG [--connect] [--json]
   headwater status CONFIG [--reset SECTION]... [--reset-sink SINK [--accept-duplicates]]...
                        [--accept-loss TOPIC[:PARTITION[:OFFSET]]]... [--json]
   headwater topics create CONFIG [--json]
@@ -224,6 +226,7 @@ Headwater: stream processing on timely and differential dataflow.
   headwater bench stages CONFIG [-w WORKERS] [--events 1000000] [--pace 500] [--json]
   headwater bench latency CONFIG [-w WORKERS] [--eps 20000] [--seconds 30] [--json]
 
+`--connect` tries every connection, topic and permission that a run needs, and changes nothing.
 `-h` names a host file, as timely has it; help is --help only.
 `--reset` lets something forget its state that no longer fits the configuration; after a stop, with [checkpoint].
 `--reset all:EPOCH` forgets all state if the ledger ends with that epoch, and reads nothing again.
@@ -255,7 +258,7 @@ pub fn parse(
     let (mut eps, mut reason, mut include_late) = (None::<f64>, None, false);
     let (mut events, mut rounds, mut pace) = (None::<usize>, 5, 500);
     let (mut users, mut keys, mut disorder_ms, mut disordered) = (50_000, 5_000_000, 0, 1.0);
-    let mut last = false;
+    let (mut last, mut connect) = (false, false);
     while let Some(argument) = parser.next()? {
         match &argument {
             Short(letter) => flags.push(format!("-{letter}")),
@@ -295,6 +298,7 @@ pub fn parse(
             Long("disorder-ms") => disorder_ms = parser.value()?.parse()?,
             Long("disordered") => disordered = parser.value()?.parse()?,
             Long("final") => last = true,
+            Long("connect") => connect = true,
             Value(word) => words.push(word.string()?),
             other => return Err(other.unexpected()),
         }
@@ -354,7 +358,7 @@ pub fn parse(
             let (resets, accepted_losses) = (run.resets, run.accepted_losses);
             Ok(Command::Status(StatusArgs { config: path(config), json, resets, accepted_losses }))
         }
-        ["check", config] => Ok(Command::Check(CheckArgs { config: path(config), json })),
+        ["check", config] => Ok(Command::Check(CheckArgs { config: path(config), connect, json })),
         ["dead-letters", what @ ("list" | "retry"), config] => Ok(Command::DeadLetters(DeadLettersArgs {
             config: path(config),
             retry: *what == "retry",
@@ -427,7 +431,8 @@ fn flags_of(words: &[&str]) -> Option<&'static [&'static str]> {
             "--skip",
         ],
         ["demo", ..] => &["-w", "--workers", "--seconds", "--seed", "--out", "--json"],
-        ["check", ..] | ["topics", "create", ..] => &["--json"],
+        ["check", ..] => &["--connect", "--json"],
+        ["topics", "create", ..] => &["--json"],
         ["status", ..] => &["--reset", "--reset-sink", "--accept-duplicates", "--accept-loss", "--json"],
         ["produce", ..] => &["--eps", "--seconds", "--seed", "--json"],
         ["dead-letters", "list", ..] => &["--reason", "--json"],
@@ -525,6 +530,10 @@ mod tests {
         assert_eq!(
             parsed("topics create x"),
             Ok(Command::TopicsCreate(TopicsArgs { config: "x".into(), json: false }))
+        );
+        assert_eq!(
+            parsed("check x --connect --json"),
+            Ok(Command::Check(CheckArgs { config: "x".into(), connect: true, json: true }))
         );
         assert_eq!(
             parsed("bench latency x --eps 500"),

@@ -39,22 +39,31 @@ fn open_source(
         SourceConfig::Generator(settings) => Arc::new(GeneratorSource::new(settings.clone())?),
         SourceConfig::File(paths) => Arc::new(FileSource::open(paths.clone())?),
         SourceConfig::Kafka(source) => Arc::new(KafkaSource::open(KafkaSourceConfig {
-            brokers: source.brokers.clone(),
-            topic: source.topic.clone(),
-            group: config.plan.pipeline.to_string(),
             starts,
-            start_from: match source.start_from {
-                StartFrom::Earliest => kafka::StartFrom::Earliest,
-                StartFrom::Latest => kafka::StartFrom::Latest,
-                StartFrom::Time(ms) => kafka::StartFrom::Time(ms),
-            },
-            ignore_group: source.start_from_is_set && config.ledger.is_some(),
-            accepted: config.accepted_losses.clone(),
-            options: source.options.clone(),
             until_end,
-            bytes_in_flight: config.plan.limits.bytes_in_flight,
+            ..kafka_source(config, source)
         })?),
     })
+}
+
+/// What a source needs to know of its topic, which nothing is recorded of.
+pub fn kafka_source(config: &Config, source: &crate::config::KafkaSourceConfig) -> KafkaSourceConfig {
+    KafkaSourceConfig {
+        brokers: source.brokers.clone(),
+        topic: source.topic.clone(),
+        group: config.plan.pipeline.to_string(),
+        starts: None,
+        start_from: match source.start_from {
+            StartFrom::Earliest => kafka::StartFrom::Earliest,
+            StartFrom::Latest => kafka::StartFrom::Latest,
+            StartFrom::Time(ms) => kafka::StartFrom::Time(ms),
+        },
+        ignore_group: source.start_from_is_set && config.ledger.is_some(),
+        accepted: config.accepted_losses.clone(),
+        options: source.options.clone(),
+        until_end: false,
+        bytes_in_flight: config.plan.limits.bytes_in_flight,
+    }
 }
 
 /// The sinks of a configuration; `prefix` goes before the names of topics.

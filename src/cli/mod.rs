@@ -3,6 +3,7 @@
 pub mod args;
 pub mod bench;
 mod build;
+mod connect;
 mod dead_letters;
 mod demo;
 mod hosts;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use args::{CheckArgs, Command, ProduceArgs, RunArgs, TopicsArgs};
+use headwater_sinks::Misconfigured;
 use hosts::HostsError;
 use output::{OutputError, out, outln};
 use serde_json::json;
@@ -68,7 +70,9 @@ pub fn main() -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<Complaints>() || error.is::<HostsError>() {
+    let is_usage =
+        |cause: &(dyn std::error::Error + 'static)| cause.is::<Complaints>() || cause.is::<Misconfigured>();
+    if error.is::<HostsError>() || error.chain().any(is_usage) {
         return USAGE;
     }
     if let Some(OutputError::Closed) = error.downcast_ref() {
@@ -89,6 +93,7 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
         }
         Command::Run(args) if args.restart => return supervise_run(&args),
         Command::Run(args) => run(&args)?,
+        Command::Check(args) if args.connect => return connect(&args),
         Command::Check(args) => check(&args)?,
         Command::Status(args) => {
             let mut config = load(&args.config)?;
@@ -135,6 +140,13 @@ fn load_with(path: &Path, parse: Parse, level: fn(&Config) -> &str) -> anyhow::R
         Err(_) => crate::logging::init(Config::wants_json(&text, environment.into_iter()), "warn"),
     }
     Ok(config?)
+}
+
+/// Tries what is in force.
+fn connect(args: &CheckArgs) -> anyhow::Result<u8> {
+    // What librdkafka says of its connections becomes the failure's words.
+    let config = load_with(&args.config, Config::parse, |_| "warn,librdkafka=off")?;
+    connect::check(&config, args.json)
 }
 
 /// Prints what is in force.

@@ -3,7 +3,7 @@
 //! Only what a list knows to be no secret is shown, and only if it has no character that such a thing never has. An
 //! address that cannot be taken apart without doubt is refused: half of a password may look like a host.
 
-use headwater_sinks::Secret;
+use headwater_sinks::{Misconfigured, Secret, postgres};
 
 /// The server of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,18 @@ impl Server {
             (Some((scheme, rest)), _) => Ok(format!("{scheme}{}", Url::parse(self, rest)?.shown(self))),
             (None, Server::Postgres) => shown_settings(address),
             (None, Server::Redis) => Err("expected an address such as \"redis://127.0.0.1:6379/0\"".into()),
+        }
+    }
+
+    /// Whether this program can use the address.
+    ///
+    /// # Errors
+    /// If not: why, without a part of it that may be a secret.
+    pub fn check(self, address: &Secret) -> Result<(), Misconfigured> {
+        match self {
+            Server::Postgres => postgres::Target::parse(address.expose()).map(drop),
+            // It is looked at with the other keys of its section.
+            Server::Redis => Ok(()),
         }
     }
 

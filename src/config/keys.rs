@@ -66,9 +66,13 @@ pub const KEYS: &[Key] = keys! {
 
     "state.kind" = "\"fjall\"": "Where checkpoints are put: `fjall` or `rocksdb` (if built with that feature), a folder of one process, or `redis`, which several share. Without `[checkpoint]` nothing is."
     "state.path" = "\"state\"": "fjall and RocksDB: the folder. A relative path is of the working directory; `check` shows the absolute one, which is best given where a service may start elsewhere."
-    "state.url": "Redis: where it is, for instance `redis://127.0.0.1:6379/0`. It must have `appendonly yes`, `appendfsync always` and `maxmemory-policy noeviction`, or it is refused: what is put would not be there after a crash."
+    "state.url": "Redis: where it is, for instance `redis://user@127.0.0.1:6379/0`, or `rediss://` for TLS. It must have `appendonly yes`, `appendfsync always` and `maxmemory-policy noeviction`, or it is refused: what is put would not be there after a crash."
     "state.url_file": "Redis: the file that holds the URL."
     "state.password_file": "Redis: the file that holds the password, for a URL without one."
+    "state.ca_file": "Redis with TLS: the file of the CA that signed its certificate, PEM; without it, the CAs that the system trusts."
+    "state.cert_file": "Redis with TLS: the file of the client's certificate, PEM, if the server demands one."
+    "state.key_file": "Redis with TLS: the file of that certificate's key, PEM."
+    "state.durability" = "\"checked\"": "Redis: `checked` asks it by `CONFIG GET` whether it keeps what it is given; `assumed` takes the operator's word, for a server that does not permit `CONFIG`. If the word is wrong, checkpoints may be gone after a crash."
     "state.ttl" = "\"30d\"": "How long a key is remembered after its last event, in event time; what comes later is as if of a new key. No shorter than any pattern looks back; windows are waited for."
 
     "windows.name" = required: "Name of the window: lower-case letters, digits and `_`."
@@ -107,7 +111,7 @@ pub const KEYS: &[Key] = keys! {
 
     "ledger.kind" = required: "Where the record of what was done is kept, by which a start goes on exactly: `postgres`, or `sqlite` on a volume that follows the first process. Without the section a start has empty state, and results near a crash may be lost or repeated."
     "ledger.path": "SQLite: the ledger's file. It is not to be shared with a sink's: each waits for the other's locks."
-    "ledger.url": "PostgreSQL: where the database is; without it, where `sinks.postgres` writes."
+    "ledger.url": "PostgreSQL: where the database is, as in `sinks.postgres.url`; without it, where `sinks.postgres` writes."
     "ledger.url_file": "PostgreSQL: the file that holds the URL."
     "ledger.password_file": "PostgreSQL: the file that holds the password, for a URL without one."
 
@@ -120,7 +124,7 @@ pub const KEYS: &[Key] = keys! {
     "sinks.kafka.topics.enriched-events": "The topic of the enriched events. Also `enriched_events`."
     "sinks.kafka.topics.alerts": "The topic of the alerts."
     "sinks.kafka.topics.dead-letters": "The topic of the dead letters. Also `dead_letters`."
-    "sinks.postgres.url": "Where the database is, such as `postgres://headwater@127.0.0.1/headwater`. Required, unless `url_file` is given."
+    "sinks.postgres.url": "Where the database is, such as `postgres://headwater@127.0.0.1/headwater`, or a list of `key=value`. For TLS, as libpq has it: `sslmode` (`disable`, `prefer`, `require`, `verify-ca`, `verify-full`; `allow` is `prefer`, the default: TLS if the server offers it, unverified, and a warning if not), `sslrootcert` (a file, or `system`), `sslcert` and `sslkey`. `connect_timeout` is 10 s unless given. Required, unless `url_file` is given."
     "sinks.postgres.url_file": "The file that holds the URL."
     "sinks.postgres.password_file": "The file that holds the password, for a URL without one."
     "sinks.postgres.schema": "The schema that the tables are in, made if it is not there; without it, where the connection puts tables. Tables belong to one pipeline: each one of a database needs a schema of its own. Lower-case letters, digits and `_`."
@@ -150,7 +154,8 @@ pub fn reference() -> String {
          `password_file` adds a password to an address without one. `check` shows addresses without passwords, and of the\n\
          options only the values of those that are known to hold no secret; errors and logs show neither.\n\n\
          `[source.options]` and `[sinks.kafka.options]` go to the Kafka client as they are, by\n\
-         [its names](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md).\n\n\
+         [its names](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md): TLS, SASL, fetch sizes.\n\
+         `headwater check --connect CONFIG` tries every connection, topic and permission.\n\n\
          Generated from the table that the program reads by; do not edit.\n",
     );
     let mut section = None;

@@ -25,7 +25,7 @@ pub use read::Complaint;
 pub use sinks::{
     KafkaSinkConfig, OutputKind, PostgresSinkConfig, SinksConfig, SqliteSinkConfig, TablesConfig,
 };
-pub use state::StateConfig;
+pub use state::{Durability, RedisConfig, StateConfig};
 pub use tree::Origin;
 
 use std::fmt;

@@ -29,6 +29,10 @@ pub fn address(section: &mut Section<'_>, server: Server, notes: &mut Notes) -> 
     if key == "url" {
         notes.effective.push((format!("{}{key}", section.path()), Node::Text(shown).to_toml()));
     }
+    if let Err(wrong) = server.check(&address) {
+        section.complain(&key, wrong.to_string(), notes);
+        return None;
+    }
     let Some(password) = file(section, "password_file", notes)? else { return Some(address) };
     match server.with_password(&address, &password) {
         Ok(whole) => Some(whole),

@@ -14,11 +14,40 @@ use crate::runtime::Patterns;
 pub enum StateConfig {
     /// In a folder, which belongs to one process.
     Fjall(PathBuf),
-    /// In a Redis at this URL.
-    Redis(Secret),
+    /// In a Redis.
+    Redis(RedisConfig),
     /// In a folder, by RocksDB, which belongs to one process.
     #[cfg(feature = "rocksdb")]
     RocksDb(PathBuf),
+}
+
+/// A Redis, and how to connect to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisConfig {
+    /// Its address, with user and password; `rediss://` for TLS.
+    pub url: Secret,
+    /// The file of the CA that signed its certificate; without it, those that the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// The files of the client's certificate and its key.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// Whether it is asked if it keeps what it is given.
+    pub durability: Durability,
+}
+
+impl RedisConfig {
+    /// At an address, and otherwise as by default.
+    pub fn at(url: impl Into<Secret>) -> RedisConfig {
+        RedisConfig { url: url.into(), ca_file: None, certificate: None, durability: Durability::Checked }
+    }
+}
+
+/// How it is known that a Redis keeps what it is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// It says so, by `CONFIG GET`.
+    Checked,
+    /// The operator says so.
+    Assumed,
 }
 
 /// Kinds of state stores.
@@ -49,13 +78,7 @@ pub(super) fn read(
             section.file("path", notes);
             None
         }
-        Some(Kind::Redis) => {
-            let url = secrets::address(&mut section, Server::Redis, notes);
-            if url.is_none() && !section.has("url") && !section.has("url_file") {
-                section.complain("url", "state in Redis needs its url", notes);
-            }
-            url.map(StateConfig::Redis)
-        }
+        Some(Kind::Redis) => read_redis(&mut section, notes).map(StateConfig::Redis),
     };
     let ttl_ms = section.duration("ttl", 1, notes);
     let longest = longest_within(patterns);
@@ -65,6 +88,43 @@ pub(super) fn read(
     }
     section.end(notes);
     Some((place?, ttl_ms?))
+}
+
+fn read_redis(section: &mut Section<'_>, notes: &mut Notes) -> Option<RedisConfig> {
+    let url = secrets::address(section, Server::Redis, notes);
+    let ca_file = section.file("ca_file", notes);
+    let cert_file = section.file("cert_file", notes);
+    let key_file = section.file("key_file", notes);
+    let durability = [("checked", Durability::Checked), ("assumed", Durability::Assumed)];
+    let durability = section.choice("durability", &durability, notes);
+    let Some(url) = url else {
+        if !section.has("url") && !section.has("url_file") {
+            section.complain("url", "state in Redis needs its url", notes);
+        }
+        return None;
+    };
+    let has_tls = url.expose().starts_with("rediss://");
+    if has_tls && cfg!(not(feature = "tls")) {
+        let message = "`rediss://` needs TLS, and this program was built without it: build it with \
+                       `cargo build --release --features tls`";
+        section.complain("url", message, notes);
+    } else if redis::parse_redis_url(url.expose()).is_none() {
+        section.complain("url", "expected an address such as `redis://user:password@host:6379/0`", notes);
+    }
+    for (key, file) in [("ca_file", &ca_file), ("cert_file", &cert_file), ("key_file", &key_file)] {
+        if file.is_some() && !has_tls {
+            section.complain(key, "is for TLS, which a url that begins with `rediss://` has", notes);
+        }
+    }
+    let certificate = match (cert_file, key_file) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => {
+            section.complain("cert_file", "`cert_file` and `key_file` are given together", notes);
+            None
+        }
+    };
+    Some(RedisConfig { url, ca_file, certificate, durability: durability? })
 }
 
 /// How far back any pattern looks that has a time for it.

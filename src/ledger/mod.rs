@@ -26,7 +26,7 @@ use thiserror::Error;
 
 pub use self::format::Damaged;
 pub(crate) use self::manifest::{decode as decode_manifest, encode as encode_manifest};
-pub use self::postgres::PostgresLedger;
+pub use self::postgres::{PostgresLedger, table_names as postgres_tables};
 pub use self::sqlite::SqliteLedger;
 use crate::coordination::{EpochRecord, Loss, Manifest, Skip, are_chains};
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use headwater_dataflows::Epoch;
-use headwater_sinks::postgres::parse_url;
+use headwater_sinks::postgres::{ConnectError, Target};
 use headwater_sinks::{Generation, Lineage};
 use tokio::runtime::Runtime;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, IsolationLevel, NoTls, Row, Transaction};
+use tokio_postgres::{Client, IsolationLevel, Row, Transaction};
 
 use super::{
     Claim, Genesis, Ledger, LedgerError, PRUNED, StoredManifest, UNPRUNED, ascends, check_version, format,
@@ -75,11 +75,16 @@ CREATE TABLE IF NOT EXISTS headwater_pruned (
 COMMIT;
 ";
 
+/// The names of its tables.
+pub fn table_names() -> impl Iterator<Item = &'static str> {
+    TABLES.lines().filter_map(|line| line.strip_prefix("CREATE TABLE IF NOT EXISTS ")?.split(' ').next())
+}
+
 /// Settings of the session. A writer that is paused or cut off must not hold its lock for ever.
 const OPTIONS: &str = "-c synchronous_commit=on -c lock_timeout=10s -c statement_timeout=30s \
                        -c idle_in_transaction_session_timeout=10s -c client_min_messages=warning";
 
-/// How long connecting, or one answer, may take.
+/// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// See the module.
@@ -94,30 +99,36 @@ impl PostgresLedger {
     /// Connects, and makes the tables if they do not exist.
     ///
     /// # Errors
-    /// If the address is none or demands TLS, which this build does not have, or the server does not do as asked.
+    /// If the address is none, or the server cannot be connected to or does not do as asked.
     pub fn open(url: &str, pipeline: &str) -> Result<PostgresLedger, LedgerError> {
-        let mut config = parse_url(url).map_err(LedgerError::Refused)?;
+        let connect = |error: ConnectError| unavailable("open PostgreSQL", error);
+        let mut target = Target::parse(url).map_err(|error| connect(error.into()))?;
+        let config = target.config();
         let options = [config.get_options().unwrap_or_default(), OPTIONS].join(" ");
         config
             .options(options)
             .application_name("headwater-ledger")
-            .connect_timeout(PATIENCE)
             .tcp_user_timeout(PATIENCE)
             .keepalives_idle(PATIENCE);
-        let failed = |error| unavailable("open PostgreSQL", described(error));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| unavailable("start a runtime", error))?;
-        let client = runtime.block_on(async {
-            let (client, connection) = config.connect(NoTls).await?;
-            // Whoever uses the client is told of the error, too.
-            tokio::spawn(async move { drop(connection.await) });
-            client.batch_execute(TABLES).await?;
-            Ok(client)
-        });
-        let client = client.map_err(failed)?;
-        Ok(PostgresLedger { pipeline: pipeline.to_owned(), runtime, client, generation: Generation(0) })
+        // Whoever uses the client is told of the connection's end, too.
+        let (client, _) = runtime.block_on(target.connect()).map_err(connect)?;
+        let ledger =
+            PostgresLedger { pipeline: pipeline.to_owned(), runtime, client, generation: Generation(0) };
+        ledger.make_tables()?;
+        Ok(ledger)
+    }
+
+    fn make_tables(&self) -> Result<(), LedgerError> {
+        let action = "make the tables of the ledger";
+        let made = async { tokio::time::timeout(PATIENCE, self.client.batch_execute(TABLES)).await };
+        match self.runtime.block_on(made) {
+            Ok(made) => made.map_err(|error| unavailable(action, described(error))),
+            Err(elapsed) => Err(unavailable(action, elapsed)),
+        }
     }
 
     fn query(

@@ -491,7 +491,9 @@ impl Reading {
             owned.lag.set(i64::try_from(state.backlog).unwrap_or(i64::MAX));
             let held = owned.tracker.held_for(now);
             owned.held.set(held.map_or(0, |(_, time)| i64::try_from(time.as_secs()).unwrap_or(i64::MAX)));
-            self.context.metrics.partition_holds(state.partition, held);
+            // One that has counted as idle after all, by `time.held_timeout`, holds nothing up.
+            let holds = held.filter(|_| !owned.tracker.is_idle());
+            self.context.metrics.partition_holds(state.partition, holds);
         }
     }
 

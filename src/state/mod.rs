@@ -79,7 +79,7 @@ pub trait StateStore: Send {
 pub fn open(config: &StateConfig, pipeline: &str) -> Result<Box<dyn StateStore>, StateError> {
     Ok(match config {
         StateConfig::Fjall(path) => Box::new(FjallStore::open(path)?),
-        StateConfig::Redis(url) => Box::new(RedisStore::open(url.expose(), pipeline)?),
+        StateConfig::Redis(redis) => Box::new(RedisStore::open(redis, pipeline)?),
         #[cfg(feature = "rocksdb")]
         StateConfig::RocksDb(path) => Box::new(RocksStore::open(path)?),
     })
@@ -106,7 +106,7 @@ pub fn look(config: &StateConfig, pipeline: &str) -> Result<Look, StateError> {
             Some(store) => Look::There(Box::new(store)),
             None => Look::InUse,
         },
-        StateConfig::Redis(url) => Look::There(Box::new(RedisStore::open(url.expose(), pipeline)?)),
+        StateConfig::Redis(redis) => Look::There(Box::new(RedisStore::open(redis, pipeline)?)),
         #[cfg(feature = "rocksdb")]
         StateConfig::RocksDb(path) if !path.exists() => Look::Absent,
         #[cfg(feature = "rocksdb")]

@@ -43,6 +43,27 @@ pg_bin() {
 # PostgreSQL refuses to run as root.
 pg_user() { if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi; }
 
+# A CA, a certificate of it for 127.0.0.1 (and no name), one for a client named "certified", and a CA that signed neither.
+prepare_tls() { command -v openssl >/dev/null || install_packages openssl; }
+
+configure_tls() { # DIR
+    local tls=$1/tls ca name
+    mkdir -p "$tls"
+    for ca in ca other-ca; do
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "/CN=$ca" \
+            -keyout "$tls/$ca.key" -out "$tls/$ca.pem"
+    done
+    for name in server certified; do
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$name" \
+            -keyout "$tls/$name.key" -out "$tls/$name.csr"
+        printf 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n' > "$tls/$name.ext"
+        openssl x509 -req -in "$tls/$name.csr" -CA "$tls/ca.pem" -CAkey "$tls/ca.key" -CAcreateserial -days 30 \
+            -extfile "$tls/$name.ext" -out "$tls/$name.pem"
+    done
+    cat "$tls/server.key" "$tls/server.pem" > "$tls/server.both"
+    chmod 644 "$tls"/*
+}
+
 prepare_kafka() {
     command -v java >/dev/null || install_packages openjdk-17-jre-headless
     if ! ls "$cache"/kafka-4.1.0/kafka_2.13-4.1.0.jar >/dev/null 2>&1; then
@@ -71,13 +92,24 @@ configure_kafka() { # DIR
         proxied=1
     fi
     mkdir -p "$1/kafka"
+    local secure= advertised= scram=()
+    if [ -e "$1/tls" ]; then
+        local name
+        for name in TLS MUTUAL SASL; do
+            free_port > "$1/kafka.$name"
+            secure+=",$name://127.0.0.1:$(cat "$1/kafka.$name")"
+        done
+        advertised=$secure
+        scram=(--add-scram 'SCRAM-SHA-256=[name=alice,password=alice-secret]'
+            --add-scram 'SCRAM-SHA-512=[name=alice,password=alice-secret]')
+    fi
     cat > "$1/kafka.properties" <<EOF
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:$controller
-listeners=BROKER://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller${proxied:+,PROXIED://127.0.0.1:$behind}
-advertised.listeners=BROKER://127.0.0.1:$port${proxied:+,PROXIED://127.0.0.1:$HEADWATER_KAFKA_PROXY}
-listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
+listeners=BROKER://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller${proxied:+,PROXIED://127.0.0.1:$behind}$secure
+advertised.listeners=BROKER://127.0.0.1:$port${proxied:+,PROXIED://127.0.0.1:$HEADWATER_KAFKA_PROXY}$advertised
+listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT,TLS:SSL,MUTUAL:SSL,SASL:SASL_SSL
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=BROKER
 log.dirs=$1/kafka/data
@@ -93,9 +125,23 @@ replica.fetch.max.bytes=12000000
 num.network.threads=2
 num.io.threads=4
 EOF
+    if [ -e "$1/tls" ]; then
+        cat >> "$1/kafka.properties" <<EOF
+ssl.keystore.type=PEM
+ssl.keystore.location=$1/tls/server.both
+ssl.truststore.type=PEM
+ssl.truststore.location=$1/tls/ca.pem
+listener.name.mutual.ssl.client.auth=required
+listener.name.sasl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
+listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_alice="alice-secret";
+listener.name.sasl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+EOF
+    fi
     local id
     id=$(java -cp "$cache/kafka-4.1.0/*" kafka.tools.StorageTool random-uuid 2>/dev/null | tail -1)
     java -cp "$cache/kafka-4.1.0/*" kafka.tools.StorageTool format --standalone -t "$id" -c "$1/kafka.properties" \
+        "${scram[@]}" \
         > "$1/kafka.format.log" 2>&1 || { cat "$1/kafka.format.log" >&2; return 1; }
 }
 
@@ -112,6 +158,22 @@ configure_postgres() { # DIR
     [ "$(id -u)" != 0 ] || chown postgres "$1/postgres"
     pg_user "$(pg_bin)/initdb" -D "$1/postgres/data" -U headwater -A trust -E UTF8 --locale=C.UTF-8 --no-sync \
         > "$1/postgres.init.log" 2>&1 || { cat "$1/postgres.init.log" >&2; return 1; }
+    [ -e "$1/tls" ] || return 0
+    local data=$1/postgres/data
+    cp "$1/tls/server.pem" "$1/tls/server.key" "$1/tls/ca.pem" "$data"
+    cat > "$data/pg_hba.conf" <<EOF
+hostssl all certified 127.0.0.1/32 cert
+hostssl all locked 127.0.0.1/32 scram-sha-256
+host all headwater 127.0.0.1/32 trust
+EOF
+    cat >> "$data/postgresql.conf" <<EOF
+ssl = on
+ssl_cert_file = 'server.pem'
+ssl_key_file = 'server.key'
+ssl_ca_file = 'ca.pem'
+EOF
+    if [ "$(id -u)" = 0 ]; then chown postgres "$data"/{server.pem,server.key,ca.pem}; fi
+    chmod 600 "$data/server.key"
 }
 
 start_postgres() { # DIR
@@ -132,17 +194,39 @@ start_postgres() { # DIR
         || { tail -20 "$1/postgres.log" >&2; return 1; }
     if [ -n "$fresh" ]; then
         "$(pg_bin)/createdb" -h 127.0.0.1 -p "$port" -U headwater headwater
+        if [ -e "$1/tls" ]; then
+            "$(pg_bin)/psql" -q -h 127.0.0.1 -p "$port" -U headwater -d headwater >&2 <<EOF
+CREATE ROLE certified LOGIN;
+CREATE ROLE locked LOGIN PASSWORD 'locked-secret';
+GRANT CREATE ON SCHEMA public TO certified, locked;
+EOF
+        fi
         touch "$1/postgres.made"
     fi
 }
 
-configure_redis() { free_port > "$1/redis.port"; mkdir -p "$1/redis"; }
+configure_redis() { # DIR
+    free_port > "$1/redis.port"
+    mkdir -p "$1/redis"
+    [ -e "$1/tls" ] || return 0
+    free_port > "$1/redis.tls"
+    # "app" may not ask for settings.
+    cat > "$1/redis/users.acl" <<EOF
+user default on nopass ~* &* +@all
+user ops on >ops-secret ~* &* +@all
+user app on >app-secret ~* &* +@all -config
+EOF
+}
 
 start_redis() { # DIR
-    local port
+    local port tls=()
     port=$(cat "$1/redis.port")
+    if [ -e "$1/tls" ]; then
+        tls=(--tls-port "$(cat "$1/redis.tls")" --tls-cert-file "$1/tls/server.pem" --tls-key-file "$1/tls/server.key"
+            --tls-ca-cert-file "$1/tls/ca.pem" --tls-auth-clients optional --aclfile "$1/redis/users.acl")
+    fi
     redis-server --bind 127.0.0.1 --port "$port" --dir "$1/redis" --appendonly yes --appendfsync always \
-        --maxmemory-policy noeviction --save '' >> "$1/redis.log" 2>&1 < /dev/null &
+        --maxmemory-policy noeviction --save '' "${tls[@]}" >> "$1/redis.log" 2>&1 < /dev/null &
     echo $! > "$1/redis.pid"
     wait_for redis "$1/redis.pid" port_answers "$port"
 }

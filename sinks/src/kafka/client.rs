@@ -14,16 +14,18 @@ use rdkafka::error::KafkaError;
 
 pub use super::options::{OptionRefused, Options};
 use super::options::{check_option, first_name};
+use crate::Misconfigured;
 
 /// The configuration of a client: `defaults`, then the user's `options`, then `owned`.
 ///
-/// Refuses options that Headwater must set itself, those in `owned` and a fixed list, and those that librdkafka refuses.
+/// # Errors
+/// If an option is one of `owned`, or does not pass [`check_option`].
 pub fn client_config(
     brokers: &str,
     options: &Options,
     defaults: &[(&str, &str)],
     owned: &[(&str, &str)],
-) -> Result<ClientConfig, OptionRefused> {
+) -> Result<ClientConfig, Misconfigured> {
     let mut config = ClientConfig::new();
     for &(key, value) in defaults {
         config.set(key, value);
@@ -32,15 +34,36 @@ pub fn client_config(
         check_option(key, value)?;
         let name = first_name(key);
         if owned.iter().any(|&(ours, _)| ours == name) {
-            return Err(OptionRefused::owned(key));
+            return Err(OptionRefused::owned(key).into());
         }
         config.set(name, value.expose());
+    }
+    let is = |key, value| config.get(key).is_some_and(|set| set.eq_ignore_ascii_case(value));
+    if is("sasl.mechanisms", "OAUTHBEARER") && !is("sasl.oauthbearer.method", "oidc") {
+        let reason = "`sasl.mechanisms = \"OAUTHBEARER\"` needs `sasl.oauthbearer.method = \"oidc\"`, with client and \
+                      token endpoint: nothing else gets a token";
+        return Err(Misconfigured(reason.to_owned()));
     }
     for &(key, value) in owned {
         config.set(key, value);
     }
     config.set("bootstrap.servers", brokers);
     Ok(config)
+}
+
+/// What the failure to make a client means: librdkafka refuses options that do not go together, and files that cannot be
+/// read, only then.
+pub fn creation_error(config: &ClientConfig, error: KafkaError) -> Misconfigured {
+    let reason = match &error {
+        KafkaError::ClientCreation(reason) => reason.clone(),
+        // Its text has the value.
+        KafkaError::ClientConfig(_, _, key, _) => format!("`{key}` cannot be set"),
+        other => other.to_string(),
+    };
+    // librdkafka names the option and not the file.
+    let file = reason.split_whitespace().next().filter(|key| key.ends_with(".location"));
+    let file = file.and_then(|key| config.get(key)).map(|file| format!(" ({file})")).unwrap_or_default();
+    Misconfigured(format!("the Kafka client cannot be set up with its options: {reason}{file}"))
 }
 
 /// A client's context that sends its log lines to `tracing` and does nothing else.
@@ -128,7 +151,13 @@ mod tests {
     fn an_option_that_breaks_a_promise_is_refused_by_name() {
         for key in ["enable.auto.commit", "metadata.broker.list", "isolation.level", "client.id"] {
             let refused = client_config("b:1", &options(&[(key, "x")]), &[], &[("client.id", "1")]);
-            assert_eq!(refused.expect_err("it is owned"), OptionRefused::owned(key));
+            let expected = format!("the option `{key}` cannot be set: Headwater sets it itself");
+            assert_eq!(refused.expect_err("it is owned"), Misconfigured(expected));
         }
+    }
+    #[test]
+    fn oauth_needs_a_method_that_gets_a_token() {
+        let oauth = client_config("b:1", &options(&[("sasl.mechanism", "OAUTHBEARER")]), &[], &[]);
+        assert!(oauth.expect_err("no token").0.contains("needs `sasl.oauthbearer.method"));
     }
 }

@@ -7,8 +7,9 @@ use rdkafka::error::KafkaError;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 use thiserror::Error;
 
-use super::client::{OptionRefused, Options, Quiet, client_config};
+use super::client::{Options, Quiet, client_config};
 use super::progress::Record;
+use crate::Misconfigured;
 
 /// How long a sentinel may stay hidden behind another producer's open transaction.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,7 +53,7 @@ impl ProgressLog {
         options: &Options,
         topic: &str,
         partitions: u32,
-    ) -> Result<ProgressLog, OptionRefused> {
+    ) -> Result<ProgressLog, Misconfigured> {
         let defaults = [("fetch.wait.max.ms", "50"), ("fetch.queue.backoff.ms", "10")];
         let owned = [
             // Assigning partitions asks for a group; nothing is ever committed to it.

@@ -17,8 +17,10 @@
 //! - An id that nobody uses any more could still commit late: process 0 takes over those of every process there ever was.
 
 pub mod client;
+pub mod contact;
 mod log;
 pub mod options;
+pub mod probe;
 mod progress;
 pub mod topics;
 pub mod writer;
@@ -108,8 +110,8 @@ impl KafkaSink {
 
     fn topic_error(&self, error: TopicError) -> OpenError {
         match error {
-            TopicError::Unavailable { .. } => self.unavailable("its topics", error),
-            TopicError::Option(_) | TopicError::TooFewPartitions { .. } => self.refused(error.to_string()),
+            TopicError::TooFewPartitions { .. } => self.refused(error.to_string()),
+            other => self.unavailable("its topics", other),
         }
     }
 
@@ -129,8 +131,8 @@ impl KafkaSink {
             }
         }
         let defaults = [("linger.ms", "0"), ("compression.type", "lz4")];
-        let mut producer =
-            producer_config(brokers, options, &defaults).map_err(|error| self.refused(error.to_string()))?;
+        let mut producer = producer_config(brokers, options, &defaults)
+            .map_err(|error| self.unavailable("its topics", error))?;
 
         let cluster = Topics::connect(brokers, options).map_err(|error| self.topic_error(error))?;
         let mut missing = Vec::new();
@@ -190,7 +192,7 @@ impl KafkaSink {
         match facts {
             Some(facts) if facts.compacted => {
                 ProgressLog::new(&self.config.brokers, &self.config.options, topic, facts.partitions)
-                    .map_err(|error| self.refused(error.to_string()))
+                    .map_err(|error| self.unavailable("its progress topic", error))
             }
             Some(_) => Err(self.refused(format!(
                 "the progress topic {topic} is not compacted, so progress in it would expire; \
@@ -459,7 +461,7 @@ impl Sink for KafkaSink {
         let partitions = cluster.partitions(&topic).map_err(|error| self.topic_error(error))?;
         let Some(partitions) = partitions else { return Ok(Vec::new()) };
         let log = ProgressLog::new(brokers, options, &topic, partitions)
-            .map_err(|error| self.refused(error.to_string()))?;
+            .map_err(|error| self.unavailable("its progress topic", error))?;
         let mut records = log.read_to_end().map_err(|error| self.log_error(error))?;
         records.retain(|record| record.sink == *name);
         Ok(progress::newest(&records))

@@ -7,7 +7,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 use thiserror::Error;
 
-use crate::Secret;
+use crate::{Misconfigured, Secret};
 
 /// Options for librdkafka, as the user wrote them. Any may hold a password, under a misspelt name too.
 pub type Options = BTreeMap<String, Secret>;
@@ -38,6 +38,12 @@ impl OptionRefused {
     }
 }
 
+impl From<OptionRefused> for Misconfigured {
+    fn from(refused: OptionRefused) -> Misconfigured {
+        Misconfigured(refused.to_string())
+    }
+}
+
 /// librdkafka's second names of settings that are owned or have a default here, and the first ones.
 const ALIASES: &[(&str, &str)] = &[
     ("metadata.broker.list", "bootstrap.servers"),
@@ -46,6 +52,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("queue.buffering.max.ms", "linger.ms"),
     ("compression.codec", "compression.type"),
     ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
+    ("sasl.mechanism", "sasl.mechanisms"),
 ];
 
 /// Settings that no user may change: where to connect, and whatever decides which records are seen, in which
@@ -128,13 +135,56 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     HARMLESS.split_ascii_whitespace().chain(CONFIDENTIAL.split_ascii_whitespace())
 }
 
-/// Whether an option may be set to a value: no promise depends on it, and librdkafka knows it and takes the value.
+/// Parts of librdkafka that a build may lack: its own name of each, and the cargo feature that adds it.
+struct Part {
+    builtin: &'static str,
+    what: &'static str,
+    feature: &'static str,
+}
+
+const TLS: Part = Part { builtin: "ssl", what: "TLS", feature: "tls" };
+const SCRAM: Part = Part { builtin: "sasl_scram", what: "SASL/SCRAM", feature: "tls" };
+const OIDC: Part = Part { builtin: "oidc", what: "OAuth with OpenID Connect", feature: "oidc" };
+const GSSAPI: Part = Part { builtin: "sasl_gssapi", what: "SASL/GSSAPI (Kerberos)", feature: "gssapi" };
+
+/// The part of librdkafka that an option needs, if it may be missing.
+fn needed(name: &str, value: &str) -> Option<Part> {
+    let value = value.to_ascii_uppercase();
+    match name {
+        "security.protocol" if value.ends_with("SSL") => Some(TLS),
+        "sasl.mechanisms" if value.starts_with("SCRAM-") => Some(SCRAM),
+        "sasl.mechanisms" if value == "GSSAPI" => Some(GSSAPI),
+        "sasl.oauthbearer.method" if value == "OIDC" => Some(OIDC),
+        name if name.starts_with("sasl.kerberos.") => Some(GSSAPI),
+        name if name.starts_with("ssl.") => Some(TLS),
+        _ => None,
+    }
+}
+
+/// Whether librdkafka was built with a part.
+fn is_built(part: &Part) -> bool {
+    let native = ClientConfig::new().create_native_config();
+    let features = native.and_then(|native| native.get("builtin.features")).unwrap_or_default();
+    features.split(',').any(|feature| feature.trim() == part.builtin)
+}
+
+/// Whether an option may be set to a value: no promise depends on it, librdkafka knows it and takes the value, and was built
+/// with what it needs.
 ///
 /// # Errors
 /// If not: why.
 pub fn check_option(key: &str, value: &Secret) -> Result<(), OptionRefused> {
     if OWNED.contains(&first_name(key)) {
         return Err(OptionRefused::owned(key));
+    }
+    if let Some(Part { what, feature, .. }) =
+        needed(first_name(key), value.expose()).filter(|part| !is_built(part))
+    {
+        let reason = format!(
+            "needs {what}, and this program was built without it: build it with `cargo build --release --features \
+             {feature}`"
+        );
+        return Err(OptionRefused::new(key, reason));
     }
     let mut config = ClientConfig::new();
     config.set(key, value.expose());
@@ -180,5 +230,24 @@ mod tests {
         assert_eq!(refused.to_string(), "the option `sasl.pasword` is unknown to the Kafka client");
         let refused = check_option("fetch.min.bytes", &"many".into()).expect_err("it is no number");
         assert!(refused.reason.contains("fetch.min.bytes"), "{refused}");
+    }
+
+    #[test]
+    fn an_option_that_needs_a_part_that_is_not_built_names_the_cargo_feature() {
+        for (key, value, part, words) in [
+            ("security.protocol", "sasl_ssl", TLS, "needs TLS, "),
+            ("ssl.ca.location", "/ca.pem", TLS, "needs TLS, "),
+            ("sasl.mechanisms", "SCRAM-SHA-512", SCRAM, "needs SASL/SCRAM, "),
+            ("sasl.oauthbearer.method", "oidc", OIDC, "--features oidc`"),
+            ("sasl.kerberos.keytab", "/k", GSSAPI, "--features gssapi`"),
+        ] {
+            match check_option(key, &value.into()) {
+                Ok(_) => assert!(is_built(&part), "{key}"),
+                Err(refused) => {
+                    assert!(!is_built(&part) && refused.to_string().contains(words), "{refused}");
+                }
+            }
+        }
+        assert!(check_option("security.protocol", &"SASL_PLAINTEXT".into()).is_ok(), "it needs no TLS");
     }
 }

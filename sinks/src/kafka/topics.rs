@@ -6,13 +6,22 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
 use rdkafka::types::RDKafkaRespErr;
 use thiserror::Error;
 
-use super::client::{OptionRefused, Options, Quiet, client_config, wait};
+use super::client::{Options, Quiet, client_config, creation_error, wait};
+use super::contact::{Contact, ContactError};
+use crate::Misconfigured;
 
 /// How long one question to the cluster may take.
 const ANSWER: Duration = Duration::from_secs(10);
+
+/// The same, in parts: after each, a problem that does not pass ends the waiting.
+const PARTS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(6)];
+
+/// How many events are taken from a client's queue, log lines among them, to find out what is the matter.
+const EVENTS: usize = 256;
 
 /// A topic that should exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,10 +67,18 @@ pub struct TopicFacts {
 /// Why topics could not be looked up or changed.
 #[derive(Debug, Error)]
 pub enum TopicError {
-    /// An option must not be set.
-    #[error(transparent)]
-    Option(#[from] OptionRefused),
-    /// The cluster could not be reached or answered with an error.
+    /// The client's options cannot be used.
+    #[error("cannot connect to Kafka")]
+    Option(#[from] Misconfigured),
+    /// No broker could be talked to.
+    #[error("cannot {action}")]
+    Unreachable {
+        /// What was being done.
+        action: String,
+        /// Why, with the address and what to check.
+        source: ContactError,
+    },
+    /// The cluster answered with an error, or too late.
     #[error("cannot {action}")]
     Unavailable {
         /// What was being done.
@@ -87,19 +104,64 @@ pub enum TopicError {
 pub struct Topics {
     admin: AdminClient<Quiet>,
     /// Metadata is asked for by a consumer, which never creates a topic by asking for it.
-    metadata: BaseConsumer<Quiet>,
+    metadata: BaseConsumer<Contact>,
+    config: ClientConfig,
 }
 
 impl Topics {
     /// Prepares to ask a cluster; the first question connects.
     pub fn connect(brokers: &str, options: &Options) -> Result<Topics, TopicError> {
         let config = client_config(brokers, options, &[("log.connection.close", "false")], &[])?;
-        let client =
-            |source| TopicError::Unavailable { action: format!("set up a client of {brokers}"), source };
-        Ok(Topics {
-            admin: create_admin(&config).map_err(client)?,
-            metadata: config.create_with_context(Quiet).map_err(client)?,
-        })
+        let refused = |error| creation_error(&config, error);
+        let admin = create_admin(&config).map_err(refused)?;
+        let metadata = config.create_with_context(Contact::default()).map_err(refused)?;
+        Ok(Topics { admin, metadata, config })
+    }
+
+    /// Asks for a topic's metadata. That no broker answers is explained by what has happened to the connections.
+    fn ask(&self, name: &str) -> Result<Metadata, TopicError> {
+        use RDKafkaErrorCode as Code;
+        let action = || format!("look up topic {name}");
+        let mut problem = None;
+        for part in PARTS {
+            let source = match self.metadata.fetch_metadata(Some(name), part) {
+                Ok(metadata) => return Ok(metadata),
+                Err(error) => error,
+            };
+            let unanswered = matches!(
+                source.rdkafka_error_code(),
+                Some(Code::OperationTimedOut | Code::BrokerTransportFailure | Code::AllBrokersDown)
+            );
+            if !unanswered {
+                return Err(TopicError::Unavailable { action: action(), source });
+            }
+            problem = ContactError::graver(gravest(&self.metadata), problem);
+            if problem.as_ref().is_some_and(ContactError::is_permanent) {
+                break;
+            }
+        }
+        let brokers = self.config.get("bootstrap.servers").unwrap_or_default();
+        let problem = problem.map_or_else(|| ContactError::silent(brokers), |problem| problem.at(brokers));
+        let source =
+            if problem.is_distrust() && self.trusts_any_name() { problem.about_the_name() } else { problem };
+        Err(TopicError::Unreachable { action: action(), source })
+    }
+
+    /// Whether a broker that is not trusted is if its host name does not count: librdkafka does not say which of both it
+    /// is. Nothing secret is sent.
+    fn trusts_any_name(&self) -> bool {
+        let mut config = self.config.clone();
+        config.set("ssl.endpoint.identification.algorithm", "none").set("security.protocol", "SSL");
+        for (key, _) in self.config.config_map() {
+            if key.starts_with("sasl.") {
+                config.remove(key);
+            }
+        }
+        let Ok(client) = config.create_with_context::<_, BaseConsumer<Contact>>(Contact::default()) else {
+            return false;
+        };
+        client.fetch_metadata(None, PARTS[1]).is_ok()
+            || gravest(&client).is_some_and(|problem| !problem.is_distrust())
     }
 
     /// How many partitions a topic has; none if it does not exist.
@@ -111,7 +173,7 @@ impl Topics {
     fn layout(&self, name: &str) -> Result<Option<(u32, u32)>, TopicError> {
         let unavailable =
             |source| TopicError::Unavailable { action: format!("look up topic {name}"), source };
-        let metadata = self.metadata.fetch_metadata(Some(name), ANSWER).map_err(unavailable)?;
+        let metadata = self.ask(name)?;
         let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
             return Ok(None);
         };
@@ -249,6 +311,13 @@ impl Topics {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// What is the matter with a client's connections. Its error events wait in the consumer's queue, one behind another; it
+/// has nothing else to say.
+fn gravest(client: &BaseConsumer<Contact>) -> Option<ContactError> {
+    (0..EVENTS).for_each(|_| drop(client.poll(Duration::ZERO)));
+    client.context().take()
 }
 
 fn create_admin(config: &ClientConfig) -> Result<AdminClient<Quiet>, KafkaError> {

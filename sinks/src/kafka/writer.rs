@@ -23,8 +23,9 @@ use rdkafka::producer::{
     BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
 };
 
-use super::client::{OptionRefused, Options, client_config, log_error, log_line};
+use super::client::{Options, client_config, log_error, log_line};
 use crate::Header;
+use crate::Misconfigured;
 
 /// How long the broker leaves a transaction open whose producer has gone silent; also how long deliveries and
 /// takeovers are waited for.
@@ -46,7 +47,7 @@ pub fn producer_config(
     brokers: &str,
     options: &Options,
     defaults: &[(&str, &str)],
-) -> Result<ClientConfig, OptionRefused> {
+) -> Result<ClientConfig, Misconfigured> {
     let timeout = TRANSACTION_TIMEOUT.as_millis().to_string();
     let owned = [
         ("transaction.timeout.ms", &*timeout),

@@ -8,13 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres::{Client, Config, NoTls, Statement};
+use tokio::time::{Instant, sleep};
+use tokio_postgres::{Client, Statement};
 
-use super::{encode, sql};
+use super::{ConnectError, Target, encode, sql};
+use crate::Misconfigured;
 
-/// How long a connection may take, and how long a backend may take to end.
+/// How long a silent server is waited for, and how long a backend may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Settings of every session. They travel as startup options, which a pooler of transactions refuses: behind one,
@@ -42,6 +42,8 @@ pub(super) struct Backend {
 /// Why something could not be done.
 #[derive(Debug)]
 pub(super) enum Trouble {
+    /// There is no connection.
+    Connect(ConnectError),
     /// The server, or the way to it.
     Store(tokio_postgres::Error),
     /// It took too long; the words say what.
@@ -58,7 +60,7 @@ impl Trouble {
             Trouble::Store(error) => error
                 .code()
                 .is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23")),
-            Trouble::Slow(_) | Trouble::Refused(_) => false,
+            Trouble::Connect(_) | Trouble::Slow(_) | Trouble::Refused(_) => false,
         }
     }
 }
@@ -78,10 +80,23 @@ impl From<tokio_postgres::Error> for Trouble {
     }
 }
 
+impl From<ConnectError> for Trouble {
+    fn from(error: ConnectError) -> Self {
+        Trouble::Connect(error)
+    }
+}
+
+impl From<Misconfigured> for Trouble {
+    fn from(error: Misconfigured) -> Self {
+        Trouble::Connect(error.into())
+    }
+}
+
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let error = match self {
             Trouble::Store(error) => error,
+            Trouble::Connect(error) => return error.fmt(f),
             Trouble::Slow(what) => return write!(f, "{what} took too long"),
             Trouble::Refused(reason) => return f.write_str(reason),
         };
@@ -98,50 +113,42 @@ impl fmt::Display for Trouble {
     }
 }
 
-impl std::error::Error for Trouble {}
-
-/// Reads a `postgres://` address, or a list of `key=value`.
-///
-/// # Errors
-/// If it is none, or demands TLS, which this build does not have. The reason does not repeat it: it has a password.
-pub fn parse_url(url: &str) -> Result<Config, String> {
-    let no_tls = "this build speaks no TLS, and does not go on without where it is demanded";
-    if url.contains("sslmode=verify") {
-        return Err(no_tls.to_owned());
+impl std::error::Error for Trouble {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Trouble::Connect(error) => error.source(),
+            Trouble::Store(_) | Trouble::Slow(_) | Trouble::Refused(_) => None,
+        }
     }
-    let config: Config = url.parse().map_err(|_| "the url is no PostgreSQL address".to_owned())?;
-    if config.get_ssl_mode() == SslMode::Require {
-        return Err(no_tls.to_owned());
-    }
-    Ok(config)
 }
 
 /// Where to connect to, and as what.
 pub(super) struct Address {
-    config: Config,
+    target: Target,
 }
 
 impl Address {
-    /// The address of a sink's sessions, whose tables are in this schema: see [`parse_url`].
+    /// The address of a sink's sessions, whose tables are in this schema: see [`Target::parse`].
     ///
     /// # Errors
     /// If the url is none, or the schema's name would need quotes.
-    pub fn parse(url: &str, schema: Option<&str>, application_name: &str) -> Result<Address, String> {
-        let mut config = parse_url(url)?;
+    pub fn parse(url: &str, schema: Option<&str>, application_name: &str) -> Result<Address, Misconfigured> {
+        let mut target = Target::parse(url)?;
+        let config = target.config();
         let mut options = [config.get_options().unwrap_or_default(), OPTIONS].join(" ");
         if let Some(schema) = schema {
             if !is_plain(schema) {
-                return Err(format!("{schema:?} is no name of a schema: lower-case letters, digits and `_`"));
+                let reason = format!("{schema:?} is no name of a schema: lower-case letters, digits and `_`");
+                return Err(Misconfigured(reason));
             }
             options += &format!(" -c search_path={schema}");
         }
         config
             .options(options)
             .application_name(application_name)
-            .connect_timeout(PATIENCE)
             .tcp_user_timeout(PATIENCE)
             .keepalives_idle(PATIENCE);
-        Ok(Address { config })
+        Ok(Address { target })
     }
 }
 
@@ -154,14 +161,7 @@ fn is_plain(name: &str) -> bool {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PostgreSQL")?;
-        for host in self.config.get_hosts() {
-            match host {
-                Host::Tcp(host) => write!(f, " {host}")?,
-                Host::Unix(path) => write!(f, " {}", path.display())?,
-            }
-        }
-        write!(f, ", database {}", self.config.get_dbname().unwrap_or("of the user's name"))
+        write!(f, "PostgreSQL {}, database {}", self.target.hosts(), self.target.database())
     }
 }
 
@@ -182,10 +182,7 @@ impl Drop for Session {
 impl Session {
     /// Connects to a server that is fit.
     pub async fn connect(address: &Address) -> Result<Session, Trouble> {
-        let connecting = timeout(PATIENCE, address.config.connect(NoTls)).await;
-        let (client, connection) = connecting.map_err(|_| Trouble::Slow("connecting"))??;
-        // What goes wrong with the connection, its client is told.
-        let driver = tokio::spawn(async { drop(connection.await) }).abort_handle();
+        let (client, driver) = address.target.connect().await?;
         let facts = "SELECT pg_is_in_recovery(), current_setting('server_version_num')::integer, pid,
                             (extract(epoch FROM backend_start) * 1000000)::bigint
                      FROM pg_stat_activity WHERE pid = pg_backend_pid()";

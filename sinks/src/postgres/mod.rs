@@ -13,14 +13,20 @@
 //! older starts, after their backends are gone: a round that they have under way is then either committed, and
 //! its progress is read here, or it will find itself fenced.
 
+mod connect_error;
 mod connection;
 mod encode;
+pub mod probe;
 mod progress;
 mod refused;
 mod sql;
 mod staged;
+mod target;
+#[cfg(feature = "tls")]
+mod tls;
 
-pub use connection::parse_url;
+pub use connect_error::ConnectError;
+pub use target::Target;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -451,7 +457,7 @@ impl Sink for PostgresSink {
         let sink = self.config.name.clone();
         let name = format!("{}{}:{}", application_prefix(&sink, start), start.generation, start.process);
         let address = Address::parse(self.config.url.expose(), self.config.schema.as_deref(), &name)
-            .map_err(|reason| self.open_error("PostgreSQL".to_owned(), Trouble::Refused(reason)))?;
+            .map_err(|error| self.open_error("PostgreSQL".to_owned(), error.into()))?;
         let what = address.to_string();
         let runtime =
             Builder::new_current_thread().enable_all().build().map_err(|error| OpenError::Unavailable {
@@ -481,7 +487,7 @@ impl Sink for PostgresSink {
     fn look(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
         let address =
             Address::parse(self.config.url.expose(), self.config.schema.as_deref(), "headwater-status")
-                .map_err(|reason| self.open_error("PostgreSQL".to_owned(), Trouble::Refused(reason)))?;
+                .map_err(|error| self.open_error("PostgreSQL".to_owned(), error.into()))?;
         let looking = progress::look(&address, pipeline, &self.config.name);
         let looked = match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(looking),

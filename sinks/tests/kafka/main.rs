@@ -12,7 +12,8 @@ use headwater_dataflows::Epoch;
 use headwater_sinks::kafka::topics::{TopicError, TopicSpec};
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink, progress_topic};
 use headwater_sinks::{
-    Changes, CommitError, CommitPermit, Generation, Header, Lineage, OpenError, Progress, Shards, Sink,
+    Changes, CommitError, CommitPermit, Generation, Header, Lineage, Misconfigured, OpenError, Progress,
+    Shards, Sink,
 };
 
 use bench::*;
@@ -201,8 +202,10 @@ fn missing_topics_and_owned_options_are_refused_by_name() {
     assert!(!error.contains(&bench.topic), "{error}");
     let mut config = bench.config();
     config.options.insert("acks".to_owned(), "1".into());
-    let error = KafkaSink::new(config).open(&bench.start(1)).expect_err("acks is owned").to_string();
-    assert!(error.contains("`acks`"), "{error}");
+    let error = KafkaSink::new(config).open(&bench.start(1)).expect_err("acks is owned");
+    let mut causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+    let reason = causes.find_map(|cause| cause.downcast_ref::<Misconfigured>());
+    assert!(reason.is_some_and(|reason| reason.0.contains("`acks`")), "{error:?}");
 }
 
 #[test]

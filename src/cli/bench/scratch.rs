@@ -8,7 +8,7 @@ use headwater_sinks::Secret;
 use headwater_sinks::kafka::client::Options;
 use headwater_sinks::kafka::progress_topic;
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
-use tokio_postgres::NoTls;
+use headwater_sinks::postgres::Target;
 
 use crate::config::{Config, LedgerConfig, OutputKind, SourceConfig, StateConfig};
 use crate::topics;
@@ -213,13 +213,9 @@ fn ask(url: &str, statement: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let asked = async {
-            let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
-            let driver = tokio::spawn(connection);
+            let (client, _driver) = Target::parse(url)?.connect().await?;
             client.batch_execute(statement).await?;
-            drop(client);
-            // What goes wrong with the connection, its client has been told.
-            drop(driver.await);
-            Ok::<_, tokio_postgres::Error>(())
+            anyhow::Ok(())
         };
         // Neither the address nor its password may show: the statement is ours.
         let result = tokio::time::timeout(PATIENCE, asked).await;

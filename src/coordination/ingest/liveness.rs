@@ -128,12 +128,14 @@ pub struct Liveness {
     /// How long a transaction may hold it.
     held_warning: Duration,
     moved: Option<(EventTime, Duration)>,
+    /// Since when nothing but the idle timeout has been waited for.
+    silent: Option<Duration>,
 }
 
 impl Liveness {
     /// With these bounds; a transaction may hold the watermark for `held_warning`.
     pub fn new(bound: Duration, held_warning: Duration) -> Liveness {
-        Liveness { bound, held_warning, moved: None }
+        Liveness { bound, held_warning, moved: None, silent: None }
     }
 
     /// Takes in the watermark at `now` and the slowest partition that is not idle; what holds it up, if anything does
@@ -160,14 +162,22 @@ impl Liveness {
         };
         let stood = now.saturating_sub(since);
         let memory = permission != ReadPermission::All;
-        // Transactions may follow each other, each of them short.
-        let held = match slowest.waiting {
-            Waiting::Transaction { for_ms, .. } if !memory => {
-                Duration::from_millis(for_ms) < self.held_warning && stood <= self.held_warning + self.bound
+        let silent = matches!(slowest.waiting, Waiting::Silence);
+        let silent_for = match (silent, self.silent) {
+            (true, since) => now.saturating_sub(*self.silent.insert(since.unwrap_or(now))),
+            (false, _) => {
+                self.silent = None;
+                Duration::ZERO
             }
+        };
+        // An ordinary transaction ends soon, and so does the time after which a partition is idle.
+        let passes = match slowest.waiting {
+            Waiting::Transaction { for_ms, .. } => Duration::from_millis(for_ms) < self.held_warning,
+            Waiting::Silence => silent_for <= self.bound,
             _ => false,
         };
-        let overdue = stood > self.bound && !held;
+        // They may follow each other, each of them short.
+        let overdue = stood > self.bound && (memory || !passes || stood > self.held_warning + self.bound);
         let for_ms = u64::try_from(stood.as_millis()).unwrap_or(u64::MAX);
         overdue.then_some(Stall { slowest, for_ms, unfinal: memory.then_some(unfinal) })
     }

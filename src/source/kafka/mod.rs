@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Offset, Partition};
-use headwater_sinks::kafka::client::{Options, Quiet, client_config};
+use headwater_sinks::kafka::client::{Options, Quiet, client_config, creation_error};
 use headwater_sinks::kafka::topics::{TopicError, Topics};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -102,10 +102,7 @@ impl KafkaSource {
     pub fn open(config: KafkaSourceConfig) -> Result<KafkaSource, SourceError> {
         let topic = &config.topic;
         let partitions = check_topic(&config)?;
-        // Never assigned a partition: it asks, and commits.
-        let group: BaseConsumer<Quiet> = consumer_config(&config, partitions)?
-            .create_with_context(Quiet)
-            .map_err(|error| unavailable("set up a consumer", error))?;
+        let group = asking_consumer(&config, partitions)?;
         // A consumer that reads committed records is told the last stable offset as the end.
         let ends = (0..partitions)
             .map(|partition| settled(|| group.fetch_watermarks(topic, kafka(partition), ANSWER)))
@@ -134,6 +131,21 @@ impl KafkaSource {
         let before = Mutex::default();
         Ok(KafkaSource { config, start, stop, lows, before, ends: known, committer, _asking: asking })
     }
+}
+
+/// Tries whether a topic can be read, by asking everything that opening it asks; says how many partitions it has.
+///
+/// # Errors
+/// If something is missing or not permitted.
+pub fn probe(config: &KafkaSourceConfig) -> Result<u32, SourceError> {
+    let partitions = check_topic(config)?;
+    let group = asking_consumer(config, partitions)?;
+    for partition in 0..partitions {
+        settled(|| group.fetch_watermarks(&config.topic, kafka(partition), ANSWER))
+            .map_err(|error| unavailable(format!("read the ends of topic {}", config.topic), error))?;
+    }
+    committed(&group, &config.topic, partitions)?;
+    Ok(partitions)
 }
 
 impl Source for KafkaSource {
@@ -270,10 +282,7 @@ fn unrecorded(
 /// How many partitions the topic has; refuses one that cannot be read exactly.
 fn check_topic(config: &KafkaSourceConfig) -> Result<u32, SourceError> {
     let KafkaSourceConfig { brokers, topic, options, .. } = config;
-    let failed = |error: TopicError| match error {
-        TopicError::Option(refused) => SourceError::Refused(refused.to_string()),
-        other => unavailable(format!("look up topic {topic}"), other),
-    };
+    let failed = |error: TopicError| unavailable("open its topic", error);
     match Topics::connect(brokers, options).and_then(|topics| topics.describe(topic)).map_err(failed)? {
         None => Err(SourceError::Refused(format!(
             "there is no topic {topic}; `headwater topics create` creates what is missing"
@@ -309,7 +318,15 @@ fn consumer_config(config: &KafkaSourceConfig, partitions: u32) -> Result<Client
         ("fetch.wait.max.ms", stats::FETCH_WAIT_MS),
     ];
     client_config(&config.brokers, &config.options, &defaults, &owned)
-        .map_err(|refused| SourceError::Refused(refused.to_string()))
+        .map_err(|error| unavailable("set up a consumer", error))
+}
+
+/// A consumer that is never assigned a partition: it asks, and commits.
+fn asking_consumer(config: &KafkaSourceConfig, partitions: u32) -> Result<BaseConsumer<Quiet>, SourceError> {
+    let client = consumer_config(config, partitions)?;
+    client
+        .create_with_context(Quiet)
+        .map_err(|error| unavailable("set up a consumer", creation_error(&client, error)))
 }
 
 /// By partition, the group's offset, if it has one.

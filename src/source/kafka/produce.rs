@@ -8,7 +8,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use headwater_sinks::kafka::client::{OptionRefused, Options, client_config, log_error, log_line};
+use headwater_sinks::Misconfigured;
+use headwater_sinks::kafka::client::{Options, client_config, creation_error, log_error, log_line};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -54,9 +55,9 @@ pub struct Report {
 /// Why records could not be produced.
 #[derive(Debug, Error)]
 pub enum ProduceError {
-    /// An option must not be set.
-    #[error(transparent)]
-    Option(#[from] OptionRefused),
+    /// The client's options cannot be used.
+    #[error("cannot connect to Kafka")]
+    Option(#[from] Misconfigured),
     /// The cluster did not take a record, or could not be reached.
     #[error("cannot produce to topic {topic}: {reason}")]
     Failed {
@@ -122,9 +123,9 @@ impl Producer {
             slowest: AtomicU64::new(0),
             failure: Mutex::new(None),
         };
-        let producer = config.create_with_context(deliveries).map_err(|error: KafkaError| {
-            ProduceError::Failed { topic: topic.to_owned(), reason: error.to_string() }
-        })?;
+        let producer = config
+            .create_with_context(deliveries)
+            .map_err(|error: KafkaError| creation_error(&config, error))?;
         Ok(Producer { topic: topic.to_owned(), producer, sent: 0 })
     }
 

@@ -8,6 +8,7 @@
 //! name the next offset that will be fetched, and once the partition's queue has been found empty after that, all
 //! records before that offset have been handed out.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub(super) struct KafkaReader {
     /// Which partition is read first next time, so that none waits for ever behind a busy one.
     first: usize,
     ends: Ends,
+    /// How often each error of a partition came that does not end reading.
+    errors: HashMap<String, u64>,
 }
 
 /// One partition.
@@ -107,7 +110,8 @@ impl KafkaReader {
         config.set("statistics.interval.ms", stats::INTERVAL_MS);
         let consumer: Arc<BaseConsumer<Watch>> = Arc::new(config.create_with_context(watch).map_err(failed)?);
         let (topic, stop) = (topic.to_owned(), stop.to_vec());
-        Ok(KafkaReader { lanes: Vec::new(), consumer, topic, stop, first: 0, ends: ends.clone() })
+        let (lanes, errors, ends) = (Vec::new(), HashMap::new(), ends.clone());
+        Ok(KafkaReader { lanes, consumer, topic, stop, first: 0, ends, errors })
     }
 
     /// Reads a partition from an offset on. The record before it must have the timestamp `before`, if that is known.
@@ -228,17 +232,24 @@ impl KafkaReader {
     }
 
     /// The same for an error of one partition, which may say that its position is not in the log any more.
-    fn judge_partition(&self, lane: usize, error: &KafkaError) -> Result<(), SourceError> {
+    fn judge_partition(&mut self, lane: usize, error: &KafkaError) -> Result<(), SourceError> {
         use RDKafkaErrorCode as Code;
         let lost = matches!(
             error.rdkafka_error_code(),
             Some(Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::NoOffset | Code::LogTruncation)
         );
-        if !lost {
-            return self.judge(error);
-        }
         let Lane { partition: Partition(partition), position, .. } = self.lanes[lane];
         let topic = &self.topic;
+        if let Some(way_on) = unreadable(error) {
+            return Err(SourceError::Refused(format!(
+                "cannot read what {topic} partition {partition} has at offset {position} or after it: {error}; {way_on}"
+            )));
+        }
+        if !lost {
+            self.judge(error)?;
+            self.note(partition, error);
+            return Ok(());
+        }
         let log = match self.consumer.fetch_watermarks(topic, kafka(partition), ANSWER) {
             Ok((low, end)) => format!("its log has offsets {low} to {end}"),
             Err(error) => format!("its log cannot be asked: {error}"),
@@ -248,6 +259,34 @@ impl KafkaReader {
              they were read, or the topic was created anew; `--accept-loss {topic}:{partition}` goes on at the first offset \
              there is, without those before it"
         )))
+    }
+
+    /// Logs an error of a partition that does not end reading: the first of its kind, then every hundredth.
+    fn note(&mut self, partition: u32, error: &KafkaError) {
+        let count = self.errors.entry(error.to_string()).or_default();
+        *count += 1;
+        if *count % 100 == 1 {
+            tracing::warn!(topic = self.topic, partition, count, %error, "a partition has an error; reading goes on");
+        }
+    }
+}
+
+/// What to do about an error that stays however often the partition is read, if it is one: librdkafka would go on after
+/// the records.
+fn unreadable(error: &KafkaError) -> Option<&'static str> {
+    use RDKafkaErrorCode as Code;
+    match error.rdkafka_error_code()? {
+        Code::NotImplemented | Code::UnsupportedCompressionType | Code::BadCompression => Some(
+            "they are compressed as this program cannot decompress: it reads none, gzip, snappy, lz4 and zstd; have \
+             them produced anew, with another `compression.type`",
+        ),
+        Code::BadMessage | Code::InvalidMessage => {
+            Some("they are damaged; check the broker's disk and log, and have them produced anew")
+        }
+        Code::MessageSizeTooLarge => {
+            Some("they are too large to be fetched; set `receive.message.max.bytes` in `[source.options]`")
+        }
+        _ => None,
     }
 }
 
@@ -443,6 +482,20 @@ mod tests {
         let consumer: BaseConsumer<Watch> = config.create_with_context(watch).expect("a client");
         let queue = Arc::new(consumer).split_partition_queue("t", 0).expect("a queue");
         Lane::new(Partition(0), queue, 7, None, None)
+    }
+
+    /// Those of the first line would otherwise be passed over with their records, and nobody would know.
+    #[test]
+    fn errors_that_stay_are_told_from_those_that_pass() {
+        use RDKafkaErrorCode as Code;
+        let of = |code| unreadable(&KafkaError::MessageConsumption(code));
+        for code in [Code::NotImplemented, Code::BadCompression, Code::BadMessage, Code::MessageSizeTooLarge]
+        {
+            assert!(of(code).is_some(), "{code}");
+        }
+        for code in [Code::BrokerTransportFailure, Code::NotLeaderForPartition, Code::OffsetOutOfRange] {
+            assert_eq!(of(code), None, "{code}");
+        }
     }
 
     fn seen(leader: i32, fresh: bool) -> Seen {

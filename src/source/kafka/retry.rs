@@ -16,7 +16,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use headwater_sinks::Header;
-use headwater_sinks::kafka::client::{OptionRefused, Options, Quiet, client_config};
+use headwater_sinks::Misconfigured;
+use headwater_sinks::kafka::client::{Options, Quiet, client_config};
 use headwater_sinks::kafka::topics::{TopicError, TopicSpec, Topics};
 use headwater_sinks::kafka::writer::{Outgoing, Trouble, Writer, producer_config};
 use rdkafka::Message;
@@ -47,7 +48,7 @@ pub enum RetryError {
     Topic(#[from] TopicError),
     /// An option must not be set.
     #[error(transparent)]
-    Option(#[from] OptionRefused),
+    Option(#[from] Misconfigured),
     /// The cluster could not be reached, or answered with an error.
     #[error("cannot {action}")]
     Kafka {

@@ -1,0 +1,88 @@
+//! What a sink or a ledger needs of a PostgreSQL database, asked without changing anything.
+
+use tokio::runtime::Builder;
+use tokio::time::timeout;
+
+use super::ROUND;
+use super::connection::{Address, Session, Trouble};
+use crate::tables::TABLES;
+
+/// The tables of a sink, beside those of its outputs.
+const OWN: [&str; 2] = ["headwater_migrations", "headwater_progress"];
+
+/// What is in the way of using a database.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Obstacle(#[from] Trouble);
+
+/// Whether a sink can connect, and write its tables or make them.
+///
+/// # Errors
+/// If not: what is in the way, and what to do.
+pub fn sink(url: &str, schema: Option<&str>) -> Result<String, Obstacle> {
+    let outputs = TABLES.iter().map(|table| table.name);
+    probe(url, schema, &OWN.into_iter().chain(outputs).collect::<Vec<_>>())
+}
+
+/// The same for tables of these names, where the connection puts tables.
+///
+/// # Errors
+/// If not: what is in the way, and what to do.
+pub fn tables(url: &str, names: &[&str]) -> Result<String, Obstacle> {
+    probe(url, None, names)
+}
+
+fn probe(url: &str, schema: Option<&str>, names: &[&str]) -> Result<String, Obstacle> {
+    let address = Address::parse(url, schema, "headwater-check").map_err(Trouble::from)?;
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Trouble::Refused(format!("cannot start a runtime: {error}")))?;
+    let asking = async { timeout(ROUND, ask(&address, schema, names)).await };
+    Ok(runtime.block_on(asking).unwrap_or(Err(Trouble::Slow("asking for permissions")))?)
+}
+
+async fn ask(address: &Address, schema: Option<&str>, names: &[&str]) -> Result<String, Trouble> {
+    const FACTS: &str = "
+        SELECT current_user::text, coalesce($1, current_schema()::text, ''), current_setting('server_version'),
+               EXISTS (SELECT FROM pg_namespace WHERE nspname = coalesce($1, current_schema()::text)),
+               has_database_privilege(current_database(), 'CREATE'),
+               coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
+    const SCHEMA: &str = "
+        SELECT has_schema_privilege($1, 'CREATE'),
+               ARRAY(SELECT name FROM unnest($2::text[]) AS name WHERE to_regclass(format('%I.%I', $1, name)) IS NULL),
+               ARRAY(SELECT format('%s on %s', privilege, name)
+                     FROM unnest($2::text[]) AS name, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
+                     WHERE to_regclass(format('%I.%I', $1, name)) IS NOT NULL
+                       AND NOT has_table_privilege(format('%I.%I', $1, name), privilege))";
+    let session = Session::connect(address).await?;
+    let facts = session.client.query_one(FACTS, &[&schema]).await?;
+    let (user, schema, version): (String, String, String) = (facts.get(0), facts.get(1), facts.get(2));
+    let (exists, may_make, tls): (bool, bool, bool) = (facts.get(3), facts.get(4), facts.get(5));
+    let refused = |reason| Err(Trouble::Refused(reason));
+    let server = format!("PostgreSQL {version}{}", if tls { ", TLS" } else { ", not encrypted" });
+    if !exists {
+        return match may_make {
+            true => Ok(format!("{server}; schema {schema} will be made")),
+            false => refused(format!(
+                "there is no schema {schema:?}, and {user} must not make one: CREATE SCHEMA {schema} AUTHORIZATION {user}"
+            )),
+        };
+    }
+    let facts = session.client.query_one(SCHEMA, &[&schema, &names]).await?;
+    let (may_create, missing, denied): (bool, Vec<String>, Vec<String>) =
+        (facts.get(0), facts.get(1), facts.get(2));
+    if !missing.is_empty() && !may_create {
+        return refused(format!(
+            "{user} must not make the tables {} in schema {schema}: GRANT CREATE ON SCHEMA {schema} TO {user}",
+            missing.join(", ")
+        ));
+    }
+    if !denied.is_empty() {
+        return refused(format!("{user} lacks privileges: GRANT {} TO {user}", denied.join(", ")));
+    }
+    let tables = match missing.len() {
+        0 => "tables are there".to_owned(),
+        all if all == names.len() => "tables will be made".to_owned(),
+        some => format!("{some} of {} tables will be made", names.len()),
+    };
+    Ok(format!("{server}; schema {schema}, {tables}"))
+}

@@ -1,0 +1,67 @@
+//! Redis as a state store: TLS, users, and servers that do not say whether they keep what they are given.
+
+use crate::{Services, closed, fails, headwater, silent};
+
+fn config(state: &str) -> String {
+    format!(
+        "pipeline = \"connections\"\n[source]\nkind = \"generator\"\nrecords = 2000\n[sinks.sqlite]\npath = \"out.db\"\n\
+         [ledger]\nkind = \"sqlite\"\npath = \"ledger.db\"\n[checkpoint]\n[state]\nkind = \"redis\"\n{state}\n"
+    )
+}
+
+#[test]
+fn redis_is_connected_to_by_tls_and_user_and_fails_closed() {
+    let services = Services::up(&["tls", "redis"]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let encrypted = services.of("TEST_REDIS_TLS");
+    let ca = format!("ca_file = \"{}\"", services.file("ca.pem"));
+    let at = |user: &str, more: &str| config(&format!("url = \"rediss://{user}{encrypted}/0\"\n{more}"));
+    let certificate = format!(
+        "{ca}\ncert_file = \"{}\"\nkey_file = \"{}\"",
+        services.file("certified.pem"),
+        services.file("certified.key")
+    );
+    let assumed = format!("{ca}\ndurability = \"assumed\"");
+    for right in [
+        at("", &ca),
+        at("ops:ops-secret@", &ca),
+        at("ops:ops-secret@", &certificate),
+        at("app:app-secret@", &assumed),
+    ] {
+        let ended = headwater(dir.path(), &["check", "--connect"], &right);
+        assert_eq!(ended.code, Some(0), "{ended:?}\n{right}");
+    }
+    let ended = headwater(dir.path(), &["run"], &at("app:app-secret@", &assumed));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.err.contains("the operator's word"), "{}", ended.err);
+
+    let other = format!("ca_file = \"{}\"", services.file("other-ca.pem"));
+    let plain = services.of("TEST_REDIS").trim_start_matches("redis://").trim_end_matches('/').to_owned();
+    let by_name = encrypted.replace("127.0.0.1", "localhost");
+    for (wrong, code, words) in [
+        (at("", &other), 1, "is not trusted: check that `state.ca_file`"),
+        (config(&format!("url = \"rediss://{by_name}/0\"\n{ca}")), 1, "for another host name"),
+        (at("ops:wrong@", &ca), 1, "does not accept user and password"),
+        (at("app:app-secret@", &ca), 1, "set `state.durability = \"assumed\"`"),
+        (at("", &ca.replace("ca.pem", "none.pem")), 2, "none.pem cannot be read"),
+        (config(&format!("url = \"rediss://{plain}/0\"\n{ca}")), 1, "and whether it speaks TLS on this port"),
+        (config(&format!("url = \"redis://{encrypted}/0\"")), 1, "it may expect TLS on this port"),
+        (config(&format!("url = \"redis://127.0.0.1:{}/0\"", closed())), 1, "refuses connections"),
+        (config("url = \"redis://nowhere.invalid/0\""), 1, "has an unknown host name"),
+    ] {
+        fails(dir.path(), &wrong, code, words);
+    }
+    let (_listener, port) = silent();
+    fails(
+        dir.path(),
+        &config(&format!("url = \"redis://127.0.0.1:{port}/0\"")),
+        1,
+        "does not answer in time",
+    );
+    fails(
+        dir.path(),
+        &config(&format!("url = \"rediss://127.0.0.1:{port}/0\"\n{ca}")),
+        1,
+        "does not answer in time",
+    );
+}
