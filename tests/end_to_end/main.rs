@@ -12,6 +12,8 @@ mod faults;
 mod files;
 mod kafka;
 mod live;
+mod liveness;
+mod liveness_files;
 mod lost_input;
 mod postgres;
 mod proxy;
