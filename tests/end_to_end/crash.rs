@@ -119,7 +119,7 @@ pub fn refused(command: &mut Command, why: &str) {
 }
 
 /// Every row of every table, as text, sorted.
-fn rows(database: &Path) -> Vec<String> {
+pub fn rows(database: &Path) -> Vec<String> {
     let connection = rusqlite::Connection::open(database).expect("a database");
     let mut all = Vec::new();
     for table in ["events", "alerts", "window_aggregates", "dead_letters"] {
@@ -135,7 +135,8 @@ fn rows(database: &Path) -> Vec<String> {
     all
 }
 
-fn newest(database: &Path, query: &str) -> i64 {
+/// The number that a query gives; 0 for none, also before there is a table.
+pub fn newest(database: &Path, query: &str) -> i64 {
     let connection = rusqlite::Connection::open(database).expect("a database");
     connection.query_row(query, [], |row| row.get::<_, Option<i64>>(0)).ok().flatten().unwrap_or(0)
 }

@@ -105,7 +105,8 @@ pub fn produce(topic: &str, settings: &GeneratorSettings, records: u64, recorded
     Stream::new(&brokers(), topic, settings, recorded).produce(records);
 }
 
-fn base64(bytes: &[u8]) -> String {
+/// Base64, as the oracle reads values.
+pub fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {

@@ -13,6 +13,8 @@ mod files;
 mod input;
 mod kafka;
 mod live;
+mod liveness;
+mod liveness_files;
 mod lost_input;
 mod postgres;
 mod proxy;

@@ -1,0 +1,408 @@
+//! Final results go on, whatever one partition or one clock does; what holds them up is named, and nothing is late
+//! because of somebody else.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use headwater_sinks::kafka::topics::TopicSpec;
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use serde_json::Value;
+
+use crate::common::{Expected, gather, headwater, succeed};
+use crate::kafka::{base64, brokers, topics};
+use crate::live::{Running, get, metric, wait_for};
+
+/// 2023-11-14T22:00:00Z: event times lie in the past.
+const T: i64 = 1_699_999_200_000;
+
+/// The timestamp that has the producer take the wall clock.
+const NOW: i64 = 0;
+
+const TEN_SECONDS: Duration = Duration::from_secs(10);
+
+const SECONDS: &str = "[[windows]]\nname = \"w\"\nkind = \"tumbling\"\nsize = \"1s\"\n";
+
+const FINALS: &str = "SELECT count(*) FROM window_aggregates WHERE final";
+const EVENTS: &str = "SELECT count(*) FROM events";
+const HELD: &str = "headwater_partition_held_seconds{partition=\"0\"}";
+const LATE: &str = "SELECT count(*) FROM dead_letters WHERE reason = 'late'";
+
+/// The triggering event of each alert that stands.
+const ALERTS: &str = "SELECT group_concat(row, ', ') FROM (SELECT rule || ' ' || \"key\" || ' ' || \
+    json_extract(event_ids, '$[#-1]') AS row FROM alerts WHERE status <> 'revoked' ORDER BY row)";
+
+fn event(id: &str, user: &str, time: i64) -> String {
+    format!(r#"{{"event_id":"{id}","event_type":"transaction","user_id":"{user}","event_time":{time}}}"#)
+}
+
+fn wall_ms() -> i64 {
+    let since = std::time::UNIX_EPOCH.elapsed().expect("after 1970");
+    i64::try_from(since.as_millis()).expect("milliseconds fit")
+}
+
+fn producer(id: Option<&str>) -> BaseProducer {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers()).set("linger.ms", "0");
+    if let Some(id) = id {
+        config.set("transactional.id", id);
+    }
+    let producer: BaseProducer = config.create().expect("a producer");
+    if id.is_some() {
+        producer.init_transactions(TEN_SECONDS).expect("it takes the id");
+    }
+    producer
+}
+
+/// A pipeline from a topic of its own into SQLite.
+struct Pipeline {
+    dir: tempfile::TempDir,
+    topic: String,
+    producer: BaseProducer,
+}
+
+impl Pipeline {
+    /// Its configuration ends with these sections, in which DIR stands for its directory.
+    fn new(name: &str, partitions: u32, sections: &str) -> Pipeline {
+        let (dir, topic) =
+            (tempfile::tempdir().expect("a directory"), format!("{name}-{}", std::process::id()));
+        // Records with old timestamps are not to be removed meanwhile.
+        let spec = TopicSpec::new(&topic, partitions).with("retention.ms", "-1");
+        topics(&brokers()).create(&[spec]).expect("created");
+        let place = dir.path().to_str().expect("UTF-8");
+        let text = format!(
+            "pipeline = {topic:?}\n[source]\nkind = \"kafka\"\nbrokers = {:?}\ntopic = {topic:?}\n\
+             [sinks.sqlite]\npath = \"{place}/results.db\"\ncommit_interval = \"20ms\"\n\
+             [http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n{}",
+            brokers(),
+            sections.replace("DIR", place)
+        );
+        fs::write(dir.path().join("run.toml"), text).expect("written");
+        Pipeline { dir, topic, producer: producer(None) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = headwater(&["run"]);
+        command.arg(self.path("run.toml")).args(arguments);
+        command
+    }
+
+    fn start(&self, arguments: &[&str]) -> Running {
+        Running::start(self.command(arguments), self.path("run.log"))
+    }
+
+    fn send_by(&self, producer: &BaseProducer, partition: i32, timestamp: i64, value: Option<&str>) {
+        let record = BaseRecord::<[u8], str>::to(&self.topic).partition(partition).timestamp(timestamp);
+        let record = value.into_iter().fold(record, BaseRecord::payload);
+        producer.send(record).map_err(|(error, _)| error).expect("it is queued");
+        producer.poll(Duration::ZERO);
+    }
+
+    fn send(&self, partition: i32, value: &str) {
+        self.send_by(&self.producer, partition, NOW, Some(value));
+    }
+
+    fn flush(&self) {
+        self.producer.flush(TEN_SECONDS).expect("it is written");
+    }
+
+    /// The first column of a query of one row.
+    fn ask<X: rusqlite::types::FromSql>(&self, database: &str, query: &str) -> Option<X> {
+        let connection = rusqlite::Connection::open(self.path(database)).expect("a database");
+        connection.busy_timeout(TEN_SECONDS).expect("set");
+        // Before the first commit there are no tables.
+        connection.query_row(query, [], |row| row.get::<_, Option<X>>(0)).ok().flatten()
+    }
+
+    fn count(&self, query: &str) -> i64 {
+        self.ask("results.db", query).unwrap_or(0)
+    }
+
+    fn wait_count(&self, query: &str, expected: i64) {
+        wait_for(query, || (self.count(query) == expected).then_some(()));
+    }
+}
+
+fn stops_well(mut run: Running) {
+    run.terminate();
+    run.ends_well();
+}
+
+fn is_ready(run: &mut Running) {
+    let address = run.address();
+    wait_for("readiness", || (get(address, "/readyz").0 == 200).then_some(()));
+}
+
+/// How many lines of a log have this level and message, because of a transaction.
+fn logged(run: &Running, level: &str, message: &str) -> usize {
+    let log = run.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let named = |fields: &Value| fields["message"] == message && fields["cause"] == "transaction";
+    lines.filter(|line| line["level"] == level && named(&line["fields"])).count()
+}
+
+#[test]
+fn a_partition_of_rejected_records_holds_no_window() {
+    let pipeline = Pipeline::new("junk", 2, &format!("[time]\nmax_out_of_orderness = \"1s\"\n{SECONDS}"));
+    let mut run = pipeline.start(&["-w", "2"]);
+    let junk = |n: i64| match n % 3 {
+        0 => pipeline.send(1, "heartbeat"),
+        1 => pipeline.send_by(&pipeline.producer, 1, NOW, None),
+        _ => pipeline.send(1, &event(&format!("future-{n}"), "b", wall_ms() + 3_600_000)),
+    };
+    for n in 0..50 {
+        pipeline.send(0, &event(&format!("a{n}"), "a", T + 200 * n));
+        junk(n);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // Partition 0 has ended at T + 9.8 s.
+    let mut n = 50;
+    wait_for("final windows while the junk goes on", || {
+        n += 1;
+        junk(n);
+        (pipeline.count(&format!("{FINALS} AND \"key\" = 'a' AND count = 5")) >= 8).then_some(())
+    });
+    is_ready(&mut run);
+    stops_well(run);
+    assert_eq!(pipeline.count(EVENTS), 50);
+    assert_eq!(pipeline.count("SELECT count(*) FROM dead_letters WHERE partition = 0 OR reason = 'late'"), 0);
+    assert_eq!(pipeline.count(FINALS), 8);
+}
+
+/// A transaction is open at offset 1 of partition 0; partition 1 has 30 s of events.
+fn with_an_open_transaction(name: &str, sections: &str) -> (Pipeline, Running, BaseProducer) {
+    let pipeline = Pipeline::new(name, 2, &format!("{sections}{SECONDS}[patterns.rapid_fire_burst]\n"));
+    let mut run = pipeline.start(&["-w", "2"]);
+    pipeline.send(0, &event("p0", "other", T));
+    pipeline.flush();
+    let upstream = producer(Some(&pipeline.topic));
+    upstream.begin_transaction().expect("it begins");
+    pipeline.send_by(&upstream, 0, NOW, Some(&event("open", "other", T + 1)));
+    upstream.flush(TEN_SECONDS).expect("it is written");
+    // After a second partition 0 is not idle, whatever it was before.
+    is_ready(&mut run);
+    let address = run.address();
+    wait_for("the held partition", || (metric(address, HELD) >= 1.0).then_some(()));
+    for n in 0..120 {
+        pipeline.send(1, &event(&format!("p1-{n}"), "thief", T + 250 * n));
+    }
+    pipeline.flush();
+    pipeline.wait_count(EVENTS, 121);
+    wait_for("the alert", || {
+        (pipeline.ask::<String>("results.db", ALERTS)? == "rapid_fire_burst thief p1-9").then_some(())
+    });
+    (pipeline, run, upstream)
+}
+
+#[test]
+fn an_open_transaction_holds_final_results_alone_and_is_named() {
+    let (pipeline, mut run, upstream) = with_an_open_transaction("held", "[time]\nheld_warning = \"2s\"\n");
+    assert_eq!(pipeline.count(FINALS), 0);
+    let address = run.address();
+    let body = wait_for("503 for the transaction", || {
+        let (status, body) = get(address, "/readyz");
+        let body: Value = serde_json::from_str(&body).expect("JSON");
+        (status == 503 && body["stalled"].to_string().contains("transaction")).then_some(body)
+    });
+    let reason = body["reason"].as_str().expect("text");
+    let names = "source partition 0 is held by a transaction that is open at offset 1 for ";
+    assert!(reason.contains(names), "{reason}");
+    assert_eq!(metric(address, "headwater_stalled{cause=\"transaction\"}"), 1.0);
+    assert!(metric(address, HELD) > 0.0);
+    assert_eq!(metric(address, "headwater_partition_held_seconds{partition=\"1\"}"), 0.0);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(logged(&run, "WARN", "stalled"), 1, "{}", run.log());
+    assert_eq!(logged(&run, "INFO", "no longer stalled"), 0, "{}", run.log());
+    assert_eq!(pipeline.count(FINALS), 0);
+
+    upstream.abort_transaction(TEN_SECONDS).expect("it aborts");
+    is_ready(&mut run);
+    wait_for("the end of the stall in the log", || {
+        (logged(&run, "INFO", "no longer stalled") == 1).then_some(())
+    });
+    // W is 5 s and 1 ms behind the last event.
+    pipeline.wait_count(&format!("{FINALS} AND \"key\" = 'thief'"), 24);
+    assert_eq!(metric(address, "headwater_stalled{cause=\"transaction\"}"), 0.0);
+    assert_eq!(metric(address, HELD), 0.0);
+    stops_well(run);
+    assert_eq!(pipeline.count(EVENTS), 121);
+    assert_eq!(pipeline.count("SELECT count(*) FROM dead_letters"), 0);
+}
+
+#[test]
+fn after_held_timeout_final_results_go_on_and_its_records_are_late() {
+    let begun = Instant::now();
+    let (pipeline, run, upstream) = with_an_open_transaction("timeout", "[time]\nheld_timeout = \"4s\"\n");
+    pipeline.wait_count(&format!("{FINALS} AND \"key\" = 'thief'"), 24);
+    assert!(begun.elapsed() >= Duration::from_secs(4), "they wait for the transaction until then");
+    assert_eq!(pipeline.count("SELECT count(*) FROM dead_letters"), 0);
+    upstream.commit_transaction(TEN_SECONDS).expect("it commits");
+    pipeline.wait_count(LATE, 1);
+    for n in 120..160 {
+        pipeline.send(1, &event(&format!("p1-{n}"), "thief", T + 250 * n));
+    }
+    pipeline.wait_count(&format!("{FINALS} AND \"key\" = 'thief'"), 34);
+    stops_well(run);
+    assert_eq!(pipeline.count(&format!("{LATE} AND partition = 0 AND \"offset\" = 1")), 1);
+    assert_eq!(pipeline.count("SELECT count(*) FROM dead_letters"), 1);
+}
+
+#[test]
+fn a_fast_clock_makes_nobody_elses_records_late() {
+    let pipeline = Pipeline::new("fast", 2, "[patterns.rapid_fire_burst]\n");
+    let run = pipeline.start(&["-w", "2"]);
+    let send = |id: &str, user: &str, turn: i64, begin: i64, ahead: i64| {
+        for partition in 0..2 {
+            let (id, written) = (format!("{id}{partition}-{turn}"), T + begin + 100 * turn);
+            let value = event(&id, user, written + ahead);
+            pipeline.send_by(&pipeline.producer, partition, written, Some(&value));
+        }
+        pipeline.flush();
+    };
+    (0..5).for_each(|turn| send("h", "honest", turn, 0, 0));
+    send("fast", "fast", 0, 500, 290_000);
+    pipeline.wait_count(EVENTS, 12);
+    // Both partitions become idle.
+    std::thread::sleep(Duration::from_millis(1500));
+    (0..20).for_each(|turn| send("t", "thief", turn, 2000, 0));
+    pipeline.wait_count(EVENTS, 52);
+    stops_well(run);
+    assert_eq!(pipeline.count("SELECT count(*) FROM dead_letters"), 0);
+    let alerts: Option<String> = pipeline.ask("results.db", ALERTS);
+    assert_eq!(alerts.as_deref(), Some("rapid_fire_burst honest h1-4, rapid_fire_burst thief t1-4"));
+}
+
+#[test]
+fn records_without_a_timestamp_are_held_against_the_wall_clock_alone() {
+    let pipeline = Pipeline::new("untimed", 1, "");
+    let now = wall_ms();
+    for (id, timestamp, time) in [
+        ("none", -1, T),
+        ("oldest", 1, T + 1),
+        ("seconds", T / 1000, T + 2),
+        ("right", T, T + 3),
+        ("ahead-of-wall", -1, now + 3_600_000),
+        ("ahead-of-record", T, T + 300_001),
+    ] {
+        pipeline.send_by(&pipeline.producer, 0, timestamp, Some(&event(id, "u1", time)));
+        pipeline.flush();
+    }
+    succeed(&mut pipeline.command(&["--until-end", "--close"]));
+    let ids = "SELECT group_concat(event_id) FROM (SELECT event_id FROM events ORDER BY \"offset\")";
+    let ids: Option<String> = pipeline.ask("results.db", ids);
+    assert_eq!(ids.as_deref(), Some("none,oldest,seconds,right"));
+    let letter = |offset: i64, column: &str| -> String {
+        let query =
+            format!("SELECT {column} FROM dead_letters WHERE \"offset\" = {offset} AND reason = 'future'");
+        pipeline.ask("results.db", &query).expect("a dead letter")
+    };
+    assert_eq!(letter(4, "timestamp"), "1969-12-31T23:59:59.999Z", "the producer has kept the -1");
+    let beyond = "more than 300000 ms (time.max_future_skew) beyond";
+    let message = letter(4, "message");
+    assert!(message.contains(&format!("{beyond} the wall time when it was read, 2")), "{message}");
+    assert_eq!(
+        letter(5, "message"),
+        format!(
+            "event_time 2023-11-14T22:05:00.001Z lies in the future, {beyond} its record's timestamp, \
+             2023-11-14T22:00:00.000Z"
+        )
+    );
+}
+
+#[test]
+fn silence_of_all_partitions_closes_windows_also_across_kills() {
+    let sections = format!(
+        "[time]\nmax_out_of_orderness = \"1s\"\nidle_advance = \"2s\"\n{SECONDS}[patterns.rapid_fire_burst]\n\
+         [ledger]\nkind = \"sqlite\"\n\
+         path = \"DIR/ledger.db\"\n[checkpoint]\ninterval = \"1s\"\n[state]\npath = \"DIR/state\"\n"
+    );
+    let pipeline = Pipeline::new("silence", 2, &sections);
+    let mut records = String::new();
+    let mut offsets = [0; 2];
+    let mut send = |partition: usize, time: i64| {
+        let offset = offsets[partition];
+        offsets[partition] += 1;
+        let value = event(&format!("{partition}-{offset}"), &format!("user-{partition}"), time);
+        pipeline.send_by(&pipeline.producer, partition as i32, time, Some(&value));
+        records += &format!(
+            "{{\"partition\":{partition},\"offset\":{offset},\"timestamp\":{time},\"key\":null,\"value\":\"{}\"}}\n",
+            base64(value.as_bytes())
+        );
+    };
+    let bindings = pipeline.path("bindings.ndjson").display().to_string();
+    let start = |workers: &str| {
+        let recorded = "SELECT max(newest) FROM (SELECT max(through) AS newest FROM headwater_bindings
+             UNION SELECT max(epoch) FROM headwater_manifests)";
+        gather(pipeline.dir.path(), pipeline.ask("ledger.db", recorded).unwrap_or(0));
+        pipeline.start(&["-w", workers, "--bindings", &bindings])
+    };
+
+    let mut run = start("1");
+    (0..10).for_each(|n| send(0, T + 200 * n));
+    send(1, T + 500);
+    pipeline.wait_count(EVENTS, 11);
+    // Both are idle, and time does not go on yet.
+    std::thread::sleep(Duration::from_millis(1500));
+    run.kill();
+    let mut run = start("2");
+    pipeline.wait_count(FINALS, 3);
+    run.kill();
+    let run = start("1");
+    send(0, T + 1_900);
+    pipeline.wait_count(LATE, 1);
+    send(1, T + 600_000);
+    pipeline.wait_count(EVENTS, 12);
+    // The last window closes by silence, too.
+    pipeline.wait_count(FINALS, 4);
+    stops_well(run);
+    gather(pipeline.dir.path(), i64::MAX);
+    fs::write(pipeline.path("records.ndjson"), records).expect("written");
+    let path = pipeline.path("records.ndjson").display().to_string();
+    let history = pipeline.path("history.ndjson");
+    Expected::of(pipeline.dir.path(), &pipeline.path("run.toml"), &["--records", &path], &history)
+        .judge_sqlite(&pipeline.path("results.db"));
+}
+
+#[test]
+fn an_idle_partition_comes_back_and_only_its_late_records_are_late() {
+    let pipeline = Pipeline::new("back", 2, &format!("[time]\nmax_out_of_orderness = \"1s\"\n{SECONDS}"));
+    let run = pipeline.start(&["-w", "2"]);
+    let ahead = |second: i64| pipeline.send(0, &event(&format!("a{second}"), "a", T + 1000 * second));
+    let back = |second: i64| pipeline.send(1, &event(&format!("b{second}"), "b", T + 1000 * second));
+    let finals = format!("{FINALS} AND \"key\" = 'a'");
+    back(0);
+    (0..=10).for_each(ahead);
+    pipeline.wait_count(&finals, 8 + 1);
+    // What is late does not end the silence of partition 1: windows close while it trickles.
+    let mut late = 1;
+    back(1);
+    pipeline.wait_count(LATE, late);
+    for second in 11..=20 {
+        late += 1;
+        back(1 + late % 7);
+        ahead(second);
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    wait_for("windows while late records come", || {
+        late += 1;
+        back(1 + late % 7);
+        (pipeline.count(&finals) == 19).then_some(())
+    });
+    pipeline.wait_count(LATE, late);
+    // What is on time counts again, and its silence afterwards holds nothing.
+    back(20);
+    (21..=30).for_each(ahead);
+    pipeline.wait_count(&finals, 29);
+    back(30);
+    pipeline.wait_count(&format!("{EVENTS} WHERE partition = 1"), 3);
+    stops_well(run);
+    assert_eq!(pipeline.count(&format!("{LATE} AND partition = 1")), late);
+    assert_eq!(pipeline.count("SELECT count(*) FROM dead_letters"), late);
+    assert_eq!(pipeline.count(&format!("{EVENTS} WHERE partition = 0")), 31);
+}
