@@ -26,7 +26,7 @@ const TEN_SECONDS: Duration = Duration::from_secs(10);
 const SECONDS: &str = "[[windows]]\nname = \"w\"\nkind = \"tumbling\"\nsize = \"1s\"\n";
 
 const FINALS: &str = "SELECT count(*) FROM window_aggregates WHERE final";
-const EVENTS: &str = "SELECT count(*) FROM events";
+pub const EVENTS: &str = "SELECT count(*) FROM events";
 const HELD: &str = "headwater_partition_held_seconds{partition=\"0\"}";
 const LATE: &str = "SELECT count(*) FROM dead_letters WHERE reason = 'late'";
 
@@ -34,16 +34,16 @@ const LATE: &str = "SELECT count(*) FROM dead_letters WHERE reason = 'late'";
 const ALERTS: &str = "SELECT group_concat(row, ', ') FROM (SELECT rule || ' ' || \"key\" || ' ' || \
     json_extract(event_ids, '$[#-1]') AS row FROM alerts WHERE status <> 'revoked' ORDER BY row)";
 
-fn event(id: &str, user: &str, time: i64) -> String {
+pub fn event(id: &str, user: &str, time: i64) -> String {
     format!(r#"{{"event_id":"{id}","event_type":"transaction","user_id":"{user}","event_time":{time}}}"#)
 }
 
-fn wall_ms() -> i64 {
+pub fn wall_ms() -> i64 {
     let since = std::time::UNIX_EPOCH.elapsed().expect("after 1970");
     i64::try_from(since.as_millis()).expect("milliseconds fit")
 }
 
-fn producer(id: Option<&str>) -> BaseProducer {
+pub fn producer(id: Option<&str>) -> BaseProducer {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers()).set("linger.ms", "0");
     if let Some(id) = id {
@@ -57,15 +57,16 @@ fn producer(id: Option<&str>) -> BaseProducer {
 }
 
 /// A pipeline from a topic of its own into SQLite.
-struct Pipeline {
+pub struct Pipeline {
     dir: tempfile::TempDir,
-    topic: String,
+    /// Its topic.
+    pub topic: String,
     producer: BaseProducer,
 }
 
 impl Pipeline {
     /// Its configuration ends with these sections, in which DIR stands for its directory.
-    fn new(name: &str, partitions: u32, sections: &str) -> Pipeline {
+    pub fn new(name: &str, partitions: u32, sections: &str) -> Pipeline {
         let (dir, topic) =
             (tempfile::tempdir().expect("a directory"), format!("{name}-{}", std::process::id()));
         // Records with old timestamps are not to be removed meanwhile.
@@ -83,32 +84,32 @@ impl Pipeline {
         Pipeline { dir, topic, producer: producer(None) }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = headwater(&["run"]);
         command.arg(self.path("run.toml")).args(arguments);
         command
     }
 
-    fn start(&self, arguments: &[&str]) -> Running {
+    pub fn start(&self, arguments: &[&str]) -> Running {
         Running::start(self.command(arguments), self.path("run.log"))
     }
 
-    fn send_by(&self, producer: &BaseProducer, partition: i32, timestamp: i64, value: Option<&str>) {
+    pub fn send_by(&self, producer: &BaseProducer, partition: i32, timestamp: i64, value: Option<&str>) {
         let record = BaseRecord::<[u8], str>::to(&self.topic).partition(partition).timestamp(timestamp);
         let record = value.into_iter().fold(record, BaseRecord::payload);
         producer.send(record).map_err(|(error, _)| error).expect("it is queued");
         producer.poll(Duration::ZERO);
     }
 
-    fn send(&self, partition: i32, value: &str) {
+    pub fn send(&self, partition: i32, value: &str) {
         self.send_by(&self.producer, partition, NOW, Some(value));
     }
 
-    fn flush(&self) {
+    pub fn flush(&self) {
         self.producer.flush(TEN_SECONDS).expect("it is written");
     }
 
@@ -120,16 +121,16 @@ impl Pipeline {
         connection.query_row(query, [], |row| row.get::<_, Option<X>>(0)).ok().flatten()
     }
 
-    fn count(&self, query: &str) -> i64 {
+    pub fn count(&self, query: &str) -> i64 {
         self.ask("results.db", query).unwrap_or(0)
     }
 
-    fn wait_count(&self, query: &str, expected: i64) {
+    pub fn wait_count(&self, query: &str, expected: i64) {
         wait_for(query, || (self.count(query) == expected).then_some(()));
     }
 }
 
-fn stops_well(mut run: Running) {
+pub fn stops_well(mut run: Running) {
     run.terminate();
     run.ends_well();
 }

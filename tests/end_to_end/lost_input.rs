@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -68,15 +68,4 @@ fn a_topic_that_was_made_again_is_refused_though_it_has_as_many_records() {
         produce(topic, &hard(82), RECORDS, &dir.path().join("records.ndjson"));
     };
     refused_after("recreated", act, "the input was truncated or created anew");
-}
-
-#[test]
-fn partitions_that_were_added_are_refused() {
-    let act = async |admin: &AdminClient<_>, topic: &str| {
-        let more = [NewPartitions::new(topic, 8)];
-        admin.create_partitions(&more, &AdminOptions::new()).await.expect("answered")[0]
-            .clone()
-            .expect("added");
-    };
-    refused_after("partitions", act, "has 8 partitions");
 }

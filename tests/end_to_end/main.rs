@@ -23,6 +23,7 @@ mod services;
 mod side_by_side;
 mod skip;
 mod status;
+mod topics;
 mod torture;
 mod transactions;
 mod way_on;

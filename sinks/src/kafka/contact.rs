@@ -65,7 +65,7 @@ impl Kind {
                 Kind::Credentials
             }
             RDKafkaErrorCode::BrokerTransportFailure
-                if ["Disconnected", "Broken pipe", "reset by peer"].into_iter().any(|words| says(words)) =>
+                if ["Disconnected", "Broken pipe", "reset by peer"].into_iter().any(says) =>
             {
                 Kind::Closed
             }

@@ -1,0 +1,105 @@
+//! Topics that change: partitions that are added are read, and a topic that is another one is refused.
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::client::DefaultClientContext;
+
+use headwater_sinks::kafka::topics::TopicSpec;
+
+use crate::common::{headwater, succeed};
+use crate::crash::refused;
+use crate::kafka::{brokers, topics};
+use crate::live::wait_for;
+use crate::liveness::{EVENTS, Pipeline, event, stops_well, wall_ms};
+
+const RECORDED: &str = "[ledger]\nkind = \"sqlite\"\npath = \"DIR/ledger.db\"\n\
+    [state]\npath = \"DIR/state\"\n";
+
+fn admin<T>(act: impl AsyncFnOnce(&AdminClient<DefaultClientContext>) -> T) -> T {
+    let admin: AdminClient<_> =
+        ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(act(&admin))
+}
+
+fn grow(topic: &str, partitions: usize) {
+    let grown = admin(async |admin: &AdminClient<_>| {
+        let more = [NewPartitions::new(topic, partitions)];
+        admin.create_partitions(&more, &AdminOptions::new()).await.expect("answered").len()
+    });
+    assert_eq!(grown, 1);
+}
+
+/// One event for each of so many partitions.
+fn send_to_each(pipeline: &Pipeline, round: &str, partitions: i32) {
+    for partition in 0..partitions {
+        // A producer learns of a partition only now and then.
+        let sender = crate::liveness::producer(None);
+        let value = event(&format!("{round}-{partition}"), &format!("u{partition}"), wall_ms());
+        pipeline.send_by(&sender, partition, 0, Some(&value));
+        rdkafka::producer::Producer::flush(&sender, std::time::Duration::from_secs(10)).expect("written");
+    }
+}
+
+#[test]
+fn partitions_that_are_added_are_read_and_replayed() {
+    let checkpoints = "[checkpoint]\ninterval = \"1h\"\n";
+    let pipeline = Pipeline::new("grow", 2, &format!("{RECORDED}{checkpoints}"));
+    let mut run = pipeline.start(&["-w", "2"]);
+    send_to_each(&pipeline, "first", 2);
+    pipeline.wait_count(EVENTS, 2);
+    grow(&pipeline.topic, 4);
+    send_to_each(&pipeline, "second", 4);
+    pipeline.wait_count(EVENTS, 6);
+    // What the partitions began with is replayed by another number of workers, and more have come meanwhile.
+    run.kill();
+    grow(&pipeline.topic, 5);
+    send_to_each(&pipeline, "third", 5);
+    let status = succeed(headwater(&["status"]).arg(pipeline.path("run.toml")));
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    let run = pipeline.start(&["-w", "3"]);
+    wait_for("all events", || {
+        let count = pipeline.count(EVENTS);
+        assert!(count <= 11, "{count}: {}", run.log());
+        (count == 11).then_some(())
+    });
+    stops_well(run);
+    assert!(!status.contains("refuse"), "{status}");
+    assert_eq!(pipeline.count("SELECT count(*) FROM dead_letters"), 0, "nothing was late");
+    assert_eq!(pipeline.count("SELECT count(DISTINCT partition || ':' || offset) FROM events"), 11);
+    // A checkpoint has all five.
+    succeed(pipeline.command(&["--until-end"]).env("RUST_BACKTRACE", "0"));
+    assert_eq!(pipeline.count(EVENTS), 11);
+}
+
+#[test]
+fn a_topic_that_was_created_anew_is_refused_after_a_checkpoint() {
+    let pipeline = Pipeline::new("anew", 1, &format!("{RECORDED}[checkpoint]\ninterval = \"1s\"\n"));
+    for n in 0..4 {
+        pipeline.send(0, &event(&format!("old-{n}"), "u", wall_ms()));
+    }
+    pipeline.flush();
+    succeed(&mut pipeline.command(&["--until-end"]));
+    assert_eq!(pipeline.count(EVENTS), 4);
+    // Nothing has changed: the start finds the record before its position as it was.
+    succeed(&mut pipeline.command(&["--until-end"]));
+    let topic = &pipeline.topic;
+    let deleted = admin(async |admin: &AdminClient<_>| {
+        admin.delete_topics(&[topic], &AdminOptions::new()).await.expect("answered").len()
+    });
+    assert_eq!(deleted, 1);
+    wait_for("the topic to be made again", || {
+        topics(&brokers()).create(&[TopicSpec::new(topic, 1)]).ok().filter(|made| !made.is_empty())
+    });
+    let anew = crate::liveness::producer(None);
+    for records in [4, 8] {
+        for n in records - 4..records {
+            let value = event(&format!("new-{n}"), "u", wall_ms());
+            pipeline.send_by(&anew, 0, 0, Some(&value));
+        }
+        rdkafka::producer::Producer::flush(&anew, std::time::Duration::from_secs(10)).expect("written");
+        // As long as the old one, and longer.
+        refused(&mut pipeline.command(&["--until-end"]), "created anew");
+    }
+    assert_eq!(pipeline.count(EVENTS), 4);
+}
