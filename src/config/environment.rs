@@ -7,7 +7,7 @@ use super::read::{Complaint, nearest};
 use super::tree::{Item, Node, Origin};
 
 /// Variables that are no keys, and what begins the names of those that the repository's tests and scripts use.
-const VARIABLES: [&str; 13] = [
+const VARIABLES: [&str; 14] = [
     "HEADWATER_WORKERS",
     "HEADWATER_PROCESSES",
     "HEADWATER_PROCESS",
@@ -16,6 +16,7 @@ const VARIABLES: [&str; 13] = [
     "HEADWATER_RESTARTS",
     "HEADWATER_CRASH_AT",
     "HEADWATER_MODEL_STEPS",
+    "HEADWATER_SIMULATED_HISTORIES",
     "HEADWATER_KAFKA_PROXY",
     "HEADWATER_RECORD",
     "HEADWATER_TEST_",

@@ -104,7 +104,7 @@ pub trait Reader {
     /// # Errors
     /// If it cannot, or partitions are never added to this kind of source.
     fn add(&mut self, partition: Partition, _from: Offset) -> Result<(), SourceError> {
-        Err(SourceError::Refused(format!("partition {} was not there at the start", partition.0)))
+        Err(SourceError::Refused(format!("partition {} is not read here", partition.0)))
     }
 
     /// Stops or resumes handing out records of a partition; what was already fetched may be dropped and read again.

@@ -199,8 +199,8 @@ fn recorded(
     let topic = &config.topic;
     if starts.len() > ends.len() {
         return Err(SourceError::Refused(format!(
-            "topic {topic} has {} partitions, and {} were read: it was deleted and created anew; another `pipeline` name, \
-             with tables of its own, reads all that it has and knows nothing of what came before",
+            "topic {topic} has {} partitions, and {} were read: the topic was deleted and created anew; another `pipeline` \
+             name, with tables of its own, reads all that it has",
             ends.len(),
             starts.len()
         )));
