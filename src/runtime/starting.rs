@@ -289,8 +289,9 @@ fn open_source(
     Ok((source, positions, known))
 }
 
-/// How many runs may be killed one after the other without having recorded anything.
-const KILLED: u64 = 3;
+/// How many runs may be killed one after the other without having recorded anything: more than whatever else kills runs
+/// (a node that is drained, a test) does in a row.
+const KILLED: u64 = 10;
 
 /// Records that the run begins, and refuses it if too many before it were killed where it begins, unless what is there is
 /// newly given up. The next start tries again: there may have been another cause.

@@ -221,7 +221,7 @@ fn clocks_that_are_off_by_a_day_and_ties_change_nothing_about_it() {
     let files = Files::new(14, 60_000);
     files.rewrite(|n, line| {
         let skewed = match n % 400 {
-            // A day ahead only near the end: what comes after it in its partition is late.
+            // A day ahead: nothing else is late for it, since the next line does not confirm the jump.
             0 if n > 8_000 => line.replace("\"2026-01-01T", "\"2026-01-02T"),
             200 => line.replace("\"2026-01-01T", "\"2025-12-31T"),
             _ => line.to_owned(),
@@ -241,7 +241,7 @@ fn clocks_that_are_off_by_a_day_and_ties_change_nothing_about_it() {
     let late = count("SELECT count(*) FROM dead_letters WHERE reason = 'late'");
     let tied =
         count("SELECT count(*) FROM (SELECT 1 FROM events GROUP BY \"key\", event_time HAVING count(*) > 1)");
-    assert!(late > 1_000 && tied > 100, "{late} late, {tied} ties");
+    assert!((100..1_000).contains(&late) && tied > 100, "{late} late, {tied} ties");
 }
 
 /// Whatever is complete, nothing is shown before it can be done again.

@@ -38,8 +38,9 @@ const SIGABRT: i32 = 6;
 /// Has a run end when it comes to a point for the nth time.
 pub fn dies_at(mut command: Command, point: &str, nth: u64) {
     command.env("HEADWATER_CRASH_AT", format!("{point}:{nth}"));
-    let status = command.stderr(Stdio::null()).status().expect("started");
-    assert_eq!(status.signal(), Some(SIGABRT), "it did not come to {point} {nth} times: {status}");
+    let output = command.stdout(Stdio::null()).output().expect("started");
+    let (status, log) = (output.status, String::from_utf8_lossy(&output.stderr));
+    assert_eq!(status.signal(), Some(SIGABRT), "it did not come to {point} {nth} times: {status}\n{log}");
 }
 
 #[test]

@@ -126,7 +126,7 @@ fn a_place_that_kills_run_after_run_is_named_and_can_be_passed() {
     };
     succeed(&mut run());
     // Without anything to read it is no matter how often it is killed.
-    for _ in 0..4 {
+    for _ in 0..11 {
         dies_at(run(), "start.begun", 1);
     }
     stream.produce(600);
@@ -137,12 +137,12 @@ fn a_place_that_kills_run_after_run_is_named_and_can_be_passed() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(
-        said.contains("the last 4 runs were killed") && said.contains(&format!("{topic}:0:100")),
+        said.contains("the last 11 runs were killed") && said.contains(&format!("{topic}:0:100")),
         "{said}"
     );
     // The refusal permits another try, which may die, too.
     assert_eq!(status().status.code(), Some(0));
-    for _ in 0..3 {
+    for _ in 0..10 {
         dies_at(run(), "ledger.append.before", 1);
     }
     assert_eq!(status().status.code(), Some(3));
