@@ -384,7 +384,7 @@ fn the_groups_offsets_are_where_it_starts_and_are_refused_once_lost() {
     assert_eq!(open(&topic).start(), [Offset(3), Offset(0)]);
     truncate(&topic, 5);
     let reason = refusal(KafkaSource::open(config(&topic)));
-    assert!(reason.contains("is 3") && reason.contains("5 to 10"), "{reason}");
+    assert!(reason.contains("from offset 3") && reason.contains("5 to 10"), "{reason}");
 }
 
 #[test]
@@ -397,7 +397,7 @@ fn recorded_starts_override_the_group_and_are_refused_where_the_log_has_changed(
         KafkaSource::open(KafkaSourceConfig { starts, ..config(&topic) })
     };
     assert_eq!(with(vec![3]).expect("it opens").start(), [Offset(3)]);
-    assert!(refusal(with(vec![3, 0])).contains("has 1 partitions, and the ledger was begun with 2"));
+    assert!(refusal(with(vec![3, 0])).contains("has 1 partitions, and 2 were read"));
     assert!(refusal(with(vec![11])).contains("must be read from offset 11, and the topic has 0 to 10"));
     truncate(&topic, 5);
     assert!(refusal(with(vec![3])).contains("the topic has 5 to 10"));
