@@ -170,7 +170,7 @@ fn a_secret_can_be_in_a_file_and_an_error_names_the_file() {
     let option = format!("{GENERATOR}[sinks.kafka]\n[sinks.kafka.options]\n\"client.id_file\" = {file:?}\n");
     let kafka = Config::parse(&option, std::iter::empty()).expect("valid").sinks.kafka.expect("a sink");
     assert_eq!(kafka.options["client.id"].expose(), "hun%ter2");
-    let missing = format!("{GENERATOR}[sinks.postgres]\nurl_file = \"/no/such/file\"\n");
+    let missing = format!("{GENERATOR}[sinks.postgres]\nurl_file = \"/no/such/file\"\n{SQLITE}");
     let complaints = Config::parse(&missing, std::iter::empty()).expect_err("no file").to_string();
     assert!(
         complaints.starts_with("line 9: sinks.postgres.url_file: cannot read the file /no/such/file: "),

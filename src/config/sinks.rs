@@ -128,7 +128,7 @@ pub(super) fn read(top: &mut Section<'_>, notes: &mut Notes) -> SinksConfig {
         section.end(notes);
         read.sqlite = (|| Some(SqliteSinkConfig { path: path?, tables: tables? }))();
     }
-    if !["kafka", "postgres", "sqlite"].iter().any(|kind| sinks.has(kind)) {
+    if read.kafka.is_none() && read.postgres.is_none() && read.sqlite.is_none() {
         top.complain("sinks", super::NO_SINK, notes);
     }
     sinks.end(notes);
