@@ -16,6 +16,8 @@ mod model;
 mod offsets;
 mod recovery;
 mod skips;
+#[cfg(test)]
+mod trials;
 mod watermark;
 
 pub use bindings::{Binding, Bound, Closed, Collector, EpochRecord, Protocol};

@@ -11,49 +11,13 @@ mod world;
 use process::{Life, Process};
 use world::World;
 
+use super::trials::{Random, Violation, breaks_in, guards};
+
 /// How many shards have state; each is on a worker of its own.
 const SHARDED: usize = 2;
 
 /// How many processes there are at the most; the shards lie on one, or are parted among two.
 const PROCESSES: usize = 2;
-
-/// Which promise was broken.
-type Violation = &'static str;
-
-/// A small generator of random numbers (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn mix(mut z: u64) -> u64 {
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        (Random::mix(self.0) % bound as u64) as usize
-    }
-}
-
-macro_rules! guards {
-    ($($guard:ident: $broken:literal),* $(,)?) => {
-        /// What holds the promises up.
-        #[derive(Clone, Debug)]
-        struct Guards {
-            $($guard: bool,)*
-        }
-
-        const ALL: Guards = Guards { $($guard: true,)* };
-
-        $(
-            #[test]
-            fn $guard() {
-                breaks(&Guards { $guard: false, ..ALL }, $broken);
-            }
-        )*
-    };
-}
 
 // Each with one of the promises that break without it.
 guards! {
@@ -199,14 +163,5 @@ fn nothing_is_lost_doubled_or_unreadable_whatever_is_interrupted() {
 /// Without a guard a promise breaks, and before long.
 fn breaks(guards: &Guards, expected: Violation) {
     let mut tally = Tally::default();
-    let mut broken = std::collections::BTreeMap::new();
-    for seed in 0..4_000 {
-        if let Err(violation) = run(Random::mix(seed), guards, 500, &mut tally) {
-            *broken.entry(violation).or_insert(0) += 1;
-            if violation == expected {
-                return;
-            }
-        }
-    }
-    panic!("without the guard {expected:?} was expected, and these broke: {broken:?}");
+    breaks_in(0..4_000, expected, |seed| run(seed, guards, 500, &mut tally));
 }

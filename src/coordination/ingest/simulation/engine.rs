@@ -5,7 +5,7 @@ use std::time::Duration;
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 
 use super::world::{BEGUN_MS, Record, World};
-use super::{Guards, Random, Tally, Violation};
+use super::{Guards, Tally, Violation};
 use crate::coordination::ingest::{
     Clocks, Liveness, Pace, Paced, PartitionTracker, TimeRules, Timing, Unfinal, WallClock,
 };
@@ -73,7 +73,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    pub fn new(world: &World, guards: Guards, _: &mut Random) -> Engine {
+    pub fn new(world: &World, guards: Guards) -> Engine {
         let partitions = world.logs.len();
         let starts = vec![Offset(0); partitions];
         let client = |partition| Client {

@@ -14,47 +14,7 @@ mod world;
 use engine::Engine;
 use world::World;
 
-/// Which promise was broken.
-type Violation = &'static str;
-
-/// A small generator of random numbers (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn mix(mut z: u64) -> u64 {
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: i64) -> i64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        (Random::mix(self.0) % bound as u64) as i64
-    }
-
-    fn one_in(&mut self, n: i64) -> bool {
-        self.below(n) == 0
-    }
-}
-
-macro_rules! guards {
-    ($($guard:ident: $broken:literal),* $(,)?) => {
-        /// What holds the promises up.
-        #[derive(Clone, Debug)]
-        struct Guards {
-            $($guard: bool,)*
-        }
-
-        const ALL: Guards = Guards { $($guard: true,)* };
-
-        $(
-            #[test]
-            fn $guard() {
-                breaks(&Guards { $guard: false, ..ALL }, $broken);
-            }
-        )*
-    };
-}
+use crate::coordination::trials::{Random, Violation, breaks_in, guards};
 
 // Each with one of the promises that break without it.
 guards! {
@@ -91,7 +51,7 @@ const STEPS: usize = 1200;
 fn run(seed: u64, guards: &Guards, tally: &mut Tally) -> Result<(), Violation> {
     let mut random = Random(seed);
     let mut world = World::new(&mut random);
-    let mut engine = Engine::new(&world, guards.clone(), &mut random);
+    let mut engine = Engine::new(&world, guards.clone());
     for _ in 0..STEPS {
         world.step(&mut random);
         if world.is_frozen() {
@@ -136,14 +96,5 @@ fn results_go_on_or_what_holds_them_up_is_named() {
 
 /// Without a guard a promise breaks, and before long.
 fn breaks(guards: &Guards, expected: Violation) {
-    let mut broken = std::collections::BTreeMap::new();
-    for seed in 1..1_000 {
-        if let Err(violation) = run(Random::mix(seed), guards, &mut Tally::default()) {
-            *broken.entry(violation).or_insert(0) += 1;
-            if violation == expected {
-                return;
-            }
-        }
-    }
-    panic!("without the guard {expected:?} was expected, and these broke: {broken:?}");
+    breaks_in(1..1_000, expected, |seed| run(seed, guards, &mut Tally::default()));
 }
