@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::args::DeadLettersArgs;
+use super::command::DeadLettersArgs;
 use super::output::{out, outln};
 use super::{complaint, kafka_source, load};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde_json::json;
 
-use super::args::DemoArgs;
 use super::build;
+use super::command::DemoArgs;
 use super::output::{OutputError, note, outln};
 use crate::config::Config;
 use crate::metrics::Metrics;

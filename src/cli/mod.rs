@@ -3,6 +3,7 @@
 pub mod args;
 pub mod bench;
 mod build;
+pub mod command;
 mod connect;
 mod dead_letters;
 mod demo;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use args::{CheckArgs, Command, ProduceArgs, RunArgs, TopicsArgs};
+use command::{CheckArgs, Command, ProduceArgs, RunArgs, TopicsArgs};
 use headwater_sinks::Misconfigured;
 use hosts::HostsError;
 use output::{OutputError, out, outln};

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use headwater::cli::args::{self, Command, ProduceArgs, RunArgs};
+use headwater::cli::args;
+use headwater::cli::command::{Command, ProduceArgs, RunArgs};
 use headwater::config::Config;
 use serde_json::Value;
 

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::drive::{Drive, EPOCH, Spent, disordered, events, in_order};
 use super::usage;
-use crate::cli::args::BenchArgs;
+use crate::cli::command::BenchArgs;
 use crate::cli::output::{OutputError, note, outln};
 use crate::event::Event;
 use crate::outputs::Severity;

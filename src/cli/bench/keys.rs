@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::drive::EPOCH;
 use super::{cost, usage};
-use crate::cli::args::KeysArgs;
+use crate::cli::command::KeysArgs;
 use crate::cli::output::{note, outln};
 use crate::decode::Decoder;
 use crate::event::Event;

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::scratch::Scratch;
-use crate::cli::args::LatencyArgs;
+use crate::cli::command::LatencyArgs;
 use crate::cli::output::{note, outln};
 use crate::cli::{build, kafka_source, load, stop};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cli::args::StagesArgs;
+use crate::cli::command::StagesArgs;
 
 /// What some events took.
 #[derive(Clone, Copy, Debug)]

@@ -29,7 +29,7 @@ use super::drive::{Drive, events};
 use super::report::{Cpu, Measured, Report, Whole};
 use super::scratch::Scratch;
 use super::usage;
-use crate::cli::args::StagesArgs;
+use crate::cli::command::StagesArgs;
 use crate::cli::output::{note, out, outln};
 use crate::cli::{build, kafka_source, load, stop};
 use crate::config::{Config, OutputKind, SinksConfig};
