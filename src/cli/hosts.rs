@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::args::RunArgs;
+use super::command::RunArgs;
 
 /// How long the names of hosts may take to be known: an orchestrator makes a name known when it starts the host.
 const LOOKUP: Duration = Duration::from_secs(30);
@@ -86,7 +86,7 @@ fn addresses(
                 return Err(wrong(line, reason));
             }
             if !std::mem::replace(&mut logged, true) {
-                tracing::warn!(line, "{reason}; trying again for {patience:?}");
+                tracing::warn!(line, "{reason}; trying again for {} s", patience.as_secs());
             }
             std::thread::sleep(Duration::from_millis(200));
         }
