@@ -105,6 +105,47 @@ pub fn produce(topic: &str, settings: &GeneratorSettings, records: u64, recorded
     Stream::new(&brokers(), topic, settings, recorded).produce(records);
 }
 
+/// A pipeline from a generated stream, on a topic of its own, into SQLite.
+pub struct FromTopic {
+    dir: tempfile::TempDir,
+    /// Its topic.
+    pub topic: String,
+    /// What goes to the topic.
+    pub stream: Stream,
+}
+
+impl FromTopic {
+    /// With so many records on its topic.
+    pub fn new(name: &str, seed: u64, records: u64) -> FromTopic {
+        let (dir, brokers) = (tempfile::tempdir().expect("a directory"), brokers());
+        let topic = format!("{name}-{}", std::process::id());
+        let path = |name: &str| dir.path().join(name);
+        topics(&brokers).create(&[TopicSpec::new(&topic, 6)]).expect("created");
+        let mut stream = Stream::new(&brokers, &topic, &hard(seed), &path("records.ndjson"));
+        stream.produce(records);
+        let text = format!(
+            "pipeline = {name:?}\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {brokers:?}\n{FLOW}\
+             [sinks.sqlite]\npath = {:?}\n[ledger]\nkind = \"sqlite\"\npath = {:?}\n",
+            path("results.db"),
+            path("ledger.db"),
+        );
+        fs::write(path("run.toml"), text).expect("written");
+        FromTopic { dir, topic, stream }
+    }
+
+    /// Where a file of it is.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A run to the end of the topic.
+    pub fn command(&self) -> Command {
+        let mut command = headwater(&["run", "--until-end"]);
+        command.arg(self.path("run.toml"));
+        command
+    }
+}
+
 /// Base64, as the oracle reads values.
 pub fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

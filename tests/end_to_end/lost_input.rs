@@ -1,47 +1,26 @@
 //! A topic that no longer has what was read from it: a start says so, and does not go on with something else.
 
-use std::collections::BTreeMap;
-use std::fs;
-
-use headwater_sinks::kafka::topics::{TopicSpec, Topics};
+use headwater_sinks::kafka::topics::TopicSpec;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::common::{FLOW, hard, headwater, succeed};
+use crate::common::{hard, succeed};
 use crate::crash::refused;
-use crate::kafka::{brokers, produce};
+use crate::kafka::{FromTopic, brokers, produce, topics};
 use crate::live::wait_for;
 
 const RECORDS: u64 = 6_000;
 
 /// Runs over a topic, has something done to it, and expects the next start to be refused.
 fn refused_after(name: &str, act: impl AsyncFnOnce(&AdminClient<DefaultClientContext>, &str), why: &str) {
-    let dir = tempfile::tempdir().expect("a directory");
-    let topic = format!("{name}-{}", std::process::id());
-    let path = |name: &str| dir.path().join(name);
-    let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
-    topics.create(&[TopicSpec::new(&topic, 6)]).expect("created");
-    produce(&topic, &hard(81), RECORDS, &path("records.ndjson"));
-    let text = format!(
-        "pipeline = {name:?}\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {:?}\n{FLOW}\
-         [sinks.sqlite]\npath = {:?}\n[ledger]\nkind = \"sqlite\"\npath = {:?}\n",
-        brokers(),
-        path("results.db"),
-        path("ledger.db"),
-    );
-    fs::write(path("run.toml"), text).expect("written");
-    let run = || {
-        let mut command = headwater(&["run", "--until-end"]);
-        command.arg(path("run.toml"));
-        command
-    };
-    succeed(&mut run());
+    let job = FromTopic::new(name, 81, RECORDS);
+    succeed(&mut job.command());
     let admin: AdminClient<_> =
         ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(act(&admin, &topic));
-    refused(&mut run(), why);
+    runtime.block_on(act(&admin, &job.topic));
+    refused(&mut job.command(), why);
 }
 
 #[test]
@@ -58,7 +37,7 @@ fn records_out_of_retention_are_refused_with_what_there_is() {
 #[test]
 fn a_topic_that_was_made_again_is_refused_though_it_has_as_many_records() {
     let act = async |_: &AdminClient<_>, topic: &str| {
-        let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
+        let topics = topics(&brokers());
         topics.delete(&[topic]).expect("deleted");
         // It goes by and by.
         wait_for("the new topic", || {

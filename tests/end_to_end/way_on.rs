@@ -4,16 +4,15 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::checkpoints::{files, run_until_pruned, status};
-use crate::common::{FLOW, hard, headwater, succeed};
+use crate::common::{headwater, succeed};
 use crate::crash::Files;
 use crate::crash_points::dies_at;
-use crate::kafka::{Stream, brokers};
+use crate::kafka::{FromTopic, brokers, topics};
 
 /// What a refused start says, which `headwater status` says, too, with the same exit code.
 fn refusal(run: &mut Command, config: &Path) -> String {
@@ -42,98 +41,63 @@ fn number(database: &Path, query: &str) -> i64 {
 #[test]
 fn records_that_are_gone_are_skipped_by_name_and_nothing_else_is() {
     const RECORDS: u64 = 6_000;
-    let dir = tempfile::tempdir().expect("a directory");
-    let topic = format!("gone-{}", std::process::id());
-    let path = |name: &str| dir.path().join(name);
-    let topics = Topics::connect(&brokers(), &std::collections::BTreeMap::new()).expect("connected");
-    topics.create(&[TopicSpec::new(&topic, 6)]).expect("created");
-    let mut stream = Stream::new(&brokers(), &topic, &hard(83), &path("records.ndjson"));
-    stream.produce(RECORDS);
-    let text = format!(
-        "pipeline = \"gone\"\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {:?}\n{FLOW}\
-         [sinks.sqlite]\npath = {:?}\n[ledger]\nkind = \"sqlite\"\npath = {:?}\n",
-        brokers(),
-        path("results.db"),
-        path("ledger.db"),
-    );
-    fs::write(path("run.toml"), text).expect("written");
-    let run = |arguments: &[String]| {
-        let mut command = headwater(&["run", "--until-end"]);
-        command.arg(path("run.toml")).args(arguments);
-        command
-    };
-    succeed(&mut run(&[]));
+    let mut job = FromTopic::new("gone", 83, RECORDS);
+    let topic = &*job.topic.clone();
+    succeed(&mut job.command());
     let records = "SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM dead_letters)";
-    assert_eq!(number(&path("results.db"), records), RECORDS as i64);
+    assert_eq!(number(&job.path("results.db"), records), RECORDS as i64);
 
     // Retention takes records that would be replayed, and some that were never read.
-    stream.produce(RECORDS);
+    job.stream.produce(RECORDS);
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut list = TopicPartitionList::new();
-    list.add_partition_offset(&topic, 2, Offset::Offset(400)).expect("an offset");
-    list.add_partition_offset(&topic, 4, Offset::Offset(1_100)).expect("an offset");
+    list.add_partition_offset(topic, 2, Offset::Offset(400)).expect("an offset");
+    list.add_partition_offset(topic, 4, Offset::Offset(1_100)).expect("an offset");
     runtime.block_on(admin.delete_records(&list, &AdminOptions::new())).expect("deleted");
 
-    let said = refusal(&mut run(&[]), &path("run.toml"));
+    let said = refusal(&mut job.command(), &job.path("run.toml"));
     assert!(said.contains("the 400 offsets before 400 are gone"), "{said}");
     let mut arguments = way_on(&said, "--accept-loss");
     assert_eq!(arguments, ["--accept-loss".to_owned(), format!("{topic}:2")]);
-    let output = run(&arguments).output().expect("started");
+    let output = job.command().args(&arguments).output().expect("started");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(3), "the other partition is not meant: {said}");
     arguments.extend(way_on(&said, "--accept-loss"));
-    succeed(headwater(&["status"]).arg(path("run.toml")).args(&arguments));
-    succeed(&mut run(&arguments));
+    succeed(headwater(&["status"]).arg(job.path("run.toml")).args(&arguments));
+    succeed(job.command().args(&arguments));
     // Of what had not been read before, a hundred records are gone; all else is there, once.
     let all = 2 * RECORDS as i64 - 100;
-    assert_eq!(number(&path("results.db"), records), all);
-    assert_eq!(number(&path("ledger.db"), "SELECT sum(next - first) FROM headwater_losses"), 1_500);
+    assert_eq!(number(&job.path("results.db"), records), all);
+    assert_eq!(number(&job.path("ledger.db"), "SELECT sum(next - first) FROM headwater_losses"), 1_500);
 
     // It is remembered, and later starts replay the same.
-    stream.produce(60);
-    succeed(&mut run(&[]));
-    succeed(&mut run(&arguments));
-    assert_eq!(number(&path("results.db"), records), all + 60);
-    let status = succeed(headwater(&["status"]).arg(path("run.toml")));
+    job.stream.produce(60);
+    succeed(&mut job.command());
+    succeed(job.command().args(&arguments));
+    assert_eq!(number(&job.path("results.db"), records), all + 60);
+    let status = succeed(headwater(&["status"]).arg(job.path("run.toml")));
     let printed = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(printed.contains("never read: partition 4, offsets 0 to 1099"), "{printed}");
-    topics.delete(&[&topic]).expect("deleted");
+    topics(&brokers()).delete(&[topic]).expect("deleted");
 }
 
 #[test]
 fn a_place_that_kills_run_after_run_is_named_and_can_be_passed() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let topic = format!("deadly-{}", std::process::id());
-    let path = |name: &str| dir.path().join(name);
-    let topics = Topics::connect(&brokers(), &std::collections::BTreeMap::new()).expect("connected");
-    topics.create(&[TopicSpec::new(&topic, 6)]).expect("created");
-    let mut stream = Stream::new(&brokers(), &topic, &hard(84), &path("records.ndjson"));
-    stream.produce(600);
-    let text = format!(
-        "pipeline = \"deadly\"\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {:?}\n{FLOW}\
-         [sinks.sqlite]\npath = {:?}\n[ledger]\nkind = \"sqlite\"\npath = {:?}\n",
-        brokers(),
-        path("results.db"),
-        path("ledger.db"),
-    );
-    fs::write(path("run.toml"), text).expect("written");
-    let run = || {
-        let mut command = headwater(&["run", "--until-end"]);
-        command.arg(path("run.toml"));
-        command
-    };
-    succeed(&mut run());
+    let mut job = FromTopic::new("deadly", 84, 600);
+    let topic = &*job.topic.clone();
+    succeed(&mut job.command());
     // Without anything to read it is no matter how often it is killed.
     for _ in 0..11 {
-        dies_at(run(), "start.begun", 1);
+        dies_at(job.command(), "start.begun", 1);
     }
-    stream.produce(600);
-    let status = || headwater(&["status"]).arg(path("run.toml")).output().expect("started");
+    job.stream.produce(600);
+    let config = job.path("run.toml");
+    let status = || headwater(&["status"]).arg(&config).output().expect("started");
     let foretold = String::from_utf8_lossy(&status().stdout).into_owned();
     assert_eq!(status().status.code(), Some(3), "{foretold}");
-    let output = run().output().expect("started");
+    let output = job.command().output().expect("started");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(
@@ -143,15 +107,15 @@ fn a_place_that_kills_run_after_run_is_named_and_can_be_passed() {
     // The refusal permits another try, which may die, too.
     assert_eq!(status().status.code(), Some(0));
     for _ in 0..10 {
-        dies_at(run(), "ledger.append.before", 1);
+        dies_at(job.command(), "ledger.append.before", 1);
     }
     assert_eq!(status().status.code(), Some(3));
-    succeed(run().args(["--accept-loss", &format!("{topic}:0:149")]));
+    succeed(job.command().args(["--accept-loss", &format!("{topic}:0:149")]));
     let records = "SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM dead_letters)";
-    assert_eq!(number(&path("results.db"), records), 1_200 - 50, "those from 100 to 149 are lost");
-    succeed(&mut run());
-    assert_eq!(number(&path("results.db"), records), 1_200 - 50);
-    topics.delete(&[&topic]).expect("deleted");
+    assert_eq!(number(&job.path("results.db"), records), 1_200 - 50, "those from 100 to 149 are lost");
+    succeed(&mut job.command());
+    assert_eq!(number(&job.path("results.db"), records), 1_200 - 50);
+    topics(&brokers()).delete(&[topic]).expect("deleted");
 }
 
 #[test]
