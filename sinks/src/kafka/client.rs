@@ -51,6 +51,27 @@ pub fn client_config(
     Ok(config)
 }
 
+/// The configuration of a consumer that reads a topic from its beginning to its end, without being of any group.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn reader_config(
+    brokers: &str,
+    options: &Options,
+    topic: &str,
+    defaults: &[(&str, &str)],
+) -> Result<ClientConfig, Misconfigured> {
+    let owned = [
+        // Assigning partitions asks for a group; nothing is ever committed to it.
+        ("group.id", topic),
+        ("enable.auto.commit", "false"),
+        ("isolation.level", "read_committed"),
+        ("auto.offset.reset", "earliest"),
+        ("enable.partition.eof", "true"),
+    ];
+    client_config(brokers, options, defaults, &owned)
+}
+
 /// What the failure to make a client means: librdkafka refuses options that do not go together, and files that cannot be
 /// read, only then.
 pub fn creation_error(config: &ClientConfig, error: KafkaError) -> Misconfigured {

@@ -7,7 +7,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 use thiserror::Error;
 
-use super::client::{Options, Quiet, client_config};
+use super::client::{Options, Quiet, reader_config};
 use super::progress::Record;
 use crate::Misconfigured;
 
@@ -55,15 +55,7 @@ impl ProgressLog {
         partitions: u32,
     ) -> Result<ProgressLog, Misconfigured> {
         let defaults = [("fetch.wait.max.ms", "50"), ("fetch.queue.backoff.ms", "10")];
-        let owned = [
-            // Assigning partitions asks for a group; nothing is ever committed to it.
-            ("group.id", topic),
-            ("enable.auto.commit", "false"),
-            ("isolation.level", "read_committed"),
-            ("auto.offset.reset", "earliest"),
-            ("enable.partition.eof", "true"),
-        ];
-        let config = client_config(brokers, options, &defaults, &owned)?;
+        let config = reader_config(brokers, options, topic, &defaults)?;
         Ok(ProgressLog { topic: topic.to_owned(), config, next: vec![None; partitions as usize] })
     }
 

@@ -3,10 +3,10 @@
 use std::error::Error;
 use std::fmt;
 
-use super::client::{Options, client_config, creation_error};
+use super::client::{Options, creation_error};
 use super::progress_topic;
 use super::topics::{TopicError, Topics};
-use super::writer::Writer;
+use super::writer::{Writer, producer_config};
 
 /// What is in the way of a sink.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ pub fn progress(brokers: &str, options: &Options, pipeline: &str) -> Result<Stri
 /// # Errors
 /// If not, or the cluster cannot be asked.
 pub fn transactions(brokers: &str, options: &Options, pipeline: &str) -> Result<String, Obstacle> {
-    let config = client_config(brokers, options, &[], &[("acks", "all"), ("enable.idempotence", "true")])?;
+    let config = producer_config(brokers, options, &[])?;
     let id = format!("{pipeline}-check");
     match Writer::open(&config, &id) {
         Ok(_) => Ok(format!("permitted (tried with {id}, which nothing else uses)")),

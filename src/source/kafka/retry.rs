@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use headwater_sinks::Header;
 use headwater_sinks::Misconfigured;
-use headwater_sinks::kafka::client::{Options, Quiet, client_config};
+use headwater_sinks::kafka::client::{Options, Quiet, reader_config};
 use headwater_sinks::kafka::topics::{TopicError, TopicSpec, Topics};
 use headwater_sinks::kafka::writer::{Outgoing, Trouble, Writer, producer_config};
 use rdkafka::Message;
@@ -186,15 +186,7 @@ impl Retry<'_> {
 
     fn marks(&self, topic: &str) -> Result<Marks, RetryError> {
         let failed = |source| RetryError::Kafka { action: format!("read topic {topic}"), source };
-        let owned = [
-            // Assigning partitions asks for a group; nothing is ever committed to it.
-            ("group.id", topic),
-            ("enable.auto.commit", "false"),
-            ("isolation.level", "read_committed"),
-            ("auto.offset.reset", "earliest"),
-            ("enable.partition.eof", "true"),
-        ];
-        let config = client_config(self.brokers, self.options, &[], &owned)?;
+        let config = reader_config(self.brokers, self.options, topic, &[])?;
         let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet).map_err(failed)?;
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(topic, 0, Offset::Beginning).map_err(failed)?;
