@@ -176,4 +176,8 @@ fn a_secret_can_be_in_a_file_and_an_error_names_the_file() {
         complaints.starts_with("line 9: sinks.postgres.url_file: cannot read the file /no/such/file: "),
         "{complaints}"
     );
+    fs::write(&file, "redis://127.0.0.1/no-number\n").expect("written");
+    let wrong = format!("{GENERATOR}{SQLITE}[state]\nkind = \"redis\"\nurl_file = {file:?}\n");
+    let complaints = Config::parse(&wrong, std::iter::empty()).expect_err("no database").to_string();
+    assert!(complaints.starts_with("line 12: state.url_file: expected an address"), "{complaints}");
 }

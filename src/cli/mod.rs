@@ -147,13 +147,19 @@ fn load_with(path: &Path, parse: Parse, level: fn(&Config) -> &str) -> anyhow::R
 fn connect(args: &CheckArgs) -> anyhow::Result<u8> {
     // What librdkafka says of its connections becomes the failure's words.
     let config = load_with(&args.config, Config::parse, |_| "warn,librdkafka=off")?;
+    warn(&config);
     connect::check(&config, args.json)
+}
+
+/// Prints what is valid, and probably not what is meant.
+fn warn(config: &Config) {
+    config.warnings.iter().for_each(|warning| output::progress(format_args!("warning: {warning}\n")));
 }
 
 /// Prints what is in force.
 fn check(args: &CheckArgs) -> anyhow::Result<()> {
     let config = load(&args.config)?;
-    config.warnings.iter().for_each(|warning| output::progress(format_args!("warning: {warning}\n")));
+    warn(&config);
     if args.json {
         outln!("{}", config.effective_json())?;
     } else {

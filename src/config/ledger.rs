@@ -30,7 +30,7 @@ pub(super) fn read(mut section: Section<'_>, sinks: &SinksConfig, notes: &mut No
             path.map(LedgerConfig::Sqlite)
         }
         Some(true) => {
-            let own = secrets::address(&mut section, Server::Postgres, notes);
+            let own = secrets::address(&mut section, Server::Postgres, notes).map(|address| address.url);
             let is_given = section.has("url") || section.has("url_file");
             let url = own.or_else(|| sinks.postgres.as_ref().map(|sink| sink.url.clone()));
             if url.is_none() && !is_given {

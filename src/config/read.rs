@@ -362,7 +362,10 @@ impl<'a> Section<'a> {
         for (key, item) in self.entries.into_iter().flatten().filter(|(key, _)| !self.asked.contains(*key)) {
             let message = match nearest(key, self.asked.iter().map(String::as_str)) {
                 Some(nearest) => format!("there is no such key; did you mean {nearest}?"),
-                None => "there is no such key".to_owned(),
+                None => {
+                    let known: Vec<_> = self.asked.iter().map(String::as_str).collect();
+                    format!("there is no such key; there are {}", known.join(", "))
+                }
             };
             let key = format!("{}{key}", self.path);
             notes.complaints.push(Complaint { origin: item.origin.clone(), key, message });
@@ -370,10 +373,10 @@ impl<'a> Section<'a> {
     }
 }
 
-/// The word that another one is probably meant for, if there is one.
+/// The word that another one is probably meant for, if there is one: at most three letters differ, and a third of them.
 pub fn nearest<'a>(word: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let nearest = words.map(|known| (distance(known, word), known)).min();
-    nearest.filter(|&(distance, _)| distance <= 3).map(|(_, known)| known)
+    nearest.filter(|&(distance, _)| distance <= (word.len().max(3) / 3).min(3)).map(|(_, known)| known)
 }
 
 /// The Levenshtein distance of two short words.

@@ -13,13 +13,19 @@ use super::tree::{Item, Node};
 /// What a key that ends so names: the file that holds the value.
 const FILE: &str = "_file";
 
+/// An address with its password, and the key that gave it: `url` or `url_file`.
+pub struct Address {
+    pub key: String,
+    pub url: Secret,
+}
+
 /// Reads `url` or `url_file`, and `password_file`.
-pub fn address(section: &mut Section<'_>, server: Server, notes: &mut Notes) -> Option<Secret> {
+pub fn address(section: &mut Section<'_>, server: Server, notes: &mut Notes) -> Option<Address> {
     if section.item("password_file").is_some() && !section.has("url") && !section.has("url_file") {
         section.complain("password_file", "a password needs a `url` in the same section", notes);
     }
-    let (key, address) = secret(section, "url", notes)?;
-    let shown = match server.shown(address.expose()) {
+    let (key, url) = secret(section, "url", notes)?;
+    let shown = match server.shown(url.expose()) {
         Ok(shown) => shown,
         Err(message) => {
             section.complain(&key, message, notes);
@@ -29,13 +35,13 @@ pub fn address(section: &mut Section<'_>, server: Server, notes: &mut Notes) -> 
     if key == "url" {
         notes.effective.push((format!("{}{key}", section.path()), Node::Text(shown).to_toml()));
     }
-    if let Err(wrong) = server.check(&address) {
+    if let Err(wrong) = server.check(&url) {
         section.complain(&key, wrong.to_string(), notes);
         return None;
     }
-    let Some(password) = file(section, "password_file", notes)? else { return Some(address) };
-    match server.with_password(&address, &password) {
-        Ok(whole) => Some(whole),
+    let Some(password) = file(section, "password_file", notes)? else { return Some(Address { key, url }) };
+    match server.with_password(&url, &password) {
+        Ok(url) => Some(Address { key, url }),
         Err(message) => {
             section.complain("password_file", message, notes);
             None

@@ -113,7 +113,7 @@ pub(super) fn read(top: &mut Section<'_>, notes: &mut Notes) -> SinksConfig {
         section.end(notes);
     }
     if let Some(mut section) = sinks.section("postgres", notes) {
-        let url = secrets::address(&mut section, Server::Postgres, notes);
+        let url = secrets::address(&mut section, Server::Postgres, notes).map(|address| address.url);
         if url.is_none() && !section.has("url") && !section.has("url_file") {
             section.complain_of_missing("url", notes);
         }

@@ -6,7 +6,7 @@ use headwater_sinks::Secret;
 
 use super::address::Server;
 use super::read::{Notes, Section};
-use super::secrets;
+use super::secrets::{self, Address};
 use crate::runtime::Patterns;
 
 /// Where checkpoints are put.
@@ -39,6 +39,15 @@ impl RedisConfig {
     pub fn at(url: impl Into<Secret>) -> RedisConfig {
         RedisConfig { url: url.into(), ca_file: None, certificate: None, durability: Durability::Checked }
     }
+
+    /// Whether it is spoken to over TLS.
+    pub fn is_tls(&self) -> bool {
+        is_tls(&self.url)
+    }
+}
+
+fn is_tls(url: &Secret) -> bool {
+    ["rediss://", "valkeys://"].iter().any(|scheme| url.expose().starts_with(scheme))
 }
 
 /// How it is known that a Redis keeps what it is given.
@@ -91,25 +100,25 @@ pub(super) fn read(
 }
 
 fn read_redis(section: &mut Section<'_>, notes: &mut Notes) -> Option<RedisConfig> {
-    let url = secrets::address(section, Server::Redis, notes);
+    let address = secrets::address(section, Server::Redis, notes);
     let ca_file = section.file("ca_file", notes);
     let cert_file = section.file("cert_file", notes);
     let key_file = section.file("key_file", notes);
     let durability = [("checked", Durability::Checked), ("assumed", Durability::Assumed)];
     let durability = section.choice("durability", &durability, notes);
-    let Some(url) = url else {
+    let Some(Address { key: url_key, url }) = address else {
         if !section.has("url") && !section.has("url_file") {
             section.complain("url", "state in Redis needs its url", notes);
         }
         return None;
     };
-    let has_tls = url.expose().starts_with("rediss://");
+    let has_tls = is_tls(&url);
     if has_tls && cfg!(not(feature = "tls")) {
         let message = "`rediss://` needs TLS, and this program was built without it: build it with \
                        `cargo build --release --features tls`";
-        section.complain("url", message, notes);
-    } else if redis::parse_redis_url(url.expose()).is_none() {
-        section.complain("url", "expected an address such as `redis://user:password@host:6379/0`", notes);
+        section.complain(&url_key, message, notes);
+    } else if redis::IntoConnectionInfo::into_connection_info(url.expose()).is_err() {
+        section.complain(&url_key, "expected an address such as `redis://user:password@host:6379/0`", notes);
     }
     for (key, file) in [("ca_file", &ca_file), ("cert_file", &cert_file), ("key_file", &key_file)] {
         if file.is_some() && !has_tls {

@@ -70,6 +70,14 @@ fn everything_wrong_is_said_at_once_with_its_line() {
             "windows[0].every: this kind of window needs it",
         ]
     );
+    assert_eq!(
+        complaints(&format!("{MINIMAL}[sinks.kafka]\nbrokers = \"b\"\n[sinks.kafka.topics]\nevents = \"x\"\n")),
+        [
+            "line 8: sinks.kafka.topics: expected a topic for at least one output",
+            "line 9: sinks.kafka.topics.events: there is no such key; there are alerts, dead-letters, \
+             dead_letters, enriched-events, enriched_events",
+        ]
+    );
     assert!(complaints("pipeline = ").first().is_some_and(|first| first.starts_with("line 1: the file: ")));
 }
 

@@ -131,7 +131,7 @@ fn client(config: &RedisConfig) -> Result<Client, Misconfigured> {
     let unusable =
         |error: RedisError| Misconfigured(format!("the state store's Redis cannot be used: {error}"));
     #[cfg(feature = "tls")]
-    if config.url.expose().starts_with("rediss://") {
+    if config.is_tls() {
         let read = |key: &str, path: &std::path::Path| {
             std::fs::read(path).map_err(|error| {
                 Misconfigured(format!("`state.{key}`: the file {} cannot be read: {error}", path.display()))

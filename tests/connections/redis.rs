@@ -24,6 +24,7 @@ fn redis_is_connected_to_by_tls_and_user_and_fails_closed() {
     let assumed = format!("{ca}\ndurability = \"assumed\"");
     for right in [
         at("", &ca),
+        at("", &ca).replace("rediss://", "valkeys://"),
         at("ops:ops-secret@", &ca),
         at("ops:ops-secret@", &certificate),
         at("app:app-secret@", &assumed),

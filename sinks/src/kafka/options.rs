@@ -177,6 +177,13 @@ pub fn check_option(key: &str, value: &Secret) -> Result<(), OptionRefused> {
     if OWNED.contains(&first_name(key)) {
         return Err(OptionRefused::owned(key));
     }
+    let mut config = ClientConfig::new();
+    config.set(key, value.expose());
+    let error = config.create_native_config().err();
+    // A misspelt name is said to be one, also where it looks like an option that another build would have.
+    if let Some(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) = error {
+        return Err(OptionRefused::new(key, UNKNOWN));
+    }
     if let Some(Part { what, feature, .. }) =
         needed(first_name(key), value.expose()).filter(|part| !is_built(part))
     {
@@ -186,14 +193,11 @@ pub fn check_option(key: &str, value: &Secret) -> Result<(), OptionRefused> {
         );
         return Err(OptionRefused::new(key, reason));
     }
-    let mut config = ClientConfig::new();
-    config.set(key, value.expose());
-    let Err(error) = config.create_native_config() else { return Ok(()) };
+    let Some(error) = error else { return Ok(()) };
     // What librdkafka says quotes the value, or a part of it.
     Err(OptionRefused::new(
         key,
         match error {
-            KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..) => UNKNOWN.to_owned(),
             KafkaError::ClientConfig(_, description, ..)
                 if is_harmless(key) || description.contains("not supported in this build") =>
             {
@@ -249,5 +253,7 @@ mod tests {
             }
         }
         assert!(check_option("security.protocol", &"SASL_PLAINTEXT".into()).is_ok(), "it needs no TLS");
+        let misspelt = check_option("ssl.ca.locaton", &"/ca.pem".into()).expect_err("it is misspelt");
+        assert!(misspelt.is_unknown(), "{misspelt}");
     }
 }

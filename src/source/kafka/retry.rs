@@ -47,7 +47,7 @@ pub enum RetryError {
     #[error(transparent)]
     Topic(#[from] TopicError),
     /// An option must not be set.
-    #[error(transparent)]
+    #[error("cannot connect to Kafka")]
     Option(#[from] Misconfigured),
     /// The cluster could not be reached, or answered with an error.
     #[error("cannot {action}")]
