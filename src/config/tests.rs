@@ -71,7 +71,9 @@ fn everything_wrong_is_said_at_once_with_its_line() {
         ]
     );
     assert_eq!(
-        complaints(&format!("{MINIMAL}[sinks.kafka]\nbrokers = \"b\"\n[sinks.kafka.topics]\nevents = \"x\"\n")),
+        complaints(&format!(
+            "{MINIMAL}[sinks.kafka]\nbrokers = \"b\"\n[sinks.kafka.topics]\nevents = \"x\"\n"
+        )),
         [
             "line 8: sinks.kafka.topics: expected a topic for at least one output",
             "line 9: sinks.kafka.topics.events: there is no such key; there are alerts, dead-letters, \

@@ -46,11 +46,25 @@ fn literals<'a>(code: &'a str, begin: &str) -> Vec<&'a str> {
     found
 }
 
-/// The longest part of a literal that is the same in every message, and its beginning.
+/// The longest part of a literal that is the same in every message: its first words, of at most 60 letters.
 fn mark(literal: &str) -> &str {
     let pieces = literal.split(['{', '}', '`', '\\']);
     let longest = pieces.max_by_key(|piece| piece.len()).unwrap_or_default().trim();
-    &longest[..longest.char_indices().nth(60).map_or(longest.len(), |(at, _)| at)]
+    match longest.char_indices().nth(60) {
+        Some((at, _)) => longest[..at].rsplit_once(' ').map_or(&longest[..at], |(words, _)| words),
+        None => longest,
+    }
+}
+
+#[test]
+fn quotes_begin_and_end_at_words() {
+    for (n, line) in text("docs/runbook.md").lines().enumerate() {
+        for (at, _) in line.match_indices('`') {
+            let is_letter = |c: char| c.is_ascii_alphanumeric();
+            let inside = line[..at].ends_with(is_letter) && line[at + 1..].starts_with(is_letter);
+            assert!(!inside, "line {}: {line}", n + 1);
+        }
+    }
 }
 
 fn words(text: &str) -> String {

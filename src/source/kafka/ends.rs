@@ -1,5 +1,5 @@
 //! A topic's partitions and where they end, asked every second: a reader learns of its own only while it fetches, and of
-//! partitions that are added never.
+//! partitions that are added never. Every ten seconds it is asked whether the topic has become a compacted one.
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,11 +11,13 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
-use super::{ANSWER, kafka, unavailable};
+use super::{ANSWER, KafkaSourceConfig, compacted, describe, kafka, unavailable};
 use crate::source::SourceError;
 
 /// How often the cluster is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// With every which of these questions the topic's settings are looked at.
+const SETTINGS: u32 = 10;
 
 /// What is known of a topic's partitions.
 #[derive(Clone)]
@@ -64,6 +66,11 @@ impl Ends {
         self.lock().changed.clone()
     }
 
+    /// The topic is not the one that was opened, for this reason.
+    fn change(&self, reason: String) {
+        self.lock().changed.get_or_insert(reason);
+    }
+
     /// Takes in where partitions end now.
     fn learn(&self, topic: &str, ends: impl IntoIterator<Item = (u32, i64)>) {
         let mut known = self.lock();
@@ -90,19 +97,25 @@ pub(super) struct Asking {
 impl Asking {
     pub fn start(
         consumer: Arc<BaseConsumer<Quiet>>,
-        topic: String,
+        config: KafkaSourceConfig,
         ends: Ends,
-        grows: bool,
     ) -> Result<Asking, SourceError> {
         let (sender, dropped) = channel();
+        let lasts = !config.until_end;
         std::thread::Builder::new()
             .name("partition-ends".to_owned())
             .spawn(move || {
+                let topic = &*config.topic;
+                let mut asked = 0u32;
                 while let Err(RecvTimeoutError::Timeout) = dropped.recv_timeout(INTERVAL) {
-                    let asked = ask(&consumer, &topic, &ends);
-                    let grown = if grows { grow(&consumer, &topic, &ends) } else { Ok(()) };
-                    if let Err(error) = asked.and(grown) {
+                    let known = ask(&consumer, topic, &ends);
+                    let grown = if lasts { grow(&consumer, topic, &ends) } else { Ok(()) };
+                    if let Err(error) = known.and(grown) {
                         tracing::debug!(%error, topic, "the ends of the partitions are not known");
+                    }
+                    asked = asked.wrapping_add(1);
+                    if lasts && asked.is_multiple_of(SETTINGS) && is_compacted(&config) {
+                        ends.change(compacted(topic));
                     }
                 }
             })
@@ -125,6 +138,17 @@ fn ask(consumer: &BaseConsumer<Quiet>, topic: &str, ends: &Ends) -> KafkaResult<
     };
     ends.learn(topic, (0..partitions).filter_map(end));
     Ok(())
+}
+
+/// Whether the topic is compacted, as far as the cluster says.
+fn is_compacted(config: &KafkaSourceConfig) -> bool {
+    match describe(config) {
+        Ok(facts) => facts.is_some_and(|facts| facts.compacted),
+        Err(error) => {
+            tracing::debug!(%error, topic = config.topic, "the settings of the topic are not known");
+            false
+        }
+    }
 }
 
 /// Looks for partitions that were added.

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Offset, Partition};
 use headwater_sinks::kafka::client::{Options, Quiet, client_config, creation_error};
-use headwater_sinks::kafka::topics::{TopicError, Topics};
+use headwater_sinks::kafka::topics::{TopicError, TopicFacts, Topics};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
@@ -127,7 +127,7 @@ impl KafkaSource {
             );
             known.add(Partition(partition), Offset(low), end);
         }
-        let asking = Asking::start(group, config.topic.clone(), known.clone(), !config.until_end)?;
+        let asking = Asking::start(group, config.clone(), known.clone())?;
         let before = Mutex::default();
         Ok(KafkaSource { config, start, stop, lows, before, ends: known, committer, _asking: asking })
     }
@@ -281,18 +281,29 @@ fn unrecorded(
 
 /// How many partitions the topic has; refuses one that cannot be read exactly.
 fn check_topic(config: &KafkaSourceConfig) -> Result<u32, SourceError> {
-    let KafkaSourceConfig { brokers, topic, options, .. } = config;
     let failed = |error: TopicError| unavailable("open its topic", error);
-    match Topics::connect(brokers, options).and_then(|topics| topics.describe(topic)).map_err(failed)? {
+    let topic = &config.topic;
+    match describe(config).map_err(failed)? {
         None => Err(SourceError::Refused(format!(
             "there is no topic {topic}; `headwater topics create` creates what is missing"
         ))),
-        Some(facts) if facts.compacted => Err(SourceError::Refused(format!(
-            "topic {topic} is compacted: records vanish from it, so nothing could be read twice; \
-             set cleanup.policy=delete or choose another topic (what compaction has removed is not read)"
-        ))),
+        Some(facts) if facts.compacted => Err(SourceError::Refused(compacted(topic))),
         Some(facts) => Ok(facts.partitions),
     }
+}
+
+fn describe(
+    KafkaSourceConfig { brokers, topic, options, .. }: &KafkaSourceConfig,
+) -> Result<Option<TopicFacts>, TopicError> {
+    Topics::connect(brokers, options).and_then(|topics| topics.describe(topic))
+}
+
+/// Why a compacted topic is refused.
+fn compacted(topic: &str) -> String {
+    format!(
+        "topic {topic} is compacted: records vanish from it, so nothing could be read twice; \
+         set cleanup.policy=delete or choose another topic (what compaction has removed is not read)"
+    )
 }
 
 /// The configuration of every consumer of the topic.
