@@ -11,6 +11,7 @@ mod doubtful;
 mod faults;
 mod files;
 mod input;
+mod input_faults;
 mod kafka;
 mod live;
 mod liveness;

@@ -1,7 +1,7 @@
 //! Topics that change: partitions that are added are read, and a topic that is another one is refused.
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
 use headwater_sinks::kafka::topics::TopicSpec;
@@ -15,15 +15,16 @@ use crate::liveness::{EVENTS, Pipeline, event, stops_well, wall_ms};
 const RECORDED: &str = "[ledger]\nkind = \"sqlite\"\npath = \"DIR/ledger.db\"\n\
     [state]\npath = \"DIR/state\"\n";
 
-fn admin<T>(act: impl AsyncFnOnce(&AdminClient<DefaultClientContext>) -> T) -> T {
+fn admin<T>(brokers: &str, act: impl AsyncFnOnce(&AdminClient<DefaultClientContext>) -> T) -> T {
     let admin: AdminClient<_> =
-        ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
+        ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a client");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(act(&admin))
 }
 
-fn grow(topic: &str, partitions: usize) {
-    let grown = admin(async |admin: &AdminClient<_>| {
+/// Adds partitions to a topic, until it has so many.
+pub fn grow(brokers: &str, topic: &str, partitions: usize) {
+    let grown = admin(brokers, async |admin: &AdminClient<_>| {
         let more = [NewPartitions::new(topic, partitions)];
         admin.create_partitions(&more, &AdminOptions::new()).await.expect("answered").len()
     });
@@ -48,12 +49,12 @@ fn partitions_that_are_added_are_read_and_replayed() {
     let mut run = pipeline.start(&["-w", "2"]);
     send_to_each(&pipeline, "first", 2);
     pipeline.wait_count(EVENTS, 2);
-    grow(&pipeline.topic, 4);
+    grow(&brokers(), &pipeline.topic, 4);
     send_to_each(&pipeline, "second", 4);
     pipeline.wait_count(EVENTS, 6);
     // What the partitions began with is replayed by another number of workers, and more have come meanwhile.
     run.kill();
-    grow(&pipeline.topic, 5);
+    grow(&brokers(), &pipeline.topic, 5);
     send_to_each(&pipeline, "third", 5);
     let status = succeed(headwater(&["status"]).arg(pipeline.path("run.toml")));
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
@@ -84,7 +85,7 @@ fn a_topic_that_was_created_anew_is_refused_after_a_checkpoint() {
     // Nothing has changed: the start finds the record before its position as it was.
     succeed(&mut pipeline.command(&["--until-end"]));
     let topic = &pipeline.topic;
-    let deleted = admin(async |admin: &AdminClient<_>| {
+    let deleted = admin(&brokers(), async |admin: &AdminClient<_>| {
         admin.delete_topics(&[topic], &AdminOptions::new()).await.expect("answered").len()
     });
     assert_eq!(deleted, 1);
@@ -102,4 +103,29 @@ fn a_topic_that_was_created_anew_is_refused_after_a_checkpoint() {
         refused(&mut pipeline.command(&["--until-end"]), "created anew");
     }
     assert_eq!(pipeline.count(EVENTS), 4);
+}
+
+#[test]
+fn a_topic_that_becomes_compacted_is_refused_while_it_is_read_and_read_again_once_it_is_not() {
+    let pipeline = Pipeline::new("compacted", 1, RECORDED);
+    pipeline.send(0, &event("first", "u", wall_ms()));
+    pipeline.flush();
+    let mut run = pipeline.start(&[]);
+    pipeline.wait_count(EVENTS, 1);
+    let set = |policy: &str| {
+        let topic = AlterConfig::new(ResourceSpecifier::Topic(&pipeline.topic)).set("cleanup.policy", policy);
+        admin(&brokers(), async |admin: &AdminClient<_>| {
+            let answers = admin.alter_configs([&topic], &AdminOptions::new()).await.expect("answered");
+            assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+        });
+    };
+    set("compact");
+    assert_eq!(run.end().code(), Some(3), "{}", run.log());
+    assert!(run.log().contains("is compacted: records vanish from it"), "{}", run.log());
+    set("delete");
+    pipeline.send(0, &event("second", "u", wall_ms()));
+    pipeline.flush();
+    let run = pipeline.start(&[]);
+    pipeline.wait_count(EVENTS, 2);
+    stops_well(run);
 }

@@ -9,9 +9,10 @@ use crate::checkpoints::files;
 use crate::common::Random;
 use crate::crash::Files;
 use crate::crash_points::{needs_services, usual};
+use crate::input_faults::{Clock, Input};
 use crate::kafka::Killed;
 use crate::live::{Running, wait_for};
-use crate::services::{Service, Services};
+use crate::services::Service;
 
 /// How many faults a stream is given before it may come to its end.
 const FAULTS: usize = 15;
@@ -22,12 +23,23 @@ enum Victim {
     Services(Box<Killed>),
 }
 
+fn workers(random: &mut Random) -> &'static str {
+    ["1", "2", "3"][random.below(3) as usize]
+}
+
 impl Victim {
     fn command(&self, random: &mut Random) -> Command {
-        let workers = ["1", "2", "3"][random.below(3) as usize];
         match self {
-            Victim::Files(files) => files.command(workers),
-            Victim::Services(killed) => killed.command(workers),
+            Victim::Files(files) => files.command(workers(random)),
+            Victim::Services(killed) => killed.to_end(workers(random)),
+        }
+    }
+
+    /// The command that also closes the stream.
+    fn last_command(&self, random: &mut Random) -> Command {
+        match self {
+            Victim::Files(files) => files.command(workers(random)),
+            Victim::Services(killed) => killed.command(workers(random)),
         }
     }
 
@@ -45,10 +57,15 @@ impl Victim {
         }
     }
 
-    /// One fault; says which, or nothing if the stream came to its end before.
-    fn fault(&self, random: &mut Random) -> Option<&'static str> {
-        let delay = Duration::from_millis(random.below(1200));
-        let kind = random.below(if matches!(self, Victim::Services(_)) { 15 } else { 10 });
+    /// One fault; says which, or nothing if the run came to the end of its input before.
+    fn fault(&self, input: Option<&mut Input>, random: &mut Random) -> Option<&'static str> {
+        // Files are soon at their end.
+        let delay = random.below(if matches!(self, Victim::Files(_)) { 300 } else { 1200 });
+        let delay = Duration::from_millis(delay);
+        let kind = random.below(if matches!(self, Victim::Services(_)) { 22 } else { 10 });
+        if let (Victim::Services(killed), Some(input), 15..) = (self, input, kind) {
+            return Some(upset(killed, input, delay, random));
+        }
         if kind < 4 {
             let mut points = usual();
             points.retain(|point| matches!(self, Victim::Services(_)) || !needs_services(point));
@@ -98,7 +115,7 @@ impl Victim {
     /// It is left in peace, and comes to its end.
     fn ends(&self, random: &mut Random) {
         for _ in 0..5 {
-            let mut run = Running::start(self.command(random), self.log("run.log"));
+            let mut run = Running::start(self.last_command(random), self.log("run.log"));
             let status = run.end();
             if !self.has_failed(&run, status) {
                 assert!(status.success(), "{status}\n{}", run.log());
@@ -152,6 +169,11 @@ fn disturb(killed: &Killed, mut run: Running, random: &mut Random) -> Option<&'s
     let proxy = services.proxy(service);
     let time = Duration::from_millis(random.below(2500));
     let kind = match random.below(6) {
+        0 if service == Service::Kafka && random.below(2) == 0 => {
+            services.control("stop", service);
+            services.control("start", service);
+            "broker restarted"
+        }
         0 => {
             services.control("restart", service);
             "service killed"
@@ -194,6 +216,29 @@ fn disturb(killed: &Killed, mut run: Running, random: &mut Random) -> Option<&'s
     Some(kind)
 }
 
+/// Something befalls the input of a run that goes on, or its clock; then the run is killed.
+fn upset(killed: &Killed, input: &mut Input, delay: Duration, random: &mut Random) -> &'static str {
+    let mut command = killed.live(workers(random));
+    let is_clock = random.below(4) == 0;
+    let clock = is_clock.then(|| Clock::of(&mut command, killed.path("clock"), random));
+    let mut run = Running::start(command, killed.path("run.log"));
+    std::thread::sleep(delay);
+    let kind = match clock {
+        Some(clock) => {
+            clock.step(random);
+            input.produce(200);
+            std::thread::sleep(Duration::from_millis(random.below(2000)));
+            clock.step(random);
+            "clock set"
+        }
+        None => input.befall(random),
+    };
+    std::thread::sleep(Duration::from_millis(random.below(2500)));
+    assert_eq!(run.ended(), None, "{kind}: {}", run.log());
+    run.kill();
+    kind
+}
+
 /// As which generation a run has taken over, if it has.
 fn generation(run: &Running) -> Option<u64> {
     let log = run.log();
@@ -214,7 +259,7 @@ fn a_process_that_wakes_up_when_another_has_taken_over_writes_nothing() {
         fenced += u32::from(victim.freeze(run, &mut random) == Some("frozen, fenced"));
     }
     assert!(fenced > 0, "none was asleep while it had something to write");
-    Running::start(victim.command(&mut random), victim.log("run.log")).ends_well();
+    victim.ends(&mut random);
     victim.judge();
 }
 
@@ -231,20 +276,27 @@ fn torture() {
     while begun.elapsed() < Duration::from_secs(60 * minutes) {
         let mut random = Random(seed.wrapping_mul(1_000_003).wrapping_add(streams).max(1));
         let of_stream = random.below(1 << 31);
-        let victim = match streams % 2 {
-            0 => Victim::Files(Box::new(files(of_stream, 240_000))),
+        let (victim, mut input) = match streams % 3 {
+            0 => (Victim::Files(Box::new(files(of_stream, 240_000))), None),
             _ => {
-                let (killed, mut stream) =
-                    Killed::on(Services::own(), &format!("torture_{streams}"), of_stream);
-                stream.produce(90_000);
-                Victim::Services(Box::new(killed))
+                let (killed, mut input) = Killed::with_input(&format!("torture_{streams}"), of_stream);
+                input.produce(10_000);
+                (Victim::Services(Box::new(killed)), Some(input))
             }
         };
         let mut faults = 0;
-        while faults < FAULTS {
-            let Some(kind) = victim.fault(&mut random) else { break };
-            *kinds.entry(kind).or_default() += 1;
-            faults += 1;
+        for _ in 0..FAULTS {
+            match (victim.fault(input.as_mut(), &mut random), &mut input) {
+                (Some(kind), _) => {
+                    *kinds.entry(kind).or_default() += 1;
+                    faults += 1;
+                }
+                (None, Some(input)) => input.produce(2_000),
+                (None, None) => break,
+            }
+        }
+        if let (Some(input), Victim::Services(killed)) = (&mut input, &victim) {
+            input.record(&killed.path("records.ndjson"));
         }
         victim.ends(&mut random);
         victim.judge();

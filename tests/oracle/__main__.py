@@ -10,6 +10,7 @@ wrong with the bindings to standard error. Exit code 1 if anything is.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ def arguments():
     epochs.add_argument("--final-only", action="store_true", help="no epochs: only final answers, nothing is late")
     parser.add_argument("--no-future", action="store_true", help="no event lies in the future")
     parser.add_argument("--emission", choices=("immediate", "final"), help="overrides the patterns' own")
+    parser.add_argument("--partitions", type=int, help="how many there are at first, if some are added")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     return parser.parse_args()
 
@@ -38,6 +40,8 @@ def arguments():
 def main():
     asked = arguments()
     settings = config.load(asked.config)
+    if asked.partitions is not None:
+        settings = dataclasses.replace(settings, partitions=asked.partitions)
     source = records.files(asked.files) if asked.files else records.recorded(asked.records)
     if asked.final_only:
         happened = flow.without_epochs(source, settings)

@@ -6,8 +6,9 @@
      "windows": [{"name": "user_1m", "kind": "tumbling", "by": "user_id", "size_ms": 60000}],
      "patterns": {"velocity_spike": {"more_than": 100, "within_ms": 3600000}}}
 
-What is absent has its default; without `patterns` all five run, else those that are named. `partitions` need only be
-given if some partition has neither a record nor a binding. Keys that answers do not depend on are passed over.
+What is absent has its default; without `patterns` all five run, else those that are named. `partitions`, how many there
+are at first, need only be given if some are added, or have neither a record nor a binding. Keys that answers do not
+depend on are passed over.
 """
 
 import json

@@ -99,7 +99,7 @@ def with_bindings(records, bound_epochs, settings, judge_future=True):
         arrived[bound.epoch].append(event)
 
     taken.check_ends()
-    partitions = max([settings.partitions, *(partition + 1 for partition in taken.partitions)])
+    partitions = settings.partitions or max([0, *(partition + 1 for partition in taken.partitions)])
     watermark = Watermark(partitions, settings.max_out_of_orderness, settings.idle_advance)
     deduplication = Deduplication(settings.dedup_horizon)
     before = BEGINNING
@@ -238,12 +238,15 @@ class Watermark:
         self.all_idle = None  # since when, and how far W was behind then
 
     def advance(self, bound, pushed):
-        for partition in range(len(self.greatest)):
-            raised, _ = pushed.get((bound.epoch, partition), (None, None))
-            if raised is not None:
-                self.greatest[partition] = max(self.greatest[partition], raised)
         for binding in bound.bindings:
+            # A partition that was added counts from its first binding on.
+            added = max(0, binding.partition + 1 - len(self.greatest))
+            self.greatest += [BEGINNING] * added
+            self.idle += [False] * added
             self.idle[binding.partition] = binding.idle
+            raised, _ = pushed.get((bound.epoch, binding.partition), (None, None))
+            if raised is not None:
+                self.greatest[binding.partition] = max(self.greatest[binding.partition], raised)
         busy = [time for time, idle in zip(self.greatest, self.idle) if not idle]
         if busy:
             self.watermark = max(self.watermark, min(busy) - self.behind)

@@ -62,6 +62,15 @@ class Watermarks(unittest.TestCase):
         bounds = [bound(1, (0, 1, 1000))]
         self.assertEqual(self.watermarks([record(0, 0, 1000)], bounds, partitions=2), ([flow.BEGINNING], []))
 
+    def test_a_partition_that_is_added_holds_it_back_from_its_first_binding_on(self):
+        records = [record(0, 0, 1000), record(0, 1, 2000), record(1, 0, 1500)]
+        bounds = [
+            bound(1, (0, 1, 1000), watermark=899),
+            bound(2, (0, 2, 2000), (1, 0, None), watermark=899),
+            bound(3, (1, 1, 1500), watermark=1399),
+        ]
+        self.assertEqual(self.watermarks(records, bounds, partitions=1), ([899, 899, 1399], []))
+
     def test_an_idle_partition_that_never_had_an_event_does_not(self):
         bounds = [bound(1, (0, 1, 1000), (1, 0, None, "idle"), watermark=899)]
         self.assertEqual(self.watermarks([record(0, 0, 1000)], bounds), ([899], []))

@@ -6,6 +6,7 @@ die() { say "$*"; exit 1; }
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${HEADWATER_SERVICES_CACHE:-${HOME:-/tmp}/.cache/headwater-services}
+kafka_version=${HEADWATER_KAFKA_VERSION:-4.1.0}
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
@@ -66,65 +67,91 @@ configure_tls() { # DIR
 
 prepare_kafka() {
     command -v java >/dev/null || install_packages openjdk-17-jre-headless
-    if ! ls "$cache"/kafka-4.1.0/kafka_2.13-4.1.0.jar >/dev/null 2>&1; then
+    if ! ls "$cache/kafka-$kafka_version/kafka_2.13-$kafka_version.jar" >/dev/null 2>&1; then
         command -v mvn >/dev/null || install_packages maven
         mkdir -p "$cache"
         local staging
         staging=$(mktemp -d "$cache/staging.XXXXXX")
-        say "fetching Kafka"
-        mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies -DoutputDirectory="$staging" >&2
+        say "fetching Kafka $kafka_version"
+        mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies \
+            -Dkafka.version="$kafka_version" -DoutputDirectory="$staging" >&2
         chmod 755 "$staging"
-        mv -T "$staging" "$cache/kafka-4.1.0" 2>/dev/null || rm -rf "$staging"
+        mv -T "$staging" "$cache/kafka-$kafka_version" 2>/dev/null || rm -rf "$staging"
     fi
 }
 
+prepare_kafka3() { prepare_kafka; }
 prepare_postgres() { [ -n "$(pg_bin)" ] || install_packages postgresql; }
 prepare_redis() { command -v redis-server >/dev/null || install_packages redis-server; }
 
-configure_kafka() { # DIR
-    local port controller proxied= behind
-    port=$(free_port); controller=$(free_port)
-    echo "$port" > "$1/kafka.port"
-    # Clients are sent to where the broker says it is: those who come through a proxy have a listener of their own.
-    if [ -n "${HEADWATER_KAFKA_PROXY:-}" ]; then
-        behind=$(free_port)
-        echo "$behind" > "$1/kafka.behind"
-        proxied=1
-    fi
-    mkdir -p "$1/kafka"
-    local secure= advertised= scram=()
-    if [ -e "$1/tls" ]; then
-        local name
-        for name in TLS MUTUAL SASL; do
-            free_port > "$1/kafka.$name"
-            secure+=",$name://127.0.0.1:$(cat "$1/kafka.$name")"
-        done
-        advertised=$secure
-        scram=(--add-scram 'SCRAM-SHA-256=[name=alice,password=alice-secret]'
-            --add-scram 'SCRAM-SHA-512=[name=alice,password=alice-secret]')
-    fi
-    cat > "$1/kafka.properties" <<EOF
+# A broker that is a controller, too: NAME, with ID in the quorum of VOTERS, all of them as ID@HOST:PORT. LISTENERS beside the
+# usual ones, and what clients are told of them, have a comma before each. All brokers of a quorum have a copy of everything,
+# and more than half of them must have it for a record to be taken.
+write_properties() { # DIR NAME ID VOTERS [LISTENERS ADVERTISED]
+    local dir=$1 name=$2 id=$3 port voters copies in_sync
+    IFS=, read -ra voters <<< "$4"
+    copies=${#voters[@]}
+    in_sync=$((copies / 2 + 1))
+    port=$(free_port)
+    echo "$port" > "$dir/$name.port"
+    rm -rf "${dir:?}/$name"
+    mkdir -p "$dir/$name"
+    cat > "$dir/$name.properties" <<EOF
 process.roles=broker,controller
-node.id=1
-controller.quorum.bootstrap.servers=127.0.0.1:$controller
-listeners=BROKER://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller${proxied:+,PROXIED://127.0.0.1:$behind}$secure
-advertised.listeners=BROKER://127.0.0.1:$port${proxied:+,PROXIED://127.0.0.1:$HEADWATER_KAFKA_PROXY}$advertised
+node.id=$id
+controller.quorum.voters=$4
+listeners=BROKER://127.0.0.1:$port,CONTROLLER://${voters[id - 1]#*@}${5:-}
+advertised.listeners=BROKER://127.0.0.1:$port${6:-}
 listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT,TLS:SSL,MUTUAL:SSL,SASL:SASL_SSL
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=BROKER
-log.dirs=$1/kafka/data
+log.dirs=$dir/$name/data
 auto.create.topics.enable=false
-offsets.topic.replication.factor=1
+default.replication.factor=$copies
+min.insync.replicas=$in_sync
+offsets.topic.replication.factor=$copies
 offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
+transaction.state.log.replication.factor=$copies
 transaction.state.log.num.partitions=4
-transaction.state.log.min.isr=1
+transaction.state.log.min.isr=$in_sync
+transaction.abort.timed.out.transaction.cleanup.interval.ms=200
 group.initial.rebalance.delay.ms=0
 message.max.bytes=12000000
 replica.fetch.max.bytes=12000000
 num.network.threads=2
 num.io.threads=4
 EOF
+}
+
+# Kafka's StorageTool, of the version that the brokers of a directory have.
+storage_tool() { # DIR ARGUMENTS...
+    java -cp "$cache/kafka-$(cat "$1/kafka.version")/*" kafka.tools.StorageTool "${@:2}"
+}
+
+format_storage() { # DIR NAME CLUSTER ARGUMENTS...
+    storage_tool "$1" format -t "$3" -c "$1/$2.properties" "${@:4}" > "$1/$2.format.log" 2>&1 \
+        || { cat "$1/$2.format.log" >&2; return 1; }
+}
+
+configure_kafka() { # DIR
+    local listeners='' advertised='' scram=() name cluster
+    echo "$kafka_version" > "$1/kafka.version"
+    # Clients are sent to where the broker says it is: those who come through a proxy have a listener of their own.
+    if [ -n "${HEADWATER_KAFKA_PROXY:-}" ]; then
+        free_port > "$1/kafka.behind"
+        listeners+=",PROXIED://127.0.0.1:$(cat "$1/kafka.behind")"
+        advertised+=",PROXIED://127.0.0.1:$HEADWATER_KAFKA_PROXY"
+    fi
+    if [ -e "$1/tls" ]; then
+        for name in TLS MUTUAL SASL; do
+            free_port > "$1/kafka.$name"
+            listeners+=",$name://127.0.0.1:$(cat "$1/kafka.$name")"
+            advertised+=",$name://127.0.0.1:$(cat "$1/kafka.$name")"
+        done
+        scram=(--add-scram 'SCRAM-SHA-256=[name=alice,password=alice-secret]'
+            --add-scram 'SCRAM-SHA-512=[name=alice,password=alice-secret]')
+    fi
+    write_properties "$1" kafka 1 "1@127.0.0.1:$(free_port)" "$listeners" "$advertised"
     if [ -e "$1/tls" ]; then
         cat >> "$1/kafka.properties" <<EOF
 ssl.keystore.type=PEM
@@ -138,18 +165,48 @@ listener.name.sasl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.securi
 listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 EOF
     fi
-    local id
-    id=$(java -cp "$cache/kafka-4.1.0/*" kafka.tools.StorageTool random-uuid 2>/dev/null | tail -1)
-    java -cp "$cache/kafka-4.1.0/*" kafka.tools.StorageTool format --standalone -t "$id" -c "$1/kafka.properties" \
-        "${scram[@]}" \
-        > "$1/kafka.format.log" 2>&1 || { cat "$1/kafka.format.log" >&2; return 1; }
+    cluster=$(storage_tool "$1" random-uuid 2>/dev/null | tail -1)
+    format_storage "$1" kafka "$cluster" "${scram[@]}"
 }
 
-start_kafka() { # DIR
-    java -Xms256m -Xmx768m -cp "$cache/kafka-4.1.0/*" kafka.Kafka "$1/kafka.properties" \
-        >> "$1/kafka.log" 2>&1 < /dev/null &
-    echo $! > "$1/kafka.pid"
-    wait_for kafka "$1/kafka.pid" port_answers "$(cat "$1/kafka.port")" || { tail -20 "$1/kafka.log" >&2; return 1; }
+# Three brokers, kafka-1 to kafka-3, which soon find out that one of them is gone.
+configure_kafka3() { # DIR
+    local id voters cluster
+    echo "$kafka_version" > "$1/kafka.version"
+    voters="1@127.0.0.1:$(free_port),2@127.0.0.1:$(free_port),3@127.0.0.1:$(free_port)"
+    cluster=$(storage_tool "$1" random-uuid 2>/dev/null | tail -1)
+    for id in 1 2 3; do
+        write_properties "$1" "kafka-$id" "$id" "$voters"
+        cat >> "$1/kafka-$id.properties" <<EOF
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=5000
+EOF
+        format_storage "$1" "kafka-$id" "$cluster"
+    done
+}
+
+launch_broker() { # DIR NAME
+    local java=(java -Xms256m -Xmx768m)
+    # Three of them share what one has otherwise.
+    if [ "$2" != kafka ]; then java=(java -Xms128m -Xmx384m -XX:+UseSerialGC -XX:TieredStopAtLevel=1); fi
+    "${java[@]}" -cp "$cache/kafka-$(cat "$1/kafka.version")/*" kafka.Kafka "$1/$2.properties" \
+        >> "$1/$2.log" 2>&1 < /dev/null &
+    echo $! > "$1/$2.pid"
+}
+
+await_broker() { # DIR NAME
+    wait_for "$2" "$1/$2.pid" port_answers "$(cat "$1/$2.port")" || { tail -20 "$1/$2.log" >&2; return 1; }
+}
+
+start_broker() { launch_broker "$1" "$2" && await_broker "$1" "$2"; } # DIR NAME
+start_kafka() { start_broker "$1" kafka; } # DIR
+
+start_kafka3() { # DIR
+    local id
+    for id in 1 2 3; do launch_broker "$1" "kafka-$id"; done
+    for id in 1 2 3; do
+        await_broker "$1" "kafka-$id" || { end_brokers "$1"; return 1; }
+    done
 }
 
 configure_postgres() { # DIR
@@ -231,16 +288,30 @@ start_redis() { # DIR
     wait_for redis "$1/redis.pid" port_answers "$port"
 }
 
+# Starts any service, kafka-2 and its like among them.
+start_service() { # DIR SERVICE
+    case $2 in
+        kafka-*) start_broker "$1" "$2" ;;
+        *) "start_$2" "$1" ;;
+    esac
+}
+
 # Ends a process that we started: gently, then hard.
 end_process() { # PIDFILE SIGNAL
     [ -e "$1" ] || return 0
     local pid
     pid=$(cat "$1")
     kill "-$2" "$pid" 2>/dev/null || true
-    for _ in $(seq 100); do
+    for _ in $(seq 300); do
         kill -0 "$pid" 2>/dev/null || break
         sleep 0.1
     done
-    kill -KILL "$pid" 2>/dev/null || true
+    if kill -KILL "$pid" 2>/dev/null; then say "$(basename "$1" .pid) did not end within 30 s: killed"; fi
     rm -f "$1"
+}
+
+# Brokers that are ended one after another would wait for those that are gone.
+end_brokers() { # DIR
+    local pidfile
+    for pidfile in "$1"/kafka*.pid; do end_process "$pidfile" KILL; done
 }
