@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use headwater::coordination::ingest::TimeRules;
 use headwater::coordination::{
     Binding, EpochRecord, Loss, Manifest, Operator, Part, PartKind, PartName, Position, Skip,
+    TAKEOVERS_WITHIN_MS, Takeovers,
 };
 use headwater::ledger::{Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition, ShardId};
@@ -118,6 +119,12 @@ fn promises_of_ways_on(open: impl Fn(&str) -> Box<dyn Ledger>) {
     second.claim().expect("taken over");
     assert_eq!(second.losses().expect("readable"), [loss(0, 1, 2), loss(3, 5, 9)]);
     assert_eq!(second.committed_sinks().expect("readable"), ["kafka-alerts"]);
+    assert_eq!(second.takeovers().expect("readable"), None);
+    let takeovers = |count, last_ms| Some(Takeovers { count, last_ms });
+    for (now_ms, count) in [(1_000, 1), (2_000, 2), (1_500, 3), (1_500 + TAKEOVERS_WITHIN_MS + 1, 1)] {
+        first.replaced(now_ms).expect("whoever was replaced says so");
+        assert_eq!(second.takeovers().expect("readable"), takeovers(count, now_ms));
+    }
     let fenced = [
         first.lose(&loss(1, 1, 2)),
         first.committed("postgres"),

@@ -14,6 +14,7 @@ use crate::config::{
     CheckpointConfig, Config, LedgerConfig, OutputKind, PostgresSinkConfig, SourceConfig, StartFrom,
     StateConfig, TablesConfig, changes,
 };
+use crate::coordination::{TAKEOVERS_WITHIN_MS, Takeovers};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
 use crate::outputs::{Takes, Tongue};
@@ -197,13 +198,43 @@ pub fn committed(ledger: &mut dyn Ledger, config: &Config) -> Result<Vec<String>
     if config.resets.accept_duplicates { Ok(Vec::new()) } else { ledger.committed_sinks() }
 }
 
+/// Records in the ledger that a later start has taken over from this run, which was alive: two processes that do so to each
+/// other, again and again, are to show.
+///
+/// # Errors
+/// If the ledger cannot be used.
+pub fn replaced(config: &Config) -> Result<(), LedgerError> {
+    match &config.ledger {
+        Some(ledger_config) => ledger(ledger_config, &config.plan.pipeline)?.replaced(wall_ms()),
+        None => Ok(()),
+    }
+}
+
+/// Waits before it takes over from a process that takes over from this one, again and again.
+fn give_way(ledger: &mut dyn Ledger, pipeline: &str, metrics: &Metrics) -> Result<(), LedgerError> {
+    let Some(takeovers) = ledger.takeovers()? else { return Ok(()) };
+    let Some(wait) = takeovers.wait(wall_ms()) else { return Ok(()) };
+    let Takeovers { count, .. } = takeovers;
+    let (wait_s, within_min) = (wait.as_secs(), TAKEOVERS_WITHIN_MS / 60_000);
+    let reason = format!(
+        "waiting {wait_s} s before taking over: the last {count} runs were replaced while they went on, each within \
+         {within_min} minutes of the one before: two processes use the pipeline name {pipeline}; end one of them, or give it \
+         another name"
+    );
+    tracing::error!("{reason}");
+    metrics.starting(reason);
+    std::thread::sleep(wait);
+    Ok(())
+}
+
 /// Claims the ledger and opens what goes with it.
-fn history(config: &Config, ledger_config: &LedgerConfig) -> Result<History, RunError> {
+fn history(config: &Config, ledger_config: &LedgerConfig, metrics: &Metrics) -> Result<History, RunError> {
     let mut ledger = ledger(ledger_config, &config.plan.pipeline)?;
     let meaning = config.meaning();
     // A start that its configuration keeps from going on must not end the one that runs.
     let before = ledger.look()?.and_then(|claim| claim.genesis);
     changed(before.as_ref(), &meaning, &config.resets.sections)?;
+    give_way(&mut *ledger, &config.plan.pipeline, metrics)?;
     let claim = ledger.claim()?;
     crash::point("start.claimed");
     for skip in &config.skips {
@@ -277,7 +308,7 @@ pub fn job(
             checkpoints: checkpoints(config)?,
         })),
         Some(ledger) => {
-            let mut history = history(config, ledger)?;
+            let mut history = history(config, ledger, &metrics)?;
             let Claim { lineage, generation, .. } = &history.claim;
             (start.lineage, start.generation) = (lineage.clone(), *generation);
             start.ever = history.ledger.enrol(processes)?;

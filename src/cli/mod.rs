@@ -262,13 +262,22 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     metrics.starting("looking up the hosts of the cluster");
     let workers = hosts::timely_config(args)?;
     metrics.starting("opening the ledger");
-    let job = build::job(&config, args.until_end, workers, Arc::clone(&metrics))?;
-    let job = Job { stopping, ..job };
-    if matches!(config.source, SourceConfig::Kafka(_)) && config.ledger.is_none() {
-        tracing::info!("without a ledger: starting at the group's committed offsets with empty state");
+    let mut begun = Instant::now();
+    let ran = build::job(&config, args.until_end, workers, Arc::clone(&metrics)).and_then(|job| {
+        if matches!(config.source, SourceConfig::Kafka(_)) && config.ledger.is_none() {
+            tracing::info!("without a ledger: starting at the group's committed offsets with empty state");
+        }
+        begun = Instant::now();
+        crate::runtime::run(Job { stopping, ..job })
+    });
+    // Of a cluster, one process says it for all.
+    if args.process == 0
+        && ran.as_ref().is_err_and(RunError::is_replacement)
+        && let Err(error) = build::replaced(&config)
+    {
+        tracing::warn!(%error, "the takeover is not recorded");
     }
-    let begun = Instant::now();
-    crate::runtime::run(job)?;
+    ran?;
     summary::log(&metrics, begun.elapsed());
     drop(server);
     Ok(())

@@ -16,6 +16,7 @@ mod model;
 mod offsets;
 mod recovery;
 mod skips;
+mod takeovers;
 #[cfg(test)]
 mod trials;
 mod watermark;
@@ -30,4 +31,5 @@ pub use manifest::{Manifest, Operator, Part, PartKind, PartName, Position, Posit
 pub use offsets::GroupOffsets;
 pub use recovery::{Mismatch, NoResume, Recorded, Resume, Taken, resume, taken};
 pub use skips::{Skip, Skips};
+pub use takeovers::{TAKEOVERS_WITHIN_MS, Takeovers};
 pub use watermark::{AllIdle, Watermark, WatermarkRule};

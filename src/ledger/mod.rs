@@ -28,7 +28,7 @@ pub use self::format::Damaged;
 pub(crate) use self::manifest::{decode as decode_manifest, encode as encode_manifest};
 pub use self::postgres::{PostgresLedger, table_names as postgres_tables};
 pub use self::sqlite::SqliteLedger;
-use crate::coordination::{EpochRecord, Loss, Manifest, Skip, are_chains};
+use crate::coordination::{EpochRecord, Loss, Manifest, Skip, Takeovers, are_chains};
 
 /// What a pipeline began with, before its first record was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,6 +160,19 @@ pub trait Ledger: Send {
     /// # Errors
     /// If it was taken over or the store fails.
     fn ended(&mut self) -> Result<(), LedgerError>;
+
+    /// Records that a later start took over from this one while it went on, noticed at `now_ms`, in milliseconds since
+    /// 1970. It is the one thing that an older generation may write: it decides no result.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn replaced(&mut self, now_ms: i64) -> Result<(), LedgerError>;
+
+    /// The last takeovers from runs that went on; none if there never was one.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn takeovers(&mut self) -> Result<Option<Takeovers>, LedgerError>;
 
     /// Records what the pipeline begins with.
     ///

@@ -14,7 +14,7 @@ use super::{
     leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_loss, read_manifest, read_round,
     unavailable, write_manifest,
 };
-use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, prune};
+use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, TAKEOVERS_WITHIN_MS, Takeovers, prune};
 
 /// What the database holds, in versions 1 and 2. The lock keeps two first starts apart: its number is "hw-ledgr" in ASCII.
 const TABLES: &str = "
@@ -67,6 +67,11 @@ CREATE TABLE IF NOT EXISTS headwater_attempts (
     pipeline text PRIMARY KEY,
     durable bigint NOT NULL,
     attempts bigint NOT NULL
+);
+CREATE TABLE IF NOT EXISTS headwater_takeovers (
+    pipeline text PRIMARY KEY,
+    count bigint NOT NULL,
+    last_ms bigint NOT NULL
 );
 CREATE TABLE IF NOT EXISTS headwater_pruned (
     pipeline text PRIMARY KEY,
@@ -288,6 +293,21 @@ impl Ledger for PostgresLedger {
         self.transact("record the end of a run", async |transaction| {
             transaction.execute(ENDED, &[&pipeline]).await.map(|_| Ok(()))
         })
+    }
+
+    fn replaced(&mut self, now_ms: i64) -> Result<(), LedgerError> {
+        const REPLACED: &str = "
+            INSERT INTO headwater_takeovers AS before (pipeline, count, last_ms) VALUES ($1, 1, $2)
+            ON CONFLICT (pipeline) DO UPDATE SET last_ms = excluded.last_ms,
+            count = CASE WHEN abs(excluded.last_ms - before.last_ms) <= $3 THEN before.count + 1 ELSE 1 END";
+        self.query("record a takeover", REPLACED, &[&self.pipeline, &now_ms, &TAKEOVERS_WITHIN_MS]).map(drop)
+    }
+
+    fn takeovers(&mut self) -> Result<Option<Takeovers>, LedgerError> {
+        const TAKEOVERS: &str = "SELECT count, last_ms FROM headwater_takeovers WHERE pipeline = $1";
+        let rows = self.query("read the takeovers", TAKEOVERS, &[&self.pipeline])?;
+        let row = |row: &Row| Takeovers { count: row.get::<_, i64>(0) as u64, last_ms: row.get(1) };
+        Ok(rows.first().map(row))
     }
 
     fn begin(&mut self, genesis: &Genesis) -> Result<(), LedgerError> {

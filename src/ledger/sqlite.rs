@@ -12,7 +12,7 @@ use super::{
     leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_loss, read_manifest, read_round,
     unavailable, write_manifest,
 };
-use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, prune};
+use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, TAKEOVERS_WITHIN_MS, Takeovers, prune};
 
 /// What the file holds, in versions 1 and 2.
 const TABLES: &str = "
@@ -63,6 +63,11 @@ CREATE TABLE IF NOT EXISTS headwater_attempts (
     pipeline TEXT PRIMARY KEY,
     durable INTEGER NOT NULL,
     attempts INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS headwater_takeovers (
+    pipeline TEXT PRIMARY KEY,
+    count INTEGER NOT NULL,
+    last_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS headwater_pruned (
     pipeline TEXT PRIMARY KEY,
@@ -278,6 +283,25 @@ impl Ledger for SqliteLedger {
         let pipeline = self.pipeline.clone();
         self.write("record the end of a run", |transaction| {
             transaction.execute("DELETE FROM headwater_attempts WHERE pipeline = ?", [&pipeline]).map(drop)
+        })
+    }
+
+    fn replaced(&mut self, now_ms: i64) -> Result<(), LedgerError> {
+        const REPLACED: &str = "INSERT INTO headwater_takeovers (pipeline, count, last_ms) VALUES (?1, 1, ?2)
+            ON CONFLICT (pipeline) DO UPDATE SET last_ms = excluded.last_ms,
+            count = CASE WHEN abs(excluded.last_ms - last_ms) <= ?3 THEN count + 1 ELSE 1 END";
+        let values = params![self.pipeline, now_ms, TAKEOVERS_WITHIN_MS];
+        let written = self.connection.execute(REPLACED, values);
+        let failed = |error| unavailable(format!("record a takeover in {}", self.path.display()), error);
+        written.map(drop).map_err(failed)
+    }
+
+    fn takeovers(&mut self) -> Result<Option<Takeovers>, LedgerError> {
+        const TAKEOVERS: &str = "SELECT count, last_ms FROM headwater_takeovers WHERE pipeline = ?";
+        self.read(|connection, pipeline| {
+            let row =
+                |row: &Row<'_>| Ok(Takeovers { count: row.get::<_, i64>(0)? as u64, last_ms: row.get(1)? });
+            connection.query_row(TAKEOVERS, [pipeline], row).optional()
         })
     }
 

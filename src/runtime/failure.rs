@@ -129,6 +129,18 @@ impl RunError {
     }
 }
 
+impl RunError {
+    /// Whether a later start has taken over.
+    pub fn is_replacement(&self) -> bool {
+        matches!(
+            self,
+            RunError::Open(OpenError::Fenced { .. })
+                | RunError::Commit(CommitError::Fenced { .. })
+                | RunError::Ledger(LedgerError::Fenced { .. })
+        )
+    }
+}
+
 /// Where failures are reported. Only the first counts.
 #[derive(Clone, Debug, Default)]
 pub struct Failure(Arc<OnceLock<RunError>>);

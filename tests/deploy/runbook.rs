@@ -65,6 +65,10 @@ fn quotes_begin_and_end_at_words() {
             assert!(!inside, "line {}: {line}", n + 1);
         }
     }
+    let book = text("docs/runbook.md");
+    let quotes = book.split('`').skip(1).step_by(2);
+    let ragged: Vec<_> = quotes.filter(|quote| quote.trim() != *quote).collect();
+    assert!(ragged.is_empty(), "{ragged:?}");
 }
 
 fn words(text: &str) -> String {

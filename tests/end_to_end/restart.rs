@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::common::{FLOW, succeed};
+use crate::common::{FLOW, headwater, succeed};
 use crate::crash::Files;
+use crate::kafka::FromTopic;
 use crate::live::{Running, get, metric, wait_for};
 
 /// A supervised run of files, with its log in JSON.
@@ -96,6 +97,34 @@ fn a_child_whose_supervisor_was_killed_finishes_and_ends() {
     wait_for("the child's end", || (!alive()).then_some(()));
     assert!(run.log().contains("has let go of this process"), "{}", run.log());
     files.judge();
+}
+
+#[test]
+fn processes_that_take_over_from_each_other_give_way() {
+    let mut job = FromTopic::new("two-owners", 27, 6_000);
+    let start = |job: &FromTopic, name: &str| {
+        let mut command = headwater(&["run"]);
+        command.arg(job.path("run.toml"));
+        Running::start(command, job.path(name))
+    };
+    let mut owner = start(&job, "owner-0.log");
+    for n in 1..=3 {
+        wait_for("the owner", || owner.log().contains("the ledger is ours").then_some(()));
+        let successor = start(&job, &format!("owner-{n}.log"));
+        wait_for("the successor", || successor.log().contains("the ledger is ours").then_some(()));
+        // Who is replaced notices when there is something to write.
+        job.stream.produce(600);
+        assert_eq!(owner.end().code(), Some(3), "{}", owner.log());
+        owner = successor;
+    }
+    let mut waiting = start(&job, "waiting.log");
+    wait_for("the reason", || waiting.log().contains("two processes use the pipeline name").then_some(()));
+    assert!(waiting.log().contains("waiting 5 s before taking over: the last 3 runs"), "{}", waiting.log());
+    waiting.terminate();
+    waiting.ends_well();
+    assert_eq!(owner.ended(), None, "it is left in peace: {}", owner.log());
+    owner.terminate();
+    owner.ends_well();
 }
 
 #[test]
