@@ -253,7 +253,12 @@ fn agree(topic: &[String], table: &[String]) {
         these.iter().filter(|row| !those.contains(row)).take(10).cloned().collect::<Vec<_>>()
     };
     let only = [beyond(topic, table), beyond(table, topic)];
-    assert!(topic == table, "only in the topic, only in the table: {only:?}; {} {}", topic.len(), table.len());
+    assert!(
+        topic == table,
+        "only in the topic, only in the table: {only:?}; {} {}",
+        topic.len(),
+        table.len()
+    );
 }
 
 /// What a run that is to be killed has beside: little at a time, a ledger, and checkpoints.
