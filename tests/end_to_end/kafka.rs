@@ -76,6 +76,11 @@ impl Stream {
         }
     }
 
+    /// Where it goes.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
     /// Produces its next records.
     pub fn produce(&mut self, records: u64) {
         use std::fmt::Write;

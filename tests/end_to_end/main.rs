@@ -1,6 +1,7 @@
 //! The whole program over whole inputs, against an oracle that shares nothing with it.
 
 mod bench;
+mod brokers;
 mod changes;
 mod checkpoints;
 mod cluster;

@@ -84,9 +84,9 @@ prepare_kafka3() { prepare_kafka; }
 prepare_postgres() { [ -n "$(pg_bin)" ] || install_packages postgresql; }
 prepare_redis() { command -v redis-server >/dev/null || install_packages redis-server; }
 
-# A broker that is a controller, too: NAME, with ID in the quorum of VOTERS, all of them as ID@HOST:PORT. LISTENERS beside the
-# usual ones, and what clients are told of them, have a comma before each. All brokers of a quorum have a copy of everything,
-# and more than half of them must have it for a record to be taken.
+# A broker that is a controller as well: NAME, with ID in the quorum of VOTERS, a list of ID@HOST:PORT. LISTENERS come on
+# top of the usual ones, and ADVERTISED is what clients get to know of them; each begins with a comma. Every broker of a
+# quorum has a replica of everything, and more than half of the replicas must be in sync.
 write_properties() { # DIR NAME ID VOTERS [LISTENERS ADVERTISED]
     local dir=$1 name=$2 id=$3 port voters copies in_sync
     IFS=, read -ra voters <<< "$4"
@@ -169,7 +169,7 @@ EOF
     format_storage "$1" kafka "$cluster" "${scram[@]}"
 }
 
-# Three brokers, kafka-1 to kafka-3, which soon find out that one of them is gone.
+# Three brokers, kafka-1 to kafka-3, which soon notice that one of them is gone.
 configure_kafka3() { # DIR
     local id voters cluster
     echo "$kafka_version" > "$1/kafka.version"
@@ -179,7 +179,7 @@ configure_kafka3() { # DIR
         write_properties "$1" "kafka-$id" "$id" "$voters"
         cat >> "$1/kafka-$id.properties" <<EOF
 broker.heartbeat.interval.ms=500
-broker.session.timeout.ms=5000
+broker.session.timeout.ms=4000
 EOF
         format_storage "$1" "kafka-$id" "$cluster"
     done

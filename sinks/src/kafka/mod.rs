@@ -14,6 +14,8 @@
 //!   the progress topic up to the last. A process that was thought dead and comes back can take the ids over in
 //!   its turn, but must commit its own sentinel first, and what it then reads contains its successor's: it ends.
 //! - A producer to which anything unusual happened is replaced, by the same steps.
+//! - A commit whose outcome is unknown is resolved by the same steps: taking over its id ends its transaction, and the
+//!   progress topic says whether it was committed.
 //! - An id that nobody uses any more could still commit late: process 0 takes over those of every process there ever was.
 
 pub mod client;
@@ -27,6 +29,7 @@ pub mod writer;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
 
 use headwater_dataflows::Epoch;
 use rdkafka::ClientConfig;
@@ -43,6 +46,10 @@ use crate::{
 
 /// How many transactional ids a writer uses in turn.
 const SLOTS: usize = 2;
+/// How long resolving a commit of unknown outcome is tried: a broker that restarts is back by then.
+const OUTCOME_PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait before it is tried again.
+const OUTCOME_PAUSE: Duration = Duration::from_millis(200);
 /// The longest name of a sink or pipeline: both are parts of topic names, which Kafka limits to 249 bytes.
 const LONGEST_NAME: usize = 200;
 
@@ -317,9 +324,14 @@ impl KafkaSink {
     fn ready(&mut self, opened: &mut Opened) -> Result<usize, Trouble> {
         let slot = opened.turn;
         opened.turn = (slot + 1) % SLOTS;
-        if opened.writers[slot].usable() {
-            return Ok(slot);
+        if !opened.writers[slot].usable() {
+            self.replace(opened, slot)?;
         }
+        Ok(slot)
+    }
+
+    /// Replaces a writer; returns this sink's records since those that were read before.
+    fn replace(&mut self, opened: &mut Opened, slot: usize) -> Result<Vec<Record>, Trouble> {
         // What topics take may be more by now.
         let (producer, _, max_message_bytes) =
             self.prepare(&opened.start).map_err(|error| Trouble::Failed(error.to_string()))?;
@@ -332,9 +344,39 @@ impl KafkaSink {
             OpenError::Unavailable { what, source, .. } => Trouble::Failed(format!("{what}: {source}")),
         };
         let (writer, sentinel) = self.take_over(start, producer, log, id).map_err(refused_is_fenced)?;
-        self.read(start, log, &sentinel, false).map_err(refused_is_fenced)?;
+        let (mine, _) = self.read(start, log, &sentinel, false).map_err(refused_is_fenced)?;
         opened.writers[slot] = writer;
-        Ok(slot)
+        Ok(mine)
+    }
+
+    /// Resolves the commit of the last round, whose outcome is unknown.
+    fn resolve(&mut self, opened: &mut Opened, through: Epoch, reason: String) -> Result<(), Trouble> {
+        let slot = (opened.turn + SLOTS - 1) % SLOTS;
+        tracing::warn!(sink = self.config.name, %through, reason, "outcome of a commit unknown: resolving it");
+        let deadline = Instant::now() + OUTCOME_PATIENCE;
+        loop {
+            // A later start that has written already is left alone.
+            let seen = opened.log.read_to_end().unwrap_or_default();
+            let mut seen = seen.iter().filter(|record| record.sink == self.config.name);
+            if let Some(objection) = seen.find_map(|record| self.objection(&opened.start, record)) {
+                return Err(Trouble::Fenced(objection));
+            }
+            match self.replace(opened, slot) {
+                Ok(records) => {
+                    let Start { generation, process, .. } = opened.start;
+                    let is_committed = records.iter().any(|record| {
+                        record.generation == generation
+                            && record.process as usize == process
+                            && record.progress().is_some_and(|progress| progress.through >= through)
+                    });
+                    tracing::info!(sink = self.config.name, %through, is_committed, "outcome of a commit resolved");
+                    return if is_committed { Ok(()) } else { Err(Trouble::Failed(reason)) };
+                }
+                Err(Trouble::Failed(_)) if Instant::now() < deadline => std::thread::sleep(OUTCOME_PAUSE),
+                Err(Trouble::Failed(_)) => return Err(Trouble::Indeterminate(reason)),
+                Err(other) => return Err(other),
+            }
+        }
     }
 
     fn round(&mut self, opened: &mut Opened, through: Epoch) -> Result<(), Trouble> {
@@ -495,7 +537,10 @@ impl Sink for KafkaSink {
         let Some(mut opened) = self.opened.take() else {
             return Err(CommitError::Failed { sink, through, reason: "it is not open".to_owned() });
         };
-        let outcome = self.round(&mut opened, through);
+        let outcome = match self.round(&mut opened, through) {
+            Err(Trouble::Indeterminate(reason)) => self.resolve(&mut opened, through, reason),
+            known => known,
+        };
         self.opened = Some(opened);
         match outcome {
             Ok(()) => {

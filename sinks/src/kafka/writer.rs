@@ -179,12 +179,20 @@ impl Writer {
     /// # Errors
     /// If it could not be shown, or nobody knows.
     pub fn transaction(&self, produce: impl FnOnce(&Writer) -> Result<(), Trouble>) -> Result<(), Trouble> {
+        let begun = Instant::now();
         self.producer.begin_transaction().map_err(|error| self.trouble("begin a transaction", &error))?;
         let sent = produce(self).and_then(|()| self.delivered());
-        match sent {
+        let outcome = match sent {
             Ok(()) => self.commit(),
             Err(trouble) => Err(self.abort(trouble)),
-        }
+        };
+        outcome.map_err(|trouble| match trouble {
+            // The broker also fences a producer whose transaction has timed out: no other producer need be there.
+            Trouble::Fenced(reason) if begun.elapsed() >= TRANSACTION_TIMEOUT => {
+                Trouble::Indeterminate(reason)
+            }
+            other => other,
+        })
     }
 
     /// Adds a record to the open transaction, waiting while the producer's queue is full.
@@ -241,7 +249,10 @@ impl Writer {
         while self.producer.in_flight_count() > 0 {
             if Instant::now() > deadline {
                 let count = self.producer.in_flight_count();
-                return Err(Trouble::Failed(format!("{count} messages are not acknowledged in time")));
+                return Err(Trouble::Failed(format!(
+                    "{count} messages are not acknowledged within {TRANSACTION_TIMEOUT:?}: a partition has no leader, or \
+                     fewer replicas in sync than min.insync.replicas demands"
+                )));
             }
             self.wait();
         }
