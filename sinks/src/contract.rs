@@ -79,6 +79,20 @@ pub struct Start {
 }
 
 impl Start {
+    /// Why it must not write a sink with this progress, which this start was the last to open, if so.
+    pub fn objection_to(
+        &self,
+        sink: &str,
+        progress: &[Progress],
+        last: Option<&(Lineage, Generation)>,
+    ) -> Option<String> {
+        // A start that has committed nothing has promised nothing: another ledger's may be replaced.
+        let last = last.filter(|(lineage, _)| self.adopt.is_none() && *lineage == self.lineage);
+        let written = progress.iter().map(|found| (&found.lineage, found.generation));
+        let opened = last.map(|(lineage, generation)| (lineage, *generation));
+        written.chain(opened).find_map(|(lineage, generation)| self.objection(sink, lineage, generation))
+    }
+
     /// Why it must not write a sink in which this ledger and generation have been, if so: its own is another ledger, or it
     /// is older.
     pub fn objection(&self, sink: &str, lineage: &Lineage, generation: Generation) -> Option<String> {

@@ -6,7 +6,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use headwater_dataflows::Epoch;
 
 use crate::Changes;
-use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, Start};
+use crate::contract::{
+    CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Sink, StageError, Start,
+};
 
 /// A fault of the next commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub struct Memory(Arc<(Mutex<State>, Condvar)>);
 struct State {
     committed: BTreeMap<Epoch, Vec<Changes>>,
     progress: Option<Progress>,
+    /// The last start that has opened it.
+    start: Option<(Lineage, Generation)>,
     faults: VecDeque<Fault>,
     stalled: bool,
     commits: u64,
@@ -88,24 +92,20 @@ impl Sink for MemorySink {
     }
 
     fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
-        if let Some(through) = start.adopt {
+        let mut state = self.memory.state();
+        let adopted = start.adopt.map(|through| {
             let Start { lineage, generation, shards, .. } = start.clone();
-            self.memory.state().progress = Some(Progress { lineage, generation, shards, through });
+            Progress { lineage, generation, shards, through }
+        });
+        let progress: Vec<_> = adopted.or_else(|| state.progress.clone()).into_iter().collect();
+        if let Some(reason) = start.objection_to(&self.name, &progress, state.start.as_ref()) {
+            return Err(OpenError::Refused { sink: self.name.clone(), reason });
         }
-        let progress = self.memory.progress();
-        let refused =
-            |reason: &str| Err(OpenError::Refused { sink: self.name.clone(), reason: reason.to_owned() });
-        match &progress {
-            Some(found) if found.lineage != start.lineage => {
-                return refused("its progress belongs to another ledger");
-            }
-            Some(found) if found.generation > start.generation => {
-                return refused("a later start has written here");
-            }
-            _ => {}
-        }
+        state.progress = progress.first().cloned();
+        state.start = Some((start.lineage.clone(), start.generation));
+        drop(state);
         self.start = Some(start.clone());
-        Ok(progress.into_iter().collect())
+        Ok(progress)
     }
 
     fn look(&mut self, _: &str) -> Result<Vec<Progress>, OpenError> {
@@ -132,9 +132,8 @@ impl Sink for MemorySink {
         let Some(start) = &self.start else {
             return Err(CommitError::Failed { sink, through, reason: "the sink is not open".into() });
         };
-        let taken = |found: &Progress| found.generation > start.generation || found.lineage != start.lineage;
-        if state.progress.as_ref().is_some_and(taken) {
-            return Err(CommitError::Fenced { sink, reason: "a later start has written here".into() });
+        if state.start != Some((start.lineage.clone(), start.generation)) {
+            return Err(CommitError::Fenced { sink, reason: "a later start has taken over".into() });
         }
         let later = self.staged.split_off(&through.next());
         for (epoch, mut changes) in std::mem::replace(&mut self.staged, later) {

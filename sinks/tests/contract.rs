@@ -299,21 +299,27 @@ fn a_sink_that_is_adopted_has_the_progress_that_it_is_told_and_no_other_writer<S
     assert_eq!(store.events(), [(0, 2)]);
 }
 
-fn a_start_that_has_written_fences_the_one_before_it<S: Store>() {
+fn opening_fences_the_starts_before_it<S: Store>() {
     let store = S::new();
     let mut old = opened(&store, 1);
-    old.stage(Epoch(1), event(0, 1, "old")).expect("staged");
-    let mut new = opened(&store, 2);
-    new.stage(Epoch(1), event(0, 2, "new")).expect("staged");
-    new.commit(permit(1)).expect("committed");
+    old.commit(permit(1)).expect("committed");
+    old.stage(Epoch(2), event(0, 1, "old")).expect("staged");
+    let mut new = store.sink();
+    assert_eq!(new.open(&start(2)).expect("opened")[0].through, Epoch(1));
+    // It was told that epoch 2 is not there, so that it must not come.
     let outcome = loop {
-        match old.commit(permit(1)) {
+        match old.commit(permit(2)) {
             // Its session was ended: it finds out in the next one.
             Err(CommitError::Failed { .. }) => {}
             other => break other,
         }
     };
     assert!(matches!(outcome, Err(CommitError::Fenced { .. })), "{outcome:?}");
+    assert_eq!(store.events(), []);
+    let late = store.sink().open(&start(1)).expect_err("it has a successor");
+    assert!(matches!(late, OpenError::Refused { .. }), "{late}");
+    new.stage(Epoch(2), event(0, 2, "new")).expect("staged");
+    new.commit(permit(2)).expect("committed");
     assert_eq!(store.events(), [(0, 2)]);
 }
 
@@ -405,7 +411,7 @@ macro_rules! suite {
             reopening_returns_what_was_committed,
             another_ledger_and_an_older_start_are_refused,
             a_sink_that_is_adopted_has_the_progress_that_it_is_told_and_no_other_writer,
-            a_start_that_has_written_fences_the_one_before_it,
+            opening_fences_the_starts_before_it,
             looking_finds_what_is_committed_and_disturbs_nobody,
             a_text_that_looks_like_sql_is_only_a_text,
         ]);)*

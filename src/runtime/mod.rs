@@ -231,7 +231,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let Some(mut ledger) = ledger else {
         return outcome.map_err(|error| if follows { disturbed(error) } else { error });
     };
-    let outcome = outcome.map_err(|error| fenced_by_whom(error, &mut *ledger, start.generation));
+    let outcome = outcome.map_err(|error| fenced_by_whom(error, &mut *ledger, &start));
     if let Err(error) = ledger.ended() {
         tracing::debug!(%error, "the end of the run is not recorded");
     }

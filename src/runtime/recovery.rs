@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use headwater_dataflows::{Checkpoint, Epoch, EventTime, Offset, Partition, Record, SHARDS, ShardId};
-use headwater_sinks::{CommitError, Generation, OpenError, Progress, Shards, Sink, Start, crash};
+use headwater_sinks::{CommitError, OpenError, Progress, Shards, Sink, Start, crash};
 
 use super::amendment::{Amendment, amended, amendment, check_finished};
 use super::failure::RunError;
@@ -301,7 +301,7 @@ pub fn open_sink(
 ) -> Result<Found, RunError> {
     let found = |progress: Vec<Progress>| Found { latest: latest(&progress), progress };
     let opened = sink.open(start);
-    let Some(History { ledger, claim, resets, committed, .. }) = history else { return Ok(found(opened?)) };
+    let Some(History { ledger, resets, committed, .. }) = history else { return Ok(found(opened?)) };
     let ledger = &mut **ledger;
     if resets.sinks.contains(sink.name()) {
         let Records { manifests, pruned, epochs } = Records::read(ledger)?;
@@ -323,10 +323,10 @@ pub fn open_sink(
             }
             tracing::warn!(sink = sink.name(), through = %durable, "taken for having everything that is recorded");
             let anew = open_sink_anew(sink, start, durable, before);
-            return anew.map_err(|error| fenced_by_whom(error, ledger, claim.generation));
+            return anew.map_err(|error| fenced_by_whom(error, ledger, start));
         }
     }
-    opened.map(found).map_err(|error| fenced_by_whom(error.into(), ledger, claim.generation))
+    opened.map(found).map_err(|error| fenced_by_whom(error.into(), ledger, start))
 }
 
 /// Opens a sink that is taken for having everything through an epoch, whatever it had, through `latest`.
@@ -358,17 +358,19 @@ pub fn may_double(sink: &str, progress: &[Progress], start: &Start, durable: Epo
     })
 }
 
-/// Whether a sink was fenced by a successor, which the ledger knows, or by a predecessor that has woken up and has taken
-/// its own ids back before it found that it has nothing to say: then a restart helps.
-pub fn fenced_by_whom(error: RunError, ledger: &mut dyn Ledger, mine: Generation) -> RunError {
-    if !matches!(
-        error,
-        RunError::Commit(CommitError::Fenced { .. }) | RunError::Open(OpenError::Fenced { .. })
-    ) {
-        return error;
-    }
+/// Whether a sink was fenced, or refused, because of a successor, which the ledger knows, or fenced by a predecessor that has
+/// woken up and has taken its own ids back before it found that it has nothing to say: then a restart helps.
+pub fn fenced_by_whom(error: RunError, ledger: &mut dyn Ledger, start: &Start) -> RunError {
+    let is_fenced = match &error {
+        RunError::Commit(CommitError::Fenced { .. }) | RunError::Open(OpenError::Fenced { .. }) => true,
+        RunError::Open(OpenError::Refused { .. }) => false,
+        _ => return error,
+    };
     match ledger.look() {
-        Ok(Some(claim)) if claim.generation == mine => disturbed(error),
+        Ok(Some(claim)) if claim.generation == start.generation && is_fenced => disturbed(error),
+        Ok(Some(claim)) if claim.generation > start.generation && !is_fenced => {
+            LedgerError::Fenced { pipeline: start.pipeline.clone(), generation: claim.generation }.into()
+        }
         Ok(_) => error,
         Err(error) => error.into(),
     }
@@ -446,29 +448,41 @@ fn load(store: &mut dyn StateStore, manifest: &Manifest, shards: Shards) -> Resu
 mod tests {
     use super::*;
     use crate::ledger::SqliteLedger;
+    use headwater_sinks::Lineage;
 
     #[test]
     fn whoever_is_fenced_asks_the_ledger_whether_it_has_a_successor_or_was_only_disturbed() {
         let dir = tempfile::tempdir().expect("a directory");
         let open = || SqliteLedger::open(&dir.path().join("ledger.db"), "fraud").expect("opened");
         let mut ledger = open();
-        let mine = ledger.claim().expect("claimed").generation;
+        let start = Start {
+            pipeline: "fraud".to_owned(),
+            lineage: Lineage("a".to_owned()),
+            generation: ledger.claim().expect("claimed").generation,
+            process: 0,
+            shards: Shards::ALL,
+            ever: 1,
+            adopt: None,
+        };
+        let (sink, reason) = (|| "events".to_owned(), || "a newer instance".to_owned());
         let fenced = || {
-            let (sink, reason) = (|| "events".to_owned(), || "a newer instance".to_owned());
             [
                 RunError::from(OpenError::Fenced { sink: sink(), reason: reason() }),
                 CommitError::Fenced { sink: sink(), reason: reason() }.into(),
             ]
         };
+        let refused = || RunError::from(OpenError::Refused { sink: sink(), reason: reason() });
         for error in fenced() {
-            let disturbed = fenced_by_whom(error, &mut ledger, mine);
+            let disturbed = fenced_by_whom(error, &mut ledger, &start);
             assert!(matches!(disturbed, RunError::Disturbed { .. }), "{disturbed:?}");
             assert!(!disturbed.is_refusal(), "a restart helps");
         }
+        let its_own = fenced_by_whom(refused(), &mut ledger, &start);
+        assert!(matches!(its_own, RunError::Open(OpenError::Refused { .. })), "{its_own:?}");
         open().claim().expect("a successor");
-        for error in fenced() {
-            let replaced = fenced_by_whom(error, &mut ledger, mine);
-            assert!(replaced.is_refusal(), "{replaced:?}");
+        for error in fenced().into_iter().chain([refused()]) {
+            let replaced = fenced_by_whom(error, &mut ledger, &start);
+            assert!(replaced.is_refusal() && replaced.is_replacement(), "{replaced:?}");
         }
     }
 }

@@ -16,9 +16,10 @@ use crate::migrations::{Migration, pending};
 use crate::tables::{Column, ColumnType, Mode, TABLES, Table};
 use crate::{Cell, Changes, Row, private, row_name, text};
 
-const MIGRATIONS: [Migration; 2] = [
+const MIGRATIONS: [Migration; 3] = [
     Migration { number: 1, name: "tables", sql: include_str!("../../migrations/sqlite/0001_tables.sql") },
     Migration { number: 2, name: "numbers", sql: include_str!("../../migrations/sqlite/0002_numbers.sql") },
+    Migration { number: 3, name: "starts", sql: include_str!("../../migrations/sqlite/0003_starts.sql") },
 ];
 
 /// Where and what to write.
@@ -146,13 +147,53 @@ impl SqliteSink {
             .collect()
     }
 
-    /// Puts this progress of ours in the place of whatever there is.
-    fn adopt(&self, connection: &mut Connection, start: &Start, through: Epoch) -> rusqlite::Result<()> {
+    /// Fences the starts before this one and reads the progress, in one transaction: whatever an older start commits is
+    /// either in what is read or fails. A start that adopts puts its progress in the place of whatever there is.
+    ///
+    /// # Errors
+    /// The inner one says why this start must not write here; then nothing has changed.
+    fn take_over(
+        &self,
+        connection: &mut Connection,
+        start: &Start,
+    ) -> rusqlite::Result<Result<Vec<Progress>, OpenError>> {
+        let name = &self.config.name;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let forget = "DELETE FROM headwater_progress WHERE pipeline = ? AND sink = ?";
-        transaction.execute(forget, [&start.pipeline, &self.config.name])?;
-        self.advance(&transaction, start, through)?;
-        transaction.commit()
+        if let Some(owner) = Self::other_pipeline(&transaction, &start.pipeline)? {
+            return Ok(Err(self.belongs_to(&owner)));
+        }
+        if let Some(through) = start.adopt {
+            let forget = "DELETE FROM headwater_progress WHERE pipeline = ? AND sink = ?";
+            transaction.execute(forget, [&start.pipeline, name])?;
+            self.advance(&transaction, start, through)?;
+        }
+        let progress = self.progress(&transaction, &start.pipeline)?;
+        let last = self.last_start(&transaction, &start.pipeline)?;
+        if let Some(reason) = start.objection_to(name, &progress, last.as_ref()) {
+            return Ok(Err(self.refused(reason)));
+        }
+        transaction.execute(
+            "INSERT OR REPLACE INTO headwater_starts (pipeline, sink, lineage, generation) VALUES (?, ?, ?, ?)",
+            params![start.pipeline, name, start.lineage.0, start.generation.0 as i64],
+        )?;
+        transaction.commit()?;
+        Ok(Ok(progress))
+    }
+
+    /// The last start that has opened this sink.
+    fn last_start(
+        &self,
+        connection: &Connection,
+        pipeline: &str,
+    ) -> rusqlite::Result<Option<(Lineage, Generation)>> {
+        connection
+            .prepare_cached(
+                "SELECT lineage, generation FROM headwater_starts WHERE pipeline = ? AND sink = ?",
+            )?
+            .query_row([pipeline, &self.config.name], |row| {
+                Ok((Lineage(row.get(0)?), Generation(row.get::<_, i64>(1)? as u64)))
+            })
+            .optional()
     }
 
     /// Writes this writer's progress.
@@ -184,15 +225,10 @@ impl SqliteSink {
         through: Epoch,
     ) -> Result<bool, Unwritten> {
         let Start { pipeline, lineage, generation, process, .. } = &open.start;
-        let (generation, writer) = (generation.0 as i64, *process as i64);
-        let taken = "SELECT EXISTS (SELECT 1 FROM headwater_progress \
-                     WHERE pipeline = ? AND sink = ? AND (generation > ? OR lineage <> ?))";
-        let taken: bool = connection
-            .prepare_cached(taken)?
-            .query_row(params![pipeline, self.config.name, generation, lineage.0], |row| row.get(0))?;
-        if taken {
+        if self.last_start(connection, pipeline)? != Some((lineage.clone(), *generation)) {
             return Ok(false);
         }
+        let (generation, writer) = (generation.0 as i64, *process as i64);
         // Another one that opened at the same time may have committed first.
         if Self::other_pipeline(connection, pipeline)?.is_some() {
             return Ok(false);
@@ -330,20 +366,7 @@ impl Sink for SqliteSink {
         Self::migrate(&mut connection)
             .map_err(|error| self.unavailable(error))?
             .map_err(|reason| self.refused(reason))?;
-        let other = Self::other_pipeline(&connection, &start.pipeline);
-        if let Some(owner) = other.map_err(|error| self.unavailable(error))? {
-            return Err(self.belongs_to(&owner));
-        }
-        if let Some(through) = start.adopt {
-            self.adopt(&mut connection, start, through).map_err(|error| self.unavailable(error))?;
-        }
-        let progress =
-            self.progress(&connection, &start.pipeline).map_err(|error| self.unavailable(error))?;
-        let name = &self.config.name;
-        let objections = progress.iter().map(|found| start.objection(name, &found.lineage, found.generation));
-        if let Some(reason) = objections.flatten().next() {
-            return Err(self.refused(reason));
-        }
+        let progress = self.take_over(&mut connection, start).map_err(|error| self.unavailable(error))??;
         self.open = Some(Open { connection, start: start.clone(), through: start.adopt });
         Ok(progress)
     }
@@ -393,7 +416,9 @@ impl Sink for SqliteSink {
             let transaction =
                 open.connection.unchecked_transaction().map_err(|error| failed(error.into()))?;
             if !self.write(&open, &transaction, through).map_err(failed)? {
-                let reason = "its progress row is not as this writer left it".to_owned();
+                let reason =
+                    "a later start has taken over, or its progress row is not as this writer left it"
+                        .to_owned();
                 return Err(CommitError::Fenced { sink: sink.clone(), reason });
             }
             crash::point("sqlite.written");
