@@ -20,12 +20,21 @@ pub struct Takeovers {
 }
 
 impl Takeovers {
+    /// With one more, noticed at `now_ms`.
+    pub fn after(before: Option<Takeovers>, now_ms: i64) -> Takeovers {
+        let counted = before.filter(|before| before.is_recent(now_ms)).map_or(0, |before| before.count);
+        Takeovers { count: counted.saturating_add(1), last_ms: now_ms }
+    }
+
+    fn is_recent(&self, now_ms: i64) -> bool {
+        now_ms.abs_diff(self.last_ms) <= TAKEOVERS_WITHIN_MS.unsigned_abs()
+    }
+
     /// How long a start waits before it takes over, so that the other process gets on with its work: 5 s after three
     /// takeovers, twice as long after each further one, and two minutes at most.
     pub fn wait(&self, now_ms: i64) -> Option<Duration> {
-        let is_recent = now_ms.abs_diff(self.last_ms) <= TAKEOVERS_WITHIN_MS.unsigned_abs();
-        let further = self.count.checked_sub(MANY).filter(|_| is_recent)?;
-        let factor = 1u32.checked_shl(u32::try_from(further).unwrap_or(u32::MAX)).unwrap_or(u32::MAX);
+        let further = self.count.checked_sub(MANY).filter(|_| self.is_recent(now_ms))?;
+        let factor = 2u32.saturating_pow(u32::try_from(further).unwrap_or(u32::MAX));
         Some(FIRST_WAIT.saturating_mul(factor).min(LONGEST_WAIT))
     }
 }

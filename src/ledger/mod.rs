@@ -166,7 +166,16 @@ pub trait Ledger: Send {
     ///
     /// # Errors
     /// If the store fails.
-    fn replaced(&mut self, now_ms: i64) -> Result<(), LedgerError>;
+    fn replaced(&mut self, now_ms: i64) -> Result<(), LedgerError> {
+        let takeovers = Takeovers::after(self.takeovers()?, now_ms);
+        self.put_takeovers(takeovers)
+    }
+
+    /// Puts these takeovers in the place of what was recorded of them, whoever owns the pipeline.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn put_takeovers(&mut self, takeovers: Takeovers) -> Result<(), LedgerError>;
 
     /// The last takeovers from runs that went on; none if there never was one.
     ///

@@ -14,7 +14,7 @@ use super::{
     leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_loss, read_manifest, read_round,
     unavailable, write_manifest,
 };
-use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, TAKEOVERS_WITHIN_MS, Takeovers, prune};
+use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, Takeovers, prune};
 
 /// What the database holds, in versions 1 and 2. The lock keeps two first starts apart: its number is "hw-ledgr" in ASCII.
 const TABLES: &str = "
@@ -295,12 +295,11 @@ impl Ledger for PostgresLedger {
         })
     }
 
-    fn replaced(&mut self, now_ms: i64) -> Result<(), LedgerError> {
-        const REPLACED: &str = "
-            INSERT INTO headwater_takeovers AS before (pipeline, count, last_ms) VALUES ($1, 1, $2)
-            ON CONFLICT (pipeline) DO UPDATE SET last_ms = excluded.last_ms,
-            count = CASE WHEN abs(excluded.last_ms - before.last_ms) <= $3 THEN before.count + 1 ELSE 1 END";
-        self.query("record a takeover", REPLACED, &[&self.pipeline, &now_ms, &TAKEOVERS_WITHIN_MS]).map(drop)
+    fn put_takeovers(&mut self, Takeovers { count, last_ms }: Takeovers) -> Result<(), LedgerError> {
+        const PUT: &str = "
+            INSERT INTO headwater_takeovers (pipeline, count, last_ms) VALUES ($1, $2, $3)
+            ON CONFLICT (pipeline) DO UPDATE SET count = excluded.count, last_ms = excluded.last_ms";
+        self.query("record a takeover", PUT, &[&self.pipeline, &(count as i64), &last_ms]).map(drop)
     }
 
     fn takeovers(&mut self) -> Result<Option<Takeovers>, LedgerError> {

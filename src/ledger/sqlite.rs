@@ -12,7 +12,7 @@ use super::{
     leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_loss, read_manifest, read_round,
     unavailable, write_manifest,
 };
-use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, TAKEOVERS_WITHIN_MS, Takeovers, prune};
+use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, Takeovers, prune};
 
 /// What the file holds, in versions 1 and 2.
 const TABLES: &str = "
@@ -286,12 +286,10 @@ impl Ledger for SqliteLedger {
         })
     }
 
-    fn replaced(&mut self, now_ms: i64) -> Result<(), LedgerError> {
-        const REPLACED: &str = "INSERT INTO headwater_takeovers (pipeline, count, last_ms) VALUES (?1, 1, ?2)
-            ON CONFLICT (pipeline) DO UPDATE SET last_ms = excluded.last_ms,
-            count = CASE WHEN abs(excluded.last_ms - last_ms) <= ?3 THEN count + 1 ELSE 1 END";
-        let values = params![self.pipeline, now_ms, TAKEOVERS_WITHIN_MS];
-        let written = self.connection.execute(REPLACED, values);
+    fn put_takeovers(&mut self, Takeovers { count, last_ms }: Takeovers) -> Result<(), LedgerError> {
+        const PUT: &str =
+            "INSERT OR REPLACE INTO headwater_takeovers (pipeline, count, last_ms) VALUES (?, ?, ?)";
+        let written = self.connection.execute(PUT, params![self.pipeline, count as i64, last_ms]);
         let failed = |error| unavailable(format!("record a takeover in {}", self.path.display()), error);
         written.map(drop).map_err(failed)
     }

@@ -111,25 +111,24 @@ pub enum RunError {
 impl RunError {
     /// Whether going on would break a promise, so that a restart would not help.
     pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            RunError::Source(SourceError::Refused(_))
-                | RunError::Open(OpenError::Refused { .. } | OpenError::Fenced { .. })
-                | RunError::Commit(CommitError::Fenced { .. } | CommitError::Refused { .. })
-                | RunError::Ledger(LedgerError::Fenced { .. } | LedgerError::Refused(_))
-                | RunError::Stage(_)
-                | RunError::Replay { .. }
-                | RunError::Killed { .. }
-                | RunError::Resume(_)
-                | RunError::Unfit(_)
-                | RunError::State(StateError::Refused(_))
-                | RunError::Part { .. }
-                | RunError::Restore(_)
-        )
+        self.is_replacement()
+            || matches!(
+                self,
+                RunError::Source(SourceError::Refused(_))
+                    | RunError::Open(OpenError::Refused { .. })
+                    | RunError::Commit(CommitError::Refused { .. })
+                    | RunError::Ledger(LedgerError::Refused(_))
+                    | RunError::Stage(_)
+                    | RunError::Replay { .. }
+                    | RunError::Killed { .. }
+                    | RunError::Resume(_)
+                    | RunError::Unfit(_)
+                    | RunError::State(StateError::Refused(_))
+                    | RunError::Part { .. }
+                    | RunError::Restore(_)
+            )
     }
-}
 
-impl RunError {
     /// Whether a later start has taken over.
     pub fn is_replacement(&self) -> bool {
         matches!(

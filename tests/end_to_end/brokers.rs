@@ -11,12 +11,10 @@ use std::time::{Duration, Instant};
 use headwater_sinks::kafka::{progress_topic, transactional_ids};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use serde_json::Value;
 
-use crate::kafka::{Killed, OUTPUTS, Stream, standard_topics, topics};
-use crate::live::{Running, get, metric, wait_for};
+use crate::kafka::{Killed, OUTPUTS, Stream, admin, standard_topics, topics};
+use crate::live::{Running, caused, get, metric, wait_for};
 use crate::services::{Service, Services};
 
 /// The replicas of each partition, and the least number of them that must be in sync.
@@ -186,20 +184,16 @@ impl Unattended {
                 spec.config.iter().fold(config, |config, (key, value)| config.set(key, value))
             })
             .collect();
-        let admin: AdminClient<DefaultClientContext> =
-            ClientConfig::new().set("bootstrap.servers", &self.services().kafka).create().expect("a client");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let answers = runtime.block_on(admin.alter_configs(&configs, &AdminOptions::new()));
-        for answer in answers.expect("answered") {
-            answer.expect("altered");
-        }
+        admin(&self.services().kafka, async |admin: &AdminClient<_>| {
+            for answer in admin.alter_configs(&configs, &AdminOptions::new()).await.expect("answered") {
+                answer.expect("altered");
+            }
+        });
     }
 
     /// How many lines of the log, from a place on, have this message because of a sink.
     fn logged(&self, from: usize, message: &str) -> usize {
-        let log = self.run.log();
-        let lines = log[from..].lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.filter(|line| line["fields"]["message"] == message && line["fields"]["cause"] == "sink").count()
+        caused(&self.run.log()[from..], "sink", message).count()
     }
 
     /// Waits until `/readyz` and `headwater_stalled` report that a Kafka sink does not commit.

@@ -9,15 +9,14 @@ use std::thread::{JoinHandle, sleep, spawn};
 use std::time::Duration;
 
 use headwater::source::generator::{GeneratorSettings, RecordMaker};
+use headwater_dataflows::Position;
 use headwater_sinks::kafka::topics::TopicSpec;
-use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
-use serde_json::json;
 
 use crate::common::{Random, hard};
-use crate::kafka::{base64, read_all};
-use crate::liveness::wall_ms;
+use crate::kafka::{self, read_all};
+use crate::liveness::{NOW, event, wall_ms};
 use crate::topics::grow;
 
 /// How many partitions a topic has at first, and at most.
@@ -26,8 +25,6 @@ const MOST: usize = 12;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The timestamp that has the producer take the wall clock.
-const NOW: i64 = 0;
 const DAY_MS: i64 = 86_400_000;
 
 /// A topic, and who writes to it.
@@ -154,13 +151,9 @@ impl Input {
         for n in 0..records {
             let mut time = || times[random.below(times.len() as u64) as usize];
             let (event_time, timestamp) = (time(), time());
-            let event = json!({
-                "event_id": format!("off-{}-{n}", self.written),
-                "event_type": "transaction",
-                "user_id": format!("off-{}", n % 5),
-                "event_time": event_time,
-            });
-            self.send(&producer, partition, timestamp, Some(event.to_string().as_bytes()));
+            let (id, user) = (format!("off-{}-{n}", self.written), format!("off-{}", n % 5));
+            let event = event(&id, &user, event_time);
+            self.send(&producer, partition, timestamp, Some(event.as_bytes()));
             // An event that nothing confirms makes nobody late.
             self.give_next(&producer, partition);
         }
@@ -214,15 +207,10 @@ impl Input {
         let mut file = std::io::BufWriter::new(fs::File::create(path).expect("a file"));
         let mut count = 0;
         for record in read_all(&self.brokers, &self.topic) {
-            let value = record.value.as_deref().map(base64);
-            let line = json!({
-                "partition": record.position.partition.0,
-                "offset": record.position.offset.0,
-                "timestamp": record.timestamp,
-                "key": null,
-                "value": value,
-            });
-            writeln!(file, "{line}").expect("written");
+            let Position { partition, offset } = record.position;
+            let (offset, value) = (offset.0 as u64, record.value.as_deref());
+            let line = kafka::recorded(partition.0, offset, Some(record.timestamp), value);
+            file.write_all(line.as_bytes()).expect("written");
             count += 1;
         }
         file.flush().expect("written");
@@ -231,17 +219,8 @@ impl Input {
 }
 
 fn producer(brokers: &str, id: Option<&str>) -> BaseProducer {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", brokers).set("enable.idempotence", "true");
-    config.set("topic.metadata.refresh.interval.ms", "200");
-    if let Some(id) = id {
-        config.set("transactional.id", id);
-    }
-    let producer: BaseProducer = config.create().expect("a producer");
-    if id.is_some() {
-        producer.init_transactions(PATIENCE).expect("it takes the id");
-    }
-    producer
+    let options = [("enable.idempotence", "true"), ("topic.metadata.refresh.interval.ms", "200")];
+    kafka::producer(brokers, &options, id.map(|id| (id, PATIENCE)))
 }
 
 /// The wall clock of one process, by libfaketime: others keep the machine's.

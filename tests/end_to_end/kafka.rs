@@ -18,6 +18,11 @@ use headwater::source::generator::{GeneratorSettings, RecordMaker};
 use headwater::source::kafka::dead_letters::{DeadLetter, DeadLetters};
 use headwater::source::kafka::produce::{Produced, Producer};
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
+use rdkafka::ClientConfig;
+use rdkafka::admin::AdminClient;
+use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{BaseProducer, Producer as _};
+use serde_json::json;
 
 /// The topics that results go to.
 pub const OUTPUTS: [&str; 3] = ["enriched-events", "alerts", "dead-letters"];
@@ -43,6 +48,38 @@ pub fn brokers() -> String {
 /// The topics of a cluster.
 pub fn topics(brokers: &str) -> Topics {
     Topics::connect(brokers, &BTreeMap::new()).expect("connected")
+}
+
+/// Asks a cluster's admin client.
+pub fn admin<T>(brokers: &str, act: impl AsyncFnOnce(&AdminClient<DefaultClientContext>) -> T) -> T {
+    let admin: AdminClient<_> =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a client");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(act(&admin))
+}
+
+/// A producer with these options; a transactional one has an id, and how long taking that over may take.
+pub fn producer(brokers: &str, options: &[(&str, &str)], id: Option<(&str, Duration)>) -> BaseProducer {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers);
+    for &(key, value) in options {
+        config.set(key, value);
+    }
+    if let Some((id, _)) = id {
+        config.set("transactional.id", id);
+    }
+    let producer: BaseProducer = config.create().expect("a producer");
+    if let Some((_, patience)) = id {
+        producer.init_transactions(patience).expect("it takes the id");
+    }
+    producer
+}
+
+/// A record as the oracle reads it, a line of JSON.
+pub fn recorded(partition: u32, offset: u64, timestamp: Option<i64>, value: Option<&[u8]>) -> String {
+    let value = value.map(base64);
+    let record = json!({ "partition": partition, "offset": offset, "timestamp": timestamp, "key": null, "value": value });
+    format!("{record}\n")
 }
 
 /// Every committed record of a topic.
@@ -83,18 +120,12 @@ impl Stream {
 
     /// Produces its next records.
     pub fn produce(&mut self, records: u64) {
-        use std::fmt::Write;
         let mut text = String::new();
         let mut produced = Vec::new();
         for n in self.next..self.next + records {
             let (partition, offset) = ((n % self.partitions) as u32, n / self.partitions);
             self.maker.make(partition, offset, None);
-            writeln!(
-                text,
-                "{{\"partition\":{partition},\"offset\":{offset},\"timestamp\":null,\"key\":null,\"value\":\"{}\"}}",
-                base64(&self.maker.value)
-            )
-            .expect("a string takes everything");
+            text += &recorded(partition, offset, None, Some(&self.maker.value));
             let (key, value) = (Some(self.maker.key.clone()), Some(self.maker.value.clone()));
             produced.push(Produced { partition: Some(partition), key, value, headers: Vec::new() });
         }
@@ -153,7 +184,7 @@ impl FromTopic {
 }
 
 /// Base64, as the oracle reads values.
-pub fn base64(bytes: &[u8]) -> String {
+fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {

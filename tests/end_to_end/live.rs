@@ -119,6 +119,12 @@ impl Drop for Running {
     }
 }
 
+/// The lines of a log that have this message, because of this cause.
+pub fn caused(log: &str, cause: &str, message: &str) -> impl Iterator<Item = serde_json::Value> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    lines.filter(move |line| line["fields"]["message"] == message && line["fields"]["cause"] == cause)
+}
+
 /// The status and body of an answer.
 pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("it listens");

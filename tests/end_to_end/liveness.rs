@@ -7,19 +7,18 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use headwater_sinks::kafka::topics::TopicSpec;
-use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::Value;
 
 use crate::common::{Expected, gather, headwater, succeed};
-use crate::kafka::{base64, brokers, topics};
-use crate::live::{Running, get, metric, wait_for};
+use crate::kafka::{self, brokers, topics};
+use crate::live::{Running, caused, get, metric, wait_for};
 
 /// 2023-11-14T22:00:00Z: event times lie in the past.
 const T: i64 = 1_699_999_200_000;
 
 /// The timestamp that has the producer take the wall clock.
-const NOW: i64 = 0;
+pub const NOW: i64 = 0;
 
 const TEN_SECONDS: Duration = Duration::from_secs(10);
 
@@ -44,16 +43,7 @@ pub fn wall_ms() -> i64 {
 }
 
 pub fn producer(id: Option<&str>) -> BaseProducer {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", brokers()).set("linger.ms", "0");
-    if let Some(id) = id {
-        config.set("transactional.id", id);
-    }
-    let producer: BaseProducer = config.create().expect("a producer");
-    if id.is_some() {
-        producer.init_transactions(TEN_SECONDS).expect("it takes the id");
-    }
-    producer
+    kafka::producer(&brokers(), &[("linger.ms", "0")], id.map(|id| (id, TEN_SECONDS)))
 }
 
 /// A pipeline from a topic of its own into SQLite.
@@ -142,10 +132,7 @@ fn is_ready(run: &mut Running) {
 
 /// How many lines of a log have this level and message, because of a transaction.
 fn logged(run: &Running, level: &str, message: &str) -> usize {
-    let log = run.log();
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let named = |fields: &Value| fields["message"] == message && fields["cause"] == "transaction";
-    lines.filter(|line| line["level"] == level && named(&line["fields"])).count()
+    caused(&run.log(), "transaction", message).filter(|line| line["level"] == level).count()
 }
 
 #[test]
@@ -331,10 +318,7 @@ fn silence_of_all_partitions_closes_windows_also_across_kills() {
         offsets[partition] += 1;
         let value = event(&format!("{partition}-{offset}"), &format!("user-{partition}"), time);
         pipeline.send_by(&pipeline.producer, partition as i32, time, Some(&value));
-        records += &format!(
-            "{{\"partition\":{partition},\"offset\":{offset},\"timestamp\":{time},\"key\":null,\"value\":\"{}\"}}\n",
-            base64(value.as_bytes())
-        );
+        records += &kafka::recorded(partition as u32, offset, Some(time), Some(value.as_bytes()));
     };
     let bindings = pipeline.path("bindings.ndjson").display().to_string();
     let start = |workers: &str| {

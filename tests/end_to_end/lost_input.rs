@@ -3,11 +3,11 @@
 use headwater_sinks::kafka::topics::TopicSpec;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
 use crate::common::{hard, succeed};
 use crate::crash::refused;
-use crate::kafka::{FromTopic, brokers, produce, topics};
+use crate::kafka::{FromTopic, admin, brokers, produce, topics};
 use crate::live::wait_for;
 
 const RECORDS: u64 = 6_000;
@@ -16,10 +16,7 @@ const RECORDS: u64 = 6_000;
 fn refused_after(name: &str, act: impl AsyncFnOnce(&AdminClient<DefaultClientContext>, &str), why: &str) {
     let job = FromTopic::new(name, 81, RECORDS);
     succeed(&mut job.command());
-    let admin: AdminClient<_> =
-        ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(act(&admin, &job.topic));
+    admin(&brokers(), async |admin: &AdminClient<_>| act(admin, &job.topic).await);
     refused(&mut job.command(), why);
 }
 

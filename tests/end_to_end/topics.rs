@@ -1,26 +1,17 @@
 //! Topics that change: partitions that are added are read, and a topic that is another one is refused.
 
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
 
 use headwater_sinks::kafka::topics::TopicSpec;
 
 use crate::common::{headwater, succeed};
 use crate::crash::refused;
-use crate::kafka::{brokers, topics};
+use crate::kafka::{admin, brokers, topics};
 use crate::live::wait_for;
 use crate::liveness::{EVENTS, Pipeline, event, stops_well, wall_ms};
 
 const RECORDED: &str = "[ledger]\nkind = \"sqlite\"\npath = \"DIR/ledger.db\"\n\
     [state]\npath = \"DIR/state\"\n";
-
-fn admin<T>(brokers: &str, act: impl AsyncFnOnce(&AdminClient<DefaultClientContext>) -> T) -> T {
-    let admin: AdminClient<_> =
-        ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a client");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(act(&admin))
-}
 
 /// Adds partitions to a topic, until it has so many.
 pub fn grow(brokers: &str, topic: &str, partitions: usize) {

@@ -5,14 +5,13 @@ use std::path::Path;
 use std::process::Command;
 
 use rdkafka::admin::{AdminClient, AdminOptions};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
 use crate::checkpoints::{files, run_until_pruned, status};
 use crate::common::{headwater, succeed};
 use crate::crash::Files;
 use crate::crash_points::dies_at;
-use crate::kafka::{FromTopic, brokers, topics};
+use crate::kafka::{FromTopic, admin, brokers, topics};
 
 /// What a refused start says, which `headwater status` says, too, with the same exit code.
 fn refusal(run: &mut Command, config: &Path) -> String {
@@ -49,13 +48,12 @@ fn records_that_are_gone_are_skipped_by_name_and_nothing_else_is() {
 
     // Retention takes records that would be replayed, and some that were never read.
     job.stream.produce(RECORDS);
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, 2, Offset::Offset(400)).expect("an offset");
     list.add_partition_offset(topic, 4, Offset::Offset(1_100)).expect("an offset");
-    runtime.block_on(admin.delete_records(&list, &AdminOptions::new())).expect("deleted");
+    admin(&brokers(), async |admin: &AdminClient<_>| {
+        admin.delete_records(&list, &AdminOptions::new()).await.expect("deleted");
+    });
 
     let said = refusal(&mut job.command(), &job.path("run.toml"));
     assert!(said.contains("the 400 offsets before 400 are gone"), "{said}");

@@ -180,7 +180,7 @@ pub fn check_option(key: &str, value: &Secret) -> Result<(), OptionRefused> {
     let mut config = ClientConfig::new();
     config.set(key, value.expose());
     let error = config.create_native_config().err();
-    // A misspelt name is said to be one, also where it looks like an option that another build would have.
+    // An unknown name is reported before a missing feature: `ssl.ca.locaton` is a misspelling in every build.
     if let Some(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) = error {
         return Err(OptionRefused::new(key, UNKNOWN));
     }

@@ -125,7 +125,11 @@ impl Topics {
         let mut problem = None;
         for part in PARTS {
             let source = match self.metadata.fetch_metadata(Some(name), part) {
-                Ok(metadata) => return Ok(metadata),
+                Ok(metadata) => {
+                    // Events of connections that have been mended would pile up, and explain a later failure.
+                    gravest(&self.metadata);
+                    return Ok(metadata);
+                }
                 Err(error) => error,
             };
             let unanswered = matches!(

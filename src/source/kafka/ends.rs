@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use headwater_dataflows::{Offset, Partition};
 use headwater_sinks::kafka::client::Quiet;
+use headwater_sinks::kafka::topics::Topics;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
-use super::{ANSWER, KafkaSourceConfig, compacted, describe, kafka, unavailable};
+use super::{ANSWER, compacted, kafka, unavailable};
 use crate::source::SourceError;
 
 /// How often the cluster is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// With every which of these questions the topic's settings are looked at.
+/// The settings of the topic are asked for with every tenth of these questions.
 const SETTINGS: u32 = 10;
 
 /// What is known of a topic's partitions.
@@ -95,27 +96,29 @@ pub(super) struct Asking {
 }
 
 impl Asking {
+    /// Asks with a consumer where partitions end; of a topic that is read for as long as the run `lasting` also asks whether
+    /// it has changed.
     pub fn start(
         consumer: Arc<BaseConsumer<Quiet>>,
-        config: KafkaSourceConfig,
+        lasting: Option<Topics>,
+        topic: String,
         ends: Ends,
     ) -> Result<Asking, SourceError> {
         let (sender, dropped) = channel();
-        let lasts = !config.until_end;
         std::thread::Builder::new()
             .name("partition-ends".to_owned())
             .spawn(move || {
-                let topic = &*config.topic;
                 let mut asked = 0u32;
                 while let Err(RecvTimeoutError::Timeout) = dropped.recv_timeout(INTERVAL) {
-                    let known = ask(&consumer, topic, &ends);
-                    let grown = if lasts { grow(&consumer, topic, &ends) } else { Ok(()) };
+                    asked = asked.wrapping_add(1);
+                    let known = ask(&consumer, &topic, &ends);
+                    let grown = if lasting.is_some() { grow(&consumer, &topic, &ends) } else { Ok(()) };
                     if let Err(error) = known.and(grown) {
                         tracing::debug!(%error, topic, "the ends of the partitions are not known");
                     }
-                    asked = asked.wrapping_add(1);
-                    if lasts && asked.is_multiple_of(SETTINGS) && is_compacted(&config) {
-                        ends.change(compacted(topic));
+                    let topics = lasting.as_ref().filter(|_| asked.is_multiple_of(SETTINGS));
+                    if topics.is_some_and(|topics| is_compacted(topics, &topic)) {
+                        ends.change(compacted(&topic));
                     }
                 }
             })
@@ -141,11 +144,11 @@ fn ask(consumer: &BaseConsumer<Quiet>, topic: &str, ends: &Ends) -> KafkaResult<
 }
 
 /// Whether the topic is compacted, as far as the cluster says.
-fn is_compacted(config: &KafkaSourceConfig) -> bool {
-    match describe(config) {
+fn is_compacted(topics: &Topics, topic: &str) -> bool {
+    match topics.describe(topic) {
         Ok(facts) => facts.is_some_and(|facts| facts.compacted),
         Err(error) => {
-            tracing::debug!(%error, topic = config.topic, "the settings of the topic are not known");
+            tracing::debug!(%error, topic, "the settings of the topic are not known");
             false
         }
     }

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Offset, Partition};
 use headwater_sinks::kafka::client::{Options, Quiet, client_config, creation_error};
-use headwater_sinks::kafka::topics::{TopicError, TopicFacts, Topics};
+use headwater_sinks::kafka::topics::{TopicError, Topics};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
@@ -101,7 +101,8 @@ impl KafkaSource {
     /// Checks the topic, decides where each partition starts and, with `until_end`, where it ends.
     pub fn open(config: KafkaSourceConfig) -> Result<KafkaSource, SourceError> {
         let topic = &config.topic;
-        let partitions = check_topic(&config)?;
+        let topics = connect(&config)?;
+        let partitions = check_topic(&topics, topic)?;
         let group = asking_consumer(&config, partitions)?;
         // A consumer that reads committed records is told the last stable offset as the end.
         let ends = (0..partitions)
@@ -127,7 +128,8 @@ impl KafkaSource {
             );
             known.add(Partition(partition), Offset(low), end);
         }
-        let asking = Asking::start(group, config.clone(), known.clone())?;
+        let lasting = (!config.until_end).then_some(topics);
+        let asking = Asking::start(group, lasting, topic.clone(), known.clone())?;
         let before = Mutex::default();
         Ok(KafkaSource { config, start, stop, lows, before, ends: known, committer, _asking: asking })
     }
@@ -138,7 +140,7 @@ impl KafkaSource {
 /// # Errors
 /// If something is missing or not permitted.
 pub fn probe(config: &KafkaSourceConfig) -> Result<u32, SourceError> {
-    let partitions = check_topic(config)?;
+    let partitions = check_topic(&connect(config)?, &config.topic)?;
     let group = asking_consumer(config, partitions)?;
     for partition in 0..partitions {
         settled(|| group.fetch_watermarks(&config.topic, kafka(partition), ANSWER))
@@ -279,23 +281,23 @@ fn unrecorded(
     ends.iter().enumerate().map(start).collect()
 }
 
+fn connect(KafkaSourceConfig { brokers, options, .. }: &KafkaSourceConfig) -> Result<Topics, SourceError> {
+    Topics::connect(brokers, options).map_err(unopened)
+}
+
+fn unopened(error: TopicError) -> SourceError {
+    unavailable("open its topic", error)
+}
+
 /// How many partitions the topic has; refuses one that cannot be read exactly.
-fn check_topic(config: &KafkaSourceConfig) -> Result<u32, SourceError> {
-    let failed = |error: TopicError| unavailable("open its topic", error);
-    let topic = &config.topic;
-    match describe(config).map_err(failed)? {
+fn check_topic(topics: &Topics, topic: &str) -> Result<u32, SourceError> {
+    match topics.describe(topic).map_err(unopened)? {
         None => Err(SourceError::Refused(format!(
             "there is no topic {topic}; `headwater topics create` creates what is missing"
         ))),
         Some(facts) if facts.compacted => Err(SourceError::Refused(compacted(topic))),
         Some(facts) => Ok(facts.partitions),
     }
-}
-
-fn describe(
-    KafkaSourceConfig { brokers, topic, options, .. }: &KafkaSourceConfig,
-) -> Result<Option<TopicFacts>, TopicError> {
-    Topics::connect(brokers, options).and_then(|topics| topics.describe(topic))
 }
 
 /// Why a compacted topic is refused.
