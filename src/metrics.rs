@@ -300,8 +300,8 @@ impl Metrics {
     }
 
     /// The ledger begins to write, or has written.
-    pub fn recording(&self, writing: bool) {
-        self.health().recording = writing.then(Instant::now);
+    pub fn writes_ledger(&self, writing: bool) {
+        self.health().writes_ledger = writing.then(Instant::now);
     }
 
     /// Logs what holds the process up, once, and when it no longer does.

@@ -11,10 +11,10 @@ use headwater::coordination::{
 };
 use headwater::ledger::{Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition, ShardId};
-use headwater_sinks::{Generation, Lineage};
+use headwater_sinks::{Generation, LedgerId};
 
 fn genesis() -> Genesis {
-    Genesis { starts: vec![Offset(0), Offset(17)], meaning: "patterns".into() }
+    Genesis { starts: vec![Offset(0), Offset(17)], semantics: "patterns".into() }
 }
 
 fn record(epoch: u64) -> EpochRecord {
@@ -33,7 +33,7 @@ fn record(epoch: u64) -> EpochRecord {
 
 fn manifest(epoch: u64) -> Manifest {
     let name = PartName {
-        lineage: Lineage("a".into()),
+        ledger_id: LedgerId("a".into()),
         generation: Generation(1),
         epoch: Epoch(epoch),
         shard: ShardId(5),
@@ -140,7 +140,7 @@ fn promises_of_ways_on(open: impl Fn(&str) -> Box<dyn Ledger>) {
 /// What every ledger promises of manifests.
 fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     let mut first = open("checkpoints");
-    assert_eq!(first.look().expect("readable"), None, "looking makes nothing");
+    assert_eq!(first.peek().expect("readable"), None, "looking makes nothing");
     let claim = first.claim().expect("new");
     first.begin(&genesis()).expect("once");
     assert_eq!(epochs_of_manifests(&mut *first), (vec![], vec![]));
@@ -183,14 +183,14 @@ fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     assert!(refused.contains("parts of epoch 6"), "{refused}");
 
     // Looking takes nothing over; a start of a pruned ledger does, and goes on from it.
-    let looked = open("checkpoints").look().expect("readable").expect("it exists");
-    assert_eq!((looked.generation, looked.lineage), (Generation(1), claim.lineage.clone()));
+    let looked = open("checkpoints").peek().expect("readable").expect("it exists");
+    assert_eq!((looked.generation, looked.ledger_id), (Generation(1), claim.ledger_id.clone()));
     first.append(&[record(6)]).expect("still ours");
     let mut second = open("checkpoints");
     let again = second.claim().expect("a pruned ledger");
     assert_eq!(
-        (again.lineage, again.generation, again.genesis),
-        (claim.lineage, Generation(2), Some(genesis()))
+        (again.ledger_id, again.generation, again.genesis),
+        (claim.ledger_id, Generation(2), Some(genesis()))
     );
     let fenced = first.conclude(&manifest(6), 3);
     assert!(matches!(fenced, Err(LedgerError::Fenced { generation: Generation(2), .. })), "{fenced:?}");
@@ -216,7 +216,7 @@ fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     second.append(&[record(8)]).expect("a round");
     let refused = reason(second.amend("otherwise", Some(&manifest(7))));
     assert!(refused.contains("has recorded epoch 8"), "{refused}");
-    assert_eq!(open("checkpoints").look().expect("readable").expect("it").genesis, Some(genesis()));
+    assert_eq!(open("checkpoints").peek().expect("readable").expect("it").genesis, Some(genesis()));
     second.conclude(&manifest(8), 3).expect("all of it");
     let mut without = manifest(8);
     without.parts.clear();
@@ -230,8 +230,8 @@ fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     );
     second.append(&[record(9)]).expect("it goes on");
     let mut third = open("checkpoints");
-    let meaning = third.claim().expect("claimed").genesis.expect("it has begun").meaning;
-    assert_eq!(meaning, "otherwise");
+    let semantics = third.claim().expect("claimed").genesis.expect("it has begun").semantics;
+    assert_eq!(semantics, "otherwise");
     let fenced = second.amend("by a zombie", Some(&manifest(9)));
     assert!(matches!(fenced, Err(LedgerError::Fenced { .. })), "{fenced:?}");
 
@@ -242,7 +242,7 @@ fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     other.append(&[record(1)]).expect("a round");
     assert!(reason(other.amend("after all", None)).contains("has recorded epoch 1"));
     assert_eq!(
-        open("unrelated").look().expect("readable").expect("it").genesis.expect("it").meaning,
+        open("unrelated").peek().expect("readable").expect("it").genesis.expect("it").semantics,
         "before anything"
     );
     assert_eq!((other.pruned().expect("readable"), other.manifests().expect("none").len()), (Epoch(0), 0));
@@ -253,7 +253,7 @@ fn promises(open: impl Fn(&str) -> Box<dyn Ledger>) {
     let mut first = open("fraud");
     let claim = first.claim().expect("a new ledger");
     assert_eq!((claim.generation, &claim.genesis), (Generation(1), &None));
-    assert_eq!(claim.lineage.0.len(), 32);
+    assert_eq!(claim.ledger_id.0.len(), 32);
     first.begin(&genesis()).expect("once");
     first.append(&[]).expect("nothing");
     first.append(&[record(3), record(4)]).expect("a round");
@@ -262,7 +262,7 @@ fn promises(open: impl Fn(&str) -> Box<dyn Ledger>) {
     // A second start goes on from there, and the first writes nothing any more.
     let mut second = open("fraud");
     let again = second.claim().expect("a ledger that exists");
-    assert_eq!((&again.lineage, again.generation), (&claim.lineage, Generation(2)));
+    assert_eq!((&again.ledger_id, again.generation), (&claim.ledger_id, Generation(2)));
     assert_eq!(again.genesis, Some(genesis()));
     assert_eq!(second.epochs(Epoch(0)).expect("readable"), [record(3), record(4), record(7)]);
     assert_eq!(second.epochs(Epoch(3)).expect("readable"), [record(4), record(7)]);
@@ -270,24 +270,24 @@ fn promises(open: impl Fn(&str) -> Box<dyn Ledger>) {
     assert!(matches!(fenced, Err(LedgerError::Fenced { generation: Generation(2), .. })), "{fenced:?}");
     let fenced = first.begin(&genesis());
     assert!(matches!(fenced, Err(LedgerError::Fenced { .. })), "{fenced:?}");
-    let fenced = first.enrol(9);
+    let fenced = first.register_processes(9);
     assert!(matches!(fenced, Err(LedgerError::Fenced { .. })), "{fenced:?}");
     second.append(&[record(9)]).expect("the successor writes");
     assert_eq!(second.epochs(Epoch(7)).expect("readable"), [record(9)]);
 
     // What once wrote is never forgotten.
-    for (processes, ever) in [(2, 2), (3, 3), (1, 3)] {
-        assert_eq!(second.enrol(processes).expect("ours"), ever);
+    for (processes, max_processes) in [(2, 2), (3, 3), (1, 3)] {
+        assert_eq!(second.register_processes(processes).expect("ours"), max_processes);
     }
 
     // Genesis is never changed.
-    second.begin(&Genesis { starts: vec![], meaning: "other".into() }).expect("ignored");
+    second.begin(&Genesis { starts: vec![], semantics: "other".into() }).expect("ignored");
     assert_eq!(open("fraud").claim().expect("claimed").genesis, Some(genesis()));
 
     // Another pipeline's ledger is another ledger.
     let mut other = open("other");
     let claim_of_other = other.claim().expect("new");
-    assert_ne!(claim_of_other.lineage, claim.lineage);
+    assert_ne!(claim_of_other.ledger_id, claim.ledger_id);
     assert_eq!(other.epochs(Epoch(0)).expect("readable"), []);
 }
 
@@ -381,7 +381,7 @@ fn a_pruned_ledger_and_one_of_a_later_version_are_told_by_their_version() {
     ledger.conclude(&manifest(2), 1).expect("concludes");
     assert_eq!(version(), Ok(2));
     other.execute("UPDATE headwater_ledger SET version = 3", []).expect("written");
-    for outcome in [ledger.claim().map(drop), ledger.look().map(drop)] {
+    for outcome in [ledger.claim().map(drop), ledger.peek().map(drop)] {
         let refused = reason(outcome);
         assert!(refused.contains("has version 3, and this program knows versions 1 to 2"), "{refused}");
     }
@@ -448,7 +448,7 @@ fn postgresql_keeps_its_promises() {
     claims.sort_by_key(|claim| claim.generation);
     let generations: Vec<_> = claims.iter().map(|claim| claim.generation.0).collect();
     assert_eq!(generations, [1, 2, 3, 4]);
-    assert!(claims.iter().all(|claim| claim.lineage == claims[0].lineage));
+    assert!(claims.iter().all(|claim| claim.ledger_id == claims[0].ledger_id));
 }
 
 /// What is under way when a successor claims the pipeline waits for it, and then must see its generation.
@@ -466,7 +466,7 @@ fn a_postgresql_ledger_takes_nothing_from_a_start_that_waited_for_its_successor(
     });
     type Write = fn(&mut PostgresLedger) -> Result<(), LedgerError>;
     let writes: [Write; 5] = [
-        |ledger| ledger.enrol(2).map(drop),
+        |ledger| ledger.register_processes(2).map(drop),
         |ledger| ledger.begin(&genesis()),
         |ledger| ledger.append(&[record(1)]),
         |ledger| ledger.conclude(&manifest(1), 3),

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use headwater::config::Config;
 use headwater::metrics::Metrics;
-use headwater::outputs::{Takes, Tongue};
-use headwater::runtime::{Job, Past, SinkJob, run};
+use headwater::outputs::{OutputMapping, SinkEncoding};
+use headwater::runtime::{Job, Role, SinkJob, run};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
 use headwater::topics::{TopicSpec, create_topics};
 use headwater::wall::wall_ms;
 use headwater_dataflows::Epoch;
 use headwater_sinks::memory::Memory;
-use headwater_sinks::{Cell, Generation, Lineage, Shards, Start};
+use headwater_sinks::{Cell, Generation, LedgerId, Shards, WriterContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -50,7 +50,7 @@ fn produce(config: &Path, seed: u64, eps: u64, seconds: u64) -> u64 {
 }
 
 /// The sum of the offsets that the consumer group was told.
-fn told(group: &str, topic: &str) -> u64 {
+fn group_total(group: &str, topic: &str) -> u64 {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers())
         .set("group.id", group)
@@ -60,9 +60,9 @@ fn told(group: &str, topic: &str) -> u64 {
     for partition in 0..PARTITIONS {
         asked.add_partition(topic, partition);
     }
-    let told = consumer.committed_offsets(asked, Duration::from_secs(10)).expect("answered");
+    let committed = consumer.committed_offsets(asked, Duration::from_secs(10)).expect("answered");
     let offset = |offset| if let Offset::Offset(offset) = offset { offset as u64 } else { 0 };
-    told.elements().iter().map(|told| offset(told.offset())).sum()
+    committed.elements().iter().map(|element| offset(element.offset())).sum()
 }
 
 fn brokers() -> String {
@@ -116,10 +116,10 @@ fn a_stalled_sink_holds_back_the_group_and_its_own_progress_and_in_the_end_only_
     assert_eq!(plan.limits.bytes_in_flight, BYTES_IN_FLIGHT);
 
     let (stalled, free) = (Memory::default(), Memory::default());
-    let takes = Takes { events: Some(0), dead_letters: Some(1), ..Takes::default() };
+    let mapping = OutputMapping { events: Some(0), dead_letters: Some(1), ..OutputMapping::default() };
     let sink = |name: &str, memory: &Memory| SinkJob {
         sink: Box::new(memory.sink(name)),
-        tongue: Tongue::Rows(takes),
+        encoding: SinkEncoding::Rows(mapping),
         commit_interval: Duration::ZERO,
     };
     let source = KafkaSourceConfig {
@@ -140,16 +140,16 @@ fn a_stalled_sink_holds_back_the_group_and_its_own_progress_and_in_the_end_only_
         plan,
         source: Box::new(|_| Ok(Arc::new(KafkaSource::open(source).expect("the topic is there")))),
         sinks: vec![sink("stalled", &stalled), sink("free", &free)],
-        start: Start {
+        context: WriterContext {
             pipeline: name.clone(),
-            lineage: Lineage("0".repeat(32)),
+            ledger_id: LedgerId("0".repeat(32)),
             generation: Generation(wall_ms() as u64),
             process: 0,
             shards: Shards::ALL,
-            ever: 1,
+            max_processes: 1,
             adopt: None,
         },
-        past: Past::Unrecorded,
+        role: Role::Unrecorded,
         workers: timely::Config::process(2),
         stopping: Arc::clone(&stopping),
         metrics: Arc::clone(&metrics),
@@ -158,7 +158,7 @@ fn a_stalled_sink_holds_back_the_group_and_its_own_progress_and_in_the_end_only_
 
     // All is well.
     let before = produce(&config, 1, 10_000, 1);
-    wait_for("the first records", || told(&name, &name) == before);
+    wait_for("the first records", || group_total(&name, &name) == before);
     assert_eq!(metrics.unready(), None);
 
     // One sink stalls while records go on arriving, until nothing moves any more.
@@ -174,7 +174,7 @@ fn a_stalled_sink_holds_back_the_group_and_its_own_progress_and_in_the_end_only_
     wait_for("the process to be not ready", || metrics.unready().is_some());
     let unready = metrics.unready().expect("it does not become ready again");
     assert_eq!(unready.committing.as_deref(), Some("stalled"), "{unready:?}");
-    assert_eq!(told(&name, &name), before, "the group's offsets stand still");
+    assert_eq!(group_total(&name, &name), before, "the group's offsets stand still");
     let bytes = metric(&metrics, "headwater_bytes_in_flight");
     assert!((1..2 * BYTES_IN_FLIGHT as i64).contains(&bytes), "{bytes} bytes are in flight");
     let growth = metric(&metrics, "process_resident_memory_bytes") - memory;
@@ -190,7 +190,7 @@ fn a_stalled_sink_holds_back_the_group_and_its_own_progress_and_in_the_end_only_
 
     // It returns.
     stalled.stall(false);
-    wait_for("all to catch up", || told(&name, &name) == produced);
+    wait_for("all to catch up", || group_total(&name, &name) == produced);
     assert_eq!(metrics.unready(), None);
     wait_for("nothing to wait any more", || lag(&metrics) == 0);
     stopping.store(true, Ordering::Relaxed);

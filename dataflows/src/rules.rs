@@ -50,12 +50,12 @@ pub trait OneRule<E: Event, D>: 'static {
     /// What takes the state back over one event.
     type Undo: Clone + 'static;
 
-    /// Takes in a key's next event. `tell` hears of each answer, when it is due and its diff: see [`Found`].
+    /// Takes in a key's next event. `emit` hears of each answer, when it is due and its diff: see [`Found`].
     fn step(
         &self,
         state: &mut Self::State,
         event: &E,
-        tell: impl FnMut(D, Option<EventTime>, isize),
+        emit: impl FnMut(D, Option<EventTime>, isize),
     ) -> Self::Undo;
 
     /// Goes back over the latest event.
@@ -92,12 +92,12 @@ where
         &self,
         state: &mut P::State,
         event: &E,
-        mut tell: impl FnMut(D, Option<EventTime>, isize),
+        mut emit: impl FnMut(D, Option<EventTime>, isize),
     ) -> P::Undo {
         let (matched, undo) = self.pattern.step(state, event);
         if let Some(matched) = matched {
             let due = (self.emission == Emission::Final).then(|| event.time());
-            tell((self.result)(event, matched), due, 1);
+            emit((self.result)(event, matched), due, 1);
         }
         undo
     }
@@ -130,11 +130,11 @@ where
         &self,
         state: &mut Self::State,
         event: &E,
-        mut tell: impl FnMut(D, Option<EventTime>, isize),
+        mut emit: impl FnMut(D, Option<EventTime>, isize),
     ) -> Self::Undo {
         let Missing { absence, result } = self;
         absence.step(state, event, |run, diff| {
-            tell(result(event.key(), run), Some(absence.deadline(run)), diff);
+            emit(result(event.key(), run), Some(absence.deadline(run)), diff);
         })
     }
 
@@ -150,10 +150,10 @@ where
         state: &Self::State,
         key: &E::Key,
         watermark: EventTime,
-        mut tell: impl FnMut(D, Option<EventTime>, isize),
+        mut emit: impl FnMut(D, Option<EventTime>, isize),
     ) {
         for run in self.absence.waiting(state, watermark) {
-            tell((self.result)(key, run), Some(self.absence.deadline(run)), 1);
+            emit((self.result)(key, run), Some(self.absence.deadline(run)), 1);
         }
     }
 
@@ -171,9 +171,9 @@ impl<E: Event, D, R: OneRule<E, D>> OneRule<E, D> for Option<R> {
         &self,
         state: &mut R::State,
         event: &E,
-        tell: impl FnMut(D, Option<EventTime>, isize),
+        emit: impl FnMut(D, Option<EventTime>, isize),
     ) -> Self::Undo {
-        self.as_ref().map(|rule| rule.step(state, event, tell))
+        self.as_ref().map(|rule| rule.step(state, event, emit))
     }
 
     #[inline]
@@ -195,10 +195,10 @@ impl<E: Event, D, R: OneRule<E, D>> OneRule<E, D> for Option<R> {
         state: &R::State,
         key: &E::Key,
         watermark: EventTime,
-        tell: impl FnMut(D, Option<EventTime>, isize),
+        emit: impl FnMut(D, Option<EventTime>, isize),
     ) {
         if let Some(rule) = self {
-            rule.waiting(state, key, watermark, tell);
+            rule.waiting(state, key, watermark, emit);
         }
     }
 
@@ -276,8 +276,8 @@ impl<E: Event, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest)
 
     #[inline]
     fn step(&self, state: &mut Self::State, event: &E, found: &mut Vec<Found<D>>) -> Self::Undo {
-        let tell = |answer, due, diff| found.push(Found { rule: Rest::COUNT, answer, due, diff });
-        let undo = self.0.step(&mut state.0, event, tell);
+        let emit = |answer, due, diff| found.push(Found { rule: Rest::COUNT, answer, due, diff });
+        let undo = self.0.step(&mut state.0, event, emit);
         (undo, self.1.step(&mut state.1, event, found))
     }
 
@@ -296,8 +296,8 @@ impl<E: Event, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest)
         found: &mut Vec<Found<D>>,
     ) {
         if live.has(Rest::COUNT) {
-            let tell = |answer, due, diff| found.push(Found { rule: Rest::COUNT, answer, due, diff });
-            undo.0 = self.0.step(&mut state.0, event, tell);
+            let emit = |answer, due, diff| found.push(Found { rule: Rest::COUNT, answer, due, diff });
+            undo.0 = self.0.step(&mut state.0, event, emit);
         }
         self.1.step_again(live, &mut state.1, event, &mut undo.1, found);
     }
@@ -323,8 +323,8 @@ impl<E: Event, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest)
     }
 
     fn waiting(&self, state: &Self::State, key: &E::Key, watermark: EventTime, found: &mut Vec<Found<D>>) {
-        let tell = |answer, due, diff| found.push(Found { rule: Rest::COUNT, answer, due, diff });
-        self.0.waiting(&state.0, key, watermark, tell);
+        let emit = |answer, due, diff| found.push(Found { rule: Rest::COUNT, answer, due, diff });
+        self.0.waiting(&state.0, key, watermark, emit);
         self.1.waiting(&state.1, key, watermark, found);
     }
 }

@@ -9,7 +9,7 @@ use crate::Changes;
 
 /// The random identity of a pipeline's ledger, set once: 32 hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Lineage(pub String);
+pub struct LedgerId(pub String);
 
 /// The fencing number of a start: each start of a pipeline has a higher one than all before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,7 +50,7 @@ impl Shards {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// The ledger that these outputs belong to.
-    pub lineage: Lineage,
+    pub ledger_id: LedgerId,
     /// The start that wrote them.
     pub generation: Generation,
     /// The logical shards this writer is responsible for.
@@ -61,11 +61,11 @@ pub struct Progress {
 
 /// Who is about to write: handed to [`Sink::open`].
 #[derive(Clone, Debug)]
-pub struct Start {
+pub struct WriterContext {
     /// The pipeline's name: prefixes every row, transactional id and internal topic.
     pub pipeline: String,
     /// The pipeline's ledger. A sink whose progress names another is refused.
-    pub lineage: Lineage,
+    pub ledger_id: LedgerId,
     /// This start's generation.
     pub generation: Generation,
     /// Which process of the cluster writes here: one writer per process and sink.
@@ -73,34 +73,34 @@ pub struct Start {
     /// The shards that this writer is responsible for.
     pub shards: Shards,
     /// How many processes may ever have written here: the first one fences them all.
-    pub ever: usize,
+    pub max_processes: usize,
     /// If set, the sink is adopted: whatever progress it has, of whichever ledger, is replaced by this, durably.
     pub adopt: Option<Epoch>,
 }
 
-impl Start {
+impl WriterContext {
     /// Why it must not write a sink with this progress, which this start was the last to open, if so.
     pub fn objection_to(
         &self,
         sink: &str,
         progress: &[Progress],
-        last: Option<&(Lineage, Generation)>,
+        last: Option<&(LedgerId, Generation)>,
     ) -> Option<String> {
         // A start that has committed nothing has promised nothing: another ledger's may be replaced.
-        let last = last.filter(|(lineage, _)| self.adopt.is_none() && *lineage == self.lineage);
-        let written = progress.iter().map(|found| (&found.lineage, found.generation));
-        let opened = last.map(|(lineage, generation)| (lineage, *generation));
-        written.chain(opened).find_map(|(lineage, generation)| self.objection(sink, lineage, generation))
+        let last = last.filter(|(ledger_id, _)| self.adopt.is_none() && *ledger_id == self.ledger_id);
+        let written = progress.iter().map(|found| (&found.ledger_id, found.generation));
+        let opened = last.map(|(ledger_id, generation)| (ledger_id, *generation));
+        written.chain(opened).find_map(|(ledger_id, generation)| self.objection(sink, ledger_id, generation))
     }
 
     /// Why it must not write a sink in which this ledger and generation have been, if so: its own is another ledger, or it
     /// is older.
-    pub fn objection(&self, sink: &str, lineage: &Lineage, generation: Generation) -> Option<String> {
-        let found = if *lineage != self.lineage {
+    pub fn objection(&self, sink: &str, ledger_id: &LedgerId, generation: Generation) -> Option<String> {
+        let found = if *ledger_id != self.ledger_id {
             format!(
                 "its progress belongs to another ledger ({}), and this one is {}: this one was begun anew, or is another \
                  pipeline's; restore that one",
-                lineage.0, self.lineage.0
+                ledger_id.0, self.ledger_id.0
             )
         } else if generation > self.generation {
             format!(
@@ -246,11 +246,11 @@ pub trait Sink: Send {
     fn name(&self) -> &str;
 
     /// Connects, fences older generations, checks that tables or topics exist, and reads what is committed.
-    fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError>;
+    fn open(&mut self, context: &WriterContext) -> Result<Vec<Progress>, OpenError>;
 
     /// The progress that is there, as of a moment ago, without opening: nobody is fenced, nothing is made, and nothing is
     /// refused. None if the sink has never been written.
-    fn look(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError>;
+    fn peek_progress(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError>;
 
     /// The largest message that it takes, in bytes of key, value and headers together, if it has such a bound; known
     /// once it is open. Whoever encodes messages keeps below it: a larger one stops the sink.

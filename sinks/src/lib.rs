@@ -28,7 +28,8 @@ mod text;
 
 pub use changes::{Cell, Changes, Header, Message, Messages, Row, RowWriter, Rows};
 pub use contract::{
-    CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, StageError, Start,
+    CommitError, CommitPermit, Generation, LedgerId, OpenError, Progress, Shards, Sink, StageError,
+    WriterContext,
 };
 pub use misconfigured::Misconfigured;
 pub use naming::{MessageNames, row_name};

@@ -7,7 +7,7 @@ use headwater_dataflows::Epoch;
 
 use crate::Changes;
 use crate::contract::{
-    CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Sink, StageError, Start,
+    CommitError, CommitPermit, Generation, LedgerId, OpenError, Progress, Sink, StageError, WriterContext,
 };
 
 /// A fault of the next commits.
@@ -30,7 +30,7 @@ struct State {
     committed: BTreeMap<Epoch, Vec<Changes>>,
     progress: Option<Progress>,
     /// The last start that has opened it.
-    start: Option<(Lineage, Generation)>,
+    context: Option<(LedgerId, Generation)>,
     faults: VecDeque<Fault>,
     stalled: bool,
     commits: u64,
@@ -43,7 +43,7 @@ impl Memory {
 
     /// A sink that writes here.
     pub fn sink(&self, name: &str) -> MemorySink {
-        MemorySink { name: name.to_owned(), memory: self.clone(), start: None, staged: BTreeMap::new() }
+        MemorySink { name: name.to_owned(), memory: self.clone(), context: None, staged: BTreeMap::new() }
     }
 
     /// Everything committed, by epoch and in the order of staging.
@@ -82,7 +82,7 @@ impl Memory {
 pub struct MemorySink {
     name: String,
     memory: Memory,
-    start: Option<Start>,
+    context: Option<WriterContext>,
     staged: BTreeMap<Epoch, Vec<Changes>>,
 }
 
@@ -91,24 +91,24 @@ impl Sink for MemorySink {
         &self.name
     }
 
-    fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
+    fn open(&mut self, context: &WriterContext) -> Result<Vec<Progress>, OpenError> {
         let mut state = self.memory.state();
-        let adopted = start.adopt.map(|through| {
-            let Start { lineage, generation, shards, .. } = start.clone();
-            Progress { lineage, generation, shards, through }
+        let adopted = context.adopt.map(|through| {
+            let WriterContext { ledger_id, generation, shards, .. } = context.clone();
+            Progress { ledger_id, generation, shards, through }
         });
         let progress: Vec<_> = adopted.or_else(|| state.progress.clone()).into_iter().collect();
-        if let Some(reason) = start.objection_to(&self.name, &progress, state.start.as_ref()) {
+        if let Some(reason) = context.objection_to(&self.name, &progress, state.context.as_ref()) {
             return Err(OpenError::Refused { sink: self.name.clone(), reason });
         }
         state.progress = progress.first().cloned();
-        state.start = Some((start.lineage.clone(), start.generation));
+        state.context = Some((context.ledger_id.clone(), context.generation));
         drop(state);
-        self.start = Some(start.clone());
+        self.context = Some(context.clone());
         Ok(progress)
     }
 
-    fn look(&mut self, _: &str) -> Result<Vec<Progress>, OpenError> {
+    fn peek_progress(&mut self, _: &str) -> Result<Vec<Progress>, OpenError> {
         Ok(self.memory.progress().into_iter().collect())
     }
 
@@ -129,10 +129,10 @@ impl Sink for MemorySink {
             Some(Fault::Fenced) => return Err(CommitError::Fenced { sink, reason: reason() }),
             Some(Fault::Indeterminate) | None => {}
         }
-        let Some(start) = &self.start else {
+        let Some(context) = &self.context else {
             return Err(CommitError::Failed { sink, through, reason: "the sink is not open".into() });
         };
-        if state.start != Some((start.lineage.clone(), start.generation)) {
+        if state.context != Some((context.ledger_id.clone(), context.generation)) {
             return Err(CommitError::Fenced { sink, reason: "a later start has taken over".into() });
         }
         let later = self.staged.split_off(&through.next());
@@ -140,9 +140,9 @@ impl Sink for MemorySink {
             state.committed.entry(epoch).or_default().append(&mut changes);
         }
         state.progress = Some(Progress {
-            lineage: start.lineage.clone(),
-            generation: start.generation,
-            shards: start.shards,
+            ledger_id: context.ledger_id.clone(),
+            generation: context.generation,
+            shards: context.shards,
             through,
         });
         state.commits += 1;

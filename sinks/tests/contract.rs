@@ -8,9 +8,11 @@ use std::collections::BTreeMap;
 use headwater_dataflows::Epoch;
 use headwater_sinks::memory::{Fault, Memory};
 use headwater_sinks::sqlite::SqliteConfig;
-use headwater_sinks::{Cell, Changes, CommitError, Generation, Lineage, OpenError, Sink, Start, tables};
+use headwater_sinks::{
+    Cell, Changes, CommitError, Generation, LedgerId, OpenError, Sink, WriterContext, tables,
+};
 
-use support::{Database, add_alert, alert, dead_letter, delete_alert, event, permit, start};
+use support::{Database, add_alert, alert, context, dead_letter, delete_alert, event, permit};
 
 /// A store that sinks write to, and what a reader of committed data sees there.
 trait Store {
@@ -165,7 +167,7 @@ fn numbers(rows: &[String]) -> Vec<(i64, i64)> {
 
 fn opened(store: &impl Store, generation: u64) -> Box<dyn Sink> {
     let mut sink = store.sink();
-    sink.open(&start(generation)).expect("the sink opens");
+    sink.open(&context(generation)).expect("the sink opens");
     sink
 }
 
@@ -244,17 +246,17 @@ fn a_failed_commit_shows_nothing_and_succeeds_when_tried_again<S: Store>() {
 fn reopening_returns_what_was_committed<S: Store>() {
     let store = S::new();
     let mut sink = store.sink();
-    assert_eq!(sink.open(&start(1)).expect("opened"), []);
+    assert_eq!(sink.open(&context(1)).expect("opened"), []);
     sink.commit(permit(4)).expect("a commit of progress alone");
     sink.stage(Epoch(5), alert("a", "raised")).expect("staged");
     sink.commit(permit(7)).expect("committed");
     sink.stage(Epoch(8), alert("b", "raised")).expect("staged, never committed");
     drop(sink);
     let mut sink = store.sink();
-    let progress = sink.open(&start(2)).expect("opened");
+    let progress = sink.open(&context(2)).expect("opened");
     assert_eq!(progress.len(), 1);
     assert_eq!((progress[0].through, progress[0].generation), (Epoch(7), Generation(1)));
-    assert_eq!((&progress[0].lineage, progress[0].shards), (&start(1).lineage, start(1).shards));
+    assert_eq!((&progress[0].ledger_id, progress[0].shards), (&context(1).ledger_id, context(1).shards));
     assert_eq!(store.alerts(), pairs(&[("a", "raised")]));
 }
 
@@ -262,9 +264,9 @@ fn another_ledger_and_an_older_start_are_refused<S: Store>() {
     let store = S::new();
     let mut sink = opened(&store, 5);
     sink.commit(permit(1)).expect("committed");
-    let mut stranger = start(6);
-    stranger.lineage = Lineage("ffffffffffffffffffffffffffffffff".to_owned());
-    for refused in [stranger, start(4)] {
+    let mut stranger = context(6);
+    stranger.ledger_id = LedgerId("ffffffffffffffffffffffffffffffff".to_owned());
+    for refused in [stranger, context(4)] {
         let error = store.sink().open(&refused).expect_err("refused");
         assert!(matches!(error, OpenError::Refused { .. }), "{error}");
     }
@@ -277,13 +279,13 @@ fn a_sink_that_is_adopted_has_the_progress_that_it_is_told_and_no_other_writer<S
     opened(&store, 5).commit(permit(9)).expect("committed");
     let mut idle = opened(&store, 6);
     idle.stage(Epoch(10), event(0, 1, "e")).expect("staged");
-    let mut stranger = start(1);
-    stranger.lineage = Lineage("ffffffffffffffffffffffffffffffff".to_owned());
+    let mut stranger = context(1);
+    stranger.ledger_id = LedgerId("ffffffffffffffffffffffffffffffff".to_owned());
     stranger.adopt = Some(Epoch(3));
     let mut adopting = store.sink();
     let progress = adopting.open(&stranger).expect("adopted");
     assert_eq!(progress.len(), 1);
-    assert_eq!((progress[0].through, &progress[0].lineage), (Epoch(3), &stranger.lineage));
+    assert_eq!((progress[0].through, &progress[0].ledger_id), (Epoch(3), &stranger.ledger_id));
     let outcome = loop {
         match idle.commit(permit(10)) {
             Err(CommitError::Failed { .. }) => {}
@@ -294,7 +296,7 @@ fn a_sink_that_is_adopted_has_the_progress_that_it_is_told_and_no_other_writer<S
     // It is durable before anything is committed, and then the sink is as any other.
     adopting.stage(Epoch(4), event(0, 2, "e")).expect("staged");
     adopting.commit(permit(4)).expect("committed");
-    let next = Start { generation: Generation(2), adopt: None, ..stranger };
+    let next = WriterContext { generation: Generation(2), adopt: None, ..stranger };
     assert_eq!(store.sink().open(&next).expect("ours now")[0].through, Epoch(4));
     assert_eq!(store.events(), [(0, 2)]);
 }
@@ -305,7 +307,7 @@ fn opening_fences_the_starts_before_it<S: Store>() {
     old.commit(permit(1)).expect("committed");
     old.stage(Epoch(2), event(0, 1, "old")).expect("staged");
     let mut new = store.sink();
-    assert_eq!(new.open(&start(2)).expect("opened")[0].through, Epoch(1));
+    assert_eq!(new.open(&context(2)).expect("opened")[0].through, Epoch(1));
     // It was told that epoch 2 is not there, so that it must not come.
     let outcome = loop {
         match old.commit(permit(2)) {
@@ -316,7 +318,7 @@ fn opening_fences_the_starts_before_it<S: Store>() {
     };
     assert!(matches!(outcome, Err(CommitError::Fenced { .. })), "{outcome:?}");
     assert_eq!(store.events(), []);
-    let late = store.sink().open(&start(1)).expect_err("it has a successor");
+    let late = store.sink().open(&context(1)).expect_err("it has a successor");
     assert!(matches!(late, OpenError::Refused { .. }), "{late}");
     new.stage(Epoch(2), event(0, 2, "new")).expect("staged");
     new.commit(permit(2)).expect("committed");
@@ -337,14 +339,18 @@ fn of_two_starts_with_one_generation_the_second_to_commit_is_fenced<S: Store>() 
 
 fn looking_finds_what_is_committed_and_disturbs_nobody<S: Store>() {
     let store = S::new();
-    assert_eq!(store.sink().look("fraud").expect("nothing was ever written"), []);
+    assert_eq!(store.sink().peek_progress("fraud").expect("nothing was ever written"), []);
     let mut sink = opened(&store, 1);
-    assert_eq!(store.sink().look(&start(1).pipeline).expect("readable"), [], "opening promises nothing");
+    assert_eq!(
+        store.sink().peek_progress(&context(1).pipeline).expect("readable"),
+        [],
+        "opening promises nothing"
+    );
     sink.commit(permit(4)).expect("committed");
-    let progress = store.sink().look(&start(1).pipeline).expect("readable");
+    let progress = store.sink().peek_progress(&context(1).pipeline).expect("readable");
     assert_eq!(progress.len(), 1);
     assert_eq!((progress[0].through, progress[0].generation), (Epoch(4), Generation(1)));
-    assert_eq!((&progress[0].lineage, progress[0].shards), (&start(1).lineage, start(1).shards));
+    assert_eq!((&progress[0].ledger_id, progress[0].shards), (&context(1).ledger_id, context(1).shards));
     sink.stage(Epoch(5), event(0, 1, "e")).expect("staged");
     sink.commit(permit(5)).expect("nobody has taken over");
 }
@@ -366,14 +372,14 @@ fn another_pipeline_s_tables_are_refused_and_left_alone<S: Store>() {
     let mut sink = opened(&store, 1);
     sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
     sink.commit(permit(1)).expect("committed");
-    let mut stranger = start(2);
+    let mut stranger = context(2);
     stranger.pipeline += "-2";
     let refused = store.sink().open(&stranger).expect_err("the tables are taken");
     assert!(matches!(refused, OpenError::Refused { .. }), "{refused:?}");
-    let owner = format!("belong to pipeline {:?}", start(1).pipeline);
+    let owner = format!("belong to pipeline {:?}", context(1).pipeline);
     assert!(refused.to_string().contains(&owner), "{refused}");
     assert!(
-        matches!(store.sink().look(&stranger.pipeline), Err(OpenError::Refused { .. })),
+        matches!(store.sink().peek_progress(&stranger.pipeline), Err(OpenError::Refused { .. })),
         "as a start would be"
     );
     sink.stage(Epoch(2), event(0, 2, "e")).expect("staged");
@@ -384,7 +390,7 @@ fn another_pipeline_s_tables_are_refused_and_left_alone<S: Store>() {
 fn of_two_pipelines_that_open_at_once_the_second_to_commit_is_stopped<S: Store>() {
     let store = S::new();
     let mut second = store.sink();
-    let stranger = Start { pipeline: "payments".to_owned(), ..start(1) };
+    let stranger = WriterContext { pipeline: "payments".to_owned(), ..context(1) };
     let mut first = opened(&store, 1);
     second.open(&stranger).expect("nothing has been written yet");
     first.stage(Epoch(1), event(0, 1, "first")).expect("staged");

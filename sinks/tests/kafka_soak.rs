@@ -10,7 +10,9 @@ use headwater_dataflows::Epoch;
 use headwater_sinks::kafka::client::Options;
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink};
-use headwater_sinks::{Changes, CommitError, CommitPermit, Generation, Lineage, Shards, Sink, Start};
+use headwater_sinks::{
+    Changes, CommitError, CommitPermit, Generation, LedgerId, Shards, Sink, WriterContext,
+};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
@@ -33,16 +35,16 @@ fn open(pipeline: &str, topic: &str, generation: &mut u64) -> (KafkaSink, Option
             topics: vec![topic.to_owned()],
             options: Options::new(),
         });
-        let start = Start {
+        let context = WriterContext {
             pipeline: pipeline.to_owned(),
-            lineage: Lineage("c".repeat(32)),
+            ledger_id: LedgerId("c".repeat(32)),
             generation: Generation(*generation),
             process: 0,
             shards: Shards::ALL,
-            ever: 1,
+            max_processes: 1,
             adopt: None,
         };
-        match sink.open(&start) {
+        match sink.open(&context) {
             Ok(found) => return (sink, found.iter().map(|progress| progress.through).max()),
             Err(error) => {
                 assert!(Instant::now() < deadline, "{error}");

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use headwater_dataflows::Epoch;
 use headwater_sinks::postgres::PostgresConfig;
 use headwater_sinks::{
-    Cell, Changes, CommitError, Misconfigured, OpenError, Progress, Shards, Sink, Start, tables,
+    Cell, Changes, CommitError, Misconfigured, OpenError, Progress, Shards, Sink, WriterContext, tables,
 };
 
-use support::{Database, add_event, alert, dead_letter, event, permit, start};
+use support::{Database, add_event, alert, context, dead_letter, event, permit};
 
 /// The sink's backends, but for the test's own.
 const OURS: &str =
@@ -29,7 +29,7 @@ fn wait_for(database: &Database, sql: &str, expected: &str) {
 fn values_read_back_as_they_were_at_the_edges_of_their_types() {
     let database = Database::create();
     let mut sink = database.sink();
-    sink.open(&start(1)).expect("opened");
+    sink.open(&context(1)).expect("opened");
     let amounts = [
         (0i128, "0"),
         (-1, "-0.000001"),
@@ -87,7 +87,7 @@ fn values_read_back_as_they_were_at_the_edges_of_their_types() {
 fn bytes_nulls_and_truths_read_back() {
     let database = Database::create();
     let mut sink = database.sink();
-    sink.open(&start(1)).expect("opened");
+    sink.open(&context(1)).expect("opened");
     sink.stage(Epoch(1), dead_letter(3, 4)).expect("staged");
     sink.stage(Epoch(1), alert("a", "raised")).expect("staged");
     sink.commit(permit(1)).expect("committed");
@@ -104,7 +104,7 @@ fn a_text_that_looks_like_sql_is_only_a_text() {
     let database = Database::create();
     let mut sink =
         PostgresConfig { name: "p'; DROP TABLE alerts; --".to_owned(), ..database.config() }.build();
-    let mut as_who = start(1);
+    let mut as_who = context(1);
     as_who.pipeline = "fraud' OR ''='\"%_:é".to_owned();
     sink.open(&as_who).expect("opened");
     let texts = ["'; DROP TABLE events; --", "\"", "\\", "$1", "\t\n\\N", "\\.", "é😀", "%s"];
@@ -122,7 +122,7 @@ fn a_text_that_looks_like_sql_is_only_a_text() {
 fn a_row_that_its_table_cannot_hold_is_refused_when_staged_and_the_rest_goes_on() {
     let database = Database::create();
     let mut sink = database.sink();
-    sink.open(&start(1)).expect("opened");
+    sink.open(&context(1)).expect("opened");
     let mut nul = Changes::default();
     add_event(&mut nul, 0, 1, "e", 0, 0, r#"{"a":"\\\u0000"}"#);
     let mut short = Changes::default();
@@ -155,7 +155,7 @@ fn a_row_that_its_table_cannot_hold_is_refused_when_staged_and_the_rest_goes_on(
 fn a_backend_terminated_in_the_middle_of_a_round_leaves_nothing_and_the_round_is_tried_again() {
     let database = Database::create();
     let mut sink = database.sink();
-    sink.open(&start(1)).expect("opened");
+    sink.open(&context(1)).expect("opened");
     sink.commit(permit(1)).expect("committed");
     sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
     sink.stage(Epoch(2), alert("a", "raised")).expect("staged");
@@ -183,11 +183,11 @@ fn a_backend_terminated_in_the_middle_of_a_round_leaves_nothing_and_the_round_is
 fn a_later_start_fences_the_writer_before_it_for_ever() {
     let database = Database::create();
     let (mut old, mut new) = (database.sink(), database.sink());
-    old.open(&start(1)).expect("opened");
+    old.open(&context(1)).expect("opened");
     old.stage(Epoch(1), event(0, 1, "old")).expect("staged");
     old.commit(permit(1)).expect("committed");
     old.stage(Epoch(2), event(0, 2, "old")).expect("staged");
-    let found = new.open(&start(2)).expect("opened");
+    let found = new.open(&context(2)).expect("opened");
     assert_eq!(found.iter().map(|progress| progress.through).collect::<Vec<_>>(), [Epoch(1)]);
     // Its backend is gone, then it finds itself fenced; nothing changes that.
     assert!(matches!(old.commit(permit(2)), Err(CommitError::Failed { .. })));
@@ -204,7 +204,7 @@ fn a_later_start_fences_the_writer_before_it_for_ever() {
 fn long_names_do_not_hide_the_backends_of_older_starts() {
     let database = Database::create();
     let (mut old, mut new) = (database.sink(), database.sink());
-    let of = |generation| Start { pipeline: "p".repeat(100), ..start(generation) };
+    let of = |generation| WriterContext { pipeline: "p".repeat(100), ..context(generation) };
     old.open(&of(1)).expect("opened");
     new.open(&of(2)).expect("opened");
     let names = database.rows(&format!("SELECT application_name {OURS}"));
@@ -215,7 +215,7 @@ fn long_names_do_not_hide_the_backends_of_older_starts() {
 fn a_start_that_stops_in_the_middle_of_a_round_does_not_hold_up_the_next() {
     let database = Database::create();
     let mut old = database.sink();
-    old.open(&start(1)).expect("opened");
+    old.open(&context(1)).expect("opened");
     old.stage(Epoch(1), event(0, 1, "old")).expect("staged");
     old.stage(Epoch(1), alert("a", "raised")).expect("staged");
     let other = database.connect();
@@ -223,7 +223,7 @@ fn a_start_that_stops_in_the_middle_of_a_round_does_not_hold_up_the_next() {
     let round = std::thread::spawn(move || old.commit(permit(1)));
     wait_for(&database, &format!("SELECT count(*) {OURS} AND wait_event_type = 'Lock'"), "1");
     let (mut new, begun) = (database.sink(), Instant::now());
-    assert_eq!(new.open(&start(2)).expect("the round's locks are gone with its backend"), []);
+    assert_eq!(new.open(&context(2)).expect("the round's locks are gone with its backend"), []);
     assert!(begun.elapsed() < Duration::from_secs(5), "they were waited for, and ended by themselves");
     other.rows("ROLLBACK");
     assert!(round.join().expect("no panic").is_err());
@@ -235,11 +235,11 @@ fn a_start_that_stops_in_the_middle_of_a_round_does_not_hold_up_the_next() {
 fn a_round_under_way_when_its_start_is_fenced_is_waited_for_and_found() {
     let database = Database::create();
     let (mut old, mut new) = (database.sink(), database.sink());
-    old.open(&start(1)).expect("opened");
+    old.open(&context(1)).expect("opened");
     old.commit(permit(1)).expect("committed");
     let round = database.connect();
     round.rows("BEGIN; UPDATE headwater_progress SET through = 2");
-    let opening = std::thread::spawn(move || new.open(&start(2)).expect("opened"));
+    let opening = std::thread::spawn(move || new.open(&context(2)).expect("opened"));
     wait_for(&database, &format!("SELECT count(*) {OURS} AND wait_event_type = 'Lock'"), "1");
     round.rows("COMMIT");
     let found = opening.join().expect("no panic");
@@ -250,14 +250,14 @@ fn a_round_under_way_when_its_start_is_fenced_is_waited_for_and_found() {
 #[test]
 fn of_two_pipelines_that_come_at_once_one_is_refused() {
     let database = Database::create();
-    database.sink().open(&start(1)).expect("the tables are made");
+    database.sink().open(&context(1)).expect("the tables are made");
     for _ in 0..5 {
         database.rows("DELETE FROM headwater_progress");
         let other = database.connect();
         other.rows("BEGIN; LOCK TABLE headwater_progress IN SHARE ROW EXCLUSIVE MODE");
         let opening = ["fraud", "payments"].map(|pipeline| {
             let mut sink = database.sink();
-            let who = Start { pipeline: pipeline.to_owned(), ..start(1) };
+            let who = WriterContext { pipeline: pipeline.to_owned(), ..context(1) };
             std::thread::spawn(move || sink.open(&who))
         });
         wait_for(&database, &format!("SELECT count(*) {OURS} AND wait_event_type = 'Lock'"), "2");
@@ -274,7 +274,7 @@ fn of_two_pipelines_that_come_at_once_one_is_refused() {
 fn a_round_that_waited_for_its_fence_does_not_slip_past_it() {
     let database = Database::create();
     let mut sink = database.sink();
-    sink.open(&start(1)).expect("opened");
+    sink.open(&context(1)).expect("opened");
     sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
     let other = database.connect();
     other.rows("BEGIN; UPDATE headwater_progress SET fenced_by = 2");
@@ -295,7 +295,7 @@ fn a_later_generation_or_a_progress_of_anothers_hand_stops_the_writer() {
     ] {
         let database = Database::create();
         let mut sink = database.sink();
-        sink.open(&start(1)).expect("opened");
+        sink.open(&context(1)).expect("opened");
         sink.commit(permit(1)).expect("committed");
         database.rows(interference);
         sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
@@ -309,7 +309,7 @@ fn a_later_generation_or_a_progress_of_anothers_hand_stops_the_writer() {
 fn writers_of_one_start_work_side_by_side_and_a_start_without_commits_hides_no_progress() {
     let database = Database::create();
     let of_two = |generation, process| {
-        let mut who = start(generation);
+        let mut who = context(generation);
         who.process = process;
         who.shards = Shards::of_workers(process..process + 1, 2);
         who
@@ -326,7 +326,7 @@ fn writers_of_one_start_work_side_by_side_and_a_start_without_commits_hides_no_p
     let expected = [(Shards::of_workers(0..1, 2), 9), (Shards::of_workers(1..2, 2), 3)];
     // A start that crashes before its first commit promises nothing for any shard.
     for generation in 2..4 {
-        let found = database.sink().open(&start(generation)).expect("opened");
+        let found = database.sink().open(&context(generation)).expect("opened");
         assert_eq!(through(&found), expected);
     }
 }
@@ -335,7 +335,7 @@ fn writers_of_one_start_work_side_by_side_and_a_start_without_commits_hides_no_p
 fn a_replay_from_older_offsets_adds_what_is_missing_and_nothing_twice() {
     let database = Database::create();
     let mut sink = database.sink();
-    sink.open(&start(1)).expect("opened");
+    sink.open(&context(1)).expect("opened");
     for (offset, id) in [(1, "first"), (2, "first"), (5, "first")] {
         sink.stage(Epoch(1), event(0, offset, id)).expect("staged");
     }
@@ -344,7 +344,7 @@ fn a_replay_from_older_offsets_adds_what_is_missing_and_nothing_twice() {
     sink.commit(permit(1)).expect("committed");
     drop(sink);
     let mut sink = PostgresConfig { skip_stored: true, ..database.config() }.build();
-    sink.open(&start(2)).expect("opened");
+    sink.open(&context(2)).expect("opened");
     // Offset 4 was another writer's and never committed; offset 3 is known as a dead letter.
     for offset in 1..=7 {
         sink.stage(Epoch(2), event(0, offset, "again")).expect("staged");
@@ -368,7 +368,7 @@ fn a_replay_from_older_offsets_adds_what_is_missing_and_nothing_twice() {
 fn a_record_twice_without_skipping_is_an_error_and_not_a_duplicate() {
     let database = Database::create();
     let mut sink = database.sink();
-    sink.open(&start(1)).expect("opened");
+    sink.open(&context(1)).expect("opened");
     sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
     sink.commit(permit(1)).expect("committed");
     sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
@@ -385,7 +385,7 @@ fn a_record_twice_without_skipping_is_an_error_and_not_a_duplicate() {
 fn a_refused_row_is_named_as_skip_takes_it() {
     let database = Database::create();
     let mut sink = database.sink();
-    sink.open(&start(1)).expect("opened");
+    sink.open(&context(1)).expect("opened");
     let mut changes = headwater_sinks::Changes::default();
     let mut row = changes.rows.row(headwater_sinks::tables::DEAD_LETTERS);
     row.cell(Cell::Int(3)).cell(Cell::Int(42));
@@ -409,9 +409,9 @@ fn a_refused_row_is_named_as_skip_takes_it() {
 #[test]
 fn changed_migrations_are_refused() {
     let database = Database::create();
-    database.sink().open(&start(1)).expect("opened");
+    database.sink().open(&context(1)).expect("opened");
     database.rows("UPDATE headwater_migrations SET hash = 'other'");
-    let error = database.sink().open(&start(2)).expect_err("refused");
+    let error = database.sink().open(&context(2)).expect_err("refused");
     assert!(
         matches!(&error, OpenError::Refused { reason, .. } if reason.contains("another form")),
         "{error}"
@@ -432,7 +432,7 @@ fn an_address_that_cannot_be_used_is_refused_and_no_error_or_debug_form_tells_th
         let url = format!("{start_of_url}{}{options}", if refused { host } else { "127.0.0.1:1/none" });
         let config = PostgresConfig { url: url.into(), ..database.config() };
         assert!(!format!("{config:?}").contains("canary"));
-        let error = config.build().open(&start(1)).expect_err(options);
+        let error = config.build().open(&context(1)).expect_err(options);
         let mut causes =
             std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
         let misconfigured = causes.any(|cause| cause.is::<Misconfigured>());
@@ -446,7 +446,7 @@ fn sessions_have_the_settings_that_durability_rests_on_and_the_name_that_fencing
     let database = Database::create();
     database.rows("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$");
     let mut sink = database.sink();
-    sink.open(&start(3)).expect("opened");
+    sink.open(&context(3)).expect("opened");
     assert_eq!(database.one(&format!("SELECT application_name {OURS}")), "headwater:fraud:postgres:3:0");
     // Only the session itself can tell its settings: a trigger of the test has it write them down.
     database.rows(

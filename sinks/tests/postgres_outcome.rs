@@ -12,7 +12,7 @@ use headwater_dataflows::Epoch;
 use headwater_sinks::postgres::PostgresConfig;
 use headwater_sinks::{CommitError, Sink};
 
-use support::{Database, alert, event, permit, start};
+use support::{Database, alert, context, event, permit};
 
 /// What befalls the next COMMIT.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -105,7 +105,7 @@ fn behind_proxy(database: &Database, fate: Fate) -> (Proxy, impl Sink) {
     let proxy = Proxy::start(server.parse().expect("a numeric address"));
     let url = format!("postgres://headwater@{}/{name}", proxy.address);
     let mut sink = PostgresConfig { url: url.into(), ..database.config() }.build();
-    sink.open(&start(1)).expect("opened");
+    sink.open(&context(1)).expect("opened");
     sink.commit(permit(1)).expect("committed");
     sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
     sink.stage(Epoch(2), alert("a", "raised")).expect("staged");

@@ -38,7 +38,7 @@ Headwater: stream processing on timely and differential dataflow.
 `-h` names a host file, as timely has it; help is --help only.
 `--reset` lets something forget its state that no longer fits the configuration; after a stop, with [checkpoint].
 `--reset all:EPOCH` forgets all state if the ledger ends with that epoch, and reads nothing again.
-`--reset-sink` lets a sink that does not follow from the ledger be taken for having everything that is recorded.
+`--reset-sink` lets a sink that does not follow from the ledger be marked as caught up with the ledger.
 `--accept-duplicates` lets it do so where results that the ledger does not know of may then be written twice.
 `--accept-loss` lets reading go on at the first record there is, or after OFFSET; the ledger remembers what is lost.
 `--skip` leaves out one output that a sink does not take, at that sink alone and for ever; the sink's refusal names it.

@@ -8,7 +8,7 @@ use headwater_dataflows::Offset;
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink};
 use headwater_sinks::postgres::PostgresConfig;
 use headwater_sinks::sqlite::SqliteConfig;
-use headwater_sinks::{Generation, Lineage, OpenError, Shards, Sink, Start, crash, tables};
+use headwater_sinks::{Generation, LedgerId, OpenError, Shards, Sink, WriterContext, crash, tables};
 
 use crate::config::{
     CheckpointConfig, Config, LedgerConfig, OutputKind, PostgresSinkConfig, SourceConfig, StartFrom,
@@ -17,8 +17,10 @@ use crate::config::{
 use crate::coordination::{TAKEOVERS_WITHIN_MS, Takeovers};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
-use crate::outputs::{Takes, Tongue};
-use crate::runtime::{Amendment, Checkpoints, Following, History, Job, Past, RunError, SinkJob, processes};
+use crate::outputs::{OutputMapping, SinkEncoding};
+use crate::runtime::{
+    Checkpoints, ConfigChange, Following, History, Job, Role, RunError, SinkJob, processes,
+};
 use crate::source::file::{FileSource, check_repeatable};
 use crate::source::generator::GeneratorSource;
 use crate::source::kafka::{self, KafkaSource, KafkaSourceConfig};
@@ -80,9 +82,9 @@ pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
             if taken.is_empty() {
                 continue;
             }
-            let mut takes = Takes::default();
+            let mut mapping = OutputMapping::default();
             for (at, (kind, _)) in taken.iter().enumerate() {
-                *place(&mut takes, **kind) = Some(at as u8);
+                *place(&mut mapping, **kind) = Some(at as u8);
             }
             let sink = KafkaSink::new(KafkaConfig {
                 name: name.to_owned(),
@@ -92,7 +94,7 @@ pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
             });
             jobs.push(SinkJob {
                 sink: Box::new(sink),
-                tongue: Tongue::Messages(takes, usize::MAX),
+                encoding: SinkEncoding::Messages(mapping, usize::MAX),
                 commit_interval: kafka.commit_interval,
             });
         }
@@ -112,24 +114,24 @@ pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
 }
 
 fn tables_job(sink: Box<dyn Sink>, config: &TablesConfig) -> SinkJob {
-    let mut takes = Takes::default();
+    let mut mapping = OutputMapping::default();
     for &kind in &config.tables {
-        *place(&mut takes, kind) = Some(match kind {
+        *place(&mut mapping, kind) = Some(match kind {
             OutputKind::Events => tables::EVENTS,
             OutputKind::Alerts => tables::ALERTS,
             OutputKind::Windows => tables::WINDOW_AGGREGATES,
             OutputKind::DeadLetters => tables::DEAD_LETTERS,
         });
     }
-    SinkJob { sink, tongue: Tongue::Rows(takes), commit_interval: config.commit_interval }
+    SinkJob { sink, encoding: SinkEncoding::Rows(mapping), commit_interval: config.commit_interval }
 }
 
-fn place(takes: &mut Takes, kind: OutputKind) -> &mut Option<u8> {
+fn place(mapping: &mut OutputMapping, kind: OutputKind) -> &mut Option<u8> {
     match kind {
-        OutputKind::Events => &mut takes.events,
-        OutputKind::Alerts => &mut takes.alerts,
-        OutputKind::Windows => &mut takes.windows,
-        OutputKind::DeadLetters => &mut takes.dead_letters,
+        OutputKind::Events => &mut mapping.events,
+        OutputKind::Alerts => &mut mapping.alerts,
+        OutputKind::Windows => &mut mapping.windows,
+        OutputKind::DeadLetters => &mut mapping.dead_letters,
     }
 }
 
@@ -230,10 +232,10 @@ fn give_way(ledger: &mut dyn Ledger, pipeline: &str, metrics: &Metrics) -> Resul
 /// Claims the ledger and opens what goes with it.
 fn history(config: &Config, ledger_config: &LedgerConfig, metrics: &Metrics) -> Result<History, RunError> {
     let mut ledger = ledger(ledger_config, &config.plan.pipeline)?;
-    let meaning = config.meaning();
+    let semantics = config.semantics();
     // A start that its configuration keeps from going on must not end the one that runs.
-    let before = ledger.look()?.and_then(|claim| claim.genesis);
-    changed(before.as_ref(), &meaning, &config.resets.sections)?;
+    let before = ledger.peek()?.and_then(|claim| claim.genesis);
+    changed(before.as_ref(), &semantics, &config.resets.sections)?;
     give_way(&mut *ledger, &config.plan.pipeline, metrics)?;
     let claim = ledger.claim()?;
     crash::point("start.claimed");
@@ -241,11 +243,11 @@ fn history(config: &Config, ledger_config: &LedgerConfig, metrics: &Metrics) -> 
         ledger.skip(skip)?;
     }
     let (skips, losses, committed) = (ledger.skips()?, ledger.losses()?, committed(&mut *ledger, config)?);
-    let amendment = changed(claim.genesis.as_ref(), &meaning, &config.resets.sections)?;
+    let config_change = changed(claim.genesis.as_ref(), &semantics, &config.resets.sections)?;
     let checkpoints = checkpoints(config)?;
-    tracing::info!(generation = %claim.generation, "the ledger is ours");
+    tracing::info!(generation = %claim.generation, "claimed the ledger");
     let resets = config.resets.clone();
-    Ok(History { ledger, claim, meaning, amendment, resets, skips, losses, committed, checkpoints })
+    Ok(History { ledger, claim, semantics, config_change, resets, skips, losses, committed, checkpoints })
 }
 
 /// What the configuration no longer says as it did when the pipeline's answers were made, if anything.
@@ -254,11 +256,11 @@ fn history(config: &Config, ledger_config: &LedgerConfig, metrics: &Metrics) -> 
 /// If it cannot be gone on with.
 pub fn changed(
     genesis: Option<&Genesis>,
-    meaning: &str,
+    semantics: &str,
     resets: &BTreeSet<String>,
-) -> Result<Option<Amendment>, LedgerError> {
+) -> Result<Option<ConfigChange>, LedgerError> {
     match genesis {
-        Some(genesis) => changes(&genesis.meaning, meaning, resets)
+        Some(genesis) => changes(&genesis.semantics, semantics, resets)
             .map_err(|unchangeable| LedgerError::Refused(unchangeable.to_string())),
         None => Ok(None),
     }
@@ -287,40 +289,40 @@ pub fn job(
     if processes > 1 {
         can_be_shared(config)?;
     }
-    let mut start = Start {
+    let mut context = WriterContext {
         pipeline: config.plan.pipeline.to_string(),
-        lineage: lineage(&config.plan.pipeline),
+        ledger_id: ledger_id(&config.plan.pipeline),
         generation: generation(),
         process,
         shards: Shards::of_workers(process * local..(process + 1) * local, peers),
-        ever: processes,
+        max_processes: processes,
         adopt: None,
     };
     if let (SourceConfig::File(paths), Some(_)) = (&config.source, &config.ledger) {
         // Before anything is claimed.
         check_repeatable(paths, "with [ledger]")?;
     }
-    let past = match &config.ledger {
-        None => Past::Unrecorded,
+    let role = match &config.ledger {
+        None => Role::Unrecorded,
         // It is told who writes.
-        Some(_) if process > 0 => Past::Follows(Box::new(Following {
-            meaning: config.meaning(),
+        Some(_) if process > 0 => Role::Follower(Box::new(Following {
+            semantics: config.semantics(),
             checkpoints: checkpoints(config)?,
         })),
         Some(ledger) => {
             let mut history = history(config, ledger, &metrics)?;
-            let Claim { lineage, generation, .. } = &history.claim;
-            (start.lineage, start.generation) = (lineage.clone(), *generation);
-            start.ever = history.ledger.enrol(processes)?;
-            Past::Leads(Box::new(history))
+            let Claim { ledger_id, generation, .. } = &history.claim;
+            (context.ledger_id, context.generation) = (ledger_id.clone(), *generation);
+            context.max_processes = history.ledger.register_processes(processes)?;
+            Role::Leader(Box::new(history))
         }
     };
     Ok(Job {
         plan: config.plan.clone(),
         source: source(config, until_end),
         sinks: sinks(config, ""),
-        start,
-        past,
+        context,
+        role,
         workers,
         stopping: Arc::new(AtomicBool::new(false)),
         metrics,
@@ -328,10 +330,10 @@ pub fn job(
 }
 
 /// Without a ledger, which has a random one, the lineage follows from the pipeline's name.
-fn lineage(pipeline: &str) -> Lineage {
+fn ledger_id(pipeline: &str) -> LedgerId {
     use sha2::{Digest, Sha256};
     let hash = Sha256::digest(format!("headwater lineage of {pipeline}"));
-    Lineage(hash[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+    LedgerId(hash[..16].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Without a ledger, which counts starts, the generation is the wall time in milliseconds, or one more than the greatest

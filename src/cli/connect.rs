@@ -35,16 +35,16 @@ impl Check {
     }
 
     fn text(&self) -> String {
-        let (word, detail) = self.told();
+        let (word, detail) = self.result();
         format!("{word:<6} {:<14} {}: {detail}\n", self.section, self.what)
     }
 
     fn json(&self) -> Value {
-        let (_, detail) = self.told();
+        let (_, detail) = self.result();
         json!({ "section": self.section, "what": self.what, "ok": self.outcome.is_ok(), "detail": detail })
     }
 
-    fn told(&self) -> (&'static str, String) {
+    fn result(&self) -> (&'static str, String) {
         match &self.outcome {
             Ok(detail) => ("ok", detail.clone()),
             Err(error) => ("failed", causes(&**error)),
@@ -117,10 +117,10 @@ fn source(config: &Config) -> Vec<Check> {
         SourceConfig::Kafka(kafka) => {
             let what = format!("topic {} at {}", kafka.topic, kafka.brokers);
             let probed = probe(&build::kafka_source(config, kafka));
-            let told = |partitions| {
+            let result = |partitions| {
                 format!("{partitions} partitions, not compacted; group {} may be asked", config.plan.pipeline)
             };
-            vec![Check::of("source", what, probed.map(told))]
+            vec![Check::of("source", what, probed.map(result))]
         }
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::command::DeadLettersArgs;
 use super::output::{out, outln};
-use super::{complaint, kafka_source, load};
+use super::{config_error, kafka_source, load};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};
 use crate::json::rfc3339;
 use crate::source::kafka::dead_letters::{DeadLetter, DeadLetters, header};
@@ -53,7 +53,7 @@ fn letters_topic(config: &Config) -> anyhow::Result<(&KafkaSinkConfig, &str)> {
     let sink = config.sinks.kafka.as_ref();
     let found = sink.and_then(|sink| Some((sink, sink.topics.get(&OutputKind::DeadLetters)?.as_str())));
     let message = "no topic has the dead letters: [sinks.kafka] does not write them; tables have them as `dead_letters`";
-    Ok(found.ok_or_else(|| complaint("sinks.kafka.topics", message))?)
+    Ok(found.ok_or_else(|| config_error("sinks.kafka.topics", message))?)
 }
 
 /// Those of other pipelines, which may write the same topic, are only counted.

@@ -87,15 +87,15 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
         std::thread::spawn(move || {
             let begun = Instant::now();
             let mut before = 0;
-            let mut told = Instant::now();
+            let mut last_report = Instant::now();
             while !done.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(20));
                 if begun.elapsed() >= Duration::from_secs(seconds) {
                     ends.stop();
                 }
-                if told.elapsed() >= Duration::from_secs(1) {
-                    progress(&metrics, &mut before, told.elapsed());
-                    told = Instant::now();
+                if last_report.elapsed() >= Duration::from_secs(1) {
+                    progress(&metrics, &mut before, last_report.elapsed());
+                    last_report = Instant::now();
                 }
             }
         })

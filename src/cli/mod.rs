@@ -26,7 +26,7 @@ use hosts::HostsError;
 use output::{OutputError, out, outln};
 use serde_json::json;
 
-use crate::config::{Complaint, Complaints, Config, Origin, SourceConfig};
+use crate::config::{Config, ConfigError, ConfigErrors, Origin, SourceConfig};
 use crate::coordination::{AcceptedLoss, Skip};
 use crate::metrics::Metrics;
 use crate::runtime::{Job, Resets, RunError};
@@ -72,7 +72,7 @@ pub fn main() -> ExitCode {
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     let is_usage =
-        |cause: &(dyn std::error::Error + 'static)| cause.is::<Complaints>() || cause.is::<Misconfigured>();
+        |cause: &(dyn std::error::Error + 'static)| cause.is::<ConfigErrors>() || cause.is::<Misconfigured>();
     if error.is::<HostsError>() || error.chain().any(is_usage) {
         return USAGE;
     }
@@ -129,7 +129,7 @@ fn load_source(path: &Path) -> anyhow::Result<Config> {
 }
 
 /// Reads a configuration's text with the variables of an environment.
-type Parse = fn(&str, std::vec::IntoIter<(String, String)>) -> Result<Config, Complaints>;
+type Parse = fn(&str, std::vec::IntoIter<(String, String)>) -> Result<Config, ConfigErrors>;
 
 fn load_with(path: &Path, parse: Parse, level: fn(&Config) -> &str) -> anyhow::Result<Config> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -169,22 +169,22 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
 }
 
 /// Lets a start reset what the command line says it may.
-fn permit(config: &mut Config, resets: &Resets) -> Result<(), Complaints> {
+fn permit(config: &mut Config, resets: &Resets) -> Result<(), ConfigErrors> {
     config.resets.clone_from(resets);
     are_sinks(config, resets.sinks.iter(), "to reset")
 }
 
 /// Has outputs left out that the command line names.
-fn leave_out(config: &mut Config, skips: &[Skip]) -> Result<(), Complaints> {
+fn leave_out(config: &mut Config, skips: &[Skip]) -> Result<(), ConfigErrors> {
     skips.clone_into(&mut config.skips);
     if config.ledger.is_none() && !skips.is_empty() {
-        return Err(complaint("ledger", "an output is left out by way of the ledger, and there is none"));
+        return Err(config_error("ledger", "an output is left out by way of the ledger, and there is none"));
     }
     are_sinks(config, skips.iter().map(|skip| &skip.sink), "to leave anything out of")
 }
 
 /// Has records be missing that the command line names.
-fn accept_losses(config: &mut Config, losses: &[AcceptedLoss]) -> Result<(), Complaints> {
+fn accept_losses(config: &mut Config, losses: &[AcceptedLoss]) -> Result<(), ConfigErrors> {
     let topic = match &config.source {
         SourceConfig::Kafka(kafka) => Some(&kafka.topic),
         _ => None,
@@ -198,7 +198,7 @@ fn accept_losses(config: &mut Config, losses: &[AcceptedLoss]) -> Result<(), Com
                 None => "the source is not Kafka".to_owned(),
             }
         );
-        return Err(complaint("source.topic", message));
+        return Err(config_error("source.topic", message));
     }
     losses.clone_into(&mut config.accepted_losses);
     Ok(())
@@ -209,18 +209,18 @@ fn are_sinks<'a>(
     config: &Config,
     mut named: impl Iterator<Item = &'a String>,
     what_for: &str,
-) -> Result<(), Complaints> {
+) -> Result<(), ConfigErrors> {
     let sinks: Vec<_> = build::sinks(config, "").iter().map(|job| job.sink.name().to_owned()).collect();
     let Some(unknown) = named.find(|&sink| !sinks.contains(sink)) else { return Ok(()) };
-    Err(complaint(
+    Err(config_error(
         "sinks",
         format!("there is no sink {unknown:?} {what_for}: there are {}", sinks.join(", ")),
     ))
 }
 
 /// What a command needs of a key and does not find there.
-fn complaint(key: &str, message: impl Into<String>) -> Complaints {
-    Complaints(vec![Complaint { origin: Origin::Default, key: key.into(), message: message.into() }])
+fn config_error(key: &str, message: impl Into<String>) -> ConfigErrors {
+    ConfigErrors(vec![ConfigError { origin: Origin::Default, key: key.into(), message: message.into() }])
 }
 
 /// Has a child run what the arguments say without `--restart`.
@@ -300,7 +300,9 @@ fn topics_create(args: &TopicsArgs) -> anyhow::Result<()> {
         made.push((&sink.brokers, &sink.options, topics::outputs(&sink.topics)));
     }
     if made.is_empty() {
-        return Err(complaint("source", "there are no topics: neither the source nor a sink is Kafka").into());
+        return Err(
+            config_error("source", "there are no topics: neither the source nor a sink is Kafka").into()
+        );
     }
     for (brokers, options, specs) in &made {
         topics::create_topics(brokers, options, specs)?;
@@ -332,10 +334,10 @@ fn produce_events(args: &ProduceArgs) -> anyhow::Result<()> {
         let (key, value) = (Some(maker.key.clone()), Some(maker.value.clone()));
         produce::Produced { partition: Some(partition), key, value, headers: Vec::new() }
     });
-    let mut told = Instant::now();
+    let mut last_report = Instant::now();
     let report = producer.run(records, Some(args.eps), &stop, &mut |report| {
-        if told.elapsed() >= Duration::from_secs(5) {
-            told = Instant::now();
+        if last_report.elapsed() >= Duration::from_secs(5) {
+            last_report = Instant::now();
             log_produced(report, "producing");
         }
     })?;

@@ -3,20 +3,22 @@
 use std::fmt;
 
 use headwater_dataflows::Epoch;
-use headwater_sinks::{Lineage, Progress, Shards, Start};
+use headwater_sinks::{LedgerId, Progress, Shards, WriterContext};
 use serde_json::{Value, json};
 
 use super::output::{out, outln};
-use super::{DONE, FAILED, REFUSED, build, complaint};
+use super::{DONE, FAILED, REFUSED, build, config_error};
 use crate::config::{Config, LedgerConfig};
-use crate::coordination::{EpochRecord, Loss, NoOrigin, NoResume, Operator, Skip, is_closed, taken};
+use crate::coordination::{
+    EpochRecord, Loss, NoOrigin, NoResume, Operator, Skip, committed_through, is_closed,
+};
 use crate::ledger::{self, Claim, Ledger, LedgerError, StoredManifest};
 use crate::runtime::{
-    Amendment, Resets, RunError, Unfit, amendment, check_finished, forgets_of, killed, may_double,
-    needs_checkpoints, operators, positions_of, read_from, readable_origin, resume_from,
+    ConfigChange, IncompatibleState, Resets, RunError, check_finished, config_change, forgets_of, killed,
+    may_double, needs_checkpoints, operators, positions_of, read_from, readable_origin, resume_from,
 };
 use crate::source::SourceError;
-use crate::state::{self, Look};
+use crate::state::{self, ExistingStore};
 use crate::wall::wall_ms;
 
 /// Prints the status of a pipeline. The process's exit code is what that of a start would be.
@@ -25,13 +27,15 @@ use crate::wall::wall_ms;
 /// If there is no ledger to look at, or it cannot be read.
 pub fn status(config: &Config, json: bool) -> anyhow::Result<u8> {
     let Some(ledger) = &config.ledger else {
-        return Err(complaint("ledger", "the status of a pipeline is in its ledger, and it has none").into());
+        return Err(
+            config_error("ledger", "the status of a pipeline is in its ledger, and it has none").into()
+        );
     };
-    let facts = Facts::look(config, ledger)?;
-    let tongues: Vec<_> = build::sinks(config, "").iter().map(|job| job.tongue).collect();
+    let facts = Facts::collect(config, ledger)?;
+    let encodings: Vec<_> = build::sinks(config, "").iter().map(|job| job.encoding).collect();
     let outlook = facts.outlook(&Wanted {
-        meaning: config.meaning(),
-        operators: operators(&config.plan, &tongues),
+        semantics: config.semantics(),
+        operators: operators(&config.plan, &encodings),
         resets: config.resets.clone(),
     });
     let outlook = facts.looked_into(config, outlook);
@@ -70,7 +74,7 @@ struct Facts {
 /// What a start would do it with.
 #[derive(Clone)]
 struct Wanted {
-    meaning: String,
+    semantics: String,
     operators: Vec<Operator>,
     resets: Resets,
 }
@@ -86,7 +90,7 @@ enum Outlook {
         replay: usize,
         through: Epoch,
         closed: bool,
-        amended: Option<Amendment>,
+        with_changes: Option<ConfigChange>,
         adopted: Vec<String>,
         /// The checkpoints that would do, best first.
         origins: Vec<Epoch>,
@@ -100,7 +104,7 @@ enum Outlook {
 impl Facts {
     /// In an order in which each is at least as new as those before, so that a pipeline that runs meanwhile never looks
     /// as if a sink were ahead of the ledger, or a checkpoint ahead of a sink.
-    fn look(config: &Config, ledger: &LedgerConfig) -> Result<Facts, RunError> {
+    fn collect(config: &Config, ledger: &LedgerConfig) -> Result<Facts, RunError> {
         let pipeline = config.plan.pipeline.to_string();
         let mut ledger = match ledger {
             LedgerConfig::Sqlite(path) if !path.exists() => None,
@@ -122,12 +126,14 @@ impl Facts {
             facts.skips = ledger.skips()?;
             facts.losses = ledger.losses()?;
             facts.committed = build::committed(&mut **ledger, config)?;
-            facts.claim = ledger.look()?;
+            facts.claim = ledger.peek()?;
             facts.manifests = ledger.manifests()?;
         }
         for mut job in build::sinks(config, "") {
-            let progress =
-                job.sink.look(&facts.pipeline).map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+            let progress = job
+                .sink
+                .peek_progress(&facts.pipeline)
+                .map_err(|error| format!("{:#}", anyhow::Error::from(error)));
             facts.sinks.push((job.sink.name().to_owned(), progress));
         }
         if let Some(ledger) = &mut ledger {
@@ -149,17 +155,19 @@ impl Facts {
             if let Some(objection) = self.objection(sink, progress) {
                 return Some(Outlook::Refuses(objection));
             }
-            match taken(sink, progress, durable, &self.committed) {
-                Ok(taken) if taken.least() < Some(durable) => adopted.push(sink.clone()),
+            match committed_through(sink, progress, durable, &self.committed) {
+                Ok(committed_through) if committed_through.least() < Some(durable) => {
+                    adopted.push(sink.clone())
+                }
                 Ok(_) => {}
                 Err(reason) => return Some(Outlook::Refuses(reason.to_string())),
             }
         }
         let because = format!("all state is forgotten, and nothing through epoch {durable} is read again");
-        let amended = Some(Amendment { because, forget: ["all".to_owned()].into() });
+        let with_changes = Some(ConfigChange { because, forget: ["all".to_owned()].into() });
         let closed = is_closed(ledger::readable(&self.manifests).last(), &self.epochs);
         let (after, replay, through, origins) = (durable, 0, durable, Vec::new());
-        Some(Outlook::GoesOn { after, replay, through, closed, amended, adopted, origins })
+        Some(Outlook::GoesOn { after, replay, through, closed, with_changes, adopted, origins })
     }
 
     /// What a start would do, given the state store and the source, too: if neither refuses, what was thought.
@@ -187,10 +195,10 @@ impl Facts {
         if config.checkpoint.is_none() {
             return Err(needs_checkpoints().into());
         }
-        let chosen = match state::look(&config.state, &self.pipeline)? {
-            Look::InUse => return Ok(best),
-            Look::Absent => origins.contains(&Epoch(0)).then_some(Epoch(0)),
-            Look::There(mut store) => readable_origin(origins, &self.manifests, &mut *store)?,
+        let chosen = match state::open_existing(&config.state, &self.pipeline)? {
+            ExistingStore::InUse => return Ok(best),
+            ExistingStore::Absent => origins.contains(&Epoch(0)).then_some(Epoch(0)),
+            ExistingStore::Open(mut store) => readable_origin(origins, &self.manifests, &mut *store)?,
         };
         let durable = self.durable().unwrap_or_default();
         chosen.ok_or(NoResume::from(NoOrigin::Unreadable { pruned: self.pruned, durable }).into())
@@ -226,7 +234,7 @@ impl Facts {
 
     fn outlook(&self, wanted: &Wanted) -> Outlook {
         let genesis = self.claim.as_ref().and_then(|claim| claim.genesis.as_ref());
-        let changes = match build::changed(genesis, &wanted.meaning, &wanted.resets.sections) {
+        let changes = match build::changed(genesis, &wanted.semantics, &wanted.resets.sections) {
             Ok(changes) => changes,
             Err(error) => return Outlook::Refuses(error.to_string()),
         };
@@ -264,15 +272,18 @@ impl Facts {
                 let origin = ledger::readable(&self.manifests).find(|manifest| manifest.epoch == after);
                 let closed = is_closed(origin, &self.epochs);
                 let before = origin.map_or(&wanted.operators, |manifest| &manifest.operators);
-                let amended = amendment(changes.as_ref(), before, &wanted.operators, &wanted.resets.sections);
-                let checked = amended.and_then(|amended| -> Result<_, Unfit> {
-                    amended.iter().try_for_each(|amendment| check_finished(&resume, amendment))?;
-                    Ok(amended)
+                let with_changes =
+                    config_change(changes.as_ref(), before, &wanted.operators, &wanted.resets.sections);
+                let checked = with_changes.and_then(|with_changes| -> Result<_, IncompatibleState> {
+                    with_changes
+                        .iter()
+                        .try_for_each(|config_change| check_finished(&resume, config_change))?;
+                    Ok(with_changes)
                 });
                 match checked {
-                    Ok(amended) => {
+                    Ok(with_changes) => {
                         let (through, origins) = (resume.durable, resume.origins);
-                        Outlook::GoesOn { after, replay, through, closed, amended, adopted, origins }
+                        Outlook::GoesOn { after, replay, through, closed, with_changes, adopted, origins }
                     }
                     Err(unfit) => Outlook::Refuses(unfit.to_string()),
                 }
@@ -283,23 +294,23 @@ impl Facts {
 
     /// Why a sink does not belong to the ledger, if it does not.
     fn objection(&self, sink: &str, progress: &[Progress]) -> Option<String> {
-        let start = self.start();
+        let context = self.context();
         let mut objections =
-            progress.iter().filter_map(|found| start.objection(sink, &found.lineage, found.generation));
+            progress.iter().filter_map(|found| context.objection(sink, &found.ledger_id, found.generation));
         objections.next().map(|objection| format!("sink {sink}: {objection}"))
     }
 
     /// A start, as far as a sink has to know to object to it.
-    fn start(&self) -> Start {
+    fn context(&self) -> WriterContext {
         let claim = self.claim.as_ref();
-        let none = || Lineage("not begun yet".to_owned());
-        Start {
+        let none = || LedgerId("not begun yet".to_owned());
+        WriterContext {
             pipeline: self.pipeline.clone(),
-            lineage: claim.map_or_else(none, |claim| claim.lineage.clone()),
+            ledger_id: claim.map_or_else(none, |claim| claim.ledger_id.clone()),
             generation: claim.map(|claim| claim.generation).unwrap_or_default(),
             process: 0,
             shards: Shards::ALL,
-            ever: 1,
+            max_processes: 1,
             adopt: None,
         }
     }
@@ -307,7 +318,7 @@ impl Facts {
     /// Why a sink is not reset, if it might have results twice then and nobody has said that it may.
     fn doubles(&self, sink: &str, progress: &[Progress], wanted: &Wanted) -> Option<String> {
         let durable = self.durable().unwrap_or_default();
-        let reason = may_double(sink, progress, &self.start(), durable)?;
+        let reason = may_double(sink, progress, &self.context(), durable)?;
         (!wanted.resets.accept_duplicates).then(|| format!("sink {sink}: {reason}"))
     }
 
@@ -320,10 +331,10 @@ impl Facts {
     fn text(&self, outlook: &Outlook, now_ms: i64) -> String {
         let mut lines = vec![match &self.claim {
             None => format!("pipeline {}: never started", self.pipeline),
-            Some(Claim { lineage, generation, .. }) => format!(
+            Some(Claim { ledger_id, generation, .. }) => format!(
                 "pipeline {}: ledger {}, generation {generation}, recorded {}",
                 self.pipeline,
-                lineage.0,
+                ledger_id.0,
                 through(self.durable())
             ),
         }];
@@ -344,7 +355,7 @@ impl Facts {
             }
             Err(reason) => format!("sink {sink}: cannot be read: {reason}"),
         }));
-        lines.extend(self.skips.iter().map(|skip| format!("left out: {skip}")));
+        lines.extend(self.skips.iter().map(|skip| format!("skipped: {skip}")));
         lines.extend(self.losses.iter().map(|loss| {
             let Loss { partition, first, next } = loss;
             format!("never read: partition {}, offsets {} to {}", partition.0, first.0, next.0 - 1)
@@ -378,10 +389,10 @@ impl Facts {
         let loss = |loss: &Loss| json!({ "partition": loss.partition.0, "first": loss.first.0, "next": loss.next.0 });
         let start = match outlook {
             Outlook::Begins => json!({ "does": "begin" }),
-            Outlook::GoesOn { after, replay, through, closed, amended, adopted, .. } => json!({
+            Outlook::GoesOn { after, replay, through, closed, with_changes, adopted, .. } => json!({
                 "does": "go on", "after": after.0, "replay": replay, "through": through.0, "closed": closed,
-                "changed": amended.as_ref().map(|amendment| &amendment.because),
-                "forgets": amended.as_ref().map(|amendment| &amendment.forget),
+                "changed": with_changes.as_ref().map(|config_change| &config_change.because),
+                "forgets": with_changes.as_ref().map(|config_change| &config_change.forget),
                 "adopts": adopted,
             }),
             Outlook::Refuses(reason) => json!({ "does": "refuse", "because": reason }),
@@ -389,7 +400,7 @@ impl Facts {
         };
         json!({
             "pipeline": self.pipeline,
-            "lineage": self.claim.as_ref().map(|claim| &claim.lineage.0),
+            "lineage": self.claim.as_ref().map(|claim| &claim.ledger_id.0),
             "generation": self.claim.as_ref().map(|claim| claim.generation.0),
             "recorded_through": self.durable().map(|durable| durable.0),
             "pruned_through": self.pruned.0,
@@ -406,17 +417,17 @@ impl fmt::Display for Outlook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Outlook::Begins => f.write_str("a start would begin"),
-            Outlook::GoesOn { after, replay, through, closed, amended, adopted, .. } => {
+            Outlook::GoesOn { after, replay, through, closed, with_changes, adopted, .. } => {
                 match after {
                     Epoch(0) => f.write_str("a start would go on from the beginning")?,
                     after => write!(f, "a start would go on from the checkpoint of epoch {after}")?,
                 }
                 match replay {
-                    0 => f.write_str(", with nothing to do again")?,
+                    0 => f.write_str(", with nothing to replay")?,
                     replay => write!(f, " and do {replay} epochs again, through {through}")?,
                 }
-                if let Some(Amendment { because, forget }) = amended {
-                    write!(f, ", otherwise than before: {because}")?;
+                if let Some(ConfigChange { because, forget }) = with_changes {
+                    write!(f, ", with a changed configuration: {because}")?;
                     for (at, section) in forget.iter().enumerate() {
                         write!(f, "{} {section}", if at == 0 { ", forgetting" } else { " and" })?;
                     }

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 use super::ledger::STRICT_FIELDS;
-use crate::runtime::Amendment;
+use crate::runtime::ConfigChange;
 
-/// What decides a pipeline's answers, by key: see [`Config::meaning`](super::Config::meaning). Windows go by their
+/// What decides a pipeline's answers, by key: see [`Config::semantics`](super::Config::meaning). Windows go by their
 /// names, not by their places.
-type Meaning<'a> = BTreeMap<String, &'a str>;
+type Semantics<'a> = BTreeMap<String, &'a str>;
 
 /// Why a pipeline cannot go on with a configuration, whatever it has finished.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -48,12 +48,12 @@ pub fn changes(
     before: &str,
     now: &str,
     permitted: &BTreeSet<String>,
-) -> Result<Option<Amendment>, Unchangeable> {
-    let (before, now) = (meaning(before), meaning(now));
+) -> Result<Option<ConfigChange>, Unchangeable> {
+    let (before, now) = (semantics(before), semantics(now));
     let keys: BTreeSet<_> = before.keys().chain(now.keys()).collect();
-    let mut changes: Option<Amendment> = None;
+    let mut changes: Option<ConfigChange> = None;
     for key in keys.into_iter().filter(|&key| before.get(key) != now.get(key)) {
-        let say = |meaning: &Meaning<'_>| match meaning.get(key) {
+        let say = |semantics: &Semantics<'_>| match semantics.get(key) {
             Some(value) => format!("`{key} = {value}`"),
             None => format!("no `{key}`"),
         };
@@ -62,7 +62,7 @@ pub fn changes(
         if key.starts_with("source.") && key != STRICT_FIELDS {
             return Err(Unchangeable::Input { before: was, now: is });
         }
-        let changes = changes.get_or_insert_with(|| Amendment {
+        let changes = changes.get_or_insert_with(|| ConfigChange {
             because: format!("the pipeline has had {was} and is configured with {is}"),
             forget: BTreeSet::new(),
         });
@@ -78,8 +78,8 @@ pub fn changes(
 }
 
 /// Whether a section was there.
-fn has(meaning: &Meaning<'_>, section: &str) -> bool {
-    meaning.keys().any(|key| key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.')))
+fn has(semantics: &Semantics<'_>, section: &str) -> bool {
+    semantics.keys().any(|key| key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.')))
 }
 
 /// Whose state depends on a key, if any does. What `amount_anomaly` remembers, sums of amounts, is the same under any
@@ -93,7 +93,7 @@ fn remembering(key: &str) -> Option<&str> {
     (section.starts_with("windows.") || section.starts_with("patterns.")).then_some(section)
 }
 
-fn meaning(text: &str) -> Meaning<'_> {
+fn semantics(text: &str) -> Semantics<'_> {
     let lines: Vec<_> = text.lines().filter_map(|line| line.split_once(" = ")).collect();
     let names: BTreeMap<_, _> = lines
         .iter()
@@ -119,11 +119,11 @@ mod tests {
         [[windows]]\nname = \"v\"\nkind = \"session\"\ngap = \"1m\"\n[patterns.velocity_spike]\n";
 
     fn changed(before: &str, now: &str, permitted: &[&str]) -> Result<Option<Vec<String>>, String> {
-        let meaning = |flow: &str| {
-            Config::parse(&format!("{BASE}{flow}"), std::iter::empty()).expect("valid").meaning()
+        let semantics = |flow: &str| {
+            Config::parse(&format!("{BASE}{flow}"), std::iter::empty()).expect("valid").semantics()
         };
         let permitted = permitted.iter().map(|&section| section.to_owned()).collect();
-        changes(&meaning(before), &meaning(now), &permitted)
+        changes(&semantics(before), &semantics(now), &permitted)
             .map(|changes| changes.map(|changes| changes.forget.into_iter().collect()))
             .map_err(|error| error.to_string())
     }
@@ -160,10 +160,10 @@ mod tests {
     /// As a pipeline has recorded it that began when the deviation of amounts had no floor.
     #[test]
     fn a_floor_of_the_deviation_needs_a_stop_but_no_reset() {
-        let meaning = |flow: &str| {
-            Config::parse(&format!("{BASE}{flow}"), std::iter::empty()).expect("valid").meaning()
+        let semantics = |flow: &str| {
+            Config::parse(&format!("{BASE}{flow}"), std::iter::empty()).expect("valid").semantics()
         };
-        let now = meaning("[patterns.amount_anomaly]\n");
+        let now = semantics("[patterns.amount_anomaly]\n");
         let floor = "patterns.amount_anomaly.min_relative_sigma = 0.01\n";
         assert!(now.contains(floor), "{now}");
         let change = changes(&now.replace(floor, ""), &now, &BTreeSet::new()).expect("permitted");
@@ -178,15 +178,15 @@ mod tests {
 
     #[test]
     fn a_stricter_decoder_is_recorded_and_needs_a_stop_but_no_reset() {
-        let meaning = |base: &str| Config::parse(base, std::iter::empty()).expect("valid").meaning();
+        let semantics = |base: &str| Config::parse(base, std::iter::empty()).expect("valid").semantics();
         let strict = BASE.replace("\"generator\"\n", "\"generator\"\nstrict_fields = true\n");
         let lenient = strict.replace("true", "false");
-        assert_eq!(meaning(BASE), meaning(&lenient), "the default is not recorded");
+        assert_eq!(semantics(BASE), semantics(&lenient), "the default is not recorded");
         let none = BTreeSet::new();
         for (before, now, said) in [
-            (meaning(BASE), meaning(&strict), "configured with `source.strict_fields = true`"),
-            (meaning(&strict), meaning(BASE), "configured with no `source.strict_fields`"),
-            (meaning(BASE).replace("decoder = 2", "decoder = 1"), meaning(BASE), "has had `decoder = 1`"),
+            (semantics(BASE), semantics(&strict), "configured with `source.strict_fields = true`"),
+            (semantics(&strict), semantics(BASE), "configured with no `source.strict_fields`"),
+            (semantics(BASE).replace("decoder = 2", "decoder = 1"), semantics(BASE), "has had `decoder = 1`"),
         ] {
             let change = changes(&before, &now, &none).expect("permitted").expect("a change");
             assert!(change.because.contains(said), "{}", change.because);
@@ -197,11 +197,11 @@ mod tests {
     #[test]
     fn an_input_does_not_change() {
         let all = ["windows.w", "windows.v", "patterns.velocity_spike"];
-        let meaning = |base: &str| Config::parse(base, std::iter::empty()).expect("valid").meaning();
+        let semantics = |base: &str| Config::parse(base, std::iter::empty()).expect("valid").semantics();
         let other = BASE.replace("\"generator\"\n", "\"generator\"\nseed = 2\n");
         let permitted = all.iter().map(|&section| section.to_owned()).collect();
         let refused =
-            changes(&meaning(BASE), &meaning(&other), &permitted).expect_err("another input").to_string();
+            changes(&semantics(BASE), &semantics(&other), &permitted).expect_err("another input").to_string();
         assert!(
             refused.starts_with(
                 "the pipeline began with `source.seed = 1` and is configured with `source.seed = 2`"

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::millis;
-use super::read::{Notes, Section};
+use super::read::{Diagnostics, Section};
 
 /// How often checkpoints are made, and how many are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,13 +15,17 @@ pub struct CheckpointConfig {
 }
 
 /// Reads the section `[checkpoint]`.
-pub(super) fn read(top: &mut Section<'_>, notes: &mut Notes) -> Option<CheckpointConfig> {
-    let mut section = top.section("checkpoint", notes)?;
-    let interval = section.duration("interval", 100, notes);
-    let keep = section.int("keep", 1..=100, notes);
-    section.end(notes);
+pub(super) fn read(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<CheckpointConfig> {
+    let mut section = top.section("checkpoint", diagnostics)?;
+    let interval = section.duration("interval", 100, diagnostics);
+    let keep = section.int("keep", 1..=100, diagnostics);
+    section.end(diagnostics);
     if !top.has("ledger") {
-        top.complain("checkpoint", "checkpoints need a [ledger], which says what they consist of", notes);
+        top.report_error(
+            "checkpoint",
+            "checkpoints need a [ledger], which says what they consist of",
+            diagnostics,
+        );
     }
     Some(CheckpointConfig { interval: millis(interval?), keep: keep? as usize })
 }

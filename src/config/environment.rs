@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::keys::KEYS;
-use super::read::{Complaint, nearest};
+use super::read::{ConfigError, nearest};
 use super::tree::{Item, Node, Origin};
 
 /// Variables that are no keys, and what begins the names of those that the repository's tests and scripts use.
@@ -28,13 +28,13 @@ const VARIABLES: [&str; 14] = [
 ///
 /// # Errors
 /// If one of Headwater's is not.
-pub fn of_process() -> Result<Vec<(String, String)>, Complaint> {
+pub fn of_process() -> Result<Vec<(String, String)>, ConfigError> {
     let mut environment = Vec::new();
     for (name, value) in std::env::vars_os() {
         match (name.into_string(), value.into_string()) {
             (Ok(name), Ok(value)) => environment.push((name, value)),
             (Ok(name), Err(_)) if name.starts_with("HEADWATER") => {
-                return Err(Complaint {
+                return Err(ConfigError {
                     origin: Origin::Environment(name),
                     key: "the environment".into(),
                     message: "the value is not UTF-8".into(),
@@ -48,17 +48,17 @@ pub fn of_process() -> Result<Vec<(String, String)>, Complaint> {
 
 /// Replaces `${NAME}` in the texts of the file, and `$${` by `${`; returns the names, and complains of those that are
 /// not set.
-pub fn substitute(item: &mut Item, environment: &[(String, String)]) -> (BTreeSet<String>, Vec<Complaint>) {
+pub fn substitute(item: &mut Item, environment: &[(String, String)]) -> (BTreeSet<String>, Vec<ConfigError>) {
     let variables = environment.iter().map(|(name, value)| (&**name, &**value)).collect();
-    let mut substitution = Substitution { variables, names: BTreeSet::new(), complaints: Vec::new() };
+    let mut substitution = Substitution { variables, names: BTreeSet::new(), errors: Vec::new() };
     substitution.within(item, String::new());
-    (substitution.names, substitution.complaints)
+    (substitution.names, substitution.errors)
 }
 
 struct Substitution<'a> {
     variables: BTreeMap<&'a str, &'a str>,
     names: BTreeSet<String>,
-    complaints: Vec<Complaint>,
+    errors: Vec<ConfigError>,
 }
 
 impl Substitution<'_> {
@@ -78,7 +78,7 @@ impl Substitution<'_> {
                 Ok(replaced) => item.written = Some(std::mem::replace(text, replaced)),
                 Err(message) => {
                     let origin = item.origin.clone();
-                    self.complaints.push(Complaint { origin, key: path, message });
+                    self.errors.push(ConfigError { origin, key: path, message });
                 }
             },
             _ => {}
@@ -117,7 +117,7 @@ fn is_variable(name: &str) -> bool {
 }
 
 /// Complains of variables that look like Headwater's and are not. Keys that do not exist are found where they are read.
-pub fn unknown(environment: &[(String, String)], named: &BTreeSet<String>) -> Vec<Complaint> {
+pub fn unknown(environment: &[(String, String)], named: &BTreeSet<String>) -> Vec<ConfigError> {
     let is_unknown = |name: &str| {
         name.starts_with("HEADWATER_")
             && !name.starts_with("HEADWATER__")
@@ -131,7 +131,7 @@ pub fn unknown(environment: &[(String, String)], named: &BTreeSet<String>) -> Ve
     unknown
         .map(|(name, _)| {
             let near = suggestion(name).map_or(String::new(), |near| format!("; did you mean {near}?"));
-            Complaint {
+            ConfigError {
                 origin: Origin::Default,
                 key: "the environment".into(),
                 message: format!("{name} is no variable of Headwater{near}"),
@@ -170,11 +170,11 @@ fn suggestion(name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn complaints(names: &[&str]) -> Vec<String> {
+    fn errors(names: &[&str]) -> Vec<String> {
         let environment: Vec<_> = names.iter().map(|name| ((*name).to_owned(), "x".to_owned())).collect();
         unknown(&environment, &BTreeSet::from(["HEADWATER_DB_PASSWORD".to_owned()]))
             .into_iter()
-            .map(|complaint| complaint.message)
+            .map(|config_error| config_error.message)
             .collect()
     }
 
@@ -184,7 +184,7 @@ mod tests {
             ["HEADWATER_SOURCE__PATHS", "HEADWATER_PIPELINE", "HEADWATER_WORKER", "HEADWATER_COLOUR_SCHEME"];
         let no = "is no variable of Headwater";
         assert_eq!(
-            complaints(&names),
+            errors(&names),
             [
                 format!("HEADWATER_SOURCE__PATHS {no}; did you mean HEADWATER__SOURCE__PATHS?"),
                 format!("HEADWATER_PIPELINE {no}; did you mean HEADWATER__PIPELINE?"),
@@ -194,7 +194,7 @@ mod tests {
         );
         let option = "HEADWATER_SOURCE__OPTIONS__SASL.PASSWORD";
         assert_eq!(
-            complaints(&[option]),
+            errors(&[option]),
             [format!("{option} {no}; did you mean HEADWATER__SOURCE__OPTIONS__SASL.PASSWORD?")]
         );
     }
@@ -211,6 +211,6 @@ mod tests {
             "HEADWATER__TIME__EPOCH",
             "HEADWATERS_OF_THE_NILE",
         ];
-        assert_eq!(complaints(&names), [""; 0]);
+        assert_eq!(errors(&names), [""; 0]);
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use headwater_sinks::Secret;
 
 use super::address::Server;
-use super::read::{Notes, Section};
+use super::read::{Diagnostics, Section};
 use super::{Config, SinksConfig, secrets};
 
 /// Where the ledger is.
@@ -18,32 +18,37 @@ pub enum LedgerConfig {
 }
 
 /// Reads the section `[ledger]`.
-pub(super) fn read(mut section: Section<'_>, sinks: &SinksConfig, notes: &mut Notes) -> Option<LedgerConfig> {
-    let postgres = section.choice("kind", &[("postgres", true), ("sqlite", false)], notes);
+pub(super) fn read(
+    mut section: Section<'_>,
+    sinks: &SinksConfig,
+    diagnostics: &mut Diagnostics,
+) -> Option<LedgerConfig> {
+    let postgres = section.choice("kind", &[("postgres", true), ("sqlite", false)], diagnostics);
     let ledger = match postgres {
         None => None,
         Some(false) => {
-            let path = section.file("path", notes);
+            let path = section.file("path", diagnostics);
             if path.is_none() {
-                section.complain("path", "a ledger in SQLite needs the path of its file", notes);
+                section.report_error("path", "a ledger in SQLite needs the path of its file", diagnostics);
             }
             path.map(LedgerConfig::Sqlite)
         }
         Some(true) => {
-            let own = secrets::address(&mut section, Server::Postgres, notes).map(|address| address.url);
+            let own =
+                secrets::address(&mut section, Server::Postgres, diagnostics).map(|address| address.url);
             let is_given = section.has("url") || section.has("url_file");
             let url = own.or_else(|| sinks.postgres.as_ref().map(|sink| sink.url.clone()));
             if url.is_none() && !is_given {
-                section.complain(
+                section.report_error(
                     "url",
                     "a ledger in PostgreSQL needs a url, or a sinks.postgres that has one",
-                    notes,
+                    diagnostics,
                 );
             }
             url.map(LedgerConfig::Postgres)
         }
     };
-    section.end(notes);
+    section.end(diagnostics);
     ledger
 }
 
@@ -73,7 +78,7 @@ const DECISIVE: [&str; 13] = [
 impl Config {
     /// What the pipeline's answers depend on, one `key = value` a line: recorded when it begins, and the same as long
     /// as epochs are to be replayed.
-    pub fn meaning(&self) -> String {
+    pub fn semantics(&self) -> String {
         let decisive = self.effective.iter().filter(|(key, value)| match key.as_str() {
             STRICT_FIELDS => value == "true",
             _ => DECISIVE.iter().any(|what| key.starts_with(what)),

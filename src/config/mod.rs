@@ -21,7 +21,7 @@ pub use change::{Unchangeable, changes};
 pub use checkpoint::CheckpointConfig;
 pub use keys::reference;
 pub use ledger::LedgerConfig;
-pub use read::Complaint;
+pub use read::ConfigError;
 pub use sinks::{
     KafkaSinkConfig, OutputKind, PostgresSinkConfig, SinksConfig, SqliteSinkConfig, TablesConfig,
 };
@@ -38,10 +38,10 @@ use headwater_dataflows::{Emission, Epoch};
 use crate::coordination::{AcceptedLoss, Skip};
 use crate::outputs::Severity;
 use crate::runtime::{
-    AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Telling, Time, TravelPlan,
-    WindowKind, WindowPlan,
+    AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Time,
+    TravelPlan, WindowKind, WindowPlan,
 };
-use read::{Notes, Section};
+use read::{Diagnostics, Section};
 pub use source::{KafkaSourceConfig, SourceConfig, StartFrom};
 
 /// A valid configuration.
@@ -70,7 +70,7 @@ pub struct Config {
     /// What sinks are not to be given any more; from the command line, too.
     pub skips: Vec<Skip>,
     /// What is valid, and probably not what is meant.
-    pub warnings: Vec<Complaint>,
+    pub warnings: Vec<ConfigError>,
     /// Records that may be missing from the source; from the command line, too.
     pub accepted_losses: Vec<AcceptedLoss>,
     effective: Vec<(String, String)>,
@@ -87,21 +87,21 @@ pub struct LogConfig {
 
 /// Everything that is wrong with a configuration.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Complaints(pub Vec<Complaint>);
+pub struct ConfigErrors(pub Vec<ConfigError>);
 
-impl fmt::Display for Complaints {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, complaint) in self.0.iter().enumerate() {
+        for (at, config_error) in self.0.iter().enumerate() {
             if at > 0 {
                 f.write_str("\n")?;
             }
-            complaint.fmt(f)?;
+            config_error.fmt(f)?;
         }
         Ok(())
     }
 }
 
-impl std::error::Error for Complaints {}
+impl std::error::Error for ConfigErrors {}
 
 impl Config {
     /// Reads a configuration's text, with what the environment overrides.
@@ -111,7 +111,7 @@ impl Config {
     pub fn parse(
         text: &str,
         environment: impl Iterator<Item = (String, String)>,
-    ) -> Result<Config, Complaints> {
+    ) -> Result<Config, ConfigErrors> {
         Config::parse_but(text, environment, |_| false)
     }
 
@@ -122,8 +122,8 @@ impl Config {
     pub fn parse_without_sinks(
         text: &str,
         environment: impl Iterator<Item = (String, String)>,
-    ) -> Result<Config, Complaints> {
-        Config::parse_but(text, environment, |complaint| complaint.message == NO_SINK)
+    ) -> Result<Config, ConfigErrors> {
+        Config::parse_but(text, environment, |config_error| config_error.message == NO_SINK)
     }
 
     /// Whether a configuration, which may have any number of errors, asks for JSON in the log.
@@ -140,30 +140,32 @@ impl Config {
     fn parse_but(
         text: &str,
         environment: impl Iterator<Item = (String, String)>,
-        permitted: fn(&Complaint) -> bool,
-    ) -> Result<Config, Complaints> {
+        permitted: fn(&ConfigError) -> bool,
+    ) -> Result<Config, ConfigErrors> {
         let mut environment: Vec<_> = environment.collect();
         environment.sort();
         let mut tree = tree::parse(text, &environment).map_err(|(origin, message)| {
-            Complaints(vec![Complaint { origin, key: "the file".into(), message }])
+            ConfigErrors(vec![ConfigError { origin, key: "the file".into(), message }])
         })?;
-        let (named, mut complaints) = environment::substitute(&mut tree, &environment);
-        let mut notes = Notes::default();
-        let config = read_config(&mut Section::top(&tree), &mut notes);
+        let (named, mut errors) = environment::substitute(&mut tree, &environment);
+        let mut diagnostics = Diagnostics::default();
+        let config = read_config(&mut Section::top(&tree), &mut diagnostics);
         // A text in which something could not be replaced is not what was meant.
-        notes.complaints.retain(|read| complaints.iter().all(|complaint| complaint.origin != read.origin));
-        complaints.extend(environment::unknown(&environment, &named));
-        notes.complaints.append(&mut complaints);
-        notes.complaints.retain(|complaint| !permitted(complaint));
+        diagnostics
+            .errors
+            .retain(|read| errors.iter().all(|config_error| config_error.origin != read.origin));
+        errors.extend(environment::unknown(&environment, &named));
+        diagnostics.errors.append(&mut errors);
+        diagnostics.errors.retain(|config_error| !permitted(config_error));
         match config {
-            Some(mut config) if notes.complaints.is_empty() => {
-                config.effective = notes.effective;
-                config.warnings = notes.warnings;
+            Some(mut config) if diagnostics.errors.is_empty() => {
+                config.effective = diagnostics.effective;
+                config.warnings = diagnostics.warnings;
                 Ok(config)
             }
             _ => {
-                notes.complaints.sort_by(|a, b| (&a.origin, &a.key).cmp(&(&b.origin, &b.key)));
-                Err(Complaints(notes.complaints))
+                diagnostics.errors.sort_by(|a, b| (&a.origin, &a.key).cmp(&(&b.origin, &b.key)));
+                Err(ConfigErrors(diagnostics.errors))
             }
         }
     }
@@ -182,8 +184,8 @@ impl Config {
     ///
     /// # Errors
     /// If one of Headwater's is not UTF-8.
-    pub fn environment() -> Result<Vec<(String, String)>, Complaints> {
-        environment::of_process().map_err(|complaint| Complaints(vec![complaint]))
+    pub fn environment() -> Result<Vec<(String, String)>, ConfigErrors> {
+        environment::of_process().map_err(|config_error| ConfigErrors(vec![config_error]))
     }
 
     /// Every key in force, one a line, secrets left out.
@@ -207,62 +209,63 @@ fn is_name(text: &str, also: &str) -> bool {
 }
 
 /// None if something was complained of without which the rest makes no sense.
-fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
-    let pipeline = top.text("pipeline", notes);
+fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Config> {
+    let pipeline = top.text("pipeline", diagnostics);
     if pipeline.as_deref().is_some_and(|name| !is_name(name, "-_")) {
-        top.complain("pipeline", "expected at most 63 lower-case letters, digits, - and _", notes);
+        top.report_error("pipeline", "expected at most 63 lower-case letters, digits, - and _", diagnostics);
     }
-    let (source, reading) = match top.section("source", notes) {
-        Some(section) => source::read(section, notes).unzip(),
+    let (source, reading) = match top.section("source", diagnostics) {
+        Some(section) => source::read(section, diagnostics).unzip(),
         None => {
-            top.complain("source", "the section is missing", notes);
+            top.report_error("source", "the section is missing", diagnostics);
             (None, None)
         }
     };
 
-    let time = read_time(top.section_or_default("time", notes), reading, notes);
-    let mut section = top.section_or_default("limits", notes);
-    let bytes_in_flight = section.size("bytes_in_flight", notes);
-    let unfinal_bytes = section.size("unfinal_bytes", notes);
-    let epochs_in_flight = section.int("epochs_in_flight", 2..=1_000_000, notes);
-    let dedup_horizon_ms = section.duration("dedup_horizon", 0, notes);
-    let drain = section.duration("drain", 0, notes);
-    section.end(notes);
+    let time = read_time(top.section_or_default("time", diagnostics), reading, diagnostics);
+    let mut section = top.section_or_default("limits", diagnostics);
+    let bytes_in_flight = section.size("bytes_in_flight", diagnostics);
+    let unfinal_bytes = section.size("unfinal_bytes", diagnostics);
+    let epochs_in_flight = section.int("epochs_in_flight", 2..=1_000_000, diagnostics);
+    let dedup_horizon_ms = section.duration("dedup_horizon", 0, diagnostics);
+    let drain = section.duration("drain", 0, diagnostics);
+    section.end(diagnostics);
 
     let epoch_ms = time.map_or(10, |time| time.epoch.as_millis() as u64).max(1);
     let mut names = std::collections::BTreeSet::new();
     let mut windows = Vec::new();
-    for section in top.sections("windows", notes) {
-        if let Some(window) = read_window(section, epoch_ms, &mut names, notes) {
+    for section in top.sections("windows", diagnostics) {
+        if let Some(window) = read_window(section, epoch_ms, &mut names, diagnostics) {
             windows.push(window);
         }
     }
 
-    let mut section = top.section_or_default("patterns", notes);
-    let patterns = read_patterns(&mut section, notes);
-    section.end(notes);
+    let mut section = top.section_or_default("patterns", diagnostics);
+    let patterns = read_patterns(&mut section, diagnostics);
+    section.end(diagnostics);
 
-    let state = state::read(top.section_or_default("state", notes), &patterns, notes);
+    let state = state::read(top.section_or_default("state", diagnostics), &patterns, diagnostics);
 
-    let sinks = sinks::read(top, notes);
-    sinks::check_topics(top, pipeline.as_deref(), source.as_ref(), &sinks, notes);
+    let sinks = sinks::read(top, diagnostics);
+    sinks::check_topics(top, pipeline.as_deref(), source.as_ref(), &sinks, diagnostics);
 
-    let ledger = top.section("ledger", notes).and_then(|section| ledger::read(section, &sinks, notes));
-    let checkpoint = checkpoint::read(top, notes);
-    let http = top.section("http", notes).and_then(|mut section| {
-        let listen = section.get_text("listen", notes, |text| {
+    let ledger =
+        top.section("ledger", diagnostics).and_then(|section| ledger::read(section, &sinks, diagnostics));
+    let checkpoint = checkpoint::read(top, diagnostics);
+    let http = top.section("http", diagnostics).and_then(|mut section| {
+        let listen = section.get_text("listen", diagnostics, |text| {
             let address = text.and_then(|text| text.parse().ok());
             address.ok_or_else(|| "an address such as \"127.0.0.1:9464\"".into())
         });
-        section.end(notes);
+        section.end(diagnostics);
         listen
     });
-    let mut section = top.section_or_default("log", notes);
-    let json = section.choice("format", &[("human", false), ("json", true)], notes);
+    let mut section = top.section_or_default("log", diagnostics);
+    let json = section.choice("format", &[("human", false), ("json", true)], diagnostics);
     let levels = ["error", "warn", "info", "debug", "trace"].map(|level| (level, level));
-    let level = section.choice("level", &levels, notes);
-    section.end(notes);
-    std::mem::replace(top, Section::none()).end(notes);
+    let level = section.choice("level", &levels, diagnostics);
+    section.end(diagnostics);
+    std::mem::replace(top, Section::none()).end(diagnostics);
 
     let (state, ttl_ms) = state?;
     Some(Config {
@@ -304,16 +307,20 @@ fn read_config(top: &mut Section<'_>, notes: &mut Notes) -> Option<Config> {
 }
 
 /// Reads the section `[time]`.
-fn read_time(mut section: Section<'_>, reading: Option<source::Reading>, notes: &mut Notes) -> Option<Time> {
-    let epoch = section.duration("epoch", 1, notes);
-    let max_out_of_orderness_ms = section.duration("max_out_of_orderness", 0, notes);
-    let idle_timeout = section.duration("idle_timeout", 1, notes);
-    let max_future_skew_ms = section.duration("max_future_skew", 0, notes);
-    let max_drift_ms = section.duration("max_drift", 1, notes);
-    let held_warning = section.duration("held_warning", 0, notes);
-    let held_timeout = section.duration("held_timeout", 0, notes).map(millis);
-    let idle_advance_ms = section.duration("idle_advance", 0, notes);
-    section.end(notes);
+fn read_time(
+    mut section: Section<'_>,
+    reading: Option<source::Reading>,
+    diagnostics: &mut Diagnostics,
+) -> Option<Time> {
+    let epoch = section.duration("epoch", 1, diagnostics);
+    let max_out_of_orderness_ms = section.duration("max_out_of_orderness", 0, diagnostics);
+    let idle_timeout = section.duration("idle_timeout", 1, diagnostics);
+    let max_future_skew_ms = section.duration("max_future_skew", 0, diagnostics);
+    let max_drift_ms = section.duration("max_drift", 1, diagnostics);
+    let held_warning = section.duration("held_warning", 0, diagnostics);
+    let held_timeout = section.duration("held_timeout", 0, diagnostics).map(millis);
+    let idle_advance_ms = section.duration("idle_advance", 0, diagnostics);
+    section.end(diagnostics);
     let source::Reading { epoch_records, max_jump_ms, .. } = reading?;
     Some(Time {
         epoch: millis(epoch?),
@@ -337,7 +344,7 @@ fn read_window(
     mut section: Section<'_>,
     epoch_ms: u64,
     names: &mut std::collections::BTreeSet<String>,
-    notes: &mut Notes,
+    diagnostics: &mut Diagnostics,
 ) -> Option<WindowPlan> {
     #[derive(Clone, Copy)]
     enum Kind {
@@ -345,23 +352,26 @@ fn read_window(
         Sliding,
         Session,
     }
-    let name = section.text("name", notes);
+    let name = section.text("name", diagnostics);
     if let Some(name) = &name {
         if !is_name(name, "_") {
-            section.complain("name", "expected at most 63 lower-case letters, digits and _", notes);
+            section.report_error("name", "expected at most 63 lower-case letters, digits and _", diagnostics);
         }
         if !names.insert(name.clone()) {
-            section.complain("name", format!("there are two windows named {name}"), notes);
+            section.report_error("name", format!("there are two windows named {name}"), diagnostics);
         }
     }
     let kinds = [("tumbling", Kind::Tumbling), ("sliding", Kind::Sliding), ("session", Kind::Session)];
-    let by =
-        section.choice("by", &[("user_id", By::User), ("device_id", By::Device), ("key", By::Key)], notes);
-    let kind = section.choice("kind", &kinds, notes);
+    let by = section.choice(
+        "by",
+        &[("user_id", By::User), ("device_id", By::Device), ("key", By::Key)],
+        diagnostics,
+    );
+    let kind = section.choice("kind", &kinds, diagnostics);
     let mut needed = |section: &mut Section<'_>, key: &str| {
-        let value = section.duration(key, 1, notes);
+        let value = section.duration(key, 1, diagnostics);
         if value.is_none() {
-            section.complain(key, "this kind of window needs it", notes);
+            section.report_error(key, "this kind of window needs it", diagnostics);
         }
         value
     };
@@ -371,15 +381,15 @@ fn read_window(
         Some(Kind::Session) => needed(&mut section, "gap").map(|gap_ms| WindowKind::Session { gap_ms }),
         Some(Kind::Sliding) => match (needed(&mut section, "size"), needed(&mut section, "every")) {
             (Some(size_ms), Some(every_ms)) => {
-                check_overlap(&section, size_ms, every_ms, notes);
+                check_overlap(&section, size_ms, every_ms, diagnostics);
                 Some(WindowKind::Sliding { size_ms, every_ms })
             }
             _ => None,
         },
     };
-    let revised = section.choice("emit", &[("final", false), ("revised", true)], notes);
-    let revise_every = section.duration("revise_every", 1, notes);
-    section.end(notes);
+    let revised = section.choice("emit", &[("final", false), ("revised", true)], diagnostics);
+    let revise_every = section.duration("revise_every", 1, diagnostics);
+    section.end(diagnostics);
     let refresh = match revised? {
         false => Refresh::Final,
         true => Refresh::Revised { epochs: (revise_every? as u64).div_ceil(epoch_ms) },
@@ -389,11 +399,11 @@ fn read_window(
 
 /// An event is in as many sliding windows of its key as their distance goes into their size, and each of them is a state of
 /// its own.
-fn check_overlap(section: &Section<'_>, size_ms: i64, every_ms: i64, notes: &mut Notes) {
+fn check_overlap(section: &Section<'_>, size_ms: i64, every_ms: i64, diagnostics: &mut Diagnostics) {
     const MOST: i64 = 100_000;
     const MANY: i64 = 10_000;
     if size_ms % every_ms != 0 {
-        section.complain("every", "the size must be a multiple of it", notes);
+        section.report_error("every", "the size must be a multiple of it", diagnostics);
     }
     let overlap = size_ms / every_ms;
     let cost = format!(
@@ -402,9 +412,9 @@ fn check_overlap(section: &Section<'_>, size_ms: i64, every_ms: i64, notes: &mut
     );
     if overlap > MOST {
         let message = format!("{cost}; the most is {MOST}: choose a larger `every` or a smaller `size`");
-        section.complain("every", message, notes);
+        section.report_error("every", message, diagnostics);
     } else if overlap > MANY {
-        section.warn("every", format!("{cost}; a larger `every` needs less"), notes);
+        section.warn("every", format!("{cost}; a larger `every` needs less"), diagnostics);
     }
 }
 
@@ -415,56 +425,64 @@ fn megabytes(bytes: i64) -> String {
     format!("{} MB", bytes / 1_000_000 + 1)
 }
 
-fn read_telling(section: &mut Section<'_>, notes: &mut Notes) -> Option<Telling> {
-    let severity = section.choice("severity", &SEVERITIES, notes);
+fn read_alert_policy(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<AlertPolicy> {
+    let severity = section.choice("severity", &SEVERITIES, diagnostics);
     let emissions = [("immediate", Emission::Immediate), ("final", Emission::Final)];
-    let emission = section.choice("emit", &emissions, notes);
-    Some(Telling { severity: severity?, emission: emission? })
+    let emission = section.choice("emit", &emissions, diagnostics);
+    Some(AlertPolicy { severity: severity?, emission: emission? })
 }
 
-fn read_patterns(patterns: &mut Section<'_>, notes: &mut Notes) -> Patterns {
+fn read_patterns(patterns: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Patterns {
     const COUNTS: std::ops::RangeInclusive<i64> = 1..=1_000_000;
     let mut read = Patterns::default();
-    if let Some(mut section) = patterns.section("velocity_spike", notes) {
-        let more_than = section.int("more_than", COUNTS, notes);
-        let within_ms = section.duration("within", 1, notes);
-        let telling = read_telling(&mut section, notes);
-        section.end(notes);
+    if let Some(mut section) = patterns.section("velocity_spike", diagnostics) {
+        let more_than = section.int("more_than", COUNTS, diagnostics);
+        let within_ms = section.duration("within", 1, diagnostics);
+        let alert_policy = read_alert_policy(&mut section, diagnostics);
+        section.end(diagnostics);
         read.velocity_spike = (|| {
             Some(FrequencyPlan {
                 at_least: more_than? as usize + 1,
                 within_ms: within_ms?,
-                telling: telling?,
+                alert_policy: alert_policy?,
             })
         })();
     }
-    if let Some(mut section) = patterns.section("rapid_fire_burst", notes) {
-        let at_least = section.int("at_least", COUNTS, notes);
-        let within_ms = section.duration("within", 1, notes);
-        let telling = read_telling(&mut section, notes);
-        section.end(notes);
+    if let Some(mut section) = patterns.section("rapid_fire_burst", diagnostics) {
+        let at_least = section.int("at_least", COUNTS, diagnostics);
+        let within_ms = section.duration("within", 1, diagnostics);
+        let alert_policy = read_alert_policy(&mut section, diagnostics);
+        section.end(diagnostics);
         read.rapid_fire_burst = (|| {
-            Some(FrequencyPlan { at_least: at_least? as usize, within_ms: within_ms?, telling: telling? })
+            Some(FrequencyPlan {
+                at_least: at_least? as usize,
+                within_ms: within_ms?,
+                alert_policy: alert_policy?,
+            })
         })();
     }
-    if let Some(mut section) = patterns.section("merchant_diversity", notes) {
-        let at_least = section.int("at_least", 1..=10_000, notes);
-        let within_ms = section.duration("within", 1, notes);
-        let telling = read_telling(&mut section, notes);
-        section.end(notes);
+    if let Some(mut section) = patterns.section("merchant_diversity", diagnostics) {
+        let at_least = section.int("at_least", 1..=10_000, diagnostics);
+        let within_ms = section.duration("within", 1, diagnostics);
+        let alert_policy = read_alert_policy(&mut section, diagnostics);
+        section.end(diagnostics);
         read.merchant_diversity = (|| {
-            Some(DiversityPlan { at_least: at_least? as usize, within_ms: within_ms?, telling: telling? })
+            Some(DiversityPlan {
+                at_least: at_least? as usize,
+                within_ms: within_ms?,
+                alert_policy: alert_policy?,
+            })
         })();
     }
-    if let Some(mut section) = patterns.section("amount_anomaly", notes) {
-        let sigmas = section.float("sigmas", 0.0..=1000.0, notes);
-        let high_sigmas = section.float("high_sigmas", 0.0..=1000.0, notes);
-        let at_least = section.int("at_least", 2..=1_000_000_000, notes);
-        let min_sigma = section.float("min_sigma", 0.0..=1e12, notes);
-        let min_relative_sigma = section.float("min_relative_sigma", 0.0..=1e3, notes);
-        let per_currency = section.bool("per_currency", notes);
-        let telling = read_telling(&mut section, notes);
-        section.end(notes);
+    if let Some(mut section) = patterns.section("amount_anomaly", diagnostics) {
+        let sigmas = section.float("sigmas", 0.0..=1000.0, diagnostics);
+        let high_sigmas = section.float("high_sigmas", 0.0..=1000.0, diagnostics);
+        let at_least = section.int("at_least", 2..=1_000_000_000, diagnostics);
+        let min_sigma = section.float("min_sigma", 0.0..=1e12, diagnostics);
+        let min_relative_sigma = section.float("min_relative_sigma", 0.0..=1e3, diagnostics);
+        let per_currency = section.bool("per_currency", diagnostics);
+        let alert_policy = read_alert_policy(&mut section, diagnostics);
+        section.end(diagnostics);
         read.amount_anomaly = (|| {
             Some(AmountPlan {
                 sigmas: sigmas?,
@@ -473,16 +491,16 @@ fn read_patterns(patterns: &mut Section<'_>, notes: &mut Notes) -> Patterns {
                 min_sigma: min_sigma?,
                 min_relative_sigma: min_relative_sigma?,
                 per_currency: per_currency?,
-                telling: telling?,
+                alert_policy: alert_policy?,
             })
         })();
     }
-    if let Some(mut section) = patterns.section("impossible_travel", notes) {
-        let km = section.float("more_than_km", 0.0..=20_100.0, notes);
-        let kmh = section.float("more_than_kmh", 0.0..=1e9, notes);
-        let telling = read_telling(&mut section, notes);
-        section.end(notes);
-        read.impossible_travel = (|| Some(TravelPlan { km: km?, kmh: kmh?, telling: telling? }))();
+    if let Some(mut section) = patterns.section("impossible_travel", diagnostics) {
+        let km = section.float("more_than_km", 0.0..=20_100.0, diagnostics);
+        let kmh = section.float("more_than_kmh", 0.0..=1e9, diagnostics);
+        let alert_policy = read_alert_policy(&mut section, diagnostics);
+        section.end(diagnostics);
+        read.impossible_travel = (|| Some(TravelPlan { km: km?, kmh: kmh?, alert_policy: alert_policy? }))();
     }
     read
 }

@@ -11,7 +11,7 @@ use super::values::{duration_ms, size_bytes};
 
 /// One thing that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Complaint {
+pub struct ConfigError {
     /// Where it was written.
     pub origin: Origin,
     /// The key, from the top.
@@ -20,7 +20,7 @@ pub struct Complaint {
     pub message: String,
 }
 
-impl fmt::Display for Complaint {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
             Origin::Default => write!(f, "{}: {}", self.key, self.message),
@@ -31,10 +31,10 @@ impl fmt::Display for Complaint {
 
 /// What is noted while sections are read.
 #[derive(Default)]
-pub struct Notes {
-    pub complaints: Vec<Complaint>,
+pub struct Diagnostics {
+    pub errors: Vec<ConfigError>,
     /// What is valid, and probably not what is meant.
-    pub warnings: Vec<Complaint>,
+    pub warnings: Vec<ConfigError>,
     /// The effective value of every key that was asked for, as TOML, in order.
     pub effective: Vec<(String, String)>,
 }
@@ -66,7 +66,7 @@ impl<'a> Section<'a> {
     }
 
     /// A section of its own within this one; none if it is missing.
-    pub fn section(&mut self, key: &str, notes: &mut Notes) -> Option<Section<'a>> {
+    pub fn section(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Option<Section<'a>> {
         self.asked.insert(key.to_owned());
         let item = self.entries?.get(key)?;
         let path = format!("{}{key}", self.path);
@@ -79,15 +79,15 @@ impl<'a> Section<'a> {
             }),
             other => {
                 let message = format!("expected a section, got {}", other.kind());
-                notes.complaints.push(Complaint { origin: item.origin.clone(), key: path, message });
+                diagnostics.errors.push(ConfigError { origin: item.origin.clone(), key: path, message });
                 None
             }
         }
     }
 
     /// The same, with defaults where it is missing.
-    pub fn section_or_default(&mut self, key: &str, notes: &mut Notes) -> Section<'a> {
-        self.section(key, notes).unwrap_or_else(|| Section {
+    pub fn section_or_default(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Section<'a> {
+        self.section(key, diagnostics).unwrap_or_else(|| Section {
             path: format!("{}{key}.", self.path),
             name: format!("{}{key}.", self.name),
             entries: None,
@@ -96,12 +96,16 @@ impl<'a> Section<'a> {
     }
 
     /// Sections of which there can be several, `[[key]]`.
-    pub fn sections(&mut self, key: &str, notes: &mut Notes) -> Vec<Section<'a>> {
+    pub fn sections(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Vec<Section<'a>> {
         self.asked.insert(key.to_owned());
         let Some(item) = self.entries.and_then(|entries| entries.get(key)) else { return Vec::new() };
         let Node::Array(items) = item.node.value() else {
             let message = format!("expected sections [[{key}]], got {}", item.node.kind());
-            notes.complaints.push(Complaint { origin: item.origin.clone(), key: key.to_owned(), message });
+            diagnostics.errors.push(ConfigError {
+                origin: item.origin.clone(),
+                key: key.to_owned(),
+                message,
+            });
             return Vec::new();
         };
         let mut sections = Vec::new();
@@ -116,7 +120,7 @@ impl<'a> Section<'a> {
                 }),
                 other => {
                     let message = format!("expected a section, got {}", other.kind());
-                    notes.complaints.push(Complaint { origin: item.origin.clone(), key: path, message });
+                    diagnostics.errors.push(ConfigError { origin: item.origin.clone(), key: path, message });
                 }
             }
         }
@@ -149,10 +153,10 @@ impl<'a> Section<'a> {
     pub fn get<T>(
         &mut self,
         key: &str,
-        notes: &mut Notes,
+        diagnostics: &mut Diagnostics,
         read: impl Fn(&Node) -> Result<T, String>,
     ) -> Option<T> {
-        self.get_shown(key, notes, |node| {
+        self.get_shown(key, diagnostics, |node| {
             let value = node.value();
             read(value).map(|read| (read, value.to_toml()))
         })
@@ -162,10 +166,10 @@ impl<'a> Section<'a> {
     pub fn get_text<T>(
         &mut self,
         key: &str,
-        notes: &mut Notes,
+        diagnostics: &mut Diagnostics,
         read: impl Fn(Option<&str>) -> Result<T, String>,
     ) -> Option<T> {
-        self.get_shown(key, notes, |node| {
+        self.get_shown(key, diagnostics, |node| {
             let text = node.text();
             read(text).map(|read| (read, Node::Text(text.unwrap_or_default().to_owned()).to_toml()))
         })
@@ -175,7 +179,7 @@ impl<'a> Section<'a> {
     fn get_shown<T>(
         &mut self,
         key: &str,
-        notes: &mut Notes,
+        diagnostics: &mut Diagnostics,
         read: impl Fn(&Node) -> Result<(T, String), String>,
     ) -> Option<T> {
         let known = self.known(key);
@@ -192,7 +196,7 @@ impl<'a> Section<'a> {
                 }
                 None => {
                     if known.required {
-                        self.complain_of_missing(key, notes);
+                        self.report_missing(key, diagnostics);
                     }
                     return None;
                 }
@@ -200,21 +204,21 @@ impl<'a> Section<'a> {
         };
         match read(&item.node) {
             Ok((value, shown)) => {
-                notes.effective.push((path, shown));
+                diagnostics.effective.push((path, shown));
                 Some(value)
             }
             Err(expected) => {
                 let message = format!("expected {expected}, got {}", item.describe());
-                notes.complaints.push(Complaint { origin: item.origin.clone(), key: path, message });
+                diagnostics.errors.push(ConfigError { origin: item.origin.clone(), key: path, message });
                 None
             }
         }
     }
 
     /// Complains of a key that must be given where its section is.
-    pub fn complain_of_missing(&self, key: &str, notes: &mut Notes) {
+    pub fn report_missing(&self, key: &str, diagnostics: &mut Diagnostics) {
         let first = self.entries.and_then(|entries| entries.values().next());
-        notes.complaints.push(Complaint {
+        diagnostics.errors.push(ConfigError {
             origin: first.map_or(Origin::Default, |item| item.origin.clone()),
             key: format!("{}{key}", self.path),
             message: "is missing".to_owned(),
@@ -222,8 +226,8 @@ impl<'a> Section<'a> {
     }
 
     /// A duration of at least `least_ms`, in milliseconds.
-    pub fn duration(&mut self, key: &str, least_ms: i64, notes: &mut Notes) -> Option<i64> {
-        self.get_text(key, notes, |text| match text.and_then(duration_ms) {
+    pub fn duration(&mut self, key: &str, least_ms: i64, diagnostics: &mut Diagnostics) -> Option<i64> {
+        self.get_text(key, diagnostics, |text| match text.and_then(duration_ms) {
             Some(ms) if ms >= least_ms => Ok(ms),
             Some(_) => Err(format!("a duration of at least {least_ms} ms")),
             None => Err("a duration such as \"10ms\", \"5s\", \"1m\", \"1h\" or \"30d\"".into()),
@@ -231,16 +235,21 @@ impl<'a> Section<'a> {
     }
 
     /// A size in bytes.
-    pub fn size(&mut self, key: &str, notes: &mut Notes) -> Option<usize> {
-        self.get_text(key, notes, |text| {
+    pub fn size(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Option<usize> {
+        self.get_text(key, diagnostics, |text| {
             let size = text.and_then(size_bytes).and_then(|size| usize::try_from(size).ok());
             size.filter(|&size| size > 0).ok_or_else(|| "a size such as \"64MiB\"".into())
         })
     }
 
     /// A whole number within a range.
-    pub fn int(&mut self, key: &str, range: std::ops::RangeInclusive<i64>, notes: &mut Notes) -> Option<i64> {
-        self.get(key, notes, |node| match node {
+    pub fn int(
+        &mut self,
+        key: &str,
+        range: std::ops::RangeInclusive<i64>,
+        diagnostics: &mut Diagnostics,
+    ) -> Option<i64> {
+        self.get(key, diagnostics, |node| match node {
             Node::Int(value) if range.contains(value) => Ok(*value),
             _ => Err(format!("a whole number from {} to {}", range.start(), range.end())),
         })
@@ -251,9 +260,9 @@ impl<'a> Section<'a> {
         &mut self,
         key: &str,
         range: std::ops::RangeInclusive<f64>,
-        notes: &mut Notes,
+        diagnostics: &mut Diagnostics,
     ) -> Option<f64> {
-        self.get(key, notes, |node| match node {
+        self.get(key, diagnostics, |node| match node {
             Node::Int(value) if range.contains(&(*value as f64)) => Ok(*value as f64),
             Node::Float(value) if range.contains(value) => Ok(*value),
             _ => Err(format!("a number from {} to {}", range.start(), range.end())),
@@ -261,24 +270,24 @@ impl<'a> Section<'a> {
     }
 
     /// True or false.
-    pub fn bool(&mut self, key: &str, notes: &mut Notes) -> Option<bool> {
-        self.get(key, notes, |node| match node {
+    pub fn bool(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Option<bool> {
+        self.get(key, diagnostics, |node| match node {
             Node::Bool(value) => Ok(*value),
             _ => Err("true or false".into()),
         })
     }
 
     /// Text that is not empty.
-    pub fn text(&mut self, key: &str, notes: &mut Notes) -> Option<String> {
-        self.get_text(key, notes, |text| match text {
+    pub fn text(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Option<String> {
+        self.get_text(key, diagnostics, |text| match text {
             Some(text) if !text.is_empty() => Ok(text.to_owned()),
             _ => Err("text".into()),
         })
     }
 
     /// A path: absolute as it is shown and returned, a relative one being of the working directory.
-    pub fn file(&mut self, key: &str, notes: &mut Notes) -> Option<PathBuf> {
-        self.get_shown(key, notes, |node| {
+    pub fn file(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Option<PathBuf> {
+        self.get_shown(key, diagnostics, |node| {
             let text = node.text().filter(|text| !text.is_empty()).ok_or("a path")?;
             let path = std::path::absolute(text).map_err(|error| format!("a path ({error})"))?;
             let shown = Node::Text(path.display().to_string()).to_toml();
@@ -287,8 +296,13 @@ impl<'a> Section<'a> {
     }
 
     /// One of a few words.
-    pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)], notes: &mut Notes) -> Option<T> {
-        self.get_text(key, notes, |text| {
+    pub fn choice<T: Copy>(
+        &mut self,
+        key: &str,
+        choices: &[(&str, T)],
+        diagnostics: &mut Diagnostics,
+    ) -> Option<T> {
+        self.get_text(key, diagnostics, |text| {
             let found = choices.iter().find(|(word, _)| Some(*word) == text);
             let words =
                 || choices.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(" or ");
@@ -301,9 +315,9 @@ impl<'a> Section<'a> {
         &mut self,
         key: &str,
         choices: &[(&str, T)],
-        notes: &mut Notes,
+        diagnostics: &mut Diagnostics,
     ) -> Option<Vec<T>> {
-        self.get(key, notes, |node| {
+        self.get(key, diagnostics, |node| {
             let words = || choices.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(", ");
             let expected = || format!("a list of some of {}", words());
             let Node::Array(items) = node else { return Err(expected()) };
@@ -321,9 +335,9 @@ impl<'a> Section<'a> {
     }
 
     /// Texts: one, or a list of them.
-    pub fn list(&mut self, key: &str, notes: &mut Notes) -> Option<Vec<String>> {
+    pub fn list(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Option<Vec<String>> {
         let text = |node: &Node| node.text().filter(|text| !text.is_empty()).map(str::to_owned);
-        self.get_shown(key, notes, |node| {
+        self.get_shown(key, diagnostics, |node| {
             let (list, shown): (Option<Vec<_>>, _) = match node.value() {
                 list @ Node::Array(items) => {
                     (items.iter().map(|item| text(&item.node)).collect(), list.to_toml())
@@ -342,23 +356,23 @@ impl<'a> Section<'a> {
     }
 
     /// Complains of something that only shows when several values are looked at.
-    pub fn complain(&self, key: &str, message: impl Into<String>, notes: &mut Notes) {
-        notes.complaints.push(self.complaint(key, message));
+    pub fn report_error(&self, key: &str, message: impl Into<String>, diagnostics: &mut Diagnostics) {
+        diagnostics.errors.push(self.config_error(key, message));
     }
 
     /// Warns of something that is valid, and probably not what is meant.
-    pub fn warn(&self, key: &str, message: impl Into<String>, notes: &mut Notes) {
-        notes.warnings.push(self.complaint(key, message));
+    pub fn warn(&self, key: &str, message: impl Into<String>, diagnostics: &mut Diagnostics) {
+        diagnostics.warnings.push(self.config_error(key, message));
     }
 
-    fn complaint(&self, key: &str, message: impl Into<String>) -> Complaint {
+    fn config_error(&self, key: &str, message: impl Into<String>) -> ConfigError {
         let item = self.entries.and_then(|entries| entries.get(key));
         let origin = item.map_or(Origin::Default, |item| item.origin.clone());
-        Complaint { origin, key: format!("{}{key}", self.path), message: message.into() }
+        ConfigError { origin, key: format!("{}{key}", self.path), message: message.into() }
     }
 
     /// Complains of every key that nobody asked for.
-    pub fn end(self, notes: &mut Notes) {
+    pub fn end(self, diagnostics: &mut Diagnostics) {
         for (key, item) in self.entries.into_iter().flatten().filter(|(key, _)| !self.asked.contains(*key)) {
             let message = match nearest(key, self.asked.iter().map(String::as_str)) {
                 Some(nearest) => format!("there is no such key; did you mean {nearest}?"),
@@ -368,7 +382,7 @@ impl<'a> Section<'a> {
                 }
             };
             let key = format!("{}{key}", self.path);
-            notes.complaints.push(Complaint { origin: item.origin.clone(), key, message });
+            diagnostics.errors.push(ConfigError { origin: item.origin.clone(), key, message });
         }
     }
 }

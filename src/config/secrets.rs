@@ -7,7 +7,7 @@ use headwater_sinks::Secret;
 use headwater_sinks::kafka::options::{Options, check_option, is_harmless, names};
 
 use super::address::Server;
-use super::read::{Complaint, Notes, Section, nearest};
+use super::read::{ConfigError, Diagnostics, Section, nearest};
 use super::tree::{Item, Node};
 
 /// What a key that ends so names: the file that holds the value.
@@ -20,37 +20,39 @@ pub struct Address {
 }
 
 /// Reads `url` or `url_file`, and `password_file`.
-pub fn address(section: &mut Section<'_>, server: Server, notes: &mut Notes) -> Option<Address> {
+pub fn address(section: &mut Section<'_>, server: Server, diagnostics: &mut Diagnostics) -> Option<Address> {
     if section.item("password_file").is_some() && !section.has("url") && !section.has("url_file") {
-        section.complain("password_file", "a password needs a `url` in the same section", notes);
+        section.report_error("password_file", "a password needs a `url` in the same section", diagnostics);
     }
-    let (key, url) = secret(section, "url", notes)?;
+    let (key, url) = secret(section, "url", diagnostics)?;
     let shown = match server.shown(url.expose()) {
         Ok(shown) => shown,
         Err(message) => {
-            section.complain(&key, message, notes);
+            section.report_error(&key, message, diagnostics);
             return None;
         }
     };
     if key == "url" {
-        notes.effective.push((format!("{}{key}", section.path()), Node::Text(shown).to_toml()));
+        diagnostics.effective.push((format!("{}{key}", section.path()), Node::Text(shown).to_toml()));
     }
     if let Err(wrong) = server.check(&url) {
-        section.complain(&key, wrong.to_string(), notes);
+        section.report_error(&key, wrong.to_string(), diagnostics);
         return None;
     }
-    let Some(password) = file(section, "password_file", notes)? else { return Some(Address { key, url }) };
+    let Some(password) = file(section, "password_file", diagnostics)? else {
+        return Some(Address { key, url });
+    };
     match server.with_password(&url, &password) {
         Ok(url) => Some(Address { key, url }),
         Err(message) => {
-            section.complain("password_file", message, notes);
+            section.report_error("password_file", message, diagnostics);
             None
         }
     }
 }
 
 /// A key's text, or that of the file that the key with `_file` names, whichever it was; none if neither is given.
-fn secret(section: &mut Section<'_>, key: &str, notes: &mut Notes) -> Option<(String, Secret)> {
+fn secret(section: &mut Section<'_>, key: &str, diagnostics: &mut Diagnostics) -> Option<(String, Secret)> {
     let file_key = format!("{key}{FILE}");
     let (value, named) = (section.item(key), section.item(&file_key));
     match which(value, named) {
@@ -59,29 +61,29 @@ fn secret(section: &mut Section<'_>, key: &str, notes: &mut Notes) -> Option<(St
             Some(text) if !text.is_empty() => Some((key.to_owned(), text.into())),
             text => {
                 let got = if text.is_some() { "empty text" } else { item.node.kind() };
-                section.complain(key, format!("expected text, got {got}"), notes);
+                section.report_error(key, format!("expected text, got {got}"), diagnostics);
                 None
             }
         },
-        Ok(Some(Given::InFile(_))) => Some((file_key.clone(), file(section, &file_key, notes)??)),
+        Ok(Some(Given::InFile(_))) => Some((file_key.clone(), file(section, &file_key, diagnostics)??)),
         Err(message) => {
-            section.complain(&file_key, message, notes);
+            section.report_error(&file_key, message, diagnostics);
             None
         }
     }
 }
 
 /// The text of the file that a key names: `Some(None)` if there is no such key, `None` if something was complained of.
-fn file(section: &mut Section<'_>, key: &str, notes: &mut Notes) -> Option<Option<Secret>> {
+fn file(section: &mut Section<'_>, key: &str, diagnostics: &mut Diagnostics) -> Option<Option<Secret>> {
     let Some(item) = section.item(key) else { return Some(None) };
     match read_file(item) {
         Ok(secret) => {
             let path = item.node.text().unwrap_or_default().to_owned();
-            notes.effective.push((format!("{}{key}", section.path()), Node::Text(path).to_toml()));
+            diagnostics.effective.push((format!("{}{key}", section.path()), Node::Text(path).to_toml()));
             Some(Some(secret))
         }
         Err(message) => {
-            section.complain(key, message, notes);
+            section.report_error(key, message, diagnostics);
             None
         }
     }
@@ -119,16 +121,16 @@ fn which<'a>(value: Option<&'a Item>, file: Option<&'a Item>) -> Result<Option<G
 }
 
 /// Reads the section `options` of the Kafka client's own settings.
-pub fn options(section: &mut Section<'_>, notes: &mut Notes) -> Options {
+pub fn options(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Options {
     let mut options = Options::new();
-    let Some(mut section) = section.section("options", notes) else { return options };
+    let Some(mut section) = section.section("options", diagnostics) else { return options };
     let mut written = BTreeMap::new();
     for (key, item) in section.items() {
         flatten(key.clone(), item, &mut written);
     }
-    let complain = |notes: &mut Notes, item: &Item, key: &str, message: String| {
+    let report_error = |diagnostics: &mut Diagnostics, item: &Item, key: &str, message: String| {
         let key = format!("{}{key}", section.path());
-        notes.complaints.push(Complaint { origin: item.origin.clone(), key, message });
+        diagnostics.errors.push(ConfigError { origin: item.origin.clone(), key, message });
     };
     for (key, &item) in &written {
         let name = key.strip_suffix(FILE).unwrap_or(key);
@@ -145,7 +147,7 @@ pub fn options(section: &mut Section<'_>, notes: &mut Notes) -> Options {
         let value = match read {
             Ok(value) => value,
             Err(message) => {
-                complain(notes, item, key, message);
+                report_error(diagnostics, item, key, message);
                 continue;
             }
         };
@@ -153,7 +155,7 @@ pub fn options(section: &mut Section<'_>, notes: &mut Notes) -> Options {
             let near = nearest(name, names()).filter(|near| *near != name);
             let hint = near.map_or(String::new(), |near| format!("; did you mean {near}?"));
             let hint = if refused.is_unknown() { hint } else { String::new() };
-            complain(notes, item, key, format!("the option {}{hint}", refused.reason));
+            report_error(diagnostics, item, key, format!("the option {}{hint}", refused.reason));
             continue;
         }
         let shown = match item.node.text() {
@@ -161,7 +163,9 @@ pub fn options(section: &mut Section<'_>, notes: &mut Notes) -> Options {
             _ if is_harmless(name) => value.expose(),
             _ => "***",
         };
-        notes.effective.push((format!("{}{key:?}", section.path()), Node::Text(shown.to_owned()).to_toml()));
+        diagnostics
+            .effective
+            .push((format!("{}{key:?}", section.path()), Node::Text(shown.to_owned()).to_toml()));
         options.insert(name.to_owned(), value);
     }
     options

@@ -9,7 +9,7 @@ use headwater_sinks::kafka::client::Options;
 use headwater_sinks::kafka::progress_topic;
 
 use super::address::Server;
-use super::read::{Notes, Section};
+use super::read::{Diagnostics, Section};
 use super::tree::Node;
 use super::{SourceConfig, millis, secrets};
 
@@ -40,7 +40,7 @@ pub struct SinksConfig {
 /// Topics to write.
 #[derive(Clone, Debug)]
 pub struct KafkaSinkConfig {
-    /// The brokers to ask first.
+    /// Bootstrap servers, a list separated by commas.
     pub brokers: String,
     /// Which outputs to write, and the name of the topic of each.
     pub topics: BTreeMap<OutputKind, String>,
@@ -105,58 +105,61 @@ const TOPICS: [(&str, OutputKind); 3] = [
 ];
 
 /// Reads the section `[sinks]`.
-pub(super) fn read(top: &mut Section<'_>, notes: &mut Notes) -> SinksConfig {
-    let mut sinks = top.section_or_default("sinks", notes);
+pub(super) fn read(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> SinksConfig {
+    let mut sinks = top.section_or_default("sinks", diagnostics);
     let mut read = SinksConfig::default();
-    if let Some(mut section) = sinks.section("kafka", notes) {
-        read.kafka = read_kafka(&mut section, notes);
-        section.end(notes);
+    if let Some(mut section) = sinks.section("kafka", diagnostics) {
+        read.kafka = read_kafka(&mut section, diagnostics);
+        section.end(diagnostics);
     }
-    if let Some(mut section) = sinks.section("postgres", notes) {
-        let url = secrets::address(&mut section, Server::Postgres, notes).map(|address| address.url);
+    if let Some(mut section) = sinks.section("postgres", diagnostics) {
+        let url = secrets::address(&mut section, Server::Postgres, diagnostics).map(|address| address.url);
         if url.is_none() && !section.has("url") && !section.has("url_file") {
-            section.complain_of_missing("url", notes);
+            section.report_missing("url", diagnostics);
         }
-        let schema = section.text("schema", notes);
-        let tables = read_tables(&mut section, notes);
-        section.end(notes);
+        let schema = section.text("schema", diagnostics);
+        let tables = read_tables(&mut section, diagnostics);
+        section.end(diagnostics);
         read.postgres = (|| Some(PostgresSinkConfig { url: url?, schema, tables: tables? }))();
     }
-    if let Some(mut section) = sinks.section("sqlite", notes) {
-        let path = section.file("path", notes);
-        let tables = read_tables(&mut section, notes);
-        section.end(notes);
+    if let Some(mut section) = sinks.section("sqlite", diagnostics) {
+        let path = section.file("path", diagnostics);
+        let tables = read_tables(&mut section, diagnostics);
+        section.end(diagnostics);
         read.sqlite = (|| Some(SqliteSinkConfig { path: path?, tables: tables? }))();
     }
     if read.kafka.is_none() && read.postgres.is_none() && read.sqlite.is_none() {
-        top.complain("sinks", super::NO_SINK, notes);
+        top.report_error("sinks", super::NO_SINK, diagnostics);
     }
-    sinks.end(notes);
+    sinks.end(diagnostics);
     read
 }
 
-fn read_kafka(section: &mut Section<'_>, notes: &mut Notes) -> Option<KafkaSinkConfig> {
-    let brokers = section.text("brokers", notes);
-    let topics = read_topics(section, notes);
-    let interval = section.duration("commit_interval", 0, notes);
-    let options = secrets::options(section, notes);
+fn read_kafka(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<KafkaSinkConfig> {
+    let brokers = section.text("brokers", diagnostics);
+    let topics = read_topics(section, diagnostics);
+    let interval = section.duration("commit_interval", 0, diagnostics);
+    let options = secrets::options(section, diagnostics);
     Some(KafkaSinkConfig { brokers: brokers?, topics: topics?, commit_interval: millis(interval?), options })
 }
 
-fn read_tables(section: &mut Section<'_>, notes: &mut Notes) -> Option<TablesConfig> {
-    let tables = section.choices("tables", &TABLES, notes);
-    let interval = section.duration("commit_interval", 0, notes);
+fn read_tables(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<TablesConfig> {
+    let tables = section.choices("tables", &TABLES, diagnostics);
+    let interval = section.duration("commit_interval", 0, diagnostics);
     Some(TablesConfig { tables: tables?, commit_interval: millis(interval?) })
 }
 
 /// The outputs to write: a list of them, each to the topic of its name, or a table of the topics' names.
-fn read_topics(section: &mut Section<'_>, notes: &mut Notes) -> Option<BTreeMap<OutputKind, String>> {
+fn read_topics(
+    section: &mut Section<'_>,
+    diagnostics: &mut Diagnostics,
+) -> Option<BTreeMap<OutputKind, String>> {
     if !section.item("topics").is_some_and(|item| matches!(item.node.value(), Node::Table(_))) {
-        let listed = section.choices("topics", &TOPICS, notes)?;
+        let listed = section.choices("topics", &TOPICS, diagnostics)?;
         let named = |kind: OutputKind| Some((kind, usual_name(kind)?.to_owned()));
         return Some(listed.into_iter().filter_map(named).collect());
     }
-    let mut names = section.section("topics", notes)?;
+    let mut names = section.section("topics", diagnostics)?;
     let mut topics = BTreeMap::new();
     for (output, kind) in TOPICS {
         // TOML's bare keys have both, and a variable of the environment has no `-`.
@@ -169,19 +172,19 @@ fn read_topics(section: &mut Section<'_>, notes: &mut Notes) -> Option<BTreeMap<
         let name = match topic_name(item.node.text()) {
             Ok(name) => name,
             Err(expected) => {
-                names.complain(key, format!("expected {expected}, got {}", item.describe()), notes);
+                names.report_error(key, format!("expected {expected}, got {}", item.describe()), diagnostics);
                 continue;
             }
         };
         if topics.values().any(|other| *other == name) {
-            names.complain(key, format!("another output goes to the topic {name}, too"), notes);
+            names.report_error(key, format!("another output goes to the topic {name}, too"), diagnostics);
         }
-        notes.effective.push((format!("{}{output}", names.path()), Node::Text(name.clone()).to_toml()));
+        diagnostics.effective.push((format!("{}{output}", names.path()), Node::Text(name.clone()).to_toml()));
         topics.insert(kind, name);
     }
-    names.end(notes);
+    names.end(diagnostics);
     if topics.is_empty() {
-        section.complain("topics", "expected a topic for at least one output", notes);
+        section.report_error("topics", "expected a topic for at least one output", diagnostics);
     }
     Some(topics)
 }
@@ -206,17 +209,21 @@ pub(super) fn check_topics(
     pipeline: Option<&str>,
     source: Option<&SourceConfig>,
     sinks: &SinksConfig,
-    notes: &mut Notes,
+    diagnostics: &mut Diagnostics,
 ) {
     let Some(sink) = &sinks.kafka else { return };
     for topic in sink.topics.values() {
         if matches!(source, Some(SourceConfig::Kafka(kafka)) if kafka.topic == *topic) {
-            top.complain("source", format!("the topic {topic} is also written by sinks.kafka"), notes);
+            top.report_error(
+                "source",
+                format!("the topic {topic} is also written by sinks.kafka"),
+                diagnostics,
+            );
         }
         if pipeline.is_some_and(|pipeline| progress_topic(pipeline) == *topic) {
             let message =
                 format!("the topic {topic} is where the pipeline's progress is kept: choose another name");
-            top.complain("sinks", message, notes);
+            top.report_error("sinks", message, diagnostics);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use headwater_sinks::kafka::client::Options;
 
-use super::read::{Notes, Section};
+use super::read::{Diagnostics, Section};
 use super::secrets;
 use crate::source::generator::GeneratorSettings;
 
@@ -22,7 +22,7 @@ pub enum SourceConfig {
 /// A topic to read.
 #[derive(Clone, Debug)]
 pub struct KafkaSourceConfig {
-    /// The brokers to ask first.
+    /// Bootstrap servers, a list separated by commas.
     pub brokers: String,
     /// The topic.
     pub topic: String,
@@ -57,8 +57,11 @@ pub(super) struct Reading {
 }
 
 /// Reads the section `[source]`.
-pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<(SourceConfig, Reading)> {
-    let strict_fields = section.bool("strict_fields", notes);
+pub(super) fn read(
+    mut section: Section<'_>,
+    diagnostics: &mut Diagnostics,
+) -> Option<(SourceConfig, Reading)> {
+    let strict_fields = section.bool("strict_fields", diagnostics);
     #[derive(Clone, Copy)]
     enum Kind {
         Kafka,
@@ -66,21 +69,21 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<(Sourc
         Generator,
     }
     let kinds = [("kafka", Kind::Kafka), ("file", Kind::File), ("generator", Kind::Generator)];
-    let kind = section.choice("kind", &kinds, notes);
+    let kind = section.choice("kind", &kinds, diagnostics);
     let (mut epoch_records, mut max_jump_ms) = (1, None);
     if matches!(kind, Some(Kind::File | Kind::Generator)) {
-        epoch_records = section.int("epoch_records", 1..=1_000_000, notes).unwrap_or(1);
+        epoch_records = section.int("epoch_records", 1..=1_000_000, diagnostics).unwrap_or(1);
     }
     if matches!(kind, Some(Kind::File)) {
-        max_jump_ms = section.duration("max_jump", 0, notes);
+        max_jump_ms = section.duration("max_jump", 0, diagnostics);
     }
     let source = match kind {
         None => return None,
         Some(Kind::Kafka) => {
-            let brokers = section.text("brokers", notes);
-            let topic = section.get_text("topic", notes, super::sinks::topic_name);
+            let brokers = section.text("brokers", diagnostics);
+            let topic = section.get_text("topic", diagnostics, super::sinks::topic_name);
             let start_from_is_set = section.has("start_from");
-            let start_from = section.get_text("start_from", notes, |text| {
+            let start_from = section.get_text("start_from", diagnostics, |text| {
                 let from = match text {
                     Some("earliest") => Some(StartFrom::Earliest),
                     Some("latest") => Some(StartFrom::Latest),
@@ -88,7 +91,7 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<(Sourc
                 };
                 from.ok_or_else(|| "\"earliest\", \"latest\" or an RFC 3339 time".to_owned())
             });
-            let options = secrets::options(&mut section, notes);
+            let options = secrets::options(&mut section, diagnostics);
             (|| {
                 Some(SourceConfig::Kafka(KafkaSourceConfig {
                     brokers: brokers?,
@@ -100,29 +103,29 @@ pub(super) fn read(mut section: Section<'_>, notes: &mut Notes) -> Option<(Sourc
             })()
         }
         Some(Kind::File) => {
-            let paths = section.list("paths", notes);
+            let paths = section.list("paths", diagnostics);
             if paths.is_none() {
-                section.complain("paths", "a file source needs paths", notes);
+                section.report_error("paths", "a file source needs paths", diagnostics);
             }
             paths.map(|paths| SourceConfig::File(paths.into_iter().map(PathBuf::from).collect()))
         }
-        Some(Kind::Generator) => read_generator(&mut section, notes).map(SourceConfig::Generator),
+        Some(Kind::Generator) => read_generator(&mut section, diagnostics).map(SourceConfig::Generator),
     };
-    section.end(notes);
+    section.end(diagnostics);
     Some((source?, Reading { strict_fields: strict_fields?, epoch_records, max_jump_ms }))
 }
 
-fn read_generator(section: &mut Section<'_>, notes: &mut Notes) -> Option<GeneratorSettings> {
+fn read_generator(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<GeneratorSettings> {
     let all = 1..=i64::from(u32::MAX);
-    let seed = section.int("seed", 0..=i64::MAX, notes);
-    let partitions = section.int("partitions", 1..=1024, notes);
-    let users = section.int("users", all.clone(), notes);
-    let devices = section.int("devices", all.clone(), notes);
-    let pace = section.int("pace", all, notes);
-    let records = section.int("records", 0..=i64::MAX, notes);
+    let seed = section.int("seed", 0..=i64::MAX, diagnostics);
+    let partitions = section.int("partitions", 1..=1024, diagnostics);
+    let users = section.int("users", all.clone(), diagnostics);
+    let devices = section.int("devices", all.clone(), diagnostics);
+    let pace = section.int("pace", all, diagnostics);
+    let records = section.int("records", 0..=i64::MAX, diagnostics);
     let mut rates = [0.0; 5];
     for (rate, key) in rates.iter_mut().zip(["disorder", "late", "duplicates", "malformed", "invalid"]) {
-        *rate = section.float(key, 0.0..=1.0, notes)?;
+        *rate = section.float(key, 0.0..=1.0, diagnostics)?;
     }
     let [disorder, late, duplicates, malformed, invalid] = rates;
     let settings = GeneratorSettings {
@@ -137,11 +140,11 @@ fn read_generator(section: &mut Section<'_>, notes: &mut Notes) -> Option<Genera
         duplicates,
         malformed,
         invalid,
-        inject: section.bool("inject", notes)?,
+        inject: section.bool("inject", diagnostics)?,
         ..GeneratorSettings::default()
     };
     if let Err(message) = settings.validate() {
-        section.complain("kind", message, notes);
+        section.report_error("kind", message, diagnostics);
     }
     Some(settings)
 }

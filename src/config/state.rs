@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use headwater_sinks::Secret;
 
 use super::address::Server;
-use super::read::{Notes, Section};
+use super::read::{Diagnostics, Section};
 use super::secrets::{self, Address};
 use crate::runtime::Patterns;
 
@@ -72,43 +72,43 @@ enum Kind {
 pub(super) fn read(
     mut section: Section<'_>,
     patterns: &Patterns,
-    notes: &mut Notes,
+    diagnostics: &mut Diagnostics,
 ) -> Option<(StateConfig, i64)> {
     let kinds = [("fjall", Kind::Fjall), ("redis", Kind::Redis), ("rocksdb", Kind::RocksDb)];
-    let place = match section.choice("kind", &kinds, notes) {
+    let place = match section.choice("kind", &kinds, diagnostics) {
         None => None,
-        Some(Kind::Fjall) => section.file("path", notes).map(StateConfig::Fjall),
+        Some(Kind::Fjall) => section.file("path", diagnostics).map(StateConfig::Fjall),
         #[cfg(feature = "rocksdb")]
-        Some(Kind::RocksDb) => section.file("path", notes).map(StateConfig::RocksDb),
+        Some(Kind::RocksDb) => section.file("path", diagnostics).map(StateConfig::RocksDb),
         #[cfg(not(feature = "rocksdb"))]
         Some(Kind::RocksDb) => {
             let message = "this program was built without RocksDB, which takes `--features rocksdb`";
-            section.complain("kind", message, notes);
-            section.file("path", notes);
+            section.report_error("kind", message, diagnostics);
+            section.file("path", diagnostics);
             None
         }
-        Some(Kind::Redis) => read_redis(&mut section, notes).map(StateConfig::Redis),
+        Some(Kind::Redis) => read_redis(&mut section, diagnostics).map(StateConfig::Redis),
     };
-    let ttl_ms = section.duration("ttl", 1, notes);
+    let ttl_ms = section.duration("ttl", 1, diagnostics);
     let longest = longest_within(patterns);
     if ttl_ms.is_some_and(|ttl_ms| ttl_ms < longest) {
         let message = format!("a pattern looks back on {longest} ms: keys must be remembered for as long");
-        section.complain("ttl", message, notes);
+        section.report_error("ttl", message, diagnostics);
     }
-    section.end(notes);
+    section.end(diagnostics);
     Some((place?, ttl_ms?))
 }
 
-fn read_redis(section: &mut Section<'_>, notes: &mut Notes) -> Option<RedisConfig> {
-    let address = secrets::address(section, Server::Redis, notes);
-    let ca_file = section.file("ca_file", notes);
-    let cert_file = section.file("cert_file", notes);
-    let key_file = section.file("key_file", notes);
+fn read_redis(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<RedisConfig> {
+    let address = secrets::address(section, Server::Redis, diagnostics);
+    let ca_file = section.file("ca_file", diagnostics);
+    let cert_file = section.file("cert_file", diagnostics);
+    let key_file = section.file("key_file", diagnostics);
     let durability = [("checked", Durability::Checked), ("assumed", Durability::Assumed)];
-    let durability = section.choice("durability", &durability, notes);
+    let durability = section.choice("durability", &durability, diagnostics);
     let Some(Address { key: url_key, url }) = address else {
         if !section.has("url") && !section.has("url_file") {
-            section.complain("url", "state in Redis needs its url", notes);
+            section.report_error("url", "state in Redis needs its url", diagnostics);
         }
         return None;
     };
@@ -116,20 +116,28 @@ fn read_redis(section: &mut Section<'_>, notes: &mut Notes) -> Option<RedisConfi
     if has_tls && cfg!(not(feature = "tls")) {
         let message = "`rediss://` needs TLS, and this program was built without it: build it with \
                        `cargo build --release --features tls`";
-        section.complain(&url_key, message, notes);
+        section.report_error(&url_key, message, diagnostics);
     } else if redis::IntoConnectionInfo::into_connection_info(url.expose()).is_err() {
-        section.complain(&url_key, "expected an address such as `redis://user:password@host:6379/0`", notes);
+        section.report_error(
+            &url_key,
+            "expected an address such as `redis://user:password@host:6379/0`",
+            diagnostics,
+        );
     }
     for (key, file) in [("ca_file", &ca_file), ("cert_file", &cert_file), ("key_file", &key_file)] {
         if file.is_some() && !has_tls {
-            section.complain(key, "is for TLS, which a url that begins with `rediss://` has", notes);
+            section.report_error(
+                key,
+                "is for TLS, which a url that begins with `rediss://` has",
+                diagnostics,
+            );
         }
     }
     let certificate = match (cert_file, key_file) {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
         _ => {
-            section.complain("cert_file", "`cert_file` and `key_file` are given together", notes);
+            section.report_error("cert_file", "`cert_file` and `key_file` are given together", diagnostics);
             None
         }
     };

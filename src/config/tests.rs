@@ -3,12 +3,12 @@ use super::*;
 const MINIMAL: &str =
     "pipeline = \"fraud\"\n[source]\nkind = \"generator\"\n[sinks.sqlite]\npath = \"a.db\"\n";
 
-fn parse(text: &str) -> Result<Config, Complaints> {
+fn parse(text: &str) -> Result<Config, ConfigErrors> {
     Config::parse(text, std::iter::empty())
 }
 
-fn complaints(text: &str) -> Vec<String> {
-    parse(text).expect_err(text).0.iter().map(Complaint::to_string).collect()
+fn errors(text: &str) -> Vec<String> {
+    parse(text).expect_err(text).0.iter().map(ConfigError::to_string).collect()
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn a_key_is_remembered_for_as_long_as_a_pattern_looks_back() {
     let velocity = format!("{MINIMAL}[patterns.velocity_spike]\n[state]\n");
     assert_eq!(parse(&format!("{velocity}ttl = \"1h\"\n")).expect("valid").plan.limits.ttl_ms, 3_600_000);
     let short = "line 8: state.ttl: a pattern looks back on 3600000 ms: keys must be remembered for as long";
-    assert_eq!(complaints(&format!("{velocity}ttl = \"59m\"\n")), [short]);
+    assert_eq!(errors(&format!("{velocity}ttl = \"59m\"\n")), [short]);
 }
 
 #[test]
@@ -42,9 +42,9 @@ fn sliding_windows_that_overlap_too_often_are_refused_and_many_are_warned_of() {
     };
     let refused = "line 10: windows[0].every: each event is in 3600000 windows of its key, about 2881 MB of memory a key; \
                    the most is 100000: choose a larger `every` or a smaller `size`";
-    assert_eq!(complaints(&sliding("1h", "1ms")), [refused]);
+    assert_eq!(errors(&sliding("1h", "1ms")), [refused]);
     let warned = |text: &str| {
-        parse(text).expect("valid").warnings.iter().map(Complaint::to_string).collect::<Vec<_>>()
+        parse(text).expect("valid").warnings.iter().map(ConfigError::to_string).collect::<Vec<_>>()
     };
     let many = "line 10: windows[0].every: each event is in 86400 windows of its key, about 70 MB of memory a key; a larger \
                 `every` needs less";
@@ -58,7 +58,7 @@ fn everything_wrong_is_said_at_once_with_its_line() {
     let text = "pipeline = \"Fraud\"\n[source]\nkind = \"kafka\"\nbroker = \"x\"\n[time]\nepoch = \"10\"\nidle_timeout = 5\n\
                 [[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = \"1m\"\n[patterns.velocity_spike]\nmore_than = 0\n[sinks.sqlite]\n";
     assert_eq!(
-        complaints(text),
+        errors(text),
         [
             "line 1: pipeline: expected at most 63 lower-case letters, digits, - and _",
             "line 4: source.broker: there is no such key; did you mean brokers?",
@@ -71,16 +71,14 @@ fn everything_wrong_is_said_at_once_with_its_line() {
         ]
     );
     assert_eq!(
-        complaints(&format!(
-            "{MINIMAL}[sinks.kafka]\nbrokers = \"b\"\n[sinks.kafka.topics]\nevents = \"x\"\n"
-        )),
+        errors(&format!("{MINIMAL}[sinks.kafka]\nbrokers = \"b\"\n[sinks.kafka.topics]\nevents = \"x\"\n")),
         [
             "line 8: sinks.kafka.topics: expected a topic for at least one output",
             "line 9: sinks.kafka.topics.events: there is no such key; there are alerts, dead-letters, \
              dead_letters, enriched-events, enriched_events",
         ]
     );
-    assert!(complaints("pipeline = ").first().is_some_and(|first| first.starts_with("line 1: the file: ")));
+    assert!(errors("pipeline = ").first().is_some_and(|first| first.starts_with("line 1: the file: ")));
 }
 
 #[test]
@@ -95,7 +93,7 @@ fn checkpoints_need_a_ledger() {
     let defaults = CheckpointConfig { interval: Duration::from_secs(10), keep: 3 };
     assert_eq!(config.checkpoint, Some(defaults));
     assert_eq!(
-        complaints(&format!("{MINIMAL}[checkpoint]\nkeep = 0\n")),
+        errors(&format!("{MINIMAL}[checkpoint]\nkeep = 0\n")),
         [
             "line 6: checkpoint: checkpoints need a [ledger], which says what they consist of",
             "line 7: checkpoint.keep: expected a whole number from 1 to 100, got 0",
@@ -107,7 +105,7 @@ fn checkpoints_need_a_ledger() {
 #[cfg(not(feature = "rocksdb"))]
 fn what_the_program_was_built_without_is_said() {
     assert_eq!(
-        complaints(&format!("{MINIMAL}[state]\nkind = \"rocksdb\"\npath = \"s\"\n")),
+        errors(&format!("{MINIMAL}[state]\nkind = \"rocksdb\"\npath = \"s\"\n")),
         ["line 7: state.kind: this program was built without RocksDB, which takes `--features rocksdb`"]
     );
 }
@@ -165,7 +163,7 @@ fn variables_in_texts_are_replaced_and_missing_ones_named() {
     assert_eq!(&*config.plan.pipeline, "fraud");
     assert!(config.effective().contains("source.paths = [\"/data/a\", \"$5\"]"), "{}", config.effective());
     assert_eq!(
-        complaints(text),
+        errors(text),
         [
             "line 1: pipeline: the environment variable NAME is not set; write $${ for the characters ${",
             "line 4: source.paths[0]: the environment variable DIR is not set; write $${ for the characters ${",
@@ -200,17 +198,17 @@ fn topics_have_names_of_their_own() {
             .effective()
             .contains("sinks.kafka.topics.dead-letters = \"fraud.dead\"")
     );
-    for (topic, complaint) in [
+    for (topic, config_error) in [
         ("raw-events", "the topic raw-events is also written by sinks.kafka"),
         ("headwater-progress-p", "is where the pipeline's progress is kept"),
         ("a b", "expected the name of a topic"),
         ("fraud.dead", "another output goes to the topic fraud.dead, too"),
     ] {
-        let refused = complaints(&named.replace("fraud.alerts", topic)).join("\n");
-        assert!(refused.contains(complaint), "{refused}");
+        let refused = errors(&named.replace("fraud.alerts", topic)).join("\n");
+        assert!(refused.contains(config_error), "{refused}");
     }
-    let unknown = complaints(&format!("{base}[sinks.kafka.topics]\nalarms = \"x\"\n"));
-    assert!(unknown.iter().any(|complaint| complaint.ends_with("did you mean alerts?")), "{unknown:?}");
+    let unknown = errors(&format!("{base}[sinks.kafka.topics]\nalarms = \"x\"\n"));
+    assert!(unknown.iter().any(|config_error| config_error.ends_with("did you mean alerts?")), "{unknown:?}");
 }
 
 #[test]

@@ -13,7 +13,7 @@
 use std::collections::BTreeSet;
 
 use headwater_dataflows::{Epoch, EventTime, ShardId};
-use headwater_sinks::{Generation, Lineage, Shards};
+use headwater_sinks::{Generation, LedgerId, Shards};
 use thiserror::Error;
 
 use super::{EpochRecord, Manifest, Part, PartKind, PartName};
@@ -55,7 +55,7 @@ impl Marks {
         true
     }
 
-    /// Whether to mark the last epoch of a run, so that the next start has nothing to do again: unless nothing was
+    /// Whether to mark the last epoch of a run, so that the next start has nothing to replay: unless nothing was
     /// recorded since the mark before. It is to be recorded, even if it is empty.
     pub fn mark_last(&mut self, record: &EpochRecord) -> bool {
         self.behind |= !record.is_empty();
@@ -87,7 +87,7 @@ pub struct Checkpoint {
 
 /// A worker's word that contradicts what is known.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum Contradiction {
+pub enum InvalidPart {
     /// Two workers have put a shard's parts.
     #[error("the parts of shard {} were put twice", .0.0)]
     Twice(ShardId),
@@ -112,15 +112,15 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If it contradicts what is known; nothing is taken in.
-    pub fn stored(&mut self, shards: Shards, parts: Vec<Part>) -> Result<(), Contradiction> {
+    pub fn stored(&mut self, shards: Shards, parts: Vec<Part>) -> Result<(), InvalidPart> {
         let both = Shards(self.shards.0 & shards.0);
         if both != Shards::default() {
-            return Err(Contradiction::Twice(ShardId(both.0.trailing_zeros())));
+            return Err(InvalidPart::Twice(ShardId(both.0.trailing_zeros())));
         }
         let mut seen = BTreeSet::new();
         for PartName { shard, epoch, .. } in parts.iter().map(|part| &part.name) {
             if !shards.contains(*shard) || *epoch != self.epoch || !seen.insert(shard.0) {
-                return Err(Contradiction::Stray(*shard));
+                return Err(InvalidPart::Stray(*shard));
             }
         }
         self.shards.0 |= shards.0;
@@ -138,7 +138,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If a delta follows nothing.
-    pub fn parts_after(&self, before: &[Part]) -> Result<Vec<Part>, Contradiction> {
+    pub fn parts_after(&self, before: &[Part]) -> Result<Vec<Part>, InvalidPart> {
         let mut parts = before.to_vec();
         for part in &self.parts {
             if part.name.kind == PartKind::Base {
@@ -148,7 +148,7 @@ impl Checkpoint {
         }
         parts.sort_by_key(|part| part.name.shard);
         match self.parts.iter().map(|part| part.name.shard).find(|&shard| !is_chain(chain(&parts, shard))) {
-            Some(shard) => Err(Contradiction::Stray(shard)),
+            Some(shard) => Err(InvalidPart::Stray(shard)),
             None => Ok(parts),
         }
     }
@@ -302,7 +302,7 @@ fn needed<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> BTreeSet<&'a
 /// What is not a part of this lineage stays.
 pub fn left_behind<'a, 'b>(
     found: impl IntoIterator<Item = &'a str>,
-    lineage: &Lineage,
+    ledger_id: &LedgerId,
     mine: Generation,
     manifests: impl IntoIterator<Item = &'b Manifest>,
 ) -> Vec<PartName> {
@@ -310,7 +310,7 @@ pub fn left_behind<'a, 'b>(
     found
         .into_iter()
         .filter_map(PartName::parse)
-        .filter(|name| name.lineage == *lineage && name.generation < mine && !needed.contains(name))
+        .filter(|name| name.ledger_id == *ledger_id && name.generation < mine && !needed.contains(name))
         .collect()
 }
 

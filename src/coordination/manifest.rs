@@ -3,7 +3,7 @@
 use std::fmt;
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition, SHARDS, ShardId};
-use headwater_sinks::{Generation, Lineage};
+use headwater_sinks::{Generation, LedgerId};
 use serde::{Deserialize, Serialize};
 
 use super::ingest::PushTime;
@@ -152,7 +152,7 @@ pub enum PartKind {
 #[serde(into = "String", try_from = "String")]
 pub struct PartName {
     /// The ledger that it belongs to.
-    pub lineage: Lineage,
+    pub ledger_id: LedgerId,
     /// The start that wrote it.
     pub generation: Generation,
     /// The last epoch whose effects are in it.
@@ -167,7 +167,7 @@ impl PartName {
     /// The name that is written so, if it is one.
     pub fn parse(text: &str) -> Option<PartName> {
         let mut words = text.split('/');
-        let lineage = Lineage(words.next()?.to_owned());
+        let ledger_id = LedgerId(words.next()?.to_owned());
         let generation = Generation(words.next()?.parse().ok()?);
         let epoch = Epoch(words.next()?.parse().ok()?);
         let (shard, kind) = words.next()?.split_once('.')?;
@@ -177,7 +177,7 @@ impl PartName {
             "delta" => PartKind::Delta,
             _ => return None,
         };
-        let name = PartName { lineage, generation, epoch, shard, kind };
+        let name = PartName { ledger_id, generation, epoch, shard, kind };
         // Only what this program writes is one of its names: no signs, no zeros in front, nothing behind.
         (name.to_string() == text).then_some(name)
     }
@@ -185,12 +185,12 @@ impl PartName {
 
 impl fmt::Display for PartName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let PartName { lineage, generation, epoch, shard, kind } = self;
+        let PartName { ledger_id, generation, epoch, shard, kind } = self;
         let kind = match kind {
             PartKind::Base => "base",
             PartKind::Delta => "delta",
         };
-        write!(f, "{}/{generation}/{epoch}/{}.{kind}", lineage.0, shard.0)
+        write!(f, "{}/{generation}/{epoch}/{}.{kind}", ledger_id.0, shard.0)
     }
 }
 
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn names_come_back_as_they_were_and_nothing_else_is_one() {
         let name = PartName {
-            lineage: Lineage("ab12".into()),
+            ledger_id: LedgerId("ab12".into()),
             generation: Generation(7),
             epoch: Epoch(u64::MAX),
             shard: ShardId(63),

@@ -23,13 +23,13 @@ mod watermark;
 
 pub use bindings::{Binding, Bound, Closed, Collector, EpochRecord, Protocol};
 pub use checkpoints::{
-    Checkpoint, Contradiction, Marks, NoOrigin, Prune, are_chains, chain, durable, is_closed, left_behind,
+    Checkpoint, InvalidPart, Marks, NoOrigin, Prune, are_chains, chain, durable, is_closed, left_behind,
     origins, prune, unreferenced, wants_base,
 };
 pub use losses::{AcceptedLoss, Loss, apply_losses, go_on_at};
 pub use manifest::{Manifest, Operator, Part, PartKind, PartName, Position, Positions};
 pub use offsets::GroupOffsets;
-pub use recovery::{Mismatch, NoResume, Recorded, Resume, Taken, resume, taken};
+pub use recovery::{CommittedThrough, Mismatch, NoResume, Recorded, Resume, committed_through, resume};
 pub use skips::{Skip, Skips};
 pub use takeovers::{TAKEOVERS_WITHIN_MS, Takeovers};
 pub use watermark::{AllIdle, Watermark, WatermarkRule};

@@ -40,7 +40,7 @@ impl Mismatch {
                 has.0 - ledger.0
             ),
             Mismatch::Lost => format!(
-                "`--reset-sink {sink}` takes it for having everything that is recorded: nothing is doubled, and what it \
+                "`--reset-sink {sink}` marks it as caught up with the ledger: nothing is doubled, and what it \
                  had not committed of that is never written to it; where its results are gone, too, `--accept-duplicates` alone gives it \
                  everything again that can be replayed"
             ),
@@ -50,30 +50,34 @@ impl Mismatch {
 
 /// What a sink has: by shard, the last epoch of those that are recorded; none if nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Taken(Vec<Option<Epoch>>);
+pub struct CommittedThrough(Vec<Option<Epoch>>);
 
-impl Taken {
+impl CommittedThrough {
     /// Nothing.
-    pub fn nothing() -> Taken {
-        Taken(vec![None; SHARDS as usize])
+    pub fn nothing() -> CommittedThrough {
+        CommittedThrough(vec![None; SHARDS as usize])
     }
 
     /// By what all its writers, of all starts, have promised, of the epochs that the ledger has through `durable`.
     ///
     /// # Errors
     /// If what the sink has does not follow from this ledger.
-    fn of(progress: &[Progress], durable: Epoch) -> Result<Taken, Mismatch> {
+    fn of(progress: &[Progress], durable: Epoch) -> Result<CommittedThrough, Mismatch> {
         let last = progress.iter().map(|progress| progress.through).max();
         if let Some(sink) = last.filter(|&last| last > durable) {
             return Err(Mismatch::Ahead { sink, ledger: durable });
         }
-        let mut taken = Taken::nothing();
+        let mut committed_through = CommittedThrough::nothing();
         for &Progress { shards, through, .. } in progress {
-            for (shard, taken) in (0..SHARDS).map(ShardId).zip(&mut taken.0) {
-                *taken = if shards.contains(shard) { (*taken).max(Some(through)) } else { *taken };
+            for (shard, committed_through) in (0..SHARDS).map(ShardId).zip(&mut committed_through.0) {
+                *committed_through = if shards.contains(shard) {
+                    (*committed_through).max(Some(through))
+                } else {
+                    *committed_through
+                };
             }
         }
-        Ok(taken)
+        Ok(committed_through)
     }
 
     /// The last epoch of which it has every shard.
@@ -84,7 +88,7 @@ impl Taken {
     /// The last epoch of which it has every one of these shards: a writer of theirs goes on after it.
     pub fn least_of(&self, shards: Shards) -> Option<Epoch> {
         let own = (0..SHARDS).map(ShardId).zip(&self.0).filter(|(shard, _)| shards.contains(*shard));
-        own.map(|(_, &taken)| taken).min().flatten()
+        own.map(|(_, &committed_through)| committed_through).min().flatten()
     }
 
     /// Whether it has a shard's outputs of an epoch.
@@ -119,7 +123,7 @@ pub struct Resume {
     /// The ledger's end.
     pub durable: Epoch,
     /// By sink, what it has.
-    pub taken: Vec<Taken>,
+    pub committed_through: Vec<CommittedThrough>,
     /// See [`origins`].
     pub origins: Vec<Epoch>,
 }
@@ -128,8 +132,10 @@ impl Resume {
     /// Whether nothing is to be done again, by anyone: there is a checkpoint where the ledger ends, and every sink has
     /// everything. So is a pipeline that has not recorded anything.
     pub fn is_finished(&self) -> bool {
-        let all = |taken: &Taken| taken.least().unwrap_or_default() == self.durable;
-        self.origins.first() == Some(&self.durable) && self.taken.iter().all(all)
+        let all = |committed_through: &CommittedThrough| {
+            committed_through.least().unwrap_or_default() == self.durable
+        };
+        self.origins.first() == Some(&self.durable) && self.committed_through.iter().all(all)
     }
 }
 
@@ -153,16 +159,19 @@ pub enum NoResume {
 ///
 /// # Errors
 /// If what the sink has does not follow from this ledger.
-pub fn taken(
+pub fn committed_through(
     sink: &str,
     progress: &[Progress],
     durable: Epoch,
     committed: &[String],
-) -> Result<Taken, NoResume> {
+) -> Result<CommittedThrough, NoResume> {
     let has_committed = committed.iter().any(|committed| committed == sink);
-    let taken =
-        if has_committed && progress.is_empty() { Err(Mismatch::Lost) } else { Taken::of(progress, durable) };
-    taken.map_err(|mismatch| NoResume::Mismatch { sink: sink.to_owned(), mismatch })
+    let committed_through = if has_committed && progress.is_empty() {
+        Err(Mismatch::Lost)
+    } else {
+        CommittedThrough::of(progress, durable)
+    };
+    committed_through.map_err(|mismatch| NoResume::Mismatch { sink: sink.to_owned(), mismatch })
 }
 
 /// How a start goes on, from what the ledger has and each sink's progress.
@@ -171,56 +180,72 @@ pub fn taken(
 /// If it must not.
 pub fn resume(recorded: Recorded<'_>, sinks: &[(&str, &[Progress])]) -> Result<Resume, NoResume> {
     let durable = durable(recorded.last_round, recorded.manifests);
-    let taken = |&(sink, progress): &(&str, &[Progress])| taken(sink, progress, durable, recorded.committed);
-    let taken = sinks.iter().map(taken).collect::<Result<Vec<_>, _>>()?;
-    let named: Vec<_> = sinks.iter().map(|(sink, _)| *sink).zip(taken.iter().map(Taken::least)).collect();
+    let committed_through = |&(sink, progress): &(&str, &[Progress])| {
+        committed_through(sink, progress, durable, recorded.committed)
+    };
+    let committed_through = sinks.iter().map(committed_through).collect::<Result<Vec<_>, _>>()?;
+    let named: Vec<_> = sinks
+        .iter()
+        .map(|(sink, _)| *sink)
+        .zip(committed_through.iter().map(CommittedThrough::least))
+        .collect();
     let origins = origins(recorded.readable, recorded.pruned, durable, &named)?;
-    Ok(Resume { durable, taken, origins })
+    Ok(Resume { durable, committed_through, origins })
 }
 
 #[cfg(test)]
 mod tests {
-    use headwater_sinks::{Generation, Lineage};
+    use headwater_sinks::{Generation, LedgerId};
 
     use super::*;
 
     fn progress(generation: u64, through: u64, shards: Shards) -> Progress {
-        let (lineage, generation) = (Lineage("a".into()), Generation(generation));
-        Progress { lineage, generation, shards, through: Epoch(through) }
+        let (ledger_id, generation) = (LedgerId("a".into()), Generation(generation));
+        Progress { ledger_id, generation, shards, through: Epoch(through) }
     }
 
     #[test]
     fn a_sink_goes_on_after_what_it_has_and_must_not_be_ahead_of_the_ledger() {
-        let taken = |progress: &[Progress], durable| {
-            Taken::of(progress, Epoch(durable)).map(|taken| taken.least_of(Shards::ALL))
+        let committed_through = |progress: &[Progress], durable| {
+            CommittedThrough::of(progress, Epoch(durable))
+                .map(|committed_through| committed_through.least_of(Shards::ALL))
         };
-        assert_eq!(taken(&[], 7), Ok(None), "new: it is given everything");
+        assert_eq!(committed_through(&[], 7), Ok(None), "new: it is given everything");
         let two = [progress(1, 5, Shards::ALL), progress(2, 6, Shards::ALL)];
-        assert_eq!(taken(&two, 7), Ok(Some(Epoch(6))));
-        assert_eq!(taken(&two, 6), Ok(Some(Epoch(6))), "everything");
-        assert_eq!(taken(&two, 5), Err(Mismatch::Ahead { sink: Epoch(6), ledger: Epoch(5) }));
-        assert_eq!(taken(&two, 0), Err(Mismatch::Ahead { sink: Epoch(6), ledger: Epoch(0) }), "wiped");
+        assert_eq!(committed_through(&two, 7), Ok(Some(Epoch(6))));
+        assert_eq!(committed_through(&two, 6), Ok(Some(Epoch(6))), "everything");
+        assert_eq!(committed_through(&two, 5), Err(Mismatch::Ahead { sink: Epoch(6), ledger: Epoch(5) }));
+        assert_eq!(
+            committed_through(&two, 0),
+            Err(Mismatch::Ahead { sink: Epoch(6), ledger: Epoch(0) }),
+            "wiped"
+        );
     }
 
     #[test]
     fn each_writer_goes_on_after_what_its_own_shards_have() {
         let part = |process| Shards::of_workers(process..process + 1, 3);
         let found = [progress(1, 5, part(0)), progress(1, 7, part(1)), progress(2, 6, part(0))];
-        let taken = Taken::of(&found, Epoch(7)).expect("they follow");
+        let committed_through = CommittedThrough::of(&found, Epoch(7)).expect("they follow");
         assert_eq!(
-            [0, 1, 2].map(|process| taken.least_of(part(process)).map(|epoch| epoch.0)),
+            [0, 1, 2].map(|process| committed_through.least_of(part(process)).map(|epoch| epoch.0)),
             [Some(6), Some(7), None]
         );
-        assert_eq!((taken.least(), taken.most()), (None, Some(Epoch(7))), "the third has written nothing");
+        assert_eq!(
+            (committed_through.least(), committed_through.most()),
+            (None, Some(Epoch(7))),
+            "the third has written nothing"
+        );
         // Now they lie otherwise on processes: each goes on after what the least of its shards has, and has some of more.
         let rest = [progress(3, 5, part(2))];
-        let taken = Taken::of(&[&found[..], &rest].concat(), Epoch(7)).expect("they follow");
-        assert_eq!(taken.least_of(Shards::of_workers(0..1, 2)), Some(Epoch(5)));
+        let committed_through =
+            CommittedThrough::of(&[&found[..], &rest].concat(), Epoch(7)).expect("they follow");
+        assert_eq!(committed_through.least_of(Shards::of_workers(0..1, 2)), Some(Epoch(5)));
         for (shard, through) in [(0, 6), (1, 7), (2, 5), (63, 6)] {
-            let has = |epoch| taken.has(ShardId(shard), Epoch(epoch));
+            let has = |epoch| committed_through.has(ShardId(shard), Epoch(epoch));
             assert!(has(through) && has(1) && !has(through + 1), "{shard}");
         }
-        assert!(!Taken::nothing().has(ShardId(0), Epoch(0)));
+        assert!(!CommittedThrough::nothing().has(ShardId(0), Epoch(0)));
     }
 
     #[test]
@@ -256,8 +281,9 @@ mod tests {
         };
         let (ahead, behind) = ([progress(1, 7, Shards::ALL)], [progress(1, 5, Shards::ALL)]);
         let both = [("a", &ahead[..]), ("b", &behind[..])];
-        let taken = [7, 5].map(|through| Taken(vec![Some(Epoch(through)); SHARDS as usize])).to_vec();
-        let expected = Resume { durable: Epoch(7), taken, origins: vec![Epoch(4)] };
+        let committed_through =
+            [7, 5].map(|through| CommittedThrough(vec![Some(Epoch(through)); SHARDS as usize])).to_vec();
+        let expected = Resume { durable: Epoch(7), committed_through, origins: vec![Epoch(4)] };
         assert_eq!(resume(recorded, &both), Ok(expected));
         let lost = Recorded { last_round: None, ..recorded };
         let mismatch = Mismatch::Ahead { sink: Epoch(7), ledger: Epoch(6) };

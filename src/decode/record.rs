@@ -146,7 +146,7 @@ impl Decoder {
         });
         result.and_then(|()| scanner.end()).map_err(not_json)?;
         match twice {
-            Some(name) => Err(Rejection::malformed(Some(name), format!("{name} stands there twice"))),
+            Some(name) => Err(Rejection::malformed(Some(name), format!("duplicate field {name}"))),
             None => Ok(members),
         }
     }

@@ -6,7 +6,7 @@
 //! Numbers as in rounds; what may be missing has a 1 in front, or is a 0.
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition, SHARDS, ShardId};
-use headwater_sinks::{Generation, Lineage};
+use headwater_sinks::{Generation, LedgerId};
 use sha2::{Digest, Sha256};
 
 use super::format::{Damaged, Reader, VERSION, signed, unsigned};
@@ -56,7 +56,7 @@ pub fn encode(manifest: &Manifest) -> Vec<u8> {
     }
     unsigned(&mut out, manifest.parts.len() as u64);
     for Part { name, hash, bytes } in &manifest.parts {
-        text(&mut out, &name.lineage.0);
+        text(&mut out, &name.ledger_id.0);
         unsigned(&mut out, name.generation.0);
         unsigned(&mut out, name.epoch.0);
         unsigned(&mut out, name.shard.0.into());
@@ -159,7 +159,7 @@ fn position(reader: &mut Reader<'_>) -> Result<Position, Damaged> {
 }
 
 fn part(reader: &mut Reader<'_>) -> Result<Part, Damaged> {
-    let lineage = Lineage(reader.text()?.to_owned());
+    let ledger_id = LedgerId(reader.text()?.to_owned());
     let generation = Generation(reader.unsigned()?);
     let epoch = Epoch(reader.unsigned()?);
     let shard = reader.unsigned()?;
@@ -169,7 +169,7 @@ fn part(reader: &mut Reader<'_>) -> Result<Part, Damaged> {
         DELTA => PartKind::Delta,
         _ => return Err(reader.malformed()),
     };
-    let name = PartName { lineage, generation, epoch, shard: ShardId(shard), kind };
+    let name = PartName { ledger_id, generation, epoch, shard: ShardId(shard), kind };
     let hash = *reader.chunk::<32>()?;
     Ok(Part { name, hash, bytes: reader.unsigned()? })
 }
@@ -200,8 +200,8 @@ mod tests {
     use super::*;
 
     fn part(epoch: u64, shard: u32, kind: PartKind) -> Part {
-        let (lineage, generation) = (Lineage("a".into()), Generation(3));
-        let name = PartName { lineage, generation, epoch: Epoch(epoch), shard: ShardId(shard), kind };
+        let (ledger_id, generation) = (LedgerId("a".into()), Generation(3));
+        let name = PartName { ledger_id, generation, epoch: Epoch(epoch), shard: ShardId(shard), kind };
         Part { name, hash: [0xab; 32], bytes: 200 }
     }
 

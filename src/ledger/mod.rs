@@ -21,7 +21,7 @@ mod postgres;
 mod sqlite;
 
 use headwater_dataflows::{Epoch, Offset, Partition};
-use headwater_sinks::{Generation, Lineage};
+use headwater_sinks::{Generation, LedgerId};
 use thiserror::Error;
 
 pub use self::format::Damaged;
@@ -36,14 +36,14 @@ pub struct Genesis {
     /// By partition, the first offset.
     pub starts: Vec<Offset>,
     /// What decides its answers, as text: epochs are replayed only under the same.
-    pub meaning: String,
+    pub semantics: String,
 }
 
 /// What a start finds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// The ledger's random identity.
-    pub lineage: Lineage,
+    pub ledger_id: LedgerId,
     /// This start's generation: higher than that of every start before.
     pub generation: Generation,
     /// What the pipeline began with; none if it has never begun.
@@ -104,7 +104,7 @@ pub trait Ledger: Send {
     ///
     /// # Errors
     /// If it was taken over or the store fails.
-    fn enrol(&mut self, processes: usize) -> Result<usize, LedgerError>;
+    fn register_processes(&mut self, processes: usize) -> Result<usize, LedgerError>;
 
     /// Records an output that a sink is not to be given, in this and every later start.
     ///
@@ -194,7 +194,7 @@ pub trait Ledger: Send {
     ///
     /// # Errors
     /// If the store cannot be reached or holds what cannot be.
-    fn look(&mut self) -> Result<Option<Claim>, LedgerError>;
+    fn peek(&mut self) -> Result<Option<Claim>, LedgerError>;
 
     /// Every epoch recorded after `after`, in order.
     ///
@@ -233,7 +233,7 @@ pub trait Ledger: Send {
     ///
     /// # Errors
     /// If it was taken over, the store fails, or there are epochs that are not in the manifest.
-    fn amend(&mut self, meaning: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError>;
+    fn amend(&mut self, semantics: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError>;
 }
 
 /// A range of records, as it is stored, read back.
@@ -261,13 +261,13 @@ fn check_version(pipeline: &str, version: i64) -> Result<(), LedgerError> {
 }
 
 /// A new identity, from the system's source of random numbers.
-fn new_lineage() -> Result<Lineage, LedgerError> {
+fn new_lineage() -> Result<LedgerId, LedgerError> {
     use std::io::Read;
     let mut bytes = [0; 16];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut bytes))
         .map_err(|error| unavailable("draw a random lineage", error))?;
-    Ok(Lineage(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    Ok(LedgerId(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
 }
 
 fn unavailable(
@@ -281,15 +281,15 @@ fn unavailable(
 fn read_genesis(
     pipeline: &str,
     starts: Option<Vec<u8>>,
-    meaning: Option<String>,
+    semantics: Option<String>,
 ) -> Result<Option<Genesis>, LedgerError> {
-    let Some((starts, meaning)) = starts.zip(meaning) else { return Ok(None) };
+    let Some((starts, semantics)) = starts.zip(semantics) else { return Ok(None) };
     let starts = format::decode_starts(&starts).map_err(|damaged| {
         LedgerError::Refused(format!(
             "the start offsets of pipeline {pipeline} are damaged: {damaged}; {RESTORE}"
         ))
     })?;
-    Ok(Some(Genesis { starts, meaning }))
+    Ok(Some(Genesis { starts, semantics }))
 }
 
 /// A manifest as it is stored, read back.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use headwater_dataflows::Epoch;
 use headwater_sinks::postgres::{ConnectError, Target};
-use headwater_sinks::{Generation, Lineage};
+use headwater_sinks::{Generation, LedgerId};
 use tokio::runtime::Runtime;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, IsolationLevel, Row, Transaction};
@@ -171,7 +171,7 @@ fn read_claim(pipeline: &str, row: &Row) -> Result<Claim, LedgerError> {
     check_version(pipeline, row.get(0))?;
     let generation = Generation(row.get::<_, i64>(2) as u64);
     let genesis = read_genesis(pipeline, row.get(3), row.get(4))?;
-    Ok(Claim { lineage: Lineage(row.get(1)), generation, genesis })
+    Ok(Claim { ledger_id: LedgerId(row.get(1)), generation, genesis })
 }
 
 impl Ledger for PostgresLedger {
@@ -182,26 +182,26 @@ impl Ledger for PostgresLedger {
             ON CONFLICT (pipeline) DO UPDATE SET generation = ledger.generation + 1
             WHERE ledger.version BETWEEN $2 AND $4
             RETURNING version, lineage, generation, starts, meaning";
-        let lineage = new_lineage()?.0;
-        let values: [&(dyn ToSql + Sync); 4] = [&self.pipeline, &UNPRUNED, &lineage, &PRUNED];
+        let ledger_id = new_lineage()?.0;
+        let values: [&(dyn ToSql + Sync); 4] = [&self.pipeline, &UNPRUNED, &ledger_id, &PRUNED];
         let rows = self.query("take the pipeline over", CLAIM, &values)?;
         let claim = match rows.first() {
             Some(row) => read_claim(&self.pipeline, row)?,
             // It has a row, and that is refused.
-            None => self.look()?.ok_or_else(|| lost(&self.pipeline, None))?,
+            None => self.peek()?.ok_or_else(|| lost(&self.pipeline, None))?,
         };
         self.generation = claim.generation;
         Ok(claim)
     }
 
-    fn look(&mut self) -> Result<Option<Claim>, LedgerError> {
+    fn peek(&mut self) -> Result<Option<Claim>, LedgerError> {
         const LOOK: &str =
             "SELECT version, lineage, generation, starts, meaning FROM headwater_ledger WHERE pipeline = $1";
         let rows = self.query("look at the pipeline", LOOK, &[&self.pipeline])?;
         rows.first().map(|row| read_claim(&self.pipeline, row)).transpose()
     }
 
-    fn enrol(&mut self, processes: usize) -> Result<usize, LedgerError> {
+    fn register_processes(&mut self, processes: usize) -> Result<usize, LedgerError> {
         const ENROL: &str = "
             WITH mine AS (
                 SELECT 1 FROM headwater_ledger WHERE pipeline = $1 AND generation = $2 FOR UPDATE
@@ -315,7 +315,7 @@ impl Ledger for PostgresLedger {
             WHERE pipeline = $1 AND generation = $2
             RETURNING 1";
         let (generation, starts) = (self.generation.0 as i64, format::encode_starts(&genesis.starts));
-        self.write("begin the pipeline", BEGIN, &[&self.pipeline, &generation, &starts, &genesis.meaning])
+        self.write("begin the pipeline", BEGIN, &[&self.pipeline, &generation, &starts, &genesis.semantics])
             .map(drop)
     }
 
@@ -379,7 +379,7 @@ impl Ledger for PostgresLedger {
         })
     }
 
-    fn amend(&mut self, meaning: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError> {
+    fn amend(&mut self, semantics: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError> {
         let written = manifest.map(write_manifest).transpose()?;
         let pipeline = self.pipeline.clone();
         self.transact("amend the pipeline", async |transaction| {
@@ -389,7 +389,7 @@ impl Ledger for PostgresLedger {
                 return Ok(checked);
             }
             let amend = "UPDATE headwater_ledger SET meaning = $2 WHERE pipeline = $1";
-            transaction.execute(amend, &[&pipeline, &meaning]).await?;
+            transaction.execute(amend, &[&pipeline, &semantics]).await?;
             if let Some((epoch, bytes)) = &written {
                 let delete = "DELETE FROM headwater_manifests WHERE pipeline = $1";
                 transaction.execute(delete, &[&pipeline]).await?;
@@ -468,7 +468,9 @@ async fn prune_to(
 /// The server's own words, where there are any.
 fn described(error: tokio_postgres::Error) -> Box<dyn std::error::Error + Send + Sync> {
     match error.as_db_error() {
-        Some(told) => format!("{} ({})", told.message(), told.code().code()).into(),
+        Some(database_error) => {
+            format!("{} ({})", database_error.message(), database_error.code().code()).into()
+        }
         None => error.into(),
     }
 }

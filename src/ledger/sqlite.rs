@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use headwater_dataflows::Epoch;
-use headwater_sinks::{Generation, Lineage, private};
+use headwater_sinks::{Generation, LedgerId, private};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{
@@ -149,10 +149,10 @@ fn pipeline_row(row: &Row<'_>) -> rusqlite::Result<Pipeline> {
 }
 
 fn read_claim(pipeline: &str, row: Pipeline) -> Result<Claim, LedgerError> {
-    let (version, lineage, generation, starts, meaning) = row;
+    let (version, ledger_id, generation, starts, semantics) = row;
     check_version(pipeline, version)?;
-    let genesis = read_genesis(pipeline, starts, meaning)?;
-    Ok(Claim { lineage: Lineage(lineage), generation: Generation(generation as u64), genesis })
+    let genesis = read_genesis(pipeline, starts, semantics)?;
+    Ok(Claim { ledger_id: LedgerId(ledger_id), generation: Generation(generation as u64), genesis })
 }
 
 impl Ledger for SqliteLedger {
@@ -184,7 +184,7 @@ impl Ledger for SqliteLedger {
         Ok(claim)
     }
 
-    fn look(&mut self) -> Result<Option<Claim>, LedgerError> {
+    fn peek(&mut self) -> Result<Option<Claim>, LedgerError> {
         const LOOK: &str =
             "SELECT version, lineage, generation, starts, meaning FROM headwater_ledger WHERE pipeline = ?";
         let row = self
@@ -192,14 +192,16 @@ impl Ledger for SqliteLedger {
         row.map(|row| read_claim(&self.pipeline, row)).transpose()
     }
 
-    fn enrol(&mut self, processes: usize) -> Result<usize, LedgerError> {
+    fn register_processes(&mut self, processes: usize) -> Result<usize, LedgerError> {
         const ENROL: &str = "INSERT INTO headwater_writers (pipeline, processes) VALUES (?, ?)
             ON CONFLICT (pipeline) DO UPDATE SET processes = max(processes, excluded.processes)
             RETURNING processes";
         let pipeline = self.pipeline.clone();
         self.write("enrol processes", |transaction| {
             let values = params![pipeline, processes as i64];
-            transaction.query_row(ENROL, values, |row| row.get::<_, i64>(0)).map(|ever| ever as usize)
+            transaction
+                .query_row(ENROL, values, |row| row.get::<_, i64>(0))
+                .map(|max_processes| max_processes as usize)
         })
     }
 
@@ -309,7 +311,7 @@ impl Ledger for SqliteLedger {
             transaction
                 .execute(
                     "UPDATE headwater_ledger SET starts = ?, meaning = ? WHERE pipeline = ? AND starts IS NULL",
-                    params![starts, genesis.meaning, pipeline],
+                    params![starts, genesis.semantics, pipeline],
                 )
                 .map(drop)
         })
@@ -389,7 +391,7 @@ impl Ledger for SqliteLedger {
         ascends(&self.pipeline, manifest.epoch, &before)
     }
 
-    fn amend(&mut self, meaning: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError> {
+    fn amend(&mut self, semantics: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError> {
         let written = manifest.map(write_manifest).transpose()?;
         let pipeline = self.pipeline.clone();
         self.write("amend the pipeline", |transaction| {
@@ -399,7 +401,7 @@ impl Ledger for SqliteLedger {
                 return Ok(checked);
             }
             let amend = "UPDATE headwater_ledger SET meaning = ? WHERE pipeline = ?";
-            transaction.execute(amend, params![meaning, pipeline])?;
+            transaction.execute(amend, params![semantics, pipeline])?;
             if let Some((epoch, bytes)) = written {
                 transaction.execute("DELETE FROM headwater_manifests WHERE pipeline = ?", [&pipeline])?;
                 transaction.execute(MANIFEST, params![pipeline, epoch, bytes])?;

@@ -37,7 +37,7 @@ pub(super) struct Health {
     /// Which sinks are committing, and since when.
     pub committing: BTreeMap<String, Instant>,
     /// Since when the ledger has been writing.
-    pub recording: Option<Instant>,
+    pub writes_ledger: Option<Instant>,
     /// What holds the watermark.
     pub watermark: Option<Stall>,
     /// By partition that is held by an open transaction: its offset, and since when.
@@ -65,7 +65,7 @@ impl Default for Health {
             held_warning: Duration::from_secs(60),
             interval: Duration::ZERO,
             committing: BTreeMap::new(),
-            recording: None,
+            writes_ledger: None,
             watermark: None,
             held: BTreeMap::new(),
             topic: None,
@@ -111,7 +111,7 @@ impl Health {
         if let Some(time) = self.stands(now).filter(|&time| time > self.standstill + self.interval) {
             let stands = format!("nothing has been committed for {} s", time.as_secs());
             let since = |since: Instant| now.saturating_duration_since(since).as_secs();
-            let (cause, holder) = match (self.committing_longest(), self.recording) {
+            let (cause, holder) = match (self.committing_longest(), self.writes_ledger) {
                 (Some((sink, &at)), _) => {
                     (Cause::Sink, format!("; sink {sink} has been committing for {} s", since(at)))
                 }

@@ -5,11 +5,11 @@ use headwater_sinks::{Cell, Changes};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Envelope, Output, Status, Takes, shard_of};
+use super::{Envelope, Output, OutputMapping, Status, shard_of};
 use crate::event::split_key;
 use crate::json::rfc3339;
 
-/// How bad it is.
+/// Alert severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -44,7 +44,7 @@ pub struct Alert {
     pub rule: &'static str,
     /// The rule's version.
     pub rule_version: u32,
-    /// How bad it is.
+    /// Alert severity.
     pub severity: Severity,
     /// The key, with its kind in front.
     pub key: Box<str>,
@@ -89,8 +89,8 @@ fn status_text(status: Status) -> &'static str {
 }
 
 impl Output for Alert {
-    fn of(takes: &Takes) -> Option<u8> {
-        takes.alerts
+    fn of(mapping: &OutputMapping) -> Option<u8> {
+        mapping.alerts
     }
 
     fn shard(&self) -> ShardId {

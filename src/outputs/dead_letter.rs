@@ -5,7 +5,7 @@ use headwater_sinks::{Cell, Changes, Header};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Envelope, Output, Status, Takes};
+use super::{Envelope, Output, OutputMapping, Status};
 use crate::decode::{Reason, Rejection};
 use crate::event::Event;
 use crate::source::Raw;
@@ -79,8 +79,8 @@ impl std::fmt::Display for DeadLetter {
 }
 
 impl Output for DeadLetter {
-    fn of(takes: &Takes) -> Option<u8> {
-        takes.dead_letters
+    fn of(mapping: &OutputMapping) -> Option<u8> {
+        mapping.dead_letters
     }
 
     fn shard(&self) -> ShardId {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     /// The key's and the value's length, and what the headers say of the original.
-    fn told(letter: &DeadLetter, largest: usize) -> (Option<usize>, usize, Option<(String, usize)>) {
+    fn encoded(letter: &DeadLetter, largest: usize) -> (Option<usize>, usize, Option<(String, usize)>) {
         let mut changes = Changes::default();
         let envelope = Envelope { largest, provenance: &provenance() };
         letter.message(Epoch(1), Status::Raised, 0, &envelope, &mut changes);
@@ -195,11 +195,11 @@ mod tests {
 
     #[test]
     fn what_is_too_large_for_its_topic_is_cut_short_and_says_so() {
-        assert_eq!(told(&letter(Some(10), 400), 2000), (Some(10), 400, None));
-        let (key, value, original) = told(&letter(Some(10), 4000), 2000);
+        assert_eq!(encoded(&letter(Some(10), 400), 2000), (Some(10), 400, None));
+        let (key, value, original) = encoded(&letter(Some(10), 4000), 2000);
         assert_eq!((key, original), (Some(10), Some(("4000".into(), 64))));
         assert!((1000..2000).contains(&value), "{value}");
-        let (key, _, original) = told(&letter(Some(600), 20), 2000);
+        let (key, _, original) = encoded(&letter(Some(600), 20), 2000);
         assert_eq!((key, original), (None, Some(("20".into(), 64))), "a key is whole or missing");
     }
 

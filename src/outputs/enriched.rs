@@ -6,7 +6,7 @@ use headwater_sinks::{Cell, Changes};
 use serde::{Deserialize, Serialize};
 
 use super::window::MICROS;
-use super::{Envelope, Output, Status, Takes};
+use super::{Envelope, Output, OutputMapping, Status};
 use crate::event::{Event, split_key};
 use crate::json::{round6, write_int, write_rounded, write_string};
 
@@ -65,8 +65,8 @@ fn amount_band(amount: Option<i64>) -> &'static str {
 }
 
 impl Output for Arrival<'_> {
-    fn of(takes: &Takes) -> Option<u8> {
-        takes.events
+    fn of(mapping: &OutputMapping) -> Option<u8> {
+        mapping.events
     }
 
     fn shard(&self) -> ShardId {

@@ -1,6 +1,6 @@
 //! What the pipeline says, and how each sink is told: rows for tables, messages for topics.
 //!
-//! Outputs are encoded where they arise, on the worker's thread, once for each sink that wants them: a [`Told`]
+//! Outputs are encoded where they arise, on the worker's thread, once for each sink that wants them: a [`EncodedOutputs`]
 //! holds one worker's share of an epoch for all sinks.
 
 mod alert;
@@ -18,11 +18,11 @@ use std::sync::Arc;
 use headwater_dataflows::{Epoch, KeyHash, ShardId};
 use headwater_sinks::Changes;
 
-use crate::coordination::Taken;
+use crate::coordination::CommittedThrough;
 
 /// What one sink takes of each kind of output: the index of its table or topic, if it takes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Takes {
+pub struct OutputMapping {
     /// Events, enriched.
     pub events: Option<u8>,
     /// Alerts.
@@ -35,25 +35,25 @@ pub struct Takes {
 
 /// How one sink is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tongue {
+pub enum SinkEncoding {
     /// In rows of tables.
-    Rows(Takes),
+    Rows(OutputMapping),
     /// In messages of topics, of at most so many bytes each.
-    Messages(Takes, usize),
+    Messages(OutputMapping, usize),
 }
 
-impl Tongue {
+impl SinkEncoding {
     /// What the sink takes.
-    pub fn takes(&self) -> &Takes {
+    pub fn mapping(&self) -> &OutputMapping {
         match self {
-            Tongue::Rows(takes) | Tongue::Messages(takes, _) => takes,
+            SinkEncoding::Rows(mapping) | SinkEncoding::Messages(mapping, _) => mapping,
         }
     }
 
     /// The same, in messages of no more bytes than `largest`.
-    pub fn within(self, largest: usize) -> Tongue {
+    pub fn within(self, largest: usize) -> SinkEncoding {
         match self {
-            Tongue::Messages(takes, before) => Tongue::Messages(takes, before.min(largest)),
+            SinkEncoding::Messages(mapping, before) => SinkEncoding::Messages(mapping, before.min(largest)),
             rows => rows,
         }
     }
@@ -70,34 +70,43 @@ pub struct Provenance {
 
 /// A sink, and what it need not be told again.
 #[derive(Clone, Debug)]
-pub struct Listener {
+pub struct SinkRoute {
     /// How it is told.
-    pub tongue: Tongue,
+    pub encoding: SinkEncoding,
     provenance: Provenance,
-    taken: Arc<Taken>,
+    committed_through: Arc<CommittedThrough>,
     /// No shard of it has later ones.
     most: Option<Epoch>,
 }
 
-impl Listener {
+impl SinkRoute {
     /// One that has taken some epochs, by shard, that are perhaps done again.
-    pub fn new(tongue: Tongue, taken: Taken, provenance: Provenance) -> Listener {
-        Listener { tongue, provenance, most: taken.most(), taken: Arc::new(taken) }
+    pub fn new(
+        encoding: SinkEncoding,
+        committed_through: CommittedThrough,
+        provenance: Provenance,
+    ) -> SinkRoute {
+        SinkRoute {
+            encoding,
+            provenance,
+            most: committed_through.most(),
+            committed_through: Arc::new(committed_through),
+        }
     }
 
     /// One that has nothing.
-    pub fn to_all(tongue: Tongue) -> Listener {
-        Listener::new(tongue, Taken::nothing(), Provenance::default())
+    pub fn to_all(encoding: SinkEncoding) -> SinkRoute {
+        SinkRoute::new(encoding, CommittedThrough::nothing(), Provenance::default())
     }
 }
 
 /// Changes for each sink, by its index.
-pub type Told = Vec<Changes>;
+pub type EncodedOutputs = Vec<Changes>;
 
 /// Something that can be told to sinks.
 pub trait Output {
     /// The table or topic it goes to.
-    fn of(takes: &Takes) -> Option<u8>;
+    fn of(mapping: &OutputMapping) -> Option<u8>;
 
     /// The shard that it is of: the one of its key, or else of its record's partition.
     fn shard(&self) -> ShardId;
@@ -128,16 +137,22 @@ pub enum Status {
 }
 
 /// Tells every sink that takes it and does not have it.
-pub fn tell<O: Output>(output: &O, epoch: Epoch, status: Status, listeners: &[Listener], told: &mut Told) {
-    told.resize_with(listeners.len(), Changes::default);
-    for (Listener { tongue, provenance, taken, most }, changes) in listeners.iter().zip(told) {
-        if Some(epoch) <= *most && taken.has(output.shard(), epoch) {
+pub fn encode_for_sinks<O: Output>(
+    output: &O,
+    epoch: Epoch,
+    status: Status,
+    routes: &[SinkRoute],
+    encoded: &mut EncodedOutputs,
+) {
+    encoded.resize_with(routes.len(), Changes::default);
+    for (SinkRoute { encoding, provenance, committed_through, most }, changes) in routes.iter().zip(encoded) {
+        if Some(epoch) <= *most && committed_through.has(output.shard(), epoch) {
             continue;
         }
-        match (tongue, O::of(tongue.takes())) {
+        match (encoding, O::of(encoding.mapping())) {
             (_, None) => {}
-            (Tongue::Rows(_), Some(table)) => output.row(epoch, status, table, changes),
-            (Tongue::Messages(_, largest), Some(topic)) => {
+            (SinkEncoding::Rows(_), Some(table)) => output.row(epoch, status, table, changes),
+            (SinkEncoding::Messages(_, largest), Some(topic)) => {
                 output.message(epoch, status, topic, &Envelope { largest: *largest, provenance }, changes);
             }
         }

@@ -7,7 +7,7 @@ use headwater_dataflows::{Epoch, ShardId, patterns::Moments};
 use headwater_sinks::{Cell, Changes};
 use serde::{Deserialize, Serialize};
 
-use super::{Envelope, Output, Status, Takes, shard_of};
+use super::{Envelope, Output, OutputMapping, Status, shard_of};
 use crate::event::split_key;
 
 /// What a window's events come to.
@@ -47,8 +47,8 @@ impl WindowRow {
 pub(super) const MICROS: f64 = 1e6;
 
 impl Output for WindowRow {
-    fn of(takes: &Takes) -> Option<u8> {
-        takes.windows
+    fn of(mapping: &OutputMapping) -> Option<u8> {
+        mapping.windows
     }
 
     fn shard(&self) -> ShardId {

@@ -16,9 +16,9 @@ use timely::dataflow::operators::generic::Operator;
 use super::checkpointing::Marked;
 use super::clock::ClockHand;
 use super::failure::{Failure, RunError};
-use super::recorder::Recorder;
-use super::recording::LedgerHandle;
+use super::ledger_writer::LedgerWriterHandle;
 use super::recovery::Origin;
+use super::trace::TraceWriter;
 use crate::coordination::ingest::{Pace, TimeRules};
 use crate::coordination::{
     Binding, Bound, Closed, Collector, EpochRecord, GroupOffsets, Manifest, Marks, Positions, Watermark,
@@ -47,13 +47,13 @@ pub struct Binder {
     /// What the consumer group may be told.
     pub offsets: Rc<RefCell<GroupOffsets>>,
     /// Where bindings are written down.
-    pub recorder: Option<Recorder>,
+    pub trace: Option<TraceWriter>,
     /// Has the epochs that are replayed.
     pub origin: Arc<Origin>,
     /// How many have been.
     pub replayed: usize,
     /// Makes new epochs durable.
-    pub ledger: Option<LedgerHandle>,
+    pub ledger: Option<LedgerWriterHandle>,
     /// Where failures go.
     pub failure: Failure,
 }
@@ -120,8 +120,8 @@ impl Binder {
                 ledger.record(record.clone());
             }
         }
-        if let Some(recorder) = self.recorder.as_mut().filter(|_| !record.is_empty() || watermark != before)
-            && let Err(error) = recorder.record(&record, watermark, self.counted)
+        if let Some(trace) = self.trace.as_mut().filter(|_| !record.is_empty() || watermark != before)
+            && let Err(error) = trace.record(&record, watermark, self.counted)
         {
             self.failure.report(error);
         }

@@ -19,9 +19,9 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::generic::Operator;
 
+use super::checkpoint_writer::CheckpointWriterHandle;
 use super::failure::Failure;
-use super::keeper::KeeperHandle;
-use super::recording::LedgerHandle;
+use super::ledger_writer::LedgerWriterHandle;
 use crate::coordination::{self, Checkpoint, Manifest, Part};
 
 /// Marked epochs, on worker 0, as manifests without parts.
@@ -57,7 +57,7 @@ pub fn marks<'scope>(control: ControlStream<'scope>) -> StreamVec<'scope, Epoch,
 pub fn store<'scope>(
     records: StreamVec<'scope, Epoch, Record>,
     control: ControlStream<'scope>,
-    keeper: KeeperHandle,
+    checkpoint_writer: CheckpointWriterHandle,
 ) -> StreamVec<'scope, Epoch, Stored> {
     let scope = records.scope();
     let worker = scope.index();
@@ -69,14 +69,14 @@ pub fn store<'scope>(
         "Store",
         move |capability, info| {
             drop(capability);
-            keeper.wakes(worker, scope.worker().sync_activator_for(info.address.to_vec()));
+            checkpoint_writer.wakes(worker, scope.worker().sync_activator_for(info.address.to_vec()));
             let mut marked = BTreeMap::new();
             // Of these all records are with the keeper.
             let mut put = BTreeMap::new();
             move |(records, captured), (control, _), output| {
                 records.for_each(|stamp, data| {
                     let epoch = *stamp.least().expect("data travels with a time");
-                    keeper.keep(worker, epoch, std::mem::take(data));
+                    checkpoint_writer.keep(worker, epoch, std::mem::take(data));
                 });
                 control.for_each(|stamp, data| {
                     let epoch = *stamp.least().expect("control travels with a time");
@@ -87,10 +87,10 @@ pub fn store<'scope>(
                 while let Some(first) = marked.first_entry().filter(|first| !captured.less_equal(first.key()))
                 {
                     let (epoch, capability) = first.remove_entry();
-                    keeper.put(worker, epoch);
+                    checkpoint_writer.put(worker, epoch);
                     put.insert(epoch, capability);
                 }
-                for (epoch, parts) in keeper.take(worker) {
+                for (epoch, parts) in checkpoint_writer.take(worker) {
                     let capability = put.remove(&epoch).expect("it was asked for once");
                     output.session(&capability).give(Stored { shards, parts });
                 }
@@ -108,7 +108,7 @@ pub struct Concluder {
     /// The parts that the next manifest's follow.
     pub before: Vec<Part>,
     /// Writes the manifests.
-    pub ledger: LedgerHandle,
+    pub ledger: LedgerWriterHandle,
     /// Where failures go.
     pub failure: Failure,
 }

@@ -9,13 +9,16 @@ use headwater_dataflows::{Admission, Captured, Captures, ControlStream, Epoch, L
 use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Concatenate;
 
+use super::encode::{Identity, encode_outputs};
 use super::plan::{By, Limits, Plan, WindowKind, WindowPlan};
 use super::rules::rules;
-use super::telling::{Identity, told};
 use crate::coordination::Operator;
 use crate::event::{Event, KeyKind, split_key};
 use crate::metrics::Metrics;
-use crate::outputs::{Alert, DeadLetter, KeyHistory, Listener, Status, Told, Tongue, WindowRow, tell};
+use crate::outputs::{
+    Alert, DeadLetter, EncodedOutputs, KeyHistory, SinkEncoding, SinkRoute, Status, WindowRow,
+    encode_for_sinks,
+};
 
 /// The operator that admits events.
 const ADMIT: &str = "Admit";
@@ -39,7 +42,7 @@ pub struct Inputs<'scope> {
 /// What comes of it.
 pub struct Computed<'scope> {
     /// Changes for each sink, as the tongues have it.
-    pub told: StreamVec<'scope, Epoch, (Epoch, Told)>,
+    pub encoded: StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)>,
     /// What the operators hold.
     pub load: Load,
 }
@@ -50,7 +53,7 @@ pub fn compute<'scope>(
     inputs: Inputs<'scope>,
     captures: &Captures<'scope>,
     plan: &Plan,
-    listeners: &Arc<[Listener]>,
+    routes: &Arc<[SinkRoute]>,
     metrics: &Arc<Metrics>,
 ) -> Computed<'scope> {
     let Inputs { events, rejected, control } = inputs;
@@ -62,27 +65,28 @@ pub fn compute<'scope>(
     let letters =
         refused.map(|refused| DeadLetter::refused(&refused.event, refused.refusal)).concat(rejected);
     let counted = Arc::clone(metrics);
-    let letters = told("Dead letters", letters, Arc::clone(listeners), move |letter: &DeadLetter, _| {
-        counted.rejection(|| letter.to_string());
-        if matches!(letter.reason(), crate::decode::Reason::Late | crate::decode::Reason::Duplicate) {
-            counted.rejected(letter.reason().as_str(), 1);
-        }
-    });
+    let letters =
+        encode_outputs("Dead letters", letters, Arc::clone(routes), move |letter: &DeadLetter, _| {
+            counted.rejection(|| letter.to_string());
+            if matches!(letter.reason(), crate::decode::Reason::Late | crate::decode::Reason::Duplicate) {
+                counted.rejected(letter.reason().as_str(), 1);
+            }
+        });
     let mut all = vec![letters];
 
-    if enriches(listeners.iter().map(|listener| &listener.tongue)) {
-        let listeners = Arc::clone(listeners);
+    if any_sink_takes_events(routes.iter().map(|route| &route.encoding)) {
+        let routes = Arc::clone(routes);
         all.push(keyed.clone().accumulate(
             ENRICH,
-            move |epoch, history: &mut KeyHistory, event: &Event, told: &mut Told| {
-                tell(&history.arrive(event), epoch, Status::Raised, &listeners, told);
+            move |epoch, history: &mut KeyHistory, event: &Event, encoded: &mut EncodedOutputs| {
+                encode_for_sinks(&history.arrive(event), epoch, Status::Raised, &routes, encoded);
             },
         ));
     }
 
     let alerts = keyed.clone().scan_all(RULES, rules(&plan.pipeline, &plan.patterns));
     let counted = Arc::clone(metrics);
-    all.push(told("Alerts", alerts, Arc::clone(listeners), move |alert: &Alert, status| {
+    all.push(encode_outputs("Alerts", alerts, Arc::clone(routes), move |alert: &Alert, status| {
         counted.alert(
             alert.rule,
             match status {
@@ -94,20 +98,20 @@ pub fn compute<'scope>(
 
     for window in &plan.windows {
         let rows = rows(keyed.clone(), window);
-        all.push(told(&format!("Rows: {}", window.name), rows, Arc::clone(listeners), |_, _| {}));
+        all.push(encode_outputs(&format!("Rows: {}", window.name), rows, Arc::clone(routes), |_, _| {}));
     }
-    Computed { told: scope.concatenate(all), load }
+    Computed { encoded: scope.concatenate(all), load }
 }
 
 /// Whether any sink takes events, so that they are enriched.
-fn enriches<'a>(tongues: impl IntoIterator<Item = &'a Tongue>) -> bool {
-    tongues.into_iter().any(|tongue| tongue.takes().events.is_some())
+fn any_sink_takes_events<'a>(encodings: impl IntoIterator<Item = &'a SinkEncoding>) -> bool {
+    encodings.into_iter().any(|encoding| encoding.mapping().events.is_some())
 }
 
 /// The operators that [`compute`] enters into its captures, by name; each with the version of its state.
-pub fn operators<'a>(plan: &Plan, tongues: impl IntoIterator<Item = &'a Tongue>) -> Vec<Operator> {
+pub fn operators<'a>(plan: &Plan, encodings: impl IntoIterator<Item = &'a SinkEncoding>) -> Vec<Operator> {
     let mut names = vec![ADMIT.to_owned(), headwater_dataflows::ids_of(ADMIT), RULES.to_owned()];
-    names.extend(enriches(tongues).then(|| ENRICH.to_owned()));
+    names.extend(any_sink_takes_events(encodings).then(|| ENRICH.to_owned()));
     names.extend(plan.windows.iter().map(|window| format!("{WINDOW}{}", window.name)));
     names.sort_unstable();
     names

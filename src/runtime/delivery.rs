@@ -18,7 +18,7 @@ const RETRY: Duration = Duration::from_millis(1);
 
 /// Hands each epoch's changes to the writer once they are complete, and lets it commit them once the frontier of
 /// `durable` has passed the epoch, too. An epoch with empty changes has it commit its progress. What the sink has taken
-/// before, through `taken`, it is not given again. The frontier of the stream that comes out is what the sink has
+/// before, through `committed_through`, it is not given again. The frontier of the stream that comes out is what the sink has
 /// committed; nothing flows in it.
 pub fn deliver<'scope>(
     changes: StreamVec<'scope, Epoch, (Epoch, Changes)>,
@@ -28,7 +28,7 @@ pub fn deliver<'scope>(
     let scope = changes.scope();
     let worker = scope.index();
     let name = format!("Deliver: {}", writer.sink());
-    let taken = writer.taken();
+    let committed_through = writer.committed_through();
     changes.binary_frontier::<_, CapacityContainerBuilder<Vec<()>>, _, _, _, _>(
         durable,
         Pipeline,
@@ -49,7 +49,7 @@ pub fn deliver<'scope>(
                 nothing.for_each(|_, _| {});
                 input.for_each(|stamp, data| {
                     for (epoch, changes) in data.drain(..) {
-                        if taken.is_some_and(|taken| epoch <= taken) {
+                        if committed_through.is_some_and(|committed_through| epoch <= committed_through) {
                             continue;
                         }
                         open.entry(epoch).or_insert_with(|| stamp.delayed(&epoch, 0));

@@ -6,8 +6,8 @@ use headwater_dataflows::{Epoch, RestoreError};
 use headwater_sinks::{CommitError, OpenError, StageError};
 use thiserror::Error;
 
-use super::amendment::Unfit;
-use crate::coordination::{Contradiction, NoResume, Protocol};
+use super::config_change::IncompatibleState;
+use crate::coordination::{InvalidPart, NoResume, Protocol};
 use crate::ledger::LedgerError;
 use crate::source::SourceError;
 use crate::state::StateError;
@@ -28,8 +28,8 @@ pub enum RunError {
     #[error(transparent)]
     Commit(#[from] CommitError),
     /// A process of before has taken a sink, though the ledger is ours; it will find that it may not write.
-    #[error("sink {sink}: taken back by an earlier start that was thought gone: {reason}")]
-    Disturbed {
+    #[error("sink {sink}: fenced again by a zombie instance: {reason}")]
+    FencedByZombie {
         /// The sink's name.
         sink: String,
         /// The store's words.
@@ -46,7 +46,7 @@ pub enum RunError {
     Ledger(#[from] LedgerError),
     /// An epoch that was done again was not what it had been.
     #[error(
-        "epoch {epoch} cannot be done again as it was: {detail}; the input, or what reads it, has changed: restore it, or \
+        "replay of epoch {epoch} diverged from the ledger: {detail}; the input or the decoder has changed: restore it, or \
          forget all state: `--reset all:EPOCH` with the epoch through which `headwater status` says that it is recorded; \
          nothing is read again then, and what was open is lost"
     )]
@@ -77,7 +77,7 @@ pub enum RunError {
     Resume(#[from] NoResume),
     /// The configuration or the program is not what the pipeline's state was made by.
     #[error(transparent)]
-    Unfit(#[from] Unfit),
+    IncompatibleState(#[from] IncompatibleState),
     /// The state store cannot be used, or must not be.
     #[error(transparent)]
     State(#[from] StateError),
@@ -97,7 +97,7 @@ pub enum RunError {
     Restore(#[from] RestoreError),
     /// A worker's word about a checkpoint contradicts what is known.
     #[error("checkpoint: {0}")]
-    Contradiction(#[from] Contradiction),
+    InvalidPart(#[from] InvalidPart),
     /// A file of the run's own cannot be written.
     #[error("cannot write {path}")]
     Record {
@@ -122,7 +122,7 @@ impl RunError {
                     | RunError::Replay { .. }
                     | RunError::Killed { .. }
                     | RunError::Resume(_)
-                    | RunError::Unfit(_)
+                    | RunError::IncompatibleState(_)
                     | RunError::State(StateError::Refused(_))
                     | RunError::Part { .. }
                     | RunError::Restore(_)

@@ -25,24 +25,24 @@ use timely::dataflow::operators::vec::{Broadcast, Map};
 use timely::dataflow::operators::{Concat, Concatenate, Inspect, Probe as _};
 
 use super::binding::{Binder, Marker, bind};
+use super::checkpoint_writer::CheckpointWriterHandle;
 use super::checkpointing::{Concluder, Marked, conclude, marks, store};
 use super::clock::{ClockHand, ClockSettings, ticks};
 use super::compute::{Computed, Inputs, compute, operators};
 use super::delivery::deliver;
+use super::encode::split_by_sink;
 use super::failure::Failure;
-use super::keeper::KeeperHandle;
+use super::ledger_writer::{LedgerWriterHandle, durable};
 use super::plan::Plan;
 use super::reading::{Read, ReadContext, ReadSettings, read};
-use super::recorder::Recorder;
-use super::recording::{LedgerHandle, durable};
 use super::recovery::Origin;
-use super::telling::part;
-use super::watch::{Heard, Sights, Watch};
+use super::trace::TraceWriter;
+use super::watch::{Probes, StreamObserver, Watch};
 use super::writer::WriterHandle;
 use crate::coordination::ingest::{Liveness, Pace, Timing, Unfinal};
 use crate::coordination::{Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark};
 use crate::metrics::Metrics;
-use crate::outputs::{Listener, Tongue};
+use crate::outputs::{SinkEncoding, SinkRoute};
 use crate::source::Reader;
 
 /// What the dataflow of one worker is built from.
@@ -62,13 +62,13 @@ pub struct Parts {
     /// Whether epochs are counts of records.
     pub counted: bool,
     /// The writers of the sinks, and how each is told.
-    pub sinks: Vec<(WriterHandle, Listener)>,
+    pub sinks: Vec<(WriterHandle, SinkRoute)>,
     /// Worker 0 writes down the bindings here.
-    pub recorder: Option<Recorder>,
+    pub trace: Option<TraceWriter>,
     /// What the run goes on from.
     pub origin: Arc<Origin>,
     /// Where worker 0 makes epochs durable.
-    pub ledger: Option<LedgerHandle>,
+    pub ledger: Option<LedgerWriterHandle>,
     /// How checkpoints are made, if they are.
     pub checkpoints: Option<Capturing>,
     /// What the operators go on from; none at the beginning.
@@ -85,7 +85,7 @@ pub struct Parts {
 #[derive(Clone)]
 pub struct Capturing {
     /// Puts their parts.
-    pub keeper: KeeperHandle,
+    pub checkpoint_writer: CheckpointWriterHandle,
     /// The least time between two, in milliseconds of the epochs' wall times.
     pub interval_ms: i64,
     /// This start's.
@@ -116,7 +116,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         local_workers,
         counted,
         sinks,
-        recorder,
+        trace,
         origin,
         ledger,
         checkpoints,
@@ -138,8 +138,8 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         in_flight: plan.limits.epochs_in_flight,
         counted,
     };
-    let heard = Heard::default();
-    let ticks = heard.ticks(ticks(scope, clock, Rc::clone(&hand), committed.clone()));
+    let observer = StreamObserver::default();
+    let ticks = observer.ticks(ticks(scope, clock, Rc::clone(&hand), committed.clone()));
     let reports = scope.index().is_multiple_of(local_workers.max(1));
     let settings = ReadSettings {
         timing: Timing {
@@ -193,24 +193,24 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         close_at_end: plan.close_at_end,
         hand,
         offsets: Rc::clone(&offsets),
-        recorder,
+        trace,
         origin: Arc::clone(&origin),
         replayed: 0,
         ledger: ledger.clone(),
         failure: failure.clone(),
     };
-    let durable_at = binder.ledger.as_ref().map(LedgerHandle::durable);
+    let durable_at = binder.ledger.as_ref().map(LedgerWriterHandle::durable);
     let newest = Rc::clone(&watermark);
     let bound = Probe::new();
-    let bindings = bind(heard.closed(closed), binder);
+    let bindings = bind(observer.closed(closed), binder);
     let durable = durable(bindings.clone(), durable_at);
     let control = bindings
         .broadcast()
         .inspect(move |control| newest.set(newest.get().max(control.watermark)))
         .probe_with(&bound);
 
-    let listeners: Arc<[Listener]> = sinks.iter().map(|(_, listener)| listener.clone()).collect();
-    let tongues = || listeners.iter().map(|listener| &listener.tongue);
+    let routes: Arc<[SinkRoute]> = sinks.iter().map(|(_, route)| route.clone()).collect();
+    let encodings = || routes.iter().map(|route| &route.encoding);
     let captures = match (&checkpoints, restored) {
         (None, _) => Captures::off(scope),
         (Some(_), None) => Captures::new(scope),
@@ -218,24 +218,24 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
     };
     let (events, rejected) = (events.as_collection(), rejected.as_collection());
     let inputs = Inputs { events, rejected, control: control.clone() };
-    let Computed { told: all, load } = compute(inputs, &captures, &plan, &listeners, &metrics);
+    let Computed { encoded: all, load } = compute(inputs, &captures, &plan, &routes, &metrics);
     let computed = Probe::new();
     let all = all.probe_with(&computed);
     let operator = |(name, version): (Arc<str>, u32)| Operator { name: name.to_string(), version };
     let entered: Vec<_> = captures.operators().into_iter().map(operator).collect();
-    debug_assert!(checkpoints.is_none() || entered == operators(&plan, tongues()), "{entered:?}");
+    debug_assert!(checkpoints.is_none() || entered == operators(&plan, encodings()), "{entered:?}");
     let captured = captures.finish()?;
-    let takes_alerts = |tongue: &Tongue| tongue.takes().alerts.is_some();
-    let alerted = if tongues().any(takes_alerts) { Probe::new() } else { committed.clone() };
+    let takes_alerts = |encoding: &SinkEncoding| encoding.mapping().alerts.is_some();
+    let alerted = if encodings().any(takes_alerts) { Probe::new() } else { committed.clone() };
     let done = if sinks.is_empty() {
         all.flat_map(|_| None::<()>)
     } else {
         let marks = marks(control.clone());
-        let delivered = part(all, sinks.len());
+        let delivered = split_by_sink(all, sinks.len());
         let mut done = Vec::new();
-        for ((writer, listener), changes) in sinks.into_iter().zip(delivered) {
+        for ((writer, route), changes) in sinks.into_iter().zip(delivered) {
             let delivered = deliver(changes.concat(marks.clone()), durable.clone(), writer);
-            if takes_alerts(&listener.tongue) {
+            if takes_alerts(&route.encoding) {
                 delivered.clone().probe_with(&alerted);
             }
             done.push(delivered);
@@ -243,14 +243,14 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         scope.concatenate(done)
     };
     let done = done.probe_with(&committed);
-    if let Some(Capturing { keeper, .. }) = checkpoints {
-        let stored = store(captured, control, keeper);
+    if let Some(Capturing { checkpoint_writer, .. }) = checkpoints {
+        let stored = store(captured, control, checkpoint_writer);
         let before = origin.parts().to_vec();
         let concluder =
             ledger.map(|ledger| Concluder { marked, operators: entered, before, ledger, failure });
         conclude(stored, done, concluder);
     }
-    let sights =
-        Sights { heard, closed: bound, computed, committed: committed.clone(), alerted, watermark, load };
-    Ok(Flow { committed, offsets, watch: Watch::new(sights, reports, metrics) })
+    let probes =
+        Probes { observer, closed: bound, computed, committed: committed.clone(), alerted, watermark, load };
+    Ok(Flow { committed, offsets, watch: Watch::new(probes, reports, metrics) })
 }

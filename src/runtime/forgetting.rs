@@ -2,20 +2,21 @@
 //! with no state. Nothing is read again, so nothing is doubled.
 
 use headwater_dataflows::{Epoch, EventTime};
-use headwater_sinks::{Start, crash};
+use headwater_sinks::{WriterContext, crash};
 
 use super::SinkJob;
 use super::failure::RunError;
 use super::recovery::{Found, History, Records, open_sink_anew};
 use crate::coordination::{
-    EpochRecord, Manifest, NoOrigin, NoResume, Operator, Positions, Watermark, WatermarkRule, taken,
+    EpochRecord, Manifest, NoOrigin, NoResume, Operator, Positions, Watermark, WatermarkRule,
+    committed_through,
 };
 use crate::ledger::{LedgerError, StoredManifest, readable};
 
 /// What a start knows that forgets all state.
 pub struct Forgetting<'a> {
     /// Who writes.
-    pub start: &'a Start,
+    pub context: &'a WriterContext,
     /// The operators that go on with nothing.
     pub operators: &'a [Operator],
     /// How the watermark is computed.
@@ -57,20 +58,20 @@ pub fn forget(
     }
     let manifest = without_state(history, records, durable, forgetting)?;
     for (job, (name, found)) in sinks.iter_mut().zip(found) {
-        let taken = taken(name, &found.progress, durable, &history.committed)?;
-        let has = taken.least().unwrap_or_default();
+        let committed_through = committed_through(name, &found.progress, durable, &history.committed)?;
+        let has = committed_through.least().unwrap_or_default();
         if has < durable {
             tracing::warn!(
                 sink = name, after = %has, through = %durable,
                 "its results of these epochs that it does not have are never written"
             );
-            *found = open_sink_anew(&mut *job.sink, forgetting.start, durable, found.latest)?;
+            *found = open_sink_anew(&mut *job.sink, forgetting.context, durable, found.latest)?;
         }
     }
     crash::point("ledger.amend.before");
-    history.ledger.amend(&history.meaning, Some(&manifest))?;
+    history.ledger.amend(&history.semantics, Some(&manifest))?;
     crash::point("ledger.amend.after");
-    history.amendment = None;
+    history.config_change = None;
     tracing::warn!(after = %durable, "all state is forgotten: nothing is read again, and what was open is lost");
     Ok(())
 }

@@ -25,7 +25,7 @@ use super::failure::RunError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Round {
     /// The first process hands out where to go on.
-    Handout = 0,
+    ClusterBootstrap = 0,
     /// The run itself.
     Run = 1,
 }
@@ -285,7 +285,7 @@ mod tests {
         let me = Me { process: 1, processes: 3, round: Round::Run };
         let judged = |process, processes, round| me.judge(&Me { process, processes, round }.hello());
         assert_eq!(judged(2, 3, Round::Run), Ok(2));
-        assert!(judged(2, 3, Round::Handout).is_err());
+        assert!(judged(2, 3, Round::ClusterBootstrap).is_err());
         assert!(judged(0, 3, Round::Run).is_err());
         assert!(judged(3, 3, Round::Run).is_err());
         assert_eq!(

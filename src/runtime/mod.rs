@@ -1,43 +1,43 @@
 //! Workers, the dataflow, the driver that carries out coordination's decisions, shutdown.
 
-mod amendment;
 mod binding;
+mod bootstrap;
+mod checkpoint_writer;
 mod checkpointing;
 mod clock;
 mod compute;
+mod config_change;
 mod delivery;
+mod encode;
 mod failure;
 mod field_errors;
 mod flow;
 mod forgetting;
-mod handout;
 mod joining;
-mod keeper;
+mod ledger_writer;
 mod plan;
 mod reading;
-mod recorder;
-mod recording;
 mod recovery;
 mod rules;
 mod starting;
-mod telling;
+mod trace;
 mod watch;
 mod writer;
 
-pub use amendment::{Amendment, Unfit, amendment, can_be_reset, check_finished};
+pub use bootstrap::processes;
 pub use compute::{Computed, Inputs, compute, operators};
+pub use config_change::{ConfigChange, IncompatibleState, can_be_reset, check_finished, config_change};
 pub use failure::RunError;
 pub use forgetting::forgets_of;
-pub use handout::processes;
 pub use plan::{
-    AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Telling, Time, TravelPlan,
+    AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Time, TravelPlan,
     WindowKind, WindowPlan,
 };
 pub use recovery::{
     Checkpoints, History, Records, Resets, may_double, needs_checkpoints, readable_origin, resume_from,
 };
 pub use rules::rules;
-pub use starting::{Following, Past, killed, positions_of, read_from};
+pub use starting::{Following, Role, killed, positions_of, read_from};
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,24 +47,24 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, Offset, Partition, ShardId};
-use headwater_sinks::{Sink, Start, crash};
+use headwater_sinks::{Sink, WriterContext, crash};
 
 use timely::worker::Worker;
 
 use crate::coordination::{Position, Skips};
 use crate::metrics::Metrics;
-use crate::outputs::{Listener, Tongue};
+use crate::outputs::{SinkEncoding, SinkRoute};
 use crate::source::{Opening, Source};
+use bootstrap::spawn_join_watchdog;
+use checkpoint_writer::WriterId;
 use clock::committed;
 use failure::Failure;
 use flow::{Capturing, Flow, Parts};
-use handout::come_together;
 use joining::Round;
-use keeper::Author;
-use recorder::Recorder;
-use recording::{Concluding, LedgerHandle};
-use recovery::{Origin, disturbed, fenced_by_whom};
+use ledger_writer::{Concluding, LedgerWriterHandle};
+use recovery::{Origin, attribute_fencing, fenced_by_zombie};
 use starting::{Begun, begin};
+use trace::TraceWriter;
 use writer::{Given, WriterHandle};
 
 /// A sink of a run.
@@ -72,7 +72,7 @@ pub struct SinkJob {
     /// The sink, not opened yet.
     pub sink: Box<dyn Sink>,
     /// How it is told.
-    pub tongue: Tongue,
+    pub encoding: SinkEncoding,
     /// The least time between the beginnings of two rounds.
     pub commit_interval: Duration,
 }
@@ -86,9 +86,9 @@ pub struct Job {
     /// Where results go.
     pub sinks: Vec<SinkJob>,
     /// Who writes: told to every sink.
-    pub start: Start,
+    pub context: WriterContext,
     /// What was done before and is done again, and where what is done is recorded.
-    pub past: Past,
+    pub role: Role,
     /// Workers, processes and hosts.
     pub workers: timely::Config,
     /// Set it to have the run read no more, finish what it has read, and end.
@@ -111,14 +111,14 @@ const PARK: Duration = Duration::from_millis(1);
 /// # Errors
 /// What ended it before its input did.
 pub fn run(job: Job) -> Result<(), RunError> {
-    let Job { mut plan, source, mut sinks, start, past, workers, stopping, metrics } = job;
+    let Job { mut plan, source, mut sinks, context, role, workers, stopping, metrics } = job;
     let failure = Failure::default();
     let (first_worker, local_workers) = local(&workers);
     let local = first_worker..first_worker + local_workers;
-    let follows = matches!(past, Past::Follows(_));
-    let recorded_cluster = processes(&workers) > 1 && !matches!(past, Past::Unrecorded);
+    let follows = matches!(role, Role::Follower(_));
+    let recorded_cluster = processes(&workers) > 1 && !matches!(role, Role::Unrecorded);
     let Begun {
-        start,
+        context,
         mut origin,
         source,
         positions,
@@ -127,7 +127,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         skips,
         ledger: recorded,
         checkpoints: wanted,
-    } = begin(past, source, &mut sinks, start, &plan, &workers, &metrics)?;
+    } = begin(role, source, &mut sinks, context, &plan, &workers, &metrics)?;
     plan.first_epoch = plan.first_epoch.max(first_epoch);
     let before: Vec<_> = positions.as_slice().iter().map(|position| position.timestamp_ms).collect();
     source.expect_before(&before);
@@ -136,18 +136,24 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let mut threads = Vec::new();
     let (mut concluding, mut checkpoints) = (None, None);
     if let Some(Checkpoints { store, interval_ms, keep }) = wanted {
-        let author = Author { lineage: start.lineage.clone(), generation: start.generation };
-        let spawned = keeper::spawn(store, author, origin.parts().to_vec(), local.clone(), failure.clone());
-        let (keeper, thread) = spawned.map_err(cannot_start)?;
+        let writer_id = WriterId { ledger_id: context.ledger_id.clone(), generation: context.generation };
+        let spawned = checkpoint_writer::spawn(
+            store,
+            writer_id,
+            origin.parts().to_vec(),
+            local.clone(),
+            failure.clone(),
+        );
+        let (checkpoint_writer, thread) = spawned.map_err(cannot_start)?;
         threads.push(thread);
         let manifests = std::mem::take(&mut origin.manifests);
-        concluding = Some(Concluding { keep, manifests, keeper: keeper.clone() });
-        checkpoints = Some(Capturing { keeper, interval_ms, generation: start.generation });
+        concluding = Some(Concluding { keep, manifests, checkpoint_writer: checkpoint_writer.clone() });
+        checkpoints = Some(Capturing { checkpoint_writer, interval_ms, generation: context.generation });
     }
     let (mut ledger, mut ledger_thread) = (None, None);
     if let Some(recorded) = recorded {
         let spawned =
-            recording::spawn(recorded, origin.durable, concluding, failure.clone(), Arc::clone(&metrics));
+            ledger_writer::spawn(recorded, origin.durable, concluding, failure.clone(), Arc::clone(&metrics));
         let (handle, thread) = spawned.map_err(cannot_start)?;
         (ledger, ledger_thread) = (Some(handle), Some(thread));
     } else {
@@ -155,23 +161,26 @@ pub fn run(job: Job) -> Result<(), RunError> {
         drop(concluding);
     }
     let mut writers = Vec::new();
-    for (SinkJob { sink, tongue, commit_interval }, taken) in sinks.into_iter().zip(&origin.taken) {
+    for (SinkJob { sink, encoding, commit_interval }, committed_through) in
+        sinks.into_iter().zip(&origin.committed_through)
+    {
         metrics.commits_every(commit_interval);
         let largest = sink.largest_message().unwrap_or(usize::MAX);
         let (failure, metrics) = (failure.clone(), Arc::clone(&metrics));
-        let least = taken.least_of(start.shards);
-        let given = Given { taken: least, skips: Skips::of(sink.name(), &skips), ledger: ledger.clone() };
+        let least = committed_through.least_of(context.shards);
+        let given =
+            Given { committed_through: least, skips: Skips::of(sink.name(), &skips), ledger: ledger.clone() };
         let spawned = writer::spawn(sink, given, local.clone(), commit_interval, failure, metrics);
         let (writer, thread) = spawned.map_err(cannot_start)?;
-        let listener = Listener::new(tongue.within(largest), taken.clone(), plan.provenance());
-        writers.push((writer, listener));
+        let route = SinkRoute::new(encoding.within(largest), committed_through.clone(), plan.provenance());
+        writers.push((writer, route));
         threads.push(thread);
     }
-    let recorder = match &plan.record_bindings {
-        Some(path) if first_worker == 0 => Some(Recorder::create(path)?),
+    let trace = match &plan.record_bindings {
+        Some(path) if first_worker == 0 => Some(TraceWriter::create(path)?),
         _ => None,
     };
-    let (tell_group, told_group) = channel::<Offsets>();
+    let (group_offsets, told_group) = channel::<Offsets>();
     let (committing, counting) = (Arc::clone(&source), Arc::clone(&metrics));
     let group = std::thread::spawn(move || {
         for offsets in told_group {
@@ -184,7 +193,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         }
     });
 
-    let context = Arc::new(Context {
+    let shared_run = Arc::new(RunShared {
         plan,
         source,
         positions: positions.as_slice().into(),
@@ -192,15 +201,15 @@ pub fn run(job: Job) -> Result<(), RunError> {
         origin: Arc::new(origin),
         handles: Mutex::new(Some(Handles { writers, checkpoints })),
         local_workers,
-        recorder: Mutex::new(recorder),
+        trace: Mutex::new(trace),
         ledger: Mutex::new(ledger),
         stopping,
         failure: failure.clone(),
         metrics: Arc::clone(&metrics),
-        tell_group: Mutex::new(Some(tell_group)),
+        group_offsets: Mutex::new(Some(group_offsets)),
     });
-    let shared = Arc::clone(&context);
-    let together = recorded_cluster.then(come_together);
+    let shared = Arc::clone(&shared_run);
+    let together = recorded_cluster.then(spawn_join_watchdog);
     metrics.starting("waiting for the other processes");
     let guards = joining::execute(workers, Round::Run, move |worker| {
         shared.metrics.started();
@@ -211,7 +220,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
     })?;
     // Once every worker has its own handles, none must outlive them here: threads end when all handles are gone.
     drop(guards.join());
-    drop(context);
+    drop(shared_run);
     for thread in threads {
         if thread.join().is_err() {
             failure.report(RunError::Workers("the thread of a sink or of the state store panicked".into()));
@@ -229,9 +238,9 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let _ = group.join();
     let outcome = failure.into_result();
     let Some(mut ledger) = ledger else {
-        return outcome.map_err(|error| if follows { disturbed(error) } else { error });
+        return outcome.map_err(|error| if follows { fenced_by_zombie(error) } else { error });
     };
-    let outcome = outcome.map_err(|error| fenced_by_whom(error, &mut *ledger, &start));
+    let outcome = outcome.map_err(|error| attribute_fencing(error, &mut *ledger, &context));
     if let Err(error) = ledger.ended() {
         tracing::debug!(%error, "the end of the run is not recorded");
     }
@@ -253,7 +262,7 @@ fn local(config: &timely::Config) -> (usize, usize) {
 }
 
 /// What the workers of a process share.
-struct Context {
+struct RunShared {
     plan: Plan,
     source: Arc<dyn Source>,
     positions: Arc<[Position]>,
@@ -261,22 +270,22 @@ struct Context {
     origin: Arc<Origin>,
     handles: Mutex<Option<Handles>>,
     local_workers: usize,
-    recorder: Mutex<Option<Recorder>>,
-    ledger: Mutex<Option<LedgerHandle>>,
+    trace: Mutex<Option<TraceWriter>>,
+    ledger: Mutex<Option<LedgerWriterHandle>>,
     stopping: Arc<AtomicBool>,
     failure: Failure,
     metrics: Arc<Metrics>,
-    tell_group: Mutex<Option<Sender<Offsets>>>,
+    group_offsets: Mutex<Option<Sender<Offsets>>>,
 }
 
 /// Of what every worker has a copy.
 #[derive(Clone)]
 struct Handles {
-    writers: Vec<(WriterHandle, Listener)>,
+    writers: Vec<(WriterHandle, SinkRoute)>,
     checkpoints: Option<Capturing>,
 }
 
-impl Context {
+impl RunShared {
     /// The life of one worker.
     fn work(&self, worker: &mut Worker) {
         match self.parts(worker) {
@@ -310,7 +319,7 @@ impl Context {
             local_workers: self.local_workers,
             counted: self.source.is_counted(),
             sinks: writers,
-            recorder: if first { self.recorder.lock().expect(lock).take() } else { None },
+            trace: if first { self.trace.lock().expect(lock).take() } else { None },
             origin: Arc::clone(&self.origin),
             ledger: if first { self.ledger.lock().expect(lock).take() } else { None },
             checkpoints,
@@ -332,20 +341,20 @@ impl Context {
         };
         let first = worker.index() == 0;
         let lock = "no worker panics while it holds the lock";
-        let tell_group = if first { self.tell_group.lock().expect(lock).take() } else { None };
-        let mut told = Instant::now();
+        let group_offsets = if first { self.group_offsets.lock().expect(lock).take() } else { None };
+        let mut last_sent = Instant::now();
         while worker.step_or_park(Some(PARK)) {
             if self.failure.is_some() {
                 return drop_dataflows(worker);
             }
-            flow.watch.look();
-            if told.elapsed() >= OFFSETS_EVERY {
-                told = Instant::now();
-                tell(&flow, tell_group.as_ref());
+            flow.watch.observe();
+            if last_sent.elapsed() >= OFFSETS_EVERY {
+                last_sent = Instant::now();
+                send_offsets(&flow, group_offsets.as_ref());
             }
         }
-        flow.watch.look();
-        tell(&flow, tell_group.as_ref());
+        flow.watch.observe();
+        send_offsets(&flow, group_offsets.as_ref());
     }
 }
 
@@ -356,7 +365,7 @@ fn drop_dataflows(worker: &mut Worker) {
 }
 
 /// Has the consumer group told of what every sink has committed.
-fn tell(flow: &Flow, group: Option<&Sender<Offsets>>) {
+fn send_offsets(flow: &Flow, group: Option<&Sender<Offsets>>) {
     let Some(group) = group else { return };
     let mut offsets = flow.offsets.borrow_mut();
     offsets.completed(|epoch: Epoch| committed(&flow.committed, epoch));

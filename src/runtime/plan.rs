@@ -160,7 +160,7 @@ pub struct Patterns {
 
 /// How a rule's matches are told.
 #[derive(Clone, Copy, Debug)]
-pub struct Telling {
+pub struct AlertPolicy {
     /// How bad they are.
     pub severity: Severity,
     /// When they are given.
@@ -175,7 +175,7 @@ pub struct FrequencyPlan {
     /// In which time.
     pub within_ms: i64,
     /// How it is told.
-    pub telling: Telling,
+    pub alert_policy: AlertPolicy,
 }
 
 /// So many distinct merchants in such a time.
@@ -186,7 +186,7 @@ pub struct DiversityPlan {
     /// In which time.
     pub within_ms: i64,
     /// How it is told.
-    pub telling: Telling,
+    pub alert_policy: AlertPolicy,
 }
 
 /// An amount so far from the mean.
@@ -205,7 +205,7 @@ pub struct AmountPlan {
     /// Whether each currency has a mean of its own.
     pub per_currency: bool,
     /// How it is told.
-    pub telling: Telling,
+    pub alert_policy: AlertPolicy,
 }
 
 /// A movement so far and so fast.
@@ -216,5 +216,5 @@ pub struct TravelPlan {
     /// How fast, in kilometres an hour.
     pub kmh: f64,
     /// How it is told.
-    pub telling: Telling,
+    pub alert_policy: AlertPolicy,
 }

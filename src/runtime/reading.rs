@@ -392,7 +392,7 @@ impl Reading {
         let (states, now) = (self.reader.partitions(), self.started.elapsed());
         let asked = budget != Budget::NONE && !self.replaying;
         for (owned, state) in self.partitions.iter_mut().zip(&states) {
-            owned.tracker.look(state, now, asked && !owned.paused, &self.settings.timing);
+            owned.tracker.observe(state, now, asked && !owned.paused, &self.settings.timing);
         }
         self.report(&states, now);
         if self.replaying

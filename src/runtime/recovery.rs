@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use headwater_dataflows::{Checkpoint, Epoch, EventTime, Offset, Partition, Record, SHARDS, ShardId};
-use headwater_sinks::{CommitError, OpenError, Progress, Shards, Sink, Start, crash};
+use headwater_sinks::{CommitError, OpenError, Progress, Shards, Sink, WriterContext, crash};
 
-use super::amendment::{Amendment, amended, amendment, check_finished};
+use super::checkpoint_writer::{LoadedPart, WriterId, merge, read};
+use super::config_change::{ConfigChange, check_finished, config_change, with_changes};
 use super::failure::RunError;
-use super::keeper::{Author, Kept, merge, read};
 use crate::coordination::{
-    Binding, EpochRecord, Loss, Manifest, NoOrigin, NoResume, Operator, Part, Positions, Recorded, Resume,
-    Skip, Taken, apply_losses, chain, durable, is_closed, left_behind, resume,
+    Binding, CommittedThrough, EpochRecord, Loss, Manifest, NoOrigin, NoResume, Operator, Part, Positions,
+    Recorded, Resume, Skip, apply_losses, chain, durable, is_closed, left_behind, resume,
 };
 use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
 use crate::state::StateStore;
@@ -23,9 +23,9 @@ pub struct History {
     /// What claiming it has found.
     pub claim: Claim,
     /// What decides the pipeline's answers: recorded when it begins, and when it is amended.
-    pub meaning: String,
+    pub semantics: String,
     /// What its configuration no longer says as it did, if anything.
-    pub amendment: Option<Amendment>,
+    pub config_change: Option<ConfigChange>,
     /// What may be reset where it has to.
     pub resets: Resets,
     /// What sinks are not given.
@@ -43,7 +43,7 @@ pub struct History {
 pub struct Resets {
     /// What may forget its state, by section of the configuration.
     pub sections: BTreeSet<String>,
-    /// Sinks that may be taken for having everything that is recorded, whatever they have.
+    /// Sinks that may be marked as caught up with the ledger, whatever they have.
     pub sinks: BTreeSet<String>,
     /// Whether a sink may be given results again that it has, which the ledger does not know of.
     pub accept_duplicates: bool,
@@ -62,7 +62,7 @@ pub struct Checkpoints {
 }
 
 /// By shard, the contents of a checkpoint's parts, until the shard's worker takes them.
-type State = Vec<Mutex<Vec<Kept>>>;
+type State = Vec<Mutex<Vec<LoadedPart>>>;
 
 /// Where a run goes on.
 #[derive(Default)]
@@ -80,7 +80,7 @@ pub struct Origin {
     /// The ledger's end.
     pub durable: Epoch,
     /// By sink, what it has.
-    pub taken: Vec<Taken>,
+    pub committed_through: Vec<CommittedThrough>,
     /// By partition, the first offset that is read, of those that have lost records that were to be replayed.
     pub read_from: BTreeMap<Partition, Offset>,
 }
@@ -88,7 +88,7 @@ pub struct Origin {
 impl Origin {
     /// Of a run that goes on from nothing that is recorded, into so many sinks.
     pub fn unrecorded(sinks: usize) -> Origin {
-        Origin { taken: vec![Taken::nothing(); sinks], ..Origin::default() }
+        Origin { committed_through: vec![CommittedThrough::nothing(); sinks], ..Origin::default() }
     }
 
     /// As the first process of a cluster has decided it, for a process with these shards.
@@ -100,13 +100,13 @@ impl Origin {
         checkpoints: Option<&mut Checkpoints>,
         shards: Shards,
         durable: Epoch,
-        taken: Vec<Taken>,
+        committed_through: Vec<CommittedThrough>,
     ) -> Result<Origin, RunError> {
         let state = match (&manifest, checkpoints) {
             (Some(manifest), Some(Checkpoints { store, .. })) => load(&mut **store, manifest, shards)?,
             _ => State::new(),
         };
-        Ok(Origin { manifest, state, durable, taken, ..Origin::default() })
+        Ok(Origin { manifest, state, durable, committed_through, ..Origin::default() })
     }
 
     /// Takes what is lost from what is replayed, which begins at these positions.
@@ -178,32 +178,33 @@ pub fn origin(
     sinks: &[(&str, &[Progress])],
     operators: &[Operator],
 ) -> Result<Origin, RunError> {
-    let History { ledger, claim, checkpoints, meaning, amendment: changes, resets, committed, .. } = history;
+    let History { ledger, claim, checkpoints, semantics, config_change: changes, resets, committed, .. } =
+        history;
     let Records { manifests, pruned, mut epochs } = Records::read(&mut **ledger)?;
     if checkpoints.is_none() && !manifests.is_empty() {
         return Err(needs_checkpoints().into());
     }
     for stored in &manifests {
         if let Err(error) = &stored.manifest {
-            tracing::warn!(epoch = %stored.epoch, %error, "a checkpoint cannot be gone on from");
+            tracing::warn!(epoch = %stored.epoch, %error, "skipping unreadable checkpoint");
         }
     }
     let resume = resume_from(&manifests, pruned, &epochs, committed, sinks)?;
     let newest = readable(&manifests).find(|manifest| resume.origins.first() == Some(&manifest.epoch));
     let before = newest.map_or(operators, |manifest| &manifest.operators);
-    if let Some(amendment) = amendment(changes.as_ref(), before, operators, &resets.sections)? {
-        check_finished(&resume, &amendment)?;
+    if let Some(config_change) = config_change(changes.as_ref(), before, operators, &resets.sections)? {
+        check_finished(&resume, &config_change)?;
         let manifest = match (newest, &mut *checkpoints) {
             (Some(manifest), Some(Checkpoints { store, .. })) => {
-                let author = Author { lineage: claim.lineage.clone(), generation: claim.generation };
-                Some(amended(&mut **store, &author, manifest, &amendment, operators)?)
+                let writer_id = WriterId { ledger_id: claim.ledger_id.clone(), generation: claim.generation };
+                Some(with_changes(&mut **store, &writer_id, manifest, &config_change, operators)?)
             }
             _ => None,
         };
         crash::point("ledger.amend.before");
-        ledger.amend(meaning, manifest.as_ref())?;
+        ledger.amend(semantics, manifest.as_ref())?;
         crash::point("ledger.amend.after");
-        tracing::info!(because = amendment.because, forgotten = ?amendment.forget, "going on otherwise than before");
+        tracing::info!(because = config_change.because, forgotten = ?config_change.forget, "resuming with a changed configuration");
         *changes = None;
         return origin(history, sinks, operators);
     }
@@ -226,7 +227,7 @@ pub fn origin(
         manifests,
         replay: epochs,
         durable: resume.durable,
-        taken: resume.taken,
+        committed_through: resume.committed_through,
         read_from: BTreeMap::new(),
     })
 }
@@ -296,11 +297,11 @@ fn latest(progress: &[Progress]) -> Epoch {
 /// If it cannot be opened, or must not be.
 pub fn open_sink(
     sink: &mut dyn Sink,
-    start: &Start,
+    context: &WriterContext,
     history: Option<&mut History>,
 ) -> Result<Found, RunError> {
     let found = |progress: Vec<Progress>| Found { latest: latest(&progress), progress };
-    let opened = sink.open(start);
+    let opened = sink.open(context);
     let Some(History { ledger, resets, committed, .. }) = history else { return Ok(found(opened?)) };
     let ledger = &mut **ledger;
     if resets.sinks.contains(sink.name()) {
@@ -314,19 +315,19 @@ pub fn open_sink(
             Err(error) => matches!(error, OpenError::Refused { .. }),
         };
         if unfit {
-            let there = sink.look(&start.pipeline)?;
+            let there = sink.peek_progress(&context.pipeline)?;
             let before = latest(&there);
             if !resets.accept_duplicates
-                && let Some(reason) = may_double(sink.name(), &there, start, durable)
+                && let Some(reason) = may_double(sink.name(), &there, context, durable)
             {
                 return Err(OpenError::Refused { sink: sink.name().to_owned(), reason }.into());
             }
-            tracing::warn!(sink = sink.name(), through = %durable, "taken for having everything that is recorded");
-            let anew = open_sink_anew(sink, start, durable, before);
-            return anew.map_err(|error| fenced_by_whom(error, ledger, start));
+            tracing::warn!(sink = sink.name(), through = %durable, "marked as caught up with the ledger");
+            let anew = open_sink_anew(sink, context, durable, before);
+            return anew.map_err(|error| attribute_fencing(error, ledger, context));
         }
     }
-    opened.map(found).map_err(|error| fenced_by_whom(error.into(), ledger, start))
+    opened.map(found).map_err(|error| attribute_fencing(error.into(), ledger, context))
 }
 
 /// Opens a sink that is taken for having everything through an epoch, whatever it had, through `latest`.
@@ -335,19 +336,24 @@ pub fn open_sink(
 /// If it cannot be opened, or must not be.
 pub fn open_sink_anew(
     sink: &mut dyn Sink,
-    start: &Start,
+    context: &WriterContext,
     durable: Epoch,
     latest: Epoch,
 ) -> Result<Found, RunError> {
-    let progress = sink.open(&Start { adopt: Some(durable), ..start.clone() })?;
+    let progress = sink.open(&WriterContext { adopt: Some(durable), ..context.clone() })?;
     Ok(Found { progress, latest: latest.max(durable) })
 }
 
 /// Why a sink may get results twice if it is taken for having what is recorded, if it may.
-pub fn may_double(sink: &str, progress: &[Progress], start: &Start, durable: Epoch) -> Option<String> {
+pub fn may_double(
+    sink: &str,
+    progress: &[Progress],
+    context: &WriterContext,
+    durable: Epoch,
+) -> Option<String> {
     let foreign = progress
         .iter()
-        .any(|progress| progress.lineage != start.lineage || progress.generation > start.generation);
+        .any(|progress| progress.ledger_id != context.ledger_id || progress.generation > context.generation);
     let has = latest(progress);
     (foreign || has > durable).then(|| {
         format!(
@@ -360,16 +366,16 @@ pub fn may_double(sink: &str, progress: &[Progress], start: &Start, durable: Epo
 
 /// Whether a sink was fenced, or refused, because of a successor, which the ledger knows, or fenced by a predecessor that has
 /// woken up and has taken its own ids back before it found that it has nothing to say: then a restart helps.
-pub fn fenced_by_whom(error: RunError, ledger: &mut dyn Ledger, start: &Start) -> RunError {
+pub fn attribute_fencing(error: RunError, ledger: &mut dyn Ledger, context: &WriterContext) -> RunError {
     let is_fenced = match &error {
         RunError::Commit(CommitError::Fenced { .. }) | RunError::Open(OpenError::Fenced { .. }) => true,
         RunError::Open(OpenError::Refused { .. }) => false,
         _ => return error,
     };
-    match ledger.look() {
-        Ok(Some(claim)) if claim.generation == start.generation && is_fenced => disturbed(error),
-        Ok(Some(claim)) if claim.generation > start.generation && !is_fenced => {
-            LedgerError::Fenced { pipeline: start.pipeline.clone(), generation: claim.generation }.into()
+    match ledger.peek() {
+        Ok(Some(claim)) if claim.generation == context.generation && is_fenced => fenced_by_zombie(error),
+        Ok(Some(claim)) if claim.generation > context.generation && !is_fenced => {
+            LedgerError::Fenced { pipeline: context.pipeline.clone(), generation: claim.generation }.into()
         }
         Ok(_) => error,
         Err(error) => error.into(),
@@ -378,10 +384,10 @@ pub fn fenced_by_whom(error: RunError, ledger: &mut dyn Ledger, start: &Start) -
 
 /// Takes being fenced for the work of a predecessor. So does a process that does not have the ledger and cannot tell: it
 /// is started again, and the first process, which can, decides.
-pub fn disturbed(error: RunError) -> RunError {
+pub fn fenced_by_zombie(error: RunError) -> RunError {
     match error {
         RunError::Commit(CommitError::Fenced { sink, reason })
-        | RunError::Open(OpenError::Fenced { sink, reason }) => RunError::Disturbed { sink, reason },
+        | RunError::Open(OpenError::Fenced { sink, reason }) => RunError::FencedByZombie { sink, reason },
         error => error,
     }
 }
@@ -400,7 +406,7 @@ fn choose(
         match load(store, manifest, Shards::ALL) {
             Ok(state) => return Ok(Some((Some(manifest.clone()), state))),
             Err(error @ RunError::Part { .. }) => {
-                tracing::warn!(epoch = %origin, %error, "a checkpoint cannot be gone on from");
+                tracing::warn!(epoch = %origin, %error, "skipping unreadable checkpoint");
             }
             Err(error) => return Err(error),
         }
@@ -427,9 +433,9 @@ fn tidy(store: &mut dyn StateStore, claim: &Claim, manifests: &[StoredManifest])
     if manifests.iter().any(|stored| stored.manifest.is_err()) {
         return Ok(());
     }
-    let found = store.list(&format!("{}/", claim.lineage.0))?;
+    let found = store.list(&format!("{}/", claim.ledger_id.0))?;
     let found = found.iter().map(String::as_str);
-    for name in left_behind(found, &claim.lineage, claim.generation, readable(manifests)) {
+    for name in left_behind(found, &claim.ledger_id, claim.generation, readable(manifests)) {
         store.delete(&name.to_string())?;
     }
     Ok(())
@@ -448,20 +454,20 @@ fn load(store: &mut dyn StateStore, manifest: &Manifest, shards: Shards) -> Resu
 mod tests {
     use super::*;
     use crate::ledger::SqliteLedger;
-    use headwater_sinks::Lineage;
+    use headwater_sinks::LedgerId;
 
     #[test]
     fn whoever_is_fenced_asks_the_ledger_whether_it_has_a_successor_or_was_only_disturbed() {
         let dir = tempfile::tempdir().expect("a directory");
         let open = || SqliteLedger::open(&dir.path().join("ledger.db"), "fraud").expect("opened");
         let mut ledger = open();
-        let start = Start {
+        let context = WriterContext {
             pipeline: "fraud".to_owned(),
-            lineage: Lineage("a".to_owned()),
+            ledger_id: LedgerId("a".to_owned()),
             generation: ledger.claim().expect("claimed").generation,
             process: 0,
             shards: Shards::ALL,
-            ever: 1,
+            max_processes: 1,
             adopt: None,
         };
         let (sink, reason) = (|| "events".to_owned(), || "a newer instance".to_owned());
@@ -473,15 +479,15 @@ mod tests {
         };
         let refused = || RunError::from(OpenError::Refused { sink: sink(), reason: reason() });
         for error in fenced() {
-            let disturbed = fenced_by_whom(error, &mut ledger, &start);
-            assert!(matches!(disturbed, RunError::Disturbed { .. }), "{disturbed:?}");
-            assert!(!disturbed.is_refusal(), "a restart helps");
+            let fenced_by_zombie = attribute_fencing(error, &mut ledger, &context);
+            assert!(matches!(fenced_by_zombie, RunError::FencedByZombie { .. }), "{fenced_by_zombie:?}");
+            assert!(!fenced_by_zombie.is_refusal(), "a restart helps");
         }
-        let its_own = fenced_by_whom(refused(), &mut ledger, &start);
+        let its_own = attribute_fencing(refused(), &mut ledger, &context);
         assert!(matches!(its_own, RunError::Open(OpenError::Refused { .. })), "{its_own:?}");
         open().claim().expect("a successor");
         for error in fenced().into_iter().chain([refused()]) {
-            let replaced = fenced_by_whom(error, &mut ledger, &start);
+            let replaced = attribute_fencing(error, &mut ledger, &context);
             assert!(replaced.is_refusal() && replaced.is_replacement(), "{replaced:?}");
         }
     }

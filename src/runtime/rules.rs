@@ -15,7 +15,7 @@ use headwater_dataflows::{Damage, Emission, KeyHash, Rule, Rules, Stored, forget
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::plan::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, Telling, TravelPlan};
+use super::plan::{AlertPolicy, AmountPlan, DiversityPlan, FrequencyPlan, Patterns, TravelPlan};
 use crate::event::Event;
 use crate::json::{round6, write_micros};
 use crate::outputs::{Alert, Severity};
@@ -30,12 +30,12 @@ pub fn rules(pipeline: &Arc<str>, patterns: &Patterns) -> impl Rules<Event, Aler
     let diversity = patterns.merchant_diversity.map(|plan| diversity(pipeline, plan));
     let amounts = patterns.amount_anomaly.filter(|plan| !plan.per_currency);
     let amounts =
-        amounts.map(|plan| Rule::new(outlier(plan), plan.telling.emission, deviant(pipeline, plan)));
+        amounts.map(|plan| Rule::new(outlier(plan), plan.alert_policy.emission, deviant(pipeline, plan)));
     let by_currency = patterns.amount_anomaly.filter(|plan| plan.per_currency).map(|plan| {
         let pattern = Grouped::by(outlier(plan), |event: &Event| {
             event.currency().map(|currency| KeyHash::of(currency.as_bytes()).0)
         });
-        Rule::new(pattern, plan.telling.emission, deviant(pipeline, plan))
+        Rule::new(pattern, plan.alert_policy.emission, deviant(pipeline, plan))
     });
     let travel = patterns.impossible_travel.map(|plan| travel(pipeline, plan));
     (velocity, (burst, (diversity, (amounts, (by_currency, (travel, ()))))))
@@ -74,8 +74,8 @@ struct Maker {
 }
 
 impl Maker {
-    fn new(pipeline: &Arc<str>, rule: &'static str, telling: Telling) -> Maker {
-        Maker { pipeline: Arc::clone(pipeline), rule, emission: telling.emission }
+    fn new(pipeline: &Arc<str>, rule: &'static str, alert_policy: AlertPolicy) -> Maker {
+        Maker { pipeline: Arc::clone(pipeline), rule, emission: alert_policy.emission }
     }
 
     fn alert(
@@ -105,13 +105,13 @@ fn frequency(
     rule: &'static str,
     plan: FrequencyPlan,
 ) -> Rule<Frequency, impl Fn(&Event, Rate) -> Alert + use<>> {
-    let maker = Maker::new(pipeline, rule, plan.telling);
+    let maker = Maker::new(pipeline, rule, plan.alert_policy);
     Rule::new(
         Frequency::at_least(plan.at_least, plan.within_ms),
-        plan.telling.emission,
+        plan.alert_policy.emission,
         move |event: &Event, rate: Rate| {
             let details = serde_json::json!({ "count": rate.count, "within_ms": plan.within_ms });
-            maker.alert(event, None, plan.telling.severity, details)
+            maker.alert(event, None, plan.alert_policy.severity, details)
         },
     )
 }
@@ -120,11 +120,11 @@ fn diversity(
     pipeline: &Arc<str>,
     plan: DiversityPlan,
 ) -> Rule<Diversity<impl Fn(&Event) -> Option<u64> + use<>>, impl Fn(&Event, Variety) -> Alert + use<>> {
-    let maker = Maker::new(pipeline, "merchant_diversity", plan.telling);
+    let maker = Maker::new(pipeline, "merchant_diversity", plan.alert_policy);
     let pattern = Diversity::at_least(plan.at_least, plan.within_ms, Event::merchant);
-    Rule::new(pattern, plan.telling.emission, move |event: &Event, variety: Variety| {
+    Rule::new(pattern, plan.alert_policy.emission, move |event: &Event, variety: Variety| {
         let details = serde_json::json!({ "distinct": variety.distinct, "within_ms": plan.within_ms });
-        maker.alert(event, None, plan.telling.severity, details)
+        maker.alert(event, None, plan.alert_policy.severity, details)
     })
 }
 
@@ -147,10 +147,11 @@ struct DeviantDetails<'a> {
 }
 
 fn deviant(pipeline: &Arc<str>, plan: AmountPlan) -> impl Fn(&Event, Deviation) -> Alert + use<> {
-    let maker = Maker::new(pipeline, "amount_anomaly", plan.telling);
+    let maker = Maker::new(pipeline, "amount_anomaly", plan.alert_policy);
     move |event, deviation| {
         let high = deviation.sigmas > plan.high_sigmas;
-        let severity = if high { plan.telling.severity.max(Severity::High) } else { plan.telling.severity };
+        let severity =
+            if high { plan.alert_policy.severity.max(Severity::High) } else { plan.alert_policy.severity };
         let mut amount = Vec::new();
         write_micros(&mut amount, deviation.amount);
         let details = DeviantDetails {
@@ -171,14 +172,14 @@ fn travel(
     Travel<impl Fn(&Event) -> Option<Location> + use<>, impl Fn(&Event) -> &str + use<>>,
     impl Fn(&Event, Trip<String>) -> Alert + use<>,
 > {
-    let maker = Maker::new(pipeline, "impossible_travel", plan.telling);
+    let maker = Maker::new(pipeline, "impossible_travel", plan.alert_policy);
     let pattern = Travel::beyond(plan.km, plan.kmh, Event::location, Event::id);
-    Rule::new(pattern, plan.telling.emission, move |event: &Event, trip: Trip<String>| {
+    Rule::new(pattern, plan.alert_policy.emission, move |event: &Event, trip: Trip<String>| {
         let details = serde_json::json!({
             "km": round6(trip.km),
             "seconds": round6(trip.seconds),
             "kmh": trip.kmh.map(round6),
         });
-        maker.alert(event, Some(trip.from.into()), plan.telling.severity, details)
+        maker.alert(event, Some(trip.from.into()), plan.alert_policy.severity, details)
     })
 }

@@ -4,34 +4,34 @@
 use std::sync::Arc;
 
 use headwater_dataflows::{Epoch, Offset, Partition};
-use headwater_sinks::{Generation, Lineage, Progress, Start, crash};
+use headwater_sinks::{Generation, LedgerId, Progress, WriterContext, crash};
 
 use super::SinkJob;
+use super::bootstrap::{ClusterBootstrap, exchange_bootstrap, processes};
 use super::compute::operators;
 use super::failure::RunError;
 use super::forgetting::{Forgetting, forget, forgets_of};
-use super::handout::{Handout, hand_out, processes};
 use super::plan::Plan;
-use super::recovery::{Checkpoints, Found, History, Origin, Records, disturbed, open_sink, origin};
+use super::recovery::{Checkpoints, Found, History, Origin, Records, fenced_by_zombie, open_sink, origin};
 use crate::coordination::{EpochRecord, Loss, Manifest, Position, Positions, Skip};
 use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
 use crate::metrics::Metrics;
 use crate::source::{Opening, Source};
 
 /// What a run knows of those before it.
-pub enum Past {
+pub enum Role {
     /// Nothing: it begins with empty state wherever the source starts.
     Unrecorded,
     /// What its ledger has: what was done before is done again, and what is done is recorded.
-    Leads(Box<History>),
+    Leader(Box<History>),
     /// What the first process of the cluster hands out.
-    Follows(Box<Following>),
+    Follower(Box<Following>),
 }
 
 /// What a process knows by itself that does not have the ledger.
 pub struct Following {
     /// What decides the pipeline's answers: the same in every process.
-    pub meaning: String,
+    pub semantics: String,
     /// Where and how often checkpoints are made, if they are.
     pub checkpoints: Option<Checkpoints>,
 }
@@ -39,7 +39,7 @@ pub struct Following {
 /// A run that can begin.
 pub struct Begun {
     /// Who writes.
-    pub start: Start,
+    pub context: WriterContext,
     /// Where it goes on.
     pub origin: Origin,
     /// Where records come from.
@@ -63,20 +63,20 @@ pub struct Begun {
 /// # Errors
 /// If something cannot be opened, or must not be.
 pub fn begin(
-    past: Past,
+    role: Role,
     source: Opening,
     sinks: &mut [SinkJob],
-    start: Start,
+    context: WriterContext,
     plan: &Plan,
     workers: &timely::Config,
     metrics: &Metrics,
 ) -> Result<Begun, RunError> {
-    match past {
-        Past::Unrecorded => {
-            let start = above_earlier(sinks, start, metrics)?;
+    match role {
+        Role::Unrecorded => {
+            let context = above_earlier(sinks, context, metrics)?;
             let mut latest = Epoch(0);
             for job in sinks.iter_mut() {
-                latest = latest.max(open(job, &start, None, metrics)?.latest);
+                latest = latest.max(open(job, &context, None, metrics)?.latest);
             }
             metrics.starting("opening the source");
             let source = source(None)?;
@@ -84,41 +84,45 @@ pub fn begin(
             let (origin, first_epoch) = (Origin::unrecorded(sinks.len()), latest.next());
             let (skips, ledger, checkpoints) = (Vec::new(), None, None);
             let known = positions.as_slice().len();
-            Ok(Begun { start, origin, source, positions, known, first_epoch, skips, ledger, checkpoints })
+            Ok(Begun { context, origin, source, positions, known, first_epoch, skips, ledger, checkpoints })
         }
-        Past::Leads(history) => lead(*history, source, sinks, start, plan, workers, metrics),
-        Past::Follows(following) => follow(*following, source, sinks, start, workers, metrics),
+        Role::Leader(history) => lead(*history, source, sinks, context, plan, workers, metrics),
+        Role::Follower(following) => follow(*following, source, sinks, context, workers, metrics),
     }
 }
 
 /// The start, with a generation above all that sinks have. Without a ledger it is the wall time, and the clock may have been
 /// set back since an earlier start: that is fenced by this one, as it would be had the clock gone on.
-fn above_earlier(sinks: &mut [SinkJob], mut start: Start, metrics: &Metrics) -> Result<Start, RunError> {
+fn above_earlier(
+    sinks: &mut [SinkJob],
+    mut context: WriterContext,
+    metrics: &Metrics,
+) -> Result<WriterContext, RunError> {
     for job in sinks {
         metrics.starting(format!("looking at sink {}", job.sink.name()));
-        for Progress { generation, .. } in job.sink.look(&start.pipeline)? {
-            if generation >= start.generation {
+        for Progress { generation, .. } in job.sink.peek_progress(&context.pipeline)? {
+            if generation >= context.generation {
                 tracing::warn!(
                     sink = job.sink.name(),
                     "the clock is behind an earlier start's, or was set back: this start is counted after that one"
                 );
-                start.generation = Generation(generation.0.saturating_add(1));
+                context.generation = Generation(generation.0.saturating_add(1));
             }
         }
     }
-    Ok(start)
+    Ok(context)
 }
 
 /// Opens one sink, and returns what it has.
 fn open(
     job: &mut SinkJob,
-    start: &Start,
+    context: &WriterContext,
     history: Option<&mut History>,
     metrics: &Metrics,
 ) -> Result<Found, RunError> {
     metrics.starting(format!("opening sink {}", job.sink.name()));
     crash::point("sink.open.before");
-    let found = open_sink(&mut *job.sink, start, history)?;
+    let found = open_sink(&mut *job.sink, context, history)?;
     crash::point("sink.open.after");
     Ok(found)
 }
@@ -127,21 +131,21 @@ fn lead(
     mut history: History,
     source: Opening,
     sinks: &mut [SinkJob],
-    start: Start,
+    context: WriterContext,
     plan: &Plan,
     workers: &timely::Config,
     metrics: &Metrics,
 ) -> Result<Begun, RunError> {
     let mut found = Vec::new();
     for job in sinks.iter_mut() {
-        found.push((job.sink.name().to_owned(), open(job, &start, Some(&mut history), metrics)?));
+        found.push((job.sink.name().to_owned(), open(job, &context, Some(&mut history), metrics)?));
     }
-    let tongues: Vec<_> = sinks.iter().map(|sink| sink.tongue).collect();
-    let operators = operators(plan, &tongues);
+    let encodings: Vec<_> = sinks.iter().map(|sink| sink.encoding).collect();
+    let operators = operators(plan, &encodings);
     let records = Records::read(&mut *history.ledger)?;
     if let Some(durable) = forgets_of(&records.manifests, &records.epochs, history.resets.all) {
         let rule = plan.time.watermark_rule();
-        let forgetting = Forgetting { start: &start, operators: &operators, rule };
+        let forgetting = Forgetting { context: &context, operators: &operators, rule };
         forget(&mut history, &records, durable, sinks, &mut found, &forgetting)?;
     }
     drop(records);
@@ -166,26 +170,26 @@ fn lead(
         check_attempts(&mut history, &origin, &*source, &positions, is_new)?;
     }
     crash::point("start.begun");
-    let History { ledger, meaning, checkpoints, skips, .. } = history;
+    let History { ledger, semantics, checkpoints, skips, .. } = history;
     let names = found.iter().map(|(name, _)| (*name).to_owned());
     if processes(workers) > 1 {
-        let word = Handout {
-            lineage: start.lineage.0.clone(),
-            generation: start.generation.0,
-            meaning,
+        let word = ClusterBootstrap {
+            ledger_id: context.ledger_id.0.clone(),
+            generation: context.generation.0,
+            semantics,
             manifest: origin.manifest.as_ref().map(encode_manifest),
             positions: positions.clone(),
             durable: origin.durable,
-            taken: names.zip(origin.taken.iter().cloned()).collect(),
+            committed_through: names.zip(origin.committed_through.iter().cloned()).collect(),
             skips: skips.clone(),
         };
         metrics.starting("waiting for the other processes");
-        hand_out(workers, Some(&word))?;
+        exchange_bootstrap(workers, Some(&word))?;
     }
     // Epochs go on above everything that was ever recorded or taken, whichever ledger's it was.
     let first_epoch = origin.durable.max(latest).next();
     Ok(Begun {
-        start,
+        context,
         origin,
         source,
         positions,
@@ -210,36 +214,44 @@ fn follow(
     following: Following,
     source: Opening,
     sinks: &mut [SinkJob],
-    mut start: Start,
+    mut context: WriterContext,
     workers: &timely::Config,
     metrics: &Metrics,
 ) -> Result<Begun, RunError> {
     metrics.starting("waiting for the first process");
-    let Following { meaning: own_meaning, mut checkpoints } = following;
+    let Following { semantics: own_semantics, mut checkpoints } = following;
     let refused = |reason: String| RunError::from(LedgerError::Refused(reason));
-    let Handout { lineage, generation, meaning, manifest, positions, durable, taken, skips } =
-        hand_out(workers, None)?;
-    if meaning != own_meaning {
+    let ClusterBootstrap {
+        ledger_id,
+        generation,
+        semantics,
+        manifest,
+        positions,
+        durable,
+        committed_through,
+        skips,
+    } = exchange_bootstrap(workers, None)?;
+    if semantics != own_semantics {
         return Err(refused("the processes of the cluster have different configurations".into()));
     }
-    (start.lineage, start.generation) = (Lineage(lineage), Generation(generation));
+    (context.ledger_id, context.generation) = (LedgerId(ledger_id), Generation(generation));
     tracing::info!(generation, "the first process has the ledger");
-    let mut taken_by_own = Vec::new();
+    let mut committed_by_own = Vec::new();
     for job in sinks.iter_mut() {
-        open(job, &start, None, metrics).map_err(disturbed)?;
-        let taken = taken.iter().find(|(name, _)| name == job.sink.name());
+        open(job, &context, None, metrics).map_err(fenced_by_zombie)?;
+        let committed_through = committed_through.iter().find(|(name, _)| name == job.sink.name());
         let unknown = || refused(format!("the first process of the cluster has no sink {}", job.sink.name()));
-        taken_by_own.push(taken.ok_or_else(unknown)?.1.clone());
+        committed_by_own.push(committed_through.ok_or_else(unknown)?.1.clone());
     }
     let manifest = manifest.as_deref().map(decode_manifest).transpose();
     let manifest =
         manifest.map_err(|damaged| refused(format!("what was handed out is damaged: {damaged}")))?;
-    let origin = Origin::handed(manifest, checkpoints.as_mut(), start.shards, durable, taken_by_own)?;
+    let origin = Origin::handed(manifest, checkpoints.as_mut(), context.shards, durable, committed_by_own)?;
     metrics.starting("opening the source");
     let source = source(Some(positions.as_slice().iter().map(|position| position.next).collect()))?;
     let first_epoch = durable.next();
     let known = positions.as_slice().len();
-    Ok(Begun { start, origin, source, positions, known, first_epoch, skips, ledger: None, checkpoints })
+    Ok(Begun { context, origin, source, positions, known, first_epoch, skips, ledger: None, checkpoints })
 }
 
 /// Opens the source where the run goes on, which is recorded if it is the beginning.
@@ -248,7 +260,7 @@ fn open_source(
     origin: &mut Origin,
     history: &mut History,
 ) -> Result<(Arc<dyn Source>, Positions, usize), RunError> {
-    let History { ledger, claim, meaning, losses, .. } = history;
+    let History { ledger, claim, semantics, losses, .. } = history;
     let starts = claim.genesis.as_ref().map(|genesis| &genesis.starts[..]);
     let positions = positions_of(origin.manifest.as_ref(), starts);
     let known = positions.as_ref().map(|positions| positions.as_slice().len());
@@ -266,7 +278,7 @@ fn open_source(
         return Err(LedgerError::Refused(reason).into());
     }
     if claim.genesis.is_none() {
-        ledger.begin(&Genesis { starts: starts.to_vec(), meaning: meaning.clone() })?;
+        ledger.begin(&Genesis { starts: starts.to_vec(), semantics: semantics.clone() })?;
     }
     let wanted = read_from(&positions, losses);
     for (partition, (&first, &next)) in (0..).map(Partition).zip(wanted.iter().zip(starts)) {

@@ -23,7 +23,7 @@ const COUNT_EVERY: Duration = Duration::from_millis(250);
 
 /// What the streams of a worker say on their way.
 #[derive(Clone, Default)]
-pub struct Heard(Rc<RefCell<Words>>);
+pub struct StreamObserver(Rc<RefCell<Words>>);
 
 #[derive(Default)]
 struct Words {
@@ -37,10 +37,10 @@ struct Words {
     read: VecDeque<(Epoch, i64)>,
 }
 
-impl Heard {
+impl StreamObserver {
     /// Hears of the epochs that begin.
     pub fn ticks<'scope>(&self, ticks: StreamVec<'scope, Epoch, Tick>) -> StreamVec<'scope, Epoch, Tick> {
-        let Heard(words) = self.clone();
+        let StreamObserver(words) = self.clone();
         ticks.inspect_core(move |event| {
             let Ok((stamp, _)) = event else { return };
             let mut words = words.borrow_mut();
@@ -57,7 +57,7 @@ impl Heard {
         &self,
         closed: StreamVec<'scope, Epoch, Closed>,
     ) -> StreamVec<'scope, Epoch, Closed> {
-        let Heard(words) = self.clone();
+        let StreamObserver(words) = self.clone();
         closed.inspect_core(move |event| {
             let Ok((stamp, closed)) = event else { return };
             let epoch = *stamp.least().expect("data travels with a time");
@@ -68,9 +68,9 @@ impl Heard {
 }
 
 /// What there is to look at.
-pub struct Sights {
+pub struct Probes {
     /// What the streams said.
-    pub heard: Heard,
+    pub observer: StreamObserver,
     /// Behind the control stream.
     pub closed: Probe<Epoch>,
     /// Behind all operators, before the sinks.
@@ -87,7 +87,7 @@ pub struct Sights {
 
 /// Looks at one worker's dataflow.
 pub struct Watch {
-    sights: Sights,
+    probes: Probes,
     /// Whether this worker speaks of the frontiers for its process.
     speaks: bool,
     last_closed: Option<Epoch>,
@@ -100,10 +100,10 @@ pub struct Watch {
 
 impl Watch {
     /// Of a worker that, if it `speaks`, is the one of its process to tell how far the frontiers are.
-    pub fn new(sights: Sights, speaks: bool, metrics: Arc<Metrics>) -> Watch {
+    pub fn new(probes: Probes, speaks: bool, metrics: Arc<Metrics>) -> Watch {
         let (keys, open_windows) = (metrics.keys(), metrics.open_windows());
         Watch {
-            sights,
+            probes,
             speaks,
             last_closed: None,
             last_committed: None,
@@ -115,9 +115,9 @@ impl Watch {
     }
 
     /// Tells the metrics what has changed.
-    pub fn look(&mut self) {
-        let Sights { heard, closed, computed, committed: behind, alerted, watermark, load } = &self.sights;
-        let mut words = heard.0.borrow_mut();
+    pub fn observe(&mut self) {
+        let Probes { observer, closed, computed, committed: behind, alerted, watermark, load } = &self.probes;
+        let mut words = observer.0.borrow_mut();
         while let Some((_, oldest)) = words.read.pop_front_if(|(epoch, _)| committed(alerted, *epoch)) {
             // Clocks of producers may be a little ahead.
             let ms = wall_ms().saturating_sub(oldest).max(0);

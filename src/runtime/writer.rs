@@ -12,7 +12,7 @@ use headwater_sinks::{Changes, CommitError, CommitPermit, MessageNames, Sink, cr
 use timely::scheduling::activate::SyncActivator;
 
 use super::failure::{Failure, RunError};
-use super::recording::LedgerHandle;
+use super::ledger_writer::LedgerWriterHandle;
 use crate::coordination::Skips;
 use crate::metrics::Metrics;
 
@@ -42,7 +42,7 @@ const QUEUE: usize = 256;
 #[derive(Clone)]
 pub struct WriterHandle {
     sink: String,
-    taken: Option<Epoch>,
+    committed_through: Option<Epoch>,
     sender: SyncSender<Delivered>,
     shared: Arc<Shared>,
 }
@@ -62,8 +62,8 @@ impl WriterHandle {
     }
 
     /// The last epoch that the sink had taken when it was opened, of those that are done again.
-    pub fn taken(&self) -> Option<Epoch> {
-        self.taken
+    pub fn committed_through(&self) -> Option<Epoch> {
+        self.committed_through
     }
 
     /// Gives a message to the writer, or back if its queue is full. A writer that has failed takes everything:
@@ -90,17 +90,17 @@ impl WriterHandle {
 /// What of all that is done a sink is not given.
 pub struct Given {
     /// Epochs through this one, which it has.
-    pub taken: Option<Epoch>,
+    pub committed_through: Option<Epoch>,
     /// Single outputs, which it does not take.
     pub skips: Skips,
     /// Where its first commit is recorded, in the process that has the ledger.
-    pub ledger: Option<LedgerHandle>,
+    pub ledger: Option<LedgerWriterHandle>,
 }
 
 /// Starts the writer of an opened sink, for the workers in `workers`.
 pub fn spawn(
     sink: Box<dyn Sink>,
-    Given { taken, skips, ledger }: Given,
+    Given { committed_through, skips, ledger }: Given,
     workers: std::ops::Range<usize>,
     commit_interval: Duration,
     failure: Failure,
@@ -109,7 +109,7 @@ pub fn spawn(
     let (sender, receiver) = sync_channel(QUEUE);
     let shared = Arc::new(Shared { committed: AtomicU64::new(0), activators: Mutex::default() });
     let name = sink.name().to_owned();
-    let handle = WriterHandle { sink: name.clone(), taken, sender, shared: Arc::clone(&shared) };
+    let handle = WriterHandle { sink: name.clone(), committed_through, sender, shared: Arc::clone(&shared) };
     let writer = Writer {
         name: name.clone(),
         skips,
@@ -133,7 +133,7 @@ pub fn spawn(
 struct Writer {
     name: String,
     skips: Skips,
-    ledger: Option<LedgerHandle>,
+    ledger: Option<LedgerWriterHandle>,
     sink: Box<dyn Sink>,
     first_worker: usize,
     /// How far each worker's delivery has come.
@@ -198,7 +198,7 @@ impl Writer {
         let is_skipped = |name: &str| {
             let skips = skipped.contains(name);
             if skips {
-                tracing::warn!(sink = self.name, %epoch, output = name, "left out, as the ledger says");
+                tracing::warn!(sink = self.name, %epoch, output = name, "output skipped");
             }
             skips
         };

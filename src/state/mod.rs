@@ -86,31 +86,31 @@ pub fn open(config: &StateConfig, pipeline: &str) -> Result<Box<dyn StateStore>,
 }
 
 /// A state store, as it is found without being made or waited for.
-pub enum Look {
+pub enum ExistingStore {
     /// It is not there.
     Absent,
     /// Another process has it.
     InUse,
     /// It can be read.
-    There(Box<dyn StateStore>),
+    Open(Box<dyn StateStore>),
 }
 
 /// Opens a pipeline's state store to look at it.
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn look(config: &StateConfig, pipeline: &str) -> Result<Look, StateError> {
+pub fn open_existing(config: &StateConfig, pipeline: &str) -> Result<ExistingStore, StateError> {
     Ok(match config {
-        StateConfig::Fjall(path) if !path.exists() => Look::Absent,
+        StateConfig::Fjall(path) if !path.exists() => ExistingStore::Absent,
         StateConfig::Fjall(path) => match FjallStore::open_now(path)? {
-            Some(store) => Look::There(Box::new(store)),
-            None => Look::InUse,
+            Some(store) => ExistingStore::Open(Box::new(store)),
+            None => ExistingStore::InUse,
         },
-        StateConfig::Redis(redis) => Look::There(Box::new(RedisStore::open(redis, pipeline)?)),
+        StateConfig::Redis(redis) => ExistingStore::Open(Box::new(RedisStore::open(redis, pipeline)?)),
         #[cfg(feature = "rocksdb")]
-        StateConfig::RocksDb(path) if !path.exists() => Look::Absent,
+        StateConfig::RocksDb(path) if !path.exists() => ExistingStore::Absent,
         #[cfg(feature = "rocksdb")]
-        StateConfig::RocksDb(path) => Look::There(Box::new(RocksStore::open(path)?)),
+        StateConfig::RocksDb(path) => ExistingStore::Open(Box::new(RocksStore::open(path)?)),
     })
 }
 

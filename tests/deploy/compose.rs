@@ -178,15 +178,15 @@ fn the_broker_advertises_the_addresses_that_clients_use() {
     let ui: BTreeMap<_, _> = environment(&services["kafka-ui"]).into_iter().collect();
     assert_eq!(ui["KAFKA_CLUSTERS_0_BOOTSTRAPSERVERS"], brokers);
 
-    let listeners: Vec<_> = kafka["KAFKA_LISTENERS"].split(',').collect();
+    let routes: Vec<_> = kafka["KAFKA_LISTENERS"].split(',').collect();
     let advertised: BTreeSet<_> = kafka["KAFKA_ADVERTISED_LISTENERS"].split(',').collect();
     let port = brokers.rsplit_once(':').expect("a port").1;
     assert!(advertised.contains(format!("BROKER://{brokers}").as_str()), "{advertised:?}");
-    assert!(listeners.contains(&format!("BROKER://:{port}").as_str()), "{listeners:?}");
+    assert!(routes.contains(&format!("BROKER://:{port}").as_str()), "{routes:?}");
     let [published] = texts(&services["kafka"]["ports"])[..] else { panic!("one port") };
     let (outside, inside) = published.rsplit_once(':').expect("a port");
     assert!(advertised.contains(format!("HOST://{outside}").as_str()), "{advertised:?}");
-    assert!(listeners.contains(&format!("HOST://:{inside}").as_str()), "{listeners:?}");
+    assert!(routes.contains(&format!("HOST://:{inside}").as_str()), "{routes:?}");
 
     // The producer's health check looks for a connection to that port, which /proc/net/tcp has in hexadecimal.
     let check = texts(&services["producer"]["healthcheck"]["test"]).join(" ");

@@ -79,7 +79,7 @@ fn words(text: &str) -> String {
 fn every_refusal_has_an_entry() {
     let book = words(&text("docs/runbook.md"));
     // Kinds of errors of which all are refusals, or have the words of one.
-    let kinds = ["coordination/recovery.rs", "runtime/amendment.rs", "config/change.rs"];
+    let kinds = ["coordination/recovery.rs", "runtime/config_change.rs", "config/change.rs"];
     let (mut count, mut missing) = (0, Vec::new());
     for (name, code) in sources() {
         let mut said = [literals(&code, "Refused("), literals(&code, "refused(")].concat();

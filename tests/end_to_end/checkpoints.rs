@@ -80,7 +80,7 @@ fn a_stop_that_comes_while_a_run_starts_is_one() {
     let files = files(37, 60_000);
     for delay in [0, 5, 20, 60] {
         let mut run = Running::start(files.command("2"), files.path("run.log"));
-        crate::live::wait_for("the ledger", || run.log().contains("the ledger is ours").then_some(()));
+        crate::live::wait_for("the ledger", || run.log().contains("claimed the ledger").then_some(()));
         std::thread::sleep(Duration::from_millis(delay));
         run.terminate();
         run.ends_well();

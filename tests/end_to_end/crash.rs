@@ -300,7 +300,7 @@ fn a_start_that_could_not_keep_the_promise_is_refused() {
     let lines = first.split_inclusive(|&byte| byte == b'\n');
     let spoilt: Vec<u8> = lines.clone().flat_map(|line| [b"!", &line[1..]].concat()).collect();
     fs::write(&files.names[0], spoilt).expect("written");
-    refused("cannot be done again as it was");
+    refused("diverged from the ledger");
     // Or it is gone.
     fs::write(&files.names[0], lines.take(10).flatten().copied().collect::<Vec<_>>()).expect("written");
     refused("is missing");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use headwater_dataflows::Epoch;
 use headwater_sinks::kafka::client::Options;
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink, progress_topic};
-use headwater_sinks::{CommitPermit, Generation, Lineage, Shards, Sink, Start};
+use headwater_sinks::{CommitPermit, Generation, LedgerId, Shards, Sink, WriterContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
@@ -16,14 +16,14 @@ use crate::services::{Service, Services};
 
 const PIPELINE: &str = "doubtful";
 
-fn start(generation: u64) -> Start {
-    Start {
+fn context(generation: u64) -> WriterContext {
+    WriterContext {
         pipeline: PIPELINE.to_owned(),
-        lineage: Lineage("d".repeat(32)),
+        ledger_id: LedgerId("d".repeat(32)),
         generation: Generation(generation),
         process: 0,
         shards: Shards::ALL,
-        ever: 1,
+        max_processes: 1,
         adopt: None,
     }
 }
@@ -64,7 +64,7 @@ fn a_commit_that_takes_long_is_waited_for_and_its_producer_is_replaced() {
         topics: Vec::new(),
         options: Options::new(),
     });
-    sink.open(&start(1)).expect("opened");
+    sink.open(&context(1)).expect("opened");
     let mut commit = |through| sink.commit(CommitPermit::granted(Epoch(through))).expect("committed");
     (1..=4).for_each(&mut commit);
     assert_eq!(takeovers(&services.kafka), 2, "each id once");
@@ -95,7 +95,7 @@ fn a_commit_that_takes_long_is_waited_for_and_its_producer_is_replaced() {
         topics: Vec::new(),
         options: Options::new(),
     })
-    .open(&start(2))
+    .open(&context(2))
     .expect("opened");
     assert_eq!(found.iter().map(|progress| progress.through).collect::<Vec<_>>(), [Epoch(through - 1)]);
 }

@@ -192,9 +192,13 @@ fn group_offsets(group: &str, topic: &str, partitions: i32) -> BTreeMap<i32, i64
     for partition in 0..partitions {
         asked.add_partition(topic, partition);
     }
-    let told = consumer.committed_offsets(asked, Duration::from_secs(10)).expect("answered");
+    let committed = consumer.committed_offsets(asked, Duration::from_secs(10)).expect("answered");
     let offset = |offset| if let Offset::Offset(offset) = offset { Some(offset) } else { None };
-    told.elements().iter().filter_map(|told| Some((told.partition(), offset(told.offset())?))).collect()
+    committed
+        .elements()
+        .iter()
+        .filter_map(|committed| Some((committed.partition(), offset(committed.offset())?)))
+        .collect()
 }
 
 const HTTP: &str = "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n";

@@ -109,9 +109,9 @@ fn processes_that_take_over_from_each_other_give_way() {
     };
     let mut owner = start(&job, "owner-0.log");
     for n in 1..=3 {
-        wait_for("the owner", || owner.log().contains("the ledger is ours").then_some(()));
+        wait_for("the owner", || owner.log().contains("claimed the ledger").then_some(()));
         let successor = start(&job, &format!("owner-{n}.log"));
-        wait_for("the successor", || successor.log().contains("the ledger is ours").then_some(()));
+        wait_for("the successor", || successor.log().contains("claimed the ledger").then_some(()));
         // Who is replaced notices when there is something to write.
         job.stream.produce(600);
         assert_eq!(owner.end().code(), Some(3), "{}", owner.log());

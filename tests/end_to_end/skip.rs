@@ -97,6 +97,6 @@ fn an_output_that_a_topic_does_not_take_is_named_and_left_out_once_one_says_so()
     succeed(&mut run(&[]));
     assert_eq!(ids().len(), EVENTS - 1);
     let status = succeed(headwater(&["status"]).arg(path("run.toml")));
-    assert!(String::from_utf8_lossy(&status.stdout).contains(&format!("left out: {skip}\n")));
+    assert!(String::from_utf8_lossy(&status.stdout).contains(&format!("skipped: {skip}\n")));
     topics(&services.kafka).delete(&OUTPUTS).expect("deleted");
 }

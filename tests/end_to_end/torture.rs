@@ -130,7 +130,7 @@ impl Victim {
         run.signal("STOP");
         std::thread::sleep(Duration::from_millis(100));
         let mut successor = Running::start(self.command(random), self.log("successor.log"));
-        let claimed = || successor.log().contains("the ledger is ours").then_some(());
+        let claimed = || successor.log().contains("claimed the ledger").then_some(());
         wait_for("the successor", claimed);
         std::thread::sleep(Duration::from_millis(random.below(1500)));
         run.signal("CONT");
@@ -150,7 +150,8 @@ impl Victim {
                 return None;
             }
             assert!(
-                ended.success() || ended.code() == Some(1) && successor.log().contains("taken back"),
+                ended.success()
+                    || ended.code() == Some(1) && successor.log().contains("fenced again by a zombie"),
                 "{ended}\n{}",
                 successor.log()
             );
@@ -242,7 +243,7 @@ fn upset(killed: &Killed, input: &mut Input, delay: Duration, random: &mut Rando
 /// As which generation a run has taken over, if it has.
 fn generation(run: &Running) -> Option<u64> {
     let log = run.log();
-    let (_, rest) = log.split_once("the ledger is ours generation=")?;
+    let (_, rest) = log.split_once("claimed the ledger generation=")?;
     rest.split_whitespace().next()?.parse().ok()
 }
 

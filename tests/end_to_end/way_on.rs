@@ -130,7 +130,7 @@ fn lost_state_is_forgotten_by_name_and_nothing_is_read_again() {
     let foretold = succeed(headwater(&["status"]).arg(files.path("run.toml")).args(&arguments));
     let foretold = String::from_utf8_lossy(&foretold.stdout).into_owned();
     assert!(
-        foretold.contains("with nothing to do again, otherwise than before: all state is forgotten"),
+        foretold.contains("with nothing to replay, with a changed configuration: all state is forgotten"),
         "{foretold}"
     );
     succeed(files.command("2").args(&arguments));

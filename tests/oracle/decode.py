@@ -103,7 +103,7 @@ def decode(value, strict=False):
     members = parse(text)
     for name in members.repeated:
         if name in FIELDS:
-            raise malformed(name, "stands there twice")
+            raise malformed(name, "duplicate field")
     fields = Fields(members, strict)
     for name in FIELDS:
         fields.read(name, lambda given: check_type(name, given))

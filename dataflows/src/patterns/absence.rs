@@ -47,20 +47,20 @@ impl<E: 'static, T: 'static> Unfollowed<E, T> {
 }
 
 impl<E: Event, T: Clone + PartialEq + 'static> Absence<E, T> {
-    /// Takes in the key's next event. `tell` hears of each run that lacks nothing but the absent event from now on,
+    /// Takes in the key's next event. `emit` hears of each run that lacks nothing but the absent event from now on,
     /// with 1, and of each that did and will not match, with −1.
     pub(crate) fn step(
         &self,
         runs: &mut Waiting<T>,
         event: &E,
-        mut tell: impl FnMut(&Run<T>, isize),
+        mut emit: impl FnMut(&Run<T>, isize),
     ) -> Option<Waiting<T>> {
         let (_, undo) = self.0.step(runs, event);
         if let Some(before) = &undo {
             let waits = |run: &&Rc<Run<T>>| self.0.lacks_one(run) && event.time() <= self.deadline(run);
             let among = |runs: &[Rc<Run<T>>], run| runs.iter().any(|other| Rc::ptr_eq(other, run));
-            before.iter().filter(waits).filter(|run| !among(runs, run)).for_each(|run| tell(run, -1));
-            runs.iter().filter(waits).filter(|run| !among(before, run)).for_each(|run| tell(run, 1));
+            before.iter().filter(waits).filter(|run| !among(runs, run)).for_each(|run| emit(run, -1));
+            runs.iter().filter(waits).filter(|run| !among(before, run)).for_each(|run| emit(run, 1));
         }
         undo
     }

@@ -41,7 +41,8 @@ use self::topics::{TopicError, TopicFacts, TopicSpec, Topics};
 use self::writer::{Outgoing, Trouble, Writer, producer_config};
 use crate::crash;
 use crate::{
-    Changes, CommitError, CommitPermit, Message, MessageNames, OpenError, Progress, Sink, StageError, Start,
+    Changes, CommitError, CommitPermit, Message, MessageNames, OpenError, Progress, Sink, StageError,
+    WriterContext,
 };
 
 /// How many transactional ids a writer uses in turn.
@@ -88,7 +89,7 @@ pub struct KafkaSink {
 
 /// What exists once the sink is open.
 struct Opened {
-    start: Start,
+    context: WriterContext,
     producer: ClientConfig,
     log: ProgressLog,
     writers: [Writer; SLOTS],
@@ -130,9 +131,9 @@ impl KafkaSink {
     }
 
     /// Checks options and topics, creates the progress topic if it is missing; says how large messages may be.
-    fn prepare(&self, start: &Start) -> Result<(ClientConfig, ProgressLog, usize), OpenError> {
+    fn prepare(&self, context: &WriterContext) -> Result<(ClientConfig, ProgressLog, usize), OpenError> {
         let KafkaConfig { name, brokers, options, topics, .. } = &self.config;
-        for part in [name, &start.pipeline, &start.lineage.0] {
+        for part in [name, &context.pipeline, &context.ledger_id.0] {
             if part.len() > LONGEST_NAME {
                 return Err(self.refused(format!("the name {part} is longer than {LONGEST_NAME} bytes")));
             }
@@ -167,7 +168,7 @@ impl KafkaSink {
         if !options.contains_key("batch.size") {
             producer.set("batch.size", largest.clamp(1000, 1_000_000).to_string());
         }
-        let progress = progress_topic(&start.pipeline);
+        let progress = progress_topic(&context.pipeline);
         let log = self.progress_log(&cluster, &progress, copies)?;
         Ok((producer, log, largest))
     }
@@ -212,7 +213,7 @@ impl KafkaSink {
     /// Takes over a transactional id and commits a sentinel through it; returns both.
     fn take_over(
         &mut self,
-        start: &Start,
+        context: &WriterContext,
         producer: &ClientConfig,
         log: &ProgressLog,
         id: &str,
@@ -222,9 +223,9 @@ impl KafkaSink {
         let incarnation = self.incarnations;
         self.incarnations += 1;
         let body = Body::Sentinel { nonce: self.nonce, incarnation, id: id.to_owned() };
-        let sentinel = record(&self.config.name, start, body);
+        let sentinel = record(&self.config.name, context, body);
         let (key, value) = (sentinel.key(), sentinel.encode());
-        let topic = progress_topic(&start.pipeline);
+        let topic = progress_topic(&context.pipeline);
         writer
             .transaction(|writer| {
                 log.partitions().try_for_each(|partition| {
@@ -247,7 +248,7 @@ impl KafkaSink {
     /// which prove that this start is not the newest of its ledger; unless it may `adopt` them, they are refused.
     fn read(
         &self,
-        start: &Start,
+        context: &WriterContext,
         log: &mut ProgressLog,
         sentinel: &Record,
         adopt: bool,
@@ -255,8 +256,8 @@ impl KafkaSink {
         let Found { records, next } = log.read_until(sentinel).map_err(|error| self.log_error(error))?;
         let of_this_sink = records.into_iter().filter(|record| record.sink == self.config.name);
         let (mine, foreign): (Vec<_>, Vec<_>) =
-            of_this_sink.partition(|record| self.objection(start, record).is_none());
-        match foreign.first().and_then(|record| self.objection(start, record)) {
+            of_this_sink.partition(|record| self.objection(context, record).is_none());
+        match foreign.first().and_then(|record| self.objection(context, record)) {
             Some(objection) if !adopt => Err(self.refused(objection)),
             _ => {
                 log.accept(next);
@@ -266,21 +267,21 @@ impl KafkaSink {
     }
 
     /// Why a record shows that this start must not write, if it does.
-    fn objection(&self, start: &Start, record: &Record) -> Option<String> {
-        let objection = start.objection(&self.config.name, &record.lineage, record.generation);
+    fn objection(&self, context: &WriterContext, record: &Record) -> Option<String> {
+        let objection = context.objection(&self.config.name, &record.ledger_id, record.generation);
         if objection.is_some() {
             return objection;
         }
         match record.body {
             Body::Sentinel { nonce, .. }
-                if record.generation == start.generation
-                    && record.process as usize == start.process
+                if record.generation == context.generation
+                    && record.process as usize == context.process
                     && nonce != self.nonce =>
             {
                 Some(format!(
                     "another process started as generation {} too: two copies of one ledger are in use: end the other process, which wrote last; if that one is the \
                      original, restore its ledger here, or go on with `--reset-sink {} --accept-duplicates`",
-                    start.generation, self.config.name
+                    context.generation, self.config.name
                 ))
             }
             _ => None,
@@ -290,14 +291,14 @@ impl KafkaSink {
     /// Puts progress of ours in the place of all that there is, whichever partition it is in.
     fn adopt<'a>(
         &self,
-        start: &Start,
+        context: &WriterContext,
         log: &ProgressLog,
         writer: &Writer,
         before: impl Iterator<Item = &'a Record> + Clone,
         adopted: &Record,
     ) -> Result<(), OpenError> {
         tracing::warn!(sink = self.config.name, "adopting what it has as ours");
-        let topic = progress_topic(&start.pipeline);
+        let topic = progress_topic(&context.pipeline);
         let outcome = writer.transaction(|writer| {
             before.clone().try_for_each(|record| {
                 let key = record.key();
@@ -334,17 +335,17 @@ impl KafkaSink {
     fn replace(&mut self, opened: &mut Opened, slot: usize) -> Result<Vec<Record>, Trouble> {
         // What topics take may be more by now.
         let (producer, _, max_message_bytes) =
-            self.prepare(&opened.start).map_err(|error| Trouble::Failed(error.to_string()))?;
+            self.prepare(&opened.context).map_err(|error| Trouble::Failed(error.to_string()))?;
         (opened.producer, opened.max_message_bytes) = (producer, max_message_bytes);
-        let Opened { start, producer, log, .. } = opened;
-        let id = &transactional_ids(&start.pipeline, &self.config.name, start.process)[slot];
+        let Opened { context, producer, log, .. } = opened;
+        let id = &transactional_ids(&context.pipeline, &self.config.name, context.process)[slot];
         tracing::info!(sink = self.config.name, id, "replacing a producer");
         let refused_is_fenced = |error| match error {
             OpenError::Refused { reason, .. } | OpenError::Fenced { reason, .. } => Trouble::Fenced(reason),
             OpenError::Unavailable { what, source, .. } => Trouble::Failed(format!("{what}: {source}")),
         };
-        let (writer, sentinel) = self.take_over(start, producer, log, id).map_err(refused_is_fenced)?;
-        let (mine, _) = self.read(start, log, &sentinel, false).map_err(refused_is_fenced)?;
+        let (writer, sentinel) = self.take_over(context, producer, log, id).map_err(refused_is_fenced)?;
+        let (mine, _) = self.read(context, log, &sentinel, false).map_err(refused_is_fenced)?;
         opened.writers[slot] = writer;
         Ok(mine)
     }
@@ -358,12 +359,12 @@ impl KafkaSink {
             // A later start that has written already is left alone.
             let seen = opened.log.read_to_end().unwrap_or_default();
             let mut seen = seen.iter().filter(|record| record.sink == self.config.name);
-            if let Some(objection) = seen.find_map(|record| self.objection(&opened.start, record)) {
+            if let Some(objection) = seen.find_map(|record| self.objection(&opened.context, record)) {
                 return Err(Trouble::Fenced(objection));
             }
             match self.replace(opened, slot) {
                 Ok(records) => {
-                    let Start { generation, process, .. } = opened.start;
+                    let WriterContext { generation, process, .. } = opened.context;
                     let is_committed = records.iter().any(|record| {
                         record.generation == generation
                             && record.process as usize == process
@@ -381,9 +382,9 @@ impl KafkaSink {
 
     fn round(&mut self, opened: &mut Opened, through: Epoch) -> Result<(), Trouble> {
         let slot = self.ready(opened)?;
-        let Opened { start, writers, .. } = &*opened;
-        let body = Body::Progress { shards: start.shards, through };
-        let progress = record(&self.config.name, start, body);
+        let Opened { context, writers, .. } = &*opened;
+        let body = Body::Progress { shards: context.shards, through };
+        let progress = record(&self.config.name, context, body);
         let (key, value) = (progress.key(), progress.encode());
         let outcome = writers[slot].transaction(|writer| {
             for (number, (_, message)) in (1..).zip(self.staged(through)) {
@@ -396,7 +397,7 @@ impl KafkaSink {
                     headers: &message.headers,
                 })?;
             }
-            let topic = &progress_topic(&start.pipeline);
+            let topic = &progress_topic(&context.pipeline);
             let (key, value) = (Some(&*key), Some(&*value));
             writer.send(&Outgoing { number: 0, topic, partition: None, key, value, headers: &[] })?;
             crash::point("kafka.produced");
@@ -453,12 +454,12 @@ fn warn_of_few_copies(topic: &str, facts: &TopicFacts, wanted: Option<u32>) {
     }
 }
 
-fn record(sink: &str, start: &Start, body: Body) -> Record {
+fn record(sink: &str, context: &WriterContext, body: Body) -> Record {
     Record {
         sink: sink.to_owned(),
-        process: u32::try_from(start.process).unwrap_or(u32::MAX),
-        lineage: start.lineage.clone(),
-        generation: start.generation,
+        process: u32::try_from(context.process).unwrap_or(u32::MAX),
+        ledger_id: context.ledger_id.clone(),
+        generation: context.generation,
         body,
     }
 }
@@ -469,34 +470,35 @@ impl Sink for KafkaSink {
     }
 
     /// Returns the newest progress of each writer of each generation that no later one has surpassed.
-    fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
-        let (producer, mut log, max_message_bytes) = self.prepare(start)?;
+    fn open(&mut self, context: &WriterContext) -> Result<Vec<Progress>, OpenError> {
+        let (producer, mut log, max_message_bytes) = self.prepare(context)?;
         // The others open theirs after this has returned.
-        for other in (1..start.ever).filter(|_| start.process == 0) {
-            for id in transactional_ids(&start.pipeline, &self.config.name, other) {
-                self.take_over(start, &producer, &log, &id)?;
+        for other in (1..context.max_processes).filter(|_| context.process == 0) {
+            for id in transactional_ids(&context.pipeline, &self.config.name, other) {
+                self.take_over(context, &producer, &log, &id)?;
             }
         }
-        let ids = transactional_ids(&start.pipeline, &self.config.name, start.process);
-        let (first, _) = self.take_over(start, &producer, &log, &ids[0])?;
-        let (second, last) = self.take_over(start, &producer, &log, &ids[1])?;
-        let (mut mine, foreign) = self.read(start, &mut log, &last, start.adopt.is_some())?;
-        if let Some(through) = start.adopt {
-            let adopted = record(&self.config.name, start, Body::Progress { shards: start.shards, through });
+        let ids = transactional_ids(&context.pipeline, &self.config.name, context.process);
+        let (first, _) = self.take_over(context, &producer, &log, &ids[0])?;
+        let (second, last) = self.take_over(context, &producer, &log, &ids[1])?;
+        let (mut mine, foreign) = self.read(context, &mut log, &last, context.adopt.is_some())?;
+        if let Some(through) = context.adopt {
+            let adopted =
+                record(&self.config.name, context, Body::Progress { shards: context.shards, through });
             // Our own sentinels stay: another copy of our ledger must find them.
-            mine.retain(|record| record.generation < start.generation);
-            self.adopt(start, &log, &first, mine.iter().chain(&foreign), &adopted)?;
+            mine.retain(|record| record.generation < context.generation);
+            self.adopt(context, &log, &first, mine.iter().chain(&foreign), &adopted)?;
             mine = vec![adopted];
         }
         let writers = [first, second];
         self.staged.clear();
-        let start = start.clone();
-        self.opened = Some(Opened { start, producer, log, writers, turn: 0, max_message_bytes });
+        let context = context.clone();
+        self.opened = Some(Opened { context, producer, log, writers, turn: 0, max_message_bytes });
         Ok(progress::newest(&mine))
     }
 
     /// As far as readers of committed records see: what a stranger's open transaction hides is not among it.
-    fn look(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
+    fn peek_progress(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
         let KafkaConfig { name, brokers, options, .. } = &self.config;
         let topic = progress_topic(pipeline);
         let cluster = Topics::connect(brokers, options).map_err(|error| self.topic_error(error))?;

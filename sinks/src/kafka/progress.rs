@@ -12,7 +12,7 @@
 
 use headwater_dataflows::Epoch;
 
-use crate::{Generation, Lineage, Progress, Shards};
+use crate::{Generation, LedgerId, Progress, Shards};
 
 /// Version of the encoding of keys and values.
 const VERSION: u8 = 1;
@@ -26,7 +26,7 @@ pub(super) struct Record {
     pub sink: String,
     /// The process that wrote it.
     pub process: u32,
-    pub lineage: Lineage,
+    pub ledger_id: LedgerId,
     pub generation: Generation,
     pub body: Body,
 }
@@ -68,7 +68,7 @@ impl Record {
             Body::Sentinel { .. } => SENTINEL,
         });
         put_text(&mut out, &self.sink);
-        put_text(&mut out, &self.lineage.0);
+        put_text(&mut out, &self.ledger_id.0);
         out.extend_from_slice(&self.generation.0.to_le_bytes());
         out.extend_from_slice(&self.process.to_le_bytes());
         match &self.body {
@@ -101,14 +101,14 @@ impl Record {
     /// The progress in it, if that is what it holds.
     pub fn progress(&self) -> Option<Progress> {
         let Body::Progress { shards, through } = self.body else { return None };
-        Some(Progress { lineage: self.lineage.clone(), generation: self.generation, shards, through })
+        Some(Progress { ledger_id: self.ledger_id.clone(), generation: self.generation, shards, through })
     }
 }
 
 fn fields(rest: &mut &[u8]) -> Option<Record> {
     let kind = byte(rest)?;
     let sink = text(rest)?;
-    let lineage = Lineage(text(rest)?);
+    let ledger_id = LedgerId(text(rest)?);
     let generation = Generation(u64::from_le_bytes(array(rest)?));
     let process = u32::from_le_bytes(array(rest)?);
     let body = match kind {
@@ -123,7 +123,7 @@ fn fields(rest: &mut &[u8]) -> Option<Record> {
         },
         _ => return None,
     };
-    Some(Record { sink, process, lineage, generation, body })
+    Some(Record { sink, process, ledger_id, generation, body })
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
@@ -183,7 +183,7 @@ mod tests {
         Record {
             sink: "alerts".to_owned(),
             process,
-            lineage: Lineage("00112233445566778899aabbccddeeff".to_owned()),
+            ledger_id: LedgerId("00112233445566778899aabbccddeeff".to_owned()),
             generation: Generation(generation),
             body: Body::Progress { shards: Shards(shards), through: Epoch(through) },
         }

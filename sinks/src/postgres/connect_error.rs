@@ -61,9 +61,9 @@ impl fmt::Display for ConnectError {
 }
 
 fn failed(f: &mut fmt::Formatter<'_>, hosts: &str, error: &tokio_postgres::Error) -> fmt::Result {
-    if let Some(told) = error.as_db_error() {
-        let code = told.code();
-        write!(f, "PostgreSQL at {hosts}: {} ({})", told.message(), code.code())?;
+    if let Some(database_error) = error.as_db_error() {
+        let code = database_error.code();
+        write!(f, "PostgreSQL at {hosts}: {} ({})", database_error.message(), code.code())?;
         let check =
             if [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION].contains(code) {
                 "; check user and password, `sslmode`, and the server's pg_hba.conf"

@@ -69,8 +69,8 @@ impl Trouble {
     /// The table, and the server's words about the row, that it did not take.
     pub fn refused_row(&self) -> Option<(&str, &str)> {
         let Trouble::Store(error) = self else { return None };
-        let told = error.as_db_error()?;
-        Some((told.table()?, told.detail()?))
+        let database_error = error.as_db_error()?;
+        Some((database_error.table()?, database_error.detail()?))
     }
 }
 
@@ -100,9 +100,9 @@ impl fmt::Display for Trouble {
             Trouble::Slow(what) => return write!(f, "{what} took too long"),
             Trouble::Refused(reason) => return f.write_str(reason),
         };
-        if let Some(told) = error.as_db_error() {
-            write!(f, "{} ({})", told.message(), told.code().code())?;
-            let more = [told.detail(), told.where_()];
+        if let Some(database_error) = error.as_db_error() {
+            write!(f, "{} ({})", database_error.message(), database_error.code().code())?;
+            let more = [database_error.detail(), database_error.where_()];
             return more.into_iter().flatten().try_for_each(|more| write!(f, "; {more}"));
         }
         write!(f, "{error}")?;

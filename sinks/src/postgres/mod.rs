@@ -40,7 +40,7 @@ use tokio_postgres::types::ToSql;
 use self::connection::{Address, Backend, Session, Trouble};
 use self::progress::Row;
 use self::staged::{LastChanges, Staged, Stored};
-use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, Start};
+use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, WriterContext};
 use crate::crash;
 use crate::migrations::{Migration, pending};
 use crate::tables::{Mode, TABLES};
@@ -99,7 +99,7 @@ struct Open {
 struct Writer {
     address: Address,
     sink: String,
-    start: Start,
+    context: WriterContext,
     /// What the progress row of this writer says.
     through: Option<Epoch>,
     session: Option<Session>,
@@ -122,11 +122,11 @@ enum Outcome {
 
 impl Writer {
     fn generation(&self) -> i64 {
-        self.start.generation.0 as i64
+        self.context.generation.0 as i64
     }
 
     fn process(&self) -> i32 {
-        self.start.process as i32
+        self.context.process as i32
     }
 
     /// Reads all progress of this sink.
@@ -134,14 +134,14 @@ impl Writer {
     /// # Errors
     /// If the tables are another pipeline's, or it is another ledger's, or a later start has been here.
     async fn read_progress(&self, session: &Session) -> Result<Vec<Progress>, Trouble> {
-        if let Some(owner) = progress::other_pipeline(session, &self.start.pipeline).await? {
+        if let Some(owner) = progress::other_pipeline(session, &self.context.pipeline).await? {
             return Err(Trouble::Refused(progress::belongs_to(&owner)));
         }
-        let rows = progress::read(session, &self.start.pipeline, &self.sink).await?;
+        let rows = progress::read(session, &self.context.pipeline, &self.sink).await?;
         // What is about to be replaced may be anybody's.
-        let held = if self.start.adopt.is_some() { &[][..] } else { &rows };
-        for Row { lineage, generation, .. } in held {
-            if let Some(reason) = self.start.objection(&self.sink, lineage, *generation) {
+        let held = if self.context.adopt.is_some() { &[][..] } else { &rows };
+        for Row { ledger_id, generation, .. } in held {
+            if let Some(reason) = self.context.objection(&self.sink, ledger_id, *generation) {
                 return Err(Trouble::Refused(reason));
             }
         }
@@ -152,7 +152,7 @@ impl Writer {
     async fn take_over(&mut self, session: &Session) -> Result<Vec<Progress>, Trouble> {
         // Before anything is ended: whoever must not write here must not disturb those who may.
         self.read_progress(session).await?;
-        session.end_backends(|name| is_older(name, &self.sink, &self.start)).await?;
+        session.end_backends(|name| is_older(name, &self.sink, &self.context)).await?;
 
         let client = &session.client;
         client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
@@ -161,8 +161,8 @@ impl Writer {
         client.query(one_at_a_time, &[&sql::MIGRATION_LOCK]).await?;
         // Refuses now, in case that somebody took over since; read again below, after the last older round.
         self.read_progress(session).await?;
-        let (pipeline, generation, process) = (&self.start.pipeline, self.generation(), self.process());
-        let adopted = self.start.adopt.map(|through| through.0 as i64);
+        let (pipeline, generation, process) = (&self.context.pipeline, self.generation(), self.process());
+        let adopted = self.context.adopt.map(|through| through.0 as i64);
         if adopted.is_some() {
             let forget = "DELETE FROM headwater_progress WHERE pipeline = $1 AND sink = $2";
             client.execute(forget, &[pipeline, &self.sink]).await?;
@@ -176,9 +176,9 @@ impl Writer {
                      VALUES ($1, $2, $3, $4, $5, $6, $7)
                      ON CONFLICT (pipeline, sink, generation, writer) DO UPDATE SET shards = excluded.shards
                      RETURNING through";
-        let (lineage, shards) = (&self.start.lineage.0, self.start.shards.0 as i64);
+        let (ledger_id, shards) = (&self.context.ledger_id.0, self.context.shards.0 as i64);
         let values: [&(dyn ToSql + Sync); 7] =
-            [pipeline, &self.sink, &generation, &process, lineage, &shards, &adopted];
+            [pipeline, &self.sink, &generation, &process, ledger_id, &shards, &adopted];
         let own = client.query_one(enter, &values).await?;
         self.through = own.get::<_, Option<i64>>(0).map(|through| Epoch(through as u64));
         let progress = self.read_progress(session).await?;
@@ -218,7 +218,7 @@ impl Writer {
             .client
             .execute(
                 &advance,
-                &[&self.start.pipeline, &self.sink, &generation, &process, &through_number, &last],
+                &[&self.context.pipeline, &self.sink, &generation, &process, &through_number, &last],
             )
             .await?;
         if advanced == 0 {
@@ -276,7 +276,7 @@ impl Writer {
             let (generation, process) = (self.generation(), self.process());
             let row = session
                 .client
-                .query_opt(own, &[&self.start.pipeline, &self.sink, &generation, &process])
+                .query_opt(own, &[&self.context.pipeline, &self.sink, &generation, &process])
                 .await?;
             self.session = Some(session);
             Ok(row.and_then(|row| row.get::<_, Option<i64>>(0)).map(|through| Epoch(through as u64)))
@@ -418,8 +418,8 @@ async fn read_stored(session: &Session) -> Result<Stored, Trouble> {
 ///
 /// The server cuts names at 63 bytes and replaces what is not ASCII, so names that this would touch, or that have
 /// the separator in them, are replaced by their hash.
-fn application_prefix(sink: &str, start: &Start) -> String {
-    let pipeline = &start.pipeline;
+fn application_prefix(sink: &str, context: &WriterContext) -> String {
+    let pipeline = &context.pipeline;
     let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
     if plain(pipeline) && plain(sink) && pipeline.len() + sink.len() <= 24 {
         return format!("headwater:{pipeline}:{sink}:");
@@ -430,12 +430,12 @@ fn application_prefix(sink: &str, start: &Start) -> String {
 }
 
 /// Whether a backend of this name belongs to an older start of this pipeline and sink.
-fn is_older(application_name: &str, sink: &str, start: &Start) -> bool {
+fn is_older(application_name: &str, sink: &str, context: &WriterContext) -> bool {
     application_name
-        .strip_prefix(&application_prefix(sink, start))
+        .strip_prefix(&application_prefix(sink, context))
         .and_then(|rest| rest.split_once(':'))
         .and_then(|(generation, _)| generation.parse::<u64>().ok())
-        .is_some_and(|generation| generation < start.generation.0)
+        .is_some_and(|generation| generation < context.generation.0)
 }
 
 impl PostgresSink {
@@ -453,9 +453,10 @@ impl Sink for PostgresSink {
         &self.config.name
     }
 
-    fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
+    fn open(&mut self, context: &WriterContext) -> Result<Vec<Progress>, OpenError> {
         let sink = self.config.name.clone();
-        let name = format!("{}{}:{}", application_prefix(&sink, start), start.generation, start.process);
+        let name =
+            format!("{}{}:{}", application_prefix(&sink, context), context.generation, context.process);
         let address = Address::parse(self.config.url.expose(), self.config.schema.as_deref(), &name)
             .map_err(|error| self.open_error("PostgreSQL".to_owned(), error.into()))?;
         let what = address.to_string();
@@ -466,7 +467,7 @@ impl Sink for PostgresSink {
                 source: Box::new(error),
             })?;
         let mut writer =
-            Writer { address, sink, start: start.clone(), through: None, session: None, abandoned: None };
+            Writer { address, sink, context: context.clone(), through: None, session: None, abandoned: None };
         let opening = async {
             let session = Session::connect(&writer.address).await?;
             migrate(&session, self.config.schema.as_deref()).await?;
@@ -484,11 +485,11 @@ impl Sink for PostgresSink {
         Ok(progress)
     }
 
-    fn look(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
+    fn peek_progress(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
         let address =
             Address::parse(self.config.url.expose(), self.config.schema.as_deref(), "headwater-status")
                 .map_err(|error| self.open_error("PostgreSQL".to_owned(), error.into()))?;
-        let looking = progress::look(&address, pipeline, &self.config.name);
+        let looking = progress::peek_progress(&address, pipeline, &self.config.name);
         let looked = match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(looking),
             Err(error) => Err(Trouble::Refused(format!("cannot start a runtime: {error}"))),

@@ -5,11 +5,11 @@ use tokio::time::timeout;
 
 use super::ROUND;
 use super::connection::{Address, Session, Trouble};
-use crate::contract::{Generation, Lineage, Progress, Shards};
+use crate::contract::{Generation, LedgerId, Progress, Shards};
 
 /// A writer's row. Until its first commit it promises nothing.
 pub(super) struct Row {
-    pub lineage: Lineage,
+    pub ledger_id: LedgerId,
     pub generation: Generation,
     shards: Shards,
     through: Option<Epoch>,
@@ -18,8 +18,8 @@ pub(super) struct Row {
 impl Row {
     /// What the writer has promised, if anything.
     pub fn promised(self) -> Option<Progress> {
-        let Row { lineage, generation, shards, through } = self;
-        through.map(|through| Progress { lineage, generation, shards, through })
+        let Row { ledger_id, generation, shards, through } = self;
+        through.map(|through| Progress { ledger_id, generation, shards, through })
     }
 }
 
@@ -29,7 +29,7 @@ pub(super) async fn read(session: &Session, pipeline: &str, sink: &str) -> Resul
                WHERE pipeline = $1 AND sink = $2 ORDER BY generation, writer";
     let rows = session.client.query(all, &[&pipeline, &sink]).await?;
     let rows = rows.iter().map(|row| Row {
-        lineage: Lineage(row.get(0)),
+        ledger_id: LedgerId(row.get(0)),
         generation: Generation(row.get::<_, i64>(1) as u64),
         shards: Shards(row.get::<_, i64>(2) as u64),
         through: row.get::<_, Option<i64>>(3).map(|through| Epoch(through as u64)),
@@ -52,7 +52,11 @@ pub(super) fn belongs_to(owner: &str) -> String {
 }
 
 /// What is promised in a database that need not have the tables.
-pub(super) async fn look(address: &Address, pipeline: &str, sink: &str) -> Result<Vec<Progress>, Trouble> {
+pub(super) async fn peek_progress(
+    address: &Address,
+    pipeline: &str,
+    sink: &str,
+) -> Result<Vec<Progress>, Trouble> {
     let looking = async {
         let session = Session::connect(address).await?;
         let exists = "SELECT to_regclass('headwater_progress') IS NOT NULL";

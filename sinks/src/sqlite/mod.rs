@@ -9,7 +9,8 @@ use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ToSql, TransactionBehavior, params};
 
 use crate::contract::{
-    CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, StageError, Start,
+    CommitError, CommitPermit, Generation, LedgerId, OpenError, Progress, Shards, Sink, StageError,
+    WriterContext,
 };
 use crate::crash;
 use crate::migrations::{Migration, pending};
@@ -63,7 +64,7 @@ impl From<rusqlite::Error> for Unwritten {
 
 struct Open {
     connection: Connection,
-    start: Start,
+    context: WriterContext,
     /// What the progress row of this writer says, if there is one.
     through: Option<Epoch>,
 }
@@ -138,7 +139,7 @@ impl SqliteSink {
             )?
             .query_map([pipeline, &self.config.name], |row| {
                 Ok(Progress {
-                    lineage: Lineage(row.get(0)?),
+                    ledger_id: LedgerId(row.get(0)?),
                     generation: Generation(row.get::<_, i64>(1)? as u64),
                     shards: Shards(row.get::<_, i64>(2)? as u64),
                     through: Epoch(row.get::<_, i64>(3)? as u64),
@@ -155,26 +156,26 @@ impl SqliteSink {
     fn take_over(
         &self,
         connection: &mut Connection,
-        start: &Start,
+        context: &WriterContext,
     ) -> rusqlite::Result<Result<Vec<Progress>, OpenError>> {
         let name = &self.config.name;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        if let Some(owner) = Self::other_pipeline(&transaction, &start.pipeline)? {
+        if let Some(owner) = Self::other_pipeline(&transaction, &context.pipeline)? {
             return Ok(Err(self.belongs_to(&owner)));
         }
-        if let Some(through) = start.adopt {
+        if let Some(through) = context.adopt {
             let forget = "DELETE FROM headwater_progress WHERE pipeline = ? AND sink = ?";
-            transaction.execute(forget, [&start.pipeline, name])?;
-            self.advance(&transaction, start, through)?;
+            transaction.execute(forget, [&context.pipeline, name])?;
+            self.advance(&transaction, context, through)?;
         }
-        let progress = self.progress(&transaction, &start.pipeline)?;
-        let last = self.last_start(&transaction, &start.pipeline)?;
-        if let Some(reason) = start.objection_to(name, &progress, last.as_ref()) {
+        let progress = self.progress(&transaction, &context.pipeline)?;
+        let last = self.last_start(&transaction, &context.pipeline)?;
+        if let Some(reason) = context.objection_to(name, &progress, last.as_ref()) {
             return Ok(Err(self.refused(reason)));
         }
         transaction.execute(
             "INSERT OR REPLACE INTO headwater_starts (pipeline, sink, lineage, generation) VALUES (?, ?, ?, ?)",
-            params![start.pipeline, name, start.lineage.0, start.generation.0 as i64],
+            params![context.pipeline, name, context.ledger_id.0, context.generation.0 as i64],
         )?;
         transaction.commit()?;
         Ok(Ok(progress))
@@ -185,20 +186,25 @@ impl SqliteSink {
         &self,
         connection: &Connection,
         pipeline: &str,
-    ) -> rusqlite::Result<Option<(Lineage, Generation)>> {
+    ) -> rusqlite::Result<Option<(LedgerId, Generation)>> {
         connection
             .prepare_cached(
                 "SELECT lineage, generation FROM headwater_starts WHERE pipeline = ? AND sink = ?",
             )?
             .query_row([pipeline, &self.config.name], |row| {
-                Ok((Lineage(row.get(0)?), Generation(row.get::<_, i64>(1)? as u64)))
+                Ok((LedgerId(row.get(0)?), Generation(row.get::<_, i64>(1)? as u64)))
             })
             .optional()
     }
 
     /// Writes this writer's progress.
-    fn advance(&self, connection: &Connection, start: &Start, through: Epoch) -> rusqlite::Result<()> {
-        let Start { pipeline, lineage, generation, process, shards, .. } = start;
+    fn advance(
+        &self,
+        connection: &Connection,
+        context: &WriterContext,
+        through: Epoch,
+    ) -> rusqlite::Result<()> {
+        let WriterContext { pipeline, ledger_id, generation, process, shards, .. } = context;
         connection
             .prepare_cached(
                 "INSERT INTO headwater_progress (pipeline, sink, generation, writer, lineage, shards, through)
@@ -210,7 +216,7 @@ impl SqliteSink {
                 self.config.name,
                 generation.0 as i64,
                 *process as i64,
-                lineage.0,
+                ledger_id.0,
                 shards.0 as i64,
                 through.0 as i64
             ])
@@ -224,8 +230,8 @@ impl SqliteSink {
         connection: &rusqlite::Transaction<'_>,
         through: Epoch,
     ) -> Result<bool, Unwritten> {
-        let Start { pipeline, lineage, generation, process, .. } = &open.start;
-        if self.last_start(connection, pipeline)? != Some((lineage.clone(), *generation)) {
+        let WriterContext { pipeline, ledger_id, generation, process, .. } = &open.context;
+        if self.last_start(connection, pipeline)? != Some((ledger_id.clone(), *generation)) {
             return Ok(false);
         }
         let (generation, writer) = (generation.0 as i64, *process as i64);
@@ -248,7 +254,7 @@ impl SqliteSink {
                 Mode::Upsert { key } => self.upsert(connection, table, description, key, through)?,
             }
         }
-        self.advance(connection, &open.start, through)?;
+        self.advance(connection, &open.context, through)?;
         Ok(true)
     }
 
@@ -361,17 +367,18 @@ impl Sink for SqliteSink {
         &self.config.name
     }
 
-    fn open(&mut self, start: &Start) -> Result<Vec<Progress>, OpenError> {
+    fn open(&mut self, context: &WriterContext) -> Result<Vec<Progress>, OpenError> {
         let mut connection = self.connect().map_err(|error| self.unavailable(error))?;
         Self::migrate(&mut connection)
             .map_err(|error| self.unavailable(error))?
             .map_err(|reason| self.refused(reason))?;
-        let progress = self.take_over(&mut connection, start).map_err(|error| self.unavailable(error))??;
-        self.open = Some(Open { connection, start: start.clone(), through: start.adopt });
+        let progress =
+            self.take_over(&mut connection, context).map_err(|error| self.unavailable(error))??;
+        self.open = Some(Open { connection, context: context.clone(), through: context.adopt });
         Ok(progress)
     }
 
-    fn look(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
+    fn peek_progress(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
         if !self.config.path.exists() {
             return Ok(Vec::new());
         }

@@ -6,14 +6,14 @@ use crate::tables::{EVENTS, WINDOW_AGGREGATES};
 
 const START: i64 = 1_700_000_000_000;
 
-fn start() -> Start {
-    Start {
+fn context() -> WriterContext {
+    WriterContext {
         pipeline: "fraud".to_owned(),
-        lineage: Lineage("00112233445566778899aabbccddeeff".to_owned()),
+        ledger_id: LedgerId("00112233445566778899aabbccddeeff".to_owned()),
         generation: Generation(1),
         process: 0,
         shards: Shards::ALL,
-        ever: 1,
+        max_processes: 1,
         adopt: None,
     }
 }
@@ -73,7 +73,7 @@ fn decimals_compare_as_numbers_and_keep_all_their_digits() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("results.db");
     let mut sink = SqliteConfig { name: "sqlite".into(), path: path.clone(), skip_stored: false }.build();
-    sink.open(&start()).expect("opened");
+    sink.open(&context()).expect("opened");
     sink.stage(Epoch(1), rows(&AMOUNTS)).expect("staged");
     sink.commit(CommitPermit::granted(Epoch(1))).expect("committed");
 
@@ -119,7 +119,7 @@ fn a_file_of_the_first_version_is_migrated_with_its_rows() {
     drop(old);
 
     let mut sink = SqliteConfig { name: "sqlite".into(), path: path.clone(), skip_stored: false }.build();
-    sink.open(&start()).expect("migrated");
+    sink.open(&context()).expect("migrated");
     assert_eq!(texts(&path, "SELECT \"offset\" FROM events WHERE amount > 1000"), ["3"]);
     assert_eq!(texts(&path, "SELECT max(amount) FROM events"), ["25000"]);
     let row = "SELECT amount_sum || ' ' || amount_sum_exact || ' ' || min || ' ' || (max IS NULL) FROM window_aggregates";

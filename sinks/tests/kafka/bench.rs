@@ -8,7 +8,8 @@ use headwater_sinks::kafka::client::Options;
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink};
 use headwater_sinks::{
-    Changes, CommitError, CommitPermit, Generation, Lineage, OpenError, Progress, Shards, Sink, Start,
+    Changes, CommitError, CommitPermit, Generation, LedgerId, OpenError, Progress, Shards, Sink,
+    WriterContext,
 };
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -44,14 +45,14 @@ impl Bench {
         Bench { pipeline, topic }
     }
 
-    pub fn start(&self, generation: u64) -> Start {
-        Start {
+    pub fn context(&self, generation: u64) -> WriterContext {
+        WriterContext {
             pipeline: self.pipeline.clone(),
-            lineage: Lineage("a".repeat(32)),
+            ledger_id: LedgerId("a".repeat(32)),
             generation: Generation(generation),
             process: 0,
             shards: Shards::ALL,
-            ever: 1,
+            max_processes: 1,
             adopt: None,
         }
     }
@@ -66,17 +67,17 @@ impl Bench {
     }
 
     pub fn try_open(&self, generation: u64) -> Result<Vec<Progress>, OpenError> {
-        KafkaSink::new(self.config()).open(&self.start(generation))
+        KafkaSink::new(self.config()).open(&self.context(generation))
     }
 
     pub fn opened(&self, generation: u64) -> KafkaSink {
         let mut sink = KafkaSink::new(self.config());
-        sink.open(&self.start(generation)).expect("it opens");
+        sink.open(&self.context(generation)).expect("it opens");
         sink
     }
 
-    pub fn look(&self) -> Vec<Progress> {
-        KafkaSink::new(self.config()).look(&self.pipeline).expect("readable")
+    pub fn peek_progress(&self) -> Vec<Progress> {
+        KafkaSink::new(self.config()).peek_progress(&self.pipeline).expect("readable")
     }
 
     pub fn committed(&self) -> Vec<Record> {

@@ -12,7 +12,7 @@ use headwater_dataflows::Epoch;
 use headwater_sinks::kafka::topics::{TopicError, TopicSpec};
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink, progress_topic};
 use headwater_sinks::{
-    Changes, CommitError, CommitPermit, Generation, Header, Lineage, Misconfigured, OpenError, Progress,
+    Changes, CommitError, CommitPermit, Generation, Header, LedgerId, Misconfigured, OpenError, Progress,
     Shards, Sink,
 };
 
@@ -32,8 +32,8 @@ fn a_round_shows_its_epochs_and_their_progress_and_keeps_later_ones() {
     assert_eq!(values(&bench.committed()), ["e1", "e2", "e3"]);
     drop(sink);
     let found = bench.try_open(2).expect("it opens");
-    let (lineage, generation) = (Lineage("a".repeat(32)), Generation(1));
-    assert_eq!(found, [Progress { lineage, generation, shards: Shards::ALL, through: Epoch(5) }]);
+    let (ledger_id, generation) = (LedgerId("a".repeat(32)), Generation(1));
+    assert_eq!(found, [Progress { ledger_id, generation, shards: Shards::ALL, through: Epoch(5) }]);
 }
 
 #[test]
@@ -49,15 +49,15 @@ fn a_sink_never_written_has_no_progress_and_a_round_without_outputs_leaves_some(
 #[test]
 fn looking_finds_what_is_committed_and_disturbs_nobody() {
     let bench = Bench::new("look", 1, &[]);
-    assert_eq!(bench.look(), []);
+    assert_eq!(bench.peek_progress(), []);
     let exists = topics().partitions(&progress_topic(&bench.pipeline)).expect("an answer");
     assert_eq!(exists, None, "looking makes no topic");
     let mut sink = bench.opened(1);
-    assert_eq!(bench.look(), [], "opening promises nothing");
+    assert_eq!(bench.peek_progress(), [], "opening promises nothing");
     for epoch in [3, 4] {
         sink.commit(CommitPermit::granted(Epoch(epoch))).expect("nobody has taken over");
         let found: Vec<_> =
-            bench.look().iter().map(|progress| (progress.generation, progress.through)).collect();
+            bench.peek_progress().iter().map(|progress| (progress.generation, progress.through)).collect();
         assert_eq!(found, [(Generation(1), Epoch(epoch))]);
     }
 }
@@ -144,7 +144,7 @@ fn a_round_that_a_broker_refuses_shows_nothing_and_repeated_shows_everything_onc
         assert!(text.contains(&format!("--skip kafka:2:{}/large-key/0", bench.topic)), "{text}");
     }
     assert_eq!(bench.committed(), []);
-    assert_eq!(bench.look(), [], "progress comes with its round");
+    assert_eq!(bench.peek_progress(), [], "progress comes with its round");
 
     largest_message(&bench.topic, "100000");
     commit(&mut sink, 3).expect("it commits");
@@ -197,12 +197,12 @@ fn missing_topics_and_owned_options_are_refused_by_name() {
     let bench = Bench::new("missing", 1, &[]);
     let mut config = bench.config();
     config.topics.extend(["no-such-one".to_owned(), "nor-this".to_owned()]);
-    let error = KafkaSink::new(config).open(&bench.start(1)).expect_err("topics are missing").to_string();
+    let error = KafkaSink::new(config).open(&bench.context(1)).expect_err("topics are missing").to_string();
     assert!(error.contains("no-such-one, nor-this") && error.contains("topics create"), "{error}");
     assert!(!error.contains(&bench.topic), "{error}");
     let mut config = bench.config();
     config.options.insert("acks".to_owned(), "1".into());
-    let error = KafkaSink::new(config).open(&bench.start(1)).expect_err("acks is owned");
+    let error = KafkaSink::new(config).open(&bench.context(1)).expect_err("acks is owned");
     let mut causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
     let reason = causes.find_map(|cause| cause.downcast_ref::<Misconfigured>());
     assert!(reason.is_some_and(|reason| reason.0.contains("`acks`")), "{error:?}");
@@ -235,7 +235,7 @@ fn a_broker_that_is_not_there_is_an_error_and_not_a_hang() {
     let bench = Bench::new("absent", 1, &[]);
     let config = KafkaConfig { brokers: "127.0.0.1:1".to_owned(), ..bench.config() };
     let begun = Instant::now();
-    let error = KafkaSink::new(config).open(&bench.start(1)).expect_err("nobody listens there");
+    let error = KafkaSink::new(config).open(&bench.context(1)).expect_err("nobody listens there");
     assert!(matches!(error, OpenError::Unavailable { .. }), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(30));
 }
@@ -251,7 +251,7 @@ fn measure_rounds() {
             config.options.insert("linger.ms".to_owned(), linger.into());
             let mut sink = KafkaSink::new(config);
             let begun = Instant::now();
-            sink.open(&bench.start(1)).expect("it opens");
+            sink.open(&bench.context(1)).expect("it opens");
             let open = begun.elapsed();
             let value = "v".repeat(200);
             let mut latencies = Vec::new();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use headwater_dataflows::Epoch;
 use headwater_sinks::kafka::{KafkaSink, progress_topic, transactional_ids};
-use headwater_sinks::{CommitError, Generation, Lineage, OpenError, Progress, Shards, Sink, Start};
+use headwater_sinks::{CommitError, Generation, LedgerId, OpenError, Progress, Shards, Sink, WriterContext};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
@@ -77,10 +77,12 @@ fn a_zombie_that_cannot_read_all_progress_at_first_is_fenced_when_it_can() {
 fn fencing_stops_a_process_that_the_new_cluster_no_longer_has() {
     let bench = Bench::new("smaller", 1, &[]);
     let mut third = KafkaSink::new(bench.config());
-    third.open(&Start { process: 2, ..bench.start(1) }).expect("it opens");
+    third.open(&WriterContext { process: 2, ..bench.context(1) }).expect("it opens");
     third.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
     let mut first = KafkaSink::new(bench.config());
-    first.open(&Start { ever: 3, ..bench.start(2) }).expect("it opens, its own fencing notwithstanding");
+    first
+        .open(&WriterContext { max_processes: 3, ..bench.context(2) })
+        .expect("it opens, its own fencing notwithstanding");
     for _ in 0..3 {
         is_fenced(commit(&mut third, 1));
     }
@@ -92,7 +94,7 @@ fn fencing_stops_a_process_that_the_new_cluster_no_longer_has() {
 fn every_id_that_is_taken_over_has_its_own_sentinel() {
     let bench = Bench::new("sentinels", 1, &[]);
     let mut first = KafkaSink::new(bench.config());
-    first.open(&Start { ever: 3, ..bench.start(1) }).expect("it opens");
+    first.open(&WriterContext { max_processes: 3, ..bench.context(1) }).expect("it opens");
     let found = read(&progress_topic(&bench.pipeline), "read_committed");
     for id in (0..3).flat_map(|process| transactional_ids(&bench.pipeline, "kafka", process)) {
         let says_so =
@@ -109,7 +111,7 @@ fn what_is_committed_while_the_next_start_opens_is_in_the_progress_that_it_finds
         let bench = Bench::new("opening", 1, &[]);
         let mut before = bench.opened(1);
         commit(&mut before, 1).expect("it commits");
-        let (mut sink, next) = (KafkaSink::new(bench.config()), bench.start(2));
+        let (mut sink, next) = (KafkaSink::new(bench.config()), bench.context(2));
         let opening = std::thread::spawn(move || sink.open(&next));
         let (mut committed, mut through) = (1, 2);
         while !opening.is_finished() {
@@ -120,7 +122,7 @@ fn what_is_committed_while_the_next_start_opens_is_in_the_progress_that_it_finds
         }
         match opening.join().expect("no panic") {
             Ok(found) => {
-                assert_eq!(found, bench.look(), "nothing came after it was read");
+                assert_eq!(found, bench.peek_progress(), "nothing came after it was read");
                 assert!(found[0].through >= Epoch(committed), "{found:?}, and {committed} was committed");
             }
             // Its predecessor has taken an id back in between: it is started again.
@@ -143,14 +145,15 @@ fn an_older_generation_another_ledger_and_a_cloned_one_are_refused_and_another_c
     };
     refused(bench.try_open(4), "generation 5");
     refused(bench.try_open(5), "two copies");
-    let other = Start { lineage: Lineage("b".repeat(32)), ..bench.start(1) };
+    let other = WriterContext { ledger_id: LedgerId("b".repeat(32)), ..bench.context(1) };
     refused(KafkaSink::new(bench.config()).open(&other), "--reset-sink");
     let mut adopting = KafkaSink::new(bench.config());
-    let adopted = adopting.open(&Start { adopt: Some(Epoch(2)), ..other.clone() }).expect("it adopts");
+    let adopted =
+        adopting.open(&WriterContext { adopt: Some(Epoch(2)), ..other.clone() }).expect("it adopts");
     let through = |found: &[Progress]| found.iter().map(|p| (p.generation, p.through)).collect::<Vec<_>>();
     assert_eq!(through(&adopted), [(Generation(1), Epoch(2))]);
     // Durably, before anything is committed; and what was removed does not come back, compacted or not.
-    let next = Start { generation: Generation(2), ..other };
+    let next = WriterContext { generation: Generation(2), ..other };
     let found = KafkaSink::new(bench.config()).open(&next).expect("it is ours now");
     assert_eq!(through(&found), [(Generation(1), Epoch(2))]);
     is_fenced(commit(&mut adopting, 3));
@@ -163,7 +166,7 @@ fn progress_of_several_writers_is_all_returned() {
     let half = |process| Shards::of_workers(process..process + 1, 2);
     for (process, through) in [(0, 10), (1, 12)] {
         let mut sink = KafkaSink::new(bench.config());
-        sink.open(&Start { process, shards: half(process), ..bench.start(1) }).expect("it opens");
+        sink.open(&WriterContext { process, shards: half(process), ..bench.context(1) }).expect("it opens");
         commit(&mut sink, through - 1).expect("it commits");
         commit(&mut sink, through).expect("it commits");
     }

@@ -5,19 +5,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use headwater_dataflows::Epoch;
 use headwater_sinks::postgres::{PostgresConfig, PostgresSink};
-use headwater_sinks::{Cell, Changes, CommitPermit, Generation, Lineage, Shards, Start, tables};
+use headwater_sinks::{Cell, Changes, CommitPermit, Generation, LedgerId, Shards, WriterContext, tables};
 use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 /// A start of the pipeline `fraud` by its only process.
-pub fn start(generation: u64) -> Start {
-    Start {
+pub fn context(generation: u64) -> WriterContext {
+    WriterContext {
         pipeline: "fraud".to_owned(),
-        lineage: Lineage("00112233445566778899aabbccddeeff".to_owned()),
+        ledger_id: LedgerId("00112233445566778899aabbccddeeff".to_owned()),
         generation: Generation(generation),
         process: 0,
         shards: Shards::ALL,
-        ever: 1,
+        max_processes: 1,
         adopt: None,
     }
 }

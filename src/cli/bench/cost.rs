@@ -19,7 +19,7 @@ use crate::cli::command::BenchArgs;
 use crate::cli::output::{OutputError, note, outln};
 use crate::event::Event;
 use crate::outputs::Severity;
-use crate::runtime::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, Telling, TravelPlan, rules};
+use crate::runtime::{AlertPolicy, AmountPlan, DiversityPlan, FrequencyPlan, Patterns, TravelPlan, rules};
 use crate::source::generator::GeneratorSettings;
 
 /// How far the watermark is behind the newest event at the least, in milliseconds.
@@ -215,11 +215,11 @@ fn by_sorting(events: &[Event], drive: Drive) -> Spent {
 
 /// The rules of the engine with their usual numbers.
 pub fn patterns(emission: Emission) -> Patterns {
-    let telling = Telling { severity: Severity::Medium, emission };
+    let alert_policy = AlertPolicy { severity: Severity::Medium, emission };
     Patterns {
-        velocity_spike: Some(FrequencyPlan { at_least: 101, within_ms: HOUR, telling }),
-        rapid_fire_burst: Some(FrequencyPlan { at_least: 10, within_ms: 10_000, telling }),
-        merchant_diversity: Some(DiversityPlan { at_least: 8, within_ms: HOUR, telling }),
+        velocity_spike: Some(FrequencyPlan { at_least: 101, within_ms: HOUR, alert_policy }),
+        rapid_fire_burst: Some(FrequencyPlan { at_least: 10, within_ms: 10_000, alert_policy }),
+        merchant_diversity: Some(DiversityPlan { at_least: 8, within_ms: HOUR, alert_policy }),
         amount_anomaly: Some(AmountPlan {
             sigmas: 3.0,
             high_sigmas: 5.0,
@@ -227,9 +227,9 @@ pub fn patterns(emission: Emission) -> Patterns {
             min_sigma: 0.01,
             min_relative_sigma: 0.01,
             per_currency: false,
-            telling,
+            alert_policy,
         }),
-        impossible_travel: Some(TravelPlan { km: 50.0, kmh: 900.0, telling }),
+        impossible_travel: Some(TravelPlan { km: 50.0, kmh: 900.0, alert_policy }),
     }
 }
 

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use differential_dataflow::AsCollection;
 use headwater_dataflows::{Captures, Epoch, Partition};
-use headwater_sinks::{Changes, CommitPermit, Generation, Lineage, Shards, Start};
+use headwater_sinks::{Changes, CommitPermit, Generation, LedgerId, Shards, WriterContext};
 use timely::dataflow::operators::Inspect;
 use timely::dataflow::operators::generic::operator::empty;
 
@@ -36,7 +36,7 @@ use crate::config::{Config, OutputKind, SinksConfig};
 use crate::decode::Decoder;
 use crate::event::Event;
 use crate::metrics::Metrics;
-use crate::outputs::{Listener, Tongue};
+use crate::outputs::{SinkEncoding, SinkRoute};
 use crate::runtime::{Inputs, SinkJob, compute};
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce::{Produced, Producer};
@@ -256,7 +256,7 @@ impl Bench<'_> {
         let mut config = self.config.clone();
         config.sinks = set.sinks.clone();
         let sinks = build::sinks(&config, "");
-        let listeners: Arc<[Listener]> = sinks.iter().map(|sink| Listener::to_all(sink.tongue)).collect();
+        let routes: Arc<[SinkRoute]> = sinks.iter().map(|sink| SinkRoute::to_all(sink.encoding)).collect();
         let plan = config.plan;
         let metrics = Arc::new(Metrics::default());
         let behind_ms = plan.time.max_out_of_orderness_ms;
@@ -264,7 +264,7 @@ impl Bench<'_> {
         let spent = drive.run(events, move |events, control| {
             let scope = events.inner.scope();
             let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
-            compute(Inputs { events, rejected, control }, &captures, &plan, &listeners, &metrics).told
+            compute(Inputs { events, rejected, control }, &captures, &plan, &routes, &metrics).encoded
         });
         self.go_on()?;
         let alone = spent.cpu.context(UNACCOUNTED)?;
@@ -284,15 +284,15 @@ impl Bench<'_> {
         choose(&mut config.sinks);
         self.scratch.isolate(&mut config, stage)?;
         let sinks = build::sinks(&config, &self.scratch.topics_of(stage));
-        let SinkJob { mut sink, tongue, .. } = sinks.into_iter().next().context("there is no such sink")?;
-        let mut rounds = encoded(&config, events, tongue);
-        sink.open(&Start {
+        let SinkJob { mut sink, encoding, .. } = sinks.into_iter().next().context("there is no such sink")?;
+        let mut rounds = encoded(&config, events, encoding);
+        sink.open(&WriterContext {
             pipeline: config.plan.pipeline.to_string(),
-            lineage: Lineage(format!("{:032x}", crate::wall::wall_ms())),
+            ledger_id: LedgerId(format!("{:032x}", crate::wall::wall_ms())),
             generation: Generation(1),
             process: 0,
             shards: Shards::ALL,
-            ever: 1,
+            max_processes: 1,
             adopt: None,
         })?;
         let (begun, charged) = (Instant::now(), cpu()?);
@@ -310,9 +310,9 @@ impl Bench<'_> {
 }
 
 /// What the dataflow over these events tells a sink, epoch by epoch.
-fn encoded(config: &Config, events: &[Event], tongue: Tongue) -> Vec<(Epoch, Vec<Changes>)> {
+fn encoded(config: &Config, events: &[Event], encoding: SinkEncoding) -> Vec<(Epoch, Vec<Changes>)> {
     let plan = config.plan.clone();
-    let listeners: Arc<[Listener]> = Arc::new([Listener::to_all(tongue)]);
+    let routes: Arc<[SinkRoute]> = Arc::new([SinkRoute::to_all(encoding)]);
     let all: Arc<Mutex<BTreeMap<Epoch, Vec<Changes>>>> = Arc::default();
     let (metrics, gathered) = (Arc::new(Metrics::default()), Arc::clone(&all));
     let drive = Drive { workers: 1, behind_ms: plan.time.max_out_of_orderness_ms, close: true };
@@ -320,9 +320,10 @@ fn encoded(config: &Config, events: &[Event], tongue: Tongue) -> Vec<(Epoch, Vec
         let scope = events.inner.scope();
         let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
         let all = Arc::clone(&gathered);
-        let told = compute(Inputs { events, rejected, control }, &captures, &plan, &listeners, &metrics).told;
-        told.inspect(move |(epoch, told)| {
-            let changes = told.iter().filter(|changes| !changes.is_empty()).cloned();
+        let encoded =
+            compute(Inputs { events, rejected, control }, &captures, &plan, &routes, &metrics).encoded;
+        encoded.inspect(move |(epoch, encoded)| {
+            let changes = encoded.iter().filter(|changes| !changes.is_empty()).cloned();
             all.lock().expect("nobody panics with it").entry(*epoch).or_default().extend(changes);
         })
     });
@@ -363,10 +364,10 @@ mod tests {
     fn every_event_is_told_once_and_epochs_ascend() {
         let events = events(in_order(), EPOCH + 100);
         let config = Config::parse(KAFKA, std::iter::empty()).expect("valid");
-        let tongue = build::sinks(&config, "").pop().expect("the sink of events").tongue;
-        let rounds = encoded(&config, &events, tongue);
+        let encoding = build::sinks(&config, "").pop().expect("the sink of events").encoding;
+        let rounds = encoded(&config, &events, encoding);
         assert!(rounds.is_sorted_by_key(|(epoch, _)| *epoch));
-        let told = rounds.iter().flat_map(|(_, all)| all).map(|changes| changes.messages.iter().count());
-        assert!(told.sum::<usize>() >= events.len());
+        let encoded = rounds.iter().flat_map(|(_, all)| all).map(|changes| changes.messages.iter().count());
+        assert!(encoded.sum::<usize>() >= events.len());
     }
 }

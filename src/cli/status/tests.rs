@@ -1,5 +1,5 @@
 use headwater_dataflows::EventTime;
-use headwater_sinks::{Generation, Lineage, Shards};
+use headwater_sinks::{Generation, LedgerId, Shards};
 
 use super::*;
 use crate::coordination::Manifest;
@@ -8,8 +8,8 @@ use crate::ledger::Genesis;
 
 const AS_EVER: &str = "patterns.velocity_spike.more_than = 1\n";
 
-fn wanted(meaning: &str) -> Wanted {
-    Wanted { meaning: meaning.into(), operators: Vec::new(), resets: Resets::default() }
+fn wanted(semantics: &str) -> Wanted {
+    Wanted { semantics: semantics.into(), operators: Vec::new(), resets: Resets::default() }
 }
 
 fn manifest(epoch: u64, readable: bool) -> StoredManifest {
@@ -31,8 +31,8 @@ fn manifest(epoch: u64, readable: bool) -> StoredManifest {
 
 /// Recorded through 9, with checkpoints of 4 and 6, of which the newer is damaged; sinks have 8 and 5.
 fn facts() -> Facts {
-    let lineage = Lineage("ab".into());
-    let genesis = Some(Genesis { starts: Vec::new(), meaning: AS_EVER.into() });
+    let ledger_id = LedgerId("ab".into());
+    let genesis = Some(Genesis { starts: Vec::new(), semantics: AS_EVER.into() });
     let record = |epoch| EpochRecord {
         epoch: Epoch(epoch),
         wall_ms: 0,
@@ -41,14 +41,14 @@ fn facts() -> Facts {
         rules: TimeRules::default(),
     };
     let progress = |through| Progress {
-        lineage: lineage.clone(),
+        ledger_id: ledger_id.clone(),
         generation: Generation(3),
         shards: Shards::ALL,
         through: Epoch(through),
     };
     Facts {
         pipeline: "fraud".into(),
-        claim: Some(Claim { lineage: lineage.clone(), generation: Generation(3), genesis }),
+        claim: Some(Claim { ledger_id: ledger_id.clone(), generation: Generation(3), genesis }),
         manifests: vec![manifest(4, true), manifest(6, false)],
         pruned: Epoch(4),
         epochs: (5..10).map(record).collect(),
@@ -78,7 +78,7 @@ fn the_status_says_what_is_there_and_what_a_start_would_do() {
          checkpoint of epoch 4: 8 s old, 0 bytes in 0 parts, 12 keys\n\
          sink a: through epoch 8\n\
          sink b: through epoch 5\n\
-         left out: b:6:events/3/42\n\
+         skipped: b:6:events/3/42\n\
          a start would go on from the checkpoint of epoch 4 and do 5 epochs again, through 9\n"
     );
     let json = facts.json(&outlook, 15_999);
@@ -107,7 +107,7 @@ fn a_change_waits_for_a_stop_and_names_what_it_forgets() {
     }
     assert_eq!(
         stopped.outlook(&changed).to_string(),
-        "a start would go on from the checkpoint of epoch 9, with nothing to do again, otherwise than before: the \
+        "a start would go on from the checkpoint of epoch 9, with nothing to replay, with a changed configuration: the \
          pipeline has had `patterns.velocity_spike.more_than = 1` and is configured with `patterns.velocity_spike.more_than = 2`, forgetting patterns.velocity_spike"
     );
 }
@@ -121,7 +121,7 @@ fn a_start_that_would_be_refused_is_foretold_with_its_reason() {
     );
 
     let mut other = facts();
-    other.claim.as_mut().expect("claimed").lineage = Lineage("cd".into());
+    other.claim.as_mut().expect("claimed").ledger_id = LedgerId("cd".into());
     let stranger = refused(&other);
     assert!(stranger.starts_with("sink a: its progress belongs to another ledger (ab)"), "{stranger}");
     assert!(stranger.contains("`--reset-sink a --accept-duplicates`"), "{stranger}");

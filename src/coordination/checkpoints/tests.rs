@@ -19,8 +19,8 @@ fn record(epoch: u64, wall_ms: i64) -> EpochRecord {
 }
 
 fn part(generation: u64, epoch: u64, shard: u32, kind: PartKind, bytes: u64) -> Part {
-    let (lineage, generation) = (Lineage("a".into()), Generation(generation));
-    let name = PartName { lineage, generation, epoch: Epoch(epoch), shard: ShardId(shard), kind };
+    let (ledger_id, generation) = (LedgerId("a".into()), Generation(generation));
+    let name = PartName { ledger_id, generation, epoch: Epoch(epoch), shard: ShardId(shard), kind };
     Part { name, hash: [0; 32], bytes }
 }
 
@@ -71,11 +71,11 @@ fn a_checkpoint_is_complete_with_every_shard_and_every_sink() {
     checkpoint.stored(low, vec![part(1, 7, 0, Base, 5), part(1, 7, 9, Delta, 5)]).expect("of its shards");
     let sinks = [Some(Epoch(7)), Some(Epoch(9))];
     assert!(!checkpoint.is_complete(&sinks), "a shard is missing");
-    assert_eq!(checkpoint.stored(Shards(1), vec![]), Err(Contradiction::Twice(ShardId(0))));
+    assert_eq!(checkpoint.stored(Shards(1), vec![]), Err(InvalidPart::Twice(ShardId(0))));
     let high = Shards(1 << 63);
     for stray in [part(1, 7, 62, Base, 5), part(1, 6, 63, Base, 5)] {
         let shard = stray.name.shard;
-        assert_eq!(checkpoint.stored(high, vec![stray]), Err(Contradiction::Stray(shard)));
+        assert_eq!(checkpoint.stored(high, vec![stray]), Err(InvalidPart::Stray(shard)));
     }
     checkpoint.stored(high, vec![]).expect("a shard that did not change");
     assert!(checkpoint.is_complete(&sinks) && checkpoint.is_complete(&[]));
@@ -93,8 +93,8 @@ fn a_delta_follows_its_shards_parts_and_a_base_replaces_them() {
     let after = [before[0].clone(), before[1].clone(), delta, base];
     assert_eq!(checkpoint.parts_after(&before), Ok(after.to_vec()));
     assert!(are_chains(&after));
-    assert_eq!(checkpoint.parts_after(&before[2..]), Err(Contradiction::Stray(ShardId(0))), "no base");
-    assert_eq!(checkpoint.parts_after(&after), Err(Contradiction::Stray(ShardId(0))), "the epoch is there");
+    assert_eq!(checkpoint.parts_after(&before[2..]), Err(InvalidPart::Stray(ShardId(0))), "no base");
+    assert_eq!(checkpoint.parts_after(&after), Err(InvalidPart::Stray(ShardId(0))), "the epoch is there");
 
     assert!(!are_chains(&before[1..]) && !are_chains(&[before[2].clone(), before[0].clone()]));
     assert!(!are_chains(&[before[0].clone(), before[0].clone()]), "two bases");
@@ -177,9 +177,9 @@ fn only_parts_that_no_manifest_needs_are_deleted() {
     let gone: Vec<_> = unreferenced(&dropped, &kept).into_iter().collect();
     assert_eq!(gone, [base.name.clone(), lone.name.clone()]);
 
-    let other = PartName { lineage: Lineage("b".into()), ..lone.name.clone() };
+    let other = PartName { ledger_id: LedgerId("b".into()), ..lone.name.clone() };
     let own = PartName { generation: Generation(3), ..lone.name.clone() };
     let found = [&lone.name, &shared.name, &other, &own].map(PartName::to_string);
     let found = found.iter().map(String::as_str).chain(["somebody's file"]);
-    assert_eq!(left_behind(found, &Lineage("a".into()), Generation(3), &kept), [lone.name]);
+    assert_eq!(left_behind(found, &LedgerId("a".into()), Generation(3), &kept), [lone.name]);
 }

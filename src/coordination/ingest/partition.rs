@@ -200,7 +200,7 @@ impl PartitionTracker {
 
     /// Looks at the partition after reading at `now`; `reading` says whether its records were asked for since the look
     /// before: it was not paused, not limited, and there was a budget.
-    pub fn look(&mut self, state: &PartitionState, now: Duration, reading: bool, timing: &Timing) {
+    pub fn observe(&mut self, state: &PartitionState, now: Duration, reading: bool, timing: &Timing) {
         let since = self.looked.replace(now).map_or(Duration::ZERO, |before| now.saturating_sub(before));
         self.unavailable_since = match state.available {
             true => None,

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition, ShardId};
 use headwater_sinks::{Generation, Progress, Shards};
 
-use super::world::{Commit, Content, Heard, Incarnation, State, World, Write, lineage, output, step};
+use super::world::{Commit, Content, Incarnation, State, World, Write, WriteResult, ledger_id, output, step};
 use super::{PROCESSES, Random, SHARDED, Violation};
 use crate::coordination::ingest::TimeRules;
 use crate::coordination::{
-    Binding, Checkpoint, EpochRecord, Manifest, Marks, Part, PartKind, PartName, Position, Prune, Recorded,
-    Resume, Taken, chain, left_behind, prune, resume, unreferenced, wants_base,
+    Binding, Checkpoint, CommittedThrough, EpochRecord, Manifest, Marks, Part, PartKind, PartName, Position,
+    Prune, Recorded, Resume, chain, left_behind, prune, resume, unreferenced, wants_base,
 };
 
 /// In milliseconds of the epochs' wall time.
@@ -79,7 +79,7 @@ pub struct Process {
     durable: Epoch,
     outputs: BTreeMap<Epoch, State>,
     /// By sink, what it had at the start.
-    taken: Vec<Taken>,
+    committed_through: Vec<CommittedThrough>,
     /// By sink and writer, who it is, and how far it has come.
     incarnations: Vec<[Incarnation; PROCESSES]>,
     committed: Vec<Vec<Option<Epoch>>>,
@@ -107,7 +107,7 @@ impl Process {
             unrecorded: Vec::new(),
             durable: Epoch(0),
             outputs: BTreeMap::new(),
-            taken: Vec::new(),
+            committed_through: Vec::new(),
             incarnations: Vec::new(),
             committed: Vec::new(),
             garbage: Vec::new(),
@@ -140,7 +140,7 @@ impl Process {
             Stage::Fence { sink, writer } => {
                 self.take_over(world, sink, writer);
                 let all = if world.guards.writers_that_are_no_more_are_fenced {
-                    world.ever
+                    world.max_processes
                 } else {
                     self.processes
                 };
@@ -223,14 +223,15 @@ impl Process {
             committed: &[],
         };
         let sinks: Vec<_> = self.found.iter().map(|progress| ("sink", &progress[..])).collect();
-        let Ok(Resume { durable, taken, origins }) = resume(recorded, &sinks) else {
+        let Ok(Resume { durable, committed_through, origins }) = resume(recorded, &sinks) else {
             return Ok(Life::Refused);
         };
         self.durable = durable;
-        let of_writers =
-            |taken: &Taken| (0..self.processes).map(|writer| taken.least_of(self.shards(writer))).collect();
-        self.committed = taken.iter().map(of_writers).collect();
-        self.taken = taken;
+        let of_writers = |committed_through: &CommittedThrough| {
+            (0..self.processes).map(|writer| committed_through.least_of(self.shards(writer))).collect()
+        };
+        self.committed = committed_through.iter().map(of_writers).collect();
+        self.committed_through = committed_through;
         let origin = match guards.origins_are_not_above_a_sink {
             true => origins[0],
             false => recorded.readable.last().copied().unwrap_or(origins[0]),
@@ -259,7 +260,7 @@ impl Process {
             self.committed = vec![vec![Some(origin); self.processes]; self.committed.len()];
         }
         if !(guards.sinks_skip_what_they_have && guards.shards_skip_what_they_have) {
-            self.taken.fill(Taken::nothing());
+            self.committed_through.fill(CommittedThrough::nothing());
         }
         Ok(Life::Goes)
     }
@@ -348,8 +349,13 @@ impl Process {
                 return (shards, Vec::new());
             }
             let (kind, follows) = if base { (PartKind::Base, None) } else { (PartKind::Delta, Some(before)) };
-            let name =
-                PartName { lineage: lineage(), generation: own, epoch: record.epoch, shard: shard_id, kind };
+            let name = PartName {
+                ledger_id: ledger_id(),
+                generation: own,
+                epoch: record.epoch,
+                shard: shard_id,
+                kind,
+            };
             let part = Part { name, hash: [0; 32], bytes: 1 + random.below(9) as u64 };
             (shards, vec![(part, Content { follows, state: now })])
         });
@@ -366,12 +372,12 @@ impl Process {
         let Some(last) = self.unrecorded.last().map(|last| last.epoch) else { return Ok(Life::Goes) };
         let round = self.unrecorded.clone();
         Ok(match world.write(Write::Append(self.generation, round), random)? {
-            Heard::Done => {
+            WriteResult::Done => {
                 self.unrecorded.clear();
                 self.durable = last;
                 Life::Goes
             }
-            Heard::Fenced | Heard::Failed | Heard::Silence => Life::Ended,
+            WriteResult::Fenced | WriteResult::Failed | WriteResult::Silence => Life::Ended,
         })
     }
 
@@ -392,20 +398,20 @@ impl Process {
         let rows = round
             .iter()
             .flat_map(|&(&epoch, state)| own.clone().map(move |shard| (epoch, shard, output(state, shard))));
-        let has = |shard: usize, epoch| self.taken[sink].has(ShardId(shard as u32), epoch);
+        let has = |shard: usize, epoch| self.committed_through[sink].has(ShardId(shard as u32), epoch);
         let rows: Vec<_> = rows.filter(|&(epoch, shard, _)| !has(shard, epoch)).collect();
         let (through, incarnation) = (*round[round.len() - 1].0, self.incarnations[sink][writer]);
         let generation = self.generation;
         let commit = Commit { sink, writer, incarnation, generation, shards, through, rows };
         Ok(match world.write(Write::Commit(commit), random)? {
-            Heard::Done => {
+            WriteResult::Done => {
                 self.committed[sink][writer] = Some(through);
                 let least = self.committed.iter().flatten().min().copied().flatten().unwrap_or(Epoch(0));
                 self.outputs = self.outputs.split_off(&least.next());
                 Life::Goes
             }
-            Heard::Failed => Life::Goes,
-            Heard::Fenced | Heard::Silence => Life::Ended,
+            WriteResult::Failed => Life::Goes,
+            WriteResult::Fenced | WriteResult::Silence => Life::Ended,
         })
     }
 
@@ -473,7 +479,7 @@ impl Process {
         }
         let (epoch, parts) = (manifest.epoch, manifest.parts.clone());
         Ok(match world.write(Write::Conclude(self.generation, manifest), random)? {
-            Heard::Done => {
+            WriteResult::Done => {
                 self.manifests = manifests;
                 self.before = parts;
                 self.garbage.extend(garbage);
@@ -481,7 +487,7 @@ impl Process {
                 self.marks.concluded(epoch);
                 Life::Goes
             }
-            Heard::Fenced | Heard::Failed | Heard::Silence => Life::Ended,
+            WriteResult::Fenced | WriteResult::Failed | WriteResult::Silence => Life::Ended,
         })
     }
 
@@ -495,7 +501,7 @@ impl Process {
                 false => Generation(u64::MAX),
             };
             let found = world.store.keys().map(String::as_str);
-            self.garbage = left_behind(found, &lineage(), mine, &self.readable());
+            self.garbage = left_behind(found, &ledger_id(), mine, &self.readable());
         }
     }
 }

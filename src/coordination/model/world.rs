@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use headwater_dataflows::{Epoch, ShardId};
-use headwater_sinks::{Generation, Lineage, Progress, Shards};
+use headwater_sinks::{Generation, LedgerId, Progress, Shards};
 
 use super::{Guards, PROCESSES, Random, SHARDED, Violation};
 use crate::coordination::{EpochRecord, Manifest, PartName, Prune, chain, prune};
@@ -88,7 +88,7 @@ pub enum Write {
 
 /// What a writer hears.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Heard {
+pub enum WriteResult {
     Done,
     Fenced,
     /// It did not happen, nor will it.
@@ -104,7 +104,7 @@ pub struct World {
     pub keep: usize,
     pub generation: Generation,
     /// How many processes there ever were at once.
-    pub ever: usize,
+    pub max_processes: usize,
     incarnations: u64,
     pub rounds: Vec<Vec<EpochRecord>>,
     /// A damaged one has no content.
@@ -117,8 +117,8 @@ pub struct World {
     pub truth: BTreeMap<Epoch, (i64, State)>,
 }
 
-pub fn lineage() -> Lineage {
-    Lineage("model".into())
+pub fn ledger_id() -> LedgerId {
+    LedgerId("model".into())
 }
 
 impl World {
@@ -128,7 +128,7 @@ impl World {
             calm: false,
             keep,
             generation: Generation(0),
-            ever: 0,
+            max_processes: 0,
             incarnations: 0,
             rounds: Vec::new(),
             manifests: Vec::new(),
@@ -143,7 +143,7 @@ impl World {
     /// For a start of so many processes.
     pub fn claim(&mut self, processes: usize) -> Generation {
         self.generation.0 += 1;
-        self.ever = self.ever.max(processes);
+        self.max_processes = self.max_processes.max(processes);
         self.generation
     }
 
@@ -177,18 +177,18 @@ impl World {
     }
 
     /// A write, with whatever can become of it.
-    pub fn write(&mut self, write: Write, random: &mut Random) -> Result<Heard, Violation> {
+    pub fn write(&mut self, write: Write, random: &mut Random) -> Result<WriteResult, Violation> {
         match random.below(40) + if self.calm { 3 } else { 0 } {
             0 => {
                 self.apply(write)?;
-                Ok(Heard::Silence)
+                Ok(WriteResult::Silence)
             }
             1 => {
                 self.on_their_way.push(write);
-                Ok(Heard::Silence)
+                Ok(WriteResult::Silence)
             }
-            2 => Ok(Heard::Failed),
-            _ => Ok(if self.apply(write)? { Heard::Done } else { Heard::Fenced }),
+            2 => Ok(WriteResult::Failed),
+            _ => Ok(if self.apply(write)? { WriteResult::Done } else { WriteResult::Fenced }),
         }
     }
 
@@ -230,7 +230,7 @@ impl World {
                 }
                 sink.progress
                     .retain(|progress| (progress.generation, progress.shards) != (generation, shards));
-                sink.progress.push(Progress { lineage: lineage(), generation, shards, through });
+                sink.progress.push(Progress { ledger_id: ledger_id(), generation, shards, through });
                 sink.wiped &= sink.through() < newest;
             }
         }

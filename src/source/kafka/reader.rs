@@ -38,7 +38,7 @@ pub(super) type Each<'a> = dyn FnMut(Partition, &BorrowedMessage<'_>) + 'a;
 /// Reads the partitions of one worker.
 pub(super) struct KafkaReader {
     // Queues first: they must be gone before the consumer is.
-    lanes: Vec<Lane>,
+    readers: Vec<PartitionReader>,
     consumer: Arc<BaseConsumer<Watch>>,
     topic: String,
     /// By partition, where it ends; empty if they do not.
@@ -51,7 +51,7 @@ pub(super) struct KafkaReader {
 }
 
 /// One partition.
-struct Lane {
+struct PartitionReader {
     partition: Partition,
     queue: PartitionQueue<Watch>,
     position: i64,
@@ -110,8 +110,8 @@ impl KafkaReader {
         config.set("statistics.interval.ms", stats::INTERVAL_MS);
         let consumer: Arc<BaseConsumer<Watch>> = Arc::new(config.create_with_context(watch).map_err(failed)?);
         let (topic, stop) = (topic.to_owned(), stop.to_vec());
-        let (lanes, errors, ends) = (Vec::new(), HashMap::new(), ends.clone());
-        Ok(KafkaReader { lanes, consumer, topic, stop, first: 0, ends, errors })
+        let (readers, errors, ends) = (Vec::new(), HashMap::new(), ends.clone());
+        Ok(KafkaReader { readers, consumer, topic, stop, first: 0, ends, errors })
     }
 
     /// Reads a partition from an offset on. The record before it must have the timestamp `before`, if that is known.
@@ -129,14 +129,14 @@ impl KafkaReader {
             .split_partition_queue(topic, number)
             .ok_or_else(|| SourceError::Refused(format!("topic {topic} has no partition {number}")))?;
         let stop = self.stop.get(partition.0 as usize).map(|stop| stop.0);
-        let lane = Lane::new(partition, queue, position, stop, before);
-        if !lane.ended() {
+        let reader = PartitionReader::new(partition, queue, position, stop, before);
+        if !reader.ended() {
             let mut assignment = TopicPartitionList::new();
             let from = KafkaOffset::Offset(position - i64::from(before.is_some()));
             assignment.add_partition_offset(topic, number, from).map_err(failed)?;
             self.consumer.incremental_assign(&assignment).map_err(failed)?;
         }
-        self.lanes.push(lane);
+        self.readers.push(reader);
         Ok(())
     }
 
@@ -146,21 +146,22 @@ impl KafkaReader {
         if let Some(changed) = self.ends.changed() {
             return Err(SourceError::Refused(changed));
         }
-        let lanes = self.lanes.len();
+        let readers = self.readers.len();
         let mut left = budget;
         loop {
-            let readable = self.lanes.iter().filter(|lane| lane.readable()).count();
+            let readable = self.readers.iter().filter(|reader| reader.readable()).count();
             // An equal share of what is left for each; the shares of those with less to read go round again.
             let share = (left.records / readable.max(1)).max(1);
             let before = left.records;
-            for turn in 0..lanes {
-                let lane = (self.first + turn) % lanes;
-                if let Some(error) = self.lanes[lane].read(share, &mut left, each) {
-                    self.lanes[lane].disturb();
-                    self.judge_partition(lane, &error)?;
+            for turn in 0..readers {
+                let reader = (self.first + turn) % readers;
+                if let Some(error) = self.readers[reader].read(share, &mut left, each) {
+                    self.readers[reader].disturb();
+                    self.judge_partition(reader, &error)?;
                 }
-                if let Some(changed) = &self.lanes[lane].changed {
-                    let Lane { partition: Partition(partition), position, .. } = self.lanes[lane];
+                if let Some(changed) = &self.readers[reader].changed {
+                    let PartitionReader { partition: Partition(partition), position, .. } =
+                        self.readers[reader];
                     return Err(SourceError::Refused(format!(
                         "the record at offset {} of {} partition {partition} {changed}: the topic was deleted and \
                          created anew; another `pipeline` name, with tables of its own, reads all that it has",
@@ -169,21 +170,21 @@ impl KafkaReader {
                     )));
                 }
             }
-            self.first = (self.first + 1) % lanes.max(1);
+            self.first = (self.first + 1) % readers.max(1);
             if left.records == before || left.records == 0 || left.bytes == 0 {
                 return Ok(budget.records - left.records);
             }
         }
     }
 
-    fn lane(&mut self, partition: Partition) -> Result<&mut Lane, SourceError> {
-        let lane = self.lanes.iter_mut().find(|lane| lane.partition == partition);
-        lane.ok_or_else(|| SourceError::Refused(format!("partition {} is not read here", partition.0)))
+    fn partition_reader(&mut self, partition: Partition) -> Result<&mut PartitionReader, SourceError> {
+        let reader = self.readers.iter_mut().find(|reader| reader.partition == partition);
+        reader.ok_or_else(|| SourceError::Refused(format!("partition {} is not read here", partition.0)))
     }
 
     /// Whether every partition has come to its stop.
     pub fn ended(&self) -> bool {
-        self.lanes.iter().all(Lane::ended)
+        self.readers.iter().all(PartitionReader::ended)
     }
 
     /// Takes what the consumer has to say apart from records: errors and statistics.
@@ -203,8 +204,10 @@ impl KafkaReader {
         let watch = self.consumer.context();
         let seen = std::mem::take(&mut *watch.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
         for (partition, seen) in seen {
-            if let Some(lane) = self.lanes.iter_mut().find(|lane| kafka(lane.partition.0) == partition) {
-                lane.learn(seen);
+            if let Some(reader) =
+                self.readers.iter_mut().find(|reader| kafka(reader.partition.0) == partition)
+            {
+                reader.learn(seen);
             }
         }
         Ok(())
@@ -232,13 +235,13 @@ impl KafkaReader {
     }
 
     /// The same for an error of one partition, which may say that its position is not in the log any more.
-    fn judge_partition(&mut self, lane: usize, error: &KafkaError) -> Result<(), SourceError> {
+    fn judge_partition(&mut self, reader: usize, error: &KafkaError) -> Result<(), SourceError> {
         use RDKafkaErrorCode as Code;
         let lost = matches!(
             error.rdkafka_error_code(),
             Some(Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::NoOffset | Code::LogTruncation)
         );
-        let Lane { partition: Partition(partition), position, .. } = self.lanes[lane];
+        let PartitionReader { partition: Partition(partition), position, .. } = self.readers[reader];
         let topic = &self.topic;
         if let Some(way_on) = unreadable(error) {
             return Err(SourceError::Refused(format!(
@@ -290,15 +293,15 @@ fn unreadable(error: &KafkaError) -> Option<&'static str> {
     }
 }
 
-impl Lane {
+impl PartitionReader {
     fn new(
         partition: Partition,
         queue: PartitionQueue<Watch>,
         position: i64,
         stop: Option<i64>,
         before: Option<i64>,
-    ) -> Lane {
-        Lane {
+    ) -> PartitionReader {
+        PartitionReader {
             partition,
             queue,
             position,
@@ -452,7 +455,7 @@ impl Reader for KafkaReader {
     }
 
     fn partitions(&self) -> Vec<PartitionState> {
-        self.lanes.iter().map(|lane| lane.state(self.ends.of(lane.partition))).collect()
+        self.readers.iter().map(|reader| reader.state(self.ends.of(reader.partition))).collect()
     }
 
     fn add(&mut self, partition: Partition, from: Offset) -> Result<(), SourceError> {
@@ -460,12 +463,12 @@ impl Reader for KafkaReader {
     }
 
     fn set_paused(&mut self, partition: Partition, paused: bool) -> Result<(), SourceError> {
-        self.lane(partition)?.paused = paused;
+        self.partition_reader(partition)?.paused = paused;
         Ok(())
     }
 
     fn set_limit(&mut self, partition: Partition, limit: Option<Offset>) -> Result<(), SourceError> {
-        self.lane(partition)?.limit = limit.map(|limit| limit.0);
+        self.partition_reader(partition)?.limit = limit.map(|limit| limit.0);
         Ok(())
     }
 }
@@ -475,13 +478,13 @@ mod tests {
     use super::*;
 
     /// At offset 7; its broker is not there.
-    fn lane() -> Lane {
+    fn reader() -> PartitionReader {
         let watch = Watch { topic: "t".into(), seen: Mutex::default() };
         let mut config = rdkafka::ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "lane");
         let consumer: BaseConsumer<Watch> = config.create_with_context(watch).expect("a client");
         let queue = Arc::new(consumer).split_partition_queue("t", 0).expect("a queue");
-        Lane::new(Partition(0), queue, 7, None, None)
+        PartitionReader::new(Partition(0), queue, 7, None, None)
     }
 
     /// Those of the first line would otherwise be passed over with their records, and nobody would know.
@@ -505,10 +508,10 @@ mod tests {
 
     #[test]
     fn another_leader_and_silence_make_what_is_known_old() {
-        let mut lane = lane();
+        let mut reader = reader();
         let mut learn = |seen| {
-            lane.learn(seen);
-            let state = lane.state(0);
+            reader.learn(seen);
+            let state = reader.state(0);
             (state.observation, state.leader_failures, state.available)
         };
         assert_eq!(learn(seen(1, false)), (0, 0, false), "not heard of yet");
@@ -522,13 +525,13 @@ mod tests {
 
     #[test]
     fn offsets_without_records_are_passed_once_the_queue_is_empty() {
-        let mut lane = lane();
-        lane.learn(seen(1, true));
-        assert_eq!(lane.state(0).position, Offset(7));
-        lane.drained();
-        let state = lane.state(0);
+        let mut reader = reader();
+        reader.learn(seen(1, true));
+        assert_eq!(reader.state(0).position, Offset(7));
+        reader.drained();
+        let state = reader.state(0);
         assert_eq!((state.position, state.high_watermark), (Offset(8), Some(Offset(9))));
         assert_eq!(state.backlog, 0, "what is not committed does not wait to be read");
-        assert_eq!(lane.state(11).backlog, 3, "as the cluster said when it was asked");
+        assert_eq!(reader.state(11).backlog, 3, "as the cluster said when it was asked");
     }
 }

@@ -130,10 +130,10 @@ impl Engine {
         let (mut bindings, mut unfinal) = (Vec::new(), Vec::new());
         for (at, read) in read.into_iter().enumerate() {
             let reading = allowed[at] && !world.is_stalled();
-            let state = self.told(at);
+            let state = self.partition_state(at);
             let tracker = &mut self.trackers[at];
             let counts = reading || !self.guards.only_time_of_reading_counts_for_idleness;
-            tracker.look(&state, now, counts, &TIMING);
+            tracker.observe(&state, now, counts, &TIMING);
             tally.held += usize::from(tracker.held_for(now).is_some_and(|(_, time)| time >= IDLE));
             let (binding, bytes) = tracker.close(&state, false, TimeRules::EarliestClock);
             bindings.extend(binding);
@@ -192,7 +192,7 @@ impl Engine {
     }
 
     /// A partition's state as the decisions are told it; without a guard, wrongly.
-    fn told(&self, at: usize) -> PartitionState {
+    fn partition_state(&self, at: usize) -> PartitionState {
         let mut state = self.clients[at].state;
         if !self.guards.idle_partitions_were_read_to_their_end {
             state.high_watermark = Some(state.position);

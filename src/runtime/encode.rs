@@ -12,7 +12,7 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::{Operator, OutputBuilder};
 
-use crate::outputs::{Listener, Output, Status, Told, tell};
+use crate::outputs::{EncodedOutputs, Output, SinkRoute, Status, encode_for_sinks};
 
 /// An output that can change: its identity comes first in its order.
 pub trait Identity {
@@ -22,14 +22,14 @@ pub trait Identity {
 
 /// What an epoch changed, told to every sink that takes it: of several versions of one thing the one that stands
 /// at the end. `seen` hears of each.
-pub fn told<'scope, O: Output + Identity + Data>(
+pub fn encode_outputs<'scope, O: Output + Identity + Data>(
     name: &str,
     collection: VecCollection<'scope, Epoch, O>,
-    listeners: Arc<[Listener]>,
+    routes: Arc<[SinkRoute]>,
     mut seen: impl FnMut(&O, Status) + 'static,
-) -> StreamVec<'scope, Epoch, (Epoch, Told)> {
+) -> StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)> {
     let mut epochs = BTreeMap::new();
-    collection.inner.unary_frontier::<CapacityContainerBuilder<Vec<(Epoch, Told)>>, _, _, _>(
+    collection.inner.unary_frontier::<CapacityContainerBuilder<Vec<(Epoch, EncodedOutputs)>>, _, _, _>(
         Pipeline,
         name,
         move |capability, _| {
@@ -45,7 +45,7 @@ pub fn told<'scope, O: Output + Identity + Data>(
                 {
                     let (epoch, (capability, mut updates)) = first.remove_entry();
                     consolidation::consolidate(&mut updates);
-                    let mut told = Told::new();
+                    let mut encoded = EncodedOutputs::new();
                     for versions in updates.chunk_by(|a: &(O, isize), b| a.0.same(&b.0)) {
                         let standing = versions.iter().rfind(|(_, diff)| *diff > 0);
                         let (output, status) = match standing {
@@ -53,9 +53,9 @@ pub fn told<'scope, O: Output + Identity + Data>(
                             None => (&versions[0].0, Status::Revoked),
                         };
                         seen(output, status);
-                        tell(output, epoch, status, &listeners, &mut told);
+                        encode_for_sinks(output, epoch, status, &routes, &mut encoded);
                     }
-                    output.session(&capability).give((epoch, told));
+                    output.session(&capability).give((epoch, encoded));
                 }
             }
         },
@@ -63,12 +63,12 @@ pub fn told<'scope, O: Output + Identity + Data>(
 }
 
 /// Parts what is told by sink.
-pub fn part<'scope>(
-    told: StreamVec<'scope, Epoch, (Epoch, Told)>,
+pub fn split_by_sink<'scope>(
+    encoded: StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)>,
     sinks: usize,
 ) -> Vec<StreamVec<'scope, Epoch, (Epoch, Changes)>> {
-    let mut builder = OperatorBuilder::new("Part by sink".to_owned(), told.scope());
-    let mut input = builder.new_input(told, Pipeline);
+    let mut builder = OperatorBuilder::new("Part by sink".to_owned(), encoded.scope());
+    let mut input = builder.new_input(encoded, Pipeline);
     let (mut outputs, streams): (Vec<_>, Vec<_>) = (0..sinks)
         .map(|_| {
             let (output, stream) = builder.new_output();
@@ -80,10 +80,10 @@ pub fn part<'scope>(
         move |_frontiers| {
             input.for_each(|stamp, data| {
                 let epoch = *stamp.least().expect("data travels with a time");
-                for (epoch_told, told) in data.drain(..) {
-                    debug_assert_eq!(epoch, epoch_told);
+                for (encoded_epoch, encoded) in data.drain(..) {
+                    debug_assert_eq!(epoch, encoded_epoch);
                     for (sink, changes) in
-                        told.into_iter().enumerate().filter(|(_, changes)| !changes.is_empty())
+                        encoded.into_iter().enumerate().filter(|(_, changes)| !changes.is_empty())
                     {
                         let capability = stamp.delayed(&epoch, sink);
                         outputs[sink].activate().session(&capability).give((epoch, changes));

@@ -13,17 +13,17 @@ use timely::dataflow::operators::{Inspect, Probe};
 
 use super::failure::RunError;
 use super::joining::{self, Round};
-use crate::coordination::{Positions, Skip, Taken};
+use crate::coordination::{CommittedThrough, Positions, Skip};
 
 /// What the others need to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Handout {
+pub struct ClusterBootstrap {
     /// The ledger's identity.
-    pub lineage: String,
+    pub ledger_id: String,
     /// This start's generation.
     pub generation: u64,
     /// What decides the pipeline's answers.
-    pub meaning: String,
+    pub semantics: String,
     /// The manifest that is gone on from, as the ledger has it; none at the beginning.
     pub manifest: Option<Vec<u8>>,
     /// Where reading goes on.
@@ -31,7 +31,7 @@ pub struct Handout {
     /// The ledger's end.
     pub durable: Epoch,
     /// By name, what each sink has.
-    pub taken: Vec<(String, Taken)>,
+    pub committed_through: Vec<(String, CommittedThrough)>,
     /// What sinks are not given.
     pub skips: Vec<Skip>,
 }
@@ -49,7 +49,10 @@ pub fn processes(workers: &timely::Config) -> usize {
 ///
 /// # Errors
 /// If the processes do not come together, or the word cannot be read.
-pub fn hand_out(workers: &timely::Config, word: Option<&Handout>) -> Result<Handout, RunError> {
+pub fn exchange_bootstrap(
+    workers: &timely::Config,
+    word: Option<&ClusterBootstrap>,
+) -> Result<ClusterBootstrap, RunError> {
     let failed = |reason: String| RunError::Workers(reason);
     let Cluster { process, addresses, report, .. } = &workers.communication else {
         return word.cloned().ok_or_else(|| failed("there is nobody to hand anything out".into()));
@@ -71,7 +74,7 @@ pub fn hand_out(workers: &timely::Config, word: Option<&Handout>) -> Result<Hand
         word.map(|word| bincode::options().serialize(word).expect("a word can be written to memory"));
     let heard = Arc::new(Mutex::new(None));
     let hears = Arc::clone(&heard);
-    let guards = joining::execute(one_each, Round::Handout, move |worker| {
+    let guards = joining::execute(one_each, Round::ClusterBootstrap, move |worker| {
         let hears = Arc::clone(&hears);
         let said = spoken.clone();
         let probe = worker.dataflow::<u64, _, _>(|scope| {
@@ -94,7 +97,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Ends the process if what is returned is not set in time: another one has died since the handout, and its next start
 /// waits for all to come and hear again.
-pub fn come_together() -> Arc<AtomicBool> {
+pub fn spawn_join_watchdog() -> Arc<AtomicBool> {
     let together = Arc::new(AtomicBool::new(false));
     let awaited = Arc::clone(&together);
     std::thread::spawn(move || {

@@ -12,23 +12,23 @@ use super::failure::RunError;
 use crate::coordination::EpochRecord;
 
 /// Writes one JSON object per epoch that has a binding or closes the windows.
-pub struct Recorder {
+pub struct TraceWriter {
     path: PathBuf,
     out: BufWriter<File>,
 }
 
-impl Recorder {
+impl TraceWriter {
     /// Begins the file anew.
     ///
     /// # Errors
     /// If it cannot be created.
-    pub fn create(path: &Path) -> Result<Recorder, RunError> {
+    pub fn create(path: &Path) -> Result<TraceWriter, RunError> {
         let begin = || {
             let file = private::file(path)?;
             file.set_len(0).map(|()| file)
         };
         let file = begin().map_err(|source| failed(path, source))?;
-        Ok(Recorder { path: path.to_owned(), out: BufWriter::new(file) })
+        Ok(TraceWriter { path: path.to_owned(), out: BufWriter::new(file) })
     }
 
     /// Writes down an epoch: its bindings and W at its end. A counted epoch has no wall time that means anything.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use headwater_dataflows::{Epoch, Record, ShardId};
-use headwater_sinks::{Generation, Lineage, crash};
+use headwater_sinks::{Generation, LedgerId, crash};
 use sha2::{Digest, Sha256};
 use timely::scheduling::activate::SyncActivator;
 
@@ -29,7 +29,7 @@ enum Order {
 
 /// An end of the keeper's thread, which lasts as long as there is one.
 #[derive(Clone)]
-pub struct KeeperHandle {
+pub struct CheckpointWriterHandle {
     sender: Sender<Order>,
     shared: Arc<Shared>,
 }
@@ -46,7 +46,7 @@ struct Put {
     activator: Option<SyncActivator>,
 }
 
-impl KeeperHandle {
+impl CheckpointWriterHandle {
     /// Gives records of a worker. A keeper that has failed takes everything: the run is about to end.
     pub fn keep(&self, worker: usize, epoch: Epoch, records: Vec<Record>) {
         let _ = self.sender.send(Order::Keep { worker, epoch, records });
@@ -81,9 +81,9 @@ impl Shared {
 
 /// Who names the parts.
 #[derive(Clone, Debug)]
-pub struct Author {
+pub struct WriterId {
     /// The ledger's.
-    pub lineage: Lineage,
+    pub ledger_id: LedgerId,
     /// This start's.
     pub generation: Generation,
 }
@@ -91,27 +91,28 @@ pub struct Author {
 /// Starts the keeper for a process's workers. The next parts follow those of `before`.
 pub fn spawn(
     store: Box<dyn StateStore>,
-    author: Author,
+    writer_id: WriterId,
     before: Vec<Part>,
     workers: Range<usize>,
     failure: Failure,
-) -> std::io::Result<(KeeperHandle, JoinHandle<()>)> {
+) -> std::io::Result<(CheckpointWriterHandle, JoinHandle<()>)> {
     let (sender, receiver) = channel();
     let put = workers.clone().map(|_| Mutex::default()).collect();
     let shared = Arc::new(Shared { first_worker: workers.start, put });
-    let handle = KeeperHandle { sender, shared: Arc::clone(&shared) };
-    let keeper = Keeper { store, author, parts: before, kept: BTreeMap::new(), shared };
+    let handle = CheckpointWriterHandle { sender, shared: Arc::clone(&shared) };
+    let checkpoint_writer =
+        CheckpointWriter { store, writer_id, parts: before, kept: BTreeMap::new(), shared };
     let thread = std::thread::Builder::new().name("keeper".into()).spawn(move || {
-        if let Err(error) = keeper.run(&receiver) {
+        if let Err(error) = checkpoint_writer.run(&receiver) {
             failure.report(error);
         }
     })?;
     Ok((handle, thread))
 }
 
-struct Keeper {
+struct CheckpointWriter {
     store: Box<dyn StateStore>,
-    author: Author,
+    writer_id: WriterId,
     /// The newest chain of every shard.
     parts: Vec<Part>,
     /// By epoch and worker, what is not put yet, by shard.
@@ -119,7 +120,7 @@ struct Keeper {
     shared: Arc<Shared>,
 }
 
-impl Keeper {
+impl CheckpointWriter {
     fn run(mut self, orders: &Receiver<Order>) -> Result<(), RunError> {
         for order in orders {
             match order {
@@ -166,7 +167,7 @@ impl Keeper {
 
     /// Puts what has changed of a shard: as a delta or, when there are too many of them, all in one base.
     fn part(&mut self, epoch: Epoch, shard: ShardId, changes: Content<'_>) -> Result<Part, RunError> {
-        let Author { lineage, generation } = self.author.clone();
+        let WriterId { ledger_id, generation } = self.writer_id.clone();
         let base = wants_base(chain(&self.parts, shard));
         let bytes = if base {
             let before = read(&mut *self.store, chain(&self.parts, shard))?;
@@ -179,7 +180,7 @@ impl Keeper {
             changes.encode()
         };
         let kind = if base { PartKind::Base } else { PartKind::Delta };
-        let part = put(&mut *self.store, PartName { lineage, generation, epoch, shard, kind }, &bytes)?;
+        let part = put(&mut *self.store, PartName { ledger_id, generation, epoch, shard, kind }, &bytes)?;
         self.parts.push(part.clone());
         Ok(part)
     }
@@ -197,7 +198,7 @@ pub fn put(store: &mut dyn StateStore, name: PartName, bytes: &[u8]) -> Result<P
 }
 
 /// A part, as it was put.
-pub struct Kept {
+pub struct LoadedPart {
     name: String,
     bytes: Vec<u8>,
 }
@@ -209,11 +210,11 @@ pub struct Kept {
 pub fn read<'a>(
     store: &mut dyn StateStore,
     parts: impl IntoIterator<Item = &'a Part>,
-) -> Result<Vec<Kept>, RunError> {
+) -> Result<Vec<LoadedPart>, RunError> {
     let kept = parts.into_iter().map(|part| {
         let name = part.name.to_string();
         match store.get(&name)? {
-            Some(bytes) if Sha256::digest(&bytes)[..] == part.hash => Ok(Kept { name, bytes }),
+            Some(bytes) if Sha256::digest(&bytes)[..] == part.hash => Ok(LoadedPart { name, bytes }),
             Some(_) => Err(RunError::Part { name, damage: "it is not what was put".to_owned() }),
             None => Err(RunError::Part { name, damage: "it is missing".to_owned() }),
         }
@@ -225,9 +226,9 @@ pub fn read<'a>(
 ///
 /// # Errors
 /// If one is of a version that is not known here.
-pub fn merge(parts: &[Kept]) -> Result<Content<'_>, RunError> {
+pub fn merge(parts: &[LoadedPart]) -> Result<Content<'_>, RunError> {
     let mut all = Content::default();
-    for Kept { name, bytes } in parts {
+    for LoadedPart { name, bytes } in parts {
         let content = Content::decode(bytes);
         let damaged = |damage: Malformed| RunError::Part { name: name.clone(), damage: damage.to_string() };
         all.over(content.map_err(damaged)?);

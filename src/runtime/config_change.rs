@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use headwater_dataflows::{Record, SHARDS, ShardId};
 use thiserror::Error;
 
+use super::checkpoint_writer::{WriterId, merge, put, read};
 use super::compute::{ENRICH, RULES, WINDOW};
 use super::failure::RunError;
-use super::keeper::{Author, merge, put, read};
 use super::rules;
 use crate::coordination::{Manifest, Operator, PartKind, PartName, Resume, chain};
 use crate::state::StateStore;
@@ -16,7 +16,7 @@ use crate::state::part::Content;
 
 /// What is no longer as it was.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Amendment {
+pub struct ConfigChange {
     /// The first difference, in words.
     pub because: String,
     /// What has to forget its state, by its section of the configuration: `windows.NAME`, `patterns.NAME`, `patterns`
@@ -26,7 +26,7 @@ pub struct Amendment {
 
 /// Why a start cannot go on under what is no longer as it was.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Unfit {
+pub enum IncompatibleState {
     /// Something would have to be done again, and would come out otherwise.
     #[error(
         "{because}, and not everything through epoch {durable} is in a checkpoint and in every sink, or it would be \
@@ -40,7 +40,7 @@ pub enum Unfit {
         durable: headwater_dataflows::Epoch,
     },
     /// The state of an operator is not what this one goes on from, and must not be forgotten unasked.
-    #[error("operator {operator:?}: {reason}; `--reset {section}` has it begin with nothing")]
+    #[error("operator {operator:?}: {reason}; `--reset {section}` discards its state")]
     Operator {
         /// Its name.
         operator: String,
@@ -86,27 +86,27 @@ fn section(operator: &str) -> Option<String> {
 ///
 /// # Errors
 /// If an operator does not fit its state, which it is not `permitted` to forget.
-pub fn amendment(
-    changes: Option<&Amendment>,
+pub fn config_change(
+    changes: Option<&ConfigChange>,
     before: &[Operator],
     now: &[Operator],
     permitted: &BTreeSet<String>,
-) -> Result<Option<Amendment>, Unfit> {
-    let mut amendment = changes.cloned();
+) -> Result<Option<ConfigChange>, IncompatibleState> {
+    let mut config_change = changes.cloned();
     for (operator, reason) in unfit(before, now) {
         let Some(section) = section(operator) else {
-            return Err(Unfit::Core { operator: operator.to_owned(), reason });
+            return Err(IncompatibleState::Core { operator: operator.to_owned(), reason });
         };
-        let amendment = amendment.get_or_insert_with(|| Amendment {
+        let config_change = config_change.get_or_insert_with(|| ConfigChange {
             because: format!("operator {operator:?} has changed"),
-            ..Amendment::default()
+            ..ConfigChange::default()
         });
         if !permitted.contains(&section) {
-            return Err(Unfit::Operator { operator: operator.to_owned(), reason, section });
+            return Err(IncompatibleState::Operator { operator: operator.to_owned(), reason, section });
         }
-        amendment.forget.insert(section);
+        config_change.forget.insert(section);
     }
-    Ok(amendment)
+    Ok(config_change)
 }
 
 /// The operators that do not fit, each with a reason. Which windows there are is the configuration's business.
@@ -142,48 +142,48 @@ fn unfit<'a>(before: &'a [Operator], now: &'a [Operator]) -> Vec<(&'a str, Strin
 ///
 /// # Errors
 /// If something would have to be done again.
-pub fn check_finished(resume: &Resume, amendment: &Amendment) -> Result<(), Unfit> {
+pub fn check_finished(resume: &Resume, config_change: &ConfigChange) -> Result<(), IncompatibleState> {
     if resume.is_finished() {
         return Ok(());
     }
-    Err(Unfit::Unfinished { because: amendment.because.clone(), durable: resume.durable })
+    Err(IncompatibleState::Unfinished { because: config_change.because.clone(), durable: resume.durable })
 }
 
 /// The checkpoint as it is without what has to be forgotten, its parts durable. Nothing refers to them yet.
 ///
 /// # Errors
 /// If its parts cannot be read, or others cannot be put.
-pub fn amended(
+pub fn with_changes(
     store: &mut dyn StateStore,
-    author: &Author,
+    writer_id: &WriterId,
     manifest: &Manifest,
-    amendment: &Amendment,
+    config_change: &ConfigChange,
     now: &[Operator],
 ) -> Result<Manifest, RunError> {
-    let mut amended = Manifest { operators: now.to_vec(), ..manifest.clone() };
-    if amendment.forget.is_empty() {
-        return Ok(amended);
+    let mut with_changes = Manifest { operators: now.to_vec(), ..manifest.clone() };
+    if config_change.forget.is_empty() {
+        return Ok(with_changes);
     }
-    let Author { lineage, generation } = author.clone();
-    (amended.generation, amended.parts) = (generation, Vec::new());
+    let WriterId { ledger_id, generation } = writer_id.clone();
+    (with_changes.generation, with_changes.parts) = (generation, Vec::new());
     for shard in (0..SHARDS).map(ShardId) {
         let kept = read(store, chain(&manifest.parts, shard))?;
         let mut content = merge(&kept)?;
         content.settle();
         let mut records = Vec::new();
         for record in content.records(shard) {
-            records.extend(remembered(record, &amendment.forget)?);
+            records.extend(remembered(record, &config_change.forget)?);
         }
         if records.is_empty() {
             continue;
         }
         let bytes = Content::of(&records).encode();
         let (epoch, kind) = (manifest.epoch, PartKind::Base);
-        let name = PartName { lineage: lineage.clone(), generation, epoch, shard, kind };
-        amended.parts.push(put(store, name, &bytes)?);
+        let name = PartName { ledger_id: ledger_id.clone(), generation, epoch, shard, kind };
+        with_changes.parts.push(put(store, name, &bytes)?);
     }
     store.sync()?;
-    Ok(amended)
+    Ok(with_changes)
 }
 
 /// What is left of a record; none if all of it is forgotten.
@@ -219,33 +219,33 @@ mod tests {
     #[test]
     fn operators_go_on_from_their_own_state_and_from_no_other() {
         let before = operators(&["Admit", "Rules", "Window: w"]);
-        assert_eq!(amendment(None, &before, &before, &sections(&["windows.w"])), Ok(None));
+        assert_eq!(config_change(None, &before, &before, &sections(&["windows.w"])), Ok(None));
 
         // A changed configuration has said what its windows forget; the rest needs a word.
-        let changes = Amendment { because: "it has".into(), forget: sections(&["windows.w"]) };
+        let changes = ConfigChange { because: "it has".into(), forget: sections(&["windows.w"]) };
         let now = operators(&["Admit", "Enrich", "Rules", "Window: v"]);
-        let refused = amendment(Some(&changes), &before, &now, &sections(&["windows.w"]));
-        let Err(Unfit::Operator { section, .. }) = refused else { panic!("{refused:?}") };
+        let refused = config_change(Some(&changes), &before, &now, &sections(&["windows.w"]));
+        let Err(IncompatibleState::Operator { section, .. }) = refused else { panic!("{refused:?}") };
         assert_eq!(section, "enrichment");
-        let amended = amendment(Some(&changes), &before, &now, &sections(&["enrichment"]));
+        let with_changes = config_change(Some(&changes), &before, &now, &sections(&["enrichment"]));
         let forget = sections(&["enrichment", "windows.w"]);
-        assert_eq!(amended, Ok(Some(Amendment { forget, ..changes.clone() })));
+        assert_eq!(with_changes, Ok(Some(ConfigChange { forget, ..changes.clone() })));
 
         // Another version of the state.
         let mut now = before.clone();
         now[1].version = 2;
-        let refused = amendment(None, &before, &now, &sections(&[])).expect_err("another version");
+        let refused = config_change(None, &before, &now, &sections(&[])).expect_err("another version");
         assert_eq!(
             refused.to_string(),
             "operator \"Rules\": the checkpoint has its state in version 1, and this program knows 2; `--reset \
-             patterns` has it begin with nothing"
+             patterns` discards its state"
         );
-        let amended = amendment(None, &before, &now, &sections(&["patterns"])).expect("permitted");
-        assert_eq!(amended.expect("something").forget, sections(&["patterns"]));
+        let with_changes = config_change(None, &before, &now, &sections(&["patterns"])).expect("permitted");
+        assert_eq!(with_changes.expect("something").forget, sections(&["patterns"]));
         now[0].version = 2;
-        let core = amendment(None, &before, &now, &sections(&["patterns", "Admit"]));
+        let core = config_change(None, &before, &now, &sections(&["patterns", "Admit"]));
         assert!(
-            matches!(core, Err(Unfit::Core { .. })),
+            matches!(core, Err(IncompatibleState::Core { .. })),
             "nothing goes on without what is not final: {core:?}"
         );
     }

@@ -14,8 +14,8 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::Operator;
 use timely::scheduling::activate::SyncActivator;
 
+use super::checkpoint_writer::CheckpointWriterHandle;
 use super::failure::Failure;
-use super::keeper::KeeperHandle;
 use crate::coordination::{EpochRecord, Manifest, Prune, prune, unreferenced};
 use crate::ledger::{Ledger, LedgerError, StoredManifest, readable};
 use crate::metrics::Metrics;
@@ -33,7 +33,7 @@ enum Entry {
 
 /// Worker 0's end of the thread that writes the ledger.
 #[derive(Clone)]
-pub struct LedgerHandle {
+pub struct LedgerWriterHandle {
     sender: Sender<Entry>,
     shared: Arc<Shared>,
 }
@@ -46,7 +46,7 @@ struct Shared {
     activator: Mutex<Option<SyncActivator>>,
 }
 
-impl LedgerHandle {
+impl LedgerWriterHandle {
     /// Gives an epoch to be recorded. A writer that has failed takes everything: the run is about to end.
     pub fn record(&self, record: EpochRecord) {
         let _ = self.sender.send(Entry::Epoch(record));
@@ -83,7 +83,7 @@ pub struct Concluding {
     /// Those that the ledger has, in order.
     pub manifests: Vec<StoredManifest>,
     /// Deletes what they consisted of once they are gone.
-    pub keeper: KeeperHandle,
+    pub checkpoint_writer: CheckpointWriterHandle,
 }
 
 /// Starts the thread that writes the ledger, which has everything through `durable`. It ends when all handles are gone,
@@ -94,14 +94,14 @@ pub fn spawn(
     concluding: Option<Concluding>,
     failure: Failure,
     metrics: Arc<Metrics>,
-) -> std::io::Result<(LedgerHandle, JoinHandle<Box<dyn Ledger>>)> {
+) -> std::io::Result<(LedgerWriterHandle, JoinHandle<Box<dyn Ledger>>)> {
     let (sender, receiver) = channel();
     let shared = Arc::new(Shared {
         durable: AtomicU64::new(durable.0),
         concluded: AtomicU64::new(0),
         activator: Mutex::default(),
     });
-    let handle = LedgerHandle { sender, shared: Arc::clone(&shared) };
+    let handle = LedgerWriterHandle { sender, shared: Arc::clone(&shared) };
     let mut writer = Writer { ledger, concluding, shared, metrics };
     let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || {
         if let Err(error) = writer.run(&receiver) {
@@ -136,9 +136,9 @@ impl Writer {
             }
             if let Some(last) = round.last() {
                 crash::point("ledger.append.before");
-                self.metrics.recording(true);
+                self.metrics.writes_ledger(true);
                 self.ledger.append(&round)?;
-                self.metrics.recording(false);
+                self.metrics.writes_ledger(false);
                 crash::point("ledger.append.after");
                 self.shared.durable.store(last.epoch.0, Ordering::Release);
                 if let Some(activator) = &*self.shared.activator.lock().expect("no holder of the lock panics")
@@ -156,7 +156,9 @@ impl Writer {
 
     /// Records a manifest; what only those before it needed is deleted once they are durably gone.
     fn conclude(&mut self, manifest: Manifest) -> Result<(), LedgerError> {
-        let Some(Concluding { keep, manifests, keeper }) = &mut self.concluding else { return Ok(()) };
+        let Some(Concluding { keep, manifests, checkpoint_writer }) = &mut self.concluding else {
+            return Ok(());
+        };
         crash::point("ledger.conclude.before");
         self.ledger.conclude(&manifest, *keep)?;
         crash::point("ledger.conclude.after");
@@ -169,7 +171,7 @@ impl Writer {
         if let Prune::Before(oldest) = prune(&epochs, *keep) {
             let kept = manifests.split_off(manifests.partition_point(|stored| stored.epoch < oldest));
             let dropped = std::mem::replace(manifests, kept);
-            keeper.delete(unreferenced(readable(&dropped), readable(manifests)));
+            checkpoint_writer.delete(unreferenced(readable(&dropped), readable(manifests)));
         }
         Ok(())
     }
