@@ -1,5 +1,5 @@
-//! A secret, in every form in which one can be written and every place where one can stand, shows in nothing that the
-//! program prints: text, JSON logs, errors, `Debug`.
+//! Tests that no output of the program contains a secret: text, JSON logs, errors, `Debug`. They cover every form and
+//! every place in which a configuration can contain one.
 
 use std::fs;
 use std::path::Path;
@@ -7,14 +7,14 @@ use std::process::Command;
 
 use headwater::config::Config;
 
-/// No output has any of these: the secret, and the halves of one that is written with a character in its middle.
+/// The texts that no output may contain: the secret, and the halves of a secret with a special character in the middle.
 const CANARIES: [&str; 3] = ["hunter2", "hunt-er", "er-hunt"];
 
 const GENERATOR: &str = "pipeline = \"p\"\n[log]\nformat = \"json\"\nlevel = \"trace\"\n\
                          [source]\nkind = \"generator\"\nrecords = 10\n";
 const SQLITE: &str = "[sinks.sqlite]\npath = \"out.db\"\n";
 
-/// Addresses of PostgreSQL with the secret in them; nothing listens there.
+/// Addresses of PostgreSQL that contain the secret. No server listens there.
 const POSTGRES: &[&str] = &[
     "postgres://me:hunter2@127.0.0.1:1/x",
     "postgres://me:hunt-er%2Fer-hunt@127.0.0.1:1/x",
@@ -61,76 +61,77 @@ const OPTIONS: &[&str] = &[
     "\"group.id\" = \"hunter2\"",
 ];
 
-/// Whole configurations with the secret in a place of its own.
+/// Returns complete configurations, each with the secret in a different place.
 fn configurations() -> Vec<String> {
     let ledger = "[ledger]\nkind = \"sqlite\"\npath = \"ledger.db\"\n[checkpoint]\n";
     let kafka = "pipeline = \"p\"\n[source]\nkind = \"kafka\"\nbrokers = \"127.0.0.1:1\"\ntopic = \"t\"\n";
-    let mut all = Vec::new();
+    let mut configurations = Vec::new();
     for address in POSTGRES {
-        all.push(format!("{GENERATOR}[sinks.postgres]\nurl = {address:?}\n"));
-        all.push(format!("{GENERATOR}{SQLITE}[ledger]\nkind = \"postgres\"\nurl = {address:?}\n"));
-        all.push(format!("{GENERATOR}[sinks]\npostgres = {address:?}\n"));
+        configurations.push(format!("{GENERATOR}[sinks.postgres]\nurl = {address:?}\n"));
+        configurations.push(format!("{GENERATOR}{SQLITE}[ledger]\nkind = \"postgres\"\nurl = {address:?}\n"));
+        configurations.push(format!("{GENERATOR}[sinks]\npostgres = {address:?}\n"));
         if *address != "hunter2" {
-            all.push(format!("{GENERATOR}{SQLITE}[ledger]\nkind = {address:?}\n"));
+            configurations.push(format!("{GENERATOR}{SQLITE}[ledger]\nkind = {address:?}\n"));
         }
-        all.push(format!("{GENERATOR}[sinks.postgres]\nurl = {address}\n"));
-        all.push(format!("{GENERATOR}[sinks.postgres]\nurl = [{address:?}]\n"));
+        configurations.push(format!("{GENERATOR}[sinks.postgres]\nurl = {address}\n"));
+        configurations.push(format!("{GENERATOR}[sinks.postgres]\nurl = [{address:?}]\n"));
     }
     for address in REDIS {
-        all.push(format!("{GENERATOR}{SQLITE}{ledger}[state]\nkind = \"redis\"\nurl = {address:?}\n"));
+        configurations
+            .push(format!("{GENERATOR}{SQLITE}{ledger}[state]\nkind = \"redis\"\nurl = {address:?}\n"));
     }
     for option in OPTIONS {
-        all.push(format!("{kafka}[source.options]\n{option}\n{SQLITE}"));
-        all.push(format!(
+        configurations.push(format!("{kafka}[source.options]\n{option}\n{SQLITE}"));
+        configurations.push(format!(
             "{GENERATOR}[sinks.kafka]\nbrokers = \"127.0.0.1:1\"\n[sinks.kafka.options]\n{option}\n"
         ));
     }
     for key in ["time.epoch", "source.seed", "sinks.postgres.url"] {
         let (section, key) = key.rsplit_once('.').expect("section.key");
         let text = format!("[{section}]\n{key} = \"${{CANARY}}\"\n");
-        all.push(match section {
+        configurations.push(match section {
             "source" => format!("pipeline = \"p\"\n{text}kind = \"generator\"\n{SQLITE}"),
             _ => format!("{GENERATOR}{SQLITE}{text}"),
         });
     }
-    all
+    configurations
 }
 
-/// What a command prints, to both ends, and its exit code.
-fn printed(dir: &Path, arguments: &[&str]) -> (String, Option<i32>) {
+/// Runs a command; returns its standard output and standard error, and its exit code.
+fn run(dir: &Path, arguments: &[&str]) -> (String, Option<i32>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_headwater"));
     command.args(arguments).current_dir(dir).env("CANARY", "hunter2").env("HEADWATER_LOG", "trace");
-    let output = command.output().expect("the command can be started");
+    let output = command.output().expect("the command starts");
     let text =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     (text, output.status.code())
 }
 
-fn assert_hidden(printed: &str, of: &str) {
+fn assert_no_secret(output: &str, context: &str) {
     for canary in CANARIES {
-        assert!(!printed.contains(canary), "{of}\n{printed}");
+        assert!(!output.contains(canary), "{context}\n{output}");
     }
 }
 
 #[test]
-fn check_and_debug_show_no_secret() {
-    let dir = tempfile::tempdir().expect("a folder");
+fn check_and_debug_print_no_secret() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
     let mut valid = 0;
     for text in configurations() {
         fs::write(dir.path().join("c.toml"), &text).expect("written");
-        let (shown, code) = printed(dir.path(), &["check", "c.toml"]);
-        assert_hidden(&shown, &format!("check: {text}"));
-        assert!(matches!(code, Some(0 | 2)), "{text}\n{shown}");
+        let (output, code) = run(dir.path(), &["check", "c.toml"]);
+        assert_no_secret(&output, &format!("check: {text}"));
+        assert!(matches!(code, Some(0 | 2)), "{text}\n{output}");
         valid += usize::from(code == Some(0));
         let environment = [("CANARY".to_owned(), "hunter2".to_owned())].into_iter();
-        assert_hidden(&format!("{:?}", Config::parse(&text, environment)), &format!("Debug: {text}"));
+        assert_no_secret(&format!("{:?}", Config::parse(&text, environment)), &format!("Debug: {text}"));
     }
-    assert!(valid > 20, "{valid}: what is valid shows more");
+    assert!(valid > 20, "only {valid} configurations are valid; valid ones print more");
 }
 
 #[test]
-fn commands_that_fail_show_no_secret() {
-    let dir = tempfile::tempdir().expect("a folder");
+fn failing_commands_print_no_secret() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
     let ledger = "[ledger]\nkind = \"sqlite\"\npath = \"ledger.db\"\n[checkpoint]\n";
     let kafka = "pipeline = \"p\"\n[source]\nkind = \"kafka\"\nbrokers = \"127.0.0.1:1\"\n[source.options]\n";
     for (text, command) in [
@@ -148,21 +149,21 @@ fn commands_that_fail_show_no_secret() {
         (format!("{kafka}{}\n{SQLITE}", OPTIONS[2]), &["run", "c.toml"]),
     ] {
         fs::write(dir.path().join("c.toml"), &text).expect("written");
-        let (shown, code) = printed(dir.path(), command);
-        assert_ne!(code, Some(0), "{text}\n{shown}");
-        assert_hidden(&shown, &format!("{command:?}: {text}"));
+        let (output, code) = run(dir.path(), command);
+        assert_ne!(code, Some(0), "{text}\n{output}");
+        assert_no_secret(&output, &format!("{command:?}: {text}"));
     }
 }
 
 #[test]
-fn a_secret_can_be_in_a_file_and_an_error_names_the_file() {
-    let dir = tempfile::tempdir().expect("a folder");
+fn secrets_can_be_in_files_that_errors_name() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
     let file = dir.path().join("secret");
     fs::write(&file, "postgres://me:hunter2@127.0.0.1:1/x\n").expect("written");
     let text = format!("{GENERATOR}[sinks.postgres]\nurl_file = {file:?}\n");
     let Ok(config) = Config::parse(&text, std::iter::empty()) else { panic!("{text}") };
     let url = config.sinks.postgres.expect("a sink").url;
-    assert_eq!(url.expose(), "postgres://me:hunter2@127.0.0.1:1/x", "the line end is left out");
+    assert_eq!(url.expose(), "postgres://me:hunter2@127.0.0.1:1/x", "the line end is ignored");
     fs::write(&file, "hun%ter2\r\n").expect("written");
     let text = format!("{GENERATOR}[sinks.postgres]\nurl = \"host=h user=me\"\npassword_file = {file:?}\n");
     let url = Config::parse(&text, std::iter::empty()).expect("valid").sinks.postgres.expect("a sink").url;
@@ -171,13 +172,13 @@ fn a_secret_can_be_in_a_file_and_an_error_names_the_file() {
     let kafka = Config::parse(&option, std::iter::empty()).expect("valid").sinks.kafka.expect("a sink");
     assert_eq!(kafka.options["client.id"].expose(), "hun%ter2");
     let missing = format!("{GENERATOR}[sinks.postgres]\nurl_file = \"/no/such/file\"\n{SQLITE}");
-    let complaints = Config::parse(&missing, std::iter::empty()).expect_err("no file").to_string();
+    let errors = Config::parse(&missing, std::iter::empty()).expect_err("no file").to_string();
     assert!(
-        complaints.starts_with("line 9: sinks.postgres.url_file: cannot read the file /no/such/file: "),
-        "{complaints}"
+        errors.starts_with("line 9: sinks.postgres.url_file: cannot read the file /no/such/file: "),
+        "{errors}"
     );
     fs::write(&file, "redis://127.0.0.1/no-number\n").expect("written");
     let wrong = format!("{GENERATOR}{SQLITE}[state]\nkind = \"redis\"\nurl_file = {file:?}\n");
-    let complaints = Config::parse(&wrong, std::iter::empty()).expect_err("no database").to_string();
-    assert!(complaints.starts_with("line 12: state.url_file: expected an address"), "{complaints}");
+    let errors = Config::parse(&wrong, std::iter::empty()).expect_err("no database").to_string();
+    assert!(errors.starts_with("line 12: state.url_file: expected an address"), "{errors}");
 }

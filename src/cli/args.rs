@@ -1,4 +1,5 @@
-//! The command line: timely's own flags for workers and processes, so help is `--help` only.
+//! The parser of the command line. It uses timely's flags for workers and processes: `-h` names a host file, so help is
+//! `--help` only.
 
 use std::path::PathBuf;
 
@@ -6,7 +7,7 @@ use headwater_dataflows::SHARDS;
 use lexopt::prelude::*;
 
 use super::command::{
-    BenchArgs, CheckArgs, Command, DeadLettersArgs, DemoArgs, KeysArgs, LatencyArgs, ProduceArgs, RunArgs,
+    CheckArgs, Command, CostArgs, DeadLettersArgs, DemoArgs, KeysArgs, LatencyArgs, ProduceArgs, RunArgs,
     StagesArgs, StatusArgs, TopicsArgs,
 };
 use crate::coordination::{AcceptedLoss, Skip};
@@ -34,23 +35,23 @@ Headwater: stream processing on timely and differential dataflow.
   headwater bench stages CONFIG [-w WORKERS] [--events 1000000] [--pace 500] [--json]
   headwater bench latency CONFIG [-w WORKERS] [--eps 20000] [--seconds 30] [--json]
 
-`--connect` tries every connection, topic and permission that a run needs, and changes nothing.
-`-h` names a host file, as timely has it; help is --help only.
-`--reset` lets something forget its state that no longer fits the configuration; after a stop, with [checkpoint].
-`--reset all:EPOCH` forgets all state if the ledger ends with that epoch, and reads nothing again.
-`--reset-sink` lets a sink that does not follow from the ledger be marked as caught up with the ledger.
-`--accept-duplicates` lets it do so where results that the ledger does not know of may then be written twice.
-`--accept-loss` lets reading go on at the first record there is, or after OFFSET; the ledger remembers what is lost.
-`--skip` leaves out one output that a sink does not take, at that sink alone and for ever; the sink's refusal names it.
-`--restart` starts a run again that failed, after 1 s at first and at most 60 s; codes 0, 2 and 3 are final.
-`-w`, `-n`, `-p` and `-h` are also HEADWATER_WORKERS, HEADWATER_PROCESSES, HEADWATER_PROCESS and HEADWATER_HOSTFILE.
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused to keep a promise, 141 output closed by its reader.
+`--connect` tests every connection, topic and permission that a run needs, and changes nothing.
+`-h` names a host file, as in timely; help is --help only.
+`--reset` discards state that does not fit a changed configuration; it needs a clean stop and [checkpoint].
+`--reset all:EPOCH` discards all state if EPOCH is the last epoch in the ledger; no input is read again.
+`--reset-sink` marks a sink whose progress does not match the ledger as caught up with the ledger.
+`--accept-duplicates` permits --reset-sink even if results that are missing from the ledger may be written twice.
+`--accept-loss` resumes at the first available record, or after OFFSET; the ledger records the loss.
+`--skip` permanently skips one output that a sink rejects, at that sink only; the sink's error names the output.
+`--restart` restarts a failed run after a delay of 1 s to 60 s; exit codes 0, 2 and 3 are final.
+Defaults of `-w`, `-n`, `-p`, `-h`: HEADWATER_WORKERS, HEADWATER_PROCESSES, HEADWATER_PROCESS, HEADWATER_HOSTFILE.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused to protect results, 141 reader closed the output.
 ";
 
-/// The command of these arguments; `environment` gives what `-w`, `-n`, `-p` and `-h` are without them.
+/// Parses the arguments. `environment` returns the variables that are the defaults of `-w`, `-n`, `-p` and `-h`.
 ///
 /// # Errors
-/// One sentence that says what is wrong.
+/// If the arguments are invalid: one sentence.
 pub fn parse(
     arguments: impl IntoIterator<Item = std::ffi::OsString>,
     environment: impl Fn(&str) -> Option<String>,
@@ -60,13 +61,13 @@ pub fn parse(
     let mut flags: Vec<String> = Vec::new();
     let mut run = RunArgs::default();
     let (mut workers, mut processes, mut process) = (None, None, None);
-    // An empty variable is as good as none.
+    // An empty variable counts as not set.
     let environment = |name: &str| environment(name).filter(|text| !text.is_empty());
     let (mut seconds, mut seed, mut json, mut out) = (None::<f64>, 1, false, None);
     let (mut eps, mut reason, mut include_late) = (None::<f64>, None, false);
     let (mut events, mut rounds, mut pace) = (None::<usize>, 5, 500);
     let (mut users, mut keys, mut disorder_ms, mut disordered) = (50_000, 5_000_000, 0, 1.0);
-    let (mut last, mut connect) = (false, false);
+    let (mut final_only, mut connect) = (false, false);
     while let Some(argument) = parser.next()? {
         match &argument {
             Short(letter) => flags.push(format!("-{letter}")),
@@ -83,7 +84,7 @@ pub fn parse(
             Long("until-end") => run.until_end = true,
             Long("close") => run.close = true,
             Long("restart") => run.restart = true,
-            Long("reset") => reset(&mut run.resets, &parser.value()?.string()?)?,
+            Long("reset") => add_reset(&mut run.resets, &parser.value()?.string()?)?,
             Long("accept-duplicates") => run.resets.accept_duplicates = true,
             Long("accept-loss") => {
                 run.accepted_losses.push(parser.value()?.string()?.parse::<AcceptedLoss>()?)
@@ -105,21 +106,21 @@ pub fn parse(
             Long("keys") => keys = parser.value()?.parse()?,
             Long("disorder-ms") => disorder_ms = parser.value()?.parse()?,
             Long("disordered") => disordered = parser.value()?.parse()?,
-            Long("final") => last = true,
+            Long("final") => final_only = true,
             Long("connect") => connect = true,
             Value(word) => words.push(word.string()?),
             other => return Err(other.unexpected()),
         }
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let taken = flags_of(&words).ok_or_else(|| no_command(&words))?;
-    if let Some(other) = flags.iter().find(|flag| !taken.contains(&flag.as_str())) {
+    let allowed = flags_of(&words).ok_or_else(|| no_command(&words))?;
+    if let Some(other) = flags.iter().find(|flag| !allowed.contains(&flag.as_str())) {
         let command = ["headwater"].into_iter().chain(command_of(&words).iter().copied()).collect::<Vec<_>>();
-        return Err(format!("`{}` does not take {other}; see --help", command.join(" ")).into());
+        return Err(format!("`{}` has no flag {other}; see --help", command.join(" ")).into());
     }
-    let number = |flag: &str, given: Option<usize>, name: &str, default: usize| match given {
+    let number = |flag: &str, value: Option<usize>, name: &str, default: usize| match value {
         Some(number) => Ok(number),
-        None if !taken.contains(&flag) => Ok(default),
+        None if !allowed.contains(&flag) => Ok(default),
         None => environment(name).map_or(Ok(default), |text| {
             text.parse().map_err(|_| lexopt::Error::from(format!("{name} must be a number, not {text:?}")))
         }),
@@ -127,20 +128,21 @@ pub fn parse(
     run.workers = number("-w", workers, "HEADWATER_WORKERS", 1)?;
     run.processes = number("-n", processes, "HEADWATER_PROCESSES", 1)?;
     run.process = number("-p", process, "HEADWATER_PROCESS", 0)?;
-    if run.hostfile.is_none() && taken.contains(&"-h") {
+    if run.hostfile.is_none() && allowed.contains(&"-h") {
         run.hostfile = environment("HEADWATER_HOSTFILE").map(PathBuf::from);
     }
     check_workers(&run)?;
-    let in_time = |number: f64| number > 0.0 && number <= 1e9;
-    if !eps.is_none_or(in_time) || !seconds.is_none_or(in_time) || events == Some(0) {
+    let is_valid_rate = |number: f64| number > 0.0 && number <= 1e9;
+    if !eps.is_none_or(is_valid_rate) || !seconds.is_none_or(is_valid_rate) || events == Some(0) {
         return Err(
-            "--eps, --seconds and --events must be above 0, and the first two at most a thousand million"
+            "--eps, --seconds and --events must be greater than 0; --eps and --seconds must be at most 1,000,000,000"
                 .into(),
         );
     }
     if users == 0 || keys == 0 || disorder_ms < 0 || !(0.0..=1.0).contains(&disordered) {
         return Err(
-            "--users and --keys must be above 0, --disorder-ms not below, --disordered from 0 to 1".into()
+            "--users and --keys must be greater than 0, --disorder-ms at least 0, --disordered from 0 to 1"
+                .into(),
         );
     }
     let path = |config: &str| PathBuf::from(config);
@@ -167,20 +169,20 @@ pub fn parse(
             Ok(Command::Status(StatusArgs { config: path(config), json, resets, accepted_losses }))
         }
         ["check", config] => Ok(Command::Check(CheckArgs { config: path(config), connect, json })),
-        ["dead-letters", what @ ("list" | "retry"), config] => Ok(Command::DeadLetters(DeadLettersArgs {
+        ["dead-letters", action @ ("list" | "retry"), config] => Ok(Command::DeadLetters(DeadLettersArgs {
             config: path(config),
-            retry: *what == "retry",
+            retry: *action == "retry",
             reason,
             include_late,
             json,
         })),
-        ["bench", "cost"] => Ok(Command::BenchCost(BenchArgs {
+        ["bench", "cost"] => Ok(Command::BenchCost(CostArgs {
             events: events.unwrap_or(2_000_000),
             rounds,
             users,
             disorder_ms,
             disordered,
-            last,
+            final_only,
             json,
         })),
         ["bench", "keys"] => Ok(Command::BenchKeys(KeysArgs { keys, json })),
@@ -199,23 +201,23 @@ pub fn parse(
             json,
         })),
         [command @ ("run" | "produce" | "check" | "status"), ..] => {
-            Err(format!("`headwater {command}` takes one configuration file; see --help").into())
+            Err(format!("`headwater {command}` needs exactly one configuration file; see --help").into())
         }
         other => Err(no_command(other)),
     }
 }
 
-/// A command's name among the words of the command line.
+/// Returns the words that name the command.
 fn command_of<'a>(words: &'a [&'a str]) -> &'a [&'a str] {
-    let of_two = matches!(words.first(), Some(&("topics" | "dead-letters" | "bench")));
-    &words[..words.len().min(if of_two { 2 } else { 1 })]
+    let has_two_words = matches!(words.first(), Some(&("topics" | "dead-letters" | "bench")));
+    &words[..words.len().min(if has_two_words { 2 } else { 1 })]
 }
 
 fn no_command(words: &[&str]) -> lexopt::Error {
-    format!("there is no command `headwater {}`; see --help", words.join(" ")).into()
+    format!("unknown command `headwater {}`; see --help", words.join(" ")).into()
 }
 
-/// The flags that a command takes; none if there is no such command.
+/// Returns the flags of a command; None if the command is unknown.
 fn flags_of(words: &[&str]) -> Option<&'static [&'static str]> {
     Some(match words {
         [] => &[],
@@ -255,37 +257,37 @@ fn flags_of(words: &[&str]) -> Option<&'static [&'static str]> {
     })
 }
 
-/// Whether so many workers can run.
+/// Checks the numbers of workers and processes.
 fn check_workers(run: &RunArgs) -> Result<(), lexopt::Error> {
     let RunArgs { workers, processes, process, hostfile, .. } = run;
     if *workers == 0 || *processes == 0 || process >= processes {
         return Err(
-            "there must be at least one worker and one process, and -p counts processes from 0".into()
+            "there must be at least one worker and one process, and -p must be from 0 to the number of processes minus 1".into()
         );
     }
     if workers.checked_mul(*processes).is_none_or(|all| all > SHARDS as usize) {
         let message = format!(
-            "-w is at most {SHARDS}, over all processes together, not {workers} in each of {processes}: state is \
-             divided into {SHARDS} shards, and a further worker would have none"
+            "-w is at most {SHARDS} for all processes together, but there are {processes} with {workers} each: state is \
+             divided into {SHARDS} shards, so further workers would have none"
         );
         return Err(message.into());
     }
     if *processes > 1 && hostfile.is_none() {
-        return Err("several processes need a host file: -h HOSTFILE, with one host:port a line".into());
+        return Err("several processes need a host file: -h HOSTFILE, with one host:port per line".into());
     }
     Ok(())
 }
 
-/// Permits what can forget its state to do so: a section of the configuration, or everything.
-fn reset(resets: &mut Resets, what: &str) -> Result<(), lexopt::Error> {
-    let all = what.strip_prefix("all:").and_then(|epoch| epoch.parse().ok());
+/// Adds a reset: of a section of the configuration, or of all state.
+fn add_reset(resets: &mut Resets, target: &str) -> Result<(), lexopt::Error> {
+    let all = target.strip_prefix("all:").and_then(|epoch| epoch.parse().ok());
     if let Some(epoch) = all {
         resets.all = Some(Epoch(epoch));
-    } else if can_be_reset(what) {
-        resets.sections.insert(what.to_owned());
+    } else if can_be_reset(target) {
+        resets.sections.insert(target.to_owned());
     } else {
         let message = format!(
-            "--reset takes windows.NAME, patterns.NAME, patterns, enrichment or all:EPOCH, not {what:?}"
+            "--reset expects windows.NAME, patterns.NAME, patterns, enrichment or all:EPOCH, not {target:?}"
         );
         return Err(message.into());
     }
@@ -302,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_take_their_arguments_in_any_order() {
+    fn arguments_can_be_in_any_order() {
         let run = RunArgs {
             config: "a.toml".into(),
             workers: 2,
@@ -360,13 +362,13 @@ mod tests {
     }
 
     #[test]
-    fn flags_of_other_commands_are_refused_by_name() {
+    fn flags_of_other_commands_are_refused() {
         for (line, message) in [
-            ("run a --json", "`headwater run` does not take --json; see --help"),
-            ("check a --eps 5", "`headwater check` does not take --eps; see --help"),
-            ("check a --skip a:1:b", "`headwater check` does not take --skip; see --help"),
-            ("topics create a -w 2", "`headwater topics create` does not take -w; see --help"),
-            ("--json", "`headwater` does not take --json; see --help"),
+            ("run a --json", "`headwater run` has no flag --json; see --help"),
+            ("check a --eps 5", "`headwater check` has no flag --eps; see --help"),
+            ("check a --skip a:1:b", "`headwater check` has no flag --skip; see --help"),
+            ("topics create a -w 2", "`headwater topics create` has no flag -w; see --help"),
+            ("--json", "`headwater` has no flag --json; see --help"),
         ] {
             assert_eq!(parsed(line), Err(message.to_owned()));
         }
@@ -374,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_counts_where_the_flag_would() {
+    fn variables_apply_only_to_commands_with_the_flag() {
         let with = |value: &'static str, line: &str| {
             parse(line.split_whitespace().map(Into::into), |name| {
                 (name == "HEADWATER_WORKERS").then(|| value.to_owned())
@@ -390,14 +392,14 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_variable_is_as_good_as_none() {
+    fn empty_variables_count_as_not_set() {
         let command = parse(["run", "a.toml"].map(Into::into), |_| Some(String::new()));
         let run = RunArgs { config: "a.toml".into(), workers: 1, processes: 1, ..RunArgs::default() };
         assert_eq!(command.map_err(|error| error.to_string()), Ok(Command::Run(run)));
     }
 
     #[test]
-    fn wrong_usage_is_one_sentence() {
+    fn usage_errors_are_one_line() {
         for line in [
             "run",
             "fly",

@@ -1,4 +1,4 @@
-//! From a configuration to a run: sources are opened, sinks are made.
+//! Construction of a run from a configuration: its source, sinks, ledger and state store.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::source::kafka::{self, KafkaSource, KafkaSourceConfig};
 use crate::source::{Opening, Source, SourceError};
 use crate::wall::wall_ms;
 
-/// The source of a configuration, to be opened.
+/// Returns a function that opens the source of a configuration.
 pub fn source(config: &Config, until_end: bool) -> Opening {
     let config = config.clone();
     Box::new(move |starts| open_source(&config, until_end, starts))
@@ -49,7 +49,7 @@ fn open_source(
     })
 }
 
-/// What a source needs to know of its topic, which nothing is recorded of.
+/// Returns the settings of a Kafka source for which no offsets are recorded.
 pub fn kafka_source(config: &Config, source: &crate::config::KafkaSourceConfig) -> KafkaSourceConfig {
     KafkaSourceConfig {
         brokers: source.brokers.clone(),
@@ -69,27 +69,27 @@ pub fn kafka_source(config: &Config, source: &crate::config::KafkaSourceConfig) 
     }
 }
 
-/// The sinks of a configuration; `prefix` goes before the names of topics.
+/// Builds the sinks of a configuration. `prefix` is prepended to the names of topics.
 pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
     let mut jobs = Vec::new();
     if let Some(kafka) = &config.sinks.kafka {
-        // Alerts have a writer of their own, so that they do not wait for the mass of events.
+        // Alerts have a separate writer, so that they do not wait for the much larger number of events.
         for (name, kinds) in [
             ("kafka-alerts", &[OutputKind::Alerts][..]),
             ("kafka-events", &[OutputKind::Events, OutputKind::DeadLetters]),
         ] {
-            let taken: Vec<_> = kinds.iter().filter_map(|kind| kafka.topics.get_key_value(kind)).collect();
-            if taken.is_empty() {
+            let outputs: Vec<_> = kinds.iter().filter_map(|kind| kafka.topics.get_key_value(kind)).collect();
+            if outputs.is_empty() {
                 continue;
             }
             let mut mapping = OutputMapping::default();
-            for (at, (kind, _)) in taken.iter().enumerate() {
-                *place(&mut mapping, **kind) = Some(at as u8);
+            for (at, (kind, _)) in outputs.iter().enumerate() {
+                *index_of(&mut mapping, **kind) = Some(at as u8);
             }
             let sink = KafkaSink::new(KafkaConfig {
                 name: name.to_owned(),
                 brokers: kafka.brokers.clone(),
-                topics: taken.iter().map(|(_, topic)| format!("{prefix}{topic}")).collect(),
+                topics: outputs.iter().map(|(_, topic)| format!("{prefix}{topic}")).collect(),
                 options: kafka.options.clone(),
             });
             jobs.push(SinkJob {
@@ -116,7 +116,7 @@ pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
 fn tables_job(sink: Box<dyn Sink>, config: &TablesConfig) -> SinkJob {
     let mut mapping = OutputMapping::default();
     for &kind in &config.tables {
-        *place(&mut mapping, kind) = Some(match kind {
+        *index_of(&mut mapping, kind) = Some(match kind {
             OutputKind::Events => tables::EVENTS,
             OutputKind::Alerts => tables::ALERTS,
             OutputKind::Windows => tables::WINDOW_AGGREGATES,
@@ -126,7 +126,7 @@ fn tables_job(sink: Box<dyn Sink>, config: &TablesConfig) -> SinkJob {
     SinkJob { sink, encoding: SinkEncoding::Rows(mapping), commit_interval: config.commit_interval }
 }
 
-fn place(mapping: &mut OutputMapping, kind: OutputKind) -> &mut Option<u8> {
+fn index_of(mapping: &mut OutputMapping, kind: OutputKind) -> &mut Option<u8> {
     match kind {
         OutputKind::Events => &mut mapping.events,
         OutputKind::Alerts => &mut mapping.alerts,
@@ -143,7 +143,7 @@ pub fn ledger(config: &LedgerConfig, pipeline: &str) -> Result<Box<dyn Ledger>, 
     })
 }
 
-/// Opens where checkpoints are put, if any are made.
+/// Opens the state store, if checkpoints are enabled.
 fn checkpoints(config: &Config) -> Result<Option<Checkpoints>, RunError> {
     Ok(match &config.checkpoint {
         Some(CheckpointConfig { interval, keep }) => Some(Checkpoints {
@@ -158,70 +158,70 @@ fn checkpoints(config: &Config) -> Result<Option<Checkpoints>, RunError> {
     })
 }
 
-/// Whether several processes can share what a configuration has.
+/// Checks that several processes can share the resources of a configuration.
 ///
 /// # Errors
-/// If not: what they cannot.
-fn can_be_shared(config: &Config) -> Result<(), RunError> {
+/// If they cannot: the resource, and an alternative.
+fn check_shareable(config: &Config) -> Result<(), RunError> {
     let refused = |reason: &str| Err(LedgerError::Refused(reason.into()).into());
     if config.ledger.is_none() {
         if config.sinks.postgres.is_some() {
-            let reason = "several processes write one database only with a ledger: add `[ledger]`, or start one \
-                          process with more workers";
+            let reason = "several processes need a ledger to write one database: add `[ledger]`, or start one \
+                          process with more workers (-w)";
             return Err(OpenError::Refused { sink: "postgres".into(), reason: reason.into() }.into());
         }
         return Ok(());
     }
     if config.sinks.sqlite.is_some() {
         return refused(
-            "several processes with a ledger cannot write SQLite files: progress must be in one place; take out \
-             `sinks.sqlite`, or start one process with more workers (-w)",
+            "several processes with a ledger cannot share a SQLite file: remove `sinks.sqlite`, or start one process with more \
+             workers (-w)",
         );
     }
     if !config.resets.sinks.is_empty() || config.resets.all.is_some() {
         return refused(
-            "a sink, and all state, is reset by one process alone: start one (without -n), have that stop, and then \
-             start several",
+            "only a single process can reset a sink or all state: start one process (without -n), stop it, and then start \
+             several",
         );
     }
     if config.checkpoint.is_some() && !matches!(config.state, StateConfig::Redis(_)) {
         return refused(
-            "several processes need a state store that they share: set `state.kind = \"redis\"`, or start one process",
+            "several processes need a shared state store: set `state.kind = \"redis\"`, or start one process",
         );
     }
     Ok(())
 }
 
-/// The sinks that must have progress: those that have committed, unless what they may have may be written again.
+/// Returns the sinks that must have progress: those that have committed before. None if duplicates are accepted.
 ///
 /// # Errors
 /// If the ledger cannot be read.
-pub fn committed(ledger: &mut dyn Ledger, config: &Config) -> Result<Vec<String>, LedgerError> {
+pub fn sinks_with_progress(ledger: &mut dyn Ledger, config: &Config) -> Result<Vec<String>, LedgerError> {
     if config.resets.accept_duplicates { Ok(Vec::new()) } else { ledger.committed_sinks() }
 }
 
-/// Records in the ledger that a later start has taken over from this run, which was alive: two processes that do so to each
-/// other, again and again, are to show.
+/// Records in the ledger that a later start took over from this run while it was alive. The record makes visible that
+/// two processes keep taking over from each other.
 ///
 /// # Errors
 /// If the ledger cannot be used.
-pub fn replaced(config: &Config) -> Result<(), LedgerError> {
+pub fn record_takeover(config: &Config) -> Result<(), LedgerError> {
     match &config.ledger {
         Some(ledger_config) => ledger(ledger_config, &config.plan.pipeline)?.replaced(wall_ms()),
         None => Ok(()),
     }
 }
 
-/// Waits before it takes over from a process that takes over from this one, again and again.
-fn give_way(ledger: &mut dyn Ledger, pipeline: &str, metrics: &Metrics) -> Result<(), LedgerError> {
+/// Delays the takeover if two processes keep taking over from each other.
+fn delay_takeover(ledger: &mut dyn Ledger, pipeline: &str, metrics: &Metrics) -> Result<(), LedgerError> {
     let Some(takeovers) = ledger.takeovers()? else { return Ok(()) };
     let Some(wait) = takeovers.wait(wall_ms()) else { return Ok(()) };
     let Takeovers { count, .. } = takeovers;
     let (wait_s, within_min) = (wait.as_secs(), TAKEOVERS_WITHIN_MS / 60_000);
     let reason = format!(
-        "waiting {wait_s} s before taking over: the last {count} runs were replaced while they went on, each within \
-         {within_min} minutes of the one before: two processes use the pipeline name {pipeline}; end one of them, or give it \
-         another name"
+        "waiting {wait_s} s before taking over: the last {count} runs were fenced while they were running, each within \
+         {within_min} minutes of the previous one: two processes use the pipeline name {pipeline}; stop one of them, or give \
+         it another name"
     );
     tracing::error!("{reason}");
     metrics.starting(reason);
@@ -229,47 +229,52 @@ fn give_way(ledger: &mut dyn Ledger, pipeline: &str, metrics: &Metrics) -> Resul
     Ok(())
 }
 
-/// Claims the ledger and opens what goes with it.
-fn history(config: &Config, ledger_config: &LedgerConfig, metrics: &Metrics) -> Result<History, RunError> {
+/// Claims the ledger, reads its records and opens the state store.
+fn open_history(
+    config: &Config,
+    ledger_config: &LedgerConfig,
+    metrics: &Metrics,
+) -> Result<History, RunError> {
     let mut ledger = ledger(ledger_config, &config.plan.pipeline)?;
     let semantics = config.semantics();
-    // A start that its configuration keeps from going on must not end the one that runs.
+    // Check the configuration before claiming: a start that is refused must not fence the current run.
     let before = ledger.peek()?.and_then(|claim| claim.genesis);
-    changed(before.as_ref(), &semantics, &config.resets.sections)?;
-    give_way(&mut *ledger, &config.plan.pipeline, metrics)?;
+    config_changes(before.as_ref(), &semantics, &config.resets.sections)?;
+    delay_takeover(&mut *ledger, &config.plan.pipeline, metrics)?;
     let claim = ledger.claim()?;
     crash::point("start.claimed");
     for skip in &config.skips {
         ledger.skip(skip)?;
     }
-    let (skips, losses, committed) = (ledger.skips()?, ledger.losses()?, committed(&mut *ledger, config)?);
-    let config_change = changed(claim.genesis.as_ref(), &semantics, &config.resets.sections)?;
+    let (skips, losses, committed) =
+        (ledger.skips()?, ledger.losses()?, sinks_with_progress(&mut *ledger, config)?);
+    let config_change = config_changes(claim.genesis.as_ref(), &semantics, &config.resets.sections)?;
     let checkpoints = checkpoints(config)?;
     tracing::info!(generation = %claim.generation, "claimed the ledger");
     let resets = config.resets.clone();
     Ok(History { ledger, claim, semantics, config_change, resets, skips, losses, committed, checkpoints })
 }
 
-/// What the configuration no longer says as it did when the pipeline's answers were made, if anything.
+/// Returns the changes of the configuration since the pipeline's settings were recorded; None if there are none.
 ///
 /// # Errors
-/// If it cannot be gone on with.
-pub fn changed(
+/// If the pipeline cannot resume with the changes.
+pub fn config_changes(
     genesis: Option<&Genesis>,
     semantics: &str,
     resets: &BTreeSet<String>,
 ) -> Result<Option<ConfigChange>, LedgerError> {
     match genesis {
         Some(genesis) => changes(&genesis.semantics, semantics, resets)
-            .map_err(|unchangeable| LedgerError::Refused(unchangeable.to_string())),
+            .map_err(|incompatible| LedgerError::Refused(incompatible.to_string())),
         None => Ok(None),
     }
 }
 
-/// The run of a configuration, on these workers.
+/// Builds the run of a configuration on these workers.
 ///
 /// # Errors
-/// If the ledger or the state store cannot be opened, or must not be.
+/// If the ledger or the state store cannot be opened, or if the start is refused.
 pub fn job(
     config: &Config,
     until_end: bool,
@@ -287,7 +292,7 @@ pub fn job(
     let processes = processes(&workers);
     let local = peers / processes;
     if processes > 1 {
-        can_be_shared(config)?;
+        check_shareable(config)?;
     }
     let mut context = WriterContext {
         pipeline: config.plan.pipeline.to_string(),
@@ -299,18 +304,18 @@ pub fn job(
         adopt: None,
     };
     if let (SourceConfig::File(paths), Some(_)) = (&config.source, &config.ledger) {
-        // Before anything is claimed.
+        // Check before claiming the ledger.
         check_repeatable(paths, "with [ledger]")?;
     }
     let role = match &config.ledger {
         None => Role::Unrecorded,
-        // It is told who writes.
+        // The leader sends the identity of the writer to the followers.
         Some(_) if process > 0 => Role::Follower(Box::new(Following {
             semantics: config.semantics(),
             checkpoints: checkpoints(config)?,
         })),
         Some(ledger) => {
-            let mut history = history(config, ledger, &metrics)?;
+            let mut history = open_history(config, ledger, &metrics)?;
             let Claim { ledger_id, generation, .. } = &history.claim;
             (context.ledger_id, context.generation) = (ledger_id.clone(), *generation);
             context.max_processes = history.ledger.register_processes(processes)?;
@@ -329,15 +334,15 @@ pub fn job(
     })
 }
 
-/// Without a ledger, which has a random one, the lineage follows from the pipeline's name.
+/// Returns the ledger id of a pipeline without a ledger: a hash of its name. A ledger has a random id.
 fn ledger_id(pipeline: &str) -> LedgerId {
     use sha2::{Digest, Sha256};
     let hash = Sha256::digest(format!("headwater lineage of {pipeline}"));
     LedgerId(hash[..16].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Without a ledger, which counts starts, the generation is the wall time in milliseconds, or one more than the greatest
-/// that a sink has, if the clock was ahead then.
+/// Returns the generation of a pipeline without a ledger: the wall time in milliseconds. If a sink has a greater
+/// generation, because the clock was ahead, the generation is raised to one more. A ledger counts starts instead.
 fn generation() -> Generation {
     Generation(wall_ms().unsigned_abs())
 }

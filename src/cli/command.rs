@@ -1,11 +1,11 @@
-//! The commands, each with what it was given.
+//! The commands and their arguments.
 
 use std::path::PathBuf;
 
 use crate::coordination::{AcceptedLoss, Skip};
 use crate::runtime::Resets;
 
-/// What the user asked for.
+/// A command with its arguments.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// `run CONFIG`
@@ -23,7 +23,7 @@ pub enum Command {
     /// `dead-letters list|retry CONFIG`
     DeadLetters(DeadLettersArgs),
     /// `bench cost`
-    BenchCost(BenchArgs),
+    BenchCost(CostArgs),
     /// `bench keys`
     BenchKeys(KeysArgs),
     /// `bench stages CONFIG`
@@ -41,27 +41,27 @@ pub enum Command {
 pub struct RunArgs {
     /// The configuration's path.
     pub config: PathBuf,
-    /// Workers a process.
+    /// The number of workers per process.
     pub workers: usize,
-    /// Processes in all.
+    /// The number of processes.
     pub processes: usize,
-    /// Which process this is.
+    /// The index of this process, from 0.
     pub process: usize,
-    /// A file with one `host:port` a line.
+    /// The file with one `host:port` per line.
     pub hostfile: Option<PathBuf>,
-    /// Stop at the end offsets seen at the start.
+    /// True to stop at the end offsets at the time of the start.
     pub until_end: bool,
-    /// Close all windows at the end.
+    /// True to close all windows at the end.
     pub close: bool,
-    /// Where to write down the bindings.
+    /// The file to write the bindings to.
     pub bindings: Option<PathBuf>,
-    /// Supervise a child that runs, and start it again when it fails.
+    /// True to run in a child process and to restart it when it fails.
     pub restart: bool,
-    /// What may be reset where it has to.
+    /// The resets that are permitted.
     pub resets: Resets,
-    /// What sinks are not to be given any more.
+    /// The outputs to skip.
     pub skips: Vec<Skip>,
-    /// Records that may be missing from the source.
+    /// The records that may be missing from the source.
     pub accepted_losses: Vec<AcceptedLoss>,
 }
 
@@ -70,9 +70,9 @@ pub struct RunArgs {
 pub struct CheckArgs {
     /// The configuration's path.
     pub config: PathBuf,
-    /// Whether to try connections, topics and permissions.
+    /// True to test connections, topics and permissions.
     pub connect: bool,
-    /// Print one JSON object.
+    /// True to print one JSON object.
     pub json: bool,
 }
 
@@ -81,7 +81,7 @@ pub struct CheckArgs {
 pub struct TopicsArgs {
     /// The configuration's path.
     pub config: PathBuf,
-    /// Print one JSON object.
+    /// True to print one JSON object.
     pub json: bool,
 }
 
@@ -90,24 +90,24 @@ pub struct TopicsArgs {
 pub struct StatusArgs {
     /// The configuration's path.
     pub config: PathBuf,
-    /// Print one JSON object.
+    /// True to print one JSON object.
     pub json: bool,
-    /// What a start would be told that it may reset.
+    /// The resets that the start would be permitted.
     pub resets: Resets,
-    /// And what may be missing.
+    /// The records that may be missing from the source.
     pub accepted_losses: Vec<AcceptedLoss>,
 }
 
 /// Arguments of `demo`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DemoArgs {
-    /// How long to read.
+    /// The duration of the demo, in seconds.
     pub seconds: u64,
-    /// How many workers.
+    /// The number of workers.
     pub workers: usize,
-    /// Print one JSON object.
+    /// True to print one JSON object.
     pub json: bool,
-    /// Where the database goes.
+    /// The directory of the database.
     pub out: PathBuf,
     /// The generator's seed.
     pub seed: u64,
@@ -118,13 +118,13 @@ pub struct DemoArgs {
 pub struct ProduceArgs {
     /// The configuration's path.
     pub config: PathBuf,
-    /// Events a second.
+    /// The number of events per second.
     pub eps: f64,
-    /// How long; without it until stopped.
+    /// The duration in seconds; None to run until stopped.
     pub seconds: Option<f64>,
     /// The generator's seed.
     pub seed: u64,
-    /// Print one JSON object at the end.
+    /// True to print one JSON object at the end.
     pub json: bool,
 }
 
@@ -133,41 +133,41 @@ pub struct ProduceArgs {
 pub struct DeadLettersArgs {
     /// The configuration's path.
     pub config: PathBuf,
-    /// Send them back, instead of listing them.
+    /// True to send the dead letters to the source topic; false to list them.
     pub retry: bool,
-    /// Only those of this reason.
+    /// The reason to filter by.
     pub reason: Option<String>,
-    /// Also those that were late.
+    /// True to send late dead letters too.
     pub include_late: bool,
-    /// Print JSON.
+    /// True to print JSON.
     pub json: bool,
 }
 
 /// Arguments of `bench cost`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct BenchArgs {
-    /// How many events.
+pub struct CostArgs {
+    /// The number of events.
     pub events: usize,
-    /// How often.
+    /// The number of repetitions.
     pub rounds: usize,
-    /// How many users: so many keys, and some devices.
+    /// The number of users. Each user is a key; devices are further keys.
     pub users: u32,
-    /// How far events may be out of order, in milliseconds of event time.
+    /// The maximum disorder of events, in milliseconds of event time.
     pub disorder_ms: i64,
-    /// Which share of the events is.
+    /// The share of events that are out of order.
     pub disordered: f64,
-    /// Whether answers are given when they are final.
-    pub last: bool,
-    /// Print one JSON object.
+    /// True to emit results only when they are final.
+    pub final_only: bool,
+    /// True to print one JSON object.
     pub json: bool,
 }
 
 /// Arguments of `bench keys`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeysArgs {
-    /// How many keys.
+    /// The number of keys.
     pub keys: usize,
-    /// Print one JSON object.
+    /// True to print one JSON object.
     pub json: bool,
 }
 
@@ -176,13 +176,13 @@ pub struct KeysArgs {
 pub struct StagesArgs {
     /// The configuration's path.
     pub config: PathBuf,
-    /// How many records.
+    /// The number of records.
     pub events: usize,
-    /// Records per second of event time.
+    /// The number of records per second of event time.
     pub pace: u32,
-    /// How many workers.
+    /// The number of workers.
     pub workers: usize,
-    /// Print one JSON object.
+    /// True to print one JSON object.
     pub json: bool,
 }
 
@@ -191,12 +191,12 @@ pub struct StagesArgs {
 pub struct LatencyArgs {
     /// The configuration's path.
     pub config: PathBuf,
-    /// Events a second.
+    /// The number of events per second.
     pub eps: f64,
-    /// For how long, in seconds, beside the warm-up.
+    /// The duration in seconds, without the warm-up.
     pub seconds: f64,
-    /// How many workers.
+    /// The number of workers.
     pub workers: usize,
-    /// Print one JSON object.
+    /// True to print one JSON object.
     pub json: bool,
 }

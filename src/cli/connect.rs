@@ -1,5 +1,5 @@
-//! `headwater check --connect`: tries every connection and permission that a run needs. Nothing is written, made, taken
-//! over or fenced, and nothing is left behind.
+//! `headwater check --connect`: tests every connection and permission that a run needs. It does not write, create,
+//! claim or fence anything, and leaves nothing behind.
 
 use std::error::Error;
 use std::path::Path;
@@ -17,11 +17,11 @@ use crate::source::kafka::probe;
 
 type Outcome = Result<String, Box<dyn Error + Send + Sync>>;
 
-/// One thing that was tried.
+/// The result of one check.
 struct Check {
-    /// The section of the configuration.
+    /// The section of the configuration that was checked.
     section: &'static str,
-    /// What was tried, and where.
+    /// The resource that was checked, and its location.
     what: String,
     outcome: Outcome,
 }
@@ -51,7 +51,7 @@ impl Check {
         }
     }
 
-    /// Whether the configuration is to blame.
+    /// Returns true if the configuration is the cause of the failure.
     fn is_misconfigured(&self) -> bool {
         let mut cause: Option<&(dyn Error + 'static)> = match &self.outcome {
             Ok(_) => None,
@@ -67,24 +67,24 @@ impl Check {
     }
 }
 
-/// An error with its causes, each once.
+/// Returns an error with its causes, without repetitions.
 fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.ends_with(&words) {
-            text += &format!(": {words}");
+        let message = error.to_string();
+        if !text.ends_with(&message) {
+            text += &format!(": {message}");
         }
         cause = error.source();
     }
     text
 }
 
-/// Tries everything, and prints one line for each. Returns the process's exit code.
+/// Runs all checks and prints one line for each. Returns the exit code.
 ///
 /// # Errors
-/// If it cannot be printed.
+/// If the results cannot be printed.
 pub fn check(config: &Config, json: bool) -> anyhow::Result<u8> {
     let mut checks = source(config);
     sinks(config, &mut checks);
@@ -110,7 +110,7 @@ fn source(config: &Config) -> Vec<Check> {
         SourceConfig::File(paths) => paths
             .iter()
             .map(|path| {
-                let opened = std::fs::File::open(path).map(|_| "can be read".to_owned());
+                let opened = std::fs::File::open(path).map(|_| "readable".to_owned());
                 Check::of("source", format!("file {}", path.display()), opened)
             })
             .collect(),
@@ -118,29 +118,33 @@ fn source(config: &Config) -> Vec<Check> {
             let what = format!("topic {} at {}", kafka.topic, kafka.brokers);
             let probed = probe(&build::kafka_source(config, kafka));
             let result = |partitions| {
-                format!("{partitions} partitions, not compacted; group {} may be asked", config.plan.pipeline)
+                format!(
+                    "{partitions} partitions, not compacted; access to group {} permitted",
+                    config.plan.pipeline
+                )
             };
             vec![Check::of("source", what, probed.map(result))]
         }
     }
 }
 
-/// Ends with the first failure of the cluster itself: each further one would be waited for as long.
+/// Checks the topics and transactions of a Kafka sink. Stops at the first failure of the cluster itself, because each
+/// further check would wait for the same timeout.
 fn kafka_sink(config: &Config, sink: &KafkaSinkConfig, checks: &mut Vec<Check>) {
     let (brokers, options, pipeline) = (&*sink.brokers, &sink.options, &*config.plan.pipeline);
-    let mut tried = |what: String, outcome: Result<String, Obstacle>| {
-        let goes_on = !matches!(outcome, Err(Obstacle::Topics(_)));
+    let mut record = |what: String, outcome: Result<String, Obstacle>| {
+        let can_continue = !matches!(outcome, Err(Obstacle::Topics(_)));
         checks.push(Check::of("sinks.kafka", format!("{what} at {brokers}"), outcome));
-        goes_on
+        can_continue
     };
     let topics: Vec<_> = build::sinks(config, "").iter().flat_map(|job| job.sink.topics().to_vec()).collect();
-    let all_asked = topics
+    let all_reached = topics
         .iter()
-        .all(|topic| tried(format!("topic {topic}"), kafka::output_topic(brokers, options, topic)));
-    if all_asked {
+        .all(|topic| record(format!("topic {topic}"), kafka::output_topic(brokers, options, topic)));
+    if all_reached {
         let progress = format!("topic {}", progress_topic(pipeline));
-        tried(progress, kafka::progress(brokers, options, pipeline));
-        tried("transactions".to_owned(), kafka::transactions(brokers, options, pipeline));
+        record(progress, kafka::progress(brokers, options, pipeline));
+        record("transactions".to_owned(), kafka::transactions(brokers, options, pipeline));
     }
 }
 
@@ -158,7 +162,7 @@ fn sinks(config: &Config, checks: &mut Vec<Check>) {
     }
 }
 
-/// Names a database without its password.
+/// Describes a database without its password.
 fn tables_at(url: &Secret) -> String {
     match postgres::Target::parse(url.expose()) {
         Ok(target) => format!("tables in database {} at {}", target.database(), target.hosts()),
@@ -176,35 +180,39 @@ fn ledger(config: &Config) -> Option<Check> {
     })
 }
 
-/// The state store, if checkpoints are made.
+/// Checks the state store, if checkpoints are enabled.
 fn state(config: &Config) -> Option<Check> {
     config.checkpoint.as_ref()?;
-    let folder = |path: &Path| Check::of("state", format!("folder {}", path.display()), writable(path));
+    let directory = |path: &Path| Check::of("state", format!("directory {}", path.display()), writable(path));
     Some(match &config.state {
-        StateConfig::Fjall(path) => folder(path),
+        StateConfig::Fjall(path) => directory(path),
         #[cfg(feature = "rocksdb")]
-        StateConfig::RocksDb(path) => folder(path),
+        StateConfig::RocksDb(path) => directory(path),
         StateConfig::Redis(_) => {
             let opened = crate::state::open(&config.state, &config.plan.pipeline);
-            Check::of("state", "Redis", opened.map(|_| "answers, and keeps what it is given".to_owned()))
+            Check::of("state", "Redis", opened.map(|_| "reachable, with durable settings".to_owned()))
         }
     })
 }
 
-/// Whether a file or folder can be written or made. What is written to find out is removed.
+/// Checks that a file or directory can be written or created. The file that the check creates is removed.
 fn writable(path: &Path) -> Outcome {
     if path.is_file() {
         let opened = std::fs::OpenOptions::new().append(true).open(path);
-        return opened.map(|_| "can be written".to_owned()).map_err(|error| format!("{error}").into());
+        return opened.map(|_| "writable".to_owned()).map_err(|error| format!("{error}").into());
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let (folder, word) = match path.is_dir() {
-        true => (path, "can be written"),
-        false => (parent.unwrap_or(Path::new(".")), "can be made"),
+    let (directory, result) = match path.is_dir() {
+        true => (path, "writable"),
+        false => (parent.unwrap_or(Path::new(".")), "can be created"),
     };
-    let trial = folder.join(format!(".headwater-check-{}", std::process::id()));
-    let tried = std::fs::File::create_new(&trial).and_then(|_| std::fs::remove_file(&trial));
-    tried.map(|()| word.to_owned()).map_err(|error| {
-        format!("nothing can be made in {}: {error}; make the folder, or permit it", folder.display()).into()
+    let probe = directory.join(format!(".headwater-check-{}", std::process::id()));
+    let created = std::fs::File::create_new(&probe).and_then(|_| std::fs::remove_file(&probe));
+    created.map(|()| result.to_owned()).map_err(|error| {
+        format!(
+            "cannot create a file in {}: {error}; create the directory, or grant write permission",
+            directory.display()
+        )
+        .into()
     })
 }

@@ -1,4 +1,4 @@
-//! `headwater dead-letters`: what took no part, and sending it to the source topic once more.
+//! `headwater dead-letters`: lists dead letters, or sends them to the source topic again.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,8 +12,8 @@ use crate::json::rfc3339;
 use crate::source::kafka::dead_letters::{DeadLetter, DeadLetters, header};
 use crate::source::kafka::retry::{MOST_RETRIES, Retried, Retry};
 
-/// How much of a value a line shows, in characters.
-const SHOWN: usize = 60;
+/// The maximum length of a displayed value, in characters.
+const MAX_DISPLAY: usize = 60;
 
 /// Lists or retries the dead letters of a configuration's pipeline.
 ///
@@ -48,15 +48,15 @@ pub fn dead_letters(args: &DeadLettersArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The topic of dead letters, on the brokers of the sink that writes it.
+/// Returns the topic of dead letters and the sink that writes it.
 fn letters_topic(config: &Config) -> anyhow::Result<(&KafkaSinkConfig, &str)> {
     let sink = config.sinks.kafka.as_ref();
     let found = sink.and_then(|sink| Some((sink, sink.topics.get(&OutputKind::DeadLetters)?.as_str())));
-    let message = "no topic has the dead letters: [sinks.kafka] does not write them; tables have them as `dead_letters`";
+    let message = "there is no topic of dead letters: add `dead-letters` to the topics of [sinks.kafka], or read the table `dead_letters`";
     Ok(found.ok_or_else(|| config_error("sinks.kafka.topics", message))?)
 }
 
-/// Those of other pipelines, which may write the same topic, are only counted.
+/// Lists the dead letters of this pipeline. Those of other pipelines in the same topic are only counted.
 fn list(
     config: &Config,
     topic: &str,
@@ -104,40 +104,40 @@ fn line(letter: &DeadLetter) -> String {
     let at = format!("{}:{}", letter.position.partition.0, letter.position.offset.0);
     let source = format!("{}:{}", of(header::SOURCE_PARTITION), of(header::SOURCE_OFFSET));
     let source = match letter.header(header::SOURCE_TOPIC) {
-        Some(topic) => format!("{}:{source}", escaped(topic, SHOWN)),
+        Some(topic) => format!("{}:{source}", escaped(topic, MAX_DISPLAY)),
         None => source,
     };
     let field = letter.header(header::FIELD).filter(|field| !field.is_empty()).unwrap_or("-");
     let value = letter.value.as_deref();
     format!(
         "{at:<10} {source:<20} {:<10} {:<24} {:>6}  {:<13} {}: {}",
-        escaped(of(header::REASON), SHOWN),
+        escaped(of(header::REASON), MAX_DISPLAY),
         rfc3339(letter.timestamp),
         value.map_or(0, <[u8]>::len),
-        escaped(field, SHOWN),
+        escaped(field, MAX_DISPLAY),
         escaped(of(header::MESSAGE), 200),
-        value.map_or("(no value)".into(), |value| escaped(&String::from_utf8_lossy(value), SHOWN)),
+        value.map_or("(no value)".into(), |value| escaped(&String::from_utf8_lossy(value), MAX_DISPLAY)),
     )
 }
 
-/// A text as one line of a terminal: control characters are escaped, and what is beyond `most` characters is left out.
-fn escaped(text: &str, most: usize) -> String {
-    let mut shown = String::new();
+/// Returns the text as one line for a terminal, with control characters escaped, truncated to `max` characters.
+fn escaped(text: &str, max: usize) -> String {
+    let mut line = String::new();
     for (at, c) in text.chars().enumerate() {
-        if at == most {
-            shown.push('…');
+        if at == max {
+            line.push('…');
             break;
         }
         match c {
-            '\\' => shown.push_str("\\\\"),
-            c if c.is_control() || is_invisible(c) => shown.extend(c.escape_default()),
-            c => shown.push(c),
+            '\\' => line.push_str("\\\\"),
+            c if c.is_control() || is_invisible(c) => line.extend(c.escape_default()),
+            c => line.push(c),
         }
     }
-    shown
+    line
 }
 
-/// Characters that a terminal does not show, or that turn the direction of a line.
+/// Returns true for characters that a terminal does not display, or that change the direction of a line.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
@@ -192,20 +192,20 @@ fn report(retried: &Retried) -> Value {
 
 fn sentence(retried: &Retried, topic: &str) -> String {
     let Retried { sent, before, late, exhausted, truncated, of_others } = *retried;
-    let mut left = Vec::new();
-    for (count, why) in [
-        (before, "were sent before".to_owned()),
-        (late, "would be late again (--include-late sends them)".to_owned()),
-        (exhausted, format!("have come back {MOST_RETRIES} times")),
-        (truncated, "are only the beginning of their record".to_owned()),
+    let mut unsent = Vec::new();
+    for (count, reason) in [
+        (before, "were already sent".to_owned()),
+        (late, "are late (--include-late sends them)".to_owned()),
+        (exhausted, format!("have been retried {MOST_RETRIES} times")),
+        (truncated, "are truncated records".to_owned()),
         (of_others, "are of other pipelines or source topics".to_owned()),
     ] {
         if count > 0 {
-            left.push(format!("{count} {why}"));
+            unsent.push(format!("{count} {reason}"));
         }
     }
-    let left = if left.is_empty() { String::new() } else { format!("; not sent: {}", left.join(", ")) };
-    format!("{sent} dead letters sent to topic {topic}{left}")
+    let unsent = if unsent.is_empty() { String::new() } else { format!("; not sent: {}", unsent.join(", ")) };
+    format!("{sent} dead letters sent to topic {topic}{unsent}")
 }
 
 #[cfg(test)]
@@ -235,27 +235,27 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_is_one_line_whatever_it_holds() {
+    fn a_dead_letter_is_always_one_line() {
         assert_eq!(
             line(&letter(b"{\"user_id\":1}\n\x1b[31m\xff")),
             "2:7        payments:1:9         invalid    2026-03-01T02:00:00.000Z     20  user_id       \
              user_id is no text: {\"user_id\":1}\\n\\u{1b}[31m\u{fffd}"
         );
         let long = line(&letter("ä".repeat(100).as_bytes()));
-        assert!(long.ends_with(&format!("{}…", "ä".repeat(SHOWN))), "{long}");
+        assert!(long.ends_with(&format!("{}…", "ä".repeat(MAX_DISPLAY))), "{long}");
     }
 
     #[test]
-    fn a_letter_as_json_has_text_or_base64() {
-        let shown = object(&letter(b"{}"));
-        assert_eq!((&shown["value"], &shown["key_base64"]), (&json!("{}"), &json!("/w==")));
-        assert_eq!(shown["source"]["topic"], "payments");
-        let shown = object(&letter(b"\xff\x00"));
-        assert_eq!((&shown["value"], &shown["value_base64"]), (&Value::Null, &json!("/wA=")));
+    fn bytes_are_text_or_base64_in_json() {
+        let json = object(&letter(b"{}"));
+        assert_eq!((&json["value"], &json["key_base64"]), (&json!("{}"), &json!("/w==")));
+        assert_eq!(json["source"]["topic"], "payments");
+        let json = object(&letter(b"\xff\x00"));
+        assert_eq!((&json["value"], &json["value_base64"]), (&Value::Null, &json!("/wA=")));
     }
 
     #[test]
-    fn only_letters_of_the_pipeline_and_its_topic_are_its_own() {
+    fn dead_letters_of_other_pipelines_and_topics_are_not_retried() {
         let letter = letter(b"{}");
         assert!(is_of(&letter, "fraud", "payments"));
         assert!(!is_of(&letter, "fraud", "clicks") && !is_of(&letter, "other", "payments"));
@@ -263,11 +263,11 @@ mod tests {
     }
 
     #[test]
-    fn the_report_says_what_was_left_and_why() {
+    fn the_report_counts_unsent_dead_letters_by_reason() {
         let retried = Retried { sent: 3, before: 2, exhausted: 1, ..Retried::default() };
         assert_eq!(
             sentence(&retried, "payments"),
-            "3 dead letters sent to topic payments; not sent: 2 were sent before, 1 have come back 3 times"
+            "3 dead letters sent to topic payments; not sent: 2 were already sent, 1 have been retried 3 times"
         );
         assert_eq!(report(&retried)["skipped"]["sent_before"], 2);
     }

@@ -1,4 +1,4 @@
-//! `headwater demo`: the generator at full speed into SQLite, and whether every injected fraud was found.
+//! `headwater demo`: runs the generator at full speed into SQLite and checks that every injected fraud was found.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -22,7 +22,7 @@ use crate::source::generator::{GeneratorSettings, GeneratorSource, RecordMaker};
 const RULES: [&str; 5] =
     ["velocity_spike", "rapid_fire_burst", "merchant_diversity", "amount_anomaly", "impossible_travel"];
 
-/// The pipeline of the demo. Window rows and alerts go to SQLite; events are too many for it.
+/// The pipeline of the demo. SQLite stores windows, alerts and dead letters; it is too slow for all events.
 const PIPELINE: &str = r#"
 pipeline = "demo"
 [source]
@@ -47,20 +47,20 @@ path = "results.db"
 tables = ["alerts", "windows", "dead_letters"]
 "#;
 
-/// What became of one pattern.
+/// The results of one pattern.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Found {
+struct PatternResult {
     injected: u64,
     found: u64,
     uninjected: u64,
 }
 
-/// Runs the demo; says whether nothing was missed.
+/// Runs the demo; returns true if every injected fraud was found.
 ///
 /// # Errors
-/// If it cannot be run.
+/// If the demo cannot run.
 pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
-    std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+    std::fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let database = args.out.join("results.db");
     for suffix in ["", "-wal", "-shm"] {
         let old = args.out.join(format!("results.db{suffix}"));
@@ -81,16 +81,16 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
 
     note!("Generating for {} s with {} worker(s) …", args.seconds, args.workers);
     let done = Arc::new(AtomicBool::new(false));
-    let watch = {
+    let monitor = {
         let (done, ends, metrics) = (Arc::clone(&done), Arc::clone(&ends), Arc::clone(&metrics));
         let seconds = args.seconds;
         std::thread::spawn(move || {
-            let begun = Instant::now();
+            let started = Instant::now();
             let mut before = 0;
             let mut last_report = Instant::now();
             while !done.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(20));
-                if begun.elapsed() >= Duration::from_secs(seconds) {
+                if started.elapsed() >= Duration::from_secs(seconds) {
                     ends.stop();
                 }
                 if last_report.elapsed() >= Duration::from_secs(1) {
@@ -100,17 +100,17 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
             }
         })
     };
-    let begun = Instant::now();
+    let started = Instant::now();
     let result = crate::runtime::run(job);
-    let took = begun.elapsed();
+    let elapsed = started.elapsed();
     done.store(true, Ordering::Relaxed);
-    // It only prints.
-    let _ = watch.join();
+    // The thread only prints, so its result does not matter.
+    let _ = monitor.join();
     result?;
 
     let found = compare(&database, &settings, &ends.positions())?;
     let events = metrics.event_count();
-    let rate = events as f64 / took.as_secs_f64();
+    let rate = events as f64 / elapsed.as_secs_f64();
     let missed: u64 = found.values().map(|found| found.injected - found.found).sum();
     if args.json {
         let patterns: serde_json::Map<_, _> = found
@@ -125,7 +125,7 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
             .collect();
         outln!("{}", json!({ "events": events, "events_per_s": rate.round(), "patterns": patterns }))?;
     } else {
-        report(&found, events, rate, took, &database)?;
+        report(&found, events, rate, elapsed, &database)?;
     }
     Ok(missed == 0)
 }
@@ -148,12 +148,12 @@ fn progress(metrics: &Metrics, before: &mut u64, elapsed: Duration) {
     *before = events;
 }
 
-/// Holds the alerts in the database against what was injected.
+/// Compares the alerts in the database with the injected frauds.
 fn compare(
     database: &Path,
     settings: &GeneratorSettings,
     ends: &[u64],
-) -> anyhow::Result<BTreeMap<&'static str, Found>> {
+) -> anyhow::Result<BTreeMap<&'static str, PatternResult>> {
     let maker = RecordMaker::new(settings.clone());
     let mut expected = BTreeMap::new();
     for (partition, &end) in ends.iter().enumerate() {
@@ -161,38 +161,47 @@ fn compare(
             expected.insert((rule, format!("{partition}-{offset}")), false);
         }
     }
-    let mut found: BTreeMap<&'static str, Found> =
-        RULES.iter().map(|&rule| (rule, Found::default())).collect();
+    let mut found: BTreeMap<&'static str, PatternResult> =
+        RULES.iter().map(|&rule| (rule, PatternResult::default())).collect();
     for (rule, event) in headwater_sinks::sqlite::alerts(database)? {
         let Some(&rule) = RULES.iter().find(|known| **known == rule) else { continue };
         let counts = found.entry(rule).or_default();
         match expected.get_mut(&(rule, event)) {
-            Some(seen) => *seen = true,
+            Some(is_found) => *is_found = true,
             None => counts.uninjected += 1,
         }
     }
-    for ((rule, _), seen) in expected {
+    for ((rule, _), is_found) in expected {
         let counts = found.entry(rule).or_default();
         counts.injected += 1;
-        counts.found += u64::from(seen);
+        counts.found += u64::from(is_found);
     }
     Ok(found)
 }
 
 fn report(
-    found: &BTreeMap<&'static str, Found>,
+    found: &BTreeMap<&'static str, PatternResult>,
     events: u64,
     rate: f64,
-    took: Duration,
+    elapsed: Duration,
     database: &Path,
 ) -> Result<(), OutputError> {
-    outln!("\n{events} events in {:.1} s: {rate:.0} events/s\n", took.as_secs_f64())?;
-    outln!("{:<20} {:>9} {:>9} {:>9} {:>20}", "pattern", "injected", "found", "missed", "found uninjected")?;
+    outln!("\n{events} events in {:.1} s: {rate:.0} events/s\n", elapsed.as_secs_f64())?;
+    outln!(
+        "{:<20} {:>9} {:>9} {:>9} {:>20}",
+        "pattern",
+        "injected",
+        "found",
+        "missed",
+        "found, not injected"
+    )?;
     for rule in RULES {
-        let Found { injected, found, uninjected } = found[rule];
+        let PatternResult { injected, found, uninjected } = found[rule];
         outln!("{rule:<20} {injected:>9} {found:>9} {:>9} {uninjected:>20}", injected - found)?;
     }
-    outln!("\nEvery uninjected one is explained by the pattern's definition: busy keys happen.")?;
+    outln!(
+        "\nAlerts that were not injected are correct as well: random events of a busy key can match a pattern."
+    )?;
     outln!("The results are in {}. Try:\n", database.display())?;
     outln!(
         "  sqlite3 {} 'SELECT rule, severity, \"key\", event_time, details FROM alerts LIMIT 10'",

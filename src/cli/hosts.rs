@@ -1,4 +1,4 @@
-//! The workers and processes of a run, by the command line and the host file.
+//! The workers and processes of a run, from the command line and the host file.
 
 use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
@@ -8,41 +8,41 @@ use thiserror::Error;
 
 use super::command::RunArgs;
 
-/// How long the names of hosts may take to be known: an orchestrator makes a name known when it starts the host.
-const LOOKUP: Duration = Duration::from_secs(30);
+/// The timeout for resolving host names. An orchestrator registers a name only when it starts the host.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What is wrong with a host file.
+/// An error of a host file.
 #[derive(Debug, Error)]
 pub enum HostsError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read {0}")]
     Unreadable(PathBuf, #[source] std::io::Error),
-    /// A line is no address.
+    /// A line is not a valid address.
     #[error("{file}, line {line}: {reason}", file = .file.display())]
     Line {
-        /// The file.
+        /// The path of the file.
         file: PathBuf,
-        /// Which line, from 1.
+        /// The line, counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The error.
         reason: String,
     },
-    /// It has fewer hosts than there are processes.
-    #[error("{file} names {hosts} hosts, and there are to be {processes} processes: -n", file = .file.display())]
+    /// The file has fewer hosts than there are processes.
+    #[error("{file} has {hosts} hosts for {processes} processes: add hosts, or reduce -n", file = .file.display())]
     TooFew {
-        /// The file.
+        /// The path of the file.
         file: PathBuf,
-        /// How many it has.
+        /// The number of hosts in the file.
         hosts: usize,
-        /// How many processes there are.
+        /// The number of processes.
         processes: usize,
     },
 }
 
-/// What timely is to run.
+/// Returns timely's configuration of workers and processes.
 ///
 /// # Errors
-/// If the host file does not say where the processes are.
+/// If the host file does not have a valid address for each process.
 pub fn timely_config(args: &RunArgs) -> Result<timely::Config, HostsError> {
     let Some(file) = args.hostfile.as_ref().filter(|_| args.processes > 1) else {
         return Ok(timely::Config::process(args.workers));
@@ -51,42 +51,45 @@ pub fn timely_config(args: &RunArgs) -> Result<timely::Config, HostsError> {
     let communication = timely::CommunicationConfig::Cluster {
         threads: args.workers,
         process: args.process,
-        addresses: addresses(file, &text, args.processes, LOOKUP)?,
+        addresses: addresses(file, &text, args.processes, LOOKUP_TIMEOUT)?,
         report: false,
         zerocopy: false,
     };
     Ok(timely::Config { communication, worker: timely::WorkerConfig::default() })
 }
 
-/// The addresses of so many processes, each `host:port` of a host that is known.
+/// Returns the addresses of the processes, each a `host:port` that resolves.
 fn addresses(
     file: &Path,
     text: &str,
     processes: usize,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<Vec<String>, HostsError> {
     let lines = text.lines().map(str::trim).zip(1..).filter(|(host, _)| !host.is_empty());
     let hosts: Vec<_> = lines.take(processes).collect();
     if hosts.len() < processes {
         return Err(HostsError::TooFew { file: file.into(), hosts: hosts.len(), processes });
     }
-    let wrong = |line, reason| HostsError::Line { file: file.into(), line, reason };
+    let error_at = |line, reason| HostsError::Line { file: file.into(), line, reason };
     for &(host, line) in &hosts {
         let port = host.rsplit_once(':').filter(|(name, _)| !name.is_empty()).map(|(_, port)| port);
         if !port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
-            return Err(wrong(line, format!("expected host:port, such as \"10.0.0.7:2101\", not {host:?}")));
+            return Err(error_at(
+                line,
+                format!("expected host:port, such as \"10.0.0.7:2101\", not {host:?}"),
+            ));
         }
     }
     let since = Instant::now();
     for &(host, line) in &hosts {
-        let mut logged = false;
+        let mut is_logged = false;
         while let Err(error) = host.to_socket_addrs() {
-            let reason = format!("cannot find the host of {host:?}: {error}");
-            if since.elapsed() >= patience {
-                return Err(wrong(line, reason));
+            let reason = format!("cannot resolve the host of {host:?}: {error}");
+            if since.elapsed() >= timeout {
+                return Err(error_at(line, reason));
             }
-            if !std::mem::replace(&mut logged, true) {
-                tracing::warn!(line, "{reason}; trying again for {} s", patience.as_secs());
+            if !std::mem::replace(&mut is_logged, true) {
+                tracing::warn!(line, "{reason}; retrying for {} s", timeout.as_secs());
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -99,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_line_of_the_host_file_is_named() {
+    fn errors_name_the_line_of_the_host_file() {
         let read = |text: &str, processes| {
             let read = addresses(Path::new("hosts"), text, processes, Duration::ZERO);
             read.map_err(|error| error.to_string())
@@ -114,11 +117,11 @@ mod tests {
         }
         assert!(
             read("nobody.invalid:2101\nlocalhost:2102", 2)
-                .is_err_and(|error| error.starts_with("hosts, line 1: cannot find the host of"))
+                .is_err_and(|error| error.starts_with("hosts, line 1: cannot resolve the host of"))
         );
         assert_eq!(
             read("localhost:2101", 2),
-            Err("hosts names 1 hosts, and there are to be 2 processes: -n".to_owned())
+            Err("hosts has 1 hosts for 2 processes: add hosts, or reduce -n".to_owned())
         );
     }
 }

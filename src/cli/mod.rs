@@ -36,18 +36,18 @@ use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce;
 use crate::topics;
 
-/// The process has done what was asked.
+/// Exit code: success.
 const DONE: u8 = 0;
-/// It failed; trying again may help.
+/// Exit code: failure; a retry may succeed.
 const FAILED: u8 = 1;
-/// The command or the configuration is wrong.
+/// Exit code: wrong usage or configuration.
 const USAGE: u8 = 2;
-/// Going on would break a promise.
+/// Exit code: refused, because continuing would violate a guarantee.
 const REFUSED: u8 = 3;
-/// Nobody reads what it prints any more: as a shell says of a command that SIGPIPE has ended.
+/// Exit code: the reader closed standard output. It is the shell's code for a command that SIGPIPE ended.
 const CLOSED: u8 = 141;
 
-/// Runs the command of the process's arguments.
+/// Parses the arguments of the process and runs the command.
 pub fn main() -> ExitCode {
     crate::logging::abort_on_panic();
     let command = match args::parse(std::env::args_os().skip(1), |name| std::env::var(name).ok()) {
@@ -57,11 +57,11 @@ pub fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    match carry_out(command) {
+    match execute(command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let code = exit_code(&error);
-            // Whoever has closed the standard output wants to know nothing more.
+            // No message if the reader closed standard output.
             if code != CLOSED {
                 crate::logging::fatal(&format!("{error:#}"), code);
             }
@@ -84,7 +84,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if refused { REFUSED } else { FAILED }
 }
 
-fn carry_out(command: Command) -> anyhow::Result<u8> {
+fn execute(command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Help(text) => out!("{text}")?,
         Command::Version => outln!("headwater {}", env!("CARGO_PKG_VERSION"))?,
@@ -98,7 +98,7 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
         Command::Check(args) => check(&args)?,
         Command::Status(args) => {
             let mut config = load(&args.config)?;
-            permit(&mut config, &args.resets)?;
+            apply_resets(&mut config, &args.resets)?;
             accept_losses(&mut config, &args.accepted_losses)?;
             return status::status(&config, args.json);
         }
@@ -113,50 +113,50 @@ fn carry_out(command: Command) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// The configuration of a command that logs warnings alone.
+/// Loads the configuration of a command that logs only warnings and errors.
 fn load(path: &Path) -> anyhow::Result<Config> {
     load_with(path, Config::parse, |_| "warn")
 }
 
-/// The configuration of a command that logs what the configuration says.
+/// Loads the configuration of a command that logs at the configured level.
 fn load_to_run(path: &Path) -> anyhow::Result<Config> {
     load_with(path, Config::parse, |config| &config.log.level)
 }
 
-/// The configuration of a command that writes to no sink, which it need not have.
+/// Loads the configuration of a command that needs no sink.
 fn load_source(path: &Path) -> anyhow::Result<Config> {
     load_with(path, Config::parse_without_sinks, |config| &config.log.level)
 }
 
-/// Reads a configuration's text with the variables of an environment.
+/// A function that parses a configuration with environment variables.
 type Parse = fn(&str, std::vec::IntoIter<(String, String)>) -> Result<Config, ConfigErrors>;
 
 fn load_with(path: &Path, parse: Parse, level: fn(&Config) -> &str) -> anyhow::Result<Config> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let environment = Config::environment()?;
     let config = parse(&text, environment.clone().into_iter());
-    // From here on every error is in the log's format, also those of the configuration itself.
+    // From here on, all errors are in the format of the log, including those of the configuration.
     match &config {
         Ok(config) => crate::logging::init(config.log.json, level(config)),
-        Err(_) => crate::logging::init(Config::wants_json(&text, environment.into_iter()), "warn"),
+        Err(_) => crate::logging::init(Config::has_json_log(&text, environment.into_iter()), "warn"),
     }
     Ok(config?)
 }
 
-/// Tries what is in force.
+/// Tests the connections of a configuration.
 fn connect(args: &CheckArgs) -> anyhow::Result<u8> {
-    // What librdkafka says of its connections becomes the failure's words.
+    // The messages of librdkafka about its connections are part of the reported failure.
     let config = load_with(&args.config, Config::parse, |_| "warn,librdkafka=off")?;
     warn(&config);
     connect::check(&config, args.json)
 }
 
-/// Prints what is valid, and probably not what is meant.
+/// Prints the warnings of a configuration.
 fn warn(config: &Config) {
     config.warnings.iter().for_each(|warning| output::progress(format_args!("warning: {warning}\n")));
 }
 
-/// Prints what is in force.
+/// Prints the effective configuration.
 fn check(args: &CheckArgs) -> anyhow::Result<()> {
     let config = load(&args.config)?;
     warn(&config);
@@ -168,22 +168,22 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets a start reset what the command line says it may.
-fn permit(config: &mut Config, resets: &Resets) -> Result<(), ConfigErrors> {
+/// Applies the resets of the command line.
+fn apply_resets(config: &mut Config, resets: &Resets) -> Result<(), ConfigErrors> {
     config.resets.clone_from(resets);
-    are_sinks(config, resets.sinks.iter(), "to reset")
+    check_sink_names(config, resets.sinks.iter(), "--reset-sink")
 }
 
-/// Has outputs left out that the command line names.
-fn leave_out(config: &mut Config, skips: &[Skip]) -> Result<(), ConfigErrors> {
+/// Applies the skips of the command line.
+fn apply_skips(config: &mut Config, skips: &[Skip]) -> Result<(), ConfigErrors> {
     skips.clone_into(&mut config.skips);
     if config.ledger.is_none() && !skips.is_empty() {
-        return Err(config_error("ledger", "an output is left out by way of the ledger, and there is none"));
+        return Err(config_error("ledger", "--skip needs a [ledger], which records the skipped output"));
     }
-    are_sinks(config, skips.iter().map(|skip| &skip.sink), "to leave anything out of")
+    check_sink_names(config, skips.iter().map(|skip| &skip.sink), "--skip")
 }
 
-/// Has records be missing that the command line names.
+/// Applies the accepted losses of the command line.
 fn accept_losses(config: &mut Config, losses: &[AcceptedLoss]) -> Result<(), ConfigErrors> {
     let topic = match &config.source {
         SourceConfig::Kafka(kafka) => Some(&kafka.topic),
@@ -191,10 +191,10 @@ fn accept_losses(config: &mut Config, losses: &[AcceptedLoss]) -> Result<(), Con
     };
     if let Some(other) = losses.iter().find(|loss| Some(&loss.topic) != topic) {
         let message = format!(
-            "there is no topic {:?} to lose records of: {}",
+            "--accept-loss names the topic {:?}, but {}",
             other.topic,
             match topic {
-                Some(topic) => format!("the source is {topic}"),
+                Some(topic) => format!("the source topic is {topic:?}"),
                 None => "the source is not Kafka".to_owned(),
             }
         );
@@ -204,31 +204,31 @@ fn accept_losses(config: &mut Config, losses: &[AcceptedLoss]) -> Result<(), Con
     Ok(())
 }
 
-/// Whether the configuration has these sinks.
-fn are_sinks<'a>(
+/// Checks that the configuration has the sinks that a flag names.
+fn check_sink_names<'a>(
     config: &Config,
     mut named: impl Iterator<Item = &'a String>,
-    what_for: &str,
+    flag: &str,
 ) -> Result<(), ConfigErrors> {
     let sinks: Vec<_> = build::sinks(config, "").iter().map(|job| job.sink.name().to_owned()).collect();
     let Some(unknown) = named.find(|&sink| !sinks.contains(sink)) else { return Ok(()) };
     Err(config_error(
         "sinks",
-        format!("there is no sink {unknown:?} {what_for}: there are {}", sinks.join(", ")),
+        format!("{flag} names the unknown sink {unknown:?}; known sinks: {}", sinks.join(", ")),
     ))
 }
 
-/// What a command needs of a key and does not find there.
+/// Returns an error about a configuration key that a command needs.
 fn config_error(key: &str, message: impl Into<String>) -> ConfigErrors {
     ConfigErrors(vec![ConfigError { origin: Origin::Default, key: key.into(), message: message.into() }])
 }
 
-/// Has a child run what the arguments say without `--restart`.
+/// Runs the command without `--restart` in a supervised child process.
 fn supervise_run(args: &RunArgs) -> anyhow::Result<u8> {
     let config = load_to_run(&args.config)?;
     let arguments: Vec<_> = std::env::args_os().skip(1).filter(|argument| argument != "--restart").collect();
     if let SourceConfig::File(paths) = &config.source {
-        // Nor is the standard input that of the child.
+        // The child does not inherit standard input, so it cannot read a file from there.
         check_repeatable(paths, "by --restart")?;
     }
     supervise::supervise(&arguments)
@@ -239,18 +239,19 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     config.plan.close_at_end = args.close || !matches!(config.source, SourceConfig::Kafka(_));
     config.plan.record_bindings = args.bindings.clone();
-    permit(&mut config, &args.resets)?;
-    leave_out(&mut config, &args.skips)?;
+    apply_resets(&mut config, &args.resets)?;
+    apply_skips(&mut config, &args.skips)?;
     accept_losses(&mut config, &args.accepted_losses)?;
     let metrics = Arc::new(Metrics::default());
-    // Whoever asks before the run has begun is heard, too: it begins then, and stops as it should.
-    let restarts = std::env::var(supervise::RESTARTS).ok();
+    // Handle requests before the run begins, so that a request during the start also stops the run cleanly.
+    let restarts = std::env::var(supervise::RESTARTS_VARIABLE).ok();
     let requests = if restarts.is_some() { stop::signals_and_end_of_input() } else { stop::signals() };
-    let (stopping, bound) =
-        (Arc::default(), stop::Bound { drain: config.drain, metrics: Arc::clone(&metrics) });
-    stop::on(requests.context("cannot handle signals")?, &stopping, Some(bound));
+    let (stopping, limit) =
+        (Arc::default(), stop::DrainLimit { drain: config.drain, metrics: Arc::clone(&metrics) });
+    stop::handle_requests(requests.context("cannot handle signals")?, &stopping, Some(limit));
     metrics.restarted(restarts.and_then(|restarts| restarts.parse().ok()).unwrap_or(0));
-    // Served before anything is opened that may not answer, so that whoever asks is told what is waited for.
+    // Start the HTTP server before opening services that may not respond, so that it can report what the start waits
+    // for.
     let server = match config.http {
         Some(listen) => Some(crate::http::serve(listen, Arc::clone(&metrics)).context("cannot serve HTTP")?),
         None => None,
@@ -262,23 +263,23 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     metrics.starting("looking up the hosts of the cluster");
     let workers = hosts::timely_config(args)?;
     metrics.starting("opening the ledger");
-    let mut begun = Instant::now();
-    let ran = build::job(&config, args.until_end, workers, Arc::clone(&metrics)).and_then(|job| {
+    let mut started = Instant::now();
+    let result = build::job(&config, args.until_end, workers, Arc::clone(&metrics)).and_then(|job| {
         if matches!(config.source, SourceConfig::Kafka(_)) && config.ledger.is_none() {
             tracing::info!("without a ledger: starting at the group's committed offsets with empty state");
         }
-        begun = Instant::now();
+        started = Instant::now();
         crate::runtime::run(Job { stopping, ..job })
     });
-    // Of a cluster, one process says it for all.
+    // In a cluster, only process 0 records the takeover.
     if args.process == 0
-        && ran.as_ref().is_err_and(RunError::is_replacement)
-        && let Err(error) = build::replaced(&config)
+        && result.as_ref().is_err_and(RunError::is_replacement)
+        && let Err(error) = build::record_takeover(&config)
     {
-        tracing::warn!(%error, "the takeover is not recorded");
+        tracing::warn!(%error, "cannot record the takeover in the ledger");
     }
-    ran?;
-    summary::log(&metrics, begun.elapsed());
+    result?;
+    summary::log(&metrics, started.elapsed());
     drop(server);
     Ok(())
 }
@@ -286,28 +287,30 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
 fn kafka_source(config: &Config) -> anyhow::Result<&crate::config::KafkaSourceConfig> {
     match &config.source {
         SourceConfig::Kafka(kafka) => Ok(kafka),
-        _ => anyhow::bail!("this needs a configuration whose source is Kafka"),
+        _ => anyhow::bail!("this command needs a configuration with a Kafka source"),
     }
 }
 
 fn topics_create(args: &TopicsArgs) -> anyhow::Result<()> {
     let config = load(&args.config)?;
-    let mut made = Vec::new();
+    let mut new_topics = Vec::new();
     if let SourceConfig::Kafka(source) = &config.source {
-        made.push((&source.brokers, &source.options, vec![topics::input(&source.topic)]));
+        new_topics.push((&source.brokers, &source.options, vec![topics::input(&source.topic)]));
     }
     if let Some(sink) = &config.sinks.kafka {
-        made.push((&sink.brokers, &sink.options, topics::outputs(&sink.topics)));
+        new_topics.push((&sink.brokers, &sink.options, topics::outputs(&sink.topics)));
     }
-    if made.is_empty() {
-        return Err(
-            config_error("source", "there are no topics: neither the source nor a sink is Kafka").into()
-        );
+    if new_topics.is_empty() {
+        return Err(config_error(
+            "source",
+            "there are no topics to create: neither the source nor a sink is Kafka",
+        )
+        .into());
     }
-    for (brokers, options, specs) in &made {
+    for (brokers, options, specs) in &new_topics {
         topics::create_topics(brokers, options, specs)?;
     }
-    let all = || made.iter().flat_map(|(_, _, specs)| specs);
+    let all = || new_topics.iter().flat_map(|(_, _, specs)| specs);
     if args.json {
         let all = all().map(|topic| (topic.name.clone(), json!({ "partitions": topic.partitions })));
         return Ok(outln!("{}", json!({ "topics": all.collect::<serde_json::Map<_, _>>() }))?);
@@ -323,7 +326,7 @@ fn produce_events(args: &ProduceArgs) -> anyhow::Result<()> {
     let kafka = kafka_source(&config)?;
     let producer = produce::Producer::connect(&kafka.brokers, &kafka.options, &kafka.topic)?;
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    stop::on(stop::signals()?, &stop, None);
+    stop::handle_requests(stop::signals()?, &stop, None);
     let settings = GeneratorSettings { seed: args.seed, ..GeneratorSettings::default() };
     let partitions = settings.partitions;
     let mut maker = RecordMaker::new(settings);

@@ -1,18 +1,18 @@
-//! What commands print: results on standard output, progress on standard error. Nothing else in this crate prints, so
-//! that a closed pipe or a full disk is never a panic.
+//! Output of commands: results on standard output, progress on standard error. All printing in this crate uses this
+//! module, so that a closed pipe or a full disk never causes a panic.
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write};
 
 use thiserror::Error;
 
-/// Standard output does not take what a command prints.
+/// An error of writing to standard output.
 #[derive(Debug, Error)]
 pub enum OutputError {
-    /// Its reader has closed it, as `head` does: nobody wants the rest.
+    /// The reader closed standard output, as `head` does.
     #[error("standard output is closed")]
     Closed,
-    /// It cannot be written.
+    /// The write failed.
     #[error("cannot write to standard output")]
     Failed(#[source] std::io::Error),
 }
@@ -34,22 +34,22 @@ pub fn progress(text: Arguments<'_>) {
     if crate::logging::is_json() {
         tracing::info!(target: crate::logging::ALWAYS, "{}", text.to_string().trim());
     } else {
-        // Progress only informs: where nobody reads it, the command goes on.
+        // Progress is informational, so the command continues if it cannot be printed.
         let _ = std::io::stderr().lock().write_fmt(text);
     }
 }
 
-/// `print!` that returns an error where that panics.
+/// `print!` that returns errors instead of panicking.
 macro_rules! out {
     ($($text:tt)*) => { $crate::cli::output::print(format_args!($($text)*)) };
 }
 
-/// `println!` that returns an error where that panics.
+/// `println!` that returns errors instead of panicking.
 macro_rules! outln {
     ($($text:tt)*) => { $crate::cli::output::print(format_args!("{}\n", format_args!($($text)*))) };
 }
 
-/// `eprintln!` that does not panic, and is JSON where the log is.
+/// `eprintln!` that never panics, and prints JSON if the log format is JSON.
 macro_rules! note {
     ($($text:tt)*) => { $crate::cli::output::progress(format_args!("{}\n", format_args!($($text)*))) };
 }

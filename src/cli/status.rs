@@ -1,4 +1,5 @@
-//! `headwater status`: what the ledger and the sinks have, and what a start would do. Nothing is taken over.
+//! `headwater status`: shows the state of the ledger and the sinks, and predicts the outcome of a start. It does not
+//! claim or fence anything.
 
 use std::fmt;
 
@@ -21,96 +22,98 @@ use crate::source::SourceError;
 use crate::state::{self, ExistingStore};
 use crate::wall::wall_ms;
 
-/// Prints the status of a pipeline. The process's exit code is what that of a start would be.
+/// Prints the status of a pipeline. Returns the exit code that a start would have.
 ///
 /// # Errors
-/// If there is no ledger to look at, or it cannot be read.
+/// If there is no ledger, or it cannot be read.
 pub fn status(config: &Config, json: bool) -> anyhow::Result<u8> {
     let Some(ledger) = &config.ledger else {
-        return Err(
-            config_error("ledger", "the status of a pipeline is in its ledger, and it has none").into()
-        );
+        return Err(config_error(
+            "ledger",
+            "the status of a pipeline is stored in its ledger: add `[ledger]`",
+        )
+        .into());
     };
-    let facts = Facts::collect(config, ledger)?;
+    let state = PipelineState::collect(config, ledger)?;
     let encodings: Vec<_> = build::sinks(config, "").iter().map(|job| job.encoding).collect();
-    let outlook = facts.outlook(&Wanted {
+    let outcome = state.predict(&StartRequest {
         semantics: config.semantics(),
         operators: operators(&config.plan, &encodings),
         resets: config.resets.clone(),
     });
-    let outlook = facts.looked_into(config, outlook);
+    let outcome = state.check_resources(config, outcome);
     if json {
-        outln!("{}", facts.json(&outlook, wall_ms()))?;
+        outln!("{}", state.json(&outcome, wall_ms()))?;
     } else {
-        out!("{}", facts.text(&outlook, wall_ms()))?;
+        out!("{}", state.text(&outcome, wall_ms()))?;
     }
-    Ok(match outlook {
-        Outlook::Begins | Outlook::GoesOn { .. } => DONE,
-        Outlook::Refuses(_) => REFUSED,
-        Outlook::Unknown(_) => FAILED,
+    Ok(match outcome {
+        StartOutcome::Begin | StartOutcome::Resume { .. } => DONE,
+        StartOutcome::Refuse(_) => REFUSED,
+        StartOutcome::Unknown(_) => FAILED,
     })
 }
 
-/// What is there.
-struct Facts {
+/// The recorded state of a pipeline.
+struct PipelineState {
     pipeline: String,
-    /// None if the pipeline was never started.
+    /// The claim of the last start; None if the pipeline was never started.
     claim: Option<Claim>,
     manifests: Vec<StoredManifest>,
     pruned: Epoch,
-    /// All that are recorded.
+    /// The epochs in the ledger that are not pruned.
     epochs: Vec<EpochRecord>,
     sinks: Vec<(String, Result<Vec<Progress>, String>)>,
-    /// What sinks are not given.
+    /// The skipped outputs.
     skips: Vec<Skip>,
-    /// What is never read.
+    /// The records that are never read.
     losses: Vec<Loss>,
-    /// The sinks that have committed before.
+    /// The sinks that must have progress, because they have committed before.
     committed: Vec<String>,
-    /// How many runs were killed at the ledger's end, or are running there.
+    /// The number of runs since the last recorded epoch that were killed or are still running.
     attempts: u64,
 }
 
-/// What a start would do it with.
+/// The parameters of the start to predict.
 #[derive(Clone)]
-struct Wanted {
+struct StartRequest {
     semantics: String,
     operators: Vec<Operator>,
     resets: Resets,
 }
 
-/// What a start would do.
+/// The predicted outcome of a start.
 #[derive(Debug, PartialEq, Eq)]
-enum Outlook {
-    /// Begin the pipeline.
-    Begins,
-    /// Go on after an epoch, and do again what is recorded after it.
-    GoesOn {
+enum StartOutcome {
+    /// The start begins the pipeline.
+    Begin,
+    /// The start resumes after an epoch and replays the recorded epochs after it.
+    Resume {
         after: Epoch,
         replay: usize,
         through: Epoch,
         closed: bool,
         with_changes: Option<ConfigChange>,
         adopted: Vec<String>,
-        /// The checkpoints that would do, best first.
+        /// The checkpoints that the start can resume from, best first.
         origins: Vec<Epoch>,
     },
-    /// Not start, to keep a promise.
-    Refuses(String),
-    /// It depends on what could not be read.
+    /// The start is refused, to protect a guarantee.
+    Refuse(String),
+    /// The outcome is unknown, because a resource cannot be read.
     Unknown(String),
 }
 
-impl Facts {
-    /// In an order in which each is at least as new as those before, so that a pipeline that runs meanwhile never looks
-    /// as if a sink were ahead of the ledger, or a checkpoint ahead of a sink.
-    fn collect(config: &Config, ledger: &LedgerConfig) -> Result<Facts, RunError> {
+impl PipelineState {
+    /// Reads the state. Each part is at least as new as the parts read before it. If the pipeline is running meanwhile,
+    /// no sink appears to be ahead of the ledger, and no checkpoint ahead of a sink.
+    fn collect(config: &Config, ledger: &LedgerConfig) -> Result<PipelineState, RunError> {
         let pipeline = config.plan.pipeline.to_string();
         let mut ledger = match ledger {
             LedgerConfig::Sqlite(path) if !path.exists() => None,
             ledger => Some(build::ledger(ledger, &pipeline)?),
         };
-        let mut facts = Facts {
+        let mut state = PipelineState {
             pipeline,
             claim: None,
             manifests: Vec::new(),
@@ -123,70 +126,70 @@ impl Facts {
             attempts: 0,
         };
         if let Some(ledger) = &mut ledger {
-            facts.skips = ledger.skips()?;
-            facts.losses = ledger.losses()?;
-            facts.committed = build::committed(&mut **ledger, config)?;
-            facts.claim = ledger.peek()?;
-            facts.manifests = ledger.manifests()?;
+            state.skips = ledger.skips()?;
+            state.losses = ledger.losses()?;
+            state.committed = build::sinks_with_progress(&mut **ledger, config)?;
+            state.claim = ledger.peek()?;
+            state.manifests = ledger.manifests()?;
         }
         for mut job in build::sinks(config, "") {
             let progress = job
                 .sink
-                .peek_progress(&facts.pipeline)
+                .peek_progress(&state.pipeline)
                 .map_err(|error| format!("{:#}", anyhow::Error::from(error)));
-            facts.sinks.push((job.sink.name().to_owned(), progress));
+            state.sinks.push((job.sink.name().to_owned(), progress));
         }
         if let Some(ledger) = &mut ledger {
-            (facts.pruned, facts.epochs) = recorded(&mut **ledger)?;
-            facts.attempts = ledger.attempts(facts.durable().unwrap_or_default())?;
+            (state.pruned, state.epochs) = recorded_epochs(&mut **ledger)?;
+            state.attempts = ledger.attempts(state.durable().unwrap_or_default())?;
         }
-        Ok(facts)
+        Ok(state)
     }
 
-    /// What a start would do that may forget all state, if it would do that.
-    fn outlook_of_reset(&self, wanted: &Wanted) -> Option<Outlook> {
-        let durable = forgets_of(&self.manifests, &self.epochs, wanted.resets.all)?;
+    /// Predicts the outcome of a start that discards all state; None if it would not.
+    fn predict_reset(&self, request: &StartRequest) -> Option<StartOutcome> {
+        let durable = forgets_of(&self.manifests, &self.epochs, request.resets.all)?;
         let mut adopted = Vec::new();
         for (sink, progress) in &self.sinks {
             let progress = match progress {
                 Ok(progress) => progress,
-                Err(reason) => return Some(Outlook::Unknown(reason.clone())),
+                Err(reason) => return Some(StartOutcome::Unknown(reason.clone())),
             };
             if let Some(objection) = self.objection(sink, progress) {
-                return Some(Outlook::Refuses(objection));
+                return Some(StartOutcome::Refuse(objection));
             }
             match committed_through(sink, progress, durable, &self.committed) {
                 Ok(committed_through) if committed_through.least() < Some(durable) => {
                     adopted.push(sink.clone())
                 }
                 Ok(_) => {}
-                Err(reason) => return Some(Outlook::Refuses(reason.to_string())),
+                Err(reason) => return Some(StartOutcome::Refuse(reason.to_string())),
             }
         }
-        let because = format!("all state is forgotten, and nothing through epoch {durable} is read again");
+        let because = format!("all state is discarded, and no input through epoch {durable} is read again");
         let with_changes = Some(ConfigChange { because, forget: ["all".to_owned()].into() });
         let closed = is_closed(ledger::readable(&self.manifests).last(), &self.epochs);
         let (after, replay, through, origins) = (durable, 0, durable, Vec::new());
-        Some(Outlook::GoesOn { after, replay, through, closed, with_changes, adopted, origins })
+        Some(StartOutcome::Resume { after, replay, through, closed, with_changes, adopted, origins })
     }
 
-    /// What a start would do, given the state store and the source, too: if neither refuses, what was thought.
-    fn looked_into(&self, config: &Config, outlook: Outlook) -> Outlook {
-        let after = match &outlook {
-            Outlook::Refuses(_) | Outlook::Unknown(_) => return outlook,
-            Outlook::Begins => Ok(Epoch(0)),
-            Outlook::GoesOn { after, origins, .. } if origins.is_empty() => Ok(*after),
-            Outlook::GoesOn { origins, .. } => self.origin(config, origins),
+    /// Checks the state store and the source; returns `outcome` unless one of them prevents the start.
+    fn check_resources(&self, config: &Config, outcome: StartOutcome) -> StartOutcome {
+        let after = match &outcome {
+            StartOutcome::Refuse(_) | StartOutcome::Unknown(_) => return outcome,
+            StartOutcome::Begin => Ok(Epoch(0)),
+            StartOutcome::Resume { after, origins, .. } if origins.is_empty() => Ok(*after),
+            StartOutcome::Resume { origins, .. } => self.origin(config, origins),
         };
         let checked = after.and_then(|after| self.check_source(config, after));
         match checked {
-            Ok(()) => outlook,
-            Err(error) if error.is_refusal() => Outlook::Refuses(error.to_string()),
-            Err(error) => Outlook::Unknown(format!("{:#}", anyhow::Error::from(error))),
+            Ok(()) => outcome,
+            Err(error) if error.is_refusal() => StartOutcome::Refuse(error.to_string()),
+            Err(error) => StartOutcome::Unknown(format!("{:#}", anyhow::Error::from(error))),
         }
     }
 
-    /// The origin whose state can be read.
+    /// Returns the best checkpoint whose state can be read.
     fn origin(&self, config: &Config, origins: &[Epoch]) -> Result<Epoch, RunError> {
         let best = origins.first().copied().unwrap_or_default();
         if self.manifests.is_empty() {
@@ -204,7 +207,7 @@ impl Facts {
         chosen.ok_or(NoResume::from(NoOrigin::Unreadable { pruned: self.pruned, durable }).into())
     }
 
-    /// Whether the source has what a start would read that goes on after an epoch.
+    /// Checks that the source still has the records that a start would read after an epoch.
     fn check_source(&self, config: &Config, after: Epoch) -> Result<(), RunError> {
         let genesis = self.claim.as_ref().and_then(|claim| claim.genesis.as_ref());
         let origin = ledger::readable(&self.manifests).filter(|manifest| manifest.epoch <= after).last();
@@ -216,15 +219,15 @@ impl Facts {
             self.epochs.iter().filter(|record| record.epoch > from).cloned().partition(|r| r.epoch <= after);
         before.iter().for_each(|record| positions.advance(&record.bindings));
         let positions = positions.with_added(&replay);
-        let wanted = read_from(&positions, &self.losses);
-        let source = build::source(config, false)(Some(wanted.clone()))?;
-        if source.start().len() != wanted.len() {
+        let starts = read_from(&positions, &self.losses);
+        let source = build::source(config, false)(Some(starts.clone()))?;
+        if source.start().len() != starts.len() {
             let has = source.start().len();
             let reason =
-                format!("the pipeline began with {} partitions, and the source has {has}", wanted.len());
+                format!("the pipeline began with {} partitions, and the source has {has}", starts.len());
             return Err(SourceError::Refused(reason).into());
         }
-        let is_new = source.start().iter().zip(&wanted).any(|(start, wanted)| start > wanted);
+        let is_new = source.start().iter().zip(&starts).any(|(start, starts)| start > starts);
         let durable = self.durable().unwrap_or_default();
         match killed(self.attempts, durable, &*source, &positions, &replay).filter(|_| !is_new) {
             Some(killed) => Err(killed),
@@ -232,48 +235,48 @@ impl Facts {
         }
     }
 
-    fn outlook(&self, wanted: &Wanted) -> Outlook {
+    fn predict(&self, request: &StartRequest) -> StartOutcome {
         let genesis = self.claim.as_ref().and_then(|claim| claim.genesis.as_ref());
-        let changes = match build::changed(genesis, &wanted.semantics, &wanted.resets.sections) {
+        let changes = match build::config_changes(genesis, &request.semantics, &request.resets.sections) {
             Ok(changes) => changes,
-            Err(error) => return Outlook::Refuses(error.to_string()),
+            Err(error) => return StartOutcome::Refuse(error.to_string()),
         };
         let resume_with = |sinks: &[(&str, &[Progress])]| {
             resume_from(&self.manifests, self.pruned, &self.epochs, &self.committed, sinks)
         };
-        if let Some(outlook) = self.outlook_of_reset(wanted) {
-            return outlook;
+        if let Some(outcome) = self.predict_reset(request) {
+            return outcome;
         }
         let (mut sinks, mut adopted) = (Vec::new(), Vec::new());
         for (sink, progress) in &self.sinks {
             let progress = match progress {
                 Ok(progress) => progress,
-                Err(reason) => return Outlook::Unknown(reason.clone()),
+                Err(reason) => return StartOutcome::Unknown(reason.clone()),
             };
             let objection = self.objection(sink, progress);
-            if wanted.resets.sinks.contains(sink)
+            if request.resets.sinks.contains(sink)
                 && (objection.is_some() || resume_with(&[(&**sink, &progress[..])]).is_err())
             {
-                if let Some(reason) = self.doubles(sink, progress, wanted) {
-                    return Outlook::Refuses(reason);
+                if let Some(reason) = self.duplicate_risk(sink, progress, request) {
+                    return StartOutcome::Refuse(reason);
                 }
                 adopted.push(sink.clone());
             } else if let Some(objection) = objection {
-                return Outlook::Refuses(objection);
+                return StartOutcome::Refuse(objection);
             } else {
                 sinks.push((&**sink, &progress[..]));
             }
         }
         match resume_with(&sinks) {
-            Ok(_) if genesis.is_none() => Outlook::Begins,
+            Ok(_) if genesis.is_none() => StartOutcome::Begin,
             Ok(resume) => {
                 let after = resume.origins.first().copied().unwrap_or(Epoch(0));
                 let replay = self.epochs.iter().filter(|record| record.epoch > after).count();
                 let origin = ledger::readable(&self.manifests).find(|manifest| manifest.epoch == after);
                 let closed = is_closed(origin, &self.epochs);
-                let before = origin.map_or(&wanted.operators, |manifest| &manifest.operators);
+                let before = origin.map_or(&request.operators, |manifest| &manifest.operators);
                 let with_changes =
-                    config_change(changes.as_ref(), before, &wanted.operators, &wanted.resets.sections);
+                    config_change(changes.as_ref(), before, &request.operators, &request.resets.sections);
                 let checked = with_changes.and_then(|with_changes| -> Result<_, IncompatibleState> {
                     with_changes
                         .iter()
@@ -283,16 +286,24 @@ impl Facts {
                 match checked {
                     Ok(with_changes) => {
                         let (through, origins) = (resume.durable, resume.origins);
-                        Outlook::GoesOn { after, replay, through, closed, with_changes, adopted, origins }
+                        StartOutcome::Resume {
+                            after,
+                            replay,
+                            through,
+                            closed,
+                            with_changes,
+                            adopted,
+                            origins,
+                        }
                     }
-                    Err(unfit) => Outlook::Refuses(unfit.to_string()),
+                    Err(incompatible) => StartOutcome::Refuse(incompatible.to_string()),
                 }
             }
-            Err(reason) => Outlook::Refuses(reason.to_string()),
+            Err(reason) => StartOutcome::Refuse(reason.to_string()),
         }
     }
 
-    /// Why a sink does not belong to the ledger, if it does not.
+    /// Returns the reason why a sink does not belong to the ledger; None if it does.
     fn objection(&self, sink: &str, progress: &[Progress]) -> Option<String> {
         let context = self.context();
         let mut objections =
@@ -300,10 +311,10 @@ impl Facts {
         objections.next().map(|objection| format!("sink {sink}: {objection}"))
     }
 
-    /// A start, as far as a sink has to know to object to it.
+    /// Returns the context of a start, as far as the checks of a sink need it.
     fn context(&self) -> WriterContext {
         let claim = self.claim.as_ref();
-        let none = || LedgerId("not begun yet".to_owned());
+        let none = || LedgerId("not created yet".to_owned());
         WriterContext {
             pipeline: self.pipeline.clone(),
             ledger_id: claim.map_or_else(none, |claim| claim.ledger_id.clone()),
@@ -315,20 +326,21 @@ impl Facts {
         }
     }
 
-    /// Why a sink is not reset, if it might have results twice then and nobody has said that it may.
-    fn doubles(&self, sink: &str, progress: &[Progress], wanted: &Wanted) -> Option<String> {
+    /// Returns the reason why a reset of a sink is refused: it could duplicate results, and duplicates are not
+    /// accepted. None if the reset is permitted.
+    fn duplicate_risk(&self, sink: &str, progress: &[Progress], request: &StartRequest) -> Option<String> {
         let durable = self.durable().unwrap_or_default();
         let reason = may_double(sink, progress, &self.context(), durable)?;
-        (!wanted.resets.accept_duplicates).then(|| format!("sink {sink}: {reason}"))
+        (!request.resets.accept_duplicates).then(|| format!("sink {sink}: {reason}"))
     }
 
-    /// The last epoch that is recorded.
+    /// Returns the last recorded epoch.
     fn durable(&self) -> Option<Epoch> {
         let last = self.epochs.last().map(|last| last.epoch);
         last.max(self.manifests.last().map(|stored| stored.epoch))
     }
 
-    fn text(&self, outlook: &Outlook, now_ms: i64) -> String {
+    fn text(&self, outcome: &StartOutcome, now_ms: i64) -> String {
         let mut lines = vec![match &self.claim {
             None => format!("pipeline {}: never started", self.pipeline),
             Some(Claim { ledger_id, generation, .. }) => format!(
@@ -353,18 +365,18 @@ impl Facts {
             Ok(progress) => {
                 format!("sink {sink}: {}", through(newest(progress).map(|newest| newest.through)))
             }
-            Err(reason) => format!("sink {sink}: cannot be read: {reason}"),
+            Err(reason) => format!("sink {sink}: cannot read its progress: {reason}"),
         }));
         lines.extend(self.skips.iter().map(|skip| format!("skipped: {skip}")));
         lines.extend(self.losses.iter().map(|loss| {
             let Loss { partition, first, next } = loss;
             format!("never read: partition {}, offsets {} to {}", partition.0, first.0, next.0 - 1)
         }));
-        lines.push(outlook.to_string());
+        lines.push(outcome.to_string());
         lines.into_iter().map(|line| line + "\n").collect()
     }
 
-    fn json(&self, outlook: &Outlook, now_ms: i64) -> Value {
+    fn json(&self, outcome: &StartOutcome, now_ms: i64) -> Value {
         let checkpoint = |stored: &StoredManifest| match &stored.manifest {
             Ok(manifest) => json!({
                 "epoch": manifest.epoch.0,
@@ -387,16 +399,16 @@ impl Facts {
             Err(reason) => json!({ "name": name, "error": reason }),
         };
         let loss = |loss: &Loss| json!({ "partition": loss.partition.0, "first": loss.first.0, "next": loss.next.0 });
-        let start = match outlook {
-            Outlook::Begins => json!({ "does": "begin" }),
-            Outlook::GoesOn { after, replay, through, closed, with_changes, adopted, .. } => json!({
+        let start = match outcome {
+            StartOutcome::Begin => json!({ "does": "begin" }),
+            StartOutcome::Resume { after, replay, through, closed, with_changes, adopted, .. } => json!({
                 "does": "go on", "after": after.0, "replay": replay, "through": through.0, "closed": closed,
                 "changed": with_changes.as_ref().map(|config_change| &config_change.because),
                 "forgets": with_changes.as_ref().map(|config_change| &config_change.forget),
                 "adopts": adopted,
             }),
-            Outlook::Refuses(reason) => json!({ "does": "refuse", "because": reason }),
-            Outlook::Unknown(reason) => json!({ "does": "unknown", "because": reason }),
+            StartOutcome::Refuse(reason) => json!({ "does": "refuse", "because": reason }),
+            StartOutcome::Unknown(reason) => json!({ "does": "unknown", "because": reason }),
         };
         json!({
             "pipeline": self.pipeline,
@@ -413,44 +425,48 @@ impl Facts {
     }
 }
 
-impl fmt::Display for Outlook {
+impl fmt::Display for StartOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Outlook::Begins => f.write_str("a start would begin"),
-            Outlook::GoesOn { after, replay, through, closed, with_changes, adopted, .. } => {
+            StartOutcome::Begin => f.write_str("a start would begin the pipeline"),
+            StartOutcome::Resume { after, replay, through, closed, with_changes, adopted, .. } => {
                 match after {
-                    Epoch(0) => f.write_str("a start would go on from the beginning")?,
-                    after => write!(f, "a start would go on from the checkpoint of epoch {after}")?,
+                    Epoch(0) => f.write_str("a start would resume from the beginning")?,
+                    after => write!(f, "a start would resume from the checkpoint of epoch {after}")?,
                 }
                 match replay {
                     0 => f.write_str(", with nothing to replay")?,
-                    replay => write!(f, " and do {replay} epochs again, through {through}")?,
+                    replay => write!(f, " and replay {replay} epochs, through epoch {through}")?,
                 }
                 if let Some(ConfigChange { because, forget }) = with_changes {
                     write!(f, ", with a changed configuration: {because}")?;
                     for (at, section) in forget.iter().enumerate() {
-                        write!(f, "{} {section}", if at == 0 { ", forgetting" } else { " and" })?;
+                        write!(
+                            f,
+                            "{} {section}",
+                            if at == 0 { ", discarding the state of" } else { " and" }
+                        )?;
                     }
                 }
                 for sink in adopted {
-                    write!(f, ", taking sink {sink} for having everything that is recorded")?;
+                    write!(f, ", marking sink {sink} as caught up with the ledger")?;
                 }
-                f.write_str(if *closed { "; the input was closed, so it would then end" } else { "" })
+                f.write_str(if *closed { "; the input is closed, so the run would then end" } else { "" })
             }
-            Outlook::Refuses(reason) => write!(f, "a start would be refused: {reason}"),
-            Outlook::Unknown(reason) => write!(f, "what a start would do is not known: {reason}"),
+            StartOutcome::Refuse(reason) => write!(f, "a start would be refused: {reason}"),
+            StartOutcome::Unknown(reason) => write!(f, "the outcome of a start is unknown: {reason}"),
         }
     }
 }
 
-/// Through which epoch rounds were pruned, and all that are left.
-fn recorded(ledger: &mut dyn Ledger) -> Result<(Epoch, Vec<EpochRecord>), LedgerError> {
+/// Returns the last pruned epoch and all recorded epochs after it.
+fn recorded_epochs(ledger: &mut dyn Ledger) -> Result<(Epoch, Vec<EpochRecord>), LedgerError> {
     let mut pruned = ledger.pruned()?;
     loop {
         match ledger.epochs(pruned) {
             Ok(epochs) => return Ok((pruned, epochs)),
             Err(error) => {
-                // A pipeline that runs may have pruned more in between.
+                // A running pipeline may have pruned more epochs meanwhile.
                 let now = ledger.pruned()?;
                 if now == pruned {
                     return Err(error);
@@ -469,7 +485,7 @@ fn through(epoch: Option<Epoch>) -> String {
     epoch.map_or("nothing yet".to_owned(), |epoch| format!("through epoch {epoch}"))
 }
 
-/// In whole seconds; what is not over yet is not old.
+/// Returns the age in whole seconds; 0 for a time in the future.
 fn age_s(wall_ms: i64, now_ms: i64) -> i64 {
     now_ms.saturating_sub(wall_ms).max(0) / 1000
 }

@@ -1,4 +1,4 @@
-//! How a command is asked to end, and how long it may take over it.
+//! Requests to stop a command, and the time limit for stopping.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,65 +11,65 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{DONE, FAILED};
 use crate::metrics::Metrics;
 
-/// How long a start may go on once it is asked to stop.
-const START: Duration = Duration::from_millis(300);
+/// The time that a start may continue after a request to stop.
+const START_GRACE: Duration = Duration::from_millis(300);
 
-/// How long finishing may take.
-pub struct Bound {
-    /// Counted from the first request.
+/// The limit of the time for finishing.
+pub struct DrainLimit {
+    /// The time limit, from the first request.
     pub drain: Duration,
-    /// They know which sink it is that does not answer.
+    /// The metrics, which show the sink that does not respond.
     pub metrics: Arc<Metrics>,
 }
 
-/// The first request has the command finish what it has read; a second one ends the process at once, with exit code 1,
-/// and so does the end of the bound, if there is one.
-pub fn on(requests: Receiver<()>, stopping: &Arc<AtomicBool>, bound: Option<Bound>) {
+/// Handles requests to stop. After the first request, the command finishes the records that it has read. A second
+/// request, or the end of the time limit, exits the process at once with code 1.
+pub fn handle_requests(requests: Receiver<()>, stopping: &Arc<AtomicBool>, limit: Option<DrainLimit>) {
     let stopping = Arc::clone(stopping);
     thread::spawn(move || {
         if requests.recv().is_err() {
             return;
         }
-        tracing::info!("stopping: finishing what was read; a second signal ends at once");
+        tracing::info!("stopping: finishing the records that were read; a second signal exits at once");
         stopping.store(true, Ordering::Relaxed);
-        if let Some(Bound { metrics, .. }) = &bound
-            && let Some(what) = still_starting(metrics)
+        if let Some(DrainLimit { metrics, .. }) = &limit
+            && let Some(activity) = pending_start(metrics)
         {
-            tracing::info!("stopped while {what}: nothing was read");
+            tracing::info!("stopped while {activity}: no records were read");
             std::process::exit(i32::from(DONE));
         }
-        let again = match &bound {
+        let is_repeated = match &limit {
             None => requests.recv().is_ok(),
-            Some(bound) => requests.recv_timeout(bound.drain).is_ok(),
+            Some(limit) => requests.recv_timeout(limit.drain).is_ok(),
         };
-        if let Some(Bound { drain, metrics }) = bound.filter(|_| !again) {
+        if let Some(DrainLimit { drain, metrics }) = limit.filter(|_| !is_repeated) {
             let waited_for = match metrics.committing_longest() {
                 Some((sink, since)) => {
                     format!("sink {sink} has not committed for {} s", since.elapsed().as_secs())
                 }
                 None => "no sink is committing".to_owned(),
             };
-            let reason = format!("not finished {drain:?} after it was asked to stop: {waited_for}");
+            let reason = format!("not finished {drain:?} after the request to stop: {waited_for}");
             crate::logging::fatal(&reason, FAILED);
         }
         std::process::exit(i32::from(FAILED));
     });
 }
 
-/// What the start is about, if it does not come to its end soon. It may wait for a server or a process that never answers;
-/// as nothing was read, there is nothing to finish.
-fn still_starting(metrics: &Metrics) -> Option<String> {
+/// Returns the current step of the start, if the start does not complete soon. It may be waiting for a server or a
+/// process that never responds. As no records were read, there is nothing to finish.
+fn pending_start(metrics: &Metrics) -> Option<String> {
     let since = Instant::now();
     loop {
-        let what = metrics.start()?;
-        if since.elapsed() >= START {
-            return Some(what);
+        let activity = metrics.start()?;
+        if since.elapsed() >= START_GRACE {
+            return Some(activity);
         }
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// A request for each SIGTERM or SIGINT from now on.
+/// Returns a channel with a request for each SIGTERM or SIGINT.
 ///
 /// # Errors
 /// If signals cannot be handled.
@@ -79,7 +79,8 @@ pub fn signals() -> std::io::Result<Receiver<()>> {
     Ok(receiver)
 }
 
-/// The same, and one more when the standard input ends: with it ends the process that holds its other end.
+/// Returns a channel with a request for each SIGTERM or SIGINT, and one when standard input ends, because the
+/// supervisor that holds its other end closed it or exited.
 ///
 /// # Errors
 /// If signals cannot be handled.
@@ -87,10 +88,10 @@ pub fn signals_and_end_of_input() -> std::io::Result<Receiver<()>> {
     let (sender, receiver) = channel();
     send_signals(sender.clone())?;
     thread::spawn(move || {
-        // Whatever comes is of no interest, and a pipe that cannot be read has nobody at its other end.
+        // The data is ignored. A read error means the same as the end: the other end of the pipe is gone.
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        tracing::info!("the supervisor has let go of this process");
-        // Nobody listens any more only if the process is about to end.
+        tracing::info!("the supervisor requested the stop or has exited");
+        // The receiver is gone only if the process is about to exit.
         let _ = sender.send(());
     });
     Ok(receiver)

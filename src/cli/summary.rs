@@ -1,12 +1,13 @@
-//! What a run says of itself at its end.
+//! The summary that a run logs at its end.
 
 use std::time::Duration;
 
 use crate::decode::Reason;
 use crate::metrics::Metrics;
 
-/// Logs what took part in a run, and what did not. In a cluster each process counts what its own workers did.
-pub fn log(metrics: &Metrics, took: Duration) {
+/// Logs the numbers of events, dead letters and alerts of a run. In a cluster, each process counts those of its own
+/// workers.
+pub fn log(metrics: &Metrics, elapsed: Duration) {
     let [malformed, invalid, late, future, duplicate] =
         [Reason::Malformed, Reason::Invalid, Reason::Late, Reason::Future, Reason::Duplicate]
             .map(|reason| metrics.rejected_count(reason.as_str()));
@@ -16,9 +17,9 @@ pub fn log(metrics: &Metrics, took: Duration) {
     if events == 0
         && let Some(first) = metrics.first_rejection()
     {
-        tracing::warn!(dead_letters, "no record was an event; the first one, {first}");
+        tracing::warn!(dead_letters, "no record was an event; first record: {first}");
     }
-    let seconds = took.as_secs_f64();
+    let seconds = elapsed.as_secs_f64();
     let events_per_s = (events as f64 / seconds).round();
     tracing::info!(
         events,

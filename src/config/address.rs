@@ -1,19 +1,19 @@
-//! Addresses of servers: what may be shown of one, and how a password is added.
+//! Addresses of servers: redaction of secrets, and insertion of a password.
 //!
-//! Only what a list knows to be no secret is shown, and only if it has no character that such a thing never has. An
-//! address that cannot be taken apart without doubt is refused: half of a password may look like a host.
+//! A setting is displayed only if an allowlist names it, and only if its value has no unusual character. An ambiguous
+//! address is refused, because a part of a password could be parsed as a host.
 
 use headwater_sinks::{Misconfigured, Secret, postgres};
 
-/// The server of an address.
+/// The kind of server that an address is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
     Postgres,
     Redis,
 }
 
-/// Settings whose values are no secret, by PostgreSQL's names and by Redis'.
-const HARMLESS: &[&str] = &[
+/// The settings of PostgreSQL and Redis whose values are not secret.
+const PUBLIC_SETTINGS: &[&str] = &[
     "application_name",
     "channel_binding",
     "client_encoding",
@@ -51,47 +51,47 @@ impl Server {
         }
     }
 
-    /// Splits an address that is a URL.
+    /// Splits a URL after its scheme; None if the address is not a URL.
     fn split(self, address: &str) -> Option<(&'static str, &str)> {
         let scheme = self.schemes().iter().find(|scheme| address.starts_with(**scheme))?;
         Some((scheme, &address[scheme.len()..]))
     }
 
-    /// An address without its secrets.
+    /// Returns the address without its secrets.
     ///
     /// # Errors
-    /// What is wrong with it, without a part of it.
-    pub fn shown(self, address: &str) -> Result<String, String> {
+    /// If the address is invalid. The message contains no part of it.
+    pub fn redacted(self, address: &str) -> Result<String, String> {
         match (self.split(address), self) {
-            (Some((scheme, rest)), _) => Ok(format!("{scheme}{}", Url::parse(self, rest)?.shown(self))),
-            (None, Server::Postgres) => shown_settings(address),
+            (Some((scheme, rest)), _) => Ok(format!("{scheme}{}", Url::parse(self, rest)?.redacted(self))),
+            (None, Server::Postgres) => redacted_settings(address),
             (None, Server::Redis) => Err("expected an address such as \"redis://127.0.0.1:6379/0\"".into()),
         }
     }
 
-    /// Whether this program can use the address.
+    /// Checks that this program can use the address.
     ///
     /// # Errors
-    /// If not: why, without a part of it that may be a secret.
+    /// If it cannot: the reason, without any part of the address that may be secret.
     pub fn check(self, address: &Secret) -> Result<(), Misconfigured> {
         match self {
             Server::Postgres => postgres::Target::parse(address.expose()).map(drop),
-            // It is looked at with the other keys of its section.
+            // The reader of `[state]` checks it together with the other keys of its section.
             Server::Redis => Ok(()),
         }
     }
 
-    /// The address with a password that it does not have yet.
+    /// Returns the address with the password inserted.
     ///
     /// # Errors
-    /// If it has one, or is none.
+    /// If the address already has a password, or is invalid.
     pub fn with_password(self, address: &Secret, password: &Secret) -> Result<Secret, String> {
-        let twice = || "the address has a password of its own".to_owned();
+        let has_password = || "the address already has a password: remove it, or `password_file`".to_owned();
         let address = address.expose();
         let Some((scheme, rest)) = self.split(address) else {
-            let settings = settings(address).ok_or_else(no_settings)?;
+            let settings = settings(address).ok_or_else(invalid_settings)?;
             if settings.iter().any(|(key, _)| key == "password") {
-                return Err(twice());
+                return Err(has_password());
             }
             let escaped = password.expose().replace('\\', r"\\").replace('\'', r"\'");
             return Ok(format!("{address} password='{escaped}'").into());
@@ -101,7 +101,7 @@ impl Server {
         if url.credentials.is_some_and(|credentials| credentials.contains(':'))
             || url.parameters().any(|(key, _)| names.contains(&key))
         {
-            return Err(twice());
+            return Err(has_password());
         }
         let encoded = percent_encoded(password.expose());
         let joint = if url.query.is_some() { '&' } else { '?' };
@@ -117,12 +117,12 @@ impl Server {
     }
 }
 
-/// The parts of a URL behind its scheme.
+/// The parts of a URL after its scheme.
 struct Url<'a> {
-    /// User, and password after a colon.
+    /// The user, and the password after a colon.
     credentials: Option<&'a str>,
     hosts: &'a str,
-    /// With the slash at its beginning.
+    /// The path, with the slash at its beginning.
     path: &'a str,
     query: Option<&'a str>,
 }
@@ -138,7 +138,7 @@ impl<'a> Url<'a> {
             return encode("`@` (as %40)");
         }
         if credentials.is_some_and(|credentials| credentials.contains('?')) {
-            return encode("`?` (as %3F), and `@` behind it (as %40),");
+            return encode("`?` (as %3F), and `@` after it (as %40),");
         }
         if server == Server::Redis && credentials.is_some_and(|credentials| credentials.contains(['/', '#']))
         {
@@ -155,7 +155,7 @@ impl<'a> Url<'a> {
         let (hosts, path) = place.split_at(place.find('/').unwrap_or(place.len()));
         if !hosts.split(',').all(is_host) {
             return Err(
-                "expected host:port behind the `@`, or behind `//`: a user and password end with `@`".into(),
+                "expected host:port after `@` or `//`: a user and password must be followed by `@`".into()
             );
         }
         Ok(Url { credentials, hosts, path, query })
@@ -168,26 +168,27 @@ impl<'a> Url<'a> {
             .map(|parameter| parameter.split_once('=').unwrap_or(("", parameter)))
     }
 
-    fn shown(&self, server: Server) -> String {
-        let mut shown = match self.credentials.map(|credentials| (credentials, credentials.split_once(':'))) {
-            None => String::new(),
-            Some((_, Some(("", _)))) => format!(":{HIDDEN}@"),
-            Some((_, Some((user, _)))) => format!("{}:{HIDDEN}@", visible(user)),
-            Some((user, None)) if server == Server::Postgres => format!("{}@", visible(user)),
-            // Some take a name alone for the password.
-            Some((_, None)) => format!("{HIDDEN}@"),
-        };
-        shown.push_str(self.hosts);
-        shown.push_str(if self.path.is_empty() { "" } else { visible(self.path) });
+    fn redacted(&self, server: Server) -> String {
+        let mut redacted =
+            match self.credentials.map(|credentials| (credentials, credentials.split_once(':'))) {
+                None => String::new(),
+                Some((_, Some(("", _)))) => format!(":{HIDDEN}@"),
+                Some((_, Some((user, _)))) => format!("{}:{HIDDEN}@", visible(user)),
+                Some((user, None)) if server == Server::Postgres => format!("{}@", visible(user)),
+                // Some clients interpret a single name as the password.
+                Some((_, None)) => format!("{HIDDEN}@"),
+            };
+        redacted.push_str(self.hosts);
+        redacted.push_str(if self.path.is_empty() { "" } else { visible(self.path) });
         for (at, (key, value)) in self.parameters().enumerate() {
-            shown.push(if at == 0 { '?' } else { '&' });
-            shown.push_str(&shown_setting(key, value));
+            redacted.push(if at == 0 { '?' } else { '&' });
+            redacted.push_str(&redacted_setting(key, value));
         }
-        shown
+        redacted
     }
 }
 
-/// `name`, `name:port`, `1.2.3.4`, `[::1]:port`, or the percent-encoded path of a socket.
+/// Returns true for `name`, `name:port`, `1.2.3.4`, `[::1]:port`, and the percent-encoded path of a socket.
 fn is_host(text: &str) -> bool {
     let (name, port) = match text.rfind(']') {
         Some(end) => text.split_at(end + 1),
@@ -202,32 +203,33 @@ fn is_host(text: &str) -> bool {
     is_port && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_%:".contains(&byte))
 }
 
-/// The text if it looks like a name or a path.
+/// Returns the text if it looks like a name or a path, and otherwise a placeholder.
 fn visible(text: &str) -> &str {
-    let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"_.,:/%-".contains(&byte);
-    if !text.is_empty() && text.bytes().all(usual) { text } else { HIDDEN }
+    let is_usual = |byte: u8| byte.is_ascii_alphanumeric() || b"_.,:/%-".contains(&byte);
+    if !text.is_empty() && text.bytes().all(is_usual) { text } else { HIDDEN }
 }
 
-fn shown_setting(key: &str, value: &str) -> String {
-    match HARMLESS.contains(&key) {
+fn redacted_setting(key: &str, value: &str) -> String {
+    match PUBLIC_SETTINGS.contains(&key) {
         true => format!("{key}={}", visible(value)),
         false if key == "password" => format!("{key}={HIDDEN}"),
-        // A part of a password that was not quoted, or a misspelt name.
+        // This may be a part of a password that was not quoted, or a misspelt setting.
         false => HIDDEN.to_owned(),
     }
 }
 
-fn shown_settings(address: &str) -> Result<String, String> {
-    let settings = settings(address).ok_or_else(no_settings)?;
-    let shown: Vec<_> = settings.iter().map(|(key, value)| shown_setting(key, value)).collect();
-    Ok(shown.join(" "))
+fn redacted_settings(address: &str) -> Result<String, String> {
+    let settings = settings(address).ok_or_else(invalid_settings)?;
+    let redacted: Vec<_> = settings.iter().map(|(key, value)| redacted_setting(key, value)).collect();
+    Ok(redacted.join(" "))
 }
 
-fn no_settings() -> String {
+fn invalid_settings() -> String {
     "expected an address such as \"postgres://user@host/database\", or settings such as \"host=127.0.0.1 user=me\"".into()
 }
 
-/// `key=value` settings, with quotes and escapes as PostgreSQL's own clients take them; none if it is no list of them.
+/// Parses `key=value` settings, with the quotes and escapes of libpq. Returns None if the text is not a list of
+/// settings.
 fn settings(text: &str) -> Option<Vec<(String, String)>> {
     let mut settings = Vec::new();
     let mut rest = text.trim_start();
@@ -273,8 +275,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_shown_without_its_secrets() {
-        for (address, shown) in [
+    fn secrets_in_an_address_are_redacted() {
+        for (address, redacted) in [
             ("postgres://me:s3cret@host:1/db?sslmode=prefer", "postgres://me:***@host:1/db?sslmode=prefer"),
             ("postgres://me@a:1,b:2/db", "postgres://me@a:1,b:2/db"),
             ("postgresql://me:hun/ter2@[::1]:5/db", "postgresql://me:***@[::1]:5/db"),
@@ -288,20 +290,20 @@ mod tests {
             (r"host = 'h' password = 'hun \'ter2 host=x'", "host=h password=***"),
             ("pasword=hunter2 host=h", "*** host=h"),
         ] {
-            assert_eq!(Server::Postgres.shown(address).as_deref(), Ok(shown), "{address}");
+            assert_eq!(Server::Postgres.redacted(address).as_deref(), Ok(redacted), "{address}");
         }
-        for (address, shown) in [
+        for (address, redacted) in [
             ("redis://127.0.0.1/0?password=hunter2", "redis://127.0.0.1/0?password=***"),
             ("rediss://:hunter2@h:6379/0#insecure", "rediss://:***@h:6379/0"),
             ("redis://hunter2@h", "redis://***@h"),
             ("unix:///run/redis.sock?db=1&pass=hunter2", "unix:///run/redis.sock?db=1&***"),
         ] {
-            assert_eq!(Server::Redis.shown(address).as_deref(), Ok(shown), "{address}");
+            assert_eq!(Server::Redis.redacted(address).as_deref(), Ok(redacted), "{address}");
         }
     }
 
     #[test]
-    fn an_address_that_can_be_read_two_ways_is_refused_without_a_part_of_it() {
+    fn errors_about_ambiguous_addresses_do_not_repeat_them() {
         for (server, address) in [
             (Server::Postgres, "postgres://me:hun@ter2@h/x"),
             (Server::Postgres, "postgres://me:hun?ter2@h/x"),
@@ -313,13 +315,13 @@ mod tests {
             (Server::Redis, "redis://:hun/ter2@h"),
             (Server::Redis, "hunter2@h:6379"),
         ] {
-            let refused = server.shown(address).expect_err(address);
-            assert!(!refused.contains("hun") && !refused.contains("ter2"), "{refused}");
+            let error = server.redacted(address).expect_err(address);
+            assert!(!error.contains("hun") && !error.contains("ter2"), "{error}");
         }
     }
 
     #[test]
-    fn a_password_is_added_to_every_form_of_address() {
+    fn a_password_is_inserted_into_every_form_of_address() {
         let password = "a b'\\@%/".into();
         for address in ["postgres://me@h/x", "postgres://h/x?user=me", "host=h user=me dbname=x"] {
             let whole = Server::Postgres.with_password(&address.into(), &password).expect(address);

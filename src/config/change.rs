@@ -1,4 +1,4 @@
-//! A configuration that is not the one that a pipeline has had: what has changed, and what has to be forgotten for it.
+//! Comparison of a pipeline's previous and current configuration: the changes, and the state that they invalidate.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,69 +7,70 @@ use thiserror::Error;
 use super::ledger::STRICT_FIELDS;
 use crate::runtime::ConfigChange;
 
-/// What decides a pipeline's answers, by key: see [`Config::semantics`](super::Config::meaning). Windows go by their
-/// names, not by their places.
+/// The settings that a pipeline's results depend on, by key: see [`Config::semantics`](super::Config::semantics).
+/// Windows are identified by their names, not by their indexes.
 type Semantics<'a> = BTreeMap<String, &'a str>;
 
-/// Why a pipeline cannot go on with a configuration, whatever it has finished.
+/// A change of the configuration with which a pipeline cannot resume, even after a stop.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Unchangeable {
-    /// What was read is not what would be.
+pub enum IncompatibleChange {
+    /// The input differs.
     #[error(
-        "the pipeline began with {before} and is configured with {now}: its input cannot change; give it another \
+        "the pipeline began with {before} and is now configured with {now}: its input cannot change; give it another \
          name, or restore the configuration"
     )]
     Input {
-        /// As it was.
+        /// The previous setting.
         before: String,
-        /// As it is.
+        /// The current setting.
         now: String,
     },
-    /// What is remembered does not fit.
+    /// The state of a window or pattern does not fit its settings.
     #[error(
-        "the pipeline has had {before} and is configured with {now}: what {section} remembers does not fit; \
-         `--reset {section}` forgets it, or restore the configuration"
+        "the pipeline was configured with {before} and is now configured with {now}: the state of {section} does not fit; \
+         `--reset {section}` discards it, or restore the configuration"
     )]
     State {
-        /// What remembers it, as `--reset` has it.
+        /// The section that the state belongs to, as an argument of `--reset`.
         section: String,
-        /// As it was.
+        /// The previous setting.
         before: String,
-        /// As it is.
+        /// The current setting.
         now: String,
     },
 }
 
-/// What has changed between two meanings; none if nothing has. What has to be forgotten must be among `permitted`.
+/// Compares two sets of settings; returns None if they are equal. Each section whose state must be discarded has to be
+/// in `permitted`.
 ///
 /// # Errors
-/// If the change is not one that a pipeline can go on with.
+/// If a pipeline cannot resume with the change.
 pub fn changes(
     before: &str,
     now: &str,
     permitted: &BTreeSet<String>,
-) -> Result<Option<ConfigChange>, Unchangeable> {
-    let (before, now) = (semantics(before), semantics(now));
+) -> Result<Option<ConfigChange>, IncompatibleChange> {
+    let (before, now) = (parse_semantics(before), parse_semantics(now));
     let keys: BTreeSet<_> = before.keys().chain(now.keys()).collect();
     let mut changes: Option<ConfigChange> = None;
     for key in keys.into_iter().filter(|&key| before.get(key) != now.get(key)) {
-        let say = |semantics: &Semantics<'_>| match semantics.get(key) {
+        let describe = |semantics: &Semantics<'_>| match semantics.get(key) {
             Some(value) => format!("`{key} = {value}`"),
             None => format!("no `{key}`"),
         };
-        let (was, is) = (say(&before), say(&now));
-        // Like the decoder, it says how records are read, not which.
+        let (was, is) = (describe(&before), describe(&now));
+        // Like the decoder version, `strict_fields` changes how records are decoded, not which records are read.
         if key.starts_with("source.") && key != STRICT_FIELDS {
-            return Err(Unchangeable::Input { before: was, now: is });
+            return Err(IncompatibleChange::Input { before: was, now: is });
         }
         let changes = changes.get_or_insert_with(|| ConfigChange {
-            because: format!("the pipeline has had {was} and is configured with {is}"),
+            because: format!("the pipeline was configured with {was} and is now configured with {is}"),
             forget: BTreeSet::new(),
         });
-        if let Some(section) = remembering(key).filter(|section| has(&before, section)) {
-            let whole = section.split('.').next().unwrap_or_default();
-            if !permitted.contains(section) && !permitted.contains(whole) {
-                return Err(Unchangeable::State { section: section.to_owned(), before: was, now: is });
+        if let Some(section) = stateful_section(key).filter(|section| has_section(&before, section)) {
+            let group = section.split('.').next().unwrap_or_default();
+            if !permitted.contains(section) && !permitted.contains(group) {
+                return Err(IncompatibleChange::State { section: section.to_owned(), before: was, now: is });
             }
             changes.forget.insert(section.to_owned());
         }
@@ -77,15 +78,15 @@ pub fn changes(
     Ok(changes)
 }
 
-/// Whether a section was there.
-fn has(semantics: &Semantics<'_>, section: &str) -> bool {
+/// Returns true if the section exists.
+fn has_section(semantics: &Semantics<'_>, section: &str) -> bool {
     semantics.keys().any(|key| key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// Whose state depends on a key, if any does. What `amount_anomaly` remembers, sums of amounts, is the same under any
-/// `min_relative_sigma`, which pipelines that began before there was such a key did not have.
-fn remembering(key: &str) -> Option<&str> {
-    // The others only say how an answer is worded.
+/// Returns the section whose state depends on a key, if there is one. The state of `amount_anomaly`, sums of amounts,
+/// does not depend on `min_relative_sigma`; pipelines that were started before this key existed did not have it.
+fn stateful_section(key: &str) -> Option<&str> {
+    // These keys change only how alerts are decided or labelled from the same state.
     if [".severity", ".high_sigmas", ".min_relative_sigma"].iter().any(|free| key.ends_with(free)) {
         return None;
     }
@@ -93,20 +94,20 @@ fn remembering(key: &str) -> Option<&str> {
     (section.starts_with("windows.") || section.starts_with("patterns.")).then_some(section)
 }
 
-fn semantics(text: &str) -> Semantics<'_> {
+fn parse_semantics(text: &str) -> Semantics<'_> {
     let lines: Vec<_> = text.lines().filter_map(|line| line.split_once(" = ")).collect();
     let names: BTreeMap<_, _> = lines
         .iter()
         .filter_map(|(key, value)| Some((key.strip_suffix(".name")?, value.trim_matches('"'))))
         .collect();
-    let named = |key: &str| {
-        let (place, field) = key.split_once("].").map_or((key, ""), |(place, field)| (place, field));
-        match names.get(format!("{place}]").as_str()) {
+    let by_name = |key: &str| {
+        let (index, field) = key.split_once("].").map_or((key, ""), |(index, field)| (index, field));
+        match names.get(format!("{index}]").as_str()) {
             Some(name) => format!("windows.{name}.{field}"),
             None => key.to_owned(),
         }
     };
-    lines.iter().map(|(key, value)| (named(key), *value)).collect()
+    lines.iter().map(|(key, value)| (by_name(key), *value)).collect()
 }
 
 #[cfg(test)]
@@ -129,19 +130,23 @@ mod tests {
     }
 
     #[test]
-    fn only_what_remembers_by_other_numbers_has_to_forget_and_only_if_it_may() {
+    fn only_affected_state_is_discarded_and_only_with_permission() {
         let (w, v) = FLOW.split_at(FLOW[1..].find("[[").expect("two windows") + 1);
         let (v, velocity) = v.split_at(v.find("[patterns").expect("a pattern"));
         assert_eq!(changed(FLOW, FLOW, &["windows.w"]), Ok(None));
-        assert_eq!(changed(FLOW, &format!("{v}{w}{velocity}"), &[]), Ok(None), "the order means nothing");
-        let free = [
+        assert_eq!(
+            changed(FLOW, &format!("{v}{w}{velocity}"), &[]),
+            Ok(None),
+            "the order of windows does not matter"
+        );
+        let compatible = [
             format!("{FLOW}severity = \"low\"\n"),
             format!("{FLOW}[time]\nmax_out_of_orderness = \"6s\"\n"),
             format!("{FLOW}[state]\nttl = \"40d\"\n"),
             format!("{FLOW}[patterns.rapid_fire_burst]\n"),
             format!("[[windows]]\nname = \"new\"\nkind = \"tumbling\"\nsize = \"1m\"\n{FLOW}"),
         ];
-        for now in &free {
+        for now in &compatible {
             assert_eq!(changed(FLOW, now, &[]), Ok(Some(vec![])), "{now}");
         }
         for (now, section) in [
@@ -151,15 +156,15 @@ mod tests {
             (format!("{w}{v}"), "patterns.velocity_spike"),
         ] {
             let refused = changed(FLOW, &now, &["windows.other"]).expect_err(section);
-            assert!(refused.contains(&format!("`--reset {section}` forgets it")), "{refused}");
+            assert!(refused.contains(&format!("`--reset {section}` discards it")), "{refused}");
             let permitted = changed(FLOW, &now, &[section, "windows.other"]);
-            assert_eq!(permitted, Ok(Some(vec![section.to_owned()])), "and nothing else");
+            assert_eq!(permitted, Ok(Some(vec![section.to_owned()])), "only this section");
         }
     }
 
-    /// As a pipeline has recorded it that began when the deviation of amounts had no floor.
+    /// A pipeline that was started before `min_relative_sigma` existed has not recorded it.
     #[test]
-    fn a_floor_of_the_deviation_needs_a_stop_but_no_reset() {
+    fn min_relative_sigma_can_change_without_a_reset() {
         let semantics = |flow: &str| {
             Config::parse(&format!("{BASE}{flow}"), std::iter::empty()).expect("valid").semantics()
         };
@@ -170,32 +175,36 @@ mod tests {
         let change = change.expect("a change");
         assert_eq!(
             change.because,
-            "the pipeline has had no `patterns.amount_anomaly.min_relative_sigma` and is configured with \
+            "the pipeline was configured with no `patterns.amount_anomaly.min_relative_sigma` and is now configured with \
              `patterns.amount_anomaly.min_relative_sigma = 0.01`"
         );
         assert!(change.forget.is_empty());
     }
 
     #[test]
-    fn a_stricter_decoder_is_recorded_and_needs_a_stop_but_no_reset() {
+    fn strict_fields_is_recorded_and_can_change_without_a_reset() {
         let semantics = |base: &str| Config::parse(base, std::iter::empty()).expect("valid").semantics();
         let strict = BASE.replace("\"generator\"\n", "\"generator\"\nstrict_fields = true\n");
         let lenient = strict.replace("true", "false");
         assert_eq!(semantics(BASE), semantics(&lenient), "the default is not recorded");
         let none = BTreeSet::new();
-        for (before, now, said) in [
-            (semantics(BASE), semantics(&strict), "configured with `source.strict_fields = true`"),
-            (semantics(&strict), semantics(BASE), "configured with no `source.strict_fields`"),
-            (semantics(BASE).replace("decoder = 2", "decoder = 1"), semantics(BASE), "has had `decoder = 1`"),
+        for (before, now, expected) in [
+            (semantics(BASE), semantics(&strict), "now configured with `source.strict_fields = true`"),
+            (semantics(&strict), semantics(BASE), "now configured with no `source.strict_fields`"),
+            (
+                semantics(BASE).replace("decoder = 2", "decoder = 1"),
+                semantics(BASE),
+                "was configured with `decoder = 1`",
+            ),
         ] {
             let change = changes(&before, &now, &none).expect("permitted").expect("a change");
-            assert!(change.because.contains(said), "{}", change.because);
+            assert!(change.because.contains(expected), "{}", change.because);
             assert!(change.forget.is_empty());
         }
     }
 
     #[test]
-    fn an_input_does_not_change() {
+    fn the_input_cannot_change() {
         let all = ["windows.w", "windows.v", "patterns.velocity_spike"];
         let semantics = |base: &str| Config::parse(base, std::iter::empty()).expect("valid").semantics();
         let other = BASE.replace("\"generator\"\n", "\"generator\"\nseed = 2\n");
@@ -204,7 +213,7 @@ mod tests {
             changes(&semantics(BASE), &semantics(&other), &permitted).expect_err("another input").to_string();
         assert!(
             refused.starts_with(
-                "the pipeline began with `source.seed = 1` and is configured with `source.seed = 2`"
+                "the pipeline began with `source.seed = 1` and is now configured with `source.seed = 2`"
             ),
             "{refused}"
         );

@@ -1,16 +1,16 @@
-//! How often checkpoints are made, and how many are kept.
+//! The interval and number of checkpoints.
 
 use std::time::Duration;
 
 use super::millis;
 use super::read::{Diagnostics, Section};
 
-/// How often checkpoints are made, and how many are kept.
+/// The interval and number of checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointConfig {
-    /// The least time between two, by the epochs' wall times.
+    /// The minimum time between two checkpoints, by the wall times of the epochs.
     pub interval: Duration,
-    /// How many a start can go back to.
+    /// The number of checkpoints that a start can resume from.
     pub keep: usize,
 }
 
@@ -23,7 +23,7 @@ pub(super) fn read(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Opti
     if !top.has("ledger") {
         top.report_error(
             "checkpoint",
-            "checkpoints need a [ledger], which says what they consist of",
+            "checkpoints need a [ledger], which stores their manifests",
             diagnostics,
         );
     }

@@ -1,4 +1,5 @@
-//! The environment: `${NAME}` in the file's texts, and variables of Headwater's that do not exist.
+//! Environment variables: substitution of `${NAME}` in the texts of the file, and detection of unknown `HEADWATER_`
+//! variables.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +7,8 @@ use super::keys::KEYS;
 use super::read::{ConfigError, nearest};
 use super::tree::{Item, Node, Origin};
 
-/// Variables that are no keys, and what begins the names of those that the repository's tests and scripts use.
+/// Known variables that are not configuration keys. A name that ends with `_` is a prefix of variables that the
+/// repository's tests and scripts use.
 const VARIABLES: [&str; 14] = [
     "HEADWATER_WORKERS",
     "HEADWATER_PROCESSES",
@@ -24,11 +26,11 @@ const VARIABLES: [&str; 14] = [
     "HEADWATER_TORTURE_",
 ];
 
-/// The variables of this process, but those that are not UTF-8.
+/// Returns the environment variables of this process that are UTF-8.
 ///
 /// # Errors
-/// If one of Headwater's is not.
-pub fn of_process() -> Result<Vec<(String, String)>, ConfigError> {
+/// If the value of a variable of Headwater is not UTF-8.
+pub fn from_process() -> Result<Vec<(String, String)>, ConfigError> {
     let mut environment = Vec::new();
     for (name, value) in std::env::vars_os() {
         match (name.into_string(), value.into_string()) {
@@ -46,12 +48,12 @@ pub fn of_process() -> Result<Vec<(String, String)>, ConfigError> {
     Ok(environment)
 }
 
-/// Replaces `${NAME}` in the texts of the file, and `$${` by `${`; returns the names, and complains of those that are
-/// not set.
+/// Replaces `${NAME}` in the texts of the file by the variable, and `$${` by `${`. Returns the names of the variables,
+/// and an error for each variable that is not set.
 pub fn substitute(item: &mut Item, environment: &[(String, String)]) -> (BTreeSet<String>, Vec<ConfigError>) {
     let variables = environment.iter().map(|(name, value)| (&**name, &**value)).collect();
     let mut substitution = Substitution { variables, names: BTreeSet::new(), errors: Vec::new() };
-    substitution.within(item, String::new());
+    substitution.visit(item, String::new());
     (substitution.names, substitution.errors)
 }
 
@@ -62,19 +64,19 @@ struct Substitution<'a> {
 }
 
 impl Substitution<'_> {
-    fn within(&mut self, item: &mut Item, path: String) {
+    fn visit(&mut self, item: &mut Item, path: String) {
         match &mut item.node {
             Node::Table(entries) => {
                 for (key, item) in entries {
-                    self.within(item, if path.is_empty() { key.clone() } else { format!("{path}.{key}") });
+                    self.visit(item, if path.is_empty() { key.clone() } else { format!("{path}.{key}") });
                 }
             }
             Node::Array(items) => {
                 for (at, item) in items.iter_mut().enumerate() {
-                    self.within(item, format!("{path}[{at}]"));
+                    self.visit(item, format!("{path}[{at}]"));
                 }
             }
-            Node::Text(text) if text.contains("${") => match self.replaced(text) {
+            Node::Text(text) if text.contains("${") => match self.expand(text) {
                 Ok(replaced) => item.written = Some(std::mem::replace(text, replaced)),
                 Err(message) => {
                     let origin = item.origin.clone();
@@ -85,7 +87,7 @@ impl Substitution<'_> {
         }
     }
 
-    fn replaced(&mut self, text: &str) -> Result<String, String> {
+    fn expand(&mut self, text: &str) -> Result<String, String> {
         let (mut replaced, mut rest) = (String::new(), text);
         while let Some(at) = rest.find("${") {
             let (before, after) = (&rest[..at], &rest[at + 2..]);
@@ -96,7 +98,7 @@ impl Substitution<'_> {
                 continue;
             }
             replaced.push_str(before);
-            let (name, behind) = after.split_once('}').filter(|(name, _)| is_variable(name)).ok_or(
+            let (name, remaining) = after.split_once('}').filter(|(name, _)| is_variable(name)).ok_or(
                 "expected the name of an environment variable in ${NAME}; write $${ for the characters ${",
             )?;
             self.names.insert(name.to_owned());
@@ -104,7 +106,7 @@ impl Substitution<'_> {
                 format!("the environment variable {name} is not set; write $${{ for the characters ${{")
             })?;
             replaced.push_str(value);
-            rest = behind;
+            rest = remaining;
         }
         replaced.push_str(rest);
         Ok(replaced)
@@ -116,8 +118,9 @@ fn is_variable(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-/// Complains of variables that look like Headwater's and are not. Keys that do not exist are found where they are read.
-pub fn unknown(environment: &[(String, String)], named: &BTreeSet<String>) -> Vec<ConfigError> {
+/// Returns an error for each variable that begins with `HEADWATER_` and is unknown. Variables with unknown keys,
+/// `HEADWATER__…`, are found when the sections are read.
+pub fn unknown_variables(environment: &[(String, String)], named: &BTreeSet<String>) -> Vec<ConfigError> {
     let is_unknown = |name: &str| {
         name.starts_with("HEADWATER_")
             && !name.starts_with("HEADWATER__")
@@ -134,24 +137,24 @@ pub fn unknown(environment: &[(String, String)], named: &BTreeSet<String>) -> Ve
             ConfigError {
                 origin: Origin::Default,
                 key: "the environment".into(),
-                message: format!("{name} is no variable of Headwater{near}"),
+                message: format!("{name} is not a variable of Headwater{near}"),
             }
         })
         .collect()
 }
 
-/// Kubernetes, and Docker's links, set variables for each service: those of one whose name begins with `headwater`
-/// begin so, too.
+/// Returns true for the variables that Kubernetes and Docker links set for a service whose name begins with
+/// `headwater`.
 fn is_service_link(name: &str) -> bool {
-    let of_port = ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| name.contains(protocol));
+    let has_protocol = ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| name.contains(protocol));
     name.ends_with("_SERVICE_HOST")
         || name.ends_with("_SERVICE_PORT")
         || name.contains("_SERVICE_PORT_")
         || name.ends_with("_PORT")
-        || name.contains("_PORT_") && of_port
+        || name.contains("_PORT_") && has_protocol
 }
 
-/// The variable that is probably meant. Underscores are what is miscounted.
+/// Returns the variable that is probably meant. A wrong number of underscores is the most frequent mistake.
 fn suggestion(name: &str) -> Option<String> {
     let keys = KEYS.iter().map(|key| format!("HEADWATER__{}", key.path.replace('.', "__").to_uppercase()));
     let variables = VARIABLES.iter().filter(|known| !known.ends_with('_')).map(|known| (*known).to_owned());
@@ -172,17 +175,17 @@ mod tests {
 
     fn errors(names: &[&str]) -> Vec<String> {
         let environment: Vec<_> = names.iter().map(|name| ((*name).to_owned(), "x".to_owned())).collect();
-        unknown(&environment, &BTreeSet::from(["HEADWATER_DB_PASSWORD".to_owned()]))
+        unknown_variables(&environment, &BTreeSet::from(["HEADWATER_DB_PASSWORD".to_owned()]))
             .into_iter()
             .map(|config_error| config_error.message)
             .collect()
     }
 
     #[test]
-    fn a_variable_that_does_not_exist_is_complained_of() {
+    fn unknown_variables_are_reported_with_a_suggestion() {
         let names =
             ["HEADWATER_SOURCE__PATHS", "HEADWATER_PIPELINE", "HEADWATER_WORKER", "HEADWATER_COLOUR_SCHEME"];
-        let no = "is no variable of Headwater";
+        let no = "is not a variable of Headwater";
         assert_eq!(
             errors(&names),
             [
@@ -200,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_others_are_let_be() {
+    fn variables_of_other_programs_are_ignored() {
         let names = [
             "HEADWATER_WORKERS",
             "HEADWATER_TEST_KAFKA",

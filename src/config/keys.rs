@@ -1,15 +1,15 @@
-//! Every key there is, with its default and the reason for it: what the reader asks for, and what the reference in
-//! `docs/configuration.md` says.
+//! All configuration keys, with their defaults and the reasons for them. The reader looks keys up here, and the
+//! reference in `docs/configuration.md` is generated from this table.
 
 /// A key of the configuration.
 pub struct Key {
-    /// Its path, with dots.
+    /// The path, separated by dots.
     pub path: &'static str,
-    /// Its default, as TOML.
+    /// The default, as TOML.
     pub default: Option<&'static str>,
-    /// Whether it must be given where its section is.
+    /// True if the key must be set whenever its section exists.
     pub required: bool,
-    /// What it means, and why the default is what it is.
+    /// The meaning of the key, and the reason for its default.
     pub doc: &'static str,
 }
 
@@ -24,139 +24,140 @@ macro_rules! keys {
     };
 }
 
-/// Every key, in the order of the reference. No default and not required: without it the thing is switched off.
+/// All keys, in the order of the reference. A key without a default that is not required disables its feature when it
+/// is absent.
 pub const KEYS: &[Key] = keys! {
-    "pipeline" = required: "Name of the pipeline: lower-case letters, digits, `-` and `_`. It prefixes rows, transactional ids and internal topics, and is the consumer group."
+    "pipeline" = required: "Name of the pipeline: lower-case letters, digits, `-` and `_`. It prefixes rows, transactional ids and internal topics, and is the id of the consumer group."
 
-    "source.kind" = required: "Where records come from: `kafka`, `file` (NDJSON: each file is a partition, each line an offset) or `generator`."
-    "source.strict_fields" = "false": "Whether an optional field of a wrong form (an amount that is not a number, half a location) makes its record a dead letter. Off, the field is taken as absent, counted in `headwater_field_errors_total` and named in the log, and the event takes part in everything else."
-    "source.brokers" = "\"127.0.0.1:9092\"": "Kafka: bootstrap servers, a list separated by commas."
+    "source.kind" = required: "Kind of source: `kafka`, `file` (NDJSON: each file is a partition, each line an offset) or `generator`."
+    "source.strict_fields" = "false": "`true`: a malformed optional field (an amount that is not a number, half a location) makes its record a dead letter. `false`: the field is treated as absent, counted in `headwater_field_errors_total` and named in the log; the event is processed without it."
+    "source.brokers" = "\"127.0.0.1:9092\"": "Kafka: bootstrap servers, separated by commas."
     "source.topic" = "\"raw-events\"": "Kafka: the topic to read."
-    "source.start_from" = "\"earliest\"": "Kafka: where to start if nothing is recorded yet: `earliest`, `latest`, or an RFC 3339 time. The earliest loses nothing."
-    "source.paths": "File: the files to read, one or a list. A source that ends closes all windows."
-    "source.epoch_records" = "1000": "File and generator: how many records of each partition an epoch has. It decides what is late, so the same input gives the same results with every run and any number of workers."
-    "source.max_jump" = "\"1h\"": "File: a record further than this beyond all before it pushes the watermark only once the next one confirms it: no clock stood by when a line was written that its time could be held against."
-    "source.seed" = "1": "Generator: another seed gives another stream."
-    "source.partitions" = "6": "Generator: how many partitions; six, like `raw-events`."
-    "source.users" = "50000": "Generator: how many users; at the default pace each is far below every threshold."
-    "source.devices" = "20000": "Generator: how many devices."
-    "source.pace" = "500": "Generator: events per second of event time, however fast they are read."
-    "source.records": "Generator: how many records; without it, for ever."
-    "source.disorder" = "0.02": "Generator: share of events up to 4 s out of order."
-    "source.late" = "0.001": "Generator: share of events that come minutes too late."
-    "source.duplicates" = "0.002": "Generator: share of records that repeat a recent one."
+    "source.start_from" = "\"earliest\"": "Kafka: the position to start from if no offsets are recorded yet: `earliest`, `latest`, or an RFC 3339 time. `earliest` skips no record."
+    "source.paths": "File: the path of the file to read, or a list of paths. All windows close at the end of the files."
+    "source.epoch_records" = "1000": "File and generator: number of records per partition in an epoch. It decides which events are late, so that the same input gives the same results in every run, with any number of workers."
+    "source.max_jump" = "\"1h\"": "File: a record whose time is further than this ahead of all records before it advances the watermark only after the next record confirms it. The lines of a file have no record timestamp to check their time against."
+    "source.seed" = "1": "Generator: seed of the random stream. Different seeds give different streams."
+    "source.partitions" = "6": "Generator: number of partitions. The default of 6 is that of the topic `raw-events`."
+    "source.users" = "50000": "Generator: number of users. At the default pace, each user stays far below every threshold."
+    "source.devices" = "20000": "Generator: number of devices."
+    "source.pace" = "500": "Generator: events per second of event time, independent of the speed at which they are read."
+    "source.records": "Generator: number of records. Without it, the stream is endless."
+    "source.disorder" = "0.02": "Generator: share of events that are up to 4 s out of order."
+    "source.late" = "0.001": "Generator: share of events that are minutes late."
+    "source.duplicates" = "0.002": "Generator: share of records that repeat a recent record."
     "source.malformed" = "0.001": "Generator: share of records that are not JSON."
-    "source.invalid" = "0.001": "Generator: share of records that break a rule."
-    "source.inject" = "true": "Generator: whether fraud is injected, for every pattern."
+    "source.invalid" = "0.001": "Generator: share of records that are JSON but not a valid event."
+    "source.inject" = "true": "Generator: `true` injects fraud for every pattern."
 
-    "time.epoch" = "\"10ms\"": "How long an epoch lasts, at least. Shorter ones answer sooner, longer ones cost less."
-    "time.max_out_of_orderness" = "\"5s\"": "How far behind the newest event of its partition an event may be and still count. Final answers wait as long."
-    "time.idle_timeout" = "\"1s\"": "How long a partition must be silent at its end before it no longer holds back the watermark."
-    "time.max_future_skew" = "\"5m\"": "How far beyond its record's timestamp an event may claim to be; a wrong clock must not push the watermark."
-    "time.max_drift": "How far ahead of the slowest partition one may be read, in event time. `limits.unfinal_bytes` bounds what that costs in memory, so that none is needed."
-    "time.held_warning" = "\"1m\"": "How long an upstream transaction that is left open may hold a partition before the process is not ready and the log says so. Final results wait for it from the start."
-    "time.held_timeout": "How long an upstream transaction that is left open may hold final results up. After that its partition counts as idle, and its records, should they ever be committed, are late. Without it they are waited for."
-    "time.idle_advance": "How long all partitions must have been idle for the watermark to follow the wall clock, keeping its lag: then windows close and absences fire though a whole feed is dead, and what comes after all is late. Without it the watermark stays."
+    "time.epoch" = "\"10ms\"": "Minimum length of an epoch. Shorter epochs reduce latency; longer epochs reduce cost."
+    "time.max_out_of_orderness" = "\"5s\"": "Maximum time by which an event may be older than the newest event of its partition without being late. Final results are delayed by this time."
+    "time.idle_timeout" = "\"1s\"": "Time without new records after which a partition that has been read to its end no longer holds back the watermark."
+    "time.max_future_skew" = "\"5m\"": "Maximum time by which an event may be later than the timestamp of its record. It keeps a wrong clock from advancing the watermark."
+    "time.max_drift": "Maximum time by which a partition may be read ahead of the slowest one, in event time. Not set by default, because `limits.unfinal_bytes` already bounds the memory that drift takes."
+    "time.held_warning" = "\"1m\"": "Time for which an open upstream transaction may hold a partition before the process reports that it is not ready and logs a warning. Final results wait for the transaction from its beginning."
+    "time.held_timeout": "Maximum time for which an open upstream transaction may hold final results. After that, its partition counts as idle, and its records are late if they are committed after all. Without it, there is no timeout."
+    "time.idle_advance": "Time for which all partitions must be idle before the watermark follows the wall clock, at a constant lag. Windows then close and absences match even if the whole feed is down; records that arrive afterwards are late. Without it, the watermark does not advance while all partitions are idle."
 
-    "limits.bytes_in_flight" = "\"64MiB\"": "How much a process may have read that is not committed: it bounds memory when a sink is slow."
-    "limits.unfinal_bytes" = "\"256MiB\"": "How much the events of a process that are not final yet may take. At the end of it only the slowest partition is read, until the watermark moves."
-    "limits.epochs_in_flight" = "1000": "How many epochs may lie between reading and the slowest sink: ten seconds at the usual length."
-    "limits.dedup_horizon" = "\"1m\"": "Within which event time a repeated event id of a key is a duplicate; `0s` switches it off. Producers retry within seconds."
-    "limits.drain" = "\"30s\"": "How long a run that was asked to stop may take to finish what it has read. Then it ends with exit code 1 and names the sink that does not answer."
+    "limits.bytes_in_flight" = "\"64MiB\"": "Maximum number of bytes that a process has read and not yet committed. It bounds memory if a sink is slow."
+    "limits.unfinal_bytes" = "\"256MiB\"": "Maximum memory for un-final events in a process. At the limit, only the slowest partition is read until the watermark advances."
+    "limits.epochs_in_flight" = "1000": "Maximum number of epochs between reading and the slowest sink. The default is ten seconds of epochs of the default length."
+    "limits.dedup_horizon" = "\"1m\"": "Span of event time within which a repeated event id of a key is a duplicate; `0s` disables deduplication. The default suits producers that retry within seconds."
+    "limits.drain" = "\"30s\"": "Maximum time that a run takes to finish the records that it has read, after a request to stop. Then it exits with code 1 and names the sink that does not respond."
 
-    "state.kind" = "\"fjall\"": "Where checkpoints are put: `fjall` or `rocksdb` (if built with that feature), a folder of one process, or `redis`, which several share. Without `[checkpoint]` nothing is."
-    "state.path" = "\"state\"": "fjall and RocksDB: the folder. A relative path is of the working directory; `check` shows the absolute one, which is best given where a service may start elsewhere."
-    "state.url": "Redis: where it is, for instance `redis://user@127.0.0.1:6379/0`, or `rediss://` for TLS. It must have `appendonly yes`, `appendfsync always` and `maxmemory-policy noeviction`, or it is refused: what is put would not be there after a crash."
-    "state.url_file": "Redis: the file that holds the URL."
-    "state.password_file": "Redis: the file that holds the password, for a URL without one."
-    "state.ca_file": "Redis with TLS: the file of the CA that signed its certificate, PEM; without it, the CAs that the system trusts."
-    "state.cert_file": "Redis with TLS: the file of the client's certificate, PEM, if the server demands one."
-    "state.key_file": "Redis with TLS: the file of that certificate's key, PEM."
-    "state.durability" = "\"checked\"": "Redis: `checked` asks it by `CONFIG GET` whether it keeps what it is given; `assumed` takes the operator's word, for a server that does not permit `CONFIG`. If the word is wrong, checkpoints may be gone after a crash."
-    "state.ttl" = "\"30d\"": "How long a key is remembered after its last event, in event time; what comes later is as if of a new key. No shorter than any pattern looks back; windows are waited for."
+    "state.kind" = "\"fjall\"": "State store for checkpoints: `fjall` or `rocksdb` (if built with that feature), a directory that belongs to one process, or `redis`, which several processes can share. Without `[checkpoint]`, nothing is stored."
+    "state.path" = "\"state\"": "fjall and RocksDB: the directory. A relative path is resolved against the working directory; `check` prints the absolute path. Prefer an absolute path for a service that may start in another directory."
+    "state.url": "Redis: URL of the server, for example `redis://user@127.0.0.1:6379/0`, or `rediss://` for TLS. The server must have `appendonly yes`, `appendfsync always` and `maxmemory-policy noeviction`; otherwise the start is refused, because stored state could be lost in a crash."
+    "state.url_file": "Redis: file that contains the URL."
+    "state.password_file": "Redis: file that contains the password, for a URL without one."
+    "state.ca_file": "Redis with TLS: PEM file of the CA that signed the server's certificate. Without it, the CAs that the system trusts."
+    "state.cert_file": "Redis with TLS: PEM file of the client certificate, if the server requires one."
+    "state.key_file": "Redis with TLS: PEM file of the private key of the client certificate."
+    "state.durability" = "\"checked\"": "Redis: `checked` verifies the server's durability settings with `CONFIG GET`; `assumed` skips the check, for a server that does not permit `CONFIG`. If the assumption is wrong, a crash can lose checkpoints."
+    "state.ttl" = "\"30d\"": "Time for which the state of a key is kept after its last event, in event time. A later event counts as the first of a new key. It must not be shorter than the time span of any pattern. State of a window is always kept until the window closes."
 
     "windows.name" = required: "Name of the window: lower-case letters, digits and `_`."
-    "windows.kind" = required: "`tumbling` (size), `sliding` (size, every) or `session` (gap)."
-    "windows.by" = "\"user_id\"": "Which keys: `user_id`, `device_id`, or `key` for both. An event has one key, of a user or of a device: `device_id` is that of `iot_sensor` events only, and other events that name a device are in no window by `device_id`."
-    "windows.size": "Tumbling and sliding: how long a window is."
-    "windows.every": "Sliding: how far apart windows start; the size is a multiple of it. Each event is in size ÷ every windows of its key, each of which takes about 800 bytes while it is open: above 10,000 a start warns, above 100,000 it is refused."
-    "windows.gap": "Session: the inactivity gap that ends it."
-    "windows.emit" = "\"final\"": "`final`: once, when nothing can change it any more; `revised`: also before."
-    "windows.revise_every" = "\"1s\"": "Revised windows are shown at most this often, counted in epochs."
+    "windows.kind" = required: "`tumbling` (needs `size`), `sliding` (needs `size` and `every`) or `session` (needs `gap`)."
+    "windows.by" = "\"user_id\"": "Keys to group by: `user_id`, `device_id`, or `key` for both. An event has one key, either a user or a device: only `iot_sensor` events are keyed by `device_id`. Other events that have a device are in no window by `device_id`."
+    "windows.size": "Tumbling and sliding: length of a window."
+    "windows.every": "Sliding: distance between the starts of two windows; `size` must be a multiple of it. Each event is in `size` ÷ `every` windows of its key, and each open window takes about 800 bytes. Above 10,000 windows per event a start warns; above 100,000 it is refused."
+    "windows.gap": "Session: inactivity gap that ends a session."
+    "windows.emit" = "\"final\"": "`final`: emit once, when the result cannot change any more; `revised`: also emit earlier results and revise them."
+    "windows.revise_every" = "\"1s\"": "Minimum time between two revisions of a window, rounded up to whole epochs."
 
-    "patterns.velocity_spike.more_than" = "100": "More events than this within the time."
-    "patterns.velocity_spike.within" = "\"1h\"": "Within this time."
+    "patterns.velocity_spike.more_than" = "100": "Number of events within the time span that must be exceeded."
+    "patterns.velocity_spike.within" = "\"1h\"": "Time span in which events are counted."
     "patterns.velocity_spike.severity" = "\"high\"": "Alert severity: `low`, `medium`, `high` or `critical`."
-    "patterns.velocity_spike.emit" = "\"immediate\"": "`immediate`: at once, and revoked if history changes; `final`: when nothing can change it."
-    "patterns.rapid_fire_burst.at_least" = "10": "At least so many events within the time."
-    "patterns.rapid_fire_burst.within" = "\"10s\"": "Within this time."
+    "patterns.velocity_spike.emit" = "\"immediate\"": "`immediate`: emit at once, and revoke the alert if an earlier event arrives later and disproves it; `final`: emit once, when the alert cannot change any more."
+    "patterns.rapid_fire_burst.at_least" = "10": "Minimum number of events within the time span."
+    "patterns.rapid_fire_burst.within" = "\"10s\"": "Time span in which events are counted."
     "patterns.rapid_fire_burst.severity" = "\"high\"": "Alert severity."
-    "patterns.rapid_fire_burst.emit" = "\"immediate\"": "When it is given."
-    "patterns.merchant_diversity.at_least" = "8": "At least so many distinct merchants within the time."
-    "patterns.merchant_diversity.within" = "\"1h\"": "Within this time."
+    "patterns.rapid_fire_burst.emit" = "\"immediate\"": "Emission: `immediate` or `final`."
+    "patterns.merchant_diversity.at_least" = "8": "Minimum number of distinct merchants within the time span."
+    "patterns.merchant_diversity.within" = "\"1h\"": "Time span in which merchants are counted."
     "patterns.merchant_diversity.severity" = "\"medium\"": "Alert severity."
-    "patterns.merchant_diversity.emit" = "\"immediate\"": "When it is given."
-    "patterns.amount_anomaly.sigmas" = "3.0": "Further than so many standard deviations from the mean of the key's earlier amounts."
-    "patterns.amount_anomaly.high_sigmas" = "5.0": "Beyond so many the severity is at least high."
-    "patterns.amount_anomaly.at_least" = "30": "How many earlier amounts there must be: fewer say little about a key."
-    "patterns.amount_anomaly.min_sigma" = "0.01": "The standard deviation counts as this if it is below: a key that always pays the same does not alert at a cent."
-    "patterns.amount_anomaly.min_relative_sigma" = "0.01": "Likewise, as a share of the mean; the greater of the two counts. A key that always pays the same alerts when it pays much more, and not for a change of its prices by `sigmas` × 1%."
-    "patterns.amount_anomaly.per_currency" = "false": "Whether each currency has statistics of its own. Off, since most keys pay in one, and a few amounts of another say little."
+    "patterns.merchant_diversity.emit" = "\"immediate\"": "Emission: `immediate` or `final`."
+    "patterns.amount_anomaly.sigmas" = "3.0": "Number of standard deviations from the mean of the key's earlier amounts that must be exceeded."
+    "patterns.amount_anomaly.high_sigmas" = "5.0": "Number of standard deviations above which the severity is at least `high`."
+    "patterns.amount_anomaly.at_least" = "30": "Minimum number of earlier amounts; fewer amounts are no reliable sample of a key."
+    "patterns.amount_anomaly.min_sigma" = "0.01": "Lower bound of the standard deviation. It keeps a key that always pays the same amount from raising an alert for a difference of one cent."
+    "patterns.amount_anomaly.min_relative_sigma" = "0.01": "Lower bound of the standard deviation as a share of the mean; the greater of the two bounds applies. A key that always pays the same amount raises an alert when it pays much more, but not when its price changes by less than `sigmas` × 1%."
+    "patterns.amount_anomaly.per_currency" = "false": "`true` keeps separate statistics for each currency of a key. The default is `false`, because most keys pay in one currency, and a few amounts of another are no reliable sample."
     "patterns.amount_anomaly.severity" = "\"medium\"": "Alert severity."
-    "patterns.amount_anomaly.emit" = "\"immediate\"": "When it is given."
-    "patterns.impossible_travel.more_than_km" = "50.0": "Further than this from the key's previous located event: below it, positions are too rough."
-    "patterns.impossible_travel.more_than_kmh" = "900.0": "Faster than this: airliners fly no faster."
+    "patterns.amount_anomaly.emit" = "\"immediate\"": "Emission: `immediate` or `final`."
+    "patterns.impossible_travel.more_than_km" = "50.0": "Distance from the key's previous located event that must be exceeded, in km. Shorter distances are within the error of positions."
+    "patterns.impossible_travel.more_than_kmh" = "900.0": "Speed that must be exceeded, in km/h. The default is the maximum speed of airliners."
     "patterns.impossible_travel.severity" = "\"critical\"": "Alert severity."
-    "patterns.impossible_travel.emit" = "\"immediate\"": "When it is given."
+    "patterns.impossible_travel.emit" = "\"immediate\"": "Emission: `immediate` or `final`."
 
-    "ledger.kind" = required: "Where the record of what was done is kept, by which a start goes on exactly: `postgres`, or `sqlite` on a volume that follows the first process. Without the section a start has empty state, and results near a crash may be lost or repeated."
-    "ledger.path": "SQLite: the ledger's file. It is not to be shared with a sink's: each waits for the other's locks."
-    "ledger.url": "PostgreSQL: where the database is, as in `sinks.postgres.url`; without it, where `sinks.postgres` writes."
-    "ledger.url_file": "PostgreSQL: the file that holds the URL."
-    "ledger.password_file": "PostgreSQL: the file that holds the password, for a URL without one."
+    "ledger.kind" = required: "Database of the ledger, from which a start resumes exactly: `postgres`, or `sqlite` on a volume that follows the first process. Without this section, a start has empty state, and results near a crash may be lost or repeated."
+    "ledger.path": "SQLite: file of the ledger. Do not use the file of a sink: each would wait for the other's locks."
+    "ledger.url": "PostgreSQL: address of the database, as in `sinks.postgres.url`. The default is the database of `sinks.postgres`."
+    "ledger.url_file": "PostgreSQL: file that contains the URL."
+    "ledger.password_file": "PostgreSQL: file that contains the password, for a URL without one."
 
-    "checkpoint.interval" = "\"10s\"": "How long after one checkpoint the next begins, by the epochs' wall times. A start does again what came after the last one: shorter intervals make it quicker, longer ones write less. The section needs `[ledger]`."
-    "checkpoint.keep" = "3": "How many checkpoints a start can go back to, the beginning of the pipeline being the first: if the newest cannot be read, the one before is as right and takes longer."
+    "checkpoint.interval" = "\"10s\"": "Minimum time between the beginnings of two checkpoints, by the wall times of the epochs. A start replays the epochs after the last checkpoint: a shorter interval makes starts faster, a longer one writes less. This section needs `[ledger]`."
+    "checkpoint.keep" = "3": "Number of checkpoints that a start can resume from; the beginning of the pipeline counts as the first. If the newest checkpoint cannot be read, the start resumes from the previous one: the results are the same, and the replay takes longer."
 
-    "sinks.kafka.brokers" = "\"127.0.0.1:9092\"": "Bootstrap servers, a list separated by commas."
-    "sinks.kafka.topics" = "[\"enriched-events\", \"alerts\", \"dead-letters\"]": "Which outputs to write; each goes to the topic of its name. Or a table of names, such as `[sinks.kafka.topics]` with `alerts = \"fraud.alerts\"`: then only the outputs that it names are written."
-    "sinks.kafka.commit_interval" = "\"0ms\"": "Least time between the beginnings of two transactions; they adapt to the load, so none is needed."
-    "sinks.kafka.topics.enriched-events": "The topic of the enriched events. Also `enriched_events`."
-    "sinks.kafka.topics.alerts": "The topic of the alerts."
-    "sinks.kafka.topics.dead-letters": "The topic of the dead letters. Also `dead_letters`."
-    "sinks.postgres.url": "Where the database is, such as `postgres://headwater@127.0.0.1/headwater`, or a list of `key=value`. For TLS, as libpq has it: `sslmode` (`disable`, `prefer`, `require`, `verify-ca`, `verify-full`; `allow` is `prefer`, the default: TLS if the server offers it, unverified, and a warning if not), `sslrootcert` (a file, or `system`), `sslcert` and `sslkey`. `connect_timeout` is 10 s unless given. Required, unless `url_file` is given."
-    "sinks.postgres.url_file": "The file that holds the URL."
-    "sinks.postgres.password_file": "The file that holds the password, for a URL without one."
-    "sinks.postgres.schema": "The schema that the tables are in, made if it is not there; without it, where the connection puts tables. Tables belong to one pipeline: each one of a database needs a schema of its own. Lower-case letters, digits and `_`."
-    "sinks.postgres.tables" = "[\"events\", \"alerts\", \"windows\", \"dead_letters\"]": "Which outputs to write."
-    "sinks.postgres.commit_interval" = "\"200ms\"": "Least time between the beginnings of two transactions: larger ones cost less."
-    "sinks.sqlite.path" = required: "The database file."
-    "sinks.sqlite.tables" = "[\"events\", \"alerts\", \"windows\", \"dead_letters\"]": "Which outputs to write."
-    "sinks.sqlite.commit_interval" = "\"200ms\"": "Least time between the beginnings of two transactions."
+    "sinks.kafka.brokers" = "\"127.0.0.1:9092\"": "Bootstrap servers, separated by commas."
+    "sinks.kafka.topics" = "[\"enriched-events\", \"alerts\", \"dead-letters\"]": "Outputs to write, each to the topic of the same name. Alternatively a table of topic names, such as `[sinks.kafka.topics]` with `alerts = \"fraud.alerts\"`: then only the outputs in the table are written."
+    "sinks.kafka.commit_interval" = "\"0ms\"": "Minimum time between the beginnings of two transactions. The length of transactions adapts to the load, so the default is none."
+    "sinks.kafka.topics.enriched-events": "Topic of the enriched events. `enriched_events` is another spelling of this key."
+    "sinks.kafka.topics.alerts": "Topic of the alerts."
+    "sinks.kafka.topics.dead-letters": "Topic of the dead letters. `dead_letters` is another spelling of this key."
+    "sinks.postgres.url": "Address of the database, such as `postgres://headwater@127.0.0.1/headwater`, or a list of `key=value` settings. TLS settings are those of libpq: `sslmode` (`disable`, `prefer`, `require`, `verify-ca`, `verify-full`; `allow` is treated as `prefer`, the default: TLS if the server offers it, unverified, and otherwise a warning), `sslrootcert` (a file, or `system`), `sslcert` and `sslkey`. The default of `connect_timeout` is 10 s. Required unless `url_file` is set."
+    "sinks.postgres.url_file": "File that contains the URL."
+    "sinks.postgres.password_file": "File that contains the password, for a URL without one."
+    "sinks.postgres.schema": "Schema of the tables, created if it does not exist. Without it, the connection's `search_path` decides. Tables belong to one pipeline, so each pipeline in a database needs its own schema. Lower-case letters, digits and `_`."
+    "sinks.postgres.tables" = "[\"events\", \"alerts\", \"windows\", \"dead_letters\"]": "Outputs to write."
+    "sinks.postgres.commit_interval" = "\"200ms\"": "Minimum time between the beginnings of two transactions. Longer intervals cost less."
+    "sinks.sqlite.path" = required: "Path of the database file."
+    "sinks.sqlite.tables" = "[\"events\", \"alerts\", \"windows\", \"dead_letters\"]": "Outputs to write."
+    "sinks.sqlite.commit_interval" = "\"200ms\"": "Minimum time between the beginnings of two transactions."
 
-    "http.listen" = "\"127.0.0.1:9464\"": "Where `/livez`, `/readyz` and `/metrics` are served: only to this machine, unless told otherwise."
+    "http.listen" = "\"127.0.0.1:9464\"": "Address that serves `/livez`, `/readyz` and `/metrics`. The default accepts connections from this machine only."
     "log.format" = "\"human\"": "`human` or `json`."
     "log.level" = "\"info\"": "`error`, `warn`, `info`, `debug` or `trace`."
 };
 
-/// The reference, as Markdown.
+/// Returns the reference as Markdown.
 pub fn reference() -> String {
     let mut text = String::from(
-        "# Configuration\n\nTOML. `headwater check CONFIG` prints what is in force, or everything that is wrong, with key, line and what was\n\
-         expected. A pattern or a sink runs if its section is there, however empty.\n\n\
-         `HEADWATER__SECTION__KEY` in the environment overrides any key. Its value is taken as it is where the key is text,\n\
-         and as TOML where it is a number, a truth value or a list. A variable that begins with `HEADWATER_` and is not\n\
-         one of Headwater's is an error, but those that Kubernetes and Docker set for services.\n\n\
-         `${NAME}` in a text of the file is replaced by that environment variable, which must be set; `$${` is `${`. The\n\
-         value is text.\n\n\
-         **Secrets** are addresses (`url`) and the options of the Kafka client. Each can be given in a file instead, whose\n\
-         last line end is left out: `url_file`, and for options such as `\"sasl.password_file\" = \"/run/secrets/kafka\"`.\n\
-         `password_file` adds a password to an address without one. `check` shows addresses without passwords, and of the\n\
-         options only the values of those that are known to hold no secret; errors and logs show neither.\n\n\
-         `[source.options]` and `[sinks.kafka.options]` go to the Kafka client as they are, by\n\
-         [its names](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md): TLS, SASL, fetch sizes.\n\
-         `headwater check --connect CONFIG` tries every connection, topic and permission.\n\n\
-         Generated from the table that the program reads by; do not edit.\n",
+        "# Configuration\n\nA configuration is a TOML file. `headwater check CONFIG` prints the effective values, or every error with its key, its line\n\
+         and the expected value. A pattern or a sink is enabled if its section exists, even if the section is empty.\n\n\
+         The environment variable `HEADWATER__SECTION__KEY` overrides any key. If the key is text, the value is used unchanged;\n\
+         if it is a number, a boolean or a list, the value is parsed as TOML. An unknown variable that begins with `HEADWATER_`\n\
+         is an error, except the variables that Kubernetes and Docker set for services.\n\n\
+         `${NAME}` in a text of the file is replaced by the value of that environment variable, which must be set. The value is\n\
+         text. Write `$${` for the characters `${`.\n\n\
+         **Secrets** are addresses (`url`) and the options of the Kafka client. Each can be read from a file instead: `url_file`,\n\
+         and for options for example `\"sasl.password_file\" = \"/run/secrets/kafka\"`. A line end at the end of the file is\n\
+         ignored. `password_file` adds a password to an address without one. `check` prints addresses without passwords, and the\n\
+         values of only those options that are known to hold no secret; errors and logs print neither.\n\n\
+         `[source.options]` and `[sinks.kafka.options]` are passed to the Kafka client unchanged, under\n\
+         [librdkafka's names](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md): TLS, SASL, fetch sizes.\n\
+         `headwater check --connect CONFIG` tests every connection, topic and permission.\n\n\
+         This file is generated from the table in `src/config/keys.rs`; do not edit it.\n",
     );
     let mut section = None;
     for key in KEYS {

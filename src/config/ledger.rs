@@ -1,4 +1,4 @@
-//! Where the ledger is, and what a pipeline's answers depend on.
+//! The location of the ledger, and the settings that a pipeline's results depend on.
 
 use std::path::PathBuf;
 
@@ -8,12 +8,12 @@ use super::address::Server;
 use super::read::{Diagnostics, Section};
 use super::{Config, SinksConfig, secrets};
 
-/// Where the ledger is.
+/// The location of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LedgerConfig {
-    /// In a SQLite file.
+    /// A SQLite file.
     Sqlite(PathBuf),
-    /// In PostgreSQL, at this URL.
+    /// A PostgreSQL database at this URL.
     Postgres(Secret),
 }
 
@@ -29,7 +29,7 @@ pub(super) fn read(
         Some(false) => {
             let path = section.file("path", diagnostics);
             if path.is_none() {
-                section.report_error("path", "a ledger in SQLite needs the path of its file", diagnostics);
+                section.report_error("path", "a ledger in SQLite needs the path of a file", diagnostics);
             }
             path.map(LedgerConfig::Sqlite)
         }
@@ -41,7 +41,7 @@ pub(super) fn read(
             if url.is_none() && !is_given {
                 section.report_error(
                     "url",
-                    "a ledger in PostgreSQL needs a url, or a sinks.postgres that has one",
+                    "a ledger in PostgreSQL needs a url here or in sinks.postgres",
                     diagnostics,
                 );
             }
@@ -52,14 +52,14 @@ pub(super) fn read(
     ledger
 }
 
-/// How records are read: raised when the same bytes become another event, or none.
+/// The version of the decoder. It is raised when the same bytes decode to another event, or to none.
 const DECODER: u32 = 2;
 
-/// Recorded where it is set, so that pipelines that began before there was such a key go on.
+/// Recorded only if it is true, so that pipelines that were started before this key existed can resume.
 pub(super) const STRICT_FIELDS: &str = "source.strict_fields";
 
-/// What an epoch's results depend on beside its records.
-const DECISIVE: [&str; 13] = [
+/// The keys that an epoch's results depend on, besides its records.
+const SEMANTIC_KEYS: [&str; 13] = [
     "source.kind",
     "source.topic",
     "source.paths",
@@ -76,15 +76,15 @@ const DECISIVE: [&str; 13] = [
 ];
 
 impl Config {
-    /// What the pipeline's answers depend on, one `key = value` a line: recorded when it begins, and the same as long
-    /// as epochs are to be replayed.
+    /// Returns the settings that the pipeline's results depend on, one `key = value` per line. They are recorded when
+    /// the pipeline begins, and must not change while there are epochs to replay.
     pub fn semantics(&self) -> String {
-        let decisive = self.effective.iter().filter(|(key, value)| match key.as_str() {
+        let semantic = self.effective.iter().filter(|(key, value)| match key.as_str() {
             STRICT_FIELDS => value == "true",
-            _ => DECISIVE.iter().any(|what| key.starts_with(what)),
+            _ => SEMANTIC_KEYS.iter().any(|prefix| key.starts_with(prefix)),
         });
-        let lines = decisive.map(|(key, value)| match key.as_str() {
-            // How an input is cut into epochs may change after a stop; which input it is may not.
+        let lines = semantic.map(|(key, value)| match key.as_str() {
+            // The division of the input into epochs may change after a stop; the input itself may not.
             "source.epoch_records" => format!("time.epoch_records = {value}\n"),
             "source.max_jump" => format!("time.max_jump = {value}\n"),
             key => format!("{key} = {value}\n"),

@@ -1,7 +1,7 @@
 //! Configuration: deserialize, validate, build.
 //!
-//! A file and the environment become a tree of values that know where they were written; reading the tree yields a
-//! [`Config`], which is valid, or every complaint at once.
+//! A file and the environment are parsed into a tree of values with their origins. Reading the tree returns a valid
+//! [`Config`], or all errors at once.
 
 mod address;
 mod change;
@@ -17,7 +17,7 @@ mod state;
 mod tree;
 mod values;
 
-pub use change::{Unchangeable, changes};
+pub use change::{IncompatibleChange, changes};
 pub use checkpoint::CheckpointConfig;
 pub use keys::reference;
 pub use ledger::LedgerConfig;
@@ -47,45 +47,45 @@ pub use source::{KafkaSourceConfig, SourceConfig, StartFrom};
 /// A valid configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What to compute. Where it begins and ends is up to the run.
+    /// The computation. The run decides where it begins and ends.
     pub plan: Plan,
-    /// Where records come from.
+    /// The source of records.
     pub source: SourceConfig,
-    /// Where results go.
+    /// The sinks of results.
     pub sinks: SinksConfig,
-    /// Where what was done is recorded, if anywhere.
+    /// The ledger, if there is one.
     pub ledger: Option<LedgerConfig>,
-    /// Where checkpoints are put.
+    /// The state store for checkpoints.
     pub state: StateConfig,
-    /// How often checkpoints are made, if any are.
+    /// The interval and number of checkpoints; None if checkpoints are off.
     pub checkpoint: Option<CheckpointConfig>,
-    /// How long a run that was asked to stop may take to finish what it has read.
+    /// The maximum time to finish the records that were read, after a request to stop.
     pub drain: Duration,
-    /// Where to serve HTTP, if anywhere.
+    /// The address of the HTTP server, if it is enabled.
     pub http: Option<std::net::SocketAddr>,
-    /// How to log.
+    /// The format and level of the log.
     pub log: LogConfig,
-    /// What a start may reset where it has to, as the command line has it: no key of a file says so.
+    /// The resets that the command line permits for this start. They are not configuration keys.
     pub resets: Resets,
-    /// What sinks are not to be given any more; from the command line, too.
+    /// The outputs to skip, from the command line.
     pub skips: Vec<Skip>,
-    /// What is valid, and probably not what is meant.
+    /// Warnings about valid settings that are probably mistakes.
     pub warnings: Vec<ConfigError>,
-    /// Records that may be missing from the source; from the command line, too.
+    /// The records that may be missing from the source, from the command line.
     pub accepted_losses: Vec<AcceptedLoss>,
     effective: Vec<(String, String)>,
 }
 
-/// How to log.
+/// The format and level of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
-    /// As JSON, or for people.
+    /// True for JSON, false for text.
     pub json: bool,
-    /// What is worth a line.
+    /// The least severe level that is logged.
     pub level: String,
 }
 
-/// Everything that is wrong with a configuration.
+/// All errors of a configuration.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
@@ -104,30 +104,30 @@ impl fmt::Display for ConfigErrors {
 impl std::error::Error for ConfigErrors {}
 
 impl Config {
-    /// Reads a configuration's text, with what the environment overrides.
+    /// Parses a configuration and applies the overrides of the environment.
     ///
     /// # Errors
-    /// Everything that is wrong with it.
+    /// Returns all errors of the configuration.
     pub fn parse(
         text: &str,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Config, ConfigErrors> {
-        Config::parse_but(text, environment, |_| false)
+        Config::parse_filtered(text, environment, |_| false)
     }
 
-    /// The same for what writes to no sink: there need not be one.
+    /// Parses a configuration for a command that writes to no sink; the configuration need not have one.
     ///
     /// # Errors
-    /// Everything that is wrong with it beside that.
+    /// Returns all errors of the configuration, except that it has no sink.
     pub fn parse_without_sinks(
         text: &str,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Config, ConfigErrors> {
-        Config::parse_but(text, environment, |config_error| config_error.message == NO_SINK)
+        Config::parse_filtered(text, environment, |config_error| config_error.message == NO_SINK)
     }
 
-    /// Whether a configuration, which may have any number of errors, asks for JSON in the log.
-    pub fn wants_json(text: &str, environment: impl Iterator<Item = (String, String)>) -> bool {
+    /// Returns true if the configuration sets the log format to JSON. The configuration may contain errors.
+    pub fn has_json_log(text: &str, environment: impl Iterator<Item = (String, String)>) -> bool {
         let entry = |item: &tree::Item, name: &str| match &item.node {
             tree::Node::Table(entries) => entries.get(name).cloned(),
             _ => None,
@@ -137,26 +137,26 @@ impl Config {
         format.is_some_and(|format| matches!(format.node, tree::Node::Text(text) if text == "json"))
     }
 
-    fn parse_but(
+    fn parse_filtered(
         text: &str,
         environment: impl Iterator<Item = (String, String)>,
-        permitted: fn(&ConfigError) -> bool,
+        is_permitted: fn(&ConfigError) -> bool,
     ) -> Result<Config, ConfigErrors> {
         let mut environment: Vec<_> = environment.collect();
         environment.sort();
         let mut tree = tree::parse(text, &environment).map_err(|(origin, message)| {
             ConfigErrors(vec![ConfigError { origin, key: "the file".into(), message }])
         })?;
-        let (named, mut errors) = environment::substitute(&mut tree, &environment);
+        let (substituted, mut errors) = environment::substitute(&mut tree, &environment);
         let mut diagnostics = Diagnostics::default();
         let config = read_config(&mut Section::top(&tree), &mut diagnostics);
-        // A text in which something could not be replaced is not what was meant.
+        // If a variable in a text could not be replaced, further errors about that text would be misleading.
         diagnostics
             .errors
             .retain(|read| errors.iter().all(|config_error| config_error.origin != read.origin));
-        errors.extend(environment::unknown(&environment, &named));
+        errors.extend(environment::unknown_variables(&environment, &substituted));
         diagnostics.errors.append(&mut errors);
-        diagnostics.errors.retain(|config_error| !permitted(config_error));
+        diagnostics.errors.retain(|config_error| !is_permitted(config_error));
         match config {
             Some(mut config) if diagnostics.errors.is_empty() => {
                 config.effective = diagnostics.effective;
@@ -170,7 +170,7 @@ impl Config {
         }
     }
 
-    /// Every key in force with its value, as one JSON object, secrets left out.
+    /// Returns all effective keys and their values as one JSON object, without secrets.
     pub fn effective_json(&self) -> serde_json::Value {
         let value = |text: &String| {
             let parsed = toml::from_str::<toml::Table>(&format!("value = {text}")).ok();
@@ -180,15 +180,15 @@ impl Config {
         self.effective.iter().map(|(key, text)| (key.clone(), value(text))).collect()
     }
 
-    /// The variables of this process's environment.
+    /// Returns the environment variables of this process.
     ///
     /// # Errors
-    /// If one of Headwater's is not UTF-8.
+    /// If the value of a variable of Headwater is not UTF-8.
     pub fn environment() -> Result<Vec<(String, String)>, ConfigErrors> {
-        environment::of_process().map_err(|config_error| ConfigErrors(vec![config_error]))
+        environment::from_process().map_err(|config_error| ConfigErrors(vec![config_error]))
     }
 
-    /// Every key in force, one a line, secrets left out.
+    /// Returns all effective keys and their values, one per line, without secrets.
     pub fn effective(&self) -> String {
         self.effective.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
     }
@@ -208,13 +208,13 @@ fn is_name(text: &str, also: &str) -> bool {
     (1..=63).contains(&text.len()) && text.chars().all(allowed)
 }
 
-/// None if something was complained of without which the rest makes no sense.
+/// Reads all sections; returns None if a required part has an error.
 fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Config> {
     let pipeline = top.text("pipeline", diagnostics);
     if pipeline.as_deref().is_some_and(|name| !is_name(name, "-_")) {
         top.report_error("pipeline", "expected at most 63 lower-case letters, digits, - and _", diagnostics);
     }
-    let (source, reading) = match top.section("source", diagnostics) {
+    let (source, decode_settings) = match top.section("source", diagnostics) {
         Some(section) => source::read(section, diagnostics).unzip(),
         None => {
             top.report_error("source", "the section is missing", diagnostics);
@@ -222,7 +222,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         }
     };
 
-    let time = read_time(top.section_or_default("time", diagnostics), reading, diagnostics);
+    let time = read_time(top.section_or_default("time", diagnostics), decode_settings, diagnostics);
     let mut section = top.section_or_default("limits", diagnostics);
     let bytes_in_flight = section.size("bytes_in_flight", diagnostics);
     let unfinal_bytes = section.size("unfinal_bytes", diagnostics);
@@ -271,7 +271,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     Some(Config {
         plan: Plan {
             pipeline: pipeline?.into(),
-            strict_fields: reading?.strict_fields,
+            strict_fields: decode_settings?.strict_fields,
             source_topic: match &source {
                 Some(SourceConfig::Kafka(kafka)) => Some(kafka.topic.as_str().into()),
                 _ => None,
@@ -309,7 +309,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
 /// Reads the section `[time]`.
 fn read_time(
     mut section: Section<'_>,
-    reading: Option<source::Reading>,
+    decode_settings: Option<source::DecodeSettings>,
     diagnostics: &mut Diagnostics,
 ) -> Option<Time> {
     let epoch = section.duration("epoch", 1, diagnostics);
@@ -321,7 +321,7 @@ fn read_time(
     let held_timeout = section.duration("held_timeout", 0, diagnostics).map(millis);
     let idle_advance_ms = section.duration("idle_advance", 0, diagnostics);
     section.end(diagnostics);
-    let source::Reading { epoch_records, max_jump_ms, .. } = reading?;
+    let source::DecodeSettings { epoch_records, max_jump_ms, .. } = decode_settings?;
     Some(Time {
         epoch: millis(epoch?),
         epoch_records,
@@ -358,7 +358,7 @@ fn read_window(
             section.report_error("name", "expected at most 63 lower-case letters, digits and _", diagnostics);
         }
         if !names.insert(name.clone()) {
-            section.report_error("name", format!("there are two windows named {name}"), diagnostics);
+            section.report_error("name", format!("two windows have the name {name}"), diagnostics);
         }
     }
     let kinds = [("tumbling", Kind::Tumbling), ("sliding", Kind::Sliding), ("session", Kind::Session)];
@@ -368,24 +368,30 @@ fn read_window(
         diagnostics,
     );
     let kind = section.choice("kind", &kinds, diagnostics);
-    let mut needed = |section: &mut Section<'_>, key: &str| {
+    let mut required_duration = |section: &mut Section<'_>, key: &str| {
         let value = section.duration(key, 1, diagnostics);
         if value.is_none() {
-            section.report_error(key, "this kind of window needs it", diagnostics);
+            section.report_error(key, "this kind of window needs this key", diagnostics);
         }
         value
     };
     let kind = match kind {
         None => None,
-        Some(Kind::Tumbling) => needed(&mut section, "size").map(|size_ms| WindowKind::Tumbling { size_ms }),
-        Some(Kind::Session) => needed(&mut section, "gap").map(|gap_ms| WindowKind::Session { gap_ms }),
-        Some(Kind::Sliding) => match (needed(&mut section, "size"), needed(&mut section, "every")) {
-            (Some(size_ms), Some(every_ms)) => {
-                check_overlap(&section, size_ms, every_ms, diagnostics);
-                Some(WindowKind::Sliding { size_ms, every_ms })
+        Some(Kind::Tumbling) => {
+            required_duration(&mut section, "size").map(|size_ms| WindowKind::Tumbling { size_ms })
+        }
+        Some(Kind::Session) => {
+            required_duration(&mut section, "gap").map(|gap_ms| WindowKind::Session { gap_ms })
+        }
+        Some(Kind::Sliding) => {
+            match (required_duration(&mut section, "size"), required_duration(&mut section, "every")) {
+                (Some(size_ms), Some(every_ms)) => {
+                    check_overlap(&section, size_ms, every_ms, diagnostics);
+                    Some(WindowKind::Sliding { size_ms, every_ms })
+                }
+                _ => None,
             }
-            _ => None,
-        },
+        }
     };
     let revised = section.choice("emit", &[("final", false), ("revised", true)], diagnostics);
     let revise_every = section.duration("revise_every", 1, diagnostics);
@@ -397,28 +403,28 @@ fn read_window(
     Some(WindowPlan { name: Arc::from(name?), kind: kind?, by: by?, refresh })
 }
 
-/// An event is in as many sliding windows of its key as their distance goes into their size, and each of them is a state of
-/// its own.
+/// Checks the number of sliding windows that each event is in: `size_ms / every_ms`. Each window has its own state.
 fn check_overlap(section: &Section<'_>, size_ms: i64, every_ms: i64, diagnostics: &mut Diagnostics) {
-    const MOST: i64 = 100_000;
-    const MANY: i64 = 10_000;
+    const MAX_OVERLAP: i64 = 100_000;
+    const WARN_OVERLAP: i64 = 10_000;
     if size_ms % every_ms != 0 {
-        section.report_error("every", "the size must be a multiple of it", diagnostics);
+        section.report_error("every", "`size` must be a multiple of `every`", diagnostics);
     }
     let overlap = size_ms / every_ms;
     let cost = format!(
-        "each event is in {overlap} windows of its key, about {} of memory a key",
+        "each event is in {overlap} windows of its key, about {} of memory per key",
         megabytes(overlap.saturating_mul(BYTES_PER_WINDOW))
     );
-    if overlap > MOST {
-        let message = format!("{cost}; the most is {MOST}: choose a larger `every` or a smaller `size`");
+    if overlap > MAX_OVERLAP {
+        let message =
+            format!("{cost}; the most is {MAX_OVERLAP}: choose a larger `every` or a smaller `size`");
         section.report_error("every", message, diagnostics);
-    } else if overlap > MANY {
-        section.warn("every", format!("{cost}; a larger `every` needs less"), diagnostics);
+    } else if overlap > WARN_OVERLAP {
+        section.warn("every", format!("{cost}; a larger `every` needs less memory"), diagnostics);
     }
 }
 
-/// What an open window of one event takes, with what takes the event out of it again: measured.
+/// The measured memory of an open window with one event, including the entry that removes the event again.
 const BYTES_PER_WINDOW: i64 = 800;
 
 fn megabytes(bytes: i64) -> String {

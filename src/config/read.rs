@@ -1,5 +1,5 @@
-//! Reading a section: each key is asked for once, with what it must be; everything wrong is noted, and nothing that
-//! nobody asked for is let pass.
+//! Readers of configuration sections. Each key is read once, with the type and range that it must have. All errors are
+//! collected, and keys that are never read are reported as unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,14 +9,14 @@ use super::keys::{KEYS, Key};
 use super::tree::{Item, Node, Origin};
 use super::values::{duration_ms, size_bytes};
 
-/// One thing that is wrong with a configuration.
+/// An error of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// Where it was written.
+    /// The place where the value was written.
     pub origin: Origin,
-    /// The key, from the top.
+    /// The full path of the key.
     pub key: String,
-    /// What is wrong, and what was expected.
+    /// The error, and the expected value.
     pub message: String,
 }
 
@@ -29,45 +29,51 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// What is noted while sections are read.
+/// The results that are collected while sections are read.
 #[derive(Default)]
 pub struct Diagnostics {
     pub errors: Vec<ConfigError>,
-    /// What is valid, and probably not what is meant.
+    /// Warnings about valid settings that are probably mistakes.
     pub warnings: Vec<ConfigError>,
-    /// The effective value of every key that was asked for, as TOML, in order.
+    /// The effective value of each key that was read, as TOML, in the order of reading.
     pub effective: Vec<(String, String)>,
 }
 
-/// A section of the configuration; it may be missing, and then has its defaults.
+/// A section of the configuration. A missing section has the defaults of its keys.
 pub struct Section<'a> {
-    /// From the top, with a dot at the end; empty at the top.
+    /// The full path, with a dot at the end; empty at the top level.
     path: String,
-    /// The same, as the reference names it.
+    /// The path in the reference, which has no array indexes.
     name: String,
     entries: Option<&'a BTreeMap<String, Item>>,
-    asked: BTreeSet<String>,
+    /// The keys that were read.
+    read_keys: BTreeSet<String>,
 }
 
 impl<'a> Section<'a> {
     pub fn top(item: &'a Item) -> Section<'a> {
         let Node::Table(entries) = &item.node else { unreachable!("a document is a table") };
-        Section { path: String::new(), name: String::new(), entries: Some(entries), asked: BTreeSet::new() }
+        Section {
+            path: String::new(),
+            name: String::new(),
+            entries: Some(entries),
+            read_keys: BTreeSet::new(),
+        }
     }
 
-    /// A section in which nothing is written.
+    /// Returns an empty section.
     pub fn none() -> Section<'a> {
-        Section { path: String::new(), name: String::new(), entries: None, asked: BTreeSet::new() }
+        Section { path: String::new(), name: String::new(), entries: None, read_keys: BTreeSet::new() }
     }
 
-    /// Whether something is written there.
+    /// Returns true if the key is set.
     pub fn has(&self, key: &str) -> bool {
         self.entries.is_some_and(|entries| entries.contains_key(key))
     }
 
-    /// A section of its own within this one; none if it is missing.
+    /// Returns the subsection of this name; None if it is missing.
     pub fn section(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Option<Section<'a>> {
-        self.asked.insert(key.to_owned());
+        self.read_keys.insert(key.to_owned());
         let item = self.entries?.get(key)?;
         let path = format!("{}{key}", self.path);
         match item.node.value() {
@@ -75,7 +81,7 @@ impl<'a> Section<'a> {
                 path: format!("{path}."),
                 name: format!("{}{key}.", self.name),
                 entries: Some(entries),
-                asked: BTreeSet::new(),
+                read_keys: BTreeSet::new(),
             }),
             other => {
                 let message = format!("expected a section, got {}", other.kind());
@@ -85,19 +91,19 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The same, with defaults where it is missing.
+    /// Returns the subsection of this name, or one with defaults if it is missing.
     pub fn section_or_default(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Section<'a> {
         self.section(key, diagnostics).unwrap_or_else(|| Section {
             path: format!("{}{key}.", self.path),
             name: format!("{}{key}.", self.name),
             entries: None,
-            asked: BTreeSet::new(),
+            read_keys: BTreeSet::new(),
         })
     }
 
-    /// Sections of which there can be several, `[[key]]`.
+    /// Returns the sections of an array, `[[key]]`.
     pub fn sections(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Vec<Section<'a>> {
-        self.asked.insert(key.to_owned());
+        self.read_keys.insert(key.to_owned());
         let Some(item) = self.entries.and_then(|entries| entries.get(key)) else { return Vec::new() };
         let Node::Array(items) = item.node.value() else {
             let message = format!("expected sections [[{key}]], got {}", item.node.kind());
@@ -116,7 +122,7 @@ impl<'a> Section<'a> {
                     path: format!("{path}."),
                     name: format!("{key}."),
                     entries: Some(entries),
-                    asked: BTreeSet::new(),
+                    read_keys: BTreeSet::new(),
                 }),
                 other => {
                     let message = format!("expected a section, got {}", other.kind());
@@ -127,67 +133,68 @@ impl<'a> Section<'a> {
         sections
     }
 
-    /// Its path, with a dot at the end.
+    /// Returns the full path, with a dot at the end.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// What is written under a key, which is thereby asked for.
+    /// Returns the value of a key and marks the key as read.
     pub fn item(&mut self, key: &str) -> Option<&'a Item> {
-        self.asked.insert(key.to_owned());
+        self.read_keys.insert(key.to_owned());
         self.entries?.get(key)
     }
 
-    /// Everything that is written in it, which is thereby asked for.
+    /// Returns all keys and values and marks the keys as read.
     pub fn items(&mut self) -> impl Iterator<Item = (&'a String, &'a Item)> + use<'a> {
-        self.asked.extend(self.entries.into_iter().flatten().map(|(key, _)| key.clone()));
+        self.read_keys.extend(self.entries.into_iter().flatten().map(|(key, _)| key.clone()));
         self.entries.into_iter().flatten()
     }
 
-    fn known(&self, key: &str) -> &'static Key {
+    fn definition(&self, key: &str) -> &'static Key {
         let name = format!("{}{key}", self.name);
         KEYS.iter().find(|known| known.path == name).expect("every key that is read is in the reference")
     }
 
-    /// Reads one key by `read`, which takes a value or says what it expected.
+    /// Reads a key. `read` converts the value, or returns a description of the expected value.
     pub fn get<T>(
         &mut self,
         key: &str,
         diagnostics: &mut Diagnostics,
         read: impl Fn(&Node) -> Result<T, String>,
     ) -> Option<T> {
-        self.get_shown(key, diagnostics, |node| {
+        self.get_with_display(key, diagnostics, |node| {
             let value = node.value();
             read(value).map(|read| (read, value.to_toml()))
         })
     }
 
-    /// Reads one key that is text by `read`. What the environment gives for it is taken as it is.
+    /// Reads a text key. `read` converts the text, or returns a description of the expected value. The text of an
+    /// environment variable is used unchanged.
     pub fn get_text<T>(
         &mut self,
         key: &str,
         diagnostics: &mut Diagnostics,
         read: impl Fn(Option<&str>) -> Result<T, String>,
     ) -> Option<T> {
-        self.get_shown(key, diagnostics, |node| {
+        self.get_with_display(key, diagnostics, |node| {
             let text = node.text();
             read(text).map(|read| (read, Node::Text(text.unwrap_or_default().to_owned()).to_toml()))
         })
     }
 
-    /// Reads one key by `read`, which takes a value, and says how it is shown, or what it expected.
-    fn get_shown<T>(
+    /// Reads a key. `read` converts the value and returns its displayed form, or a description of the expected value.
+    fn get_with_display<T>(
         &mut self,
         key: &str,
         diagnostics: &mut Diagnostics,
         read: impl Fn(&Node) -> Result<(T, String), String>,
     ) -> Option<T> {
-        let known = self.known(key);
+        let definition = self.definition(key);
         let path = format!("{}{key}", self.path);
         let default;
         let item = match self.item(key) {
             Some(item) => item,
-            None => match known.default {
+            None => match definition.default {
                 Some(text) => {
                     default = super::tree::parse(&format!("value = {text}"), &[])
                         .unwrap_or_else(|_| unreachable!("defaults are TOML"));
@@ -195,7 +202,7 @@ impl<'a> Section<'a> {
                     &entries["value"]
                 }
                 None => {
-                    if known.required {
+                    if definition.required {
                         self.report_missing(key, diagnostics);
                     }
                     return None;
@@ -203,8 +210,8 @@ impl<'a> Section<'a> {
             },
         };
         match read(&item.node) {
-            Ok((value, shown)) => {
-                diagnostics.effective.push((path, shown));
+            Ok((value, display)) => {
+                diagnostics.effective.push((path, display));
                 Some(value)
             }
             Err(expected) => {
@@ -215,7 +222,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Complains of a key that must be given where its section is.
+    /// Reports that a required key is missing.
     pub fn report_missing(&self, key: &str, diagnostics: &mut Diagnostics) {
         let first = self.entries.and_then(|entries| entries.values().next());
         diagnostics.errors.push(ConfigError {
@@ -225,7 +232,7 @@ impl<'a> Section<'a> {
         });
     }
 
-    /// A duration of at least `least_ms`, in milliseconds.
+    /// Reads a duration of at least `least_ms`; returns milliseconds.
     pub fn duration(&mut self, key: &str, least_ms: i64, diagnostics: &mut Diagnostics) -> Option<i64> {
         self.get_text(key, diagnostics, |text| match text.and_then(duration_ms) {
             Some(ms) if ms >= least_ms => Ok(ms),
@@ -234,7 +241,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A size in bytes.
+    /// Reads a size in bytes.
     pub fn size(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Option<usize> {
         self.get_text(key, diagnostics, |text| {
             let size = text.and_then(size_bytes).and_then(|size| usize::try_from(size).ok());
@@ -242,7 +249,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A whole number within a range.
+    /// Reads an integer within a range.
     pub fn int(
         &mut self,
         key: &str,
@@ -255,7 +262,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A number within a range.
+    /// Reads a number within a range.
     pub fn float(
         &mut self,
         key: &str,
@@ -269,7 +276,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// True or false.
+    /// Reads a boolean.
     pub fn bool(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Option<bool> {
         self.get(key, diagnostics, |node| match node {
             Node::Bool(value) => Ok(*value),
@@ -277,7 +284,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// Text that is not empty.
+    /// Reads text that is not empty.
     pub fn text(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Option<String> {
         self.get_text(key, diagnostics, |text| match text {
             Some(text) if !text.is_empty() => Ok(text.to_owned()),
@@ -285,17 +292,18 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A path: absolute as it is shown and returned, a relative one being of the working directory.
+    /// Reads a path. The returned and displayed path is absolute; a relative path is resolved against the working
+    /// directory.
     pub fn file(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Option<PathBuf> {
-        self.get_shown(key, diagnostics, |node| {
+        self.get_with_display(key, diagnostics, |node| {
             let text = node.text().filter(|text| !text.is_empty()).ok_or("a path")?;
             let path = std::path::absolute(text).map_err(|error| format!("a path ({error})"))?;
-            let shown = Node::Text(path.display().to_string()).to_toml();
-            Ok((path, shown))
+            let display = Node::Text(path.display().to_string()).to_toml();
+            Ok((path, display))
         })
     }
 
-    /// One of a few words.
+    /// Reads one of a fixed set of words.
     pub fn choice<T: Copy>(
         &mut self,
         key: &str,
@@ -310,7 +318,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A list of words, each one of a few.
+    /// Reads a list of words from a fixed set.
     pub fn choices<T: Copy>(
         &mut self,
         key: &str,
@@ -334,33 +342,33 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// Texts: one, or a list of them.
+    /// Reads a text or a list of texts.
     pub fn list(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Option<Vec<String>> {
         let text = |node: &Node| node.text().filter(|text| !text.is_empty()).map(str::to_owned);
-        self.get_shown(key, diagnostics, |node| {
-            let (list, shown): (Option<Vec<_>>, _) = match node.value() {
+        self.get_with_display(key, diagnostics, |node| {
+            let (list, display): (Option<Vec<_>>, _) = match node.value() {
                 list @ Node::Array(items) => {
                     (items.iter().map(|item| text(&item.node)).collect(), list.to_toml())
                 }
                 _ => {
                     let text = text(node);
-                    let shown = Node::Text(text.clone().unwrap_or_default()).to_toml();
-                    (text.map(|text| vec![text]), shown)
+                    let display = Node::Text(text.clone().unwrap_or_default()).to_toml();
+                    (text.map(|text| vec![text]), display)
                 }
             };
             match list {
-                Some(list) if !list.is_empty() => Ok((list, shown)),
+                Some(list) if !list.is_empty() => Ok((list, display)),
                 _ => Err("text, or a list of texts".into()),
             }
         })
     }
 
-    /// Complains of something that only shows when several values are looked at.
+    /// Reports an error that concerns several values.
     pub fn report_error(&self, key: &str, message: impl Into<String>, diagnostics: &mut Diagnostics) {
         diagnostics.errors.push(self.config_error(key, message));
     }
 
-    /// Warns of something that is valid, and probably not what is meant.
+    /// Adds a warning about a valid setting that is probably a mistake.
     pub fn warn(&self, key: &str, message: impl Into<String>, diagnostics: &mut Diagnostics) {
         diagnostics.warnings.push(self.config_error(key, message));
     }
@@ -371,14 +379,16 @@ impl<'a> Section<'a> {
         ConfigError { origin, key: format!("{}{key}", self.path), message: message.into() }
     }
 
-    /// Complains of every key that nobody asked for.
+    /// Reports each key that was not read as unknown.
     pub fn end(self, diagnostics: &mut Diagnostics) {
-        for (key, item) in self.entries.into_iter().flatten().filter(|(key, _)| !self.asked.contains(*key)) {
-            let message = match nearest(key, self.asked.iter().map(String::as_str)) {
-                Some(nearest) => format!("there is no such key; did you mean {nearest}?"),
+        for (key, item) in
+            self.entries.into_iter().flatten().filter(|(key, _)| !self.read_keys.contains(*key))
+        {
+            let message = match nearest(key, self.read_keys.iter().map(String::as_str)) {
+                Some(nearest) => format!("unknown key; did you mean {nearest}?"),
                 None => {
-                    let known: Vec<_> = self.asked.iter().map(String::as_str).collect();
-                    format!("there is no such key; there are {}", known.join(", "))
+                    let known: Vec<_> = self.read_keys.iter().map(String::as_str).collect();
+                    format!("unknown key; known keys: {}", known.join(", "))
                 }
             };
             let key = format!("{}{key}", self.path);
@@ -387,13 +397,14 @@ impl<'a> Section<'a> {
     }
 }
 
-/// The word that another one is probably meant for, if there is one: at most three letters differ, and a third of them.
+/// Returns the known word that `word` is probably a misspelling of: their edit distance is at most 3 and at most a
+/// third of the length.
 pub fn nearest<'a>(word: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let nearest = words.map(|known| (distance(known, word), known)).min();
     nearest.filter(|&(distance, _)| distance <= (word.len().max(3) / 3).min(3)).map(|(_, known)| known)
 }
 
-/// The Levenshtein distance of two short words.
+/// Returns the Levenshtein distance of two short words.
 fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {

@@ -1,5 +1,5 @@
-//! Values that may hold a secret: the addresses of servers and the options of the Kafka client, each from its key or
-//! from the file that `KEY_file` names. What may not be shown is in no complaint either.
+//! Readers of values that may hold a secret: the addresses of servers and the options of the Kafka client. Each value
+//! is in its key, or in the file that `KEY_file` names. Error messages contain no secret.
 
 use std::collections::BTreeMap;
 
@@ -10,30 +10,30 @@ use super::address::Server;
 use super::read::{ConfigError, Diagnostics, Section, nearest};
 use super::tree::{Item, Node};
 
-/// What a key that ends so names: the file that holds the value.
+/// The suffix of a key whose value is the path of a file with the secret.
 const FILE: &str = "_file";
 
-/// An address with its password, and the key that gave it: `url` or `url_file`.
+/// An address with its password, and the key that it was read from: `url` or `url_file`.
 pub struct Address {
     pub key: String,
     pub url: Secret,
 }
 
-/// Reads `url` or `url_file`, and `password_file`.
+/// Reads an address from `url` or `url_file`, and its password from `password_file`.
 pub fn address(section: &mut Section<'_>, server: Server, diagnostics: &mut Diagnostics) -> Option<Address> {
     if section.item("password_file").is_some() && !section.has("url") && !section.has("url_file") {
         section.report_error("password_file", "a password needs a `url` in the same section", diagnostics);
     }
     let (key, url) = secret(section, "url", diagnostics)?;
-    let shown = match server.shown(url.expose()) {
-        Ok(shown) => shown,
+    let redacted = match server.redacted(url.expose()) {
+        Ok(redacted) => redacted,
         Err(message) => {
             section.report_error(&key, message, diagnostics);
             return None;
         }
     };
     if key == "url" {
-        diagnostics.effective.push((format!("{}{key}", section.path()), Node::Text(shown).to_toml()));
+        diagnostics.effective.push((format!("{}{key}", section.path()), Node::Text(redacted).to_toml()));
     }
     if let Err(wrong) = server.check(&url) {
         section.report_error(&key, wrong.to_string(), diagnostics);
@@ -51,13 +51,14 @@ pub fn address(section: &mut Section<'_>, server: Server, diagnostics: &mut Diag
     }
 }
 
-/// A key's text, or that of the file that the key with `_file` names, whichever it was; none if neither is given.
+/// Reads the text of a key, or of the file that the key with `_file` names; returns the key that was set. None if
+/// neither is set, or if an error was reported.
 fn secret(section: &mut Section<'_>, key: &str, diagnostics: &mut Diagnostics) -> Option<(String, Secret)> {
     let file_key = format!("{key}{FILE}");
-    let (value, named) = (section.item(key), section.item(&file_key));
-    match which(value, named) {
+    let (value, path) = (section.item(key), section.item(&file_key));
+    match locate(value, path) {
         Ok(None) => None,
-        Ok(Some(Given::Here(item))) => match item.node.text() {
+        Ok(Some(Location::Inline(item))) => match item.node.text() {
             Some(text) if !text.is_empty() => Some((key.to_owned(), text.into())),
             text => {
                 let got = if text.is_some() { "empty text" } else { item.node.kind() };
@@ -65,7 +66,7 @@ fn secret(section: &mut Section<'_>, key: &str, diagnostics: &mut Diagnostics) -
                 None
             }
         },
-        Ok(Some(Given::InFile(_))) => Some((file_key.clone(), file(section, &file_key, diagnostics)??)),
+        Ok(Some(Location::InFile(_))) => Some((file_key.clone(), file(section, &file_key, diagnostics)??)),
         Err(message) => {
             section.report_error(&file_key, message, diagnostics);
             None
@@ -73,7 +74,7 @@ fn secret(section: &mut Section<'_>, key: &str, diagnostics: &mut Diagnostics) -
     }
 }
 
-/// The text of the file that a key names: `Some(None)` if there is no such key, `None` if something was complained of.
+/// Reads the file that a key names. Returns `Some(None)` if the key is not set, and `None` if an error was reported.
 fn file(section: &mut Section<'_>, key: &str, diagnostics: &mut Diagnostics) -> Option<Option<Secret>> {
     let Some(item) = section.item(key) else { return Some(None) };
     match read_file(item) {
@@ -100,27 +101,28 @@ fn read_file(item: &Item) -> Result<Secret, String> {
     if text.is_empty() { Err(format!("the file {path} is empty")) } else { Ok(text.into()) }
 }
 
-/// Where a secret is.
-enum Given<'a> {
-    Here(&'a Item),
+/// The location of a secret.
+enum Location<'a> {
+    Inline(&'a Item),
     InFile(&'a Item),
 }
 
-/// Which of a key and the one with `_file` holds. The environment overrides the file, whichever of them it gives.
-fn which<'a>(value: Option<&'a Item>, file: Option<&'a Item>) -> Result<Option<Given<'a>>, &'static str> {
+/// Decides whether the key or the key with `_file` applies. A key that is set by the environment takes precedence over
+/// one in the configuration file.
+fn locate<'a>(value: Option<&'a Item>, file: Option<&'a Item>) -> Result<Option<Location<'a>>, &'static str> {
     Ok(match (value, file) {
         (None, None) => None,
-        (Some(value), None) => Some(Given::Here(value)),
-        (None, Some(file)) => Some(Given::InFile(file)),
-        (Some(value), Some(file)) => match (value.is_of_environment(), file.is_of_environment()) {
-            (true, false) => Some(Given::Here(value)),
-            (false, true) => Some(Given::InFile(file)),
-            _ => return Err("the value is given without `_file` too: remove one of the two"),
+        (Some(value), None) => Some(Location::Inline(value)),
+        (None, Some(file)) => Some(Location::InFile(file)),
+        (Some(value), Some(file)) => match (value.is_from_environment(), file.is_from_environment()) {
+            (true, false) => Some(Location::Inline(value)),
+            (false, true) => Some(Location::InFile(file)),
+            _ => return Err("the key is also set without `_file`: remove one of the two"),
         },
     })
 }
 
-/// Reads the section `options` of the Kafka client's own settings.
+/// Reads the section `options`, whose keys are options of the Kafka client.
 pub fn options(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Options {
     let mut options = Options::new();
     let Some(mut section) = section.section("options", diagnostics) else { return options };
@@ -135,11 +137,11 @@ pub fn options(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Opti
     for (key, &item) in &written {
         let name = key.strip_suffix(FILE).unwrap_or(key);
         let in_file = written.get(&format!("{name}{FILE}")).copied();
-        let read = match which(written.get(name).copied(), in_file) {
-            // The other one of the two is read.
-            Ok(Some(Given::Here(_))) if name != key => continue,
-            Ok(Some(Given::InFile(_))) if name == key => continue,
-            Ok(Some(Given::InFile(item))) => read_file(item),
+        let read = match locate(written.get(name).copied(), in_file) {
+            // The other key of the pair is read.
+            Ok(Some(Location::Inline(_))) if name != key => continue,
+            Ok(Some(Location::InFile(_))) if name == key => continue,
+            Ok(Some(Location::InFile(item))) => read_file(item),
             Ok(_) => option_text(item).map(Secret::from),
             Err(_) if name == key => continue,
             Err(message) => Err(message.to_owned()),
@@ -158,20 +160,20 @@ pub fn options(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Opti
             report_error(diagnostics, item, key, format!("the option {}{hint}", refused.reason));
             continue;
         }
-        let shown = match item.node.text() {
+        let display = match item.node.text() {
             Some(path) if name != key => path,
             _ if is_harmless(name) => value.expose(),
             _ => "***",
         };
         diagnostics
             .effective
-            .push((format!("{}{key:?}", section.path()), Node::Text(shown.to_owned()).to_toml()));
+            .push((format!("{}{key:?}", section.path()), Node::Text(display.to_owned()).to_toml()));
         options.insert(name.to_owned(), value);
     }
     options
 }
 
-/// Names with dots that are not in quotes are tables within tables.
+/// Flattens nested tables into names with dots: in TOML, an unquoted name with dots is a table within a table.
 fn flatten<'a>(key: String, item: &'a Item, written: &mut BTreeMap<String, &'a Item>) {
     match &item.node {
         Node::Table(entries) => {
@@ -186,7 +188,7 @@ fn flatten<'a>(key: String, item: &'a Item, written: &mut BTreeMap<String, &'a I
 fn option_text(item: &Item) -> Result<String, String> {
     match &item.node {
         Node::Array(_) | Node::Table(_) => {
-            Err(format!("expected text, a number or a truth value, got {}", item.node.kind()))
+            Err(format!("expected text, a number or a boolean, got {}", item.node.kind()))
         }
         node => Ok(node.text().map_or_else(|| node.describe(), str::to_owned)),
     }

@@ -1,4 +1,4 @@
-//! Where results go.
+//! The sinks of results.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,10 +13,10 @@ use super::read::{Diagnostics, Section};
 use super::tree::Node;
 use super::{SourceConfig, millis, secrets};
 
-/// An output that a sink may take.
+/// A kind of output that a sink can write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OutputKind {
-    /// Events, enriched.
+    /// Enriched events.
     Events,
     /// Alerts.
     Alerts,
@@ -26,32 +26,32 @@ pub enum OutputKind {
     DeadLetters,
 }
 
-/// Where results go.
+/// The sinks of results.
 #[derive(Clone, Debug, Default)]
 pub struct SinksConfig {
-    /// Topics.
+    /// The Kafka sink.
     pub kafka: Option<KafkaSinkConfig>,
-    /// PostgreSQL.
+    /// The PostgreSQL sink.
     pub postgres: Option<PostgresSinkConfig>,
-    /// SQLite.
+    /// The SQLite sink.
     pub sqlite: Option<SqliteSinkConfig>,
 }
 
-/// Topics to write.
+/// The settings of the Kafka sink.
 #[derive(Clone, Debug)]
 pub struct KafkaSinkConfig {
-    /// Bootstrap servers, a list separated by commas.
+    /// Bootstrap servers, separated by commas.
     pub brokers: String,
-    /// Which outputs to write, and the name of the topic of each.
+    /// The outputs to write, with their topics.
     pub topics: BTreeMap<OutputKind, String>,
-    /// Least time between two transactions.
+    /// The minimum time between the beginnings of two transactions.
     pub commit_interval: Duration,
-    /// For the Kafka client, which takes them as they are.
+    /// Options that are passed to the Kafka client unchanged.
     pub options: Options,
 }
 
 impl KafkaSinkConfig {
-    /// Has it write these outputs, each to its topic, or to the usual one if it has none.
+    /// Restricts the sink to these outputs. An output without a configured topic is written to its default topic.
     pub fn write_only(&mut self, outputs: &[OutputKind]) {
         let topic = |kind: &OutputKind| match self.topics.get(kind) {
             Some(name) => Some((*kind, name.clone())),
@@ -61,32 +61,32 @@ impl KafkaSinkConfig {
     }
 }
 
-/// Tables of PostgreSQL to write.
+/// The settings of the PostgreSQL sink.
 #[derive(Clone, Debug)]
 pub struct PostgresSinkConfig {
-    /// The server and database.
+    /// The address of the server and database.
     pub url: Secret,
-    /// The schema that the tables are in; without it, where the connection puts tables.
+    /// The schema of the tables; None to let the connection's `search_path` decide.
     pub schema: Option<String>,
-    /// Which.
+    /// The tables to write.
     pub tables: TablesConfig,
 }
 
-/// Tables of SQLite to write.
+/// The settings of the SQLite sink.
 #[derive(Clone, Debug)]
 pub struct SqliteSinkConfig {
     /// The database file.
     pub path: PathBuf,
-    /// Which.
+    /// The tables to write.
     pub tables: TablesConfig,
 }
 
-/// Tables to write.
+/// The tables to write, and how often to commit.
 #[derive(Clone, Debug)]
 pub struct TablesConfig {
-    /// Which outputs to write.
+    /// The outputs to write.
     pub tables: Vec<OutputKind>,
-    /// Least time between two transactions.
+    /// The minimum time between the beginnings of two transactions.
     pub commit_interval: Duration,
 }
 
@@ -97,7 +97,7 @@ const TABLES: [(&str, OutputKind); 4] = [
     ("dead_letters", OutputKind::DeadLetters),
 ];
 
-/// The outputs that have topics, and the usual names of these.
+/// The outputs that can be written to topics, with their default topics.
 const TOPICS: [(&str, OutputKind); 3] = [
     ("enriched-events", OutputKind::Events),
     ("alerts", OutputKind::Alerts),
@@ -149,7 +149,7 @@ fn read_tables(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Opti
     Some(TablesConfig { tables: tables?, commit_interval: millis(interval?) })
 }
 
-/// The outputs to write: a list of them, each to the topic of its name, or a table of the topics' names.
+/// Reads the outputs to write: a list of outputs, each with its default topic, or a table of topic names.
 fn read_topics(
     section: &mut Section<'_>,
     diagnostics: &mut Diagnostics,
@@ -162,11 +162,11 @@ fn read_topics(
     let mut names = section.section("topics", diagnostics)?;
     let mut topics = BTreeMap::new();
     for (output, kind) in TOPICS {
-        // TOML's bare keys have both, and a variable of the environment has no `-`.
-        let spelt = output.replace('-', "_");
-        let (key, item) = match (names.item(output), names.item(&spelt)) {
+        // TOML permits `-` and `_` in bare keys; the name of an environment variable cannot contain `-`.
+        let alias = output.replace('-', "_");
+        let (key, item) = match (names.item(output), names.item(&alias)) {
             (Some(item), _) => (output, item),
-            (None, Some(item)) => (&*spelt, item),
+            (None, Some(item)) => (&*alias, item),
             (None, None) => continue,
         };
         let name = match topic_name(item.node.text()) {
@@ -177,7 +177,11 @@ fn read_topics(
             }
         };
         if topics.values().any(|other| *other == name) {
-            names.report_error(key, format!("another output goes to the topic {name}, too"), diagnostics);
+            names.report_error(
+                key,
+                format!("another output is also written to the topic {name}"),
+                diagnostics,
+            );
         }
         diagnostics.effective.push((format!("{}{output}", names.path()), Node::Text(name.clone()).to_toml()));
         topics.insert(kind, name);
@@ -189,21 +193,21 @@ fn read_topics(
     Some(topics)
 }
 
-/// The name of a topic, as Kafka takes it.
+/// Checks a topic name by Kafka's rules.
 pub(super) fn topic_name(text: Option<&str>) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let name = text.filter(|name| (1..=249).contains(&name.len()) && name.chars().all(allowed));
     name.filter(|name| *name != "." && *name != "..")
         .map(str::to_owned)
-        .ok_or_else(|| "the name of a topic: at most 249 letters, digits, `.`, `_` and `-`".to_owned())
+        .ok_or_else(|| "a topic name: at most 249 letters, digits, `.`, `_` and `-`".to_owned())
 }
 
-/// The topic that an output goes to unless it is given another one.
+/// Returns the topic that an output is written to by default.
 fn usual_name(kind: OutputKind) -> Option<&'static str> {
     TOPICS.iter().find(|(_, of)| *of == kind).map(|(name, _)| *name)
 }
 
-/// Complains of topics that cannot be written beside what is read, or what progress is in.
+/// Reports output topics that are also the source topic or the progress topic.
 pub(super) fn check_topics(
     top: &Section<'_>,
     pipeline: Option<&str>,
@@ -221,8 +225,7 @@ pub(super) fn check_topics(
             );
         }
         if pipeline.is_some_and(|pipeline| progress_topic(pipeline) == *topic) {
-            let message =
-                format!("the topic {topic} is where the pipeline's progress is kept: choose another name");
+            let message = format!("the topic {topic} stores the pipeline's progress: choose another name");
             top.report_error("sinks", message, diagnostics);
         }
     }

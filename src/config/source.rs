@@ -1,4 +1,4 @@
-//! Where records come from.
+//! The source of records.
 
 use std::path::PathBuf;
 
@@ -8,51 +8,52 @@ use super::read::{Diagnostics, Section};
 use super::secrets;
 use crate::source::generator::GeneratorSettings;
 
-/// Where records come from.
+/// The source of records.
 #[derive(Clone, Debug)]
 pub enum SourceConfig {
-    /// A topic.
+    /// A Kafka topic.
     Kafka(KafkaSourceConfig),
-    /// Files, in the order of their partitions.
+    /// Files; the index of a file is its partition.
     File(Vec<PathBuf>),
-    /// The generator.
+    /// The generator of test records.
     Generator(GeneratorSettings),
 }
 
-/// A topic to read.
+/// A Kafka topic to read.
 #[derive(Clone, Debug)]
 pub struct KafkaSourceConfig {
-    /// Bootstrap servers, a list separated by commas.
+    /// Bootstrap servers, separated by commas.
     pub brokers: String,
     /// The topic.
     pub topic: String,
-    /// Where to start if nothing is recorded.
+    /// The start position if no offsets are recorded.
     pub start_from: StartFrom,
-    /// Whether that is said, and not only the default.
+    /// True if `start_from` is set explicitly.
     pub start_from_is_set: bool,
-    /// For the Kafka client, which takes them as they are.
+    /// Options that are passed to the Kafka client unchanged.
     pub options: Options,
 }
 
-/// Where to start if nothing is recorded.
+/// The start position if no offsets are recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartFrom {
-    /// At the first record there is.
+    /// The first record of the topic.
     Earliest,
-    /// Behind the last record there is.
+    /// After the last record of the topic.
     Latest,
-    /// At the first record of this time, in milliseconds since 1970, or later.
+    /// The first record at or after this time, in milliseconds since 1970.
     Time(i64),
 }
 
-/// How records are read, wherever they come from.
+/// The settings that apply to every kind of source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reading {
-    /// Whether optional fields must be of their form.
+pub(super) struct DecodeSettings {
+    /// True if a malformed optional field makes its record a dead letter.
     pub strict_fields: bool,
-    /// How many records of each partition an epoch has, where all are there.
+    /// The number of records per partition in an epoch, for sources that are complete.
     pub epoch_records: i64,
-    /// How far a record may jump ahead before another one must confirm it, in milliseconds, if there is a bound.
+    /// The maximum jump ahead of a record that needs no confirmation by the next one, in milliseconds; None if
+    /// unbounded.
     pub max_jump_ms: Option<i64>,
 }
 
@@ -60,7 +61,7 @@ pub(super) struct Reading {
 pub(super) fn read(
     mut section: Section<'_>,
     diagnostics: &mut Diagnostics,
-) -> Option<(SourceConfig, Reading)> {
+) -> Option<(SourceConfig, DecodeSettings)> {
     let strict_fields = section.bool("strict_fields", diagnostics);
     #[derive(Clone, Copy)]
     enum Kind {
@@ -105,14 +106,14 @@ pub(super) fn read(
         Some(Kind::File) => {
             let paths = section.list("paths", diagnostics);
             if paths.is_none() {
-                section.report_error("paths", "a file source needs paths", diagnostics);
+                section.report_error("paths", "a file source needs `paths`", diagnostics);
             }
             paths.map(|paths| SourceConfig::File(paths.into_iter().map(PathBuf::from).collect()))
         }
         Some(Kind::Generator) => read_generator(&mut section, diagnostics).map(SourceConfig::Generator),
     };
     section.end(diagnostics);
-    Some((source?, Reading { strict_fields: strict_fields?, epoch_records, max_jump_ms }))
+    Some((source?, DecodeSettings { strict_fields: strict_fields?, epoch_records, max_jump_ms }))
 }
 
 fn read_generator(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<GeneratorSettings> {

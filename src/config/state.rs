@@ -1,4 +1,4 @@
-//! Where state is put, and how long it is kept.
+//! The state store and the time to live of keys.
 
 use std::path::PathBuf;
 
@@ -9,38 +9,38 @@ use super::read::{Diagnostics, Section};
 use super::secrets::{self, Address};
 use crate::runtime::Patterns;
 
-/// Where checkpoints are put.
+/// The state store for checkpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StateConfig {
-    /// In a folder, which belongs to one process.
+    /// fjall, in a directory that belongs to one process.
     Fjall(PathBuf),
-    /// In a Redis.
+    /// Redis.
     Redis(RedisConfig),
-    /// In a folder, by RocksDB, which belongs to one process.
+    /// RocksDB, in a directory that belongs to one process.
     #[cfg(feature = "rocksdb")]
     RocksDb(PathBuf),
 }
 
-/// A Redis, and how to connect to it.
+/// A Redis server and its connection settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisConfig {
-    /// Its address, with user and password; `rediss://` for TLS.
+    /// The address, with user and password; `rediss://` for TLS.
     pub url: Secret,
-    /// The file of the CA that signed its certificate; without it, those that the system trusts.
+    /// The file of the CA that signed the server's certificate; None for the CAs that the system trusts.
     pub ca_file: Option<PathBuf>,
-    /// The files of the client's certificate and its key.
+    /// The files of the client certificate and its private key.
     pub certificate: Option<(PathBuf, PathBuf)>,
-    /// Whether it is asked if it keeps what it is given.
+    /// The check of the server's durability settings.
     pub durability: Durability,
 }
 
 impl RedisConfig {
-    /// At an address, and otherwise as by default.
+    /// Returns the default settings for an address.
     pub fn at(url: impl Into<Secret>) -> RedisConfig {
         RedisConfig { url: url.into(), ca_file: None, certificate: None, durability: Durability::Checked }
     }
 
-    /// Whether it is spoken to over TLS.
+    /// Returns true if the connection uses TLS.
     pub fn is_tls(&self) -> bool {
         is_tls(&self.url)
     }
@@ -50,16 +50,16 @@ fn is_tls(url: &Secret) -> bool {
     ["rediss://", "valkeys://"].iter().any(|scheme| url.expose().starts_with(scheme))
 }
 
-/// How it is known that a Redis keeps what it is given.
+/// The check that Redis stores data durably.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// It says so, by `CONFIG GET`.
+    /// Verify the settings with `CONFIG GET`.
     Checked,
-    /// The operator says so.
+    /// Skip the check; the operator vouches for the settings.
     Assumed,
 }
 
-/// Kinds of state stores.
+/// The kinds of state stores.
 #[derive(Clone, Copy)]
 enum Kind {
     Fjall,
@@ -67,22 +67,22 @@ enum Kind {
     RocksDb,
 }
 
-/// Reads the section `[state]`: where checkpoints are put, and how long a key is remembered after its last event, in
-/// milliseconds of event time.
+/// Reads the section `[state]`: the state store, and the time to live of a key after its last event, in milliseconds of
+/// event time.
 pub(super) fn read(
     mut section: Section<'_>,
     patterns: &Patterns,
     diagnostics: &mut Diagnostics,
 ) -> Option<(StateConfig, i64)> {
     let kinds = [("fjall", Kind::Fjall), ("redis", Kind::Redis), ("rocksdb", Kind::RocksDb)];
-    let place = match section.choice("kind", &kinds, diagnostics) {
+    let store = match section.choice("kind", &kinds, diagnostics) {
         None => None,
         Some(Kind::Fjall) => section.file("path", diagnostics).map(StateConfig::Fjall),
         #[cfg(feature = "rocksdb")]
         Some(Kind::RocksDb) => section.file("path", diagnostics).map(StateConfig::RocksDb),
         #[cfg(not(feature = "rocksdb"))]
         Some(Kind::RocksDb) => {
-            let message = "this program was built without RocksDB, which takes `--features rocksdb`";
+            let message = "this program was built without RocksDB: build it with `cargo build --release --features rocksdb`";
             section.report_error("kind", message, diagnostics);
             section.file("path", diagnostics);
             None
@@ -90,13 +90,13 @@ pub(super) fn read(
         Some(Kind::Redis) => read_redis(&mut section, diagnostics).map(StateConfig::Redis),
     };
     let ttl_ms = section.duration("ttl", 1, diagnostics);
-    let longest = longest_within(patterns);
+    let longest = longest_span(patterns);
     if ttl_ms.is_some_and(|ttl_ms| ttl_ms < longest) {
-        let message = format!("a pattern looks back on {longest} ms: keys must be remembered for as long");
+        let message = format!("the longest pattern spans {longest} ms: `ttl` must not be shorter");
         section.report_error("ttl", message, diagnostics);
     }
     section.end(diagnostics);
-    Some((place?, ttl_ms?))
+    Some((store?, ttl_ms?))
 }
 
 fn read_redis(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<RedisConfig> {
@@ -108,7 +108,7 @@ fn read_redis(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Optio
     let durability = section.choice("durability", &durability, diagnostics);
     let Some(Address { key: url_key, url }) = address else {
         if !section.has("url") && !section.has("url_file") {
-            section.report_error("url", "state in Redis needs its url", diagnostics);
+            section.report_error("url", "state in Redis needs a url", diagnostics);
         }
         return None;
     };
@@ -128,7 +128,7 @@ fn read_redis(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Optio
         if file.is_some() && !has_tls {
             section.report_error(
                 key,
-                "is for TLS, which a url that begins with `rediss://` has",
+                "applies to TLS only: use a url that begins with `rediss://`, or remove this key",
                 diagnostics,
             );
         }
@@ -137,15 +137,15 @@ fn read_redis(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Optio
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
         _ => {
-            section.report_error("cert_file", "`cert_file` and `key_file` are given together", diagnostics);
+            section.report_error("cert_file", "`cert_file` and `key_file` must be set together", diagnostics);
             None
         }
     };
     Some(RedisConfig { url, ca_file, certificate, durability: durability? })
 }
 
-/// How far back any pattern looks that has a time for it.
-fn longest_within(patterns: &Patterns) -> i64 {
+/// Returns the longest time span of the patterns that have one, in milliseconds.
+fn longest_span(patterns: &Patterns) -> i64 {
     let Patterns { velocity_spike, rapid_fire_burst, merchant_diversity, .. } = patterns;
     let frequencies = [velocity_spike, rapid_fire_burst].into_iter().flatten().map(|plan| plan.within_ms);
     frequencies.chain(merchant_diversity.iter().map(|plan| plan.within_ms)).max().unwrap_or(0)

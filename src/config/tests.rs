@@ -12,7 +12,7 @@ fn errors(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn defaults_are_in_force_where_nothing_is_said() {
+fn missing_keys_have_their_defaults() {
     let config = parse(MINIMAL).expect("valid");
     assert_eq!(config.plan.time.epoch, Duration::from_millis(10));
     assert_eq!(config.plan.limits.bytes_in_flight, 64 << 20);
@@ -25,56 +25,56 @@ fn defaults_are_in_force_where_nothing_is_said() {
 }
 
 #[test]
-fn a_key_is_remembered_for_as_long_as_a_pattern_looks_back() {
+fn ttl_must_not_be_shorter_than_a_pattern_span() {
     assert_eq!(parse(MINIMAL).expect("valid").plan.limits.ttl_ms, 2_592_000_000);
     let velocity = format!("{MINIMAL}[patterns.velocity_spike]\n[state]\n");
     assert_eq!(parse(&format!("{velocity}ttl = \"1h\"\n")).expect("valid").plan.limits.ttl_ms, 3_600_000);
-    let short = "line 8: state.ttl: a pattern looks back on 3600000 ms: keys must be remembered for as long";
+    let short = "line 8: state.ttl: the longest pattern spans 3600000 ms: `ttl` must not be shorter";
     assert_eq!(errors(&format!("{velocity}ttl = \"59m\"\n")), [short]);
 }
 
 #[test]
-fn sliding_windows_that_overlap_too_often_are_refused_and_many_are_warned_of() {
+fn overlapping_sliding_windows_are_refused_or_warned_about() {
     let sliding = |size: &str, every: &str| {
         format!(
             "{MINIMAL}[[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = {size:?}\nevery = {every:?}\n"
         )
     };
-    let refused = "line 10: windows[0].every: each event is in 3600000 windows of its key, about 2881 MB of memory a key; \
+    let error = "line 10: windows[0].every: each event is in 3600000 windows of its key, about 2881 MB of memory per key; \
                    the most is 100000: choose a larger `every` or a smaller `size`";
-    assert_eq!(errors(&sliding("1h", "1ms")), [refused]);
-    let warned = |text: &str| {
+    assert_eq!(errors(&sliding("1h", "1ms")), [error]);
+    let warnings = |text: &str| {
         parse(text).expect("valid").warnings.iter().map(ConfigError::to_string).collect::<Vec<_>>()
     };
-    let many = "line 10: windows[0].every: each event is in 86400 windows of its key, about 70 MB of memory a key; a larger \
-                `every` needs less";
-    assert_eq!(warned(&sliding("1d", "1s")), [many]);
-    assert_eq!(warned(&sliding("10000s", "1s")), [""; 0]);
+    let many = "line 10: windows[0].every: each event is in 86400 windows of its key, about 70 MB of memory per key; a larger \
+                `every` needs less memory";
+    assert_eq!(warnings(&sliding("1d", "1s")), [many]);
+    assert_eq!(warnings(&sliding("10000s", "1s")), [""; 0]);
     assert_eq!(parse(&sliding("100000s", "1s")).expect("the most").warnings.len(), 1);
 }
 
 #[test]
-fn everything_wrong_is_said_at_once_with_its_line() {
+fn all_errors_are_reported_at_once_with_their_lines() {
     let text = "pipeline = \"Fraud\"\n[source]\nkind = \"kafka\"\nbroker = \"x\"\n[time]\nepoch = \"10\"\nidle_timeout = 5\n\
                 [[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = \"1m\"\n[patterns.velocity_spike]\nmore_than = 0\n[sinks.sqlite]\n";
     assert_eq!(
         errors(text),
         [
             "line 1: pipeline: expected at most 63 lower-case letters, digits, - and _",
-            "line 4: source.broker: there is no such key; did you mean brokers?",
+            "line 4: source.broker: unknown key; did you mean brokers?",
             "line 6: time.epoch: expected a duration such as \"10ms\", \"5s\", \"1m\", \"1h\" or \"30d\", got \"10\"",
             "line 7: time.idle_timeout: expected a duration such as \"10ms\", \"5s\", \"1m\", \"1h\" or \"30d\", got 5",
             "line 13: patterns.velocity_spike.more_than: expected a whole number from 1 to 1000000, got 0",
             "line 14: sinks: expected at least one of [sinks.kafka], [sinks.postgres] and [sinks.sqlite]",
             "sinks.sqlite.path: is missing",
-            "windows[0].every: this kind of window needs it",
+            "windows[0].every: this kind of window needs this key",
         ]
     );
     assert_eq!(
         errors(&format!("{MINIMAL}[sinks.kafka]\nbrokers = \"b\"\n[sinks.kafka.topics]\nevents = \"x\"\n")),
         [
             "line 8: sinks.kafka.topics: expected a topic for at least one output",
-            "line 9: sinks.kafka.topics.events: there is no such key; there are alerts, dead-letters, \
+            "line 9: sinks.kafka.topics.events: unknown key; known keys: alerts, dead-letters, \
              dead_letters, enriched-events, enriched_events",
         ]
     );
@@ -87,7 +87,7 @@ fn checkpoints_need_a_ledger() {
     assert_eq!(
         parse(&format!("{MINIMAL}{ledger}")).expect("valid").checkpoint,
         None,
-        "off without its section"
+        "disabled without its section"
     );
     let config = parse(&format!("{MINIMAL}{ledger}[checkpoint]\n")).expect("valid");
     let defaults = CheckpointConfig { interval: Duration::from_secs(10), keep: 3 };
@@ -95,7 +95,7 @@ fn checkpoints_need_a_ledger() {
     assert_eq!(
         errors(&format!("{MINIMAL}[checkpoint]\nkeep = 0\n")),
         [
-            "line 6: checkpoint: checkpoints need a [ledger], which says what they consist of",
+            "line 6: checkpoint: checkpoints need a [ledger], which stores their manifests",
             "line 7: checkpoint.keep: expected a whole number from 1 to 100, got 0",
         ]
     );
@@ -103,15 +103,17 @@ fn checkpoints_need_a_ledger() {
 
 #[test]
 #[cfg(not(feature = "rocksdb"))]
-fn what_the_program_was_built_without_is_said() {
+fn kinds_that_were_not_built_are_refused() {
     assert_eq!(
         errors(&format!("{MINIMAL}[state]\nkind = \"rocksdb\"\npath = \"s\"\n")),
-        ["line 7: state.kind: this program was built without RocksDB, which takes `--features rocksdb`"]
+        [
+            "line 7: state.kind: this program was built without RocksDB: build it with `cargo build --release --features rocksdb`"
+        ]
     );
 }
 
 #[test]
-fn the_environment_overrides_any_key() {
+fn environment_overrides_any_key() {
     let environment = [
         set("HEADWATER__TIME__MAX_OUT_OF_ORDERNESS", "7s"),
         set("HEADWATER__SOURCE__SEED", "9"),
@@ -134,7 +136,7 @@ fn set(name: &str, value: &str) -> (String, String) {
 }
 
 #[test]
-fn the_environment_gives_text_as_it_is() {
+fn text_from_the_environment_is_used_unchanged() {
     let text = MINIMAL.replace("kind = \"generator\"", "kind = \"kafka\"");
     for value in ["12#34", "1e5", "0x10", "1_000", "+5", "0.10", "'q'", "true", "[1]", "${HOME}"] {
         let environment = [set("HEADWATER__SOURCE__OPTIONS__CLIENT.ID", value)];
@@ -154,7 +156,7 @@ fn the_environment_gives_text_as_it_is() {
 }
 
 #[test]
-fn variables_in_texts_are_replaced_and_missing_ones_named() {
+fn variables_in_texts_are_replaced_and_missing_ones_reported() {
     let text = "pipeline = \"${NAME}-$${x}\"\n[source]\nkind = \"file\"\npaths = [\"${DIR}/a\", \"$5\"]\n[sinks.sqlite]\npath = \"/a.db\"\n";
     let environment = [set("NAME", "fraud"), set("DIR", "/data")];
     let refused = Config::parse(text, environment.clone().into_iter()).expect_err("no name").to_string();
@@ -175,7 +177,7 @@ fn variables_in_texts_are_replaced_and_missing_ones_named() {
 }
 
 #[test]
-fn topics_have_names_of_their_own() {
+fn topics_can_be_renamed() {
     let base = "pipeline = \"p\"\n[source]\nkind = \"kafka\"\n[sinks.kafka]\n";
     let topics = |text: &str| parse(text).expect(text).sinks.kafka.expect("a sink").topics;
     let name = |name: &str| name.to_owned();
@@ -200,9 +202,9 @@ fn topics_have_names_of_their_own() {
     );
     for (topic, config_error) in [
         ("raw-events", "the topic raw-events is also written by sinks.kafka"),
-        ("headwater-progress-p", "is where the pipeline's progress is kept"),
-        ("a b", "expected the name of a topic"),
-        ("fraud.dead", "another output goes to the topic fraud.dead, too"),
+        ("headwater-progress-p", "stores the pipeline's progress"),
+        ("a b", "expected a topic name"),
+        ("fraud.dead", "another output is also written to the topic fraud.dead"),
     ] {
         let refused = errors(&named.replace("fraud.alerts", topic)).join("\n");
         assert!(refused.contains(config_error), "{refused}");
@@ -212,20 +214,20 @@ fn topics_have_names_of_their_own() {
 }
 
 #[test]
-fn the_effective_configuration_reads_back_as_itself() {
+fn effective_configuration_parses_to_itself() {
     let text = format!(
         "{MINIMAL}[[windows]]\nname = \"w\"\nkind = \"tumbling\"\nsize = \"1m\"\n[patterns.amount_anomaly]\n"
     );
     let config = parse(&text).expect("valid");
     let windows = |line: &&str| !line.starts_with("windows[");
     let again: String = config.effective().lines().filter(windows).map(|line| format!("{line}\n")).collect();
-    let again = parse(&again).expect("what is printed can be read");
+    let again = parse(&again).expect("the printed configuration is valid");
     let expected: Vec<_> = config.effective.iter().filter(|(key, _)| !key.starts_with("windows[")).collect();
     assert_eq!(again.effective.iter().collect::<Vec<_>>(), expected);
 }
 
 #[test]
-fn the_reference_is_up_to_date() {
+fn reference_is_up_to_date() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(path, reference()).expect("the repository can be written");

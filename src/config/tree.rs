@@ -1,18 +1,18 @@
-//! A configuration as it was written: a tree of values, each with where it comes from.
+//! The tree of values of a configuration, each with its origin.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use toml::de::{DeTable, DeValue};
 
-/// Where a value was written.
+/// The place where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// In the file, on this line, counted from 1.
+    /// A line of the file, counted from 1.
     Line(usize),
-    /// In an environment variable of this name.
+    /// An environment variable of this name.
     Environment(String),
-    /// Nowhere.
+    /// The default of the key.
     Default,
 }
 
@@ -26,12 +26,12 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A value. It has no `Debug`: it may hold a secret.
+/// A value with its origin. It does not implement `Debug`, because it may hold a secret.
 #[derive(Clone)]
 pub struct Item {
     pub origin: Origin,
     pub node: Node,
-    /// The text as it was written, if `${NAME}` in it was replaced.
+    /// The original text, if `${NAME}` in it was replaced.
     pub written: Option<String>,
 }
 
@@ -43,7 +43,7 @@ pub enum Node {
     Int(i64),
     Float(f64),
     Bool(bool),
-    /// The text of an environment variable, and what it is where the key is not text.
+    /// The text of an environment variable, and its value for a key that is not text.
     Environment(String, Box<Node>),
 }
 
@@ -52,7 +52,8 @@ impl Item {
         Item { origin, node, written: None }
     }
 
-    /// What it is, for complaints about keys that are no secrets. A text that may be an address is not repeated.
+    /// Returns a description for error messages about keys that are not secret. A text that may be an address is
+    /// omitted.
     pub fn describe(&self) -> String {
         if let Some(written) = &self.written {
             return format!("{written:?}");
@@ -68,14 +69,14 @@ impl Item {
         }
     }
 
-    /// Whether the environment gave it.
-    pub fn is_of_environment(&self) -> bool {
+    /// Returns true if the value was set by an environment variable.
+    pub fn is_from_environment(&self) -> bool {
         matches!(self.origin, Origin::Environment(_))
     }
 }
 
 impl Node {
-    /// The value of a key that is not text.
+    /// Returns the value for a key that is not text.
     pub fn value(&self) -> &Node {
         match self {
             Node::Environment(_, value) => value,
@@ -83,7 +84,7 @@ impl Node {
         }
     }
 
-    /// The value of a key that is text.
+    /// Returns the value for a key that is text.
     pub fn text(&self) -> Option<&str> {
         match self {
             Node::Text(text) | Node::Environment(text, _) => Some(text),
@@ -91,18 +92,18 @@ impl Node {
         }
     }
 
-    /// What kind of value it is, for complaints about what may be a secret.
+    /// Returns the type of the value, for error messages about values that may be secret.
     pub fn kind(&self) -> &'static str {
         match self {
             Node::Table(_) => "a table",
             Node::Array(_) => "an array",
             Node::Text(_) | Node::Environment(..) => "text",
             Node::Int(_) | Node::Float(_) => "a number",
-            Node::Bool(_) => "a truth value",
+            Node::Bool(_) => "a boolean",
         }
     }
 
-    /// What it is.
+    /// Returns a description of the value for error messages.
     pub fn describe(&self) -> String {
         match self {
             Node::Table(_) | Node::Array(_) => self.kind().into(),
@@ -113,7 +114,7 @@ impl Node {
         }
     }
 
-    /// As TOML, for the effective configuration.
+    /// Returns the value as TOML, for the effective configuration.
     pub fn to_toml(&self) -> String {
         match self {
             Node::Text(text) => toml::Value::String(text.clone()).to_string(),
@@ -128,10 +129,10 @@ impl Node {
     }
 }
 
-/// Reads a file's text, and lets `HEADWATER__SECTION__KEY` override what it says.
+/// Parses a TOML text and applies the overrides of `HEADWATER__SECTION__KEY` variables.
 ///
 /// # Errors
-/// If it is not TOML: where, and what is wrong.
+/// If the text is not TOML: the line, and the error.
 pub fn parse(text: &str, environment: &[(String, String)]) -> Result<Item, (Origin, String)> {
     let line = |at: usize| Origin::Line(1 + text[..at.min(text.len())].matches('\n').count());
     let table = DeTable::parse(text)
@@ -146,7 +147,7 @@ pub fn parse(text: &str, environment: &[(String, String)]) -> Result<Item, (Orig
     Ok(root)
 }
 
-/// An environment variable's text, and the TOML value that it is, if it is one.
+/// Converts the text of an environment variable. The item has the text and, if the text is TOML, its value.
 fn scalar(text: &str, origin: &Origin) -> Item {
     let document = format!("value = {text}");
     let parsed = DeTable::parse(&document).ok().and_then(|table| {

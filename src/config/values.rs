@@ -1,13 +1,13 @@
-//! Values as people write them: durations and sizes.
+//! Durations and sizes with units.
 
-/// A duration such as `10ms`, `5s`, `1m`, `1h` or `30d`, in milliseconds.
+/// Parses a duration such as `10ms`, `5s`, `1m`, `1h` or `30d`; returns milliseconds.
 pub fn duration_ms(text: &str) -> Option<i64> {
     let (number, factor) =
         split(text, &[("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)])?;
     number.checked_mul(factor)
 }
 
-/// A size such as `64MiB`, in bytes.
+/// Parses a size such as `64MiB`; returns bytes.
 pub fn size_bytes(text: &str) -> Option<i64> {
     let (number, factor) = split(text, &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)])?;
     number.checked_mul(factor)

@@ -1,8 +1,8 @@
-//! `headwater bench cost`: the five patterns as a dataflow, against one hand-written loop over the same events.
+//! `headwater bench cost`: compares the five patterns as a dataflow with a hand-written loop over the same events.
 //!
-//! The loop is what one would write without an engine: one thread, one hash map, one state a key, nothing that survives or
-//! scales. Where events are out of order it keeps them until the same watermark has passed, and sorts. What the engine
-//! costs beside it is what its services cost.
+//! The loop is the minimal implementation without an engine: one thread and one hash map with one state per key,
+//! without durability or scaling. If events are out of order, the loop buffers them until the same watermark has
+//! passed, and sorts them. The difference to the dataflow is the cost of the engine's services.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -15,33 +15,33 @@ use serde_json::json;
 
 use super::drive::{Drive, EPOCH, Spent, disordered, events, in_order};
 use super::usage;
-use crate::cli::command::BenchArgs;
+use crate::cli::command::CostArgs;
 use crate::cli::output::{OutputError, note, outln};
 use crate::event::Event;
 use crate::outputs::Severity;
 use crate::runtime::{AlertPolicy, AmountPlan, DiversityPlan, FrequencyPlan, Patterns, TravelPlan, rules};
 use crate::source::generator::GeneratorSettings;
 
-/// How far the watermark is behind the newest event at the least, in milliseconds.
+/// The minimum lag of the watermark behind the newest event, in milliseconds.
 const BEHIND_MS: i64 = 5000;
 
-/// The hour of the patterns, in milliseconds.
+/// One hour, the time span of some patterns, in milliseconds.
 const HOUR: i64 = 3_600_000;
 
-/// The loop comes first, then the dataflow with one worker and with two.
+/// The forms that are compared: the loop, and the dataflow with one worker and with two workers.
 const FORMS: [&str; 3] = ["loop", "1", "2"];
 
-/// Runs loop and dataflow in turn and prints medians.
+/// Runs the loop and the dataflow alternately and prints medians.
 ///
 /// # Errors
-/// If they cannot be printed.
-pub fn cost(args: &BenchArgs) -> Result<(), OutputError> {
+/// If the results cannot be printed.
+pub fn cost(args: &CostArgs) -> Result<(), OutputError> {
     let settings = GeneratorSettings { users: args.users, ..in_order() };
     let events = disordered(events(settings, args.events), args.disordered, args.disorder_ms);
     let behind_ms = args.disorder_ms.max(BEHIND_MS);
-    let emission = if args.last { Emission::Final } else { Emission::Immediate };
+    let emission = if args.final_only { Emission::Final } else { Emission::Immediate };
     let by_dataflow = |workers| {
-        let drive = Drive { workers, behind_ms, close: args.last };
+        let drive = Drive { workers, behind_ms, close: args.final_only };
         by_dataflow(&events, drive, emission)
     };
     let by_hand = || match args.disorder_ms {
@@ -85,8 +85,8 @@ pub fn cost(args: &BenchArgs) -> Result<(), OutputError> {
     Ok(())
 }
 
-/// Medians by form. Ratios are taken round by round, since the machine's speed drifts; those of CPU time hold on a busy
-/// machine too.
+/// Returns the medians by form. Ratios are computed per round, because the speed of the machine drifts. Ratios of CPU
+/// time are valid on a busy machine, too.
 fn report(events: usize, rounds: &[[Spent; 3]]) -> serde_json::Value {
     let by_form = |value: &dyn Fn(&[Spent; 3], usize) -> Option<f64>| -> serde_json::Value {
         let of = |form| rounds.iter().map(|round| value(round, form)).collect::<Option<Vec<_>>>().map(median);
@@ -94,12 +94,12 @@ fn report(events: usize, rounds: &[[Spent; 3]]) -> serde_json::Value {
     };
     let rate = |spent: &Spent| per_second(events, spent.wall);
     let cpu_rate = |spent: &Spent| spent.cpu.map(|cpu| per_second(events, cpu));
-    let found = |round: &[Spent; 3]| -> serde_json::Value {
+    let matches = |round: &[Spent; 3]| -> serde_json::Value {
         FORMS.iter().zip(round).map(|(name, spent)| ((*name).to_owned(), json!(spent.results))).collect()
     };
     json!({
         "events": events,
-        "matches": rounds.last().map(found),
+        "matches": rounds.last().map(matches),
         "loop_events_per_s": median(rounds.iter().map(|round| rate(&round[0])).collect()).round(),
         "events_per_s": by_form(&|round, form| Some(rate(&round[form]).round())),
         "ratio": by_form(&|round, form| Some(rate(&round[form]) / rate(&round[0]))),
@@ -108,8 +108,8 @@ fn report(events: usize, rounds: &[[Spent; 3]]) -> serde_json::Value {
     })
 }
 
-fn per_second(events: usize, took: Duration) -> f64 {
-    events as f64 / took.as_secs_f64()
+fn per_second(events: usize, elapsed: Duration) -> f64 {
+    events as f64 / elapsed.as_secs_f64()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -117,7 +117,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// The hash that the engine takes, of the bytes of a key.
+/// The hash function of the engine, over the bytes of a key.
 #[derive(Default)]
 struct KeyHasher(u64);
 
@@ -136,7 +136,7 @@ type Amount = fn(&Event) -> Option<i64>;
 type Place = fn(&Event) -> Option<Location>;
 type Name = for<'a> fn(&'a Event) -> &'a str;
 
-/// A key's states, side by side.
+/// The states of all patterns for one key.
 #[derive(Default)]
 struct State {
     velocity: <Frequency as Pattern<Event>>::State,
@@ -147,7 +147,7 @@ struct State {
 }
 
 /// The hand-written loop.
-struct Loop {
+struct HandWrittenLoop {
     velocity: Frequency,
     burst: Frequency,
     diversity: Diversity<Value>,
@@ -157,9 +157,9 @@ struct Loop {
     matches: u64,
 }
 
-impl Loop {
-    fn new() -> Loop {
-        Loop {
+impl HandWrittenLoop {
+    fn new() -> HandWrittenLoop {
+        HandWrittenLoop {
             velocity: Frequency::at_least(101, HOUR),
             burst: Frequency::at_least(10, 10_000),
             diversity: Diversity::at_least(8, HOUR, Event::merchant),
@@ -183,37 +183,37 @@ impl Loop {
     }
 }
 
-/// What a thread spends on all events.
-fn timed(work: impl FnOnce(&mut Loop)) -> Spent {
-    let (begun, charged) = (Instant::now(), usage::thread_cpu());
-    let mut by_hand = Loop::new();
+/// Measures the work of one thread over all events.
+fn timed(work: impl FnOnce(&mut HandWrittenLoop)) -> Spent {
+    let (started, cpu_before) = (Instant::now(), usage::thread_cpu());
+    let mut by_hand = HandWrittenLoop::new();
     work(&mut by_hand);
-    let cpu = usage::thread_cpu().zip(charged).map(|(now, then)| now - then);
-    Spent { wall: begun.elapsed(), cpu, results: by_hand.matches }
+    let cpu = usage::thread_cpu().zip(cpu_before).map(|(now, before)| now - before);
+    Spent { wall: started.elapsed(), cpu, results: by_hand.matches }
 }
 
 fn by_hand(events: Vec<Event>) -> Spent {
     timed(|by_hand| events.into_iter().for_each(|event| by_hand.step(&event)))
 }
 
-/// Keeps events until the watermark of their epoch has passed, and takes them in order.
+/// Buffers events until the watermark has passed their time, and processes them in order.
 fn by_sorting(events: &[Event], drive: Drive) -> Spent {
     let watermarks = drive.watermarks(events);
     let mut epochs: Vec<Vec<Event>> = events.chunks(EPOCH).map(<[Event]>::to_vec).collect();
     epochs.resize_with(watermarks.len(), Vec::new);
     timed(|by_hand| {
-        let mut waiting: Vec<Event> = Vec::new();
+        let mut buffered: Vec<Event> = Vec::new();
         for (epoch, watermark) in epochs.into_iter().zip(watermarks) {
-            waiting.extend(epoch);
-            // In runs that are sorted already, of which this sort makes use.
-            waiting.sort_by_key(|event| (event.event_time(), event.position()));
-            let passed = waiting.partition_point(|event| event.event_time() <= watermark);
-            waiting.drain(..passed).for_each(|event| by_hand.step(&event));
+            buffered.extend(epoch);
+            // The stable sort is fast here, because it makes use of runs that are already sorted.
+            buffered.sort_by_key(|event| (event.event_time(), event.position()));
+            let passed = buffered.partition_point(|event| event.event_time() <= watermark);
+            buffered.drain(..passed).for_each(|event| by_hand.step(&event));
         }
     })
 }
 
-/// The rules of the engine with their usual numbers.
+/// Returns the built-in rules with their default parameters.
 pub fn patterns(emission: Emission) -> Patterns {
     let alert_policy = AlertPolicy { severity: Severity::Medium, emission };
     Patterns {

@@ -1,4 +1,4 @@
-//! Driving a dataflow with events from memory, as fast as it takes them: no source, no sinks, no clock.
+//! A driver that feeds a dataflow with events from memory at full speed, without source, sinks or clock.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -17,35 +17,35 @@ use crate::event::Event;
 use crate::source::Raw;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 
-/// How many events make an epoch: what 10 ms bring at 600 thousand a second.
+/// The number of events per epoch: those of 10 ms at 600,000 events per second.
 pub const EPOCH: usize = 6000;
 
-/// How far the dataflow may run ahead of its own results, in epochs.
+/// The maximum number of epochs between the input and the results.
 const IN_FLIGHT: u64 = 4;
 
-/// How a dataflow is driven.
+/// The parameters of a driven dataflow.
 #[derive(Clone, Copy, Debug)]
 pub struct Drive {
-    /// How many workers.
+    /// The number of workers.
     pub workers: usize,
-    /// How far the watermark stays behind the newest event, in milliseconds of event time.
+    /// The lag of the watermark behind the newest event, in milliseconds of event time.
     pub behind_ms: i64,
-    /// Whether the watermark goes to infinity in the end, so that all windows close.
+    /// True to advance the watermark to its maximum at the end, so that all windows close.
     pub close: bool,
 }
 
-/// What a run took.
+/// The time that a run took, and the number of its results.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spent {
-    /// From the first event to the last result.
+    /// The wall time from the first event to the last result.
     pub wall: Duration,
-    /// The same in CPU time of all workers; none where the kernel does not account for it.
+    /// The CPU time of all workers; None if the kernel does not report it.
     pub cpu: Option<Duration>,
-    /// How many results came out.
+    /// The number of results.
     pub results: u64,
 }
 
-/// The generator's settings for a stream in order and without a flaw.
+/// Returns the generator's settings for an ordered stream without invalid or duplicate records.
 pub fn in_order() -> GeneratorSettings {
     GeneratorSettings {
         disorder: 0.0,
@@ -57,7 +57,8 @@ pub fn in_order() -> GeneratorSettings {
     }
 }
 
-/// The events among the first `records` records of a generated stream, partitions by turns.
+/// Returns the events of the first `records` records of a generated stream. The records are taken from the partitions
+/// in turn.
 pub fn events(settings: GeneratorSettings, records: usize) -> Vec<Event> {
     let partitions = settings.partitions as usize;
     let mut maker = RecordMaker::new(settings);
@@ -72,12 +73,12 @@ pub fn events(settings: GeneratorSettings, records: usize) -> Vec<Event> {
     (0..records).filter_map(event).collect()
 }
 
-/// The same events as they arrive if each of a share of them is up to so many milliseconds of event time late.
+/// Reorders events as if a random share of them arrived up to `disorder_ms` milliseconds of event time late.
 pub fn disordered(mut events: Vec<Event>, share: f64, disorder_ms: i64) -> Vec<Event> {
     let arrival = |event: &Event| {
-        // Dice of its own for each event, the same in every run.
-        let dice = |what| KeyHash::of_seeded(event.id().as_bytes(), what).0 as f64 / u64::MAX as f64;
-        let late = if dice(1) < share { (dice(2) * disorder_ms as f64) as i64 } else { 0 };
+        // Hash the event id, so that the random numbers are the same in every run.
+        let random = |seed| KeyHash::of_seeded(event.id().as_bytes(), seed).0 as f64 / u64::MAX as f64;
+        let late = if random(1) < share { (random(2) * disorder_ms as f64) as i64 } else { 0 };
         event.event_time().plus_ms(late)
     };
     if disorder_ms > 0 {
@@ -86,14 +87,14 @@ pub fn disordered(mut events: Vec<Event>, share: f64, disorder_ms: i64) -> Vec<E
     events
 }
 
-/// What one worker is given: its partitions' events of each epoch.
+/// The input of one worker: the events of its partitions, by epoch.
 type Share = Vec<Vec<Event>>;
 
 impl Drive {
-    /// Runs the dataflow that `build` makes over `events`, [`EPOCH`] at a time.
+    /// Runs the dataflow that `build` constructs over `events`, with [`EPOCH`] events per epoch.
     ///
     /// # Panics
-    /// If a worker does.
+    /// If a worker panics.
     pub fn run<D, F>(self, events: &[Event], build: F) -> Spent
     where
         D: Clone + 'static,
@@ -105,8 +106,11 @@ impl Drive {
         let watermarks = self.watermarks(events);
         let start = Arc::new(Barrier::new(self.workers));
         let guards = timely::execute(timely::Config::process(self.workers), move |worker| {
-            let share =
-                shares[worker.index()].lock().expect("nobody panics with it").take().unwrap_or_default();
+            let share = shares[worker.index()]
+                .lock()
+                .expect("no thread panics while it holds the lock")
+                .take()
+                .unwrap_or_default();
             let results = Rc::new(Cell::new(0u64));
             let counted = Rc::clone(&results);
             let (mut input, mut clock, probe) = worker.dataflow::<Epoch, _, _>(|scope| {
@@ -117,7 +121,7 @@ impl Drive {
                 (input, clock, probe)
             });
             start.wait();
-            let (begun, charged) = (Instant::now(), usage::thread_cpu());
+            let (started, cpu_before) = (Instant::now(), usage::thread_cpu());
             let mut epoch = Epoch(0);
             for (events, &watermark) in share.into_iter().chain([Vec::new()]).zip(&watermarks) {
                 events.into_iter().for_each(|event| input.insert(event));
@@ -137,8 +141,8 @@ impl Drive {
             while !probe.done() {
                 worker.step();
             }
-            let cpu = usage::thread_cpu().zip(charged).map(|(now, then)| now - then);
-            Spent { wall: begun.elapsed(), cpu, results: results.get() }
+            let cpu = usage::thread_cpu().zip(cpu_before).map(|(now, before)| now - before);
+            Spent { wall: started.elapsed(), cpu, results: results.get() }
         });
         let all = guards.expect("workers start").join().into_iter();
         let none = Spent { cpu: Some(Duration::ZERO), ..Spent::default() };
@@ -149,7 +153,7 @@ impl Drive {
         })
     }
 
-    /// The watermark of each epoch, and of one more in the end if everything is to close.
+    /// Returns the watermark of each epoch, and of one further epoch if all windows are to close.
     pub fn watermarks(self, events: &[Event]) -> Vec<EventTime> {
         let mut newest = EventTime::MIN;
         let mut watermarks = Vec::with_capacity(events.len() / EPOCH + 2);
@@ -162,13 +166,13 @@ impl Drive {
     }
 }
 
-/// Each worker reads its share of the partitions.
+/// Divides the events among the workers by partition.
 fn shares(events: &[Event], workers: usize) -> Vec<Share> {
     let mut shares: Vec<Share> = vec![Vec::new(); workers];
     for epoch in events.chunks(EPOCH) {
         for (worker, share) in shares.iter_mut().enumerate() {
-            let mine = |event: &&Event| event.position().partition.0 as usize % workers == worker;
-            share.push(epoch.iter().filter(mine).cloned().collect());
+            let is_own = |event: &&Event| event.position().partition.0 as usize % workers == worker;
+            share.push(epoch.iter().filter(is_own).cloned().collect());
         }
     }
     shares
@@ -182,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_event_comes_out_once_whatever_the_number_of_workers() {
+    fn every_event_is_emitted_once_with_any_number_of_workers() {
         let events = events(in_order(), 2 * EPOCH + 7);
         assert_eq!(events.len(), 2 * EPOCH + 7);
         for workers in 1..=3 {
@@ -193,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_close_only_if_they_are_told_to() {
+    fn windows_close_only_with_the_close_setting() {
         let events = events(in_order(), 1000);
         let rows = |close| {
             let drive = Drive { workers: 2, behind_ms: 5000, close };

@@ -1,4 +1,4 @@
-//! `headwater bench keys`: what a key costs in memory once it is idle.
+//! `headwater bench keys`: measures the memory of an idle key.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -21,27 +21,27 @@ use crate::outputs::{Alert, KeyHistory};
 use crate::runtime::rules;
 use crate::source::Raw;
 
-/// How many events each key has before it is idle.
-const EACH: usize = 2;
+/// The number of events of each key before it is idle.
+const EVENTS_PER_KEY: usize = 2;
 
 /// 2026-01-01T00:00:00Z.
 const START: i64 = 1_767_225_600_000;
 
-/// How long the allocator may take to give back what it holds for nobody.
+/// The time for the allocator to release free memory.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// Gives each key some events, lets all of them become final and their windows close, and prints what is left.
+/// Sends some events to each key, makes them final, closes their windows, and prints the memory that remains in use.
 ///
 /// # Errors
-/// If the system does not tell how much memory there is.
+/// If the system does not report memory use, or the result cannot be printed.
 pub fn keys(args: &KeysArgs) -> anyhow::Result<()> {
-    const UNKNOWN: &str = "memory is not accounted for here: this needs Linux and /proc";
+    const UNKNOWN: &str = "cannot measure memory on this system: this needs Linux and /proc";
     let pipeline = Arc::from("bench");
     let mut engine = Engine::new(
         |events, control| {
             let (keyed, _) =
                 events.admit(control, Admission { dedup_horizon_ms: 60_000, ttl_ms: Some(i64::MAX) });
-            // What operators remember, without what they say.
+            // The operators keep their state, but their results are dropped.
             let statistics = Statistics::new(Event::amount, Event::merchant);
             keyed.clone().tumbling("Minute", 60_000, Refresh::Final, statistics, |row| row.summary.count);
             keyed.clone().accumulate("Enrich", |_, history: &mut KeyHistory, event: &Event, _: &mut ()| {
@@ -53,10 +53,10 @@ pub fn keys(args: &KeysArgs) -> anyhow::Result<()> {
         |_, _, _| {},
     );
     let before = usage::resident_bytes().context(UNKNOWN)?;
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut decoder = Decoder::default();
     let mut offset = 0;
-    for round in 0..EACH {
+    for round in 0..EVENTS_PER_KEY {
         for first in (0..args.keys).step_by(EPOCH) {
             for key in first..args.keys.min(first + EPOCH) {
                 engine.push(event(&mut decoder, key, offset));
@@ -64,10 +64,10 @@ pub fn keys(args: &KeysArgs) -> anyhow::Result<()> {
             }
             engine.end_epoch(EventTime(time(offset) - 1));
         }
-        note!("{} of {EACH} events for each of {} keys …", round + 1, args.keys);
+        note!("{} of {EVENTS_PER_KEY} events sent to each of {} keys …", round + 1, args.keys);
     }
-    let took = begun.elapsed();
-    // An hour later what is to leave leaves; the allocator gives it back while it is asked for more.
+    let elapsed = started.elapsed();
+    // An hour later, expired state is dropped. Further allocations make the allocator release its memory.
     engine.end_epoch(EventTime(time(offset) + 3_600_000));
     let settled = Instant::now();
     let mut later = offset;
@@ -77,25 +77,22 @@ pub fn keys(args: &KeysArgs) -> anyhow::Result<()> {
         engine.end_epoch(EventTime(time(later) + 3_600_000));
     }
     let held = usage::resident_bytes().context(UNKNOWN)?.saturating_sub(before);
-    let (bytes, rate) = (held / args.keys as u64, offset as f64 / took.as_secs_f64());
+    let (bytes, rate) = (held / args.keys as u64, offset as f64 / elapsed.as_secs_f64());
     if args.json {
         outln!("{}", json!({ "keys": args.keys, "bytes_per_key": bytes, "events_per_s": rate.round() }))?;
     } else {
-        outln!(
-            "{} keys, each idle: {bytes} bytes a key; {rate:.0} events/s, decoding among them",
-            args.keys
-        )?;
+        outln!("{} idle keys: {bytes} bytes per key; {rate:.0} events/s, including decoding", args.keys)?;
     }
     drop(engine);
     Ok(())
 }
 
-/// A hundred thousand events to a second of event time.
+/// Returns the event time of a record: 100,000 records per second of event time.
 fn time(offset: usize) -> i64 {
     START + offset as i64 / 100
 }
 
-/// A payment, at a place.
+/// Returns a payment with a location.
 fn event(decoder: &mut Decoder, key: usize, offset: usize) -> Event {
     let (millis, merchant) = (time(offset), offset % 997);
     let text = format!(
@@ -104,5 +101,5 @@ fn event(decoder: &mut Decoder, key: usize, offset: usize) -> Event {
     );
     let position = Position { partition: Partition(0), offset: Offset(offset as i64) };
     let raw = Raw { position, timestamp: millis, key: None, value: Some(text.as_bytes()), retries: 0 };
-    decoder.decode(raw).expect("a record as it should be")
+    decoder.decode(raw).expect("a valid record")
 }

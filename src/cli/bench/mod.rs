@@ -1,4 +1,4 @@
-//! `headwater bench`: measuring the engine with itself.
+//! `headwater bench`: benchmarks of the engine.
 
 mod cost;
 pub mod drive;

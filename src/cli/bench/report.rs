@@ -1,4 +1,4 @@
-//! What `headwater bench stages` found, in figures.
+//! The report of `headwater bench stages`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,23 +8,23 @@ use serde_json::{Value, json};
 
 use crate::cli::command::StagesArgs;
 
-/// What some events took.
+/// The time that a number of events took.
 #[derive(Clone, Copy, Debug)]
-pub struct Measured {
-    /// How many events.
+pub struct StageMeasurement {
+    /// The number of events.
     pub events: u64,
-    /// From the first to the last.
+    /// The wall time from the first event to the last.
     pub wall: Duration,
-    /// CPU time.
+    /// The CPU time.
     pub cpu: Cpu,
 }
 
-/// CPU time, so far or of a stretch.
+/// CPU time: a total so far, or the difference of two totals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cpu {
-    /// Of this process.
+    /// The CPU time of this process.
     pub process: Duration,
-    /// Of the whole machine: the broker, the database, and whatever else runs there.
+    /// The CPU time of the whole machine, including the broker, the database and all other processes.
     pub machine: Duration,
 }
 
@@ -36,73 +36,74 @@ impl std::ops::Sub for Cpu {
     }
 }
 
-impl Measured {
-    /// Events a second.
+impl StageMeasurement {
+    /// Returns the events per second.
     fn rate(&self) -> f64 {
         self.events as f64 / self.wall.as_secs_f64()
     }
 
-    /// CPU-seconds of this process per million events.
+    /// Returns the CPU-seconds of this process per million events.
     fn cost(&self) -> f64 {
         self.cpu.process.as_secs_f64() * 1e6 / self.events as f64
     }
 
-    /// CPU-seconds of the machine per million events.
+    /// Returns the CPU-seconds of the machine per million events.
     fn machine_cost(&self) -> f64 {
         self.cpu.machine.as_secs_f64() * 1e6 / self.events as f64
     }
 }
 
-/// What the whole job took.
+/// The measurement of the whole job.
 #[derive(Clone, Copy, Debug)]
-pub struct Whole {
-    /// As for a stage.
-    pub measured: Measured,
-    /// The most memory it had, in bytes; none if the kernel does not say.
+pub struct JobMeasurement {
+    /// The events and times, as for a stage.
+    pub measured: StageMeasurement,
+    /// The peak memory in bytes; None if the kernel does not report it.
     pub peak_bytes: Option<u64>,
 }
 
-/// All figures.
+/// All measurements.
 #[derive(Debug)]
 pub struct Report {
     events: usize,
     workers: usize,
     pace: u32,
     cores: usize,
-    stages: Vec<(String, Measured)>,
-    wholes: Vec<(&'static str, Whole)>,
-    /// By set of sinks, CPU-seconds per million events of its stages: this process's, and the machine's.
+    stages: Vec<(String, StageMeasurement)>,
+    jobs: Vec<(&'static str, JobMeasurement)>,
+    /// The sum of CPU-seconds per million events over the stages of each set of sinks: of this process, and of the
+    /// machine.
     sums: BTreeMap<&'static str, (f64, f64)>,
-    left_out: BTreeMap<&'static str, &'static str>,
+    skipped: BTreeMap<&'static str, &'static str>,
 }
 
 impl Report {
-    /// Without figures yet.
-    pub fn new(args: &StagesArgs, left_out: BTreeMap<&'static str, &'static str>) -> Report {
+    /// Returns a report without measurements.
+    pub fn new(args: &StagesArgs, skipped: BTreeMap<&'static str, &'static str>) -> Report {
         Report {
             events: args.events,
             workers: args.workers,
             pace: args.pace,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             stages: Vec::new(),
-            wholes: Vec::new(),
+            jobs: Vec::new(),
             sums: BTreeMap::new(),
-            left_out,
+            skipped,
         }
     }
 
-    /// Takes in a stage.
-    pub fn stage(&mut self, name: &str, measured: Measured) {
+    /// Adds the measurement of a stage.
+    pub fn add_stage(&mut self, name: &str, measured: StageMeasurement) {
         self.stages.push((name.to_owned(), measured));
     }
 
-    /// Takes in the whole job with a set of sinks.
-    pub fn whole(&mut self, set: &'static str, whole: Whole) {
-        self.wholes.push((set, whole));
+    /// Adds the measurement of the whole job with a set of sinks.
+    pub fn add_job(&mut self, set: &'static str, job: JobMeasurement) {
+        self.jobs.push((set, job));
     }
 
-    /// Says of which stages the job with a set of sinks consists; those not measured cost nothing.
-    pub fn sum<'n>(&mut self, set: &'static str, stages: impl IntoIterator<Item = &'n &'n str>) {
+    /// Sets the stages of the job with a set of sinks. Stages without a measurement cost nothing.
+    pub fn set_stages<'n>(&mut self, set: &'static str, stages: impl IntoIterator<Item = &'n &'n str>) {
         let measured =
             |name: &&str| self.stages.iter().find(|(stage, _)| stage == name).map(|(_, measured)| *measured);
         let sums = stages.into_iter().filter_map(measured).fold((0.0, 0.0), |(process, machine), stage| {
@@ -111,52 +112,52 @@ impl Report {
         self.sums.insert(set, sums);
     }
 
-    /// The share that the whole job reaches of what the cores could do if this process's part of its stages were all
-    /// there is to do.
-    fn roofline_fraction(&self, set: &str, whole: &Whole) -> Option<f64> {
-        self.of_cores(whole, self.sums.get(set)?.0)
+    /// Returns the rate of the whole job as a share of the rate that the cores could reach if they did only this
+    /// process's work in the stages.
+    fn roofline_fraction(&self, set: &str, job: &JobMeasurement) -> Option<f64> {
+        self.share_of_cores(job, self.sums.get(set)?.0)
     }
 
-    /// The same, with what brokers and databases on the same cores take of the stages.
-    fn machine_roofline_fraction(&self, set: &str, whole: &Whole) -> Option<f64> {
-        self.of_cores(whole, self.sums.get(set)?.1)
+    /// Returns the same share, with the work of brokers and databases on the same cores included in the stages.
+    fn machine_roofline_fraction(&self, set: &str, job: &JobMeasurement) -> Option<f64> {
+        self.share_of_cores(job, self.sums.get(set)?.1)
     }
 
-    fn of_cores(&self, whole: &Whole, sum: f64) -> Option<f64> {
-        (sum > 0.0).then(|| whole.measured.rate() / (self.cores as f64 * 1e6 / sum))
+    fn share_of_cores(&self, job: &JobMeasurement, sum: f64) -> Option<f64> {
+        (sum > 0.0).then(|| job.measured.rate() / (self.cores as f64 * 1e6 / sum))
     }
 
-    /// The share of the whole job's CPU time that its stages take alone: the rest is what joining them costs. It holds on
-    /// a busy machine, too.
-    fn cpu_fraction(&self, set: &str, whole: &Whole) -> Option<f64> {
-        let (sum, _) = self.sums.get(set).filter(|_| !whole.measured.cpu.process.is_zero())?;
-        Some(sum / whole.measured.cost())
+    /// Returns the CPU time of the separate stages as a share of the CPU time of the whole job. The rest is the cost of
+    /// combining them. The share is valid on a busy machine, too.
+    fn cpu_fraction(&self, set: &str, job: &JobMeasurement) -> Option<f64> {
+        let (sum, _) = self.sums.get(set).filter(|_| !job.measured.cpu.process.is_zero())?;
+        Some(sum / job.measured.cost())
     }
 
-    /// As one object.
+    /// Returns the report as one JSON object.
     pub fn json(&self) -> Value {
-        let stages = |value: &dyn Fn(&Measured) -> f64| -> Value {
+        let stages = |value: &dyn Fn(&StageMeasurement) -> f64| -> Value {
             self.stages.iter().map(|(name, measured)| (name.clone(), json!(value(measured)))).collect()
         };
-        let wholes = |value: &dyn Fn(&str, &Whole) -> Value| -> Value {
-            self.wholes.iter().map(|(name, whole)| ((*name).to_owned(), value(name, whole))).collect()
+        let jobs = |value: &dyn Fn(&str, &JobMeasurement) -> Value| -> Value {
+            self.jobs.iter().map(|(name, job)| ((*name).to_owned(), value(name, job))).collect()
         };
         json!({
             "events": self.events,
             "workers": self.workers,
             "pace": self.pace,
             "cores": self.cores,
-            "cpu_s_per_million": stages(&Measured::cost),
-            "machine_cpu_s_per_million": stages(&Measured::machine_cost),
+            "cpu_s_per_million": stages(&StageMeasurement::cost),
+            "machine_cpu_s_per_million": stages(&StageMeasurement::machine_cost),
             "events_per_s": stages(&|stage| stage.rate().round()),
-            "whole_events_per_s": wholes(&|_, whole| json!(whole.measured.rate().round())),
-            "whole_cpu_s_per_million": wholes(&|_, whole| json!(whole.measured.cost())),
-            "peak_rss_bytes": wholes(&|_, whole| json!(whole.peak_bytes)),
-            "roofline_fraction": wholes(&|set, whole| json!(self.roofline_fraction(set, whole))),
-            "whole_machine_cpu_s_per_million": wholes(&|_, whole| json!(whole.measured.machine_cost())),
-            "machine_roofline_fraction": wholes(&|set, whole| json!(self.machine_roofline_fraction(set, whole))),
-            "cpu_fraction": wholes(&|set, whole| json!(self.cpu_fraction(set, whole))),
-            "left_out": self.left_out,
+            "whole_events_per_s": jobs(&|_, job| json!(job.measured.rate().round())),
+            "whole_cpu_s_per_million": jobs(&|_, job| json!(job.measured.cost())),
+            "peak_rss_bytes": jobs(&|_, job| json!(job.peak_bytes)),
+            "roofline_fraction": jobs(&|set, job| json!(self.roofline_fraction(set, job))),
+            "whole_machine_cpu_s_per_million": jobs(&|_, job| json!(job.measured.machine_cost())),
+            "machine_roofline_fraction": jobs(&|set, job| json!(self.machine_roofline_fraction(set, job))),
+            "cpu_fraction": jobs(&|set, job| json!(self.cpu_fraction(set, job))),
+            "left_out": self.skipped,
         })
     }
 }
@@ -164,7 +165,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (own, machine) = ("CPU-s/million events", "of the machine");
-        writeln!(f, "{:<20} {:>12} {own:>22} {machine:>16}", "alone", "events/s")?;
+        writeln!(f, "{:<20} {:>12} {own:>22} {machine:>16}", "stage", "events/s")?;
         for (name, stage) in &self.stages {
             let (rate, own, machine) = (stage.rate(), stage.cost(), stage.machine_cost());
             writeln!(f, "{name:<20} {rate:>12.0} {own:>22.2} {machine:>16.2}")?;
@@ -172,21 +173,21 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "\n{:<20} {:>12} {own:>22} {machine:>16} {:>10} {:>14} {:>14} {machine:>16}",
-            "the whole, into", "events/s", "peak MiB", "sum of its CPU", "of cores ÷ sum"
+            "whole job", "events/s", "peak MiB", "stages ÷ job", "of cores ÷ sum"
         )?;
-        for (name, whole) in &self.wholes {
-            let peak = whole.peak_bytes.map_or("-".to_owned(), |bytes| (bytes >> 20).to_string());
+        for (name, job) in &self.jobs {
+            let peak = job.peak_bytes.map_or("-".to_owned(), |bytes| (bytes >> 20).to_string());
             let share = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.2}"));
-            let cpu = share(self.cpu_fraction(name, whole));
-            let roofline = share(self.roofline_fraction(name, whole));
-            let with_services = share(self.machine_roofline_fraction(name, whole));
-            let Whole { measured, .. } = whole;
+            let cpu = share(self.cpu_fraction(name, job));
+            let roofline = share(self.roofline_fraction(name, job));
+            let with_services = share(self.machine_roofline_fraction(name, job));
+            let JobMeasurement { measured, .. } = job;
             let (rate, own, machine) = (measured.rate(), measured.cost(), measured.machine_cost());
             write!(f, "{name:<20} {rate:>12.0} {own:>22.2} {machine:>16.2} {peak:>10} {cpu:>14} ")?;
             writeln!(f, "{roofline:>14} {with_services:>16}")?;
         }
-        for (name, reason) in &self.left_out {
-            writeln!(f, "{name:<20} left out: {reason}")?;
+        for (name, reason) in &self.skipped {
+            writeln!(f, "{name:<20} skipped: {reason}")?;
         }
         Ok(())
     }
@@ -196,23 +197,27 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
 
-    fn measured(wall_s: u64, cpu_s: u64) -> Measured {
+    fn measured(wall_s: u64, cpu_s: u64) -> StageMeasurement {
         let (process, machine) = (Duration::from_secs(cpu_s), Duration::from_secs(2 * cpu_s));
-        Measured { events: 1_000_000, wall: Duration::from_secs(wall_s), cpu: Cpu { process, machine } }
+        StageMeasurement {
+            events: 1_000_000,
+            wall: Duration::from_secs(wall_s),
+            cpu: Cpu { process, machine },
+        }
     }
 
     #[test]
-    fn the_roofline_is_cores_by_the_sum_of_the_stages_of_a_set() {
+    fn roofline_is_the_cores_divided_by_the_sum_of_stages() {
         let args = StagesArgs { config: "x".into(), events: 1_000_000, pace: 500, workers: 2, json: true };
         let mut report = Report::new(&args, BTreeMap::from([("postgres", "there is no [sinks.postgres]")]));
         report.cores = 2;
-        report.stage("read_decode", measured(1, 1));
-        report.stage("dataflow_alerts", measured(2, 3));
-        report.stage("copy", measured(9, 9));
-        report.whole("alerts", Whole { measured: measured(4, 5), peak_bytes: Some(3 << 20) });
-        report.sum("alerts", &["read_decode", "dataflow_alerts", "produce"]);
+        report.add_stage("read_decode", measured(1, 1));
+        report.add_stage("dataflow_alerts", measured(2, 3));
+        report.add_stage("copy", measured(9, 9));
+        report.add_job("alerts", JobMeasurement { measured: measured(4, 5), peak_bytes: Some(3 << 20) });
+        report.set_stages("alerts", &["read_decode", "dataflow_alerts", "produce"]);
         let json = report.json();
-        // Two cores and four CPU-seconds: two seconds at best, and it took four.
+        // Two cores and four CPU-seconds: the best possible time is two seconds, and the job took four.
         assert_eq!(json["roofline_fraction"]["alerts"], 0.5);
         assert_eq!(json["machine_roofline_fraction"]["alerts"], 1.0);
         assert_eq!(json["cpu_fraction"]["alerts"], 0.8);
@@ -220,6 +225,6 @@ mod tests {
         assert_eq!(json["cpu_s_per_million"]["copy"], 9.0);
         assert_eq!(json["left_out"]["postgres"], "there is no [sinks.postgres]");
         let text = report.to_string();
-        assert!(text.contains("postgres") && text.contains("left out"), "{text}");
+        assert!(text.contains("postgres") && text.contains("skipped"), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Topics, groups and tables of a measurement's own, made before it and removed after it.
+//! Temporary topics, groups, tables and files of a benchmark, created before it and removed after it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,26 +13,26 @@ use headwater_sinks::postgres::Target;
 use crate::config::{Config, LedgerConfig, OutputKind, SourceConfig, StateConfig};
 use crate::topics;
 
-/// How long PostgreSQL may take to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The timeout of a statement in PostgreSQL.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a measurement has made, so that it can be removed.
+/// The resources that a benchmark has created and must remove.
 pub struct Scratch {
-    /// Before the name of everything that it makes.
+    /// The prefix of the names of all resources.
     pub prefix: String,
     clusters: Vec<Cluster>,
     schemas: Vec<Schema>,
-    /// Databases of SQLite.
+    /// The SQLite databases.
     files: Vec<PathBuf>,
-    /// State stores.
-    folders: Vec<PathBuf>,
+    /// The directories of state stores.
+    directories: Vec<PathBuf>,
 }
 
-/// A Kafka cluster, and what was made there.
+/// A Kafka cluster, and the resources that were created there.
 struct Cluster {
     brokers: String,
     topics: Topics,
-    made: Vec<String>,
+    created: Vec<String>,
     groups: Vec<String>,
 }
 
@@ -42,18 +42,24 @@ struct Schema {
 }
 
 impl Scratch {
-    /// Nothing yet, under a prefix that no other measurement has.
+    /// Returns an empty set of resources with a unique prefix.
     pub fn new() -> Scratch {
         let prefix = format!("headwater-bench-{}-{}-", crate::wall::wall_ms(), std::process::id());
-        Scratch { prefix, clusters: Vec::new(), schemas: Vec::new(), files: Vec::new(), folders: Vec::new() }
+        Scratch {
+            prefix,
+            clusters: Vec::new(),
+            schemas: Vec::new(),
+            files: Vec::new(),
+            directories: Vec::new(),
+        }
     }
 
-    /// Makes `config` read and write only what is made here for it: an input topic, the topics and tables of its
-    /// sinks, a ledger if it has one, a folder for checkpoints if it makes any, the pipeline `name`. SQLite as a sink is
-    /// left out.
+    /// Replaces all resources of `config` by temporary ones: the input topic, the topics and tables of its sinks, its
+    /// ledger, its directory for checkpoints, and its pipeline name, which is derived from `name`. The SQLite sink is
+    /// removed.
     ///
     /// # Errors
-    /// If something cannot be made.
+    /// If a resource cannot be created.
     pub fn isolate(&mut self, config: &mut Config, name: &str) -> anyhow::Result<()> {
         let prefix = format!("{}{name}-", self.prefix);
         let pipeline = format!("{prefix}pipeline");
@@ -73,9 +79,9 @@ impl Scratch {
                 StateConfig::RocksDb(path) => (path.clone(), StateConfig::RocksDb),
                 StateConfig::Redis(_) => (PathBuf::from("state"), StateConfig::Fjall),
             };
-            let folder = beside.with_file_name(format!("{prefix}state"));
-            self.folders.push(folder.clone());
-            config.state = kind(folder);
+            let directory = beside.with_file_name(format!("{prefix}state"));
+            self.directories.push(directory.clone());
+            config.state = kind(directory);
         }
         config.sinks.sqlite = None;
         if let SourceConfig::Kafka(source) = &config.source {
@@ -90,7 +96,7 @@ impl Scratch {
                 .collect();
             let cluster = self.cluster(&kafka.brokers, &kafka.options)?;
             cluster.create(&outputs)?;
-            cluster.made.push(progress_topic(&pipeline));
+            cluster.created.push(progress_topic(&pipeline));
         }
         if let Some(postgres) = &mut config.sinks.postgres {
             postgres.url = self.schema(&postgres.url, &prefix)?;
@@ -99,19 +105,19 @@ impl Scratch {
         Ok(())
     }
 
-    /// What goes before the names of the topics of the pipeline `name`.
-    pub fn topics_of(&self, name: &str) -> String {
+    /// Returns the prefix of the topics of the pipeline `name`.
+    pub fn topic_prefix(&self, name: &str) -> String {
         format!("{}{name}-", self.prefix)
     }
 
-    /// Makes an input topic and has `config` read it; its name is returned.
+    /// Creates an input topic, sets it as the source of `config`, and returns its name.
     ///
     /// # Errors
-    /// If it cannot be made, or `config` does not read from Kafka.
+    /// If the topic cannot be created, or the source of `config` is not Kafka.
     pub fn input(&mut self, config: &mut Config) -> anyhow::Result<String> {
         let name = format!("{}raw-events", self.prefix);
         let SourceConfig::Kafka(source) = &mut config.source else {
-            anyhow::bail!("this needs a configuration whose source is Kafka");
+            anyhow::bail!("this command needs a configuration with a Kafka source");
         };
         source.topic.clone_from(&name);
         source.start_from = crate::config::StartFrom::Earliest;
@@ -126,33 +132,33 @@ impl Scratch {
             None => {
                 let topics = Topics::connect(brokers, options)?;
                 let brokers = brokers.to_owned();
-                self.clusters.push(Cluster { brokers, topics, made: Vec::new(), groups: Vec::new() });
+                self.clusters.push(Cluster { brokers, topics, created: Vec::new(), groups: Vec::new() });
                 self.clusters.len() - 1
             }
         };
         Ok(&mut self.clusters[at])
     }
 
-    /// Makes a schema; the address returned leads there.
+    /// Creates a schema; returns an address with the schema in its search path.
     fn schema(&mut self, url: &Secret, prefix: &str) -> anyhow::Result<Secret> {
-        // A name of ours: lower-case letters, digits and underscores need no quotes.
+        // The generated name has only lower-case letters, digits and underscores, so it needs no quotes.
         let name = prefix.trim_end_matches('-').replace('-', "_");
-        ask(url.expose(), &format!("CREATE SCHEMA {name}"))?;
+        execute(url.expose(), &format!("CREATE SCHEMA {name}"))?;
         self.schemas.push(Schema { url: url.clone(), name: name.clone() });
-        Ok(within(url.expose(), &name).into())
+        Ok(with_search_path(url.expose(), &name).into())
     }
 
-    /// Removes everything that was made; what cannot be removed does not keep the rest.
+    /// Removes all resources. If one cannot be removed, the others are still removed.
     ///
     /// # Errors
-    /// The first thing that could not be removed.
+    /// The first resource that could not be removed.
     pub fn remove(self) -> anyhow::Result<()> {
         let mut result = Ok(());
         for cluster in &self.clusters {
             result = result.and(cluster.remove());
         }
         for Schema { url, name } in &self.schemas {
-            result = result.and(ask(url.expose(), &format!("DROP SCHEMA {name} CASCADE")));
+            result = result.and(execute(url.expose(), &format!("DROP SCHEMA {name} CASCADE")));
         }
         for file in &self.files {
             for suffix in ["", "-wal", "-shm"] {
@@ -166,28 +172,35 @@ impl Scratch {
                 }
             }
         }
-        for folder in self.folders.iter().filter(|folder| folder.exists()) {
-            result = result.and(std::fs::remove_dir_all(folder).map_err(Into::into));
+        for directory in self.directories.iter().filter(|directory| directory.exists()) {
+            result = result.and(std::fs::remove_dir_all(directory).map_err(Into::into));
         }
-        result.with_context(|| format!("something named {}* is left behind", self.prefix))
+        result.with_context(|| {
+            format!(
+                "cannot remove all temporary resources; remove the remaining ones with the prefix {}",
+                self.prefix
+            )
+        })
     }
 }
 
 impl Cluster {
     fn create(&mut self, specs: &[TopicSpec]) -> anyhow::Result<()> {
-        // Noted first: a topic may come to be although the answer got lost.
-        self.made.extend(specs.iter().map(|spec| spec.name.clone()));
+        // Record the names first, because a topic may have been created even if the response is lost.
+        self.created.extend(specs.iter().map(|spec| spec.name.clone()));
         self.topics.create(specs)?;
         Ok(())
     }
 
     fn remove(&self) -> anyhow::Result<()> {
         let names = |all: &[String]| all.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let made: Vec<_> = self.made.iter().map(String::as_str).collect();
+        let created: Vec<_> = self.created.iter().map(String::as_str).collect();
         let groups: Vec<_> = self.groups.iter().map(String::as_str).collect();
-        let topics = match made.as_slice() {
+        let topics = match created.as_slice() {
             [] => Ok(()),
-            made => self.topics.delete(made).with_context(|| format!("cannot delete {}", names(&self.made))),
+            created => {
+                self.topics.delete(created).with_context(|| format!("cannot delete {}", names(&self.created)))
+            }
         };
         topics?;
         if !groups.is_empty() {
@@ -199,8 +212,8 @@ impl Cluster {
     }
 }
 
-/// The address of a schema in the database of `url`, which is a `postgres://` address or a list of `key=value`.
-fn within(url: &str, schema: &str) -> String {
+/// Adds a schema to `url` as its search path. `url` is a `postgres://` address or a list of `key=value` settings.
+fn with_search_path(url: &str, schema: &str) -> String {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return format!("{url} options='-c search_path={schema}'");
     }
@@ -208,20 +221,20 @@ fn within(url: &str, schema: &str) -> String {
     format!("{url}{joint}options=-c%20search_path%3D{schema}")
 }
 
-/// Has PostgreSQL carry out one statement.
-fn ask(url: &str, statement: &str) -> anyhow::Result<()> {
+/// Executes one statement in PostgreSQL.
+fn execute(url: &str, statement: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let asked = async {
+        let execution = async {
             let (client, _driver) = Target::parse(url)?.connect().await?;
             client.batch_execute(statement).await?;
             anyhow::Ok(())
         };
-        // Neither the address nor its password may show: the statement is ours.
-        let result = tokio::time::timeout(PATIENCE, asked).await;
+        // Error messages contain the statement, which is generated here, but not the address or its password.
+        let result = tokio::time::timeout(STATEMENT_TIMEOUT, execution).await;
         result
-            .with_context(|| format!("PostgreSQL does not answer `{statement}`"))?
-            .with_context(|| format!("PostgreSQL does not `{statement}`"))
+            .with_context(|| format!("PostgreSQL did not respond to `{statement}` in time"))?
+            .with_context(|| format!("PostgreSQL cannot execute `{statement}`"))
     })
 }
 
@@ -230,13 +243,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_leads_to_the_schema_in_either_form() {
+    fn the_search_path_is_added_to_both_forms_of_address() {
         for (url, dbname) in [
             ("postgres://ann@localhost/shop", "shop"),
             ("postgresql://ann@localhost/shop?connect_timeout=3", "shop"),
             ("host=localhost user=ann dbname=shop", "shop"),
         ] {
-            let config: tokio_postgres::Config = within(url, "bench_1").parse().expect(url);
+            let config: tokio_postgres::Config = with_search_path(url, "bench_1").parse().expect(url);
             assert_eq!(config.get_options(), Some("-c search_path=bench_1"), "{url}");
             assert_eq!(config.get_dbname(), Some(dbname), "{url}");
         }

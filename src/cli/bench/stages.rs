@@ -1,15 +1,16 @@
-//! `headwater bench stages`: what each stage of the main job costs alone, and how much of it the whole job reaches.
+//! `headwater bench stages`: measures the cost of each stage of the main job alone, and compares the whole job with the
+//! sum.
 //!
 //! ```text
 //!   generator ─▶ topic ─┬▶ read                               ┐
 //!                       ├▶ read, decode                       │ each alone: CPU-seconds per million events
-//!   generator, decoded ─┼▶ dataflow, told to each set's sinks │
-//!                       ├▶ produce, COPY: what it told them   ┘
+//!   generator, decoded ─┼▶ dataflow, encoded for a set's sinks│
+//!                       ├▶ produce, COPY of the encoded output┘
 //!                       └▶ the whole job with each set of sinks: events/s ÷ (cores ÷ sum of its stages)
 //! ```
 //!
-//! CPU time is this process's, the clients' threads included, and the machine's, with the broker and the database if they
-//! are there and with whatever else runs.
+//! CPU time is measured for this process, including the threads of clients, and for the machine, including the broker
+//! and the database if they run on it, and all other processes.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -26,7 +27,7 @@ use timely::dataflow::operators::Inspect;
 use timely::dataflow::operators::generic::operator::empty;
 
 use super::drive::{Drive, events};
-use super::report::{Cpu, Measured, Report, Whole};
+use super::report::{Cpu, JobMeasurement, Report, StageMeasurement};
 use super::scratch::Scratch;
 use super::usage;
 use crate::cli::command::StagesArgs;
@@ -42,28 +43,28 @@ use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce::{Produced, Producer};
 use crate::source::{Budget, Raw};
 
-/// How many epochs a sink commits at a time when it is measured alone: what 200 ms bring at 90 thousand a second.
-const EPOCHS_A_ROUND: usize = 3;
+/// The number of epochs per commit when a sink is measured alone: the events of 200 ms at 90,000 events per second.
+const EPOCHS_PER_ROUND: usize = 3;
 
-/// How many records are read at a time, as the runtime does.
+/// The maximum number of records per read, as in the runtime.
 const BUDGET: usize = 1024;
 
-/// How long the topic may deliver nothing before its end.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout for further records before the end of the topic.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often is looked for news.
-const PAUSE: Duration = Duration::from_millis(1);
+/// The polling interval.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Measures and prints.
+/// Measures all stages and prints the report.
 ///
 /// # Errors
-/// If the configuration is not fit, or something fails on the way.
+/// If the configuration is unsuitable, or a measurement fails.
 pub fn stages(args: &StagesArgs) -> anyhow::Result<()> {
     let config = load(&args.config)?;
     let settings = GeneratorSettings { pace: args.pace, ..GeneratorSettings::default() };
     settings.validate().map_err(anyhow::Error::msg)?;
     let stopping = Arc::new(AtomicBool::new(false));
-    stop::on(stop::signals()?, &stopping, None);
+    stop::handle_requests(stop::signals()?, &stopping, None);
     let mut bench = Bench { args, config, settings, stopping, scratch: Scratch::new() };
     let measured = bench.measure();
     let removed = bench.scratch.remove();
@@ -77,14 +78,14 @@ pub fn stages(args: &StagesArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A set of sinks, and what it takes beside reading, decoding and the dataflow.
+/// A set of sinks, with its stages besides reading, decoding and the dataflow.
 struct SinkSet {
     name: &'static str,
     sinks: SinksConfig,
-    also: &'static [&'static str],
+    extra_stages: &'static [&'static str],
 }
 
-/// The sets that a configuration has the services for, and those that it has not, with the reason.
+/// Returns the sets of sinks whose services are configured, and the names of the other sets with the reason.
 fn sink_sets(sinks: &SinksConfig) -> (Vec<SinkSet>, BTreeMap<&'static str, &'static str>) {
     let topics = |topics: &[OutputKind]| {
         let kafka = sinks.kafka.clone().map(|mut kafka| {
@@ -97,17 +98,17 @@ fn sink_sets(sinks: &SinksConfig) -> (Vec<SinkSet>, BTreeMap<&'static str, &'sta
         (topics(&[OutputKind::Alerts]), topics(&[OutputKind::Alerts, OutputKind::Events]));
     let tables = SinksConfig { postgres: sinks.postgres.clone(), ..enriched.clone() };
     let all = [
-        SinkSet { name: "alerts", sinks: alerts, also: &[] },
-        SinkSet { name: "enriched", sinks: enriched, also: &["produce"] },
-        SinkSet { name: "postgres", sinks: tables, also: &["produce", "copy"] },
+        SinkSet { name: "alerts", sinks: alerts, extra_stages: &[] },
+        SinkSet { name: "enriched", sinks: enriched, extra_stages: &["produce"] },
+        SinkSet { name: "postgres", sinks: tables, extra_stages: &["produce", "copy"] },
     ];
     let missing = |set: &SinkSet| match (&set.sinks.kafka, &set.sinks.postgres) {
         (None, _) => Some("there is no [sinks.kafka]"),
-        (_, None) if set.also.contains(&"copy") => Some("there is no [sinks.postgres]"),
+        (_, None) if set.extra_stages.contains(&"copy") => Some("there is no [sinks.postgres]"),
         _ => None,
     };
-    let left_out = all.iter().filter_map(|set| Some((set.name, missing(set)?))).collect();
-    (all.into_iter().filter(|set| missing(set).is_none()).collect(), left_out)
+    let skipped = all.iter().filter_map(|set| Some((set.name, missing(set)?))).collect();
+    (all.into_iter().filter(|set| missing(set).is_none()).collect(), skipped)
 }
 
 struct Bench<'a> {
@@ -120,51 +121,52 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn measure(&mut self) -> anyhow::Result<Report> {
-        let (sets, left_out) = sink_sets(&self.config.sinks);
-        let mut report = Report::new(self.args, left_out);
-        self.fill()?;
-        // The whole first: later stages hold all events in memory, which would show in its peak.
+        let (sets, skipped) = sink_sets(&self.config.sinks);
+        let mut report = Report::new(self.args, skipped);
+        self.fill_topic()?;
+        // Measure the whole job first, because later stages hold all events in memory, which would raise its peak
+        // memory.
         for set in &sets {
-            let whole = self.whole(set)?;
-            report.whole(set.name, whole);
+            let job = self.measure_job(set)?;
+            report.add_job(set.name, job);
         }
-        report.stage("read", self.reading(|raw| _ = black_box(raw))?);
+        report.add_stage("read", self.measure_read(|raw| _ = black_box(raw))?);
         let mut decoder = Decoder::default();
-        report.stage("read_decode", self.reading(|raw| _ = black_box(decoder.decode(raw)))?);
+        report.add_stage("read_decode", self.measure_read(|raw| _ = black_box(decoder.decode(raw)))?);
 
         let events = events(self.settings.clone(), self.args.events);
         for set in &sets {
             let stage = format!("dataflow_{}", set.name);
-            report.stage(&stage, self.dataflow(set, &events)?);
+            report.add_stage(&stage, self.measure_dataflow(set, &events)?);
         }
-        let has = |stage| sets.iter().any(|set| set.also.contains(&stage));
+        let has = |stage| sets.iter().any(|set| set.extra_stages.contains(&stage));
         if has("produce") {
-            report.stage(
+            report.add_stage(
                 "produce",
-                self.writing("produce", &events, |sinks| {
+                self.measure_write("produce", &events, |sinks| {
                     sinks.postgres = None;
-                    // Alerts have a writer of their own, and are few.
+                    // Alerts are few and have a separate writer.
                     sinks.kafka.iter_mut().for_each(|kafka| kafka.write_only(&[OutputKind::Events]));
                 })?,
             );
         }
         if has("copy") {
-            report.stage("copy", self.writing("copy", &events, |sinks| sinks.kafka = None)?);
+            report.add_stage("copy", self.measure_write("copy", &events, |sinks| sinks.kafka = None)?);
         }
         for set in &sets {
             let dataflow = format!("dataflow_{}", set.name);
-            report.sum(set.name, ["read_decode", &dataflow].iter().chain(set.also));
+            report.set_stages(set.name, ["read_decode", &dataflow].iter().chain(set.extra_stages));
         }
         Ok(report)
     }
 
-    fn go_on(&self) -> anyhow::Result<()> {
+    fn check_interrupted(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.stopping.load(Ordering::Relaxed), "interrupted");
         Ok(())
     }
 
-    /// Makes the input topic and fills it.
-    fn fill(&mut self) -> anyhow::Result<()> {
+    /// Creates the input topic and fills it.
+    fn fill_topic(&mut self) -> anyhow::Result<()> {
         let topic = self.scratch.input(&mut self.config)?;
         let source = kafka_source(&self.config)?;
         let partitions = u64::from(self.settings.partitions);
@@ -178,13 +180,13 @@ impl Bench<'_> {
         note!("producing {} records …", self.args.events);
         let producer = Producer::connect(&source.brokers, &source.options, &topic)?;
         producer.run(records, None, &self.stopping, &mut |_| {})?;
-        self.go_on()
+        self.check_interrupted()
     }
 
-    /// The job as `headwater run --until-end --close` has it. Time counts from its first event: opening sinks takes
-    /// seconds.
-    fn whole(&mut self, set: &SinkSet) -> anyhow::Result<Whole> {
-        note!("the whole job, {} …", set.name);
+    /// Measures the whole job as `headwater run --until-end --close` runs it. Time counts from the first event, because
+    /// opening sinks takes seconds.
+    fn measure_job(&mut self, set: &SinkSet) -> anyhow::Result<JobMeasurement> {
+        note!("running the whole job with the sinks of {} …", set.name);
         let mut config = self.config.clone();
         config.sinks = set.sinks.clone();
         self.scratch.isolate(&mut config, set.name)?;
@@ -192,44 +194,48 @@ impl Bench<'_> {
         let metrics = Arc::new(Metrics::default());
         let workers = timely::Config::process(self.args.workers);
         let mut job = build::job(&config, true, workers, Arc::clone(&metrics))?;
-        job.sinks = build::sinks(&config, &self.scratch.topics_of(set.name));
+        job.sinks = build::sinks(&config, &self.scratch.topic_prefix(set.name));
         job.stopping = Arc::clone(&self.stopping);
         let peak = usage::reset_peak();
-        let charged = cpu()?;
+        let cpu_before = cpu()?;
         let done = AtomicBool::new(false);
-        let (ran, first, last) = thread::scope(|scope| {
+        let (result, first, last) = thread::scope(|scope| {
             let first = scope.spawn(|| {
                 while metrics.event_count() == 0 && !done.load(Ordering::Relaxed) {
-                    thread::sleep(PAUSE);
+                    thread::sleep(POLL_INTERVAL);
                 }
                 (Instant::now(), cpu())
             });
-            let ran = crate::runtime::run(job);
+            let result = crate::runtime::run(job);
             let last = Instant::now();
             done.store(true, Ordering::Relaxed);
-            (ran, first.join(), last)
+            (result, first.join(), last)
         });
-        ran?;
-        self.go_on()?;
-        let (first, begun) = first.expect("a panic ends the process");
+        result?;
+        self.check_interrupted()?;
+        let (first, cpu_at_first) = first.expect("a panic ends the process");
         let wall = last.saturating_duration_since(first);
-        // The machine may be busy with others while sinks are opened.
-        let cpu = cpu()? - Cpu { process: charged.process, machine: begun?.machine };
+        // The machine's CPU time counts from the first event, because other processes may be busy while sinks are
+        // opened.
+        let cpu = cpu()? - Cpu { process: cpu_before.process, machine: cpu_at_first?.machine };
         let peak_bytes = usage::peak_bytes().filter(|_| peak);
-        Ok(Whole { measured: Measured { events: self.args.events as u64, wall, cpu }, peak_bytes })
+        Ok(JobMeasurement {
+            measured: StageMeasurement { events: self.args.events as u64, wall, cpu },
+            peak_bytes,
+        })
     }
 
-    /// Reads the input topic to its end, on this thread.
-    fn reading(&self, mut each: impl FnMut(Raw<'_>)) -> anyhow::Result<Measured> {
+    /// Measures reading the input topic to its end on this thread.
+    fn measure_read(&self, mut each: impl FnMut(Raw<'_>)) -> anyhow::Result<StageMeasurement> {
         note!("reading …");
         let mut config = self.config.clone();
-        // Never committed to, so the group never comes to be.
+        // No offset is ever committed to this group, so Kafka never creates it.
         config.plan.pipeline = format!("{}reader", self.scratch.prefix).into();
-        let charged = cpu()?;
+        let cpu_before = cpu()?;
         let source = build::source(&config, true)(None)?;
         let starts: Vec<_> = (0..).map(Partition).zip(source.start().iter().copied()).collect();
         let mut reader = source.reader(&starts)?;
-        let mut begun = None;
+        let mut first = None;
         let mut last = Instant::now();
         let mut count = 0;
         loop {
@@ -237,22 +243,25 @@ impl Bench<'_> {
             count += read as u64;
             if read > 0 {
                 last = Instant::now();
-                begun.get_or_insert(last);
+                first.get_or_insert(last);
             } else if reader.partitions().iter().all(|partition| partition.ended) {
                 break;
             } else {
-                anyhow::ensure!(last.elapsed() < PATIENCE, "nothing came for {PATIENCE:?}");
-                self.go_on()?;
-                thread::sleep(PAUSE);
+                anyhow::ensure!(
+                    last.elapsed() < READ_TIMEOUT,
+                    "no records were received for {READ_TIMEOUT:?}"
+                );
+                self.check_interrupted()?;
+                thread::sleep(POLL_INTERVAL);
             }
         }
-        let wall = begun.map_or(Duration::ZERO, |begun| last - begun);
-        Ok(Measured { events: count, wall, cpu: cpu()? - charged })
+        let wall = first.map_or(Duration::ZERO, |first| last - first);
+        Ok(StageMeasurement { events: count, wall, cpu: cpu()? - cpu_before })
     }
 
-    /// What is computed of events in memory, and told to the sinks of a set.
-    fn dataflow(&self, set: &SinkSet, events: &[Event]) -> anyhow::Result<Measured> {
-        note!("the dataflow, {} …", set.name);
+    /// Measures the dataflow over events in memory, including encoding for the sinks of a set.
+    fn measure_dataflow(&self, set: &SinkSet, events: &[Event]) -> anyhow::Result<StageMeasurement> {
+        note!("running the dataflow for the sinks of {} …", set.name);
         let mut config = self.config.clone();
         config.sinks = set.sinks.clone();
         let sinks = build::sinks(&config, "");
@@ -266,26 +275,28 @@ impl Bench<'_> {
             let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
             compute(Inputs { events, rejected, control }, &captures, &plan, &routes, &metrics).encoded
         });
-        self.go_on()?;
-        let alone = spent.cpu.context(UNACCOUNTED)?;
+        self.check_interrupted()?;
+        let alone = spent.cpu.context(NO_CPU_TIME)?;
         let cpu = Cpu { process: alone, machine: alone };
-        Ok(Measured { events: events.len() as u64, wall: spent.wall, cpu })
+        Ok(StageMeasurement { events: events.len() as u64, wall: spent.wall, cpu })
     }
 
-    /// The only sink that `choose` leaves, fed with all that the dataflow tells it, encoded already.
-    fn writing(
+    /// Measures writing to the first sink that `choose` leaves. Its input is the output of the dataflow, already
+    /// encoded.
+    fn measure_write(
         &mut self,
         stage: &str,
         events: &[Event],
         choose: impl FnOnce(&mut SinksConfig),
-    ) -> anyhow::Result<Measured> {
-        note!("{stage} …");
+    ) -> anyhow::Result<StageMeasurement> {
+        note!("measuring {stage} …");
         let mut config = self.config.clone();
         choose(&mut config.sinks);
         self.scratch.isolate(&mut config, stage)?;
-        let sinks = build::sinks(&config, &self.scratch.topics_of(stage));
-        let SinkJob { mut sink, encoding, .. } = sinks.into_iter().next().context("there is no such sink")?;
-        let mut rounds = encoded(&config, events, encoding);
+        let sinks = build::sinks(&config, &self.scratch.topic_prefix(stage));
+        let SinkJob { mut sink, encoding, .. } =
+            sinks.into_iter().next().context("the configuration has no sink for this stage")?;
+        let mut rounds = encode_events(&config, events, encoding);
         sink.open(&WriterContext {
             pipeline: config.plan.pipeline.to_string(),
             ledger_id: LedgerId(format!("{:032x}", crate::wall::wall_ms())),
@@ -295,22 +306,26 @@ impl Bench<'_> {
             max_processes: 1,
             adopt: None,
         })?;
-        let (begun, charged) = (Instant::now(), cpu()?);
-        for round in rounds.chunks_mut(EPOCHS_A_ROUND) {
+        let (started, cpu_before) = (Instant::now(), cpu()?);
+        for round in rounds.chunks_mut(EPOCHS_PER_ROUND) {
             let mut through = Epoch(0);
             for (epoch, all) in round {
                 all.drain(..).try_for_each(|changes| sink.stage(*epoch, changes))?;
                 through = *epoch;
             }
             sink.commit(CommitPermit::granted(through))?;
-            self.go_on()?;
+            self.check_interrupted()?;
         }
-        Ok(Measured { events: events.len() as u64, wall: begun.elapsed(), cpu: cpu()? - charged })
+        Ok(StageMeasurement {
+            events: events.len() as u64,
+            wall: started.elapsed(),
+            cpu: cpu()? - cpu_before,
+        })
     }
 }
 
-/// What the dataflow over these events tells a sink, epoch by epoch.
-fn encoded(config: &Config, events: &[Event], encoding: SinkEncoding) -> Vec<(Epoch, Vec<Changes>)> {
+/// Runs the dataflow over these events and returns its encoded output for a sink, by epoch.
+fn encode_events(config: &Config, events: &[Event], encoding: SinkEncoding) -> Vec<(Epoch, Vec<Changes>)> {
     let plan = config.plan.clone();
     let routes: Arc<[SinkRoute]> = Arc::new([SinkRoute::to_all(encoding)]);
     let all: Arc<Mutex<BTreeMap<Epoch, Vec<Changes>>>> = Arc::default();
@@ -324,17 +339,21 @@ fn encoded(config: &Config, events: &[Event], encoding: SinkEncoding) -> Vec<(Ep
             compute(Inputs { events, rejected, control }, &captures, &plan, &routes, &metrics).encoded;
         encoded.inspect(move |(epoch, encoded)| {
             let changes = encoded.iter().filter(|changes| !changes.is_empty()).cloned();
-            all.lock().expect("nobody panics with it").entry(*epoch).or_default().extend(changes);
+            all.lock()
+                .expect("no thread panics while it holds the lock")
+                .entry(*epoch)
+                .or_default()
+                .extend(changes);
         })
     });
-    let all = std::mem::take(&mut *all.lock().expect("nobody panics with it"));
+    let all = std::mem::take(&mut *all.lock().expect("no thread panics while it holds the lock"));
     all.into_iter().collect()
 }
 
-const UNACCOUNTED: &str = "CPU time is not accounted for here: this needs Linux and /proc";
+const NO_CPU_TIME: &str = "cannot measure CPU time on this system: this needs Linux and /proc";
 
 fn cpu() -> anyhow::Result<Cpu> {
-    let (process, machine) = usage::process_cpu().zip(usage::machine_cpu()).context(UNACCOUNTED)?;
+    let (process, machine) = usage::process_cpu().zip(usage::machine_cpu()).context(NO_CPU_TIME)?;
     Ok(Cpu { process, machine })
 }
 
@@ -347,12 +366,12 @@ mod tests {
 
     fn names(text: &str) -> (Vec<&'static str>, Vec<&'static str>) {
         let config = Config::parse(text, std::iter::empty()).expect("valid");
-        let (sets, left_out) = sink_sets(&config.sinks);
-        (sets.iter().map(|set| set.name).collect(), left_out.into_keys().collect())
+        let (sets, skipped) = sink_sets(&config.sinks);
+        (sets.iter().map(|set| set.name).collect(), skipped.into_keys().collect())
     }
 
     #[test]
-    fn a_set_whose_service_is_missing_is_left_out_by_name() {
+    fn sets_without_their_service_are_skipped() {
         let postgres = format!("{KAFKA}[sinks.postgres]\nurl = \"postgres://x@y/z\"\n");
         assert_eq!(names(&postgres), (vec!["alerts", "enriched", "postgres"], vec![]));
         assert_eq!(names(KAFKA), (vec!["alerts", "enriched"], vec!["postgres"]));
@@ -361,11 +380,11 @@ mod tests {
     }
 
     #[test]
-    fn every_event_is_told_once_and_epochs_ascend() {
+    fn every_event_is_encoded_and_epochs_ascend() {
         let events = events(in_order(), EPOCH + 100);
         let config = Config::parse(KAFKA, std::iter::empty()).expect("valid");
         let encoding = build::sinks(&config, "").pop().expect("the sink of events").encoding;
-        let rounds = encoded(&config, &events, encoding);
+        let rounds = encode_events(&config, &events, encoding);
         assert!(rounds.is_sorted_by_key(|(epoch, _)| *epoch));
         let encoded = rounds.iter().flat_map(|(_, all)| all).map(|changes| changes.messages.iter().count());
         assert!(encoded.sum::<usize>() >= events.len());

@@ -6,10 +6,10 @@ use crate::coordination::Manifest;
 use crate::coordination::ingest::TimeRules;
 use crate::ledger::Genesis;
 
-const AS_EVER: &str = "patterns.velocity_spike.more_than = 1\n";
+const UNCHANGED: &str = "patterns.velocity_spike.more_than = 1\n";
 
-fn wanted(semantics: &str) -> Wanted {
-    Wanted { semantics: semantics.into(), operators: Vec::new(), resets: Resets::default() }
+fn request(semantics: &str) -> StartRequest {
+    StartRequest { semantics: semantics.into(), operators: Vec::new(), resets: Resets::default() }
 }
 
 fn manifest(epoch: u64, readable: bool) -> StoredManifest {
@@ -29,10 +29,11 @@ fn manifest(epoch: u64, readable: bool) -> StoredManifest {
     StoredManifest { epoch: Epoch(epoch), manifest: readable.then_some(manifest).ok_or_else(damaged) }
 }
 
-/// Recorded through 9, with checkpoints of 4 and 6, of which the newer is damaged; sinks have 8 and 5.
-fn facts() -> Facts {
+/// Epochs are recorded through 9. Checkpoint 4 is valid and checkpoint 6 damaged. The sinks have committed through 8
+/// and 5.
+fn state() -> PipelineState {
     let ledger_id = LedgerId("ab".into());
-    let genesis = Some(Genesis { starts: Vec::new(), semantics: AS_EVER.into() });
+    let genesis = Some(Genesis { starts: Vec::new(), semantics: UNCHANGED.into() });
     let record = |epoch| EpochRecord {
         epoch: Epoch(epoch),
         wall_ms: 0,
@@ -46,7 +47,7 @@ fn facts() -> Facts {
         shards: Shards::ALL,
         through: Epoch(through),
     };
-    Facts {
+    PipelineState {
         pipeline: "fraud".into(),
         claim: Some(Claim { ledger_id: ledger_id.clone(), generation: Generation(3), genesis }),
         manifests: vec![manifest(4, true), manifest(6, false)],
@@ -60,28 +61,28 @@ fn facts() -> Facts {
     }
 }
 
-fn refused(facts: &Facts) -> String {
-    match facts.outlook(&wanted(AS_EVER)) {
-        Outlook::Refuses(reason) => reason,
+fn refused(state: &PipelineState) -> String {
+    match state.predict(&request(UNCHANGED)) {
+        StartOutcome::Refuse(reason) => reason,
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn the_status_says_what_is_there_and_what_a_start_would_do() {
-    let facts = facts();
-    let outlook = facts.outlook(&wanted(AS_EVER));
+fn status_shows_the_state_and_predicts_a_start() {
+    let state = state();
+    let outcome = state.predict(&request(UNCHANGED));
     assert_eq!(
-        facts.text(&outlook, 15_999),
+        state.text(&outcome, 15_999),
         "pipeline fraud: ledger ab, generation 3, recorded through epoch 9\n\
          checkpoint of epoch 6: ledger: it is damaged\n\
          checkpoint of epoch 4: 8 s old, 0 bytes in 0 parts, 12 keys\n\
          sink a: through epoch 8\n\
          sink b: through epoch 5\n\
          skipped: b:6:events/3/42\n\
-         a start would go on from the checkpoint of epoch 4 and do 5 epochs again, through 9\n"
+         a start would resume from the checkpoint of epoch 4 and replay 5 epochs, through epoch 9\n"
     );
-    let json = facts.json(&outlook, 15_999);
+    let json = state.json(&outcome, 15_999);
     assert_eq!((&json["generation"], &json["recorded_through"]), (&json!(3), &json!(9)));
     assert_eq!(json["checkpoints"][1], json!({ "epoch": 4, "age_s": 8, "bytes": 0, "parts": 0, "keys": 12 }));
     assert_eq!(json["checkpoints"][0]["error"], "ledger: it is damaged");
@@ -91,36 +92,36 @@ fn the_status_says_what_is_there_and_what_a_start_would_do() {
 }
 
 #[test]
-fn a_change_waits_for_a_stop_and_names_what_it_forgets() {
-    let changed = Wanted {
+fn a_change_needs_a_stop_and_names_the_discarded_state() {
+    let changed = StartRequest {
         resets: Resets { sections: ["patterns".to_owned()].into(), ..Resets::default() },
-        ..wanted("patterns.velocity_spike.more_than = 2\n")
+        ..request("patterns.velocity_spike.more_than = 2\n")
     };
-    let outlook = facts().outlook(&changed);
+    let outcome = state().predict(&changed);
     let waits = "and not everything through epoch 9 is in a checkpoint and in every sink";
-    assert!(matches!(&outlook, Outlook::Refuses(reason) if reason.contains(waits)), "{outlook:?}");
+    assert!(matches!(&outcome, StartOutcome::Refuse(reason) if reason.contains(waits)), "{outcome:?}");
 
-    let mut stopped = facts();
+    let mut stopped = state();
     stopped.manifests = vec![manifest(9, true)];
     for (_, progress) in &mut stopped.sinks {
         progress.as_mut().expect("readable")[0].through = Epoch(9);
     }
     assert_eq!(
-        stopped.outlook(&changed).to_string(),
-        "a start would go on from the checkpoint of epoch 9, with nothing to replay, with a changed configuration: the \
-         pipeline has had `patterns.velocity_spike.more_than = 1` and is configured with `patterns.velocity_spike.more_than = 2`, forgetting patterns.velocity_spike"
+        stopped.predict(&changed).to_string(),
+        "a start would resume from the checkpoint of epoch 9, with nothing to replay, with a changed configuration: the \
+         pipeline was configured with `patterns.velocity_spike.more_than = 1` and is now configured with `patterns.velocity_spike.more_than = 2`, discarding the state of patterns.velocity_spike"
     );
 }
 
 #[test]
-fn a_start_that_would_be_refused_is_foretold_with_its_reason() {
-    let changed = facts().outlook(&wanted("patterns.velocity_spike.more_than = 2\n"));
+fn status_predicts_refusals_with_their_reasons() {
+    let changed = state().predict(&request("patterns.velocity_spike.more_than = 2\n"));
     assert!(
-        matches!(&changed, Outlook::Refuses(reason) if reason.contains("`patterns.velocity_spike.more_than = 1`")),
+        matches!(&changed, StartOutcome::Refuse(reason) if reason.contains("`patterns.velocity_spike.more_than = 1`")),
         "{changed:?}"
     );
 
-    let mut other = facts();
+    let mut other = state();
     other.claim.as_mut().expect("claimed").ledger_id = LedgerId("cd".into());
     let stranger = refused(&other);
     assert!(stranger.starts_with("sink a: its progress belongs to another ledger (ab)"), "{stranger}");
@@ -130,48 +131,51 @@ fn a_start_that_would_be_refused_is_foretold_with_its_reason() {
         accept_duplicates,
         ..Resets::default()
     };
-    let unaware = other.outlook(&Wanted { resets: resets(false), ..wanted(AS_EVER) });
-    assert!(matches!(&unaware, Outlook::Refuses(reason) if reason.contains("a second time")), "{unaware:?}");
-    let aware = other.outlook(&Wanted { resets: resets(true), ..wanted(AS_EVER) });
-    assert!(matches!(&aware, Outlook::GoesOn { adopted, .. } if adopted.len() == 2), "{aware:?}");
-    assert!(refused(&Facts { claim: None, ..facts() }).contains("another ledger"));
+    let unaware = other.predict(&StartRequest { resets: resets(false), ..request(UNCHANGED) });
+    assert!(
+        matches!(&unaware, StartOutcome::Refuse(reason) if reason.contains("a second time")),
+        "{unaware:?}"
+    );
+    let aware = other.predict(&StartRequest { resets: resets(true), ..request(UNCHANGED) });
+    assert!(matches!(&aware, StartOutcome::Resume { adopted, .. } if adopted.len() == 2), "{aware:?}");
+    assert!(refused(&PipelineState { claim: None, ..state() }).contains("another ledger"));
 
-    let mut restored = facts();
+    let mut restored = state();
     restored.claim.as_mut().expect("claimed").generation = Generation(2);
     assert!(refused(&restored).starts_with("sink a: generation 3 has written here"));
-    let gone = Facts { sinks: vec![("a".into(), Ok(Vec::new()))], pruned: Epoch(0), ..facts() };
+    let gone = PipelineState { sinks: vec![("a".into(), Ok(Vec::new()))], pruned: Epoch(0), ..state() };
     assert!(refused(&gone).contains("its progress is gone"), "it has committed before");
 
-    let mut new = facts();
+    let mut new = state();
     new.sinks.push(("c".into(), Ok(Vec::new())));
     assert!(refused(&new).starts_with("sink c has results through epoch 0 only"));
 
-    let older = Facts { epochs: Vec::new(), ..facts() };
+    let older = PipelineState { epochs: Vec::new(), ..state() };
     assert!(
         refused(&older).starts_with("sink a: it has results through epoch 8, and the ledger ends at epoch 6")
     );
 }
 
 #[test]
-fn what_cannot_be_read_is_not_guessed() {
-    let mut facts = facts();
-    facts.sinks[1].1 = Err("no answer".into());
-    let outlook = facts.outlook(&wanted(AS_EVER));
-    assert_eq!(outlook, Outlook::Unknown("no answer".into()));
-    assert!(facts.text(&outlook, 0).contains("sink b: cannot be read: no answer\n"));
+fn unreadable_progress_makes_the_outcome_unknown() {
+    let mut state = state();
+    state.sinks[1].1 = Err("no answer".into());
+    let outcome = state.predict(&request(UNCHANGED));
+    assert_eq!(outcome, StartOutcome::Unknown("no answer".into()));
+    assert!(state.text(&outcome, 0).contains("sink b: cannot read its progress: no answer\n"));
 }
 
 #[test]
-fn a_pipeline_that_never_began_would_begin() {
-    let nothing = || Facts {
+fn a_pipeline_without_records_would_begin() {
+    let nothing = || PipelineState {
         manifests: Vec::new(),
         epochs: Vec::new(),
         sinks: Vec::new(),
         pruned: Epoch(0),
-        ..facts()
+        ..state()
     };
-    assert_eq!(Facts { claim: None, ..nothing() }.outlook(&wanted(AS_EVER)), Outlook::Begins);
+    assert_eq!(PipelineState { claim: None, ..nothing() }.predict(&request(UNCHANGED)), StartOutcome::Begin);
     let mut claimed = nothing();
     claimed.claim.as_mut().expect("claimed").genesis = None;
-    assert_eq!(claimed.outlook(&wanted(AS_EVER)), Outlook::Begins);
+    assert_eq!(claimed.predict(&request(UNCHANGED)), StartOutcome::Begin);
 }
