@@ -1,6 +1,6 @@
-//! What a ledger promises: one suite for every store.
+//! The contract of a ledger: one suite for every store.
 //!
-//! `HEADWATER_TEST_POSTGRES` is the address of a server in which these tests may make and drop databases.
+//! `HEADWATER_TEST_POSTGRES` is the URL of a server in which these tests may create and drop databases.
 
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,7 @@ fn manifest(epoch: u64) -> Manifest {
     }
 }
 
-/// The epochs of what is there, and of what can be read.
+/// Returns the epochs of all manifests, and of those that can be read.
 fn epochs_of_manifests(ledger: &mut dyn Ledger) -> (Vec<u64>, Vec<u64>) {
     let stored = ledger.manifests().expect("readable");
     let readable = stored.iter().filter_map(|stored| Some(stored.manifest.as_ref().ok()?.epoch.0)).collect();
@@ -63,12 +63,12 @@ fn epochs_of_manifests(ledger: &mut dyn Ledger) -> (Vec<u64>, Vec<u64>) {
 fn reason<T: std::fmt::Debug>(outcome: Result<T, LedgerError>) -> String {
     match outcome {
         Err(LedgerError::Refused(reason)) => reason,
-        other => panic!("refused? {other:?}"),
+        other => panic!("not a refusal: {other:?}"),
     }
 }
 
-/// What every ledger promises of outputs that are left out.
-fn promises_of_skips(open: impl Fn(&str) -> Box<dyn Ledger>) {
+/// Checks the contract of skips.
+fn check_skips(open: impl Fn(&str) -> Box<dyn Ledger>) {
     let skip = |text: &str| text.parse::<Skip>().expect("a skip");
     let mut first = open("skips");
     first.claim().expect("new");
@@ -86,8 +86,8 @@ fn promises_of_skips(open: impl Fn(&str) -> Box<dyn Ledger>) {
     assert_eq!(second.skips().expect("readable").len(), 2);
 }
 
-/// What every ledger promises of records that are lost, of sinks that have committed, and of runs that were killed.
-fn promises_of_ways_on(open: impl Fn(&str) -> Box<dyn Ledger>) {
+/// Checks the contract of losses, of sinks that have committed, of attempts, and of takeovers.
+fn check_losses_commits_and_attempts(open: impl Fn(&str) -> Box<dyn Ledger>) {
     let loss = |partition, first, next| Loss {
         partition: Partition(partition),
         first: Offset(first),
@@ -105,7 +105,7 @@ fn promises_of_ways_on(open: impl Fn(&str) -> Box<dyn Ledger>) {
         [0, 1]
     );
     assert_eq!(first.attempts(Epoch(7)).expect("readable"), 2);
-    assert_eq!(first.attempt(Epoch(9)).expect("recorded"), 0, "the ledger has come further");
+    assert_eq!(first.attempt(Epoch(9)).expect("recorded"), 0, "the ledger has advanced");
     assert_eq!(first.attempts(Epoch(7)).expect("readable"), 0);
     first.ended().expect("recorded");
     assert_eq!(first.attempts(Epoch(9)).expect("readable"), 0, "it ended by itself");
@@ -122,7 +122,7 @@ fn promises_of_ways_on(open: impl Fn(&str) -> Box<dyn Ledger>) {
     assert_eq!(second.takeovers().expect("readable"), None);
     let takeovers = |count, last_ms| Some(Takeovers { count, last_ms });
     for (now_ms, count) in [(1_000, 1), (2_000, 2), (1_500, 3), (1_500 + TAKEOVERS_WITHIN_MS + 1, 1)] {
-        first.replaced(now_ms).expect("whoever was replaced says so");
+        first.replaced(now_ms).expect("an older generation may record it");
         assert_eq!(second.takeovers().expect("readable"), takeovers(count, now_ms));
     }
     let fenced = [
@@ -137,10 +137,10 @@ fn promises_of_ways_on(open: impl Fn(&str) -> Box<dyn Ledger>) {
     assert_eq!(second.losses().expect("readable").len(), 2);
 }
 
-/// What every ledger promises of manifests.
-fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
+/// Checks the contract of manifests.
+fn check_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     let mut first = open("checkpoints");
-    assert_eq!(first.peek().expect("readable"), None, "looking makes nothing");
+    assert_eq!(first.peek().expect("readable"), None, "peeking creates nothing");
     let claim = first.claim().expect("new");
     first.begin(&genesis()).expect("once");
     assert_eq!(epochs_of_manifests(&mut *first), (vec![], vec![]));
@@ -156,7 +156,7 @@ fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     let stored = first.manifests().expect("readable").pop().expect("two");
     assert_eq!(stored.manifest.expect("whole"), manifest(3));
 
-    // With the third, only what ends at or before the oldest goes: the round of 1 and 2 does not.
+    // The third prunes only what ends at or before the oldest manifest: the round of epochs 1 and 2 stays.
     first.conclude(&manifest(4), 3).expect("the third");
     assert_eq!(
         (first.pruned().expect("readable"), epochs_of_manifests(&mut *first).0),
@@ -164,7 +164,7 @@ fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     );
     assert_eq!(first.epochs(Epoch(1)).expect("kept"), [record(2), record(3), record(4), record(5)]);
     let refused = reason(first.epochs(Epoch(0)));
-    assert!(refused.contains("through 1 were pruned, and those after 0 are asked for"), "{refused}");
+    assert!(refused.contains("after 0: the epochs through 1 were pruned"), "{refused}");
     first.conclude(&manifest(5), 3).expect("the fourth");
     assert_eq!(
         (first.pruned().expect("readable"), epochs_of_manifests(&mut *first).0),
@@ -172,20 +172,20 @@ fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     );
     assert_eq!(first.epochs(Epoch(3)).expect("kept"), [record(4), record(5)]);
 
-    // What cannot follow is refused, and nothing changes.
+    // An invalid manifest is rejected, and nothing changes.
     for epoch in [4, 5] {
         let refused = reason(first.conclude(&manifest(epoch), 3));
         assert!(refused.contains("has a manifest of epoch 5"), "{refused}");
     }
-    let mut stray = manifest(6);
-    stray.parts[0].name.kind = PartKind::Delta;
-    let refused = reason(first.conclude(&stray, 3));
+    let mut invalid = manifest(6);
+    invalid.parts[0].name.kind = PartKind::Delta;
+    let refused = reason(first.conclude(&invalid, 3));
     assert!(refused.contains("parts of epoch 6"), "{refused}");
 
-    // Looking takes nothing over; a start of a pruned ledger does, and goes on from it.
-    let looked = open("checkpoints").peek().expect("readable").expect("it exists");
-    assert_eq!((looked.generation, looked.ledger_id), (Generation(1), claim.ledger_id.clone()));
-    first.append(&[record(6)]).expect("still ours");
+    // Peeking claims nothing. A start of a pruned ledger claims it and resumes from it.
+    let peeked = open("checkpoints").peek().expect("readable").expect("it exists");
+    assert_eq!((peeked.generation, peeked.ledger_id), (Generation(1), claim.ledger_id.clone()));
+    first.append(&[record(6)]).expect("not fenced yet");
     let mut second = open("checkpoints");
     let again = second.claim().expect("a pruned ledger");
     assert_eq!(
@@ -194,13 +194,13 @@ fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     );
     let fenced = first.conclude(&manifest(6), 3);
     assert!(matches!(fenced, Err(LedgerError::Fenced { generation: Generation(2), .. })), "{fenced:?}");
-    assert_eq!(epochs_of_manifests(&mut *second).0, [3, 4, 5], "what was fenced wrote and pruned nothing");
+    assert_eq!(epochs_of_manifests(&mut *second).0, [3, 4, 5], "a fenced write changes nothing");
     assert_eq!(second.epochs(Epoch(3)).expect("kept"), [record(4), record(5), record(6)]);
 
-    // More are kept from now on; those that went stay gone.
-    let begun = Instant::now();
+    // From now on more manifests are kept; pruned manifests stay deleted.
+    let start = Instant::now();
     second.conclude(&manifest(6), 9).expect("the fifth");
-    assert!(begun.elapsed() < Duration::from_secs(5), "what was fenced holds no lock");
+    assert!(start.elapsed() < Duration::from_secs(5), "a fenced write holds no lock");
     assert_eq!(
         (second.pruned().expect("readable"), epochs_of_manifests(&mut *second).0.len()),
         (Epoch(3), 4)
@@ -212,27 +212,28 @@ fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     );
     assert_eq!(second.epochs(Epoch(7)).expect("kept"), []);
 
-    // Amended, it goes on from one checkpoint alone, which takes the place of its like.
+    // After a configuration change, the pipeline resumes only from one checkpoint, which replaces the one of the same
+    // epoch.
     second.append(&[record(8)]).expect("a round");
-    let refused = reason(second.amend("otherwise", Some(&manifest(7))));
+    let refused = reason(second.amend("changed", Some(&manifest(7))));
     assert!(refused.contains("has recorded epoch 8"), "{refused}");
     assert_eq!(open("checkpoints").peek().expect("readable").expect("it").genesis, Some(genesis()));
     second.conclude(&manifest(8), 3).expect("all of it");
-    let mut without = manifest(8);
-    without.parts.clear();
-    second.amend("otherwise", Some(&without)).expect("nothing is to be done again");
+    let mut without_parts = manifest(8);
+    without_parts.parts.clear();
+    second.amend("changed", Some(&without_parts)).expect("nothing would be replayed");
     let stored = second.manifests().expect("readable");
     assert_eq!(stored.len(), 1);
-    assert_eq!(stored[0].manifest.as_ref().expect("whole"), &without);
+    assert_eq!(stored[0].manifest.as_ref().expect("whole"), &without_parts);
     assert_eq!(
         (second.pruned().expect("readable"), second.epochs(Epoch(8)).expect("none")),
         (Epoch(8), vec![])
     );
-    second.append(&[record(9)]).expect("it goes on");
+    second.append(&[record(9)]).expect("the pipeline continues");
     let mut third = open("checkpoints");
     let semantics = third.claim().expect("claimed").genesis.expect("it has begun").semantics;
-    assert_eq!(semantics, "otherwise");
-    let fenced = second.amend("by a zombie", Some(&manifest(9)));
+    assert_eq!(semantics, "changed");
+    let fenced = second.amend("of a zombie", Some(&manifest(9)));
     assert!(matches!(fenced, Err(LedgerError::Fenced { .. })), "{fenced:?}");
 
     let mut other = open("unrelated");
@@ -248,8 +249,8 @@ fn promises_of_manifests(open: impl Fn(&str) -> Box<dyn Ledger>) {
     assert_eq!((other.pruned().expect("readable"), other.manifests().expect("none").len()), (Epoch(0), 0));
 }
 
-/// What every ledger promises; `open` opens the same one again.
-fn promises(open: impl Fn(&str) -> Box<dyn Ledger>) {
+/// Checks the basic contract of a ledger; `open` opens the same ledger again.
+fn check_basics(open: impl Fn(&str) -> Box<dyn Ledger>) {
     let mut first = open("fraud");
     let claim = first.claim().expect("a new ledger");
     assert_eq!((claim.generation, &claim.genesis), (Generation(1), &None));
@@ -259,7 +260,7 @@ fn promises(open: impl Fn(&str) -> Box<dyn Ledger>) {
     first.append(&[record(3), record(4)]).expect("a round");
     first.append(&[record(7)]).expect("another");
 
-    // A second start goes on from there, and the first writes nothing any more.
+    // A second start resumes from there, and the first can no longer write.
     let mut second = open("fraud");
     let again = second.claim().expect("a ledger that exists");
     assert_eq!((&again.ledger_id, again.generation), (&claim.ledger_id, Generation(2)));
@@ -275,16 +276,16 @@ fn promises(open: impl Fn(&str) -> Box<dyn Ledger>) {
     second.append(&[record(9)]).expect("the successor writes");
     assert_eq!(second.epochs(Epoch(7)).expect("readable"), [record(9)]);
 
-    // What once wrote is never forgotten.
+    // The number of processes that ever wrote never decreases.
     for (processes, max_processes) in [(2, 2), (3, 3), (1, 3)] {
-        assert_eq!(second.register_processes(processes).expect("ours"), max_processes);
+        assert_eq!(second.register_processes(processes).expect("not fenced"), max_processes);
     }
 
-    // Genesis is never changed.
+    // The beginning never changes.
     second.begin(&Genesis { starts: vec![], semantics: "other".into() }).expect("ignored");
     assert_eq!(open("fraud").claim().expect("claimed").genesis, Some(genesis()));
 
-    // Another pipeline's ledger is another ledger.
+    // Another pipeline has another ledger.
     let mut other = open("other");
     let claim_of_other = other.claim().expect("new");
     assert_ne!(claim_of_other.ledger_id, claim.ledger_id);
@@ -292,23 +293,25 @@ fn promises(open: impl Fn(&str) -> Box<dyn Ledger>) {
 }
 
 #[test]
-fn sqlite_keeps_its_promises() {
+fn sqlite_satisfies_the_basic_contract() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("ledger.db");
-    promises(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
+    check_basics(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
 }
 
 #[test]
-fn sqlite_keeps_its_promises_of_manifests_and_skips() {
+fn sqlite_satisfies_the_contract_of_manifests_and_skips() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("ledger.db");
-    promises_of_manifests(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
-    promises_of_skips(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
-    promises_of_ways_on(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
+    check_manifests(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
+    check_skips(|pipeline| Box::new(SqliteLedger::open(&path, pipeline).expect("opens")));
+    check_losses_commits_and_attempts(|pipeline| {
+        Box::new(SqliteLedger::open(&path, pipeline).expect("opens"))
+    });
 }
 
 #[test]
-fn a_damaged_manifest_names_its_epoch_and_hides_no_other() {
+fn a_damaged_manifest_does_not_hide_the_others() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("ledger.db");
     let mut ledger = SqliteLedger::open(&path, "fraud").expect("opens");
@@ -325,20 +328,20 @@ fn a_damaged_manifest_names_its_epoch_and_hides_no_other() {
     assert_eq!(epochs_of_manifests(&mut ledger), (vec![1, 2, 3], vec![1]));
     let reasons: Vec<_> =
         ledger.manifests().expect("readable").into_iter().map(|stored| stored.manifest).collect();
-    let [Ok(_), Err(torn), Err(exchanged)] = reasons.as_slice() else { panic!("{reasons:?}") };
+    let [Ok(_), Err(truncated), Err(exchanged)] = reasons.as_slice() else { panic!("{reasons:?}") };
     assert_eq!(
-        torn.to_string(),
-        "ledger: the manifest of epoch 2 of pipeline fraud is damaged: its checksum is wrong"
+        truncated.to_string(),
+        "ledger: the manifest of epoch 2 of pipeline fraud is damaged: its checksum does not match"
     );
     assert_eq!(
         exchanged.to_string(),
-        "ledger: the manifest of epoch 3 of pipeline fraud is damaged: it is another epoch's"
+        "ledger: the manifest of epoch 3 of pipeline fraud is damaged: it belongs to another epoch"
     );
 }
 
-/// Whatever happens before the end of the transaction, nothing of it has happened.
+/// A failure before the end of the transaction leaves no effect of it.
 #[test]
-fn a_manifest_that_was_not_written_to_its_end_leaves_the_old_ones() {
+fn an_interrupted_manifest_write_changes_nothing() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("ledger.db");
     let mut ledger = SqliteLedger::open(&path, "fraud").expect("opens");
@@ -346,7 +349,7 @@ fn a_manifest_that_was_not_written_to_its_end_leaves_the_old_ones() {
     ledger.append(&[record(1)]).expect("appends");
     ledger.conclude(&manifest(1), 1).expect("concludes");
     ledger.append(&[record(2)]).expect("appends");
-    // Each statement of the transaction is made to fail in turn.
+    // Each statement of the transaction fails in turn.
     let other = rusqlite::Connection::open(&path).expect("opens");
     for (event, table) in [
         ("INSERT", "headwater_manifests"),
@@ -363,13 +366,13 @@ fn a_manifest_that_was_not_written_to_its_end_leaves_the_old_ones() {
         assert_eq!(epochs_of_manifests(&mut ledger), (vec![1], vec![1]), "{event} {table}");
         assert_eq!(ledger.epochs(Epoch(1)).expect("kept"), [record(2)], "{event} {table}");
     }
-    ledger.conclude(&manifest(2), 1).expect("tried again");
+    ledger.conclude(&manifest(2), 1).expect("retried");
     assert_eq!(epochs_of_manifests(&mut ledger).0, [2]);
 }
 
-/// A program that knows version 1 only would take what is left for everything.
+/// A program that supports only version 1 would mistake the remaining rounds for all rounds.
 #[test]
-fn a_pruned_ledger_and_one_of_a_later_version_are_told_by_their_version() {
+fn the_version_identifies_pruned_and_newer_ledgers() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("ledger.db");
     let mut ledger = SqliteLedger::open(&path, "fraud").expect("opens");
@@ -377,21 +380,21 @@ fn a_pruned_ledger_and_one_of_a_later_version_are_told_by_their_version() {
     let other = rusqlite::Connection::open(&path).expect("opens");
     let version = || other.query_one("SELECT version FROM headwater_ledger", [], |row| row.get::<_, i64>(0));
     ledger.conclude(&manifest(1), 3).expect("concludes");
-    assert_eq!(version(), Ok(1), "everything is there");
+    assert_eq!(version(), Ok(1), "nothing was pruned");
     ledger.conclude(&manifest(2), 1).expect("concludes");
     assert_eq!(version(), Ok(2));
     other.execute("UPDATE headwater_ledger SET version = 3", []).expect("written");
     for outcome in [ledger.claim().map(drop), ledger.peek().map(drop)] {
         let refused = reason(outcome);
-        assert!(refused.contains("has version 3, and this program knows versions 1 to 2"), "{refused}");
+        assert!(refused.contains("has version 3, and this program supports versions 1 to 2"), "{refused}");
     }
     let generation =
         other.query_one("SELECT generation FROM headwater_ledger", [], |row| row.get::<_, i64>(0));
-    assert_eq!(generation, Ok(1), "what is refused is not taken over");
+    assert_eq!(generation, Ok(1), "a refused ledger is not claimed");
 }
 
 #[test]
-fn a_wiped_sqlite_ledger_is_noticed_by_its_writer() {
+fn a_wiped_sqlite_ledger_is_detected_by_its_writer() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("ledger.db");
     let mut ledger = SqliteLedger::open(&path, "fraud").expect("opens");
@@ -402,7 +405,7 @@ fn a_wiped_sqlite_ledger_is_noticed_by_its_writer() {
 }
 
 #[test]
-fn a_file_that_is_no_database_and_a_damaged_round_are_refused() {
+fn files_that_are_no_database_and_damaged_rounds_are_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("ledger.db");
     std::fs::write(&path, "this is not a database, but it is long enough to look like one at first sight…")
@@ -417,24 +420,24 @@ fn a_file_that_is_no_database_and_a_damaged_round_are_refused() {
     let other = rusqlite::Connection::open(&path).expect("opens");
     other.execute("UPDATE headwater_bindings SET epochs = substr(epochs, 1, 5)", []).expect("damages");
     let Err(LedgerError::Refused(reason)) = ledger.epochs(Epoch(0)) else { panic!("read") };
-    let damaged = "the round through epoch 1 of pipeline fraud is damaged: it is not well formed at byte 5";
+    let damaged = "the round through epoch 1 of pipeline fraud is damaged: it is malformed at byte 5";
     assert!(reason.starts_with(damaged) && reason.contains("restore the ledger"), "{reason}");
 }
 
 #[test]
-fn postgresql_keeps_its_promises() {
+fn postgresql_satisfies_the_contract() {
     let url = std::env::var("HEADWATER_TEST_POSTGRES")
         .expect("HEADWATER_TEST_POSTGRES is not set: scripts/test starts a server and sets it");
     let run = std::process::id();
     let open = |pipeline: &str| -> Box<dyn Ledger> {
         Box::new(PostgresLedger::open(&url, &format!("ledger-{run}-{pipeline}")).expect("opens"))
     };
-    promises(open);
-    promises_of_manifests(open);
-    promises_of_skips(open);
-    promises_of_ways_on(open);
+    check_basics(open);
+    check_manifests(open);
+    check_skips(open);
+    check_losses_commits_and_attempts(open);
 
-    // Two starts at the same moment do not get the same generation.
+    // Concurrent starts get different generations.
     let claims: Vec<_> = (0..4)
         .map(|_| {
             let url = url.clone();
@@ -451,9 +454,10 @@ fn postgresql_keeps_its_promises() {
     assert!(claims.iter().all(|claim| claim.ledger_id == claims[0].ledger_id));
 }
 
-/// What is under way when a successor claims the pipeline waits for it, and then must see its generation.
+/// A write that is in progress when a successor claims the pipeline waits for the claim, and then must see its
+/// generation.
 #[test]
-fn a_postgresql_ledger_takes_nothing_from_a_start_that_waited_for_its_successor() {
+fn postgresql_fences_a_write_that_waited_for_the_successor() {
     let url = std::env::var("HEADWATER_TEST_POSTGRES")
         .expect("HEADWATER_TEST_POSTGRES is not set: scripts/test starts a server and sets it");
     let pipeline = format!("ledger-{}-waiting", std::process::id());
@@ -470,7 +474,7 @@ fn a_postgresql_ledger_takes_nothing_from_a_start_that_waited_for_its_successor(
         |ledger| ledger.begin(&genesis()),
         |ledger| ledger.append(&[record(1)]),
         |ledger| ledger.conclude(&manifest(1), 3),
-        |ledger| ledger.amend("otherwise", None),
+        |ledger| ledger.amend("changed", None),
     ];
     for write in writes {
         let mut ledger = PostgresLedger::open(&url, &pipeline).expect("opens");

@@ -1,6 +1,6 @@
-//! What a state store promises: one suite for every kind.
+//! The contract of a state store: one suite for every kind.
 //!
-//! `HEADWATER_TEST_REDIS` is the address of a Redis that keeps what it is given.
+//! `HEADWATER_TEST_REDIS` is the URL of a durable Redis.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use headwater::config::{RedisConfig, StateConfig};
 use headwater::state::{StateError, StateStore, open};
 
-/// As tests may have run before, in another pipeline each time.
+/// Returns a pipeline name of this test run, because earlier test runs may have left data.
 fn pipeline(name: &str) -> String {
     format!("{name}-{}", std::process::id())
 }
@@ -19,7 +19,7 @@ fn redis() -> StateConfig {
     StateConfig::Redis(RedisConfig::at(url))
 }
 
-/// Every kind of store that is a folder, new.
+/// Returns a new store of every kind that is a folder.
 fn folders(dir: &Path) -> Vec<StateConfig> {
     vec![
         StateConfig::Fjall(dir.join("fjall")),
@@ -31,13 +31,13 @@ fn folders(dir: &Path) -> Vec<StateConfig> {
 fn refusal(outcome: Result<Box<dyn StateStore>, StateError>) -> String {
     match outcome {
         Err(StateError::Refused(reason)) => reason,
-        Err(other) => panic!("refused? {other:?}"),
+        Err(other) => panic!("not a refusal: {other:?}"),
         Ok(_) => panic!("it was opened"),
     }
 }
 
 /// Runs a test on a new, empty store of each kind; the test may open it again.
-fn everywhere(name: &str, test: impl Fn(&dyn Fn() -> Box<dyn StateStore>)) {
+fn on_every_store(name: &str, test: impl Fn(&dyn Fn() -> Box<dyn StateStore>)) {
     let dir = tempfile::tempdir().expect("a directory");
     let mut kinds = folders(dir.path());
     kinds.push(redis());
@@ -47,8 +47,8 @@ fn everywhere(name: &str, test: impl Fn(&dyn Fn() -> Box<dyn StateStore>)) {
 }
 
 #[test]
-fn what_is_put_is_there_until_it_is_deleted() {
-    everywhere("put", |open| {
+fn blobs_exist_until_they_are_deleted() {
+    on_every_store("put", |open| {
         let mut store = open();
         assert_eq!(store.get("a/1").expect("an answer"), None);
         store.put("a/1", b"one").expect("put");
@@ -68,8 +68,8 @@ fn what_is_put_is_there_until_it_is_deleted() {
 }
 
 #[test]
-fn names_are_listed_in_order_and_only_those_that_begin_so() {
-    everywhere("list", |open| {
+fn names_with_a_prefix_are_listed_in_order() {
+    on_every_store("list", |open| {
         let mut store = open();
         let names: Vec<_> = (0..2500).map(|n| format!("ab/{n:04}.base")).collect();
         for name in names.iter().rev().map(String::as_str).chain(["a", "ab", "ac/1", "b"]) {
@@ -83,8 +83,8 @@ fn names_are_listed_in_order_and_only_those_that_begin_so() {
 }
 
 #[test]
-fn large_blobs_come_back_as_they_were() {
-    everywhere("large", |open| {
+fn large_blobs_round_trip() {
+    on_every_store("large", |open| {
         let large: Vec<u8> =
             (0..32u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
         let mut store = open();
@@ -102,18 +102,18 @@ fn large_blobs_come_back_as_they_were() {
 }
 
 #[test]
-fn a_folder_belongs_to_one_process_and_pipelines_share_a_redis_unseen() {
+fn folders_are_exclusive_and_redis_is_divided_by_pipeline() {
     let dir = tempfile::tempdir().expect("a directory");
     for folder in folders(dir.path()) {
-        let held = open(&folder, "a").expect("it can be opened");
-        let busy = open(&folder, "a").err().expect("another has it").to_string();
-        assert!(busy.contains("open what another process has in "), "{busy}");
-        let lets_go = std::thread::spawn(move || {
+        let opened = open(&folder, "a").expect("it can be opened");
+        let busy = open(&folder, "a").err().expect("the folder is open").to_string();
+        assert!(busy.contains("open the database, which another process has open, in "), "{busy}");
+        let closer = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(300));
-            drop(held);
+            drop(opened);
         });
-        open(&folder, "a").expect("it is let go in time");
-        lets_go.join().expect("it does not panic");
+        open(&folder, "a").expect("it is closed in time");
+        closer.join().expect("it does not panic");
     }
 
     let (mut one, mut other) =
@@ -123,18 +123,18 @@ fn a_folder_belongs_to_one_process_and_pipelines_share_a_redis_unseen() {
     assert!(other.list("").expect("an answer").is_empty());
 }
 
-/// Two settings at a time would hinder each other: one test for all.
+/// One test for all settings, because two tests would interfere with each other.
 #[test]
-fn a_redis_that_does_not_keep_what_it_is_given_is_refused() {
+fn a_redis_that_is_not_durable_is_refused() {
     let service = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/services/up"))
         .arg("redis")
         .stderr(Stdio::null())
         .output()
         .expect("it can be started");
-    let said = String::from_utf8(service.stdout).expect("UTF-8");
+    let output = String::from_utf8(service.stdout).expect("UTF-8");
     let exported = |name: &str| {
-        let line = said.lines().find_map(|line| line.strip_prefix(&format!("export {name}=")));
-        line.unwrap_or_else(|| panic!("no {name} in {said}")).to_owned()
+        let line = output.lines().find_map(|line| line.strip_prefix(&format!("export {name}=")));
+        line.unwrap_or_else(|| panic!("no {name} in {output}")).to_owned()
     };
     let (url, services) = (exported("HEADWATER_TEST_REDIS"), exported("HEADWATER_SERVICES_DIR"));
     let client = redis::Client::open(&*url).expect("a URL");
@@ -143,7 +143,7 @@ fn a_redis_that_does_not_keep_what_it_is_given_is_refused() {
         redis::cmd("CONFIG").arg("SET").arg(name).arg(value).exec(&mut connection).expect("set");
     };
     let config = StateConfig::Redis(RedisConfig::at(&*url));
-    let mut store = open(&config, "kept").expect("it keeps what it is given");
+    let mut store = open(&config, "kept").expect("it is durable");
     for (name, bad, good) in [
         ("appendonly", "no", "yes"),
         ("appendfsync", "everysec", "always"),
@@ -152,12 +152,12 @@ fn a_redis_that_does_not_keep_what_it_is_given_is_refused() {
         set(name, bad);
         let reason = refusal(open(&config, "kept"));
         assert!(reason.contains(&format!("{name} {bad}")) && reason.contains(good), "{reason}");
-        assert!(matches!(store.sync(), Err(StateError::Refused(_))), "one that was open hears of it");
+        assert!(matches!(store.sync(), Err(StateError::Refused(_))), "an open store detects it");
         set(name, good);
     }
-    store.sync().expect("all is well again");
+    store.sync().expect("the settings are restored");
 
-    // A lost connection is made again; what cannot be reached is said.
+    // A lost connection is made again, and an unreachable server is reported.
     let mut connection = client.get_connection().expect("connected");
     redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").exec(&mut connection).expect("killed");
     store.put("a", b"1").expect("put over a new connection");
@@ -168,11 +168,11 @@ fn a_redis_that_does_not_keep_what_it_is_given_is_refused() {
 
 const CHILD: &str = "HEADWATER_TEST_STATE_CHILD";
 
-/// The body of a process that is killed: only when it is told where to put.
+/// The body of a process that is killed; it does nothing unless the folder is given.
 #[test]
-fn child_that_puts_until_it_is_killed() {
-    let Ok(told) = std::env::var(CHILD) else { return };
-    let (dir, kind) = told.rsplit_once(' ').expect("a folder, and which kind");
+fn child_that_stores_blobs_until_killed() {
+    let Ok(argument) = std::env::var(CHILD) else { return };
+    let (dir, kind) = argument.rsplit_once(' ').expect("a folder and a kind");
     let kind = kind.parse::<usize>().expect("a number");
     let mut store = open(&folders(Path::new(dir))[kind], "child").expect("it can be opened");
     for n in 0.. {
@@ -184,12 +184,12 @@ fn child_that_puts_until_it_is_killed() {
 }
 
 #[test]
-fn what_was_synced_is_there_after_a_kill() {
+fn synced_blobs_survive_a_kill() {
     use std::io::BufRead;
     let dir = tempfile::tempdir().expect("a directory");
     for (kind, folder) in folders(dir.path()).iter().enumerate() {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--exact", "child_that_puts_until_it_is_killed", "--nocapture"])
+            .args(["--exact", "child_that_stores_blobs_until_killed", "--nocapture"])
             .env(CHILD, format!("{} {kind}", dir.path().display()))
             .stdout(Stdio::piped())
             .spawn()
@@ -199,7 +199,7 @@ fn what_was_synced_is_there_after_a_kill() {
             lines.filter(|line| line.as_ref().is_ok_and(|line| line.starts_with("synced"))).take(50).count();
         child.kill().expect("killed");
         child.wait().expect("gone");
-        assert_eq!(synced, 50, "it ended too early");
+        assert_eq!(synced, 50, "the child ended too early");
         let mut store = open(folder, "child").expect("it can be opened");
         for n in 0..synced {
             let blob = store.get(&format!("{n:06}")).expect("an answer");

@@ -1,4 +1,4 @@
-//! Bindings: which records an epoch holds. An epoch is closed when every worker has said so.
+//! Bindings: the records that belong to an epoch. An epoch is closed when every worker has closed it.
 
 use std::collections::BTreeMap;
 
@@ -8,96 +8,97 @@ use thiserror::Error;
 
 use super::ingest::{Slowest, TimeRules, UnfinalBytes};
 
-/// What one epoch took from one partition.
+/// The records that one epoch read from one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Binding {
     /// The partition.
     pub partition: Partition,
-    /// One more than the offset of the last record read: all before it belong to this epoch or to one before.
+    /// The offset after the last record read: all records before it belong to this epoch or to an earlier one.
     pub end: Offset,
-    /// That record's own timestamp, in milliseconds since 1970; none if the epoch has no record of it.
+    /// The timestamp of that record, in milliseconds since 1970; None if the epoch has no record of the partition.
     pub timestamp: Option<i64>,
     /// The greatest event time accepted in this epoch: decoded, valid and not in the future.
     pub max_event_time: Option<EventTime>,
-    /// The partition's greatest pushing time, if this epoch has raised it.
+    /// The greatest pushing time of the partition, if this epoch has raised it.
     pub pushing_time: Option<EventTime>,
-    /// The partition's candidate for it at the end of this epoch: a jump that no second record has confirmed.
+    /// The candidate for the greatest pushing time at the end of this epoch: a jump that no second record has
+    /// confirmed.
     pub candidate: Option<EventTime>,
-    /// Whether the partition is idle: it does not hold back the watermark.
+    /// True if the partition is idle: it does not hold back the watermark.
     pub idle: bool,
 }
 
-/// A worker's word that it reads no more in an epoch.
+/// A worker's message that it reads no more records in an epoch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Closed {
-    /// Who says so.
+    /// The worker that sent the message.
     pub worker: usize,
     /// The wall time of the epoch, in milliseconds since 1970.
     pub wall_ms: i64,
-    /// What it read, or what became idle or busy, by partition.
+    /// The records it read and the partitions that became idle or active, by partition.
     pub bindings: Vec<Binding>,
-    /// The bytes of the events that it accepted, by partition, in the order of its partitions.
+    /// The bytes of the accepted events, by partition, in the order of the worker's partitions.
     pub unfinal: Vec<(Partition, UnfinalBytes)>,
-    /// Its slowest partition that is not idle.
+    /// The slowest partition of the worker that is not idle.
     pub slowest: Option<Slowest>,
-    /// The oldest timestamp of a record that it read, in milliseconds since 1970.
+    /// The oldest timestamp of a record that the worker read, in milliseconds since 1970.
     pub oldest: Option<i64>,
-    /// Whether all its partitions have come to their announced end.
+    /// True if all partitions of the worker have reached their announced end.
     pub ended: bool,
-    /// Whether its process was asked to stop.
+    /// True if the process of the worker was asked to stop.
     pub stopping: bool,
 }
 
-/// A closed epoch: what all workers read in it.
+/// A closed epoch: the records that all workers read in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bound {
     /// The epoch.
     pub epoch: Epoch,
-    /// Its wall time, in milliseconds since 1970.
+    /// The wall time of the epoch, in milliseconds since 1970.
     pub wall_ms: i64,
-    /// Bindings by partition.
+    /// The bindings, by partition.
     pub bindings: Vec<Binding>,
-    /// The bytes of the events that were accepted, by partition.
+    /// The bytes of the accepted events, by partition.
     pub unfinal: Vec<(Partition, UnfinalBytes)>,
     /// The slowest partition that is not idle.
     pub slowest: Option<Slowest>,
-    /// Whether every partition has come to its announced end.
+    /// True if every partition has reached its announced end.
     pub ended: bool,
-    /// Whether any process was asked to stop.
+    /// True if any process was asked to stop.
     pub stopping: bool,
 }
 
-/// An epoch as it is recorded, durably: from it the epoch is done again, exactly.
+/// The durable record of an epoch, from which the epoch can be replayed exactly.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EpochRecord {
     /// The epoch.
     pub epoch: Epoch,
-    /// Its wall time, in milliseconds since 1970.
+    /// The wall time of the epoch, in milliseconds since 1970.
     pub wall_ms: i64,
-    /// Bindings by partition.
+    /// The bindings, by partition.
     pub bindings: Vec<Binding>,
-    /// Whether the watermark went to infinity at its end: the input was over.
+    /// True if the watermark went to infinity at the end of the epoch, because the input had ended.
     pub closes: bool,
-    /// By which rules its records were judged.
+    /// The time rules that were applied to the records of the epoch.
     pub rules: TimeRules,
 }
 
 impl EpochRecord {
-    /// Whether nothing happened in it: such epochs are not recorded.
+    /// Returns true if nothing happened in the epoch. Such epochs are not recorded.
     pub fn is_empty(&self) -> bool {
         self.bindings.is_empty() && !self.closes
     }
 }
 
-/// A worker broke the protocol of closing epochs.
+/// A violation of the protocol by which workers close epochs.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Protocol {
-    /// The frontier passed an epoch that not every worker had closed: one of them ended without a word.
+    /// The frontier passed an epoch that not every worker had closed: a worker ended without closing it.
     #[error("epoch {epoch} has ended, but worker {worker} never closed it")]
     NotClosed {
         /// The epoch.
         epoch: Epoch,
-        /// Who is missing.
+        /// The worker that did not close the epoch.
         worker: usize,
     },
     /// A worker closed an epoch twice.
@@ -105,12 +106,12 @@ pub enum Protocol {
     ClosedTwice {
         /// The epoch.
         epoch: Epoch,
-        /// Who did.
+        /// The worker that closed the epoch twice.
         worker: usize,
     },
 }
 
-/// Collects what workers close, until the frontier says that an epoch is over.
+/// Collects the messages of workers that close an epoch, until the frontier has passed the epoch.
 #[derive(Debug)]
 pub struct Collector {
     workers: usize,
@@ -118,20 +119,20 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// For a cluster of so many workers.
+    /// Returns a collector for a cluster of `workers` workers.
     pub fn new(workers: usize) -> Collector {
         Collector { workers, open: BTreeMap::new() }
     }
 
-    /// Takes in a worker's word.
+    /// Adds the message of a worker.
     pub fn closed(&mut self, epoch: Epoch, closed: Closed) {
         self.open.entry(epoch).or_default().push(closed);
     }
 
-    /// The next epoch, in order, that `passed` says is over.
+    /// Returns the next epoch, in order, for which `passed` returns true.
     ///
     /// # Errors
-    /// If the frontier has passed it but not each worker has closed it exactly once.
+    /// If the frontier has passed the epoch but some worker has not closed it exactly once.
     pub fn next(&mut self, passed: impl Fn(Epoch) -> bool) -> Result<Option<Bound>, Protocol> {
         let Some(first) = self.open.first_entry().filter(|first| passed(*first.key())) else {
             return Ok(None);

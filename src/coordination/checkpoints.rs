@@ -1,14 +1,15 @@
-//! Checkpoints: which epochs are marked, when a marked one may become a manifest, from which manifest a start goes on,
-//! and what may be deleted.
+//! Checkpoints: decides which epochs are marked, when a marked epoch can become a manifest, from which manifest a
+//! start resumes, and what can be deleted.
 //!
 //! ```text
-//!   Marks ── F ──▶ workers put their parts of F ──┐
-//!                                                 ├─▶ Checkpoint ──▶ manifest F in the ledger ──▶ what it replaces goes
+//!   Marks ── F ──▶ workers store their parts of F ┐
+//!                                                 ├─▶ Checkpoint ──▶ manifest F in the ledger ──▶ older parts are deleted
 //!   sinks ── progress ≥ F ────────────────────────┘
 //! ```
 //!
-//! A start goes on from the newest manifest that can be read and is not above any sink's progress, and does again what
-//! is recorded after it. The beginning of the pipeline counts as the manifest of epoch 0, until rounds are pruned.
+//! A start resumes from the newest manifest that can be read and is not above the progress of any sink, and replays
+//! the epochs recorded after it. Until rounds are pruned, the beginning of the pipeline counts as the manifest of
+//! epoch 0.
 
 use std::collections::BTreeSet;
 
@@ -18,35 +19,35 @@ use thiserror::Error;
 
 use super::{EpochRecord, Manifest, Part, PartKind, PartName};
 
-/// How many deltas may follow a base: each is one more thing to read at a start.
-const MOST_DELTAS: usize = 8;
+/// The maximum number of deltas after a base: a start must read each of them.
+const MAX_DELTAS: usize = 8;
 
-/// Decides which epochs are marked: at most one at a time, `interval_ms` of recorded wall time apart.
+/// Decides which epochs are marked: at most one at a time, at intervals of `interval_ms` of recorded wall time.
 #[derive(Clone, Debug)]
 pub struct Marks {
     interval_ms: i64,
-    /// Marked last, or recorded in the newest manifest there is.
+    /// The epoch that was marked last, or the epoch of the newest manifest.
     last: Epoch,
     since_ms: Option<i64>,
     in_flight: bool,
-    /// Whether anything was recorded after `last`.
+    /// True if anything was recorded after `last`.
     behind: bool,
 }
 
 impl Marks {
-    /// For a ledger whose newest manifest, readable or not, is that of `newest`. The first interval begins with the
-    /// first epoch.
+    /// Returns the marks for a ledger whose newest manifest, readable or not, is of epoch `newest`. The first interval
+    /// begins with the first epoch.
     pub fn new(interval_ms: i64, newest: Epoch) -> Marks {
         Marks { interval_ms, last: newest, since_ms: None, in_flight: false, behind: false }
     }
 
-    /// Whether to mark an epoch; asked of each, in order. Epochs that are not recorded are not marked: no manifest
-    /// stands above the ledger.
+    /// Returns true if the epoch is to be marked; must be called for each epoch, in order. Epochs that are not
+    /// recorded are not marked, because no manifest may be above the ledger.
     pub fn mark(&mut self, record: &EpochRecord) -> bool {
         self.behind |= record.epoch > self.last && !record.is_empty();
         let since_ms = *self.since_ms.get_or_insert(record.wall_ms);
         let elapsed_ms = record.wall_ms.saturating_sub(since_ms);
-        // A clock that was set back must not put checkpoints off.
+        // A clock that was set back must not delay checkpoints.
         let due = elapsed_ms >= self.interval_ms || elapsed_ms < 0;
         if !due || self.in_flight || record.is_empty() || record.epoch <= self.last {
             return false;
@@ -55,8 +56,8 @@ impl Marks {
         true
     }
 
-    /// Whether to mark the last epoch of a run, so that the next start has nothing to replay: unless nothing was
-    /// recorded since the mark before. It is to be recorded, even if it is empty.
+    /// Returns true if the last epoch of a run is to be marked, so that the next start has nothing to replay. Returns
+    /// false if nothing was recorded since the last mark. A marked epoch must be recorded even if it is empty.
     pub fn mark_last(&mut self, record: &EpochRecord) -> bool {
         self.behind |= !record.is_empty();
         let wanted = self.behind && record.epoch > self.last;
@@ -71,13 +72,13 @@ impl Marks {
         self.behind = false;
     }
 
-    /// The manifest of `epoch` is durable, and so are those before it.
+    /// Notes that the manifest of `epoch`, and every manifest before it, is durable.
     pub fn concluded(&mut self, epoch: Epoch) {
         self.in_flight &= epoch < self.last;
     }
 }
 
-/// The parts of a marked epoch, as workers put them into the state store.
+/// The parts of a marked epoch that workers have put into the state store.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     epoch: Epoch,
@@ -85,33 +86,32 @@ pub struct Checkpoint {
     parts: Vec<Part>,
 }
 
-/// A worker's word that contradicts what is known.
+/// A message of a worker that contradicts the state of the checkpoint.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum InvalidPart {
-    /// Two workers have put a shard's parts.
-    #[error("the parts of shard {} were put twice", .0.0)]
+    /// Two workers have stored the parts of one shard.
+    #[error("the parts of shard {} were stored twice", .0.0)]
     Twice(ShardId),
-    /// A part of another shard or epoch, or a delta that follows nothing.
-    #[error("a part of shard {} does not belong there", .0.0)]
+    /// The part is of another shard or epoch, or is a delta that follows no base.
+    #[error("unexpected part of shard {}: its shard or epoch is wrong, or it is a delta without a base", .0.0)]
     Stray(ShardId),
 }
 
 impl Checkpoint {
-    /// Nothing of `epoch` is put yet.
+    /// Returns a checkpoint of `epoch` without parts.
     pub fn of(epoch: Epoch) -> Checkpoint {
         Checkpoint { epoch, shards: Shards::default(), parts: Vec::new() }
     }
 
-    /// The marked epoch.
+    /// Returns the marked epoch.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// A worker's parts are durable: all that it has of `shards`, at most one each. A shard that did not change has
-    /// none.
+    /// Adds the durable parts of a worker for `shards`, at most one per shard. A shard that did not change has none.
     ///
     /// # Errors
-    /// If it contradicts what is known; nothing is taken in.
+    /// If the parts contradict the state of the checkpoint; then none is added.
     pub fn stored(&mut self, shards: Shards, parts: Vec<Part>) -> Result<(), InvalidPart> {
         let both = Shards(self.shards.0 & shards.0);
         if both != Shards::default() {
@@ -128,16 +128,18 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Whether its manifest may be written: every shard's part is durable, and so is every sink's progress through
-    /// the epoch. `sinks` has each one's last durable epoch, none if it has nothing.
+    /// Returns true if the manifest can be written: the parts of every shard are durable, and every sink has committed
+    /// through the epoch. `sinks` contains the last epoch that each sink has committed; None if it has committed
+    /// nothing.
     pub fn is_complete(&self, sinks: &[Option<Epoch>]) -> bool {
         self.shards == Shards::ALL && sinks.iter().all(|sink| *sink >= Some(self.epoch))
     }
 
-    /// All parts of its manifest: its own, after those of the checkpoint `before`, which its deltas follow.
+    /// Returns all parts of the manifest: those of the previous checkpoint `before`, and then its own, whose deltas
+    /// follow them.
     ///
     /// # Errors
-    /// If a delta follows nothing.
+    /// If a delta follows no base.
     pub fn parts_after(&self, before: &[Part]) -> Result<Vec<Part>, InvalidPart> {
         let mut parts = before.to_vec();
         for part in &self.parts {
@@ -154,12 +156,12 @@ impl Checkpoint {
     }
 }
 
-/// The parts of one shard, in the order in which they are applied.
+/// Returns the parts of one shard, in the order in which they are applied.
 pub fn chain(parts: &[Part], shard: ShardId) -> impl Iterator<Item = &Part> {
     parts.iter().filter(move |part| part.name.shard == shard)
 }
 
-/// Whether a shard's parts are a base and deltas of ascending epochs; or nothing.
+/// Returns true if the parts of a shard are a base and deltas of ascending epochs, or nothing.
 fn is_chain<'a>(chain: impl Iterator<Item = &'a Part>) -> bool {
     let mut before = None;
     chain.map(|part| &part.name).all(|name| match before.replace(name.epoch) {
@@ -168,98 +170,99 @@ fn is_chain<'a>(chain: impl Iterator<Item = &'a Part>) -> bool {
     })
 }
 
-/// Whether parts lie by shard, and each shard's are a base and deltas of ascending epochs.
+/// Returns true if parts are sorted by shard, and those of each shard are a base and deltas of ascending epochs.
 pub fn are_chains(parts: &[Part]) -> bool {
     parts.is_sorted_by_key(|part| part.name.shard)
         && parts.chunk_by(|a, b| a.name.shard == b.name.shard).all(|chain| is_chain(chain.iter()))
 }
 
-/// Whether a shard's next part is to be a base: it has none, or its deltas have become more than it.
+/// Returns true if the next part of a shard must be a base: it has no base, or its deltas are larger than its base or
+/// too many.
 pub fn wants_base<'a>(chain: impl IntoIterator<Item = &'a Part>) -> bool {
     let mut chain = chain.into_iter();
     let Some(base) = chain.next() else { return true };
     let (deltas, bytes) =
         chain.fold((0, 0u64), |(deltas, bytes), delta| (deltas + 1, bytes.saturating_add(delta.bytes)));
-    deltas > MOST_DELTAS || bytes > base.bytes
+    deltas > MAX_DELTAS || bytes > base.bytes
 }
 
-/// The last epoch that a ledger knows: that of its last round or, if all were pruned, of its newest manifest.
+/// Returns the last epoch of a ledger: that of its last round or, if all rounds were pruned, of its newest manifest.
 pub fn durable(last_round: Option<Epoch>, manifests: &[Epoch]) -> Epoch {
     manifests.iter().copied().chain(last_round).max().unwrap_or(Epoch(0))
 }
 
-/// Whether the input was over, and every window final, at the end of what is done again after an origin: nothing can
+/// Returns true if the input had ended, and every window was final, after the replay from an origin: nothing can
 /// follow.
 pub fn is_closed(origin: Option<&Manifest>, replay: &[EpochRecord]) -> bool {
     origin.is_some_and(|manifest| manifest.watermark == EventTime::MAX)
         || replay.iter().any(|record| record.closes)
 }
 
-/// What a ledger goes back to, at most.
+/// The part of a ledger that is pruned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prune {
-    /// To the beginning: nothing is pruned.
+    /// The ledger can go back to the beginning: nothing is pruned.
     Nothing,
-    /// To this manifest: those before it, and rounds that end at or before it, go.
+    /// The ledger can go back to this manifest: older manifests, and rounds that end at or before it, are deleted.
     Before(Epoch),
 }
 
-/// What to prune from a ledger with manifests of these epochs, in ascending order, so that it can go back to `keep` of
-/// them; the beginning is one.
+/// Returns what to prune from a ledger with manifests of these epochs, in ascending order, so that a start can go back
+/// to `keep` of them. The beginning counts as one.
 pub fn prune(manifests: &[Epoch], keep: usize) -> Prune {
     let oldest = manifests.len().checked_sub(keep.max(1)).and_then(|at| manifests.get(at));
     oldest.map_or(Prune::Nothing, |&oldest| Prune::Before(oldest))
 }
 
-/// No checkpoint is low enough to go on from.
+/// No checkpoint is old enough to resume from.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum NoOrigin {
-    /// A sink has less than what can be gone back to.
+    /// A sink has committed less than the ledger can replay.
     #[error(
-        "sink {sink} has results through epoch {has} only, and the ledger does not go back further than epoch {oldest}: \
-         the sink is new, or was wiped or restored from an older copy; `--reset-sink {sink}` takes it for having \
-         everything that is recorded: nothing is doubled, and results of the epochs after {has} that are recorded are never \
-         written to it"
+        "sink {sink} has results through epoch {has} only, and the ledger cannot replay from before epoch {oldest}: \
+         the sink is new, or was wiped or restored from an older copy; `--reset-sink {sink}` marks it as caught up with \
+         the ledger: nothing is duplicated, and the recorded results of the epochs after {has} are never written to it"
     )]
     Behind {
-        /// The sink's name.
+        /// The name of the sink.
         sink: String,
-        /// Its last epoch; 0 if it has none.
+        /// The last epoch that the sink has committed; 0 if none.
         has: Epoch,
-        /// The oldest manifest that can be read.
+        /// The epoch of the oldest manifest that can be read.
         oldest: Epoch,
     },
-    /// Nothing that is left can be read.
+    /// No checkpoint can be read.
     #[error(
         "no checkpoint can be read, and the ledger goes back to epoch {pruned} only: the state store was lost, emptied or \
-         damaged, or `state` names another place; restore it, or forget all state: `--reset all:{durable}` goes on \
-         after epoch {durable} and reads nothing again, so windows, patterns and duplicates that were open know nothing of \
-         what came before, and a sink that has not everything through epoch {durable} never gets the rest"
+         damaged, or `state` names another store; restore it, or discard all state: `--reset all:{durable}` resumes after \
+         epoch {durable} and reads nothing again: open windows, pattern state and the ids of duplicates are lost, and a \
+         sink that has not committed everything through epoch {durable} never gets the rest"
     )]
     Unreadable {
-        /// Through which epoch rounds were pruned.
+        /// The last epoch of the pruned rounds.
         pruned: Epoch,
-        /// The ledger's end.
+        /// The last epoch of the ledger.
         durable: Epoch,
     },
-    /// Not even where reading goes on.
+    /// No manifest can be read, so the positions are lost as well.
     #[error(
-        "no manifest can be read, and the ledger has no epochs through {pruned} any more, so nobody knows where reading \
-         goes on: restore the ledger, or begin under another `pipeline` name, with tables of its own: it reads everything \
-         again that the source has, and knows nothing of what came before"
+        "no manifest can be read, and the epochs through {pruned} were pruned, so the positions to read from are unknown: \
+         restore the ledger, or start under another `pipeline` name with its own tables: that pipeline reads the source from \
+         the beginning and has none of the previous state"
     )]
     NoPositions {
-        /// Through which epoch rounds were pruned.
+        /// The last epoch of the pruned rounds.
         pruned: Epoch,
     },
 }
 
-/// The epochs after which a start may go on, best first, given those of the manifests that can be read, how far rounds
-/// were pruned (0: not at all), where the ledger ends, and each sink with the last epoch that it has. 0 is the beginning of the pipeline. If
-/// the state of the best turns out to be unreadable, the next one is as right, and only takes longer.
+/// Returns the epochs after which a start can resume, best first. The arguments are the epochs of the manifests that
+/// can be read, the last epoch of the pruned rounds (0: none), the last epoch of the ledger, and the last epoch that
+/// each sink has committed. Epoch 0 is the beginning of the pipeline. If the state of the best epoch cannot be read,
+/// the next one gives the same results, but takes longer.
 ///
 /// # Errors
-/// If there is none.
+/// If there is no such epoch.
 pub fn origins(
     readable: &[Epoch],
     pruned: Epoch,
@@ -271,7 +274,7 @@ pub fn origins(
         readable.iter().copied().filter(|&epoch| epoch >= pruned).chain(beginning).collect();
     origins.sort_unstable_by(|a, b| b.cmp(a));
     let oldest = *origins.last().ok_or(NoOrigin::Unreadable { pruned, durable })?;
-    // A sink without progress is given everything, from the beginning on.
+    // A sink without progress needs every epoch from the beginning.
     let least = sinks.iter().map(|&(sink, has)| (has.unwrap_or(Epoch(0)), sink)).min();
     if let Some((has, sink)) = least {
         origins.retain(|&origin| origin <= has);
@@ -282,35 +285,35 @@ pub fn origins(
     Ok(origins)
 }
 
-/// The parts of manifests that were dropped, by whoever dropped them, that no manifest kept needs. To be deleted only
-/// once the ledger has dropped them durably.
+/// Returns the parts of `dropped` manifests that no `kept` manifest needs. They must be deleted only after the ledger
+/// has dropped those manifests durably.
 pub fn unreferenced<'a>(
     dropped: impl IntoIterator<Item = &'a Manifest>,
     kept: impl IntoIterator<Item = &'a Manifest>,
 ) -> BTreeSet<PartName> {
-    let kept = needed(kept);
-    needed(dropped).difference(&kept).copied().cloned().collect()
+    let kept = referenced(kept);
+    referenced(dropped).difference(&kept).copied().cloned().collect()
 }
 
-/// The parts of these manifests.
-fn needed<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> BTreeSet<&'a PartName> {
+/// Returns the parts of these manifests.
+fn referenced<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> BTreeSet<&'a PartName> {
     manifests.into_iter().flat_map(|manifest| &manifest.parts).map(|part| &part.name).collect()
 }
 
-/// Of the names found in a state store, the parts that starts before `mine` left behind and no manifest needs:
-/// `manifests` are all there are, read *after* `mine` was claimed, so that none of those starts can write another.
-/// What is not a part of this lineage stays.
+/// Returns those parts among the names `found` in a state store that were written by starts before generation `mine`
+/// and are in no manifest. `manifests` must be all manifests, read *after* `mine` was claimed, so that none of the
+/// earlier starts can write another one. Names that are not parts of this ledger are not returned.
 pub fn left_behind<'a, 'b>(
     found: impl IntoIterator<Item = &'a str>,
     ledger_id: &LedgerId,
     mine: Generation,
     manifests: impl IntoIterator<Item = &'b Manifest>,
 ) -> Vec<PartName> {
-    let needed = needed(manifests);
+    let referenced = referenced(manifests);
     found
         .into_iter()
         .filter_map(PartName::parse)
-        .filter(|name| name.ledger_id == *ledger_id && name.generation < mine && !needed.contains(name))
+        .filter(|name| name.ledger_id == *ledger_id && name.generation < mine && !referenced.contains(name))
         .collect()
 }
 

@@ -1,13 +1,13 @@
-//! Records that a pipeline goes on without: they are gone, or kill whoever reads them.
+//! Losses: records that a pipeline skips because they are gone, or because they kill every process that reads them.
 //!
 //! ```text
-//!   partition  ──[ read before ┊ gone ]──[ what there is ─────▶
+//!   partition  ──[ read before ┊ gone ]──[ existing records ──▶
 //!                ▲ replay begins         ▲ `next`: reading begins here, now and in every later start
 //! ```
 //!
-//! The ledger keeps its bindings as they are, and beside them what is lost. Each start takes the one from the other in
-//! the same way, so that whatever is left keeps the epoch under which a sink may have committed it, and the watermark
-//! is in every epoch what it was.
+//! The ledger leaves its bindings unchanged and records the losses beside them. Every start subtracts the losses from
+//! the bindings in the same way. So each remaining record keeps its epoch, under which a sink may already have
+//! committed it, and the watermark of every epoch is unchanged.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,37 +17,37 @@ use headwater_dataflows::{Offset, Partition};
 
 use super::{EpochRecord, Position};
 
-/// Records of a partition that are never read again: by no start that would replay them, and by none that comes to them.
+/// A range of records of a partition that is never read again, neither by a replay nor when reading reaches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Loss {
     /// The partition.
     pub partition: Partition,
-    /// The offset at which the start that accepted it would have begun to read.
+    /// The offset at which the start that accepted the loss would have begun to read.
     pub first: Offset,
     /// The first offset that is read.
     pub next: Offset,
 }
 
 impl Loss {
-    /// How many offsets are lost: at most so many records.
+    /// Returns the number of lost offsets, which is at least the number of lost records.
     pub fn offsets(&self) -> u64 {
         self.next.0.saturating_sub(self.first.0).max(0).unsigned_abs()
     }
 }
 
-/// A permission to go on without records: `TOPIC`, `TOPIC:PARTITION` or `TOPIC:PARTITION:OFFSET`.
+/// A permission to continue without some records: `TOPIC`, `TOPIC:PARTITION` or `TOPIC:PARTITION:OFFSET`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcceptedLoss {
     /// The topic.
     pub topic: String,
-    /// The partition; all if none is named.
+    /// The partition; None for all partitions.
     pub partition: Option<Partition>,
-    /// The last offset that is lost; without it, reading begins at the first record that is there.
+    /// The last offset that is lost; if None, reading begins at the first record that exists.
     pub through: Option<Offset>,
 }
 
 impl AcceptedLoss {
-    /// Whether it speaks of a partition of a topic.
+    /// Returns true if the permission applies to a partition of a topic.
     fn covers(&self, topic: &str, partition: Partition) -> bool {
         self.topic == topic && self.partition.is_none_or(|of| of == partition)
     }
@@ -68,19 +68,19 @@ impl FromStr for AcceptedLoss {
         let mut words = text.split(':');
         let topic = words.next().unwrap_or_default().to_owned();
         let numbers = words.map(|word| word.parse::<i64>().ok().filter(|&number| number >= 0));
-        let wrong = || format!("expected TOPIC, TOPIC:PARTITION or TOPIC:PARTITION:OFFSET, not {text:?}");
-        let numbers = numbers.collect::<Option<Vec<_>>>().ok_or_else(wrong)?;
+        let invalid = || format!("expected TOPIC, TOPIC:PARTITION or TOPIC:PARTITION:OFFSET, not {text:?}");
+        let numbers = numbers.collect::<Option<Vec<_>>>().ok_or_else(invalid)?;
         let partition = numbers.first().map(|&number| u32::try_from(number).map(Partition));
-        let partition = partition.transpose().map_err(|_| wrong())?;
+        let partition = partition.transpose().map_err(|_| invalid())?;
         if topic.is_empty() || numbers.len() > 2 {
-            return Err(wrong());
+            return Err(invalid());
         }
         Ok(AcceptedLoss { topic, partition, through: numbers.get(1).map(|&offset| Offset(offset)) })
     }
 }
 
-/// Where reading a partition begins that would begin at `start`, given the first offset that the log has and the one
-/// after its last. None if records would be missing that nobody has said may be.
+/// Returns the offset at which to begin reading a partition whose position is `start`, given the first offset of the
+/// log and the offset after its last. Returns None if records are missing and no permission covers the loss.
 pub fn go_on_at(
     accepted: &[AcceptedLoss],
     topic: &str,
@@ -91,14 +91,14 @@ pub fn go_on_at(
     let mut covering = accepted.iter().filter(|accepted| accepted.covers(topic, partition)).peekable();
     let is_accepted = covering.peek().is_some();
     let through = covering.filter_map(|accepted| accepted.through).max();
-    // Nobody can tell what is beyond the end, so it cannot be given up beforehand.
+    // Records beyond the end are unknown, so they cannot be given up in advance.
     let after = through.map_or(start, |through| Offset(through.0 + 1).min(end).max(start));
     if start > end || (start < low && !is_accepted) { None } else { Some(after.max(low)) }
 }
 
-/// Takes what is lost from what is replayed: epochs from `positions` on, in order. A binding all of whose records are
-/// lost names none any more. What it says of time stays, and so does the last record of one that lost a part. Returns by
-/// partition the first offset that is read.
+/// Subtracts losses from the replay: epochs after `positions`, in order. A binding whose records are all lost no
+/// longer names a last record. Its times are unchanged, and a binding that lost only some records keeps its last
+/// record. Returns the first offset to read, by partition.
 pub fn apply_losses(
     replay: &mut [EpochRecord],
     positions: &[Position],
@@ -129,7 +129,7 @@ mod tests {
     use crate::coordination::{Binding, Watermark, WatermarkRule};
 
     #[test]
-    fn a_permission_is_written_as_it_is_read() {
+    fn permissions_are_formatted_as_they_are_parsed() {
         for text in ["raw-events", "raw-events:3", "raw-events:0:42"] {
             assert_eq!(text.parse::<AcceptedLoss>().expect(text).to_string(), text);
         }
@@ -142,21 +142,21 @@ mod tests {
     }
 
     #[test]
-    fn reading_begins_at_the_first_record_there_is_only_with_permission() {
+    fn missing_records_are_skipped_only_with_permission() {
         let at = |accepted: &[&str], start, low, end| {
             let accepted: Vec<_> = accepted.iter().map(|text| text.parse().expect("a permission")).collect();
             go_on_at(&accepted, "t", Partition(2), Offset(start), (Offset(low), Offset(end))).map(|at| at.0)
         };
         assert_eq!(at(&[], 5, 5, 9), Some(5));
-        assert_eq!(at(&["t"], 5, 0, 9), Some(5), "nothing is lost");
+        assert_eq!(at(&["t"], 5, 0, 9), Some(5), "no record is missing");
         assert_eq!(at(&[], 5, 7, 9), None);
         assert_eq!(at(&["t:1", "other"], 5, 7, 9), None, "another partition, another topic");
         assert_eq!((at(&["t"], 5, 7, 9), at(&["t:2"], 5, 7, 9)), (Some(7), Some(7)));
-        assert_eq!(at(&["t:2:7"], 5, 0, 9), Some(8), "after the offset that is named");
-        assert_eq!(at(&["t:2:7"], 8, 0, 9), Some(8), "once, and not again");
+        assert_eq!(at(&["t:2:7"], 5, 0, 9), Some(8), "after the accepted offset");
+        assert_eq!(at(&["t:2:7"], 8, 0, 9), Some(8), "a permission applies once");
         assert_eq!(at(&["t:2:3"], 5, 7, 9), Some(7));
-        assert_eq!(at(&["t:2:700"], 5, 0, 9), Some(9), "what is not there yet is not given up");
-        assert_eq!(at(&["t"], 10, 0, 9), None, "the log was cut, and what follows is no continuation");
+        assert_eq!(at(&["t:2:700"], 5, 0, 9), Some(9), "future records are not given up");
+        assert_eq!(at(&["t"], 10, 0, 9), None, "the log was truncated and written anew");
     }
 
     fn binding(partition: u32, end: i64, timestamp: Option<i64>, time: i64) -> Binding {
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_keeps_its_epoch_and_the_watermark_is_as_it_was() {
+    fn losses_keep_the_epochs_and_watermarks_of_other_records() {
         let position = |next| Position::starting(Offset(next));
         let positions = [position(2), position(0)];
         let ends = |record: &EpochRecord| -> Vec<_> {
@@ -204,9 +204,9 @@ mod tests {
         assert_eq!(
             read_from,
             BTreeMap::from([(Partition(0), Offset(5))]),
-            "one that is over concerns nobody"
+            "a loss before the position has no effect"
         );
-        // The first epoch has lost all of partition 0, the second half of it, and neither an epoch of partition 1.
+        // The first epoch has lost all records of partition 0, the second only some, and partition 1 has lost none.
         assert_eq!(ends(&lossy[0]), [(0, 4, None), (1, 3, Some(1))]);
         assert_eq!(lossy[1..], replay()[1..]);
         let watermarks = |replay: &[EpochRecord]| {
@@ -218,7 +218,7 @@ mod tests {
         };
         assert_eq!(watermarks(&lossy), watermarks(&replay()));
 
-        // Every later start comes to the same, also from an older checkpoint, and nothing is lost twice.
+        // Every later start gets the same result, also from an older checkpoint, and no loss is applied twice.
         let mut again = replay();
         apply_losses(&mut again, &positions, &[loss(2, 5)]);
         assert_eq!(again, lossy);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_beyond_what_is_recorded_leaves_no_record_of_its_partition_to_replay() {
+    fn a_loss_beyond_the_ledger_leaves_no_record_to_replay() {
         let mut lossy = replay();
         let positions = [Position::starting(Offset(2)); 2];
         let read_from = apply_losses(&mut lossy, &positions, &[loss(2, 100)]);

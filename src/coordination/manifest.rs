@@ -1,4 +1,4 @@
-//! Manifests: what a checkpoint consists of, and the names of its parts.
+//! Manifests: the contents of a checkpoint, and the names of its parts.
 
 use std::fmt;
 
@@ -9,74 +9,74 @@ use serde::{Deserialize, Serialize};
 use super::ingest::PushTime;
 use super::{AllIdle, Binding, EpochRecord};
 
-/// A checkpoint: all that it takes to go on after an epoch.
+/// The description of a checkpoint: everything that is needed to resume after an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// The last epoch whose effects are in it.
+    /// The last epoch whose effects the checkpoint contains.
     pub epoch: Epoch,
-    /// The start that wrote it.
+    /// The generation of the start that wrote the manifest.
     pub generation: Generation,
-    /// The epoch's wall time, in milliseconds since 1970.
+    /// The wall time of the epoch, in milliseconds since 1970.
     pub wall_ms: i64,
     /// The watermark at the end of the epoch.
     pub watermark: EventTime,
-    /// Where reading goes on, by partition.
+    /// The positions from which to resume reading, by partition.
     pub positions: Vec<Position>,
     /// The bytes of events that are not final, by partition and time.
     pub unfinal: Vec<(Partition, EventTime, u64)>,
-    /// Since when every partition is idle, if each is and the watermark is to follow the wall time then.
+    /// The time since which every partition is idle, if they all are and the watermark then follows the wall time.
     pub all_idle: Option<AllIdle>,
-    /// Whose state the parts hold, in the order of the dataflow.
+    /// The operators whose state the parts contain, in the order of the dataflow.
     pub operators: Vec<Operator>,
-    /// How many keys had state, if that was counted.
+    /// The number of keys with state, if it was counted.
     pub keys: Option<u64>,
-    /// The state: by shard, a base and the deltas after it, in order. A shard without parts is empty.
+    /// The state: for each shard a base and the deltas after it, in order. A shard without parts is empty.
     pub parts: Vec<Part>,
 }
 
 impl Manifest {
-    /// How many bytes its parts have.
+    /// Returns the total size of the parts, in bytes.
     pub fn bytes(&self) -> u64 {
         self.parts.iter().fold(0, |sum, part| sum.saturating_add(part.bytes))
     }
 }
 
-/// How far a partition has come.
+/// The progress of reading one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The offset of the next record to read.
     pub next: Offset,
-    /// How far its records push the watermark.
+    /// The pushing time of its records, which advances the watermark.
     pub push: PushTime,
-    /// The timestamp of the record before `next`, in milliseconds since 1970, if that was read.
+    /// The timestamp of the record before `next`, in milliseconds since 1970, if that record was read.
     pub timestamp_ms: Option<i64>,
-    /// Whether the partition is idle: it does not hold back the watermark.
+    /// True if the partition is idle: it does not hold back the watermark.
     pub idle: bool,
 }
 
 impl Position {
-    /// Of a partition of which nothing was read yet.
+    /// Returns the position of a partition from which nothing was read yet.
     pub fn starting(next: Offset) -> Position {
         Position { next, push: PushTime::default(), timestamp_ms: None, idle: false }
     }
 }
 
-/// How far every partition has come, epoch by epoch.
+/// The positions of all partitions, advanced epoch by epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Positions(Vec<Position>);
 
 impl Positions {
-    /// As of the beginning of a pipeline.
+    /// Returns the positions at the beginning of a pipeline.
     pub fn starting(starts: &[Offset]) -> Positions {
         Positions(starts.iter().map(|&next| Position::starting(next)).collect())
     }
 
-    /// As a checkpoint has them.
+    /// Returns the positions of a checkpoint.
     pub fn of(positions: &[Position]) -> Positions {
         Positions(positions.to_vec())
     }
 
-    /// Takes in an epoch's bindings. A partition that was not known is taken in.
+    /// Applies the bindings of an epoch. An unknown partition is added.
     pub fn advance(&mut self, bindings: &[Binding]) {
         for binding in bindings {
             let at = binding.partition.0 as usize;
@@ -92,15 +92,15 @@ impl Positions {
         }
     }
 
-    /// The same, with reading beginning at these offsets where they are greater.
+    /// Returns the positions, advanced to these offsets where those are greater.
     #[must_use]
     pub fn reading_from(mut self, starts: &[Offset]) -> Positions {
         self.0.iter_mut().zip(starts).for_each(|(position, &start)| position.next = position.next.max(start));
         self
     }
 
-    /// Takes in where the partitions begin that these epochs, in order, have added: the binding that adds one has no
-    /// record, and ends where it begins.
+    /// Adds the partitions that these epochs, in order, have added. The binding that adds a partition has no record,
+    /// and its end is the partition's start offset.
     pub fn with_added(mut self, epochs: &[EpochRecord]) -> Positions {
         for binding in epochs.iter().flat_map(|record| &record.bindings) {
             let at = binding.partition.0 as usize;
@@ -112,16 +112,16 @@ impl Positions {
         self
     }
 
-    /// By partition.
+    /// Returns the positions, by partition.
     pub fn as_slice(&self) -> &[Position] {
         &self.0
     }
 }
 
-/// An operator whose state is kept.
+/// An operator with state in a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operator {
-    /// Its name.
+    /// The name of the operator.
     pub name: String,
     /// The version of its state.
     pub version: u32,
@@ -130,41 +130,42 @@ pub struct Operator {
 /// An immutable piece of a shard's state, in the state store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    /// Its name there.
+    /// The name of the part in the state store.
     pub name: PartName,
-    /// The SHA-256 of its content.
+    /// The SHA-256 of the content.
     pub hash: [u8; 32],
-    /// The length of its content, in bytes.
+    /// The length of the content, in bytes.
     pub bytes: u64,
 }
 
-/// What a part holds.
+/// The kind of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PartKind {
-    /// A shard's whole state.
+    /// The whole state of a shard.
     Base,
-    /// What changed since the part before.
+    /// The changes since the previous part.
     Delta,
 }
 
-/// The name of a part: given once, by one start of one ledger, so that no other start ever writes it again.
+/// The name of a part. It contains the ledger and the generation, so that no other start ever writes a part of the
+/// same name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct PartName {
-    /// The ledger that it belongs to.
+    /// The id of the ledger that the part belongs to.
     pub ledger_id: LedgerId,
-    /// The start that wrote it.
+    /// The generation of the start that wrote the part.
     pub generation: Generation,
-    /// The last epoch whose effects are in it.
+    /// The last epoch whose effects the part contains.
     pub epoch: Epoch,
     /// The shard.
     pub shard: ShardId,
-    /// What it holds.
+    /// The kind of the part.
     pub kind: PartKind,
 }
 
 impl PartName {
-    /// The name that is written so, if it is one.
+    /// Parses the name of a part; None if the text is not one.
     pub fn parse(text: &str) -> Option<PartName> {
         let mut words = text.split('/');
         let ledger_id = LedgerId(words.next()?.to_owned());
@@ -178,7 +179,7 @@ impl PartName {
             _ => return None,
         };
         let name = PartName { ledger_id, generation, epoch, shard, kind };
-        // Only what this program writes is one of its names: no signs, no zeros in front, nothing behind.
+        // Only the exact form that this program writes is valid: no signs, no leading zeros, nothing after the name.
         (name.to_string() == text).then_some(name)
     }
 }
@@ -204,7 +205,7 @@ impl TryFrom<String> for PartName {
     type Error = String;
 
     fn try_from(text: String) -> Result<PartName, String> {
-        PartName::parse(&text).ok_or_else(|| format!("{text:?} is no part's name"))
+        PartName::parse(&text).ok_or_else(|| format!("{text:?} is not the name of a part"))
     }
 }
 
@@ -213,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_come_back_as_they_were_and_nothing_else_is_one() {
+    fn only_formatted_names_are_parsed() {
         let name = PartName {
             ledger_id: LedgerId("ab12".into()),
             generation: Generation(7),

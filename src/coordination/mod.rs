@@ -1,9 +1,9 @@
-//! When anything becomes final or durable: pure decisions, no network, no clock.
+//! Coordination: decides when results become final or durable. These are pure functions without network or clock.
 //!
 //! ```text
 //!   readers ── Closed(e): what each worker read in epoch e ──▶ Bindings ── W(e) ──▶ Control, broadcast
 //!                                                                 │
-//!   sinks ── every sink has committed through E ──────────────────┴──▶ the group's offsets at E
+//!   sinks ── every sink has committed through E ──────────────────┴──▶ the consumer group's offsets at E
 //! ```
 
 mod bindings;

@@ -1,4 +1,4 @@
-//! Which offsets the consumer group may be told: those of epochs that every sink has committed.
+//! The offsets to commit for the consumer group: those of epochs that every sink has committed.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -6,7 +6,7 @@ use headwater_dataflows::{Epoch, Offset, Partition};
 
 use super::Binding;
 
-/// Remembers the bindings of epochs on their way through the sinks.
+/// Tracks the bindings of epochs that not every sink has committed yet.
 #[derive(Debug, Default)]
 pub struct GroupOffsets {
     in_flight: VecDeque<(Epoch, Vec<(Partition, Offset)>)>,
@@ -15,7 +15,7 @@ pub struct GroupOffsets {
 }
 
 impl GroupOffsets {
-    /// Takes in the bindings of an epoch, in ascending order of epochs.
+    /// Adds the bindings of an epoch. Epochs must be added in ascending order.
     pub fn bound(&mut self, epoch: Epoch, bindings: &[Binding]) {
         if !bindings.is_empty() {
             let ends = bindings.iter().map(|binding| (binding.partition, binding.end)).collect();
@@ -23,7 +23,7 @@ impl GroupOffsets {
         }
     }
 
-    /// Every sink has committed all epochs for which `passed` holds.
+    /// Notes that every sink has committed all epochs for which `passed` returns true.
     pub fn completed(&mut self, passed: impl Fn(Epoch) -> bool) {
         while let Some((_, ends)) = self.in_flight.pop_front_if(|(epoch, _)| passed(*epoch)) {
             for (partition, end) in ends {
@@ -32,12 +32,12 @@ impl GroupOffsets {
         }
     }
 
-    /// The offsets of the completed frontier, if they differ from those taken last.
+    /// Returns the offsets of the epochs that every sink has committed, if they differ from those returned last.
     pub fn take(&mut self) -> Option<Vec<(Partition, Offset)>> {
         std::mem::take(&mut self.changed).then(|| self.committed.iter().map(|(&p, &o)| (p, o)).collect())
     }
 
-    /// The oldest epoch that some sink has not committed.
+    /// Returns the oldest epoch that some sink has not committed.
     pub fn oldest_in_flight(&self) -> Option<Epoch> {
         self.in_flight.front().map(|(epoch, _)| *epoch)
     }
@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(offsets.take(), None);
         offsets.completed(|epoch| epoch < Epoch(2));
         assert_eq!(offsets.take(), Some(vec![(Partition(0), Offset(10)), (Partition(1), Offset(5))]));
-        assert_eq!(offsets.take(), None, "told once");
+        assert_eq!(offsets.take(), None, "returned once");
         assert_eq!(offsets.oldest_in_flight(), Some(Epoch(2)));
         offsets.completed(|_| true);
         assert_eq!(offsets.take(), Some(vec![(Partition(0), Offset(20)), (Partition(1), Offset(5))]));

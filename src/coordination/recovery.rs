@@ -1,4 +1,4 @@
-//! What a start may go on from: what the ledger has, and what each sink has.
+//! Recovery: decides how a start resumes from the contents of the ledger and the progress of each sink.
 
 use headwater_dataflows::{Epoch, SHARDS, ShardId};
 use headwater_sinks::{Progress, Shards};
@@ -7,61 +7,63 @@ use thiserror::Error;
 
 use super::checkpoints::{NoOrigin, durable, origins};
 
-/// A sink and the ledger do not belong together.
+/// A contradiction between a sink's progress and the ledger.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Mismatch {
-    /// A sink commits only what is durable in the ledger, so this ledger is not the one that it followed.
+    /// The sink has committed more than the ledger contains. A sink commits only what is durable in its ledger, so
+    /// this is not the ledger that it followed.
     #[error(
         "it has results through epoch {sink}, and the ledger ends at epoch {ledger}: the ledger was wiped or restored \
          from an older copy"
     )]
     Ahead {
-        /// The sink's last epoch.
+        /// The last epoch that the sink has committed.
         sink: Epoch,
-        /// The ledger's.
+        /// The last epoch of the ledger.
         ledger: Epoch,
     },
-    /// A sink that has committed has progress, for as long as nobody takes it away.
+    /// The progress of the sink is gone. A sink that has committed has progress unless something deletes it.
     #[error(
         "it has committed results before, and its progress is gone: its tables were emptied or restored from an older \
-         copy, or its progress topic was deleted; given everything again, it would have every result twice that it \
-         still has"
+         copy, or its progress topic was deleted; if everything were written to it again, every result that it \
+         still has would be duplicated"
     )]
     Lost,
 }
 
 impl Mismatch {
-    /// What permits a start with it, and what that costs.
-    fn way_on(self, sink: &str) -> String {
+    /// Returns the options that permit a start in spite of the mismatch, and their cost.
+    fn remedy(self, sink: &str) -> String {
         match self {
             Mismatch::Ahead { sink: has, ledger } => format!(
-                "`--reset-sink {sink} --accept-duplicates` goes on after epoch {ledger}: the input of the {} epochs that \
+                "`--reset-sink {sink} --accept-duplicates` resumes after epoch {ledger}: the input of the {} epochs that \
                  the ledger lost is read again, and its results are written a second time",
                 has.0 - ledger.0
             ),
             Mismatch::Lost => format!(
-                "`--reset-sink {sink}` marks it as caught up with the ledger: nothing is doubled, and what it \
-                 had not committed of that is never written to it; where its results are gone, too, `--accept-duplicates` alone gives it \
-                 everything again that can be replayed"
+                "`--reset-sink {sink}` marks it as caught up with the ledger: nothing is duplicated, and the \
+                 recorded results that it had not committed are never written to it; if its results are gone, too, \
+                 `--accept-duplicates` alone writes everything to it again that can be replayed"
             ),
         }
     }
 }
 
-/// What a sink has: by shard, the last epoch of those that are recorded; none if nothing.
+/// The progress of a sink: the last recorded epoch that it has committed, by shard; None if nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommittedThrough(Vec<Option<Epoch>>);
 
 impl CommittedThrough {
-    /// Nothing.
+    /// Returns the progress of a sink that has committed nothing.
     pub fn nothing() -> CommittedThrough {
         CommittedThrough(vec![None; SHARDS as usize])
     }
 
-    /// By what all its writers, of all starts, have promised, of the epochs that the ledger has through `durable`.
+    /// Merges the progress of all writers of all generations, within the epochs of the ledger, which ends at
+    /// `durable`.
     ///
     /// # Errors
-    /// If what the sink has does not follow from this ledger.
+    /// If the progress of the sink does not follow from this ledger.
     fn of(progress: &[Progress], durable: Epoch) -> Result<CommittedThrough, Mismatch> {
         let last = progress.iter().map(|progress| progress.through).max();
         if let Some(sink) = last.filter(|&last| last > durable) {
@@ -80,57 +82,59 @@ impl CommittedThrough {
         Ok(committed_through)
     }
 
-    /// The last epoch of which it has every shard.
+    /// Returns the last epoch that the sink has committed for every shard.
     pub fn least(&self) -> Option<Epoch> {
         self.0.iter().copied().min().flatten()
     }
 
-    /// The last epoch of which it has every one of these shards: a writer of theirs goes on after it.
+    /// Returns the last epoch that the sink has committed for every one of these shards. Their writer resumes after
+    /// it.
     pub fn least_of(&self, shards: Shards) -> Option<Epoch> {
-        let own = (0..SHARDS).map(ShardId).zip(&self.0).filter(|(shard, _)| shards.contains(*shard));
-        own.map(|(_, &committed_through)| committed_through).min().flatten()
+        let shard_progress =
+            (0..SHARDS).map(ShardId).zip(&self.0).filter(|(shard, _)| shards.contains(*shard));
+        shard_progress.map(|(_, &committed_through)| committed_through).min().flatten()
     }
 
-    /// Whether it has a shard's outputs of an epoch.
+    /// Returns true if the sink has committed the outputs of a shard in an epoch.
     pub fn has(&self, ShardId(shard): ShardId, epoch: Epoch) -> bool {
         self.0[shard as usize] >= Some(epoch)
     }
 
-    /// The last epoch of which it has any shard.
+    /// Returns the last epoch that the sink has committed for any shard.
     pub fn most(&self) -> Option<Epoch> {
         self.0.iter().copied().max().flatten()
     }
 }
 
-/// What a ledger has, as epochs.
+/// The contents of a ledger, as epochs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Recorded<'a> {
-    /// The last that is recorded.
+    /// The last epoch that is recorded in a round.
     pub last_round: Option<Epoch>,
-    /// Those of all manifests.
+    /// The epochs of all manifests.
     pub manifests: &'a [Epoch],
-    /// Those of the manifests that can be read.
+    /// The epochs of the manifests that can be read.
     pub readable: &'a [Epoch],
-    /// Through which rounds were pruned; 0 if none were.
+    /// The last epoch of the pruned rounds; 0 if none were pruned.
     pub pruned: Epoch,
-    /// The sinks that have committed before, by name.
+    /// The names of the sinks that have committed before.
     pub committed: &'a [String],
 }
 
-/// How a start goes on.
+/// The result of recovery: how a start resumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resume {
-    /// The ledger's end.
+    /// The last epoch of the ledger.
     pub durable: Epoch,
-    /// By sink, what it has.
+    /// The progress of each sink.
     pub committed_through: Vec<CommittedThrough>,
     /// See [`origins`].
     pub origins: Vec<Epoch>,
 }
 
 impl Resume {
-    /// Whether nothing is to be done again, by anyone: there is a checkpoint where the ledger ends, and every sink has
-    /// everything. So is a pipeline that has not recorded anything.
+    /// Returns true if there is nothing to replay: the newest checkpoint is at the end of the ledger, and every sink
+    /// has committed everything. This includes a pipeline that has not recorded anything.
     pub fn is_finished(&self) -> bool {
         let all = |committed_through: &CommittedThrough| {
             committed_through.least().unwrap_or_default() == self.durable
@@ -139,26 +143,27 @@ impl Resume {
     }
 }
 
-/// A start must not go on.
+/// The reason why a start must not resume.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum NoResume {
-    /// A sink and the ledger do not belong together.
-    #[error("sink {sink}: {mismatch}; {}", .mismatch.way_on(.sink))]
+    /// The progress of a sink contradicts the ledger.
+    #[error("sink {sink}: {mismatch}; {}", .mismatch.remedy(.sink))]
     Mismatch {
-        /// Which sink.
+        /// The name of the sink.
         sink: String,
-        /// What does not fit.
+        /// The contradiction.
         mismatch: Mismatch,
     },
-    /// There is nothing to go on from.
+    /// There is no checkpoint to resume from.
     #[error(transparent)]
     NoOrigin(#[from] NoOrigin),
 }
 
-/// What a sink has of the epochs that the ledger has through `durable`, given the sinks that have `committed` before.
+/// Returns the progress of a sink within the epochs of the ledger, which ends at `durable`, given the sinks that have
+/// `committed` before.
 ///
 /// # Errors
-/// If what the sink has does not follow from this ledger.
+/// If the progress of the sink does not follow from this ledger.
 pub fn committed_through(
     sink: &str,
     progress: &[Progress],
@@ -174,10 +179,10 @@ pub fn committed_through(
     committed_through.map_err(|mismatch| NoResume::Mismatch { sink: sink.to_owned(), mismatch })
 }
 
-/// How a start goes on, from what the ledger has and each sink's progress.
+/// Decides how a start resumes, given the contents of the ledger and the progress of each sink.
 ///
 /// # Errors
-/// If it must not.
+/// If the start must not resume.
 pub fn resume(recorded: Recorded<'_>, sinks: &[(&str, &[Progress])]) -> Result<Resume, NoResume> {
     let durable = durable(recorded.last_round, recorded.manifests);
     let committed_through = |&(sink, progress): &(&str, &[Progress])| {
@@ -205,12 +210,12 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_goes_on_after_what_it_has_and_must_not_be_ahead_of_the_ledger() {
+    fn sinks_resume_after_progress_and_not_ahead_of_the_ledger() {
         let committed_through = |progress: &[Progress], durable| {
             CommittedThrough::of(progress, Epoch(durable))
                 .map(|committed_through| committed_through.least_of(Shards::ALL))
         };
-        assert_eq!(committed_through(&[], 7), Ok(None), "new: it is given everything");
+        assert_eq!(committed_through(&[], 7), Ok(None), "a new sink needs everything");
         let two = [progress(1, 5, Shards::ALL), progress(2, 6, Shards::ALL)];
         assert_eq!(committed_through(&two, 7), Ok(Some(Epoch(6))));
         assert_eq!(committed_through(&two, 6), Ok(Some(Epoch(6))), "everything");
@@ -223,10 +228,11 @@ mod tests {
     }
 
     #[test]
-    fn each_writer_goes_on_after_what_its_own_shards_have() {
+    fn each_writer_resumes_after_the_progress_of_its_shards() {
         let part = |process| Shards::of_workers(process..process + 1, 3);
         let found = [progress(1, 5, part(0)), progress(1, 7, part(1)), progress(2, 6, part(0))];
-        let committed_through = CommittedThrough::of(&found, Epoch(7)).expect("they follow");
+        let committed_through =
+            CommittedThrough::of(&found, Epoch(7)).expect("progress follows from the ledger");
         assert_eq!(
             [0, 1, 2].map(|process| committed_through.least_of(part(process)).map(|epoch| epoch.0)),
             [Some(6), Some(7), None]
@@ -236,10 +242,11 @@ mod tests {
             (None, Some(Epoch(7))),
             "the third has written nothing"
         );
-        // Now they lie otherwise on processes: each goes on after what the least of its shards has, and has some of more.
+        // With another number of processes, the writer resumes after the least epoch of its shards, and some shards
+        // have more.
         let rest = [progress(3, 5, part(2))];
-        let committed_through =
-            CommittedThrough::of(&[&found[..], &rest].concat(), Epoch(7)).expect("they follow");
+        let committed_through = CommittedThrough::of(&[&found[..], &rest].concat(), Epoch(7))
+            .expect("progress follows from the ledger");
         assert_eq!(committed_through.least_of(Shards::of_workers(0..1, 2)), Some(Epoch(5)));
         for (shard, through) in [(0, 6), (1, 7), (2, 5), (63, 6)] {
             let has = |epoch| committed_through.has(ShardId(shard), Epoch(epoch));
@@ -249,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_to_be_done_again_if_checkpoint_ledger_and_sinks_end_together() {
+    fn nothing_is_replayed_if_checkpoint_ledger_and_sinks_agree() {
         let finished = |last: u64, manifest: &[Epoch], sinks: &[u64]| {
             let recorded = Recorded {
                 last_round: (last > 0).then_some(Epoch(last)),
@@ -260,17 +267,17 @@ mod tests {
             };
             let progress: Vec<_> = sinks.iter().map(|&through| [progress(1, through, Shards::ALL)]).collect();
             let sinks: Vec<_> = progress.iter().map(|progress| ("a", &progress[..])).collect();
-            resume(recorded, &sinks).expect("they belong together").is_finished()
+            resume(recorded, &sinks).expect("progress follows from the ledger").is_finished()
         };
         assert!(finished(7, &[Epoch(7)], &[7, 7]));
         assert!(!finished(7, &[Epoch(6)], &[7, 7]), "the last epoch is in no checkpoint");
         assert!(!finished(7, &[Epoch(7)], &[7, 6]), "a sink is behind");
         assert!(!finished(7, &[], &[7]));
-        assert!(finished(0, &[], &[0]), "nothing has been done");
+        assert!(finished(0, &[], &[0]), "nothing is recorded");
     }
 
     #[test]
-    fn a_start_goes_on_from_what_ledger_and_sinks_have_together() {
+    fn a_start_resumes_from_the_ledger_and_the_sinks() {
         let manifests = [Epoch(4), Epoch(6)];
         let recorded = Recorded {
             last_round: Some(Epoch(7)),
@@ -292,7 +299,7 @@ mod tests {
         let registered = Recorded { committed: &committed, pruned: Epoch(0), ..recorded };
         let gone = resume(registered, &[("a", &ahead[..]), ("b", &[])]);
         assert_eq!(gone, Err(NoResume::Mismatch { sink: "b".into(), mismatch: Mismatch::Lost }));
-        assert!(resume(registered, &[("new", &[])]).is_ok(), "it is given everything");
+        assert!(resume(registered, &[("new", &[])]).is_ok(), "a new sink needs everything");
         let unreadable = Recorded { readable: &[], ..recorded };
         assert_eq!(
             resume(unreadable, &both),

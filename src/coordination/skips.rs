@@ -1,4 +1,4 @@
-//! Outputs that a sink is not given, because it does not take them.
+//! Skips: outputs that are not written to a sink, because the sink refuses them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,14 +7,14 @@ use std::str::FromStr;
 use headwater_dataflows::Epoch;
 use serde::{Deserialize, Serialize};
 
-/// One output that one sink is not given: `SINK:EPOCH:OUTPUT`.
+/// One output that is not written to one sink: `SINK:EPOCH:OUTPUT`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Skip {
     /// The sink's name.
     pub sink: String,
-    /// The epoch that the output is of.
+    /// The epoch of the output.
     pub epoch: Epoch,
-    /// What it is called: a row by [`row_name`](headwater_sinks::row_name), a message by
+    /// The name of the output: of a row by [`row_name`](headwater_sinks::row_name), of a message by
     /// [`MessageNames`](headwater_sinks::MessageNames).
     pub output: String,
 }
@@ -42,12 +42,12 @@ impl FromStr for Skip {
     }
 }
 
-/// What one sink is not given.
+/// The outputs that are not written to one sink.
 #[derive(Clone, Debug, Default)]
 pub struct Skips(BTreeMap<Epoch, BTreeSet<String>>);
 
 impl Skips {
-    /// Those of a sink among all.
+    /// Returns the skips of one sink.
     pub fn of(sink: &str, all: &[Skip]) -> Skips {
         let mut skips = Skips::default();
         for skip in all.iter().filter(|skip| skip.sink == sink) {
@@ -56,7 +56,7 @@ impl Skips {
         skips
     }
 
-    /// What of an epoch, by name; none if all is given.
+    /// Returns the names of the skipped outputs of an epoch; None if no output is skipped.
     pub fn in_epoch(&self, epoch: Epoch) -> Option<&BTreeSet<String>> {
         self.0.get(&epoch)
     }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_skip_is_written_as_it_is_read_and_an_output_may_have_colons() {
+    fn skips_are_formatted_as_parsed_and_may_contain_colons() {
         for text in ["kafka:7:enriched-events/user:1/0", "postgres:1234:events/3/42", "a:0:b"] {
             assert_eq!(text.parse::<Skip>().expect(text).to_string(), text);
         }
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_is_not_given_its_own_and_no_others() {
+    fn a_sink_has_only_its_own_skips() {
         let all = ["a:7:x", "b:7:y", "a:7:z", "a:8:x"].map(|text| text.parse().expect("a skip"));
         let skips = Skips::of("a", &all);
         let names =

@@ -1,26 +1,28 @@
-//! Two processes that use one pipeline name and are started again whenever they end: each takes over from the other.
+//! Takeovers: slows down two processes that use one pipeline name and take over from each other whenever they are
+//! restarted.
 
 use std::time::Duration;
 
-/// How soon after another one a takeover from a live run must come to be counted with it, in milliseconds: 10 minutes.
+/// The time within which a takeover from a live run is counted together with the previous one, in milliseconds: 10
+/// minutes.
 pub const TAKEOVERS_WITHIN_MS: i64 = 600_000;
 
-/// From this many on it is no deployment that replaces a run by its successor.
-const MANY: u64 = 3;
+/// The number of takeovers from which a start waits: a deployment that replaces a run causes fewer.
+const MIN_COUNT: u64 = 3;
 const FIRST_WAIT: Duration = Duration::from_secs(5);
-const LONGEST_WAIT: Duration = Duration::from_secs(120);
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// Takeovers from runs that were still alive, each within [`TAKEOVERS_WITHIN_MS`] of the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Takeovers {
-    /// How many.
+    /// The number of takeovers.
     pub count: u64,
-    /// When the last one was noticed by the run that was replaced, in milliseconds since 1970.
+    /// The time at which the replaced run noticed the last takeover, in milliseconds since 1970.
     pub last_ms: i64,
 }
 
 impl Takeovers {
-    /// With one more, noticed at `now_ms`.
+    /// Returns the takeovers after one more, noticed at `now_ms`.
     pub fn after(before: Option<Takeovers>, now_ms: i64) -> Takeovers {
         let counted = before.filter(|before| before.is_recent(now_ms)).map_or(0, |before| before.count);
         Takeovers { count: counted.saturating_add(1), last_ms: now_ms }
@@ -30,12 +32,12 @@ impl Takeovers {
         now_ms.abs_diff(self.last_ms) <= TAKEOVERS_WITHIN_MS.unsigned_abs()
     }
 
-    /// How long a start waits before it takes over, so that the other process gets on with its work: 5 s after three
-    /// takeovers, twice as long after each further one, and two minutes at most.
+    /// Returns the time that a start waits before it takes over, so that the other process can make progress: 5 s
+    /// after three takeovers, doubled for each further one, at most two minutes. None if it need not wait.
     pub fn wait(&self, now_ms: i64) -> Option<Duration> {
-        let further = self.count.checked_sub(MANY).filter(|_| self.is_recent(now_ms))?;
+        let further = self.count.checked_sub(MIN_COUNT).filter(|_| self.is_recent(now_ms))?;
         let factor = 2u32.saturating_pow(u32::try_from(further).unwrap_or(u32::MAX));
-        Some(FIRST_WAIT.saturating_mul(factor).min(LONGEST_WAIT))
+        Some(FIRST_WAIT.saturating_mul(factor).min(MAX_WAIT))
     }
 }
 
@@ -44,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn starts_wait_longer_the_more_often_live_runs_were_replaced() {
+    fn waits_grow_with_the_number_of_takeovers() {
         let wait = |count| Takeovers { count, last_ms: 1_000_000 }.wait(1_000_500).map(|wait| wait.as_secs());
         let waits = [0, 2, 3, 4, 5, 7, 8, 40, u64::MAX].map(wait);
         assert_eq!(
@@ -54,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn takeovers_of_long_ago_or_of_another_clock_delay_nobody() {
+    fn old_takeovers_and_clock_jumps_cause_no_wait() {
         let takeovers = Takeovers { count: 9, last_ms: 1_000_000 };
         for now in [1_000_000 + TAKEOVERS_WITHIN_MS + 1, 1_000_000 - TAKEOVERS_WITHIN_MS - 1] {
             assert_eq!(takeovers.wait(now), None);

@@ -1,39 +1,40 @@
-//! What the model and the simulation share: random numbers that a seed repeats, and guards that can be taken out.
+//! Code shared by the model and the simulation: reproducible random numbers, and guards that can be removed.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Which promise was broken.
+/// The invariant that was violated.
 pub type Violation = &'static str;
 
-/// A small generator of random numbers (SplitMix64).
+/// A small random number generator (SplitMix64).
 pub struct Random(pub u64);
 
 impl Random {
-    /// A number that looks random, and is the same for the same `z`.
+    /// Returns a pseudo-random number, which is the same for the same `z`.
     pub fn mix(mut z: u64) -> u64 {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
 
-    /// The next number below `bound`, which is above 0.
+    /// Returns the next number below `bound`, which must be above 0.
     pub fn below<N: TryInto<u64> + TryFrom<u64>>(&mut self, bound: N) -> N {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let below = bound.try_into().ok().and_then(|bound| N::try_from(Random::mix(self.0) % bound).ok());
         below.expect("the bound is above 0")
     }
 
-    /// True once in `n` times.
+    /// Returns true once in `n` times.
     pub fn one_in(&mut self, n: i64) -> bool {
         self.below(n) == 0
     }
 }
 
-/// Makes `Guards`, a switch for each, `ALL` of them, and for each the test that without it this promise `breaks`.
+/// Defines `Guards` with a switch for each guard, `ALL` with all of them on, and for each guard a test that the named
+/// invariant breaks without it.
 macro_rules! guards {
     ($($guard:ident: $broken:literal),* $(,)?) => {
-        /// What holds the promises up.
+        /// The guards that maintain the invariants.
         #[derive(Clone, Debug)]
         struct Guards {
             $($guard: bool,)*
@@ -51,10 +52,10 @@ macro_rules! guards {
 }
 pub(super) use guards;
 
-/// Runs one seed after the other until this promise breaks.
+/// Runs one seed after the other until this invariant breaks.
 ///
 /// # Panics
-/// If it does not.
+/// If the invariant does not break.
 pub fn breaks_in(seeds: Range<u64>, expected: Violation, mut run: impl FnMut(u64) -> Result<(), Violation>) {
     let mut broken = BTreeMap::new();
     for seed in seeds {
@@ -65,5 +66,5 @@ pub fn breaks_in(seeds: Range<u64>, expected: Violation, mut run: impl FnMut(u64
             }
         }
     }
-    panic!("without the guard {expected:?} was expected, and these broke: {broken:?}");
+    panic!("{expected:?} should break without the guard; violations: {broken:?}");
 }

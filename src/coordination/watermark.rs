@@ -1,4 +1,4 @@
-//! The watermark W(e), from the bindings up to e alone.
+//! The watermark W(e), computed only from the bindings up to epoch e.
 
 use headwater_dataflows::EventTime;
 
@@ -7,10 +7,10 @@ use super::{Binding, Manifest};
 
 /// Computes the watermark epoch by epoch.
 ///
-/// Per partition: the greatest pushing time − `max_out_of_orderness` − 1 ms. W is the minimum over the partitions that
-/// are not idle, and never goes back. A partition that has accepted no record and is not idle holds it back altogether.
-/// While all are idle nobody holds it back: it is the maximum, in whatever order they became idle, and stays there unless
-/// it is to follow the recorded wall time then.
+/// Of each partition: the greatest pushing time − `max_out_of_orderness` − 1 ms. W is the minimum over the partitions
+/// that are not idle, and never goes back. A partition that has accepted no record and is not idle holds W back
+/// completely. While all partitions are idle, W is the maximum, in whatever order they became idle, and stays there
+/// unless it is configured to follow the recorded wall time then.
 #[derive(Clone, Debug)]
 pub struct Watermark {
     rule: WatermarkRule,
@@ -19,26 +19,27 @@ pub struct Watermark {
     all_idle: Option<AllIdle>,
 }
 
-/// The numbers by which the watermark is computed, in milliseconds.
+/// The parameters of the watermark, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatermarkRule {
-    /// How far behind the greatest pushing time of its partition an event may be and still count.
+    /// The maximum distance of an event behind the greatest pushing time of its partition; an event further behind is
+    /// late.
     pub max_out_of_orderness_ms: i64,
-    /// How long all partitions must have been idle for W to follow the recorded wall time; none lets it stay.
+    /// The time that all partitions must have been idle before W follows the recorded wall time; None if W never does.
     pub idle_advance_ms: Option<i64>,
 }
 
-/// Every partition is idle.
+/// The state in which every partition is idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AllIdle {
-    /// Since this recorded wall time, in milliseconds since 1970.
+    /// The recorded wall time since which they are idle, in milliseconds since 1970.
     pub since_ms: i64,
-    /// How far W was behind it, in milliseconds.
+    /// The distance of W behind that wall time, in milliseconds.
     pub lag_ms: i64,
 }
 
-/// The least step in which W follows the wall time, in milliseconds: each is a row in the ledger.
-const IDLE_STEP_MS: i64 = 1000;
+/// The minimum step in which W follows the wall time, in milliseconds: each step is a row in the ledger.
+const MIN_IDLE_STEP_MS: i64 = 1000;
 
 #[derive(Clone, Copy, Debug)]
 struct Progress {
@@ -49,12 +50,12 @@ struct Progress {
 const UNKNOWN: Progress = Progress { greatest: EventTime::MIN, idle: false };
 
 impl Watermark {
-    /// For so many partitions, of which nothing is known yet.
+    /// Returns the watermark of `partitions` partitions from which nothing was read yet.
     pub fn new(partitions: usize, rule: WatermarkRule) -> Watermark {
         Watermark { rule, partitions: vec![UNKNOWN; partitions], watermark: EventTime::MIN, all_idle: None }
     }
 
-    /// As it was at the end of a checkpoint's epoch.
+    /// Returns the watermark at the end of a checkpoint's epoch.
     pub fn of(manifest: &Manifest, rule: WatermarkRule) -> Watermark {
         let partitions = manifest.positions.iter().map(|position| Progress {
             greatest: position.push.greatest.unwrap_or(EventTime::MIN),
@@ -64,8 +65,8 @@ impl Watermark {
         Watermark { rule, partitions: partitions.collect(), watermark, all_idle }
     }
 
-    /// Takes in an epoch's bindings and recorded wall time, in milliseconds since 1970; returns W at its end. A
-    /// partition that was not known is taken in.
+    /// Applies the bindings and the recorded wall time of an epoch, in milliseconds since 1970; returns W at the end
+    /// of the epoch. An unknown partition is added.
     pub fn advance(&mut self, bindings: &[Binding], wall_ms: i64, rules: TimeRules) -> EventTime {
         for binding in bindings {
             let at = binding.partition.0 as usize;
@@ -76,30 +77,30 @@ impl Watermark {
             partition.greatest = partition.greatest.max(binding.pushing_time.unwrap_or(EventTime::MIN));
             partition.idle = binding.idle;
         }
-        let busy = self.partitions.iter().filter(|partition| !partition.idle);
-        if let Some(slowest) = busy.map(|partition| partition.greatest).min() {
-            self.reach(slowest);
+        let active = self.partitions.iter().filter(|partition| !partition.idle);
+        if let Some(slowest) = active.map(|partition| partition.greatest).min() {
+            self.advance_to(slowest);
             self.all_idle = None;
         } else {
-            // Under the rules of format 1 it stayed where the last partition to become idle had left it.
+            // Under the rules of format 1, W stayed where the last partition to become idle had left it.
             if rules == TimeRules::EarliestClock
                 && let Some(newest) = self.partitions.iter().map(|partition| partition.greatest).max()
             {
-                self.reach(newest);
+                self.advance_to(newest);
             }
-            self.follow(wall_ms);
+            self.follow_wall_time(wall_ms);
         }
         self.watermark
     }
 
-    /// A partition has pushed this far.
-    fn reach(&mut self, greatest: EventTime) {
+    /// Advances W to a partition's greatest pushing time.
+    fn advance_to(&mut self, greatest: EventTime) {
         let reached = greatest.minus_ms(self.rule.max_out_of_orderness_ms).minus_ms(1);
         self.watermark = self.watermark.max(reached);
     }
 
-    /// Every partition is idle: W follows the wall time, keeping its lag, once that has been so for long enough.
-    fn follow(&mut self, wall_ms: i64) {
+    /// Lets W follow the wall time with its lag, once every partition has been idle for long enough.
+    fn follow_wall_time(&mut self, wall_ms: i64) {
         let Some(advance_ms) = self.rule.idle_advance_ms else { return };
         if self.watermark == EventTime::MIN || self.watermark == EventTime::MAX {
             return;
@@ -108,24 +109,24 @@ impl Watermark {
         let AllIdle { since_ms, lag_ms } = *self.all_idle.get_or_insert(fresh);
         let reached = wall_ms.saturating_sub(lag_ms);
         if wall_ms.saturating_sub(since_ms) >= advance_ms
-            && reached.saturating_sub(self.watermark.0) >= IDLE_STEP_MS
+            && reached.saturating_sub(self.watermark.0) >= MIN_IDLE_STEP_MS
         {
             self.watermark = EventTime(reached);
         }
     }
 
-    /// The input is over: W goes to infinity, and stays there.
+    /// Ends the input: W goes to infinity, and stays there.
     pub fn close(&mut self) -> EventTime {
         self.watermark = EventTime::MAX;
         self.watermark
     }
 
-    /// W as of the last epoch.
+    /// Returns W as of the last epoch.
     pub fn current(&self) -> EventTime {
         self.watermark
     }
 
-    /// Since when every partition is idle, if each is and W is to follow the wall time.
+    /// Returns the time since which every partition is idle, if they all are and W is to follow the wall time.
     pub fn all_idle(&self) -> Option<AllIdle> {
         self.all_idle
     }
@@ -156,18 +157,18 @@ mod tests {
     }
 
     #[test]
-    fn the_slowest_partition_that_is_not_idle_decides_and_w_never_goes_back() {
+    fn the_slowest_active_partition_decides_and_w_is_monotonic() {
         let mut watermark = Watermark::new(2, RULE);
         assert_eq!(
             watermark.advance(&[binding(0, 1000, false)], 0, NOW),
             EventTime::MIN,
-            "partition 1 is unknown"
+            "partition 1 has no records"
         );
         assert_eq!(watermark.advance(&[binding(1, 500, false)], 0, NOW), EventTime(399));
         assert_eq!(
             watermark.advance(&[binding(1, 300, false)], 0, NOW),
             EventTime(399),
-            "an older event moves nothing"
+            "an older event changes nothing"
         );
         assert_eq!(
             watermark.advance(&[binding(1, -1, true)], 0, NOW),
@@ -184,8 +185,9 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_remembers_what_the_watermark_follows_from() {
-        // Not every partition is named in every epoch: what is known of the others counts, and that they are idle.
+    fn the_watermark_resumes_from_a_checkpoint() {
+        // Not every epoch names every partition: the earlier state of the others still counts, including that they are
+        // idle.
         let epochs: [&[Binding]; 12] = [
             &[binding(0, 1000, false), binding(1, 500, false)],
             &[binding(1, -1, true), binding(0, 1200, false)],
@@ -234,28 +236,28 @@ mod tests {
     }
 
     #[test]
-    fn the_watermark_follows_the_wall_once_every_partition_has_been_idle() {
+    fn the_watermark_follows_the_wall_once_all_are_idle() {
         let mut watermark = Watermark::new(2, RULE);
         let mut advance =
             |bindings: &[Binding], wall_ms: i64| watermark.advance(bindings, 1_000_000 + wall_ms, NOW).0;
         assert_eq!(advance(&[binding(0, 1000, false), binding(1, 2000, true)], 0), 899);
         assert_eq!(advance(&[binding(0, -1, true)], 500), 1_899);
         assert_eq!(advance(&[], 2_400), 1_899, "not for long enough");
-        assert_eq!(advance(&[], 2_500), 3_899, "all the time that has passed");
+        assert_eq!(advance(&[], 2_500), 3_899, "all the elapsed time");
         assert_eq!(advance(&[], 3_400), 3_899, "in steps of a second");
         assert_eq!(advance(&[], 3_500), 4_899);
-        assert_eq!(advance(&[binding(0, 1500, false)], 9_000), 4_899, "a record ends it");
+        assert_eq!(advance(&[binding(0, 1500, false)], 9_000), 4_899, "a record ends the idle time");
         assert_eq!(advance(&[binding(0, -1, true)], 9_100), 4_899);
         assert_eq!(advance(&[], 11_200), 6_999);
 
         let stays = WatermarkRule { idle_advance_ms: None, ..RULE };
         let mut watermark = Watermark::new(1, stays);
         watermark.advance(&[binding(0, 1000, true)], 0, NOW);
-        assert_eq!(watermark.advance(&[], i64::MAX, NOW), EventTime(899), "time alone moves nothing");
+        assert_eq!(watermark.advance(&[], i64::MAX, NOW), EventTime(899), "time alone changes nothing");
     }
 
     #[test]
-    fn a_partition_that_was_added_holds_the_watermark_until_it_is_idle_or_pushes() {
+    fn an_added_partition_holds_the_watermark_until_idle_or_read() {
         let mut watermark = Watermark::new(1, RULE);
         assert_eq!(watermark.advance(&[binding(0, 1000, false)], 0, NOW), EventTime(899));
         assert_eq!(
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_in_which_partitions_become_idle_means_nothing() {
+    fn the_order_of_becoming_idle_does_not_matter() {
         let reached = |epochs: &[&[Binding]], rules| {
             let mut watermark = Watermark::new(2, RULE);
             for bindings in epochs {
@@ -281,6 +283,6 @@ mod tests {
         }
         let together: [&[Binding]; 2] = [&[read], &[idle(0), idle(1)]];
         assert_eq!(reached(&together, NOW), 4899);
-        assert_eq!(reached(&together, TimeRules::EventTime), i64::MIN, "as format 1 had it");
+        assert_eq!(reached(&together, TimeRules::EventTime), i64::MIN, "as in format 1");
     }
 }

@@ -1,9 +1,9 @@
-//! How rounds of bindings and start offsets lie in the ledger, as bytes; and the numbers of every format.
+//! The byte format of rounds of bindings and of start offsets, and the number encoding that all ledger formats share.
 //!
-//! A round is the version, the number of epochs, and for each: epoch, wall time, whether the input was closed, and
-//! its bindings by partition. Version 2 adds pushing times and candidates to bindings; epochs of version 1 are
-//! replayed by the rules of their time. Numbers are LEB128 varints, signed ones zigzag; epochs and wall times are differences
-//! to the epoch before.
+//! A round consists of the version, the number of epochs, and for each epoch: the epoch, its wall time, a flag if the
+//! input was closed, and its bindings by partition. Version 2 adds pushing times and candidates to bindings; epochs of
+//! version 1 are replayed by the rules of version 1. Numbers are LEB128 varints, signed numbers are zigzag-encoded;
+//! epochs and wall times are differences to the previous epoch.
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 use thiserror::Error;
@@ -11,12 +11,12 @@ use thiserror::Error;
 use crate::coordination::ingest::TimeRules;
 use crate::coordination::{Binding, EpochRecord};
 
-/// The version of rounds and manifests that is written.
+/// The version of rounds and manifests that this program writes.
 pub(super) const VERSION: u8 = 2;
-/// The version before, which is read.
-const FIRST: u8 = 1;
+/// The previous version, which this program still reads.
+const FIRST_VERSION: u8 = 1;
 /// The version of start offsets.
-const STARTS: u8 = 1;
+const STARTS_VERSION: u8 = 1;
 
 const TIMESTAMP: u64 = 1;
 const MAX_EVENT_TIME: u64 = 2;
@@ -24,21 +24,21 @@ const IDLE: u64 = 4;
 const PUSHING_TIME: u64 = 8;
 const CANDIDATE: u64 = 16;
 
-/// Why bytes are not what they should be.
+/// The reason why bytes cannot be decoded.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Damaged {
-    /// They were written by a version that is not known here.
-    #[error("its format has version {0}, and this program knows versions up to {VERSION}")]
+    /// The bytes were written by an unknown version.
+    #[error("its format has version {0}, and this program supports versions up to {VERSION}")]
     Version(u8),
-    /// They end too early, go on too long, or hold what cannot be.
-    #[error("it is not well formed at byte {0}")]
+    /// The bytes are too short or too long, or contain an invalid value.
+    #[error("it is malformed at byte {0}")]
     Malformed(usize),
-    /// They are not those that were written.
-    #[error("its checksum is wrong")]
-    Changed,
+    /// The bytes are not the bytes that were written.
+    #[error("its checksum does not match")]
+    WrongChecksum,
 }
 
-/// A round, as bytes.
+/// Encodes a round.
 pub fn encode(epochs: &[EpochRecord]) -> Vec<u8> {
     let mut out = vec![VERSION];
     unsigned(&mut out, epochs.len() as u64);
@@ -70,13 +70,13 @@ pub fn encode(epochs: &[EpochRecord]) -> Vec<u8> {
     out
 }
 
-/// A round, read back.
+/// Decodes a round.
 ///
 /// # Errors
-/// If the bytes are not a round of this version.
+/// If the bytes are not a round of a known version.
 pub fn decode(bytes: &[u8]) -> Result<Vec<EpochRecord>, Damaged> {
     let mut reader = Reader::new(bytes)?;
-    let rules = if reader.version == FIRST { TimeRules::EventTime } else { TimeRules::EarliestClock };
+    let rules = if reader.version == FIRST_VERSION { TimeRules::EventTime } else { TimeRules::EarliestClock };
     let count = reader.unsigned()?;
     let mut epochs = Vec::new();
     let (mut epoch, mut wall_ms) = (0u64, 0i64);
@@ -106,7 +106,7 @@ fn decode_binding(reader: &mut Reader<'_>) -> Result<Binding, Damaged> {
     let end = Offset(reader.signed()?);
     let flags = reader.unsigned()?;
     let known = TIMESTAMP | MAX_EVENT_TIME | IDLE;
-    let known = if reader.version == FIRST { known } else { known | PUSHING_TIME | CANDIDATE };
+    let known = if reader.version == FIRST_VERSION { known } else { known | PUSHING_TIME | CANDIDATE };
     if flags & !known != 0 {
         return Err(reader.malformed());
     }
@@ -120,22 +120,22 @@ fn decode_binding(reader: &mut Reader<'_>) -> Result<Binding, Damaged> {
         end,
         timestamp,
         max_event_time,
-        // In version 1 the event time was what pushed.
-        pushing_time: if reader.version == FIRST { max_event_time } else { pushing_time },
+        // In version 1, the event time pushed the watermark.
+        pushing_time: if reader.version == FIRST_VERSION { max_event_time } else { pushing_time },
         candidate,
         idle: flags & IDLE != 0,
     })
 }
 
-/// Start offsets by partition, as bytes.
+/// Encodes start offsets by partition.
 pub fn encode_starts(starts: &[Offset]) -> Vec<u8> {
-    let mut out = vec![STARTS];
+    let mut out = vec![STARTS_VERSION];
     unsigned(&mut out, starts.len() as u64);
     starts.iter().for_each(|start| signed(&mut out, start.0));
     out
 }
 
-/// Start offsets, read back.
+/// Decodes start offsets.
 ///
 /// # Errors
 /// If the bytes are not start offsets of this version.
@@ -159,19 +159,19 @@ pub(super) fn signed(out: &mut Vec<u8>, value: i64) {
     unsigned(out, ((value << 1) ^ (value >> 63)) as u64);
 }
 
-/// Reads what was written, front to back.
+/// A cursor over encoded bytes.
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// The version that stands in front.
+    /// The version in the first byte.
     pub(super) version: u8,
 }
 
 impl<'a> Reader<'a> {
-    /// Behind the version.
+    /// Reads the version and returns a reader of the bytes after it.
     pub(super) fn new(bytes: &'a [u8]) -> Result<Self, Damaged> {
         match bytes.first() {
-            Some(&version @ FIRST..=VERSION) => Ok(Reader { bytes, at: 1, version }),
+            Some(&version @ FIRST_VERSION..=VERSION) => Ok(Reader { bytes, at: 1, version }),
             Some(&other) => Err(Damaged::Version(other)),
             None => Err(Damaged::Malformed(0)),
         }
@@ -215,7 +215,7 @@ impl<'a> Reader<'a> {
         Ok(chunk)
     }
 
-    /// Text with its length in front.
+    /// Reads text that is preceded by its length.
     pub(super) fn text(&mut self) -> Result<&'a str, Damaged> {
         let length = usize::try_from(self.unsigned()?).map_err(|_| self.malformed())?;
         let bytes = self.bytes[self.at..].get(..length).ok_or(self.malformed())?;
@@ -240,7 +240,7 @@ mod tests {
         EpochRecord { epoch: Epoch(epoch), wall_ms: 1_760_000_000_000, bindings, closes: false, rules }
     }
 
-    /// Each version's form, for ever.
+    /// The encoding of each version, which must never change.
     #[test]
     fn golden_bytes() {
         let first = Binding {
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_and_epochs_that_go_back_are_refused() {
+    fn unknown_versions_and_repeated_epochs_are_rejected() {
         assert_eq!(decode(&[3, 0]), Err(Damaged::Version(3)));
         assert_eq!(decode(&[]), Err(Damaged::Malformed(0)));
         let twice = [record(7, vec![]), record(7, vec![])];
@@ -291,7 +291,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rounds_come_back_as_they_were(
+        fn rounds_round_trip(
             rounds in prop::collection::vec((1u64..1 << 40, any::<i64>(), bindings(), any::<bool>()), 0..5)
         ) {
             let mut last = 0;
@@ -310,7 +310,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_decoded_or_rejected(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(&bytes);
             if let Some(first) = bytes.first_mut() {
                 *first = VERSION;

@@ -1,9 +1,10 @@
-//! How manifests lie in the ledger, as bytes.
+//! The byte format of manifests in the ledger.
 //!
-//! The version, the epoch, the generation, the wall time, the watermark, the number of keys, and then positions,
-//! operators and parts, each with their number in front. In version 2 positions have pushing times, candidates and
-//! timestamps, and after the parts come un-final bytes and since when all partitions are idle. At the end the first eight bytes of the SHA-256 of all before.
-//! Numbers as in rounds; what may be missing has a 1 in front, or is a 0.
+//! A manifest consists of the version, the epoch, the generation, the wall time, the watermark, the number of keys,
+//! and then positions, operators and parts, each list preceded by its length. In version 2, positions have pushing
+//! times, candidates and timestamps, and the parts are followed by the un-final bytes and by the time since which all
+//! partitions are idle. The last eight bytes are the first eight bytes of the SHA-256 of everything before them.
+//! Numbers are encoded as in rounds; an optional value is preceded by a 1, or is a 0 if it is absent.
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition, SHARDS, ShardId};
 use headwater_sinks::{Generation, LedgerId};
@@ -13,8 +14,8 @@ use super::format::{Damaged, Reader, VERSION, signed, unsigned};
 use crate::coordination::ingest::PushTime;
 use crate::coordination::{AllIdle, Manifest, Operator, Part, PartKind, PartName, Position, are_chains};
 
-/// How many bytes of the hash are kept.
-const CHECK: usize = 8;
+/// The number of bytes of the hash that are stored.
+const CHECKSUM_BYTES: usize = 8;
 
 const BASE: u8 = 0;
 const DELTA: u8 = 1;
@@ -23,7 +24,7 @@ const IDLE: u8 = 2;
 const CANDIDATE: u8 = 4;
 const TIMESTAMP: u8 = 8;
 
-/// A manifest, as bytes.
+/// Encodes a manifest.
 pub fn encode(manifest: &Manifest) -> Vec<u8> {
     let mut out = vec![VERSION];
     unsigned(&mut out, manifest.epoch.0);
@@ -78,23 +79,23 @@ pub fn encode(manifest: &Manifest) -> Vec<u8> {
         signed(&mut out, since_ms);
         signed(&mut out, lag_ms);
     }
-    let check = check(&out);
-    out.extend_from_slice(&check);
+    let checksum = checksum(&out);
+    out.extend_from_slice(&checksum);
     out
 }
 
-/// A manifest, read back.
+/// Decodes a manifest.
 ///
 /// # Errors
-/// If the bytes are not a manifest of this version, whole and unchanged.
+/// If the bytes are not a complete and unchanged manifest of a known version.
 pub fn decode(bytes: &[u8]) -> Result<Manifest, Damaged> {
-    // The version comes first: another one may have its check elsewhere.
+    // The version is checked first: another version may have its checksum elsewhere.
     Reader::new(bytes)?;
-    let Some((body, end)) = bytes.split_last_chunk::<CHECK>() else {
+    let Some((body, end)) = bytes.split_last_chunk::<CHECKSUM_BYTES>() else {
         return Err(Damaged::Malformed(bytes.len()));
     };
-    if *end != check(body) {
-        return Err(Damaged::Changed);
+    if *end != checksum(body) {
+        return Err(Damaged::WrongChecksum);
     }
     let mut reader = Reader::new(body)?;
     let epoch = Epoch(reader.unsigned()?);
@@ -106,19 +107,19 @@ pub fn decode(bytes: &[u8]) -> Result<Manifest, Damaged> {
         1 => Some(reader.unsigned()?),
         _ => return Err(reader.malformed()),
     };
-    let positions = several(&mut reader, position)?;
-    let operators = several(&mut reader, |reader| {
+    let positions = read_list(&mut reader, position)?;
+    let operators = read_list(&mut reader, |reader| {
         let name = reader.text()?.to_owned();
         let version = u32::try_from(reader.unsigned()?).map_err(|_| reader.malformed())?;
         Ok(Operator { name, version })
     })?;
-    let parts = several(&mut reader, part)?;
+    let parts = read_list(&mut reader, part)?;
     if !are_chains(&parts) || parts.iter().any(|part| part.name.epoch > epoch) {
         return Err(reader.malformed());
     }
     let (mut unfinal, mut all_idle) = (Vec::new(), None);
     if reader.version >= 2 {
-        unfinal = several(&mut reader, |reader| {
+        unfinal = read_list(&mut reader, |reader| {
             let partition = u32::try_from(reader.unsigned()?).map_err(|_| reader.malformed())?;
             Ok((Partition(partition), EventTime(reader.signed()?), reader.unsigned()?))
         })?;
@@ -174,8 +175,8 @@ fn part(reader: &mut Reader<'_>) -> Result<Part, Damaged> {
     Ok(Part { name, hash, bytes: reader.unsigned()? })
 }
 
-/// As many as are announced. Nothing is reserved for them: the number may be wrong.
-fn several<'a, T>(
+/// Decodes a list that is preceded by its length. It reserves no memory in advance, because the length may be wrong.
+fn read_list<'a, T>(
     reader: &mut Reader<'a>,
     mut one: impl FnMut(&mut Reader<'a>) -> Result<T, Damaged>,
 ) -> Result<Vec<T>, Damaged> {
@@ -188,7 +189,7 @@ fn text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-fn check(bytes: &[u8]) -> [u8; CHECK] {
+fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
     let hash = Sha256::digest(bytes);
     std::array::from_fn(|at| hash[at])
 }
@@ -230,7 +231,7 @@ mod tests {
         }
     }
 
-    /// Each version's form, for ever.
+    /// The encoding of each version, which must never change.
     #[test]
     fn golden_bytes() {
         let parts = {
@@ -267,30 +268,30 @@ mod tests {
             // Two positions, the first with pushing time, candidate and timestamp; one operator.
             &[2, 216, 4, 13, 128, 1, 1, 10, 216, 4, 2, 1, 4, b's', b'c', b'a', b'n', 2],
             &parts,
-            // Un-final bytes of one partition, and since when all are idle.
+            // Un-final bytes of one partition, and the time since which all partitions are idle.
             &[1, 1, 128, 1, 172, 2, 1, 2, 1],
         ]
         .concat();
         let encoded = encode(&manifest);
-        assert_eq!(encoded[..encoded.len() - CHECK], second);
+        assert_eq!(encoded[..encoded.len() - CHECKSUM_BYTES], second);
         assert_eq!(encoded[second.len()..], [0x59, 0x77, 0xcd, 0xce, 0x65, 0x41, 0x5e, 0x39]);
         assert_eq!(decode(&encoded), Ok(manifest));
     }
 
     #[test]
-    fn a_change_of_any_byte_and_a_cut_anywhere_are_noticed() {
+    fn changed_and_truncated_bytes_are_detected() {
         let bytes = encode(&manifest());
         for at in 0..bytes.len() {
             assert!(decode(&bytes[..at]).is_err(), "cut at {at}");
             let mut changed = bytes.clone();
             changed[at] ^= 0x10;
-            let expected = if at == 0 { Damaged::Version(VERSION ^ 0x10) } else { Damaged::Changed };
+            let expected = if at == 0 { Damaged::Version(VERSION ^ 0x10) } else { Damaged::WrongChecksum };
             assert_eq!(decode(&changed), Err(expected), "changed at {at}");
         }
     }
 
     #[test]
-    fn parts_that_cannot_be_applied_are_refused() {
+    fn invalid_parts_are_rejected() {
         for parts in [
             vec![part(130, 0, PartKind::Delta)],
             vec![part(131, 0, PartKind::Base)],
@@ -303,7 +304,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn manifests_come_back_as_they_were(
+        fn manifests_round_trip(
             (epoch, generation, wall_ms, watermark) in any::<(u64, u64, i64, i64)>(),
             keys in any::<Option<u64>>(),
             positions in prop::collection::vec(any::<(i64, [Option<i64>; 3], bool)>(), 0..4),
@@ -345,11 +346,11 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_decoded_or_rejected(body in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut bytes = vec![VERSION];
             bytes.extend(body);
             let _ = decode(&bytes);
-            bytes.extend(check(&bytes));
+            bytes.extend(checksum(&bytes));
             let _ = decode(&bytes);
         }
     }

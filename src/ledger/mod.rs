@@ -1,19 +1,19 @@
-//! The ledger: the durable record of what happened, by which a start does again exactly what was done before.
+//! The ledger: the durable record of a pipeline, from which a start replays exactly what was done before.
 //!
 //! ```text
-//!   claim ─▶ lineage, generation, genesis, every bound epoch     (a start takes over)
-//!   enrol ─▶ how many processes there ever were        (before any sink is opened)
-//!   skip ─▶ an output that a sink does not take        (before any sink is opened)
-//!   lose ─▶ records that are gone, or are never to be read       (before the first read)
-//!   attempt ─▶ how many runs died without recording anything     (before the first read)
-//!   begin ─▶ genesis: where each partition starts, what the pipeline is   (before the first read, once)
-//!   append ─▶ epochs, as they are bound                          (before any sink commits them)
-//!   committed ─▶ a sink that has results, with its first commit
-//!   conclude ─▶ a checkpoint's manifest; what no start needs any more goes
-//!   amend ─▶ another meaning, from a checkpoint on that has everything before
+//!   claim ─▶ ledger id, generation, genesis                     (a start takes over)
+//!   register_processes ─▶ the most processes that ever wrote    (before any sink is opened)
+//!   skip ─▶ an output that a sink refuses                       (before any sink is opened)
+//!   lose ─▶ records that are gone, or must never be read        (before the first read)
+//!   attempt ─▶ the number of runs killed before any record      (before the first read)
+//!   begin ─▶ genesis: the start offsets and the semantics       (before the first read, once)
+//!   append ─▶ epochs, as they are bound                         (before any sink commits them)
+//!   committed ─▶ a sink that has results                        (with its first commit)
+//!   conclude ─▶ the manifest of a checkpoint; prunes what no start needs any more
+//!   amend ─▶ changed semantics, from a checkpoint that contains every recorded epoch
 //! ```
 //!
-//! Every write is one transaction that first checks the generation: a process that was taken over writes nothing.
+//! Every write is one transaction that first checks the generation, so a process that was fenced cannot write.
 
 mod format;
 mod manifest;
@@ -30,139 +30,141 @@ pub use self::postgres::{PostgresLedger, table_names as postgres_tables};
 pub use self::sqlite::SqliteLedger;
 use crate::coordination::{EpochRecord, Loss, Manifest, Skip, Takeovers, are_chains};
 
-/// What a pipeline began with, before its first record was read.
+/// The state of a pipeline before its first record is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Genesis {
-    /// By partition, the first offset.
+    /// The first offset, by partition.
     pub starts: Vec<Offset>,
-    /// What decides its answers, as text: epochs are replayed only under the same.
+    /// The settings that determine the results, as text. Epochs are replayed only with the same settings.
     pub semantics: String,
 }
 
-/// What a start finds.
+/// The contents of the ledger that a start claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// The ledger's random identity.
+    /// The ledger's random id.
     pub ledger_id: LedgerId,
-    /// This start's generation: higher than that of every start before.
+    /// The generation of this start, which is higher than that of every earlier start.
     pub generation: Generation,
-    /// What the pipeline began with; none if it has never begun.
+    /// The beginning of the pipeline; None if the pipeline has never begun.
     pub genesis: Option<Genesis>,
 }
 
-/// A manifest as the ledger has it.
+/// A manifest as it is stored in the ledger.
 #[derive(Debug)]
 pub struct StoredManifest {
-    /// Its epoch.
+    /// The epoch of the manifest.
     pub epoch: Epoch,
-    /// What it says, or why it cannot be read.
+    /// The manifest, or the reason why it cannot be read.
     pub manifest: Result<Manifest, LedgerError>,
 }
 
-/// Those of these manifests that can be read.
+/// Returns the manifests that can be read.
 pub fn readable(manifests: &[StoredManifest]) -> impl Iterator<Item = &Manifest> + Clone {
     manifests.iter().filter_map(|stored| stored.manifest.as_ref().ok())
 }
 
-/// Why the ledger could not be used.
+/// The reason why a ledger operation failed.
 #[derive(Debug, Error)]
 pub enum LedgerError {
-    /// It could not be reached or answered with an error. What was being written may have been written.
+    /// The store could not be reached or returned an error. A write that was in progress may have been applied.
     #[error("ledger: cannot {action}")]
     Unavailable {
-        /// What was being done.
+        /// The operation that failed.
         action: String,
-        /// The store's own error.
+        /// The error of the store.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A later start has taken over. The process must end and not come back.
-    #[error("ledger: pipeline {pipeline} was taken over by a later start, of generation {generation}")]
+    /// A later start has taken over. This process must end and must not be restarted.
+    #[error("ledger: pipeline {pipeline} was taken over by a later start (generation {generation})")]
     Fenced {
-        /// Whose.
+        /// The name of the pipeline.
         pipeline: String,
-        /// The successor's.
+        /// The generation of the later start.
         generation: Generation,
     },
-    /// What it holds cannot be, or was written by a later version.
+    /// The ledger contains an invalid value, or was written by a later version of the program.
     #[error("ledger: {0}")]
     Refused(String),
 }
 
-/// A place that keeps a ledger, opened for one pipeline.
+/// A store of a ledger, opened for one pipeline.
 ///
 /// # Contract
-/// [`claim`](Ledger::claim) comes first. Whatever returns `Ok` is durable: it survives the loss of power. Calls
-/// block.
+/// [`claim`](Ledger::claim) must be called first. When a method returns `Ok`, its write is durable: it survives a
+/// power failure. Methods block.
 pub trait Ledger: Send {
-    /// Takes the pipeline over: from now on no older generation writes.
+    /// Claims the pipeline: from now on no older generation can write.
     ///
     /// # Errors
-    /// If the store cannot be reached or holds what cannot be.
+    /// If the store cannot be reached or contains an invalid value.
     fn claim(&mut self) -> Result<Claim, LedgerError>;
 
-    /// Records that so many processes are about to write, before any of them does; how many there ever were.
+    /// Registers the number of processes that are about to write, before any of them writes. Returns the largest
+    /// number of processes that was ever registered.
     ///
     /// # Errors
-    /// If it was taken over or the store fails.
+    /// If the pipeline was taken over or the store fails.
     fn register_processes(&mut self, processes: usize) -> Result<usize, LedgerError>;
 
-    /// Records an output that a sink is not to be given, in this and every later start.
+    /// Records an output that this and every later start must not write to a sink.
     ///
     /// # Errors
-    /// If it was taken over or the store fails.
+    /// If the pipeline was taken over or the store fails.
     fn skip(&mut self, skip: &Skip) -> Result<(), LedgerError>;
 
-    /// Every output that a sink is not to be given.
+    /// Returns every output that must not be written to its sink.
     ///
     /// # Errors
     /// If the store fails.
     fn skips(&mut self) -> Result<Vec<Skip>, LedgerError>;
 
-    /// Records that records of a partition are never read: by this and every later start.
+    /// Records a range of records of a partition that this and every later start must not read.
     ///
     /// # Errors
-    /// If it was taken over or the store fails.
+    /// If the pipeline was taken over or the store fails.
     fn lose(&mut self, loss: &Loss) -> Result<(), LedgerError>;
 
-    /// Every range of records that is never read, by partition.
+    /// Returns every range of records that must not be read, by partition.
     ///
     /// # Errors
     /// If the store fails.
     fn losses(&mut self) -> Result<Vec<Loss>, LedgerError>;
 
-    /// Records that a sink has committed results of this ledger: from now on it has progress, or has lost it.
+    /// Records that a sink has committed results of this ledger. From now on, a sink without progress has lost it.
     ///
     /// # Errors
-    /// If it was taken over or the store fails.
+    /// If the pipeline was taken over or the store fails.
     fn committed(&mut self, sink: &str) -> Result<(), LedgerError>;
 
-    /// The sinks that have committed results of this ledger, by name.
+    /// Returns the names of the sinks that have committed results of this ledger.
     ///
     /// # Errors
     /// If the store fails.
     fn committed_sinks(&mut self) -> Result<Vec<String>, LedgerError>;
 
-    /// Records that a run begins while the ledger ends at `durable`. Returns how many runs began there before and
-    /// never [ended](Ledger::ended): they were killed.
+    /// Records that a run begins while the ledger ends at `durable`. Returns the number of earlier runs that began
+    /// there and never [ended](Ledger::ended): they were killed.
     ///
     /// # Errors
-    /// If it was taken over or the store fails.
+    /// If the pipeline was taken over or the store fails.
     fn attempt(&mut self, durable: Epoch) -> Result<u64, LedgerError>;
 
-    /// How many runs began while the ledger ended at `durable` and have not [ended](Ledger::ended).
+    /// Returns the number of runs that began while the ledger ended at `durable` and have not [ended](Ledger::ended).
     ///
     /// # Errors
     /// If the store fails.
     fn attempts(&mut self, durable: Epoch) -> Result<u64, LedgerError>;
 
-    /// Records that the run has ended by itself, well or not.
+    /// Records that the run has ended by itself, with or without success.
     ///
     /// # Errors
-    /// If it was taken over or the store fails.
+    /// If the pipeline was taken over or the store fails.
     fn ended(&mut self) -> Result<(), LedgerError>;
 
-    /// Records that a later start took over from this one while it went on, noticed at `now_ms`, in milliseconds since
-    /// 1970. It is the one thing that an older generation may write: it decides no result.
+    /// Records that a later start took over from this run while it was still running; `now_ms` is when this run
+    /// noticed it, in milliseconds since 1970. This is the only write that an older generation may make: it affects no
+    /// result.
     ///
     /// # Errors
     /// If the store fails.
@@ -171,83 +173,88 @@ pub trait Ledger: Send {
         self.put_takeovers(takeovers)
     }
 
-    /// Puts these takeovers in the place of what was recorded of them, whoever owns the pipeline.
+    /// Replaces the recorded takeovers, whichever generation owns the pipeline.
     ///
     /// # Errors
     /// If the store fails.
     fn put_takeovers(&mut self, takeovers: Takeovers) -> Result<(), LedgerError>;
 
-    /// The last takeovers from runs that went on; none if there never was one.
+    /// Returns the most recent takeovers from live runs; None if there were none.
     ///
     /// # Errors
     /// If the store fails.
     fn takeovers(&mut self) -> Result<Option<Takeovers>, LedgerError>;
 
-    /// Records what the pipeline begins with.
+    /// Records the beginning of the pipeline.
     ///
     /// # Errors
-    /// If it was taken over, has begun already, or the store fails.
+    /// If the pipeline was taken over or has already begun, or the store fails.
     fn begin(&mut self, genesis: &Genesis) -> Result<(), LedgerError>;
 
-    /// What there is, without taking it over; none if the pipeline has never been started. May come at any time, as
-    /// may whatever else only reads.
+    /// Returns the contents of the ledger without claiming it; None if the pipeline has never been started. Like every
+    /// method that only reads, it may be called at any time.
     ///
     /// # Errors
-    /// If the store cannot be reached or holds what cannot be.
+    /// If the store cannot be reached or contains an invalid value.
     fn peek(&mut self) -> Result<Option<Claim>, LedgerError>;
 
-    /// Every epoch recorded after `after`, in order.
+    /// Returns every epoch recorded after `after`, in order.
     ///
     /// # Errors
-    /// If some of them were pruned, the store fails or a round is damaged.
+    /// If some of these epochs were pruned, the store fails, or a round is damaged.
     fn epochs(&mut self, after: Epoch) -> Result<Vec<EpochRecord>, LedgerError>;
 
-    /// Through which epoch rounds were pruned; 0 if none were.
+    /// Returns the last epoch of the pruned rounds; 0 if none were pruned.
     ///
     /// # Errors
     /// If the store fails.
     fn pruned(&mut self) -> Result<Epoch, LedgerError>;
 
-    /// Every manifest, in order.
+    /// Returns every manifest, in order.
     ///
     /// # Errors
-    /// If the store fails. A damaged one does not hide the others.
+    /// If the store fails. A damaged manifest does not hide the others.
     fn manifests(&mut self) -> Result<Vec<StoredManifest>, LedgerError>;
 
-    /// Records bound epochs, in order, all above those recorded before.
+    /// Records bound epochs, in ascending order, all of them after the last recorded epoch.
     ///
     /// # Errors
-    /// If it was taken over or the store fails.
+    /// If the pipeline was taken over or the store fails.
     fn append(&mut self, epochs: &[EpochRecord]) -> Result<(), LedgerError>;
 
-    /// Records a manifest above all before, and, in the same transaction, prunes: the ledger can then go back to
-    /// `keep` manifests, of which the beginning is one, and has no epochs that none of them needs.
+    /// Records a manifest that is newer than all others and, in the same transaction, prunes the ledger. A start can
+    /// then resume from the newest `keep` manifests, of which the beginning counts as one; epochs that none of them
+    /// needs are deleted.
     ///
     /// # Errors
-    /// If it was taken over, the store fails, or the manifest is not above all before or cannot be applied.
+    /// If the pipeline was taken over, the store fails, or the manifest is not newer than all others or has invalid
+    /// parts.
     fn conclude(&mut self, manifest: &Manifest, keep: usize) -> Result<(), LedgerError>;
 
-    /// Records that the pipeline means something else from now on. It goes on from `manifest`, of the last recorded
-    /// epoch, alone: in the same transaction all others, of the same epoch too, and all epochs go, which could not be
-    /// done again as they were. Without a manifest nothing has been recorded.
+    /// Records changed semantics of the pipeline. From now on it resumes only from `manifest`, which must be of the
+    /// last recorded epoch: the same transaction deletes all other manifests, also one of the same epoch, and all
+    /// epochs, because they could no longer be replayed with the same results. Without a manifest, no epoch may have
+    /// been recorded.
     ///
     /// # Errors
-    /// If it was taken over, the store fails, or there are epochs that are not in the manifest.
+    /// If the pipeline was taken over, the store fails, or there are epochs after the manifest.
     fn amend(&mut self, semantics: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError>;
 }
 
-/// A range of records, as it is stored, read back.
+/// Decodes a stored range of records.
 fn read_loss(partition: i64, first: i64, next: i64) -> Loss {
     Loss { partition: Partition(partition as u32), first: Offset(first), next: Offset(next) }
 }
 
-/// What to do about a ledger that is not what was written.
-const RESTORE: &str = "restore the ledger from a copy, or begin under another `pipeline` name, with tables of its own: it \
-                       reads everything again that the source has, and knows nothing of what came before";
+/// Advice for a ledger whose contents are invalid.
+const RESTORE: &str = "restore the ledger from a backup, or start under another `pipeline` name with its own \
+                       tables: that pipeline reads the source from the beginning and has none of the previous \
+                       state";
 
-/// The version of a pipeline's row while all its rounds are there.
+/// The version of a pipeline's row while none of its rounds were pruned.
 const UNPRUNED: i64 = 1;
-/// Its version once some were pruned: a program that knows nothing of manifests must not start from the rest.
+/// The version after rounds were pruned: a program without support for manifests must not start from the remaining
+/// rounds.
 const PRUNED: i64 = 2;
 
 fn check_version(pipeline: &str, version: i64) -> Result<(), LedgerError> {
@@ -255,18 +262,18 @@ fn check_version(pipeline: &str, version: i64) -> Result<(), LedgerError> {
         return Ok(());
     }
     Err(LedgerError::Refused(format!(
-        "pipeline {pipeline} has version {version}, and this program knows versions {UNPRUNED} to {PRUNED}: run the program \
-         that wrote it, or a later one"
+        "the ledger of pipeline {pipeline} has version {version}, and this program supports versions {UNPRUNED} to \
+         {PRUNED}: run the program that wrote it, or a later one"
     )))
 }
 
-/// A new identity, from the system's source of random numbers.
-fn new_lineage() -> Result<LedgerId, LedgerError> {
+/// Returns a new ledger id from the random number generator of the operating system.
+fn new_ledger_id() -> Result<LedgerId, LedgerError> {
     use std::io::Read;
     let mut bytes = [0; 16];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut bytes))
-        .map_err(|error| unavailable("draw a random lineage", error))?;
+        .map_err(|error| unavailable("generate a random ledger id", error))?;
     Ok(LedgerId(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
 }
 
@@ -277,7 +284,7 @@ fn unavailable(
     LedgerError::Unavailable { action: action.into(), source: source.into() }
 }
 
-/// What the pipeline began with, as it is stored, read back.
+/// Decodes the stored beginning of a pipeline.
 fn read_genesis(
     pipeline: &str,
     starts: Option<Vec<u8>>,
@@ -292,11 +299,11 @@ fn read_genesis(
     Ok(Some(Genesis { starts, semantics }))
 }
 
-/// A manifest as it is stored, read back.
+/// Decodes a stored manifest.
 fn read_manifest(pipeline: &str, epoch: i64, bytes: &[u8]) -> StoredManifest {
     let manifest = match manifest::decode(bytes) {
         Ok(manifest) if manifest.epoch.0 as i64 == epoch => Ok(manifest),
-        Ok(_) => Err("it is another epoch's".to_owned()),
+        Ok(_) => Err("it belongs to another epoch".to_owned()),
         Err(damaged) => Err(damaged.to_string()),
     };
     let manifest = manifest.map_err(|damage| {
@@ -307,37 +314,38 @@ fn read_manifest(pipeline: &str, epoch: i64, bytes: &[u8]) -> StoredManifest {
     StoredManifest { epoch: Epoch(epoch as u64), manifest }
 }
 
-/// A manifest, as it is to be stored.
+/// Encodes a manifest for the store.
 fn write_manifest(manifest: &Manifest) -> Result<(i64, Vec<u8>), LedgerError> {
     if !are_chains(&manifest.parts) {
-        let reason = format!("the parts of epoch {} are not a base and its deltas by shard", manifest.epoch);
+        let reason =
+            format!("the parts of epoch {} are not a base and its deltas for each shard", manifest.epoch);
         return Err(LedgerError::Refused(reason));
     }
     Ok((manifest.epoch.0 as i64, manifest::encode(manifest)))
 }
 
-/// What is pruned must not be asked for.
-fn not_pruned(pipeline: &str, after: Epoch, pruned: Epoch) -> Result<(), LedgerError> {
+/// Returns an error if any epoch after `after` was pruned.
+fn check_not_pruned(pipeline: &str, after: Epoch, pruned: Epoch) -> Result<(), LedgerError> {
     if after >= pruned {
         return Ok(());
     }
     Err(LedgerError::Refused(format!(
-        "the epochs of pipeline {pipeline} through {pruned} were pruned, and those after {after} are asked for"
+        "cannot read the epochs of pipeline {pipeline} after {after}: the epochs through {pruned} were pruned"
     )))
 }
 
-/// A manifest stands above all that are there.
-fn ascends(pipeline: &str, epoch: Epoch, before: &[Epoch]) -> Result<(), LedgerError> {
+/// Returns an error if the epoch of a new manifest is not above all others.
+fn check_ascending(pipeline: &str, epoch: Epoch, before: &[Epoch]) -> Result<(), LedgerError> {
     match before.last() {
         Some(last) if *last >= epoch => Err(LedgerError::Refused(format!(
-            "pipeline {pipeline} has a manifest of epoch {last}, and one of epoch {epoch} cannot follow"
+            "cannot record the manifest of epoch {epoch}: pipeline {pipeline} has a manifest of epoch {last}"
         ))),
         _ => Ok(()),
     }
 }
 
-/// What is amended leaves no epoch behind.
-fn leaves_nothing(
+/// Returns an error if an epoch was recorded after the manifest of a configuration change.
+fn check_nothing_after(
     pipeline: &str,
     manifest: Option<&Manifest>,
     last: Option<Epoch>,
@@ -345,25 +353,25 @@ fn leaves_nothing(
     let through = manifest.map(|manifest| manifest.epoch);
     match last {
         Some(last) if Some(last) > through => Err(LedgerError::Refused(format!(
-            "pipeline {pipeline} has recorded epoch {last}, which would have to be done again otherwise"
+            "pipeline {pipeline} has recorded epoch {last}, which would have to be replayed with a changed configuration"
         ))),
         _ => Ok(()),
     }
 }
 
-/// Why nothing was written: the pipeline has this generation now, or is not known any more.
-fn lost(pipeline: &str, current: Option<i64>) -> LedgerError {
+/// Returns the reason why nothing was written: the pipeline has another generation now, or is no longer in the ledger.
+fn ownership_error(pipeline: &str, current: Option<i64>) -> LedgerError {
     match current {
         Some(current) => {
             LedgerError::Fenced { pipeline: pipeline.to_owned(), generation: Generation(current as u64) }
         }
-        None => {
-            LedgerError::Refused(format!("it no longer knows pipeline {pipeline}: it was wiped; {RESTORE}"))
-        }
+        None => LedgerError::Refused(format!(
+            "pipeline {pipeline} is no longer in the ledger: it was wiped; {RESTORE}"
+        )),
     }
 }
 
-/// A round as it is stored, read back.
+/// Decodes a stored round.
 fn read_round(pipeline: &str, through: i64, bytes: &[u8]) -> Result<Vec<EpochRecord>, LedgerError> {
     let epochs = format::decode(bytes).map_err(|damaged| {
         LedgerError::Refused(format!(

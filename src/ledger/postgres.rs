@@ -1,4 +1,4 @@
-//! A ledger in PostgreSQL: wherever process 0 runs, it finds it.
+//! A ledger in PostgreSQL, which process 0 can use from any machine.
 
 use std::time::Duration;
 
@@ -10,13 +10,14 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, IsolationLevel, Row, Transaction};
 
 use super::{
-    Claim, Genesis, Ledger, LedgerError, PRUNED, StoredManifest, UNPRUNED, ascends, check_version, format,
-    leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_loss, read_manifest, read_round,
-    unavailable, write_manifest,
+    Claim, Genesis, Ledger, LedgerError, PRUNED, StoredManifest, UNPRUNED, check_ascending, check_not_pruned,
+    check_nothing_after, check_version, format, new_ledger_id, ownership_error, read_genesis, read_loss,
+    read_manifest, read_round, unavailable, write_manifest,
 };
 use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, Takeovers, prune};
 
-/// What the database holds, in versions 1 and 2. The lock keeps two first starts apart: its number is "hw-ledgr" in ASCII.
+/// The tables of the ledger, in versions 1 and 2. The lock serializes two first starts: its number is "hw-ledgr" in
+/// ASCII.
 const TABLES: &str = "
 BEGIN;
 SELECT pg_advisory_xact_lock(7527069085637862258);
@@ -80,19 +81,19 @@ CREATE TABLE IF NOT EXISTS headwater_pruned (
 COMMIT;
 ";
 
-/// The names of its tables.
+/// Returns the names of the ledger tables.
 pub fn table_names() -> impl Iterator<Item = &'static str> {
     TABLES.lines().filter_map(|line| line.strip_prefix("CREATE TABLE IF NOT EXISTS ")?.split(' ').next())
 }
 
-/// Settings of the session. A writer that is paused or cut off must not hold its lock for ever.
+/// The settings of the session. A writer that is paused or disconnected must not hold its lock forever.
 const OPTIONS: &str = "-c synchronous_commit=on -c lock_timeout=10s -c statement_timeout=30s \
                        -c idle_in_transaction_session_timeout=10s -c client_min_messages=warning";
 
-/// How long one answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout of one operation.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// See the module.
+/// A ledger in PostgreSQL.
 pub struct PostgresLedger {
     pipeline: String,
     runtime: Runtime,
@@ -101,10 +102,10 @@ pub struct PostgresLedger {
 }
 
 impl PostgresLedger {
-    /// Connects, and makes the tables if they do not exist.
+    /// Connects to the server, and creates the tables if they do not exist.
     ///
     /// # Errors
-    /// If the address is none, or the server cannot be connected to or does not do as asked.
+    /// If the address is invalid, or the server cannot be reached or returns an error.
     pub fn open(url: &str, pipeline: &str) -> Result<PostgresLedger, LedgerError> {
         let connect = |error: ConnectError| unavailable("open PostgreSQL", error);
         let mut target = Target::parse(url).map_err(|error| connect(error.into()))?;
@@ -113,25 +114,25 @@ impl PostgresLedger {
         config
             .options(options)
             .application_name("headwater-ledger")
-            .tcp_user_timeout(PATIENCE)
-            .keepalives_idle(PATIENCE);
+            .tcp_user_timeout(TIMEOUT)
+            .keepalives_idle(TIMEOUT);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| unavailable("start a runtime", error))?;
-        // Whoever uses the client is told of the connection's end, too.
+        // The end of the connection is also reported to every use of the client.
         let (client, _) = runtime.block_on(target.connect()).map_err(connect)?;
         let ledger =
             PostgresLedger { pipeline: pipeline.to_owned(), runtime, client, generation: Generation(0) };
-        ledger.make_tables()?;
+        ledger.create_tables()?;
         Ok(ledger)
     }
 
-    fn make_tables(&self) -> Result<(), LedgerError> {
-        let action = "make the tables of the ledger";
-        let made = async { tokio::time::timeout(PATIENCE, self.client.batch_execute(TABLES)).await };
-        match self.runtime.block_on(made) {
-            Ok(made) => made.map_err(|error| unavailable(action, described(error))),
+    fn create_tables(&self) -> Result<(), LedgerError> {
+        let action = "create the tables of the ledger";
+        let created = async { tokio::time::timeout(TIMEOUT, self.client.batch_execute(TABLES)).await };
+        match self.runtime.block_on(created) {
+            Ok(created) => created.map_err(|error| unavailable(action, describe(error))),
             Err(elapsed) => Err(unavailable(action, elapsed)),
         }
     }
@@ -143,14 +144,14 @@ impl PostgresLedger {
         values: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, LedgerError> {
         self.runtime.block_on(async {
-            match tokio::time::timeout(PATIENCE, self.client.query(statement, values)).await {
-                Ok(answer) => answer.map_err(|error| unavailable(action, described(error))),
+            match tokio::time::timeout(TIMEOUT, self.client.query(statement, values)).await {
+                Ok(answer) => answer.map_err(|error| unavailable(action, describe(error))),
                 Err(elapsed) => Err(unavailable(action, elapsed)),
             }
         })
     }
 
-    /// A statement that names the row it has written, if the pipeline was ours to write.
+    /// Executes a statement that returns the row it has written, or nothing if this run does not own the pipeline.
     fn write(
         &self,
         action: &str,
@@ -163,7 +164,7 @@ impl PostgresLedger {
         }
         let current = "SELECT generation FROM headwater_ledger WHERE pipeline = $1";
         let rows = self.query(action, current, &[&self.pipeline])?;
-        Err(lost(&self.pipeline, rows.first().map(|row| row.get(0))))
+        Err(ownership_error(&self.pipeline, rows.first().map(|row| row.get(0))))
     }
 }
 
@@ -182,27 +183,27 @@ impl Ledger for PostgresLedger {
             ON CONFLICT (pipeline) DO UPDATE SET generation = ledger.generation + 1
             WHERE ledger.version BETWEEN $2 AND $4
             RETURNING version, lineage, generation, starts, meaning";
-        let ledger_id = new_lineage()?.0;
+        let ledger_id = new_ledger_id()?.0;
         let values: [&(dyn ToSql + Sync); 4] = [&self.pipeline, &UNPRUNED, &ledger_id, &PRUNED];
-        let rows = self.query("take the pipeline over", CLAIM, &values)?;
+        let rows = self.query("claim the pipeline", CLAIM, &values)?;
         let claim = match rows.first() {
             Some(row) => read_claim(&self.pipeline, row)?,
-            // It has a row, and that is refused.
-            None => self.peek()?.ok_or_else(|| lost(&self.pipeline, None))?,
+            // The pipeline has a row, and its version was rejected.
+            None => self.peek()?.ok_or_else(|| ownership_error(&self.pipeline, None))?,
         };
         self.generation = claim.generation;
         Ok(claim)
     }
 
     fn peek(&mut self) -> Result<Option<Claim>, LedgerError> {
-        const LOOK: &str =
+        const PEEK: &str =
             "SELECT version, lineage, generation, starts, meaning FROM headwater_ledger WHERE pipeline = $1";
-        let rows = self.query("look at the pipeline", LOOK, &[&self.pipeline])?;
+        let rows = self.query("read the pipeline", PEEK, &[&self.pipeline])?;
         rows.first().map(|row| read_claim(&self.pipeline, row)).transpose()
     }
 
     fn register_processes(&mut self, processes: usize) -> Result<usize, LedgerError> {
-        const ENROL: &str = "
+        const REGISTER: &str = "
             WITH mine AS (
                 SELECT 1 FROM headwater_ledger WHERE pipeline = $1 AND generation = $2 FOR UPDATE
             )
@@ -211,7 +212,7 @@ impl Ledger for PostgresLedger {
             RETURNING processes";
         let (generation, processes) = (self.generation.0 as i64, processes as i64);
         let values: [&(dyn ToSql + Sync); 3] = [&self.pipeline, &generation, &processes];
-        let rows = self.write("enrol processes", ENROL, &values)?;
+        let rows = self.write("register the processes", REGISTER, &values)?;
         Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0)) as usize)
     }
 
@@ -220,14 +221,14 @@ impl Ledger for PostgresLedger {
             "INSERT INTO headwater_skips (pipeline, sink, epoch, output) VALUES ($1, $2, $3, $4)
             ON CONFLICT DO NOTHING";
         let (pipeline, epoch) = (self.pipeline.clone(), epoch.0 as i64);
-        self.transact("record what is left out", async |transaction| {
+        self.transact("record a skip", async |transaction| {
             transaction.execute(SKIP, &[&pipeline, sink, &epoch, output]).await.map(|_| Ok(()))
         })
     }
 
     fn skips(&mut self) -> Result<Vec<Skip>, LedgerError> {
         const SKIPS: &str = "SELECT sink, epoch, output FROM headwater_skips WHERE pipeline = $1 ORDER BY epoch, sink, output";
-        let rows = self.query("read what is left out", SKIPS, &[&self.pipeline])?;
+        let rows = self.query("read the skips", SKIPS, &[&self.pipeline])?;
         let skip = |row: &Row| Skip {
             sink: row.get(0),
             epoch: Epoch(row.get::<_, i64>(1) as u64),
@@ -241,14 +242,14 @@ impl Ledger for PostgresLedger {
             "INSERT INTO headwater_losses (pipeline, partition, first, next) VALUES ($1, $2, $3, $4)
             ON CONFLICT DO NOTHING";
         let (pipeline, partition) = (self.pipeline.clone(), i64::from(partition.0));
-        self.transact("record what is never read", async |transaction| {
+        self.transact("record a loss", async |transaction| {
             transaction.execute(LOSE, &[&pipeline, &partition, &first.0, &next.0]).await.map(|_| Ok(()))
         })
     }
 
     fn losses(&mut self) -> Result<Vec<Loss>, LedgerError> {
         const LOSSES: &str = "SELECT partition, first, next FROM headwater_losses WHERE pipeline = $1 ORDER BY partition, first, next";
-        let rows = self.query("read what is never read", LOSSES, &[&self.pipeline])?;
+        let rows = self.query("read the losses", LOSSES, &[&self.pipeline])?;
         Ok(rows.iter().map(|row| read_loss(row.get(0), row.get(1), row.get(2))).collect())
     }
 
@@ -256,7 +257,7 @@ impl Ledger for PostgresLedger {
         const COMMITTED: &str =
             "INSERT INTO headwater_sinks (pipeline, sink) VALUES ($1, $2) ON CONFLICT DO NOTHING";
         let pipeline = self.pipeline.clone();
-        self.transact("record a sink", async |transaction| {
+        self.transact("record the first commit of a sink", async |transaction| {
             transaction.execute(COMMITTED, &[&pipeline, &sink]).await.map(|_| Ok(()))
         })
     }
@@ -283,7 +284,7 @@ impl Ledger for PostgresLedger {
 
     fn attempts(&mut self, durable: Epoch) -> Result<u64, LedgerError> {
         const ATTEMPTS: &str = "SELECT attempts FROM headwater_attempts WHERE pipeline = $1 AND durable = $2";
-        let rows = self.query("read the starts of runs", ATTEMPTS, &[&self.pipeline, &(durable.0 as i64)])?;
+        let rows = self.query("read the attempts", ATTEMPTS, &[&self.pipeline, &(durable.0 as i64)])?;
         Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0)) as u64)
     }
 
@@ -315,16 +316,20 @@ impl Ledger for PostgresLedger {
             WHERE pipeline = $1 AND generation = $2
             RETURNING 1";
         let (generation, starts) = (self.generation.0 as i64, format::encode_starts(&genesis.starts));
-        self.write("begin the pipeline", BEGIN, &[&self.pipeline, &generation, &starts, &genesis.semantics])
-            .map(drop)
+        self.write(
+            "record the beginning of the pipeline",
+            BEGIN,
+            &[&self.pipeline, &generation, &starts, &genesis.semantics],
+        )
+        .map(drop)
     }
 
     fn epochs(&mut self, after: Epoch) -> Result<Vec<EpochRecord>, LedgerError> {
         const EPOCHS: &str = "SELECT through, epochs FROM headwater_bindings WHERE pipeline = $1 AND through > $2 ORDER BY through";
         let rows = self.query("read the bindings", EPOCHS, &[&self.pipeline, &(after.0 as i64)])?;
-        // Asked afterwards: what was pruned while the rounds were read shows, too.
+        // This is read after the rounds, so that rounds that were pruned in the meantime are detected.
         let pruned = self.pruned()?;
-        not_pruned(&self.pipeline, after, pruned)?;
+        check_not_pruned(&self.pipeline, after, pruned)?;
         let mut epochs = Vec::new();
         for row in rows {
             epochs.extend(read_round(&self.pipeline, row.get(0), row.get(1))?);
@@ -335,7 +340,7 @@ impl Ledger for PostgresLedger {
 
     fn pruned(&mut self) -> Result<Epoch, LedgerError> {
         const PRUNED: &str = "SELECT through FROM headwater_pruned WHERE pipeline = $1";
-        let rows = self.query("read how far rounds were pruned", PRUNED, &[&self.pipeline])?;
+        let rows = self.query("read the last pruned epoch", PRUNED, &[&self.pipeline])?;
         Ok(Epoch(rows.first().map_or(0, |row| row.get::<_, i64>(0)) as u64))
     }
 
@@ -347,7 +352,7 @@ impl Ledger for PostgresLedger {
     }
 
     fn append(&mut self, epochs: &[EpochRecord]) -> Result<(), LedgerError> {
-        // The locked row is read anew after waiting for whoever held it: a successor's generation is seen.
+        // After waiting for the lock, PostgreSQL reads the row again: it sees the generation of a successor.
         const APPEND: &str = "
             WITH mine AS (
                 SELECT 1 FROM headwater_ledger WHERE pipeline = $1 AND generation = $2 FOR UPDATE
@@ -366,7 +371,7 @@ impl Ledger for PostgresLedger {
             let all = "SELECT epoch FROM headwater_manifests WHERE pipeline = $1 ORDER BY epoch";
             let rows = transaction.query(all, &[&pipeline]).await?;
             let mut epochs: Vec<_> = rows.iter().map(|row| Epoch(row.get::<_, i64>(0) as u64)).collect();
-            let checked = ascends(&pipeline, manifest.epoch, &epochs);
+            let checked = check_ascending(&pipeline, manifest.epoch, &epochs);
             if checked.is_err() {
                 return Ok(checked);
             }
@@ -382,9 +387,9 @@ impl Ledger for PostgresLedger {
     fn amend(&mut self, semantics: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError> {
         let written = manifest.map(write_manifest).transpose()?;
         let pipeline = self.pipeline.clone();
-        self.transact("amend the pipeline", async |transaction| {
+        self.transact("record changed semantics", async |transaction| {
             let last: Option<i64> = transaction.query_one(LAST, &[&pipeline]).await?.get(0);
-            let checked = leaves_nothing(&pipeline, manifest, last.map(|last| Epoch(last as u64)));
+            let checked = check_nothing_after(&pipeline, manifest, last.map(|last| Epoch(last as u64)));
             if checked.is_err() {
                 return Ok(checked);
             }
@@ -403,21 +408,21 @@ impl Ledger for PostgresLedger {
 
 const MANIFEST: &str = "INSERT INTO headwater_manifests (pipeline, epoch, manifest) VALUES ($1, $2, $3)";
 
-/// The last epoch that is recorded, in a round or a manifest.
+/// The last recorded epoch, of a round or a manifest.
 const LAST: &str = "SELECT max(last) FROM (
     SELECT max(through) AS last FROM headwater_bindings WHERE pipeline = $1
     UNION ALL SELECT max(epoch) FROM headwater_manifests WHERE pipeline = $1) AS recorded";
 
-/// What a transaction of ours wants to write: it is committed if that is `Ok`.
-type Checked = Result<Result<(), LedgerError>, tokio_postgres::Error>;
+/// The outcome of the writes in a transaction: the transaction is committed if it is `Ok`.
+type WriteOutcome = Result<Result<(), LedgerError>, tokio_postgres::Error>;
 
 impl PostgresLedger {
-    /// One transaction, under the lock of the pipeline's row. What is not committed is rolled back at once: nobody drives
-    /// the session between calls, and a successor would wait for the lock.
+    /// Executes one transaction under the lock of the pipeline's row. A transaction that is not committed is rolled
+    /// back at once: the session is not driven between calls, and a successor would wait for the lock.
     fn transact(
         &mut self,
         action: &str,
-        write: impl AsyncFnOnce(&Transaction<'_>) -> Checked,
+        write: impl AsyncFnOnce(&Transaction<'_>) -> WriteOutcome,
     ) -> Result<(), LedgerError> {
         let PostgresLedger { pipeline, runtime, client, generation } = self;
         let transacted = async {
@@ -427,7 +432,7 @@ impl PostgresLedger {
                 let lock = "SELECT generation FROM headwater_ledger WHERE pipeline = $1 FOR UPDATE";
                 let current = transaction.query_opt(lock, &[&*pipeline]).await?.map(|row| row.get(0));
                 if current != Some(generation.0 as i64) {
-                    return Ok(Err(lost(pipeline, current)));
+                    return Ok(Err(ownership_error(pipeline, current)));
                 }
                 write(&transaction).await
             };
@@ -439,15 +444,15 @@ impl PostgresLedger {
                 }
             }
         };
-        match runtime.block_on(async { tokio::time::timeout(PATIENCE, transacted).await }) {
+        match runtime.block_on(async { tokio::time::timeout(TIMEOUT, transacted).await }) {
             Ok(Ok(written)) => written,
-            Ok(Err(error)) => Err(unavailable(action, described(error))),
+            Ok(Err(error)) => Err(unavailable(action, describe(error))),
             Err(elapsed) => Err(unavailable(action, elapsed)),
         }
     }
 }
 
-/// Deletes what comes before the manifest of `oldest`.
+/// Deletes the manifests and rounds before the manifest of `oldest`.
 async fn prune_to(
     transaction: &Transaction<'_>,
     pipeline: &str,
@@ -465,8 +470,8 @@ async fn prune_to(
     transaction.execute(version, &[&pipeline, &PRUNED]).await.map(drop)
 }
 
-/// The server's own words, where there are any.
-fn described(error: tokio_postgres::Error) -> Box<dyn std::error::Error + Send + Sync> {
+/// Returns the message of the server, if there is one.
+fn describe(error: tokio_postgres::Error) -> Box<dyn std::error::Error + Send + Sync> {
     match error.as_db_error() {
         Some(database_error) => {
             format!("{} ({})", database_error.message(), database_error.code().code()).into()

@@ -1,4 +1,4 @@
-//! A ledger in a SQLite file: for one process, or on a volume that follows process 0.
+//! A ledger in a SQLite file, for one process, or on a volume that moves with process 0.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,13 +8,13 @@ use headwater_sinks::{Generation, LedgerId, private};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{
-    Claim, Genesis, Ledger, LedgerError, PRUNED, StoredManifest, UNPRUNED, ascends, check_version, format,
-    leaves_nothing, lost, new_lineage, not_pruned, read_genesis, read_loss, read_manifest, read_round,
-    unavailable, write_manifest,
+    Claim, Genesis, Ledger, LedgerError, PRUNED, StoredManifest, UNPRUNED, check_ascending, check_not_pruned,
+    check_nothing_after, check_version, format, new_ledger_id, ownership_error, read_genesis, read_loss,
+    read_manifest, read_round, unavailable, write_manifest,
 };
 use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, Takeovers, prune};
 
-/// What the file holds, in versions 1 and 2.
+/// The tables of the ledger, in versions 1 and 2.
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS headwater_ledger (
     pipeline TEXT PRIMARY KEY,
@@ -75,7 +75,7 @@ CREATE TABLE IF NOT EXISTS headwater_pruned (
 ) WITHOUT ROWID;
 ";
 
-/// See the module.
+/// A ledger in a SQLite file.
 pub struct SqliteLedger {
     pipeline: String,
     path: PathBuf,
@@ -84,13 +84,13 @@ pub struct SqliteLedger {
 }
 
 impl SqliteLedger {
-    /// Opens the file, made if it does not exist.
+    /// Opens the file, and creates it if it does not exist.
     ///
     /// # Errors
-    /// If it cannot be opened or is not a SQLite database.
+    /// If the file cannot be opened or is not a SQLite database.
     pub fn open(path: &Path, pipeline: &str) -> Result<SqliteLedger, LedgerError> {
         let connect = || {
-            // What is wrong with the path, SQLite says better.
+            // SQLite reports problems of the path better.
             let _ = private::file(path);
             let connection = Connection::open(path)?;
             connection.busy_timeout(Duration::from_secs(10))?;
@@ -110,7 +110,7 @@ impl SqliteLedger {
             .map_err(|error| unavailable(format!("read {}", self.path.display()), error))
     }
 
-    /// One transaction that writes only if the pipeline is still ours.
+    /// Executes one transaction, which writes only if this run still owns the pipeline.
     fn write<T>(
         &mut self,
         action: &str,
@@ -132,7 +132,7 @@ impl SqliteLedger {
         })();
         match outcome {
             Ok(Ok(written)) => Ok(written),
-            Ok(Err(current)) => Err(lost(pipeline, current)),
+            Ok(Err(current)) => Err(ownership_error(pipeline, current)),
             Err(error) => {
                 let error: rusqlite::Error = error;
                 Err(unavailable(format!("{action} in {}", path.display()), error))
@@ -141,7 +141,7 @@ impl SqliteLedger {
     }
 }
 
-/// A pipeline's row: version, lineage, generation, starts, meaning.
+/// The row of a pipeline: version, ledger id, generation, start offsets, semantics.
 type Pipeline = (i64, String, i64, Option<Vec<u8>>, Option<String>);
 
 fn pipeline_row(row: &Row<'_>) -> rusqlite::Result<Pipeline> {
@@ -157,14 +157,14 @@ fn read_claim(pipeline: &str, row: Pipeline) -> Result<Claim, LedgerError> {
 
 impl Ledger for SqliteLedger {
     fn claim(&mut self) -> Result<Claim, LedgerError> {
-        let fresh = new_lineage()?;
+        let new_id = new_ledger_id()?;
         let SqliteLedger { pipeline, path, connection, .. } = self;
         let claimed = (|| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             transaction.execute(
                 "INSERT INTO headwater_ledger (pipeline, version, lineage, generation) VALUES (?, ?, ?, 0) \
                  ON CONFLICT (pipeline) DO NOTHING",
-                params![*pipeline, UNPRUNED, fresh.0],
+                params![*pipeline, UNPRUNED, new_id.0],
             )?;
             let row = transaction.query_row(
                 "UPDATE headwater_ledger SET generation = generation + 1 WHERE pipeline = ? \
@@ -177,30 +177,31 @@ impl Ledger for SqliteLedger {
             }
             Ok(row)
         })();
-        let row = claimed
-            .map_err(|error: rusqlite::Error| unavailable(format!("take over {}", path.display()), error))?;
+        let row = claimed.map_err(|error: rusqlite::Error| {
+            unavailable(format!("claim the pipeline in {}", path.display()), error)
+        })?;
         let claim = read_claim(pipeline, row)?;
         self.generation = claim.generation;
         Ok(claim)
     }
 
     fn peek(&mut self) -> Result<Option<Claim>, LedgerError> {
-        const LOOK: &str =
+        const PEEK: &str =
             "SELECT version, lineage, generation, starts, meaning FROM headwater_ledger WHERE pipeline = ?";
         let row = self
-            .read(|connection, pipeline| connection.query_row(LOOK, [pipeline], pipeline_row).optional())?;
+            .read(|connection, pipeline| connection.query_row(PEEK, [pipeline], pipeline_row).optional())?;
         row.map(|row| read_claim(&self.pipeline, row)).transpose()
     }
 
     fn register_processes(&mut self, processes: usize) -> Result<usize, LedgerError> {
-        const ENROL: &str = "INSERT INTO headwater_writers (pipeline, processes) VALUES (?, ?)
+        const REGISTER: &str = "INSERT INTO headwater_writers (pipeline, processes) VALUES (?, ?)
             ON CONFLICT (pipeline) DO UPDATE SET processes = max(processes, excluded.processes)
             RETURNING processes";
         let pipeline = self.pipeline.clone();
-        self.write("enrol processes", |transaction| {
+        self.write("register the processes", |transaction| {
             let values = params![pipeline, processes as i64];
             transaction
-                .query_row(ENROL, values, |row| row.get::<_, i64>(0))
+                .query_row(REGISTER, values, |row| row.get::<_, i64>(0))
                 .map(|max_processes| max_processes as usize)
         })
     }
@@ -209,7 +210,7 @@ impl Ledger for SqliteLedger {
         const SKIP: &str = "INSERT INTO headwater_skips (pipeline, sink, epoch, output) VALUES (?, ?, ?, ?)
             ON CONFLICT DO NOTHING";
         let pipeline = self.pipeline.clone();
-        self.write("record what is left out", |transaction| {
+        self.write("record a skip", |transaction| {
             transaction.execute(SKIP, params![pipeline, sink, epoch.0 as i64, output]).map(drop)
         })
     }
@@ -231,7 +232,7 @@ impl Ledger for SqliteLedger {
             "INSERT INTO headwater_losses (pipeline, partition, first, next) VALUES (?, ?, ?, ?)
             ON CONFLICT DO NOTHING";
         let pipeline = self.pipeline.clone();
-        self.write("record what is never read", |transaction| {
+        self.write("record a loss", |transaction| {
             transaction.execute(LOSE, params![pipeline, partition.0, first.0, next.0]).map(drop)
         })
     }
@@ -248,7 +249,7 @@ impl Ledger for SqliteLedger {
         const COMMITTED: &str =
             "INSERT INTO headwater_sinks (pipeline, sink) VALUES (?, ?) ON CONFLICT DO NOTHING";
         let pipeline = self.pipeline.clone();
-        self.write("record a sink", |transaction| {
+        self.write("record the first commit of a sink", |transaction| {
             transaction.execute(COMMITTED, params![pipeline, sink]).map(drop)
         })
     }
@@ -307,7 +308,7 @@ impl Ledger for SqliteLedger {
 
     fn begin(&mut self, genesis: &Genesis) -> Result<(), LedgerError> {
         let (pipeline, starts) = (self.pipeline.clone(), format::encode_starts(&genesis.starts));
-        self.write("begin the pipeline", |transaction| {
+        self.write("record the beginning of the pipeline", |transaction| {
             transaction
                 .execute(
                     "UPDATE headwater_ledger SET starts = ?, meaning = ? WHERE pipeline = ? AND starts IS NULL",
@@ -325,9 +326,9 @@ impl Ledger for SqliteLedger {
                 .query_map(params![pipeline, after.0 as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
                 .collect()
         })?;
-        // Asked afterwards: what was pruned while the rounds were read shows, too.
+        // This is read after the rounds, so that rounds that were pruned in the meantime are detected.
         let pruned = self.pruned()?;
-        not_pruned(&self.pipeline, after, pruned)?;
+        check_not_pruned(&self.pipeline, after, pruned)?;
         let mut epochs = Vec::new();
         for (through, bytes) in rounds {
             epochs.extend(read_round(&self.pipeline, through, &bytes)?);
@@ -378,7 +379,7 @@ impl Ledger for SqliteLedger {
                 .prepare_cached("SELECT epoch FROM headwater_manifests WHERE pipeline = ? ORDER BY epoch")?
                 .query_map([&pipeline], |row| Ok(Epoch(row.get::<_, i64>(0)? as u64)))?
                 .collect::<rusqlite::Result<_>>()?;
-            if ascends(&pipeline, manifest.epoch, &before).is_err() {
+            if check_ascending(&pipeline, manifest.epoch, &before).is_err() {
                 return Ok(before);
             }
             transaction.execute(MANIFEST, params![pipeline, epoch, bytes])?;
@@ -388,15 +389,15 @@ impl Ledger for SqliteLedger {
             }
             Ok(before)
         })?;
-        ascends(&self.pipeline, manifest.epoch, &before)
+        check_ascending(&self.pipeline, manifest.epoch, &before)
     }
 
     fn amend(&mut self, semantics: &str, manifest: Option<&Manifest>) -> Result<(), LedgerError> {
         let written = manifest.map(write_manifest).transpose()?;
         let pipeline = self.pipeline.clone();
-        self.write("amend the pipeline", |transaction| {
+        self.write("record changed semantics", |transaction| {
             let last: Option<i64> = transaction.query_row(LAST, [&pipeline], |row| row.get(0))?;
-            let checked = leaves_nothing(&pipeline, manifest, last.map(|last| Epoch(last as u64)));
+            let checked = check_nothing_after(&pipeline, manifest, last.map(|last| Epoch(last as u64)));
             if checked.is_err() {
                 return Ok(checked);
             }
@@ -414,12 +415,12 @@ impl Ledger for SqliteLedger {
 
 const MANIFEST: &str = "INSERT INTO headwater_manifests (pipeline, epoch, manifest) VALUES (?, ?, ?)";
 
-/// The last epoch that is recorded, in a round or a manifest.
+/// The last recorded epoch, of a round or a manifest.
 const LAST: &str = "SELECT max(last) FROM (
     SELECT max(through) AS last FROM headwater_bindings WHERE pipeline = ?1
     UNION ALL SELECT max(epoch) FROM headwater_manifests WHERE pipeline = ?1)";
 
-/// Deletes what comes before the manifest of `oldest`.
+/// Deletes the manifests and rounds before the manifest of `oldest`.
 fn prune_to(transaction: &Transaction<'_>, pipeline: &str, oldest: Epoch) -> rusqlite::Result<()> {
     for statement in [
         "DELETE FROM headwater_manifests WHERE pipeline = ? AND epoch < ?",

@@ -1,7 +1,7 @@
-//! The state store: where the parts of checkpoints lie, as immutable blobs.
+//! The state store, which holds the parts of checkpoints as immutable blobs.
 //!
-//! It does not know what they hold, nor which belong together: that is written in the ledger. What a store holds and no
-//! manifest names is of no use.
+//! The store does not interpret the blobs or their relations: the ledger does. A blob that no manifest names is
+//! garbage.
 
 mod fjall;
 pub mod part;
@@ -19,63 +19,63 @@ pub use self::redis::RedisStore;
 pub use self::rocksdb::RocksStore;
 use crate::config::StateConfig;
 
-/// Why the state store could not be used.
+/// The reason why a state store operation failed.
 #[derive(Debug, Error)]
 pub enum StateError {
-    /// It could not be reached or answered with an error.
+    /// The store could not be reached or returned an error.
     #[error("state store: cannot {action}")]
     Unavailable {
-        /// What was being done, to which blob.
+        /// The operation that failed, with the name of the blob.
         action: String,
-        /// The store's own error.
+        /// The error of the store.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It must not be used: it does not keep what it is given.
+    /// The store must not be used, because it is not durable.
     #[error("state store: {0}")]
     Refused(String),
 }
 
-/// A place that keeps blobs under names: ASCII without wildcards, such as `9f…/7/1200/63.delta`.
+/// A store of blobs by name. Names are ASCII without wildcards, such as `9f…/7/1200/63.delta`.
 ///
 /// # Contract
-/// A name is given once, so putting it again puts the same. What was put is to be found at once, and survives the loss
-/// of power once a [`sync`](StateStore::sync) that came after it has returned. Calls block.
+/// A name is never reused for another blob, so storing a blob again stores the same bytes. A stored blob can be read
+/// at once, and survives a power failure once a later [`sync`](StateStore::sync) has returned. Methods block.
 pub trait StateStore: Send {
-    /// Puts a blob.
+    /// Stores a blob.
     ///
     /// # Errors
-    /// If the store fails; it may have been put.
+    /// If the store fails; the blob may have been stored.
     fn put(&mut self, name: &str, blob: &[u8]) -> Result<(), StateError>;
 
-    /// A blob; none if there is none of that name.
+    /// Returns a blob; None if there is no blob of that name.
     ///
     /// # Errors
     /// If the store fails.
     fn get(&mut self, name: &str) -> Result<Option<Vec<u8>>, StateError>;
 
-    /// Deletes a blob, if it is there.
+    /// Deletes a blob, if it exists.
     ///
     /// # Errors
-    /// If the store fails; it may have been deleted.
+    /// If the store fails; the blob may have been deleted.
     fn delete(&mut self, name: &str) -> Result<(), StateError>;
 
-    /// The names that begin so, in order.
+    /// Returns the names that begin with `prefix`, in order.
     ///
     /// # Errors
     /// If the store fails.
     fn list(&mut self, prefix: &str) -> Result<Vec<String>, StateError>;
 
-    /// Returns when all that was put survives the loss of power.
+    /// Makes all stored blobs durable: they survive a power failure once this returns.
     ///
     /// # Errors
-    /// If the store fails, or does not keep what it is given any more.
+    /// If the store fails, or is no longer durable.
     fn sync(&mut self) -> Result<(), StateError>;
 }
 
-/// Opens a pipeline's state store.
+/// Opens the state store of a pipeline.
 ///
 /// # Errors
-/// If it cannot be opened, or must not be.
+/// If the store cannot be opened, or must not be used.
 pub fn open(config: &StateConfig, pipeline: &str) -> Result<Box<dyn StateStore>, StateError> {
     Ok(match config {
         StateConfig::Fjall(path) => Box::new(FjallStore::open(path)?),
@@ -85,24 +85,24 @@ pub fn open(config: &StateConfig, pipeline: &str) -> Result<Box<dyn StateStore>,
     })
 }
 
-/// A state store, as it is found without being made or waited for.
+/// The result of opening a state store without creating it or waiting for it.
 pub enum ExistingStore {
-    /// It is not there.
+    /// The store does not exist.
     Absent,
-    /// Another process has it.
+    /// Another process has the store open.
     InUse,
-    /// It can be read.
+    /// The store can be read.
     Open(Box<dyn StateStore>),
 }
 
-/// Opens a pipeline's state store to look at it.
+/// Opens the state store of a pipeline for reading, without creating it or waiting for it.
 ///
 /// # Errors
-/// If it cannot be read.
+/// If the store cannot be read.
 pub fn open_existing(config: &StateConfig, pipeline: &str) -> Result<ExistingStore, StateError> {
     Ok(match config {
         StateConfig::Fjall(path) if !path.exists() => ExistingStore::Absent,
-        StateConfig::Fjall(path) => match FjallStore::open_now(path)? {
+        StateConfig::Fjall(path) => match FjallStore::try_open(path)? {
             Some(store) => ExistingStore::Open(Box::new(store)),
             None => ExistingStore::InUse,
         },
@@ -114,18 +114,23 @@ pub fn open_existing(config: &StateConfig, pipeline: &str) -> Result<ExistingSto
     })
 }
 
-/// How long another process may take to let go of a folder.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time that another process has to close a folder.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to wait before it is tried again.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The pause between attempts to open a folder.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Opens a folder that another process may have, which may just have been replaced and is given time to let go.
-fn patiently<T, E>(mut open: impl FnMut() -> Result<T, E>, is_locked: impl Fn(&E) -> bool) -> Result<T, E> {
-    let begun = Instant::now();
+/// Opens a folder, and retries while another process that may just have been replaced has it open.
+fn open_with_retry<T, E>(
+    mut open: impl FnMut() -> Result<T, E>,
+    is_locked: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let start = Instant::now();
     loop {
         match open() {
-            Err(error) if is_locked(&error) && begun.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            Err(error) if is_locked(&error) && start.elapsed() < LOCK_TIMEOUT => {
+                std::thread::sleep(RETRY_INTERVAL)
+            }
             outcome => return outcome,
         }
     }

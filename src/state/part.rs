@@ -1,7 +1,7 @@
-//! What a part of a checkpoint holds: records of one shard, by operator and key. Version 1, bytes.
+//! The byte format of a part of a checkpoint, version 1: the records of one shard, by operator and key.
 //!
-//! The version, and then, as bincode with integers of variable length: the operators in order, each with its name and its
-//! records in the order of their keys, each a key and, unless it is removed, a value.
+//! A part consists of the version, followed by bincode with variable-length integers: the operators in order, each
+//! with its name and its records in the order of their keys. A record is a key and, unless it is removed, a value.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use bincode::Options;
 use headwater_dataflows::{Record, ShardId};
 use thiserror::Error;
 
-/// The version of what is written.
+/// The version that this program writes.
 const VERSION: u8 = 1;
 
-/// Why bytes are not a part.
+/// The reason why bytes cannot be decoded as a part.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
-    /// They were written by a version that is not known here.
-    #[error("its format has version {0}, and this program knows {VERSION}")]
+    /// The bytes were written by an unknown version.
+    #[error("its format has version {0}, and this program supports version {VERSION}")]
     Version(u8),
-    /// They end too early, go on too long, or hold what cannot be.
-    #[error("it is not well formed: {0}")]
+    /// The bytes are too short or too long, or contain an invalid value.
+    #[error("it is malformed: {0}")]
     Undecodable(String),
 }
 
-/// A key, and the state that it has; none if it is removed.
+/// A key and its state; None if the state is removed.
 type Change<'a> = (&'a [u8], Option<&'a [u8]>);
 
 /// The latest records of a shard.
@@ -32,7 +32,7 @@ type Change<'a> = (&'a [u8], Option<&'a [u8]>);
 pub struct Content<'a>(BTreeMap<&'a str, Vec<Change<'a>>>);
 
 impl<'a> Content<'a> {
-    /// Of one shard's records; of those of one operator and key the last counts.
+    /// Collects the records of one shard. The last record of each operator and key counts.
     pub fn of(records: &'a [Record]) -> Content<'a> {
         let mut content = Content::default();
         for record in records {
@@ -43,10 +43,10 @@ impl<'a> Content<'a> {
         content
     }
 
-    /// What [`encode`](Content::encode) has written.
+    /// Decodes the output of [`encode`](Content::encode).
     ///
     /// # Errors
-    /// If it is anything else.
+    /// If the bytes are anything else.
     pub fn decode(bytes: &'a [u8]) -> Result<Content<'a>, Malformed> {
         let undecodable = |reason: String| Malformed::Undecodable(reason);
         match bytes.split_first() {
@@ -59,14 +59,14 @@ impl<'a> Content<'a> {
         }
     }
 
-    /// The version and the records.
+    /// Encodes the version and the records.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION];
         bincode::options().serialize_into(&mut bytes, &self.0).expect("bytes can be written to memory");
         bytes
     }
 
-    /// Puts what came later over it.
+    /// Applies later changes: they replace earlier changes of the same keys.
     pub fn over(&mut self, later: Content<'a>) {
         for (operator, mut changes) in later.0 {
             let before = self.0.entry(operator).or_default();
@@ -75,13 +75,14 @@ impl<'a> Content<'a> {
         }
     }
 
-    /// Forgets what is removed: nothing lies below that it would have to hide.
+    /// Drops removed records. This is correct only if there are no earlier parts in which those keys still have a
+    /// value.
     pub fn settle(&mut self) {
         self.0.values_mut().for_each(|changes| changes.retain(|(_, value)| value.is_some()));
         self.0.retain(|_, changes| !changes.is_empty());
     }
 
-    /// Its records, owned.
+    /// Returns the records, owned.
     pub fn records(&self, shard: ShardId) -> impl Iterator<Item = Record> {
         self.0.iter().flat_map(move |(operator, changes)| {
             let operator: Arc<str> = Arc::from(*operator);
@@ -95,7 +96,7 @@ impl<'a> Content<'a> {
     }
 }
 
-/// Puts changes in the order of their keys, of each the last.
+/// Sorts changes by key, and retains only the last change of each key.
 fn latest(changes: &mut Vec<Change<'_>>) {
     changes.sort_by_key(|(key, _)| *key);
     changes.dedup_by(|later, earlier| {
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_format_is_what_it_was() {
+    fn the_format_is_unchanged() {
         let records = [record("b", b"k", Some(b"v")), record("a", b"", None)];
         let bytes = Content::of(&records).encode();
         assert_eq!(bytes, b"\x01\x02\x01a\x01\x00\x00\x01b\x01\x01k\x01\x01v");
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_later_counts_and_what_is_removed_is_forgotten_once_it_hides_nothing() {
+    fn later_changes_win_and_settle_drops_removed_keys() {
         let base = [record("a", b"1", Some(b"x")), record("a", b"2", Some(b"x"))];
         let delta = [record("a", b"2", Some(b"y")), record("a", b"1", None), record("a", b"2", Some(b"z"))];
         let mut content = Content::of(&base);
@@ -157,7 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_put_over_each_other_say_what_all_changes_one_after_the_other_say(
+        fn merged_parts_equal_all_changes_in_order(
             parts in proptest::collection::vec(changes(), 1..6)
         ) {
             let encoded: Vec<_> = parts.iter().map(|records| Content::of(records).encode()).collect();
@@ -170,12 +171,12 @@ mod tests {
             for record in parts.into_iter().flatten() {
                 model.insert((record.operator.clone(), record.key.clone()), record);
             }
-            let standing: Vec<_> = model.into_values().filter(|record| record.value.is_some()).collect();
-            prop_assert_eq!(merged.records(ShardId(3)).collect::<Vec<_>>(), standing);
+            let expected: Vec<_> = model.into_values().filter(|record| record.value.is_some()).collect();
+            prop_assert_eq!(merged.records(ShardId(3)).collect::<Vec<_>>(), expected);
         }
 
         #[test]
-        fn other_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn invalid_bytes_are_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(content) = Content::decode(&bytes) {
                 prop_assert!(content.encode().len() <= bytes.len());
             }

@@ -49,7 +49,7 @@ fn marks_are_an_interval_apart_and_one_at_a_time() {
     assert!(marks.mark(&record(3, 1_100)));
     assert!(!marks.mark(&record(4, 5_000)), "one is in flight");
     marks.concluded(Epoch(2));
-    assert!(!marks.mark(&record(4, 5_000)), "it still is");
+    assert!(!marks.mark(&record(4, 5_000)), "it still is in flight");
     marks.concluded(Epoch(3));
     assert!(!marks.mark(&EpochRecord { bindings: vec![], ..record(5, 5_000) }), "it is not recorded");
     assert!(marks.mark(&record(6, 5_001)));
@@ -59,7 +59,7 @@ fn marks_are_an_interval_apart_and_one_at_a_time() {
 }
 
 #[test]
-fn epochs_at_or_below_a_manifest_that_exists_are_not_marked_again() {
+fn epochs_up_to_the_newest_manifest_are_not_marked() {
     let mut marks = Marks::new(0, Epoch(4));
     assert!(!marks.mark(&record(3, 1)) && !marks.mark(&record(4, 2)) && marks.mark(&record(5, 3)));
 }
@@ -94,26 +94,30 @@ fn a_delta_follows_its_shards_parts_and_a_base_replaces_them() {
     assert_eq!(checkpoint.parts_after(&before), Ok(after.to_vec()));
     assert!(are_chains(&after));
     assert_eq!(checkpoint.parts_after(&before[2..]), Err(InvalidPart::Stray(ShardId(0))), "no base");
-    assert_eq!(checkpoint.parts_after(&after), Err(InvalidPart::Stray(ShardId(0))), "the epoch is there");
+    assert_eq!(
+        checkpoint.parts_after(&after),
+        Err(InvalidPart::Stray(ShardId(0))),
+        "the epoch is already there"
+    );
 
     assert!(!are_chains(&before[1..]) && !are_chains(&[before[2].clone(), before[0].clone()]));
     assert!(!are_chains(&[before[0].clone(), before[0].clone()]), "two bases");
 }
 
 #[test]
-fn a_shard_wants_a_base_when_its_deltas_outgrow_it() {
+fn a_shard_needs_a_base_when_its_deltas_outgrow_it() {
     let chain = |base, deltas: &[u64]| -> Vec<Part> {
         let deltas = deltas.iter().enumerate().map(|(at, &bytes)| part(1, 2 + at as u64, 0, Delta, bytes));
         std::iter::once(part(1, 1, 0, Base, base)).chain(deltas).collect()
     };
-    assert!(wants_base(&[]), "it has none");
+    assert!(wants_base(&[]), "it has no parts");
     assert!(!wants_base(&chain(10, &[5, 5])) && wants_base(&chain(10, &[5, 6])), "more bytes than the base");
     assert!(!wants_base(&chain(10, &[1; 8])) && wants_base(&chain(10, &[1; 9])), "more than eight");
     assert!(wants_base(&chain(10, &[u64::MAX, u64::MAX])), "without overflow");
 }
 
 #[test]
-fn what_is_kept_includes_the_beginning() {
+fn the_beginning_counts_among_the_kept_checkpoints() {
     let epochs = [10, 20, 30, 40].map(Epoch);
     assert_eq!(prune(&[], 3), Prune::Nothing);
     assert_eq!(prune(&epochs[..2], 3), Prune::Nothing, "the beginning is the third");
@@ -124,7 +128,7 @@ fn what_is_kept_includes_the_beginning() {
 }
 
 #[test]
-fn a_start_goes_on_from_the_newest_checkpoint_not_above_any_sink() {
+fn a_start_resumes_from_the_newest_checkpoint_below_all_sinks() {
     let readable = [10, 20, 30].map(Epoch);
     let sinks = |a: u64, b: u64| [("a", Some(Epoch(a))), ("b", Some(Epoch(b)))];
     let (beginning, pruned) = (Epoch(0), Epoch(10));
@@ -153,7 +157,7 @@ fn a_sink_without_progress_needs_the_beginning() {
 }
 
 #[test]
-fn a_pruned_ledger_without_a_readable_manifest_is_refused() {
+fn a_pruned_ledger_without_a_manifest_is_refused() {
     assert_eq!(
         origins(&[], Epoch(10), Epoch(12), &[]),
         Err(NoOrigin::Unreadable { pruned: Epoch(10), durable: Epoch(12) })
@@ -162,7 +166,7 @@ fn a_pruned_ledger_without_a_readable_manifest_is_refused() {
 }
 
 #[test]
-fn a_ledger_that_was_pruned_to_its_last_row_still_knows_its_end() {
+fn a_fully_pruned_ledger_ends_at_its_newest_manifest() {
     assert_eq!(durable(None, &[]), Epoch(0));
     assert_eq!(durable(None, &[Epoch(10), Epoch(20)]), Epoch(20));
     assert_eq!(durable(Some(Epoch(25)), &[Epoch(20)]), Epoch(25));
@@ -180,6 +184,6 @@ fn only_parts_that_no_manifest_needs_are_deleted() {
     let other = PartName { ledger_id: LedgerId("b".into()), ..lone.name.clone() };
     let own = PartName { generation: Generation(3), ..lone.name.clone() };
     let found = [&lone.name, &shared.name, &other, &own].map(PartName::to_string);
-    let found = found.iter().map(String::as_str).chain(["somebody's file"]);
+    let found = found.iter().map(String::as_str).chain(["another file"]);
     assert_eq!(left_behind(found, &LedgerId("a".into()), Generation(3), &kept), [lone.name]);
 }

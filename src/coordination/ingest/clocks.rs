@@ -1,36 +1,37 @@
-//! What a record's event time is held against, and how far it pushes the watermark.
+//! Clocks: the limits for a record's event time, and the pushing time by which a record advances the watermark.
 
 use std::time::Duration;
 
 use headwater_dataflows::EventTime;
 use serde::{Deserialize, Serialize};
 
-/// 2000-01-01T00:00:00Z, in milliseconds since 1970. A timestamp before it is none: −1 is Kafka's own sign for that,
-/// and a timestamp in seconds lies in January 1970.
+/// 2000-01-01T00:00:00Z, in milliseconds since 1970. An earlier timestamp counts as absent: Kafka uses −1 for no
+/// timestamp, and a timestamp in seconds falls in January 1970.
 const FIRST_TIMESTAMP_MS: i64 = 946_684_800_000;
 
-/// The rules by which an epoch's records are judged. They are recorded with the epoch, so that replay judges alike.
+/// The time rules for the records of an epoch. They are recorded with the epoch, so that replay applies the same
+/// rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TimeRules {
-    /// Format 1: the event time alone pushes the watermark, and any timestamp counts as one.
+    /// Format 1: only the event time pushes the watermark, and any timestamp is valid.
     EventTime,
     /// Format 2: the earliest of event time, timestamp and wall time pushes the watermark.
     #[default]
     EarliestClock,
 }
 
-/// The clocks that stood by when a record was written and when it was read.
+/// The clock readings of when a record was written and when it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clocks {
     rules: TimeRules,
     /// The record's timestamp, in milliseconds since 1970, if it has one.
     pub timestamp_ms: Option<i64>,
-    /// The recorded wall time of the epoch, in milliseconds since 1970; none for input that is read by count.
+    /// The recorded wall time of the epoch, in milliseconds since 1970; None for input that is read by count.
     pub wall_ms: Option<i64>,
 }
 
 impl Clocks {
-    /// Of a record with this raw timestamp, in an epoch of this wall time.
+    /// Returns the clocks of a record with this raw timestamp, in an epoch of this wall time.
     pub fn new(rules: TimeRules, timestamp_ms: i64, wall_ms: Option<i64>) -> Clocks {
         let known = match rules {
             TimeRules::EventTime => timestamp_ms < i64::MAX,
@@ -39,17 +40,18 @@ impl Clocks {
         Clocks { rules, timestamp_ms: known.then_some(timestamp_ms), wall_ms }
     }
 
-    /// The earlier of the two clocks, if there is any.
+    /// Returns the earlier of the two clocks, if there is any.
     fn earliest_ms(self) -> Option<i64> {
         [self.timestamp_ms, self.wall_ms].into_iter().flatten().min()
     }
 
-    /// Whether an event time lies more than `skew_ms` beyond the earlier clock.
+    /// Returns true if an event time is more than `skew_ms` after the earlier clock.
     pub fn is_future(self, time: EventTime, skew_ms: i64) -> bool {
         self.earliest_ms().is_some_and(|clock| time.0 > clock.saturating_add(skew_ms))
     }
 
-    /// How far an accepted record pushes the watermark: no clock that is ahead makes the records of others late.
+    /// Returns the pushing time of an accepted record. It is limited by the clocks, so that a producer whose clock is
+    /// ahead does not make the records of others late.
     pub fn pushing_time(self, time: EventTime) -> EventTime {
         match (self.rules, self.earliest_ms()) {
             (TimeRules::EarliestClock, Some(clock)) => time.min(EventTime(clock)),
@@ -58,20 +60,20 @@ impl Clocks {
     }
 }
 
-/// How far a partition's records have pushed.
+/// The progress of event time in a partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushTime {
     /// The greatest pushing time of its records.
     pub greatest: Option<EventTime>,
-    /// The time of its last accepted record, if that jumped too far to be believed on its own.
+    /// The time of its last accepted record, if the record jumped so far ahead that another record must confirm it.
     pub candidate: Option<EventTime>,
 }
 
 impl PushTime {
-    /// Takes in the pushing time of an accepted record; returns whether the greatest was raised.
+    /// Applies the pushing time of an accepted record; returns true if the greatest was raised.
     ///
-    /// With `max_jump_ms`, a record further than that beyond the greatest is only a candidate. It counts once the
-    /// next record is not more than `max_jump_ms` before it; otherwise that record takes its place.
+    /// With `max_jump_ms`, a record that is further than that beyond the greatest is only a candidate. The candidate
+    /// counts once the next record is not more than `max_jump_ms` before it; otherwise the next record replaces it.
     pub fn accept(&mut self, time: EventTime, max_jump_ms: Option<i64>) -> bool {
         let before = self.greatest;
         let Some(jump_ms) = max_jump_ms else {
@@ -92,27 +94,27 @@ impl PushTime {
     }
 }
 
-/// The wall time that is recorded with epochs: it never goes back, nor stands still when the wall does.
+/// The wall time that is recorded with epochs: it never goes back, and advances even if the system clock does not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WallClock {
     last: Option<(i64, Duration)>,
 }
 
 impl WallClock {
-    /// Goes on from the wall time that was recorded last, in milliseconds since 1970, if any was; `now` is the time
+    /// Continues from the last recorded wall time, in milliseconds since 1970, if there is one; `now` is the time
     /// since the start of the process.
     pub fn after(recorded_ms: Option<i64>, now: Duration) -> WallClock {
         WallClock { last: recorded_ms.map(|ms| (ms, now)) }
     }
 
-    /// The wall time to record now, given what the system says.
+    /// Returns the wall time to record now, given the system time.
     pub fn read(&mut self, system_ms: i64, now: Duration) -> i64 {
         let least = self.last.map_or(i64::MIN, |(ms, at)| {
             let elapsed = i64::try_from(now.saturating_sub(at).as_millis()).unwrap_or(i64::MAX);
             ms.saturating_add(elapsed)
         });
         let wall_ms = system_ms.max(least);
-        // The anchor moves only with the system's clock: rounding each reading down would lose time.
+        // The anchor moves only with the system clock: rounding each reading down would lose time.
         if self.last.is_none() || system_ms >= least {
             self.last = Some((wall_ms, now));
         }
@@ -127,7 +129,7 @@ mod tests {
     const T: i64 = 1_800_000_000_000;
 
     #[test]
-    fn no_clock_that_is_ahead_pushes_others() {
+    fn clocks_that_are_ahead_do_not_push_others() {
         let clocks = |timestamp, wall| Clocks::new(TimeRules::EarliestClock, timestamp, wall);
         let push = |clocks: Clocks| clocks.pushing_time(EventTime(T)).0;
         assert_eq!(push(clocks(T - 5, Some(T - 3))), T - 5);
@@ -144,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_future_begins_beyond_the_earlier_clock() {
+    fn the_earlier_clock_limits_event_time() {
         let clocks = Clocks::new(TimeRules::EarliestClock, T, Some(T + 60_000));
         assert!(!clocks.is_future(EventTime(T + 100), 100));
         assert!(clocks.is_future(EventTime(T + 101), 100));
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn recorded_wall_time_neither_goes_back_nor_stands_still() {
+    fn recorded_wall_time_always_advances() {
         let at = Duration::from_millis;
         let mut clock = WallClock::after(Some(T), at(0));
         assert_eq!(clock.read(T + 10, at(10)), T + 10);

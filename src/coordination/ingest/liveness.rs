@@ -1,4 +1,4 @@
-//! Whether final results go on, and what holds them up if they do not.
+//! Liveness: detects that final results do not advance, and the cause.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,29 +8,29 @@ use serde::{Deserialize, Serialize};
 
 use super::{ReadPermission, Slowest, Waiting};
 
-/// What holds a pipeline up, as `headwater_stalled{cause}` has it.
+/// The cause of a stall, as in the label of `headwater_stalled{cause}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Cause {
     /// An upstream transaction was left open.
     Transaction,
     /// The leader of a partition does not answer.
     Leader,
-    /// Records are read, and none of them moves event time on: they are rejected, late or repeated.
+    /// Records are read, but none of them advances event time: they are rejected, late or duplicates.
     Records,
-    /// Un-final events have used up their memory, and the slowest partition does not go on.
+    /// Un-final events have used up their memory, and the slowest partition does not advance.
     Memory,
     /// A sink does not commit.
     Sink,
-    /// The ledger does not record.
+    /// The ledger does not record epochs.
     Ledger,
-    /// Another process, or this one's workers, hold the frontier.
+    /// Another process, or the workers of this one, hold back the frontier.
     Frontier,
-    /// The topic is not the one that was opened: partitions that nobody reads.
+    /// The topic has changed since it was opened, so it has partitions that are not read.
     Topic,
 }
 
 impl Cause {
-    /// All of them.
+    /// All causes.
     pub const ALL: [Cause; 8] = [
         Cause::Transaction,
         Cause::Leader,
@@ -42,7 +42,7 @@ impl Cause {
         Cause::Topic,
     ];
 
-    /// The label's value.
+    /// Returns the value of the label.
     pub fn as_str(self) -> &'static str {
         match self {
             Cause::Transaction => "transaction",
@@ -57,19 +57,19 @@ impl Cause {
     }
 }
 
-/// The watermark stands still.
+/// A watermark that does not advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Stall {
-    /// The partition that holds it back.
+    /// The partition that holds back the watermark.
     pub slowest: Slowest,
-    /// For how long it has stood, in milliseconds.
+    /// The time since the watermark last advanced, in milliseconds.
     pub for_ms: u64,
-    /// How many bytes are un-final, if that is as many as may be.
+    /// The number of un-final bytes, if the limit is reached.
     pub unfinal: Option<u64>,
 }
 
 impl Stall {
-    /// What kind of stall it is.
+    /// Returns the cause of the stall.
     pub fn cause(&self) -> Cause {
         match (self.unfinal, self.slowest.waiting) {
             (Some(_), _) => Cause::Memory,
@@ -83,13 +83,13 @@ impl Stall {
 impl fmt::Display for Stall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Slowest { partition: Partition(partition), waiting, .. } = self.slowest;
-        let stands = self.for_ms / 1000;
+        let stalled_s = self.for_ms / 1000;
         if let Some(bytes) = self.unfinal {
             let mebibytes = bytes >> 20;
             write!(
                 f,
-                "un-final events take {mebibytes} MiB, all that limits.unfinal_bytes allows: only the slowest \
-                 partition is read; "
+                "un-final events use {mebibytes} MiB, the limit of limits.unfinal_bytes: only the slowest partition is \
+                 read; "
             )?;
         }
         match waiting {
@@ -102,44 +102,44 @@ impl fmt::Display for Stall {
             ),
             Waiting::Leader { for_ms } => write!(
                 f,
-                "the leader of source partition {partition} has not answered for {} s; final results wait for it",
+                "the leader of source partition {partition} has not responded for {} s; final results wait for it",
                 for_ms / 1000
             ),
             Waiting::Silence => write!(
                 f,
-                "source partition {partition} is the slowest, and nothing more is to be read there now; the watermark \
-                 has stood for {stands} s, until a record moves its event time on or it counts as idle"
+                "source partition {partition} is the slowest and has no more records; the watermark has not advanced \
+                 for {stalled_s} s, and waits until a record advances its event time or the partition becomes idle"
             ),
             Waiting::Backlog { records } => write!(
                 f,
-                "source partition {partition} holds the watermark, which has stood for {stands} s: {records} records \
-                 wait there, and of those read none has moved its event time on (rejected, late or repeated ones do \
-                 not)"
+                "source partition {partition} holds the watermark, which has not advanced for {stalled_s} s: {records} \
+                 records are waiting, and none of those read has advanced its event time (rejected, late and \
+                 duplicate records do not)"
             ),
         }
     }
 }
 
-/// Watches the watermark.
+/// Monitors the watermark.
 #[derive(Clone, Debug)]
 pub struct Liveness {
-    /// How long it may stand while a partition holds it back.
-    bound: Duration,
-    /// How long a transaction may hold it.
+    /// The time that the watermark may stand still while a partition holds it back.
+    limit: Duration,
+    /// The time that a transaction may hold back the watermark.
     held_warning: Duration,
-    moved: Option<(EventTime, Duration)>,
-    /// Since when nothing but the idle timeout has been waited for.
-    silent: Option<Duration>,
+    last_advance: Option<(EventTime, Duration)>,
+    /// The time since which the idle timeout has been the only thing waited for.
+    silent_since: Option<Duration>,
 }
 
 impl Liveness {
-    /// With these bounds; a transaction may hold the watermark for `held_warning`.
-    pub fn new(bound: Duration, held_warning: Duration) -> Liveness {
-        Liveness { bound, held_warning, moved: None, silent: None }
+    /// Returns a monitor with these limits; a transaction may hold back the watermark for `held_warning`.
+    pub fn new(limit: Duration, held_warning: Duration) -> Liveness {
+        Liveness { limit, held_warning, last_advance: None, silent_since: None }
     }
 
-    /// Takes in the watermark at `now` and the slowest partition that is not idle; what holds it up, if anything does
-    /// for longer than it may.
+    /// Observes the watermark at `now` and the slowest partition that is not idle. Returns the stall, if the watermark
+    /// has stood still for longer than allowed.
     pub fn observe(
         &mut self,
         now: Duration,
@@ -148,38 +148,39 @@ impl Liveness {
         permission: ReadPermission,
         unfinal: u64,
     ) -> Option<Stall> {
-        let since = match self.moved {
+        let since = match self.last_advance {
             Some((before, since)) if before == watermark => since,
             _ => {
-                self.moved = Some((watermark, now));
+                self.last_advance = Some((watermark, now));
                 now
             }
         };
         let Some(slowest) = slowest else {
-            // Nobody holds it back: every partition is idle.
-            self.moved = Some((watermark, now));
+            // Every partition is idle, so none holds back the watermark.
+            self.last_advance = Some((watermark, now));
             return None;
         };
-        let stood = now.saturating_sub(since);
-        let memory = permission != ReadPermission::All;
-        let silent = matches!(slowest.waiting, Waiting::Silence);
-        let silent_for = match (silent, self.silent) {
-            (true, since) => now.saturating_sub(*self.silent.insert(since.unwrap_or(now))),
+        let stalled_for = now.saturating_sub(since);
+        let is_memory_full = permission != ReadPermission::All;
+        let is_silent = matches!(slowest.waiting, Waiting::Silence);
+        let silent_for = match (is_silent, self.silent_since) {
+            (true, since) => now.saturating_sub(*self.silent_since.insert(since.unwrap_or(now))),
             (false, _) => {
-                self.silent = None;
+                self.silent_since = None;
                 Duration::ZERO
             }
         };
-        // An ordinary transaction ends soon, and so does the time after which a partition is idle.
-        let passes = match slowest.waiting {
+        // An ordinary transaction ends soon, and so does the idle timeout.
+        let is_tolerated = match slowest.waiting {
             Waiting::Transaction { for_ms, .. } => Duration::from_millis(for_ms) < self.held_warning,
-            Waiting::Silence => silent_for <= self.bound,
+            Waiting::Silence => silent_for <= self.limit,
             _ => false,
         };
-        // They may follow each other, each of them short.
-        let overdue = stood > self.bound && (memory || !passes || stood > self.held_warning + self.bound);
-        let for_ms = u64::try_from(stood.as_millis()).unwrap_or(u64::MAX);
-        overdue.then_some(Stall { slowest, for_ms, unfinal: memory.then_some(unfinal) })
+        // Short waits may follow each other.
+        let overdue = stalled_for > self.limit
+            && (is_memory_full || !is_tolerated || stalled_for > self.held_warning + self.limit);
+        let for_ms = u64::try_from(stalled_for.as_millis()).unwrap_or(u64::MAX);
+        overdue.then_some(Stall { slowest, for_ms, unfinal: is_memory_full.then_some(unfinal) })
     }
 }
 
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watermark_that_stands_is_reported_with_what_holds_it() {
+    fn a_stalled_watermark_is_reported_with_its_cause() {
         let second = Duration::from_secs;
         let mut liveness = Liveness::new(second(2), second(60));
         let mut observe = |at, watermark, waiting, permission| {
@@ -203,7 +204,7 @@ mod tests {
         let backlog = Waiting::Backlog { records: 7 };
         assert_eq!(observe(0, 1, backlog, ReadPermission::All), None);
         assert_eq!(observe(2, 1, backlog, ReadPermission::All), None);
-        let stall = observe(3, 1, backlog, ReadPermission::All).expect("it stands");
+        let stall = observe(3, 1, backlog, ReadPermission::All).expect("a stall");
         assert_eq!((stall.cause(), stall.for_ms), (Cause::Records, 3000));
         assert!(
             stall.to_string().contains("partition 3") && stall.to_string().contains("7 records"),
@@ -216,7 +217,7 @@ mod tests {
         let stall = observe(64, 2, held(60), ReadPermission::All).expect("a minute");
         assert_eq!(stall.cause(), Cause::Transaction);
         assert!(stall.to_string().contains("open at offset 8812 for 60 s"), "{stall}");
-        let stall = observe(64, 2, held(3), ReadPermission::Only(Partition(3))).expect("no memory is left");
+        let stall = observe(64, 2, held(3), ReadPermission::Only(Partition(3))).expect("no memory left");
         assert_eq!(stall.cause(), Cause::Memory);
         assert!(stall.to_string().contains("256 MiB") && stall.to_string().contains("8812"), "{stall}");
         assert_eq!(

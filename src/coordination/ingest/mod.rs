@@ -1,14 +1,14 @@
-//! Decisions about reading: what pushes the watermark, when a partition is idle or held, who pauses, what holds time up.
+//! Decisions about reading: the pushing times, idle and held partitions, paused partitions, and stalls.
 //!
 //! ```text
 //!   record ──▶ Clocks ──▶ future? ──▶ PushTime: greatest pushing time, candidate ─┐
 //!   client ──▶ PartitionTracker: idle timer, held transaction ───────────────────┴─▶ Binding, Slowest
 //!   bindings, W ──▶ Pace ─┬▶ Unfinal: bytes above W ──▶ ReadPermission          (worker 0)
-//!                         └▶ Liveness ──▶ Stall: who holds final results up
+//!                         └▶ Liveness ──▶ Stall: the partition that holds up final results
 //! ```
 //!
-//! Pure: time comes in as a [`Duration`](std::time::Duration) since the start, so that simulations run it faster
-//! than any clock.
+//! All of it is pure: time is passed in as a [`Duration`](std::time::Duration) since the start, so that simulations
+//! run faster than real time.
 
 mod clocks;
 mod liveness;

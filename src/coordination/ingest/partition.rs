@@ -1,4 +1,4 @@
-//! One partition as its reader follows it: how far it pushes the watermark, whether it is idle, what it waits for.
+//! The state of one partition during reading: its pushing time, its idleness, and what it waits for.
 
 use std::time::Duration;
 
@@ -9,154 +9,155 @@ use super::{PushTime, TimeRules, UnfinalBytes};
 use crate::coordination::{Binding, Position};
 use crate::source::PartitionState;
 
-/// The numbers by which partitions are judged.
+/// The parameters for tracking partitions.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// How long nothing must raise a partition's pushing time, while it is read to its end, for it to be idle.
+    /// The time after which a partition is idle, if it is read to its end and nothing raises its pushing time.
     pub idle_timeout: Duration,
-    /// How long a transaction may hold a partition before it counts as idle; none waits for ever.
+    /// The time that a transaction may hold a partition before the partition counts as idle; None waits forever.
     pub held_timeout: Option<Duration>,
-    /// How far beyond its clocks an event may lie, in milliseconds.
+    /// The maximum distance of an event time after its clocks, in milliseconds.
     pub max_future_skew_ms: i64,
-    /// How far a record may jump ahead before another one must confirm it, in milliseconds; none lets all jumps count.
+    /// The distance that a record may jump ahead without being confirmed by another one, in milliseconds; None accepts
+    /// all jumps.
     pub max_jump_ms: Option<i64>,
-    /// Whether epochs are counts of records: then a partition is idle only once it has ended.
+    /// True if epochs are counts of records: then a partition is idle only once it has ended.
     pub counted: bool,
 }
 
-/// The longest time between two looks at a partition that counts as reading it: a process that was stopped for longer
-/// has not read meanwhile.
-const LONGEST_LOOK: Duration = Duration::from_millis(100);
+/// The maximum time between two observations of a partition that counts as reading it: a process that was stopped for
+/// longer has not read in the meantime.
+const MAX_OBSERVATION_GAP: Duration = Duration::from_millis(100);
 
-/// What a partition that holds the watermark back is waiting for.
+/// The reason why a partition holds back the watermark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Waiting {
-    /// An upstream transaction that is open at this offset, for so many milliseconds.
+    /// An upstream transaction is open.
     Transaction {
         /// The offset of the transaction's first record.
         offset: Offset,
-        /// For how long reading has stood there.
+        /// The time for which reading has been held at that offset, in milliseconds.
         for_ms: u64,
     },
-    /// Its leader does not answer, for so many milliseconds.
+    /// The leader of the partition does not respond.
     Leader {
-        /// Since when nothing came.
+        /// The time since the last response, in milliseconds.
         for_ms: u64,
     },
-    /// Records that wait to be read.
+    /// Records are waiting to be read.
     Backlog {
-        /// How many are known.
+        /// The number of known records.
         records: u64,
     },
-    /// Nothing: the time is running after which it is idle.
+    /// Nothing is waiting: the idle timeout is running.
     Silence,
 }
 
-/// The partition of a worker that holds the watermark back most.
+/// The partition of a worker that holds back the watermark most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Slowest {
-    /// Its greatest pushing time; none if no record was accepted.
+    /// The greatest pushing time; None if no record was accepted.
     pub greatest: Option<EventTime>,
     /// The partition.
     pub partition: Partition,
-    /// What it waits for.
+    /// The reason why it holds back the watermark.
     pub waiting: Waiting,
 }
 
-/// How long a partition has been read without its pushing time being raised.
+/// The time for which a partition has been read without its pushing time being raised.
 #[derive(Clone, Copy, Debug, Default)]
 struct IdleTimer {
     elapsed: Duration,
-    /// The high watermark when the timer started, once the client has observed one since.
+    /// The high watermark at the start of the timer, once the client has observed one since.
     target: Option<Offset>,
-    /// The client's observation before the timer started.
+    /// The client's last observation before the timer started.
     started_at: u64,
 }
 
-/// What the open epoch took from a partition.
+/// The records that the open epoch has read from a partition.
 #[derive(Clone, Copy, Debug, Default)]
-struct EpochSoFar {
-    /// The offset after the last record, and that record's timestamp.
+struct OpenEpoch {
+    /// The offset after the last record, and the timestamp of that record.
     end: Option<(Offset, i64)>,
     max_event_time: Option<EventTime>,
     raised: bool,
     unfinal: UnfinalBytes,
 }
 
-/// Follows one partition.
+/// Tracks one partition.
 #[derive(Clone, Debug)]
 pub struct PartitionTracker {
     partition: Partition,
     push: PushTime,
-    /// As it was bound last.
+    /// True if the last binding declared the partition idle.
     bound_idle: bool,
-    /// As of now, by what was read live.
+    /// True if the partition is idle now, according to live reading.
     idle: bool,
-    epoch: EpochSoFar,
+    epoch: OpenEpoch,
     timer: IdleTimer,
     restart_timer: bool,
     leader_failures: u64,
     unavailable_since: Option<Duration>,
     held: Option<(Offset, Duration)>,
     at_end_since: Option<Duration>,
-    looked: Option<Duration>,
-    /// How long its records have not been asked for.
+    observed_at: Option<Duration>,
+    /// The time for which its records have not been requested.
     unread: Duration,
-    /// What the open epoch took from it before, if it is replayed and took anything.
+    /// The binding of the partition in the open epoch, if the epoch is replayed and has one.
     target: Option<Binding>,
-    /// Whether it was added in the open epoch, which is recorded even if nothing else is to be said.
+    /// True if the partition was added in the open epoch, which is then recorded even if nothing else happens.
     added: bool,
 }
 
 impl PartitionTracker {
-    /// Of a partition that has come as far as `position`.
+    /// Returns the tracker of a partition that continues from `position`.
     pub fn new(partition: Partition, position: &Position) -> PartitionTracker {
         PartitionTracker {
             partition,
             push: position.push,
             bound_idle: position.idle,
             idle: false,
-            epoch: EpochSoFar::default(),
+            epoch: OpenEpoch::default(),
             timer: IdleTimer::default(),
             restart_timer: true,
             leader_failures: 0,
             unavailable_since: None,
             held: None,
             at_end_since: None,
-            looked: None,
+            observed_at: None,
             unread: Duration::ZERO,
             target: None,
             added: false,
         }
     }
 
-    /// Of a partition that was added, in an epoch that takes no record of it.
+    /// Returns the tracker of a partition that was just added, in an epoch that reads no record of it.
     pub fn added(partition: Partition, first: Offset) -> PartitionTracker {
         PartitionTracker { added: true, ..PartitionTracker::new(partition, &Position::starting(first)) }
     }
 
-    /// Which partition it is.
+    /// Returns the partition.
     pub fn partition(&self) -> Partition {
         self.partition
     }
 
-    /// Whether it was bound as idle.
+    /// Returns true if the last binding declared the partition idle.
     pub fn is_idle(&self) -> bool {
         self.bound_idle
     }
 
-    /// The greatest pushing time.
+    /// Returns the greatest pushing time.
     pub fn greatest(&self) -> Option<EventTime> {
         self.push.greatest
     }
 
-    /// Turns to an epoch that is replayed, and took this from the partition before.
+    /// Begins an epoch that is replayed; `target` is its binding of the partition.
     pub fn replay(&mut self, target: Option<Binding>) {
         self.target = target;
         self.restart_timer = true;
     }
 
-    /// Whether everything was read that a replayed epoch is known to hold.
+    /// Returns true if all records that a replayed epoch contains were read.
     pub fn is_complete(&self) -> bool {
         match self.target {
             Some(Binding { end, timestamp: Some(timestamp), .. }) => self.epoch.end == Some((end, timestamp)),
@@ -164,22 +165,22 @@ impl PartitionTracker {
         }
     }
 
-    /// What the open epoch took before, if it is replayed.
+    /// Returns the recorded binding of the open epoch, if it is replayed.
     pub fn target(&self) -> Option<Binding> {
         self.target
     }
 
-    /// The last record that the open epoch took so far: the offset after it, and its timestamp.
+    /// Returns the offset after the last record that the open epoch has read so far, and the timestamp of that record.
     pub fn end(&self) -> Option<(Offset, i64)> {
         self.epoch.end
     }
 
-    /// A record was read into the open epoch.
+    /// Adds a record to the open epoch.
     pub fn record(&mut self, offset: Offset, timestamp_ms: i64) {
         self.epoch.end = Some((Offset(offset.0 + 1), timestamp_ms));
     }
 
-    /// It is an event that is accepted. Only one that is not late, by the watermark that is known, ends idleness.
+    /// Applies an accepted event. Only an event that is not late by the known watermark ends idleness.
     pub fn accept(
         &mut self,
         time: EventTime,
@@ -198,66 +199,67 @@ impl PartitionTracker {
         }
     }
 
-    /// Looks at the partition after reading at `now`; `reading` says whether its records were asked for since the look
-    /// before: it was not paused, not limited, and there was a budget.
+    /// Observes the partition after reading at `now`. `reading` is true if its records were requested since the last
+    /// observation: the partition was not paused or limited, and there was a budget.
     pub fn observe(&mut self, state: &PartitionState, now: Duration, reading: bool, timing: &Timing) {
-        let since = self.looked.replace(now).map_or(Duration::ZERO, |before| now.saturating_sub(before));
+        let since = self.observed_at.replace(now).map_or(Duration::ZERO, |before| now.saturating_sub(before));
         self.unavailable_since = match state.available {
             true => None,
             false => Some(self.unavailable_since.unwrap_or(now)),
         };
-        let failed =
+        let has_failed =
             std::mem::replace(&mut self.leader_failures, state.leader_failures) != state.leader_failures;
         self.unread = if reading { since } else { self.unread + since };
-        if failed || !state.available || self.unread >= timing.idle_timeout {
-            // Whoever cannot be asked, or was not, is not known to be silent.
+        if has_failed || !state.available || self.unread >= timing.idle_timeout {
+            // A partition is not known to be silent if its leader does not respond, or if it was not read.
             self.idle = false;
             self.restart_timer = true;
         }
         if std::mem::take(&mut self.restart_timer) {
             self.timer = IdleTimer { started_at: state.observation, ..IdleTimer::default() };
         } else if reading {
-            self.timer.elapsed += since.min(LONGEST_LOOK);
+            self.timer.elapsed += since.min(MAX_OBSERVATION_GAP);
         }
         if self.timer.target.is_none() && state.observation > self.timer.started_at {
             self.timer.target = state.high_watermark;
         }
-        let holds = state.available
+        let is_held = state.available
             && state.high_watermark.zip(state.stable_offset).is_some_and(|(high, stable)| {
                 stable < high && state.position >= stable && state.position < high
             });
         self.held = match self.held {
-            _ if !holds => None,
+            _ if !is_held => None,
             Some((offset, since)) if offset == state.position => Some((offset, since)),
             _ => Some((state.position, now)),
         };
-        let at_end = state.available && !failed && state.high_watermark == Some(state.position);
-        self.at_end_since = at_end.then(|| self.at_end_since.unwrap_or(now));
-        let silent = self.timer.elapsed >= timing.idle_timeout
+        let is_at_end = state.available && !has_failed && state.high_watermark == Some(state.position);
+        self.at_end_since = is_at_end.then(|| self.at_end_since.unwrap_or(now));
+        let is_silent = self.timer.elapsed >= timing.idle_timeout
             && self.timer.target.is_some_and(|target| state.position >= target);
         let held = self.held_for(now).map_or(Duration::ZERO, |(_, held)| held);
         if timing.held_timeout.is_some_and(|timeout| held >= timeout) {
             self.idle = !timing.counted;
         } else if held >= timing.idle_timeout {
-            // What an open transaction holds is not silence, even if nothing came for long before.
+            // A partition that is held by an open transaction is not silent, even if nothing came for a long time
+            // before.
             self.idle = false;
             self.restart_timer = true;
-        } else if silent {
+        } else if is_silent {
             self.idle = !timing.counted;
         }
     }
 
-    /// The offset at which an open transaction holds the partition, and for how long.
+    /// Returns the offset at which an open transaction holds the partition, and the time for which it does.
     pub fn held_for(&self, now: Duration) -> Option<(Offset, Duration)> {
         self.held.map(|(offset, since)| (offset, now.saturating_sub(since)))
     }
 
-    /// For how long the position has equalled the high watermark, as far as the leader says.
+    /// Returns the time for which the position has equalled the high watermark, as last reported by the leader.
     pub fn at_end_for(&self, now: Duration) -> Option<Duration> {
         self.at_end_since.map(|since| now.saturating_sub(since))
     }
 
-    /// Why the partition holds the watermark back, if it is not idle.
+    /// Returns the reason why the partition holds back the watermark, if it is not idle.
     pub fn slowness(&self, state: &PartitionState, now: Duration) -> Option<Slowest> {
         if self.bound_idle {
             return None;
@@ -272,8 +274,7 @@ impl PartitionTracker {
         Some(Slowest { greatest: self.push.greatest, partition: self.partition, waiting })
     }
 
-    /// Ends the open epoch: what it took, if that or the partition's idleness is worth recording, and the bytes that
-    /// are not final yet.
+    /// Ends the open epoch. Returns its binding, if records were read or the idleness changed, and its un-final bytes.
     pub fn close(
         &mut self,
         state: &PartitionState,
@@ -281,7 +282,7 @@ impl PartitionTracker {
         rules: TimeRules,
     ) -> (Option<Binding>, UnfinalBytes) {
         let target = self.target.take();
-        let EpochSoFar { end, max_event_time, raised, unfinal } = std::mem::take(&mut self.epoch);
+        let OpenEpoch { end, max_event_time, raised, unfinal } = std::mem::take(&mut self.epoch);
         let idle = match (replaying, target) {
             (true, target) => target.map_or(self.bound_idle, |target| target.idle),
             (false, _) => self.idle || state.ended,
@@ -306,7 +307,7 @@ impl PartitionTracker {
             idle,
         };
         if let Some(target) = target {
-            // Records that are lost have pushed all the same.
+            // Lost records have pushed the watermark nevertheless.
             self.push.greatest = self.push.greatest.max(target.pushing_time);
             self.push.candidate = target.candidate;
         }

@@ -1,27 +1,27 @@
-//! The memory that events take until they are final, and who pauses when it is used up.
+//! Un-final bytes: the memory that events take until they are final, and the partitions that pause at the limit.
 //!
-//! A partition that is ahead of the slowest one costs memory: its events wait for the watermark, which the slowest
-//! one holds back. Their bytes are counted here by the bindings alone, so that replay, and any number of workers,
-//! decides alike.
+//! A partition that is ahead of the slowest one costs memory: its events wait for the watermark, which the slowest one
+//! holds back. Their bytes are counted from the bindings alone, so that replay makes the same decisions with any
+//! number of workers.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use headwater_dataflows::{EventTime, Partition};
 use serde::{Deserialize, Serialize};
 
-/// Bytes of the events that an epoch took from a partition, by when they become final.
+/// The bytes of the events that an epoch accepted from a partition, by when they become final.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct UnfinalBytes {
-    /// Those of events at or below the partition's greatest pushing time.
+    /// The bytes of events at or below the partition's greatest pushing time.
     near: u64,
     near_through: Option<EventTime>,
-    /// Those of events beyond it: their clocks are ahead.
+    /// The bytes of events beyond it, from clocks that are ahead.
     far: u64,
     far_through: Option<EventTime>,
 }
 
 impl UnfinalBytes {
-    /// Takes in an event of so many bytes, given its partition's greatest pushing time.
+    /// Adds an event of `bytes` bytes, given the greatest pushing time of its partition.
     pub fn add(&mut self, time: EventTime, greatest: Option<EventTime>, bytes: usize) {
         let (sum, through) = match Some(time) <= greatest {
             true => (&mut self.near, &mut self.near_through),
@@ -38,18 +38,18 @@ impl UnfinalBytes {
     }
 }
 
-/// Who may read on.
+/// The partitions that may be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ReadPermission {
     /// Every partition.
     #[default]
     All,
-    /// The slowest alone: all others are too far ahead of it.
+    /// Only the slowest partition: all others are too far ahead of it.
     Only(Partition),
 }
 
 impl ReadPermission {
-    /// Whether a partition may read on.
+    /// Returns true if a partition may be read.
     pub fn allows(self, partition: Partition) -> bool {
         match self {
             ReadPermission::All => true,
@@ -58,19 +58,20 @@ impl ReadPermission {
     }
 }
 
-/// How many different times are kept apart for each partition. Beyond, neighbours are merged: the later time counts.
-const KEPT: usize = 64;
+/// The number of different times that are kept for each partition. Beyond it, neighbours are merged into the later
+/// time.
+const MAX_ENTRIES: usize = 64;
 
-/// The bytes of events that are not final.
+/// The bytes of un-final events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unfinal {
-    /// By partition: the greatest event time of some epochs' events, ascending, and the bytes of them all.
+    /// By partition, in ascending order: the greatest event time of the events of some epochs, and their bytes.
     by_partition: BTreeMap<Partition, VecDeque<(EventTime, u64)>>,
     total: u64,
 }
 
 impl Unfinal {
-    /// As a manifest has them.
+    /// Returns the un-final bytes of a manifest.
     pub fn of(entries: &[(Partition, EventTime, u64)]) -> Unfinal {
         let mut unfinal = Unfinal::default();
         for &(partition, through, bytes) in entries {
@@ -79,15 +80,15 @@ impl Unfinal {
         unfinal
     }
 
-    /// For a manifest: by partition, ascending in time.
+    /// Returns the entries for a manifest: by partition, ascending in time.
     pub fn entries(&self) -> Vec<(Partition, EventTime, u64)> {
-        let of = |(&partition, kept): (&Partition, &VecDeque<_>)| {
-            kept.iter().map(|&(through, bytes)| (partition, through, bytes)).collect::<Vec<_>>()
+        let of = |(&partition, entries): (&Partition, &VecDeque<_>)| {
+            entries.iter().map(|&(through, bytes)| (partition, through, bytes)).collect::<Vec<_>>()
         };
         self.by_partition.iter().flat_map(of).collect()
     }
 
-    /// Takes in what an epoch took from a partition.
+    /// Adds the bytes that an epoch accepted from a partition.
     pub fn add(&mut self, partition: Partition, bytes: UnfinalBytes) {
         for (through, bytes) in bytes.parts() {
             self.insert(partition, through, bytes);
@@ -96,14 +97,14 @@ impl Unfinal {
 
     fn insert(&mut self, partition: Partition, through: EventTime, bytes: u64) {
         self.total += bytes;
-        let kept = self.by_partition.entry(partition).or_default();
-        let at = kept.partition_point(|&(other, _)| other < through);
-        match kept.get_mut(at) {
+        let entries = self.by_partition.entry(partition).or_default();
+        let at = entries.partition_point(|&(other, _)| other < through);
+        match entries.get_mut(at) {
             Some((other, sum)) if *other == through => *sum += bytes,
-            _ => kept.insert(at, (through, bytes)),
+            _ => entries.insert(at, (through, bytes)),
         }
-        if kept.len() > KEPT {
-            *kept = kept
+        if entries.len() > MAX_ENTRIES {
+            *entries = entries
                 .make_contiguous()
                 .chunks(2)
                 .map(|pair| (pair[pair.len() - 1].0, pair.iter().map(|(_, bytes)| bytes).sum()))
@@ -111,22 +112,22 @@ impl Unfinal {
         }
     }
 
-    /// Lets go of what is final at a watermark.
+    /// Releases the bytes that are final at a watermark.
     pub fn settle(&mut self, watermark: EventTime) {
-        for kept in self.by_partition.values_mut() {
-            while let Some((_, bytes)) = kept.pop_front_if(|(through, _)| *through <= watermark) {
+        for entries in self.by_partition.values_mut() {
+            while let Some((_, bytes)) = entries.pop_front_if(|(through, _)| *through <= watermark) {
                 self.total -= bytes;
             }
         }
     }
 
-    /// How many bytes are not final.
+    /// Returns the number of un-final bytes.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// Who may read, if so many bytes may be un-final and this partition is the slowest that is not idle. If all are
-    /// idle every one may: only a record can move the watermark on.
+    /// Returns the partitions that may be read, given the limit of un-final bytes and the slowest partition that is
+    /// not idle. If all partitions are idle, all may be read: only a record can advance the watermark.
     pub fn permission(&self, limit: u64, slowest: Option<Partition>) -> ReadPermission {
         match slowest {
             Some(slowest) if self.total >= limit => ReadPermission::Only(slowest),
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn one_clock_that_is_ahead_does_not_hold_the_bytes_of_its_epoch() {
+    fn a_clock_ahead_does_not_hold_the_bytes_of_its_epoch() {
         let mut unfinal = Unfinal::default();
         unfinal.add(Partition(0), bytes(&[(10, 100), (290_000, 1)], 20));
         unfinal.settle(EventTime(20));
@@ -174,7 +175,7 @@ mod tests {
             unfinal.add(Partition(0), bytes(&[(time, 1)], i64::MAX));
         }
         assert_eq!(unfinal.total(), 1000);
-        assert!(unfinal.entries().len() <= KEPT);
+        assert!(unfinal.entries().len() <= MAX_ENTRIES);
         assert_eq!(Unfinal::of(&unfinal.entries()), unfinal, "a manifest keeps them");
         for watermark in 0..1000 {
             unfinal.settle(EventTime(watermark));

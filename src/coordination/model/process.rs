@@ -1,4 +1,5 @@
-//! A start and its run, step by step; between any two it may end, or sleep and go on when another has taken over.
+//! A start and its run, step by step. Between any two steps it may end, or sleep and continue after another start has
+//! taken over.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,33 +14,33 @@ use crate::coordination::{
     Prune, Recorded, Resume, chain, left_behind, prune, resume, unreferenced, wants_base,
 };
 
-/// In milliseconds of the epochs' wall time.
+/// The checkpoint interval, in milliseconds of the epochs' wall time.
 const INTERVAL_MS: i64 = 40;
 
-/// How many epochs may be bound and not committed everywhere.
+/// The maximum number of epochs that are bound and not committed by every sink.
 const IN_FLIGHT: usize = 8;
 
-/// What became of a process in a step.
+/// The status of a process after a step.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Life {
-    Goes,
+pub enum Status {
+    Running,
     Ended,
-    /// It did not start, to keep a promise.
+    /// It refused to start, because it would violate an invariant.
     Refused,
 }
 
 enum Stage {
-    /// Nothing, if all is well.
+    /// Does nothing, unless a guard is removed.
     Peek,
     Claim,
     Read,
-    /// The first process takes over what every process ever wrote through, id by id.
+    /// The first process takes over the ids of all processes that ever wrote, one by one.
     Fence {
         sink: usize,
         writer: usize,
     },
     Choose,
-    /// The others take over their own.
+    /// The other processes take over their own ids.
     Join {
         sink: usize,
         writer: usize,
@@ -47,40 +48,40 @@ enum Stage {
     Run,
 }
 
-/// A marked epoch on its way to its manifest.
+/// A marked epoch whose manifest is not yet written.
 struct Marked {
     checkpoint: Checkpoint,
     position: Position,
     wall_ms: i64,
-    /// By worker, what is still to be put.
-    unput: Vec<(Shards, Vec<(Part, Content)>)>,
+    /// The parts that are not stored yet, by worker.
+    unstored: Vec<(Shards, Vec<(Part, Content)>)>,
 }
 
-/// All processes of a start: if one ends, so do the others.
+/// All processes of a start: if one ends, all end.
 pub struct Process {
     stage: Stage,
     processes: usize,
     generation: Generation,
-    found: Vec<Vec<Progress>>,
+    sink_progress: Vec<Vec<Progress>>,
     manifests: Vec<(Epoch, Option<Manifest>)>,
     /// The parts that the next deltas follow.
     before: Vec<Part>,
-    /// The state as of the last mark: deltas are what changed since.
-    captured: State,
+    /// The state at the last mark; deltas are the changes since then.
+    captured_state: State,
     marks: Marks,
     marked: Option<Marked>,
     state: State,
     position: Position,
-    /// The last epoch that was processed, and the greatest that was ever seen.
+    /// The last epoch that was processed, and the greatest epoch that was ever seen.
     processed: Epoch,
     latest: Epoch,
     replay: VecDeque<EpochRecord>,
     unrecorded: Vec<EpochRecord>,
     durable: Epoch,
     outputs: BTreeMap<Epoch, State>,
-    /// By sink, what it had at the start.
+    /// The progress of each sink at the start.
     committed_through: Vec<CommittedThrough>,
-    /// By sink and writer, who it is, and how far it has come.
+    /// The incarnation and the progress of each writer, by sink.
     incarnations: Vec<[Incarnation; PROCESSES]>,
     committed: Vec<Vec<Option<Epoch>>>,
     garbage: Vec<PartName>,
@@ -93,10 +94,10 @@ impl Process {
             stage: Stage::Peek,
             processes: 1 + random.below(PROCESSES),
             generation: Generation(0),
-            found: Vec::new(),
+            sink_progress: Vec::new(),
             manifests: Vec::new(),
             before: Vec::new(),
-            captured: State::default(),
+            captured_state: State::default(),
             marks: Marks::new(INTERVAL_MS, Epoch(0)),
             marked: None,
             state: State::default(),
@@ -115,7 +116,7 @@ impl Process {
         }
     }
 
-    pub fn step(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
+    pub fn step(&mut self, world: &mut World, random: &mut Random) -> Result<Status, Violation> {
         match self.stage {
             Stage::Peek => {
                 if !world.guards.manifests_are_read_after_the_claim {
@@ -124,7 +125,7 @@ impl Process {
                 self.stage = Stage::Claim;
             }
             Stage::Claim => {
-                // Time passes in between.
+                // Some time passes between the two.
                 if world.guards.manifests_are_read_after_the_claim || random.below(30) == 0 {
                     self.generation = world.claim(self.processes);
                     self.stage = Stage::Read;
@@ -139,16 +140,13 @@ impl Process {
             }
             Stage::Fence { sink, writer } => {
                 self.take_over(world, sink, writer);
-                let all = if world.guards.writers_that_are_no_more_are_fenced {
-                    world.max_processes
-                } else {
-                    self.processes
-                };
+                let all =
+                    if world.guards.former_writers_are_fenced { world.max_processes } else { self.processes };
                 self.stage = if writer + 1 < all {
                     Stage::Fence { sink, writer: writer + 1 }
                 } else {
-                    // What it has is read only now.
-                    self.found.push(world.sinks[sink].progress.clone());
+                    // The progress is read only now, after fencing.
+                    self.sink_progress.push(world.sinks[sink].progress.clone());
                     match sink + 1 < world.sinks.len() {
                         true => Stage::Fence { sink: sink + 1, writer: 0 },
                         false => Stage::Choose,
@@ -157,11 +155,11 @@ impl Process {
             }
             Stage::Choose => {
                 self.stage = if self.processes > 1 { Stage::Join { sink: 0, writer: 1 } } else { Stage::Run };
-                return self.choose(world);
+                return self.select_origin(world);
             }
             Stage::Join { sink, writer } => {
                 if !self.take_over(world, sink, writer) {
-                    return Ok(Life::Ended);
+                    return Ok(Status::Ended);
                 }
                 self.stage = match (writer + 1 < self.processes, sink + 1 < world.sinks.len()) {
                     (true, _) => Stage::Join { sink, writer: writer + 1 },
@@ -171,32 +169,33 @@ impl Process {
             }
             Stage::Run => return self.run(world, random),
         }
-        Ok(Life::Goes)
+        Ok(Status::Running)
     }
 
-    /// Takes over a writer's id; whether nothing there is of a later start.
+    /// Takes over a writer's id; returns true if the sink has no data of a later start.
     fn take_over(&mut self, world: &mut World, sink: usize, writer: usize) -> bool {
         self.incarnations[sink][writer] = world.take_over(sink, writer, self.generation);
-        world.sinks[sink].said <= self.generation || !world.guards.whoever_takes_over_reads_what_others_said
+        world.sinks[sink].announced_generation <= self.generation
+            || !world.guards.takeovers_check_announced_generations
     }
 
-    /// The shards of a process.
+    /// Returns the shards of a process.
     fn shards(&self, writer: usize) -> Shards {
         Shards::of_workers(writer..writer + 1, self.processes)
     }
 
-    /// How far every writer of a sink has come.
+    /// Returns the last epoch that every writer of a sink has committed.
     fn least(&self, sink: usize) -> Option<Epoch> {
         self.committed[sink].iter().copied().min().flatten()
     }
 
-    /// Whether it has started.
-    pub fn runs(&self) -> bool {
+    /// Returns true if it has started.
+    pub fn is_running(&self) -> bool {
         matches!(self.stage, Stage::Run)
     }
 
-    /// Whether it went on from a checkpoint.
-    pub fn restored(&self) -> bool {
+    /// Returns true if it resumed from a checkpoint.
+    pub fn is_restored(&self) -> bool {
         !self.before.is_empty()
     }
 
@@ -209,8 +208,8 @@ impl Process {
         self.manifests.iter().filter_map(|(_, manifest)| manifest.clone()).collect()
     }
 
-    /// From where to go on.
-    fn choose(&mut self, world: &World) -> Result<Life, Violation> {
+    /// Decides how to resume.
+    fn select_origin(&mut self, world: &World) -> Result<Status, Violation> {
         let guards = &world.guards;
         let last_round = world.rounds.last().and_then(|round| round.last()).map(|last| last.epoch);
         let epochs: Vec<_> = self.manifests.iter().map(|(epoch, _)| *epoch).collect();
@@ -222,9 +221,9 @@ impl Process {
             pruned: self.pruned,
             committed: &[],
         };
-        let sinks: Vec<_> = self.found.iter().map(|progress| ("sink", &progress[..])).collect();
+        let sinks: Vec<_> = self.sink_progress.iter().map(|progress| ("sink", &progress[..])).collect();
         let Ok(Resume { durable, committed_through, origins }) = resume(recorded, &sinks) else {
-            return Ok(Life::Refused);
+            return Ok(Status::Refused);
         };
         self.durable = durable;
         let of_writers = |committed_through: &CommittedThrough| {
@@ -239,8 +238,8 @@ impl Process {
         let manifest = readable.iter().find(|manifest| manifest.epoch == origin);
         if let Some(manifest) = manifest {
             self.state = match world.rebuild(manifest) {
-                // A successor has deleted what this start does not need any more.
-                Err(_) if world.generation > self.generation => return Ok(Life::Ended),
+                // A successor has deleted parts that it does not need.
+                Err(_) if world.generation > self.generation => return Ok(Status::Ended),
                 rebuilt => rebuilt?,
             };
             if guards.positions_come_from_the_manifest {
@@ -249,49 +248,49 @@ impl Process {
         }
         let before = if guards.deltas_follow_the_origin { manifest } else { readable.last() };
         self.before = before.map(|before| before.parts.clone()).unwrap_or_default();
-        self.captured = self.state;
-        let Some(replay) = world.epochs(origin) else { return Ok(Life::Ended) };
+        self.captured_state = self.state;
+        let Some(replay) = world.epochs(origin) else { return Ok(Status::Ended) };
         self.replay = replay.into();
         let newest = self.manifests.last().map_or(Epoch(0), |(epoch, _)| *epoch);
         let above = if guards.marks_are_above_every_manifest { newest } else { Epoch(0) };
         self.marks = Marks::new(INTERVAL_MS, above);
         (self.processed, self.latest) = (origin, self.durable);
-        if !guards.sinks_skip_what_they_have {
+        if !guards.sinks_skip_committed_epochs {
             self.committed = vec![vec![Some(origin); self.processes]; self.committed.len()];
         }
-        if !(guards.sinks_skip_what_they_have && guards.shards_skip_what_they_have) {
+        if !(guards.sinks_skip_committed_epochs && guards.shards_skip_committed_epochs) {
             self.committed_through.fill(CommittedThrough::nothing());
         }
-        Ok(Life::Goes)
+        Ok(Status::Running)
     }
 
-    fn run(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
+    fn run(&mut self, world: &mut World, random: &mut Random) -> Result<Status, Violation> {
         match random.below(60) {
             0..18 => self.bind(world, random),
             18..24 => self.append(world, random),
             24..42 => self.commit(world, random),
             42..48 => {
                 self.put(world);
-                Ok(Life::Goes)
+                Ok(Status::Running)
             }
             48..54 => self.conclude(world, random),
             54..59 => {
-                self.tidy(world, random);
-                Ok(Life::Goes)
+                self.collect_garbage(world, random);
+                Ok(Status::Running)
             }
-            // Something unusual has happened to a writer's connection, and it takes its id anew.
+            // An unexpected error of a writer's connection makes it acquire its id again.
             _ => {
                 let (sink, writer) = (random.below(world.sinks.len()), random.below(self.processes));
-                Ok(if self.take_over(world, sink, writer) { Life::Goes } else { Life::Ended })
+                Ok(if self.take_over(world, sink, writer) { Status::Running } else { Status::Ended })
             }
         }
     }
 
-    /// An epoch is done again, or a new one is bound.
-    fn bind(&mut self, world: &World, random: &mut Random) -> Result<Life, Violation> {
+    /// Replays an epoch, or binds a new one.
+    fn bind(&mut self, world: &World, random: &mut Random) -> Result<Status, Violation> {
         let record = match self.replay.pop_front() {
             Some(record) => record,
-            None if self.outputs.len() >= IN_FLIGHT => return Ok(Life::Goes),
+            None if self.outputs.len() >= IN_FLIGHT => return Ok(Status::Running),
             None => {
                 self.latest = Epoch(self.latest.0 + 1 + random.below(2) as u64);
                 let start = self.position.next.0;
@@ -299,7 +298,7 @@ impl Process {
                 let binding = Binding {
                     partition: Partition(0),
                     end: Offset(end),
-                    // Where the epoch's input begins: each begins where the one before ended.
+                    // The beginning of the epoch's input, which is the end of the previous epoch's input.
                     timestamp: Some(start),
                     max_event_time: None,
                     pushing_time: None,
@@ -320,7 +319,7 @@ impl Process {
         };
         let binding = &record.bindings[0];
         if binding.timestamp != Some(self.position.next.0) {
-            return Err("what is done again does not follow what was restored");
+            return Err("a replayed epoch does not follow the restored state");
         }
         self.position.next = binding.end;
         self.state = step(&self.state, binding.end.0);
@@ -334,17 +333,17 @@ impl Process {
         if self.marks.mark(&record) {
             self.mark(world, &record, random);
         }
-        Ok(Life::Goes)
+        Ok(Status::Running)
     }
 
-    /// Captures what changed since the last mark; each worker has one shard that has state.
+    /// Captures the changes since the last mark. Each worker has one shard with state.
     fn mark(&mut self, world: &World, record: &EpochRecord, random: &mut Random) {
         let own = if world.guards.names_have_the_generation { self.generation } else { Generation(1) };
-        let unput = (0..SHARDED).map(|shard| {
+        let unstored = (0..SHARDED).map(|shard| {
             let shards = Shards::of_workers(shard..shard + 1, SHARDED);
             let shard_id = ShardId(shard as u32);
             let base = wants_base(chain(&self.before, shard_id));
-            let (before, now) = (self.captured[shard], self.state[shard]);
+            let (before, now) = (self.captured_state[shard], self.state[shard]);
             if before == now {
                 return (shards, Vec::new());
             }
@@ -360,28 +359,28 @@ impl Process {
             (shards, vec![(part, Content { follows, state: now })])
         });
         self.marked = Some(Marked {
-            unput: unput.collect(),
+            unstored: unstored.collect(),
             checkpoint: Checkpoint::of(record.epoch),
             position: self.position,
             wall_ms: record.wall_ms,
         });
-        self.captured = self.state;
+        self.captured_state = self.state;
     }
 
-    fn append(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
-        let Some(last) = self.unrecorded.last().map(|last| last.epoch) else { return Ok(Life::Goes) };
+    fn append(&mut self, world: &mut World, random: &mut Random) -> Result<Status, Violation> {
+        let Some(last) = self.unrecorded.last().map(|last| last.epoch) else { return Ok(Status::Running) };
         let round = self.unrecorded.clone();
         Ok(match world.write(Write::Append(self.generation, round), random)? {
             WriteResult::Done => {
                 self.unrecorded.clear();
                 self.durable = last;
-                Life::Goes
+                Status::Running
             }
-            WriteResult::Fenced | WriteResult::Failed | WriteResult::Silence => Life::Ended,
+            WriteResult::Fenced | WriteResult::Failed | WriteResult::Unknown => Status::Ended,
         })
     }
 
-    fn commit(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
+    fn commit(&mut self, world: &mut World, random: &mut Random) -> Result<Status, Violation> {
         let (sink, writer) = (random.below(self.committed.len()), random.below(self.processes));
         let (shards, after) = (self.shards(writer), self.committed[sink][writer].unwrap_or(Epoch(0)));
         let limit = if world.guards.bindings_come_before_commits { self.durable } else { self.processed };
@@ -391,7 +390,7 @@ impl Process {
             .filter(|(epoch, _)| **epoch <= limit)
             .collect();
         if ready.is_empty() {
-            return Ok(Life::Goes);
+            return Ok(Status::Running);
         }
         let round = &ready[..1 + random.below(ready.len())];
         let own = (0..SHARDED).filter(|&shard| shards.contains(ShardId(shard as u32)));
@@ -408,36 +407,36 @@ impl Process {
                 self.committed[sink][writer] = Some(through);
                 let least = self.committed.iter().flatten().min().copied().flatten().unwrap_or(Epoch(0));
                 self.outputs = self.outputs.split_off(&least.next());
-                Life::Goes
+                Status::Running
             }
-            WriteResult::Failed => Life::Goes,
-            WriteResult::Fenced | WriteResult::Silence => Life::Ended,
+            WriteResult::Failed => Status::Running,
+            WriteResult::Fenced | WriteResult::Unknown => Status::Ended,
         })
     }
 
-    /// A worker's parts become durable.
+    /// Stores the parts of one worker.
     fn put(&mut self, world: &mut World) {
-        let Some(Marked { checkpoint, unput, .. }) = &mut self.marked else { return };
-        let Some((shards, parts)) = unput.pop() else { return };
+        let Some(Marked { checkpoint, unstored, .. }) = &mut self.marked else { return };
+        let Some((shards, parts)) = unstored.pop() else { return };
         for (part, content) in &parts {
             world.put(&part.name, *content);
         }
         let parts = parts.into_iter().map(|(part, _)| part).collect();
         let stored = checkpoint.stored(shards, parts);
-        // Without the guard it may have been said before.
+        // Without the guard, they may have been reported before.
         assert!(
             stored.is_ok() || !world.guards.parts_come_before_the_manifest,
             "each worker once: {stored:?}"
         );
     }
 
-    fn conclude(&mut self, world: &mut World, random: &mut Random) -> Result<Life, Violation> {
+    fn conclude(&mut self, world: &mut World, random: &mut Random) -> Result<Status, Violation> {
         let committed: Vec<_> = (0..self.committed.len()).map(|sink| self.least(sink)).collect();
-        let Some(marked) = &mut self.marked else { return Ok(Life::Goes) };
+        let Some(marked) = &mut self.marked else { return Ok(Status::Running) };
         if !world.guards.parts_come_before_the_manifest {
-            for (shards, parts) in &marked.unput {
+            for (shards, parts) in &marked.unstored {
                 let parts = parts.iter().map(|(part, _)| part.clone()).collect();
-                // Those that were told before are told again.
+                // Parts that were reported before are reported again.
                 let _ = marked.checkpoint.stored(*shards, parts);
             }
         }
@@ -446,7 +445,7 @@ impl Process {
             false => Vec::new(),
         };
         if !marked.checkpoint.is_complete(&sinks) {
-            return Ok(Life::Goes);
+            return Ok(Status::Running);
         }
         let manifest = Manifest {
             epoch: marked.checkpoint.epoch(),
@@ -461,7 +460,7 @@ impl Process {
             parts: marked
                 .checkpoint
                 .parts_after(&self.before)
-                .map_err(|_| "a delta follows nothing, or what is not before it")?,
+                .map_err(|_| "a delta has no base, or does not follow the previous part")?,
         };
         let mut manifests = self.manifests.clone();
         manifests.push((manifest.epoch, Some(manifest.clone())));
@@ -472,7 +471,7 @@ impl Process {
         };
         let dropped: Vec<_> = dropped.into_iter().filter_map(|(_, manifest)| manifest).collect();
         let kept: Vec<_> = manifests.iter().filter_map(|(_, manifest)| manifest.clone()).collect();
-        let kept = if world.guards.what_is_kept_is_not_deleted { &kept[..] } else { &[] };
+        let kept = if world.guards.kept_parts_are_not_deleted { &kept[..] } else { &[] };
         let garbage = unreferenced(&dropped, kept);
         if !world.guards.parts_are_deleted_after_the_manifest {
             world.store.retain(|name, _| garbage.iter().all(|garbage| garbage.to_string() != *name));
@@ -485,18 +484,18 @@ impl Process {
                 self.garbage.extend(garbage);
                 self.marked = None;
                 self.marks.concluded(epoch);
-                Life::Goes
+                Status::Running
             }
-            WriteResult::Fenced | WriteResult::Failed | WriteResult::Silence => Life::Ended,
+            WriteResult::Fenced | WriteResult::Failed | WriteResult::Unknown => Status::Ended,
         })
     }
 
-    /// Deletes a part that is not needed, or looks for some.
-    fn tidy(&mut self, world: &mut World, random: &mut Random) {
+    /// Deletes a part that is not needed, or searches for such parts.
+    fn collect_garbage(&mut self, world: &mut World, random: &mut Random) {
         if let Some(name) = self.garbage.pop() {
             world.store.remove(&name.to_string());
         } else if random.below(4) == 0 && self.manifests.iter().all(|(_, manifest)| manifest.is_some()) {
-            let mine = match world.guards.only_what_older_starts_left_is_deleted {
+            let mine = match world.guards.only_parts_of_older_starts_are_deleted {
                 true => self.generation,
                 false => Generation(u64::MAX),
             };

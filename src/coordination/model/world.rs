@@ -1,4 +1,4 @@
-//! What survives a crash: a ledger, sinks, a state store, and writes on their way to them.
+//! The storage that survives a crash: a ledger, sinks, a state store, and writes in flight to them.
 
 use std::collections::BTreeMap;
 
@@ -8,65 +8,65 @@ use headwater_sinks::{Generation, LedgerId, Progress, Shards};
 use super::{Guards, PROCESSES, Random, SHARDED, Violation};
 use crate::coordination::{EpochRecord, Manifest, PartName, Prune, chain, prune};
 
-/// What a shard's state is after some epochs: a hash of all that it has seen.
+/// The state of all shards after some epochs: for each shard a hash of everything it has processed.
 pub type State = [u64; SHARDED];
 
-/// The state after an epoch that took the records up to `end`: each epoch changes one shard.
+/// Returns the state after an epoch that read the records up to `end`. Each epoch changes one shard.
 pub fn step(state: &State, end: i64) -> State {
     let (mut next, shard) = (*state, end as usize % SHARDED);
     next[shard] = Random::mix(next[shard] ^ end as u64);
     next
 }
 
-/// What an epoch puts out of a shard, from the state at its end.
+/// Returns the output of a shard in an epoch, from the state at the end of the epoch.
 pub fn output(state: &State, shard: usize) -> u64 {
     Random::mix(state[shard])
 }
 
-/// What is in a part: a state, and for a delta the one that it follows.
+/// The content of a part: a state, and for a delta the state that it follows.
 #[derive(Clone, Copy, Debug)]
 pub struct Content {
     pub follows: Option<u64>,
     pub state: u64,
 }
 
-/// Which incarnation of a writer has its id: the one that took it last.
+/// The incarnation of a writer that took over its id last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Incarnation(u64);
 
 #[derive(Default)]
 pub struct SinkStore {
-    /// By writer, who may write.
+    /// The incarnation that may write, by writer.
     holders: [Incarnation; PROCESSES],
-    /// The latest generation that has taken over any writer's id and said so.
-    pub said: Generation,
+    /// The latest generation that has taken over any writer's id and recorded itself.
+    pub announced_generation: Generation,
     pub progress: Vec<Progress>,
-    /// By epoch and shard.
+    /// The rows, by epoch and shard.
     pub rows: BTreeMap<(Epoch, usize), Vec<u64>>,
-    /// It was wiped, and has not come as far as the newest manifest again.
-    pub wiped: bool,
+    /// True if the sink was wiped and has not reached the epoch of the newest manifest again.
+    pub is_wiped: bool,
 }
 
 impl SinkStore {
-    /// How far a shard has come.
+    /// Returns the last epoch that the sink has committed for a shard.
     fn through_of(&self, shard: usize) -> Epoch {
         let of_shard =
             self.progress.iter().filter(|progress| progress.shards.contains(ShardId(shard as u32)));
         of_shard.map(|progress| progress.through).max().unwrap_or(Epoch(0))
     }
 
-    /// How far every shard has come.
+    /// Returns the last epoch that the sink has committed for every shard.
     pub fn through(&self) -> Epoch {
         (0..SHARDED).map(|shard| self.through_of(shard)).min().unwrap_or(Epoch(0))
     }
 
-    /// Whether shards have come unequally far.
+    /// Returns true if the progress of the shards differs.
     pub fn is_uneven(&self) -> bool {
         (0..SHARDED).any(|shard| self.through_of(shard) != self.through())
     }
 }
 
-/// What a writer commits: outputs of its shards, and how far they have come by it.
+/// A commit of a writer: the outputs of its shards, and their progress.
 #[derive(Clone)]
 pub struct Commit {
     pub sink: usize,
@@ -78,7 +78,7 @@ pub struct Commit {
     pub rows: Vec<(Epoch, usize, u64)>,
 }
 
-/// A write, by whom it comes.
+/// A write, with its writer.
 #[derive(Clone)]
 pub enum Write {
     Append(Generation, Vec<EpochRecord>),
@@ -86,33 +86,33 @@ pub enum Write {
     Commit(Commit),
 }
 
-/// What a writer hears.
+/// The result of a write, as the writer receives it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum WriteResult {
     Done,
     Fenced,
-    /// It did not happen, nor will it.
+    /// The write has not been applied, and never will be.
     Failed,
-    /// Nothing: it has happened, or will, or neither.
-    Silence,
+    /// The outcome is unknown: the write was applied, will be applied, or is lost.
+    Unknown,
 }
 
 pub struct World {
     pub guards: Guards,
-    /// Every write is heard of.
-    pub calm: bool,
+    /// True if every write is applied and acknowledged.
+    pub is_calm: bool,
     pub keep: usize,
     pub generation: Generation,
-    /// How many processes there ever were at once.
+    /// The maximum number of processes that ever ran at once.
     pub max_processes: usize,
     incarnations: u64,
     pub rounds: Vec<Vec<EpochRecord>>,
-    /// A damaged one has no content.
+    /// The manifests by epoch; None if a manifest is damaged.
     pub manifests: Vec<(Epoch, Option<Manifest>)>,
     pub pruned: Epoch,
     pub sinks: Vec<SinkStore>,
     pub store: BTreeMap<String, Content>,
-    pub on_their_way: Vec<Write>,
+    pub in_flight: Vec<Write>,
     /// Every epoch that was ever recorded, with the end of its input and the state after it.
     pub truth: BTreeMap<Epoch, (i64, State)>,
 }
@@ -125,7 +125,7 @@ impl World {
     pub fn new(guards: Guards, sinks: usize, keep: usize) -> World {
         World {
             guards,
-            calm: false,
+            is_calm: false,
             keep,
             generation: Generation(0),
             max_processes: 0,
@@ -135,76 +135,76 @@ impl World {
             pruned: Epoch(0),
             sinks: (0..sinks).map(|_| SinkStore::default()).collect(),
             store: BTreeMap::new(),
-            on_their_way: Vec::new(),
+            in_flight: Vec::new(),
             truth: BTreeMap::new(),
         }
     }
 
-    /// For a start of so many processes.
+    /// Claims the ledger for a start of `processes` processes.
     pub fn claim(&mut self, processes: usize) -> Generation {
         self.generation.0 += 1;
         self.max_processes = self.max_processes.max(processes);
         self.generation
     }
 
-    /// The last epoch that is recorded.
+    /// Returns the last epoch that is recorded.
     pub fn durable(&self) -> Epoch {
         self.truth.last_key_value().map_or(Epoch(0), |(&epoch, _)| epoch)
     }
 
-    /// The epoch of the newest manifest.
+    /// Returns the epoch of the newest manifest.
     pub fn newest(&self) -> Epoch {
         self.manifests.last().map_or(Epoch(0), |(epoch, _)| *epoch)
     }
 
-    /// What is recorded after an epoch; none if some of it was pruned.
+    /// Returns the epochs recorded after `after`; None if some of them were pruned.
     pub fn epochs(&self, after: Epoch) -> Option<Vec<EpochRecord>> {
-        let asked = after >= self.pruned || !self.guards.what_was_pruned_is_refused;
-        asked.then(|| self.recorded(after))
+        let is_available = after >= self.pruned || !self.guards.reads_of_pruned_epochs_are_refused;
+        is_available.then(|| self.recorded(after))
     }
 
     fn recorded(&self, after: Epoch) -> Vec<EpochRecord> {
         self.rounds.iter().flatten().filter(|record| record.epoch > after).cloned().collect()
     }
 
-    /// A writer's id is taken over, and whoever has done so says which generation it is.
+    /// Takes over a writer's id, and records the generation that did so.
     pub fn take_over(&mut self, sink: usize, writer: usize, generation: Generation) -> Incarnation {
         self.incarnations += 1;
         let (sink, incarnation) = (&mut self.sinks[sink], Incarnation(self.incarnations));
         sink.holders[writer] = incarnation;
-        sink.said = sink.said.max(generation);
+        sink.announced_generation = sink.announced_generation.max(generation);
         incarnation
     }
 
-    /// A write, with whatever can become of it.
+    /// Executes a write with a random outcome.
     pub fn write(&mut self, write: Write, random: &mut Random) -> Result<WriteResult, Violation> {
-        match random.below(40) + if self.calm { 3 } else { 0 } {
+        match random.below(40) + if self.is_calm { 3 } else { 0 } {
             0 => {
                 self.apply(write)?;
-                Ok(WriteResult::Silence)
+                Ok(WriteResult::Unknown)
             }
             1 => {
-                self.on_their_way.push(write);
-                Ok(WriteResult::Silence)
+                self.in_flight.push(write);
+                Ok(WriteResult::Unknown)
             }
             2 => Ok(WriteResult::Failed),
             _ => Ok(if self.apply(write)? { WriteResult::Done } else { WriteResult::Fenced }),
         }
     }
 
-    /// One of the writes on their way arrives, or is lost.
+    /// Applies or loses one of the writes in flight.
     pub fn arrive(&mut self, random: &mut Random) -> Result<(), Violation> {
-        if self.on_their_way.is_empty() {
+        if self.in_flight.is_empty() {
             return Ok(());
         }
-        let write = self.on_their_way.swap_remove(random.below(self.on_their_way.len()));
+        let write = self.in_flight.swap_remove(random.below(self.in_flight.len()));
         if random.below(3) > 0 {
             self.apply(write)?;
         }
         Ok(())
     }
 
-    /// Whether the writer was not fenced.
+    /// Returns true if the writer was not fenced.
     fn apply(&mut self, write: Write) -> Result<bool, Violation> {
         match write {
             Write::Append(generation, round) => {
@@ -231,7 +231,7 @@ impl World {
                 sink.progress
                     .retain(|progress| (progress.generation, progress.shards) != (generation, shards));
                 sink.progress.push(Progress { ledger_id: ledger_id(), generation, shards, through });
-                sink.wiped &= sink.through() < newest;
+                sink.is_wiped &= sink.through() < newest;
             }
         }
         Ok(true)
@@ -243,7 +243,7 @@ impl World {
                 self.truth.last_key_value().map_or((Epoch(0), (0, State::default())), |(&e, &t)| (e, t));
             let binding = &record.bindings[0];
             if record.epoch <= last || binding.timestamp != Some(end) {
-                return Err("an epoch is recorded that does not follow the last one");
+                return Err("a recorded epoch does not follow the last one");
             }
             self.truth.insert(record.epoch, (binding.end.0, step(&state, binding.end.0)));
         }
@@ -253,7 +253,7 @@ impl World {
 
     fn conclude(&mut self, manifest: Manifest) -> Result<(), Violation> {
         if self.manifests.last().is_some_and(|(last, _)| *last >= manifest.epoch) {
-            return Err("a manifest does not stand above those before");
+            return Err("a manifest is not newer than the previous ones");
         }
         self.manifests.push((manifest.epoch, Some(manifest)));
         let epochs: Vec<_> = self.manifests.iter().map(|(epoch, _)| *epoch).collect();
@@ -269,14 +269,14 @@ impl World {
         Ok(())
     }
 
-    /// The state of a checkpoint, from its parts.
+    /// Returns the state of a checkpoint, built from its parts.
     pub fn rebuild(&self, manifest: &Manifest) -> Result<State, Violation> {
         let mut rebuilt = State::default();
         for (shard, state) in rebuilt.iter_mut().enumerate() {
             for part in chain(&manifest.parts, ShardId(shard as u32)) {
-                let content = self.store.get(&part.name.to_string()).ok_or("a part is gone")?;
+                let content = self.store.get(&part.name.to_string()).ok_or("a part is missing")?;
                 if content.follows.is_some_and(|follows| follows != *state) {
-                    return Err("a delta does not follow what is before it");
+                    return Err("a delta does not follow the previous part");
                 }
                 *state = content.state;
             }
@@ -288,7 +288,7 @@ impl World {
         self.store.insert(name.to_string(), content);
     }
 
-    /// Damages the newest manifest, if there is something else to go back to.
+    /// Damages the newest manifest, if there is another one to go back to.
     pub fn damage(&mut self) {
         let readable = self.manifests.iter().filter(|(_, manifest)| manifest.is_some()).count();
         if (readable > 1 || self.pruned == Epoch(0))
@@ -300,20 +300,20 @@ impl World {
 
     pub fn wipe(&mut self, sink: usize) {
         let sink = &mut self.sinks[sink];
-        sink.wiped |= !sink.progress.is_empty();
+        sink.is_wiped |= !sink.progress.is_empty();
         sink.progress.clear();
         sink.rows.clear();
     }
 
-    /// What must hold after every step.
+    /// Checks the invariants, which must hold after every step.
     pub fn check(&self) -> Result<(), Violation> {
         let durable = self.durable();
         for sink in &self.sinks {
             if sink.progress.iter().any(|progress| progress.through > durable) {
-                return Err("a sink is above the ledger");
+                return Err("a sink is ahead of the ledger");
             }
             if sink.rows.values().any(|rows| rows.len() > 1) {
-                return Err("a result is doubled");
+                return Err("a result is duplicated");
             }
             for shard in 0..SHARDED {
                 let mut rows = sink.rows.iter().filter(|((_, of), _)| *of == shard);
@@ -329,8 +329,8 @@ impl World {
                 }
             }
             let through = sink.through();
-            if self.manifests.iter().any(|(epoch, _)| *epoch > through && !sink.wiped) {
-                return Err("a manifest is above a sink");
+            if self.manifests.iter().any(|(epoch, _)| *epoch > through && !sink.is_wiped) {
+                return Err("a manifest is ahead of a sink");
             }
         }
         for (epoch, manifest) in &self.manifests {
@@ -340,14 +340,14 @@ impl World {
                 .map(|record| &record.epoch)
                 .eq(self.truth.range(epoch.next()..).map(|(e, _)| e))
             {
-                return Err("what follows a manifest is not recorded any more");
+                return Err("the epochs after a manifest are not recorded any more");
             }
             let Some(manifest) = manifest else { continue };
             let Some((end, state)) = self.truth.get(epoch) else {
                 return Err("a manifest's epoch is not recorded");
             };
             if manifest.positions[0].next.0 != *end || self.rebuild(manifest)? != *state {
-                return Err("a checkpoint is not what it was");
+                return Err("a checkpoint differs from the recorded state");
             }
         }
         Ok(())

@@ -1,10 +1,11 @@
-//! The program as it reads: the decisions of a run, with a client that sees the world as Kafka's does.
+//! The simulated program: the production code that makes the decisions of a run, and a client with the same view of
+//! the world as Kafka's client.
 
 use std::time::Duration;
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 
-use super::world::{BEGUN_MS, Record, World};
+use super::world::{Record, START_MS, World};
 use super::{Guards, Tally, Violation};
 use crate::coordination::ingest::{
     Clocks, Liveness, Pace, Paced, PartitionTracker, TimeRules, Timing, Unfinal, WallClock,
@@ -12,44 +13,44 @@ use crate::coordination::ingest::{
 use crate::coordination::{Binding, Position, Positions, Watermark, WatermarkRule};
 use crate::source::PartitionState;
 
-const IDLE: Duration = Duration::from_secs(1);
-/// How long results may stand still: twice the idle timeout and an epoch.
-const BOUND_MS: i64 = 2_050;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The time that results may stand still: twice the idle timeout and one epoch.
+const STALL_LIMIT_MS: i64 = 2_050;
 const HELD_WARNING_MS: i64 = 4_000;
-const OUT_OF_ORDER_MS: i64 = 5_000;
-const SKEW_MS: i64 = 300_000;
-/// How many records an epoch reads.
-const BUDGET: usize = 120;
+const MAX_OUT_OF_ORDERNESS_MS: i64 = 5_000;
+const MAX_SKEW_MS: i64 = 300_000;
+/// The number of records that an epoch reads.
+const RECORDS_PER_EPOCH: usize = 120;
 const EVENT_BYTES: usize = 100;
 const UNFINAL_LIMIT: u64 = 150_000;
-/// How often the client observes, and after which silence a leader counts as gone, in milliseconds.
-const OBSERVED_EVERY_MS: i64 = 200;
-const SILENCE_MS: i64 = 600;
+/// The interval of the client's observations, and the silence after which a leader is unavailable, in milliseconds.
+const OBSERVATION_INTERVAL_MS: i64 = 200;
+const LEADER_TIMEOUT_MS: i64 = 600;
 
 const TIMING: Timing = Timing {
-    idle_timeout: IDLE,
+    idle_timeout: IDLE_TIMEOUT,
     held_timeout: None,
-    max_future_skew_ms: SKEW_MS,
+    max_future_skew_ms: MAX_SKEW_MS,
     max_jump_ms: None,
     counted: false,
 };
 
-/// What the client knows of a partition, and what the simulation knows of how it is read.
+/// The client's view of a partition, and the simulation's own records of how it is read.
 struct Client {
     state: PartitionState,
     fetched: usize,
-    heard: i64,
-    /// The greatest pushing time of records that were not late, and when it was raised.
+    responded_at: i64,
+    /// The greatest pushing time of records that were not late, and the time when it was raised.
     greatest: i64,
-    raised: i64,
-    /// When it was last in trouble: held, cut off, paused, or with records that wait.
-    troubled: i64,
+    raised_at: i64,
+    /// The time when the partition was last held, disconnected, paused, or had waiting records.
+    disturbed: i64,
 }
 
-/// A record that was read: its offset, timestamp, and event time, if it was accepted.
+/// A record that was read: its offset, its timestamp, and its event time if it was accepted.
 type Read = (usize, i64, Option<i64>);
 
-/// What an epoch read of a partition, and how it was bound.
+/// The records that an epoch read from a partition, and their binding.
 type Bound = (Vec<Read>, Option<Binding>);
 
 pub struct Engine {
@@ -63,12 +64,12 @@ pub struct Engine {
     paced: Paced,
     epoch: Epoch,
     first: usize,
-    moved: i64,
-    /// When what holds the watermark was last read, or nothing did.
-    cared_for: i64,
-    /// When anything was last read or nothing waited.
-    went_on: i64,
-    /// By epoch: wall time, and by partition what was read and what was bound.
+    watermark_moved_at: i64,
+    /// The last time when the partition that holds the watermark was read, or none held it.
+    slowest_read_at: i64,
+    /// The last time when any record was read or none was waiting.
+    last_progress: i64,
+    /// The wall time of each epoch and, by partition, the records read and their binding.
     history: Vec<(i64, Vec<Bound>)>,
 }
 
@@ -82,12 +83,12 @@ impl Engine {
                 ..PartitionState::finite(Partition(partition as u32), Offset(0), false, 0)
             },
             fetched: 0,
-            heard: -SILENCE_MS,
+            responded_at: -LEADER_TIMEOUT_MS,
             greatest: i64::MIN,
-            raised: i64::MIN / 2,
-            troubled: 0,
+            raised_at: i64::MIN / 2,
+            disturbed: 0,
         };
-        let bound = Duration::from_millis(BOUND_MS as u64);
+        let bound = Duration::from_millis(STALL_LIMIT_MS as u64);
         Engine {
             guards,
             trackers: trackers(partitions),
@@ -104,14 +105,14 @@ impl Engine {
             paced: Paced::default(),
             epoch: Epoch(0),
             first: 0,
-            moved: 0,
-            cared_for: 0,
-            went_on: 0,
+            watermark_moved_at: 0,
+            slowest_read_at: 0,
+            last_progress: 0,
             history: Vec::new(),
         }
     }
 
-    /// One epoch.
+    /// Simulates one epoch.
     pub fn step(&mut self, world: &mut World, tally: &mut Tally) -> Result<(), Violation> {
         self.epoch = self.epoch.next();
         let now = Duration::from_millis(world.now as u64);
@@ -134,7 +135,7 @@ impl Engine {
             let tracker = &mut self.trackers[at];
             let counts = reading || !self.guards.only_time_of_reading_counts_for_idleness;
             tracker.observe(&state, now, counts, &TIMING);
-            tally.held += usize::from(tracker.held_for(now).is_some_and(|(_, time)| time >= IDLE));
+            tally.held += usize::from(tracker.held_for(now).is_some_and(|(_, time)| time >= IDLE_TIMEOUT));
             let (binding, bytes) = tracker.close(&state, false, TimeRules::EarliestClock);
             bindings.extend(binding);
             unfinal.push((Partition(at as u32), bytes));
@@ -152,9 +153,9 @@ impl Engine {
         if !self.guards.stalls_are_named {
             self.paced.stall = None;
         }
-        // While all are idle nobody holds it.
+        // While all partitions are idle, none holds the watermark.
         if watermark != before || self.positions.as_slice().iter().all(|position| position.idle) {
-            self.moved = world.now;
+            self.watermark_moved_at = world.now;
         }
         self.check(world, &allowed)
     }
@@ -170,20 +171,20 @@ impl Engine {
         self.paced.allows(partition, tracker.greatest(), tracker.is_idle())
     }
 
-    /// What the client learns: fetched records at once, offsets of the end now and then.
+    /// Updates the client's view: it sees fetched records at once, and end offsets at intervals.
     fn observe(&mut self, world: &World, at: usize, tally: &mut Tally) {
-        let (log, Client { state, fetched, heard, .. }) = (&world.logs[at], &mut self.clients[at]);
+        let (log, Client { state, fetched, responded_at, .. }) = (&world.logs[at], &mut self.clients[at]);
         let was_available = state.available;
-        if log.reachable {
+        if log.is_reachable {
             *fetched = log.stable();
-            if world.now - *heard >= OBSERVED_EVERY_MS || !state.available {
-                *heard = world.now;
+            if world.now - *responded_at >= OBSERVATION_INTERVAL_MS || !state.available {
+                *responded_at = world.now;
                 state.observation += 1;
                 state.high_watermark = Some(Offset(log.high_watermark() as i64));
                 state.stable_offset = Some(Offset(log.stable() as i64));
                 state.available = true;
             }
-        } else if world.now - *heard >= SILENCE_MS {
+        } else if world.now - *responded_at >= LEADER_TIMEOUT_MS {
             state.available = false;
             state.leader_failures += u64::from(was_available);
             tally.outages += usize::from(was_available);
@@ -191,7 +192,7 @@ impl Engine {
         state.backlog = (*fetched as i64 - state.position.0).max(0) as u64;
     }
 
-    /// A partition's state as the decisions are told it; without a guard, wrongly.
+    /// Returns the state of a partition as input for the decisions; without a guard, a wrong state.
     fn partition_state(&self, at: usize) -> PartitionState {
         let mut state = self.clients[at].state;
         if !self.guards.idle_partitions_were_read_to_their_end {
@@ -218,7 +219,7 @@ impl Engine {
         if world.is_stalled() {
             return Ok(read);
         }
-        let share = BUDGET / partitions;
+        let share = RECORDS_PER_EPOCH / partitions;
         self.first = (self.first + 1) % partitions;
         for turn in 0..partitions {
             let at = (self.first + turn) % partitions;
@@ -229,7 +230,7 @@ impl Engine {
             let to = self.clients[at].fetched.min(from + share).max(from);
             for offset in from..to {
                 let record = world.logs[at].records[offset];
-                let outcome = self.take(at, offset, record, wall_ms, world, tally)?;
+                let outcome = self.accept_record(at, offset, record, wall_ms, world, tally)?;
                 read[at].extend(outcome);
             }
             let state = &mut self.clients[at].state;
@@ -240,7 +241,7 @@ impl Engine {
         Ok(read)
     }
 
-    fn take(
+    fn accept_record(
         &mut self,
         at: usize,
         offset: usize,
@@ -252,16 +253,16 @@ impl Engine {
         let tracker = &mut self.trackers[at];
         let Record::Event { time, timestamp, honest } = record else {
             let Record::Junk = record else { return Ok(None) };
-            tracker.record(Offset(offset as i64), BEGUN_MS);
+            tracker.record(Offset(offset as i64), START_MS);
             if !self.guards.rejected_records_do_not_postpone_idleness {
                 self.clients[at].state.leader_failures += 1;
             }
-            return Ok(Some((offset, BEGUN_MS, None)));
+            return Ok(Some((offset, START_MS, None)));
         };
         tracker.record(Offset(offset as i64), timestamp);
         let clocks = Clocks::new(TimeRules::EarliestClock, timestamp, Some(wall_ms));
-        if clocks.is_future(EventTime(time), SKEW_MS) {
-            return if honest { Err("an honest record is refused as of the future") } else { Ok(None) };
+        if clocks.is_future(EventTime(time), MAX_SKEW_MS) {
+            return if honest { Err("an honest record is rejected as future") } else { Ok(None) };
         }
         let pushing = match self.guards.no_clock_ahead_pushes_others {
             true => clocks.pushing_time(EventTime(time)),
@@ -276,75 +277,77 @@ impl Engine {
         }
         let client = &mut self.clients[at];
         let pushes = [time, wall_ms].into_iter().chain((timestamp > 0).then_some(timestamp)).min();
-        let pushes = pushes.expect("the wall is one");
+        let pushes = pushes.expect("there is a wall time");
         if !late && pushes > client.greatest {
-            client.raised = world.now;
+            client.raised_at = world.now;
         }
         client.greatest = client.greatest.max(pushes);
         Ok(Some((offset, timestamp, Some(time))))
     }
 
-    /// Holds what was decided against what is known of the world.
+    /// Checks the decisions against the true state of the world.
     fn check(&mut self, world: &World, allowed: &[bool]) -> Result<(), Violation> {
         let now = world.now;
-        let recently = |at: i64| now - at <= BOUND_MS;
-        let mut waits = false;
+        let recently = |at: i64| now - at <= STALL_LIMIT_MS;
+        let mut is_waiting = false;
         for (at, (client, log)) in self.clients.iter_mut().zip(&world.logs).enumerate() {
             let waiting = client.state.position.0 < log.stable() as i64;
-            waits |= waiting && client.state.available;
+            is_waiting |= waiting && client.state.available;
             let unknown = client.state.observation < 2 || !client.state.available;
-            if waiting || unknown || log.open.is_some() || !log.reachable || !allowed[at] {
-                client.troubled = now;
+            if waiting || unknown || log.open.is_some() || !log.is_reachable || !allowed[at] {
+                client.disturbed = now;
             }
         }
-        // Idle partitions and reading are only as exact as the client's observations.
+        // Idleness and reading are only as exact as the client's observations.
         let watermark = self.watermark.current();
-        let calm = !recently(world.disturbed) && !self.clients.iter().any(|client| recently(client.troubled));
-        let busy = self.clients.iter().filter(|client| recently(client.raised + OBSERVED_EVERY_MS));
-        if calm
+        let is_calm =
+            !recently(world.disturbed) && !self.clients.iter().any(|client| recently(client.disturbed));
+        let busy = self.clients.iter().filter(|client| recently(client.raised_at + OBSERVATION_INTERVAL_MS));
+        if is_calm
             && let Some(least) = busy.map(|client| client.greatest).min()
-            && watermark < EventTime(least - OUT_OF_ORDER_MS - 1)
+            && watermark < EventTime(least - MAX_OUT_OF_ORDERNESS_MS - 1)
         {
-            return Err("a partition that moves nothing holds the watermark");
+            return Err("a partition without progress holds the watermark");
         }
         if let Some(stall) = self.paced.stall {
             let named = &self.clients[stall.slowest.partition.0 as usize];
-            // One whose event time moves on slowly is named as well.
-            if !recently(named.troubled) && !recently(named.raised) && !recently(world.disturbed) {
-                return Err("a stall is said of a partition that is well");
+            // A partition whose event time advances slowly may be named as well.
+            if !recently(named.disturbed) && !recently(named.raised_at) && !recently(world.disturbed) {
+                return Err("a stall is reported for a healthy partition");
             }
-            let (_, epoch) = self.history.last().expect("one has just been read");
+            let (_, epoch) = self.history.last().expect("an epoch was just read");
             let (at, log) =
                 (stall.slowest.partition.0 as usize, &world.logs[stall.slowest.partition.0 as usize]);
             let waiting = named.fetched > named.state.position.0 as usize && log.open.is_none();
             if !waiting || !epoch[at].0.is_empty() || recently(world.disturbed) {
-                self.cared_for = now;
+                self.slowest_read_at = now;
             }
-            if now - self.cared_for > BOUND_MS {
-                return Err("what holds the watermark is not read");
+            if now - self.slowest_read_at > STALL_LIMIT_MS {
+                return Err("the partition that holds the watermark is not read");
             }
         } else {
-            self.cared_for = now;
+            self.slowest_read_at = now;
         }
         let reads =
             self.history.last().is_some_and(|(_, epoch)| epoch.iter().any(|(read, _)| !read.is_empty()));
-        if reads || !waits || world.is_stalled() || self.paced.stall.is_some() {
-            self.went_on = now;
+        if reads || !is_waiting || world.is_stalled() || self.paced.stall.is_some() {
+            self.last_progress = now;
         }
-        let stood = now - self.went_on.max(world.disturbed);
-        let unsaid = now - self.moved.max(world.disturbed) > BOUND_MS + HELD_WARNING_MS + 500
+        let stalled_ms = now - self.last_progress.max(world.disturbed);
+        let is_unreported = now - self.watermark_moved_at.max(world.disturbed)
+            > STALL_LIMIT_MS + HELD_WARNING_MS + 500
             && self.paced.stall.is_none();
-        if stood > BOUND_MS + HELD_WARNING_MS || unsaid {
-            return Err("nothing is read, and nothing is said");
+        if stalled_ms > STALL_LIMIT_MS + HELD_WARNING_MS || is_unreported {
+            return Err("nothing is read, and no stall is reported");
         }
-        let slack = (4 * BUDGET * EVENT_BYTES) as u64;
-        if !world.with_clocks_ahead && self.pace.unfinal.total() > UNFINAL_LIMIT + slack {
-            return Err("more is un-final than may be");
+        let slack = (4 * RECORDS_PER_EPOCH * EVENT_BYTES) as u64;
+        if !world.has_clocks_ahead && self.pace.unfinal.total() > UNFINAL_LIMIT + slack {
+            return Err("un-final bytes exceed the limit");
         }
         Ok(())
     }
 
-    /// The same records in the same epochs are bound alike.
+    /// Checks that the same records in the same epochs give the same bindings.
     pub fn replay(&self) -> Result<(), Violation> {
         let mut trackers = trackers(self.clients.len());
         let mut watermark = Watermark::new(trackers.len(), RULE);
@@ -362,20 +365,21 @@ impl Engine {
                 }
                 let state = PartitionState::finite(tracker.partition(), Offset(0), false, 0);
                 if tracker.close(&state, true, TimeRules::EarliestClock).0 != *bound {
-                    return Err("a replayed epoch is bound otherwise");
+                    return Err("a replayed epoch has other bindings");
                 }
                 bindings.extend(*bound);
             }
             watermark.advance(&bindings, *wall_ms, TimeRules::EarliestClock);
         }
         if watermark.current() != self.watermark.current() {
-            return Err("replay comes to another watermark");
+            return Err("replay computes another watermark");
         }
         Ok(())
     }
 }
 
-const RULE: WatermarkRule = WatermarkRule { max_out_of_orderness_ms: OUT_OF_ORDER_MS, idle_advance_ms: None };
+const RULE: WatermarkRule =
+    WatermarkRule { max_out_of_orderness_ms: MAX_OUT_OF_ORDERNESS_MS, idle_advance_ms: None };
 
 fn trackers(partitions: usize) -> Vec<PartitionTracker> {
     let position = Position::starting(Offset(0));

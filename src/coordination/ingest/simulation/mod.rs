@@ -1,12 +1,12 @@
-//! A simulation of reading in virtual time: partitions whose producers send events, junk, late events and events of
-//! clocks that are ahead, leave transactions open and fall silent; leaders that go away; a reader that is held back,
-//! frozen, and told the wrong time of day. What decides is the code that decides in a run.
+//! A simulation of reading in virtual time. The producers of partitions send events, junk, late events and events of
+//! clocks that are ahead, leave transactions open and fall silent. Leaders become unavailable. The reader is blocked
+//! by sinks, is frozen, and has a wrong system clock. All decisions are made by the production code.
 //!
-//! Checked at every step, against what is known of the world and the program is not told: final results go on, or
-//! what holds them up is named, and truly does; nothing that a producer sends makes the records of an honest one late;
-//! memory stays bounded; and replay binds alike.
+//! Every step checks against the true state of the world, which the program does not have: final results advance, or
+//! the partition that truly holds them up is named; nothing that a producer sends makes the records of an honest
+//! producer late; memory stays bounded; and replay gives the same bindings.
 //!
-//! Each [guard](Guards) can be taken out; a test shows that what it guards then breaks.
+//! Each [guard](Guards) can be removed; a test shows which invariant then breaks.
 
 mod engine;
 mod world;
@@ -16,21 +16,21 @@ use world::World;
 
 use crate::coordination::trials::{Random, Violation, breaks_in, guards};
 
-// Each with one of the promises that break without it.
+// Each guard with one of the invariants that break without it.
 guards! {
-    rejected_records_do_not_postpone_idleness: "a partition that moves nothing holds the watermark",
+    rejected_records_do_not_postpone_idleness: "a partition without progress holds the watermark",
     idle_partitions_were_read_to_their_end: "an honest record is late",
     only_time_of_reading_counts_for_idleness: "an honest record is late",
     leaders_that_fail_are_not_silent: "an honest record is late",
     held_partitions_are_not_idle: "an honest record is late",
     no_clock_ahead_pushes_others: "an honest record is late",
-    wall_time_never_goes_back: "an honest record is refused as of the future",
-    all_but_the_slowest_pause_at_the_limit: "more is un-final than may be",
-    the_slowest_reads_on: "what holds the watermark is not read",
-    stalls_are_named: "nothing is read, and nothing is said",
+    wall_time_never_goes_back: "an honest record is rejected as future",
+    all_but_the_slowest_pause_at_the_limit: "un-final bytes exceed the limit",
+    the_slowest_reads_on: "the partition that holds the watermark is not read",
+    stalls_are_named: "nothing is read, and no stall is reported",
 }
 
-/// What happened: that it did happen is part of what the runs show.
+/// The number of events of each kind, to prove that they did occur.
 #[derive(Clone, Copy, Default, Debug)]
 struct Tally {
     histories: usize,
@@ -44,10 +44,10 @@ struct Tally {
     frozen: usize,
 }
 
-/// How many steps a history has: a minute.
+/// The number of steps in a history: one minute.
 const STEPS: usize = 1200;
 
-/// One random history.
+/// Executes one random history.
 fn run(seed: u64, guards: &Guards, tally: &mut Tally) -> Result<(), Violation> {
     let mut random = Random(seed);
     let mut world = World::new(&mut random);
@@ -64,7 +64,7 @@ fn run(seed: u64, guards: &Guards, tally: &mut Tally) -> Result<(), Violation> {
     engine.replay()
 }
 
-/// So many histories.
+/// Executes `histories` histories.
 fn runs(guards: &Guards, histories: u64) -> Result<Tally, (u64, Violation)> {
     let mut tally = Tally::default();
     for seed in 1..=histories {
@@ -73,11 +73,11 @@ fn runs(guards: &Guards, histories: u64) -> Result<Tally, (u64, Violation)> {
     Ok(tally)
 }
 
-/// Every promise is kept: by default in 300 histories.
+/// Checks every invariant, by default in 300 histories.
 #[test]
 fn results_go_on_or_what_holds_them_up_is_named() {
     let histories = std::env::var("HEADWATER_SIMULATED_HISTORIES").ok().and_then(|n| n.parse().ok());
-    let tally = runs(&ALL, histories.unwrap_or(300)).expect("every promise is kept");
+    let tally = runs(&ALL, histories.unwrap_or(300)).expect("every invariant holds");
     println!("{tally:?}");
     let Tally { read, idle, stalls, held, late, paused, outages, frozen, .. } = tally;
     for (n, what) in [
@@ -94,7 +94,7 @@ fn results_go_on_or_what_holds_them_up_is_named() {
     }
 }
 
-/// Without a guard a promise breaks, and before long.
+/// Checks that an invariant soon breaks without a guard.
 fn breaks(guards: &Guards, expected: Violation) {
     breaks_in(1..1_000, expected, |seed| run(seed, guards, &mut Tally::default()));
 }

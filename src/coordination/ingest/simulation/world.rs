@@ -1,27 +1,27 @@
-//! What goes on outside: producers, leaders, and the machine on which the program runs.
+//! The environment of the program: producers, leaders, and the machine.
 
 use super::Random;
 
-/// How long a step is, in milliseconds: an epoch.
+/// The duration of a step, which is one epoch, in milliseconds.
 pub const STEP_MS: i64 = 50;
 
 /// The wall time at the beginning, in milliseconds since 1970.
-pub const BEGUN_MS: i64 = 1_800_000_000_000;
+pub const START_MS: i64 = 1_800_000_000_000;
 
-/// A record, as its producer meant it.
+/// A record, as its producer intended it.
 #[derive(Clone, Copy, Debug)]
 pub enum Record {
-    /// An event, its record's timestamp, and whether both clocks are right.
+    /// An event, the timestamp of its record, and whether both clocks are right.
     Event { time: i64, timestamp: i64, honest: bool },
-    /// No event.
+    /// A record that is not an event.
     Junk,
-    /// Of a transaction that was aborted.
+    /// A record of an aborted transaction.
     Aborted,
 }
 
-/// What a partition's producer does for a while.
+/// The activity of a partition's producer for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doing {
+enum Activity {
     Events { every: i64, stamped: bool },
     Junk { every: i64 },
     JunkTransactions,
@@ -33,23 +33,23 @@ enum Doing {
 
 pub struct Log {
     pub records: Vec<Record>,
-    /// Where the open transaction begins, and since when it is open.
+    /// The offset at which the open transaction begins, and the time when it was opened.
     pub open: Option<(usize, i64)>,
-    doing: Doing,
-    until: i64,
-    /// Whether its leader answers the program; producers may reach it all the same.
-    pub reachable: bool,
-    reachable_until: i64,
-    cut_off: bool,
+    activity: Activity,
+    activity_until: i64,
+    /// True if the leader responds to the program; producers may reach it even if not.
+    pub is_reachable: bool,
+    reachability_until: i64,
+    is_producer_connected: bool,
 }
 
 impl Log {
-    /// The offset after the last record.
+    /// Returns the offset after the last record.
     pub fn high_watermark(&self) -> usize {
         self.records.len()
     }
 
-    /// The offset up to which records can be read.
+    /// Returns the offset up to which records can be read.
     pub fn stable(&self) -> usize {
         self.open.map_or(self.records.len(), |(begin, _)| begin)
     }
@@ -64,17 +64,17 @@ impl Log {
 }
 
 pub struct World {
-    /// Milliseconds since the beginning.
+    /// The time since the beginning, in milliseconds.
     pub now: i64,
     pub logs: Vec<Log>,
-    /// Whether any clock is ahead.
-    pub with_clocks_ahead: bool,
-    /// How far the system's clock is off.
+    /// True if any producer's clock is ahead.
+    pub has_clocks_ahead: bool,
+    /// The error of the system clock, in milliseconds.
     pub system_offset: i64,
     frozen_until: i64,
-    /// Until when no sink commits, so that nothing is read.
+    /// The time until which no sink commits, so that nothing is read.
     stalled_until: i64,
-    /// When the program was last frozen or held back.
+    /// The last time when the program was frozen or blocked.
     pub disturbed: i64,
 }
 
@@ -83,16 +83,16 @@ impl World {
         let log = |_| Log {
             records: Vec::new(),
             open: None,
-            doing: Doing::Nothing,
-            until: 0,
-            reachable: true,
-            reachable_until: 0,
-            cut_off: false,
+            activity: Activity::Nothing,
+            activity_until: 0,
+            is_reachable: true,
+            reachability_until: 0,
+            is_producer_connected: false,
         };
         World {
             now: 0,
             logs: (0..1 + random.below(4)).map(log).collect(),
-            with_clocks_ahead: random.one_in(2),
+            has_clocks_ahead: random.one_in(2),
             system_offset: 0,
             frozen_until: 0,
             stalled_until: 0,
@@ -101,10 +101,10 @@ impl World {
     }
 
     pub fn wall_ms(&self) -> i64 {
-        BEGUN_MS + self.now
+        START_MS + self.now
     }
 
-    /// What the system says of the wall.
+    /// Returns the wall time according to the system clock.
     pub fn system_ms(&self) -> i64 {
         self.wall_ms() + self.system_offset
     }
@@ -113,7 +113,7 @@ impl World {
         self.now < self.frozen_until
     }
 
-    /// Whether sinks hold reading up.
+    /// Returns true if sinks block reading.
     pub fn is_stalled(&self) -> bool {
         self.now < self.stalled_until
     }
@@ -130,23 +130,23 @@ impl World {
         if self.is_frozen() || self.is_stalled() {
             self.disturbed = self.now;
         }
-        // The first reading of the clock is all that the program has.
+        // The clock is right at first: the program can only trust its first reading.
         if self.now > 12_000 && random.one_in(1500) {
             self.system_offset -= random.below(3_600_000);
         }
-        let (now, wall, ahead) = (self.now, self.wall_ms(), self.with_clocks_ahead);
+        let (now, wall, ahead) = (self.now, self.wall_ms(), self.has_clocks_ahead);
         for log in &mut self.logs {
-            if now >= log.until {
-                log.begin(now, ahead, random);
+            if now >= log.activity_until {
+                log.begin_activity(now, ahead, random);
             }
-            if now >= log.reachable_until {
-                log.reachable = !log.reachable || random.one_in(2);
-                log.cut_off = random.one_in(2);
-                let time = if log.reachable { 20_000 } else { 6_000 };
-                log.reachable_until = now + 500 + random.below(time);
+            if now >= log.reachability_until {
+                log.is_reachable = !log.is_reachable || random.one_in(2);
+                log.is_producer_connected = random.one_in(2);
+                let time = if log.is_reachable { 20_000 } else { 6_000 };
+                log.reachability_until = now + 500 + random.below(time);
             }
-            // Where the leader is gone, producers wait.
-            if log.reachable || log.cut_off {
+            // If the leader is unavailable to producers, they wait.
+            if log.is_reachable || log.is_producer_connected {
                 log.produce(now, wall, random);
             }
         }
@@ -154,25 +154,25 @@ impl World {
 }
 
 impl Log {
-    fn begin(&mut self, now: i64, ahead: bool, random: &mut Random) {
-        if let Doing::OpenTransaction { aborts } = self.doing {
+    fn begin_activity(&mut self, now: i64, ahead: bool, random: &mut Random) {
+        if let Activity::OpenTransaction { aborts } = self.activity {
             self.end_transaction(aborts);
         }
-        self.until = now + 500 + random.below(12_000);
-        self.doing = match random.below(12) {
-            0..4 => Doing::Events { every: 1 + random.below(10), stamped: !random.one_in(5) },
-            4 | 5 => Doing::Junk { every: 1 + random.below(10) },
-            6 => Doing::JunkTransactions,
-            7 => Doing::Late,
-            8 if ahead => Doing::Ahead,
-            9 | 10 => Doing::OpenTransaction { aborts: random.one_in(2) },
-            _ => Doing::Nothing,
+        self.activity_until = now + 500 + random.below(12_000);
+        self.activity = match random.below(12) {
+            0..4 => Activity::Events { every: 1 + random.below(10), stamped: !random.one_in(5) },
+            4 | 5 => Activity::Junk { every: 1 + random.below(10) },
+            6 => Activity::JunkTransactions,
+            7 => Activity::Late,
+            8 if ahead => Activity::Ahead,
+            9 | 10 => Activity::OpenTransaction { aborts: random.one_in(2) },
+            _ => Activity::Nothing,
         };
-        if self.doing == (Doing::Junk { every: 1 }) {
-            // Something waits behind a heap of it.
+        if self.activity == (Activity::Junk { every: 1 }) {
+            // An event then has to wait behind a backlog of junk.
             self.records.extend([Record::Junk; 400]);
         }
-        if matches!(self.doing, Doing::OpenTransaction { .. }) {
+        if matches!(self.activity, Activity::OpenTransaction { .. }) {
             self.open = Some((self.records.len(), now));
         }
     }
@@ -184,15 +184,15 @@ impl Log {
             honest: true,
         };
         let turn = |every: i64| (now / STEP_MS) % every == 0;
-        match self.doing {
-            Doing::Events { every, stamped } if turn(every) => {
+        match self.activity {
+            Activity::Events { every, stamped } if turn(every) => {
                 for _ in 0..1 + random.below(8) {
                     let record = honest(random, stamped);
                     self.records.push(record);
                 }
             }
-            Doing::Junk { every } if turn(every) => self.records.push(Record::Junk),
-            Doing::JunkTransactions => {
+            Activity::Junk { every } if turn(every) => self.records.push(Record::Junk),
+            Activity::JunkTransactions => {
                 if turn(4) {
                     self.end_transaction(false);
                     self.open = Some((self.records.len(), now));
@@ -201,21 +201,21 @@ impl Log {
                     self.end_transaction(false);
                 }
             }
-            Doing::Late if turn(3) => {
+            Activity::Late if turn(3) => {
                 let time = wall - 60_000 - random.below(10_000);
                 self.records.push(Record::Event { time, timestamp: wall, honest: false });
             }
-            Doing::Ahead if turn(2) => {
+            Activity::Ahead if turn(2) => {
                 let time = wall + random.below(290_000);
                 self.records.push(Record::Event { time, timestamp: wall, honest: false });
             }
-            Doing::OpenTransaction { .. } if turn(5) => {
+            Activity::OpenTransaction { .. } if turn(5) => {
                 let record = honest(random, true);
                 self.records.push(record);
             }
             _ => {}
         }
-        if !matches!(self.doing, Doing::OpenTransaction { .. } | Doing::JunkTransactions) {
+        if !matches!(self.activity, Activity::OpenTransaction { .. } | Activity::JunkTransactions) {
             self.end_transaction(false);
         }
     }
