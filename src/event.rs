@@ -1,4 +1,4 @@
-//! An event: a record that was decoded.
+//! Events: decoded records.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -9,21 +9,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::json;
 
-/// What kind of event it is.
+/// The type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum EventType {
     /// A payment.
     Transaction,
-    /// Something a user did.
+    /// An action of a user.
     UserActivity,
-    /// A reading of a device.
+    /// A measurement of a device.
     IotSensor,
-    /// A call of an interface.
+    /// A call of an API.
     ApiCall,
 }
 
 impl EventType {
-    /// As it is written in records.
+    /// Returns the name in records.
     pub fn as_str(self) -> &'static str {
         match self {
             EventType::Transaction => "transaction",
@@ -33,7 +33,7 @@ impl EventType {
         }
     }
 
-    /// Read back from how it is written.
+    /// Parses the name in records.
     pub fn parse(text: &str) -> Option<EventType> {
         [EventType::Transaction, EventType::UserActivity, EventType::IotSensor, EventType::ApiCall]
             .into_iter()
@@ -41,7 +41,7 @@ impl EventType {
     }
 }
 
-/// What a key names. User 42 and device 42 never meet.
+/// The kind of a key. User 42 and device 42 are different keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KeyKind {
     /// A user.
@@ -51,7 +51,7 @@ pub enum KeyKind {
 }
 
 impl KeyKind {
-    /// As it is written in outputs.
+    /// Returns the name in outputs.
     pub fn as_str(self) -> &'static str {
         match self {
             KeyKind::User => "user",
@@ -59,7 +59,7 @@ impl KeyKind {
         }
     }
 
-    /// The letter that stands before a key of this kind.
+    /// Returns the prefix of keys of this kind.
     pub(crate) fn letter(self) -> u8 {
         match self {
             KeyKind::User => b'u',
@@ -68,7 +68,7 @@ impl KeyKind {
     }
 }
 
-/// A key as operators know it, `u42` or `d42`, parted into its kind and its name.
+/// Splits a key with its prefix, `u42` or `d42`, into its kind and its name.
 pub fn split_key(key: &str) -> (KeyKind, &str) {
     match key.strip_prefix('d') {
         Some(id) => (KeyKind::Device, id),
@@ -76,7 +76,7 @@ pub fn split_key(key: &str) -> (KeyKind, &str) {
     }
 }
 
-/// A piece of an event's text; one that is absent lies nowhere.
+/// A range of an event's text, or [`ABSENT`](Span::ABSENT).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Span {
     start: u32,
@@ -90,7 +90,7 @@ impl Span {
         Span { start: range.start as u32, len: range.len() as u32 }
     }
 
-    /// Where it starts and ends; meaningless if it is absent.
+    /// Returns start and end; meaningless for an absent span.
     pub fn bounds(self) -> (usize, usize) {
         (self.start as usize, self.start as usize + self.len as usize)
     }
@@ -100,7 +100,7 @@ impl Span {
     }
 }
 
-/// A decoded event: what operators sort by, and a shared body. Moving and cloning it moves a few words.
+/// A decoded event: the fields that operators sort by, and a shared body. Moving and cloning copies a few words.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     pub(crate) position: Position,
@@ -110,26 +110,26 @@ pub struct Event {
     pub(crate) body: Arc<Body>,
 }
 
-/// What an event says. Its text is the record as it came, followed by what does not stand there as it is meant: the
-/// key with its kind in front, strings that were escaped, attributes that were merged.
+/// The content of an event. Its text is the original record, followed by the values that are not ranges of it: the key
+/// with its prefix, unescaped strings and merged attributes.
 ///
-/// What operators look at stands first, and so in one or two lines of the processor's cache.
+/// The fields that operators use come first, so that they are in one or two cache lines.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[repr(C)]
 pub(crate) struct Body {
     pub text: Box<str>,
     pub key: Span,
     pub amount: Option<i64>,
-    /// Hash of the merchant, that patterns and windows tell merchants apart by.
+    /// The hash of the merchant id, by which patterns and windows distinguish merchants.
     pub merchant: u64,
     pub merchant_id: Span,
     pub location: Option<(f64, f64)>,
     pub id: Span,
-    /// How much of the text is the record as it came.
+    /// The length of the original record at the start of the text.
     pub original: u32,
     pub retries: u32,
     pub timestamp: i64,
-    /// The record's own key, where it is not the event's key.
+    /// The key of the record, if it is not the name of the event's key.
     pub record_key: RecordKey,
     pub currency: Span,
     pub merchant_category: Span,
@@ -141,8 +141,8 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    /// Whether everything lies where it is said to.
-    fn is_sound(&self) -> bool {
+    /// Returns true if all spans lie within the text.
+    fn is_valid(&self) -> bool {
         let Body { currency, merchant_id, merchant_category, ip_address, session_id, .. } = *self;
         let required = [self.key, self.id];
         let optional = [
@@ -160,7 +160,7 @@ impl Body {
     }
 }
 
-/// A shared body travels between processes as one of its own, and is not trusted.
+/// Serialisation of a shared body. Between processes it is sent by value; a received body is validated.
 mod shared {
     use std::sync::Arc;
 
@@ -175,24 +175,24 @@ mod shared {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Body>, D::Error> {
         let body = Body::deserialize(deserializer)?;
-        if body.is_sound() {
+        if body.is_valid() {
             Ok(Arc::new(body))
         } else {
-            Err(D::Error::custom("an event points beyond its text"))
+            Err(D::Error::custom("a span of the event lies beyond its text"))
         }
     }
 }
 
-/// The key of the record that an event came in.
+/// The key of the record of an event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum RecordKey {
     Absent,
-    /// The name of the event's key.
+    /// The record key equals the name of the event's key.
     Usual,
     Other(Box<[u8]>),
 }
 
-/// Two events are equal if they are the same record; one record gives one event.
+/// Events are equal if they are decoded from the same record.
 impl Eq for Event {}
 
 impl PartialOrd for Event {
@@ -201,7 +201,7 @@ impl PartialOrd for Event {
     }
 }
 
-/// By event time, then by place in the input, then by text.
+/// Orders by event time, then by position, then by text.
 impl Ord for Event {
     fn cmp(&self, other: &Self) -> Ordering {
         let order = |event: &Event| (event.event_time, event.position, event.timestamp(), event.retries());
@@ -219,79 +219,79 @@ macro_rules! optional_texts {
 }
 
 impl Event {
-    /// The event's own id.
+    /// Returns the event id.
     pub fn id(&self) -> &str {
         self.body.id.of(&self.body.text).unwrap_or_default()
     }
 
-    /// What kind of event it is.
+    /// Returns the event type.
     pub fn event_type(&self) -> EventType {
         self.body.event_type
     }
 
-    /// The key as operators know it: `u` or `d` for user or device, then its name.
+    /// Returns the key with its prefix: `u` or `d` for user or device, then its name.
     pub fn key(&self) -> &str {
         self.body.key.of(&self.body.text).unwrap_or_default()
     }
 
-    /// When it happened.
+    /// Returns the event time.
     pub fn event_time(&self) -> EventTime {
         self.event_time
     }
 
-    /// Its place in the input.
+    /// Returns the partition and offset of the record.
     pub fn position(&self) -> Position {
         self.position
     }
 
-    /// The timestamp of its record, in milliseconds since 1970.
+    /// Returns the record timestamp, in milliseconds since 1970.
     pub fn timestamp(&self) -> i64 {
         self.body.timestamp
     }
 
-    /// How often it has come back from the dead letters.
+    /// Returns the number of times that the record was retried from the dead letters.
     pub fn retries(&self) -> u32 {
         self.body.retries
     }
 
-    /// The amount, in millionths.
+    /// Returns the amount, in millionths.
     pub fn amount(&self) -> Option<i64> {
         self.body.amount
     }
 
-    /// Where it happened.
+    /// Returns the location.
     pub fn location(&self) -> Option<Location> {
         self.body.location.map(|(lat, lon)| Location { lat, lon })
     }
 
-    /// A number that stands for the merchant: the hash of its id.
+    /// Returns the hash of the merchant id.
     pub fn merchant(&self) -> Option<u64> {
         (self.body.merchant_id != Span::ABSENT).then_some(self.body.merchant)
     }
 
     optional_texts! {
-        /// The currency of the amount.
+        /// Returns the currency of the amount.
         currency
-        /// With whom.
+        /// Returns the merchant id.
         merchant_id
-        /// What the merchant deals in.
+        /// Returns the category of the merchant.
         merchant_category
-        /// From which address.
+        /// Returns the IP address.
         ip_address
-        /// In which session.
+        /// Returns the session id.
         session_id
-        /// By which device.
+        /// Returns the device id.
         device_id
-        /// Further attributes: a JSON object.
+        /// Returns further attributes: a JSON object.
         attributes
     }
 
-    /// The record as it came.
+    /// Returns the original record.
     pub fn original(&self) -> &str {
         &self.body.text[..self.body.original as usize]
     }
 
-    /// The key of the record as it came.
+    /// Returns the original key of the record.
     pub fn record_key(&self) -> Option<&[u8]> {
         match &self.body.record_key {
             RecordKey::Absent => None,

@@ -1,4 +1,4 @@
-//! Small pieces of JSON, written by hand where every event passes.
+//! Hand-written JSON encoding, for speed: it is used for every event.
 
 /// Appends `text` as a JSON string.
 pub fn write_string(out: &mut Vec<u8>, text: &str) {
@@ -70,19 +70,19 @@ pub fn write_micros(out: &mut Vec<u8>, micros: i64) {
 pub fn write_rounded(out: &mut Vec<u8>, value: f64) {
     use std::io::Write;
     if value.is_finite() {
-        write!(out, "{}", round6(value)).expect("a buffer takes everything");
+        write!(out, "{}", round6(value)).expect("writing to a Vec cannot fail");
     } else {
         out.extend_from_slice(b"null");
     }
 }
 
-/// Appends a number in the shortest form that reads back the same.
+/// Appends a number in the shortest form that parses to the same value.
 pub fn write_float(out: &mut Vec<u8>, value: f64) {
     use std::io::Write;
-    write!(out, "{value}").expect("a buffer takes everything");
+    write!(out, "{value}").expect("writing to a Vec cannot fail");
 }
 
-/// A number rounded to six significant digits.
+/// Rounds a number to six significant digits.
 pub fn round6(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
         return value;
@@ -91,10 +91,10 @@ pub fn round6(value: f64) -> f64 {
     if scale.is_finite() && scale != 0.0 { (value * scale).round() / scale } else { value }
 }
 
-/// Days since 1970-01-01 of a date in the proleptic Gregorian calendar.
+/// Returns the days since 1970-01-01 of a date in the proleptic Gregorian calendar.
 ///
-/// Counted from March, so that the leap day ends the year, in eras of 400 years (146,097 days); see H. Hinnant,
-/// "chrono-Compatible Low-Level Date Algorithms", 2013.
+/// Years are counted from March, so that the leap day is the last of the year, in eras of 400 years (146,097 days); see
+/// H. Hinnant, "chrono-Compatible Low-Level Date Algorithms", 2013.
 pub fn days_from_civil(year: i64, month: u32, day: u32) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
@@ -104,7 +104,7 @@ pub fn days_from_civil(year: i64, month: u32, day: u32) -> i64 {
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
-/// The date of a day since 1970-01-01, as (year, month, day): the inverse of [`days_from_civil`].
+/// Returns the date, as (year, month, day), of a number of days since 1970-01-01: the inverse of [`days_from_civil`].
 pub fn civil_from_days(days: i64) -> (i64, u32, u32) {
     let days = days + 719_468;
     let era = days.div_euclid(146_097);
@@ -138,11 +138,11 @@ pub fn write_time(out: &mut Vec<u8>, ms: i64) {
     padded(of_day % 1000, 3, b'Z');
 }
 
-/// A time, in milliseconds since 1970, as RFC 3339 in UTC.
+/// Formats a time, in milliseconds since 1970, as RFC 3339 in UTC.
 pub fn rfc3339(ms: i64) -> String {
     let mut out = Vec::with_capacity(24);
     write_time(&mut out, ms);
-    String::from_utf8(out).expect("digits and punctuation")
+    String::from_utf8(out).expect("digits and punctuation are UTF-8")
 }
 
 #[cfg(test)]
@@ -156,14 +156,14 @@ mod tests {
     }
 
     #[test]
-    fn strings_read_back_as_they_were() {
+    fn written_strings_parse_to_the_same_text() {
         let text: String = (0u8..0x80).map(char::from).chain("é€𝄞".chars()).collect();
         let json = written(|out| write_string(out, &text));
         assert_eq!(serde_json::from_str::<String>(&json).expect("JSON"), text);
     }
 
     #[test]
-    fn numbers_have_no_more_digits_than_they_need() {
+    fn numbers_have_no_superfluous_digits() {
         for (micros, text) in [
             (0, "0"),
             (1, "0.000001"),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_and_days_are_each_others_inverse_from_1970_to_9999() {
+    fn dates_and_days_are_inverse_from_1970_to_9999() {
         for (date, days) in [
             ((1970, 1, 1), 0),
             ((2000, 2, 29), 11_016),

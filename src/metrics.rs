@@ -1,4 +1,4 @@
-//! What operators see: counters, gauges and histograms for Prometheus, and whether the process is ready.
+//! Prometheus metrics, and the readiness of the process.
 //!
 //! Labels are bounded: reasons, rules and statuses are fixed, sinks are configured, partitions are the topic's.
 
@@ -63,101 +63,101 @@ impl Default for Metrics {
 impl Metrics {
     fn new() -> prometheus::Result<Metrics> {
         let registry = Registry::new();
-        let add = Add(&registry);
+        let add = Registrar(&registry);
         let metrics = Metrics {
             events: add
-                .to(IntCounter::new("headwater_events_total", "Events decoded, valid and not in the future")?)?,
-            rejected: add.to(IntCounterVec::new(
+                .register(IntCounter::new("headwater_events_total", "Events decoded, valid and not in the future")?)?,
+            rejected: add.register(IntCounterVec::new(
                 Opts::new("headwater_rejected_total", "Records sent to the dead letters"),
                 &["reason"],
             )?)?,
-            field_errors: add.to(IntCounterVec::new(
+            field_errors: add.register(IntCounterVec::new(
                 Opts::new(
                     "headwater_field_errors_total",
-                    "Optional fields of a wrong form, which were taken as absent",
+                    "Optional fields with a wrong type or value, which were treated as absent",
                 ),
                 &["field"],
             )?)?,
-            alerts: add.to(IntCounterVec::new(
+            alerts: add.register(IntCounterVec::new(
                 Opts::new("headwater_alerts_total", "Alerts raised and revoked"),
                 &["rule", "status"],
             )?)?,
             epoch: add.gauge("headwater_epoch", "The latest epoch that has closed")?,
-            epoch_time: add.to(Histogram::with_opts(
+            epoch_time: add.register(Histogram::with_opts(
                 HistogramOpts::new(
                     "headwater_epoch_seconds",
-                    "From the beginning of an epoch to when all operators of all workers are done with it",
+                    "Time from the opening of an epoch until all operators of all workers have completed it",
                 )
                 .buckets(exponential_buckets(0.005, 1.25, 28)?),
             )?)?,
             watermark: add.gauge("headwater_watermark_ms", "The watermark, in milliseconds since 1970")?,
-            watermark_lag: add.to(Gauge::new(
+            watermark_lag: add.register(Gauge::new(
                 "headwater_watermark_lag_seconds",
-                "How far the watermark is behind the wall clock; while there is none, how long the process has run; 0 \
-                 when all input has ended",
+                "Lag of the watermark behind the wall clock; the uptime while there is no watermark; 0 when all input \
+                 has ended",
             )?)?,
-            frontier: add.gauge("headwater_frontier_epoch", "The first epoch that some sink has not committed")?,
-            frontier_lag: add.to(Gauge::new(
+            frontier: add.gauge("headwater_frontier_epoch", "The first epoch that not all sinks have committed")?,
+            frontier_lag: add.register(Gauge::new(
                 "headwater_frontier_lag_seconds",
-                "How long ago the first epoch began that some sink has not committed",
+                "Age of the first epoch that not all sinks have committed",
             )?)?,
-            consumer_lag: add.to(IntGaugeVec::new(
-                Opts::new("headwater_consumer_lag_records", "Records known to wait that were not read yet"),
+            consumer_lag: add.register(IntGaugeVec::new(
+                Opts::new("headwater_consumer_lag_records", "Known records that have not been read yet"),
                 &["partition"],
             )?)?,
-            latency: add.to(Histogram::with_opts(
+            latency: add.register(Histogram::with_opts(
                 HistogramOpts::new(
                     "headwater_latency_seconds",
-                    "From the record's own timestamp to the commit of its epoch by the sinks that take alerts; \
-                     of each worker and epoch, the record with the oldest timestamp",
+                    "Time from the record timestamp to the commit of its epoch by all sinks that accept alerts, for \
+                     the record with the oldest timestamp of each worker and epoch",
                 )
                 .buckets(exponential_buckets(0.001, 2.0, 18)?),
             )?)?,
             bytes_in_flight: add
-                .gauge("headwater_bytes_in_flight", "Bytes read that some sink has not committed")?,
-            keys: add.gauge("headwater_keys", "Keys whose state is held")?,
+                .gauge("headwater_bytes_in_flight", "Bytes that were read and not yet committed by all sinks")?,
+            keys: add.gauge("headwater_keys", "Keys with state")?,
             open_windows: add.gauge("headwater_open_windows", "Windows that are not final")?,
-            sink_epoch: add.to(IntGaugeVec::new(
+            sink_epoch: add.register(IntGaugeVec::new(
                 Opts::new("headwater_sink_epoch", "The last epoch that a sink has committed"),
                 &["sink"],
             )?)?,
-            commit_duration: add.to(HistogramVec::new(
-                HistogramOpts::new("headwater_commit_duration_seconds", "How long commits take")
+            commit_duration: add.register(HistogramVec::new(
+                HistogramOpts::new("headwater_commit_duration_seconds", "Duration of commits, with their retries")
                     .buckets(exponential_buckets(0.001, 2.0, 14)?),
                 &["sink"],
             )?)?,
-            commit_retries: add.to(IntCounterVec::new(
-                Opts::new("headwater_commit_retries_total", "Commits that failed and were tried again"),
+            commit_retries: add.register(IntCounterVec::new(
+                Opts::new("headwater_commit_retries_total", "Commits that failed and were retried"),
                 &["sink"],
             )?)?,
-            group_commit_failures: add.to(IntCounter::new(
+            group_commit_failures: add.register(IntCounter::new(
                 "headwater_group_commit_failures_total",
-                "How often the consumer group could not be told of progress",
+                "Failed commits of the consumer group's offsets",
             )?)?,
             checkpoint_epoch: add
-                .gauge("headwater_checkpoint_epoch", "The epoch of the newest checkpoint that is durable")?,
+                .gauge("headwater_checkpoint_epoch", "The epoch of the newest durable checkpoint")?,
             checkpoint_time: add.gauge(
                 "headwater_checkpoint_time_ms",
-                "When the newest checkpoint's epoch was, in milliseconds since 1970",
+                "Wall time of the newest checkpoint's epoch, in milliseconds since 1970",
             )?,
             checkpoint_bytes: add.gauge(
                 "headwater_checkpoint_bytes",
-                "How much a start would read to go on from the newest checkpoint",
+                "Bytes that a start would read to resume from the newest checkpoint",
             )?,
-            restarts: add.to(IntCounter::new(
+            restarts: add.register(IntCounter::new(
                 "headwater_restarts_total",
-                "How often the supervisor has started this run again after a failure",
+                "Restarts of this run by the supervisor after a failure",
             )?)?,
             resident_memory: add
-                .gauge("process_resident_memory_bytes", "Memory of the process that is in RAM")?,
-            stalled: add.to(IntGaugeVec::new(
-                Opts::new("headwater_stalled", "1 if something of this kind holds results up"),
+                .gauge("process_resident_memory_bytes", "Resident memory of the process, in bytes")?,
+            stalled: add.register(IntGaugeVec::new(
+                Opts::new("headwater_stalled", "1 if this cause delays results"),
                 &["cause"],
             )?)?,
-            partition_held: add.to(IntGaugeVec::new(
+            partition_held: add.register(IntGaugeVec::new(
                 Opts::new(
                     "headwater_partition_held_seconds",
-                    "How long an upstream transaction that is open has held the partition",
+                    "Time for which an open upstream transaction has held the partition",
                 ),
                 &["partition"],
             )?)?,
@@ -179,54 +179,54 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// So many further events.
+    /// Adds `n` events.
     pub fn events(&self, n: u64) {
         self.events.inc_by(n);
     }
 
-    /// How many events there were.
+    /// Returns the number of events.
     pub fn event_count(&self) -> u64 {
         self.events.get()
     }
 
-    /// So many further records rejected for this reason.
+    /// Adds `n` records that were rejected for this reason.
     pub fn rejected(&self, reason: &str, n: u64) {
         if n > 0 {
             self.rejected.with_label_values(&[reason]).inc_by(n);
         }
     }
 
-    /// A record was rejected; of the first one it is kept why.
-    pub fn rejection(&self, words: impl FnOnce() -> String) {
-        self.first_rejection.get_or_init(words);
+    /// Stores the description of a rejected record, if it is the first one.
+    pub fn rejection(&self, describe: impl FnOnce() -> String) {
+        self.first_rejection.get_or_init(describe);
     }
 
-    /// Which record was rejected first, and why.
+    /// Returns the description of the first rejected record, with the reason.
     pub fn first_rejection(&self) -> Option<&str> {
         self.first_rejection.get().map(String::as_str)
     }
 
-    /// How many records were rejected for this reason.
+    /// Returns the number of records that were rejected for this reason.
     pub fn rejected_count(&self, reason: &str) -> u64 {
         self.rejected.with_label_values(&[reason]).get()
     }
 
-    /// An optional field was of a wrong form.
+    /// Counts an error of an optional field.
     pub fn field_error(&self, field: &str) {
         self.field_errors.with_label_values(&[field]).inc();
     }
 
-    /// How many optional fields of this name were of a wrong form.
+    /// Returns the number of errors of an optional field.
     pub fn field_error_count(&self, field: &str) -> u64 {
         self.field_errors.with_label_values(&[field]).get()
     }
 
-    /// An alert of this rule was raised or revoked.
+    /// Counts an alert of this rule that was raised or revoked.
     pub fn alert(&self, rule: &str, status: &str) {
         self.alerts.with_label_values(&[rule, status]).inc();
     }
 
-    /// How many alerts of all rules had this status.
+    /// Returns the number of alerts of all rules with this status.
     pub fn alert_total(&self, status: &str) -> u64 {
         let families = self.alerts.collect();
         let metrics = families.iter().flat_map(|family| family.get_metric());
@@ -235,57 +235,58 @@ impl Metrics {
         of_status.map(|metric| metric.get_counter().get_value()).sum::<f64>() as u64
     }
 
-    /// How many alerts of this rule had this status.
+    /// Returns the number of alerts of this rule with this status.
     pub fn alert_count(&self, rule: &str, status: &str) -> u64 {
         self.alerts.with_label_values(&[rule, status]).get()
     }
 
-    /// An epoch has closed, with this watermark.
+    /// Records that an epoch has closed, with this watermark.
     pub fn closed(&self, epoch: Epoch, watermark: EventTime) {
         self.epoch.set(epoch.0 as i64);
         self.watermark.set(watermark.0);
     }
 
-    /// All operators of all workers are done with an epoch, so long after it began.
+    /// Records the time from the opening of an epoch until all operators of all workers have completed it.
     pub fn computed(&self, time: Duration) {
         self.epoch_time.observe(time.as_secs_f64());
     }
 
-    /// How long epochs have taken so far.
+    /// Returns the distribution of the epochs' durations so far.
     pub fn epoch_times(&self) -> Times {
         let metric = self.epoch_time.metric();
         let buckets = metric.get_histogram().get_bucket();
         Times(buckets.iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count())).collect())
     }
 
-    /// The latest epoch that has closed, and its watermark.
+    /// Returns the latest epoch that has closed, and its watermark.
     pub fn latest(&self) -> (u64, i64) {
         (self.epoch.get() as u64, self.watermark.get())
     }
 
-    /// Some sink waits so long between two commits.
+    /// Registers the commit interval of a sink.
     pub fn commits_every(&self, interval: Duration) {
         let mut health = self.health();
         health.interval = health.interval.max(interval);
     }
 
-    /// How long the frontier may stand, and a transaction hold a partition, before the process is not ready.
+    /// Sets the time without progress of the frontier, and the time for which a transaction may hold a partition, after
+    /// which the process is not ready.
     pub fn stalls_after(&self, standstill: Duration, held_warning: Duration) {
         let mut health = self.health();
         (health.standstill, health.held_warning) = (standstill, held_warning);
     }
 
-    /// What holds the watermark up, if anything does.
+    /// Sets the cause that holds the watermark; None if there is none.
     pub fn watermark_stalls(&self, stall: Option<&Stall>) {
         self.health().watermark = stall.copied();
     }
 
-    /// The gauge of how long a transaction has held a partition, in seconds.
+    /// Returns the gauge of the time for which a transaction has held a partition, in seconds.
     pub fn partition_held(&self, partition: Partition) -> IntGauge {
         self.partition_held.with_label_values(&[&partition.0.to_string()])
     }
 
-    /// A transaction has held a partition at this offset for so long, or none does.
+    /// Sets the offset and duration for which a transaction has held a partition; None if none holds it.
     pub fn partition_holds(&self, partition: Partition, held: Option<(Offset, Duration)>) {
         let mut health = self.health();
         match held.and_then(|(offset, time)| Some((offset, Instant::now().checked_sub(time)?))) {
@@ -294,69 +295,69 @@ impl Metrics {
         }
     }
 
-    /// Something is wrong with the source's topic, or no longer.
+    /// Sets the problem of the source's topic; None if there is none.
     pub fn topic_stalls(&self, reason: Option<String>) {
         self.health().topic = reason;
     }
 
-    /// The ledger begins to write, or has written.
+    /// Records that a write to the ledger has begun or ended.
     pub fn writes_ledger(&self, writing: bool) {
         self.health().writes_ledger = writing.then(Instant::now);
     }
 
-    /// Logs what holds the process up, once, and when it no longer does.
+    /// Logs each stall once, and its end.
     pub fn log_stalls(&self) {
         self.health().log(Instant::now());
     }
 
-    /// The frontier behind all sinks has moved to this epoch, which began then, if it has begun.
+    /// Records that all sinks have committed all epochs before `epoch`, which was opened at `begun`, if it is open.
     pub fn frontier(&self, epoch: Epoch, begun: Option<Instant>) {
         self.frontier.set(epoch.0 as i64);
         self.health().frontier = Some(Frontier { begun, moved: Instant::now() });
     }
 
-    /// The epoch that the frontier behind all sinks stands at.
+    /// Returns the first epoch that not all sinks have committed.
     pub fn frontier_epoch(&self) -> Epoch {
         Epoch(self.frontier.get() as u64)
     }
 
-    /// So much time has passed between a record's own timestamp and the commit of its epoch's alerts.
+    /// Records the time from a record timestamp to the commit of the alerts of its epoch.
     pub fn latency(&self, latency: Duration) {
         self.latency.observe(latency.as_secs_f64());
     }
 
-    /// How many records are known to wait in a partition.
+    /// Returns the gauge of the number of unread records of a partition.
     pub fn consumer_lag(&self, partition: Partition) -> IntGauge {
         self.consumer_lag.with_label_values(&[&partition.0.to_string()])
     }
 
-    /// A share of the bytes that were read and not committed.
+    /// Returns a share of the bytes that were read and not committed.
     pub fn bytes_in_flight(&self) -> Share {
         Share::of(&self.bytes_in_flight)
     }
 
-    /// A share of the keys.
+    /// Returns a share of the number of keys.
     pub fn keys(&self) -> Share {
         Share::of(&self.keys)
     }
 
-    /// A share of the open windows.
+    /// Returns a share of the number of open windows.
     pub fn open_windows(&self) -> Share {
         Share::of(&self.open_windows)
     }
 
-    /// A sink begins to commit.
+    /// Records that a sink begins a commit.
     pub fn committing(&self, sink: &str) {
         self.commit_retries.with_label_values(&[sink]);
         self.health().committing.insert(sink.to_owned(), Instant::now());
     }
 
-    /// A commit has failed and is tried again.
+    /// Counts a retry of a commit.
     pub fn commit_retried(&self, sink: &str) {
         self.commit_retries.with_label_values(&[sink]).inc();
     }
 
-    /// A sink has committed through this epoch.
+    /// Records that a sink has committed through this epoch.
     pub fn committed(&self, sink: &str, through: Epoch) {
         self.sink_epoch.with_label_values(&[sink]).set(through.0 as i64);
         if let Some(begun) = self.health().committing.remove(sink) {
@@ -364,44 +365,45 @@ impl Metrics {
         }
     }
 
-    /// The checkpoint of an epoch, which has this wall time, is durable; so many bytes are to be read to go on from it.
+    /// Records that the checkpoint of an epoch is durable, with the epoch's wall time and the bytes to read to resume
+    /// from it.
     pub fn checkpoint(&self, epoch: Epoch, wall_ms: i64, bytes: u64) {
         self.checkpoint_epoch.set(epoch.0 as i64);
         self.checkpoint_time.set(wall_ms);
         self.checkpoint_bytes.set(bytes as i64);
     }
 
-    /// The consumer group could not be told of progress.
+    /// Counts a failed commit of the consumer group's offsets.
     pub fn group_commit_failed(&self) {
         self.group_commit_failures.inc();
     }
 
-    /// The start is about this now; nothing has been read yet.
+    /// Sets the current step of the start, before anything is read.
     pub fn starting(&self, what: impl Into<String>) {
         self.health().starting = Some((what.into(), Instant::now()));
     }
 
-    /// The start is over: workers run.
+    /// Records that the start is complete and the workers run.
     pub fn started(&self) {
         self.health().starting = None;
     }
 
-    /// What the start is about, until it is over.
+    /// Returns the current step of the start, until it is complete.
     pub fn start(&self) -> Option<String> {
         self.health().starting.as_ref().map(|(what, _)| what.clone())
     }
 
-    /// The supervisor has started this run so many times again.
+    /// Adds restarts of this run by the supervisor.
     pub fn restarted(&self, times: u64) {
         self.restarts.inc_by(times);
     }
 
-    /// The sink that has been committing for longest, and since when.
+    /// Returns the sink with the longest commit in progress, and the time at which it began.
     pub fn committing_longest(&self) -> Option<(String, Instant)> {
         self.health().committing_longest().map(|(sink, since)| (sink.clone(), *since))
     }
 
-    /// Why the process is not ready, if it is not.
+    /// Returns the reasons for which the process is not ready; None if it is ready.
     pub fn unready(&self) -> Option<Unready> {
         self.unready_at(Instant::now())
     }
@@ -411,14 +413,14 @@ impl Metrics {
         self.health().unready(now, waiting)
     }
 
-    /// How many records are known to wait, over all partitions of this process.
+    /// Returns the number of unread records, over all partitions of this process.
     fn waiting(&self) -> i64 {
         let families = self.consumer_lag.collect();
         let lags = families.iter().flat_map(|family| family.get_metric());
         lags.map(|metric| metric.get_gauge().get_value()).sum::<f64>() as i64
     }
 
-    /// The text that Prometheus reads.
+    /// Returns the metrics in the Prometheus text format.
     pub fn text(&self) -> String {
         let now = Instant::now();
         let (begun, stalls, held) = {
@@ -449,19 +451,19 @@ impl Metrics {
     }
 }
 
-/// How often something took how long: by bound, in seconds, how often it took at most so long.
+/// A distribution of durations: pairs of an upper bound, in seconds, and the number of durations up to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Times(Vec<(f64, u64)>);
 
 impl Times {
-    /// Those since `earlier`, which is of the same bounds.
+    /// Returns the distribution since `earlier`, which must have the same bounds.
     pub fn since(&self, earlier: &Times) -> Times {
         let both = self.0.iter().zip(&earlier.0);
         Times(both.map(|(&(bound, count), &(_, before))| (bound, count.saturating_sub(before))).collect())
     }
 
-    /// The time, in seconds, that this share of them did not exceed, taken as evenly spread between two bounds, as
-    /// Prometheus does (`histogram_quantile`); the greatest bound beyond it, and none if there are none.
+    /// Returns a quantile in seconds, interpolated linearly between two bounds like Prometheus' `histogram_quantile`.
+    /// The result is at most the greatest bound; None if there are no durations.
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let &(greatest, all) = self.0.last()?;
         let rank = share * all as f64;
@@ -472,21 +474,21 @@ impl Times {
     }
 }
 
-/// Registers what it is given.
-struct Add<'a>(&'a Registry);
+/// A helper that creates and registers metrics.
+struct Registrar<'a>(&'a Registry);
 
-impl Add<'_> {
-    fn to<C: Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
+impl Registrar<'_> {
+    fn register<C: Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
         self.0.register(Box::new(collector.clone()))?;
         Ok(collector)
     }
 
     fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-        self.to(IntGauge::new(name, help)?)
+        self.register(IntGauge::new(name, help)?)
     }
 }
 
-/// One worker's share of a gauge that sums up all workers; given back when it is dropped.
+/// One worker's share of a gauge that is the sum over all workers. Dropping the share removes it from the sum.
 pub struct Share {
     gauge: IntGauge,
     value: i64,
@@ -497,7 +499,7 @@ impl Share {
         Share { gauge: gauge.clone(), value: 0 }
     }
 
-    /// The share is this much now.
+    /// Sets the share.
     pub fn set(&mut self, value: usize) {
         let value = i64::try_from(value).unwrap_or(i64::MAX);
         self.gauge.add(value - std::mem::replace(&mut self.value, value));
@@ -510,7 +512,7 @@ impl Drop for Share {
     }
 }
 
-/// How much of this process is in RAM, in bytes; none where the system does not tell.
+/// Returns the resident memory of this process, in bytes; None where `/proc` does not exist.
 fn resident_bytes() -> Option<i64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

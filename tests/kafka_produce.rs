@@ -1,6 +1,6 @@
-//! Producing at a pace, and sending dead letters back, against a real broker.
+//! Tests of producing at a rate, and of retrying dead letters, with a real broker.
 //!
-//! `HEADWATER_TEST_KAFKA` names the broker, as `host:port`. Every test makes topics of its own.
+//! `HEADWATER_TEST_KAFKA` names the broker, as `host:port`. Every test creates its own topics.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ fn brokers() -> String {
         .expect("these tests need a Kafka broker: set HEADWATER_TEST_KAFKA to its host:port")
 }
 
-/// A new topic of this name, unlike that of any other run.
+/// Creates a new topic, whose name starts with `name` and is unique.
 fn topic(name: &str, partitions: u32) -> String {
     let name = format!("{name}-{}", std::process::id());
     let specs = [TopicSpec::new(&name, partitions)];
@@ -46,7 +46,7 @@ fn open(topic: &str) -> KafkaSource {
 }
 
 #[test]
-fn producing_keeps_its_pace_and_stops_when_told() {
+fn producing_keeps_its_rate_and_stops_on_request() {
     let topic = topic("pace", 2);
     let produced = |n: u32| Produced {
         partition: Some(n % 2),
@@ -75,9 +75,9 @@ fn producing_keeps_its_pace_and_stops_when_told() {
 }
 
 #[test]
-fn a_record_sent_at_a_rate_carries_the_time_at_which_it_was_due() {
+fn the_timestamp_of_a_record_is_the_time_at_which_it_was_due() {
     let topic = topic("due", 1);
-    // Each takes longer to make than it may: sending falls behind the schedule, and the timestamps do not.
+    // Creating each record takes longer than its interval: sending falls behind the schedule, the timestamps do not.
     let produced = (0..20u32).map(|n| {
         std::thread::sleep(Duration::from_millis(40));
         Produced { partition: Some(0), value: Some(n.to_string().into_bytes()), ..Produced::default() }
@@ -96,7 +96,7 @@ fn a_record_sent_at_a_rate_carries_the_time_at_which_it_was_due() {
 }
 
 #[test]
-fn dead_letters_go_back_once_each_and_only_to_the_topic_of_their_pipeline() {
+fn dead_letters_are_retried_once_to_their_own_source_topic() {
     let (letters, source) = (topic("letters", 3), topic("back", 1));
     let pipeline = format!("pipeline-{}", std::process::id());
     let letter_of = |pipeline: &str, n: u32, reason: &str, retries: u32, truncated: bool| {
@@ -155,7 +155,7 @@ fn dead_letters_go_back_once_each_and_only_to_the_topic_of_their_pipeline() {
     assert_eq!(retry(false, None), Retried { before: 2, ..left });
     assert_eq!(retry(true, None), Retried { sent: 1, before: 2, late: 0, ..left });
     produce(vec![letter(6, "malformed", 1, false)]);
-    assert_eq!(retry(true, None), Retried { sent: 1, before: 3, late: 0, ..left }, "what is new is sent");
+    assert_eq!(retry(true, None), Retried { sent: 1, before: 3, late: 0, ..left }, "new letters are sent");
     let mut reader = open(&source).reader(&[(Partition(0), Offset(0))]).expect("it reads");
     let mut got = Vec::new();
     let deadline = Instant::now() + TEN_SECONDS;

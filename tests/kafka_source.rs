@@ -1,6 +1,6 @@
-//! The Kafka source against a real broker, whose transactions, watermarks and retention no mock has.
+//! Tests of the Kafka source with a real broker, because mocks lack transactions, watermarks and retention.
 //!
-//! `HEADWATER_TEST_KAFKA` names the broker, as `host:port`. Every test makes topics of its own.
+//! `HEADWATER_TEST_KAFKA` names the broker, as `host:port`. Every test creates its own topics.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -25,7 +25,7 @@ fn brokers() -> String {
         .expect("these tests need a Kafka broker: set HEADWATER_TEST_KAFKA to its host:port")
 }
 
-/// A new topic of this name, unlike that of any other test.
+/// Creates a new topic, whose name starts with `test` and is unique.
 fn topic(test: &str, partitions: u32, config: &[(&str, &str)]) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -63,7 +63,7 @@ fn refusal<T>(outcome: Result<T, SourceError>) -> String {
     }
 }
 
-/// A producer; with an id, a transactional one.
+/// Creates a producer; with an id, a transactional one.
 fn producer(id: Option<&str>) -> BaseProducer {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers());
@@ -72,7 +72,7 @@ fn producer(id: Option<&str>) -> BaseProducer {
     }
     let producer: BaseProducer = config.create().expect("a producer");
     if id.is_some() {
-        producer.init_transactions(TEN_SECONDS).expect("it takes the id");
+        producer.init_transactions(TEN_SECONDS).expect("transactions are initialised");
     }
     producer
 }
@@ -89,7 +89,7 @@ fn numbers(range: std::ops::Range<u32>) -> impl Iterator<Item = String> {
     range.map(|n| n.to_string())
 }
 
-/// Reads with one reader over all partitions and keeps what it got, by partition, as offset and value.
+/// A reader of all partitions, with the records read so far, by partition, as offset and value.
 struct Reading {
     reader: Box<dyn Reader>,
     got: BTreeMap<u32, Vec<(i64, String)>>,
@@ -108,7 +108,7 @@ impl Reading {
             let value = String::from_utf8(raw.value.unwrap_or_default().to_vec()).expect("text");
             got.entry(raw.position.partition.0).or_default().push((raw.position.offset.0, value));
         });
-        assert!(begun.elapsed() < Duration::from_secs(1), "reading must not wait");
+        assert!(begun.elapsed() < Duration::from_secs(1), "reading must not block");
         std::thread::sleep(Duration::from_millis(1));
         count
     }
@@ -128,7 +128,7 @@ impl Reading {
         }
     }
 
-    /// Whether a partition's position equals the high watermark that its leader has told.
+    /// Returns true if a partition's position equals its last high watermark.
     fn at_end(&self, partition: u32) -> bool {
         let state = self.state(partition);
         state.available && state.high_watermark == Some(state.position)
@@ -149,7 +149,7 @@ impl Reading {
 }
 
 #[test]
-fn a_record_comes_with_key_timestamp_tombstone_and_retry_count() {
+fn records_have_key_timestamp_tombstone_and_retry_count() {
     let topic = topic("record", 1, &[]);
     let header = |value: &str| vec![("headwater-retries".to_owned(), value.as_bytes().to_vec())];
     let produced = [
@@ -199,7 +199,7 @@ fn aborted_records_are_hidden_and_the_position_passes_them() {
 }
 
 #[test]
-fn an_open_upstream_transaction_is_not_the_end_and_its_records_come_when_it_commits() {
+fn records_of_an_open_transaction_are_read_when_it_commits() {
     let topic = topic("open", 1, &[]);
     send(&producer(None), &topic, 0, numbers(0..2));
     let upstream = producer(Some(&topic));
@@ -207,20 +207,20 @@ fn an_open_upstream_transaction_is_not_the_end_and_its_records_come_when_it_comm
     send(&upstream, &topic, 0, numbers(2..4));
     let source = open(&topic);
     let mut reading = Reading::of(&source);
-    reading.until("what is committed is read", |r| r.state(0).position == Offset(2));
+    reading.until("committed records are read", |r| r.state(0).position == Offset(2));
     reading.until("the transaction is seen", |r| r.state(0).high_watermark == Some(Offset(4)));
     reading.keep_reading(Duration::from_secs(2));
-    assert!(!reading.at_end(0), "an open transaction must not look like silence");
+    assert!(!reading.at_end(0), "an open transaction must not look like the end");
     let state = reading.state(0);
     assert_eq!((state.position, state.stable_offset), (Offset(2), Some(Offset(2))), "it holds the partition");
-    assert_eq!(state.backlog, 0, "what is not committed cannot be read");
+    assert_eq!(state.backlog, 0, "uncommitted records cannot be read");
     upstream.commit_transaction(TEN_SECONDS).expect("it commits");
     reading.until("the transaction's records are read", |r| r.values(0).len() == 4);
     reading.until("it is at its end", |r| r.at_end(0));
 }
 
 #[test]
-fn a_partition_is_at_its_end_while_another_is_busy_until_a_record_comes() {
+fn a_partition_is_at_its_end_while_another_is_busy() {
     let topic = topic("end", 2, &[]);
     let upstream = producer(None);
     send(&upstream, &topic, 1, numbers(0..1));
@@ -245,7 +245,7 @@ fn a_partition_is_at_its_end_while_another_is_busy_until_a_record_comes() {
 }
 
 #[test]
-fn pausing_and_resuming_loses_and_repeats_nothing() {
+fn pausing_and_resuming_loses_and_repeats_no_record() {
     let topic = topic("pause", 2, &[]);
     let upstream = producer(None);
     for partition in 0..2 {
@@ -263,7 +263,7 @@ fn pausing_and_resuming_loses_and_repeats_nothing() {
         pauses += usize::from(pause);
         reading.step(700).expect("it reads");
         if pause {
-            assert_eq!(reading.state(0).position, position, "a paused partition stands still");
+            assert_eq!(reading.state(0).position, position, "a paused partition does not advance");
             if other == Offset(20_000) {
                 break;
             }
@@ -271,18 +271,18 @@ fn pausing_and_resuming_loses_and_repeats_nothing() {
     }
     assert!(pauses > 3);
     reading.reader.set_paused(Partition(0), false).expect("it is owned");
-    reading.until("all is read", |r| (0..2).all(|p| r.values(p).len() >= 20_000));
+    reading.until("all records are read", |r| (0..2).all(|p| r.values(p).len() >= 20_000));
     let expected: Vec<_> = numbers(0..20_000).enumerate().map(|(n, value)| (n as i64, value)).collect();
     assert!((0..2).all(|p| reading.got[&p] == expected), "each record once, in order");
 }
 
 #[test]
-fn the_position_never_runs_ahead_of_what_was_handed_out() {
+fn the_position_never_passes_records_that_were_not_emitted() {
     let topic = topic("position", 1, &[]);
     send(&producer(None), &topic, 0, numbers(0..5_000));
     let source = open(&topic);
     let mut reading = Reading::of(&source);
-    // Everything is fetched long before it is read, and statistics that say so come in between.
+    // All records are fetched long before they are read, and statistics report this meanwhile.
     for _ in 0..60 {
         reading.step(10).expect("it reads");
         assert_eq!(reading.state(0).position, Offset(reading.values(0).len() as i64));
@@ -298,7 +298,7 @@ fn the_position_never_runs_ahead_of_what_was_handed_out() {
 }
 
 #[test]
-fn a_bounded_run_ends_behind_control_records_and_reads_nothing_later() {
+fn a_bounded_run_ends_after_control_records() {
     let topic = topic("bounded", 3, &[]);
     let upstream = producer(Some(&topic));
     upstream.begin_transaction().expect("it begins");
@@ -319,13 +319,13 @@ fn a_bounded_run_ends_behind_control_records_and_reads_nothing_later() {
     reading.keep_reading(Duration::from_millis(500));
     assert_eq!(reading.values(0), ["0", "1", "2"]);
     assert_eq!((reading.values(1).len(), reading.values(2).len()), (0, 0));
-    assert!((0..3).all(|p| reading.state(p).backlog == 0), "what came later is not waited for");
+    assert!((0..3).all(|p| reading.state(p).backlog == 0), "later records do not count as backlog");
     let position = |p| reading.state(p).position;
     assert_eq!([position(0), position(1), position(2)], [Offset(7), Offset(3), Offset(0)]);
 }
 
 #[test]
-fn a_bounded_run_ends_before_a_transaction_that_is_open_when_it_starts() {
+fn a_bounded_run_ends_before_an_open_transaction() {
     let topic = topic("bounded-open", 1, &[]);
     send(&producer(None), &topic, 0, numbers(0..2));
     let upstream = producer(Some(&topic));
@@ -350,7 +350,7 @@ fn truncate(topic: &str, before: i64) {
 }
 
 #[test]
-fn offsets_that_the_log_does_not_have_are_refused_with_what_it_has() {
+fn offsets_outside_the_log_are_refused_with_its_range() {
     let topic = topic("range", 1, &[]);
     send(&producer(None), &topic, 0, numbers(0..10));
     truncate(&topic, 4);
@@ -374,7 +374,7 @@ fn offsets_that_the_log_does_not_have_are_refused_with_what_it_has() {
 }
 
 #[test]
-fn the_groups_offsets_are_where_it_starts_and_are_refused_once_lost() {
+fn group_offsets_are_the_start_and_refused_once_truncated() {
     let topic = topic("group", 2, &[]);
     send(&producer(None), &topic, 0, numbers(0..10));
     let source = open(&topic);
@@ -388,7 +388,7 @@ fn the_groups_offsets_are_where_it_starts_and_are_refused_once_lost() {
 }
 
 #[test]
-fn recorded_starts_override_the_group_and_are_refused_where_the_log_has_changed() {
+fn recorded_starts_override_the_group_and_must_be_in_the_log() {
     let topic = topic("recorded", 1, &[]);
     send(&producer(None), &topic, 0, numbers(0..10));
     open(&topic).commit(&[(Partition(0), Offset(7))]).expect("it is committed");
@@ -397,14 +397,14 @@ fn recorded_starts_override_the_group_and_are_refused_where_the_log_has_changed(
         KafkaSource::open(KafkaSourceConfig { starts, ..config(&topic) })
     };
     assert_eq!(with(vec![3]).expect("it opens").start(), [Offset(3)]);
-    assert!(refusal(with(vec![3, 0])).contains("has 1 partitions, and 2 were read"));
-    assert!(refusal(with(vec![11])).contains("must be read from offset 11, and the topic has 0 to 10"));
+    assert!(refusal(with(vec![3, 0])).contains("has 1 partitions, but 2 were read before"));
+    assert!(refusal(with(vec![11])).contains("must be read from offset 11, but the topic has 0 to 10"));
     truncate(&topic, 5);
     assert!(refusal(with(vec![3])).contains("the topic has 5 to 10"));
 }
 
 #[test]
-fn a_limit_is_read_up_to_and_no_further_until_it_is_lifted() {
+fn no_record_at_or_beyond_a_limit_is_read() {
     let topic = topic("limit", 2, &[]);
     (0..2).for_each(|partition| send(&producer(None), &topic, partition, numbers(0..20)));
     let mut reading = Reading::of(&open(&topic));
@@ -425,7 +425,7 @@ fn a_limit_is_read_up_to_and_no_further_until_it_is_lifted() {
 }
 
 #[test]
-fn it_starts_at_the_end_or_at_a_time_where_nothing_is_recorded() {
+fn start_from_applies_without_recorded_offsets() {
     let topic = topic("from", 2, &[]);
     let upstream = producer(None);
     let now =
@@ -447,7 +447,7 @@ fn it_starts_at_the_end_or_at_a_time_where_nothing_is_recorded() {
 }
 
 #[test]
-fn missing_and_compacted_topics_and_owned_options_are_refused_by_name() {
+fn missing_or_compacted_topics_and_owned_options_are_refused() {
     let reason = refusal(KafkaSource::open(config("no-such-topic")));
     assert!(reason.contains("no-such-topic") && reason.contains("topics create"), "{reason}");
     for policy in ["compact", "compact,delete"] {
@@ -471,7 +471,7 @@ fn missing_and_compacted_topics_and_owned_options_are_refused_by_name() {
 }
 
 #[test]
-fn a_broker_that_is_not_there_is_an_error_and_not_a_hang() {
+fn an_absent_broker_is_an_error_within_a_timeout() {
     let begun = Instant::now();
     let absent = KafkaSourceConfig { brokers: "127.0.0.1:1".to_owned(), ..config("any") };
     let outcome = KafkaSource::open(absent);

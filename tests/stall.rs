@@ -1,4 +1,4 @@
-//! A sink that stalls, between real Kafka and sinks in memory: what waits for it, what goes on, and what it costs.
+//! A test of a stalled sink, with real Kafka and sinks in memory: backpressure, memory use and recovery.
 //!
 //! `HEADWATER_TEST_KAFKA` names the broker, as `host:port`.
 
@@ -22,7 +22,7 @@ use headwater_sinks::{Cell, Generation, LedgerId, Shards, WriterContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-/// How long a condition may take to come true: only a broken program takes that long.
+/// The maximum time for a condition to become true, far above the time that a correct program needs.
 const PATIENCE: Duration = Duration::from_secs(180);
 const PARTITIONS: i32 = 6;
 const EPOCHS_IN_FLIGHT: u64 = 100;
@@ -37,7 +37,7 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Has another process produce: its memory is not to be counted.
+/// Produces records in another process, so that its memory is not counted.
 fn produce(config: &Path, seed: u64, eps: u64, seconds: u64) -> u64 {
     let output = Command::new(env!("CARGO_BIN_EXE_headwater"))
         .arg("produce")
@@ -49,18 +49,18 @@ fn produce(config: &Path, seed: u64, eps: u64, seconds: u64) -> u64 {
     eps * seconds
 }
 
-/// The sum of the offsets that the consumer group was told.
+/// Returns the sum of the consumer group's committed offsets.
 fn group_total(group: &str, topic: &str) -> u64 {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers())
         .set("group.id", group)
         .create()
         .expect("a consumer");
-    let mut asked = TopicPartitionList::new();
+    let mut partitions = TopicPartitionList::new();
     for partition in 0..PARTITIONS {
-        asked.add_partition(topic, partition);
+        partitions.add_partition(topic, partition);
     }
-    let committed = consumer.committed_offsets(asked, Duration::from_secs(10)).expect("answered");
+    let committed = consumer.committed_offsets(partitions, Duration::from_secs(10)).expect("a response");
     let offset = |offset| if let Offset::Offset(offset) = offset { offset as u64 } else { 0 };
     committed.elements().iter().map(|element| offset(element.offset())).sum()
 }
@@ -74,7 +74,7 @@ fn through(memory: &Memory) -> Epoch {
     memory.progress().map_or(Epoch(0), |progress| progress.through)
 }
 
-/// How often each record of the topic is stored.
+/// Returns the number of times that each record of the topic is stored.
 fn stored(memory: &Memory) -> BTreeMap<(i64, i64), u32> {
     let mut records = BTreeMap::new();
     for (_, changes) in memory.committed() {
@@ -99,7 +99,7 @@ fn metric(metrics: &Metrics, name: &str) -> i64 {
 }
 
 #[test]
-fn a_stalled_sink_holds_back_the_group_and_its_own_progress_and_in_the_end_only_costs_time() {
+fn a_stalled_sink_causes_backpressure_and_no_loss() {
     let name = format!("stall-{}", std::process::id());
     let dir = tempfile::tempdir().expect("a directory");
     let config = dir.path().join("run.toml");
@@ -156,43 +156,43 @@ fn a_stalled_sink_holds_back_the_group_and_its_own_progress_and_in_the_end_only_
     };
     let running = std::thread::spawn(move || run(job));
 
-    // All is well.
+    // Both sinks commit.
     let before = produce(&config, 1, 10_000, 1);
     wait_for("the first records", || group_total(&name, &name) == before);
     assert_eq!(metrics.unready(), None);
 
-    // One sink stalls while records go on arriving, until nothing moves any more.
+    // One sink stalls while records continue to arrive, until the engine stops reading.
     stalled.stall(true);
     let mut produced = before + produce(&config, 2, 20_000, 1);
     let ahead = || metrics.latest().0.saturating_sub(metrics.frontier_epoch().0);
-    wait_for("the engine to stand still", || ahead() + 1 >= EPOCHS_IN_FLIGHT);
+    wait_for("the engine to stop reading", || ahead() + 1 >= EPOCHS_IN_FLIGHT);
     let stand = (through(&stalled), through(&free), metrics.latest().0);
     let memory = metric(&metrics, "process_resident_memory_bytes");
 
-    // Far more arrives than may be in flight, and longer than a process may stand still and be ready.
+    // Far more records arrive than may be in flight, for longer than a process may stall and remain ready.
     produced += produce(&config, 3, 50_000, 6);
     wait_for("the process to be not ready", || metrics.unready().is_some());
     let unready = metrics.unready().expect("it does not become ready again");
     assert_eq!(unready.committing.as_deref(), Some("stalled"), "{unready:?}");
-    assert_eq!(group_total(&name, &name), before, "the group's offsets stand still");
+    assert_eq!(group_total(&name, &name), before, "the group's offsets do not advance");
     let bytes = metric(&metrics, "headwater_bytes_in_flight");
     assert!((1..2 * BYTES_IN_FLIGHT as i64).contains(&bytes), "{bytes} bytes are in flight");
     let growth = metric(&metrics, "process_resident_memory_bytes") - memory;
     assert!(growth < 48 * MIB, "memory has grown by {growth} bytes");
-    assert_eq!((through(&stalled), metrics.latest().0), (stand.0, stand.2), "it stands still");
+    assert_eq!((through(&stalled), metrics.latest().0), (stand.0, stand.2), "the engine does not advance");
     let frontier = metrics.frontier_epoch();
     assert!(through(&stalled) < frontier && stand.1 <= through(&free));
     let bound = frontier.0 + EPOCHS_IN_FLIGHT;
-    assert!(through(&free) > frontier, "the other sink has gone on");
+    assert!(through(&free) > frontier, "the other sink has committed further epochs");
     assert!(through(&free).0 <= bound, "{:?} is beyond {bound}", through(&free));
     let lag = |metrics: &Metrics| metric(metrics, "headwater_consumer_lag_records");
-    wait_for("all that waits to be known", || lag(&metrics) > 200_000);
+    wait_for("the lag to include all records", || lag(&metrics) > 200_000);
 
-    // It returns.
+    // The stalled sink resumes.
     stalled.stall(false);
-    wait_for("all to catch up", || group_total(&name, &name) == produced);
+    wait_for("both sinks to catch up", || group_total(&name, &name) == produced);
     assert_eq!(metrics.unready(), None);
-    wait_for("nothing to wait any more", || lag(&metrics) == 0);
+    wait_for("the lag to be zero", || lag(&metrics) == 0);
     stopping.store(true, Ordering::Relaxed);
     running.join().expect("no panic").expect("the run ends well");
     let stored = [&stalled, &free].map(stored);

@@ -1,7 +1,7 @@
-//! Decoding: bytes in, events or rejections out. Nothing panics, and nothing but the event's text is copied.
+//! Decoding of records into events or rejections. Decoding never panics, and copies nothing but the event's text.
 //!
-//! A record is scanned once. What its known members hold is noted on the way and judged afterwards, so that a
-//! record that is not JSON at all is called malformed whatever else is wrong with it.
+//! A record is scanned once. The scan collects the values of its known fields, which are validated afterwards, so that
+//! a record that is not JSON is rejected as malformed, whatever else is wrong with it.
 
 mod number;
 mod record;
@@ -14,24 +14,24 @@ use std::borrow::Cow;
 use headwater_dataflows::EventTime;
 use serde::{Deserialize, Serialize};
 
-/// A time in milliseconds since 1970, from RFC 3339 with an offset.
+/// Parses an RFC 3339 time with an offset. Returns milliseconds since 1970.
 ///
 /// # Errors
-/// Says what is wrong with it.
+/// If the text is not such a time; the error says why.
 pub fn rfc3339_ms(text: &str) -> Result<i64, &'static str> {
     number::rfc3339(text)
 }
 
-/// An optional field of a wrong form, which is taken as absent.
+/// An error of an optional field, which is treated as absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
-    /// Which.
+    /// The name of the field.
     pub field: &'static str,
-    /// What is wrong with it, for people.
+    /// The error message.
     pub message: String,
 }
 
-/// The fields that can be of a wrong form in an event.
+/// The fields that are optional in an event, so that an error in them does not reject it.
 pub const OPTIONAL_FIELDS: [&str; 10] = [
     "user_id",
     "device_id",
@@ -45,28 +45,28 @@ pub const OPTIONAL_FIELDS: [&str; 10] = [
     "attributes",
 ];
 
-/// Why a record takes no part.
+/// The reason for which a record is rejected and becomes a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reason {
-    /// It cannot be read: not JSON, a known member of another type, too large.
+    /// The record cannot be parsed: it is not JSON, a known field has the wrong type, or it is too large.
     Malformed,
-    /// It can be read, but breaks a rule.
+    /// The record can be parsed, but a field has an invalid value.
     Invalid,
-    /// It came after the watermark had passed it.
+    /// The event time is below the watermark.
     Late,
-    /// It claims to come from the future.
+    /// The event time lies in the future.
     Future,
-    /// It came before.
+    /// An event with the same key and id was accepted before.
     Duplicate,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Reason; 5] =
         [Reason::Malformed, Reason::Invalid, Reason::Late, Reason::Future, Reason::Duplicate];
 
-    /// As it is written.
+    /// Returns the name in outputs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::Malformed => "malformed",
@@ -78,14 +78,14 @@ impl Reason {
     }
 }
 
-/// What is wrong with a record.
+/// The rejection of a record.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Rejection {
-    /// Why it takes no part.
+    /// The reason.
     pub reason: Reason,
-    /// Which member is at fault, if one is.
+    /// The field that caused the rejection, if there is one.
     pub field: Option<Cow<'static, str>>,
-    /// What is wrong, for people.
+    /// The error message.
     pub message: String,
 }
 
@@ -98,8 +98,8 @@ impl Rejection {
         Rejection { reason: Reason::Invalid, field: Some(Cow::Borrowed(field)), message: message.into() }
     }
 
-    /// An event whose time lies more than `skew_ms` beyond the earlier of its record's timestamp and the wall time at
-    /// which it was read, all in milliseconds since 1970.
+    /// Returns the rejection of an event whose time is more than `skew_ms` milliseconds after the earlier of its record
+    /// timestamp and the wall time of reading, both in milliseconds since 1970.
     pub fn future(
         time: EventTime,
         timestamp_ms: Option<i64>,
@@ -121,7 +121,7 @@ impl Rejection {
         }
     }
 
-    /// An event that came after the watermark had passed it.
+    /// Returns the rejection of a late event.
     pub fn late(time: EventTime) -> Rejection {
         Rejection {
             reason: Reason::Late,
@@ -130,7 +130,7 @@ impl Rejection {
         }
     }
 
-    /// An event that came before.
+    /// Returns the rejection of a duplicate event.
     pub fn duplicate(id: &str) -> Rejection {
         Rejection {
             reason: Reason::Duplicate,

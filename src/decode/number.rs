@@ -1,11 +1,12 @@
-//! Amounts and times, read from their text.
+//! Parsing of amounts and times.
 
 use std::borrow::Cow;
 
-/// The greatest amount, in millionths: 10^12.
-const LARGEST: u64 = 10u64.pow(18);
+/// The maximum amount, in millionths: 10^12.
+const MAX_AMOUNT: u64 = 10u64.pow(18);
 
-/// An amount in millionths, from a JSON number's text: at most 10^12 in size, rounded half to even at the sixth decimal.
+/// Parses a JSON number as an amount in millionths: at most 10^12 in absolute value, rounded half to even at the sixth
+/// decimal.
 pub(super) fn micros(text: &str) -> Result<i64, &'static str> {
     const TOO_LARGE: &str = "is larger than 10^12";
     let (negative, digits) = match text.strip_prefix('-') {
@@ -21,25 +22,25 @@ pub(super) fn micros(text: &str) -> Result<i64, &'static str> {
         None => 0,
         Some(text) => {
             let size = text.trim_start_matches(['+', '-']).trim_start_matches('0');
-            // With that many digits it is out of every range, whatever decimals a record has room for.
+            // An exponent with more digits is out of range for any number of decimals that fit into a record.
             let size = if size.len() > 12 { 1_000_000_000_000 } else { size.parse().unwrap_or(0) };
             if text.starts_with('-') { -size } else { size }
         }
     };
     let decimals = fraction.len() as i64 - exponent;
-    // How many of the last digits are beyond the sixth decimal.
+    // The number of digits after the sixth decimal.
     let dropped = usize::try_from(decimals - 6).unwrap_or(0);
     let kept = (whole.len() + fraction.len()).saturating_sub(dropped);
     let mut micros: u64 = 0;
     for digit in whole.bytes().chain(fraction.bytes()).take(kept) {
         // No overflow: ten times the largest amount and a digit fit.
         micros = micros * 10 + u64::from(digit - b'0');
-        if micros > LARGEST {
+        if micros > MAX_AMOUNT {
             return Err(TOO_LARGE);
         }
     }
     if dropped > 0 {
-        // Where more digits are dropped than there are, a zero comes first.
+        // If more digits are dropped than there are, the first dropped digit is a zero.
         let rest =
             if dropped > whole.len() + fraction.len() { (false, false) } else { half(whole, fraction, kept) };
         micros += u64::from(rest.0 && (rest.1 || micros % 2 == 1));
@@ -47,21 +48,22 @@ pub(super) fn micros(text: &str) -> Result<i64, &'static str> {
         let power = u32::try_from(6 - decimals).ok().filter(|&power| power <= 18).ok_or(TOO_LARGE)?;
         micros = micros.checked_mul(10u64.pow(power)).ok_or(TOO_LARGE)?;
     }
-    if micros > LARGEST {
+    if micros > MAX_AMOUNT {
         return Err(TOO_LARGE);
     }
     let size = micros as i64;
     Ok(if negative { -size } else { size })
 }
 
-/// Whether the digits from `kept` on are at least half of the last one that is kept, and whether they are more.
+/// Compares the digits from `kept` on with half a unit of the last kept digit: returns whether they are at least half,
+/// and whether they are more than half.
 fn half(whole: &str, fraction: &str, kept: usize) -> (bool, bool) {
     let mut rest = whole.bytes().chain(fraction.bytes()).skip(kept);
     let first = rest.next().unwrap_or(b'0');
     (first >= b'5', first > b'5' || rest.any(|digit| digit != b'0'))
 }
 
-/// Whether a text is a JSON number and nothing else.
+/// Returns true if the whole text is a JSON number.
 pub(super) fn is_number(text: &str) -> bool {
     fn digits(bytes: &[u8]) -> usize {
         bytes.iter().take_while(|byte| byte.is_ascii_digit()).count()
@@ -93,21 +95,22 @@ pub(super) fn is_number(text: &str) -> bool {
 /// The last millisecond of the year 9999.
 const LAST_MS: i64 = 253_402_300_799_999;
 
-/// Whether a JSON number's text has neither fraction nor exponent.
+/// Returns true if a JSON number has neither fraction nor exponent.
 pub(super) fn is_whole(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-')
 }
 
-/// Smaller numbers are taken for seconds: as milliseconds they lie before March 1973, as seconds as far as the year 5138.
-const LEAST_MS: u64 = 100_000_000_000;
+/// The minimum number of milliseconds. Smaller numbers are assumed to be seconds: as milliseconds they are before March
+/// 1973, as seconds they extend to the year 5138.
+const MIN_MS: u64 = 100_000_000_000;
 
-/// A time in milliseconds since 1970, from a JSON number's text.
+/// Parses a JSON number as a time in milliseconds since 1970.
 pub(super) fn millis(text: &str) -> Result<i64, Cow<'static, str>> {
     if !is_whole(text) {
         return Err("is not a whole number of milliseconds".into());
     }
     let ms = text.parse::<i64>().ok();
-    if ms.is_some_and(|ms| ms.unsigned_abs() < LEAST_MS) {
+    if ms.is_some_and(|ms| ms.unsigned_abs() < MIN_MS) {
         return Err(format!(
             "{text} looks like seconds: a number is in milliseconds since 1970, 10^11 or more"
         )
@@ -120,8 +123,8 @@ fn in_range(ms: i64) -> Option<i64> {
     (0..=LAST_MS).contains(&ms).then_some(ms)
 }
 
-/// A time in milliseconds since 1970, from RFC 3339 with an offset. Digits finer than milliseconds are dropped. Also taken
-/// are a space for the `T` and an offset without a colon. A leap second is the instant that follows it.
+/// Parses an RFC 3339 time with an offset. Returns milliseconds since 1970; finer digits are dropped. A space instead
+/// of the `T` and an offset without a colon are accepted, too. A leap second is the instant that follows it.
 pub(super) fn rfc3339(text: &str) -> Result<i64, &'static str> {
     const NO_TIME: &str = "is not a date and time of day that exists";
     const FORM: &str = "is not an RFC 3339 time with an offset, such as 2026-01-02T03:04:05.678Z";
@@ -191,7 +194,7 @@ pub(super) fn rfc3339(text: &str) -> Result<i64, &'static str> {
     in_range(minutes * 60_000 + i64::from(second) * 1000 + ms).ok_or("is not within the years 1970 to 9999")
 }
 
-/// Whether a minute is the first of a month in UTC: leap seconds come right before.
+/// Returns true if a minute is the first of a month in UTC: leap seconds precede such a minute.
 fn is_first_of_month(minutes: i64) -> bool {
     minutes % 1440 == 0 && crate::json::civil_from_days(minutes / 1440).2 == 1
 }

@@ -1,22 +1,22 @@
-//! One record: its members noted, judged, and put together as an event.
+//! Decoding of one record: its fields are scanned and validated, and form an event.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use headwater_dataflows::{EventTime, KeyHash};
 
-use super::scan::{Scanner, Syntax, Text, Value};
+use super::scan::{Scanner, SyntaxError, Text, Value};
 use super::{FieldError, Rejection, number};
 use crate::event::{Body, Event, EventType, KeyKind, RecordKey, Span};
 use crate::source::Raw;
 
-/// No record is larger, in bytes.
+/// The maximum size of a record, in bytes.
 const MAX_RECORD: usize = 1 << 20;
 
-/// No attributes are larger, in bytes of their text.
+/// The maximum size of the attributes' text, in bytes.
 const MAX_ATTRIBUTES: usize = 64 << 10;
 
-/// The members that have a meaning, in the order in which they are judged.
+/// The known fields, in the order of their validation.
 const FIELDS: [&str; 13] = [
     "event_id",
     "event_type",
@@ -47,7 +47,7 @@ const SESSION_ID: usize = 10;
 const LOCATION: usize = 11;
 const ATTRIBUTES: usize = 12;
 
-/// Which field a name is, by its length first.
+/// Returns the index of a known field; compares lengths first.
 fn field(name: &str) -> Option<usize> {
     let at = match (name.len(), name.as_bytes().first()?) {
         (8, b'e') => EVENT_ID,
@@ -70,34 +70,34 @@ fn field(name: &str) -> Option<usize> {
     (FIELDS[at] == name).then_some(at)
 }
 
-/// Turns records into events.
+/// A decoder of records into events.
 #[derive(Default)]
 pub struct Decoder {
-    /// Whether an optional field of a wrong form makes the record a dead letter.
+    /// True if an error in an optional field rejects the record.
     strict: bool,
-    /// What was taken as absent in the last record.
+    /// The errors of optional fields of the last record.
     errors: Vec<FieldError>,
-    /// What stands behind the record in the event's text.
+    /// The part of the event's text after the original record.
     appended: String,
-    /// Members without a meaning: name and value as they stand in the record.
+    /// Unknown fields: name and value, as ranges of the record.
     unknown: Vec<(Text, std::ops::Range<usize>)>,
 }
 
 impl Decoder {
-    /// Takes optional fields of a wrong form as absent, or, if it is strict, rejects their records.
+    /// Creates a decoder that treats optional fields with an error as absent or, if `strict`, rejects their records.
     pub fn new(strict: bool) -> Decoder {
         Decoder { strict, ..Decoder::default() }
     }
 
-    /// The optional fields of the last event that were of a wrong form and are absent in it.
+    /// Returns the errors of the optional fields of the last event, which are absent in it.
     pub fn field_errors(&self) -> &[FieldError] {
         &self.errors
     }
 
-    /// The event of a record, or what is wrong with it.
+    /// Decodes a record.
     ///
     /// # Errors
-    /// Every record that is not an event as the format defines it.
+    /// If the record is not a valid event.
     pub fn decode(&mut self, raw: Raw<'_>) -> Result<Event, Rejection> {
         let Some(bytes) = raw.value else {
             return Err(Rejection::malformed(None, "the record has no value"));
@@ -115,15 +115,15 @@ impl Decoder {
         self.appended.clear();
         self.errors.clear();
         let Decoder { strict, errors, appended, unknown } = self;
-        Assembly { text, members: &mut members, appended, unknown, strict: *strict, errors }.event(&raw)
+        EventBuilder { text, members: &mut members, appended, unknown, strict: *strict, errors }.build(&raw)
     }
 
-    /// Notes what the record's members hold.
+    /// Scans the values of the record's fields.
     fn scan(&mut self, text: &str) -> Result<[Value; FIELDS.len()], Rejection> {
         self.unknown.clear();
         let mut members = [const { Value::Null }; FIELDS.len()];
         let mut seen = 0u16;
-        let mut twice = None;
+        let mut duplicate = None;
         let mut scanner = Scanner::new(text, leading_space(text));
         let result = scanner.members(1, &mut |name, value, range| {
             let mut unescaped = String::new();
@@ -136,7 +136,7 @@ impl Decoder {
             match known {
                 Some(field) => {
                     if seen >> field & 1 == 1 {
-                        twice = twice.or(Some(FIELDS[field]));
+                        duplicate = duplicate.or(Some(FIELDS[field]));
                     }
                     seen |= 1 << field;
                     members[field] = value;
@@ -145,7 +145,7 @@ impl Decoder {
             }
         });
         result.and_then(|()| scanner.end()).map_err(not_json)?;
-        match twice {
+        match duplicate {
             Some(name) => Err(Rejection::malformed(Some(name), format!("duplicate field {name}"))),
             None => Ok(members),
         }
@@ -156,12 +156,12 @@ fn leading_space(text: &str) -> usize {
     text.bytes().take_while(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t')).count()
 }
 
-fn not_json(Syntax { at, what }: Syntax) -> Rejection {
+fn not_json(SyntaxError { at, what }: SyntaxError) -> Rejection {
     Rejection::malformed(None, format!("not a JSON object: {what} at byte {at}"))
 }
 
-/// Judges what was noted, and puts the event together.
-struct Assembly<'a> {
+/// A builder of an event, which validates the scanned fields.
+struct EventBuilder<'a> {
     text: &'a str,
     members: &'a mut [Value; FIELDS.len()],
     appended: &'a mut String,
@@ -170,8 +170,8 @@ struct Assembly<'a> {
     errors: &'a mut Vec<FieldError>,
 }
 
-impl Assembly<'_> {
-    fn event(mut self, raw: &Raw<'_>) -> Result<Event, Rejection> {
+impl EventBuilder<'_> {
+    fn build(mut self, raw: &Raw<'_>) -> Result<Event, Rejection> {
         self.check_types()?;
         let id = self.required(EVENT_ID, 128)?;
         let event_type = self.event_type()?;
@@ -239,7 +239,7 @@ impl Assembly<'_> {
         Ok(Event { position: raw.position, event_time, key_hash, body: Arc::new(body) })
     }
 
-    /// Every known member is of its type, or null.
+    /// Checks that every known field has its type, or is null.
     fn check_types(&mut self) -> Result<(), Rejection> {
         for (field, name) in FIELDS.into_iter().enumerate() {
             let value = &self.members[field];
@@ -251,13 +251,16 @@ impl Assembly<'_> {
                 _ => (self.is_text(value), "a string or a whole number"),
             };
             if !fits && *value != Value::Null {
-                self.wrong(field, Rejection::malformed(Some(name), format!("{name} must be {expected}")))?;
+                self.handle_field_error(
+                    field,
+                    Rejection::malformed(Some(name), format!("{name} must be {expected}")),
+                )?;
             }
         }
         Ok(())
     }
 
-    /// Whether a value can be an id: a string, or a whole number, which is taken digit by digit.
+    /// Returns true if a value can be an id: a string, or a whole number, whose digits are the id.
     fn is_text(&self, value: &Value) -> bool {
         match value {
             Value::Text(_) => true,
@@ -266,8 +269,8 @@ impl Assembly<'_> {
         }
     }
 
-    /// A field of a wrong form: it is absent from now on, unless the event needs it.
-    fn wrong(&mut self, field: usize, rejection: Rejection) -> Result<(), Rejection> {
+    /// Handles an error of a field: an optional field becomes absent; otherwise the record is rejected.
+    fn handle_field_error(&mut self, field: usize, rejection: Rejection) -> Result<(), Rejection> {
         if self.strict || self.is_required(field) {
             return Err(rejection);
         }
@@ -276,25 +279,25 @@ impl Assembly<'_> {
         Ok(())
     }
 
-    /// Whether there is no event without a field. The key is the device's only where the event is a sensor's.
+    /// Returns true if the event cannot exist without a field. The device id is required only for sensor events.
     fn is_required(&self, field: usize) -> bool {
-        let of_sensor = || match &self.members[EVENT_TYPE] {
+        let is_sensor = || match &self.members[EVENT_TYPE] {
             Value::Text(text) => {
-                let mut meaning = String::new();
-                Scanner::new(self.text, 0).unescape(text, &mut meaning);
-                meaning == EventType::IotSensor.as_str()
+                let mut unescaped = String::new();
+                Scanner::new(self.text, 0).unescape(text, &mut unescaped);
+                unescaped == EventType::IotSensor.as_str()
             }
             _ => false,
         };
         match field {
             EVENT_ID | EVENT_TYPE | EVENT_TIME => true,
-            USER_ID => !of_sensor(),
-            DEVICE_ID => of_sensor(),
+            USER_ID => !is_sensor(),
+            DEVICE_ID => is_sensor(),
             _ => false,
         }
     }
 
-    /// What a span of the event's text holds, the text being put together.
+    /// Returns the text of a span of the event's text under construction.
     fn str(&self, span: Span) -> &str {
         let (start, end) = span.bounds();
         match start.checked_sub(self.text.len()) {
@@ -303,7 +306,7 @@ impl Assembly<'_> {
         }
     }
 
-    /// Appends to the event's text what `write` makes of a span of it.
+    /// Applies `write` to a span of the event's text, and appends the result to that text.
     fn append(&mut self, write: impl FnOnce(&str, &mut String), of: Span) -> Span {
         let start = self.text.len() + self.appended.len();
         let mut piece = String::new();
@@ -312,8 +315,8 @@ impl Assembly<'_> {
         Span::new(start..start + piece.len())
     }
 
-    /// Where a string's meaning lies in the event's text.
-    fn meaning(&mut self, text: &Text) -> Span {
+    /// Returns the span of a string without escapes; appends it to the event's text if it has any.
+    fn unescaped_span(&mut self, text: &Text) -> Span {
         if !text.escaped {
             return Span::new(text.range.clone());
         }
@@ -322,12 +325,12 @@ impl Assembly<'_> {
         Span::new(start..self.text.len() + self.appended.len())
     }
 
-    /// A string, or a whole number's digits, of at most `limit` bytes.
+    /// Returns the span of a string, or of a whole number's digits, of at most `limit` bytes.
     fn string(&mut self, field: usize, limit: usize) -> Result<Span, Rejection> {
         let span = match &self.members[field] {
             Value::Text(text) if text.escaped => {
                 let text = text.clone();
-                self.meaning(&text)
+                self.unescaped_span(&text)
             }
             Value::Text(Text { range, .. }) | Value::Number(range) => Span::new(range.clone()),
             _ => return Ok(Span::ABSENT),
@@ -343,7 +346,7 @@ impl Assembly<'_> {
     fn optional(&mut self, field: usize) -> Result<Span, Rejection> {
         match self.string(field, 256) {
             Ok(span) => Ok(span),
-            Err(rejection) => self.wrong(field, rejection).map(|()| Span::ABSENT),
+            Err(rejection) => self.handle_field_error(field, rejection).map(|()| Span::ABSENT),
         }
     }
 
@@ -371,7 +374,7 @@ impl Assembly<'_> {
             Value::Number(range) => number::millis(&self.text[range.clone()]),
             Value::Text(text) => {
                 let text = text.clone();
-                let span = self.meaning(&text);
+                let span = self.unescaped_span(&text);
                 number::rfc3339(self.str(span)).map_err(Cow::Borrowed)
             }
             _ => Err("is missing".into()),
@@ -384,7 +387,7 @@ impl Assembly<'_> {
             Value::Number(range) => number::micros(&self.text[range.clone()]),
             Value::Text(text) => {
                 let text = text.clone();
-                let span = self.meaning(&text);
+                let span = self.unescaped_span(&text);
                 let text = self.str(span);
                 if number::is_number(text) { number::micros(text) } else { Err("is not a decimal number") }
             }
@@ -392,9 +395,9 @@ impl Assembly<'_> {
         };
         match micros {
             Ok(micros) => Ok(Some(micros)),
-            Err(what) => {
-                self.wrong(AMOUNT, Rejection::invalid("amount", format!("amount {what}"))).map(|()| None)
-            }
+            Err(what) => self
+                .handle_field_error(AMOUNT, Rejection::invalid("amount", format!("amount {what}")))
+                .map(|()| None),
         }
     }
 
@@ -402,11 +405,11 @@ impl Assembly<'_> {
         let Value::Object(range) = &self.members[LOCATION] else { return Ok(None) };
         match degrees(self.text, range.start) {
             Ok(degrees) => Ok(Some(degrees)),
-            Err(rejection) => self.wrong(LOCATION, rejection).map(|()| None),
+            Err(rejection) => self.handle_field_error(LOCATION, rejection).map(|()| None),
         }
     }
 
-    /// The attributes and the members without a meaning, as one object.
+    /// Returns the span of the attributes, merged with the unknown fields into one object.
     fn attributes(&mut self) -> Result<Span, Rejection> {
         let own = match &self.members[ATTRIBUTES] {
             Value::Object(range) => Some(range.clone()),
@@ -422,39 +425,39 @@ impl Assembly<'_> {
         let message = if len > MAX_ATTRIBUTES {
             format!("attributes have {len} bytes, more than 65536")
         } else if !numbers_fit(self.str(span)) {
-            "attributes have a number that stores cannot hold".to_owned()
+            "attributes contain a number that is too large to store".to_owned()
         } else {
             return Ok(span);
         };
         self.appended.truncate(appended);
-        self.wrong(ATTRIBUTES, Rejection::invalid("attributes", message)).map(|()| Span::ABSENT)
+        self.handle_field_error(ATTRIBUTES, Rejection::invalid("attributes", message)).map(|()| Span::ABSENT)
     }
 
-    /// Appends an object with the attributes' own members, then those of `unknown` that they lack, of several with
-    /// one name the last.
+    /// Appends an object with the attributes' own members, then the members of `unknown` that the attributes lack. Of
+    /// several members with one name, the last is used.
     fn merge(
         &mut self,
         own: Option<std::ops::Range<usize>>,
         unknown: &[(Text, std::ops::Range<usize>)],
     ) -> Span {
         let text = self.text;
-        let meaning = |name: &Text| {
-            let mut meaning = String::new();
-            Scanner::new(text, 0).unescape(name, &mut meaning);
-            meaning
+        let unescape = |name: &Text| {
+            let mut unescaped = String::new();
+            Scanner::new(text, 0).unescape(name, &mut unescaped);
+            unescaped
         };
         let mut names = std::collections::HashSet::new();
         let mut merged = String::from("{");
         if let Some(range) = own {
-            // It was scanned before, so it is whole.
+            // The object was scanned before, so it is well-formed.
             let _ = Scanner::new(text, range.start).members(2, &mut |name, _, _| {
-                names.insert(meaning(&name));
+                names.insert(unescape(&name));
             });
             merged.push_str(text[range.start + 1..range.end - 1].trim());
         }
         let mut last = Vec::with_capacity(unknown.len());
         for (name, range) in unknown.iter().rev() {
-            if names.insert(meaning(name)) {
+            if names.insert(unescape(name)) {
                 last.push((name, range));
             }
         }
@@ -474,7 +477,7 @@ impl Assembly<'_> {
     }
 }
 
-/// Latitude and longitude of the object that begins at `start`, which was scanned before and is whole.
+/// Returns latitude and longitude of the object at `start`, which was scanned before and is well-formed.
 fn degrees(text: &str, start: usize) -> Result<(f64, f64), Rejection> {
     let (mut lat, mut lon, mut lng) = (Value::Null, Value::Null, Value::Null);
     let _ = Scanner::new(text, start).members(2, &mut |name, value, _| {
@@ -502,8 +505,8 @@ fn degrees(text: &str, start: usize) -> Result<(f64, f64), Rejection> {
     Ok((degree(lat, "lat", 90.0)?, degree(lon, name, 180.0)?))
 }
 
-/// Whether every number of a JSON text has at most 1,000 characters and an exponent of at most three digits: one that
-/// a store cannot hold would stop the pipeline for good.
+/// Returns true if every number of a JSON text has at most 1,000 characters and an exponent of at most three digits. A
+/// number that a sink cannot store would stop the pipeline permanently.
 fn numbers_fit(text: &str) -> bool {
     let mut rest = text.as_bytes();
     while let Some(&byte) = rest.first() {

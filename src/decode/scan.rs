@@ -1,23 +1,23 @@
-//! A strict scanner of JSON (RFC 8259): one pass, no allocation, byte positions for every complaint.
+//! A strict JSON scanner (RFC 8259): one pass, no allocation, and byte positions for every error.
 
 use std::ops::Range;
 
-/// Why a text is not JSON, or more of it than is taken.
+/// A syntax error, or a violated limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Syntax {
+pub(super) struct SyntaxError {
     pub at: usize,
     pub what: &'static str,
 }
 
-/// A string's contents, between its quotes.
+/// A string literal: the text between its quotes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Text {
     pub range: Range<usize>,
-    /// Whether it has escapes, so that its contents are not what it means.
+    /// True if the string has escapes and must be unescaped.
     pub escaped: bool,
 }
 
-/// What kind of value stands in a range of the text.
+/// A JSON value, with its range in the text where needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
     Null,
@@ -28,7 +28,7 @@ pub(super) enum Value {
     Object(Range<usize>),
 }
 
-/// How deep values may nest; the outermost object is at depth 1.
+/// The maximum nesting depth; the outermost object is at depth 1.
 const MAX_DEPTH: usize = 64;
 
 pub(super) struct Scanner<'a> {
@@ -38,13 +38,13 @@ pub(super) struct Scanner<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    /// From `at` on. The text is UTF-8 already.
+    /// Creates a scanner that starts at byte `at`.
     pub fn new(text: &'a str, at: usize) -> Self {
         Scanner { text, bytes: text.as_bytes(), at }
     }
 
-    fn fail<T>(&self, what: &'static str) -> Result<T, Syntax> {
-        Err(Syntax { at: self.at, what })
+    fn fail<T>(&self, what: &'static str) -> Result<T, SyntaxError> {
+        Err(SyntaxError { at: self.at, what })
     }
 
     fn peek(&self) -> Option<u8> {
@@ -57,13 +57,13 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// The members of an object, each with its name, its value and the range that the value stands in. `at` is at
-    /// its opening brace, and behind its closing one afterwards.
+    /// Scans an object, and calls `each` with the name, the value and the value's range of every member. `at` must be
+    /// at the opening brace, and is after the closing brace afterwards.
     pub fn members(
         &mut self,
         depth: usize,
         each: &mut dyn FnMut(Text, Value, Range<usize>),
-    ) -> Result<(), Syntax> {
+    ) -> Result<(), SyntaxError> {
         if depth > MAX_DEPTH {
             return self.fail("values nest deeper than 64");
         }
@@ -100,14 +100,14 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Behind the outermost value nothing may follow.
-    pub fn end(&mut self) -> Result<(), Syntax> {
+    /// Checks that nothing but white space follows the outermost value.
+    pub fn end(&mut self) -> Result<(), SyntaxError> {
         self.space();
         if self.at < self.bytes.len() { self.fail("expected nothing more") } else { Ok(()) }
     }
 
-    /// A value at this depth, if it is an array or an object.
-    fn value(&mut self, depth: usize) -> Result<Value, Syntax> {
+    /// Scans a value; an array or object is at nesting depth `depth`.
+    fn value(&mut self, depth: usize) -> Result<Value, SyntaxError> {
         let start = self.at;
         match self.peek() {
             Some(b'"') => self.string().map(Value::Text),
@@ -123,14 +123,14 @@ impl<'a> Scanner<'a> {
                 self.number()?;
                 Ok(Value::Number(start..self.at))
             }
-            Some(b't') => self.word("true", Value::Bool),
-            Some(b'f') => self.word("false", Value::Bool),
-            Some(b'n') => self.word("null", Value::Null),
+            Some(b't') => self.literal("true", Value::Bool),
+            Some(b'f') => self.literal("false", Value::Bool),
+            Some(b'n') => self.literal("null", Value::Null),
             _ => self.fail("expected a value"),
         }
     }
 
-    fn word(&mut self, word: &str, value: Value) -> Result<Value, Syntax> {
+    fn literal(&mut self, word: &str, value: Value) -> Result<Value, SyntaxError> {
         if self.bytes[self.at..].starts_with(word.as_bytes()) {
             self.at += word.len();
             Ok(value)
@@ -139,7 +139,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn array(&mut self, depth: usize) -> Result<(), Syntax> {
+    fn array(&mut self, depth: usize) -> Result<(), SyntaxError> {
         if depth > MAX_DEPTH {
             return self.fail("values nest deeper than 64");
         }
@@ -164,7 +164,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn number(&mut self) -> Result<(), Syntax> {
+    fn number(&mut self) -> Result<(), SyntaxError> {
         if self.peek() == Some(b'-') {
             self.at += 1;
         }
@@ -187,7 +187,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    fn digits(&mut self) -> Result<(), Syntax> {
+    fn digits(&mut self) -> Result<(), SyntaxError> {
         let start = self.at;
         while matches!(self.peek(), Some(b'0'..=b'9')) {
             self.at += 1;
@@ -195,8 +195,8 @@ impl<'a> Scanner<'a> {
         if self.at == start { self.fail("expected a digit") } else { Ok(()) }
     }
 
-    /// A string, checked: no control characters, whole escapes, surrogates in pairs, no NUL.
-    fn string(&mut self) -> Result<Text, Syntax> {
+    /// Scans a string; rejects control characters, incomplete escapes, unpaired surrogates and NUL.
+    fn string(&mut self) -> Result<Text, SyntaxError> {
         if self.peek() != Some(b'"') {
             return self.fail("expected a string");
         }
@@ -204,7 +204,7 @@ impl<'a> Scanner<'a> {
         let start = self.at;
         let mut escaped = false;
         loop {
-            self.at = plain_until(self.bytes, self.at);
+            self.at = find_special(self.bytes, self.at);
             match self.peek() {
                 Some(b'"') => {
                     let range = start..self.at;
@@ -216,12 +216,12 @@ impl<'a> Scanner<'a> {
                     self.escape()?;
                 }
                 Some(_) => return self.fail("control character in a string"),
-                None => return self.fail("the string does not end"),
+                None => return self.fail("unterminated string"),
             }
         }
     }
 
-    fn escape(&mut self) -> Result<(), Syntax> {
+    fn escape(&mut self) -> Result<(), SyntaxError> {
         match self.bytes.get(self.at + 1) {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
                 self.at += 2;
@@ -242,28 +242,28 @@ impl<'a> Scanner<'a> {
                     Ok(())
                 }
             },
-            _ => self.fail("no such escape"),
+            _ => self.fail("invalid escape"),
         }
     }
 
-    /// The UTF-16 unit that is written `\uXXXX` at `at`.
-    fn unit(&self, at: usize) -> Result<u16, Syntax> {
+    /// Parses the UTF-16 code unit of the escape `\uXXXX` at `at`.
+    fn unit(&self, at: usize) -> Result<u16, SyntaxError> {
         let digits =
             self.bytes.get(at..at + 6).filter(|escape| escape.starts_with(b"\\u")).map(|escape| &escape[2..]);
         digits
             .filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))
             .and_then(|digits| std::str::from_utf8(digits).ok())
             .and_then(|digits| u16::from_str_radix(digits, 16).ok())
-            .ok_or(Syntax { at, what: "expected \\u and four hexadecimal digits" })
+            .ok_or(SyntaxError { at, what: "expected \\u and four hexadecimal digits" })
     }
 
-    /// Appends what a string means.
+    /// Appends a string with its escapes replaced.
     pub fn unescape(&self, text: &Text, out: &mut String) {
         let mut rest = &self.text[text.range.clone()];
         while let Some(at) = rest.find('\\') {
             out.push_str(&rest[..at]);
             let escape = &rest[at..];
-            let (meaning, len) = match escape.as_bytes()[1] {
+            let (unescaped, len) = match escape.as_bytes()[1] {
                 b'b' => ('\u{8}', 2),
                 b'f' => ('\u{c}', 2),
                 b'n' => ('\n', 2),
@@ -275,20 +275,20 @@ impl<'a> Scanner<'a> {
                     let first = unit(0);
                     let pair = (0xD800..=0xDBFF).contains(&first);
                     let units = if pair { vec![first, unit(6)] } else { vec![first] };
-                    let meaning = char::decode_utf16(units).next().and_then(Result::ok);
-                    (meaning.unwrap_or(char::REPLACEMENT_CHARACTER), if pair { 12 } else { 6 })
+                    let unescaped = char::decode_utf16(units).next().and_then(Result::ok);
+                    (unescaped.unwrap_or(char::REPLACEMENT_CHARACTER), if pair { 12 } else { 6 })
                 }
                 itself => (char::from(itself), 2),
             };
-            out.push(meaning);
+            out.push(unescaped);
             rest = &escape[len..];
         }
         out.push_str(rest);
     }
 }
 
-/// The first place from `at` on that holds a quote, a backslash or a control character: eight bytes at a time.
-fn plain_until(bytes: &[u8], mut at: usize) -> usize {
+/// Returns the index of the first quote, backslash or control character at or after `at`. Scans eight bytes at a time.
+fn find_special(bytes: &[u8], mut at: usize) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHS: u64 = 0x8080_8080_8080_8080;
     /// Marks the zero bytes of a word, and possibly bytes above a zero byte.

@@ -17,24 +17,24 @@ use tokio::task::AbortHandle;
 
 use crate::metrics::Metrics;
 
-/// Serves as long as it is kept.
+/// An HTTP server, which stops when it is dropped.
 pub struct Server {
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-/// No more connections than this are served at a time. A further one takes the place of that which has asked for nothing
-/// for longest, so that no number of clients that never send or never read keeps a probe away.
+/// The maximum number of open connections. A further connection replaces the one that has been without a request for
+/// longest, so that clients that never send or never read cannot block a probe.
 const CONNECTIONS: usize = 64;
 
-/// How long a connection may ask for nothing, or take to read an answer.
+/// The maximum time for which a connection may send no request, or take to read a response.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a request's head may take to arrive.
+/// The maximum time to receive the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Begins to serve.
+/// Starts the server.
 ///
 /// # Errors
 /// If the address cannot be bound.
@@ -52,7 +52,7 @@ pub fn serve(listen: SocketAddr, metrics: Arc<Metrics>) -> std::io::Result<Serve
 }
 
 impl Server {
-    /// Where it listens.
+    /// Returns the address on which the server listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -61,22 +61,22 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.stop.take());
-        // A panic there has been printed, and nobody waits for an answer any more.
+        // A panic of the thread has been logged, and no client waits for a response any more.
         let _ = self.thread.take().map(std::thread::JoinHandle::join);
     }
 }
 
-/// A connection that is served.
+/// An open connection.
 struct Connection {
-    asked: Asked,
+    last_request: LastRequest,
     task: AbortHandle,
 }
 
-/// When a connection has last asked for something; at first, when it was accepted.
+/// The time of a connection's last request; initially, the time at which it was accepted.
 #[derive(Clone)]
-struct Asked(Arc<Mutex<Instant>>);
+struct LastRequest(Arc<Mutex<Instant>>);
 
-impl Asked {
+impl LastRequest {
     fn set(&self, now: Instant) {
         *self.0.lock().expect("no holder of the lock panics") = now;
     }
@@ -85,7 +85,7 @@ impl Asked {
         *self.0.lock().expect("no holder of the lock panics")
     }
 
-    /// Returns when nothing was asked for so long.
+    /// Waits until there has been no request for `timeout`.
     async fn idle_for(&self, timeout: Duration) {
         while let Some(left) = timeout.checked_sub(self.get().elapsed()) {
             tokio::time::sleep(left + Duration::from_millis(1)).await;
@@ -103,20 +103,20 @@ async fn accept(listener: TcpListener, metrics: Arc<Metrics>) {
         open.retain(|connection| !connection.task.is_finished());
         while open.len() >= CONNECTIONS
             && let Some((idlest, _)) =
-                open.iter().enumerate().min_by_key(|(_, connection)| connection.asked.get())
+                open.iter().enumerate().min_by_key(|(_, connection)| connection.last_request.get())
         {
             open.swap_remove(idlest).task.abort();
         }
-        let asked = Asked(Arc::new(Mutex::new(Instant::now())));
-        let task = tokio::spawn(serve_one(stream, Arc::clone(&metrics), asked.clone())).abort_handle();
-        open.push(Connection { asked, task });
+        let last_request = LastRequest(Arc::new(Mutex::new(Instant::now())));
+        let task = tokio::spawn(serve_one(stream, Arc::clone(&metrics), last_request.clone())).abort_handle();
+        open.push(Connection { last_request, task });
     }
 }
 
-async fn serve_one(stream: TcpStream, metrics: Arc<Metrics>, asked: Asked) {
+async fn serve_one(stream: TcpStream, metrics: Arc<Metrics>, last_request: LastRequest) {
     let service = service_fn(|request| {
-        asked.set(Instant::now());
-        let response = answer(&request, &metrics);
+        last_request.set(Instant::now());
+        let response = respond(&request, &metrics);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -127,14 +127,14 @@ async fn serve_one(stream: TcpStream, metrics: Arc<Metrics>, asked: Asked) {
     tokio::select! {
         ended = connection => {
             if let Err(error) = ended {
-                tracing::debug!(%error, "an HTTP connection ended badly");
+                tracing::debug!(%error, "HTTP connection failed");
             }
         }
-        () = asked.idle_for(IDLE_TIMEOUT) => {}
+        () = last_request.idle_for(IDLE_TIMEOUT) => {}
     }
 }
 
-fn answer<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn respond<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
     let (status, kind, text) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/livez") => (StatusCode::OK, "text/plain; charset=utf-8", "alive\n".to_owned()),
         (&Method::GET, "/readyz") => match metrics.unready() {
@@ -153,9 +153,9 @@ fn answer<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
         },
         (&Method::GET, "/metrics") => (StatusCode::OK, "text/plain; version=0.0.4", metrics.text()),
         (_, "/livez" | "/readyz" | "/metrics") => {
-            (StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "only GET\n".to_owned())
+            (StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "only GET is allowed\n".to_owned())
         }
-        _ => (StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "there is nothing here\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "not found\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
@@ -193,19 +193,20 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_are_stuck_do_not_keep_a_probe_away() {
+    fn stuck_clients_do_not_block_a_probe() {
         let server = serve(([127, 0, 0, 1], 0).into(), Arc::new(Metrics::default())).expect("a free port");
         let stuck: Vec<_> = (0..200)
             .map(|n| {
                 let mut stream = std::net::TcpStream::connect(server.address()).expect("it listens");
                 match n % 3 {
-                    // Silent from the beginning, in the middle of a head, and asking again and again without reading.
+                    // Silent from the beginning, silent in the middle of a head, and sending requests without reading
+                    // responses.
                     0 => {}
                     1 => stream.write_all(b"GET /livez HTTP/1.1\r\nhost:").expect("sent"),
                     _ => {
-                        stream.set_nonblocking(true).expect("it can be");
+                        stream.set_nonblocking(true).expect("the option is set");
                         let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1000);
-                        // As much as there is room for, if it has not been closed in favour of others yet.
+                        // As much as fits into the buffer, unless the connection has already been replaced by another.
                         let _ = stream.write(&request);
                     }
                 }
@@ -214,7 +215,7 @@ mod tests {
             .collect();
         let begun = Instant::now();
         let mut stream = std::net::TcpStream::connect(server.address()).expect("it listens");
-        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("it can be");
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("the option is set");
         write!(stream, "GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("sent");
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("answered");

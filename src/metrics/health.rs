@@ -1,4 +1,4 @@
-//! Whether the process gets on, and what holds it up if it does not.
+//! Readiness of the process, and the causes that delay it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,51 +7,51 @@ use headwater_dataflows::{Offset, Partition};
 
 use crate::coordination::ingest::{Cause, Stall};
 
-/// Why the process is not ready.
+/// The reasons for which the process is not ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unready {
-    /// In words.
+    /// The description.
     pub reason: String,
-    /// What kinds of things hold it up.
+    /// The causes of the stall.
     pub causes: Vec<Cause>,
-    /// How long the frontier behind all sinks has stood still, in seconds; none if it has never moved.
+    /// The time since all sinks last made progress, in seconds; None if there was none yet.
     pub standstill_s: Option<u64>,
-    /// How many records are known to wait in this process's partitions.
+    /// The number of unread records in this process's partitions.
     pub lag_records: i64,
-    /// The sink of this process that has been committing for longest.
+    /// The sink of this process with the longest commit in progress.
     pub committing: Option<String>,
 }
 
-/// What is known of the things that can hold a process up.
+/// The state of everything that can stall a process.
 pub(super) struct Health {
-    /// What the start is about, and since when; none once workers run.
+    /// The current step of the start, and the time at which it began; None once the workers run.
     pub starting: Option<(String, Instant)>,
     pub frontier: Option<Frontier>,
-    /// How long the frontier may stand still, beside the time that sinks wait between commits. It moves with the epochs,
-    /// also when nothing is read.
+    /// The maximum time without progress of the frontier, in addition to the sinks' commit interval. The frontier
+    /// advances with the epochs, even when no records are read.
     pub standstill: Duration,
-    /// How long a transaction may hold a partition.
+    /// The maximum time for which a transaction may hold a partition.
     pub held_warning: Duration,
-    /// The longest time that a sink waits between two commits.
+    /// The longest commit interval of the sinks.
     pub interval: Duration,
-    /// Which sinks are committing, and since when.
+    /// The sinks with a commit in progress, and the time at which it began.
     pub committing: BTreeMap<String, Instant>,
-    /// Since when the ledger has been writing.
+    /// The time at which the current write to the ledger began, if one is in progress.
     pub writes_ledger: Option<Instant>,
-    /// What holds the watermark.
+    /// The cause that holds the watermark.
     pub watermark: Option<Stall>,
-    /// By partition that is held by an open transaction: its offset, and since when.
+    /// The partitions that are held by an open transaction, with its offset and the time since which it is held.
     pub held: BTreeMap<Partition, (Offset, Instant)>,
-    /// What is wrong with the source's topic.
+    /// The problem of the source's topic.
     pub topic: Option<String>,
-    /// What was logged, and not yet taken back.
+    /// The logged stalls whose end has not been logged yet.
     logged: BTreeMap<Cause, String>,
 }
 
-/// Where the frontier behind all sinks stands.
+/// The frontier behind all sinks.
 #[derive(Clone, Copy)]
 pub(super) struct Frontier {
-    /// When the epoch that it stands at began; none if no epoch is under way.
+    /// The time at which the frontier's epoch was opened; None if no epoch is in flight.
     pub begun: Option<Instant>,
     pub moved: Instant,
 }
@@ -75,17 +75,17 @@ impl Default for Health {
 }
 
 impl Health {
-    /// The sink that has been committing for longest, and since when.
+    /// Returns the sink with the longest commit in progress, and the time at which it began.
     pub fn committing_longest(&self) -> Option<(&String, &Instant)> {
         self.committing.iter().min_by_key(|(_, since)| **since)
     }
 
-    /// For how long the frontier has stood, if it ever moved.
-    pub fn stands(&self, now: Instant) -> Option<Duration> {
+    /// Returns the time since the frontier last advanced; None if it never did.
+    pub fn standstill_time(&self, now: Instant) -> Option<Duration> {
         self.frontier.map(|frontier| now.saturating_duration_since(frontier.moved))
     }
 
-    /// Everything that holds the process up, with a sentence each.
+    /// Returns the current stalls by cause, each with a description.
     pub fn stalls(&self, now: Instant) -> BTreeMap<Cause, String> {
         let mut stalls = BTreeMap::new();
         if let Some(stall) = &self.watermark {
@@ -108,8 +108,8 @@ impl Health {
         if let Some(topic) = &self.topic {
             stalls.insert(Cause::Topic, topic.clone());
         }
-        if let Some(time) = self.stands(now).filter(|&time| time > self.standstill + self.interval) {
-            let stands = format!("nothing has been committed for {} s", time.as_secs());
+        if let Some(time) = self.standstill_time(now).filter(|&time| time > self.standstill + self.interval) {
+            let reason = format!("nothing has been committed for {} s", time.as_secs());
             let since = |since: Instant| now.saturating_duration_since(since).as_secs();
             let (cause, holder) = match (self.committing_longest(), self.writes_ledger) {
                 (Some((sink, &at)), _) => {
@@ -120,17 +120,17 @@ impl Health {
                 }
                 (None, None) => (Cause::Frontier, String::new()),
             };
-            stalls.insert(cause, stands + &holder);
+            stalls.insert(cause, reason + &holder);
         }
         stalls
     }
 
-    /// Whether a transaction has held any partition for longer than an ordinary one is open.
+    /// Returns true if a transaction has held a partition for longer than ordinary transactions stay open.
     pub fn is_held(&self, now: Instant) -> bool {
         self.held.values().any(|&(_, since)| now.saturating_duration_since(since) > self.standstill)
     }
 
-    /// Logs what holds the process up, once, and when it no longer does.
+    /// Logs each stall once, and its end.
     pub fn log(&mut self, now: Instant) {
         let stalls = self.stalls(now);
         for (cause, reason) in &stalls {
@@ -144,10 +144,11 @@ impl Health {
         self.logged = stalls;
     }
 
-    /// Why the process is not ready, if it is not, when so many records wait.
+    /// Returns the reasons for which the process is not ready; None if it is ready. `lag_records` is the number of
+    /// unread records.
     pub fn unready(&self, now: Instant, lag_records: i64) -> Option<Unready> {
         let stalls = self.stalls(now);
-        let standstill = self.stands(now);
+        let standstill = self.standstill_time(now);
         let mut reasons: Vec<_> = stalls.values().cloned().collect();
         if standstill.is_none() {
             let reason = match &self.starting {
@@ -162,7 +163,7 @@ impl Health {
             return None;
         }
         if lag_records > 0 {
-            reasons.push(format!("{lag_records} records wait"));
+            reasons.push(format!("{lag_records} records are waiting to be read"));
         }
         Some(Unready {
             reason: reasons.join("; "),

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use super::*;
 
 #[test]
-fn a_frontier_that_stands_still_is_not_ready_and_says_what_holds_it() {
+fn a_stalled_frontier_is_not_ready_and_names_the_cause() {
     let metrics = Metrics::default();
     let never = metrics.unready().expect("nothing has been committed");
     assert_eq!((never.standstill_s, never.lag_records, never.committing), (None, 0, None));
@@ -28,7 +28,7 @@ fn a_frontier_that_stands_still_is_not_ready_and_says_what_holds_it() {
         Unready {
             reason:
                 "nothing has been committed for 12 s; sink postgres has been committing for 12 s; 42 records \
-                     wait"
+                     are waiting to be read"
                     .into(),
             causes: vec![Cause::Sink],
             standstill_s: Some(12),
@@ -37,11 +37,11 @@ fn a_frontier_that_stands_still_is_not_ready_and_says_what_holds_it() {
         }
     );
     metrics.commits_every(Duration::from_secs(5));
-    assert_eq!(metrics.unready_at(later), None, "between commits it may stand still");
+    assert_eq!(metrics.unready_at(later), None, "within the commit interval it may stand still");
 }
 
 #[test]
-fn what_holds_the_watermark_is_a_stall_until_it_no_longer_does() {
+fn a_held_watermark_is_a_stall_until_it_is_released() {
     let metrics = Metrics::default();
     metrics.frontier(Epoch(7), None);
     metrics.stalls_after(Duration::from_secs(2), Duration::from_secs(60));
@@ -80,13 +80,13 @@ fn quantiles_are_interpolated_within_their_bounds() {
     let times = metrics.epoch_times().since(&before);
     for (share, ms) in [(0.5, 15.0), (0.9, 19.0), (0.99, 19.9)] {
         let found = times.quantile(share).expect("there are some") * 1e3;
-        // Bounds are a quarter apart.
+        // Adjacent bounds differ by a factor of 1.25.
         assert!((1.0 / 1.25..1.25).contains(&(found / ms)), "{share}: {found} ms, expected {ms}");
     }
 }
 
 #[test]
-fn workers_share_a_gauge_and_give_their_share_back() {
+fn dropping_a_workers_share_lowers_the_gauge() {
     let metrics = Metrics::default();
     let (mut one, mut other) = (metrics.keys(), metrics.keys());
     one.set(5);
@@ -98,7 +98,7 @@ fn workers_share_a_gauge_and_give_their_share_back() {
 }
 
 #[test]
-fn the_documentation_names_every_metric_and_no_other() {
+fn the_documentation_lists_exactly_the_metrics() {
     let metrics = Metrics::default();
     metrics.alert("velocity_spike", "raised");
     metrics.consumer_lag(Partition(0));
@@ -118,7 +118,7 @@ fn the_documentation_names_every_metric_and_no_other() {
 }
 
 #[test]
-fn lags_are_measured_when_they_are_asked_for() {
+fn lags_are_measured_when_the_metrics_are_read() {
     let value = |metrics: &Metrics, name: &str| {
         let text = metrics.text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("it is there");

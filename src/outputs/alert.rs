@@ -1,4 +1,4 @@
-//! Alerts: what patterns found.
+//! Alerts: matches of rules.
 
 use headwater_dataflows::{Epoch, EventTime, Position, ShardId};
 use headwater_sinks::{Cell, Changes};
@@ -13,18 +13,18 @@ use crate::json::rfc3339;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Worth a note.
+    /// For information.
     Low,
-    /// Worth a look.
+    /// Requires a review.
     Medium,
-    /// Worth acting on.
+    /// Requires action.
     High,
-    /// Worth acting on at once.
+    /// Requires immediate action.
     Critical,
 }
 
 impl Severity {
-    /// As it is written.
+    /// Returns the name in outputs.
     pub fn as_str(self) -> &'static str {
         match self {
             Severity::Low => "low",
@@ -38,31 +38,31 @@ impl Severity {
 /// A match of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Alert {
-    /// The triggering event's place in the input.
+    /// The position of the triggering event.
     pub position: Position,
-    /// Which rule, by name.
+    /// The name of the rule.
     pub rule: &'static str,
     /// The rule's version.
     pub rule_version: u32,
     /// Alert severity.
     pub severity: Severity,
-    /// The key, with its kind in front.
+    /// The key, with its prefix.
     pub key: Box<str>,
-    /// The events it is about, the triggering one last.
+    /// The ids of the events that match, the triggering event last.
     pub event_ids: Vec<Box<str>>,
-    /// When the triggering event happened.
+    /// The event time of the triggering event.
     pub event_time: EventTime,
-    /// Whether it can no longer be revoked when it is given.
+    /// True if the alert is final when it is emitted: it cannot be revoked.
     pub settled: bool,
-    /// What the rule says of it: a JSON object.
+    /// Details of the rule: a JSON object.
     pub details: Box<str>,
     /// The pipeline's name.
     pub pipeline: std::sync::Arc<str>,
 }
 
 impl Alert {
-    /// The first 16 bytes, in hex, of SHA-256 over pipeline, rule, version, key kind, key, partition and offset,
-    /// each preceded by its length in four bytes, the greatest first.
+    /// Returns the alert id: the first 16 bytes, in hex, of SHA-256 over pipeline, rule, version, key kind, key,
+    /// partition and offset, each preceded by its length as four big-endian bytes.
     pub fn id(&self) -> String {
         let (kind, id) = split_key(&self.key);
         let mut hash = Sha256::new();
@@ -99,7 +99,7 @@ impl Output for Alert {
 
     fn row(&self, epoch: Epoch, status: Status, table: u8, out: &mut Changes) {
         let (kind, id) = split_key(&self.key);
-        let event_ids = serde_json::to_string(&self.event_ids).expect("texts are JSON");
+        let event_ids = serde_json::to_string(&self.event_ids).expect("strings encode as JSON");
         out.rows
             .row(table)
             .cell(Cell::Text(&self.id()))
@@ -149,7 +149,7 @@ impl Output for Alert {
             details: serde_json::from_str(&self.details).expect("a rule's details are JSON"),
         };
         out.messages.push(topic, Some(key.as_bytes()), &[], |out| {
-            serde_json::to_writer(out, &message).expect("a buffer takes everything");
+            serde_json::to_writer(out, &message).expect("writing to a Vec cannot fail");
         });
     }
 }

@@ -1,4 +1,4 @@
-//! Dead letters: records that take no part, with the reason.
+//! Dead letters: rejected records, with the reason.
 
 use headwater_dataflows::{Epoch, Event as _, Position, Refusal, ShardId};
 use headwater_sinks::{Cell, Changes, Header};
@@ -11,27 +11,27 @@ use crate::event::Event;
 use crate::source::Raw;
 use crate::source::kafka::dead_letters::header;
 
-/// A record as it came, and why it takes no part.
+/// A rejected record with its original bytes, and the rejection.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DeadLetter {
-    /// Where it stood.
+    /// The record's position in the source.
     pub position: Position,
-    /// Its timestamp, in milliseconds since 1970.
+    /// The record timestamp, in milliseconds since 1970.
     pub timestamp: i64,
-    /// Its key, as bytes.
+    /// The record's key, as bytes.
     pub key: Option<Box<[u8]>>,
-    /// Its value, as bytes.
+    /// The record's value, as bytes.
     pub value: Option<Box<[u8]>>,
-    /// How often it has come back from the dead letters.
+    /// The number of times that the record was retried from the dead letters.
     pub retries: u32,
-    /// What is wrong with it.
+    /// The reason and message of the rejection.
     pub rejection: Rejection,
-    /// The event's, if it was one; else that of the partition, which is read where the shard lives.
+    /// The shard of the event's key if the record was decoded; else that of the partition, on the worker that reads it.
     shard: ShardId,
 }
 
 impl DeadLetter {
-    /// The letter of a record that was rejected as it was read.
+    /// Creates the dead letter of a record that was rejected when it was read or decoded.
     pub fn rejected(raw: Raw<'_>, rejection: Rejection) -> DeadLetter {
         DeadLetter {
             position: raw.position,
@@ -44,7 +44,7 @@ impl DeadLetter {
         }
     }
 
-    /// The letter of an event that was refused once it was decoded.
+    /// Creates the dead letter of a decoded event that was late or a duplicate.
     pub fn refused(event: &Event, refusal: Refusal) -> DeadLetter {
         let rejection = match refusal {
             Refusal::Late => Rejection::late(event.event_time()),
@@ -61,7 +61,7 @@ impl DeadLetter {
         }
     }
 
-    /// Why.
+    /// Returns the reason for the rejection.
     pub fn reason(&self) -> Reason {
         self.rejection.reason
     }
@@ -99,7 +99,7 @@ impl Output for DeadLetter {
             .cell(self.value.as_deref().map_or(Cell::Null, Cell::Bytes))
             .cell(Cell::Time(self.timestamp))
             .cell(Cell::Int(epoch.0 as i64))
-            // The column takes no more.
+            // The maximum of the column.
             .cell(Cell::Int(i64::from(self.retries).min(i32::MAX.into())))
             .end();
     }
@@ -126,7 +126,7 @@ impl Output for DeadLetter {
         if let Some(topic) = &provenance.source_topic {
             headers.push(Header { name: header::SOURCE_TOPIC, value: topic.as_bytes() });
         }
-        // A key is whole or missing: a part of it would be another key.
+        // A key is complete or missing: a truncated key would be a different key.
         let key = self.key.as_deref().filter(|key| key.len() <= largest / 4);
         let Some(value) = &self.value else {
             return out.messages.push_tombstone(topic, key, &headers);
@@ -145,8 +145,8 @@ impl Output for DeadLetter {
     }
 }
 
-/// What a message needs beside its key, value and usual headers: room for the two headers of one that is cut short, and
-/// for what Kafka puts around a record and a batch.
+/// The space that a message needs beside its key, value and usual headers, in bytes: for the two headers of a truncated
+/// message, and for Kafka's framing of a record and a batch.
 const FRAMING: usize = 512;
 
 fn hex(bytes: &[u8]) -> String {
@@ -176,7 +176,7 @@ mod tests {
         }
     }
 
-    /// The key's and the value's length, and what the headers say of the original.
+    /// Returns the lengths of key and value, and the original length and hash length from the headers.
     fn encoded(letter: &DeadLetter, largest: usize) -> (Option<usize>, usize, Option<(String, usize)>) {
         let mut changes = Changes::default();
         let envelope = Envelope { largest, provenance: &provenance() };
@@ -194,17 +194,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_for_its_topic_is_cut_short_and_says_so() {
+    fn values_too_large_for_the_topic_are_truncated_and_marked() {
         assert_eq!(encoded(&letter(Some(10), 400), 2000), (Some(10), 400, None));
         let (key, value, original) = encoded(&letter(Some(10), 4000), 2000);
         assert_eq!((key, original), (Some(10), Some(("4000".into(), 64))));
         assert!((1000..2000).contains(&value), "{value}");
         let (key, _, original) = encoded(&letter(Some(600), 20), 2000);
-        assert_eq!((key, original), (None, Some(("20".into(), 64))), "a key is whole or missing");
+        assert_eq!((key, original), (None, Some(("20".into(), 64))), "a key is complete or missing");
     }
 
     #[test]
-    fn a_letter_names_its_pipeline_and_the_topic_it_was_read_from() {
+    fn a_dead_letter_names_its_pipeline_and_source_topic() {
         let mut changes = Changes::default();
         let envelope = Envelope { largest: 2000, provenance: &provenance() };
         letter(None, 1).message(Epoch(1), Status::Raised, 0, &envelope, &mut changes);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_count_beyond_its_column_is_stored_as_the_greatest() {
+    fn a_retry_count_is_limited_to_the_maximum_of_its_column() {
         let mut changes = Changes::default();
         let letter = DeadLetter { retries: u32::MAX, ..letter(None, 1) };
         letter.row(Epoch(1), Status::Raised, 0, &mut changes);

@@ -1,4 +1,4 @@
-//! Enriched events: each event with what was known of its key when it arrived.
+//! Enriched events: each event with statistics of its key at its arrival.
 
 use headwater_dataflows::patterns::{Location, haversine_km};
 use headwater_dataflows::{Epoch, Event as _, EventTime, ShardId};
@@ -10,18 +10,18 @@ use super::{Envelope, Output, OutputMapping, Status};
 use crate::event::{Event, split_key};
 use crate::json::{round6, write_int, write_rounded, write_string};
 
-/// What enrichment remembers of a key.
+/// The enrichment state of a key.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct KeyHistory {
     events: u64,
     amounts: u64,
     amount_sum: i128,
-    /// When the latest was, if there was one.
+    /// The time of the last event to arrive, if there was one.
     previous: EventTime,
     located: Option<Location>,
 }
 
-/// An event as of its arrival: by the events of its key that came before it.
+/// An event at its arrival, enriched by the events of its key that arrived before it.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival<'a> {
     event: &'a Event,
@@ -32,7 +32,7 @@ pub struct Arrival<'a> {
 }
 
 impl KeyHistory {
-    /// Takes in the key's next event in order of arrival.
+    /// Adds the key's next event, in order of arrival, and returns it enriched.
     pub fn arrive<'a>(&mut self, event: &'a Event) -> Arrival<'a> {
         let previous = (self.events > 0).then_some(self.previous);
         self.previous = event.event_time();
@@ -51,7 +51,7 @@ impl KeyHistory {
     }
 }
 
-/// The band of an amount in millionths.
+/// Returns the band of an amount in millionths.
 fn amount_band(amount: Option<i64>) -> &'static str {
     const UNIT: i64 = 1_000_000;
     match amount {

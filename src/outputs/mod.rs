@@ -1,7 +1,7 @@
-//! What the pipeline says, and how each sink is told: rows for tables, messages for topics.
+//! Outputs of a pipeline and their encoding for sinks: rows for tables, messages for topics.
 //!
-//! Outputs are encoded where they arise, on the worker's thread, once for each sink that wants them: a [`EncodedOutputs`]
-//! holds one worker's share of an epoch for all sinks.
+//! Outputs are encoded on the thread of the worker that produces them, once for each sink that accepts them.
+//! [`EncodedOutputs`] holds one worker's outputs of an epoch for all sinks.
 
 mod alert;
 mod dead_letter;
@@ -20,10 +20,10 @@ use headwater_sinks::Changes;
 
 use crate::coordination::CommittedThrough;
 
-/// What one sink takes of each kind of output: the index of its table or topic, if it takes it.
+/// The table or topic index of each output kind in a sink; None if the sink does not accept that kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OutputMapping {
-    /// Events, enriched.
+    /// Enriched events.
     pub events: Option<u8>,
     /// Alerts.
     pub alerts: Option<u8>,
@@ -33,24 +33,24 @@ pub struct OutputMapping {
     pub dead_letters: Option<u8>,
 }
 
-/// How one sink is told.
+/// The encoding of outputs for one sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SinkEncoding {
-    /// In rows of tables.
+    /// Rows of tables.
     Rows(OutputMapping),
-    /// In messages of topics, of at most so many bytes each.
+    /// Messages of topics, with the maximum size of a message in bytes.
     Messages(OutputMapping, usize),
 }
 
 impl SinkEncoding {
-    /// What the sink takes.
+    /// Returns the output kinds that the sink accepts.
     pub fn mapping(&self) -> &OutputMapping {
         match self {
             SinkEncoding::Rows(mapping) | SinkEncoding::Messages(mapping, _) => mapping,
         }
     }
 
-    /// The same, in messages of no more bytes than `largest`.
+    /// Returns the same encoding, with messages of at most `largest` bytes.
     pub fn within(self, largest: usize) -> SinkEncoding {
         match self {
             SinkEncoding::Messages(mapping, before) => SinkEncoding::Messages(mapping, before.min(largest)),
@@ -59,28 +59,29 @@ impl SinkEncoding {
     }
 }
 
-/// What outputs are of, for readers of a topic that several pipelines write.
+/// The origin of outputs, for readers of a topic that several pipelines write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Provenance {
-    /// The pipeline.
+    /// The name of the pipeline.
     pub pipeline: Arc<str>,
-    /// The topic that it reads, if it reads one.
+    /// The topic that the pipeline reads, if its source is a topic.
     pub source_topic: Option<Arc<str>>,
 }
 
-/// A sink, and what it need not be told again.
+/// The route to a sink: its encoding, and the epochs that it has already committed.
 #[derive(Clone, Debug)]
 pub struct SinkRoute {
-    /// How it is told.
+    /// The encoding.
     pub encoding: SinkEncoding,
     provenance: Provenance,
     committed_through: Arc<CommittedThrough>,
-    /// No shard of it has later ones.
+    /// The last epoch that any shard has committed.
     most: Option<Epoch>,
 }
 
 impl SinkRoute {
-    /// One that has taken some epochs, by shard, that are perhaps done again.
+    /// Creates a route to a sink that has committed some epochs, by shard; their outputs are not encoded again on
+    /// replay.
     pub fn new(
         encoding: SinkEncoding,
         committed_through: CommittedThrough,
@@ -94,7 +95,7 @@ impl SinkRoute {
         }
     }
 
-    /// One that has nothing.
+    /// Creates a route to a sink that has committed nothing.
     pub fn to_all(encoding: SinkEncoding) -> SinkRoute {
         SinkRoute::new(encoding, CommittedThrough::nothing(), Provenance::default())
     }
@@ -103,40 +104,40 @@ impl SinkRoute {
 /// Changes for each sink, by its index.
 pub type EncodedOutputs = Vec<Changes>;
 
-/// Something that can be told to sinks.
+/// An output that can be encoded for sinks.
 pub trait Output {
-    /// The table or topic it goes to.
+    /// Returns the index of the table or topic for this kind of output, if the sink accepts it.
     fn of(mapping: &OutputMapping) -> Option<u8>;
 
-    /// The shard that it is of: the one of its key, or else of its record's partition.
+    /// Returns the shard of the output's key, or of its record's partition if it has no key.
     fn shard(&self) -> ShardId;
 
-    /// Appends it as a row of table `table`.
+    /// Appends the output as a row of table `table`.
     fn row(&self, epoch: Epoch, status: Status, table: u8, out: &mut Changes);
 
-    /// Appends it as a message to topic `topic`.
+    /// Appends the output as a message to topic `topic`.
     fn message(&self, epoch: Epoch, status: Status, topic: u8, envelope: &Envelope<'_>, out: &mut Changes);
 }
 
-/// What a message that can be cut short, and says what it is of, has to go by.
+/// The parameters of a message that can be truncated and that names its origin.
 #[derive(Clone, Copy, Debug)]
 pub struct Envelope<'a> {
-    /// The most bytes that its topic takes.
+    /// The maximum size of a message of the topic, in bytes.
     pub largest: usize,
-    /// What it is of.
+    /// The origin of the message.
     pub provenance: &'a Provenance,
 }
 
-/// Whether an output joins or leaves the collection.
+/// The change of an output in the collection: added or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// It joins.
+    /// The output is added.
     Raised,
-    /// It leaves.
+    /// The output is removed.
     Revoked,
 }
 
-/// Tells every sink that takes it and does not have it.
+/// Encodes an output for every sink that accepts its kind and has not committed its epoch.
 pub fn encode_for_sinks<O: Output>(
     output: &O,
     epoch: Epoch,
@@ -159,7 +160,7 @@ pub fn encode_for_sinks<O: Output>(
     }
 }
 
-/// The shard of a key as operators know it.
+/// Returns the shard of a key with its prefix.
 fn shard_of(key: &str) -> ShardId {
     KeyHash::of(key.as_bytes()).shard()
 }

@@ -1,4 +1,4 @@
-//! Rows of windows.
+//! Window aggregates.
 
 use std::sync::Arc;
 
@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 use super::{Envelope, Output, OutputMapping, Status, shard_of};
 use crate::event::split_key;
 
-/// What a window's events come to.
+/// The aggregates of a window's events.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WindowRow {
     /// The window's name.
     pub name: Arc<str>,
-    /// The key, with its kind in front.
+    /// The key, with its prefix.
     pub key: String,
-    /// Start and end.
+    /// The start and end of the window.
     pub window: Window,
-    /// Whether it is final.
+    /// True if the window is final.
     pub closed: bool,
     count: u64,
     amounts: Moments,
@@ -28,7 +28,7 @@ pub struct WindowRow {
 }
 
 impl WindowRow {
-    /// A row of the window named `name`.
+    /// Creates the row of a window named `name`.
     pub fn new(name: &Arc<str>, key: &str, window: Window, closed: bool, summary: &Summary) -> WindowRow {
         WindowRow {
             name: Arc::clone(name),
@@ -43,7 +43,7 @@ impl WindowRow {
     }
 }
 
-/// Amounts are kept in millionths.
+/// Amounts are stored in millionths.
 pub(super) const MICROS: f64 = 1e6;
 
 impl Output for WindowRow {
@@ -55,7 +55,8 @@ impl Output for WindowRow {
         shard_of(&self.key)
     }
 
-    /// A revoked row deletes: the window has gone, its session having merged or lost its events.
+    /// Appends the row. A revoked row is a deletion: the window no longer exists, because its session merged or lost
+    /// its events.
     fn row(&self, epoch: Epoch, status: Status, table: u8, out: &mut Changes) {
         let (kind, id) = split_key(&self.key);
         let mut row = match status {
@@ -85,6 +86,6 @@ impl Output for WindowRow {
             .end();
     }
 
-    /// Windows go to tables only.
+    /// Does nothing: windows are written to tables only.
     fn message(&self, _: Epoch, _: Status, _: u8, _: &Envelope<'_>, _: &mut Changes) {}
 }

@@ -1,7 +1,7 @@
-//! Where records come from: Kafka, files of NDJSON, the deterministic generator.
+//! Sources of records: Kafka, NDJSON files and the deterministic generator.
 //!
-//! A [`Source`] is opened once per process and knows the partitions and where each starts and, if the run is
-//! bounded, ends. Each worker gets a [`Reader`] for the partitions it owns; readers never wait.
+//! A [`Source`] is opened once per process. It lists the partitions, the start offset of each and, if the run is
+//! bounded, the end offset. Each worker gets a [`Reader`] for the partitions it owns; readers never block.
 
 pub mod file;
 pub mod generator;
@@ -12,50 +12,50 @@ use std::sync::Arc;
 use headwater_dataflows::{Offset, Partition, Position};
 use thiserror::Error;
 
-/// The timestamp of a record that has none: no clock stood by when it was written.
+/// The timestamp of a record that carries none.
 pub const NO_TIMESTAMP: i64 = i64::MAX;
 
-/// A record as it was read, borrowed from the reader's buffers.
+/// An undecoded record, borrowed from the reader's buffers.
 #[derive(Clone, Copy, Debug)]
 pub struct Raw<'a> {
-    /// Its identity.
+    /// The partition and offset, which identify the record.
     pub position: Position,
-    /// The record's own timestamp (Kafka's, not the event's), in milliseconds since 1970; [`NO_TIMESTAMP`] where there
-    /// is none.
+    /// The record timestamp (Kafka's, not the event time), in milliseconds since 1970, or [`NO_TIMESTAMP`].
     pub timestamp: i64,
     /// The record's key, as bytes.
     pub key: Option<&'a [u8]>,
-    /// The record's value; none is a tombstone.
+    /// The record's value; None for a tombstone.
     pub value: Option<&'a [u8]>,
-    /// How often it has come back from the dead letters.
+    /// The number of times that the record was retried from the dead letters.
     pub retries: u32,
 }
 
-/// What a reader knows about one of its partitions.
+/// The state of one partition of a reader.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PartitionState {
     /// The partition.
     pub partition: Partition,
-    /// The offset of the next record: all before it have been handed out or do not exist.
+    /// The offset of the next record. All records before it have been emitted or do not exist.
     pub position: Offset,
-    /// The offset after the last record, committed or not, as of the last observation.
+    /// The offset after the last record, committed or not, at the last observation.
     pub high_watermark: Option<Offset>,
-    /// The offset of the first record of the oldest transaction that was open then, or the high watermark.
+    /// The offset of the first record of the oldest transaction that was open at the last observation, or the high
+    /// watermark.
     pub stable_offset: Option<Offset>,
-    /// How often the leader was observed: two states with the same number have the same knowledge of the log's end.
+    /// The number of observations of the leader. Two states with the same number rest on the same end of the log.
     pub observation: u64,
-    /// How often something has happened to the partition's own leader that makes what was known of it old.
+    /// The number of leader changes and failures, each of which made the last observation stale.
     pub leader_failures: u64,
-    /// Whether the leader answers.
+    /// True if the leader responds.
     pub available: bool,
-    /// Whether the partition has come to its announced end and will never deliver more.
+    /// True if the position has reached the end offset of a bounded run: no records follow.
     pub ended: bool,
-    /// How many records are known to wait beyond the position.
+    /// The number of records that are known to exist at or after the position.
     pub backlog: u64,
 }
 
 impl PartitionState {
-    /// Of input that is all there, and ends.
+    /// Returns the state of a partition whose input is complete and finite.
     pub fn finite(partition: Partition, position: Offset, ended: bool, backlog: u64) -> PartitionState {
         PartitionState {
             partition,
@@ -71,20 +71,20 @@ impl PartitionState {
     }
 }
 
-/// How much to read at once.
+/// The maximum amount to read in one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// How many records.
+    /// The maximum number of records.
     pub records: usize,
-    /// About how many bytes of keys and values: reading stops once there are as many.
+    /// The approximate maximum of key and value bytes: reading stops once it is reached.
     pub bytes: usize,
 }
 
 impl Budget {
-    /// Nothing is read.
+    /// A budget that reads nothing.
     pub const NONE: Budget = Budget { records: 0, bytes: 0 };
 
-    /// So many records, of whatever size.
+    /// Returns a budget of `records` records of any size.
     pub const fn records(records: usize) -> Budget {
         Budget { records, bytes: usize::MAX }
     }
@@ -92,84 +92,84 @@ impl Budget {
 
 /// Reads the partitions that one worker owns.
 pub trait Reader {
-    /// Hands out at most `budget` records, in offset order within each partition, without waiting; says how many.
-    /// Without a budget it only takes note of what has happened.
+    /// Emits at most `budget` records, in offset order within each partition, and returns their number. Does not block.
+    /// With an empty budget, it only processes errors and statistics of the client.
     fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError>;
 
-    /// The state of each owned partition.
+    /// Returns the state of each owned partition.
     fn partitions(&self) -> Vec<PartitionState>;
 
-    /// Reads a further partition from an offset on.
+    /// Adds a partition, which is read from an offset.
     ///
     /// # Errors
-    /// If it cannot, or partitions are never added to this kind of source.
+    /// If the partition cannot be added, or this kind of source never adds partitions.
     fn add(&mut self, partition: Partition, _from: Offset) -> Result<(), SourceError> {
-        Err(SourceError::Refused(format!("partition {} is not read here", partition.0)))
+        Err(SourceError::Refused(format!("partition {} is not assigned to this reader", partition.0)))
     }
 
-    /// Stops or resumes handing out records of a partition; what was already fetched may be dropped and read again.
+    /// Pauses or resumes a partition. Records that were already fetched may be dropped and fetched again.
     fn set_paused(&mut self, partition: Partition, paused: bool) -> Result<(), SourceError>;
 
-    /// Hands out no record of a partition at or beyond an offset; none lifts the limit. The position never passes it.
+    /// Limits a partition to records before an offset; None removes the limit. The position never passes the limit.
     fn set_limit(&mut self, partition: Partition, limit: Option<Offset>) -> Result<(), SourceError>;
 }
 
-/// A place that records come from, opened: shared by the workers of a process.
+/// An open source of records, shared by the workers of a process.
 pub trait Source: Send + Sync {
-    /// Where each partition starts, by partition number.
+    /// Returns the start offset of each partition, by partition number.
     fn start(&self) -> &[Offset];
 
-    /// A reader of these partitions, each from the given offset.
+    /// Returns a reader of these partitions, each from the given offset.
     fn reader(&self, owned: &[(Partition, Offset)]) -> Result<Box<dyn Reader>, SourceError>;
 
-    /// The partitions that were found beyond those of [`start`](Source::start), each with its first offset.
+    /// Returns the partitions that were added after those of [`start`](Source::start), each with its first offset.
     fn added(&self) -> Vec<(Partition, Offset)> {
         Vec::new()
     }
 
-    /// By partition, the timestamp that the record before its start had when it was read, where that is known: readers
-    /// that are opened from now on hold it against what is there.
+    /// Sets, by partition, the timestamp that the record before the start offset had when it was read, if known.
+    /// Readers that are opened later compare it with the log, to detect a recreated topic.
     fn expect_before(&self, _timestamps_ms: &[Option<i64>]) {}
 
-    /// Whether all its records are there from the start, so that an epoch can be a number of them.
+    /// Returns true if all records exist from the start, so that epochs can close by a count of records.
     fn is_counted(&self) -> bool {
         false
     }
 
-    /// In words, what there is beyond these offsets, by partition, or is missing before them, where a pipeline's input was
-    /// closed: nobody will read it.
+    /// Describes, for a pipeline whose input is closed, the records after these offsets, by partition, which are never
+    /// read, and records that are missing before them.
     ///
     /// # Errors
-    /// If it cannot be found out.
+    /// If the source cannot be read.
     fn unread(&self, _ends: &[Offset]) -> Result<Vec<String>, SourceError> {
         Ok(Vec::new())
     }
 
-    /// The topic, and where each partition ended when it was opened, by number; none if it has no such ends.
+    /// Returns the topic and the last known end offset of each partition, by number; None if the source has no topic.
     fn ends(&self) -> Option<(&str, Vec<Offset>)> {
         None
     }
 
-    /// Tells the source's own tools how far the pipeline has come: offsets of the next record to read. Advisory;
-    /// does not wait longer than a few seconds.
+    /// Commits the offsets of the next records to read, for the source's own tools. The commit is advisory; it blocks
+    /// for a few seconds at most.
     fn commit(&self, offsets: &[(Partition, Offset)]) -> Result<(), SourceError>;
 }
 
-/// Opens a source, once: to be read from these offsets, by partition, or where it starts.
+/// A function that opens a source, to be read from these offsets, by partition, or from its configured start.
 pub type Opening = Box<dyn FnOnce(Option<Vec<Offset>>) -> Result<Arc<dyn Source>, SourceError> + Send>;
 
-/// Why a source cannot be read.
+/// An error of a source.
 #[derive(Debug, Error)]
 pub enum SourceError {
-    /// It could not be reached or answered with an error.
+    /// The source could not be reached, or responded with an error.
     #[error("source: cannot {action}")]
     Unavailable {
-        /// What was being done.
+        /// The failed action, as a verb phrase.
         action: String,
         /// The underlying error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Reading on would lose or repeat records: an offset out of retention, a topic recreated or compacted.
+    /// Reading would lose or repeat records: an offset is out of retention, or the topic was recreated or is compacted.
     #[error("source: {0}")]
     Refused(String),
 }

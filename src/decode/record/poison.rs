@@ -1,4 +1,4 @@
-//! The poison corpus in `tests/poison`: every record becomes what its case says, and none harms the next.
+//! Tests with the poison corpus in `tests/poison`: every record has the result of its case, and none affects the next.
 
 use std::collections::BTreeSet;
 
@@ -42,8 +42,8 @@ fn from_base64(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// What an event says of a member of a case.
-fn says(event: &Event, member: &str) -> Json {
+/// Returns an event's value for a member of a case.
+fn member_of(event: &Event, member: &str) -> Json {
     let (kind, key) = split_key(event.key());
     match member {
         "event_id" => event.id().into(),
@@ -61,13 +61,13 @@ fn says(event: &Event, member: &str) -> Json {
         "session_id" => event.session_id().into(),
         "device_id" => event.device_id().into(),
         "attributes" => event.attributes().into(),
-        other => panic!("no case tells of {other}"),
+        other => panic!("unknown member of a case: {other}"),
     }
 }
 
-/// What a decoder for which optional fields must be of their form makes wrong of a case: the first field at fault rejects
-/// it, types before rules.
-fn judged_strictly(decoder: &mut Decoder, raw: Raw<'_>, case: &Json) -> Option<String> {
+/// Returns the outcome of a strict decoder if it differs from the case: the first field with an error must reject the
+/// record, types before rules.
+fn strict_mismatch(decoder: &mut Decoder, raw: Raw<'_>, case: &Json) -> Option<String> {
     let place = |field: &str| FIELDS.iter().position(|name| *name == field);
     let absent = case["absent"].as_object().expect("the fields that are absent").iter();
     let absent = absent.map(|(field, reason)| (reason != "malformed", place(field), field.as_str(), reason));
@@ -76,8 +76,8 @@ fn judged_strictly(decoder: &mut Decoder, raw: Raw<'_>, case: &Json) -> Option<S
     let right = match (&outcome, first) {
         (Ok(_), None) => case["expect"] == "valid" && decoder.field_errors().is_empty(),
         (Err(_), None) => case["expect"] != "valid",
-        (Err(said), Some((_, _, field, reason))) => {
-            said.field.as_deref() == Some(field) && reason == said.reason.as_str()
+        (Err(rejection), Some((_, _, field, reason))) => {
+            rejection.field.as_deref() == Some(field) && reason == rejection.reason.as_str()
         }
         (Ok(_), Some(_)) => false,
     };
@@ -85,7 +85,7 @@ fn judged_strictly(decoder: &mut Decoder, raw: Raw<'_>, case: &Json) -> Option<S
 }
 
 #[test]
-fn every_case_of_the_corpus_becomes_what_it_must() {
+fn every_case_of_the_corpus_has_its_expected_result() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/poison/cases.json");
     let cases: Vec<Json> = serde_json::from_slice(&std::fs::read(path).expect("the corpus")).expect("JSON");
     assert!(cases.len() >= 200);
@@ -96,7 +96,7 @@ fn every_case_of_the_corpus_becomes_what_it_must() {
         let value = case["value"].as_array().map(|pieces| bytes(pieces));
         let position = Position { partition: Partition(0), offset: Offset(0) };
         let raw = Raw { position, timestamp: 0, key: None, value: value.as_deref(), retries: 0 };
-        wrong.extend(judged_strictly(&mut strict, raw, case).map(|said| format!("{name}: strict: {said}")));
+        wrong.extend(strict_mismatch(&mut strict, raw, case).map(|found| format!("{name}: strict: {found}")));
         match decoder.decode(raw) {
             Ok(event) => {
                 let absent = case["absent"].as_object().expect("the fields that are absent");
@@ -108,19 +108,19 @@ fn every_case_of_the_corpus_becomes_what_it_must() {
                     wrong.push(format!("{name}: valid, expected {}", case["expect"]));
                 }
                 for (member, expected) in case["event"].as_object().into_iter().flatten() {
-                    let said = says(&event, member);
-                    let same = match (said.as_f64(), expected.as_f64()) {
-                        (Some(said), Some(expected)) => said == expected,
+                    let found = member_of(&event, member);
+                    let same = match (found.as_f64(), expected.as_f64()) {
+                        (Some(found), Some(expected)) => found == expected,
                         _ if member == "attributes" => {
                             let parsed = |text: &Json| {
                                 text.as_str().and_then(|text| serde_json::from_str::<Json>(text).ok())
                             };
-                            said == *expected || parsed(&said) == parsed(expected)
+                            found == *expected || parsed(&found) == parsed(expected)
                         }
-                        _ => said == *expected,
+                        _ => found == *expected,
                     };
                     if !same {
-                        wrong.push(format!("{name}: {member} is {said}, expected {expected}"));
+                        wrong.push(format!("{name}: {member} is {found}, expected {expected}"));
                     }
                 }
             }

@@ -19,7 +19,7 @@ fn decode_strictly(text: &str) -> Result<Event, Rejection> {
     Decoder::new(true).decode(raw(text.as_bytes()))
 }
 
-/// The valid record with one member replaced, or taken out where there is no value.
+/// Returns the valid record with one field replaced, or removed if there is no value.
 fn with(name: &str, value: Option<&str>) -> String {
     let mut record: serde_json::Map<String, serde_json::Value> = serde_json::from_str(VALID).expect("valid");
     record.remove(name);
@@ -31,7 +31,7 @@ fn with(name: &str, value: Option<&str>) -> String {
 }
 
 #[test]
-fn a_record_becomes_an_event_with_all_that_it_says() {
+fn a_record_becomes_an_event_with_all_its_fields() {
     let event = decode(VALID).expect("valid");
     assert_eq!((event.id(), event.key(), event.event_type()), ("e1", "uu1", EventType::Transaction));
     assert_eq!(event.event_time(), EventTime(1_767_323_045_678));
@@ -85,7 +85,7 @@ fn each_broken_rule_has_its_reason_and_field() {
 }
 
 #[test]
-fn an_optional_field_of_a_wrong_form_is_absent_and_named() {
+fn an_optional_field_with_an_error_is_absent_and_reported() {
     let text = with("location", Some("{\"lat\":null,\"lon\":null}")).replace("12.5", "\"free\"");
     let mut decoder = Decoder::default();
     let event = decoder.decode(raw(text.as_bytes())).expect("an event");
@@ -94,7 +94,7 @@ fn an_optional_field_of_a_wrong_form_is_absent_and_named() {
     let found = decoder.field_errors().iter().map(|error| (error.field, error.message.as_str()));
     assert_eq!(found.collect::<Vec<_>>(), errors);
     decoder.decode(raw(VALID.as_bytes())).expect("valid");
-    assert_eq!(decoder.field_errors(), [], "they are the last record's");
+    assert_eq!(decoder.field_errors(), [], "the errors belong to the last record");
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn whole_numbers_are_ids_digit_by_digit() {
 }
 
 #[test]
-fn what_is_not_one_json_object_is_malformed() {
+fn records_that_are_not_one_json_object_are_malformed() {
     let deep = format!("{}{}{}", "[".repeat(10_000), "1", "]".repeat(10_000));
     for text in [
         "",
@@ -153,13 +153,13 @@ fn what_is_not_one_json_object_is_malformed() {
 }
 
 #[test]
-fn unknown_members_are_kept_and_attributes_win() {
+fn unknown_fields_join_the_attributes_which_take_precedence() {
     let text = VALID.replacen('{', r#"{"b":[1, 2],"a":2,"b":"\u0062","\u0063":null,"#, 1);
     assert_eq!(decode(&text).expect("valid").attributes(), Some(r#"{"a":1,"b":"\u0062","\u0063":null}"#));
 }
 
 #[test]
-fn escaped_strings_mean_what_they_say() {
+fn escaped_strings_are_unescaped() {
     let text = with("user_id", Some(r#""\u00e9\"\ud834\udd1e\n""#)).replace("event_id", "event\\u005fid");
     let event = decode(&text).expect("valid");
     assert_eq!((event.key(), event.id()), ("ué\"𝄞\n", "e1"));
@@ -188,10 +188,10 @@ proptest! {
     }
 
     #[test]
-    fn json_is_what_serde_json_takes_for_json(text in r#"[\{\}\[\]",:\\u0-9a-f\.eE+\- truefalsn]{0,24}"#) {
-        // As the value of an unknown member, so that only the grammar decides.
+    fn the_scanner_accepts_the_same_json_as_serde_json(text in r#"[\{\}\[\]",:\\u0-9a-f\.eE+\- truefalsn]{0,24}"#) {
+        // The value of an unknown field, so that only the grammar matters.
         let record = format!("{{\"x\":{text}}}");
-        let ours = decode(&record).expect_err("there is no event in it");
+        let ours = decode(&record).expect_err("not an event");
         let theirs = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&record);
         let out_of_range = theirs.as_ref().is_err_and(|error| error.to_string().contains("out of range"));
         if !text.contains("\\u0000") && !out_of_range {
@@ -200,7 +200,7 @@ proptest! {
     }
 
     #[test]
-    fn an_event_written_and_read_again_is_the_same(
+    fn an_encoded_event_decodes_to_the_same_event(
         id in "[^\u{0}]{1,20}", user in "[^\u{0}]{1,20}", amount in proptest::option::of(-1_000_000_000_000_000_000i64..=1_000_000_000_000_000_000),
         time in 100_000_000_000i64..253_402_300_800_000, lat in -90f64..=90.0, lon in -180f64..=180.0, merchant in proptest::option::of("[^\u{0}]{0,9}"),
     ) {
@@ -219,12 +219,12 @@ proptest! {
         let mut written = vec![b'{'];
         event.write_members(&mut written);
         written.push(b'}');
-        let again = Decoder::default().decode(raw(&written)).expect("what is written is valid");
-        let says = |event: &Event| {
+        let again = Decoder::default().decode(raw(&written)).expect("the encoded event is valid");
+        let members = |event: &Event| {
             let mut out = Vec::new();
             event.write_members(&mut out);
             (String::from_utf8_lossy(&out).into_owned(), event.key_hash, event.merchant(), event.location())
         };
-        prop_assert_eq!(says(&event), says(&again));
+        prop_assert_eq!(members(&event), members(&again));
     }
 }

@@ -1,5 +1,5 @@
-//! What a file holds, as lines see it: decompressed, and without a byte order mark. Both are told by the first bytes, not
-//! by the name.
+//! The content of a file as text: decompressed, and without a byte order mark. Both are detected from the first bytes,
+//! not from the file name.
 
 use std::io::{Chain, Cursor, Read};
 use std::path::Path;
@@ -7,37 +7,37 @@ use std::path::Path;
 use super::unavailable;
 use crate::source::SourceError;
 
-/// As many bytes as tell what a file is.
-const HEAD: usize = 6;
+/// The number of leading bytes that identify a file's format.
+const HEAD_LEN: usize = 6;
 
-/// What begins a file of text that cannot be read, and what to do with it.
-const UNREADABLE: [(&[u8], &str); 8] = [
-    (b"\xff\xfe", "is UTF-16, and records are UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`"),
-    (b"\xfe\xff", "is UTF-16, and records are UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`"),
-    (b"{\0", "is UTF-16, and records are UTF-8: convert it with `iconv -f UTF-16LE -t UTF-8`"),
-    (b"\0{", "is UTF-16, and records are UTF-8: convert it with `iconv -f UTF-16BE -t UTF-8`"),
-    (b"BZh", "is compressed with bzip2, and gzip and zstd are known: decompress it"),
-    (b"\xfd7zXZ\0", "is compressed with xz, and gzip and zstd are known: decompress it"),
-    (b"PK\x03\x04", "is a zip archive, and gzip and zstd are known: unpack it"),
-    (b"\x04\x22\x4d\x18", "is compressed with lz4, and gzip and zstd are known: decompress it"),
+/// The magic bytes of formats that are not supported, each with the error and its remedy.
+const UNSUPPORTED: [(&[u8], &str); 8] = [
+    (b"\xff\xfe", "is UTF-16, but records must be UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`"),
+    (b"\xfe\xff", "is UTF-16, but records must be UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`"),
+    (b"{\0", "is UTF-16, but records must be UTF-8: convert it with `iconv -f UTF-16LE -t UTF-8`"),
+    (b"\0{", "is UTF-16, but records must be UTF-8: convert it with `iconv -f UTF-16BE -t UTF-8`"),
+    (b"BZh", "is compressed with bzip2; only gzip and zstd are supported: decompress it"),
+    (b"\xfd7zXZ\0", "is compressed with xz; only gzip and zstd are supported: decompress it"),
+    (b"PK\x03\x04", "is a zip archive; only gzip and zstd are supported: unpack it"),
+    (b"\x04\x22\x4d\x18", "is compressed with lz4; only gzip and zstd are supported: decompress it"),
 ];
 
 const GZIP: &[u8] = b"\x1f\x8b";
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The content of a file, or of whatever else is read.
+/// The decompressed content of a file or pipe.
 pub(super) type Content = Box<dyn Read + Send>;
 
-/// The bytes that lines are made of.
+/// Decompresses a file and strips its byte order mark.
 ///
 /// # Errors
-/// If it cannot be read, or is of a form that is not known.
-pub(super) fn content(path: &Path, file: impl Read + Send + 'static) -> Result<Content, SourceError> {
-    let (head, whole) = begun(file).map_err(|error| unavailable(path, error))?;
+/// If the file cannot be read, or its format is not supported.
+pub(super) fn open_content(path: &Path, file: impl Read + Send + 'static) -> Result<Content, SourceError> {
+    let (head, whole) = peek_head(file).map_err(|error| unavailable(path, error))?;
     let is_compressed = head.starts_with(GZIP) || head.starts_with(ZSTD);
     let text: Content = if head.starts_with(GZIP) {
-        // A file may consist of several that were appended to each other.
+        // A file may consist of several gzip members.
         Box::new(flate2::read::MultiGzDecoder::new(whole))
     } else if head.starts_with(ZSTD) {
         Box::new(zstd::stream::read::Decoder::new(whole).map_err(|error| unavailable(path, error))?)
@@ -45,12 +45,12 @@ pub(super) fn content(path: &Path, file: impl Read + Send + 'static) -> Result<C
         Box::new(whole)
     };
     let (head, whole) = match is_compressed {
-        true => begun(text).map(|(head, whole)| (head, Box::new(whole) as Content)),
+        true => peek_head(text).map(|(head, whole)| (head, Box::new(whole) as Content)),
         false => Ok((head, text)),
     }
     .map_err(|error| unavailable(path, error))?;
-    if let Some((_, what)) = UNREADABLE.iter().find(|(magic, _)| head.starts_with(magic)) {
-        return Err(SourceError::Refused(format!("{} {what}", path.display())));
+    if let Some((_, error)) = UNSUPPORTED.iter().find(|(magic, _)| head.starts_with(magic)) {
+        return Err(SourceError::Refused(format!("{} {error}", path.display())));
     }
     if head.starts_with(BYTE_ORDER_MARK) {
         let mut whole = whole;
@@ -61,13 +61,13 @@ pub(super) fn content(path: &Path, file: impl Read + Send + 'static) -> Result<C
     Ok(whole)
 }
 
-/// A file whose first bytes were read, from its beginning on.
-type Begun<R> = Chain<Cursor<Vec<u8>>, R>;
+/// A reader whose first bytes were read and put back.
+type Rewound<R> = Chain<Cursor<Vec<u8>>, R>;
 
-/// The first bytes, and everything.
-fn begun<R: Read>(mut file: R) -> std::io::Result<(Vec<u8>, Begun<R>)> {
-    let mut head = Vec::with_capacity(HEAD);
-    file.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
+/// Returns the first bytes of a file, and a reader of the whole file.
+fn peek_head<R: Read>(mut file: R) -> std::io::Result<(Vec<u8>, Rewound<R>)> {
+    let mut head = Vec::with_capacity(HEAD_LEN);
+    file.by_ref().take(HEAD_LEN as u64).read_to_end(&mut head)?;
     Ok((head.clone(), Cursor::new(head).chain(file)))
 }
 
@@ -80,7 +80,7 @@ mod tests {
     fn text(bytes: Vec<u8>) -> Result<String, String> {
         let mut text = String::new();
         let content =
-            content(Path::new("a.ndjson"), Cursor::new(bytes)).map_err(|error| error.to_string())?;
+            open_content(Path::new("a.ndjson"), Cursor::new(bytes)).map_err(|error| error.to_string())?;
         { content }.read_to_string(&mut text).map_err(|error| error.to_string())?;
         Ok(text)
     }
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn compressed_and_marked_files_have_the_text_that_is_in_them() {
+    fn compression_and_byte_order_marks_are_removed() {
         for plain in ["", "{", "{}\n", "{\"a\":1}\n{\"b\":2}\n"] {
             let marked = format!("\u{feff}{plain}");
             let twice = format!("{plain}{plain}");
@@ -108,11 +108,11 @@ mod tests {
                 assert_eq!(text([compress(plain), compress(plain)].concat()).as_deref(), Ok(&*twice));
             }
         }
-        assert!(text(gzip("{}\n{}\n{}\n")[..20].to_vec()).is_err(), "it was cut off");
+        assert!(text(gzip("{}\n{}\n{}\n")[..20].to_vec()).is_err(), "a truncated file is an error");
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused_by_what_it_is() {
+    fn unsupported_formats_are_refused_by_name() {
         let wide = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
         for (bytes, what) in [
             (wide("\u{feff}{}"), "UTF-16"),

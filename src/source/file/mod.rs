@@ -1,4 +1,4 @@
-//! Files of NDJSON: each file is a partition, in the order given, and each line an offset.
+//! NDJSON files as a source: each file is a partition, in the given order, and each line has an offset.
 
 mod content;
 mod pipe;
@@ -9,26 +9,26 @@ use std::path::{Path, PathBuf};
 
 use headwater_dataflows::{Offset, Partition, Position};
 
-use self::content::{Content, content};
+use self::content::{Content, open_content};
 use self::pipe::{Available, Pipe};
 use super::{Budget, NO_TIMESTAMP, PartitionState, Raw, Reader, Source, SourceError};
 
-/// A longer line is no record of any kind, and would be held in memory as a whole.
+/// The maximum length of a line in bytes. A line is buffered in memory as a whole.
 const MAX_LINE: usize = 64 << 20;
 
-/// Reads files once, from beginning to end.
+/// A source that reads files once, from beginning to end.
 pub struct FileSource {
     paths: Vec<PathBuf>,
     start: Vec<Offset>,
-    /// Whether all are regular files.
+    /// True if all are regular files.
     is_regular: bool,
 }
 
 impl FileSource {
-    /// Of these files, each a partition.
+    /// Opens these files, each as a partition.
     ///
     /// # Errors
-    /// If one cannot be opened, or holds no text that is known.
+    /// If a file cannot be opened, or its format is not supported.
     pub fn open(paths: Vec<PathBuf>) -> Result<FileSource, SourceError> {
         let mut all_regular = true;
         for path in &paths {
@@ -42,26 +42,26 @@ impl FileSource {
     }
 }
 
-/// Whether a file can be read again, and reading it never waits.
+/// Returns true for a regular file, which can be read again and never blocks.
 fn is_regular(path: &Path) -> Result<bool, SourceError> {
     let kind = std::fs::metadata(path).map_err(|error| unavailable(path, error))?;
     if kind.is_dir() {
-        let reason = format!("{} is a folder: name the files in it", path.display());
+        let reason = format!("{} is a directory: name the files in it", path.display());
         return Err(SourceError::Refused(reason));
     }
     Ok(kind.is_file())
 }
 
-/// Whether a start may have to read these files again, as one that goes on from a ledger does.
+/// Checks that these files can be read again, which a start that resumes from a ledger may require.
 ///
 /// # Errors
-/// If one of them cannot be.
+/// If one of them is not a regular file. `why` describes the start, for the error.
 pub fn check_repeatable(paths: &[PathBuf], why: &str) -> Result<(), SourceError> {
     for path in paths {
         if !is_regular(path)? {
             return Err(SourceError::Refused(format!(
-                "{} is no regular file and cannot be read again, as a start {why} may have to: go without, or write \
-                 it to a file and read that",
+                "{} is not a regular file and cannot be read again, which a start {why} may require: run without it, \
+                 or write the input to a regular file",
                 path.display()
             )));
         }
@@ -69,10 +69,10 @@ pub fn check_repeatable(paths: &[PathBuf], why: &str) -> Result<(), SourceError>
     Ok(())
 }
 
-/// The lines of a regular file.
+/// Opens a regular file for reading lines.
 fn lines(path: &Path) -> Result<BufReader<Content>, SourceError> {
     let file = File::open(path).map_err(|error| unavailable(path, error))?;
-    Ok(BufReader::with_capacity(1 << 18, content(path, file)?))
+    Ok(BufReader::with_capacity(1 << 18, open_content(path, file)?))
 }
 
 fn unavailable(path: &Path, error: std::io::Error) -> SourceError {
@@ -96,7 +96,7 @@ impl Source for FileSource {
             file.skip_to(offset)?;
             files.push(file);
         }
-        Ok(Box::new(FileReader { files, turn: 0, looks: 0 }))
+        Ok(Box::new(FileReader { files, turn: 0, reads: 0 }))
     }
 
     fn is_counted(&self) -> bool {
@@ -111,7 +111,7 @@ impl Source for FileSource {
             let (path, read) = (path.display(), file.next);
             if read < end.0 {
                 unread.push(format!(
-                    "{path} has {read} lines, and this pipeline has read {}: it was cut short, or is another file",
+                    "{path} has {read} lines, but this pipeline has read {}: the file was truncated or replaced",
                     end.0
                 ));
                 continue;
@@ -120,25 +120,25 @@ impl Source for FileSource {
             let more = file.next - end.0;
             if more > 0 {
                 unread.push(format!(
-                    "{path} has {more} lines more than when this pipeline has read it, and they are not read: its \
-                     input was closed at its end; read them under another pipeline name, or without [ledger]"
+                    "{path} has {more} more lines than when this pipeline read it; they are not read, because the \
+                     pipeline's input was closed; read them under another pipeline name, or without [ledger]"
                 ));
             }
         }
         Ok(unread)
     }
 
-    /// There is no group to tell.
+    /// Does nothing: files have no consumer group.
     fn commit(&self, _offsets: &[(Partition, Offset)]) -> Result<(), SourceError> {
         Ok(())
     }
 }
 
-/// What is read.
+/// The input of a partition.
 enum Input {
-    /// Waits for nothing but the disk.
+    /// A regular file, which blocks on disk I/O only.
     File(BufReader<Content>),
-    /// May have nothing to read for as long as it likes.
+    /// Any other file, which may have no data for an unlimited time.
     Pipe(Pipe),
 }
 
@@ -166,11 +166,11 @@ struct OpenFile {
     input: Input,
     partition: Partition,
     next: i64,
-    /// What there is of the next line.
+    /// The part of the next line that has been read.
     line: Vec<u8>,
     ended: bool,
-    /// Whether there is nothing to read for now; a regular file is at its end then.
-    waits: bool,
+    /// True if no data is available now; a regular file is then at its end.
+    is_drained: bool,
     paused: bool,
     limit: Option<i64>,
 }
@@ -178,25 +178,25 @@ struct OpenFile {
 impl OpenFile {
     fn new(path: PathBuf, input: Input, partition: Partition) -> OpenFile {
         let line = Vec::with_capacity(1024);
-        let (next, ended, waits, paused, limit) = (0, false, false, false, None);
-        OpenFile { path, input, partition, next, line, ended, waits, paused, limit }
+        let (next, ended, is_drained, paused, limit) = (0, false, false, false, None);
+        OpenFile { path, input, partition, next, line, ended, is_drained, paused, limit }
     }
 
-    /// Gives the next line, without its end; false if there is none, at the end or for now.
-    fn line(&mut self, give: impl FnOnce(Offset, &[u8])) -> Result<bool, SourceError> {
+    /// Passes the next line, without its line end, to `emit`. Returns false if no complete line is available.
+    fn read_line(&mut self, emit: impl FnOnce(Offset, &[u8])) -> Result<bool, SourceError> {
         loop {
             let available = match self.input.available(&self.path)? {
                 Available::Bytes(bytes) => bytes,
                 Available::Nothing => {
-                    self.waits = true;
+                    self.is_drained = true;
                     return Ok(false);
                 }
                 Available::End if self.line.is_empty() => {
                     self.ended = true;
-                    self.waits = true;
+                    self.is_drained = true;
                     return Ok(false);
                 }
-                // The last line has no end.
+                // The last line has no line end.
                 Available::End => break,
             };
             let end = available.iter().position(|&byte| byte == b'\n');
@@ -214,16 +214,16 @@ impl OpenFile {
                 )));
             }
         }
-        self.waits = false;
-        give(Offset(self.next), &self.line);
+        self.is_drained = false;
+        emit(Offset(self.next), &self.line);
         self.line.clear();
         self.next += 1;
         Ok(true)
     }
 
-    /// Passes over the lines before an offset, as far as there are any.
+    /// Skips the lines before an offset, or to the end of the file.
     fn skip_to(&mut self, offset: Offset) -> Result<(), SourceError> {
-        while self.next < offset.0 && self.line(|_, _| {})? {}
+        while self.next < offset.0 && self.read_line(|_, _| {})? {}
         Ok(())
     }
 }
@@ -231,19 +231,19 @@ impl OpenFile {
 struct FileReader {
     files: Vec<OpenFile>,
     turn: usize,
-    /// How often it was asked for records.
-    looks: u64,
+    /// The number of calls of `read`.
+    reads: u64,
 }
 
-/// How many lines of one file are read before it is the next one's turn.
+/// The number of lines that are read from one file before the next file.
 const TURN: usize = 64;
 
 impl Reader for FileReader {
     fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
-        self.looks += 1;
+        self.reads += 1;
         let (mut read, mut bytes) = (0, 0);
-        let mut without = 0;
-        while read < budget.records && bytes < budget.bytes && without < self.files.len() {
+        let mut empty_turns = 0;
+        while read < budget.records && bytes < budget.bytes && empty_turns < self.files.len() {
             let at = self.turn % self.files.len();
             self.turn += 1;
             let file = &mut self.files[at];
@@ -255,7 +255,7 @@ impl Reader for FileReader {
             let partition = file.partition;
             while read < until
                 && bytes < budget.bytes
-                && file.line(|offset, line| {
+                && file.read_line(|offset, line| {
                     let position = Position { partition, offset };
                     bytes += line.len();
                     let (timestamp, value) = (NO_TIMESTAMP, Some(line));
@@ -264,7 +264,7 @@ impl Reader for FileReader {
             {
                 read += 1;
             }
-            without = if read == before { without + 1 } else { 0 };
+            empty_turns = if read == before { empty_turns + 1 } else { 0 };
         }
         Ok(read)
     }
@@ -273,11 +273,11 @@ impl Reader for FileReader {
         self.files
             .iter()
             .map(|file| {
-                let backlog = u64::from(!file.waits);
+                let backlog = u64::from(!file.is_drained);
                 let state = PartitionState::finite(file.partition, Offset(file.next), file.ended, backlog);
-                // A pipe that has nothing is at its end for now.
-                let high_watermark = file.waits.then_some(state.position);
-                PartitionState { high_watermark, observation: self.looks, ..state }
+                // A pipe without data counts as read to its end.
+                let high_watermark = file.is_drained.then_some(state.position);
+                PartitionState { high_watermark, observation: self.reads, ..state }
             })
             .collect()
     }
@@ -307,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_line_is_a_record_whatever_ends_the_file() {
+    fn every_line_is_a_record_with_or_without_a_final_line_end() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut paths = Vec::new();
         for (name, content) in [("a", "1\n\n2\r\n"), ("b", "3\n4"), ("c", "")] {
@@ -333,7 +333,7 @@ mod tests {
         assert!(FileSource::open(vec![dir.path().join("missing")]).is_err());
     }
 
-    /// What a reader hands out at once.
+    /// Returns the lines that a reader emits in one call.
     fn read(reader: &mut dyn Reader) -> Vec<String> {
         let mut lines = Vec::new();
         reader
@@ -344,22 +344,22 @@ mod tests {
         lines
     }
 
-    /// What a reader hands out within a second, if it is as much as is hoped for.
-    fn read_soon(reader: &mut dyn Reader, hoped: usize) -> Vec<String> {
+    /// Reads until `expected` lines have arrived, for five seconds at most.
+    fn read_soon(reader: &mut dyn Reader, expected: usize) -> Vec<String> {
         let (begun, mut lines) = (Instant::now(), Vec::new());
-        while lines.len() < hoped && begun.elapsed() < std::time::Duration::from_secs(5) {
+        while lines.len() < expected && begun.elapsed() < std::time::Duration::from_secs(5) {
             lines.extend(read(reader));
         }
         lines
     }
 
     #[test]
-    fn a_pipe_is_read_as_it_comes_and_never_waited_for() {
+    fn a_pipe_is_read_without_blocking() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("pipe");
         assert!(std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
-        let source = FileSource::open(vec![path.clone()]).expect("nobody writes to it yet");
-        let mut reader = source.reader(&[(Partition(0), Offset(0))]).expect("nobody writes to it yet");
+        let source = FileSource::open(vec![path.clone()]).expect("it opens without a writer");
+        let mut reader = source.reader(&[(Partition(0), Offset(0))]).expect("it opens without a writer");
         assert_eq!(read(&mut *reader), [""; 0]);
         let state = reader.partitions()[0];
         assert!(
@@ -370,7 +370,7 @@ mod tests {
         let mut writer = File::options().write(true).open(&path).expect("it is read");
         writer.write_all(b"\xef\xbb\xbf1\n2\nha").expect("written");
         assert_eq!(read_soon(&mut *reader, 2), ["1", "2"]);
-        assert_eq!(read(&mut *reader), [""; 0], "a line that is not whole is waited for");
+        assert_eq!(read(&mut *reader), [""; 0], "an incomplete line is not emitted");
         writer.write_all(b"lf\n\nlast").expect("written");
         assert_eq!(read_soon(&mut *reader, 2), ["half", ""]);
         assert!(!reader.partitions()[0].ended);
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_to_a_file_after_it_was_read_is_counted() {
+    fn lines_added_after_the_input_was_closed_are_counted() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("a.ndjson");
         std::fs::write(&path, "1\n2\n3\n").expect("written");
@@ -392,16 +392,16 @@ mod tests {
             source.unread(&[Offset(end)]).expect("readable")
         };
         assert_eq!(unread(3), [""; 0]);
-        assert!(unread(1)[0].contains("has 2 lines more"), "{:?}", unread(1));
-        assert!(unread(4)[0].contains("has 3 lines, and this pipeline has read 4"), "{:?}", unread(4));
+        assert!(unread(1)[0].contains("has 2 more lines"), "{:?}", unread(1));
+        assert!(unread(4)[0].contains("has 3 lines, but this pipeline has read 4"), "{:?}", unread(4));
     }
 
     #[test]
-    fn a_folder_and_text_that_is_no_utf_8_are_refused_at_once() {
+    fn directories_and_utf_16_files_are_refused_at_open() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("a.ndjson");
         std::fs::write(&path, [0xff, 0xfe, b'{', 0, b'}', 0]).expect("written");
-        for (path, what) in [(path, "is UTF-16"), (dir.path().to_owned(), "is a folder")] {
+        for (path, what) in [(path, "is UTF-16"), (dir.path().to_owned(), "is a directory")] {
             let refused = FileSource::open(vec![path]).err().map(|error| error.to_string());
             assert!(refused.as_ref().is_some_and(|refused| refused.contains(what)), "{refused:?}");
         }

@@ -1,92 +1,92 @@
-//! What is no regular file (a pipe, a terminal, a socket) may make its reader wait for as long as it likes: it is read on
-//! a thread of its own, and the worker takes what is there.
+//! Input that is not a regular file (a pipe, a terminal, a socket). Reading it may block for an unlimited time, so a
+//! separate thread reads it and the worker takes the data that has arrived.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
-use super::content::content;
+use super::content::open_content;
 use super::unavailable;
 use crate::source::SourceError;
 
-/// How much is read at a time.
-const PIECE: usize = 64 << 10;
+/// The maximum size of a chunk in bytes.
+const CHUNK_BYTES: usize = 64 << 10;
 
-/// How many pieces wait at most.
-const PIECES: usize = 16;
+/// The maximum number of chunks that are queued for the worker.
+const MAX_CHUNKS: usize = 16;
 
-type Piece = Result<Vec<u8>, SourceError>;
+type Chunk = Result<Vec<u8>, SourceError>;
 
-/// Bytes that come when they come.
+/// A non-blocking reader of a pipe.
 pub(super) struct Pipe {
-    pieces: Receiver<Piece>,
-    /// What has come, from `at` on.
-    piece: Vec<u8>,
+    chunks: Receiver<Chunk>,
+    /// The current chunk, which is consumed up to `at`.
+    chunk: Vec<u8>,
     at: usize,
 }
 
-/// What there is to read right now.
+/// The data that can be read without blocking.
 pub(super) enum Available<'a> {
-    /// These bytes, one or more.
+    /// One or more bytes.
     Bytes(&'a [u8]),
-    /// Nothing yet.
+    /// No data yet.
     Nothing,
-    /// Nothing any more.
+    /// The end of the input.
     End,
 }
 
 impl Pipe {
-    /// Has a thread open and read it. The thread ends with the pipe, or when nobody takes what it reads any more; while it
-    /// waits to read, it is left behind.
+    /// Starts a thread that opens and reads the pipe. The thread ends at the end of the input, or when the `Pipe` has
+    /// been dropped; a thread that blocks in a read is not joined.
     ///
     /// # Errors
-    /// If there is no thread to be had.
+    /// If the thread cannot be started.
     pub fn open(path: PathBuf) -> Result<Pipe, SourceError> {
-        let (give, pieces) = sync_channel(PIECES);
+        let (sender, chunks) = sync_channel(MAX_CHUNKS);
         let name = path.clone();
         std::thread::Builder::new()
             .name("pipe".into())
             .spawn(move || {
-                if let Err(error) = read(&path, &give) {
-                    // Without a receiver the run is over.
-                    let _ = give.send(Err(error));
+                if let Err(error) = read(&path, &sender) {
+                    // Without a receiver, the run has ended.
+                    let _ = sender.send(Err(error));
                 }
             })
             .map_err(|error| unavailable(&name, error))?;
-        Ok(Pipe { pieces, piece: Vec::new(), at: 0 })
+        Ok(Pipe { chunks, chunk: Vec::new(), at: 0 })
     }
 
-    /// What can be read without waiting.
+    /// Returns the data that can be read without blocking.
     pub fn available(&mut self) -> Result<Available<'_>, SourceError> {
-        if self.at == self.piece.len() {
-            match self.pieces.try_recv() {
-                Ok(piece) => (self.piece, self.at) = (piece?, 0),
+        if self.at == self.chunk.len() {
+            match self.chunks.try_recv() {
+                Ok(chunk) => (self.chunk, self.at) = (chunk?, 0),
                 Err(TryRecvError::Empty) => return Ok(Available::Nothing),
                 Err(TryRecvError::Disconnected) => return Ok(Available::End),
             }
         }
-        Ok(Available::Bytes(&self.piece[self.at..]))
+        Ok(Available::Bytes(&self.chunk[self.at..]))
     }
 
-    /// So many bytes were taken.
+    /// Marks `bytes` bytes as consumed.
     pub fn consume(&mut self, bytes: usize) {
         self.at += bytes;
     }
 }
 
-fn read(path: &Path, give: &SyncSender<Piece>) -> Result<(), SourceError> {
-    // A named pipe is open once somebody writes to it.
+fn read(path: &Path, sender: &SyncSender<Chunk>) -> Result<(), SourceError> {
+    // Opening a named pipe blocks until it has a writer.
     let file = File::open(path).map_err(|error| unavailable(path, error))?;
-    let mut content = content(path, file)?;
+    let mut content = open_content(path, file)?;
     loop {
-        let mut piece = vec![0; PIECE];
-        let read = match content.read(&mut piece) {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let read = match content.read(&mut chunk) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             read => read.map_err(|error| unavailable(path, error))?,
         };
-        piece.truncate(read);
-        if read == 0 || give.send(Ok(piece)).is_err() {
+        chunk.truncate(read);
+        if read == 0 || sender.send(Ok(chunk)).is_err() {
             return Ok(());
         }
     }

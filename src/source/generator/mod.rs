@@ -1,7 +1,7 @@
-//! The generator: record = f(seed, partition, offset), with fraud injected where it can be found again.
+//! The generator: record = f(seed, partition, offset), with fraud injected at known offsets.
 //!
-//! Nothing is remembered from one record to the next, so a replay needs an offset and nothing else; and event
-//! times do not depend on how fast records are read.
+//! No state is carried from one record to the next, so a replay needs nothing but an offset. Event times do not depend
+//! on the speed of reading.
 
 mod episode;
 mod record;
@@ -17,14 +17,14 @@ use headwater_dataflows::{Offset, Partition, Position};
 
 use super::{Budget, PartitionState, Raw, Reader, Source, SourceError};
 
-/// Reads generated records.
+/// A source of generated records.
 pub struct GeneratorSource {
     settings: GeneratorSettings,
     start: Vec<Offset>,
     ends: Arc<Ends>,
 }
 
-/// How far each partition was read, and whether to go on.
+/// The position of each partition, and a flag that ends the input.
 #[derive(Debug)]
 pub struct Ends {
     stop: AtomicBool,
@@ -32,22 +32,22 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Has every partition end where it is.
+    /// Ends every partition at its current position.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// The offset after the last record of each partition.
+    /// Returns the offset after the last record of each partition.
     pub fn positions(&self) -> Vec<u64> {
         self.positions.iter().map(|position| position.load(Ordering::Relaxed)).collect()
     }
 }
 
 impl GeneratorSource {
-    /// From the first record on.
+    /// Creates a source that starts at the first record.
     ///
     /// # Errors
-    /// If the settings cannot be carried out.
+    /// If the settings are invalid.
     pub fn new(settings: GeneratorSettings) -> Result<GeneratorSource, SourceError> {
         settings.validate().map_err(SourceError::Refused)?;
         let partitions = settings.partitions as usize;
@@ -56,7 +56,7 @@ impl GeneratorSource {
         Ok(GeneratorSource { settings, start: vec![Offset(0); partitions], ends })
     }
 
-    /// How far it was read, and how to stop it.
+    /// Returns the handle with the positions, which can also stop the generator.
     pub fn ends(&self) -> Arc<Ends> {
         Arc::clone(&self.ends)
     }
@@ -69,7 +69,7 @@ impl Source for GeneratorSource {
 
     fn reader(&self, owned: &[(Partition, Offset)]) -> Result<Box<dyn Reader>, SourceError> {
         let partitions = u64::from(self.settings.partitions);
-        // What does not divide evenly goes to the first partitions.
+        // The first partitions get the remainder.
         let end = |partition: Partition| match self.settings.records {
             None => u64::MAX,
             Some(records) => records / partitions + u64::from(u64::from(partition.0) < records % partitions),
@@ -96,7 +96,7 @@ impl Source for GeneratorSource {
         true
     }
 
-    /// There is no group to tell.
+    /// Does nothing: the generator has no consumer group.
     fn commit(&self, _offsets: &[(Partition, Offset)]) -> Result<(), SourceError> {
         Ok(())
     }
@@ -117,7 +117,7 @@ struct GeneratorReader {
     ends: Arc<Ends>,
 }
 
-/// How many records one partition gives before it is the next one's turn.
+/// The number of records that are read from one partition before the next partition.
 const TURN: usize = 64;
 
 impl Reader for GeneratorReader {
@@ -126,8 +126,8 @@ impl Reader for GeneratorReader {
             self.owned.iter_mut().for_each(|owned| owned.end = owned.next);
         }
         let mut read = 0;
-        let mut without = 0;
-        while read < budget.records && without < self.owned.len() {
+        let mut empty_turns = 0;
+        while read < budget.records && empty_turns < self.owned.len() {
             let at = self.turn % self.owned.len();
             self.turn += 1;
             let owned = &mut self.owned[at];
@@ -146,7 +146,7 @@ impl Reader for GeneratorReader {
             owned.next += count;
             self.ends.positions[owned.partition.0 as usize].store(owned.next, Ordering::Relaxed);
             read += count as usize;
-            without = if count == 0 { without + 1 } else { 0 };
+            empty_turns = if count == 0 { empty_turns + 1 } else { 0 };
         }
         Ok(read)
     }

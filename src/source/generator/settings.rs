@@ -1,36 +1,35 @@
-//! What the generator is told, and its defaults.
+//! Settings of the generator, and their defaults.
 
 use headwater_dataflows::EventTime;
 
-/// What to generate. Rates are shares of all records, 0 to 1.
+/// Settings of the generator. Rates are shares of all records, 0 to 1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GeneratorSettings {
-    /// Another seed gives another stream.
+    /// The seed: different seeds generate different records.
     pub seed: u64,
-    /// How many partitions.
+    /// The number of partitions.
     pub partitions: u32,
-    /// How many users. 50,000 at the default pace have 36 events an hour each, far below every threshold.
+    /// The number of users. 50,000 users at the default pace have 36 events per hour each, far below every threshold.
     pub users: u32,
-    /// How many devices.
+    /// The number of devices.
     pub devices: u32,
-    /// Events per second of event time, over all partitions; how fast they are read is another matter. 500 is a
-    /// busy shop.
+    /// Events per second of event time, over all partitions, independent of the speed of reading. 500 is a busy shop.
     pub pace: u32,
     /// The time of the first event: 2026-01-01T00:00:00Z.
     pub start: EventTime,
-    /// How many records, over all partitions; none for ever.
+    /// The number of records, over all partitions; None for no limit.
     pub records: Option<u64>,
-    /// Share of events that come up to 4 s later than younger ones: less than the usual bound of 5 s.
+    /// Share of events that arrive up to 4 s after events with later times: less than the usual bound of 5 s.
     pub disorder: f64,
-    /// Share of events that come 2 to 10 minutes too late.
+    /// Share of events that arrive 2 to 10 minutes late.
     pub late: f64,
     /// Share of records that repeat one of the last 200 of their partition.
     pub duplicates: f64,
     /// Share of records that are not JSON.
     pub malformed: f64,
-    /// Share of records that break a rule.
+    /// Share of records that are JSON but not valid events.
     pub invalid: f64,
-    /// Whether fraud is injected.
+    /// True if fraud is injected.
     pub inject: bool,
 }
 
@@ -55,10 +54,10 @@ impl Default for GeneratorSettings {
 }
 
 impl GeneratorSettings {
-    /// Whether they can be carried out.
+    /// Checks the settings.
     ///
     /// # Errors
-    /// Says which cannot.
+    /// If a setting is invalid; the error names it.
     pub fn validate(&self) -> Result<(), String> {
         let rates = [
             ("disorder", self.disorder),
@@ -68,7 +67,7 @@ impl GeneratorSettings {
             ("invalid", self.invalid),
         ];
         if let Some((name, rate)) = rates.iter().find(|(_, rate)| !(0.0..=1.0).contains(rate)) {
-            return Err(format!("{name} is a share between 0 and 1, not {rate}"));
+            return Err(format!("{name} must be a share between 0 and 1, not {rate}"));
         }
         if rates.iter().map(|(_, rate)| rate).sum::<f64>() > 1.0 {
             return Err(
@@ -88,14 +87,14 @@ impl GeneratorSettings {
         }
         if self.pace < self.partitions * 20 {
             return Err(format!(
-                "pace must be at least 20 a partition, {}, for injections to fit",
+                "pace must be at least {} (20 per partition), so that injected episodes fit",
                 self.partitions * 20
             ));
         }
         Ok(())
     }
 
-    /// The event time of an offset before any disorder, in milliseconds.
+    /// Returns the event time of an offset before any disorder, in milliseconds since 1970.
     pub(super) fn time(&self, partition: u32, offset: u64) -> i64 {
         let index = u128::from(offset) * u128::from(self.partitions) + u128::from(partition);
         self.start.0 + (index * 1000 / u128::from(self.pace)) as i64

@@ -26,7 +26,7 @@ fn a_record_depends_on_seed_partition_and_offset_alone() {
 }
 
 #[test]
-fn rates_are_kept_and_disorder_is_bounded() {
+fn rates_match_the_settings_and_disorder_is_bounded() {
     let settings = GeneratorSettings { disorder: 0.1, duplicates: 0.05, ..GeneratorSettings::default() };
     let mut maker = RecordMaker::new(settings);
     let mut decoder = Decoder::default();
@@ -62,7 +62,7 @@ fn rates_are_kept_and_disorder_is_bounded() {
 }
 
 #[test]
-fn every_rule_is_injected_early_and_marked_where_it_is_expected() {
+fn every_rule_is_injected_and_marked_at_expected_offsets() {
     let settings = GeneratorSettings::default();
     let mut maker = RecordMaker::new(settings.clone());
     let end = 40_000;
@@ -84,7 +84,7 @@ fn every_rule_is_injected_early_and_marked_where_it_is_expected() {
 }
 
 #[test]
-fn a_reader_respects_its_budget_and_ends_where_it_should() {
+fn a_reader_respects_its_budget_and_ends_after_all_records() {
     let settings = GeneratorSettings { records: Some(1001), ..GeneratorSettings::default() };
     let source = GeneratorSource::new(settings).expect("valid");
     let owned: Vec<_> = (0..6).map(|partition| (Partition(partition), Offset(0))).collect();

@@ -1,4 +1,4 @@
-//! Dead letters: reading them back. Sending them to the source topic once more is in [`retry`](super::retry).
+//! Reading dead letters. Sending them to the source topic again is in [`retry`](super::retry).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -17,40 +17,40 @@ use crate::source::{Budget, SourceError};
 pub mod header {
     pub use super::super::reader::RETRIES;
 
-    /// Why the record was refused: `malformed`, `invalid`, `late`, `future` or `duplicate`.
+    /// The reason for the rejection: `malformed`, `invalid`, `late`, `future` or `duplicate`.
     pub const REASON: &str = "reason";
-    /// The same for people.
+    /// The error message.
     pub const MESSAGE: &str = "message";
-    /// The field at fault.
+    /// The field that caused the rejection.
     pub const FIELD: &str = "field";
-    /// The pipeline that refused it.
+    /// The pipeline that rejected the record.
     pub const PIPELINE: &str = "pipeline";
     /// The topic that the record was read from.
     pub const SOURCE_TOPIC: &str = "source-topic";
-    /// Its partition there, in decimal.
+    /// The record's partition in that topic, in decimal.
     pub const SOURCE_PARTITION: &str = "source-partition";
-    /// Its offset there, in decimal.
+    /// The record's offset in that topic, in decimal.
     pub const SOURCE_OFFSET: &str = "source-offset";
-    /// Its Kafka timestamp, in milliseconds since 1970, in decimal.
+    /// The record's Kafka timestamp, in milliseconds since 1970, in decimal.
     pub const SOURCE_TIMESTAMP: &str = "source-timestamp";
-    /// The length of the original value in bytes, if the dead letter holds only its beginning, or lacks its key.
+    /// The length of the original value in bytes, if the dead letter holds only its beginning or lacks its key.
     pub const ORIGINAL_LENGTH: &str = "original-length";
-    /// The SHA-256 of the original value then, in hexadecimal digits.
+    /// The SHA-256 of the original value in that case, in hexadecimal digits.
     pub const ORIGINAL_SHA256: &str = "original-sha256";
 }
 
-/// How long a dead-letter topic may deliver nothing before its end.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How much of the topic is held in memory at a time, in bytes and in records.
+/// The maximum time without a record before the end of a dead-letter topic.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// The maximum amount of the topic in memory, in bytes and in records.
 const BYTES: usize = 16 << 20;
 const RECORDS: usize = 500;
 
-/// A record that was refused, with the original bytes.
+/// A rejected record, with its original bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Where it is in the dead-letter topic.
+    /// The position in the dead-letter topic.
     pub position: Position,
-    /// When it was written there, in milliseconds since 1970.
+    /// The time at which the dead letter was written, in milliseconds since 1970.
     pub timestamp: i64,
     /// The original key.
     pub key: Option<Vec<u8>>,
@@ -74,24 +74,24 @@ impl DeadLetter {
         }
     }
 
-    /// The text of a header; none if it is missing or not UTF-8.
+    /// Returns the text of a header; None if it is missing or not UTF-8.
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(key, _)| key == name)?;
         std::str::from_utf8(value).ok()
     }
 
-    /// Why it was refused; empty if nothing says so.
+    /// Returns the reason for the rejection; empty if the header is missing.
     pub fn reason(&self) -> &str {
         self.header(header::REASON).unwrap_or_default()
     }
 
-    /// How often it had come back before.
+    /// Returns the number of earlier retries.
     pub fn retries(&self) -> u32 {
         retry_count(self.header(header::RETRIES).map(str::as_bytes))
     }
 }
 
-/// All dead letters that a topic has at this moment, partition by partition in order.
+/// An iterator over the dead letters that a topic had when it was opened, in offset order within each partition.
 pub struct DeadLetters {
     topic: String,
     reader: KafkaReader,
@@ -99,7 +99,7 @@ pub struct DeadLetters {
 }
 
 impl DeadLetters {
-    /// Reads a dead-letter topic from its beginning to its present end.
+    /// Reads a dead-letter topic from its beginning to its current end.
     pub fn read_all(brokers: &str, options: &Options, topic: &str) -> Result<DeadLetters, SourceError> {
         let config = KafkaSourceConfig {
             ignore_group: false,
@@ -124,7 +124,7 @@ impl DeadLetters {
     }
 
     fn refill(&mut self) -> Result<(), SourceError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + READ_TIMEOUT;
         while self.read.is_empty() && !self.reader.ended() {
             let read = &mut self.read;
             let count = self.reader.records(Budget::records(RECORDS), &mut |partition, message| {
@@ -133,7 +133,7 @@ impl DeadLetters {
             if Instant::now() > deadline {
                 return Err(unavailable(
                     format!("read topic {}", self.topic),
-                    format!("nothing came for {PATIENCE:?}"),
+                    format!("no record arrived within {READ_TIMEOUT:?}"),
                 ));
             }
             if count == 0 {

@@ -1,8 +1,8 @@
-//! Committing the consumer group's offsets, on a thread of its own.
+//! Committing the consumer group's offsets, on a separate thread.
 //!
-//! librdkafka's synchronous commit has no bound (it waits for a coordinator as long as it takes), and its
-//! asynchronous one tells nobody how it ended. So a thread waits for the one, and the caller waits for the thread, but
-//! not for long.
+//! librdkafka's synchronous commit has no timeout (it waits for a coordinator without limit), and its asynchronous
+//! commit does not report the outcome. So a thread commits synchronously, and the caller waits for the thread with a
+//! timeout.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -13,18 +13,18 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaResult;
 
-use super::{settled, unavailable};
+use super::{retry_transient, unavailable};
 use crate::source::SourceError;
 
-/// How long a commit may take: it is advisory.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// How often the consumer is asked for log lines, which would pile up in it otherwise.
-const HOUSEKEEPING: Duration = Duration::from_millis(500);
+/// The maximum time to wait for a commit, which is advisory.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The interval at which the consumer is polled, so that its log lines do not accumulate.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Offsets to commit, and where to say how it went.
+/// Offsets to commit, and the channel for the outcome.
 type Request = (TopicPartitionList, SyncSender<KafkaResult<()>>);
 
-/// The thread that commits; it ends when this is dropped and its last commit has ended.
+/// The handle of the commit thread, which ends after its current commit once the handle is dropped.
 pub(super) struct Committer {
     requests: SyncSender<Request>,
 }
@@ -39,27 +39,30 @@ impl Committer {
         Ok(Committer { requests })
     }
 
-    /// Commits these offsets, or says after a few seconds that nothing is known of them yet.
+    /// Commits these offsets.
+    ///
+    /// # Errors
+    /// If the commit fails or its outcome is not known after a few seconds.
     pub fn commit(&self, offsets: TopicPartitionList) -> Result<(), SourceError> {
         const ACTION: &str = "commit the group's offsets";
         let (reply, answer) = sync_channel(1);
         self.requests.try_send((offsets, reply)).map_err(|error| match error {
-            TrySendError::Full(_) => unavailable(ACTION, "earlier ones are still being committed"),
-            TrySendError::Disconnected(_) => unavailable(ACTION, "the thread that commits has ended"),
+            TrySendError::Full(_) => unavailable(ACTION, "an earlier commit is still in progress"),
+            TrySendError::Disconnected(_) => unavailable(ACTION, "the commit thread has ended"),
         })?;
-        match answer.recv_timeout(PATIENCE) {
+        match answer.recv_timeout(COMMIT_TIMEOUT) {
             Ok(outcome) => outcome.map_err(|error| unavailable(ACTION, error)),
-            Err(_) => Err(unavailable(ACTION, format!("no answer within {PATIENCE:?}"))),
+            Err(_) => Err(unavailable(ACTION, format!("no response within {COMMIT_TIMEOUT:?}"))),
         }
     }
 }
 
 fn serve(consumer: &BaseConsumer<Quiet>, requests: &Receiver<Request>) {
     loop {
-        match requests.recv_timeout(HOUSEKEEPING) {
-            // Whoever asked may have stopped waiting.
+        match requests.recv_timeout(POLL_INTERVAL) {
+            // The caller may have timed out.
             Ok((offsets, reply)) => {
-                drop(reply.send(settled(|| consumer.commit(&offsets, CommitMode::Sync))));
+                drop(reply.send(retry_transient(|| consumer.commit(&offsets, CommitMode::Sync))));
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,

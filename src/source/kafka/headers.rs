@@ -1,8 +1,8 @@
-//! A record's headers, by their bytes.
+//! Reading a record's headers as bytes.
 //!
-//! Any producer can write a header whose name is not UTF-8, and the binding's accessors panic on it: one such record
-//! would end the process, and end it again after every start. So headers are read from the C library here: the one
-//! place with `unsafe`.
+//! Any producer can write a header whose name is not UTF-8, and the accessors of the Rust binding panic on it: one such
+//! record would end the process after every start. So this module, the only one with `unsafe`, reads headers from the C
+//! library.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_void};
@@ -13,7 +13,7 @@ use rdkafka::bindings::{rd_kafka_header_get_all, rd_kafka_headers_t, rd_kafka_me
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
 
-/// The headers of a record, in order: names, and values where there are any.
+/// Returns the headers of a record, in order: the name and the value, if there is one.
 pub(super) fn headers<'a>(message: &'a BorrowedMessage<'_>) -> Headers<'a> {
     let mut native = ptr::null_mut();
     // SAFETY: the message is alive, and `native` is a place for one pointer.
@@ -22,9 +22,9 @@ pub(super) fn headers<'a>(message: &'a BorrowedMessage<'_>) -> Headers<'a> {
     Headers { native, next: 0, message: PhantomData }
 }
 
-/// See [`headers`].
+/// The iterator that [`headers`] returns.
 pub(super) struct Headers<'a> {
-    /// Null, or headers that live as long as their message does.
+    /// Null, or headers that live as long as their message.
     native: *const rd_kafka_headers_t,
     next: usize,
     message: PhantomData<&'a c_void>,
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_are_not_text_are_read_like_others() {
+    fn header_names_that_are_not_utf_8_are_read() {
         let wanted: [(&[u8], Option<&[u8]>); 4] =
             [(b"plain", Some(b"1")), (b"\xff\xfe", Some(b"\x00")), (b"", Some(b"")), (b"none", None)];
         // SAFETY: the headers are made, filled from slices of the stated length, read and destroyed here.

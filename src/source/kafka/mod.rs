@@ -1,4 +1,4 @@
-//! A Kafka topic as a source: partitions assigned, never subscribed to, read committed.
+//! A Kafka topic as a source. Partitions are assigned rather than subscribed to, and read with `read_committed`.
 //!
 //! ```text
 //!   group's offsets, or start_from ──▶ start ─┐
@@ -6,9 +6,9 @@
 //!   frontier of all sinks          ──▶ commit ──▶ group's offsets
 //! ```
 //!
-//! What decides where a pipeline goes on is its ledger. The group's offsets are written for Kafka's own tools, and
-//! read only where the ledger says nothing yet. Nothing is guessed: an offset that the log no longer has, a topic
-//! that is missing or compacted, are refused by name.
+//! A pipeline resumes from the offsets in its ledger. The group's offsets are committed for Kafka's own tools, and are
+//! read only while the ledger has none. The source does not guess: it refuses an offset that the log no longer has, and
+//! a topic that is missing or compacted, with an error that names it.
 
 pub mod dead_letters;
 mod ends;
@@ -32,53 +32,53 @@ use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use crate::coordination::{AcceptedLoss, go_on_at};
 
-use self::ends::{Asking, Ends};
+use self::ends::{EndsPoller, PartitionEnds};
 use self::group::Committer;
 use self::reader::KafkaReader;
 use super::{Reader, Source, SourceError};
 
-/// How long one question to the cluster may take.
-const ANSWER: Duration = Duration::from_secs(10);
-/// For how long a question is asked again while its answer is that the cluster is in motion.
-const MOTION: Duration = Duration::from_secs(30);
-/// How long to wait before asking again.
-const PAUSE: Duration = Duration::from_millis(100);
-/// The smallest memory in which a partition can be read, in bytes.
-const LEAST_BYTES: usize = 64 << 10;
+/// The timeout of one request to the cluster.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum time for which a request is retried after transient errors.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The pause before a retry.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// The minimum of fetch memory per partition, in bytes.
+const MIN_BYTES: usize = 64 << 10;
 
-/// Where to start where nothing is recorded yet.
+/// The start position if the ledger has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartFrom {
-    /// At the first record that the topic still has.
+    /// The first record that the topic still has.
     Earliest,
-    /// After the last committed record.
+    /// The offset after the last committed record.
     Latest,
-    /// At the first record whose Kafka timestamp is this or later, in milliseconds since 1970.
+    /// The first record with this Kafka timestamp or a later one, in milliseconds since 1970.
     Time(i64),
 }
 
-/// What a Kafka source needs to know.
+/// The configuration of a Kafka source.
 #[derive(Clone, Debug)]
 pub struct KafkaSourceConfig {
-    /// The cluster's addresses, `host:port`, separated by commas.
+    /// The bootstrap servers, `host:port`, separated by commas.
     pub brokers: String,
     /// The topic to read.
     pub topic: String,
-    /// The consumer group whose offsets show how far the pipeline has come.
+    /// The consumer group whose offsets show the pipeline's progress.
     pub group: String,
-    /// Where the partitions start, by number, if that is recorded; it overrides everything else.
+    /// The start offsets by partition, if the ledger has them; they override everything else.
     pub starts: Option<Vec<Offset>>,
-    /// Where to start a partition of which nothing is recorded and for which the group has no offset.
+    /// The start position of a partition that has an offset neither in the ledger nor in the group.
     pub start_from: StartFrom,
-    /// Whether `start_from` decides even if the group has an offset: it is set, and a ledger records nothing yet.
+    /// True if `start_from` overrides the group's offsets: it is set, and the ledger has recorded nothing yet.
     pub ignore_group: bool,
-    /// Records that may be missing.
+    /// Records that are allowed to be missing (`--accept-loss`).
     pub accepted: Vec<AcceptedLoss>,
     /// Options for librdkafka.
     pub options: Options,
-    /// Stop at the end of each partition as it is now: after the last record whose transaction is decided.
+    /// True if reading stops at the current end of each partition: after the last record whose transaction is decided.
     pub until_end: bool,
-    /// How many bytes may be fetched and not yet handed out, over all partitions of the topic.
+    /// The maximum of bytes that are fetched and not yet emitted, over all partitions of the topic.
     pub bytes_in_flight: usize,
 }
 
@@ -86,64 +86,68 @@ pub struct KafkaSourceConfig {
 pub struct KafkaSource {
     config: KafkaSourceConfig,
     start: Vec<Offset>,
-    /// By partition, the offset at which it ends; empty if it does not.
+    /// By partition, the offset at which reading stops; empty for an unbounded run.
     stop: Vec<Offset>,
-    /// By partition, the first offset that the log had.
+    /// By partition, the first offset of the log at opening.
     lows: Vec<i64>,
-    /// See [`Source::expect_before`].
+    /// The timestamps that [`Source::expect_before`] sets.
     before: Mutex<Vec<Option<i64>>>,
-    ends: Ends,
+    ends: PartitionEnds,
     committer: Committer,
-    _asking: Asking,
+    _ends_poller: EndsPoller,
 }
 
 impl KafkaSource {
-    /// Checks the topic, decides where each partition starts and, with `until_end`, where it ends.
+    /// Checks the topic, and determines the start offset of each partition and, with `until_end`, its end offset.
     pub fn open(config: KafkaSourceConfig) -> Result<KafkaSource, SourceError> {
         let topic = &config.topic;
         let topics = connect(&config)?;
         let partitions = check_topic(&topics, topic)?;
-        let group = asking_consumer(&config, partitions)?;
-        // A consumer that reads committed records is told the last stable offset as the end.
+        let group = query_consumer(&config, partitions)?;
+        // With `read_committed`, the end offset is the last stable offset.
         let ends = (0..partitions)
-            .map(|partition| settled(|| group.fetch_watermarks(topic, kafka(partition), ANSWER)))
+            .map(|partition| {
+                retry_transient(|| group.fetch_watermarks(topic, kafka_partition(partition), REQUEST_TIMEOUT))
+            })
             .collect::<KafkaResult<Vec<_>>>()
             .map_err(|error| unavailable(format!("read the ends of topic {topic}"), error))?;
         let start = match &config.starts {
-            Some(starts) => recorded(&config, starts, &ends)?,
-            None => unrecorded(&config, &group, &ends)?,
+            Some(starts) => check_recorded_starts(&config, starts, &ends)?,
+            None => resolve_starts(&config, &group, &ends)?,
         };
         let stop =
             if config.until_end { ends.iter().map(|&(_, end)| Offset(end)).collect() } else { Vec::new() };
         let group = Arc::new(group);
         let committer = Committer::start(Arc::clone(&group))?;
         let lows = ends.iter().map(|&(low, _)| low).collect();
-        let known = Ends::known(ends[..start.len()].iter().map(|&(_, end)| end));
+        let known = PartitionEnds::new(ends[..start.len()].iter().map(|&(_, end)| end));
         for (partition, &(low, end)) in (0..).zip(&ends).skip(start.len()) {
             tracing::info!(
                 topic,
                 partition,
                 offset = low,
-                "partition added since: reading it from its first record"
+                "partition added: reading it from its first record"
             );
             known.add(Partition(partition), Offset(low), end);
         }
-        let lasting = (!config.until_end).then_some(topics);
-        let asking = Asking::start(group, lasting, topic.clone(), known.clone())?;
+        let unbounded = (!config.until_end).then_some(topics);
+        let poller = EndsPoller::start(group, unbounded, topic.clone(), known.clone())?;
         let before = Mutex::default();
-        Ok(KafkaSource { config, start, stop, lows, before, ends: known, committer, _asking: asking })
+        Ok(KafkaSource { config, start, stop, lows, before, ends: known, committer, _ends_poller: poller })
     }
 }
 
-/// Tries whether a topic can be read, by asking everything that opening it asks; says how many partitions it has.
+/// Checks that a topic can be read, with the same requests as opening it. Returns its number of partitions.
 ///
 /// # Errors
-/// If something is missing or not permitted.
+/// If the topic is missing, or a request fails or is not permitted.
 pub fn probe(config: &KafkaSourceConfig) -> Result<u32, SourceError> {
     let partitions = check_topic(&connect(config)?, &config.topic)?;
-    let group = asking_consumer(config, partitions)?;
+    let group = query_consumer(config, partitions)?;
     for partition in 0..partitions {
-        settled(|| group.fetch_watermarks(&config.topic, kafka(partition), ANSWER))
+        let watermarks =
+            || group.fetch_watermarks(&config.topic, kafka_partition(partition), REQUEST_TIMEOUT);
+        retry_transient(watermarks)
             .map_err(|error| unavailable(format!("read the ends of topic {}", config.topic), error))?;
     }
     committed(&group, &config.topic, partitions)?;
@@ -162,8 +166,8 @@ impl Source for KafkaSource {
         for &(partition, from) in owned {
             let at = partition.0 as usize;
             let before = before.get(at).copied().flatten();
-            let is_there = self.lows.get(at).is_some_and(|&low| from.0 > low);
-            reader.assign(partition, from, before.filter(|_| is_there))?;
+            let is_retained = self.lows.get(at).is_some_and(|&low| from.0 > low);
+            reader.assign(partition, from, before.filter(|_| is_retained))?;
         }
         Ok(Box::new(reader))
     }
@@ -185,15 +189,19 @@ impl Source for KafkaSource {
         let failed = |error| unavailable(format!("commit the offsets of group {}", self.config.group), error);
         let mut list = TopicPartitionList::with_capacity(offsets.len());
         for &(Partition(partition), Offset(offset)) in offsets {
-            list.add_partition_offset(&self.config.topic, kafka(partition), KafkaOffset::Offset(offset))
-                .map_err(failed)?;
+            list.add_partition_offset(
+                &self.config.topic,
+                kafka_partition(partition),
+                KafkaOffset::Offset(offset),
+            )
+            .map_err(failed)?;
         }
         self.committer.commit(list)
     }
 }
 
-/// The recorded starts, if the topic still has everything from there on.
-fn recorded(
+/// Returns the recorded start offsets, if the topic still has all records from there on.
+fn check_recorded_starts(
     config: &KafkaSourceConfig,
     starts: &[Offset],
     ends: &[(i64, i64)],
@@ -201,8 +209,8 @@ fn recorded(
     let topic = &config.topic;
     if starts.len() > ends.len() {
         return Err(SourceError::Refused(format!(
-            "topic {topic} has {} partitions, and {} were read: the topic was deleted and created anew; another `pipeline` \
-             name, with tables of its own, reads all that it has",
+            "topic {topic} has {} partitions, but {} were read before: the topic was deleted and recreated; use another \
+             `pipeline` name, with its own tables, to read the new topic from its start",
             ends.len(),
             starts.len()
         )));
@@ -211,7 +219,8 @@ fn recorded(
     found.map(|(partition, (&start, &ends))| first_read(config, partition as u32, start, ends)).collect()
 }
 
-/// Where reading a partition begins that is to begin at `start`.
+/// Returns the first offset to read of a partition that starts at `start`: after the lost records, if they are
+/// accepted.
 fn first_read(
     KafkaSourceConfig { topic, accepted, .. }: &KafkaSourceConfig,
     partition: u32,
@@ -227,7 +236,7 @@ fn first_read(
                 first = start.0,
                 next = first.0,
                 offsets,
-                "reading begins after lost records"
+                "reading starts after lost records"
             );
         }
         return Ok(first);
@@ -235,23 +244,23 @@ fn first_read(
     let start = start.0;
     Err(SourceError::Refused(if start > end {
         format!(
-            "{topic} partition {partition} must be read from offset {start}, and the topic has {low} to {end}: its log was \
-             cut by {} offsets, or the topic was created anew; what it has now is no continuation: another `pipeline` \
-             name, with tables of its own, begins with it and knows nothing of what came before",
+            "{topic} partition {partition} must be read from offset {start}, but the topic has {low} to {end}: its log was \
+             truncated by {} offsets, or the topic was recreated; its records do not continue those that were read; use \
+             another `pipeline` name, with its own tables, to read the topic without what came before",
             start - end
         )
     } else {
         format!(
-            "{topic} partition {partition} must be read from offset {start}, and the topic has {low} to {end}: the {} offsets \
-             before {low} are gone; `--accept-loss {topic}:{partition}` goes on at offset {low}, where results that were \
-             committed stay, and windows and patterns go on without what is lost",
+            "{topic} partition {partition} must be read from offset {start}, but the topic has {low} to {end}: the {} offsets \
+             before {low} are gone; `--accept-loss {topic}:{partition}` resumes at offset {low}: committed results stay, \
+             and windows and patterns continue without the lost records",
             low - start
         )
     }))
 }
 
-/// Where each partition starts by the group's offsets and `start_from`.
-fn unrecorded(
+/// Returns the start offset of each partition, from the group's offsets and `start_from`.
+fn resolve_starts(
     config: &KafkaSourceConfig,
     group: &BaseConsumer<Quiet>,
     ends: &[(i64, i64)],
@@ -264,17 +273,17 @@ fn unrecorded(
             let offset = from[partition];
             tracing::info!(
                 topic, partition, offset, start_from = ?config.start_from, group = config.group, group_offset,
-                "the ledger has recorded nothing: starts at start_from, not at the group's offset"
+                "the ledger has no offsets yet: starting at start_from, not at the group's offset"
             );
             first_read(config, partition as u32, Offset(offset), ends)
         }
         Some(offset) => {
-            tracing::info!(topic, partition, offset, group = config.group, "starts at the group's offset");
+            tracing::info!(topic, partition, offset, group = config.group, "starting at the group's offset");
             first_read(config, partition as u32, Offset(offset), ends)
         }
         None => {
             let offset = from[partition];
-            tracing::info!(topic, partition, offset, start_from = ?config.start_from, "starts afresh");
+            tracing::info!(topic, partition, offset, start_from = ?config.start_from, "no recorded offset: starting at start_from");
             first_read(config, partition as u32, Offset(offset), ends)
         }
     };
@@ -282,40 +291,40 @@ fn unrecorded(
 }
 
 fn connect(KafkaSourceConfig { brokers, options, .. }: &KafkaSourceConfig) -> Result<Topics, SourceError> {
-    Topics::connect(brokers, options).map_err(unopened)
+    Topics::connect(brokers, options).map_err(open_error)
 }
 
-fn unopened(error: TopicError) -> SourceError {
-    unavailable("open its topic", error)
+fn open_error(error: TopicError) -> SourceError {
+    unavailable("open the topic", error)
 }
 
-/// How many partitions the topic has; refuses one that cannot be read exactly.
+/// Returns the number of partitions of the topic; refuses a topic that is missing or compacted.
 fn check_topic(topics: &Topics, topic: &str) -> Result<u32, SourceError> {
-    match topics.describe(topic).map_err(unopened)? {
+    match topics.describe(topic).map_err(open_error)? {
         None => Err(SourceError::Refused(format!(
-            "there is no topic {topic}; `headwater topics create` creates what is missing"
+            "topic {topic} does not exist; `headwater topics create` creates missing topics"
         ))),
-        Some(facts) if facts.compacted => Err(SourceError::Refused(compacted(topic))),
+        Some(facts) if facts.compacted => Err(SourceError::Refused(compacted_error(topic))),
         Some(facts) => Ok(facts.partitions),
     }
 }
 
-/// Why a compacted topic is refused.
-fn compacted(topic: &str) -> String {
+/// Returns the error for a compacted topic.
+fn compacted_error(topic: &str) -> String {
     format!(
-        "topic {topic} is compacted: records vanish from it, so nothing could be read twice; \
-         set cleanup.policy=delete or choose another topic (what compaction has removed is not read)"
+        "topic {topic} is compacted: records vanish from it, so epochs cannot be replayed; \
+         set cleanup.policy=delete or choose another topic (records that compaction has removed are not read)"
     )
 }
 
-/// The configuration of every consumer of the topic.
+/// Returns the client configuration of every consumer of the topic.
 fn consumer_config(config: &KafkaSourceConfig, partitions: u32) -> Result<ClientConfig, SourceError> {
-    // A partition's queue is refilled when it is below its bound, by at most one fetch more: half each.
-    let share = (config.bytes_in_flight / (partitions.max(1) as usize)).max(LEAST_BYTES) / 2;
+    // A partition's queue is refilled below its bound, and may then exceed it by one fetch: each gets half.
+    let share = (config.bytes_in_flight / (partitions.max(1) as usize)).max(MIN_BYTES) / 2;
     let queued = (share >> 10).to_string();
     let fetched = share.min(1 << 20).to_string();
     let defaults = [
-        // With its default of a second, a partition whose queue was full is not fetched for that long.
+        // With the default, a partition whose queue was full is not fetched for a second.
         ("fetch.queue.backoff.ms", "10"),
         ("queued.min.messages", "1000000"),
         ("queued.max.messages.kbytes", &*queued),
@@ -334,15 +343,15 @@ fn consumer_config(config: &KafkaSourceConfig, partitions: u32) -> Result<Client
         .map_err(|error| unavailable("set up a consumer", error))
 }
 
-/// A consumer that is never assigned a partition: it asks, and commits.
-fn asking_consumer(config: &KafkaSourceConfig, partitions: u32) -> Result<BaseConsumer<Quiet>, SourceError> {
+/// Creates a consumer without assigned partitions, which sends requests and commits offsets.
+fn query_consumer(config: &KafkaSourceConfig, partitions: u32) -> Result<BaseConsumer<Quiet>, SourceError> {
     let client = consumer_config(config, partitions)?;
     client
         .create_with_context(Quiet)
         .map_err(|error| unavailable("set up a consumer", creation_error(&client, error)))
 }
 
-/// By partition, the group's offset, if it has one.
+/// Returns the group's offset by partition, if it has one.
 fn committed(
     group: &BaseConsumer<Quiet>,
     topic: &str,
@@ -351,17 +360,18 @@ fn committed(
     let failed = |error| unavailable("read the group's offsets", error);
     let mut list = TopicPartitionList::new();
     for partition in 0..partitions {
-        list.add_partition(topic, kafka(partition));
+        list.add_partition(topic, kafka_partition(partition));
     }
-    let answer = settled(|| sound(group.committed_offsets(list.clone(), ANSWER)?)).map_err(failed)?;
-    let offset = |partition| match answer.find_partition(topic, kafka(partition))?.offset() {
+    let offsets = || check_elements(group.committed_offsets(list.clone(), REQUEST_TIMEOUT)?);
+    let answer = retry_transient(offsets).map_err(failed)?;
+    let offset = |partition| match answer.find_partition(topic, kafka_partition(partition))?.offset() {
         KafkaOffset::Offset(offset) => Some(offset),
         _ => None,
     };
     Ok((0..partitions).map(offset).collect())
 }
 
-/// By partition, the offset that `start_from` means.
+/// Returns the offset of `start_from` by partition.
 fn start_from(
     group: &BaseConsumer<Quiet>,
     config: &KafkaSourceConfig,
@@ -376,28 +386,31 @@ fn start_from(
     let failed = |error| unavailable(format!("find the time {time} in topic {topic}"), error);
     let mut list = TopicPartitionList::new();
     for partition in 0..ends.len() as u32 {
-        list.add_partition_offset(topic, kafka(partition), KafkaOffset::Offset(time)).map_err(failed)?;
+        list.add_partition_offset(topic, kafka_partition(partition), KafkaOffset::Offset(time))
+            .map_err(failed)?;
     }
-    let answer = settled(|| sound(group.offsets_for_times(list.clone(), ANSWER)?)).map_err(failed)?;
+    let offsets = || check_elements(group.offsets_for_times(list.clone(), REQUEST_TIMEOUT)?);
+    let answer = retry_transient(offsets).map_err(failed)?;
     let found = |(partition, &(_, end)): (usize, &(i64, i64))| {
-        match answer.find_partition(topic, kafka(partition as u32)).map(|element| element.offset()) {
+        match answer.find_partition(topic, kafka_partition(partition as u32)).map(|element| element.offset())
+        {
             Some(KafkaOffset::Offset(offset)) => offset.min(end),
-            // Nothing is as late as that.
+            // No record has this timestamp or a later one.
             _ => end,
         }
     };
     Ok(ends.iter().enumerate().map(found).collect())
 }
 
-/// Asks until the answer is not that the cluster is in motion: a group's coordinator that was just found may answer
-/// that it is not the coordinator yet, and a partition's leader likewise.
-fn settled<T>(mut ask: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
+/// Sends a request, and retries it after transient errors: a newly elected group coordinator or partition leader may
+/// respond that it is not ready yet.
+fn retry_transient<T>(mut request: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
     use RDKafkaErrorCode as Code;
     let begun = Instant::now();
     loop {
-        match ask() {
+        match request() {
             Err(error)
-                if begun.elapsed() < MOTION
+                if begun.elapsed() < RETRY_TIMEOUT
                     && matches!(
                         error.rdkafka_error_code(),
                         Some(
@@ -411,22 +424,22 @@ fn settled<T>(mut ask: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
                         )
                     ) =>
             {
-                tracing::debug!(%error, "the cluster is in motion: asking again");
-                std::thread::sleep(PAUSE);
+                tracing::debug!(%error, "transient error of the cluster: retrying");
+                std::thread::sleep(RETRY_PAUSE);
             }
             outcome => return outcome,
         }
     }
 }
 
-/// The list, unless one of its partitions has an error.
-fn sound(list: TopicPartitionList) -> KafkaResult<TopicPartitionList> {
+/// Returns the list, unless one of its partitions has an error.
+fn check_elements(list: TopicPartitionList) -> KafkaResult<TopicPartitionList> {
     list.elements().iter().try_for_each(|element| element.error())?;
     Ok(list)
 }
 
-/// A partition as Kafka numbers it.
-fn kafka(partition: u32) -> i32 {
+/// Converts a partition number to Kafka's type.
+fn kafka_partition(partition: u32) -> i32 {
     i32::try_from(partition).unwrap_or(i32::MAX)
 }
 
@@ -444,20 +457,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cluster_in_motion_is_asked_again_and_other_errors_are_answers() {
+    fn transient_errors_are_retried_and_others_returned() {
         let mut answers = [
             Err(KafkaError::MetadataFetch(RDKafkaErrorCode::NotCoordinator)),
             Err(KafkaError::OffsetFetch(RDKafkaErrorCode::CoordinatorLoadInProgress)),
             Ok(7),
         ]
         .into_iter();
-        assert_eq!(settled(|| answers.next().expect("asked three times")), Ok(7));
+        assert_eq!(retry_transient(|| answers.next().expect("three requests")), Ok(7));
         let refused = KafkaError::MetadataFetch(RDKafkaErrorCode::GroupAuthorizationFailed);
-        let mut asked = 0;
-        let answer: KafkaResult<()> = settled(|| {
-            asked += 1;
+        let mut requests = 0;
+        let answer: KafkaResult<()> = retry_transient(|| {
+            requests += 1;
             Err(refused.clone())
         });
-        assert_eq!((answer, asked), (Err(refused), 1));
+        assert_eq!((answer, requests), (Err(refused), 1));
     }
 }

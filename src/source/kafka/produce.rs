@@ -1,8 +1,8 @@
-//! Producing records at a set rate: what `headwater produce` and the retry of dead letters do.
+//! Producing records at a given rate, for `headwater produce`.
 //!
-//! The pace is open-loop: record n is due n / rate after the beginning whatever became of those before it, and
-//! lags are measured from when a record was due, so that a stall shows instead of slowing the clock. A record's Kafka
-//! timestamp is that time, too.
+//! The schedule is open-loop: record n is due n / rate seconds after the beginning, whatever happened to the records
+//! before it. Latencies are measured from the time at which a record was due, so that a stall is visible instead of
+//! slowing the schedule down. That time is also the record's Kafka timestamp.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,53 +17,53 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use thiserror::Error;
 
-use super::kafka;
+use super::kafka_partition;
 
-/// How long records may stay unacknowledged at the end.
-const LAST_ACKNOWLEDGEMENT: Duration = Duration::from_secs(30);
-/// How often progress is reported.
-const REPORT: Duration = Duration::from_secs(1);
-/// How long deliveries are waited for at a time, and the finest step of the pace.
+/// The maximum time to wait for acknowledgements at the end.
+const ACK_TIMEOUT: Duration = Duration::from_secs(30);
+/// The interval between progress reports.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// The interval at which deliveries are polled, and the resolution of the schedule.
 const STEP: Duration = Duration::from_millis(1);
 
-/// A record to be produced.
+/// A record to produce.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Produced {
-    /// Its partition; none leaves it to the key, as Java clients choose it, or to chance without a key.
+    /// The partition; None to choose it by the hash of the key, as Java clients do, or at random without a key.
     pub partition: Option<u32>,
-    /// Its key.
+    /// The key.
     pub key: Option<Vec<u8>>,
-    /// Its value; none is a tombstone.
+    /// The value; None for a tombstone.
     pub value: Option<Vec<u8>>,
-    /// Its headers, in order.
+    /// The headers, in order.
     pub headers: Vec<(String, Vec<u8>)>,
 }
 
-/// How far producing has come.
+/// The progress of producing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Records handed to the producer.
+    /// Records passed to the client.
     pub sent: u64,
     /// Records that the broker has acknowledged.
     pub acknowledged: u64,
-    /// By how much the last record was sent later than it was due.
+    /// The delay of the last record: the time from when it was due until it was sent.
     pub behind: Duration,
-    /// The longest time from when a record was due to its acknowledgement.
+    /// The longest time from when a record was due until its acknowledgement.
     pub slowest: Duration,
 }
 
-/// Why records could not be produced.
+/// An error of producing.
 #[derive(Debug, Error)]
 pub enum ProduceError {
-    /// The client's options cannot be used.
+    /// An option of the client is not allowed.
     #[error("cannot connect to Kafka")]
     Option(#[from] Misconfigured),
-    /// The cluster did not take a record, or could not be reached.
+    /// The cluster rejected a record, or could not be reached.
     #[error("cannot produce to topic {topic}: {reason}")]
     Failed {
         /// The topic.
         topic: String,
-        /// What the cluster or the client said.
+        /// The error of the cluster or the client.
         reason: String,
     },
 }
@@ -75,7 +75,7 @@ pub struct Producer {
     sent: u64,
 }
 
-/// What became of the records sent. With each goes the microsecond at which it was due.
+/// The delivery results. The opaque value of each record is the time at which it was due, in microseconds.
 struct Deliveries {
     begun: Instant,
     acknowledged: AtomicU64,
@@ -112,7 +112,7 @@ impl ProducerContext for Deliveries {
 }
 
 impl Producer {
-    /// Prepares to produce; the first record connects.
+    /// Creates a producer. It connects when it sends the first record.
     pub fn connect(brokers: &str, options: &Options, topic: &str) -> Result<Producer, ProduceError> {
         let defaults = [("linger.ms", "5"), ("compression.type", "lz4")];
         let owned = [("acks", "all"), ("enable.idempotence", "true"), ("partitioner", "murmur2_random")];
@@ -129,8 +129,8 @@ impl Producer {
         Ok(Producer { topic: topic.to_owned(), producer, sent: 0 })
     }
 
-    /// Produces until `records` end or `stop` is set, `rate` a second or, without one, as fast as they are taken.
-    /// Says about once a second how far it is. Returns when every record sent has been acknowledged.
+    /// Produces records until `records` ends or `stop` is set: `rate` per second or, without a rate, as fast as
+    /// possible. Calls `progress` about once a second. Returns when every sent record has been acknowledged.
     pub fn run(
         mut self,
         records: impl IntoIterator<Item = Produced>,
@@ -163,7 +163,7 @@ impl Producer {
             if self.sent.is_multiple_of(64) {
                 self.producer.poll(Duration::ZERO);
             }
-            if reported.elapsed() >= REPORT {
+            if reported.elapsed() >= REPORT_INTERVAL {
                 self.check()?;
                 progress(&self.report(behind));
                 reported = Instant::now();
@@ -172,7 +172,8 @@ impl Producer {
         self.finish(behind)
     }
 
-    /// Sends one record, waiting while the producer's queue is full. Without a `timestamp` it is that of sending.
+    /// Sends one record; blocks while the client's queue is full. Without a `timestamp`, the client sets the current
+    /// time.
     fn send(
         &mut self,
         produced: &Produced,
@@ -181,7 +182,7 @@ impl Producer {
     ) -> Result<(), ProduceError> {
         let due = usize::try_from(micros(due)).unwrap_or(usize::MAX);
         let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&self.topic, due);
-        record.partition = produced.partition.map(kafka);
+        record.partition = produced.partition.map(kafka_partition);
         record.key = produced.key.as_deref();
         record.payload = produced.value.as_deref();
         record.timestamp = timestamp;
@@ -207,7 +208,7 @@ impl Producer {
     }
 
     fn finish(self, behind: Duration) -> Result<Report, ProduceError> {
-        let deadline = Instant::now() + LAST_ACKNOWLEDGEMENT;
+        let deadline = Instant::now() + ACK_TIMEOUT;
         while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
             self.wait();
         }
@@ -215,13 +216,14 @@ impl Producer {
         let report = self.report(behind);
         if report.acknowledged < report.sent {
             let missing = report.sent - report.acknowledged;
-            return Err(self
-                .failed(format!("{missing} records are not acknowledged within {LAST_ACKNOWLEDGEMENT:?}")));
+            return Err(
+                self.failed(format!("{missing} records were not acknowledged within {ACK_TIMEOUT:?}"))
+            );
         }
         Ok(report)
     }
 
-    /// Takes what has been acknowledged meanwhile, then sleeps: polling for as long would keep a core busy.
+    /// Processes acknowledgements, then sleeps: polling with a timeout would keep a core busy.
     fn wait(&self) {
         self.producer.poll(Duration::ZERO);
         std::thread::sleep(STEP);

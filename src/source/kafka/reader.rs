@@ -1,12 +1,12 @@
-//! One worker's reader: a consumer of its own, with a queue per partition.
+//! The reader of one worker: a consumer with one queue per partition.
 //!
-//! librdkafka fetches on its own threads into bounded queues, and the worker takes from them without waiting. A
-//! partition is paused by not taking from its queue: the queue fills up, fetching stops, and nothing that was
-//! fetched is dropped or read again, as pausing the consumer would do.
+//! librdkafka fetches on its own threads into bounded queues, and the worker takes records from them without blocking.
+//! A partition is paused by not taking records from its queue: the queue fills up and fetching stops. Pausing the
+//! consumer instead would drop fetched records and fetch them again.
 //!
-//! Offsets without a record for us (transaction markers, aborted records) are passed in two steps: statistics
-//! name the next offset that will be fetched, and once the partition's queue has been found empty after that, all
-//! records before that offset have been handed out.
+//! Offsets without a visible record (transaction markers, aborted records) are passed in two steps: statistics contain
+//! the next offset to fetch, and once the partition's queue has been found empty after that, all records before that
+//! offset have been emitted.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -23,62 +23,62 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 use rdkafka::{ClientConfig, Message};
 
-use super::ends::Ends;
+use super::ends::PartitionEnds;
 use super::headers::headers;
-use super::stats::{self, Seen};
-use super::{ANSWER, kafka, unavailable};
+use super::stats::{self, PartitionStats};
+use super::{REQUEST_TIMEOUT, kafka_partition, unavailable};
 use crate::source::{Budget, PartitionState, Raw, Reader, SourceError};
 
-/// The header that counts how often a record has come back from the dead letters, as decimal text.
+/// The header with the number of times that a record was retried from the dead letters, in decimal.
 pub const RETRIES: &str = "headwater-retries";
 
-/// Takes a record and the partition that it is from.
-pub(super) type Each<'a> = dyn FnMut(Partition, &BorrowedMessage<'_>) + 'a;
+/// A callback for each record, with its partition.
+pub(super) type OnRecord<'a> = dyn FnMut(Partition, &BorrowedMessage<'_>) + 'a;
 
 /// Reads the partitions of one worker.
 pub(super) struct KafkaReader {
-    // Queues first: they must be gone before the consumer is.
+    // Declared first: the queues must be dropped before the consumer.
     readers: Vec<PartitionReader>,
-    consumer: Arc<BaseConsumer<Watch>>,
+    consumer: Arc<BaseConsumer<StatsContext>>,
     topic: String,
-    /// By partition, where it ends; empty if they do not.
+    /// By partition, the offset at which reading stops; empty for an unbounded run.
     stop: Vec<Offset>,
-    /// Which partition is read first next time, so that none waits for ever behind a busy one.
+    /// The index of the partition that is read first next time, so that a busy partition does not starve others.
     first: usize,
-    ends: Ends,
-    /// How often each error of a partition came that does not end reading.
+    ends: PartitionEnds,
+    /// The number of occurrences of each non-fatal partition error.
     errors: HashMap<String, u64>,
 }
 
-/// One partition.
+/// The reader of one partition.
 struct PartitionReader {
     partition: Partition,
-    queue: PartitionQueue<Watch>,
+    queue: PartitionQueue<StatsContext>,
     position: i64,
     stop: Option<i64>,
     limit: Option<i64>,
     paused: bool,
-    /// The timestamp that the record before the first one had, until that was found, or found to be gone.
+    /// The expected timestamp of the record before the start, until that record was checked or found to be gone.
     before: Option<i64>,
-    /// How it differs, if it does.
+    /// The difference of that record's timestamp, if there is one.
     changed: Option<String>,
-    /// The last statistics, until the queue has been found empty after them.
-    unconfirmed: Option<Seen>,
+    /// The last statistics of a fresh leader, until the queue has been found empty after them.
+    unconfirmed: Option<PartitionStats>,
     /// The last statistics.
-    seen: Option<Seen>,
-    /// How many statistics came from a leader that answers.
+    stats: Option<PartitionStats>,
+    /// The number of statistics that came from a responding leader.
     observation: u64,
-    /// How often what was known of the partition's end became old.
+    /// The number of times that the last observation of the partition's end became stale.
     leader_failures: u64,
 }
 
-/// What the consumer's callbacks have heard.
-struct Watch {
+/// The consumer's callbacks, which store the last statistics.
+struct StatsContext {
     topic: String,
-    seen: Mutex<Vec<(i32, Seen)>>,
+    stats: Mutex<Vec<(i32, PartitionStats)>>,
 }
 
-impl ClientContext for Watch {
+impl ClientContext for StatsContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log_line(level, facility, message);
     }
@@ -88,42 +88,43 @@ impl ClientContext for Watch {
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
-        let seen = stats::parse(statistics, &self.topic);
-        *self.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = seen;
+        let stats = stats::parse(statistics, &self.topic);
+        *self.stats.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = stats;
     }
 }
 
-impl ConsumerContext for Watch {}
+impl ConsumerContext for StatsContext {}
 
 impl KafkaReader {
-    /// A reader of partitions that are [assigned](KafkaReader::assign) to it, each, unless `stop` is empty, to its stop;
-    /// `ends` are all partitions' ends.
+    /// Creates a reader without partitions; [`assign`](KafkaReader::assign) adds them. Unless `stop` is empty, it holds
+    /// the offset at which each partition stops. `ends` holds the end offsets of all partitions.
     pub fn new(
         config: &ClientConfig,
         topic: &str,
         stop: &[Offset],
-        ends: &Ends,
+        ends: &PartitionEnds,
     ) -> Result<KafkaReader, SourceError> {
         let failed = |error| unavailable(format!("read topic {topic}"), error);
-        let watch = Watch { topic: topic.to_owned(), seen: Mutex::default() };
+        let context = StatsContext { topic: topic.to_owned(), stats: Mutex::default() };
         let mut config = config.clone();
         config.set("statistics.interval.ms", stats::INTERVAL_MS);
-        let consumer: Arc<BaseConsumer<Watch>> = Arc::new(config.create_with_context(watch).map_err(failed)?);
+        let consumer: Arc<BaseConsumer<StatsContext>> =
+            Arc::new(config.create_with_context(context).map_err(failed)?);
         let (topic, stop) = (topic.to_owned(), stop.to_vec());
         let (readers, errors, ends) = (Vec::new(), HashMap::new(), ends.clone());
         Ok(KafkaReader { readers, consumer, topic, stop, first: 0, ends, errors })
     }
 
-    /// Reads a partition from an offset on. The record before it must have the timestamp `before`, if that is known.
+    /// Adds a partition, read from an offset. The record before it must have the timestamp `before`, if that is known.
     pub fn assign(
         &mut self,
         partition: Partition,
         Offset(position): Offset,
         before: Option<i64>,
     ) -> Result<(), SourceError> {
-        let (topic, number) = (&self.topic, kafka(partition.0));
+        let (topic, number) = (&self.topic, kafka_partition(partition.0));
         let failed = |error| unavailable(format!("read topic {topic}"), error);
-        // Split before it is assigned: nothing is ever fetched into the queue that all partitions share.
+        // The queue is split before the assignment, so that no record is fetched into the shared queue.
         let queue = self
             .consumer
             .split_partition_queue(topic, number)
@@ -140,31 +141,31 @@ impl KafkaReader {
         Ok(())
     }
 
-    /// What [`Reader::read`] does, with everything that Kafka keeps of a record.
-    pub fn records(&mut self, budget: Budget, each: &mut Each<'_>) -> Result<usize, SourceError> {
-        self.listen()?;
+    /// Reads like [`Reader::read`], but passes the whole Kafka message.
+    pub fn records(&mut self, budget: Budget, each: &mut OnRecord<'_>) -> Result<usize, SourceError> {
+        self.poll_events()?;
         if let Some(changed) = self.ends.changed() {
             return Err(SourceError::Refused(changed));
         }
         let readers = self.readers.len();
         let mut left = budget;
         loop {
-            let readable = self.readers.iter().filter(|reader| reader.readable()).count();
-            // An equal share of what is left for each; the shares of those with less to read go round again.
+            let readable = self.readers.iter().filter(|reader| reader.is_readable()).count();
+            // OnRecord partition gets an equal share of the remaining budget; unused shares are distributed again.
             let share = (left.records / readable.max(1)).max(1);
             let before = left.records;
             for turn in 0..readers {
                 let reader = (self.first + turn) % readers;
                 if let Some(error) = self.readers[reader].read(share, &mut left, each) {
-                    self.readers[reader].disturb();
-                    self.judge_partition(reader, &error)?;
+                    self.readers[reader].invalidate();
+                    self.handle_partition_error(reader, &error)?;
                 }
                 if let Some(changed) = &self.readers[reader].changed {
                     let PartitionReader { partition: Partition(partition), position, .. } =
                         self.readers[reader];
                     return Err(SourceError::Refused(format!(
                         "the record at offset {} of {} partition {partition} {changed}: the topic was deleted and \
-                         created anew; another `pipeline` name, with tables of its own, reads all that it has",
+                         recreated; use another `pipeline` name, with its own tables, to read the new topic from its start",
                         position - 1,
                         self.topic
                     )));
@@ -179,42 +180,44 @@ impl KafkaReader {
 
     fn partition_reader(&mut self, partition: Partition) -> Result<&mut PartitionReader, SourceError> {
         let reader = self.readers.iter_mut().find(|reader| reader.partition == partition);
-        reader.ok_or_else(|| SourceError::Refused(format!("partition {} is not read here", partition.0)))
+        reader.ok_or_else(|| {
+            SourceError::Refused(format!("partition {} is not assigned to this reader", partition.0))
+        })
     }
 
-    /// Whether every partition has come to its stop.
+    /// Returns true if every partition has reached its stop.
     pub fn ended(&self) -> bool {
         self.readers.iter().all(PartitionReader::ended)
     }
 
-    /// Takes what the consumer has to say apart from records: errors and statistics.
-    fn listen(&mut self) -> Result<(), SourceError> {
+    /// Processes the consumer's events other than records: errors and statistics.
+    fn poll_events(&mut self) -> Result<(), SourceError> {
         while let Some(event) = self.consumer.poll(Duration::ZERO) {
             match event {
-                Err(error) => self.judge(&error)?,
+                Err(error) => self.check_error(&error)?,
                 Ok(message) => {
                     let (partition, offset) = (message.partition(), message.offset());
                     return Err(unavailable(
                         format!("read topic {}", self.topic),
-                        format!("the record {partition}:{offset} came outside its partition's queue"),
+                        format!("the record {partition}:{offset} arrived outside its partition's queue"),
                     ));
                 }
             }
         }
-        let watch = self.consumer.context();
-        let seen = std::mem::take(&mut *watch.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        for (partition, seen) in seen {
+        let context = self.consumer.context();
+        let all = std::mem::take(&mut *context.stats.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        for (partition, stats) in all {
             if let Some(reader) =
-                self.readers.iter_mut().find(|reader| kafka(reader.partition.0) == partition)
+                self.readers.iter_mut().find(|reader| kafka_partition(reader.partition.0) == partition)
             {
-                reader.learn(seen);
+                reader.update(stats);
             }
         }
         Ok(())
     }
 
-    /// Whether reading can go on after an error of the consumer: connections come back by themselves.
-    fn judge(&self, error: &KafkaError) -> Result<(), SourceError> {
+    /// Returns an error of the consumer if it is fatal; librdkafka recovers from others, such as lost connections.
+    fn check_error(&self, error: &KafkaError) -> Result<(), SourceError> {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
             Some(Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition) => {
@@ -234,8 +237,8 @@ impl KafkaReader {
         }
     }
 
-    /// The same for an error of one partition, which may say that its position is not in the log any more.
-    fn judge_partition(&mut self, reader: usize, error: &KafkaError) -> Result<(), SourceError> {
+    /// Handles an error of one partition. An error that its position is not in the log any more is fatal, too.
+    fn handle_partition_error(&mut self, reader: usize, error: &KafkaError) -> Result<(), SourceError> {
         use RDKafkaErrorCode as Code;
         let lost = matches!(
             error.rdkafka_error_code(),
@@ -243,51 +246,51 @@ impl KafkaReader {
         );
         let PartitionReader { partition: Partition(partition), position, .. } = self.readers[reader];
         let topic = &self.topic;
-        if let Some(way_on) = unreadable(error) {
+        if let Some(remedy) = permanent_error_remedy(error) {
             return Err(SourceError::Refused(format!(
-                "cannot read what {topic} partition {partition} has at offset {position} or after it: {error}; {way_on}"
+                "cannot read the records of {topic} partition {partition} from offset {position}: {error}; {remedy}"
             )));
         }
         if !lost {
-            self.judge(error)?;
-            self.note(partition, error);
+            self.check_error(error)?;
+            self.log_partition_error(partition, error);
             return Ok(());
         }
-        let log = match self.consumer.fetch_watermarks(topic, kafka(partition), ANSWER) {
+        let log = match self.consumer.fetch_watermarks(topic, kafka_partition(partition), REQUEST_TIMEOUT) {
             Ok((low, end)) => format!("its log has offsets {low} to {end}"),
-            Err(error) => format!("its log cannot be asked: {error}"),
+            Err(error) => format!("the offsets of its log are unknown: {error}"),
         };
         Err(SourceError::Refused(format!(
-            "cannot go on at offset {position} of {topic} partition {partition}: {log}; records were removed before \
-             they were read, or the topic was created anew; `--accept-loss {topic}:{partition}` goes on at the first offset \
-             there is, without those before it"
+            "cannot resume at offset {position} of {topic} partition {partition}: {log}; records were removed before \
+             they were read, or the topic was recreated; `--accept-loss {topic}:{partition}` resumes at the first available \
+             offset, without the records before it"
         )))
     }
 
-    /// Logs an error of a partition that does not end reading: the first of its kind, then every hundredth.
-    fn note(&mut self, partition: u32, error: &KafkaError) {
+    /// Logs a non-fatal error of a partition: the first of its kind, then every hundredth.
+    fn log_partition_error(&mut self, partition: u32, error: &KafkaError) {
         let count = self.errors.entry(error.to_string()).or_default();
         *count += 1;
         if *count % 100 == 1 {
-            tracing::warn!(topic = self.topic, partition, count, %error, "a partition has an error; reading goes on");
+            tracing::warn!(topic = self.topic, partition, count, %error, "partition error; reading continues");
         }
     }
 }
 
-/// What to do about an error that stays however often the partition is read, if it is one: librdkafka would go on after
-/// the records.
-fn unreadable(error: &KafkaError) -> Option<&'static str> {
+/// Returns the remedy for an error that recurs however often the partition is read; None for other errors. librdkafka
+/// would skip the affected records.
+fn permanent_error_remedy(error: &KafkaError) -> Option<&'static str> {
     use RDKafkaErrorCode as Code;
     match error.rdkafka_error_code()? {
         Code::NotImplemented | Code::UnsupportedCompressionType | Code::BadCompression => Some(
-            "they are compressed as this program cannot decompress: it reads none, gzip, snappy, lz4 and zstd; have \
-             them produced anew, with another `compression.type`",
+            "their compression is not supported (supported: none, gzip, snappy, lz4 and zstd); produce them again with \
+             another `compression.type`",
         ),
         Code::BadMessage | Code::InvalidMessage => {
-            Some("they are damaged; check the broker's disk and log, and have them produced anew")
+            Some("they are damaged; check the broker's disk and log, and produce them again")
         }
         Code::MessageSizeTooLarge => {
-            Some("they are too large to be fetched; set `receive.message.max.bytes` in `[source.options]`")
+            Some("they are too large to fetch; raise `receive.message.max.bytes` in `[source.options]`")
         }
         _ => None,
     }
@@ -296,7 +299,7 @@ fn unreadable(error: &KafkaError) -> Option<&'static str> {
 impl PartitionReader {
     fn new(
         partition: Partition,
-        queue: PartitionQueue<Watch>,
+        queue: PartitionQueue<StatsContext>,
         position: i64,
         stop: Option<i64>,
         before: Option<i64>,
@@ -311,7 +314,7 @@ impl PartitionReader {
             before,
             changed: None,
             unconfirmed: None,
-            seen: None,
+            stats: None,
             observation: 0,
             leader_failures: 0,
         }
@@ -321,61 +324,62 @@ impl PartitionReader {
         self.before.is_none() && self.stop.is_some_and(|stop| self.position >= stop)
     }
 
-    /// How many offsets are left to read, the committed records reaching at least to `end`.
+    /// Returns the number of offsets left to read, if committed records extend to `end` at least.
     fn backlog(&self, end: i64) -> u64 {
-        let stable = self.seen.and_then(|seen| seen.stable_offset);
+        let stable = self.stats.and_then(|stats| stats.stable_offset);
         let end = stable.map_or(end, |stable| stable.max(end));
         let end = self.stop.map_or(end, |stop| stop.min(end));
         u64::try_from(end - self.position).unwrap_or(0)
     }
 
-    /// The first offset that is not to be handed out.
+    /// Returns the first offset that must not be emitted.
     fn bound(&self) -> i64 {
         self.stop.unwrap_or(i64::MAX).min(self.limit.unwrap_or(i64::MAX))
     }
 
-    fn readable(&self) -> bool {
+    fn is_readable(&self) -> bool {
         !self.paused && (self.position < self.bound() || self.before.is_some())
     }
 
-    /// What was known of the partition's end is old.
-    fn disturb(&mut self) {
+    /// Marks the last observation of the partition's end as stale.
+    fn invalidate(&mut self) {
         self.leader_failures += 1;
         self.unconfirmed = None;
     }
 
-    fn learn(&mut self, seen: Seen) {
-        let before = self.seen.replace(seen);
-        let other_leader = before.is_some_and(|before| before.leader != seen.leader);
-        let lost = before.is_some_and(|before| before.fresh) && !seen.fresh;
+    /// Applies new statistics.
+    fn update(&mut self, stats: PartitionStats) {
+        let before = self.stats.replace(stats);
+        let other_leader = before.is_some_and(|before| before.leader != stats.leader);
+        let lost = before.is_some_and(|before| before.fresh) && !stats.fresh;
         if other_leader || lost {
-            self.disturb();
+            self.invalidate();
         }
-        self.observation += u64::from(seen.fresh);
-        self.unconfirmed = Some(seen).filter(|seen| seen.fresh);
+        self.observation += u64::from(stats.fresh);
+        self.unconfirmed = Some(stats).filter(|stats| stats.fresh);
     }
 
-    /// The queue is empty: everything up to the next offset to be fetched has been handed out.
-    fn drained(&mut self) {
-        if let Some(next) = self.unconfirmed.take().and_then(|seen| seen.next) {
-            // The record before the first one is gone, so nothing is known of it.
+    /// Advances the position after the queue was found empty: all records before the next offset to fetch were emitted.
+    fn on_empty_queue(&mut self) {
+        if let Some(next) = self.unconfirmed.take().and_then(|stats| stats.next) {
+            // The record before the start is gone, so it cannot be checked.
             self.before = self.before.filter(|_| next < self.position);
             self.advance(next);
         }
     }
 
-    /// Moves on to `next`, but not beyond what may be handed out.
+    /// Advances the position to `next`, but not beyond the bound.
     fn advance(&mut self, next: i64) {
         self.position = self.position.max(next.min(self.bound()));
     }
 
-    /// Hands out at most `share` records, and no more than is left; returns the error on which it stopped.
-    fn read(&mut self, share: usize, left: &mut Budget, each: &mut Each<'_>) -> Option<KafkaError> {
+    /// Emits at most `share` records within the remaining budget. Returns the error that stopped it, if any.
+    fn read(&mut self, share: usize, left: &mut Budget, each: &mut OnRecord<'_>) -> Option<KafkaError> {
         let until = left.records.saturating_sub(share);
-        while left.records > until && left.bytes > 0 && self.readable() {
+        while left.records > until && left.bytes > 0 && self.is_readable() {
             match self.queue.poll(Duration::ZERO) {
                 None => {
-                    self.drained();
+                    self.on_empty_queue();
                     break;
                 }
                 Some(Err(error)) => return Some(error),
@@ -387,7 +391,7 @@ impl PartitionReader {
                         let found = message.timestamp().to_millis().unwrap_or(-1);
                         if found != before {
                             self.changed =
-                                Some(format!("has timestamp {found}, and had {before} when it was read"));
+                                Some(format!("has timestamp {found}, but had {before} when it was read"));
                             return None;
                         }
                         continue;
@@ -407,12 +411,12 @@ impl PartitionReader {
     }
 
     fn state(&self, end: i64) -> PartitionState {
-        let known = self.seen.filter(|seen| seen.fresh);
+        let known = self.stats.filter(|stats| stats.fresh);
         PartitionState {
             partition: self.partition,
             position: Offset(self.position),
-            high_watermark: known.and_then(|seen| seen.high_watermark).map(Offset),
-            stable_offset: known.and_then(|seen| seen.stable_offset).map(Offset),
+            high_watermark: known.and_then(|stats| stats.high_watermark).map(Offset),
+            stable_offset: known.and_then(|stats| stats.stable_offset).map(Offset),
             observation: self.observation,
             leader_failures: self.leader_failures,
             available: known.is_some(),
@@ -432,21 +436,21 @@ fn raw<'a>(partition: Partition, message: &'a BorrowedMessage<'_>) -> Raw<'a> {
     }
 }
 
-/// The retry count in a record's headers.
+/// Returns the retry count in a record's headers.
 fn retries(message: &BorrowedMessage<'_>) -> u32 {
     let value = headers(message).find(|(name, _)| *name == RETRIES.as_bytes()).and_then(|(_, value)| value);
     retry_count(value)
 }
 
-/// What the header says, which anybody can write: what is not a number is as good as none, and a number beyond what
-/// tables take is the greatest that they do.
+/// Parses the retry header, which any producer can write: text that is not a number counts as zero, and the count is
+/// limited to the maximum of the table column.
 pub(super) fn retry_count(header: Option<&[u8]>) -> u32 {
     let text = header.and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default();
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return 0;
     }
-    const GREATEST: u32 = i32::MAX.unsigned_abs();
-    text.parse().map_or(GREATEST, |count: u32| count.min(GREATEST))
+    const MAX: u32 = i32::MAX.unsigned_abs();
+    text.parse().map_or(MAX, |count: u32| count.min(MAX))
 }
 
 impl Reader for KafkaReader {
@@ -477,21 +481,21 @@ impl Reader for KafkaReader {
 mod tests {
     use super::*;
 
-    /// At offset 7; its broker is not there.
+    /// Creates a reader at offset 7, without a broker.
     fn reader() -> PartitionReader {
-        let watch = Watch { topic: "t".into(), seen: Mutex::default() };
+        let context = StatsContext { topic: "t".into(), stats: Mutex::default() };
         let mut config = rdkafka::ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "lane");
-        let consumer: BaseConsumer<Watch> = config.create_with_context(watch).expect("a client");
+        let consumer: BaseConsumer<StatsContext> = config.create_with_context(context).expect("a client");
         let queue = Arc::new(consumer).split_partition_queue("t", 0).expect("a queue");
         PartitionReader::new(Partition(0), queue, 7, None, None)
     }
 
-    /// Those of the first line would otherwise be passed over with their records, and nobody would know.
+    /// librdkafka would otherwise skip the records of permanent errors silently.
     #[test]
-    fn errors_that_stay_are_told_from_those_that_pass() {
+    fn permanent_errors_differ_from_transient_ones() {
         use RDKafkaErrorCode as Code;
-        let of = |code| unreadable(&KafkaError::MessageConsumption(code));
+        let of = |code| permanent_error_remedy(&KafkaError::MessageConsumption(code));
         for code in [Code::NotImplemented, Code::BadCompression, Code::BadMessage, Code::MessageSizeTooLarge]
         {
             assert!(of(code).is_some(), "{code}");
@@ -501,37 +505,43 @@ mod tests {
         }
     }
 
-    fn seen(leader: i32, fresh: bool) -> Seen {
+    fn stats(leader: i32, fresh: bool) -> PartitionStats {
         let end = Some(9);
-        Seen { next: Some(8), high_watermark: end, stable_offset: Some(8), leader: (leader, 1), fresh }
+        PartitionStats {
+            next: Some(8),
+            high_watermark: end,
+            stable_offset: Some(8),
+            leader: (leader, 1),
+            fresh,
+        }
     }
 
     #[test]
-    fn another_leader_and_silence_make_what_is_known_old() {
+    fn a_new_or_silent_leader_makes_observations_stale() {
         let mut reader = reader();
-        let mut learn = |seen| {
-            reader.learn(seen);
+        let mut update = |stats| {
+            reader.update(stats);
             let state = reader.state(0);
             (state.observation, state.leader_failures, state.available)
         };
-        assert_eq!(learn(seen(1, false)), (0, 0, false), "not heard of yet");
-        assert_eq!(learn(seen(1, true)), (1, 0, true));
-        assert_eq!(learn(seen(1, true)), (2, 0, true), "nothing has happened");
-        assert_eq!(learn(seen(2, true)), (3, 1, true), "it has another leader");
-        assert_eq!(learn(seen(2, false)), (3, 2, false), "nobody answers");
-        assert_eq!(learn(seen(2, false)), (3, 2, false));
-        assert_eq!(learn(seen(2, true)), (4, 2, true));
+        assert_eq!(update(stats(1, false)), (0, 0, false), "no statistics of a responding leader yet");
+        assert_eq!(update(stats(1, true)), (1, 0, true));
+        assert_eq!(update(stats(1, true)), (2, 0, true), "no change");
+        assert_eq!(update(stats(2, true)), (3, 1, true), "the leader has changed");
+        assert_eq!(update(stats(2, false)), (3, 2, false), "no leader responds");
+        assert_eq!(update(stats(2, false)), (3, 2, false));
+        assert_eq!(update(stats(2, true)), (4, 2, true));
     }
 
     #[test]
     fn offsets_without_records_are_passed_once_the_queue_is_empty() {
         let mut reader = reader();
-        reader.learn(seen(1, true));
+        reader.update(stats(1, true));
         assert_eq!(reader.state(0).position, Offset(7));
-        reader.drained();
+        reader.on_empty_queue();
         let state = reader.state(0);
         assert_eq!((state.position, state.high_watermark), (Offset(8), Some(Offset(9))));
-        assert_eq!(state.backlog, 0, "what is not committed does not wait to be read");
-        assert_eq!(reader.state(11).backlog, 3, "as the cluster said when it was asked");
+        assert_eq!(state.backlog, 0, "uncommitted records do not count as backlog");
+        assert_eq!(reader.state(11).backlog, 3, "the backlog extends to the end that the cluster returned");
     }
 }

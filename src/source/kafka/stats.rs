@@ -1,60 +1,62 @@
-//! What librdkafka's statistics say of the partitions being read.
+//! librdkafka's statistics of the assigned partitions.
 //!
-//! They are the only place where a reader learns the high watermark, and the offset after transaction markers and
-//! aborted records, without asking the broker and waiting for the answer.
+//! They are the only source of the high watermark, and of the offset after transaction markers and aborted records,
+//! that does not need a blocking request to the broker.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// How often statistics are taken, in milliseconds: a fifth of the default idle timeout.
+/// The interval between statistics, in milliseconds: a fifth of the default idle timeout.
 pub(super) const INTERVAL_MS: &str = "200";
-/// How long the leader may hold a fetch back when there is no data, in milliseconds: so often it is heard from.
+/// The maximum time that the leader delays a fetch response without data, in milliseconds; so it responds this often.
 pub(super) const FETCH_WAIT_MS: &str = "100";
-/// When nothing has come from the leader for this long, what is known of its partitions may be old. Together with
-/// [`INTERVAL_MS`] it is less than the default idle timeout, so that a silent broker is not taken for a silent topic.
-const SILENCE: Duration = Duration::from_millis(600);
+/// The time without data from the leader after which the statistics of its partitions count as stale. Together with
+/// [`INTERVAL_MS`] it is less than the default idle timeout, so that an unresponsive broker does not look like an idle
+/// partition.
+const STALE_AFTER: Duration = Duration::from_millis(600);
 
-/// What is known of a partition at one moment.
+/// The statistics of a partition at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Seen {
-    /// The next offset to be fetched: all records before it are in the reader's queue, or were, or do not exist.
+pub(super) struct PartitionStats {
+    /// The next offset to fetch: all records before it are or were in the reader's queue, or do not exist.
     pub next: Option<i64>,
     /// The offset after the last record of the partition, committed or not.
     pub high_watermark: Option<i64>,
-    /// The offset after the last record whose transaction is decided: what is beyond is not handed out yet.
+    /// The offset after the last record whose transaction is decided (last stable offset); later records are not
+    /// visible yet.
     pub stable_offset: Option<i64>,
-    /// Who leads the partition: the broker and the leader's epoch.
+    /// The partition's leader: the broker id and the leader epoch.
     pub leader: (i32, i32),
-    /// Whether the leader is connected, has answered lately, and is being fetched from.
+    /// True if the leader is connected, has responded recently, and is being fetched from.
     pub fresh: bool,
 }
 
-/// What is known of each partition of `topic`; nothing if the statistics cannot be read.
-pub(super) fn parse(json: &[u8], topic: &str) -> Vec<(i32, Seen)> {
+/// Parses the statistics of each partition of `topic`. Returns nothing if they cannot be parsed.
+pub(super) fn parse(json: &[u8], topic: &str) -> Vec<(i32, PartitionStats)> {
     let mut statistics: Statistics = match serde_json::from_slice(json) {
         Ok(statistics) => statistics,
         Err(error) => {
-            tracing::warn!(%error, "librdkafka's statistics cannot be read: no partition will count as idle");
+            tracing::warn!(%error, "cannot parse librdkafka's statistics: no partition will count as idle");
             return Vec::new();
         }
     };
     let Some(topic) = statistics.topics.remove(topic) else { return Vec::new() };
-    let answering = |id: i32| {
+    let is_responding = |id: i32| {
         statistics.brokers.values().any(|broker| {
             broker.nodeid == id
                 && broker.state == "UP"
-                && (0..SILENCE.as_micros() as i64).contains(&broker.rxidle)
+                && (0..STALE_AFTER.as_micros() as i64).contains(&broker.rxidle)
         })
     };
     let offset = |raw: i64| (raw >= 0).then_some(raw);
-    let seen = |partition: &PartitionStatistics| Seen {
+    let seen = |partition: &PartitionStatistics| PartitionStats {
         next: offset(partition.next_offset),
         high_watermark: offset(partition.hi_offset),
         stable_offset: offset(partition.ls_offset),
         leader: (partition.leader, partition.leader_epoch),
-        fresh: partition.fetch_state == "active" && answering(partition.broker),
+        fresh: partition.fetch_state == "active" && is_responding(partition.broker),
     };
     topic.partitions.values().map(|partition| (partition.partition, seen(partition))).collect()
 }
@@ -71,7 +73,7 @@ struct Statistics {
 struct BrokerStatistics {
     nodeid: i32,
     state: String,
-    /// Microseconds since anything was received; negative if nothing was.
+    /// Microseconds since the last data was received; negative if none was.
     rxidle: i64,
 }
 
@@ -83,7 +85,7 @@ struct TopicStatistics {
 #[derive(Deserialize)]
 struct PartitionStatistics {
     partition: i32,
-    /// Whom it is fetched from.
+    /// The id of the broker that it is fetched from.
     broker: i32,
     leader: i32,
     leader_epoch: i32,
@@ -108,15 +110,15 @@ mod tests {
         )
     }
 
-    fn of(partition: i32, json: &str) -> Seen {
+    fn of(partition: i32, json: &str) -> PartitionStats {
         let seen = parse(json.as_bytes(), "t");
-        seen.into_iter().find(|&(p, _)| p == partition).expect("the partition is in it").1
+        seen.into_iter().find(|&(p, _)| p == partition).expect("statistics of the partition").1
     }
 
     #[test]
     fn offsets_are_read_and_unknown_ones_are_none() {
         let json = json("UP", 100_000, "active");
-        let known = Seen {
+        let known = PartitionStats {
             next: Some(7),
             high_watermark: Some(9),
             stable_offset: Some(8),
@@ -124,13 +126,18 @@ mod tests {
             fresh: true,
         };
         assert_eq!(of(0, &json), known);
-        let unknown =
-            Seen { next: None, high_watermark: None, stable_offset: None, leader: (-1, -1), fresh: false };
+        let unknown = PartitionStats {
+            next: None,
+            high_watermark: None,
+            stable_offset: None,
+            leader: (-1, -1),
+            fresh: false,
+        };
         assert_eq!(of(1, &json), unknown);
     }
 
     #[test]
-    fn a_leader_that_is_away_silent_or_not_fetched_from_is_not_fresh() {
+    fn unresponsive_leaders_and_stopped_fetches_are_not_fresh() {
         for (state, rxidle, fetch) in
             [("DOWN", 0, "active"), ("UP", 600_000, "active"), ("UP", -1, "active"), ("UP", 0, "stopped")]
         {
@@ -139,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_statistics_says_nothing() {
+    fn other_json_yields_no_statistics() {
         for json in ["", "{}", "[1]", r#"{"topics":{"t":3}}"#, r#"{"topics":{"u":{"partitions":{}}}}"#] {
             assert_eq!(parse(json.as_bytes(), "t"), []);
         }
