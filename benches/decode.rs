@@ -1,4 +1,4 @@
-//! What decoding a record costs on one core, by the kind of record.
+//! The cost of decoding a record on one core, by kind of record.
 
 use std::hint::black_box;
 
@@ -8,11 +8,11 @@ use headwater::decode::Decoder;
 use headwater::source::Raw;
 use headwater::source::generator::RecordMaker;
 
-/// As the program has it.
+/// The allocator of the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What is told apart from the generator's own mix.
+/// Kinds of records that are measured separately from the generator's mix.
 const KINDS: [(&str, &str); 5] = [
     (
         "transaction",
@@ -36,7 +36,7 @@ const KINDS: [(&str, &str); 5] = [
     ),
 ];
 
-/// How many records of the generator make one iteration, so that caches see different ones.
+/// The number of generated records in one iteration, so that caches see different records.
 const RECORDS: u64 = 1000;
 
 fn raw(value: &[u8]) -> Raw<'_> {

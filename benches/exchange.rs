@@ -1,5 +1,5 @@
-//! What moving events between two workers costs: nothing but the exchange by shard, against no exchange at all. The
-//! time is wall time, so it needs two free cores to mean anything.
+//! The cost of moving events between two workers: an exchange by shard, compared with no exchange. The measure is wall
+//! time, which is meaningful only with two free cores.
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use headwater::cli::bench::drive::{Drive, events, in_order};
@@ -7,7 +7,7 @@ use headwater::event::Event;
 use headwater_dataflows::{Epoch, Event as _};
 use timely::dataflow::operators::Exchange;
 
-/// As the program has it.
+/// The allocator of the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,5 +1,5 @@
-//! What each operator costs a worker: admission alone, then behind it each pattern and each kind of window alone. The
-//! time is the worker's CPU time where the kernel accounts for it, so that a busy machine does not show.
+//! The cost of each operator on one worker: admission alone, then admission followed by one pattern or one kind of
+//! window. The measure is the worker's CPU time where the kernel accounts for it, so that other load has little effect.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use headwater::source::generator::GeneratorSettings;
 use headwater_dataflows::{Admission, Admit, Captures, Epoch};
 use timely::dataflow::operators::generic::operator::empty;
 
-/// As the program has it.
+/// The allocator of the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const EVENTS: usize = 200_000;
 
-/// Each operator's section of a configuration, with the numbers it has by default.
+/// The configuration section of each operator, with default settings where they exist.
 const OPERATORS: [(&str, &str); 8] = [
     ("velocity_spike", "[patterns.velocity_spike]"),
     ("rapid_fire_burst", "[patterns.rapid_fire_burst]"),
@@ -33,13 +33,13 @@ const OPERATORS: [(&str, &str); 8] = [
     ("session", "[[windows]]\nname = \"w\"\nkind = \"session\"\nby = \"key\"\ngap = \"30s\""),
 ];
 
-/// The plan of a pipeline that has nothing but this section.
+/// Returns the plan of a pipeline with only this section.
 fn plan(section: &str) -> Plan {
     let text = format!("pipeline = \"bench\"\n[source]\nkind = \"generator\"\n{section}\n[sinks.kafka]\n");
     Config::parse(&text, std::iter::empty()).expect("a valid configuration").plan
 }
 
-/// The CPU time of so many runs, each with a dataflow of its own.
+/// Returns the total CPU time of several runs, each with its own dataflow.
 fn times(runs: u64, mut run: impl FnMut() -> Spent) -> Duration {
     (0..runs).map(|_| run()).map(|spent| spent.cpu.unwrap_or(spent.wall)).sum()
 }

@@ -1,4 +1,4 @@
-//! Kafka: TLS, SASL, codecs, and what is wrong with options.
+//! Kafka: TLS, SASL, codecs, and errors in options.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use headwater::topics::{TopicSpec, Topics};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use crate::{Services, closed, fails, headwater, silent};
+use crate::{Services, assert_connect_fails, closed_port, headwater, silent_port};
 
 fn config(brokers: &str, options: &str) -> String {
     format!(
@@ -16,7 +16,7 @@ fn config(brokers: &str, options: &str) -> String {
     )
 }
 
-/// One record after another, by turns, until the producer has no more.
+/// Produces records to one partition with the given codec.
 fn produce(brokers: &str, codec: &str, partition: u32, records: u64) {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers).set("compression.type", codec).set("linger.ms", "50");
@@ -37,7 +37,7 @@ fn produce(brokers: &str, codec: &str, partition: u32, records: u64) {
     producer.flush(Duration::from_secs(10)).expect("delivered");
 }
 
-/// The codec of a partition's first batch, as the broker has stored it: the last three bits of its attributes.
+/// Returns the codec of a partition's first batch as stored by the broker: the last three bits of its attributes.
 fn stored_codec(services: &Services, partition: usize) -> u8 {
     let dir = services.of("SERVICES_DIR");
     let log = format!("{dir}/kafka/data/codecs-{partition}/00000000000000000000.log");
@@ -45,7 +45,7 @@ fn stored_codec(services: &Services, partition: usize) -> u8 {
 }
 
 #[test]
-fn topics_are_read_whatever_codec_they_are_compressed_with() {
+fn topics_are_read_with_every_codec() {
     let services = Services::up(&["kafka"]);
     let brokers = services.of("TEST_KAFKA");
     let dir = tempfile::tempdir().expect("a directory");
@@ -57,8 +57,8 @@ fn topics_are_read_whatever_codec_they_are_compressed_with() {
         assert_eq!(usize::from(stored_codec(&services, partition)), partition, "{codec}");
     }
     let config = config(brokers, "").replace("[source.options]", "topic = \"codecs\"\n[source.options]");
-    let ended = headwater(dir.path(), &["run", "--until-end", "--close"], &config);
-    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let result = headwater(dir.path(), &["run", "--until-end", "--close"], &config);
+    assert_eq!(result.code, Some(0), "{result:?}");
     let database = rusqlite::Connection::open(dir.path().join("out.db")).expect("a database");
     for (partition, codec) in codecs.into_iter().enumerate() {
         let count = "SELECT count(*) FROM events WHERE partition = ?1";
@@ -68,9 +68,9 @@ fn topics_are_read_whatever_codec_they_are_compressed_with() {
 }
 
 #[test]
-fn options_that_the_client_does_not_take_end_with_code_2_and_their_line() {
+fn invalid_client_options_exit_with_code_2_and_their_line() {
     let dir = tempfile::tempdir().expect("a directory");
-    for (options, words) in [
+    for (options, expected) in [
         (
             "\"sasl.pasword\" = \"canary\"",
             "line 6: source.options.sasl.pasword: the option is unknown to the Kafka client; did you mean sasl.password?",
@@ -78,50 +78,60 @@ fn options_that_the_client_does_not_take_end_with_code_2_and_their_line() {
         ("\"fetch.wait.max.ms\" = \"soon\"", "line 6: source.options.fetch.wait.max.ms: "),
         ("\"enable.auto.commit\" = true", "Headwater sets it itself"),
     ] {
-        let ended = headwater(dir.path(), &["run"], &config("127.0.0.1:1", options));
-        assert_eq!(ended.code, Some(2), "{ended:?}");
-        assert!(ended.err.contains(words), "{words:?} is not in {}", ended.err);
+        let result = headwater(dir.path(), &["run"], &config("127.0.0.1:1", options));
+        assert_eq!(result.code, Some(2), "{result:?}");
+        assert!(result.err.contains(expected), "{expected:?} is not in {}", result.err);
     }
-    // What only shows when a client is made.
+    // An error that only appears when a client is created.
     let options = "\"security.protocol\" = \"SASL_PLAINTEXT\"\n\"sasl.mechanisms\" = \"PLAIN\"";
-    let ended = headwater(dir.path(), &["run"], &config("127.0.0.1:1", options));
-    assert_eq!(ended.code, Some(2), "{ended:?}");
-    assert!(ended.err.contains("sasl.username"), "{}", ended.err);
+    let result = headwater(dir.path(), &["run"], &config("127.0.0.1:1", options));
+    assert_eq!(result.code, Some(2), "{result:?}");
+    assert!(result.err.contains("sasl.username"), "{}", result.err);
 }
 
 #[test]
-fn brokers_that_cannot_be_talked_to_are_told_apart() {
+fn errors_of_unreachable_brokers_are_distinguished() {
     let dir = tempfile::tempdir().expect("a directory");
-    let refused = format!("127.0.0.1:{}", closed());
-    fails(dir.path(), &config(&refused, ""), 1, &format!("broker {refused} cannot be reached"));
-    fails(
+    let refused = format!("127.0.0.1:{}", closed_port());
+    assert_connect_fails(
+        dir.path(),
+        &config(&refused, ""),
+        1,
+        &format!("broker {refused} cannot be reached"),
+    );
+    assert_connect_fails(
         dir.path(),
         &config("nowhere.invalid:9092", ""),
         1,
         "the host name of broker nowhere.invalid:9092 is unknown",
     );
-    let (_listener, port) = silent();
-    fails(dir.path(), &config(&format!("127.0.0.1:{port}"), ""), 1, &format!("127.0.0.1:{port}"));
-    let begun = Instant::now();
-    let ended = headwater(dir.path(), &["run"], &config(&refused, ""));
-    assert_eq!(ended.code, Some(1), "trying again may help: {ended:?}");
-    assert!(ended.err.contains("cannot be reached") && begun.elapsed() < crate::BOUND, "{ended:?}");
+    let (_listener, port) = silent_port();
+    assert_connect_fails(
+        dir.path(),
+        &config(&format!("127.0.0.1:{port}"), ""),
+        1,
+        &format!("127.0.0.1:{port}"),
+    );
+    let started = Instant::now();
+    let result = headwater(dir.path(), &["run"], &config(&refused, ""));
+    assert_eq!(result.code, Some(1), "the failure is not permanent: {result:?}");
+    assert!(result.err.contains("cannot be reached") && started.elapsed() < crate::BOUND, "{result:?}");
 }
 
 #[test]
 #[cfg(not(feature = "tls"))]
-fn what_needs_tls_names_the_cargo_feature() {
+fn settings_that_need_tls_name_the_cargo_feature() {
     let dir = tempfile::tempdir().expect("a directory");
     for options in ["\"security.protocol\" = \"SSL\"", "\"sasl.mechanisms\" = \"SCRAM-SHA-256\""] {
-        let ended = headwater(dir.path(), &["run"], &config("127.0.0.1:1", options));
-        assert_eq!(ended.code, Some(2), "{ended:?}");
-        assert!(ended.err.contains("cargo build --release --features tls"), "{}", ended.err);
+        let result = headwater(dir.path(), &["run"], &config("127.0.0.1:1", options));
+        assert_eq!(result.code, Some(2), "{result:?}");
+        assert!(result.err.contains("cargo build --release --features tls"), "{}", result.err);
     }
 }
 
 #[test]
 #[cfg(feature = "tls")]
-fn kafka_is_connected_to_by_tls_and_sasl_and_fails_closed() {
+fn kafka_supports_tls_and_sasl_and_fails_closed() {
     let services = Services::up(&["tls", "kafka"]);
     let dir = tempfile::tempdir().expect("a directory");
     let plain = services.of("TEST_KAFKA");
@@ -155,13 +165,13 @@ fn kafka_is_connected_to_by_tls_and_sasl_and_fails_closed() {
     ] {
         let config = config(brokers, &options)
             + &format!("[sinks.kafka]\nbrokers = \"{brokers}\"\n[sinks.kafka.options]\n{options}");
-        let ended = headwater(dir.path(), &["check", "--connect"], &config);
-        assert_eq!(ended.code, Some(0), "{ended:?}\n{config}");
-        let ended = headwater(dir.path(), &["run", "--until-end", "--close"], &config);
-        assert_eq!(ended.code, Some(0), "{ended:?}\n{config}");
+        let result = headwater(dir.path(), &["check", "--connect"], &config);
+        assert_eq!(result.code, Some(0), "{result:?}\n{config}");
+        let result = headwater(dir.path(), &["run", "--until-end", "--close"], &config);
+        assert_eq!(result.code, Some(0), "{result:?}\n{config}");
     }
     let by_name = |brokers: &str| brokers.replace("127.0.0.1", "localhost");
-    for (brokers, options, words) in [
+    for (brokers, options, expected) in [
         (encrypted, tls("other-ca.pem"), "is not trusted: check that `ssl.ca.location` has the CA"),
         (&*by_name(encrypted), tls("ca.pem"), "is for another host name"),
         (encrypted, String::new(), "it may expect TLS or SASL on this port"),
@@ -171,8 +181,8 @@ fn kafka_is_connected_to_by_tls_and_sasl_and_fails_closed() {
         (with_sasl, sasl("SCRAM-SHA-256", "wrong"), "does not accept the credentials"),
         (with_sasl, tls("ca.pem"), "it may expect TLS or SASL on this port"),
     ] {
-        fails(dir.path(), &config(brokers, &options), 1, words);
+        assert_connect_fails(dir.path(), &config(brokers, &options), 1, expected);
     }
     let missing = tls("ca.pem").replace("ca.pem", "none.pem");
-    fails(dir.path(), &config(encrypted, &missing), 2, "none.pem");
+    assert_connect_fails(dir.path(), &config(encrypted, &missing), 2, "none.pem");
 }

@@ -1,6 +1,5 @@
-//! Connections as they are in production: encrypted, authenticated, and every way in which they must fail closed, with a
-//! sentence that names the address and what to check, within a bound. Each test starts the services that it needs, with
-//! a CA of their own.
+//! Connections as in production: encrypted and authenticated. Every failure must fail closed, within a time limit, with
+//! a message that names the address and what to check. Each test starts the services that it needs, with their own CA.
 
 mod kafka;
 #[cfg(feature = "tls")]
@@ -15,20 +14,20 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a failure to connect may take to be told.
+/// The time within which a failure to connect must be reported.
 const BOUND: Duration = Duration::from_secs(15);
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Services of a test's own, which end with it.
+/// Services for one test, by their variables; they are stopped when this value is dropped.
 struct Services(BTreeMap<String, String>);
 
 impl Services {
-    fn up(words: &[&str]) -> Services {
+    fn up(arguments: &[&str]) -> Services {
         let mut up = Command::new(root().join("tests/services/up"));
-        let output = up.args(words).stderr(Stdio::inherit()).output().expect("started");
+        let output = up.args(arguments).stderr(Stdio::inherit()).output().expect("started");
         assert!(output.status.success(), "services: {}", output.status);
         let text = String::from_utf8(output.stdout).expect("UTF-8");
         let variables =
@@ -36,12 +35,12 @@ impl Services {
         Services(variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
     }
 
-    /// `TEST_KAFKA` and the like.
+    /// Returns the value of a variable such as `TEST_KAFKA`.
     fn of(&self, name: &str) -> &str {
         &self.0[name]
     }
 
-    /// A file of the CA's.
+    /// Returns the path of a file of the CA.
     #[cfg(feature = "tls")]
     fn file(&self, name: &str) -> String {
         format!("{}/{name}", self.of("TEST_TLS"))
@@ -55,51 +54,52 @@ impl Drop for Services {
     }
 }
 
-/// How a command ended.
+/// The exit code and output of a command.
 #[derive(Debug)]
-struct Ended {
+struct CommandResult {
     code: Option<i32>,
     out: String,
     err: String,
 }
 
-/// Runs `headwater` with a configuration, to its end.
-fn headwater(dir: &Path, command: &[&str], config: &str) -> Ended {
+/// Runs `headwater` with a configuration to completion.
+fn headwater(dir: &Path, command: &[&str], config: &str) -> CommandResult {
     std::fs::write(dir.join("c.toml"), config).expect("written");
-    let begun = Instant::now();
+    let started = Instant::now();
     let output = Command::new(env!("CARGO_BIN_EXE_headwater"))
         .current_dir(dir)
         .args(command)
         .arg("c.toml")
         .output()
-        .expect("it can be started");
-    assert!(begun.elapsed() < 4 * BOUND, "{command:?} took {:?}", begun.elapsed());
+        .expect("the command starts");
+    assert!(started.elapsed() < 4 * BOUND, "{command:?} took {:?}", started.elapsed());
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let ended = Ended { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) };
+    let result =
+        CommandResult { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) };
     let secrets = ["alice-secret", "locked-secret", "ops-secret", "app-secret", "canary"];
-    let told = secrets.iter().any(|secret| ended.out.contains(secret) || ended.err.contains(secret));
-    assert!(!told, "a secret shows: {ended:?}");
-    ended
+    let has_secret = secrets.iter().any(|secret| result.out.contains(secret) || result.err.contains(secret));
+    assert!(!has_secret, "the output has a secret: {result:?}");
+    result
 }
 
-/// Has `check --connect` fail with these words, in time.
-fn fails(dir: &Path, config: &str, code: i32, words: &str) {
-    let begun = Instant::now();
-    let ended = headwater(dir, &["check", "--connect"], config);
-    assert_eq!(ended.code, Some(code), "{ended:?}\n{config}");
-    let line = ended.out.lines().find(|line| line.starts_with("failed"));
-    let line = line.unwrap_or_else(|| panic!("no failure in {ended:?}"));
-    assert!(line.contains(words), "{words:?} is not in {line}");
-    assert!(begun.elapsed() < BOUND, "{words}: {:?}", begun.elapsed());
+/// Checks that `check --connect` fails with this text within `BOUND`.
+fn assert_connect_fails(dir: &Path, config: &str, code: i32, expected: &str) {
+    let started = Instant::now();
+    let result = headwater(dir, &["check", "--connect"], config);
+    assert_eq!(result.code, Some(code), "{result:?}\n{config}");
+    let line = result.out.lines().find(|line| line.starts_with("failed"));
+    let line = line.unwrap_or_else(|| panic!("no failure in {result:?}"));
+    assert!(line.contains(expected), "{expected:?} is not in {line}");
+    assert!(started.elapsed() < BOUND, "{expected}: {:?}", started.elapsed());
 }
 
-/// A port at which connections are accepted, and nothing is ever said.
-fn silent() -> (TcpListener, u16) {
+/// Opens a port that accepts connections and never responds.
+fn silent_port() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let accepting = listener.try_clone().expect("a listener");
     std::thread::spawn(move || {
-        // Read until the other side gives up: what came is kept open, not closed.
+        // The connection stays open until the other side closes it.
         for mut stream in accepting.incoming().flatten() {
             std::thread::spawn(move || while stream.read(&mut [0; 1024]).is_ok_and(|read| read > 0) {});
         }
@@ -107,8 +107,8 @@ fn silent() -> (TcpListener, u16) {
     (listener, port)
 }
 
-/// A port at which nobody listens.
-fn closed() -> u16 {
+/// Returns a port without a listener.
+fn closed_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address").port()
 }

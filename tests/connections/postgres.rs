@@ -1,6 +1,6 @@
-//! PostgreSQL, as sink and ledger: each `sslmode`, client certificates, and silence.
+//! PostgreSQL, as sink and ledger: each `sslmode`, client certificates, and a server that does not respond.
 
-use crate::{Services, closed, fails, headwater, silent};
+use crate::{Services, assert_connect_fails, closed_port, headwater, silent_port};
 
 fn config(url: &str) -> String {
     format!(
@@ -10,7 +10,7 @@ fn config(url: &str) -> String {
 }
 
 #[test]
-fn postgres_is_connected_to_as_sslmode_has_it_and_fails_closed() {
+fn postgres_supports_each_sslmode_and_fails_closed() {
     let services = Services::up(&["tls", "postgres"]);
     let dir = tempfile::tempdir().expect("a directory");
     let url = services.of("TEST_POSTGRES");
@@ -21,7 +21,7 @@ fn postgres_is_connected_to_as_sslmode_has_it_and_fails_closed() {
     let certificate =
         format!("sslcert={}&sslkey={}", services.file("certified.pem"), services.file("certified.key"));
     let encrypted = "TLS; schema";
-    for (user, parameters, told) in [
+    for (user, parameters, expected) in [
         ("headwater", "sslmode=disable".to_owned(), "not encrypted"),
         ("headwater", "sslmode=prefer".to_owned(), encrypted),
         ("headwater", "sslmode=require".to_owned(), encrypted),
@@ -30,26 +30,30 @@ fn postgres_is_connected_to_as_sslmode_has_it_and_fails_closed() {
         ("certified", format!("sslmode=verify-full&sslrootcert={ca}&{certificate}"), encrypted),
     ] {
         let config = config(&of(user, "127.0.0.1", &parameters));
-        let ended = headwater(dir.path(), &["check", "--connect", "--json"], &config);
-        assert_eq!(ended.code, Some(0), "{ended:?}\n{config}");
-        assert!(ended.out.matches(told).count() == 2, "{told:?} for sink and ledger: {}", ended.out);
+        let result = headwater(dir.path(), &["check", "--connect", "--json"], &config);
+        assert_eq!(result.code, Some(0), "{result:?}\n{config}");
+        assert!(
+            result.out.matches(expected).count() == 2,
+            "{expected:?} for sink and ledger: {}",
+            result.out
+        );
     }
-    // A server's own certificate may be the one to trust, as libpq has it; and a name matters only to verify-full.
+    // As in libpq, `sslrootcert` may be the server's own certificate, and only verify-full checks the host name.
     let own = services.file("server.pem");
     for parameters in
         [format!("sslmode=verify-full&sslrootcert={own}"), format!("sslmode=verify-ca&sslrootcert={ca}")]
     {
         let host = if parameters.contains("verify-ca") { "localhost" } else { "127.0.0.1" };
-        let ended =
+        let result =
             headwater(dir.path(), &["check", "--connect"], &config(&of("headwater", host, &parameters)));
-        assert_eq!(ended.code, Some(0), "{parameters}: {ended:?}");
+        assert_eq!(result.code, Some(0), "{parameters}: {result:?}");
     }
     let run = config(&of("headwater", "127.0.0.1", &format!("sslmode=verify-full&sslrootcert={ca}")));
-    let ended = headwater(dir.path(), &["run"], &run);
-    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let result = headwater(dir.path(), &["run"], &run);
+    assert_eq!(result.code, Some(0), "{result:?}");
 
     let other = services.file("other-ca.pem");
-    for (user, host, parameters, code, words) in [
+    for (user, host, parameters, code, expected) in [
         ("headwater", "127.0.0.1", format!("sslmode=verify-ca&sslrootcert={other}"), 1, "is not trusted"),
         ("headwater", "127.0.0.1", format!("sslmode=require&sslrootcert={other}"), 1, "is not trusted"),
         (
@@ -71,23 +75,23 @@ fn postgres_is_connected_to_as_sslmode_has_it_and_fails_closed() {
         ("certified", "127.0.0.1", "sslmode=require".to_owned(), 1, "valid client certificate"),
         ("headwater", "nowhere.invalid", "sslmode=require".to_owned(), 1, "has an unknown host name"),
     ] {
-        fails(dir.path(), &config(&of(user, host, &parameters)), code, words);
+        assert_connect_fails(dir.path(), &config(&of(user, host, &parameters)), code, expected);
     }
     let elsewhere = |port: u16| format!("postgres://headwater@127.0.0.1:{port}/headwater?sslmode=require");
-    fails(dir.path(), &config(&elsewhere(closed())), 1, "refuses connections");
+    assert_connect_fails(dir.path(), &config(&elsewhere(closed_port())), 1, "refuses connections");
     let plain =
         std::env::var("HEADWATER_TEST_POSTGRES").expect("HEADWATER_TEST_POSTGRES names a server without TLS");
-    fails(dir.path(), &config(&format!("{plain}?sslmode=require")), 1, "does not offer TLS");
+    assert_connect_fails(dir.path(), &config(&format!("{plain}?sslmode=require")), 1, "does not offer TLS");
 }
 
 #[test]
-fn a_postgres_that_accepts_and_says_nothing_is_told_within_a_bound() {
+fn a_silent_postgres_fails_within_the_time_limit() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (_listener, port) = silent();
+    let (_listener, port) = silent_port();
     let url = format!("postgres://headwater@127.0.0.1:{port}/headwater");
-    let begun = std::time::Instant::now();
-    let ended = headwater(dir.path(), &["run"], &config(&url));
-    assert_eq!(ended.code, Some(1), "{ended:?}");
-    let words = format!("PostgreSQL at 127.0.0.1:{port} does not answer within 10s");
-    assert!(ended.err.contains(&words) && begun.elapsed() < crate::BOUND, "{ended:?}");
+    let started = std::time::Instant::now();
+    let result = headwater(dir.path(), &["run"], &config(&url));
+    assert_eq!(result.code, Some(1), "{result:?}");
+    let expected = format!("PostgreSQL at 127.0.0.1:{port} does not answer within 10s");
+    assert!(result.err.contains(&expected) && started.elapsed() < crate::BOUND, "{result:?}");
 }

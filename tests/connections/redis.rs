@@ -1,6 +1,6 @@
-//! Redis as a state store: TLS, users, and servers that do not say whether they keep what they are given.
+//! Redis as a state store: TLS, users, and servers that do not report their durability settings.
 
-use crate::{Services, closed, fails, headwater, silent};
+use crate::{Services, assert_connect_fails, closed_port, headwater, silent_port};
 
 fn config(state: &str) -> String {
     format!(
@@ -10,7 +10,7 @@ fn config(state: &str) -> String {
 }
 
 #[test]
-fn redis_is_connected_to_by_tls_and_user_and_fails_closed() {
+fn redis_supports_tls_and_users_and_fails_closed() {
     let services = Services::up(&["tls", "redis"]);
     let dir = tempfile::tempdir().expect("a directory");
     let encrypted = services.of("TEST_REDIS_TLS");
@@ -29,17 +29,17 @@ fn redis_is_connected_to_by_tls_and_user_and_fails_closed() {
         at("ops:ops-secret@", &certificate),
         at("app:app-secret@", &assumed),
     ] {
-        let ended = headwater(dir.path(), &["check", "--connect"], &right);
-        assert_eq!(ended.code, Some(0), "{ended:?}\n{right}");
+        let result = headwater(dir.path(), &["check", "--connect"], &right);
+        assert_eq!(result.code, Some(0), "{result:?}\n{right}");
     }
-    let ended = headwater(dir.path(), &["run"], &at("app:app-secret@", &assumed));
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    assert!(ended.err.contains("the operator's word"), "{}", ended.err);
+    let result = headwater(dir.path(), &["run"], &at("app:app-secret@", &assumed));
+    assert_eq!(result.code, Some(0), "{result:?}");
+    assert!(result.err.contains("Redis is assumed to be durable"), "{}", result.err);
 
     let other = format!("ca_file = \"{}\"", services.file("other-ca.pem"));
     let plain = services.of("TEST_REDIS").trim_start_matches("redis://").trim_end_matches('/').to_owned();
     let by_name = encrypted.replace("127.0.0.1", "localhost");
-    for (wrong, code, words) in [
+    for (wrong, code, expected) in [
         (at("", &other), 1, "is not trusted: check that `state.ca_file`"),
         (config(&format!("url = \"rediss://{by_name}/0\"\n{ca}")), 1, "for another host name"),
         (at("ops:wrong@", &ca), 1, "does not accept user and password"),
@@ -47,19 +47,19 @@ fn redis_is_connected_to_by_tls_and_user_and_fails_closed() {
         (at("", &ca.replace("ca.pem", "none.pem")), 2, "none.pem cannot be read"),
         (config(&format!("url = \"rediss://{plain}/0\"\n{ca}")), 1, "and whether it speaks TLS on this port"),
         (config(&format!("url = \"redis://{encrypted}/0\"")), 1, "it may expect TLS on this port"),
-        (config(&format!("url = \"redis://127.0.0.1:{}/0\"", closed())), 1, "refuses connections"),
+        (config(&format!("url = \"redis://127.0.0.1:{}/0\"", closed_port())), 1, "refuses connections"),
         (config("url = \"redis://nowhere.invalid/0\""), 1, "has an unknown host name"),
     ] {
-        fails(dir.path(), &wrong, code, words);
+        assert_connect_fails(dir.path(), &wrong, code, expected);
     }
-    let (_listener, port) = silent();
-    fails(
+    let (_listener, port) = silent_port();
+    assert_connect_fails(
         dir.path(),
         &config(&format!("url = \"redis://127.0.0.1:{port}/0\"")),
         1,
         "does not answer in time",
     );
-    fails(
+    assert_connect_fails(
         dir.path(),
         &config(&format!("url = \"rediss://127.0.0.1:{port}/0\"\n{ca}")),
         1,

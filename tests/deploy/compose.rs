@@ -1,4 +1,4 @@
-//! docker-compose.yml.
+//! Tests of docker-compose.yml.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +25,7 @@ fn runs_once(service: &Value) -> bool {
     service["restart"] == "no"
 }
 
-/// A text with `${NAME:-default}` replaced by the defaults.
+/// Replaces each `${NAME:-default}` in a text by its default.
 fn interpolated(text: &str) -> String {
     let Some((before, rest)) = text.split_once("${") else { return text.to_owned() };
     let (variable, after) = rest.split_once('}').expect("a closing brace");
@@ -33,21 +33,21 @@ fn interpolated(text: &str) -> String {
     format!("{before}{default}{}", interpolated(after))
 }
 
-/// A service's environment, with every variable of the user's at its default.
+/// Returns a service's environment, with the defaults of all variables.
 fn environment(service: &Value) -> Vec<(String, String)> {
     entries(&service["environment"])
         .map(|(name, value)| (name.to_owned(), interpolated(value.as_str().expect("a quoted text"))))
         .collect()
 }
 
-/// What a service mounts: pairs of source and target.
+/// Returns the mounts of a service as pairs of source and target.
 fn mounts(service: &Value) -> Vec<(&str, &str)> {
     let mounts = texts(&service["volumes"]).into_iter();
     mounts.map(|mount| mount.split_once(':').expect("SOURCE:TARGET")).collect()
 }
 
 #[test]
-fn every_service_of_the_stack_is_there_with_a_pinned_image() {
+fn every_service_exists_with_a_pinned_image() {
     let services = services();
     let names: BTreeSet<_> = services.keys().map(String::as_str).collect();
     let expected =
@@ -60,7 +60,10 @@ fn every_service_of_the_stack_is_there_with_a_pinned_image() {
             assert!(!image.starts_with("headwater"), "{name}");
         } else {
             assert_eq!(image, OWN_IMAGE, "{name}");
-            assert_eq!(service["pull_policy"], "build", "{name}: the name must not be looked up elsewhere");
+            assert_eq!(
+                service["pull_policy"], "build",
+                "{name}: the image must not be pulled from a registry"
+            );
             assert!(path(service["build"]["dockerfile"].as_str().expect("a Dockerfile")).is_file());
         }
     }
@@ -69,7 +72,7 @@ fn every_service_of_the_stack_is_there_with_a_pinned_image() {
 }
 
 #[test]
-fn services_that_stay_have_health_checks_and_are_waited_for_by_them() {
+fn lasting_services_have_health_checks_that_others_await() {
     let services = services();
     for (name, service) in &services {
         if !runs_once(service) {
@@ -115,7 +118,7 @@ fn mounted_files_exist_and_volumes_are_declared() {
             match source.strip_prefix("./") {
                 Some(relative) => {
                     assert!(path(relative).exists(), "{name}: {source}");
-                    assert!(target.ends_with(":ro"), "{name}: {source} is written to");
+                    assert!(target.ends_with(":ro"), "{name}: {source} is not read-only");
                 }
                 None => assert!(used.insert(source.to_owned()), "{name}: {source} is shared"),
             }
@@ -125,17 +128,17 @@ fn mounted_files_exist_and_volumes_are_declared() {
     assert_eq!(used, declared);
 }
 
-/// The configuration that a service's command names, as the service sees it.
+/// Parses the configuration file that a service's command names, with the service's mounts and environment.
 fn configuration(service: &Value, config: &std::path::Path) -> Config {
     let target = format!("{}:ro", config.display());
     let mounted = mounts(service).into_iter().find(|(_, to)| *to == target).expect("the file is mounted");
     let relative = mounted.0.strip_prefix("./").expect("a file of the repository");
     Config::parse(&text(relative), environment(service).into_iter())
-        .unwrap_or_else(|complaints| panic!("{complaints}"))
+        .unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 #[test]
-fn commands_and_configuration_are_read_as_they_are_meant() {
+fn commands_and_configuration_are_parsed_as_intended() {
     let services = services();
     let command = |name: &str| {
         let service = &services[name];
@@ -147,20 +150,20 @@ fn commands_and_configuration_are_read_as_they_are_meant() {
     let Command::TopicsCreate(config) = command("topics") else { panic!("topics") };
     configuration(&services["topics"], &config.config);
     let Command::Produce(ProduceArgs { config, seconds: None, .. }) = command("producer") else {
-        panic!("the producer produces for ever")
+        panic!("the producer has a time limit")
     };
     configuration(&services["producer"], &config);
     let Command::Run(RunArgs { config, workers: 2, processes: 1, until_end: false, .. }) = command("engine")
     else {
-        panic!("the engine runs for ever, with two workers")
+        panic!("the engine does not run for ever with two workers")
     };
     let config = configuration(&services["engine"], &config);
     let sinks = config.effective();
     assert!(sinks.contains("postgres://headwater:***@postgres/headwater"), "{sinks}");
 
-    // Whoever publishes the engine's port, probes it or scrapes it must mean the one that it listens on.
+    // The published port, the readiness probe and the scrape target must be the port that the engine listens on.
     let listen = config.http.expect("an address for HTTP");
-    assert!(listen.ip().is_unspecified(), "other containers reach it");
+    assert!(listen.ip().is_unspecified(), "other containers cannot reach the port");
     let port = listen.port();
     assert_eq!(texts(&services["engine"]["ports"]), [format!("127.0.0.1:{port}:{port}")]);
     assert!(text("deploy/ready").contains(&format!("/dev/tcp/127.0.0.1/{port} ")));
@@ -188,12 +191,12 @@ fn the_broker_advertises_the_addresses_that_clients_use() {
     assert!(advertised.contains(format!("HOST://{outside}").as_str()), "{advertised:?}");
     assert!(routes.contains(&format!("HOST://:{inside}").as_str()), "{routes:?}");
 
-    // The producer's health check looks for a connection to that port, which /proc/net/tcp has in hexadecimal.
+    // The producer's health check looks for a connection to that port, which /proc/net/tcp lists in hexadecimal.
     let check = texts(&services["producer"]["healthcheck"]["test"]).join(" ");
     assert!(check.contains(&format!(":{:04X} 01 ", port.parse::<u16>().expect("a port"))), "{check}");
 }
 
-/// What the images of others read, by service: a misspelt name would be ignored in silence.
+/// The environment variables that third-party images read, by service; a misspelt name would be silently ignored.
 const READ_BY_IMAGES: [(&str, &[&str]); 4] = [
     (
         "kafka",
@@ -235,16 +238,16 @@ const READ_BY_IMAGES: [(&str, &[&str]); 4] = [
 fn every_environment_variable_is_read_by_something() {
     let read_by_images = BTreeMap::from(READ_BY_IMAGES);
     for (name, service) in &services() {
-        let asked = RefCell::new(BTreeSet::new());
+        let queried = RefCell::new(BTreeSet::new());
         let command = args::parse(["run".into(), "a.toml".into()], |name| {
-            asked.borrow_mut().insert(name.to_owned());
+            queried.borrow_mut().insert(name.to_owned());
             None
         });
         assert!(matches!(command, Ok(Command::Run(_))));
         for (variable, value) in environment(service) {
             if service["image"] == OWN_IMAGE {
                 let overrides = variable.starts_with("HEADWATER__");
-                assert!(overrides || asked.borrow().contains(&variable), "{name}: {variable}");
+                assert!(overrides || queried.borrow().contains(&variable), "{name}: {variable}");
             } else {
                 let read =
                     read_by_images.get(name.as_str()).is_some_and(|read| read.contains(&variable.as_str()));

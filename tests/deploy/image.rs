@@ -1,8 +1,8 @@
-//! The Dockerfile, and that images are pinned.
+//! Tests of the Dockerfile, and the check that images are pinned.
 
 use crate::{path, text};
 
-/// Whether an image's tag says which one it is: a version with its minor number, or a day.
+/// Returns true if an image's tag identifies one build: a version with at least a minor number, or a date.
 pub fn is_pinned(image: &str) -> bool {
     let Some((_, tag)) = image.rsplit_once(':') else { return false };
     let version = tag.split(['-', '@']).next().unwrap_or_default().trim_start_matches('v');
@@ -19,7 +19,7 @@ fn lines_of<'a>(dockerfile: &'a str, instruction: &'a str) -> impl Iterator<Item
 }
 
 #[test]
-fn a_pinned_image_names_a_version_or_a_day() {
+fn a_pinned_image_names_a_version_or_a_date() {
     for image in ["a/b:v1.2.3", "a:16.13-alpine", "a:bookworm-20260824-slim"] {
         assert!(is_pinned(image), "{image}");
     }
@@ -29,7 +29,7 @@ fn a_pinned_image_names_a_version_or_a_day() {
 }
 
 #[test]
-fn base_images_are_pinned_and_rust_is_the_one_of_the_manifest() {
+fn base_images_are_pinned_and_rust_matches_the_manifest() {
     let dockerfile = text("deploy/Dockerfile");
     let images: Vec<_> = lines_of(&dockerfile, "FROM").map(|words| words[0].to_owned()).collect();
     assert!(images.iter().all(|image| is_pinned(image)), "{images:?}");
@@ -37,19 +37,19 @@ fn base_images_are_pinned_and_rust_is_the_one_of_the_manifest() {
 }
 
 #[test]
-fn what_the_dockerfile_copies_exists_and_is_not_ignored() {
+fn copied_files_exist_and_are_not_ignored() {
     let (dockerfile, ignore) = (text("deploy/Dockerfile"), text("deploy/Dockerfile.dockerignore"));
-    assert!(ignore.lines().any(|line| line == "*"), "all else is ignored");
-    let kept: Vec<_> = ignore.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    assert!(ignore.lines().any(|line| line == "*"), "other files are not ignored");
+    let included: Vec<_> = ignore.lines().filter_map(|line| line.strip_prefix('!')).collect();
     let mut copied = Vec::new();
     for words in lines_of(&dockerfile, "COPY").filter(|words| !words[0].starts_with("--from")) {
         let words: Vec<_> = words.into_iter().filter(|word| !word.starts_with("--")).collect();
         copied.extend(words[..words.len() - 1].iter().map(|word| (*word).to_owned()));
     }
     copied.sort();
-    let mut kept: Vec<_> = kept.into_iter().map(str::to_owned).collect();
-    kept.sort();
-    assert_eq!(copied, kept);
+    let mut included: Vec<_> = included.into_iter().map(str::to_owned).collect();
+    included.sort();
+    assert_eq!(copied, included);
     for source in copied {
         assert!(path(&source).exists(), "{source}");
     }

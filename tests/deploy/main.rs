@@ -1,8 +1,8 @@
-//! No container engine is needed to see that the deployment files fit together and fit the program: that what they
-//! mount exists, that commands, configuration and environment are read as they are meant, and that dashboard and alerts
-//! ask for metrics that there are.
+//! Static tests of the deployment files, without a container engine: mounted files exist, commands, configuration and
+//! environment are parsed as intended, and dashboard and alerts query existing metrics.
 
 mod compose;
+mod guarantees;
 mod image;
 mod monitoring;
 mod promql;
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-/// A path of the repository.
+/// Returns the path of a file in the repository.
 fn path(relative: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(relative)
 }
@@ -21,19 +21,19 @@ fn text(relative: &str) -> String {
     std::fs::read_to_string(path(relative)).unwrap_or_else(|error| panic!("{relative}: {error}"))
 }
 
-/// A YAML file; by way of YAML's own values, for which a key given twice is an error.
+/// Parses a YAML file; conversion from YAML's own values makes a duplicate key an error.
 fn yaml(relative: &str) -> Value {
     let value: serde_yaml_ng::Value =
         serde_yaml_ng::from_str(&text(relative)).unwrap_or_else(|error| panic!("{relative}: {error}"));
     serde_json::to_value(value).unwrap_or_else(|error| panic!("{relative}: {error}"))
 }
 
-/// The texts of a list, or nothing if there is none.
+/// Returns the texts of a list; none if it is not a list.
 fn texts(list: &Value) -> Vec<&str> {
     list.as_array().into_iter().flatten().map(|item| item.as_str().expect("a list of texts")).collect()
 }
 
-/// The entries of a table, or nothing if there is none.
+/// Returns the entries of a table; none if it is not a table.
 fn entries(table: &Value) -> impl Iterator<Item = (&str, &Value)> {
     table.as_object().into_iter().flatten().map(|(name, value)| (name.as_str(), value))
 }

@@ -1,4 +1,4 @@
-//! Prometheus and Grafana: they ask for what there is, where it is.
+//! Prometheus and Grafana: they query existing metrics at the right addresses.
 
 use std::collections::BTreeSet;
 
@@ -7,19 +7,20 @@ use serde_json::Value;
 use crate::promql::metrics_of;
 use crate::{path, text, texts, yaml};
 
-/// The names of a metric's series: those that the program gives out, and Prometheus' own.
-fn known() -> BTreeSet<String> {
+/// Returns the names of all series: those of the program, and `up` of Prometheus.
+fn known_metrics() -> BTreeSet<String> {
     let source = text("src/metrics.rs");
     let program = source.split("#[cfg(test)]").next().unwrap_or_default();
     let names = program.split('"').skip(1).step_by(2).filter(|name| is_metric(name));
-    let mut known: BTreeSet<_> = names.map(str::to_owned).collect();
-    assert!(known.contains("headwater_events_total"), "{known:?}");
-    let histograms: Vec<_> = known.iter().filter(|name| name.ends_with("_seconds")).cloned().collect();
+    let mut known_metrics: BTreeSet<_> = names.map(str::to_owned).collect();
+    assert!(known_metrics.contains("headwater_events_total"), "{known_metrics:?}");
+    let histograms: Vec<_> =
+        known_metrics.iter().filter(|name| name.ends_with("_seconds")).cloned().collect();
     for name in histograms {
-        known.extend(["bucket", "sum", "count"].map(|suffix| format!("{name}_{suffix}")));
+        known_metrics.extend(["bucket", "sum", "count"].map(|suffix| format!("{name}_{suffix}")));
     }
-    known.insert("up".to_owned());
-    known
+    known_metrics.insert("up".to_owned());
+    known_metrics
 }
 
 fn is_metric(name: &str) -> bool {
@@ -41,33 +42,33 @@ fn panels(dashboard: &Value) -> &[Value] {
 }
 
 #[test]
-fn alerts_ask_for_metrics_that_there_are() {
-    let known = known();
+fn alerts_query_existing_metrics() {
+    let known_metrics = known_metrics();
     let alerts = alerts();
     assert!(!alerts.is_empty());
     for alert in alerts {
-        let asked = metrics_of(alert["expr"].as_str().expect("an expression"));
-        assert!(!asked.is_empty() && asked.is_subset(&known), "{}: {asked:?}", alert["alert"]);
+        let queried = metrics_of(alert["expr"].as_str().expect("an expression"));
+        assert!(!queried.is_empty() && queried.is_subset(&known_metrics), "{}: {queried:?}", alert["alert"]);
         assert!(alert["labels"]["severity"].is_string(), "{}", alert["alert"]);
         assert!(alert["annotations"]["summary"].is_string(), "{}", alert["alert"]);
     }
 }
 
 #[test]
-fn panels_ask_for_metrics_that_there_are_of_the_source_that_is_set_up() {
-    let known = known();
+fn panels_query_existing_metrics_of_the_data_source() {
+    let known_metrics = known_metrics();
     let sources = yaml("deploy/grafana/provisioning/datasources/prometheus.yml");
     let source = &sources["datasources"][0];
     let (dashboard, mut ids) = (dashboard(), BTreeSet::new());
     assert!(!panels(&dashboard).is_empty());
     for panel in panels(&dashboard) {
         let title = &panel["title"];
-        assert!(ids.insert(panel["id"].as_u64()), "{title}: its id is another's");
+        assert!(ids.insert(panel["id"].as_u64()), "{title}: duplicate id");
         let targets = panel["targets"].as_array().expect("targets");
         assert!(!targets.is_empty(), "{title}");
         for target in targets {
-            let asked = metrics_of(target["expr"].as_str().expect("an expression"));
-            assert!(!asked.is_empty() && asked.is_subset(&known), "{title}: {asked:?}");
+            let queried = metrics_of(target["expr"].as_str().expect("an expression"));
+            assert!(!queried.is_empty() && queried.is_subset(&known_metrics), "{title}: {queried:?}");
             assert_eq!(target["datasource"]["uid"], source["uid"], "{title}");
         }
     }
@@ -81,13 +82,13 @@ fn panels_do_not_overlap() {
             ["x", "y", "w", "h"].map(|side| panel["gridPos"][side].as_u64().expect("a number"));
         assert!(x + w <= 24, "{}", panel["title"]);
         for place in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
-            assert!(taken.insert(place), "{} lies on another at {place:?}", panel["title"]);
+            assert!(taken.insert(place), "{} overlaps another panel at {place:?}", panel["title"]);
         }
     }
 }
 
 #[test]
-fn files_and_addresses_of_the_containers_are_those_that_compose_gives_them() {
+fn paths_and_addresses_match_the_compose_file() {
     let compose = yaml("docker-compose.yml");
     let mounted = |service: &str, target: &str| {
         let mounts = texts(&compose["services"][service]["volumes"]);

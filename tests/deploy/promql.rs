@@ -1,14 +1,14 @@
-//! Which metrics a query asks for: just enough of PromQL's grammar for the queries of this repository.
+//! Extraction of metric names from PromQL: enough of the grammar for the queries of this repository.
 
 use std::collections::BTreeSet;
 
-/// Words that stand where a metric could stand.
+/// Keywords at positions where a metric could be.
 const KEYWORDS: [&str; 6] = ["and", "or", "unless", "bool", "offset", "atan2"];
 
-/// Words that a list of labels follows.
+/// Keywords followed by a list of labels.
 const GROUPINGS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
 
-/// The metrics that a query asks for, as it names them.
+/// Returns the names of the metrics in a query.
 pub fn metrics_of(query: &str) -> BTreeSet<String> {
     let mut metrics = BTreeSet::new();
     let mut rest = query;
@@ -37,13 +37,13 @@ pub fn metrics_of(query: &str) -> BTreeSet<String> {
     metrics
 }
 
-/// Whether what precedes is a function or an aggregation: `sum(…)`, `sum by (…) (…)`.
+/// Returns true if the preceding word is a function or an aggregation: `sum(…)`, `sum by (…) (…)`.
 fn is_applied(rest: &str) -> bool {
     rest.starts_with('(') || ["by (", "by(", "without (", "without("].iter().any(|by| rest.starts_with(by))
 }
 
 #[test]
-fn functions_labels_ranges_and_numbers_are_no_metrics() {
+fn only_metrics_are_extracted_from_queries() {
     let queries = [
         ("up{job=\"headwater\"} == 0", vec!["up"]),
         ("sum by (le) (rate(a_bucket{x=\"b(\"}[5m])) > 1e3", vec!["a_bucket"]),

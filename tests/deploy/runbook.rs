@@ -1,10 +1,10 @@
-//! The runbook has an entry for whatever the program refuses, and for each alert; and names nothing that is not there.
+//! The runbook has an entry for each refusal and each alert, and names only flags and alerts that exist.
 
 use std::collections::BTreeSet;
 
 use crate::{path, text, yaml};
 
-/// What the code of the program and the sinks says, without tests.
+/// Returns the source files of the program and the sinks, by name, without tests.
 fn sources() -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut folders = vec![path("src"), path("sinks/src")];
@@ -26,14 +26,14 @@ fn sources() -> Vec<(String, String)> {
     found
 }
 
-/// Text whose literals are on one line each.
+/// Joins string literals that continue over several lines.
 fn joined(code: &str) -> String {
     let mut parts = code.split("\\\n");
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |all, part| all + part.trim_start())
 }
 
-/// The literals that follow a beginning, perhaps inside a `format!`.
+/// Returns the literals after each occurrence of `begin`, possibly inside a `format!`.
 fn literals<'a>(code: &'a str, begin: &str) -> Vec<&'a str> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices(begin) {
@@ -46,8 +46,8 @@ fn literals<'a>(code: &'a str, begin: &str) -> Vec<&'a str> {
     found
 }
 
-/// The longest part of a literal that is the same in every message: its first words, of at most 60 letters.
-fn mark(literal: &str) -> &str {
+/// Returns the longest constant part of a message's literal, cut at a word boundary after at most 60 characters.
+fn constant_part(literal: &str) -> &str {
     let pieces = literal.split(['{', '}', '`', '\\']);
     let longest = pieces.max_by_key(|piece| piece.len()).unwrap_or_default().trim();
     match longest.char_indices().nth(60) {
@@ -78,23 +78,23 @@ fn words(text: &str) -> String {
 #[test]
 fn every_refusal_has_an_entry() {
     let book = words(&text("docs/runbook.md"));
-    // Kinds of errors of which all are refusals, or have the words of one.
+    // Files whose error types are all refusals, or have the text of one.
     let kinds = ["coordination/recovery.rs", "runtime/config_change.rs", "config/change.rs"];
     let (mut count, mut missing) = (0, Vec::new());
     for (name, code) in sources() {
-        let mut said = [literals(&code, "Refused("), literals(&code, "refused(")].concat();
+        let mut literals_found = [literals(&code, "Refused("), literals(&code, "refused(")].concat();
         if kinds.iter().any(|kind| name.ends_with(kind)) {
-            said.extend(literals(&code, "#[error("));
+            literals_found.extend(literals(&code, "#[error("));
         }
-        for mark in said.into_iter().map(mark).filter(|mark| mark.len() > 12) {
+        for part in literals_found.into_iter().map(constant_part).filter(|part| part.len() > 12) {
             count += 1;
-            if !book.contains(&words(mark)) {
-                missing.push(format!("{name}: {mark}"));
+            if !book.contains(&words(part)) {
+                missing.push(format!("{name}: {part}"));
             }
         }
     }
     assert!(count > 30, "{count}");
-    assert!(missing.is_empty(), "docs/runbook.md does not say what to do about:\n{}", missing.join("\n"));
+    assert!(missing.is_empty(), "docs/runbook.md has no entry for:\n{}", missing.join("\n"));
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn every_alert_has_an_entry_and_every_entry_an_alert() {
 }
 
 #[test]
-fn every_permission_that_it_names_is_one_of_the_command_line() {
+fn every_flag_in_the_runbook_exists() {
     let (book, arguments) = (text("docs/runbook.md"), text("src/cli/args.rs"));
     let flags =
         book.split_whitespace().map(|word| word.trim_matches(['`', '(', ')', ',', '.', ';', ':', '…']));

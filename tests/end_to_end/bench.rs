@@ -11,7 +11,7 @@ use crate::common::{FLOW, headwater, succeed};
 use crate::kafka::brokers;
 use crate::postgres::Database;
 
-/// Of everything that a measurement makes.
+/// The prefix of all topics and groups that a measurement creates.
 const PREFIX: &str = "headwater-bench-";
 
 fn json(arguments: &[&str]) -> Value {
@@ -19,27 +19,27 @@ fn json(arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).expect("one JSON object on standard output")
 }
 
-/// The topics and groups of measurements that the cluster has.
+/// Returns the topics and groups of measurements that exist in the cluster.
 fn left_on_kafka() -> Vec<String> {
     let consumer: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
-    let patience = Duration::from_secs(10);
-    let topics = consumer.fetch_metadata(None, patience).expect("answered");
-    let groups = consumer.fetch_group_list(None, patience).expect("answered");
+    let timeout = Duration::from_secs(10);
+    let topics = consumer.fetch_metadata(None, timeout).expect("metadata");
+    let groups = consumer.fetch_group_list(None, timeout).expect("metadata");
     let topics = topics.topics().iter().map(|topic| topic.name().to_owned());
     let groups = groups.groups().iter().map(|group| group.name().to_owned()).collect::<Vec<_>>();
-    let mine = |name: &String| name.contains(PREFIX);
-    topics.chain(groups).filter(mine).collect()
+    let is_ours = |name: &String| name.contains(PREFIX);
+    topics.chain(groups).filter(is_ours).collect()
 }
 
-fn nothing_is_left(database: &Database) {
+fn assert_nothing_is_left(database: &Database) {
     let schemas = "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'headwater_bench%'";
-    assert_eq!(database.ask(schemas), [""; 0]);
-    assert_eq!(database.ask("SELECT relname FROM pg_class WHERE relname = 'events'"), [""; 0]);
-    // A cluster forgets a topic a little after it was deleted.
-    let begun = Instant::now();
+    assert_eq!(database.query(schemas), [""; 0]);
+    assert_eq!(database.query("SELECT relname FROM pg_class WHERE relname = 'events'"), [""; 0]);
+    // A topic disappears from the metadata shortly after it was deleted.
+    let started = Instant::now();
     while !left_on_kafka().is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "left behind: {:?}", left_on_kafka());
+        assert!(started.elapsed() < Duration::from_secs(20), "left behind: {:?}", left_on_kafka());
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -77,20 +77,20 @@ fn stages_and_latency_are_measured_and_leave_nothing_behind() {
         assert!(report["whole_events_per_s"][set].as_f64() > Some(0.0), "{set}: {report}");
     }
     assert_eq!(report["left_out"], serde_json::json!({}));
-    nothing_is_left(&database);
+    assert_nothing_is_left(&database);
 
     let report = json(&["bench", "latency", config, "--eps", "600", "--seconds", "3", "--json"]);
     let ms = |name: &str| report[name].as_f64().unwrap_or_else(|| panic!("{name}: {report}"));
     assert!(report["alerts"].as_u64() > Some(0), "{report}");
     assert!(0.0 < ms("p50_ms") && ms("p50_ms") <= ms("p99_ms"), "{report}");
     assert!(ms("p999_ms") <= ms("max_ms"), "{report}");
-    nothing_is_left(&database);
+    assert_nothing_is_left(&database);
 
-    // What was made before something fails is removed, too.
-    let unfit = text(&brokers()).replace(&database.url(), &format!("{}_missing", database.url()));
-    fs::write(config, unfit).expect("written");
+    // Resources created before a failure are removed, too.
+    let invalid = text(&brokers()).replace(&database.url(), &format!("{}_missing", database.url()));
+    fs::write(config, invalid).expect("written");
     let output = headwater(&["bench", "latency", config]).output().expect("started");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("CREATE SCHEMA"), "{output:?}");
-    nothing_is_left(&database);
+    assert_nothing_is_left(&database);
 }

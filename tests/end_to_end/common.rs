@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: generated input, the program itself, and the oracle that judges it.
+//! Shared helpers of the end-to-end tests: generated input, the program, and the oracle that judges its results.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,8 +9,8 @@ use std::process::{Command, Output};
 use headwater::source::generator::{GeneratorSettings, RecordMaker};
 use serde_json::Value;
 
-/// A generated stream with more of everything that is hard than a usual one.
-pub fn hard(seed: u64) -> GeneratorSettings {
+/// Returns the settings of a generated stream with more disorder, duplicates and broken records than by default.
+pub fn hard_settings(seed: u64) -> GeneratorSettings {
     GeneratorSettings {
         seed,
         users: 3000,
@@ -24,24 +24,24 @@ pub fn hard(seed: u64) -> GeneratorSettings {
     }
 }
 
-/// The root of the repository.
+/// Returns the root of the repository.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The `headwater` command with these arguments.
+/// Returns the `headwater` command with these arguments.
 pub fn headwater(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_headwater"));
     command.args(arguments);
     command
 }
 
-/// Runs a command to its end.
+/// Runs a command to completion.
 ///
 /// # Panics
-/// With what it printed, unless it succeeds.
+/// Panics with the command's output if it fails.
 pub fn succeed(command: &mut Command) -> Output {
-    let output = command.output().expect("the command can be started");
+    let output = command.output().expect("the command starts");
     let printed = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(
         output.status.success(),
@@ -53,7 +53,7 @@ pub fn succeed(command: &mut Command) -> Output {
     output
 }
 
-/// Writes the first `records` records of a generated stream, each partition a file.
+/// Writes the first `records` records of a generated stream, one file per partition.
 pub fn write_files(dir: &Path, settings: &GeneratorSettings, records: u64) -> Vec<PathBuf> {
     let mut maker = RecordMaker::new(settings.clone());
     let per_partition = records / u64::from(settings.partitions);
@@ -71,20 +71,23 @@ pub fn write_files(dir: &Path, settings: &GeneratorSettings, records: u64) -> Ve
         .collect()
 }
 
-/// Puts what the last start bound, `bindings.ndjson`, through an epoch, to what those before it bound,
-/// `history.ndjson`: a start that goes on from a checkpoint binds only what comes after.
-pub fn gather(dir: &Path, through: i64) {
+/// Appends the bindings of the last start, `bindings.ndjson`, up to an epoch, to those of earlier starts,
+/// `history.ndjson`: a start that resumes from a checkpoint writes only the bindings after it.
+pub fn merge_bindings(dir: &Path, through: i64) {
     let (history, last) = (dir.join("history.ndjson"), dir.join("bindings.ndjson"));
     let mut epochs = BTreeMap::new();
     for path in [&history, &last] {
         let text = fs::read_to_string(path).unwrap_or_default();
-        // A start that was killed may have left half a line, of an epoch that is not durable.
+        // A killed start may leave a partial line, for an epoch that is not durable.
         for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
             let epoch = serde_json::from_str::<Value>(line).expect("JSON")["epoch"].as_i64();
             let epoch = epoch.expect("an epoch");
             if epoch <= through {
                 let before = epochs.insert(epoch, line.to_owned());
-                assert!(before.is_none_or(|before| before == line), "epoch {epoch} was bound otherwise");
+                assert!(
+                    before.is_none_or(|before| before == line),
+                    "epoch {epoch} has two different bindings"
+                );
             }
         }
     }
@@ -92,11 +95,11 @@ pub fn gather(dir: &Path, through: i64) {
     _ = fs::remove_file(last);
 }
 
-/// Xorshift64*: the same numbers for the same seed, which is not 0.
+/// The generator xorshift64*: the same numbers for the same seed, which must not be 0.
 pub struct Random(pub u64);
 
 impl Random {
-    /// The next number below `end`.
+    /// Returns the next number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -105,18 +108,18 @@ impl Random {
     }
 }
 
-/// A script of the oracle, to be run.
+/// Returns the command that runs a script of the oracle.
 fn oracle(script: &str) -> Command {
     let mut command = Command::new("python3");
     command.arg(root().join("tests/oracle").join(script));
     command
 }
 
-/// What the oracle says must come of an input.
+/// The directory with the results that the oracle expects.
 pub struct Expected(PathBuf);
 
 impl Expected {
-    /// Has the oracle write it down in `dir`. `input` are its arguments that name the input.
+    /// Runs the oracle, which writes the expected results to `dir`. `input` are its arguments that name the input.
     pub fn of(dir: &Path, config: &Path, input: &[&str], bindings: &Path) -> Expected {
         let out = dir.join("expected");
         let mut command = oracle("__main__.py");
@@ -125,56 +128,56 @@ impl Expected {
         Expected(out)
     }
 
-    /// Holds tables, each a file of NDJSON, against it.
+    /// Compares tables, each a file of NDJSON, with the expected results.
     ///
     /// # Panics
-    /// With the first differences, if there are any.
+    /// Panics with the first differences, if there are any.
     pub fn judge(&self, tables: &Path) {
         succeed(oracle("compare.py").arg(&self.0).arg(tables));
     }
 
-    /// Holds a SQLite database against it.
+    /// Compares a SQLite database with the expected results.
     ///
     /// # Panics
-    /// With the first differences, if there are any.
+    /// Panics with the first differences, if there are any.
     pub fn judge_sqlite(&self, database: &Path) {
-        self.judge(&dumped(database));
+        self.judge(&dump_sqlite(database));
     }
 
-    /// Holds some rows of a SQLite database against the same of it.
+    /// Compares the selected rows of a SQLite database with the same selection of the expected results.
     ///
     /// # Panics
-    /// With the first differences, if there are any, or if there are no such rows.
-    pub fn judge_some(&self, database: &Path, judged: impl Fn(&str, &Value) -> bool) {
-        let actual = dumped(database);
-        let counts = [&self.0, &actual].map(|tables| only(tables, &judged));
-        assert!(counts[0] > 0, "nothing is judged");
+    /// Panics with the first differences, if there are any, or if no row is selected.
+    pub fn judge_some(&self, database: &Path, is_selected: impl Fn(&str, &Value) -> bool) {
+        let actual = dump_sqlite(database);
+        let counts = [&self.0, &actual].map(|tables| retain_rows(tables, &is_selected));
+        assert!(counts[0] > 0, "no expected row is selected");
         self.judge(&actual);
     }
 }
 
-/// The tables of a SQLite database, in a folder beside it.
-fn dumped(database: &Path) -> PathBuf {
+/// Writes the tables of a SQLite database to a directory beside it, and returns that directory.
+fn dump_sqlite(database: &Path) -> PathBuf {
     let tables = database.with_extension("tables");
     succeed(oracle("dump.py").arg(database).arg(&tables));
     tables
 }
 
-/// Takes out of the tables of a folder what is not judged, given a table's name and a row; how much is left.
-fn only(tables: &Path, judged: &impl Fn(&str, &Value) -> bool) -> usize {
+/// Removes the rows of a directory's tables that are not selected, and returns how many rows are left.
+fn retain_rows(tables: &Path, is_selected: &impl Fn(&str, &Value) -> bool) -> usize {
     let mut count = 0;
     for table in ["events", "alerts", "windows", "dead_letters"] {
         let path = tables.join(format!("{table}.ndjson"));
         let text = fs::read_to_string(&path).expect("a table");
-        let kept = |line: &&str| judged(table, &serde_json::from_str(line).expect("JSON"));
-        let kept: Vec<_> = text.split_inclusive('\n').filter(kept).collect();
-        count += kept.len();
-        fs::write(&path, kept.concat()).expect("written");
+        let selected = |line: &&str| is_selected(table, &serde_json::from_str(line).expect("JSON"));
+        let selected: Vec<_> = text.split_inclusive('\n').filter(selected).collect();
+        count += selected.len();
+        fs::write(&path, selected.concat()).expect("written");
     }
     count
 }
 
-/// The windows and patterns of the tests: one of each kind.
+/// The windows and patterns of the tests, one of each kind.
 pub const FLOW: &str = r#"
 [[windows]]
 name = "user_1m"

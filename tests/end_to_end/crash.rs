@@ -1,36 +1,35 @@
-//! Killed at any moment, started again: every result exactly once. With a ledger a start does again what was bound and
-//! goes on; the oracle says what must have come of it, epoch by epoch, from the bindings of the last start, which has all
-//! of them.
+//! Exactly-once results of runs that are killed at any moment and started again. With a ledger, a start replays the
+//! bound epochs and continues. The oracle computes the expected results, epoch by epoch, from all bindings.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::{Expected, FLOW, Random, gather, hard, headwater, succeed, write_files};
-use crate::live::{Running, wait_for};
+use crate::common::{Expected, FLOW, Random, hard_settings, headwater, merge_bindings, succeed, write_files};
+use crate::live::{Process, wait_for};
 
-/// A run of files with a ledger, in a directory of its own.
+/// A pipeline that reads files, with a ledger, in its own directory.
 pub struct Files {
     dir: tempfile::TempDir,
     names: Vec<String>,
 }
 
 impl Files {
-    /// Generated ones, and a configuration of the usual flow.
+    /// Generates the files and writes the configuration of the standard flow.
     pub fn new(seed: u64, records: u64) -> Files {
         let dir = tempfile::tempdir().expect("a directory");
-        let files = write_files(dir.path(), &hard(seed), records);
+        let files = write_files(dir.path(), &hard_settings(seed), records);
         let names: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
         let files = Files { dir, names };
         files.configure(FLOW);
         files
     }
 
-    /// Every line of the files becomes another, given its number within its file.
+    /// Rewrites every line of the files; `line` receives the line's number within its file and its text.
     fn rewrite(&self, line: impl Fn(usize, &str) -> String) {
         for name in &self.names {
-            // Of what is malformed some is no UTF-8: it is none afterwards either.
+            // Some malformed lines are not UTF-8; they are left unchanged.
             let bytes = fs::read(name).expect("readable");
             let lines = bytes.split(|&byte| byte == b'\n').enumerate();
             let rewritten = lines.map(|(n, bytes)| match std::str::from_utf8(bytes) {
@@ -41,7 +40,7 @@ impl Files {
         }
     }
 
-    /// A path in the directory.
+    /// Returns the path of a file in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -51,7 +50,7 @@ impl Files {
         self.configure_limits("", flow);
     }
 
-    /// The same, with further limits.
+    /// Writes the configuration with additional limits.
     pub fn configure_limits(&self, limits: &str, flow: &str) {
         let place = |name: &str| self.path(name).display().to_string();
         let text = format!(
@@ -64,9 +63,9 @@ impl Files {
         fs::write(self.path("run.toml"), text).expect("written");
     }
 
-    /// The run, which ends with the files.
+    /// Returns the command for a run that ends at the end of the files.
     pub fn command(&self, workers: &str) -> Command {
-        gather(self.dir.path(), self.frontiers().1);
+        merge_bindings(self.dir.path(), self.frontiers().1);
         let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
         let mut command =
             headwater(&["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end", "--bindings"]);
@@ -74,24 +73,24 @@ impl Files {
         command
     }
 
-    /// Holds the results against the oracle's.
+    /// Compares the results with those of the oracle.
     pub fn judge(&self) {
         self.expected(&self.path("run.toml")).judge_sqlite(&self.path("results.db"));
     }
 
-    /// What the oracle says of a configuration over all that was bound.
+    /// Returns the results that the oracle expects for a configuration and all bindings so far.
     pub fn expected(&self, config: &Path) -> Expected {
-        gather(self.dir.path(), i64::MAX);
+        merge_bindings(self.dir.path(), i64::MAX);
         let mut input = vec!["--files"];
         input.extend(self.names.iter().map(String::as_str));
         Expected::of(self.dir.path(), config, &input, &self.path("history.ndjson"))
     }
 
-    /// The epochs through which the sink has results, and the ledger records; 0 for nothing.
+    /// Returns the last epochs that the sink and the ledger have stored; 0 if none.
     pub fn frontiers(&self) -> (i64, i64) {
         (
-            newest(&self.path("results.db"), "SELECT max(through) FROM headwater_progress"),
-            newest(
+            query_number(&self.path("results.db"), "SELECT max(through) FROM headwater_progress"),
+            query_number(
                 &self.path("ledger.db"),
                 "SELECT max(newest) FROM (SELECT max(through) AS newest FROM headwater_bindings
                  UNION SELECT max(epoch) FROM headwater_manifests)",
@@ -99,26 +98,26 @@ impl Files {
         )
     }
 
-    /// The same, of this run.
-    pub fn refused(&self, why: &str) {
-        refused(&mut self.command("1"), why);
+    /// Checks that a run of this pipeline is refused with this reason.
+    pub fn assert_refused(&self, reason: &str) {
+        assert_refused(&mut self.command("1"), reason);
     }
 
-    /// Through which epoch the ledger has been pruned; 0 for not at all.
-    pub fn pruned(&self) -> i64 {
-        newest(&self.path("ledger.db"), "SELECT max(through) FROM headwater_pruned")
+    /// Returns the last epoch that the ledger has pruned; 0 if none.
+    pub fn pruned_through(&self) -> i64 {
+        query_number(&self.path("ledger.db"), "SELECT max(through) FROM headwater_pruned")
     }
 }
 
-/// A start is refused, and says why.
-pub fn refused(command: &mut Command, why: &str) {
+/// Checks that a start is refused with exit code 3 and this reason.
+pub fn assert_refused(command: &mut Command, reason: &str) {
     let output = command.output().expect("started");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains(why), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains(reason), "{stderr}");
 }
 
-/// Every row of every table, as text, sorted.
+/// Returns every row of every table as text, sorted.
 pub fn rows(database: &Path) -> Vec<String> {
     let connection = rusqlite::Connection::open(database).expect("a database");
     let mut all = Vec::new();
@@ -135,24 +134,25 @@ pub fn rows(database: &Path) -> Vec<String> {
     all
 }
 
-/// The number that a query gives; 0 for none, also before there is a table.
-pub fn newest(database: &Path, query: &str) -> i64 {
+/// Returns the number that a query selects; 0 if there is none or the table does not exist yet.
+pub fn query_number(database: &Path, query: &str) -> i64 {
     let connection = rusqlite::Connection::open(database).expect("a database");
     connection.query_row(query, [], |row| row.get::<_, Option<i64>>(0)).ok().flatten().unwrap_or(0)
 }
 
-/// Starts a command and kills it, as `kill -9` does, so long after `due` was true; says whether it was still running.
+/// Starts a command and kills it, like `kill -9`, a time `after` `due` became true. Returns false if the command ended
+/// before.
 pub fn kill_when(command: &mut Command, mut due: impl FnMut() -> bool, after: Duration) -> bool {
     let mut child: Child = command.stderr(Stdio::null()).spawn().expect("started");
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut since = None;
     while since.is_none_or(|since: Instant| since.elapsed() < after) {
-        if child.try_wait().expect("asked").is_some() {
+        if child.try_wait().expect("the status of a child").is_some() {
             return false;
         }
         assert!(
-            begun.elapsed() < Duration::from_secs(120),
-            "it neither ends nor comes to where it is to be killed"
+            started.elapsed() < Duration::from_secs(120),
+            "the command neither ended nor reached the condition for the kill"
         );
         if since.is_none() && due() {
             since = Some(Instant::now());
@@ -160,13 +160,13 @@ pub fn kill_when(command: &mut Command, mut due: impl FnMut() -> bool, after: Du
         std::thread::sleep(Duration::from_millis(2));
     }
     child.kill().expect("killed");
-    child.wait().expect("gone");
+    child.wait().expect("waited");
     true
 }
 
-/// What was bound once gives the same rows, each in the same epoch, however many workers do it again.
+/// Bound epochs give the same rows, each in the same epoch, for any number of workers that replay them.
 #[test]
-fn recorded_epochs_done_again_with_two_and_with_three_workers_are_the_same_to_the_byte() {
+fn replay_is_byte_identical_for_any_number_of_workers() {
     let files = Files::new(61, 20_000);
     succeed(&mut files.command("1"));
     files.judge();
@@ -183,45 +183,48 @@ fn recorded_epochs_done_again_with_two_and_with_three_workers_are_the_same_to_th
     }
 }
 
-/// Kills a run ten times, at its start, while it does again what was done, and further on; at the end every result is
-/// there exactly once.
+/// Kills a run ten times, during startup, during replay and later, and checks that every result is stored exactly once.
 pub fn kill_ten_times(files: &Files) {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let mut halfway = 0;
+    let mut kills_after_progress = 0;
     for attempt in 0..10_u64 {
         let delay = Duration::from_millis(random.below(250));
         let workers = ["1", "2", "3"][attempt as usize % 3];
         let before = files.frontiers();
-        // Now while it starts or does again what was done, now once it has gone further than before.
-        let further = attempt % 2 == 1;
-        if !kill_when(&mut files.command(workers), || !further || files.frontiers().0 > before.0, delay) {
+        // Alternates between kills during startup or replay and kills after new epochs were committed.
+        let awaits_progress = attempt % 2 == 1;
+        if !kill_when(
+            &mut files.command(workers),
+            || !awaits_progress || files.frontiers().0 > before.0,
+            delay,
+        ) {
             break;
         }
         let (sink, ledger) = files.frontiers();
         assert!(sink <= ledger, "the sink has epoch {sink}, and only {ledger} is durable");
         assert!(sink >= before.0 && ledger >= before.1, "frontiers never go back");
-        halfway += u32::from(further);
+        kills_after_progress += u32::from(awaits_progress);
     }
-    assert!(halfway > 0, "no kill fell into the middle of a run");
+    assert!(kills_after_progress > 0, "no kill happened after new epochs were committed");
     succeed(&mut files.command("2"));
     files.judge();
-    // Once more from the end: nothing changes.
+    // Another start at the end of the input changes nothing.
     succeed(&mut files.command("1"));
     files.judge();
 }
 
 #[test]
-fn killed_ten_times_every_result_is_there_exactly_once() {
+fn kills_lose_and_repeat_nothing() {
     kill_ten_times(&Files::new(11, 90_000));
 }
 
-/// Clocks that are a day ahead or behind, and half of all events at whole seconds, so that many keys have several at once.
+/// Some clocks are a day ahead or behind, and half of all events are at whole seconds, so that many keys have ties.
 #[test]
-fn clocks_that_are_off_by_a_day_and_ties_change_nothing_about_it() {
+fn wrong_clocks_and_ties_keep_results_exactly_once() {
     let files = Files::new(14, 60_000);
     files.rewrite(|n, line| {
         let skewed = match n % 400 {
-            // A day ahead: nothing else is late for it, since the next line does not confirm the jump.
+            // A day ahead: it makes no other event late, since the next line does not confirm the jump.
             0 if n > 8_000 => line.replace("\"2026-01-01T", "\"2026-01-02T"),
             200 => line.replace("\"2026-01-01T", "\"2025-12-31T"),
             _ => line.to_owned(),
@@ -244,19 +247,19 @@ fn clocks_that_are_off_by_a_day_and_ties_change_nothing_about_it() {
     assert!((100..1_000).contains(&late) && tied > 100, "{late} late, {tied} ties");
 }
 
-/// Whatever is complete, nothing is shown before it can be done again.
+/// A sink commits no epoch before its bindings are durable.
 #[test]
-fn no_sink_goes_ahead_of_a_ledger_that_cannot_write() {
+fn no_sink_commits_ahead_of_a_blocked_ledger() {
     let files = Files::new(14, 150_000);
-    let mut run = Running::start(files.command("2"), files.path("run.log"));
+    let mut run = Process::start(files.command("2"), files.path("run.log"));
     wait_for("results", || (files.frontiers().0 > 0).then_some(()));
     let ledger = rusqlite::Connection::open(files.path("ledger.db")).expect("a database");
     ledger.busy_timeout(Duration::from_secs(5)).expect("set");
     ledger.execute_batch("BEGIN IMMEDIATE").expect("the write lock");
-    // Time for many commits, and less than the ledger waits for the lock.
+    // Long enough for many commits, and shorter than the ledger's timeout for the lock.
     std::thread::sleep(Duration::from_secs(1));
     let (sink, recorded) = files.frontiers();
-    assert_eq!(run.ended(), None, "there was nothing more to do: {}", run.log());
+    assert_eq!(run.try_wait(), None, "the run ended before the check: {}", run.log());
     assert!(sink <= recorded, "the sink has epoch {sink}, and only {recorded} is durable");
     run.kill();
     drop(ledger);
@@ -264,20 +267,20 @@ fn no_sink_goes_ahead_of_a_ledger_that_cannot_write() {
     files.judge();
 }
 
-/// As on a full disk: no file may grow beyond so many KiB.
+/// A limit on file sizes, in KiB, simulates a full disk.
 #[test]
-fn a_run_that_cannot_write_any_more_fails_with_a_reason_and_goes_on_when_it_can() {
+fn a_run_on_a_full_disk_fails_and_resumes_later() {
     let files = Files::new(13, 30_000);
     for kib in [64, 700] {
         let run = files.command("2");
         let arguments: Vec<_> = run.get_args().collect();
         let mut limited = Command::new("sh");
-        // The signal that comes with it is ignored, as it is on a full disk: the write fails.
+        // The signal SIGXFSZ is ignored, so that the write fails as on a full disk.
         limited.arg("-c").arg(format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", kib * 2)).arg("sh");
         let output = limited.arg(run.get_program()).args(arguments).output().expect("started");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        let last = said.lines().rfind(|line| line.starts_with("headwater: ")).expect("a reason");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        let last = stderr.lines().rfind(|line| line.starts_with("headwater: ")).expect("a reason");
         assert!(last.contains("disk") || last.contains("full") || last.contains("large"), "{last}");
     }
     succeed(&mut files.command("2"));
@@ -285,31 +288,31 @@ fn a_run_that_cannot_write_any_more_fails_with_a_reason_and_goes_on_when_it_can(
 }
 
 #[test]
-fn a_start_that_could_not_keep_the_promise_is_refused() {
+fn a_start_that_cannot_be_exactly_once_is_refused() {
     let files = Files::new(12, 6_000);
     succeed(&mut files.command("1"));
-    let refused = |why: &str| files.refused(why);
+    let assert_refused = |reason: &str| files.assert_refused(reason);
 
-    // What decides answers has changed.
+    // A setting that affects results has changed.
     files.configure(&FLOW.replace("more_than = 20", "more_than = 21"));
-    refused("`patterns.velocity_spike.more_than = 20`");
+    assert_refused("`patterns.velocity_spike.more_than = 20`");
     files.configure(FLOW);
 
-    // A record that was read is another one now.
+    // A record that was read has changed.
     let first = fs::read(&files.names[0]).expect("readable");
     let lines = first.split_inclusive(|&byte| byte == b'\n');
-    let spoilt: Vec<u8> = lines.clone().flat_map(|line| [b"!", &line[1..]].concat()).collect();
-    fs::write(&files.names[0], spoilt).expect("written");
-    refused("diverged from the ledger");
-    // Or it is gone.
+    let corrupted: Vec<u8> = lines.clone().flat_map(|line| [b"!", &line[1..]].concat()).collect();
+    fs::write(&files.names[0], corrupted).expect("written");
+    assert_refused("diverged from the ledger");
+    // A record that was read is gone.
     fs::write(&files.names[0], lines.take(10).flatten().copied().collect::<Vec<_>>()).expect("written");
-    refused("is missing");
+    assert_refused("is missing");
     fs::write(&files.names[0], &first).expect("written");
 
-    // The ledger is one of yesterday, or was wiped.
+    // The ledger is an older copy, or was wiped.
     let ledger = rusqlite::Connection::open(files.path("ledger.db")).expect("a database");
     ledger.execute("DELETE FROM headwater_bindings", []).expect("deleted");
-    refused("restored from an older copy");
+    assert_refused("restored from an older copy");
     ledger.execute("DELETE FROM headwater_ledger", []).expect("deleted");
-    refused("sqlite");
+    assert_refused("sqlite");
 }

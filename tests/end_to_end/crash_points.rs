@@ -1,16 +1,16 @@
-//! Every crash point is come to, and come to again by the start that follows; and every result is there exactly once.
+//! Every crash point is reached, and reached again by the next start; every result is stored exactly once.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use headwater_sinks::crash::POINTS;
 
-use crate::checkpoints::files;
+use crate::checkpoints::checkpointed_files;
 use crate::common::{Random, succeed};
-use crate::kafka::Killed;
+use crate::kafka::CrashPipeline;
 
-/// Those that need Kafka and PostgreSQL. There, what stands between a sink and the ledger is come to as well.
-const SERVICES: [&str; 7] = [
+/// The crash points that need Kafka or PostgreSQL, and those between a sink and the ledger.
+const SERVICE_POINTS: [&str; 7] = [
     "postgres.written",
     "kafka.produced",
     "sink.commit.before",
@@ -20,57 +20,57 @@ const SERVICES: [&str; 7] = [
     "group.commit.after",
 ];
 
-/// Those of a start whose configuration has changed.
-pub const AMENDING: [&str; 2] = ["ledger.amend.before", "ledger.amend.after"];
+/// The crash points of a start whose configuration has changed.
+pub const CONFIG_CHANGE_POINTS: [&str; 2] = ["ledger.amend.before", "ledger.amend.after"];
 
-/// Those that any run comes to.
-pub fn usual() -> Vec<&'static str> {
-    POINTS.into_iter().filter(|point| !AMENDING.contains(point)).collect()
+/// Returns the crash points that any run reaches.
+pub fn common_points() -> Vec<&'static str> {
+    POINTS.into_iter().filter(|point| !CONFIG_CHANGE_POINTS.contains(point)).collect()
 }
 
-/// Whether files and SQLite alone never come to a point.
+/// Returns true if a pipeline of files and SQLite never reaches the point.
 pub fn needs_services(point: &str) -> bool {
     point.starts_with("kafka") || point.starts_with("postgres")
 }
 
 const SIGABRT: i32 = 6;
 
-/// Has a run end when it comes to a point for the nth time.
-pub fn dies_at(mut command: Command, point: &str, nth: u64) {
+/// Makes a run crash when it reaches a point for the nth time.
+pub fn crash_at(mut command: Command, point: &str, nth: u64) {
     command.env("HEADWATER_CRASH_AT", format!("{point}:{nth}"));
     let output = command.stdout(Stdio::null()).output().expect("started");
     let (status, log) = (output.status, String::from_utf8_lossy(&output.stderr));
-    assert_eq!(status.signal(), Some(SIGABRT), "it did not come to {point} {nth} times: {status}\n{log}");
+    assert_eq!(status.signal(), Some(SIGABRT), "the run did not reach {point} {nth} times: {status}\n{log}");
 }
 
 #[test]
-fn a_run_that_dies_at_every_point_and_there_again_gives_every_result_once() {
-    let files = files(41, 300_000);
+fn crashes_at_every_point_lose_and_repeat_nothing() {
+    let files = checkpointed_files(41, 300_000);
     let mut random = Random(0x2545_f491_4f6c_dd1d);
-    for point in usual().into_iter().filter(|point| !needs_services(point)) {
+    for point in common_points().into_iter().filter(|point| !needs_services(point)) {
         let workers = ["1", "2", "3"][random.below(3) as usize];
         let once = point.starts_with("start") || point.starts_with("sink.open");
-        dies_at(files.command(workers), point, if once { 1 } else { 1 + random.below(3) });
+        crash_at(files.command(workers), point, if once { 1 } else { 1 + random.below(3) });
         let before = files.frontiers();
-        dies_at(files.command("2"), point, 1);
+        crash_at(files.command("2"), point, 1);
         let after = files.frontiers();
         assert!(after.0 >= before.0 && after.1 >= before.1, "frontiers never go back: {point}");
         assert!(after.0 <= after.1, "{point}: the sink has epoch {}, the ledger {}", after.0, after.1);
     }
-    assert!(files.pruned() > 0, "starts went on from checkpoints");
+    assert!(files.pruned_through() > 0, "no checkpoint was used: the ledger was never pruned");
     succeed(&mut files.command("2"));
     files.judge();
 }
 
 #[test]
-fn a_run_on_services_that_dies_at_every_point_and_there_again_gives_every_result_once() {
-    let killed = Killed::new("points", 90_000, 9);
-    for point in SERVICES {
+fn crashes_at_service_points_lose_and_repeat_nothing() {
+    let pipeline = CrashPipeline::new("points", 90_000, 9);
+    for point in SERVICE_POINTS {
         for nth in [2, 1] {
-            dies_at(killed.command("2"), point, nth);
+            crash_at(pipeline.command("2"), point, nth);
         }
     }
-    succeed(&mut killed.command("2"));
-    killed.judge();
-    assert!(POINTS.iter().all(|point| SERVICES.contains(point) || !needs_services(point)));
+    succeed(&mut pipeline.command("2"));
+    pipeline.judge();
+    assert!(POINTS.iter().all(|point| SERVICE_POINTS.contains(point) || !needs_services(point)));
 }

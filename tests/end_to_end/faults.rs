@@ -1,74 +1,74 @@
-//! What befalls a run from outside: services that die and come back, connections that are cut, held back or slow. It may
-//! fail, and is started again, as its supervisor would; at the end every result is there exactly once.
+//! Faults of services and connections: services that die and come back, connections that are cut, held back or slow.
+//! The run may fail, and is then restarted as by a supervisor; at the end every result is stored exactly once.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::common::{headwater, succeed};
-use crate::crash::refused;
-use crate::kafka::{Killed, Stream};
-use crate::live::{Running, wait_for};
+use crate::crash::assert_refused;
+use crate::kafka::{CrashPipeline, Stream};
+use crate::live::{Process, wait_for};
 use crate::services::{Service, Services};
 
-/// How many records are under way when a fault comes.
+/// The number of records that are in progress when a fault occurs.
 const RECORDS: u64 = 12_000;
 
-/// A run that goes on, and whoever starts it again.
-struct Supervised {
-    killed: Killed,
+/// A run that is restarted whenever it fails.
+struct RestartedRun {
+    pipeline: CrashPipeline,
     stream: Stream,
-    run: Running,
+    run: Process,
     produced: u64,
     starts: u32,
 }
 
-impl Supervised {
-    fn new(services: Services, name: &str, seed: u64) -> Supervised {
-        let (killed, stream) = Killed::on(services, name, seed);
-        let run = start(&killed, 1);
-        Supervised { killed, stream, run, produced: 0, starts: 1 }
+impl RestartedRun {
+    fn new(services: Services, name: &str, seed: u64) -> RestartedRun {
+        let (pipeline, stream) = CrashPipeline::on(services, name, seed);
+        let run = start(&pipeline, 1);
+        RestartedRun { pipeline, stream, run, produced: 0, starts: 1 }
     }
 
     fn services(&self) -> &Services {
-        self.killed.services()
+        self.pipeline.services()
     }
 
     fn start(&mut self) {
         self.starts += 1;
-        self.run = start(&self.killed, self.starts);
+        self.run = start(&self.pipeline, self.starts);
     }
 
-    /// Gives it more to do, until it is in the middle of that.
-    fn works(&mut self) {
+    /// Produces more records and waits until the run has stored some of them.
+    fn start_work(&mut self) {
         self.stream.produce(RECORDS);
         self.produced += RECORDS;
         let enough = self.produced - RECORDS + RECORDS / 10;
-        self.waits("to work", |run| run.killed.stored() >= enough);
+        self.wait_restarting("to work", |run| run.pipeline.stored() >= enough);
     }
 
-    /// Waits until it has stored everything.
-    fn catches_up(&mut self) {
-        self.waits("to catch up", |run| run.killed.stored() >= run.produced);
-        assert_eq!(self.killed.stored(), self.produced);
+    /// Waits until the run has stored all records.
+    fn wait_until_caught_up(&mut self) {
+        self.wait_restarting("to catch up", |run| run.pipeline.stored() >= run.produced);
+        assert_eq!(self.pipeline.stored(), self.produced);
     }
 
-    fn waits(&mut self, what: &str, condition: impl Fn(&Supervised) -> bool) {
+    fn wait_restarting(&mut self, what: &str, condition: impl Fn(&RestartedRun) -> bool) {
         wait_for(what, || {
-            if let Some(status) = self.run.ended() {
-                assert_eq!(status.code(), Some(1), "a failure, and nothing else\n{}", self.run.log());
+            if let Some(status) = self.run.try_wait() {
+                assert_eq!(status.code(), Some(1), "the run did not exit with code 1\n{}", self.run.log());
                 self.start();
             }
             condition(self).then_some(())
         });
     }
 
-    /// In the middle of its work a fault comes and goes; then it catches up.
-    fn withstands(&mut self, fault: &str, disturb: impl FnOnce(&mut Supervised)) {
-        self.works();
+    /// Injects a fault while the run is working, removes it, and waits until the run has caught up.
+    fn survive_fault(&mut self, fault: &str, inject: impl FnOnce(&mut RestartedRun)) {
+        self.start_work();
         let starts = self.starts;
-        disturb(self);
+        inject(self);
         let mended = Instant::now();
-        self.catches_up();
+        self.wait_until_caught_up();
         println!(
             "{fault}: started again {} times, everything stored {:.1} s later",
             self.starts - starts,
@@ -76,74 +76,79 @@ impl Supervised {
         );
     }
 
-    /// It is stopped, and what is left is done, closed and judged.
-    fn is_right_in_the_end(&mut self) {
+    /// Stops the run, processes and closes the rest of the input, and compares the results with the oracle.
+    fn stop_and_judge(&mut self) {
         self.run.terminate();
-        self.run.ends_well();
-        let mut last = Running::start(self.killed.command("2"), self.killed.path("last.log"));
-        last.ends_well();
-        self.killed.judge();
+        self.run.expect_success();
+        let mut last = Process::start(self.pipeline.command("2"), self.pipeline.path("last.log"));
+        last.expect_success();
+        self.pipeline.judge();
     }
 }
 
-fn start(killed: &Killed, nth: u32) -> Running {
-    Running::start(killed.live(if nth.is_multiple_of(2) { "1" } else { "2" }), killed.path("run.log"))
+fn start(pipeline: &CrashPipeline, nth: u32) -> Process {
+    Process::start(
+        pipeline.live_command(if nth.is_multiple_of(2) { "1" } else { "2" }),
+        pipeline.path("run.log"),
+    )
 }
 
 #[test]
-fn a_run_withstands_what_befalls_its_services_and_its_connections() {
+fn a_run_survives_faults_of_services_and_connections() {
     use Service::{Kafka, Postgres, Redis};
-    let mut run = Supervised::new(Services::own(), "faults", 61);
+    let mut run = RestartedRun::new(Services::own(), "faults", 61);
     for service in [Kafka, Postgres, Redis] {
-        run.withstands(&format!("{service:?} is killed and comes back"), |run| {
+        run.survive_fault(&format!("{service:?} is killed and comes back"), |run| {
             run.services().control("restart", service);
         });
-        run.withstands(&format!("{service:?} cannot be reached"), |run| {
+        run.survive_fault(&format!("{service:?} cannot be reached"), |run| {
             run.services().proxy(service).cut();
             sleep(Duration::from_secs(2));
-            run.services().proxy(service).mend();
+            run.services().proxy(service).restore();
         });
-        run.withstands(&format!("{service:?} hears nothing"), |run| {
+        run.survive_fault(&format!("requests to {service:?} are held back"), |run| {
             run.services().proxy(service).hold_requests();
             sleep(Duration::from_secs(3));
-            run.services().proxy(service).mend();
+            run.services().proxy(service).restore();
         });
-        run.withstands(&format!("{service:?} is slow"), |run| {
-            run.services().proxy(service).slow();
+        run.survive_fault(&format!("{service:?} is slow"), |run| {
+            run.services().proxy(service).slow_down();
             sleep(Duration::from_secs(2));
-            run.services().proxy(service).mend();
+            run.services().proxy(service).restore();
         });
-        run.withstands(&format!("{service:?} is killed before its answer comes"), |run| {
-            run.services().proxy(service).hold_answers();
+        run.survive_fault(&format!("{service:?} is killed before it responds"), |run| {
+            run.services().proxy(service).hold_responses();
             sleep(Duration::from_millis(200));
             run.services().control("kill", service);
             run.services().proxy(service).cut();
             run.services().control("start", service);
-            run.services().proxy(service).mend();
+            run.services().proxy(service).restore();
         });
     }
-    for doing in ["COPY", "COMMIT"] {
-        run.withstands(&format!("PostgreSQL ends whoever is in a {doing}"), |run| {
-            assert!(run.killed.end_backends(doing), "nobody was in a {doing}");
+    for statement in ["COPY", "COMMIT"] {
+        run.survive_fault(&format!("PostgreSQL terminates a backend in a {statement}"), |run| {
+            assert!(run.pipeline.terminate_backends(statement), "no backend was in a {statement}");
         });
     }
     for _ in 0..2 {
-        run.withstands("an end of a transaction comes when its sender is gone", |run| {
-            run.services().proxy(Kafka).hold_at_end_of_transaction();
-            run.waits("the end of a transaction", |run| run.services().proxy(Kafka).holds_an_end());
+        run.survive_fault("an EndTxn request arrives after its sender was killed", |run| {
+            run.services().proxy(Kafka).hold_end_txn();
+            run.wait_restarting("the end of a transaction", |run| {
+                run.services().proxy(Kafka).is_holding_end_txn()
+            });
             run.run.kill();
-            let before = run.killed.stored();
+            let before = run.pipeline.stored();
             run.start();
-            run.waits("its successor", |run| run.killed.stored() > before);
-            run.services().proxy(Kafka).mend();
+            run.wait_restarting("its successor", |run| run.pipeline.stored() > before);
+            run.services().proxy(Kafka).restore();
         });
     }
-    run.is_right_in_the_end();
+    run.stop_and_judge();
 
-    // What a checkpoint needs is gone: nothing is made up. (The judge has deleted the topics.)
+    // The state of the checkpoint is gone, so the start is refused. (`judge` has deleted the topics.)
     succeed(
         headwater(&["topics", "create"])
-            .arg(run.killed.path("run.toml"))
+            .arg(run.pipeline.path("run.toml"))
             .env("HEADWATER__SOURCE__BROKERS", &run.services().kafka)
             .env("HEADWATER__SINKS__KAFKA__BROKERS", &run.services().kafka),
     );
@@ -151,5 +156,5 @@ fn a_run_withstands_what_befalls_its_services_and_its_connections() {
         .and_then(|client| client.get_connection())
         .expect("connected");
     ::redis::cmd("FLUSHALL").exec(&mut redis).expect("flushed");
-    refused(&mut run.killed.command("2"), "it is missing");
+    assert_refused(&mut run.pipeline.command("2"), "it is missing");
 }

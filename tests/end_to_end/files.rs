@@ -2,12 +2,12 @@
 
 use std::fs;
 
-use crate::common::{Expected, FLOW, hard, headwater, succeed, write_files};
+use crate::common::{Expected, FLOW, hard_settings, headwater, succeed, write_files};
 
-/// Runs NDJSON files into SQLite and judges the result.
+/// Runs a pipeline from NDJSON files into SQLite and compares the results with the oracle.
 fn files_into_sqlite(seed: u64, records: u64, workers: &str, flow: &str) {
     let dir = tempfile::tempdir().expect("a directory");
-    let files = write_files(dir.path(), &hard(seed), records);
+    let files = write_files(dir.path(), &hard_settings(seed), records);
     let names: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
     let (config, database, bindings) =
         (dir.path().join("run.toml"), dir.path().join("results.db"), dir.path().join("bindings.ndjson"));
@@ -24,24 +24,24 @@ fn files_into_sqlite(seed: u64, records: u64, workers: &str, flow: &str) {
 }
 
 #[test]
-fn files_into_sqlite_with_one_worker_are_what_the_oracle_says() {
+fn files_with_one_worker_match_the_oracle() {
     files_into_sqlite(1, 60_000, "1", FLOW);
 }
 
 #[test]
-fn files_into_sqlite_with_three_workers_are_what_the_oracle_says() {
+fn files_with_three_workers_match_the_oracle() {
     files_into_sqlite(2, 60_000, "3", &FLOW.replace("sigmas = 2.0", "sigmas = 2.0\nper_currency = true"));
 }
 
-/// The size that was promised; the usual run does with less.
+/// With `HEADWATER_TEST_LONG`, the full number of records; otherwise fewer.
 #[test]
-fn six_hundred_thousand_events_with_two_workers_are_what_the_oracle_says() {
+fn many_events_with_two_workers_match_the_oracle() {
     let records = if std::env::var_os("HEADWATER_TEST_LONG").is_some() { 600_000 } else { 150_000 };
     files_into_sqlite(3, records, "2", FLOW);
 }
 
 #[test]
-fn the_demo_misses_nothing() {
+fn the_demo_misses_no_injected_pattern() {
     let dir = tempfile::tempdir().expect("a directory");
     let out = dir.path().join("demo");
     let output = succeed(headwater(&["demo", "--seconds", "4", "-w", "2", "--json", "--out"]).arg(&out));
@@ -55,7 +55,7 @@ fn the_demo_misses_nothing() {
 }
 
 #[test]
-fn wrong_usage_and_wrong_configuration_exit_with_two() {
+fn invalid_usage_and_configuration_exit_with_code_2() {
     let dir = tempfile::tempdir().expect("a directory");
     let config = dir.path().join("wrong.toml");
     fs::write(&config, "pipeline = \"p\"\n[time]\nepoch = \"soon\"\n").expect("written");
@@ -68,7 +68,8 @@ fn wrong_usage_and_wrong_configuration_exit_with_two() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("line 3: time.epoch: expected a duration"));
 }
 
-/// A pipeline that reads these lines from a file into SQLite: its configuration and its database.
+/// Writes a pipeline that reads these lines from a file into SQLite, and returns the paths of configuration and
+/// database.
 fn small_pipeline(dir: &std::path::Path, lines: &str, more: &str) -> (String, std::path::PathBuf) {
     let (input, config, database) = (dir.join("input.ndjson"), dir.join("run.toml"), dir.join("out.db"));
     fs::write(&input, lines).expect("written");
@@ -93,7 +94,7 @@ fn table(database: &std::path::Path, columns: &str, table: &str) -> Vec<String> 
 }
 
 #[test]
-fn a_file_may_be_run_again_into_the_same_tables() {
+fn rerunning_a_file_leaves_the_same_rows() {
     let dir = tempfile::tempdir().expect("a directory");
     let (config, database) = small_pipeline(dir.path(), TWO, "");
     let tables = || {
@@ -108,7 +109,7 @@ fn a_file_may_be_run_again_into_the_same_tables() {
 }
 
 #[test]
-fn a_start_after_the_clock_was_set_back_goes_on() {
+fn a_start_succeeds_after_the_clock_was_set_back() {
     let dir = tempfile::tempdir().expect("a directory");
     let (config, database) = small_pipeline(dir.path(), TWO, "");
     succeed(&mut headwater(&["run", &config]));
@@ -120,7 +121,7 @@ fn a_start_after_the_clock_was_set_back_goes_on() {
 }
 
 #[test]
-fn the_closing_line_counts_what_took_part_and_what_did_not() {
+fn the_summary_counts_accepted_and_rejected_records() {
     let dir = tempfile::tempdir().expect("a directory");
     let (config, _) = small_pipeline(dir.path(), &format!("{TWO}{TWO}"), "");
     let output = succeed(&mut headwater(&["run", &config]));
@@ -133,13 +134,13 @@ fn the_closing_line_counts_what_took_part_and_what_did_not() {
     let output = succeed(&mut headwater(&["run", &config]));
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
-        log.contains("WARN") && log.contains("no record was an event; the first one, partition 0, offset "),
+        log.contains("WARN") && log.contains("no record was an event; first record: partition 0, offset "),
         "{log}"
     );
 }
 
 #[test]
-fn a_json_log_is_json_to_its_last_line() {
+fn every_line_of_a_json_log_is_json() {
     let dir = tempfile::tempdir().expect("a directory");
     let (config, _) = small_pipeline(dir.path(), TWO, "[log]\nformat = \"json\"");
     let last_of = |arguments: &[&str], code| {
@@ -160,14 +161,14 @@ fn a_json_log_is_json_to_its_last_line() {
 }
 
 #[test]
-fn output_that_nobody_takes_is_no_panic() {
+fn a_full_or_closed_stdout_does_not_panic() {
     let dir = tempfile::tempdir().expect("a directory");
     let (config, _) = small_pipeline(dir.path(), TWO, "");
-    let full = fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let full = fs::File::options().write(true).open("/dev/full").expect("/dev/full");
     let output = headwater(&["check", &config]).stdout(full).output().expect("started");
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.starts_with("headwater: cannot write") && said.lines().count() == 1, "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.starts_with("headwater: cannot write") && stderr.lines().count() == 1, "{stderr}");
 
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
@@ -182,7 +183,7 @@ fn a_process_that_waits_for_its_peers_stops_at_once() {
     let hosts = dir.path().join("hosts");
     let free = || {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        listener.local_addr().expect("it has one")
+        listener.local_addr().expect("a local address")
     };
     fs::write(&hosts, format!("{}\n{}\n", free(), free())).expect("written");
     for process in ["0", "1"] {
@@ -193,10 +194,10 @@ fn a_process_that_waits_for_its_peers_stops_at_once() {
             .spawn()
             .expect("started");
         std::thread::sleep(std::time::Duration::from_secs(1));
-        let asked = std::time::Instant::now();
+        let requested = std::time::Instant::now();
         succeed(std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]));
-        let output = child.wait_with_output().expect("it ends");
-        assert!(asked.elapsed() < std::time::Duration::from_secs(1), "{:?}", asked.elapsed());
+        let output = child.wait_with_output().expect("exited");
+        assert!(requested.elapsed() < std::time::Duration::from_secs(1), "{:?}", requested.elapsed());
         assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0), "{output:?}");
     }
     fs::write(&hosts, "localhost\nlocalhost:2101\n").expect("written");

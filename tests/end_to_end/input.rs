@@ -1,5 +1,5 @@
-//! Input as real producers send it: odd optional fields, compressed files, pipes, files that grow, and what the tables say
-//! of it. The answers are written by hand.
+//! Input as real producers send it: malformed optional fields, compressed files, pipes, files that grow. The expected
+//! rows are written by hand.
 
 use std::fs;
 use std::io::Write;
@@ -36,12 +36,12 @@ impl Pipeline {
         command
     }
 
-    /// Runs it, and returns what it has logged.
+    /// Runs the pipeline and returns its log.
     fn run(&self) -> String {
         log(&succeed(&mut self.command()))
     }
 
-    fn refused(&self, code: i32) -> String {
+    fn run_failing(&self, code: i32) -> String {
         let output = self.command().output().expect("started");
         assert_eq!(output.status.code(), Some(code), "{}", log(&output));
         log(&output)
@@ -59,7 +59,7 @@ fn log(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A transaction of `u1` every 100 ms, one for each text: further members of it.
+/// Returns one transaction of `u1` every 100 ms; each text adds JSON members to one of them.
 fn transactions<'a>(members: impl IntoIterator<Item = &'a str>) -> String {
     let line = |(at, members): (usize, &str)| {
         let time = 1_772_330_400_000_i64 + 100 * at as i64;
@@ -74,7 +74,7 @@ fn transactions<'a>(members: impl IntoIterator<Item = &'a str>) -> String {
 const BURST: &str = "[patterns.rapid_fire_burst]";
 const LEDGER: &str = "[ledger]\nkind = \"sqlite\"\npath = \"ledger.db\"";
 
-/// Ten events, of which most have an optional field of a wrong form.
+/// Ten events, most of which have a malformed optional field.
 const ODD: [&str; 10] = [
     r#""location":null"#,
     r#""location":{"lat":null,"lon":null}"#,
@@ -89,16 +89,16 @@ const ODD: [&str; 10] = [
 ];
 
 #[test]
-fn odd_optional_fields_do_not_lose_an_event() {
+fn malformed_optional_fields_do_not_reject_an_event() {
     let pipeline = Pipeline::new(transactions(ODD), "input.ndjson", BURST);
-    let said = pipeline.run();
+    let stderr = pipeline.run();
     let alerts = "SELECT rule || ' ' || json_extract(event_ids, '$[0]') FROM alerts";
     assert_eq!(pipeline.rows(alerts), ["rapid_fire_burst e9"]);
     assert_eq!(pipeline.rows("SELECT amount_exact FROM events WHERE amount IS NOT NULL"), ["1.14"]);
     assert_eq!(pipeline.rows("SELECT merchant_id FROM events WHERE merchant_id IS NOT NULL"), ["5411"]);
     assert_eq!(pipeline.rows("SELECT event_id FROM events WHERE lat = 1 AND lon = 2"), ["e3"]);
     for example in ["location has no lat", "amount is not a decimal number", "currency must be a string"] {
-        assert!(said.contains("optional field taken as absent") && said.contains(example), "{said}");
+        assert!(stderr.contains("optional field taken as absent") && stderr.contains(example), "{stderr}");
     }
 
     let strict = format!("strict_fields = true\n{BURST}");
@@ -112,7 +112,7 @@ fn odd_optional_fields_do_not_lose_an_event() {
 }
 
 #[test]
-fn times_in_seconds_are_refused_and_a_leap_second_is_the_next_instant() {
+fn times_in_seconds_are_rejected_and_leap_seconds_accepted() {
     let times = ["1772330400", "1772331000", "\"2016-12-31T23:59:60Z\"", "\"2017-01-01 01:00:01+0100\""];
     let lines = times.map(|time| {
         format!("{{\"event_id\":{time},\"event_type\":\"api_call\",\"user_id\":18446744073709551615,\"event_time\":{time}}}\n")
@@ -128,7 +128,7 @@ fn times_in_seconds_are_refused_and_a_leap_second_is_the_next_instant() {
 }
 
 #[test]
-fn compressed_files_and_those_with_a_byte_order_mark_are_read() {
+fn compressed_files_and_byte_order_marks_are_read() {
     let text = format!("\u{feff}{}", transactions(["", ""]));
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(text.as_bytes()).expect("written");
@@ -140,79 +140,79 @@ fn compressed_files_and_those_with_a_byte_order_mark_are_read() {
         assert_eq!(pipeline.rows("SELECT message FROM dead_letters"), [""; 0]);
     }
     let wide: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let said = Pipeline::new(wide, "input.ndjson", "").refused(3);
-    assert!(said.contains("input.ndjson is UTF-16") && said.contains("iconv"), "{said}");
+    let stderr = Pipeline::new(wide, "input.ndjson", "").run_failing(3);
+    assert!(stderr.contains("input.ndjson is UTF-16") && stderr.contains("iconv"), "{stderr}");
 }
 
-/// Waits until so many events are in the table; says how long it took.
-fn visible(pipeline: &Pipeline, events: usize) -> Duration {
-    let begun = Instant::now();
-    wait_for("the events are in the table", || {
+/// Waits until the table has this number of events, and returns how long that took.
+fn wait_until_visible(pipeline: &Pipeline, events: usize) -> Duration {
+    let started = Instant::now();
+    wait_for("events in the table", || {
         (pipeline.rows("SELECT event_id FROM events").len() == events).then_some(())
     });
-    begun.elapsed()
+    started.elapsed()
 }
 
 fn stop(mut child: Child) {
-    let begun = Instant::now();
+    let started = Instant::now();
     succeed(Command::new("kill").args(["-TERM", &child.id().to_string()]));
-    let status = child.wait().expect("it ends");
+    let status = child.wait().expect("exited");
     assert!(status.success(), "{status}");
-    assert!(begun.elapsed() < 3 * SECOND, "{:?}", begun.elapsed());
+    assert!(started.elapsed() < 3 * SECOND, "{:?}", started.elapsed());
 }
 
 #[test]
-fn what_a_pipe_says_is_seen_at_once_and_a_stop_does_not_wait_for_it() {
+fn pipe_input_is_visible_at_once_and_does_not_block_a_stop() {
     let pipeline = Pipeline::new("", "/dev/stdin", "");
     let mut child = pipeline.command().stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("started");
     let mut input = child.stdin.take().expect("a pipe");
     input.write_all(transactions(["", ""]).as_bytes()).expect("written");
-    visible(&pipeline, 2);
+    wait_until_visible(&pipeline, 2);
     input.write_all(transactions(["", "", ""]).lines().last().expect("three").as_bytes()).expect("written");
     input.write_all(b"\n").expect("written");
-    assert!(visible(&pipeline, 3) < 2 * SECOND);
+    assert!(wait_until_visible(&pipeline, 3) < 2 * SECOND);
     stop(child);
     drop(input);
-    // A pipe that ends, ends the run.
+    // The end of the pipe ends the run.
     let pipeline = Pipeline::new("", "/dev/stdin", "");
     let mut child = pipeline.command().stdin(Stdio::piped()).spawn().expect("started");
     let mut input = child.stdin.take().expect("a pipe");
     input.write_all(transactions([""]).trim_end().as_bytes()).expect("written");
     drop(input);
-    assert!(child.wait().expect("it ends").success());
+    assert!(child.wait().expect("exited").success());
     assert_eq!(pipeline.rows("SELECT event_id FROM events"), ["e0"]);
 }
 
 #[test]
-fn a_pipe_is_refused_where_a_start_may_have_to_read_it_again() {
+fn a_pipe_is_refused_where_replay_is_required() {
     let pipeline = Pipeline::new("", "pipe", LEDGER);
     succeed(Command::new("mkfifo").arg(pipeline.path("pipe")));
-    let said = pipeline.refused(3);
-    assert!(said.contains("pipe is no regular file and cannot be read again"), "{said}");
+    let stderr = pipeline.run_failing(3);
+    assert!(stderr.contains("pipe is not a regular file and cannot be read again"), "{stderr}");
     assert!(!pipeline.path("ledger.db").exists(), "nothing was claimed");
 }
 
 fn append(path: &Path, text: &str) {
-    let mut file = fs::File::options().append(true).open(path).expect("it exists");
+    let mut file = fs::File::options().append(true).open(path).expect("an existing file");
     file.write_all(text.as_bytes()).expect("written");
 }
 
 #[test]
-fn lines_that_come_to_a_file_that_was_read_to_its_end_are_announced() {
+fn lines_appended_to_a_completed_file_are_reported() {
     let pipeline = Pipeline::new(transactions(["", ""]), "input.ndjson", LEDGER);
     assert!(!pipeline.run().contains("lines"));
     assert!(!pipeline.run().contains("lines"), "nothing has changed");
     append(&pipeline.path("input.ndjson"), &transactions(["", "", ""]));
-    let said = pipeline.run();
-    assert!(said.contains("WARN") && said.contains("input.ndjson has 3 lines more"), "{said}");
+    let stderr = pipeline.run();
+    assert!(stderr.contains("WARN") && stderr.contains("input.ndjson has 3 more lines"), "{stderr}");
     assert_eq!(pipeline.rows("SELECT event_id FROM events"), ["e0", "e1"]);
 }
 
 #[test]
 fn the_amount_in_an_alert_has_all_its_digits() {
-    let usual =
+    let common_points =
         std::iter::repeat_n(r#""amount":10"#, 40).chain([r#""amount":10.01"#, r#""amount":1234567.89"#]);
-    let pipeline = Pipeline::new(transactions(usual), "input.ndjson", "[patterns.amount_anomaly]");
+    let pipeline = Pipeline::new(transactions(common_points), "input.ndjson", "[patterns.amount_anomaly]");
     pipeline.run();
     let details = pipeline.rows("SELECT details FROM alerts");
     assert_eq!(details.len(), 1, "{details:?}");
@@ -220,15 +220,15 @@ fn the_amount_in_an_alert_has_all_its_digits() {
     assert_eq!(pipeline.rows("SELECT event_id FROM events WHERE amount > 1000"), ["e41"]);
 }
 
-/// Linear in the windows: 200 events, each in 10,080 of them.
+/// The cost is linear in the number of windows: 200 events, each in 10,080 windows.
 #[test]
 fn a_sliding_window_of_a_week_every_minute_takes_seconds() {
     let window = "[[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = \"7d\"\nevery = \"1m\"";
     let pipeline = Pipeline::new(transactions(std::iter::repeat_n("", 200)), "input.ndjson", window);
-    let begun = Instant::now();
-    let said = pipeline.run();
-    assert!(begun.elapsed() < 30 * SECOND, "{:?}", begun.elapsed());
-    assert!(said.contains("each event is in 10080 windows of its key"), "{said}");
+    let started = Instant::now();
+    let stderr = pipeline.run();
+    assert!(started.elapsed() < 30 * SECOND, "{:?}", started.elapsed());
+    assert!(stderr.contains("each event is in 10080 windows of its key"), "{stderr}");
     let rows = "SELECT count(*) || ' ' || sum(count) FROM window_aggregates";
     assert_eq!(pipeline.rows(rows), [format!("10080 {}", 200 * 10_080)]);
     let many = window.replace("1m", "1s");
@@ -240,16 +240,19 @@ fn a_sliding_window_of_a_week_every_minute_takes_seconds() {
     assert!(log(&output).contains("the most is 100000"), "{}", log(&output));
 }
 
-/// A ledger whose epochs were bound by the decoder of another version.
+/// The ledger's epochs were bound by the decoder of another version.
 #[test]
-fn epochs_that_another_decoder_bound_are_not_done_again() {
+fn epochs_of_another_decoder_are_not_replayed() {
     let pipeline = Pipeline::new(transactions(["", ""]), "input.ndjson", LEDGER);
     pipeline.run();
     let ledger = rusqlite::Connection::open(pipeline.path("ledger.db")).expect("the ledger");
     let older = "UPDATE headwater_ledger SET meaning = replace(meaning, 'decoder = 2', 'decoder = 1')";
     assert_eq!(ledger.execute(older, []).expect("updated"), 1);
     drop(ledger);
-    let said = pipeline.refused(3);
-    assert!(said.contains("has had `decoder = 1` and is configured with `decoder = 2`"), "{said}");
-    assert!(said.contains("have it stopped once as it was"), "{said}");
+    let stderr = pipeline.run_failing(3);
+    assert!(
+        stderr.contains("was configured with `decoder = 1` and is now configured with `decoder = 2`"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("have it stopped once as it was"), "{stderr}");
 }

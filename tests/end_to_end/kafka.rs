@@ -1,4 +1,4 @@
-//! The main job on a real Kafka: records in; topics, SQLite and PostgreSQL out; with one worker and with three.
+//! The main job on a real Kafka, into topics, SQLite and PostgreSQL, with one worker and with three.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::common::{Expected, FLOW, gather, hard, headwater, succeed};
+use crate::common::{Expected, FLOW, hard_settings, headwater, merge_bindings, succeed};
 use crate::crash::kill_when;
 use crate::input_faults::Input;
 use crate::postgres::Database;
@@ -24,10 +24,10 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, Producer as _};
 use serde_json::json;
 
-/// The topics that results go to.
+/// The topics that receive results.
 pub const OUTPUTS: [&str; 3] = ["enriched-events", "alerts", "dead-letters"];
 
-/// The input topic and the topics of results, under their usual names.
+/// Returns the input topic and the output topics under their default names.
 pub fn standard_topics() -> Vec<headwater::topics::TopicSpec> {
     use headwater::config::OutputKind;
     let names = [
@@ -40,17 +40,17 @@ pub fn standard_topics() -> Vec<headwater::topics::TopicSpec> {
     std::iter::once(headwater::topics::input("raw-events")).chain(outputs).collect()
 }
 
-/// Where the broker is that all tests share.
+/// Returns the address of the broker that all tests share.
 pub fn brokers() -> String {
     Services::shared().kafka.clone()
 }
 
-/// The topics of a cluster.
+/// Connects to a cluster to manage its topics.
 pub fn topics(brokers: &str) -> Topics {
     Topics::connect(brokers, &BTreeMap::new()).expect("connected")
 }
 
-/// Asks a cluster's admin client.
+/// Runs a function with a cluster's admin client.
 pub fn admin<T>(brokers: &str, act: impl AsyncFnOnce(&AdminClient<DefaultClientContext>) -> T) -> T {
     let admin: AdminClient<_> =
         ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a client");
@@ -58,7 +58,8 @@ pub fn admin<T>(brokers: &str, act: impl AsyncFnOnce(&AdminClient<DefaultClientC
     runtime.block_on(act(&admin))
 }
 
-/// A producer with these options; a transactional one has an id, and how long taking that over may take.
+/// Creates a producer with these options. For a transactional producer, `id` has its id and the timeout for
+/// initialising it.
 pub fn producer(brokers: &str, options: &[(&str, &str)], id: Option<(&str, Duration)>) -> BaseProducer {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers);
@@ -69,28 +70,28 @@ pub fn producer(brokers: &str, options: &[(&str, &str)], id: Option<(&str, Durat
         config.set("transactional.id", id);
     }
     let producer: BaseProducer = config.create().expect("a producer");
-    if let Some((_, patience)) = id {
-        producer.init_transactions(patience).expect("it takes the id");
+    if let Some((_, timeout)) = id {
+        producer.init_transactions(timeout).expect("initialised");
     }
     producer
 }
 
-/// A record as the oracle reads it, a line of JSON.
-pub fn recorded(partition: u32, offset: u64, timestamp: Option<i64>, value: Option<&[u8]>) -> String {
+/// Returns a record in the oracle's input format, a line of JSON.
+pub fn oracle_line(partition: u32, offset: u64, timestamp: Option<i64>, value: Option<&[u8]>) -> String {
     let value = value.map(base64);
     let record = json!({ "partition": partition, "offset": offset, "timestamp": timestamp, "key": null, "value": value });
     format!("{record}\n")
 }
 
-/// Every committed record of a topic.
+/// Reads every committed record of a topic.
 pub fn read_all(brokers: &str, topic: &str) -> Vec<DeadLetter> {
     DeadLetters::read_all(brokers, &BTreeMap::new(), topic)
-        .expect("the topic is there")
+        .expect("the topic exists")
         .map(|record| record.expect("readable"))
         .collect()
 }
 
-/// A generated stream that goes to a topic, and is written down for the oracle.
+/// A generated stream that is produced to a topic and recorded in a file for the oracle.
 pub struct Stream {
     maker: RecordMaker,
     brokers: String,
@@ -101,7 +102,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Nothing of it yet.
+    /// Creates the stream without producing any records.
     pub fn new(brokers: &str, topic: &str, settings: &GeneratorSettings, recorded: &Path) -> Stream {
         Stream {
             maker: RecordMaker::new(settings.clone()),
@@ -113,19 +114,19 @@ impl Stream {
         }
     }
 
-    /// Where it goes.
+    /// Returns the topic of the stream.
     pub fn topic(&self) -> &str {
         &self.topic
     }
 
-    /// Produces its next records.
+    /// Produces the next records of the stream.
     pub fn produce(&mut self, records: u64) {
         let mut text = String::new();
         let mut produced = Vec::new();
         for n in self.next..self.next + records {
             let (partition, offset) = ((n % self.partitions) as u32, n / self.partitions);
             self.maker.make(partition, offset, None);
-            text += &recorded(partition, offset, None, Some(&self.maker.value));
+            text += &oracle_line(partition, offset, None, Some(&self.maker.value));
             let (key, value) = (Some(self.maker.key.clone()), Some(self.maker.value.clone()));
             produced.push(Produced { partition: Some(partition), key, value, headers: Vec::new() });
         }
@@ -137,28 +138,28 @@ impl Stream {
     }
 }
 
-/// Produces a generated stream to a topic of the broker that all tests share.
+/// Produces a generated stream to a topic of the shared broker.
 pub fn produce(topic: &str, settings: &GeneratorSettings, records: u64, recorded: &Path) {
     Stream::new(&brokers(), topic, settings, recorded).produce(records);
 }
 
-/// A pipeline from a generated stream, on a topic of its own, into SQLite.
-pub struct FromTopic {
+/// A pipeline from a generated stream, on its own topic, into SQLite.
+pub struct TopicPipeline {
     dir: tempfile::TempDir,
-    /// Its topic.
+    /// The topic that the pipeline reads.
     pub topic: String,
-    /// What goes to the topic.
+    /// The stream that is produced to the topic.
     pub stream: Stream,
 }
 
-impl FromTopic {
-    /// With so many records on its topic.
-    pub fn new(name: &str, seed: u64, records: u64) -> FromTopic {
+impl TopicPipeline {
+    /// Creates the pipeline and produces `records` records to its topic.
+    pub fn new(name: &str, seed: u64, records: u64) -> TopicPipeline {
         let (dir, brokers) = (tempfile::tempdir().expect("a directory"), brokers());
         let topic = format!("{name}-{}", std::process::id());
         let path = |name: &str| dir.path().join(name);
         topics(&brokers).create(&[TopicSpec::new(&topic, 6)]).expect("created");
-        let mut stream = Stream::new(&brokers, &topic, &hard(seed), &path("records.ndjson"));
+        let mut stream = Stream::new(&brokers, &topic, &hard_settings(seed), &path("records.ndjson"));
         stream.produce(records);
         let text = format!(
             "pipeline = {name:?}\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {brokers:?}\n{FLOW}\
@@ -167,15 +168,15 @@ impl FromTopic {
             path("ledger.db"),
         );
         fs::write(path("run.toml"), text).expect("written");
-        FromTopic { dir, topic, stream }
+        TopicPipeline { dir, topic, stream }
     }
 
-    /// Where a file of it is.
+    /// Returns the path of a file in the pipeline's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// A run to the end of the topic.
+    /// Returns the command for a run to the end of the topic.
     pub fn command(&self) -> Command {
         let mut command = headwater(&["run", "--until-end"]);
         command.arg(self.path("run.toml"));
@@ -183,7 +184,7 @@ impl FromTopic {
     }
 }
 
-/// Base64, as the oracle reads values.
+/// Encodes bytes in Base64, the oracle's format for values.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
@@ -198,8 +199,8 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// The rows that a query of a SQLite database gives, sorted.
-fn rows_of(database: &Path, sql: &str) -> Vec<String> {
+/// Returns the rows that a query of a SQLite database selects.
+fn sqlite_rows(database: &Path, sql: &str) -> Vec<String> {
     let database = rusqlite::Connection::open(database).expect("a database");
     let mut statement = database.prepare(sql).expect("a query");
     let rows = statement.query_map([], |row| row.get::<_, String>(0)).expect("answered");
@@ -214,8 +215,9 @@ fn text(value: &serde_json::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// The topics say what the tables say, of which `rows` answers queries; `time` is the event time as the topics have it.
-pub fn topics_agree(brokers: &str, time: &str, rows: impl Fn(&str) -> Vec<String>) {
+/// Checks that the topics have the same contents as the tables. `rows` runs queries on the tables; `time` is the SQL
+/// expression for event times in the format of the topics.
+pub fn assert_topics_match_tables(brokers: &str, time: &str, rows: impl Fn(&str) -> Vec<String>) {
     let rows = |sql: &str| {
         let mut rows = rows(sql);
         rows.sort();
@@ -232,14 +234,14 @@ pub fn topics_agree(brokers: &str, time: &str, rows: impl Fn(&str) -> Vec<String
         })
         .collect();
     enriched.sort();
-    agree(
+    assert_same_rows(
         &enriched,
         &rows(&format!(
             "SELECT concat_ws('|', event_id, key_kind, \"key\", epoch, key_events, amount_band, {time}) FROM events"
         )),
     );
 
-    // Each change is a message; the table has each alert's last one.
+    // The topic has a message for each change of an alert, the table only the last change.
     let mut alerts = BTreeMap::new();
     let mut changes = BTreeSet::new();
     for record in read_all(brokers, "alerts") {
@@ -256,8 +258,11 @@ pub fn topics_agree(brokers: &str, time: &str, rows: impl Fn(&str) -> Vec<String
     let revoked = alerts.values().filter(|(_, row)| row.contains("|revoked|")).count();
     let mut alerts: Vec<_> = alerts.into_values().map(|(_, row)| row).collect();
     alerts.sort();
-    agree(&alerts, &rows("SELECT concat_ws('|', alert_id, status, rule, severity, epoch) FROM alerts"));
-    assert!(revoked > 0, "the stream is to exercise revocations");
+    assert_same_rows(
+        &alerts,
+        &rows("SELECT concat_ws('|', alert_id, status, rule, severity, epoch) FROM alerts"),
+    );
+    assert!(revoked > 0, "the stream has no revocations");
 
     let mut letters: Vec<_> = read_all(brokers, "dead-letters")
         .iter()
@@ -274,7 +279,7 @@ pub fn topics_agree(brokers: &str, time: &str, rows: impl Fn(&str) -> Vec<String
         })
         .collect();
     letters.sort();
-    agree(
+    assert_same_rows(
         &letters,
         &rows(
             "SELECT concat_ws('|', partition, \"offset\", reason, coalesce(length(value), 0)) FROM dead_letters",
@@ -282,104 +287,109 @@ pub fn topics_agree(brokers: &str, time: &str, rows: impl Fn(&str) -> Vec<String
     );
 }
 
-/// A topic and a table have the same rows; else says the first few that only one of them has.
-fn agree(topic: &[String], table: &[String]) {
-    let beyond = |these: &[String], those: &[String]| {
+/// Checks that a topic and a table have the same rows, and otherwise reports the first rows that only one of them has.
+fn assert_same_rows(topic: &[String], table: &[String]) {
+    let only_in = |these: &[String], those: &[String]| {
         let those: BTreeSet<_> = those.iter().collect();
         these.iter().filter(|row| !those.contains(row)).take(10).cloned().collect::<Vec<_>>()
     };
-    let only = [beyond(topic, table), beyond(table, topic)];
+    let differing = [only_in(topic, table), only_in(table, topic)];
     assert!(
         topic == table,
-        "only in the topic, only in the table: {only:?}; {} {}",
+        "only in the topic, only in the table: {differing:?}; {} {}",
         topic.len(),
         table.len()
     );
 }
 
-/// What a run that is to be killed has beside: little at a time, a ledger, and checkpoints.
-pub const KILLED: &str = "commit_interval = \"0ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n[ledger]\nkind = \"postgres\"\n\
+/// Sections for a run that is to be killed: small epochs in flight, a ledger, and frequent checkpoints.
+pub const CRASH_SECTIONS: &str = "commit_interval = \"0ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n[ledger]\nkind = \"postgres\"\n\
      [checkpoint]\ninterval = \"100ms\"\nkeep = 2\n[state]\nkind = \"redis\"\nurl = ";
 
-/// The names of the topics that results go to are fixed: one run at a time.
-pub fn alone() -> MutexGuard<'static, ()> {
+/// Locks the output topics: their names are fixed, so only one run may use them at a time.
+pub fn lock_output_topics() -> MutexGuard<'static, ()> {
     static TOPICS: Mutex<()> = Mutex::new(());
     TOPICS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A run from Kafka into every sink that is to be killed, with checkpoints in Redis.
-pub struct Killed {
-    run: Everywhere,
+/// A pipeline from Kafka into every sink whose runs are killed, with checkpoints in Redis.
+pub struct CrashPipeline {
+    run: AllSinksPipeline,
     records: PathBuf,
-    _alone: Option<MutexGuard<'static, ()>>,
+    _lock: Option<MutexGuard<'static, ()>>,
 }
 
-impl Killed {
-    /// Over so many generated records, on the services that all tests share.
-    pub fn new(name: &str, records: u64, seed: u64) -> Killed {
-        let alone = alone();
-        let (killed, mut stream) = Killed::on(Services::shared(), name, seed);
+impl CrashPipeline {
+    /// Creates the pipeline on the shared services, with `records` generated records.
+    pub fn new(name: &str, records: u64, seed: u64) -> CrashPipeline {
+        let lock = lock_output_topics();
+        let (pipeline, mut stream) = CrashPipeline::on(Services::shared(), name, seed);
         stream.produce(records);
-        Killed { _alone: Some(alone), ..killed }
+        CrashPipeline { _lock: Some(lock), ..pipeline }
     }
 
-    /// On some services, over what is still to be produced.
-    pub fn on(services: Services, name: &str, seed: u64) -> (Killed, Stream) {
-        let (killed, topic) = Killed::reading(services, name, |topic| TopicSpec::new(topic, 6));
-        let stream = Stream::new(&killed.run.services.kafka, &topic, &hard(seed), &killed.records);
-        (killed, stream)
+    /// Creates the pipeline on the given services, with a stream that has produced no records yet.
+    pub fn on(services: Services, name: &str, seed: u64) -> (CrashPipeline, Stream) {
+        let (pipeline, topic) = CrashPipeline::with_topic(services, name, |topic| TopicSpec::new(topic, 6));
+        let stream =
+            Stream::new(&pipeline.run.services.kafka, &topic, &hard_settings(seed), &pipeline.records);
+        (pipeline, stream)
     }
 
-    /// On services of its own, over an input that things befall.
-    pub fn with_input(name: &str, seed: u64) -> (Killed, Input) {
-        let (killed, topic) = Killed::reading(Services::own(), name, Input::spec);
-        let input = Input::new(&killed.run.services.kafka, &topic, seed);
-        (killed, input)
+    /// Creates the pipeline on its own services, with an input for fault injection.
+    pub fn with_input(name: &str, seed: u64) -> (CrashPipeline, Input) {
+        let (pipeline, topic) = CrashPipeline::with_topic(Services::own(), name, Input::spec);
+        let input = Input::new(&pipeline.run.services.kafka, &topic, seed);
+        (pipeline, input)
     }
 
-    fn reading(services: Services, name: &str, spec: impl Fn(&str) -> TopicSpec) -> (Killed, String) {
+    fn with_topic(
+        services: Services,
+        name: &str,
+        spec: impl Fn(&str) -> TopicSpec,
+    ) -> (CrashPipeline, String) {
         let topic = format!("raw-{name}-{}", std::process::id());
         topics(&services.kafka).create(&[spec(&topic)]).expect("created");
-        let run = Everywhere::to_be_killed(services, name, &topic);
+        let run = AllSinksPipeline::with_checkpoints(services, name, &topic);
         let records = run.path("records.ndjson");
-        (Killed { run, records, _alone: None }, topic)
+        (CrashPipeline { run, records, _lock: None }, topic)
     }
 
-    /// The run, to the end of the topic and of the stream.
+    /// Returns the command for a run to the end of the topic that also closes the stream.
     pub fn command(&self, workers: &str) -> Command {
         self.run.command(workers)
     }
 
-    /// The run to the end of the topic, which is not the end of the stream.
-    pub fn to_end(&self, workers: &str) -> Command {
+    /// Returns the command for a run to the end of the topic that does not close the stream.
+    pub fn until_end_command(&self, workers: &str) -> Command {
         self.run.run(&["-w", workers, "--until-end"])
     }
 
-    /// The run, until it is stopped.
-    pub fn live(&self, workers: &str) -> Command {
+    /// Returns the command for a run that continues until it is stopped.
+    pub fn live_command(&self, workers: &str) -> Command {
         self.run.run(&["-w", workers])
     }
 
-    /// A path in the directory.
+    /// Returns the path of a file in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.run.path(name)
     }
 
-    /// The services that it runs on.
+    /// Returns the services that the pipeline uses.
     pub fn services(&self) -> &Services {
         &self.run.services
     }
 
-    /// Has PostgreSQL end a backend of the run that is in the middle of such a statement: it looks until there is one, for
-    /// 20 s at the most, and says whether there was.
-    pub fn end_backends(&self, doing: &str) -> bool {
-        let ended = self.run.postgres.ask(&format!(
+    /// Terminates a PostgreSQL backend of the run while it executes such a statement. Waits up to 20 s for one, and
+    /// returns false if there was none.
+    pub fn terminate_backends(&self, statement: &str) -> bool {
+        let ended = self.run.postgres.query(&format!(
             "CREATE OR REPLACE FUNCTION end_backends() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
                WHILE clock_timestamp() < now() + interval '20 s' LOOP
                  PERFORM pg_stat_clear_snapshot();
                  PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
                    WHERE datname = current_database() AND pid <> pg_backend_pid()
-                     AND state = 'active' AND query LIKE '{doing}%';
+                     AND state = 'active' AND query LIKE '{statement}%';
                  IF FOUND THEN RETURN true; END IF;
                END LOOP;
                RETURN false;
@@ -389,49 +399,49 @@ impl Killed {
         ended == ["t"]
     }
 
-    /// How many records are in PostgreSQL, as events or dead letters.
+    /// Returns the number of records in PostgreSQL, as events or dead letters.
     pub fn stored(&self) -> u64 {
         self.run.stored()
     }
 
-    /// Every sink has every result once.
+    /// Checks that every sink has every result exactly once.
     pub fn judge(&self) {
         self.run.judge(&self.records);
     }
 }
 
-/// A run from a topic into every sink, in a directory of its own.
-struct Everywhere {
+/// A pipeline from a topic into every sink, in its own directory.
+struct AllSinksPipeline {
     dir: tempfile::TempDir,
     postgres: Database,
     services: Services,
 }
 
-impl Everywhere {
-    /// Reads `topic`, and has `beside` in its configuration.
-    fn new(services: Services, name: &str, topic: &str, beside: &str) -> Everywhere {
+impl AllSinksPipeline {
+    /// Creates a pipeline that reads `topic`, with additional sections in its configuration.
+    fn new(services: Services, name: &str, topic: &str, sections: &str) -> AllSinksPipeline {
         headwater::topics::create_topics(&services.kafka, &BTreeMap::new(), &standard_topics())
             .expect("created");
-        let everywhere = Everywhere {
+        let pipeline = AllSinksPipeline {
             dir: tempfile::tempdir().expect("a directory"),
             postgres: Database::create_on(&services.postgres, &format!("flow_{name}")),
             services,
         };
-        let brokers = everywhere.services.kafka_of_run();
+        let brokers = pipeline.services.kafka_for_run();
         let text = format!(
             "pipeline = \"flow-{name}\"\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {brokers:?}\n{FLOW}\
-             [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.sqlite]\npath = {:?}\n[sinks.postgres]\nurl = {:?}\n{beside}",
-            everywhere.path("results.db").display().to_string(),
-            everywhere.services.of_run(Service::Postgres, &everywhere.postgres.url()),
+             [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.sqlite]\npath = {:?}\n[sinks.postgres]\nurl = {:?}\n{sections}",
+            pipeline.path("results.db").display().to_string(),
+            pipeline.services.url_for_run(Service::Postgres, &pipeline.postgres.url()),
         );
-        fs::write(everywhere.path("run.toml"), text).expect("written");
-        everywhere
+        fs::write(pipeline.path("run.toml"), text).expect("written");
+        pipeline
     }
 
-    /// The same, with a ledger, and checkpoints in Redis.
-    fn to_be_killed(services: Services, name: &str, topic: &str) -> Everywhere {
-        let redis = services.of_run(Service::Redis, &services.redis);
-        Everywhere::new(services, name, topic, &format!("{KILLED}{redis:?}\n"))
+    /// Creates a pipeline with a ledger, and with checkpoints in Redis.
+    fn with_checkpoints(services: Services, name: &str, topic: &str) -> AllSinksPipeline {
+        let redis = services.url_for_run(Service::Redis, &services.redis);
+        AllSinksPipeline::new(services, name, topic, &format!("{CRASH_SECTIONS}{redis:?}\n"))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -439,7 +449,7 @@ impl Everywhere {
     }
 
     fn stored(&self) -> u64 {
-        match self.postgres.has("dead_letters") {
+        match self.postgres.has_table("dead_letters") {
             true => {
                 let count = "SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM dead_letters)";
                 self.postgres.number(count) as u64
@@ -448,15 +458,15 @@ impl Everywhere {
         }
     }
 
-    /// The run, to the end of the topic.
+    /// Returns the command for a run to the end of the topic that also closes the stream.
     fn command(&self, workers: &str) -> Command {
         self.run(&["-w", workers, "--until-end", "--close"])
     }
 
-    /// A run with further arguments, which writes down its bindings.
+    /// Returns the command for a run with further arguments that records its bindings.
     fn run(&self, arguments: &[&str]) -> Command {
         let durable = self.postgres.recorded();
-        gather(self.dir.path(), durable);
+        merge_bindings(self.dir.path(), durable);
         let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
         let config = config.to_str().expect("UTF-8");
         let mut command = headwater(&["run", config, "--bindings"]);
@@ -464,9 +474,9 @@ impl Everywhere {
         command
     }
 
-    /// Every sink has what the oracle says of these records. The topics are empty afterwards.
+    /// Compares every sink with the oracle's results for these records, and deletes the output topics.
     fn judge(&self, records: &Path) {
-        gather(self.dir.path(), i64::MAX);
+        merge_bindings(self.dir.path(), i64::MAX);
         let input = ["--records", records.to_str().expect("UTF-8"), "--partitions", "6"];
         let (config, history) = (self.path("run.toml"), self.path("history.ndjson"));
         let expected = Expected::of(self.dir.path(), &config, &input, &history);
@@ -474,50 +484,50 @@ impl Everywhere {
         expected.judge_sqlite(&database);
         self.postgres.dump("public", &self.path("postgres"));
         expected.judge(&self.path("postgres"));
-        topics_agree(&self.services.kafka, "event_time", |sql| rows_of(&database, sql));
+        assert_topics_match_tables(&self.services.kafka, "event_time", |sql| sqlite_rows(&database, sql));
         topics(&self.services.kafka).delete(&OUTPUTS).expect("deleted");
     }
 }
 
 #[test]
-fn topics_and_tables_are_what_the_oracle_says_with_one_worker_with_three_and_after_kills() {
+fn topics_and_tables_match_the_oracle_also_after_kills() {
     let records = if std::env::var_os("HEADWATER_TEST_LONG").is_some() { 200_000 } else { 60_000 };
     let dir = tempfile::tempdir().expect("a directory");
     let recorded = dir.path().join("records.ndjson");
     let topic = format!("raw-flow-{}", std::process::id());
     topics(&brokers()).create(&[TopicSpec::new(&topic, 6)]).expect("created");
-    produce(&topic, &hard(7), records, &recorded);
+    produce(&topic, &hard_settings(7), records, &recorded);
 
-    let _alone = alone();
+    let _lock = lock_output_topics();
     for workers in ["1", "3"] {
-        let run = Everywhere::new(Services::shared(), workers, &topic, "");
+        let run = AllSinksPipeline::new(Services::shared(), workers, &topic, "");
         succeed(&mut run.command(workers));
         run.judge(&recorded);
     }
-    let run = Everywhere::to_be_killed(Services::shared(), "2", &topic);
-    let through = || run.postgres.newest("headwater_progress", "through");
-    let pruned = || run.postgres.newest("headwater_pruned", "through");
+    let run = AllSinksPipeline::with_checkpoints(Services::shared(), "2", &topic);
+    let through = || run.postgres.max_of("headwater_progress", "through");
+    let pruned = || run.postgres.max_of("headwater_pruned", "through");
     for attempt in 0..6 {
         let before = through();
         let delay = Duration::from_millis(40 * attempt);
-        // The later ones go on from checkpoints, however slow the machine is.
+        // The later attempts resume from checkpoints, even on a slow machine.
         let due = || through() > before && (attempt < 3 || pruned() > 0);
         let killed = kill_when(&mut run.command("2"), due, delay);
-        assert!(killed || attempt > 0, "it was to be killed on its way");
+        assert!(killed || attempt > 0, "the run ended before it was killed");
     }
-    assert!(pruned() > 0, "starts go on from checkpoints");
+    assert!(pruned() > 0, "no checkpoint was used: the ledger was never pruned");
     succeed(&mut run.command("2"));
     run.judge(&recorded);
 }
 
-/// Without a ledger each run reads again some of what the one before it has stored.
+/// Without a ledger, each run reads some of the records again that the previous run has stored.
 #[test]
-fn every_record_is_in_postgresql_once_though_runs_were_killed() {
+fn killed_runs_store_each_record_in_postgresql_once() {
     let records = 60_000;
     let dir = tempfile::tempdir().expect("a directory");
     let brokers = brokers();
     topics(&brokers).create(&[TopicSpec::new("raw-killed", 6)]).expect("created");
-    produce("raw-killed", &hard(8), records, &dir.path().join("records.ndjson"));
+    produce("raw-killed", &hard_settings(8), records, &dir.path().join("records.ndjson"));
     let postgres = Database::create("killed");
     let config = dir.path().join("run.toml");
     let text = format!(
@@ -528,7 +538,7 @@ fn every_record_is_in_postgresql_once_though_runs_were_killed() {
     fs::write(&config, text).expect("written");
     let arguments = ["run", config.to_str().expect("UTF-8"), "-w", "2", "--until-end", "--close"];
 
-    let stored = || match postgres.has("dead_letters") {
+    let stored = || match postgres.has_table("dead_letters") {
         true => postgres.number("SELECT count(*) FROM events"),
         false => 0,
     };
@@ -536,10 +546,14 @@ fn every_record_is_in_postgresql_once_though_runs_were_killed() {
         let before = stored();
         let mut run = headwater(&arguments).stderr(Stdio::null()).spawn().expect("started");
         while stored() == before {
-            assert_eq!(run.try_wait().expect("asked"), None, "it was to be killed on its way");
+            assert_eq!(
+                run.try_wait().expect("the status of a child"),
+                None,
+                "the run ended before it was killed"
+            );
         }
         run.kill().expect("killed");
-        run.wait().expect("gone");
+        run.wait().expect("waited");
     }
     succeed(&mut headwater(&arguments));
 
@@ -548,9 +562,9 @@ fn every_record_is_in_postgresql_once_though_runs_were_killed() {
     let counts = format!(
         "SELECT concat(count(*), ' ', count(DISTINCT (partition, \"offset\"))) FROM {both} AS stored"
     );
-    assert_eq!(postgres.ask(&counts), [format!("{records} {records}")]);
+    assert_eq!(postgres.query(&counts), [format!("{records} {records}")]);
     assert_eq!(
-        postgres.ask("SELECT count(DISTINCT generation) FROM headwater_progress WHERE through > 0"),
+        postgres.query("SELECT count(DISTINCT generation) FROM headwater_progress WHERE through > 0"),
         ["3"]
     );
 }

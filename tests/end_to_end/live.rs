@@ -1,4 +1,4 @@
-//! Runs that go on until they are asked to stop: what they answer meanwhile, and what they leave behind.
+//! Runs that continue until they are stopped: their HTTP endpoints meanwhile, and their results afterwards.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,75 +16,75 @@ use crate::common::{FLOW, headwater};
 use crate::kafka::brokers;
 use crate::postgres::Database;
 
-/// How long a condition may take to come true: only a broken program takes that long.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The timeout for any condition; only a broken program reaches it.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Waits until something is there.
+/// Waits until the condition returns a value.
 pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(begun.elapsed() < PATIENCE, "waited too long for {what}");
+        assert!(started.elapsed() < TIMEOUT, "waited too long for {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// A command that goes on until it is told to stop.
-pub struct Running {
+/// A child process, with its log in a file.
+pub struct Process {
     child: Child,
     log: PathBuf,
 }
 
-impl Running {
-    /// Starts it, with its standard error in a file.
-    pub fn start(mut command: Command, log: PathBuf) -> Running {
+impl Process {
+    /// Starts the command and redirects its standard error to a file.
+    pub fn start(mut command: Command, log: PathBuf) -> Process {
         let stderr = File::create(&log).expect("a file");
-        let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("it starts");
-        Running { child, log }
+        let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("started");
+        Process { child, log }
     }
 
-    /// What it has logged so far.
+    /// Returns the log so far.
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).expect("its log")
+        fs::read_to_string(&self.log).expect("a log")
     }
 
-    /// Where it serves HTTP, once it does.
+    /// Waits until the process serves HTTP and returns the address.
     pub fn address(&mut self) -> SocketAddr {
         wait_for("the address in the log", || {
-            let ended = self.child.try_wait().expect("it is a child");
+            let ended = self.child.try_wait().expect("the status of a child");
             assert!(ended.is_none(), "{ended:?}: {}", self.log());
             self.addresses().first().copied()
         })
     }
 
-    /// Where it, or each of its children, has served HTTP so far.
+    /// Returns the HTTP addresses so far of the process, or of its children.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let log = self.log();
         let lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
         lines.filter_map(|line: serde_json::Value| line["fields"]["address"].as_str()?.parse().ok()).collect()
     }
 
-    /// Asks it to stop.
+    /// Requests a stop with SIGTERM.
     pub fn terminate(&self) {
         self.signal("TERM");
     }
 
-    /// Sends it a signal, which it must be there to take.
+    /// Sends a signal to the process, which must still exist.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
-        assert!(sent.expect("there is a kill").success());
+        assert!(sent.expect("the command kill").success());
     }
 
-    /// How it has ended, if it has.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("it is a child")
+    /// Returns the exit status if the process has ended.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("the status of a child")
     }
 
-    /// Kills it, unless it has ended; then it must have ended well.
+    /// Kills the process and returns true, or returns false if it has already exited with success.
     pub fn kill_if_alive(&mut self) -> bool {
-        if let Some(status) = self.ended() {
+        if let Some(status) = self.try_wait() {
             assert_eq!(status.code(), Some(0), "{}", self.log());
             return false;
         }
@@ -92,42 +92,44 @@ impl Running {
         true
     }
 
-    /// Kills it.
+    /// Kills the process.
     pub fn kill(&mut self) {
         self.child.kill().expect("killed");
-        self.child.wait().expect("gone");
+        self.child.wait().expect("waited");
     }
 
-    /// Waits for its end.
-    pub fn end(&mut self) -> ExitStatus {
-        wait_for("the end of the process", || self.child.try_wait().expect("it is a child"))
+    /// Waits until the process ends.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_for("the end of the process", || self.child.try_wait().expect("the status of a child"))
     }
 
+    /// Waits until the process ends.
+    ///
     /// # Panics
-    /// With its log, unless it ends well.
-    pub fn ends_well(&mut self) {
-        let status = self.end();
+    /// Panics with the log unless the exit code is 0.
+    pub fn expect_success(&mut self) {
+        let status = self.wait();
         assert_eq!(status.code(), Some(0), "{}", self.log());
     }
 }
 
-impl Drop for Running {
+impl Drop for Process {
     fn drop(&mut self) {
-        // Only a failed test leaves it running.
+        // Only a failed test leaves the process running.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The lines of a log that have this message, because of this cause.
-pub fn caused(log: &str, cause: &str, message: &str) -> impl Iterator<Item = serde_json::Value> {
+/// Returns the lines of a log with this cause and message.
+pub fn lines_with_cause(log: &str, cause: &str, message: &str) -> impl Iterator<Item = serde_json::Value> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     lines.filter(move |line| line["fields"]["message"] == message && line["fields"]["cause"] == cause)
 }
 
-/// The status and body of an answer.
+/// Returns the status and body of an HTTP response.
 pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).expect("it listens");
+    let mut stream = TcpStream::connect(address).expect("connected");
     write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("answered");
@@ -136,7 +138,7 @@ pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
-/// The value of a metric, with its labels.
+/// Returns the value of a metric; `name` includes its labels.
 pub fn metric(address: SocketAddr, name: &str) -> f64 {
     let (status, text) = get(address, "/metrics");
     assert_eq!(status, 200);
@@ -144,18 +146,18 @@ pub fn metric(address: SocketAddr, name: &str) -> f64 {
     value.unwrap_or_else(|| panic!("no {name} in:\n{text}")).parse().expect("a number")
 }
 
-fn ready(address: SocketAddr) {
+fn wait_until_ready(address: SocketAddr) {
     wait_for("readiness", || (get(address, "/readyz") == (200, "{\"ready\":true}\n".into())).then_some(()));
 }
 
-fn epochs_go_on(address: SocketAddr) {
+fn wait_for_new_epochs(address: SocketAddr) {
     for name in ["headwater_epoch", "headwater_frontier_epoch"] {
         let before = metric(address, name);
         wait_for(name, || (metric(address, name) > before).then_some(()));
     }
 }
 
-/// Of each partition in the tables: how many records there are, and the offset after the last.
+/// The number of records and the offset after the last one, of each partition in the tables.
 type Stored = BTreeMap<i32, (i64, i64)>;
 
 const STORED: &str = "SELECT partition, count(*), max(\"offset\") + 1 FROM \
@@ -170,7 +172,7 @@ fn in_sqlite(database: &Path) -> Stored {
 }
 
 fn in_postgres(database: &Database) -> Stored {
-    let rows = database.ask(&format!("SELECT concat_ws(' ', a, b, c) FROM ({STORED}) AS stored (a, b, c)"));
+    let rows = database.query(&format!("SELECT concat_ws(' ', a, b, c) FROM ({STORED}) AS stored (a, b, c)"));
     let number = |text: Option<&str>| text.and_then(|text| text.parse().ok()).expect("a number");
     rows.iter()
         .map(|row| {
@@ -181,18 +183,18 @@ fn in_postgres(database: &Database) -> Stored {
         .collect()
 }
 
-/// What the consumer group was told.
+/// Returns the committed offsets of a consumer group.
 fn group_offsets(group: &str, topic: &str, partitions: i32) -> BTreeMap<i32, i64> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers())
         .set("group.id", group)
         .create()
         .expect("a consumer");
-    let mut asked = TopicPartitionList::new();
+    let mut queried = TopicPartitionList::new();
     for partition in 0..partitions {
-        asked.add_partition(topic, partition);
+        queried.add_partition(topic, partition);
     }
-    let committed = consumer.committed_offsets(asked, Duration::from_secs(10)).expect("answered");
+    let committed = consumer.committed_offsets(queried, Duration::from_secs(10)).expect("answered");
     let offset = |offset| if let Offset::Offset(offset) = offset { Some(offset) } else { None };
     committed
         .elements()
@@ -204,7 +206,7 @@ fn group_offsets(group: &str, topic: &str, partitions: i32) -> BTreeMap<i32, i64
 const HTTP: &str = "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n";
 
 #[test]
-fn a_live_run_answers_and_a_stop_finishes_what_was_read_and_tells_the_group() {
+fn a_stop_completes_records_and_commits_group_offsets() {
     let name = format!("live_{}", std::process::id());
     let dir = tempfile::tempdir().expect("a directory");
     let (config, sqlite) = (dir.path().join("run.toml"), dir.path().join("results.db"));
@@ -222,13 +224,13 @@ fn a_live_run_answers_and_a_stop_finishes_what_was_read_and_tells_the_group() {
     let config = config.to_str().expect("UTF-8");
 
     let producing = headwater(&["produce", config, "--eps", "2000"]);
-    let mut producing = Running::start(producing, dir.path().join("produce.log"));
-    let mut run = Running::start(headwater(&["run", config, "-w", "2"]), dir.path().join("run.log"));
+    let mut producing = Process::start(producing, dir.path().join("produce.log"));
+    let mut run = Process::start(headwater(&["run", config, "-w", "2"]), dir.path().join("run.log"));
     let address = run.address();
     assert_eq!(get(address, "/livez"), (200, "alive\n".into()));
-    ready(address);
+    wait_until_ready(address);
     wait_for("events", || (metric(address, "headwater_events_total") > 5000.0).then_some(()));
-    epochs_go_on(address);
+    wait_for_new_epochs(address);
 
     for (name, range) in [
         ("headwater_latency_seconds_count", 1.0..1e9),
@@ -251,25 +253,29 @@ fn a_live_run_answers_and_a_stop_finishes_what_was_read_and_tells_the_group() {
     }
 
     run.terminate();
-    run.ends_well();
+    run.expect_success();
     producing.terminate();
-    producing.ends_well();
+    producing.expect_success();
 
     let stored = in_sqlite(&sqlite);
     assert!(stored.values().map(|(records, _)| records).sum::<i64>() > 5000);
     for (partition, (records, end)) in &stored {
-        assert_eq!(records, end, "each record of partition {partition} is stored once, up to the last read");
+        assert_eq!(records, end, "partition {partition}: a record is missing or stored twice");
     }
-    assert_eq!(in_postgres(&database), stored, "both sinks have the same");
+    assert_eq!(in_postgres(&database), stored, "the sinks differ");
     let ends: BTreeMap<_, _> = stored.iter().map(|(&partition, &(_, end))| (partition, end)).collect();
-    assert_eq!(group_offsets(&name, &name, 6), ends, "the group was told of all of it, and of no more");
+    assert_eq!(
+        group_offsets(&name, &name, 6),
+        ends,
+        "the offsets of the group differ from the stored records"
+    );
 }
 
 #[test]
-fn every_process_of_a_cluster_is_ready_and_one_that_is_stopped_stops_all() {
+fn stopping_one_ready_process_stops_the_whole_cluster() {
     let dir = tempfile::tempdir().expect("a directory");
     let hosts = dir.path().join("hosts");
-    // Both are held while they are chosen, so that they differ.
+    // Both listeners stay open until both ports are chosen, so that the ports differ.
     let free = [0; 2].map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"));
     let lines = free.each_ref().map(|free| format!("{}\n", free.local_addr().expect("bound")));
     fs::write(&hosts, lines.concat()).expect("written");
@@ -285,24 +291,24 @@ fn every_process_of_a_cluster_is_ready_and_one_that_is_stopped_stops_all() {
             fs::write(at("config"), text).expect("written");
             let mut command = headwater(&["run"]);
             command.arg(at("config")).args(["-n", "2", "-p", &process.to_string(), "-h"]).arg(&hosts);
-            Running::start(command, at("log"))
+            Process::start(command, at("log"))
         })
         .collect();
     for process in &mut processes {
         let address = process.address();
-        ready(address);
-        epochs_go_on(address);
+        wait_until_ready(address);
+        wait_for_new_epochs(address);
         wait_for("events", || (metric(address, "headwater_events_total") > 1000.0).then_some(()));
         assert!(metric(address, "headwater_keys") > 100.0);
     }
     processes[1].terminate();
-    processes.iter_mut().for_each(Running::ends_well);
+    processes.iter_mut().for_each(Process::expect_success);
 
     let stored = [0, 1].map(|process| in_sqlite(&dir.path().join(format!("results-{process}"))));
     for partition in 0..6 {
         let both = stored.each_ref().map(|stored| stored.get(&partition).copied().unwrap_or_default());
         let (records, end) = (both[0].0 + both[1].0, both[0].1.max(both[1].1));
         assert!(records > 0);
-        assert_eq!(records, end, "each record of partition {partition} is stored once");
+        assert_eq!(records, end, "partition {partition}: a record is missing or stored twice");
     }
 }

@@ -1,5 +1,5 @@
-//! Epochs of files are counts of records: the same files give the same results, to the byte, with every run, any number
-//! of workers, after kills, and whatever memory is allowed; and a clock that was ahead makes nobody else's records late.
+//! Determinism of files: epochs are counts of records, so the same files give byte-identical results in every run, with
+//! any number of workers, after kills, and with any memory limit; and a fast clock makes no other record late.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,8 +9,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::common::{Random, headwater, succeed};
-use crate::crash::{kill_when, newest, rows};
-use crate::crash_points::dies_at;
+use crate::crash::{kill_when, query_number, rows};
+use crate::crash_points::crash_at;
 
 /// 2023-11-14T22:00:00Z.
 const T: i64 = 1_699_999_200_000;
@@ -18,7 +18,7 @@ const T: i64 = 1_699_999_200_000;
 const SECOND: i64 = 1000;
 const HOUR: i64 = 3600 * SECOND;
 
-/// Some files, and what is run over them.
+/// A set of files, and pipelines that read them.
 struct Backfill {
     dir: tempfile::TempDir,
     files: Vec<String>,
@@ -29,7 +29,7 @@ fn line(text: &mut String, id: &str, user: &str, time: i64) {
         text,
         r#"{{"event_id":"{id}","event_type":"transaction","user_id":"{user}","event_time":{time},"amount":1}}"#
     )
-    .expect("a string takes everything");
+    .expect("written to a string");
 }
 
 impl Backfill {
@@ -48,8 +48,8 @@ impl Backfill {
         self.dir.path().join(name)
     }
 
-    /// A run into a database of this name, with further limits and sections, in which DATABASE stands for its path. It
-    /// commits a few epochs at a time, so that it can be killed on its way.
+    /// Returns the command for a run into a database of this name, with further limits and sections, in which DATABASE
+    /// stands for its path. The run commits a few epochs at a time, so that it can be killed before it ends.
     fn command(&self, name: &str, workers: &str, sections: &str) -> Command {
         let (config, database) = (self.path(&format!("{name}.toml")), self.path(name).display().to_string());
         let text = format!(
@@ -63,31 +63,31 @@ impl Backfill {
         headwater(&["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end"])
     }
 
-    /// Every row that such a run has stored.
+    /// Completes such a run and returns every row that it has stored.
     fn rows(&self, name: &str, workers: &str, sections: &str) -> Vec<String> {
         succeed(&mut self.command(name, workers, sections));
         rows(&self.path(name))
     }
 
-    /// The same of a run with a ledger and checkpoints, which is killed on its way, and started again with another number
-    /// of workers.
+    /// Returns every row of a run with a ledger and checkpoints that is killed several times and restarted with another
+    /// number of workers.
     fn rows_after_kills(&self, name: &str, sections: &str) -> Vec<String> {
         let sections = format!(
             "{sections}[ledger]\nkind = \"sqlite\"\npath = \"DATABASE.ledger\"\n[checkpoint]\ninterval = \"1s\"\n\
              [state]\npath = \"DATABASE.state\"\n"
         );
-        dies_at(self.command(name, "2", &sections), "sink.commit.after", 6);
-        let through = || newest(&self.path(name), "SELECT max(through) FROM headwater_progress");
+        crash_at(self.command(name, "2", &sections), "sink.commit.after", 6);
+        let through = || query_number(&self.path(name), "SELECT max(through) FROM headwater_progress");
         for workers in ["1", "3"] {
             let before = through();
-            assert!(before > 0, "it was killed on its way");
+            assert!(before > 0, "nothing was committed before the kill");
             kill_when(&mut self.command(name, workers, &sections), || through() > before, Duration::ZERO);
         }
         self.rows(name, "2", &sections)
     }
 }
 
-/// How many rows there are, by table.
+/// Returns the number of rows by table.
 fn counts(rows: &[String]) -> BTreeMap<&str, usize> {
     let mut counts = BTreeMap::new();
     for row in rows {
@@ -101,7 +101,7 @@ fn windows(size: &str) -> String {
 }
 
 #[test]
-fn a_fast_clock_in_a_file_makes_nothing_late() {
+fn a_fast_clock_in_a_file_makes_no_record_late() {
     let mut text = String::new();
     for n in 0..4000 {
         if n == 2047 {
@@ -116,8 +116,8 @@ fn a_fast_clock_in_a_file_makes_nothing_late() {
     assert_eq!(counts.get("window_aggregates"), Some(&(10 * 12 + 1)), "4000 events take 11.1 hours");
 }
 
-/// 3% of the events are 1 to 30 s behind, where 5 s are allowed.
-fn disordered(file: i64, random: &mut Random) -> String {
+/// Returns lines of which 3% are 1 to 30 s out of order, where 5 s are allowed.
+fn disordered_lines(file: i64, random: &mut Random) -> String {
     let mut text = String::new();
     for n in 0..3000 {
         let behind = if random.below(100) < 3 { 1000 + random.below(29_000) as i64 } else { 0 };
@@ -129,32 +129,32 @@ fn disordered(file: i64, random: &mut Random) -> String {
 #[test]
 fn disordered_files_give_the_same_rows_with_every_run() {
     let mut random = Random(7);
-    let backfill = Backfill::new(&[disordered(0, &mut random), disordered(1, &mut random)]);
+    let backfill = Backfill::new(&[disordered_lines(0, &mut random), disordered_lines(1, &mut random)]);
     let sections = windows("1s");
     let once = backfill.rows("once.db", "1", &sections);
     let found = counts(&once);
-    let late = newest(&backfill.path("once.db"), "SELECT count(*) FROM dead_letters WHERE reason = 'late'");
+    let late =
+        query_number(&backfill.path("once.db"), "SELECT count(*) FROM dead_letters WHERE reason = 'late'");
     assert!(late > 20, "{found:?}");
     assert_eq!(found["events"] + found["dead_letters"], 6000);
     for workers in ["1", "1", "2", "2", "2", "3", "3", "3"] {
         let name = "again.db";
         _ = fs::remove_file(backfill.path(name));
-        same(&once, &backfill.rows(name, workers, &sections), workers);
+        assert_same_rows(&once, &backfill.rows(name, workers, &sections), workers);
     }
     for name in ["killed.db", "killed-again.db"] {
-        same(&once, &backfill.rows_after_kills(name, &sections), name);
+        assert_same_rows(&once, &backfill.rows_after_kills(name, &sections), name);
     }
 }
 
-/// # Panics
-/// With the first row that differs.
-fn same(expected: &[String], actual: &[String], what: &str) {
+/// Checks that both sides have the same rows, and otherwise panics with the first row that differs.
+fn assert_same_rows(expected: &[String], actual: &[String], what: &str) {
     let differ = expected.iter().zip(actual).find(|(expected, actual)| expected != actual);
     assert_eq!(differ, None, "{what}");
     assert_eq!(expected.len(), actual.len(), "{what}");
 }
 
-/// What is stored of each event, but for the epoch, and the windows likewise.
+/// Returns the stored events, windows and dead letters without their epochs.
 fn without_epochs(database: &Path) -> Vec<String> {
     let connection = rusqlite::Connection::open(database).expect("a database");
     let mut statement = connection
@@ -184,13 +184,18 @@ fn files_far_apart_give_the_same_rows_with_little_memory() {
     let once = backfill.rows("once.db", "1", &unlimited);
     assert_eq!(counts(&once)["events"], 12_000);
     assert_eq!(counts(&once).get("dead_letters"), None);
-    same(&once, &backfill.rows("twice.db", "2", &unlimited), "two workers");
+    assert_same_rows(&once, &backfill.rows("twice.db", "2", &unlimited), "two workers");
     let little = backfill.rows("little.db", "1", &limited);
-    same(&little, &backfill.rows("little-twice.db", "2", &limited), "two workers with little memory");
-    same(&little, &backfill.rows_after_kills("killed.db", &limited), "killed with little memory");
+    assert_same_rows(
+        &little,
+        &backfill.rows("little-twice.db", "2", &limited),
+        "two workers with little memory",
+    );
+    assert_same_rows(&little, &backfill.rows_after_kills("killed.db", &limited), "killed with little memory");
     let (once, little) = (backfill.path("once.db"), backfill.path("little.db"));
-    same(&without_epochs(&once), &without_epochs(&little), "little memory");
-    let last_epoch = |database: &Path| newest(database, "SELECT max(epoch) FROM events WHERE partition = 1");
+    assert_same_rows(&without_epochs(&once), &without_epochs(&little), "little memory");
+    let last_epoch =
+        |database: &Path| query_number(database, "SELECT max(epoch) FROM events WHERE partition = 1");
     let last = [last_epoch(&once), last_epoch(&little)];
-    assert!(last[1] > last[0] + 10, "the file that is ahead has waited: {last:?}");
+    assert!(last[1] > last[0] + 10, "the file that is ahead did not wait: {last:?}");
 }

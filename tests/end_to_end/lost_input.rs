@@ -1,47 +1,51 @@
-//! A topic that no longer has what was read from it: a start says so, and does not go on with something else.
+//! A topic that no longer has the records that were read from it: the next start is refused.
 
 use headwater_sinks::kafka::topics::TopicSpec;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::common::{hard, succeed};
-use crate::crash::refused;
-use crate::kafka::{FromTopic, admin, brokers, produce, topics};
+use crate::common::{hard_settings, succeed};
+use crate::crash::assert_refused;
+use crate::kafka::{TopicPipeline, admin, brokers, produce, topics};
 use crate::live::wait_for;
 
 const RECORDS: u64 = 6_000;
 
-/// Runs over a topic, has something done to it, and expects the next start to be refused.
-fn refused_after(name: &str, act: impl AsyncFnOnce(&AdminClient<DefaultClientContext>, &str), why: &str) {
-    let job = FromTopic::new(name, 81, RECORDS);
+/// Runs a pipeline over a topic, changes the topic, and checks that the next start is refused.
+fn assert_refused_after(
+    name: &str,
+    change: impl AsyncFnOnce(&AdminClient<DefaultClientContext>, &str),
+    reason: &str,
+) {
+    let job = TopicPipeline::new(name, 81, RECORDS);
     succeed(&mut job.command());
-    admin(&brokers(), async |admin: &AdminClient<_>| act(admin, &job.topic).await);
-    refused(&mut job.command(), why);
+    admin(&brokers(), async |admin: &AdminClient<_>| change(admin, &job.topic).await);
+    assert_refused(&mut job.command(), reason);
 }
 
 #[test]
-fn records_out_of_retention_are_refused_with_what_there_is() {
-    let act = async |admin: &AdminClient<_>, topic: &str| {
+fn records_removed_by_retention_are_refused() {
+    let change = async |admin: &AdminClient<_>, topic: &str| {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, 2, Offset::Offset(400)).expect("an offset");
         let deleted = admin.delete_records(&list, &AdminOptions::new()).await.expect("deleted");
         assert_eq!(deleted.count(), 1);
     };
-    refused_after("retention", act, "the topic has 400 to 1000");
+    assert_refused_after("retention", change, "the topic has 400 to 1000");
 }
 
 #[test]
-fn a_topic_that_was_made_again_is_refused_though_it_has_as_many_records() {
-    let act = async |_: &AdminClient<_>, topic: &str| {
+fn a_recreated_topic_of_the_same_length_is_refused() {
+    let change = async |_: &AdminClient<_>, topic: &str| {
         let topics = topics(&brokers());
         topics.delete(&[topic]).expect("deleted");
-        // It goes by and by.
+        // The deletion of a topic takes a while.
         wait_for("the new topic", || {
             topics.create(&[TopicSpec::new(topic, 6)]).ok().filter(|made| !made.is_empty())
         });
         let dir = tempfile::tempdir().expect("a directory");
-        produce(topic, &hard(82), RECORDS, &dir.path().join("records.ndjson"));
+        produce(topic, &hard_settings(82), RECORDS, &dir.path().join("records.ndjson"));
     };
-    refused_after("recreated", act, "the input was truncated or created anew");
+    assert_refused_after("recreated", change, "the input was truncated or created anew");
 }

@@ -1,4 +1,4 @@
-//! The whole program over whole inputs, against an oracle that shares nothing with it.
+//! End-to-end tests of the program, judged by an oracle that shares no code with it.
 
 mod bench;
 mod brokers;
@@ -8,7 +8,6 @@ mod cluster;
 mod common;
 mod crash;
 mod crash_points;
-mod doubtful;
 mod faults;
 mod files;
 mod input;
@@ -24,8 +23,10 @@ mod restart;
 mod services;
 mod side_by_side;
 mod skip;
+mod slow_commit;
 mod status;
 mod topics;
 mod torture;
 mod transactions;
+mod upgrade;
 mod way_on;

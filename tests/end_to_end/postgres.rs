@@ -1,4 +1,4 @@
-//! A PostgreSQL database of a test's own.
+//! A PostgreSQL database for one test.
 
 use std::fs;
 use std::io::Write;
@@ -8,61 +8,61 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::services::Services;
 
-/// Of the server that the tests were given; dropped with it.
+/// A database that is dropped with this value.
 pub struct Database {
     server: String,
     name: String,
 }
 
 impl Database {
-    /// Makes one on the server that all tests share.
+    /// Creates a database on the server that all tests share.
     pub fn create(name: &str) -> Database {
         Database::create_on(&Services::shared().postgres, name)
     }
 
-    /// Makes one.
+    /// Creates a database on a server.
     pub fn create_on(server: &str, name: &str) -> Database {
         let server = server.to_owned();
         let database = Database { server, name: format!("{name}_{}", std::process::id()) };
-        ask(&database.server, &format!("CREATE DATABASE {}", database.name));
+        query(&database.server, &format!("CREATE DATABASE {}", database.name));
         database
     }
 
-    /// Its address.
+    /// Returns the URL of the database.
     pub fn url(&self) -> String {
         let (server, _) = self.server.rsplit_once('/').expect("postgres://user@host:port/database");
         format!("{server}/{}", self.name)
     }
 
-    /// The first field of each row of an answer.
-    pub fn ask(&self, sql: &str) -> Vec<String> {
-        ask(&self.url(), sql)
+    /// Returns the first field of each row of a query.
+    pub fn query(&self, sql: &str) -> Vec<String> {
+        query(&self.url(), sql)
     }
 
-    /// Whether there is a table.
-    pub fn has(&self, table: &str) -> bool {
-        self.ask(&format!("SELECT to_regclass('{table}') IS NOT NULL")) == ["t"]
+    /// Returns true if the table exists.
+    pub fn has_table(&self, table: &str) -> bool {
+        self.query(&format!("SELECT to_regclass('{table}') IS NOT NULL")) == ["t"]
     }
 
-    /// The greatest number in a column of a table, 0 if there is none.
-    pub fn newest(&self, table: &str, column: &str) -> i64 {
-        match self.has(table) {
+    /// Returns the greatest number in a column of a table; 0 if there is none.
+    pub fn max_of(&self, table: &str, column: &str) -> i64 {
+        match self.has_table(table) {
             true => self.number(&format!("SELECT coalesce(max({column}), 0) FROM {table}")),
             false => 0,
         }
     }
 
-    /// The last epoch that a ledger has here; 0 if there is none.
+    /// Returns the last epoch of the ledger in this database; 0 if there is none.
     pub fn recorded(&self) -> i64 {
-        self.newest("headwater_bindings", "through").max(self.newest("headwater_manifests", "epoch"))
+        self.max_of("headwater_bindings", "through").max(self.max_of("headwater_manifests", "epoch"))
     }
 
-    /// The number that is the answer.
+    /// Returns the number that a query selects.
     pub fn number(&self, sql: &str) -> i64 {
-        self.ask(sql)[0].parse().expect("a number")
+        self.query(sql)[0].parse().expect("a number")
     }
 
-    /// Writes the tables of a schema to a folder, in the shapes that the oracle's `compare.py` reads.
+    /// Writes the tables of a schema to a directory, in the format of the oracle's `compare.py`.
     pub fn dump(&self, schema: &str, out: &Path) {
         fs::create_dir(out).expect("a folder");
         for (table, from) in [
@@ -71,7 +71,7 @@ impl Database {
             ("windows", "window_aggregates"),
             ("dead_letters", "(SELECT *, encode(sha256(value), 'hex') AS value_sha256 FROM dead_letters)"),
         ] {
-            let rows = self.ask(&format!(
+            let rows = self.query(&format!(
                 "SET timezone = 'UTC'; SET search_path = {schema}; SELECT row_to_json(row) FROM {from} AS row"
             ));
             let file = fs::File::create(out.join(format!("{table}.ndjson"))).expect("a file");
@@ -84,11 +84,11 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        ask(&self.server, &format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        query(&self.server, &format!("DROP DATABASE {} WITH (FORCE)", self.name));
     }
 }
 
-fn ask(url: &str, sql: &str) -> Vec<String> {
+fn query(url: &str, sql: &str) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let answer = runtime.block_on(async {
         let (client, connection): (Client, _) = tokio_postgres::connect(url, NoTls).await.expect("connected");

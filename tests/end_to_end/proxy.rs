@@ -1,4 +1,4 @@
-//! A proxy that does to connections what a network may do.
+//! A proxy that injects network faults.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,50 +7,50 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// What befalls one direction of a connection. What is held is kept and may be delivered later, even if whoever sent
-/// it has gone.
+/// The faults of one direction of a connection. Held data is kept and may be delivered later, even after its sender is
+/// gone.
 #[derive(Default)]
-struct Way {
-    held: AtomicBool,
-    /// To be held from the next request on that ends a Kafka transaction.
-    held_at_end: AtomicBool,
-    slow: AtomicBool,
+struct Direction {
+    is_held: AtomicBool,
+    /// True if data is to be held from the next request on that ends a Kafka transaction.
+    is_held_at_end: AtomicBool,
+    is_slow: AtomicBool,
 }
 
 struct Connection {
     client: TcpStream,
     server: TcpStream,
-    requests: Arc<Way>,
-    answers: Arc<Way>,
+    requests: Arc<Direction>,
+    responses: Arc<Direction>,
 }
 
 #[derive(Default)]
 struct State {
     server: Option<SocketAddr>,
     connections: Vec<Connection>,
-    refusing: bool,
+    is_refusing: bool,
 }
 
-/// Forwards connections to a server.
+/// A proxy in front of a server.
 pub struct Proxy {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
 }
 
-/// The key of the request that ends a Kafka transaction, in the protocol's table.
+/// The API key of Kafka's EndTxn request.
 const END_TXN: [u8; 2] = [0, 26];
 
 impl Proxy {
-    /// Listens; where it forwards to is said later.
+    /// Starts listening; `forward_to` sets the server later.
     pub fn start() -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let proxy = Proxy { address: listener.local_addr().expect("bound"), state: Arc::default() };
         let state = Arc::clone(&proxy.state);
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                let mut state = state.lock().expect("no holder of the lock panics");
-                // A connection that is dropped here is closed.
-                if let Some(server) = state.server.filter(|_| !state.refusing)
+                let mut state = state.lock().expect("the lock is poisoned");
+                // Dropping the connection closes it.
+                if let Some(server) = state.server.filter(|_| !state.is_refusing)
                     && let Ok(server) = TcpStream::connect(server)
                 {
                     state.connections.push(Connection::new(client, server));
@@ -60,72 +60,72 @@ impl Proxy {
         proxy
     }
 
-    /// Where it listens.
+    /// Returns the address that the proxy listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Says where to forward to.
+    /// Sets the server to forward to.
     pub fn forward_to(&self, server: &str) {
         self.state().server = Some(server.parse().expect("a numeric address"));
     }
 
-    /// Cuts every connection, and lets nobody through until `mend`.
+    /// Cuts every connection and refuses new ones until `restore`.
     pub fn cut(&self) {
         let mut state = self.state();
-        state.refusing = true;
+        state.is_refusing = true;
         for Connection { client, server, .. } in state.connections.drain(..) {
-            // It may have been closed already.
+            // The connection may already be closed.
             let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
         }
     }
 
-    /// Holds back what the connections of now say.
+    /// Holds the requests of the current connections.
     pub fn hold_requests(&self) {
-        self.each(|connection| connection.requests.held.store(true, Ordering::Relaxed));
+        self.for_each(|connection| connection.requests.is_held.store(true, Ordering::Relaxed));
     }
 
-    /// Holds back, in each connection of now, what is said from the end of its next Kafka transaction on.
-    pub fn hold_at_end_of_transaction(&self) {
-        self.each(|connection| connection.requests.held_at_end.store(true, Ordering::Relaxed));
+    /// Holds the requests of each current connection, starting with its next EndTxn request.
+    pub fn hold_end_txn(&self) {
+        self.for_each(|connection| connection.requests.is_held_at_end.store(true, Ordering::Relaxed));
     }
 
-    /// Whether the end of a Kafka transaction is being held back.
-    pub fn holds_an_end(&self) -> bool {
-        self.state().connections.iter().any(|connection| connection.requests.held.load(Ordering::Relaxed))
+    /// Returns true if an EndTxn request is being held.
+    pub fn is_holding_end_txn(&self) -> bool {
+        self.state().connections.iter().any(|connection| connection.requests.is_held.load(Ordering::Relaxed))
     }
 
-    /// Holds back what the connections of now are told.
-    pub fn hold_answers(&self) {
-        self.each(|connection| connection.answers.held.store(true, Ordering::Relaxed));
+    /// Holds the responses to the current connections.
+    pub fn hold_responses(&self) {
+        self.for_each(|connection| connection.responses.is_held.store(true, Ordering::Relaxed));
     }
 
-    /// Makes the connections of now slow, both ways.
-    pub fn slow(&self) {
-        self.each(|connection| {
-            connection.requests.slow.store(true, Ordering::Relaxed);
-            connection.answers.slow.store(true, Ordering::Relaxed);
+    /// Slows down the current connections in both directions.
+    pub fn slow_down(&self) {
+        self.for_each(|connection| {
+            connection.requests.is_slow.store(true, Ordering::Relaxed);
+            connection.responses.is_slow.store(true, Ordering::Relaxed);
         });
     }
 
-    /// Everything is well again: what was held back is delivered.
-    pub fn mend(&self) {
-        self.state().refusing = false;
-        self.each(|connection| {
-            for way in [&connection.requests, &connection.answers] {
-                for fault in [&way.held, &way.held_at_end, &way.slow] {
+    /// Removes all faults and delivers the held data.
+    pub fn restore(&self) {
+        self.state().is_refusing = false;
+        self.for_each(|connection| {
+            for direction in [&connection.requests, &connection.responses] {
+                for fault in [&direction.is_held, &direction.is_held_at_end, &direction.is_slow] {
                     fault.store(false, Ordering::Relaxed);
                 }
             }
         });
     }
 
-    fn each(&self, act: impl Fn(&Connection)) {
+    fn for_each(&self, act: impl Fn(&Connection)) {
         self.state().connections.iter().for_each(act);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no holder of the lock panics")
+        self.state.lock().expect("the lock is poisoned")
     }
 }
 
@@ -135,17 +135,17 @@ impl Connection {
             stream.set_nodelay(true).expect("a socket");
             stream.try_clone().expect("a handle")
         };
-        let (requests, answers) = (Arc::<Way>::default(), Arc::<Way>::default());
+        let (requests, responses) = (Arc::<Direction>::default(), Arc::<Direction>::default());
         forward(both(&client), both(&server), Arc::clone(&requests));
-        forward(both(&server), both(&client), Arc::clone(&answers));
-        Connection { client, server, requests, answers }
+        forward(both(&server), both(&client), Arc::clone(&responses));
+        Connection { client, server, requests, responses }
     }
 }
 
-/// Forwards one direction: a thread reads whatever comes, another one writes it when it may.
-fn forward(mut from: TcpStream, to: TcpStream, way: Arc<Way>) {
+/// Forwards one direction: one thread reads, another one writes unless the data is held.
+fn forward(mut from: TcpStream, to: TcpStream, direction: Arc<Direction>) {
     let (sender, receiver) = channel();
-    std::thread::spawn(move || write(&receiver, to, &way));
+    std::thread::spawn(move || write(&receiver, to, &direction));
     std::thread::spawn(move || {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
@@ -156,15 +156,15 @@ fn forward(mut from: TcpStream, to: TcpStream, way: Arc<Way>) {
     });
 }
 
-fn write(chunks: &Receiver<Vec<u8>>, mut to: TcpStream, way: &Way) {
+fn write(chunks: &Receiver<Vec<u8>>, mut to: TcpStream, direction: &Direction) {
     for chunk in chunks {
-        if chunk.get(4..6) == Some(&END_TXN) && way.held_at_end.swap(false, Ordering::Relaxed) {
-            way.held.store(true, Ordering::Relaxed);
+        if chunk.get(4..6) == Some(&END_TXN) && direction.is_held_at_end.swap(false, Ordering::Relaxed) {
+            direction.is_held.store(true, Ordering::Relaxed);
         }
-        while way.held.load(Ordering::Relaxed) {
+        while direction.is_held.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        if way.slow.load(Ordering::Relaxed) {
+        if direction.is_slow.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(20));
         }
         if to.write_all(&chunk).is_err() {

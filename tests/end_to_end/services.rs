@@ -1,4 +1,4 @@
-//! Where Kafka, PostgreSQL and Redis are: those that all tests share, or a test's own, which it may disturb.
+//! Kafka, PostgreSQL and Redis: shared by all tests, or owned by one test, which may inject faults into them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,24 +12,24 @@ use crate::common::{root, succeed};
 use crate::live::wait_for;
 use crate::proxy::Proxy;
 
-/// Services, as a test has them.
+/// The services that a test uses.
 pub struct Services {
-    /// Kafka's address.
+    /// The bootstrap servers of Kafka.
     pub kafka: String,
-    /// The address of a PostgreSQL server in which databases may be made and dropped.
+    /// The URL of a PostgreSQL server in which databases may be created and dropped.
     pub postgres: String,
-    /// Redis's address.
+    /// The URL of Redis.
     pub redis: String,
-    own: Option<Own>,
+    own: Option<OwnedServices>,
 }
 
-struct Own {
+struct OwnedServices {
     dir: PathBuf,
-    /// One before each service, or none at all.
+    /// One proxy in front of each service, or none at all.
     proxies: Vec<Proxy>,
 }
 
-/// A service.
+/// The kind of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
     Kafka,
@@ -47,14 +47,15 @@ impl Service {
     }
 }
 
-fn address(name: &str, of: impl Fn(&str) -> Option<String>) -> String {
+fn required_variable(name: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     let variable = format!("HEADWATER_TEST_{name}");
-    of(&variable).unwrap_or_else(|| panic!("{variable} is not set: scripts/test starts services and sets it"))
+    lookup(&variable)
+        .unwrap_or_else(|| panic!("{variable} is not set: scripts/test starts services and sets it"))
 }
 
-/// Starts services with `tests/services/up`; the variables that it prints.
-fn up(command: &mut Command) -> BTreeMap<String, String> {
-    // What it starts goes on, and must not hold our pipe open.
+/// Starts services with `tests/services/start_services` and returns the variables that it prints.
+fn start_services(command: &mut Command) -> BTreeMap<String, String> {
+    // The services outlive the script and must not keep our pipe open.
     let output = command.stderr(Stdio::inherit()).output().expect("started");
     assert!(output.status.success(), "services: {}", output.status);
     let text = String::from_utf8(output.stdout).expect("UTF-8");
@@ -62,7 +63,7 @@ fn up(command: &mut Command) -> BTreeMap<String, String> {
     variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The end of a URL's host and port, and where they begin.
+/// Returns the start and end of host and port in a URL.
 fn host(url: &str) -> (usize, usize) {
     let begin =
         url.find('@').or_else(|| url.find("//").map(|at| at + 1)).expect("scheme://[user@]host:port/") + 1;
@@ -70,24 +71,25 @@ fn host(url: &str) -> (usize, usize) {
 }
 
 impl Services {
-    /// Those that all tests share, and nobody disturbs.
+    /// Returns the services that all tests share, without fault injection.
     pub fn shared() -> Services {
-        let of = |name| address(name, |variable| std::env::var(variable).ok());
+        let of = |name| required_variable(name, |variable| std::env::var(variable).ok());
         Services { kafka: of("KAFKA"), postgres: of("POSTGRES"), redis: of("REDIS"), own: None }
     }
 
-    /// A test's own, with a proxy before each. They end with it.
+    /// Starts services for one test, each behind a proxy. They are stopped when this value is dropped.
     pub fn own() -> Services {
         let proxies: Vec<_> = (0..3).map(|_| Proxy::start()).collect();
         let port = proxies[Service::Kafka as usize].address().port().to_string();
-        let variables = up(Command::new(root().join("tests/services/up")).env("HEADWATER_KAFKA_PROXY", port));
-        let of = |name: &str| address(name, |variable| variables.get(variable).cloned());
+        let variables =
+            start_services(Command::new(root().join("tests/services/up")).env("HEADWATER_KAFKA_PROXY", port));
+        let of = |name: &str| required_variable(name, |variable| variables.get(variable).cloned());
         let dir = PathBuf::from(&variables["HEADWATER_SERVICES_DIR"]);
         let services = Services {
             kafka: of("KAFKA"),
             postgres: of("POSTGRES"),
             redis: of("REDIS"),
-            own: Some(Own { dir, proxies }),
+            own: Some(OwnedServices { dir, proxies }),
         };
         services.proxy(Service::Kafka).forward_to(&of("KAFKA_BEHIND"));
         for (service, url) in [(Service::Postgres, &services.postgres), (Service::Redis, &services.redis)] {
@@ -97,18 +99,19 @@ impl Services {
         services
     }
 
-    /// Three brokers of a test's own, and otherwise those that all tests share. The brokers end with it.
+    /// Starts three brokers for one test, and uses the shared PostgreSQL and Redis. The brokers are stopped when this
+    /// value is dropped.
     pub fn three_brokers() -> Services {
-        let variables = up(Command::new(root().join("tests/services/up")).arg("kafka3"));
-        let shared = |name| address(name, |variable| std::env::var(variable).ok());
+        let variables = start_services(Command::new(root().join("tests/services/up")).arg("kafka3"));
+        let shared = |name| required_variable(name, |variable| std::env::var(variable).ok());
         let dir = PathBuf::from(&variables["HEADWATER_SERVICES_DIR"]);
         let services = Services {
             kafka: variables["HEADWATER_TEST_KAFKA3"].clone(),
             postgres: shared("POSTGRES"),
             redis: shared("REDIS"),
-            own: Some(Own { dir, proxies: Vec::new() }),
+            own: Some(OwnedServices { dir, proxies: Vec::new() }),
         };
-        // A broker may take requests a moment before the others know of it.
+        // A broker may accept requests a moment before it is in the metadata of the others.
         let cluster = ClientConfig::new().set("bootstrap.servers", &services.kafka).create();
         let cluster: BaseConsumer = cluster.expect("a client");
         wait_for("three brokers", || {
@@ -118,29 +121,29 @@ impl Services {
         services
     }
 
-    fn mine(&self) -> &Own {
-        self.own.as_ref().expect("what others use is not disturbed")
+    fn owned(&self) -> &OwnedServices {
+        self.own.as_ref().expect("faults need services that the test owns")
     }
 
     fn proxied(&self, service: Service) -> Option<&Proxy> {
         self.own.as_ref()?.proxies.get(service as usize)
     }
 
-    /// The proxy before a service.
+    /// Returns the proxy in front of a service.
     pub fn proxy(&self, service: Service) -> &Proxy {
-        self.proxied(service).expect("a proxy is before each service of its own")
+        self.proxied(service).expect("the service has no proxy")
     }
 
-    /// The address of Kafka that a run is given.
-    pub fn kafka_of_run(&self) -> String {
+    /// Returns the bootstrap servers for a run: the proxy, if there is one.
+    pub fn kafka_for_run(&self) -> String {
         match self.proxied(Service::Kafka) {
             Some(proxy) => proxy.address().to_string(),
             None => self.kafka.clone(),
         }
     }
 
-    /// What a run is given for the URL of another service.
-    pub fn of_run(&self, service: Service, url: &str) -> String {
+    /// Returns the URL of a service for a run: with the address of the proxy, if there is one.
+    pub fn url_for_run(&self, service: Service, url: &str) -> String {
         let (begin, end) = host(url);
         match self.proxied(service) {
             Some(proxy) => format!("{}{}{}", &url[..begin], proxy.address(), &url[end..]),
@@ -148,26 +151,26 @@ impl Services {
         }
     }
 
-    /// Kills a service, as `kill -9` does, or starts it again.
+    /// Kills a service, like `kill -9`, or starts it again.
     pub fn control(&self, action: &str, service: Service) {
-        self.disturb(action, service.name());
+        self.run_control(action, service.name());
     }
 
-    /// The same of one of three brokers, by its id, which may also be stopped gently.
+    /// Kills, stops (SIGTERM) or starts one of three brokers, by its id.
     pub fn control_broker(&self, action: &str, id: i32) {
-        self.disturb(action, &format!("kafka-{id}"));
+        self.run_control(action, &format!("kafka-{id}"));
     }
 
-    fn disturb(&self, action: &str, name: &str) {
+    fn run_control(&self, action: &str, name: &str) {
         let mut control = Command::new(root().join("tests/services/control"));
-        control.args([action, name]).arg(&self.mine().dir);
+        control.args([action, name]).arg(&self.owned().dir);
         succeed(control.stdout(Stdio::null()).stderr(Stdio::null()));
     }
 }
 
 impl Drop for Services {
     fn drop(&mut self) {
-        if let Some(Own { dir, .. }) = &self.own {
+        if let Some(OwnedServices { dir, .. }) = &self.own {
             succeed(Command::new(root().join("tests/services/down")).arg(dir));
         }
     }

@@ -1,5 +1,5 @@
-//! Two pipelines on one Kafka and one PostgreSQL: with different names they do not touch each other, with the same name
-//! the second replaces the first.
+//! Two pipelines on one Kafka and one PostgreSQL: with different names they do not affect each other, with the same
+//! name the second run fences the first.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,21 +7,21 @@ use std::path::{Path, PathBuf};
 
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 
-use crate::common::{Expected, FLOW, hard, headwater};
+use crate::common::{Expected, FLOW, hard_settings, headwater};
 use crate::kafka::{brokers, produce};
-use crate::live::{Running, wait_for};
+use crate::live::{Process, wait_for};
 use crate::postgres::Database;
 
-/// A topic with records, which are also in `recorded`.
+/// Creates a topic with generated records and writes them to the file `recorded`.
 fn topic(name: &str, records: u64, recorded: &Path) -> String {
     let topic = format!("{name}-{}", std::process::id());
     let topics = Topics::connect(&brokers(), &BTreeMap::new()).expect("connected");
     topics.create(&[TopicSpec::new(&topic, 6)]).expect("created");
-    produce(&topic, &hard(31), records, recorded);
+    produce(&topic, &hard_settings(31), records, recorded);
     topic
 }
 
-/// Writes the configuration of a pipeline that has its ledger in PostgreSQL too.
+/// Writes the configuration of a pipeline with sink and ledger in PostgreSQL.
 fn configure(dir: &Path, pipeline: &str, topic: &str, postgres: &str, flow: &str) -> PathBuf {
     let config = dir.join(format!("{pipeline}.toml"));
     let text = format!(
@@ -34,7 +34,7 @@ fn configure(dir: &Path, pipeline: &str, topic: &str, postgres: &str, flow: &str
 }
 
 #[test]
-fn two_pipelines_on_one_topic_and_one_database_do_not_touch_each_other() {
+fn two_pipelines_on_one_topic_and_database_are_isolated() {
     let dir = tempfile::tempdir().expect("a directory");
     let recorded = dir.path().join("records.ndjson");
     let topic = topic("side-by-side", 30_000, &recorded);
@@ -49,12 +49,12 @@ fn two_pipelines_on_one_topic_and_one_database_do_not_touch_each_other() {
             let config = configure(&at, name, &topic, &place, flow);
             let mut command = headwater(&["run", "--until-end", "--close", "--bindings"]);
             command.arg(at.join("bindings.ndjson")).arg(&config);
-            let run = Running::start(command, at.join("run.log"));
+            let run = Process::start(command, at.join("run.log"));
             (name, at, config, run)
         })
         .collect();
     for (name, at, config, run) in &mut runs {
-        run.ends_well();
+        run.expect_success();
         let tables = at.join("tables");
         database.dump(&format!("pipeline_{name}"), &tables);
         let input = ["--records", recorded.to_str().expect("UTF-8")];
@@ -71,19 +71,19 @@ fn a_pipeline_does_not_write_to_the_tables_of_another() {
     let run = |name: &str| {
         let mut command = headwater(&["run", "--until-end"]);
         command.arg(configure(dir.path(), name, &topic, &place, FLOW));
-        Running::start(command, dir.path().join(format!("{name}.log")))
+        Process::start(command, dir.path().join(format!("{name}.log")))
     };
-    run("owner").ends_well();
-    let before = database.ask("SELECT concat(count(*), ' ', max(epoch)) FROM events");
+    run("owner").expect_success();
+    let before = database.query("SELECT concat(count(*), ' ', max(epoch)) FROM events");
     let mut stranger = run("stranger");
-    assert_eq!(stranger.end().code(), Some(3), "{}", stranger.log());
+    assert_eq!(stranger.wait().code(), Some(3), "{}", stranger.log());
     assert!(stranger.log().contains("the tables belong to pipeline \"owner\""), "{}", stranger.log());
-    assert_eq!(database.ask("SELECT concat(count(*), ' ', max(epoch)) FROM events"), before);
-    run("owner").ends_well();
+    assert_eq!(database.query("SELECT concat(count(*), ' ', max(epoch)) FROM events"), before);
+    run("owner").expect_success();
 }
 
 #[test]
-fn a_second_start_of_the_same_name_fences_the_first_which_ends_with_3() {
+fn a_second_start_of_the_same_name_fences_the_first() {
     let dir = tempfile::tempdir().expect("a directory");
     let topic = topic("same-name", 600, &dir.path().join("records.ndjson"));
     let database = Database::create("same_name");
@@ -92,22 +92,26 @@ fn a_second_start_of_the_same_name_fences_the_first_which_ends_with_3() {
     let run = |log: &str| {
         let mut command = headwater(&["run"]);
         command.arg(&config);
-        Running::start(command, dir.path().join(log))
+        Process::start(command, dir.path().join(log))
     };
     let through = |generation: u64| {
         let progress =
             format!("SELECT 1 FROM headwater_progress WHERE generation = {generation} AND through > 0");
-        let made = database.ask("SELECT to_regclass('headwater_progress') IS NOT NULL") == ["t"];
-        (made && !database.ask(&progress).is_empty()).then_some(())
+        let made = database.query("SELECT to_regclass('headwater_progress') IS NOT NULL") == ["t"];
+        (made && !database.query(&progress).is_empty()).then_some(())
     };
     let mut first = run("first.log");
     wait_for("the first one's results", || through(1));
     let mut second = run("second.log");
-    // It hears of its successor as soon as it has something to write.
-    produce(&topic, &hard(32), 600, &dir.path().join("more.ndjson"));
-    assert_eq!(first.end().code(), Some(3), "{}", first.log());
-    assert!(first.log().contains("generation 2"), "it says who replaced it: {}", first.log());
+    // The first run is fenced as soon as it has something to write.
+    produce(&topic, &hard_settings(32), 600, &dir.path().join("more.ndjson"));
+    assert_eq!(first.wait().code(), Some(3), "{}", first.log());
+    assert!(
+        first.log().contains("generation 2"),
+        "the log does not name the new generation: {}",
+        first.log()
+    );
     wait_for("the second one's results", || through(2));
     second.terminate();
-    second.ends_well();
+    second.expect_success();
 }

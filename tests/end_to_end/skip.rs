@@ -1,4 +1,4 @@
-//! An output that a sink does not take: the run stops and says how to leave it out, and only that one is missing then.
+//! An output that a sink refuses: the run stops and suggests `--skip`, and then only that output is missing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,25 +6,25 @@ use std::fs;
 use headwater_sinks::kafka::topics::TopicSpec;
 
 use crate::common::{headwater, succeed};
-use crate::kafka::{OUTPUTS, alone, read_all, topics};
+use crate::kafka::{OUTPUTS, lock_output_topics, read_all, topics};
 use crate::services::Services;
 
-/// How many events there are; one of them is larger than the topic of enriched events takes.
+/// The number of events; the event `LARGE` exceeds the limit of the topic of enriched events.
 const EVENTS: usize = 3_000;
 const LARGE: usize = 1_700;
 
 #[test]
-fn an_output_that_a_topic_does_not_take_is_named_and_left_out_once_one_says_so() {
-    let _alone = alone();
+fn an_output_refused_by_a_topic_is_named_and_can_be_skipped() {
+    let _lock = lock_output_topics();
     let services = Services::shared();
     let limited = TopicSpec::new(OUTPUTS[0], 3).with("max.message.bytes", "20000");
     let others = OUTPUTS[1..].iter().map(|name| TopicSpec::new(name, 1));
     let specs: Vec<_> = std::iter::once(limited).chain(others).collect();
     let topics_of = topics(&services.kafka);
-    crate::live::wait_for("topics of its own", || {
+    crate::live::wait_for("topics with a size limit", || {
         let made = topics_of.create(&specs).ok()?.len() == specs.len();
         if !made {
-            // A test that failed may have left its own.
+            // A failed test may have left its topics.
             _ = topics_of.delete(&OUTPUTS);
         }
         made.then_some(())
@@ -35,7 +35,7 @@ fn an_output_that_a_topic_does_not_take_is_named_and_left_out_once_one_says_so()
     let mut noise = |length| (0..length).map(|_| char::from(33 + random.below(90) as u8)).collect::<String>();
     let records: String = (0..EVENTS)
         .map(|n| {
-            // Twice of this user in a row, so that its place among those of the same key counts.
+            // Two events of this user in a row, so that the output's index within its key matters.
             let user = if n == LARGE - 1 { LARGE } else { n };
             let note = noise(if n == LARGE { 40_000 } else { 10 });
             let event = serde_json::json!({
@@ -64,13 +64,13 @@ fn an_output_that_a_topic_does_not_take_is_named_and_left_out_once_one_says_so()
 
     for arguments in [&[][..], &["--skip", "kafka-events:1:enriched-events/nobody/0"]] {
         let output = run(arguments).output().expect("started");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(3), "{said}");
-        assert!(said.contains(&format!("enriched-events/u{LARGE}/")), "{said}");
-        fs::write(path("said"), said).expect("written");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{stderr}");
+        assert!(stderr.contains(&format!("enriched-events/u{LARGE}/")), "{stderr}");
+        fs::write(path("said"), stderr).expect("written");
     }
-    let said = fs::read_to_string(path("said")).expect("it said something");
-    let (_, rest) = said.rsplit_once("`--skip ").expect("it says how");
+    let stderr = fs::read_to_string(path("said")).expect("a log");
+    let (_, rest) = stderr.rsplit_once("`--skip ").expect("a suggested `--skip`");
     let (skip, _) = rest.split_once('`').expect("a skip");
     succeed(&mut run(&["--skip", skip]));
 
@@ -82,18 +82,18 @@ fn an_output_that_a_topic_does_not_take_is_named_and_left_out_once_one_says_so()
         };
         let all = read_all(&services.kafka, OUTPUTS[0]);
         let ids: BTreeSet<_> = all.iter().map(of).collect();
-        assert_eq!(ids.len(), all.len(), "each once");
+        assert_eq!(ids.len(), all.len(), "an event id is in the topic twice");
         ids
     };
     let all: BTreeSet<_> = (0..EVENTS).map(|n| format!("e{n}")).collect();
     let missing: Vec<_> = all.difference(&ids()).cloned().collect();
-    assert_eq!(missing, [format!("e{LARGE}")], "that one, and at that sink");
+    assert_eq!(missing, [format!("e{LARGE}")], "only the skipped output is missing");
     let results = rusqlite::Connection::open(path("results.db")).expect("a database");
     let stored: i64 =
         results.query_row("SELECT count(*) FROM events", [], |row| row.get(0)).expect("a number");
     assert_eq!(stored, EVENTS as i64);
 
-    // It is remembered, and nothing is given twice.
+    // The skip is recorded, and no output is sent twice.
     succeed(&mut run(&[]));
     assert_eq!(ids().len(), EVENTS - 1);
     let status = succeed(headwater(&["status"]).arg(path("run.toml")));

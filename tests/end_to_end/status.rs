@@ -1,13 +1,13 @@
-//! `headwater status`: what is there, told without taking it over.
+//! `headwater status`: it reports the state of a pipeline without claiming the ledger.
 
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::common::{hard, headwater, succeed, write_files};
+use crate::common::{hard_settings, headwater, succeed, write_files};
 
-/// The exit code and the object that is printed.
+/// Returns the exit code and the printed JSON object.
 fn status(config: &Path) -> (Option<i32>, Value) {
     let config = config.to_str().expect("UTF-8");
     let output = headwater(&["status", config, "--json"]).output().expect("started");
@@ -19,9 +19,9 @@ fn status(config: &Path) -> (Option<i32>, Value) {
 }
 
 #[test]
-fn the_status_of_a_pipeline_follows_it_and_takes_nothing_over() {
+fn status_reports_a_pipeline_without_taking_it_over() {
     let dir = tempfile::tempdir().expect("a directory");
-    let files = write_files(dir.path(), &hard(1), 600);
+    let files = write_files(dir.path(), &hard_settings(1), 600);
     let names: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
     let (config, ledger, database) =
         (dir.path().join("run.toml"), dir.path().join("ledger.db"), dir.path().join("results.db"));
@@ -34,12 +34,12 @@ fn the_status_of_a_pipeline_follows_it_and_takes_nothing_over() {
 
     let (code, before) = status(&config);
     assert_eq!((code, &before["start"]), (Some(0), &json!({ "does": "begin" })));
-    assert!(!ledger.exists() && !database.exists(), "looking makes nothing");
+    assert!(!ledger.exists() && !database.exists(), "status created a file");
 
     succeed(&mut headwater(&["run", path]));
     for _ in 0..2 {
         let (code, after) = status(&config);
-        assert_eq!((code, &after["generation"]), (Some(0), &json!(1)), "looking is no start");
+        assert_eq!((code, &after["generation"]), (Some(0), &json!(1)), "status counted as a start");
         assert_eq!(after["sinks"][0]["through"], after["recorded_through"], "{after}");
         let start = &after["start"];
         assert_eq!(
@@ -52,9 +52,9 @@ fn the_status_of_a_pipeline_follows_it_and_takes_nothing_over() {
     let (code, changed) = status(&config);
     assert_eq!((code, &changed["start"]["does"]), (Some(3), &json!("refuse")));
     let run = headwater(&["run", path]).output().expect("started");
-    assert_eq!(run.status.code(), Some(3), "as was foretold");
+    assert_eq!(run.status.code(), Some(3), "status and run agree");
 
     fs::write(&config, bare).expect("written");
     let without = headwater(&["status", path]).output().expect("started");
-    assert_eq!(without.status.code(), Some(2), "there is no ledger to look at");
+    assert_eq!(without.status.code(), Some(2), "status requires a ledger");
 }

@@ -1,19 +1,19 @@
-//! Topics that change: partitions that are added are read, and a topic that is another one is refused.
+//! Topics that change: added partitions are read, and a recreated or compacted topic is refused.
 
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 
 use headwater_sinks::kafka::topics::TopicSpec;
 
 use crate::common::{headwater, succeed};
-use crate::crash::refused;
+use crate::crash::assert_refused;
 use crate::kafka::{admin, brokers, topics};
 use crate::live::wait_for;
-use crate::liveness::{EVENTS, Pipeline, event, stops_well, wall_ms};
+use crate::liveness::{EVENTS, Pipeline, event, stop_cleanly, wall_ms};
 
 const RECORDED: &str = "[ledger]\nkind = \"sqlite\"\npath = \"DIR/ledger.db\"\n\
     [state]\npath = \"DIR/state\"\n";
 
-/// Adds partitions to a topic, until it has so many.
+/// Increases the number of partitions of a topic.
 pub fn grow(brokers: &str, topic: &str, partitions: usize) {
     let grown = admin(brokers, async |admin: &AdminClient<_>| {
         let more = [NewPartitions::new(topic, partitions)];
@@ -22,10 +22,10 @@ pub fn grow(brokers: &str, topic: &str, partitions: usize) {
     assert_eq!(grown, 1);
 }
 
-/// One event for each of so many partitions.
+/// Sends one event to each partition.
 fn send_to_each(pipeline: &Pipeline, round: &str, partitions: i32) {
     for partition in 0..partitions {
-        // A producer learns of a partition only now and then.
+        // A producer refreshes its list of partitions only periodically, so each event has its own producer.
         let sender = crate::liveness::producer(None);
         let value = event(&format!("{round}-{partition}"), &format!("u{partition}"), wall_ms());
         pipeline.send_by(&sender, partition, 0, Some(&value));
@@ -34,7 +34,7 @@ fn send_to_each(pipeline: &Pipeline, round: &str, partitions: i32) {
 }
 
 #[test]
-fn partitions_that_are_added_are_read_and_replayed() {
+fn added_partitions_are_read_and_replayed() {
     let checkpoints = "[checkpoint]\ninterval = \"1h\"\n";
     let pipeline = Pipeline::new("grow", 2, &format!("{RECORDED}{checkpoints}"));
     let mut run = pipeline.start(&["-w", "2"]);
@@ -43,7 +43,8 @@ fn partitions_that_are_added_are_read_and_replayed() {
     grow(&brokers(), &pipeline.topic, 4);
     send_to_each(&pipeline, "second", 4);
     pipeline.wait_count(EVENTS, 6);
-    // What the partitions began with is replayed by another number of workers, and more have come meanwhile.
+    // The first records of the added partitions are replayed by another number of workers, after further partitions
+    // were added.
     run.kill();
     grow(&brokers(), &pipeline.topic, 5);
     send_to_each(&pipeline, "third", 5);
@@ -55,17 +56,17 @@ fn partitions_that_are_added_are_read_and_replayed() {
         assert!(count <= 11, "{count}: {}", run.log());
         (count == 11).then_some(())
     });
-    stops_well(run);
+    stop_cleanly(run);
     assert!(!status.contains("refuse"), "{status}");
-    assert_eq!(pipeline.count("SELECT count(*) FROM dead_letters"), 0, "nothing was late");
+    assert_eq!(pipeline.count("SELECT count(*) FROM dead_letters"), 0, "no record is late");
     assert_eq!(pipeline.count("SELECT count(DISTINCT partition || ':' || offset) FROM events"), 11);
-    // A checkpoint has all five.
+    // The checkpoint has all five partitions.
     succeed(pipeline.command(&["--until-end"]).env("RUST_BACKTRACE", "0"));
     assert_eq!(pipeline.count(EVENTS), 11);
 }
 
 #[test]
-fn a_topic_that_was_created_anew_is_refused_after_a_checkpoint() {
+fn a_recreated_topic_is_refused_after_a_checkpoint() {
     let pipeline = Pipeline::new("anew", 1, &format!("{RECORDED}[checkpoint]\ninterval = \"1s\"\n"));
     for n in 0..4 {
         pipeline.send(0, &event(&format!("old-{n}"), "u", wall_ms()));
@@ -73,7 +74,7 @@ fn a_topic_that_was_created_anew_is_refused_after_a_checkpoint() {
     pipeline.flush();
     succeed(&mut pipeline.command(&["--until-end"]));
     assert_eq!(pipeline.count(EVENTS), 4);
-    // Nothing has changed: the start finds the record before its position as it was.
+    // The topic is unchanged: the start accepts the record before its position.
     succeed(&mut pipeline.command(&["--until-end"]));
     let topic = &pipeline.topic;
     let deleted = admin(&brokers(), async |admin: &AdminClient<_>| {
@@ -90,14 +91,14 @@ fn a_topic_that_was_created_anew_is_refused_after_a_checkpoint() {
             pipeline.send_by(&anew, 0, 0, Some(&value));
         }
         rdkafka::producer::Producer::flush(&anew, std::time::Duration::from_secs(10)).expect("written");
-        // As long as the old one, and longer.
-        refused(&mut pipeline.command(&["--until-end"]), "created anew");
+        // The new topic is as long as the old one, then longer.
+        assert_refused(&mut pipeline.command(&["--until-end"]), "recreated");
     }
     assert_eq!(pipeline.count(EVENTS), 4);
 }
 
 #[test]
-fn a_topic_that_becomes_compacted_is_refused_while_it_is_read_and_read_again_once_it_is_not() {
+fn a_topic_is_refused_while_it_is_compacted() {
     let pipeline = Pipeline::new("compacted", 1, RECORDED);
     pipeline.send(0, &event("first", "u", wall_ms()));
     pipeline.flush();
@@ -111,12 +112,12 @@ fn a_topic_that_becomes_compacted_is_refused_while_it_is_read_and_read_again_onc
         });
     };
     set("compact");
-    assert_eq!(run.end().code(), Some(3), "{}", run.log());
+    assert_eq!(run.wait().code(), Some(3), "{}", run.log());
     assert!(run.log().contains("is compacted: records vanish from it"), "{}", run.log());
     set("delete");
     pipeline.send(0, &event("second", "u", wall_ms()));
     pipeline.flush();
     let run = pipeline.start(&[]);
     pipeline.wait_count(EVENTS, 2);
-    stops_well(run);
+    stop_cleanly(run);
 }

@@ -1,4 +1,4 @@
-//! No Kafka transaction of a run that lives is open for long: whoever reads what is committed does not wait for it.
+//! No Kafka transaction of a live run stays open for long, so that `read_committed` consumers do not wait for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,32 +9,32 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
-use crate::kafka::{Killed, OUTPUTS, alone, topics};
-use crate::live::Running;
+use crate::kafka::{CrashPipeline, OUTPUTS, lock_output_topics, topics};
+use crate::live::Process;
 use crate::services::Services;
 
-/// How long a transaction may be open.
+/// The longest time that a transaction may be open.
 const BOUND: Duration = Duration::from_secs(1);
 
-/// Looks at the ends of partitions all the time: between the last stable offset and the high watermark lies what open
-/// transactions have written.
-struct Watched {
-    over: Arc<AtomicBool>,
-    thread: JoinHandle<Seen>,
+/// A thread that polls the ends of partitions: the records between the last stable offset and the high watermark belong
+/// to open transactions.
+struct TransactionWatcher {
+    is_stopped: Arc<AtomicBool>,
+    thread: JoinHandle<OpenTransactions>,
 }
 
-/// What was seen of open transactions.
+/// The open transactions that were observed.
 #[derive(Debug, Default)]
-struct Seen {
-    /// How often one was open.
+struct OpenTransactions {
+    /// The number of observations of an open transaction.
     open: usize,
-    /// The longest time for which a partition's last stable offset stood still while one was.
+    /// The longest time for which a partition's last stable offset did not change while a transaction was open.
     longest: Duration,
 }
 
-impl Watched {
-    /// Of these topics, from now on.
-    fn start(brokers: &str, topics: &'static [&'static str]) -> Watched {
+impl TransactionWatcher {
+    /// Starts observing these topics.
+    fn start(brokers: &str, topics: &'static [&'static str]) -> TransactionWatcher {
         let consumer = |isolation: &str| -> BaseConsumer {
             ClientConfig::new()
                 .set("bootstrap.servers", brokers)
@@ -50,11 +50,11 @@ impl Watched {
             .filter_map(|topic| topics.iter().find(|name| **name == topic.name()).zip(Some(topic)))
             .flat_map(|(name, topic)| topic.partitions().iter().map(|partition| (*name, partition.id())))
             .collect();
-        assert!(partitions.len() >= topics.len(), "every topic is watched");
-        let over = Arc::new(AtomicBool::new(false));
-        let until = Arc::clone(&over);
+        assert!(partitions.len() >= topics.len(), "a topic has no partitions");
+        let is_stopped = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&is_stopped);
         let thread = std::thread::spawn(move || {
-            let mut seen = Seen::default();
+            let mut seen = OpenTransactions::default();
             let mut standing = vec![None; partitions.len()];
             while !until.load(Ordering::Relaxed) {
                 for (&(topic, partition), standing) in partitions.iter().zip(&mut standing) {
@@ -64,7 +64,7 @@ impl Watched {
                             .expect("answered")
                             .1
                     };
-                    // The stable end first: what is committed in between is not taken for open.
+                    // The stable offset is read first, so that a commit in between does not count as open.
                     let (stable, end) = (end(&stable), end(&all));
                     let since = match *standing {
                         Some((before, since)) if before == stable => since,
@@ -79,40 +79,40 @@ impl Watched {
             }
             seen
         });
-        Watched { over, thread }
+        TransactionWatcher { is_stopped, thread }
     }
 
-    fn end(self) -> Seen {
-        self.over.store(true, Ordering::Relaxed);
-        self.thread.join().expect("it has watched")
+    fn stop(self) -> OpenTransactions {
+        self.is_stopped.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the watcher panicked")
     }
 }
 
 #[test]
 fn no_transaction_of_a_run_is_open_for_longer_than_a_second() {
-    let _alone = alone();
-    let (killed, mut stream) = Killed::on(Services::shared(), "open", 71);
-    let watched = Watched::start(&killed.services().kafka, &OUTPUTS);
-    let mut run = Running::start(killed.live("2"), killed.path("run.log"));
+    let _lock = lock_output_topics();
+    let (pipeline, mut stream) = CrashPipeline::on(Services::shared(), "open", 71);
+    let watcher = TransactionWatcher::start(&pipeline.services().kafka, &OUTPUTS);
+    let mut run = Process::start(pipeline.live_command("2"), pipeline.path("run.log"));
     let mut produced = 0;
     for _ in 0..8 {
         stream.produce(5_000);
         produced += 5_000;
-        crate::live::wait_for("what was produced", || (killed.stored() >= produced).then_some(()));
+        crate::live::wait_for("the produced records", || (pipeline.stored() >= produced).then_some(()));
     }
     run.terminate();
-    run.ends_well();
-    let seen = watched.end();
-    assert!(seen.open > 0, "its transactions were not seen: {seen:?}");
+    run.expect_success();
+    let seen = watcher.stop();
+    assert!(seen.open > 0, "no transaction was observed: {seen:?}");
     assert!(seen.longest < BOUND, "{seen:?}");
-    Running::start(killed.command("2"), killed.path("run.log")).ends_well();
-    killed.judge();
+    Process::start(pipeline.command("2"), pipeline.path("run.log")).expect_success();
+    pipeline.judge();
 }
 
-/// Otherwise the test above would show nothing.
+/// Checks the watcher that the test above relies on.
 #[test]
-fn a_transaction_that_is_open_for_long_is_seen() {
-    let _alone = alone();
+fn the_watcher_detects_a_long_open_transaction() {
+    let _lock = lock_output_topics();
     let services = Services::shared();
     let specs = crate::kafka::standard_topics();
     headwater::topics::create_topics(&services.kafka, &Default::default(), &specs).expect("created");
@@ -121,18 +121,18 @@ fn a_transaction_that_is_open_for_long_is_seen() {
         .set("transactional.id", format!("stranger-{}", std::process::id()))
         .create()
         .expect("a client");
-    let patience = Duration::from_secs(30);
-    stranger.init_transactions(patience).expect("it may write");
+    let timeout = Duration::from_secs(30);
+    stranger.init_transactions(timeout).expect("initialised");
     stranger.begin_transaction().expect("begun");
     stranger
         .send(BaseRecord::to(OUTPUTS[1]).key("a").payload("b"))
         .map_err(|(error, _)| error)
         .expect("queued");
-    stranger.flush(patience).expect("written");
-    let watched = Watched::start(&services.kafka, &OUTPUTS);
+    stranger.flush(timeout).expect("written");
+    let watcher = TransactionWatcher::start(&services.kafka, &OUTPUTS);
     std::thread::sleep(BOUND + Duration::from_millis(500));
-    stranger.abort_transaction(patience).expect("aborted");
-    let seen = watched.end();
+    stranger.abort_transaction(timeout).expect("aborted");
+    let seen = watcher.stop();
     topics(&services.kafka).delete(&OUTPUTS).expect("deleted");
     assert!(seen.longest >= BOUND, "{seen:?}");
 }

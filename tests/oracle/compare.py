@@ -1,12 +1,12 @@
-"""Compares what an engine wrote with what the oracle expects; prints the first differences, exit code 1 on any.
+"""Compares the output of an engine with the oracle's; prints the first differences and exits with 1 if there are any.
 
     python3 tests/oracle/compare.py expected actual [--tables events alerts windows dead_letters] [--first 10]
 
-Both are folders of NDJSON with rows in the shapes of outputs.py. An engine's times may also be RFC 3339 texts, its
+Both are directories of NDJSON with rows in the format of outputs.py. An engine's times may also be RFC 3339 texts, its
 decimals numbers, its documents parsed, its booleans 0 and 1, and instead of `value_sha256` a dead letter may have its
-`value` in base64. Only the columns that the oracle wrote are judged. Everything must be equal but floats: mean and
-deviation of windows to 1e-9, what was rounded to six digits to 1e-5. In the details of an alert, the amount is exact. Windows that are not final are passed over;
-without epochs alerts that were revoked are, too.
+`value` in base64. Only the columns of the oracle are compared. All values must be equal, except floats: mean and
+deviation of windows are compared to 1e-9, values rounded to six digits to 1e-5. The amount in the details of an alert
+is exact. Windows that are not final are ignored; without epochs, so are revoked alerts.
 """
 
 import argparse
@@ -26,42 +26,42 @@ TIMES = frozenset(("event_time", "start", "end"))
 DECIMALS = frozenset(("amount", "amount_sum", "min", "max"))
 DOCUMENTS = frozenset(("attributes", "details", "event_ids"))
 BOOLEANS = frozenset(("final",))
-# How far apart floats may be, relatively; zero against almost zero is judged absolutely.
+# Relative tolerances of floats; a value expected to be zero is compared with an absolute tolerance.
 TOLERANCES = {"mean": 1e-9, "stddev": 1e-9, "key_amount_mean": 1e-5, "km_from_previous": 1e-5, "details": 1e-5}
 NEXT_TO_ZERO = 1e-9
 
 
 def differences(table, expected, actual):
-    """Each difference between two iterables of NDJSON lines, as a sentence."""
+    """Yields each difference between two iterables of NDJSON lines, as a message."""
     key_columns = KEYS[table]
-    waiting = {}
+    remaining = {}
     for line in expected:
-        waiting[key_of(key_columns, json.loads(line))] = line
-    with_epochs = any("epoch" in json.loads(line) for line in list(waiting.values())[:1])
+        remaining[key_of(key_columns, json.loads(line))] = line
+    with_epochs = any("epoch" in json.loads(line) for line in list(remaining.values())[:1])
     seen = set()
     for line in actual:
         row = json.loads(line, parse_float=Decimal)
-        if passed_over(table, row, with_epochs):
+        if is_ignored(table, row, with_epochs):
             continue
         key = key_of(key_columns, row)
-        named = f"{table} {' '.join(map(str, key))}"
+        label = f"{table} {' '.join(map(str, key))}"
         if key in seen:
-            yield f"{named}: written twice"
+            yield f"{label}: written twice"
             continue
         seen.add(key)
-        if key not in waiting:
-            yield f"{named}: not expected: {line.strip()}"
+        if key not in remaining:
+            yield f"{label}: not expected: {line.strip()}"
             continue
-        for column, wanted in json.loads(waiting.pop(key)).items():
+        for column, wanted in json.loads(remaining.pop(key)).items():
             if column not in row and not (column == "value_sha256" and "value" in row):
-                yield f"{named}: has no {column}, expected {wanted!r}"
+                yield f"{label}: has no {column}, expected {wanted!r}"
             elif not same(column, wanted, row):
-                yield f"{named}: {column}: expected {wanted!r}, got {row.get(column)!r}"
-    for key, line in waiting.items():
+                yield f"{label}: {column}: expected {wanted!r}, got {row.get(column)!r}"
+    for key, line in remaining.items():
         yield f"{table} {' '.join(map(str, key))}: missing: {line.strip()}"
 
 
-def passed_over(table, row, with_epochs):
+def is_ignored(table, row, with_epochs):
     if table == "windows":
         return not row["final"]
     return table == "alerts" and not with_epochs and row["status"] == "revoked"
@@ -87,7 +87,7 @@ def same(column, wanted, row):
     if column in DOCUMENTS:
         return same_document(document(wanted), document(got), TOLERANCES.get(column, 0))
     if column in TOLERANCES:
-        return near(wanted, got, TOLERANCES[column])
+        return is_close(wanted, got, TOLERANCES[column])
     if isinstance(wanted, float):
         return wanted == float(got)
     return wanted == got
@@ -99,24 +99,24 @@ TIME = re.compile(
 
 
 def milliseconds(time):
-    """A time in UTC as milliseconds, in any year; what is no time is left as it is, to differ."""
+    """Converts a time in UTC, in any year, to milliseconds; returns any other value unchanged, so that it differs."""
     match = TIME.fullmatch(time) if isinstance(time, str) else None
     if not match:
         return time
     year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
-    # Python knows the years 1 to 9999; after 400 years and 146,097 days the calendar is the same again.
+    # Python supports the years 1 to 9999; the calendar repeats every 400 years, or 146,097 days.
     eras, year = divmod(year, 400)
     days = datetime.date(year + 400, month, day).toordinal() - datetime.date(1970, 1, 1).toordinal()
     days += (eras - 1) * 146_097
     return ((days * 24 + hour) * 60 + minute) * 60_000 + second * 1000 + int(((match[7] or "") + "000")[:3])
 
 
-def near(wanted, got, tolerance):
+def is_close(wanted, got, tolerance):
     return math.isclose(wanted, got, rel_tol=tolerance) or (wanted == 0 and abs(got) <= NEXT_TO_ZERO)
 
 
 def document(value):
-    """A document with its numbers as decimals, from its text or parsed."""
+    """Returns a document, given as text or parsed, with its numbers as decimals."""
     return json.loads(value, parse_float=number, parse_int=number) if isinstance(value, str) else decimals(value)
 
 
@@ -129,7 +129,7 @@ def decimals(value):
 
 
 def number(text):
-    """A JSON number's value; its text where the exponent is beyond all bounds."""
+    """Returns the value of a JSON number, or its text if the exponent is too large."""
     try:
         return Decimal(text)
     except InvalidOperation:
@@ -149,12 +149,12 @@ def same_document(wanted, got, tolerance):
         return len(wanted) == len(got) and all(map(same_document, wanted, got, [tolerance] * len(got)))
     if tolerance and isinstance(wanted, Decimal) and isinstance(got, Decimal):
         written_as_float = wanted.as_tuple().exponent != 0
-        return near(wanted, got, tolerance) if written_as_float else wanted == got
+        return is_close(wanted, got, tolerance) if written_as_float else wanted == got
     return type(wanted) is type(got) and wanted == got
 
 
 def same_amount(wanted, got):
-    """Of an alert's details, the amount is exact; here it is a text, since JSON's numbers are read as floats."""
+    """Compares the amount of an alert exactly; the oracle writes it as text, since JSON's numbers are read as floats."""
     return isinstance(got, Decimal) and Decimal(str(wanted)) == got
 
 
@@ -163,18 +163,18 @@ def main():
     parser.add_argument("expected", type=Path)
     parser.add_argument("actual", type=Path)
     parser.add_argument("--tables", nargs="+", choices=KEYS, default=["events", "alerts", "windows", "dead_letters"])
-    parser.add_argument("--first", type=int, default=10, help="how many differences of a table to print")
-    asked = parser.parse_args()
+    parser.add_argument("--first", type=int, default=10, help="the number of differences to print per table")
+    args = parser.parse_args()
     failed = False
-    for table in asked.tables:
+    for table in args.tables:
         with (
-            open(asked.expected / f"{table}.ndjson", encoding="utf-8") as expected,
-            open(asked.actual / f"{table}.ndjson", encoding="utf-8") as actual,
+            open(args.expected / f"{table}.ndjson", encoding="utf-8") as expected,
+            open(args.actual / f"{table}.ndjson", encoding="utf-8") as actual,
         ):
             found = 0
             for difference in differences(table, expected, actual):
                 found += 1
-                if found <= asked.first:
+                if found <= args.first:
                     print(difference)
         print(f"{table}: {found} differences" if found else f"{table}: equal")
         failed = failed or found > 0

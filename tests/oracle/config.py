@@ -1,4 +1,4 @@
-"""The configuration of a run, as far as answers depend on it: JSON in milliseconds, or the engine's own TOML.
+"""The settings of a run that affect results: JSON in milliseconds, or the engine's own TOML.
 
     {"pipeline": "fraud", "partitions": 6,
      "time": {"max_out_of_orderness_ms": 5000, "max_future_skew_ms": 300000}, "dedup_horizon_ms": 60000,
@@ -6,9 +6,9 @@
      "windows": [{"name": "user_1m", "kind": "tumbling", "by": "user_id", "size_ms": 60000}],
      "patterns": {"velocity_spike": {"more_than": 100, "within_ms": 3600000}}}
 
-What is absent has its default; without `patterns` all five run, else those that are named. `partitions`, how many there
-are at first, need only be given if some are added, or have neither a record nor a binding. Keys that answers do not
-depend on are passed over.
+Absent settings have their defaults; without `patterns` all five patterns run, otherwise only the named ones.
+`partitions`, the initial number, is required only if partitions are added, or have neither a record nor a binding.
+Keys that do not affect results are ignored.
 """
 
 import json
@@ -47,9 +47,9 @@ class Settings:
     partitions: int
     max_out_of_orderness: int
     max_future_skew: int
-    # Files alone have a bound on jumps.
+    # Only files have a bound on jumps.
     max_jump: int | None
-    # How long all partitions must be idle for the watermark to follow the wall; none lets it stay.
+    # The time for which all partitions must be idle before the watermark follows the wall clock; none: it never does.
     idle_advance: int | None
     dedup_horizon: int
     strict_fields: bool
@@ -58,7 +58,7 @@ class Settings:
 
 
 def load(path):
-    """The settings in a file: TOML if its name says so, else JSON."""
+    """Loads the settings from a file: TOML if its suffix is .toml, otherwise JSON."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".toml":
         return settings(in_milliseconds(tomllib.loads(text, parse_float=Fraction)))
@@ -96,7 +96,7 @@ def window(given):
 def pattern(rule, given):
     defaults = {"emit": "immediate", **PATTERNS[rule]}
     filled = {**defaults, **given}
-    # "More than 100" says the same as "at least 101".
+    # "More than 100" is the same as "at least 101".
     if "more_than" in given or "at_least" not in filled and "more_than" in filled:
         filled["at_least"] = filled["more_than"] + 1
     filled.pop("more_than", None)
@@ -110,7 +110,7 @@ UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 def in_milliseconds(value):
-    """Turns each `key = "5s"` into `key_ms = 5000`, at any depth."""
+    """Converts each `key = "5s"` to `key_ms = 5000`, at any depth."""
     if isinstance(value, list):
         return [in_milliseconds(item) for item in value]
     if not isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""Bytes in, events or rejections out: the rules of the event format, one by one.
+"""The decoder: it turns bytes into events or rejections, by the rules of the event format.
 
-tests/poison/README.md says how each rule is meant; tests/poison/cases.json holds this decoder to it.
+tests/poison/README.md explains each rule; tests/poison/cases.json has test cases for this decoder.
 """
 
 import datetime
@@ -14,13 +14,13 @@ MAX_DEPTH = 64
 LARGEST_AMOUNT = 10**12 * 10**6
 LAST_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 
-# What is taken as text if it is a whole number.
+# Fields in which a whole number is read as text.
 IDS = ("event_id", "user_id", "device_id", "merchant_id", "merchant_category", "session_id")
 
-# Texts that no event needs, in the order in which they are judged.
+# Optional texts, in the order in which they are checked.
 TEXTS = ("currency", "merchant_id", "merchant_category", "ip_address", "session_id")
 
-# The fields that have a meaning, in the order in which they are judged.
+# The fields of the format, in the order in which they are checked.
 FIELDS = (
     "event_id", "event_type", "user_id", "device_id", "event_time", "amount",
     "currency", "merchant_id", "merchant_category", "ip_address", "session_id", "location", "attributes",
@@ -30,7 +30,7 @@ EVENT_TYPES = ("transaction", "user_activity", "iot_sensor", "api_call")
 
 
 class Rejected(Exception):
-    """A record that is no event: `malformed` cannot be read, `invalid` breaks a rule."""
+    """A record that is not an event: `malformed` cannot be parsed, `invalid` violates a rule."""
 
     def __init__(self, reason, field, message):
         super().__init__(message)
@@ -51,14 +51,14 @@ class Number(str):
 
 
 class Members(dict):
-    """An object's members, of several with one name the last; `repeated` are the names that came again."""
+    """The members of an object; the last of several members with one name counts, and `repeated` has those names."""
 
     repeated = ()
 
 
 @dataclass(slots=True)
 class Event:
-    """What a record says. Times are milliseconds since 1970, amounts millionths."""
+    """A decoded record. Times are milliseconds since 1970, amounts millionths."""
 
     event_id: str
     event_type: str
@@ -75,9 +75,9 @@ class Event:
     lat: float | None
     lon: float | None
     attributes: str | None
-    # Optional fields of a wrong form, which are absent here.
+    # Malformed optional fields, which are treated as absent.
     absent: tuple = ()
-    # Where and when it was read; the flow fills these in.
+    # Position and epoch of the record, set by the flow.
     partition: int = 0
     offset: int = 0
     timestamp: int | None = None
@@ -86,12 +86,12 @@ class Event:
 
     @property
     def order(self):
-        """The order in which events of a key, or of an epoch, are looked at."""
+        """The order in which events of a key, or of an epoch, are processed."""
         return (self.time, self.partition, self.offset)
 
 
 def decode(value, strict=False):
-    """The event in a record's value; raises Rejected. If fields are strict, also for optional ones of a wrong form."""
+    """Decodes a record's value or raises Rejected; if `strict`, also for malformed optional fields."""
     if value is None:
         raise malformed(None, "no value")
     if len(value) > MAX_RECORD:
@@ -107,14 +107,14 @@ def decode(value, strict=False):
     fields = Fields(members, strict)
     for name in FIELDS:
         fields.read(name, lambda given: check_type(name, given))
-    event_id = fields.need("event_id", lambda given: bounded("event_id", given, 128))
-    event_type = fields.need("event_type", known_type)
+    event_id = fields.require("event_id", lambda given: bounded("event_id", given, 128))
+    event_type = fields.require("event_type", check_event_type)
     user_id, device_id = (fields.text(name) for name in ("user_id", "device_id"))
     kind = "device" if event_type == "iot_sensor" else "user"
     key = device_id if kind == "device" else user_id
     if not key:
         raise invalid(kind + "_id", "the key is missing or empty")
-    time = fields.need("event_time", instant)
+    time = fields.require("event_time", instant)
     amount = fields.read("amount", micros)
     optional = [fields.text(name) for name in TEXTS]
     lat, lon = fields.read("location", degrees) or (None, None)
@@ -125,7 +125,7 @@ def decode(value, strict=False):
 
 
 class Fields:
-    """A record's fields, judged one by one. An optional one of a wrong form is absent, unless fields are strict."""
+    """The fields of a record, checked one by one. A malformed optional field is absent, unless fields are strict."""
 
     def __init__(self, members, strict):
         self.members = dict(members)
@@ -135,24 +135,24 @@ class Fields:
         self.required = ("event_id", "event_type", "event_time", key)
 
     def read(self, name, judge):
-        """What `judge` makes of a field; none if it is null or absent."""
+        """Returns a field converted by `judge`; none if it is null or absent."""
         given = self.members.get(name)
         if given is None:
             return None
         try:
             return judge(given)
         except Rejected:
-            self.give_up(name)
+            self.mark_absent(name)
             return None
 
-    def give_up(self, name):
-        """Takes a field as absent, or passes on why it is of a wrong form."""
+    def mark_absent(self, name):
+        """Treats a malformed field as absent, or re-raises its rejection."""
         if self.strict or name in self.required:
             raise
         self.absent.append(name)
         self.members.pop(name, None)
 
-    def need(self, name, judge):
+    def require(self, name, judge):
         found = self.read(name, judge)
         if found is None or found == "":
             raise invalid(name, "is missing or empty")
@@ -162,14 +162,14 @@ class Fields:
         return self.read(name, lambda given: bounded(name, given, 256))
 
     def attributes(self, text):
-        """The attributes, in canonical form; `text` is the record's if they may be too large."""
+        """Returns the attributes in canonical form; `text` is the record's text if they may be too large."""
         try:
             if text is not None and attributes_size(text, self.members) > MAX_ATTRIBUTES:
                 raise invalid("attributes", "above 64 KiB")
             kept = attributes(self.members)
             check_numbers(kept)
         except Rejected:
-            self.give_up("attributes")
+            self.mark_absent("attributes")
             return None
         return None if kept is None else canonical(kept)
 
@@ -178,7 +178,7 @@ class Fields:
 
 
 def parse(text):
-    """The members of the one object that a record must be."""
+    """Parses a record, which must be one object, and returns its members."""
     if text.count("{") + text.count("[") > MAX_DEPTH and depth(text) > MAX_DEPTH:
         raise malformed(None, "nests deeper than 64")
     try:
@@ -192,7 +192,7 @@ def parse(text):
     return value
 
 
-def no_constant(name):
+def reject_constant(name):
     raise ValueError(f"{name} is not JSON")
 
 
@@ -209,12 +209,12 @@ def collect(pairs):
 
 
 JSON = json.JSONDecoder(
-    object_pairs_hook=collect, parse_int=Number, parse_float=Number, parse_constant=no_constant
+    object_pairs_hook=collect, parse_int=Number, parse_float=Number, parse_constant=reject_constant
 )
 
 
 def depth(text):
-    """How deep brackets nest outside of strings; the outermost object is at depth 1."""
+    """Returns the nesting depth of brackets outside of strings; the outermost object is at depth 1."""
     deepest = level = 0
     for token in re.finditer(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[{]|[\]}]', text, re.DOTALL):
         if token[0] in "[{":
@@ -226,7 +226,7 @@ def depth(text):
 
 
 def check_characters(value):
-    """Escapes can bring in NUL and halves of surrogate pairs, which no text may hold."""
+    """Rejects NUL and unpaired surrogates, which escapes can introduce."""
     if isinstance(value, Number):
         return
     if isinstance(value, str):
@@ -242,7 +242,7 @@ def check_characters(value):
 
 
 def canonical(value):
-    """A JSON text with sorted names and no white space; numbers stay as they were written."""
+    """Returns a JSON text with sorted names and no white space; numbers keep their notation."""
     if isinstance(value, Number):
         return str(value)
     if isinstance(value, dict):
@@ -275,20 +275,20 @@ def size(text):
 
 
 def bounded(name, value, limit):
-    """A text of at most so many bytes; of a number, its digits."""
+    """Returns a text of at most `limit` bytes; a number is returned as its digits."""
     if size(value) > limit:
         raise invalid(name, f"has more than {limit} bytes")
     return str(value)
 
 
-def known_type(value):
+def check_event_type(value):
     if value not in EVENT_TYPES:
         raise invalid("event_type", "unknown")
     return value
 
 
 def instant(value):
-    """An event's time: milliseconds since 1970 as a number, or RFC 3339."""
+    """Parses an event's time: milliseconds since 1970 as a number, or RFC 3339."""
     return milliseconds(value) if isinstance(value, Number) else rfc3339(value)
 
 
@@ -309,7 +309,7 @@ RFC3339 = re.compile(
 
 
 def rfc3339(text):
-    """Milliseconds since 1970. A leap second, the last of a month in UTC, is the second that follows it."""
+    """Returns milliseconds since 1970. A leap second, at the end of a month in UTC, counts as the next second."""
     match = RFC3339.fullmatch(text)
     if not match:
         raise invalid("event_time", "is not an RFC 3339 time with an offset")
@@ -341,19 +341,19 @@ NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?
 
 
 def micros(text):
-    """An amount in millionths: digits × 10^(6 − decimals), where the exponent moves the decimal point; half to even."""
+    """Returns an amount in millionths: digits × 10^(6 − decimals), with the exponent applied, rounded half to even."""
     match = NUMBER.fullmatch(text)
     if not match:
         raise invalid("amount", "is not a decimal number")
     sign, whole, fraction, exponent_sign, exponent = match.groups()
     exponent = (exponent or "0").lstrip("0") or "0"
-    # No record is long enough for an exponent of more than ten digits to be made up for by decimals.
+    # No record has enough decimals to compensate an exponent of more than ten digits.
     exponent = int(exponent[:11]) * (-1 if exponent_sign == "-" else 1)
     decimals = len(fraction or "") - exponent
     digits = (whole + (fraction or "")).lstrip("0")
     if not digits:
         return 0
-    # How many digits stand before the point of the amount in millionths: 10^18 has 19.
+    # The number of digits before the point of the amount in millionths: 10^18 has 19.
     before = len(digits) + 6 - decimals
     if before > 19:
         raise invalid("amount", "is larger than 10^12")
@@ -371,7 +371,7 @@ def micros(text):
 
 
 def degrees(location):
-    """Latitude and longitude; `lng` stands for a `lon` that is not there."""
+    """Returns latitude and longitude; `lng` is read if `lon` is absent."""
     lng = "lng" if location.get("lon") is None and location.get("lng") is not None else "lon"
     read = []
     for name, limit in (("lat", 90), (lng, 180)):
@@ -387,7 +387,7 @@ def degrees(location):
 
 
 def attributes(members):
-    """The attributes, together with the fields that have no meaning; none if there is neither."""
+    """Returns the attributes merged with the unknown fields; none if there are neither."""
     merged = {name: value for name, value in members.items() if name not in FIELDS}
     own = members.get("attributes")
     if own is None and not merged:
@@ -399,7 +399,7 @@ LARGE_EXPONENT = re.compile(r"[eE][+-]?0*[1-9][0-9]{3}")
 
 
 def check_numbers(value):
-    """Stores hold numbers of limited length: 1,000 characters and an exponent of three digits are within all limits."""
+    """Rejects numbers beyond the limits of any store: more than 1,000 characters or an exponent above three digits."""
     if isinstance(value, Number):
         if len(value) > 1000 or LARGE_EXPONENT.search(value):
             raise invalid("attributes", "hold a number that stores cannot hold")
@@ -412,10 +412,10 @@ def check_numbers(value):
 
 
 def attributes_size(text, members):
-    """How many bytes the text of the merged attributes has.
+    """Returns the number of bytes in the text of the merged attributes.
 
-    Without fields to merge that is the attributes' text as it stands. Else it is, in braces and separated by commas,
-    the attributes' members as they stand, then `"name":value` for each field that they lack.
+    Without fields to merge, this is the attributes' original text. Otherwise it has, in braces and separated by commas,
+    the attributes' original members, then `"name":value` for each unknown field that is not among them.
     """
     spans = {}
     for name, written_name, written_value in written_members(text):
@@ -434,7 +434,7 @@ def attributes_size(text, members):
 
 
 def written_members(text):
-    """The outermost object's members: name, and name and value as they stand. The text is known to be JSON."""
+    """Yields the members of the outermost object of valid JSON: name, and the original text of name and value."""
     space = re.compile(r"[ \t\r\n]*")
     at = text.index("{") + 1
     while True:

@@ -1,4 +1,4 @@
-"""Dumps the tables that an engine wrote to SQLite, in the shapes that compare.py reads.
+"""Dumps the tables that an engine wrote to SQLite, in the format of compare.py.
 
     python3 tests/oracle/dump.py results.db actual
 """
@@ -19,12 +19,12 @@ TABLES = {
 
 
 def rows(database, table):
-    """Each row of a table by column; of bytes only their hash."""
+    """Yields each row of a table by column; bytes are replaced by their hash."""
     found = database.execute(f"SELECT * FROM {TABLES[table]}")
     columns = [column[0] for column in found.description]
     for cells in found:
         row = dict(zip(columns, cells))
-        # A decimal stands there twice: as SQLite's number, to compare, and as its exact text.
+        # SQLite stores a decimal twice: as a number, for comparisons, and as its exact text.
         for column in [column for column in columns if column.endswith("_exact")]:
             row[column.removesuffix("_exact")] = row.pop(column)
         if table == "dead_letters":
@@ -38,11 +38,11 @@ def main():
     parser = argparse.ArgumentParser(prog="dump", description=__doc__.partition("\n\n")[0])
     parser.add_argument("database", type=Path)
     parser.add_argument("out", type=Path)
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    database = sqlite3.connect(f"file:{asked.database}?mode=ro", uri=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    database = sqlite3.connect(f"file:{args.database}?mode=ro", uri=True)
     for table in TABLES:
-        with open(asked.out / f"{table}.ndjson", "w", encoding="utf-8") as out:
+        with open(args.out / f"{table}.ndjson", "w", encoding="utf-8") as out:
             for row in rows(database, table):
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
     return 0

@@ -1,4 +1,4 @@
-"""Enrichment: what was known of an event's key when it arrived."""
+"""Enrichment: the history of an event's key when the event arrived."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from patterns import MICRO, haversine_km, round6
 
 
 @dataclass
-class Known:
-    """The key's history up to and including an event, in order of arrival."""
+class Enrichment:
+    """The fields that describe a key's history up to and including an event, in order of arrival."""
 
     key_events: int
     key_amount_mean: float | None
@@ -18,13 +18,13 @@ class Known:
 
 
 class History:
-    """What is remembered of a key."""
+    """The history of a key."""
 
     def __init__(self):
         self.events = self.amounts = self.amount_sum = 0
         self.previous = self.located = None
 
-    def arrive(self, event):
+    def update(self, event):
         self.events += 1
         if event.amount is not None:
             self.amounts += 1
@@ -37,14 +37,14 @@ class History:
             if self.located is not None:
                 km = round6(haversine_km(self.located, event))
             self.located = event
-        return Known(self.events, mean, since, km)
+        return Enrichment(self.events, mean, since, km)
 
 
 def enriched(flow):
-    """Each accepted event with what was known of its key, in order of arrival."""
+    """Yields each accepted event with its enrichment, in order of arrival."""
     histories = defaultdict(History)
     for event in flow.accepted:
-        yield event, histories[event.kind, event.key].arrive(event)
+        yield event, histories[event.kind, event.key].update(event)
 
 
 def amount_band(amount):

@@ -1,7 +1,7 @@
-"""Admission: which record belongs to which epoch, which event takes part, and where the watermark stands.
+"""Admission: the epoch of each record, the accepted events, and the watermark of each epoch.
 
-Records and bindings come in; events that were accepted, in the order of their arrival, and dead letters come out,
-with everything in which the bindings contradict the input.
+Turns records and bindings into accepted events, in the order of their arrival, dead letters, and a list of all errors
+by which the bindings contradict the input.
 """
 
 import math
@@ -17,7 +17,7 @@ END = math.inf
 
 @dataclass(slots=True)
 class DeadLetter:
-    """A record that takes no part, and why."""
+    """A record that was not accepted, with the reason."""
 
     partition: int
     offset: int
@@ -29,24 +29,24 @@ class DeadLetter:
 
 @dataclass
 class Flow:
-    """What became of the input."""
+    """The results of admission."""
 
     accepted: list = field(default_factory=list)
     dead_letters: list = field(default_factory=list)
     # Epochs in ascending order, and the watermark at the end of each.
     epochs: list = field(default_factory=list)
     watermarks: list = field(default_factory=list)
-    # Records that no epoch took, and what is wrong with the bindings.
+    # The number of records that belong to no epoch, and the errors in the bindings.
     unbound: int = 0
-    complaints: list = field(default_factory=list)
+    errors: list = field(default_factory=list)
 
-    def settled(self, time):
-        """The first epoch whose watermark reaches `time`; none if none does."""
+    def first_epoch_reaching(self, time):
+        """Returns the first epoch whose watermark reaches `time`; none if there is none."""
         at = bisect_left(self.watermarks, time)
         return self.epochs[at] if at < len(self.epochs) else None
 
     def arrivals(self):
-        """Each epoch that accepted anything, with its events in order."""
+        """Yields each epoch that has accepted events, with its events in order."""
         batch = []
         for event in self.accepted:
             if batch and batch[0].epoch != event.epoch:
@@ -58,11 +58,11 @@ class Flow:
 
 
 def without_epochs(records, settings):
-    """Everything in one epoch, in the order of event time: nothing is late or in the future."""
+    """Admits all records in one epoch, in the order of event time: nothing is late or in the future."""
     flow = Flow(epochs=[0], watermarks=[END])
     arrived = []
     for record in records:
-        event = decoded(record, 0, flow, settings.strict_fields)
+        event = decode_or_reject(record, 0, flow, settings.strict_fields)
         if event is not None:
             arrived.append(event)
     Deduplication(settings.dedup_horizon).admit(arrived, flow)
@@ -70,36 +70,36 @@ def without_epochs(records, settings):
 
 
 def with_bindings(records, bound_epochs, settings, judge_future=True):
-    """Each record in the epoch that the bindings give it."""
+    """Admits each record in the epoch that the bindings assign to it."""
     flow = Flow()
-    taken = Taken(bound_epochs, flow)
+    lookup = EpochLookup(bound_epochs, flow)
     skew = settings.max_future_skew if judge_future else END
     greatest = defaultdict(lambda: BEGINNING)  # by (epoch, partition)
     pushes = defaultdict(Push)  # by partition
-    pushed = {}  # by (epoch, partition): what its binding says of them
+    pushed = {}  # by (epoch, partition): pushing time and candidate
     arrived = defaultdict(list)  # by epoch
     for record in records:
-        bound = taken.epoch_of(record)
+        bound = lookup.epoch_of(record)
         if bound is None:
             flow.unbound += 1
             continue
-        event = decoded(record, bound.epoch, flow, settings.strict_fields)
+        event = decode_or_reject(record, bound.epoch, flow, settings.strict_fields)
         if event is None:
             continue
-        clocks = [clock for clock in (stamp(record), bound.wall_ms) if clock is not None]
+        clocks = [clock for clock in (valid_timestamp(record), bound.wall_ms) if clock is not None]
         if clocks and event.time > min(clocks) + skew:
-            refuse(event, "future", "event_time", flow)
+            reject(event, "future", "event_time", flow)
             continue
         at = (bound.epoch, record.partition)
         greatest[at] = max(greatest[at], event.time)
         push = pushes[record.partition]
-        raised = push.take(min([event.time, *clocks]), settings.max_jump)
+        raised = push.apply(min([event.time, *clocks]), settings.max_jump)
         before, _ = pushed.get(at, (None, None))
         pushed[at] = (push.greatest if raised else before, push.candidate)
         arrived[bound.epoch].append(event)
 
-    taken.check_ends()
-    partitions = settings.partitions or max([0, *(partition + 1 for partition in taken.partitions)])
+    lookup.check_ends()
+    partitions = settings.partitions or max([0, *(partition + 1 for partition in lookup.partitions)])
     watermark = Watermark(partitions, settings.max_out_of_orderness, settings.idle_advance)
     deduplication = Deduplication(settings.dedup_horizon)
     before = BEGINNING
@@ -107,7 +107,7 @@ def with_bindings(records, bound_epochs, settings, judge_future=True):
         on_time = []
         for event in arrived.pop(bound.epoch, []):
             if event.time <= before:
-                refuse(event, "late", "event_time", flow)
+                reject(event, "late", "event_time", flow)
             else:
                 on_time.append(event)
         deduplication.admit(on_time, flow)
@@ -119,8 +119,8 @@ def with_bindings(records, bound_epochs, settings, judge_future=True):
     return flow
 
 
-def decoded(record, epoch, flow, strict):
-    """The record's event; none if it goes to the dead letters."""
+def decode_or_reject(record, epoch, flow, strict):
+    """Decodes a record; returns none if it becomes a dead letter."""
     try:
         event = decode(record.value, strict)
     except Rejected as rejected:
@@ -135,25 +135,25 @@ def decoded(record, epoch, flow, strict):
     return event
 
 
-def refuse(event, reason, name, flow):
+def reject(event, reason, name, flow):
     flow.dead_letters.append(
         DeadLetter(event.partition, event.offset, event.epoch, reason, name, event.digest)
     )
 
 
-class Taken:
-    """Which epoch took which record: the first one whose end for the record's partition lies beyond its offset."""
+class EpochLookup:
+    """The epochs of records: a record's epoch is the first whose end for the partition is beyond the record's offset."""
 
     def __init__(self, bound_epochs, flow):
         self.flow = flow
         self.ends = defaultdict(list)  # by partition
         self.bound = defaultdict(list)  # by partition, beside its ends
-        self.last_records = {}  # (partition, offset) -> timestamp that a binding gives it
+        self.last_records = {}  # (partition, offset) -> timestamp in the binding
         self.partitions = set()
         last = None
         for bound in bound_epochs:
             if last is not None and bound.epoch <= last:
-                flow.complaints.append(f"epoch {bound.epoch} comes after epoch {last}")
+                flow.errors.append(f"epoch {bound.epoch} does not come after epoch {last}")
             last = bound.epoch
             for binding in bound.bindings:
                 self.add(bound, binding)
@@ -161,9 +161,9 @@ class Taken:
     def add(self, bound, binding):
         ends = self.ends[binding.partition]
         if ends and binding.end < ends[-1]:
-            self.flow.complaints.append(
+            self.flow.errors.append(
                 f"epoch {bound.epoch}, partition {binding.partition}: "
-                f"the end goes back from {ends[-1]} to {binding.end}"
+                f"the end decreases from {ends[-1]} to {binding.end}"
             )
         ends.append(binding.end)
         self.bound[binding.partition].append(bound)
@@ -173,11 +173,11 @@ class Taken:
 
     def epoch_of(self, record):
         self.partitions.add(record.partition)
-        named = self.last_records.pop((record.partition, record.offset), None)
-        if named is not None and record.timestamp is not None and named != record.timestamp:
-            self.flow.complaints.append(
+        recorded = self.last_records.pop((record.partition, record.offset), None)
+        if recorded is not None and record.timestamp is not None and recorded != record.timestamp:
+            self.flow.errors.append(
                 f"record {record.partition}:{record.offset} has the timestamp {record.timestamp}, "
-                f"but its binding says {named}"
+                f"but its binding has {recorded}"
             )
         at = bisect_right(self.ends[record.partition], record.offset)
         bound = self.bound[record.partition]
@@ -185,38 +185,38 @@ class Taken:
 
     def check_ends(self):
         for partition, offset in sorted(self.last_records):
-            self.flow.complaints.append(f"a binding ends with {partition}:{offset}, which is not there")
+            self.flow.errors.append(f"a binding ends with {partition}:{offset}, which is missing")
 
 
-# 2000-01-01: a timestamp before it is none.
+# 2000-01-01: earlier timestamps count as absent.
 FIRST_TIMESTAMP = 946_684_800_000
 
 
-def stamp(record):
-    """The record's own timestamp, if it is one."""
+def valid_timestamp(record):
+    """Returns the timestamp of a record, or none if it counts as absent."""
     return None if record.timestamp is None or record.timestamp < FIRST_TIMESTAMP else record.timestamp
 
 
 class Push:
-    """The greatest pushing time of a partition, and a jump that waits to be confirmed."""
+    """The greatest pushing time of a partition, and an unconfirmed jump."""
 
     def __init__(self):
         self.greatest = None
         self.candidate = None
 
-    def take(self, time, max_jump):
-        """Takes in a pushing time; whether the greatest has grown."""
+    def apply(self, time, max_jump):
+        """Applies a pushing time; returns true if the greatest has increased."""
         before = self.greatest
-        counts = [time]
+        confirmed = [time]
         if max_jump is not None:
             if self.candidate is not None and time >= self.candidate - max_jump:
                 self.raise_to(self.candidate)
             self.candidate = None
             if self.greatest is None or time > self.greatest + max_jump:
                 self.candidate = time
-                counts = []
-        for each in counts:
-            self.raise_to(each)
+                confirmed = []
+        for confirmed_time in confirmed:
+            self.raise_to(confirmed_time)
         return self.greatest != before
 
     def raise_to(self, time):
@@ -224,8 +224,8 @@ class Push:
 
 
 class Watermark:
-    """Per partition: greatest pushing time − max_out_of_orderness − 1 ms; W is the least of those not idle, and the
-    greatest if all are."""
+    """The watermark W. Each partition has its greatest pushing time − max_out_of_orderness − 1 ms; W is the least of the
+    partitions that are not idle, or the greatest of all if all are idle."""
 
     STEP = 1000
 
@@ -235,11 +235,11 @@ class Watermark:
         self.greatest = [BEGINNING] * partitions
         self.idle = [False] * partitions
         self.watermark = BEGINNING
-        self.all_idle = None  # since when, and how far W was behind then
+        self.all_idle = None  # since when all are idle, and the lag of W at that time
 
     def advance(self, bound, pushed):
         for binding in bound.bindings:
-            # A partition that was added counts from its first binding on.
+            # An added partition counts from its first binding on.
             added = max(0, binding.partition + 1 - len(self.greatest))
             self.greatest += [BEGINNING] * added
             self.idle += [False] * added
@@ -252,7 +252,7 @@ class Watermark:
             self.watermark = max(self.watermark, min(busy) - self.behind)
             self.all_idle = None
         else:
-            # Nobody holds it back.
+            # No partition holds the watermark back.
             self.watermark = max(self.watermark, max(self.greatest, default=BEGINNING) - self.behind)
             if self.idle_advance is not None and bound.wall_ms is not None and self.watermark != BEGINNING:
                 self.follow(bound.wall_ms)
@@ -261,7 +261,7 @@ class Watermark:
         return self.watermark
 
     def follow(self, wall):
-        """All are idle: W keeps its lag to the wall once that has lasted, in steps."""
+        """Advances W once all have been idle for `idle_advance`: it keeps its lag behind the wall clock, in steps."""
         if self.all_idle is None:
             self.all_idle = wall, wall - self.watermark
         since, lag = self.all_idle
@@ -271,39 +271,39 @@ class Watermark:
 
 def check_greatest(bound, greatest, pushed, flow):
     for binding in bound.bindings:
-        ours = greatest.get((bound.epoch, binding.partition))
-        if binding.max_event_time != ours:
-            flow.complaints.append(
-                f"epoch {bound.epoch}, partition {binding.partition}: the greatest event time is {ours}, "
-                f"but its binding says {binding.max_event_time}"
+        computed = greatest.get((bound.epoch, binding.partition))
+        if binding.max_event_time != computed:
+            flow.errors.append(
+                f"epoch {bound.epoch}, partition {binding.partition}: the greatest event time is {computed}, "
+                f"but its binding has {binding.max_event_time}"
             )
-        told = pushed.get((bound.epoch, binding.partition))
-        if binding.pushed is not None and told is not None and binding.pushed != told:
-            flow.complaints.append(
-                f"epoch {bound.epoch}, partition {binding.partition}: pushing time and candidate are {told}, "
-                f"but its binding says {binding.pushed}"
+        derived = pushed.get((bound.epoch, binding.partition))
+        if binding.pushed is not None and derived is not None and binding.pushed != derived:
+            flow.errors.append(
+                f"epoch {bound.epoch}, partition {binding.partition}: pushing time and candidate are {derived}, "
+                f"but its binding has {binding.pushed}"
             )
 
 
 def check_watermark(bound, watermark, flow):
-    ours = None if watermark in (BEGINNING, END) else watermark
-    if bound.watermark != ours:
-        flow.complaints.append(f"epoch {bound.epoch}: W is {ours}, but the engine had {bound.watermark}")
+    computed = None if watermark in (BEGINNING, END) else watermark
+    if bound.watermark != computed:
+        flow.errors.append(f"epoch {bound.epoch}: W is {computed}, but the engine had {bound.watermark}")
 
 
 class Deduplication:
-    """An event is a duplicate if one of its key and id, accepted before, lies within the horizon of event time."""
+    """An event is a duplicate if an accepted event with its key and id is within the horizon of event time."""
 
     def __init__(self, horizon):
         self.horizon = horizon
         self.accepted = defaultdict(list)  # by key and id: times
 
     def admit(self, events, flow):
-        """Takes in the events of an epoch."""
+        """Admits the events of an epoch."""
         for event in sorted(events, key=lambda event: event.order):
             times = self.accepted[event.kind, event.key, event.event_id]
             if self.horizon > 0 and any(abs(event.time - time) <= self.horizon for time in times):
-                refuse(event, "duplicate", "event_id", flow)
+                reject(event, "duplicate", "event_id", flow)
             else:
                 times.append(event.time)
                 flow.accepted.append(event)

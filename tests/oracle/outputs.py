@@ -8,7 +8,7 @@ import alerts
 import enrich
 import windows
 
-# The columns that name a row.
+# The columns that identify a row.
 KEYS = {
     "events": ("partition", "offset"),
     "alerts": ("alert_id",),
@@ -19,11 +19,11 @@ KEYS = {
 
 
 def tables(flow, settings, epochs, emission=None):
-    """Rows by table, each sorted by its key; `epochs` is false if epochs mean nothing."""
-    # Without epochs there is one at the end of time: every answer is final.
+    """Yields the rows of each table, sorted by key; `epochs` is false if the input has no epochs."""
+    # Without epochs, there is one epoch at the end of time, and every result is final.
     changes = alerts.changes(flow, settings, emission if epochs else "final")
     rows = {
-        "events": (event_row(event, known) for event, known in enrich.enriched(flow)),
+        "events": (event_row(event, enrichment) for event, enrichment in enrich.enriched(flow)),
         "alerts": map(alert_row, {change.alert_id: change for change in changes}.values()),
         "windows": window_rows(flow, settings),
         "dead_letters": map(dead_letter_row, flow.dead_letters),
@@ -44,7 +44,7 @@ ARRIVAL = frozenset(
 
 
 def decimal(micros):
-    """Millionths as a decimal text without trailing zeros."""
+    """Formats millionths as a decimal text without trailing zeros."""
     if micros is None:
         return None
     whole, fraction = divmod(abs(micros), 10**6)
@@ -52,7 +52,7 @@ def decimal(micros):
     return "-" + text if micros < 0 else text
 
 
-def event_row(event, known):
+def event_row(event, enrichment):
     return {
         "partition": event.partition,
         "offset": event.offset,
@@ -73,10 +73,10 @@ def event_row(event, known):
         "lon": event.lon,
         "attributes": event.attributes,
         "amount_band": enrich.amount_band(event.amount),
-        "key_events": known.key_events,
-        "key_amount_mean": known.key_amount_mean,
-        "since_previous_ms": known.since_previous_ms,
-        "km_from_previous": known.km_from_previous,
+        "key_events": enrichment.key_events,
+        "key_amount_mean": enrichment.key_amount_mean,
+        "since_previous_ms": enrichment.since_previous_ms,
+        "km_from_previous": enrichment.km_from_previous,
     }
 
 
@@ -99,7 +99,7 @@ def alert_row(change):
 
 
 def window_rows(flow, settings):
-    """The rows of the windows that the watermark has closed."""
+    """Yields the rows of the windows that the watermark has closed."""
     by_key = {}
     for event in flow.accepted:
         by_key.setdefault((event.kind, event.key), []).append(event)
@@ -111,7 +111,7 @@ def window_rows(flow, settings):
             if kind not in kinds:
                 continue
             for start, end, within in windows.windows(window, events):
-                epoch = flow.settled(end - 1)
+                epoch = flow.first_epoch_reaching(end - 1)
                 if epoch is not None:
                     yield window_row(window["name"], kind, key, start, end, epoch, windows.summary(within))
 

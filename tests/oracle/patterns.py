@@ -1,6 +1,6 @@
-"""The five patterns: state machines that look at a key's events one by one, in order.
+"""The five patterns: state machines that process a key's events one by one, in order.
 
-`look(event)` returns a Match or None. "The last D" at an event of time t is (t − D, t], of the events looked at so
+`step(event)` returns a Match or None. "The last D" at an event of time t is (t − D, t], of the events processed so
 far.
 """
 
@@ -17,7 +17,7 @@ EARTH_RADIUS_KM = 6371.0088
 
 @dataclass(frozen=True)
 class Match:
-    """What a pattern found at an event: how bad it is, the events before it that it is about, and what it says."""
+    """A match at an event: the severity, the earlier events that belong to it, and the details."""
 
     severity: str
     events_before: tuple
@@ -25,14 +25,14 @@ class Match:
 
 
 class Frequency:
-    """Velocity spike and rapid-fire burst: so many events within a time, on the rising edge."""
+    """Velocity spike and rapid-fire burst: a number of events within a time, on the rising edge."""
 
     def __init__(self, config):
         self.config = config
         self.times = deque()
         self.held = False
 
-    def look(self, event):
+    def step(self, event):
         within = self.config["within_ms"]
         self.times.append(event.time)
         while self.times[0] <= event.time - within:
@@ -44,7 +44,7 @@ class Frequency:
 
 
 class Diversity:
-    """Merchant diversity: so many distinct merchants within a time, on the rising edge; events with a merchant."""
+    """Merchant diversity: a number of distinct merchants within a time, on the rising edge."""
 
     def __init__(self, config):
         self.config = config
@@ -52,7 +52,7 @@ class Diversity:
         self.merchants = Counter()
         self.held = False
 
-    def look(self, event):
+    def step(self, event):
         if event.merchant_id is None:
             return None
         within = self.config["within_ms"]
@@ -72,18 +72,18 @@ class Diversity:
 
 
 class Outlier:
-    """Amount anomaly: an amount too many sample deviations from the mean of the key's earlier ones.
+    """Amount anomaly: an amount too many sample deviations from the mean of the key's earlier amounts.
 
-    With n earlier amounts of sum S and sum of squares Q, the variance is (n·Q − S²) ÷ (n·(n − 1)); everything is
-    decided on integers and fractions. The deviation is not below the greater of `min_sigma` and `min_relative_sigma`
-    times the mean's size.
+    With n earlier amounts of sum S and sum of squares Q, the variance is (n·Q − S²) ÷ (n·(n − 1)); all comparisons use
+    integers and fractions. The deviation is at least the greater of `min_sigma` and `min_relative_sigma` times the
+    absolute mean.
     """
 
     def __init__(self, config):
         self.config = config
-        self.earlier = {}  # n, S and Q, by currency if it is told apart
+        self.earlier = {}  # n, S and Q, by currency if `per_currency`
 
-    def look(self, event):
+    def step(self, event):
         if event.amount is None:
             return None
         group = event.currency if self.config["per_currency"] else None
@@ -123,7 +123,7 @@ class Travel:
         self.config = config
         self.previous = None
 
-    def look(self, event):
+    def step(self, event):
         if event.lat is None:
             return None
         before, self.previous = self.previous, event
@@ -152,7 +152,7 @@ PATTERNS = {
 
 
 def haversine_km(here, there):
-    """The distance between two located events on a sphere of the earth's mean radius."""
+    """Returns the distance between two located events on a sphere of the earth's mean radius."""
     lat, other_lat = math.radians(here.lat), math.radians(there.lat)
     d_lat, d_lon = other_lat - lat, math.radians(there.lon) - math.radians(here.lon)
     h = math.sin(d_lat / 2) ** 2 + math.cos(lat) * math.cos(other_lat) * math.sin(d_lon / 2) ** 2
@@ -160,11 +160,11 @@ def haversine_km(here, there):
 
 
 def exact(amount):
-    """An amount of millionths as a decimal text with all its digits, and no zeros at the end of its fraction."""
+    """Formats an amount of millionths as a decimal text with all its digits, without trailing zeros."""
     whole, fraction = divmod(abs(amount), MICRO)
     return ("-" if amount < 0 else "") + f"{whole}.{fraction:06}".rstrip("0").rstrip(".")
 
 
 def round6(value):
-    """Rounded to six significant digits."""
+    """Rounds to six significant digits."""
     return float(f"{value:.6g}")

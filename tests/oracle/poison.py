@@ -1,4 +1,4 @@
-"""The cases of tests/poison: what must become of records that are hard to read."""
+"""The cases of tests/poison: the expected outcomes of malformed and unusual records."""
 
 import base64
 import json
@@ -12,7 +12,7 @@ def cases():
 
 
 def value(case):
-    """The bytes of a case's value; none for a tombstone."""
+    """Returns the bytes of a case's value; none for a tombstone."""
     if case["value"] is None:
         return None
     return b"".join(map(part, case["value"]))

@@ -1,4 +1,4 @@
-"""The input of a run: records as they were recorded, or files of NDJSON; and the bindings of its epochs."""
+"""The input of a run: recorded records or files of NDJSON, and the bindings of its epochs."""
 
 import base64
 import hashlib
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Record:
-    """A record as it came. Without a timestamp no clock stood by when it was written."""
+    """A record of the input. Without a timestamp, the time of its writing is unknown."""
 
     partition: int
     offset: int
@@ -22,20 +22,20 @@ class Record:
 
 @dataclass(slots=True)
 class Binding:
-    """What an epoch took from a partition: everything below `end` that no earlier epoch took."""
+    """The records of an epoch in a partition: those below `end` that belong to no earlier epoch."""
 
     partition: int
     end: int
     timestamp: int | None
     max_event_time: int | None
     idle: bool
-    # The greatest pushing time if the epoch raised it, and the candidate; None as a whole where they are not told.
+    # The greatest pushing time, if the epoch increased it, and the candidate; None if they are not recorded.
     pushed: tuple | None = None
 
 
 @dataclass(slots=True)
 class BoundEpoch:
-    """An epoch, as the engine recorded it."""
+    """An epoch as recorded by the engine."""
 
     epoch: int
     wall_ms: int | None
@@ -45,7 +45,7 @@ class BoundEpoch:
 
 
 def recorded(path):
-    """Lines of {"partition", "offset", "timestamp", "value": base64 or null}; the record's key decides nothing."""
+    """Reads lines of {"partition", "offset", "timestamp", "value": base64 or null}; the key of a record has no effect."""
     with open(path, "rb") as lines:
         for line in lines:
             record = json.loads(line)
@@ -59,7 +59,7 @@ def recorded(path):
 
 
 def files(paths):
-    """Files of NDJSON: each is a partition, in the order given or by name in a folder, and each line an offset."""
+    """Reads files of NDJSON, each a partition, in the given order or by name in a directory; each line is an offset."""
     if len(paths) == 1 and paths[0].is_dir():
         paths = sorted(path for path in paths[0].iterdir() if path.is_file())
     for partition, path in enumerate(paths):
@@ -69,13 +69,13 @@ def files(paths):
 
 
 def bindings(path):
-    """Lines of {"epoch", "wall_ms", "partitions": [{"partition", "end", "timestamp", "max_event_time", "idle"}],
-    "watermark", "close"}, one an epoch, ascending."""
+    """Reads lines of {"epoch", "wall_ms", "partitions": [{"partition", "end", "timestamp", "max_event_time", "idle"}],
+    "watermark", "close"}, one per epoch, in ascending order."""
     epochs = []
     with open(path, "rb") as lines:
         for line in lines:
             bound = json.loads(line)
-            taken = [
+            parsed = [
                 Binding(
                     at["partition"], at["end"], at.get("timestamp"), at.get("max_event_time"), at["idle"],
                     (at["pushing_time"], at["candidate"]) if "pushing_time" in at else None,
@@ -84,7 +84,7 @@ def bindings(path):
             ]
             epochs.append(
                 BoundEpoch(
-                    bound["epoch"], bound.get("wall_ms"), bound.get("watermark"), bound.get("close", False), taken
+                    bound["epoch"], bound.get("wall_ms"), bound.get("watermark"), bound.get("close", False), parsed
                 )
             )
     return epochs

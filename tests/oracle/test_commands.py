@@ -1,4 +1,4 @@
-"""The commands, from files to files."""
+"""Tests of the commands, from files to files."""
 
 import base64
 import json
@@ -10,7 +10,7 @@ import unittest
 from pathlib import Path
 
 import config
-from making import value
+from fixtures import value
 
 HERE = Path(__file__).resolve().parent
 
@@ -39,7 +39,7 @@ sigmas = 2.5
 
 
 class Configuration(unittest.TestCase):
-    def test_toml_and_json_say_the_same(self):
+    def test_toml_and_json_give_the_same_settings(self):
         with tempfile.TemporaryDirectory() as folder:
             toml, as_json = Path(folder, "a.toml"), Path(folder, "a.json")
             toml.write_text(TOML)
@@ -64,7 +64,7 @@ class Configuration(unittest.TestCase):
         self.assertEqual(settings.patterns["velocity_spike"]["at_least"], 101)
         self.assertEqual(settings.patterns["rapid_fire_burst"]["at_least"], 10)
 
-    def test_what_is_misspelt_is_refused(self):
+    def test_misspelt_settings_are_refused(self):
         for given in (
             {"patterns": {"velocity_spike": {"more_then": 1}}},
             {"patterns": {"velocity_spikes": {}}},
@@ -95,7 +95,7 @@ class Commands(unittest.TestCase):
         )
 
     def store(self, table, rows, columns=None):
-        """Makes a table of results.db."""
+        """Creates a table of results.db."""
         columns = columns or list(rows[0])
         named, marks = ", ".join(f'"{column}"' for column in columns), ", ".join("?" * len(columns))
         database = sqlite3.connect(self.folder / "results.db")
@@ -152,7 +152,7 @@ class Commands(unittest.TestCase):
         letters = [(row["partition"], row["offset"], row["reason"]) for row in self.rows("dead_letters")]
         self.assertEqual(letters, [(0, 0, "malformed"), (1, 1, "malformed")])
 
-    def test_what_sqlite_holds_can_be_dumped_and_compared(self):
+    def test_sqlite_tables_can_be_dumped_and_compared(self):
         self.write("a.ndjson", value(1).decode() + "\nbroken\n")
         self.assertEqual(self.oracle("--files", "a.ndjson", "--final-only").returncode, 0)
         self.store("events", self.rows("events"))

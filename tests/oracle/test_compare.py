@@ -1,4 +1,4 @@
-"""The comparison sees every kind of difference, and takes the shapes that stores give back."""
+"""Tests of the comparison: it detects every kind of difference and accepts the formats of all stores."""
 
 import base64
 import json
@@ -64,7 +64,7 @@ class Equal(unittest.TestCase):
             given = {**alert, "details": f'{{"amount":{amount},"mean":10.0}}'}
             self.assertEqual(len(differences("alerts", [alert], [given])), 1, amount)
 
-    def test_a_dead_letter_may_bring_its_value(self):
+    def test_a_dead_letter_may_have_its_value(self):
         letter = {**LETTER, "value_sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
         brought = {key: value for key, value in letter.items() if key != "value_sha256"}
         brought["value"] = base64.b64encode(b"abc").decode()
@@ -74,11 +74,11 @@ class Equal(unittest.TestCase):
         brought["value"] = None
         self.assertEqual(len(differences("dead_letters", [letter], [brought])), 1)
 
-    def test_windows_that_are_not_final_are_passed_over(self):
+    def test_windows_that_are_not_final_are_ignored(self):
         self.assertEqual(differences("windows", [], [{**WINDOW, "final": False}]), [])
         self.assertEqual(len(differences("windows", [WINDOW], [{**WINDOW, "final": 0}])), 1)
 
-    def test_without_epochs_alerts_that_were_revoked_are_passed_over(self):
+    def test_without_epochs_revoked_alerts_are_ignored(self):
         without = {key: value for key, value in ALERT.items() if key != "epoch"}
         revoked = {**ALERT, "alert_id": "b", "status": "revoked"}
         self.assertEqual(differences("alerts", [without], [ALERT, revoked]), [])
@@ -114,13 +114,13 @@ class Different(unittest.TestCase):
                 (difference,) = differences(table, [row], [{**row, **changes}])
                 self.assertIn(next(iter(changes)), difference)
 
-    def test_rows_too_many_too_few_and_twice_are_seen(self):
+    def test_extra_missing_and_repeated_rows_are_reported(self):
         other = {**EVENT, "offset": 2}
         self.assertIn("missing", differences("events", [EVENT, other], [EVENT])[0])
         self.assertIn("not expected", differences("events", [EVENT], [EVENT, other])[0])
         self.assertIn("twice", differences("events", [EVENT], [EVENT, EVENT])[0])
 
-    def test_a_column_that_is_not_there_is_seen(self):
+    def test_a_missing_column_is_reported(self):
         without = {key: value for key, value in EVENT.items() if key != "currency"}
         self.assertIn("no currency", differences("events", [EVENT], [without])[0])
 

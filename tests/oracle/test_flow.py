@@ -1,17 +1,17 @@
-"""Epochs, the watermark, and who is admitted: small cases worked out by hand."""
+"""Tests of epochs, watermarks and admission: small cases computed by hand."""
 
 import unittest
 
 import flow
-from making import bound, record, settings
+from fixtures import bound, record, settings
 
 
-def reasons(happened):
-    return {(letter.partition, letter.offset): letter.reason for letter in happened.dead_letters}
+def reasons(result):
+    return {(letter.partition, letter.offset): letter.reason for letter in result.dead_letters}
 
 
-def accepted(happened):
-    return [(event.epoch, event.partition, event.offset) for event in happened.accepted]
+def accepted(result):
+    return [(event.epoch, event.partition, event.offset) for event in result.accepted]
 
 
 class Epochs(unittest.TestCase):
@@ -22,28 +22,28 @@ class Epochs(unittest.TestCase):
             bound(7, (0, 5, 104), watermark=103),
             bound(9, (0, 6, 105), watermark=104),
         ]
-        happened = flow.with_bindings(records, bounds, settings())
-        self.assertEqual(accepted(happened), [(3, 0, 0), (7, 0, 1), (7, 0, 4), (9, 0, 5)])
-        self.assertEqual(happened.complaints, [])
+        result = flow.with_bindings(records, bounds, settings())
+        self.assertEqual(accepted(result), [(3, 0, 0), (7, 0, 1), (7, 0, 4), (9, 0, 5)])
+        self.assertEqual(result.errors, [])
 
     def test_a_record_beyond_the_last_binding_was_not_read(self):
         records = [record(0, 0, 1), record(0, 1, 2)]
-        happened = flow.with_bindings(records, [bound(1, (0, 1, 1), watermark=0)], settings())
-        self.assertEqual((accepted(happened), happened.unbound), ([(1, 0, 0)], 1))
+        result = flow.with_bindings(records, [bound(1, (0, 1, 1), watermark=0)], settings())
+        self.assertEqual((accepted(result), result.unbound), ([(1, 0, 0)], 1))
 
-    def test_within_an_epoch_events_stand_by_time_then_partition_then_offset(self):
+    def test_events_of_an_epoch_are_in_order_of_time_and_position(self):
         records = [record(1, 0, 5), record(1, 1, 3), record(0, 0, 5), record(0, 1, 5)]
-        happened = flow.with_bindings(records, [bound(1, (0, 2, 5), (1, 2, 5), watermark=4)], settings())
-        self.assertEqual(accepted(happened), [(1, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0)])
+        result = flow.with_bindings(records, [bound(1, (0, 2, 5), (1, 2, 5), watermark=4)], settings())
+        self.assertEqual(accepted(result), [(1, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0)])
 
 
 class Watermarks(unittest.TestCase):
     def watermarks(self, records, bounds, **given):
         given = {"time": {"max_out_of_orderness_ms": 100}, **given}
-        happened = flow.with_bindings(records, bounds, settings(**given))
-        return happened.watermarks, happened.complaints
+        result = flow.with_bindings(records, bounds, settings(**given))
+        return result.watermarks, result.errors
 
-    def test_it_is_the_slowest_partition_less_disorder_and_a_millisecond_and_never_goes_back(self):
+    def test_the_watermark_follows_the_slowest_partition_and_is_monotonic(self):
         records = [record(0, 0, 1000), record(1, 0, 500), record(1, 1, 300), record(1, 2, 600), record(1, 3, 2000)]
         bounds = [
             bound(1, (0, 1, 1000)),
@@ -54,15 +54,15 @@ class Watermarks(unittest.TestCase):
             bound(6, (1, 3, 600), watermark=899),
             bound(7, (1, 4, 2000), watermark=1899),
         ]
-        watermarks, complaints = self.watermarks(records, bounds)
+        watermarks, errors = self.watermarks(records, bounds)
         self.assertEqual(watermarks, [flow.BEGINNING, 399, 399, 899, 899, 899, 1899])
-        self.assertEqual(complaints, [])
+        self.assertEqual(errors, [])
 
-    def test_a_partition_that_nothing_is_known_of_holds_it_back(self):
+    def test_a_partition_without_bindings_holds_the_watermark(self):
         bounds = [bound(1, (0, 1, 1000))]
         self.assertEqual(self.watermarks([record(0, 0, 1000)], bounds, partitions=2), ([flow.BEGINNING], []))
 
-    def test_a_partition_that_is_added_holds_it_back_from_its_first_binding_on(self):
+    def test_an_added_partition_holds_from_its_first_binding(self):
         records = [record(0, 0, 1000), record(0, 1, 2000), record(1, 0, 1500)]
         bounds = [
             bound(1, (0, 1, 1000), watermark=899),
@@ -71,15 +71,15 @@ class Watermarks(unittest.TestCase):
         ]
         self.assertEqual(self.watermarks(records, bounds, partitions=1), ([899, 899, 1399], []))
 
-    def test_an_idle_partition_that_never_had_an_event_does_not(self):
+    def test_an_idle_partition_without_events_does_not_hold_the_watermark(self):
         bounds = [bound(1, (0, 1, 1000), (1, 0, None, "idle"), watermark=899)]
         self.assertEqual(self.watermarks([record(0, 0, 1000)], bounds), ([899], []))
 
-    def test_closing_moves_it_to_the_end_of_time(self):
+    def test_closing_moves_the_watermark_to_the_end_of_time(self):
         bounds = [bound(1, (0, 1, 1000), watermark=899), bound(2, close=True)]
         self.assertEqual(self.watermarks([record(0, 0, 1000)], bounds), ([899, flow.END], []))
 
-    def test_late_and_duplicate_events_count_for_it_but_future_and_broken_ones_do_not(self):
+    def test_late_and_duplicate_events_advance_the_watermark(self):
         t = 1_800_000_000_000
         records = [
             record(0, 0, t + 1000, timestamp=t + 1000, event_id="a"),
@@ -91,7 +91,7 @@ class Watermarks(unittest.TestCase):
         given = {"time": {"max_out_of_orderness_ms": 100, "max_future_skew_ms": 200}, "dedup_horizon_ms": 50}
         self.assertEqual(self.watermarks(records, bounds, **given), ([t + 909], []))
 
-    def test_the_earliest_clock_pushes_it(self):
+    def test_the_earliest_clock_advances_the_watermark(self):
         t = 1_800_000_000_000
         records = [
             record(0, 0, t, timestamp=t + 50),
@@ -118,7 +118,7 @@ class Watermarks(unittest.TestCase):
         given = {"time": {"max_out_of_orderness_ms": 0}, "source": {"kind": "file"}}
         self.assertEqual(self.watermarks(records, bounds, **given), (expected, []))
 
-    def test_it_follows_the_wall_once_all_have_been_idle(self):
+    def test_the_watermark_follows_the_wall_once_all_are_idle(self):
         records = [record(0, 0, 1000)]
         bounds = [
             bound(1, (0, 1, 1000), watermark=899, wall_ms=5_000),
@@ -132,19 +132,19 @@ class Watermarks(unittest.TestCase):
 
 
 class Admission(unittest.TestCase):
-    def test_an_event_at_the_watermark_of_the_epoch_before_is_late_and_one_above_is_not(self):
+    def test_events_up_to_the_previous_watermark_are_late(self):
         records = [record(0, 0, 1000), record(0, 1, 999), record(0, 2, 1000), record(0, 3, 998)]
         bounds = [bound(1, (0, 1, 1000), watermark=999), bound(2, (0, 4, 1000), watermark=999)]
-        happened = flow.with_bindings(records, bounds, settings())
-        self.assertEqual(reasons(happened), {(0, 1): "late", (0, 3): "late"})
-        self.assertEqual(happened.complaints, [])
+        result = flow.with_bindings(records, bounds, settings())
+        self.assertEqual(reasons(result), {(0, 1): "late", (0, 3): "late"})
+        self.assertEqual(result.errors, [])
 
     def test_nothing_is_late_by_the_watermark_of_its_own_epoch(self):
         records = [record(0, 0, 1000), record(0, 1, 1)]
-        happened = flow.with_bindings(records, [bound(1, (0, 2, 1000), watermark=999)], settings())
-        self.assertEqual(reasons(happened), {})
+        result = flow.with_bindings(records, [bound(1, (0, 2, 1000), watermark=999)], settings())
+        self.assertEqual(reasons(result), {})
 
-    def test_the_future_begins_beyond_the_lesser_clock_and_the_skew(self):
+    def test_an_event_beyond_the_lesser_clock_plus_skew_is_future(self):
         t = 1_800_000_000_000
         time = {"max_out_of_orderness_ms": 0, "max_future_skew_ms": 10}
         records = [
@@ -159,38 +159,38 @@ class Admission(unittest.TestCase):
             bound(1, (0, 2, t + 110), watermark=t + 99, wall_ms=t + 500),
             bound(2, (0, 6, t + 60), watermark=t + 99, wall_ms=t + 50),
         ]
-        happened = flow.with_bindings(records, bounds, settings(time=time))
+        result = flow.with_bindings(records, bounds, settings(time=time))
         self.assertEqual(
-            reasons(happened), {(0, 1): "future", (0, 2): "late", (0, 3): "future", (0, 4): "late", (0, 5): "future"}
+            reasons(result), {(0, 1): "future", (0, 2): "late", (0, 3): "future", (0, 4): "late", (0, 5): "future"}
         )
-        self.assertEqual(happened.complaints, [])
+        self.assertEqual(result.errors, [])
         unjudged = flow.with_bindings(records, bounds, settings(time=time), judge_future=False)
         self.assertNotIn("future", reasons(unjudged).values())
 
-    def test_what_cannot_be_decoded_keeps_its_reason_and_field(self):
+    def test_undecodable_records_keep_reason_and_field(self):
         records = [record(0, 0, 1, event_type="x"), record(0, 1, 1, event_type=[])]
-        happened = flow.with_bindings(records, [bound(4, (0, 2, None))], settings())
+        result = flow.with_bindings(records, [bound(4, (0, 2, None))], settings())
         self.assertEqual(
-            [(letter.reason, letter.field, letter.epoch) for letter in happened.dead_letters],
+            [(letter.reason, letter.field, letter.epoch) for letter in result.dead_letters],
             [("invalid", "event_type", 4), ("malformed", "event_type", 4)],
         )
 
-    def test_an_optional_field_of_a_wrong_form_is_absent_unless_fields_are_strict(self):
+    def test_a_malformed_optional_field_is_absent_unless_strict(self):
         records = [record(0, 0, 1, amount="x"), record(0, 1, 1, amount=[])]
-        happened = flow.with_bindings(records, [bound(4, (0, 2, 1), watermark=0)], settings())
-        self.assertEqual((happened.dead_letters, happened.complaints), ([], []))
+        result = flow.with_bindings(records, [bound(4, (0, 2, 1), watermark=0)], settings())
+        self.assertEqual((result.dead_letters, result.errors), ([], []))
         strict = settings(source={"strict_fields": True})
-        happened = flow.with_bindings(records, [bound(4, (0, 2, None))], strict)
-        self.assertEqual(reasons(happened), {(0, 0): "invalid", (0, 1): "malformed"})
+        result = flow.with_bindings(records, [bound(4, (0, 2, None))], strict)
+        self.assertEqual(reasons(result), {(0, 0): "invalid", (0, 1): "malformed"})
 
 
 class Duplicates(unittest.TestCase):
     def duplicates(self, records, bounds=None, horizon=60):
         given = settings(dedup_horizon_ms=horizon, time={"max_out_of_orderness_ms": 10_000})
-        happened = flow.with_bindings(records, bounds, given) if bounds else flow.without_epochs(records, given)
-        return [position for position, reason in reasons(happened).items() if reason == "duplicate"]
+        result = flow.with_bindings(records, bounds, given) if bounds else flow.without_epochs(records, given)
+        return [position for position, reason in reasons(result).items() if reason == "duplicate"]
 
-    def test_the_horizon_reaches_both_ways_from_every_acceptance_and_includes_its_end(self):
+    def test_the_horizon_is_inclusive_in_both_directions(self):
         times = [1000, 1060, 940, 1061, 939]
         records = [record(0, offset, time, event_id="a") for offset, time in enumerate(times)]
         bounds = [bound(epoch, (0, epoch, times[epoch - 1])) for epoch in range(1, 6)]
@@ -200,7 +200,7 @@ class Duplicates(unittest.TestCase):
         records = [record(0, offset, time, event_id="a") for offset, time in enumerate([1000, 1050, 1100])]
         self.assertEqual(self.duplicates(records), [(0, 1)])
 
-    def test_the_earlier_epoch_counts_and_within_it_the_earlier_time_then_partition(self):
+    def test_duplicates_are_resolved_by_epoch_then_time_then_partition(self):
         two = [record(0, 0, 1000, event_id="a"), record(1, 0, 990, event_id="a")]
         self.assertEqual(self.duplicates(two, [bound(1, (0, 1, 1000)), bound(2, (1, 1, 990))]), [(1, 0)])
         self.assertEqual(self.duplicates(two, [bound(1, (0, 1, 1000), (1, 1, 990))]), [(0, 0)])
@@ -215,44 +215,44 @@ class Duplicates(unittest.TestCase):
         ]
         self.assertEqual(self.duplicates(records), [])
 
-    def test_a_horizon_of_zero_switches_it_off(self):
+    def test_a_horizon_of_zero_disables_deduplication(self):
         records = [record(0, offset, 1000, event_id="a") for offset in (0, 1)]
         self.assertEqual(self.duplicates(records, horizon=0), [])
 
-    def test_a_late_event_is_late_before_it_is_a_duplicate_and_is_not_remembered(self):
+    def test_a_late_event_does_not_count_for_deduplication(self):
         records = [record(0, 0, 1000), record(0, 1, 900, event_id="a"), record(0, 2, 1001, event_id="a")]
         bounds = [bound(1, (0, 1, 1000), watermark=999), bound(2, (0, 3, 1001), watermark=1000)]
-        happened = flow.with_bindings(records, bounds, settings(dedup_horizon_ms=500))
-        self.assertEqual(reasons(happened), {(0, 1): "late"})
+        result = flow.with_bindings(records, bounds, settings(dedup_horizon_ms=500))
+        self.assertEqual(reasons(result), {(0, 1): "late"})
 
 
-class Complaints(unittest.TestCase):
-    def complaints(self, records, *bounds):
-        return flow.with_bindings(records, bounds, settings()).complaints
+class BindingErrors(unittest.TestCase):
+    def errors(self, records, *bounds):
+        return flow.with_bindings(records, bounds, settings()).errors
 
-    def test_a_wrong_watermark_or_greatest_time_is_complained_of(self):
-        (complaint,) = self.complaints([record(0, 0, 10)], bound(1, (0, 1, 10), watermark=10))
-        self.assertIn("W is 9", complaint)
-        (complaint,) = self.complaints([record(0, 0, 10)], bound(1, (0, 1, 11), watermark=9))
-        self.assertIn("greatest event time is 10", complaint)
-        (complaint,) = self.complaints([record(0, 0, 10)], bound(1, (0, 1, None), watermark=9))
-        self.assertIn("greatest event time is 10", complaint)
+    def test_a_wrong_watermark_or_greatest_time_is_reported(self):
+        (error,) = self.errors([record(0, 0, 10)], bound(1, (0, 1, 10), watermark=10))
+        self.assertIn("W is 9", error)
+        (error,) = self.errors([record(0, 0, 10)], bound(1, (0, 1, 11), watermark=9))
+        self.assertIn("greatest event time is 10", error)
+        (error,) = self.errors([record(0, 0, 10)], bound(1, (0, 1, None), watermark=9))
+        self.assertIn("greatest event time is 10", error)
 
-    def test_ends_and_epochs_must_not_go_back(self):
+    def test_ends_and_epochs_must_not_decrease(self):
         records = [record(0, 0, 10), record(0, 1, 10)]
-        complaints = self.complaints(records, bound(1, (0, 2, 10), watermark=9), bound(2, (0, 1, None), watermark=9))
-        self.assertEqual(len(complaints), 1)
-        complaints = self.complaints(records, bound(2, (0, 2, 10), watermark=9), bound(2, watermark=9))
-        self.assertEqual(len(complaints), 1)
+        errors = self.errors(records, bound(1, (0, 2, 10), watermark=9), bound(2, (0, 1, None), watermark=9))
+        self.assertEqual(len(errors), 1)
+        errors = self.errors(records, bound(2, (0, 2, 10), watermark=9), bound(2, watermark=9))
+        self.assertEqual(len(errors), 1)
 
-    def test_the_last_record_of_a_binding_must_be_there_with_its_timestamp(self):
+    def test_the_last_record_of_a_binding_must_match_its_timestamp(self):
         ends_with = bound(1, (0, 2, 10), watermark=9)
         ends_with.bindings[0].timestamp = 77
         records = [record(0, 0, 10, timestamp=70), record(0, 1, 10, timestamp=77)]
-        self.assertEqual(self.complaints(records, ends_with), [])
+        self.assertEqual(self.errors(records, ends_with), [])
         records[1].timestamp = 78
-        self.assertIn("timestamp 78", self.complaints(records, ends_with)[0])
-        self.assertIn("with 0:1, which is not there", self.complaints(records[:1], ends_with)[0])
+        self.assertIn("timestamp 78", self.errors(records, ends_with)[0])
+        self.assertIn("with 0:1, which is missing", self.errors(records[:1], ends_with)[0])
 
 
 if __name__ == "__main__":

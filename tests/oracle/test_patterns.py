@@ -1,4 +1,4 @@
-"""The five patterns, on both sides of each of their bounds."""
+"""Tests of the five patterns, on both sides of each bound."""
 
 import math
 import unittest
@@ -6,13 +6,13 @@ from fractions import Fraction
 
 import config
 import patterns
-from making import event
+from fixtures import event
 
 
 def matches(rule, events, **given):
-    """(index, match) of the events that match."""
+    """Returns (index, match) of the events that match."""
     pattern = patterns.PATTERNS[rule](config.pattern(rule, given))
-    found = [(index, pattern.look(one)) for index, one in enumerate(events)]
+    found = [(index, pattern.step(one)) for index, one in enumerate(events)]
     return [(index, match) for index, match in found if match is not None]
 
 
@@ -25,7 +25,7 @@ def times(*given):
 
 
 class Frequency(unittest.TestCase):
-    def test_more_than_a_hundred_in_an_hour_means_the_hundred_and_first(self):
+    def test_more_than_100_in_an_hour_matches_at_event_101(self):
         hour = 3_600_000
         ((index, match),) = matches("velocity_spike", times(*range(150)))
         self.assertEqual((index, match.severity), (100, "high"))
@@ -33,18 +33,18 @@ class Frequency(unittest.TestCase):
         self.assertEqual(found_at("velocity_spike", times(*range(100), hour - 1)), [100])
         self.assertEqual(found_at("velocity_spike", times(*range(100), hour)), [])
 
-    def test_ten_in_ten_seconds_and_the_event_exactly_ten_seconds_ago_has_gone(self):
+    def test_an_event_exactly_ten_seconds_ago_does_not_count(self):
         self.assertEqual(found_at("rapid_fire_burst", times(*range(9), 9_999)), [9])
         self.assertEqual(found_at("rapid_fire_burst", times(*range(9), 10_000)), [])
 
-    def test_it_matches_again_only_after_it_ceased_to_hold(self):
+    def test_it_matches_again_only_after_the_condition_was_false(self):
         burst = {"at_least": 2, "within_ms": 10}
         self.assertEqual(found_at("rapid_fire_burst", times(0, 5, 9, 15, 25, 26), **burst), [1, 5])
 
     def test_the_first_event_can_be_an_edge(self):
         self.assertEqual(found_at("rapid_fire_burst", times(0, 1), at_least=1), [0])
 
-    def test_events_of_one_moment_are_looked_at_one_by_one(self):
+    def test_events_of_one_instant_are_processed_one_by_one(self):
         ((index, match),) = matches("rapid_fire_burst", times(7, 7, 7), at_least=2)
         self.assertEqual((index, dict(match.details)["count"]), (1, 2))
 
@@ -107,11 +107,11 @@ class Outlier(unittest.TestCase):
         self.assertEqual(found_at("amount_anomaly", self.amounts(8, 12, 10, 100, 100), at_least=3), [3])
 
     def test_the_deviation_is_not_below_its_floor(self):
-        # 0.50, 0.51 and 0.52: deviation 0.01, the mean's share half of it; below that 0.01 counts.
+        # The deviation of 0.50, 0.51 and 0.52 is 0.01, as is the absolute floor; the relative floor is half of that.
         for last, found in (("0.54", []), ("0.540001", [3])):
             self.assertEqual(found_at("amount_anomaly", self.amounts("0.5", "0.52", "0.51", last), at_least=3), found)
             self.assertEqual(found_at("amount_anomaly", self.amounts(*["0.51"] * 3, last), at_least=3), found)
-        # Of 10.00 each, 0.10 counts.
+        # With a mean of 10.00, the floor is 0.10.
         for last, found in (("10.01", []), ("10.30", []), ("9.70", []), ("10.300001", [40]), ("9.699999", [40])):
             self.assertEqual(found_at("amount_anomaly", self.amounts(*[10] * 40, last)), found)
         ((_, match),) = matches("amount_anomaly", self.amounts(*[10] * 40, 10_000))
@@ -126,7 +126,7 @@ class Outlier(unittest.TestCase):
         ((_, match),) = matches("amount_anomaly", self.amounts(*[10] * 40, "1234567.89"))
         self.assertEqual(dict(match.details)["amount"], "1234567.89")
 
-    def test_currencies_are_told_apart_only_if_asked(self):
+    def test_currencies_are_separate_only_with_per_currency(self):
         events = self.amounts(8, 12, 10, currency="EUR") + [event(9, 9, amount=100, currency="JPY")]
         self.assertEqual(found_at("amount_anomaly", events, at_least=3), [3])
         self.assertEqual(found_at("amount_anomaly", events, at_least=3, per_currency=True), [])
@@ -151,11 +151,11 @@ class Travel(unittest.TestCase):
         self.assertEqual(found_at("impossible_travel", self.trip((0, (0, 0)), (1000, (0.449, 0)))), [])
         self.assertEqual(found_at("impossible_travel", self.trip((0, (0, 0)), (1000, (0.45, 0)))), [1])
 
-    def test_no_time_at_all_is_infinitely_fast(self):
+    def test_travel_in_zero_time_is_infinitely_fast(self):
         ((_, match),) = matches("impossible_travel", self.trip((5, (0, 0)), (5, (0, 1))))
         self.assertIsNone(dict(match.details)["kmh"])
 
-    def test_every_such_event_matches_against_the_located_event_before(self):
+    def test_each_event_is_compared_with_the_previous_located_one(self):
         trip = self.trip((0, (0, 0)), (1, (9, 9)), (2, None), (3, (0, 0)), (4, (0, 0)))
         found = matches("impossible_travel", trip)
         self.assertEqual([(index, match.events_before) for index, match in found], [(1, ("e0",)), (3, ("e1",))])

@@ -1,4 +1,4 @@
-"""The corpus of tests/poison, held against the oracle's decoder."""
+"""Tests of the oracle's decoder with the corpus of tests/poison."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from decode import FIELDS, Rejected, decode
 
 
 def outcome(value, strict=False):
-    """What became of a value: valid, malformed or invalid; the field; the event."""
+    """Returns the outcome of decoding: valid, malformed or invalid; the field; the event."""
     try:
         return "valid", None, decode(value, strict)
     except Rejected as rejected:
@@ -28,10 +28,10 @@ class Corpus(unittest.TestCase):
                     got = getattr(event, {"key_kind": "kind", "event_time": "time"}.get(name, name))
                     if name == "attributes" and wanted is not None:
                         wanted, got = compare.document(wanted), compare.document(got)
-                    # By their text, since minus zero is equal to zero.
+                    # Compared as text, since minus zero is equal to zero.
                     self.assertEqual(str(got), str(wanted), name)
 
-    def test_optional_fields_of_a_wrong_form_are_absent_or_reject_their_record(self):
+    def test_malformed_optional_fields_are_absent_or_reject_a_record(self):
         for case in poison.cases():
             with self.subTest(case["name"]):
                 _, _, event = outcome(poison.value(case))
@@ -39,7 +39,7 @@ class Corpus(unittest.TestCase):
                     self.assertEqual(set(event.absent), set(case["absent"]))
                 if case["absent"]:
                     wrong = [(reason, field) for field, reason in case["absent"].items()]
-                    # Types come before rules, then fields in their order.
+                    # Types are checked before rules, then fields in their order.
                     first = min(wrong, key=lambda found: (found[0] != "malformed", FIELDS.index(found[1])))
                     self.assertEqual(outcome(poison.value(case), strict=True)[:2], first)
                 else:
@@ -53,14 +53,14 @@ class Corpus(unittest.TestCase):
             outcome(value)
             self.assertLess(time.process_time() - before, 3, case["name"])
 
-    def test_the_corpus_is_large_and_its_names_and_valid_ids_are_unique(self):
+    def test_the_corpus_is_large_and_has_unique_names_and_ids(self):
         cases = poison.cases()
         self.assertGreaterEqual(sum(case["expect"] != "valid" for case in cases), 200)
         self.assertEqual(len({case["name"] for case in cases}), len(cases))
         events = [outcome(poison.value(case))[2] for case in cases if case["expect"] == "valid"]
         self.assertEqual(len({event.event_id for event in events}), len(events))
 
-    def test_the_committed_cases_are_what_the_maker_makes(self):
+    def test_the_committed_cases_match_the_generator(self):
         made = subprocess.run(
             [sys.executable, "-c", "import make, sys; sys.stdout.write(make.text())"],
             cwd=poison.FOLDER,

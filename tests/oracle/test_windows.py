@@ -1,10 +1,10 @@
-"""Windows and what their events come to: small cases worked out by hand."""
+"""Tests of windows and their aggregates: small cases computed by hand."""
 
 import unittest
 from math import sqrt
 
 import windows
-from making import event
+from fixtures import event
 
 
 def bounds(window, times):
@@ -31,7 +31,7 @@ class Kinds(unittest.TestCase):
 
 
 class Summaries(unittest.TestCase):
-    def test_amounts_are_of_those_that_have_one_and_the_rest_is_of_all(self):
+    def test_amount_aggregates_ignore_events_without_an_amount(self):
         events = [
             event(0, amount="1.5", merchant_id="a"),
             event(1, merchant_id="b"),

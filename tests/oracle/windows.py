@@ -1,4 +1,4 @@
-"""Windows: which events of a key belong together, and what they come to."""
+"""Windows: the groups of a key's events, and their aggregates."""
 
 import math
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ KINDS = {"user_id": ("user",), "device_id": ("device",), "key": ("user", "device
 
 @dataclass
 class Summary:
-    """What a window's events come to. Amounts are millionths; mean and deviation are of whole units.
+    """The aggregates of a window. Amounts are millionths; mean and deviation are in whole units.
 
-    Sums and squares are exact; mean and deviation are the doubles next to the exact value, so an engine within 1e-9 of
+    Sums and squares are exact; mean and deviation are the doubles nearest to the exact value, so an engine within 1e-9 of
     the exact value is within 1e-9 of these.
     """
 
@@ -27,7 +27,7 @@ class Summary:
 
 
 def windows(window, events):
-    """Start, end and events of each window of one key; the events in order of event time."""
+    """Returns start, end and events of each window of one key; `events` are in order of event time."""
     if window["kind"] == "session":
         return sessions(events, window["gap_ms"])
     size = window["size_ms"]
@@ -35,7 +35,7 @@ def windows(window, events):
 
 
 def aligned(events, size, every):
-    """Windows of `size` that start at every multiple of `every` since 1970: [start, start + size)."""
+    """Returns windows of `size` that start at every multiple of `every` since 1970: [start, start + size)."""
     found = {}
     for event in events:
         start = event.time // every * every
@@ -46,7 +46,7 @@ def aligned(events, size, every):
 
 
 def sessions(events, gap):
-    """Events less than `gap` apart belong together; a session ends `gap` after its last event."""
+    """Returns sessions of events less than `gap` apart; a session ends `gap` after its last event."""
     found = []
     for event in events:
         if found and event.time - found[-1][-1].time < gap:

@@ -1,4 +1,4 @@
-# Shared by up, down and control: where things lie, and how each service is started.
+# Functions and paths shared by up, down and control.
 # shellcheck shell=bash
 
 say() { echo "services: $*" >&2; }
@@ -10,7 +10,7 @@ kafka_version=${HEADWATER_KAFKA_VERSION:-4.1.0}
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
-# Debian's packages, fetched only if a command of theirs is missing.
+# Installs Debian packages; called only if one of their commands is missing.
 install_packages() {
     say "installing $*"
     as_root apt-get update -qq >&2
@@ -21,7 +21,7 @@ free_port() {
     python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# Waits until a command succeeds; a service that has died is not waited for.
+# Waits until a command succeeds; fails at once if the service has died.
 wait_for() { # NAME PIDFILE COMMAND...
     local name=$1 pidfile=$2; shift 2
     for _ in $(seq 600); do
@@ -44,7 +44,8 @@ pg_bin() {
 # PostgreSQL refuses to run as root.
 pg_user() { if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi; }
 
-# A CA, a certificate of it for 127.0.0.1 (and no name), one for a client named "certified", and a CA that signed neither.
+# Creates a CA, a server certificate for 127.0.0.1 (without a host name), a client certificate for "certified", and an
+# unrelated CA.
 prepare_tls() { command -v openssl >/dev/null || install_packages openssl; }
 
 configure_tls() { # DIR
@@ -84,9 +85,9 @@ prepare_kafka3() { prepare_kafka; }
 prepare_postgres() { [ -n "$(pg_bin)" ] || install_packages postgresql; }
 prepare_redis() { command -v redis-server >/dev/null || install_packages redis-server; }
 
-# A broker that is a controller as well: NAME, with ID in the quorum of VOTERS, a list of ID@HOST:PORT. LISTENERS come on
-# top of the usual ones, and ADVERTISED is what clients get to know of them; each begins with a comma. Every broker of a
-# quorum has a replica of everything, and more than half of the replicas must be in sync.
+# Writes the properties of the broker and controller NAME, with ID in the quorum of VOTERS, a list of ID@HOST:PORT.
+# LISTENERS are additional listeners and ADVERTISED their advertised addresses; each begins with a comma. Every broker
+# of a quorum has a replica of every partition, and more than half of the replicas must be in sync.
 write_properties() { # DIR NAME ID VOTERS [LISTENERS ADVERTISED]
     local dir=$1 name=$2 id=$3 port voters copies in_sync
     IFS=, read -ra voters <<< "$4"
@@ -123,7 +124,7 @@ num.io.threads=4
 EOF
 }
 
-# Kafka's StorageTool, of the version that the brokers of a directory have.
+# Runs Kafka's StorageTool in the version of a directory's brokers.
 storage_tool() { # DIR ARGUMENTS...
     java -cp "$cache/kafka-$(cat "$1/kafka.version")/*" kafka.tools.StorageTool "${@:2}"
 }
@@ -136,7 +137,7 @@ format_storage() { # DIR NAME CLUSTER ARGUMENTS...
 configure_kafka() { # DIR
     local listeners='' advertised='' scram=() name cluster
     echo "$kafka_version" > "$1/kafka.version"
-    # Clients are sent to where the broker says it is: those who come through a proxy have a listener of their own.
+    # Clients connect to the address that a broker advertises, so clients of the proxy need their own listener.
     if [ -n "${HEADWATER_KAFKA_PROXY:-}" ]; then
         free_port > "$1/kafka.behind"
         listeners+=",PROXIED://127.0.0.1:$(cat "$1/kafka.behind")"
@@ -169,7 +170,7 @@ EOF
     format_storage "$1" kafka "$cluster" "${scram[@]}"
 }
 
-# Three brokers, kafka-1 to kafka-3, which soon notice that one of them is gone.
+# Configures three brokers, kafka-1 to kafka-3, with short timeouts for a broker that is down.
 configure_kafka3() { # DIR
     local id voters cluster
     echo "$kafka_version" > "$1/kafka.version"
@@ -187,7 +188,7 @@ EOF
 
 launch_broker() { # DIR NAME
     local java=(java -Xms256m -Xmx768m)
-    # Three of them share what one has otherwise.
+    # Three brokers share the memory of one.
     if [ "$2" != kafka ]; then java=(java -Xms128m -Xmx384m -XX:+UseSerialGC -XX:TieredStopAtLevel=1); fi
     "${java[@]}" -cp "$cache/kafka-$(cat "$1/kafka.version")/*" kafka.Kafka "$1/$2.properties" \
         >> "$1/$2.log" 2>&1 < /dev/null &
@@ -237,7 +238,7 @@ start_postgres() { # DIR
     local port fresh=
     port=$(cat "$1/postgres.port")
     [ -e "$1/postgres.made" ] || fresh=1
-    # The postmaster becomes this background job itself, so that its pid is the one to signal.
+    # The postmaster replaces the shell of this background job, so that $! is its pid.
     if [ "$(id -u)" = 0 ]; then
         set -- "$1" setpriv --reuid=postgres --regid=postgres --init-groups
     else
@@ -267,7 +268,7 @@ configure_redis() { # DIR
     mkdir -p "$1/redis"
     [ -e "$1/tls" ] || return 0
     free_port > "$1/redis.tls"
-    # "app" may not ask for settings.
+    # "app" may not read the configuration.
     cat > "$1/redis/users.acl" <<EOF
 user default on nopass ~* &* +@all
 user ops on >ops-secret ~* &* +@all
@@ -288,7 +289,7 @@ start_redis() { # DIR
     wait_for redis "$1/redis.pid" port_answers "$port"
 }
 
-# Starts any service, kafka-2 and its like among them.
+# Starts a service, or a broker such as kafka-2.
 start_service() { # DIR SERVICE
     case $2 in
         kafka-*) start_broker "$1" "$2" ;;
@@ -296,7 +297,7 @@ start_service() { # DIR SERVICE
     esac
 }
 
-# Ends a process that we started: gently, then hard.
+# Sends a signal to a process of ours, and kills it if it does not exit within 30 s.
 end_process() { # PIDFILE SIGNAL
     [ -e "$1" ] || return 0
     local pid
@@ -306,11 +307,11 @@ end_process() { # PIDFILE SIGNAL
         kill -0 "$pid" 2>/dev/null || break
         sleep 0.1
     done
-    if kill -KILL "$pid" 2>/dev/null; then say "$(basename "$1" .pid) did not end within 30 s: killed"; fi
+    if kill -KILL "$pid" 2>/dev/null; then say "$(basename "$1" .pid) did not exit within 30 s: killed"; fi
     rm -f "$1"
 }
 
-# Brokers that are ended one after another would wait for those that are gone.
+# Kills the brokers, since a broker that shuts down cleanly would wait for those that are gone.
 end_brokers() { # DIR
     local pidfile
     for pidfile in "$1"/kafka*.pid; do end_process "$pidfile" KILL; done

@@ -1,4 +1,5 @@
-//! A commit of the Kafka sink whose end is on its way for long: it is waited for, and its producer is not trusted again.
+//! A commit of the Kafka sink whose EndTxn request is delayed: the sink waits for the outcome and replaces the
+//! producer.
 
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
@@ -28,7 +29,8 @@ fn context(generation: u64) -> WriterContext {
     }
 }
 
-/// How often a transactional id was taken over: each time leaves a sentinel in the progress topic, which names it.
+/// Counts how often a transactional id was taken over: each takeover writes a sentinel with the id to the progress
+/// topic.
 fn takeovers(brokers: &str) -> usize {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
@@ -56,35 +58,35 @@ fn takeovers(brokers: &str) -> usize {
 }
 
 #[test]
-fn a_commit_that_takes_long_is_waited_for_and_its_producer_is_replaced() {
+fn a_slow_commit_is_awaited_and_its_producer_replaced() {
     let services = Services::own();
     let mut sink = KafkaSink::new(KafkaConfig {
         name: "kafka".to_owned(),
-        brokers: services.kafka_of_run(),
+        brokers: services.kafka_for_run(),
         topics: Vec::new(),
         options: Options::new(),
     });
     sink.open(&context(1)).expect("opened");
     let mut commit = |through| sink.commit(CommitPermit::granted(Epoch(through))).expect("committed");
     (1..=4).for_each(&mut commit);
-    assert_eq!(takeovers(&services.kafka), 2, "each id once");
+    assert_eq!(takeovers(&services.kafka), 2, "each id is taken over once");
     let proxy = services.proxy(Service::Kafka);
     let mut through = 5;
-    // The client asks again after 2 s; then it is told that the commit is on its way, and waits on.
+    // The client retries after 2 s; the broker answers that the commit is in progress, and the client keeps waiting.
     for (held, takeovers_after) in [(Duration::from_millis(1500), 3), (Duration::from_millis(4500), 4)] {
-        proxy.hold_at_end_of_transaction();
-        let begun = Instant::now();
+        proxy.hold_end_txn();
+        let started = Instant::now();
         let took = scope(|scope| {
             scope.spawn(|| {
-                wait_for("the end of a transaction", || proxy.holds_an_end().then_some(()));
+                wait_for("the end of a transaction", || proxy.is_holding_end_txn().then_some(()));
                 sleep(held);
-                proxy.mend();
+                proxy.restore();
             });
             commit(through);
-            begun.elapsed()
+            started.elapsed()
         });
-        assert!(took >= held, "after {took:?}: before the broker can have heard of it");
-        // The other id's turn, then its own again, and once more each.
+        assert!(took >= held, "committed after {took:?}, before the broker received the request");
+        // Each of the two ids commits twice more, by turns.
         (through + 1..=through + 4).for_each(&mut commit);
         assert_eq!(takeovers(&services.kafka), takeovers_after, "held for {held:?}");
         through += 5;
