@@ -2,7 +2,7 @@
 //!
 #![doc = include_str!("../README.md")]
 #![warn(missing_docs)]
-// Printing panics where nobody reads: see `cli::output`.
+// The print macros panic if the reader is gone: use `cli::output` instead.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod cli;

@@ -1,6 +1,6 @@
 //! The `headwater` command.
 
-/// Events are allocated on one thread and freed on another, which the system's allocator is slow at.
+/// The allocator; the system's allocator is slow for events, which are allocated on one thread and freed on another.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

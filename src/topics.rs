@@ -1,4 +1,4 @@
-//! The topics of a pipeline, as `headwater topics create` makes them.
+//! The topics of a pipeline, as `headwater topics create` creates them.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +7,19 @@ pub use headwater_sinks::kafka::topics::{TopicError, TopicFacts, TopicSpec, Topi
 
 use crate::config::OutputKind;
 
-/// The topic that a pipeline reads.
+/// Returns the specification of the topic that a pipeline reads.
 pub fn input(name: &str) -> TopicSpec {
     TopicSpec::new(name, 6)
 }
 
-/// The topics that results go to. The progress topic is not among them: the sink makes it.
+/// Returns the specifications of the output topics, without the progress topic, which the sink creates.
 pub fn outputs(names: &BTreeMap<OutputKind, String>) -> Vec<TopicSpec> {
-    // A record may have 1 MiB; what is said of it, or put around it, comes on top.
-    let beyond_its_input = |spec: TopicSpec| spec.with("max.message.bytes", "2097152");
+    // A record may have 1 MiB. The output adds an envelope or a rejection reason to it.
+    let larger_than_input = |spec: TopicSpec| spec.with("max.message.bytes", "2097152");
     let spec = |(kind, name): (&OutputKind, &String)| match kind {
-        OutputKind::Events => beyond_its_input(TopicSpec::new(name, 6)),
+        OutputKind::Events => larger_than_input(TopicSpec::new(name, 6)),
         OutputKind::Alerts | OutputKind::Windows => TopicSpec::new(name, 3),
-        OutputKind::DeadLetters => beyond_its_input(TopicSpec::new(name, 3)),
+        OutputKind::DeadLetters => larger_than_input(TopicSpec::new(name, 3)),
     };
     names.iter().map(spec).collect()
 }

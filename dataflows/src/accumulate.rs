@@ -1,4 +1,4 @@
-//! `accumulate`: a running state per key, in order of arrival; what each event looked like when it came.
+//! `accumulate`: a running state per key, updated in order of arrival.
 
 use std::rc::Rc;
 
@@ -13,11 +13,10 @@ use crate::{Epoch, Event, EventTime, OwnedKey};
 
 /// Extension trait for running states per key.
 pub trait Accumulate<'scope, E: Event> {
-    /// Folds the events of each key, epoch by epoch and in the order (event time, partition, offset) within each,
-    /// and collects what `step` says of them: one output a worker and epoch with events.
+    /// Folds the events of each key, epoch by epoch and in the order (event time, partition, offset) within an epoch.
+    /// `step` adds to the output: there is one output for each worker and epoch with events.
     ///
-    /// This is a log, not a collection: what was said of an event as of its arrival stays said, and retractions
-    /// pass it by.
+    /// The outputs are a log, not a collection: an output of an event is never revoked, and retractions have no effect.
     ///
     /// ```
     /// use headwater_dataflows::{Accumulate, Admission, Admit, testing};
@@ -94,7 +93,7 @@ where
     fn close(&mut self, _: Epoch, _: EventTime, _: &Keys<E>, _: &mut Vec<Self::Out>) {}
 }
 
-/// What was said stays said, so that it does not matter which events are final.
+/// Outputs are never revoked, so the state does not depend on which events are final.
 impl<E, S, O, F> Capture<E> for Accumulator<S, O, F>
 where
     E: Event,

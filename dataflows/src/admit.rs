@@ -1,4 +1,4 @@
-//! Admission: the first operator of a key. Late and duplicate events leave here; the rest go on, sorted.
+//! Admission: the first operator of a key. Refuses late and duplicate events, and sorts the others.
 
 mod capture;
 
@@ -27,45 +27,45 @@ use crate::keys::{Keys, NEVER};
 use crate::{Epoch, Event, EventTime, Position};
 pub use capture::ids_of;
 
-/// What is asked of an event before it is processed.
+/// The conditions under which events are admitted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Admission {
-    /// Events of one key with the same id no further apart than this, in milliseconds of event time, are one:
-    /// the first in the order (epoch, event time, position) counts, and the room of one that is retracted is free
-    /// from the epoch that retracts it. Zero switches deduplication off.
+    /// The deduplication horizon, in milliseconds of event time. Of the events of a key with the same id within the
+    /// horizon, the first in the order (epoch, event time, position) is admitted, and the others are duplicates. If
+    /// that event is retracted, its id can be admitted again from the same epoch on. Zero turns deduplication off.
     pub dedup_horizon_ms: i64,
-    /// How long a key is remembered after its last event, in milliseconds of event time: once the watermark is so far
-    /// past it the key leaves memory, and begins anew should it come back. Windows are waited for. It should be longer
-    /// than what any pattern looks back on. None remembers every key for ever.
+    /// The time to live of a key after its last event, in milliseconds of event time. When the watermark has passed it,
+    /// the state of the key is evicted, and later events of the key start without state. Open windows extend it. It
+    /// should be longer than the interval of any pattern. `None` keeps every key forever.
     pub ttl_ms: Option<i64>,
 }
 
-/// Why an event was not admitted.
+/// The reason why an event was not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Refusal {
-    /// Its time is at or below the watermark of the epoch before; or it retracts an event of which that is
-    /// true, or which was never admitted.
+    /// The event time is at or below the watermark of the previous epoch; or the update retracts such an event, or an
+    /// event that was not admitted.
     Late,
-    /// An event of its key with its id was admitted before and has not been retracted.
+    /// An event of the same key with the same id was admitted before and has not been retracted.
     Duplicate,
 }
 
-/// An event that was not admitted, and why. A refused retraction has a negative diff.
+/// An event that was not admitted, and the reason. A refused retraction has a negative diff.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Refused<E> {
     /// The event.
     pub event: E,
-    /// Why it changes nothing.
+    /// The reason.
     pub refusal: Refusal,
 }
 
 /// Extension trait for admitting a collection of events to keyed operators.
 pub trait Admit<'scope, E: Event> {
-    /// Exchanges events by shard, sorts each epoch by key and order of evaluation, and refuses what is late or a
-    /// duplicate. What was refused comes out as a collection of its own.
+    /// Exchanges events by shard, sorts each epoch by key and order of evaluation, and refuses late events and
+    /// duplicates. Returns the admitted events, and the refused events as a separate collection.
     ///
-    /// Epoch e is admitted once the watermark of epoch e − 1 is known. Every worker must be given the same
-    /// control stream.
+    /// Epoch e is admitted once the watermark of epoch e − 1 is known. Every worker must receive the same control
+    /// stream.
     ///
     /// ```
     /// use headwater_dataflows::{Admission, Admit, Refusal, testing};
@@ -102,7 +102,7 @@ impl<'scope, E: Event + ExchangeData> Admit<'scope, E> for VecCollection<'scope,
 
 type RefusedUpdate<E> = (Refused<E>, Epoch, isize);
 
-/// Batches of what was admitted, and what was refused.
+/// Streams of batches of admitted events, and of refused events.
 type Outputs<'scope, E> =
     (StreamVec<'scope, Epoch, Rc<Batch<E>>>, StreamVec<'scope, Epoch, RefusedUpdate<E>>);
 
@@ -122,13 +122,13 @@ fn build<'scope, E: Event + ExchangeData>(
 
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut arrived: BTreeMap<Epoch, Arrived<E>> = BTreeMap::new();
+        let mut arrived: BTreeMap<Epoch, ArrivedEpoch<E>> = BTreeMap::new();
         let mut watermarks = Watermarks::default();
         let mut checkpoints: BTreeMap<Epoch, EventTime> = BTreeMap::new();
         move |frontiers| {
             events.for_each(|stamp, data| {
                 let epoch = *stamp.least().expect("data travels with a time");
-                let arrived = arrived.entry(epoch).or_insert_with(|| Arrived {
+                let arrived = arrived.entry(epoch).or_insert_with(|| ArrivedEpoch {
                     batch: stamp.delayed(&epoch, 0),
                     refused: stamp.delayed(&epoch, 1),
                     containers: Vec::new(),
@@ -176,19 +176,19 @@ fn build<'scope, E: Event + ExchangeData>(
     (batch_stream, refused_stream)
 }
 
-struct Arrived<E> {
+struct ArrivedEpoch<E> {
     batch: Capability<Epoch>,
     refused: Capability<Epoch>,
     containers: Containers<E>,
 }
 
-/// An event of the epoch: its place in the order of evaluation, and where it lies.
+/// An event of the epoch: its position in the order of evaluation, and its location in the containers.
 #[derive(Clone, Copy)]
 struct Place {
     order: (EventTime, Position),
     container: u32,
     index: u32,
-    /// Whether it is one insertion: the usual case.
+    /// True for a single insertion, the usual case.
     single: bool,
 }
 
@@ -202,13 +202,13 @@ impl Place {
     }
 }
 
-/// The changes of one key in an epoch, sorted, as events and what their diffs sum up to: identical events add up,
-/// and may cancel.
+/// Returns the sorted changes of a key in an epoch, as events with the sums of their diffs. Identical events are added
+/// up, and may cancel.
 fn net<'a, E: Event>(
     run: &'a [Place],
     containers: &'a Containers<E>,
 ) -> impl Iterator<Item = (&'a Place, isize)> {
-    // Several forms of one record stand at the same place, in any order, if it was corrected in this epoch.
+    // A record that was corrected in this epoch has several forms at the same position, in any order.
     let forms = run.chunk_by(|a, b| a.order == b.order);
     forms.flat_map(|forms| {
         forms.iter().enumerate().filter_map(|(i, place)| {
@@ -220,31 +220,32 @@ fn net<'a, E: Event>(
     })
 }
 
-/// How many events lie between asking for memory and reading it.
+/// The number of events between prefetching memory and reading it.
 const AHEAD: usize = 16;
 
-/// Decides which events take part.
+/// The state of admission, which decides which events are admitted.
 struct Admitter<E: Event> {
     keys: Rc<RefCell<Keys<E>>>,
     dedup: Dedup,
-    /// Where keys do not live for ever.
+    /// The expiry of keys; `None` if keys are kept forever.
     expiry: Option<Expiry>,
-    /// Keys that died since the last batch.
+    /// Keys that expired since the last batch.
     expired: Vec<Slot>,
-    /// Slots of keys that died, each with the batch that says so: free once all operators have read it.
+    /// Slots of expired keys, each with the batch that reports them. They are freed once all operators have read the
+    /// batch.
     leaving: VecDeque<(Rc<Batch<E>>, Vec<Slot>)>,
     watermark: EventTime,
     history: History<E, ()>,
-    /// Insertions that were retracted, among those not final.
+    /// The un-final insertions that were retracted.
     retracted: HashSet<EntryRef>,
     next_batch: u64,
     /// The epoch's events in the order of arrival.
     places: Vec<Place>,
-    /// Slots of events, each with the number of its place.
+    /// The slots of the events, each with an index of `places`.
     slots: Vec<(Slot, u32)>,
-    /// One key's places in order.
+    /// The places of one key, in the order of evaluation.
     run: Vec<Place>,
-    /// None if nothing is captured.
+    /// `None` if capture is off.
     capture: Option<capture::Tracked<E>>,
 }
 
@@ -276,19 +277,19 @@ impl<E: Event> Admitter<E> {
         self.dedup.expire(self.watermark);
     }
 
-    /// Lets go of keys that have died, and frees the slots of those that all operators have let go of.
+    /// Removes the keys that have expired, and frees the slots of those whose state all operators have removed.
     fn expire(&mut self) {
         let Some(expiry) = &mut self.expiry else { return };
         let keys = Rc::clone(&self.keys);
         let mut keys = keys.borrow_mut();
         expiry.at_least(keys.reach_ms());
-        let dead = self.expired.len();
+        let first = self.expired.len();
         while self.leaving.front().is_some_and(|(batch, _)| Rc::strong_count(batch) == 1) {
             keys.free(self.leaving.pop_front().map(|(_, slots)| slots).unwrap_or_default());
         }
         while let Some(slots) = expiry.take(self.watermark) {
             for slot in slots {
-                // One that was never admitted an event has nothing that could be remembered.
+                // A key without admitted events has no state.
                 let (last, _) = keys.info_mut(slot).last;
                 if expiry.death(last) <= self.watermark {
                     self.expired.push(slot);
@@ -297,14 +298,14 @@ impl<E: Event> Admitter<E> {
                 }
             }
         }
-        for at in dead..self.expired.len() {
+        for at in first..self.expired.len() {
             let slot = self.expired[at];
             self.removed(slot, &keys);
             keys.remove(slot);
         }
     }
 
-    /// The batch of an epoch, unless it has no events, and what was refused.
+    /// Admits the events of an epoch. Returns the batch, unless it is empty, and the refused events.
     fn admit(
         &mut self,
         epoch: Epoch,
@@ -315,7 +316,7 @@ impl<E: Event> Admitter<E> {
         let mut keys = keys.borrow_mut();
         self.arrive(&containers, &mut keys);
         self.before(&keys);
-        let mut decided = Decided {
+        let mut parts = BatchBuilder {
             epoch,
             max_time: EventTime::MIN,
             entries: Vec::with_capacity(self.places.len()),
@@ -334,13 +335,13 @@ impl<E: Event> Admitter<E> {
             run.clear();
             run.extend(same.iter().map(|&(_, place)| self.places[place as usize]));
             if run.len() > 1 {
-                // Mostly they came in order.
+                // Usually they are in order already.
                 run.sort_by_key(|place| place.order);
             }
-            self.admit_run(same[0].0, &run, &containers, &mut keys, &mut decided);
+            self.admit_run(same[0].0, &run, &containers, &mut keys, &mut parts);
         }
         (self.slots, self.run) = (slots, run);
-        let Decided { max_time, entries, targets, runs, expired, refused, .. } = decided;
+        let BatchBuilder { max_time, entries, targets, runs, expired, refused, .. } = parts;
         if entries.is_empty() && expired.is_empty() {
             return (None, refused);
         }
@@ -363,10 +364,10 @@ impl<E: Event> Admitter<E> {
         (Some(batch), refused)
     }
 
-    /// Fills `places`, and `slots` sorted.
+    /// Fills `places`, and `slots` in sorted order.
     ///
-    /// Keys are looked up in the order of arrival, in which events lie in memory, and states are visited in the
-    /// order of slots, in which they do: sorted by hash, either would be a walk at random.
+    /// Keys are looked up in the order of arrival, which is the order of events in memory. States are visited in the
+    /// order of slots, which is the order of states in memory. An order by hash would make both accesses random.
     fn arrive(&mut self, containers: &Containers<E>, keys: &mut Keys<E>) {
         self.places.clear();
         self.slots.clear();
@@ -386,91 +387,92 @@ impl<E: Event> Admitter<E> {
         self.slots.sort_unstable();
     }
 
-    /// Admits one key's events of the epoch, sorted.
+    /// Admits the sorted events of one key in the epoch.
     fn admit_run(
         &mut self,
         slot: Slot,
         run: &[Place],
         containers: &Containers<E>,
         keys: &mut Keys<E>,
-        decided: &mut Decided<E>,
+        parts: &mut BatchBuilder<E>,
     ) {
         let info = keys.info_mut(slot);
         if let Some(expiry) = &mut self.expiry {
             if info.last != NEVER && expiry.death(info.last.0) <= self.watermark {
                 (info.last, info.run) = (NEVER, None);
-                decided.expired.push(slot);
+                parts.expired.push(slot);
             }
             if !std::mem::replace(&mut info.watched, true) {
                 expiry.watch(slot, self.watermark);
             }
         }
-        let start = decided.entries.len();
+        let start = parts.entries.len();
         let mut in_order = true;
         if run.iter().all(|place| place.single) && run.is_sorted_by(|a, b| a.order < b.order) {
             for place in run {
-                in_order &= self.insert(place, 1, containers, &mut info.last, decided);
+                in_order &= self.insert(place, 1, containers, &mut info.last, parts);
             }
         } else {
-            // Retractions first: a corrected event must find room for its id, wherever in the order it has moved to.
+            // Retractions first: a corrected event must be able to use its id again, at any position in the order.
             for (place, diff) in net(run, containers) {
-                in_order &= self.retract(place, -diff, containers, info.run, decided);
+                in_order &= self.retract(place, -diff, containers, info.run, parts);
             }
             for (place, diff) in net(run, containers) {
-                in_order &= self.insert(place, diff, containers, &mut info.last, decided);
+                in_order &= self.insert(place, diff, containers, &mut info.last, parts);
             }
         }
-        let end = decided.entries.len();
+        let end = parts.entries.len();
         if end > start {
-            let previous = info.run.replace(RunRef::new(self.next_batch, decided.runs.len()));
-            decided.runs.push(Run { slot, start: start as u32, end: end as u32, in_order, previous });
+            let previous = info.run.replace(RunRef::new(self.next_batch, parts.runs.len()));
+            parts.runs.push(Run { slot, start: start as u32, end: end as u32, in_order, previous });
         }
     }
 
-    /// Inserts an event so many times; says whether it came after all before.
+    /// Inserts an event `times` times. Returns true if it comes after all earlier events in the order of evaluation.
     fn insert(
         &mut self,
         place: &Place,
         times: isize,
         containers: &Containers<E>,
         last: &mut (EventTime, Position),
-        decided: &mut Decided<E>,
+        parts: &mut BatchBuilder<E>,
     ) -> bool {
         let mut in_order = true;
         for _ in 0..times {
             match self.check(place, containers) {
-                Err(refusal) => decided.refuse(place.event(containers), refusal, 1),
+                Err(refusal) => parts.refuse(place.event(containers), refusal, 1),
                 Ok(()) => {
                     in_order &= *last <= place.order;
                     *last = (*last).max(place.order);
-                    decided.push(place, None);
+                    parts.push(place, None);
                 }
             }
         }
         in_order
     }
 
-    /// Retracts an event so many times, from what the runs back from `newest` inserted; says whether nothing was.
+    /// Retracts `times` insertions of an event, searched from the run `newest` backwards. Returns true if there were
+    /// none.
     fn retract(
         &mut self,
         place: &Place,
         times: isize,
         containers: &Containers<E>,
         newest: Option<RunRef>,
-        decided: &mut Decided<E>,
+        parts: &mut BatchBuilder<E>,
     ) -> bool {
         let event = place.event(containers);
         let mut untouched = true;
         for _ in 0..times {
             match self.find(event, newest) {
-                None => decided.refuse(event, Refusal::Late, -1),
+                None => parts.refuse(event, Refusal::Late, -1),
                 Some(target) => {
                     untouched = false;
                     self.retracted.insert(target);
                     if let Some(id) = event.id() {
                         self.dedup.forget(event.key_hash(), id, event.time());
                     }
-                    decided.push(place, Some(target));
+                    parts.push(place, Some(target));
                 }
             }
         }
@@ -491,7 +493,7 @@ impl<E: Event> Admitter<E> {
         }
     }
 
-    /// The admitted insertion of this very event, if it is above the watermark and still counts.
+    /// Returns an admitted insertion of an equal event, if it is above the watermark and has not been retracted.
     fn find(&self, event: &E, newest: Option<RunRef>) -> Option<EntryRef> {
         if event.time() <= self.watermark {
             return None;
@@ -510,8 +512,8 @@ impl<E: Event> Admitter<E> {
     }
 }
 
-/// What an epoch comes to, while it is being decided.
-struct Decided<E> {
+/// The parts of a batch that is being built.
+struct BatchBuilder<E> {
     epoch: Epoch,
     max_time: EventTime,
     entries: Vec<Entry>,
@@ -521,7 +523,7 @@ struct Decided<E> {
     refused: Vec<RefusedUpdate<E>>,
 }
 
-impl<E: Event> Decided<E> {
+impl<E: Event> BatchBuilder<E> {
     fn refuse(&mut self, event: &E, refusal: Refusal, diff: isize) {
         self.refused.push((Refused { event: event.clone(), refusal }, self.epoch, diff));
     }
@@ -541,7 +543,7 @@ mod tests {
     use crate::testing::Line;
 
     #[test]
-    fn slots_of_the_dead_are_given_away_once_no_operator_reads_of_them_any_more() {
+    fn slots_are_reused_once_no_operator_refers_to_them() {
         let keys = Rc::new(RefCell::new(Keys::new()));
         let admission = Admission { ttl_ms: Some(100), ..Admission::default() };
         let mut admitter = Admitter::new(admission, Rc::clone(&keys));
@@ -551,26 +553,30 @@ mod tests {
             let updates = lines.map(|line| (line, Epoch(0), 1)).collect();
             admitter.advance(EventTime(watermark));
             let (batch, _) = admitter.admit(Epoch(0), vec![updates]);
-            batch.expect("there are events")
+            batch.expect("the epoch has events")
         };
         epoch(0..4, 0, -1);
         assert_eq!((keys.borrow().load().keys(), keys.borrow().slots_in_all()), (4, 4));
 
         let news = epoch(4..6, 150, 140);
         assert_eq!(news.expired.len(), 4);
-        assert_eq!((keys.borrow().load().keys(), keys.borrow().slots_in_all()), (2, 6), "none is free yet");
+        assert_eq!(
+            (keys.borrow().load().keys(), keys.borrow().slots_in_all()),
+            (2, 6),
+            "no slot is free yet"
+        );
         let unread_news = Rc::clone(&news);
         drop(news);
         epoch(6..7, 150, 145);
-        assert_eq!(keys.borrow().slots_in_all(), 7, "somebody still has to read who died");
+        assert_eq!(keys.borrow().slots_in_all(), 7, "an operator has yet to read the expired keys");
 
         drop(unread_news);
-        // The batch itself goes once its events are final.
+        // The batch itself is dropped once its events are final.
         epoch(7..10, 200, 160);
         assert_eq!(
             (keys.borrow().load().keys(), keys.borrow().slots_in_all()),
             (6, 7),
-            "three of four again"
+            "three of four slots are reused"
         );
     }
 }

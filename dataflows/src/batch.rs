@@ -1,4 +1,4 @@
-//! The admitted events of one epoch on one worker, shared by all operators that read them.
+//! Batches: the admitted events of one epoch on one worker, shared by all operators that read them.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use crate::{Epoch, Event, EventTime};
 
-/// A key's number on its worker: dense, so that operators keep their state in vectors.
+/// The number of a key on its worker. Slots are dense, so that operators keep their state in vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Slot(pub u32);
 
@@ -16,49 +16,49 @@ impl Slot {
     }
 }
 
-/// One entry of one batch of this worker.
+/// A reference to an entry of a batch of this worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct EntryRef {
-    /// The batch's number.
+    /// The number of the batch.
     pub batch: u64,
-    /// The entry's index there.
+    /// The index of the entry in the batch.
     pub entry: u32,
 }
 
-/// What an entry does to the collection of admitted events.
+/// The effect of an entry on the collection of admitted events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// The event joins it.
+    /// Adds the event.
     Insert,
-    /// The event that joined it by the named entry leaves it.
+    /// Removes the event that the given entry added.
     Retract(EntryRef),
 }
 
-/// One change of one event.
+/// A change of one event.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
     pub time: EventTime,
-    /// Which container of the batch holds the event, and where in it.
+    /// The container of the batch that holds the event, and the index of the event in it.
     pub container: u32,
     pub index: u32,
-    /// If it retracts, where among the batch's targets what it retracts stands.
+    /// The position in [`Batch::targets`] of the entry that this entry retracts; `None` for an insertion.
     pub retracts: Option<TargetIndex>,
 }
 
-/// One more than an index of [`Batch::targets`].
+/// An index of [`Batch::targets`] plus one.
 pub(crate) type TargetIndex = NonZeroU32;
 
-/// One run of one batch of this worker.
+/// A reference to a run of a batch of this worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RunRef {
-    /// The batch's number.
+    /// The number of the batch.
     batch: u64,
-    /// One more than the run's index there, so that there may be none at no cost.
+    /// The index of the run in the batch plus one, so that an `Option` needs no more memory.
     nth: NonZeroU32,
 }
 
 impl RunRef {
-    /// The run at this index of a batch's runs.
+    /// Returns a reference to the run at this index of the batch.
     pub fn new(batch: u64, index: usize) -> RunRef {
         let nth = u32::try_from(index + 1).ok().and_then(NonZeroU32::new);
         RunRef { batch, nth: nth.expect("a batch has fewer than 2^32 runs") }
@@ -69,16 +69,15 @@ impl RunRef {
     }
 }
 
-/// The entries of one key, a range of the batch's entries: first what is retracted, then what is inserted, each in
-/// the order of evaluation.
+/// The entries of one key in a batch: first the retractions, then the insertions, each in the order of evaluation.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub slot: Slot,
     pub start: u32,
     pub end: u32,
-    /// Whether all entries are insertions that come after everything admitted for the key before.
+    /// True if all entries are insertions that come after all events admitted for the key before.
     pub in_order: bool,
-    /// The key's run before this one.
+    /// The previous run of the key.
     pub previous: Option<RunRef>,
 }
 
@@ -88,22 +87,23 @@ impl Run {
     }
 }
 
-/// Updates as timely delivered them.
+/// Updates in the containers in which timely delivered them.
 pub(crate) type Containers<E> = Vec<Vec<(E, Epoch, isize)>>;
 
-/// What timely delivered for one epoch, as it came, and the order in which to look at it.
+/// The updates of one epoch as timely delivered them, and the order in which to process them.
 pub(crate) struct Batch<E> {
-    /// Consecutive on its worker.
+    /// The number of the batch, consecutive on its worker.
     pub number: u64,
     pub epoch: Epoch,
     /// The greatest event time of any entry.
     pub max_time: EventTime,
     pub entries: Vec<Entry>,
-    /// What is retracted.
+    /// The entries that the retractions of this batch retract.
     pub targets: Vec<EntryRef>,
-    /// By slot.
+    /// The runs, sorted by slot.
     pub runs: Vec<Run>,
-    /// Slots whose keys begin anew, or are no more, before the events of this batch.
+    /// The slots whose keys expired before the events of this batch. A slot may also have events in this batch: its key
+    /// then starts without state.
     pub expired: Vec<Slot>,
     pub containers: Containers<E>,
 }
@@ -114,7 +114,7 @@ impl<E: Event> Batch<E> {
         &self.containers[entry.container as usize][entry.index as usize].0
     }
 
-    /// What an entry does.
+    /// Returns the effect of an entry.
     pub fn change(&self, entry: usize) -> Change {
         match self.entries[entry].retracts {
             None => Change::Insert,
@@ -122,16 +122,16 @@ impl<E: Event> Batch<E> {
         }
     }
 
-    /// The runs, each with what names it.
+    /// Returns the runs, each with its reference.
     pub fn numbered_runs(&self) -> impl Iterator<Item = (RunRef, &Run)> {
         self.runs.iter().enumerate().map(|(at, run)| (RunRef::new(self.number, at), run))
     }
 }
 
-/// The batches whose events are not all final yet, each with what an operator remembers beside it.
+/// The batches that have un-final events, each with the data that an operator stores with it.
 pub(crate) struct History<E, L> {
     batches: VecDeque<(Rc<Batch<E>>, L)>,
-    /// What was not final at this watermark is wanted still.
+    /// Events that were un-final at this watermark are kept.
     hold: EventTime,
 }
 
@@ -145,20 +145,20 @@ impl<E: Event, L> History<E, L> {
         self.batches.push_back((batch, log));
     }
 
-    /// The batch with this number, unless all of its events are final.
+    /// Returns the batch with this number; `None` if all of its events are final.
     pub fn get(&self, number: u64) -> Option<&(Rc<Batch<E>>, L)> {
         let first = self.batches.front()?.0.number;
         self.batches.get(usize::try_from(number.checked_sub(first)?).ok()?)
     }
 
-    /// As [`get`](History::get), to change what is remembered beside the batch.
+    /// Like [`get`](History::get), with mutable access to the data stored with the batch.
     pub fn get_mut(&mut self, number: u64) -> Option<(&Batch<E>, &mut L)> {
         let first = self.batches.front()?.0.number;
         let at = usize::try_from(number.checked_sub(first)?).ok()?;
         self.batches.get_mut(at).map(|(batch, log)| (&**batch, log))
     }
 
-    /// Every insertion of a key that is not final, newest batch first, from a run backwards.
+    /// Calls `each` for every un-final insertion of a key, newest batch first, starting at the run `from`.
     pub fn for_each(&self, from: Option<RunRef>, mut each: impl FnMut(EntryRef, &Batch<E>, usize)) {
         let mut next = from;
         while let Some(at) = next {
@@ -173,27 +173,27 @@ impl<E: Event, L> History<E, L> {
         }
     }
 
-    /// The oldest batch that is remembered.
+    /// Returns the oldest batch.
     pub fn oldest(&self) -> Option<&Rc<Batch<E>>> {
         self.batches.front().map(|(batch, _)| batch)
     }
 
-    /// Lets go of the oldest batch.
+    /// Removes the oldest batch.
     pub fn pop(&mut self) {
         self.batches.pop_front();
     }
 
-    /// Keeps what is not final at `watermark` until it is told otherwise; [`EventTime::MAX`] lets it go.
+    /// Keeps the events that are un-final at `watermark`, until the next call. [`EventTime::MAX`] keeps none.
     pub fn hold(&mut self, watermark: EventTime) {
         self.hold = watermark;
     }
 
-    /// The watermark, or the one at which history is held if that is less.
+    /// Returns the lesser of `watermark` and the watermark at which history is [held](History::hold).
     pub fn held(&self, watermark: EventTime) -> EventTime {
         watermark.min(self.hold)
     }
 
-    /// Lets go of leading batches whose events are all at or below the watermark.
+    /// Evicts the oldest batches while all of their events are at or below the watermark.
     pub fn settle(&mut self, watermark: EventTime) {
         let watermark = self.held(watermark);
         while self.oldest().is_some_and(|batch| batch.max_time <= watermark) {

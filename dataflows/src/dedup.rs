@@ -1,57 +1,57 @@
-//! Which event ids of a key were accepted lately.
+//! Deduplication: the event ids of each key that were accepted within the horizon.
 
 use serde::{Deserialize, Serialize};
 
 use crate::keys::HashedMap;
 use crate::{EventTime, KeyHash, SHARDS, ShardId};
 
-/// Remembers accepted ids for a horizon of event time.
+/// The ids accepted within a horizon of event time.
 ///
-/// An id is kept as a 128-bit fingerprint of (key, id). Two different ids within the horizon are taken for one
-/// with a probability of about n² ÷ 2^129, which is 10^-25 at ten million remembered ids.
+/// An id is stored as a 128-bit fingerprint of (key, id). The probability that two different ids within the horizon
+/// have the same fingerprint is about n² ÷ 2^129, which is 10^-25 for ten million stored ids.
 ///
-/// The ids lie in [`TABLES`] tables that grow and are swept each on its own: in one of a million ids either would hold up
-/// an epoch for a tenth of a second.
+/// The ids are stored in [`TABLES`] tables that grow and are swept independently: growing or sweeping a single table of
+/// a million ids would delay an epoch by a tenth of a second.
 pub(crate) struct Dedup {
     horizon_ms: i64,
     tables: Vec<Table>,
-    /// The table that is looked through next.
+    /// The index of the table that is swept next.
     next: usize,
-    /// What has changed since it was taken last, by shard, if anybody wants to know.
+    /// The changes since the last call of `take_changes`, by shard; `None` if changes are not recorded.
     changes: Option<Vec<Vec<Acceptance>>>,
 }
 
-/// Some of the ids.
+/// A part of the ids.
 struct Table {
     /// The latest acceptance of each id.
     accepted: HashedMap<u128, EventTime>,
-    /// Further acceptances of an id, which lie more than the horizon apart.
+    /// Further acceptances of an id, more than the horizon apart from each other.
     others: HashedMap<u128, Vec<EventTime>>,
     sweep_at: usize,
-    /// When the watermark was when it was last looked for expired ones.
+    /// The watermark at the last sweep.
     swept: EventTime,
 }
 
-/// How many tables there are: a power of two.
+/// The number of tables, a power of two.
 const TABLES: usize = 64;
 
-/// What became of an id.
+/// A change of an id: it was accepted, or its acceptance was forgotten.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Acceptance {
     fingerprint: u128,
     pub time: EventTime,
-    /// Whether it was accepted, or that was forgotten.
+    /// True if the id was accepted, false if its acceptance was forgotten.
     accepted: bool,
 }
 
 impl Acceptance {
-    /// Stands for the id.
+    /// Returns the fingerprint of the id.
     pub fn id(&self) -> u128 {
         self.fingerprint
     }
 }
 
-/// Below this many ids in a table it is not worth looking for expired ones.
+/// The number of ids below which a table is not swept.
 const SWEEP_MINIMUM: usize = (1 << 16) / TABLES;
 
 impl Dedup {
@@ -59,12 +59,12 @@ impl Dedup {
         Dedup { horizon_ms, tables: (0..TABLES).map(|_| Table::new()).collect(), next: 0, changes: None }
     }
 
-    /// Whether anything is remembered at all.
+    /// Returns true if deduplication is on.
     pub fn is_on(&self) -> bool {
         self.horizon_ms != 0
     }
 
-    /// Accepts an event's id unless one within the horizon was accepted before; says whether it did.
+    /// Accepts the id of an event and returns true, unless the id was accepted before within the horizon.
     pub fn accept(&mut self, key: KeyHash, id: &[u8], time: EventTime) -> bool {
         let fingerprint = fingerprint(key, id);
         let horizon_ms = self.horizon_ms.unsigned_abs();
@@ -75,19 +75,19 @@ impl Dedup {
         true
     }
 
-    /// Forgets that an id was accepted at this time: its event was retracted.
+    /// Forgets the acceptance of an id at this time, because its event was retracted.
     pub fn forget(&mut self, key: KeyHash, id: &[u8], time: EventTime) {
         let fingerprint = fingerprint(key, id);
         self.table(fingerprint).remove(fingerprint, time);
         self.note(key, Acceptance { fingerprint, time, accepted: false });
     }
 
-    /// From now on keeps what changes, to be taken.
+    /// Starts to record changes.
     pub fn watch(&mut self) {
         self.changes = self.is_on().then(|| vec![Vec::new(); SHARDS as usize]);
     }
 
-    /// What has changed since the last call, in order within each shard.
+    /// Removes and returns the changes since the last call, in order within each shard.
     pub fn take_changes(&mut self) -> impl Iterator<Item = (ShardId, Vec<Acceptance>)> {
         let shards = self
             .changes
@@ -98,14 +98,14 @@ impl Dedup {
         shards.filter(|(_, changes)| !changes.is_empty())
     }
 
-    /// Does again what was done to an id. What was accepted is not asked whether it should have been: what it was held
-    /// against may have expired.
+    /// Repeats a change of an id. An acceptance is not checked against earlier ones, because an id that it was compared
+    /// with may have expired.
     pub fn repeat(&mut self, Acceptance { fingerprint, time, accepted }: Acceptance) {
         let table = self.table(fingerprint);
         if accepted { table.put(fingerprint, time) } else { table.remove(fingerprint, time) }
     }
 
-    /// Whether an event above the watermark could repeat an id accepted at this time.
+    /// Returns true if an event above the watermark could repeat an id that was accepted at this time.
     pub fn matters(&self, time: EventTime, watermark: EventTime) -> bool {
         time.plus_ms(self.horizon_ms) > watermark
     }
@@ -116,8 +116,8 @@ impl Dedup {
         }
     }
 
-    /// Lets go of ids that no event above the watermark can repeat, in one of the tables, if it has many, or if all that
-    /// it had last time have expired.
+    /// Evicts the ids that no event above the watermark can repeat from one of the tables, if that table has many ids,
+    /// or if all ids of its last sweep have expired.
     pub fn expire(&mut self, watermark: EventTime) {
         let horizon_ms = self.horizon_ms;
         self.tables[self.next].expire(watermark, horizon_ms);
@@ -125,7 +125,7 @@ impl Dedup {
     }
 
     fn table(&mut self, fingerprint: u128) -> &mut Table {
-        // Of the half that does not place it in the table.
+        // By the half that does not determine the position within the table.
         &mut self.tables[(fingerprint >> 64) as usize % TABLES]
     }
 }
@@ -199,7 +199,7 @@ impl Table {
 fn fingerprint(key: KeyHash, id: &[u8]) -> u128 {
     let low = KeyHash::of(id).0;
     let high = KeyHash::of_seeded(id, key.0).0;
-    // Mixed once more, so that the low half alone, which places it in the table, depends on the key too.
+    // Mixed again, so that the low half, which determines the position within the table, also depends on the key.
     (u128::from(high) << 64) | u128::from(low ^ high.rotate_left(29))
 }
 
@@ -210,7 +210,7 @@ mod tests {
     const KEY: KeyHash = KeyHash(7);
 
     #[test]
-    fn an_id_is_a_duplicate_within_the_horizon_on_either_side_of_every_acceptance() {
+    fn an_id_is_a_duplicate_within_the_horizon_before_and_after() {
         let mut dedup = Dedup::new(60);
         assert!(dedup.accept(KEY, b"a", EventTime(1000)));
         assert!(!dedup.accept(KEY, b"a", EventTime(1060)));
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_acceptance_makes_room_and_leaves_the_others() {
+    fn forgetting_an_acceptance_keeps_the_others() {
         let mut dedup = Dedup::new(60);
         for time in [1000, 1100, 1200] {
             assert!(dedup.accept(KEY, b"a", EventTime(time)));
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn expired_ids_leave_memory_and_live_ones_stay() {
+    fn expired_ids_are_evicted_and_others_are_kept() {
         let mut dedup = Dedup::new(60);
         let count = 2 * (SWEEP_MINIMUM * TABLES) as i64;
         for i in 0..count {

@@ -1,4 +1,4 @@
-//! Answers that wait for the watermark.
+//! Results that wait for the watermark.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -7,8 +7,8 @@ use differential_dataflow::Data;
 
 use crate::{Epoch, EventTime};
 
-/// Answers by the time at which they are due, with their diffs. What is withdrawn leaves at once: what is held is what
-/// stands, however much there was in between.
+/// Results by the time at which they are due, with their diffs. A withdrawn result is removed at once, so the memory
+/// depends only on the results that remain.
 pub(crate) struct Due<D>(BTreeMap<(EventTime, D), isize>);
 
 impl<D: Data> Due<D> {
@@ -16,7 +16,7 @@ impl<D: Data> Due<D> {
         Due(BTreeMap::new())
     }
 
-    /// Adds to how often an answer is to be given, or takes from it.
+    /// Adds `diff` to the count of a result.
     pub fn add(&mut self, due: EventTime, answer: D, diff: isize) {
         match self.0.entry((due, answer)) {
             Entry::Vacant(entry) => {
@@ -31,7 +31,7 @@ impl<D: Data> Due<D> {
         }
     }
 
-    /// Gives what is due.
+    /// Emits the results that are due.
     pub fn release(&mut self, watermark: EventTime, epoch: Epoch, out: &mut Vec<(D, Epoch, isize)>) {
         while let Some(first) = self.0.first_entry().filter(|first| first.key().0 <= watermark) {
             let ((_, answer), diff) = first.remove_entry();
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_withdrawn_takes_no_room_and_the_rest_comes_out_when_it_is_due() {
+    fn withdrawn_results_are_removed_and_others_emitted_when_due() {
         let (mut waiting, mut out) = (Due::new(), Vec::new());
         for (answer, due, diff) in [("b", 7, 1), ("a", 7, 1), ("a", 7, 1), ("c", 9, 1), ("d", 7, -1)] {
             waiting.add(EventTime(due), answer, diff);

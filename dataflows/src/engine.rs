@@ -1,4 +1,4 @@
-//! Embedding: a dataflow in the caller's own thread, with a handle to push events and a callback for what comes out.
+//! Embedding: a dataflow in the caller's thread, with a handle to push events and a callback for results.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,11 +14,11 @@ use timely::worker::Worker;
 
 use crate::{Clock, ControlStream, Epoch, EventTime};
 
-/// A dataflow on one worker in the thread that owns it.
+/// A dataflow on one worker, in the thread that owns the engine.
 ///
-/// What is pushed is taken in when the epoch ends; when that call returns, the subscriber has heard of everything that
-/// came of it. A subscriber may send to a channel, and the engine may be fed from one. For several workers build the
-/// same dataflow in [`timely::execute()`], with a [`Clock`] for the watermark.
+/// Pushed events are processed when the epoch ends. When that call returns, the subscriber has received all resulting
+/// changes. A subscriber may send to a channel, and the engine may be fed from one. For several workers, build the same
+/// dataflow in [`timely::execute()`], with a [`Clock`] for the watermark.
 ///
 /// ```
 /// use std::sync::mpsc;
@@ -45,14 +45,15 @@ pub struct Engine<E: Data> {
     epoch: Epoch,
     watermark: EventTime,
     probe: ProbeHandle<Epoch>,
-    /// Tells the subscriber what has changed.
+    /// Passes the pending changes to the subscriber.
     deliver: Box<dyn FnMut()>,
     worker: Worker,
 }
 
 impl<E: Data> Engine<E> {
-    /// Builds a dataflow. The subscriber hears of each change of its result, epoch by epoch and sorted, as (result,
-    /// epoch, diff): with a positive diff that so many are raised, with a negative one that so many are revoked.
+    /// Builds a dataflow. The subscriber receives each change of its result as (result, epoch, diff), epoch by epoch
+    /// and sorted. A positive diff is the number of times that the result is raised, a negative one the number of times
+    /// that it is revoked.
     pub fn new<D: Data>(
         build: impl for<'s> FnOnce(VecCollection<'s, Epoch, E>, ControlStream<'s>) -> VecCollection<'s, Epoch, D>,
         mut subscriber: impl FnMut(D, Epoch, isize) + 'static,
@@ -86,18 +87,18 @@ impl<E: Data> Engine<E> {
         }
     }
 
-    /// Pushes an event into the epoch that is open.
+    /// Pushes an event into the current epoch.
     pub fn push(&mut self, event: E) {
         self.events.update(event, 1);
     }
 
-    /// Takes an event back that was pushed before.
+    /// Retracts an event that was pushed before.
     pub fn retract(&mut self, event: E) {
         self.events.update(event, -1);
     }
 
-    /// Ends the epoch: no event at or below `watermark` is accepted in a later one. A watermark below an earlier one
-    /// changes nothing. Returns when the subscriber has heard of all that came of the epoch.
+    /// Ends the epoch. No event at or below `watermark` is accepted in a later epoch. A watermark below an earlier one
+    /// has no effect. Returns when the subscriber has received all changes of the epoch.
     pub fn end_epoch(&mut self, watermark: EventTime) {
         self.watermark = self.watermark.max(watermark);
         self.epoch = self.epoch.next();
@@ -110,7 +111,7 @@ impl<E: Data> Engine<E> {
         (self.deliver)();
     }
 
-    /// Ends the input: the watermark goes to infinity, and all that waits for it is given.
+    /// Ends the input: advances the watermark to infinity, which emits all results that wait for it.
     pub fn finish(mut self) {
         self.end_epoch(EventTime::MAX);
     }

@@ -1,15 +1,15 @@
-//! What the operators ask of a user's key and event types.
+//! The traits of a user's key and event types.
 
 use std::fmt::Debug;
 
 use crate::{EventTime, KeyHash, Position};
 
-/// What events are grouped by: hashed once, compared by hash first.
+/// A key by which events are grouped. Keys are hashed once, and compared by hash first.
 ///
-/// Implemented for `str`, `[u8]` and the unsigned integers; a type of one's own needs only a hash that is the
-/// same in every process and release, best made by [`KeyHash::of`].
+/// Implemented for `str`, `[u8]` and unsigned integers. A custom type needs a hash that is the same in every process
+/// and release, preferably made by [`KeyHash::of`].
 pub trait Key: Ord + ToOwned<Owned: Debug + Clone + Ord + 'static> + 'static {
-    /// The hash of this key.
+    /// Returns the hash of this key.
     fn key_hash(&self) -> KeyHash;
 }
 
@@ -37,7 +37,7 @@ macro_rules! integer_keys {
 
 integer_keys!(u16 u32 u64 u128);
 
-/// An event: something that happened to a key at a time.
+/// An event of a key at a time.
 ///
 /// ```
 /// use headwater_dataflows::{Event, EventTime, Offset, Partition, Position};
@@ -57,38 +57,38 @@ integer_keys!(u16 u32 u64 u128);
 /// assert_eq!(click.key_hash(), headwater_dataflows::KeyHash::of(b"ann"));
 /// ```
 pub trait Event: Clone + Debug + Eq + 'static {
-    /// What it is grouped by.
+    /// The type of the key.
     type Key: Key + ?Sized;
 
-    /// The key.
+    /// Returns the key.
     fn key(&self) -> &Self::Key;
 
-    /// The key's hash; override it where the event carries it already.
+    /// Returns the hash of the key. Override this if the event already contains the hash.
     fn key_hash(&self) -> KeyHash {
         self.key().key_hash()
     }
 
-    /// When it happened.
+    /// Returns the event time.
     fn time(&self) -> EventTime;
 
-    /// Where it stood in the input: breaks ties between equal times, so it must be unique.
+    /// Returns the position in the input. It breaks ties between equal times, so it must be unique.
     fn position(&self) -> Position;
 
-    /// What makes two records the same event to deduplication; none is never a duplicate.
+    /// Returns the id for deduplication. An event without an id (`None`) is never a duplicate.
     fn id(&self) -> Option<&[u8]> {
         None
     }
 
-    /// Asks for the memory that an event points to and that operators will read: see [`prefetch`](crate::prefetch).
-    /// Worth writing for an event that is little more than a pointer.
+    /// Prefetches the memory that the event points to and that operators will read: see [`prefetch`](crate::prefetch).
+    /// Worth implementing for an event that is little more than a pointer.
     #[inline]
     fn prefetch(&self) {}
 }
 
-/// The key in its owned form, as results carry it.
+/// The owned form of the key, used in results.
 pub type OwnedKey<E> = <<E as Event>::Key as ToOwned>::Owned;
 
-/// The order in which events of a key are evaluated: event time, then partition, then offset.
+/// Returns the position of an event in the order of evaluation: event time, then partition, then offset.
 pub(crate) fn order<E: Event>(event: &E) -> (EventTime, Position) {
     (event.time(), event.position())
 }

@@ -1,20 +1,20 @@
-//! Which keys have been idle for so long that they are forgotten.
+//! Expiry of keys that have had no events for a long time.
 
 use std::collections::BTreeMap;
 
 use crate::EventTime;
 use crate::batch::Slot;
 
-/// How many points in time there are, in the time that a key lives without events, at which idle keys are looked for.
+/// The number of points in time, within the time to live, at which keys are checked for expiry.
 const POINTS: i64 = 64;
 
-/// Keys by when to look at them again.
+/// Keys by the time at which to check them for expiry.
 ///
-/// A key dies when the watermark is its time to live past its last event, neither sooner nor later: one that comes
-/// back afterwards begins anew, wherever it lives. What happens at points in time, and so later, is only that memory
-/// is given back.
+/// A key expires exactly when the watermark reaches the time of its last event plus the time to live. If it has events
+/// afterwards, it starts without state, the same on every worker. The checks only free memory, and happen later, at fixed
+/// intervals.
 pub(crate) struct Expiry {
-    /// In milliseconds of event time.
+    /// The time to live, in milliseconds of event time.
     ttl_ms: i64,
     due: BTreeMap<EventTime, Vec<Slot>>,
 }
@@ -24,24 +24,24 @@ impl Expiry {
         Expiry { ttl_ms, due: BTreeMap::new() }
     }
 
-    /// Has keys live for so long at the least, in milliseconds.
+    /// Raises the time to live to at least `reach_ms` milliseconds.
     pub fn at_least(&mut self, reach_ms: i64) {
         self.ttl_ms = self.ttl_ms.max(reach_ms);
     }
 
-    /// When a key dies whose last event was then.
+    /// Returns the time at which a key with this last event time expires.
     pub fn death(&self, last: EventTime) -> EventTime {
         last.plus_ms(self.ttl_ms)
     }
 
-    /// Has a key looked at once it is dead, if its last event was then.
+    /// Schedules a check of a key after its expiry, given the time of its last event.
     pub fn watch(&mut self, slot: Slot, last: EventTime) {
         let step = (self.ttl_ms / POINTS).max(1);
         let point = (self.death(last).0.div_euclid(step) + 1).saturating_mul(step);
         self.due.entry(EventTime(point)).or_default().push(slot);
     }
 
-    /// Takes out some keys that are to be looked at.
+    /// Removes and returns some keys that are due for a check; `None` if there are none.
     pub fn take(&mut self, watermark: EventTime) -> Option<Vec<Slot>> {
         let first = self.due.first_entry()?;
         (*first.key() <= watermark).then(|| first.remove())

@@ -1,4 +1,4 @@
-//! What a frontier says about an epoch, and control messages that wait for it.
+//! Tests of a frontier against an epoch, and control messages that wait for the frontier.
 
 use std::collections::BTreeMap;
 
@@ -6,17 +6,17 @@ use timely::progress::frontier::MutableAntichain;
 
 use crate::{Control, Epoch, EventTime};
 
-/// Whether everything of `epoch` has arrived.
+/// Returns true if all input of `epoch` has arrived.
 pub(crate) fn passed(frontier: &MutableAntichain<Epoch>, epoch: Epoch) -> bool {
     !frontier.less_equal(&epoch)
 }
 
-/// Whether everything before `epoch` has arrived.
+/// Returns true if all input before `epoch` has arrived.
 pub(crate) fn reached(frontier: &MutableAntichain<Epoch>, epoch: Epoch) -> bool {
     !frontier.less_than(&epoch)
 }
 
-/// Watermarks that have arrived and not been looked at.
+/// Watermarks that have arrived and have not been processed.
 #[derive(Default)]
 pub(crate) struct Watermarks(BTreeMap<Epoch, EventTime>);
 
@@ -25,7 +25,7 @@ impl Watermarks {
         self.0.insert(epoch, control.watermark);
     }
 
-    /// The latest watermark of the epochs before `epoch`, unless it was taken before.
+    /// Removes the watermarks of the epochs before `epoch` and returns the latest; `None` if there are none.
     pub fn take_before(&mut self, epoch: Epoch) -> Option<EventTime> {
         let later = self.0.split_off(&epoch);
         std::mem::replace(&mut self.0, later).pop_last().map(|(_, watermark)| watermark)

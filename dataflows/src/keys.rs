@@ -1,4 +1,5 @@
-//! Keys by slot: each key is hashed at decode, compared once per epoch, and a small number from then on.
+//! Keys by slot. Each key is hashed when it is decoded, compared once per epoch, and represented by its slot
+//! afterwards.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -10,10 +11,10 @@ use crate::prefetch::prefetch;
 use crate::slots::Slots;
 use crate::{Epoch, Event, EventTime, KeyHash, Load, Offset, OwnedKey, Partition, Position};
 
-/// How many keys are looked up side by side.
-const FETCHED: usize = 32;
+/// The number of keys that are looked up together.
+const LOOKUP_COUNT: usize = 32;
 
-/// Takes a value that is a hash already.
+/// A hasher for values that are already hashes.
 #[derive(Default)]
 pub(crate) struct Identity(u64);
 
@@ -38,40 +39,40 @@ impl Hasher for Identity {
 
 pub(crate) type HashedMap<K, V> = HashMap<K, V, BuildHasherDefault<Identity>>;
 
-/// What admission knows of a key.
+/// The data that admission keeps per key.
 pub(crate) struct KeyInfo<K> {
     pub key: K,
     hash: KeyHash,
-    /// The greatest place in the order of evaluation that was ever admitted, or [`NEVER`].
+    /// The greatest position in the order of evaluation of any admitted event, or [`NEVER`].
     pub last: (EventTime, Position),
-    /// The key's newest run.
+    /// The newest run of the key.
     pub run: Option<RunRef>,
-    /// Whether somebody sees to it that it is forgotten in time.
+    /// True if the expiry of the key is scheduled.
     pub watched: bool,
     /// Another key with the same hash.
-    same_hash: Other,
+    same_hash: OptionalSlot,
 }
 
-/// Whoever has a slot was given it with a key.
-const KNOWN: &str = "a slot has a key";
+/// The message of a panic for a slot without a key.
+const SLOT_HAS_KEY: &str = "a slot has a key";
 
-/// Before all events: none at this time is ever admitted.
+/// A position before all events: no event of this time is ever admitted.
 pub(crate) const NEVER: (EventTime, Position) =
     (EventTime::MIN, Position { partition: Partition(0), offset: Offset(0) });
 
-/// A slot, or none in as little room.
+/// An optional slot, in the memory of a slot.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Other(Slot);
+struct OptionalSlot(Slot);
 
-impl Other {
+impl OptionalSlot {
     const NONE: Slot = Slot(u32::MAX);
 
-    fn new(slot: Option<Slot>) -> Other {
-        Other(slot.unwrap_or(Other::NONE))
+    fn new(slot: Option<Slot>) -> OptionalSlot {
+        OptionalSlot(slot.unwrap_or(OptionalSlot::NONE))
     }
 
     fn get(self) -> Option<Slot> {
-        (self.0 != Other::NONE).then_some(self.0)
+        (self.0 != OptionalSlot::NONE).then_some(self.0)
     }
 }
 
@@ -79,11 +80,11 @@ impl Other {
 pub(crate) struct Keys<E: Event> {
     slots: HashedMap<u64, Slot>,
     infos: Slots<Option<KeyInfo<OwnedKey<E>>>>,
-    /// How many slots there have been.
+    /// The number of slots created.
     slots_in_all: u32,
-    /// Slots of keys that are no more, which operators have let go of.
+    /// Slots of removed keys that no operator refers to.
     free: Vec<Slot>,
-    /// The longest time for which an operator must keep a key after its last event, in milliseconds.
+    /// The longest time that an operator needs a key after its last event, in milliseconds.
     reach_ms: i64,
     load: Load,
 }
@@ -100,47 +101,46 @@ impl<E: Event> Keys<E> {
         }
     }
 
-    /// What is held, by these keys and by those who count theirs there.
+    /// Returns the counts of these keys and of the windows of their operators.
     pub fn load(&self) -> &Load {
         &self.load
     }
 
-    /// The key of a slot.
+    /// Returns the key of a slot.
     pub fn key(&self, slot: Slot) -> &OwnedKey<E> {
         &self.info(slot).key
     }
 
-    /// The key of a slot, and its hash.
+    /// Returns the key of a slot, and its hash.
     pub fn hashed(&self, slot: Slot) -> (KeyHash, &OwnedKey<E>) {
         let info = self.info(slot);
         (info.hash, &info.key)
     }
 
-    /// The greatest place in the order of evaluation that was ever admitted for a key, or [`NEVER`].
+    /// Returns the greatest position in the order of evaluation of any admitted event of a key, or [`NEVER`].
     pub fn last(&self, slot: Slot) -> (EventTime, Position) {
         self.info(slot).last
     }
 
     fn info(&self, slot: Slot) -> &KeyInfo<OwnedKey<E>> {
-        self.infos.at(slot).as_ref().expect(KNOWN)
+        self.infos.at(slot).as_ref().expect(SLOT_HAS_KEY)
     }
 
-    /// What is known of the key of a slot.
+    /// Returns the data of the key of a slot.
     pub fn info_mut(&mut self, slot: Slot) -> &mut KeyInfo<OwnedKey<E>> {
-        self.infos.at_mut(slot).as_mut().expect(KNOWN)
+        self.infos.at_mut(slot).as_mut().expect(SLOT_HAS_KEY)
     }
 
-    /// The slots of the keys of `updates`, in their order.
+    /// Calls `each` with the slot of the key of each update, in order.
     ///
-    /// A few at a time and step by step, so that what one key waits for from memory is fetched beside what the next
-    /// one does.
+    /// Looks up several keys at a time and step by step, so that their memory accesses overlap.
     pub fn slots<'a>(
         &mut self,
         updates: &'a [(E, Epoch, isize)],
         mut each: impl FnMut(Slot, &'a (E, Epoch, isize)),
     ) {
-        for some in updates.chunks(FETCHED) {
-            let mut candidates = [None; FETCHED];
+        for some in updates.chunks(LOOKUP_COUNT) {
+            let mut candidates = [None; LOOKUP_COUNT];
             for (candidate, (event, ..)) in candidates.iter_mut().zip(some) {
                 *candidate = self.slots.get(&event.key_hash().0).copied();
             }
@@ -164,40 +164,40 @@ impl<E: Event> Keys<E> {
         }
     }
 
-    /// Asks for what is known of a key.
+    /// Prefetches the data of a key.
     pub fn prefetch(&self, slot: Slot) {
         prefetch(self.infos.at(slot));
     }
 
-    /// The slot of an event's key, new if the key is.
+    /// Returns the slot of the key of an event. A new key gets a new slot.
     pub fn slot(&mut self, hash: KeyHash, event: &E) -> Slot {
         self.slot_of(hash, event.key())
     }
 
-    /// The slot of a key, new if the key is.
+    /// Returns the slot of a key. A new key gets a new slot.
     pub fn slot_of(&mut self, hash: KeyHash, key: &E::Key) -> Slot {
-        let mut known = self.slots.get(&hash.0).copied();
-        while let Some(slot) = known {
+        let mut candidate = self.slots.get(&hash.0).copied();
+        while let Some(slot) = candidate {
             let info = self.info(slot);
             if info.key.borrow() == key {
                 return slot;
             }
-            known = info.same_hash.get();
+            candidate = info.same_hash.get();
         }
         let slot = self.free.pop().unwrap_or_else(|| {
             let next = Slot(self.slots_in_all);
-            assert_ne!(next, Other::NONE, "a worker has fewer than 2^32 keys");
+            assert_ne!(next, OptionalSlot::NONE, "a worker has fewer than 2^32 keys");
             self.slots_in_all += 1;
             next
         });
-        let same_hash = Other::new(self.slots.insert(hash.0, slot));
+        let same_hash = OptionalSlot::new(self.slots.insert(hash.0, slot));
         let info = KeyInfo { key: key.to_owned(), hash, last: NEVER, run: None, watched: false, same_hash };
         *self.infos.made(slot) = Some(info);
         self.load.keys_changed(0, 1);
         slot
     }
 
-    /// Forgets a key. Its slot still belongs to it until it is [freed](Keys::free): operators may have to name it.
+    /// Removes a key. Its slot remains valid until it is [freed](Keys::free), because operators may still refer to it.
     pub fn remove(&mut self, slot: Slot) {
         let KeyInfo { hash, same_hash, .. } = *self.info(slot);
         match self.slots.get(&hash.0).copied() {
@@ -210,7 +210,7 @@ impl<E: Event> Keys<E> {
             mut before => {
                 while let Some(other) = before {
                     let info = self.info_mut(other);
-                    if info.same_hash == Other(slot) {
+                    if info.same_hash == OptionalSlot(slot) {
                         info.same_hash = same_hash;
                     }
                     before = info.same_hash.get();
@@ -220,7 +220,7 @@ impl<E: Event> Keys<E> {
         self.load.keys_changed(1, 0);
     }
 
-    /// Gives slots of removed keys to keys to come.
+    /// Makes the slots of removed keys available to new keys.
     pub fn free(&mut self, slots: Vec<Slot>) {
         self.free.extend(slots);
     }
@@ -230,12 +230,12 @@ impl<E: Event> Keys<E> {
         self.slots_in_all as usize
     }
 
-    /// Has keys kept for so long after their last event at the least, in milliseconds.
+    /// Requires that keys are kept for at least `reach_ms` milliseconds after their last event.
     pub fn keep_for(&mut self, reach_ms: i64) {
         self.reach_ms = self.reach_ms.max(reach_ms);
     }
 
-    /// See [`keep_for`](Keys::keep_for).
+    /// Returns the time for which keys must be kept: see [`keep_for`](Keys::keep_for).
     pub fn reach_ms(&self) -> i64 {
         self.reach_ms
     }

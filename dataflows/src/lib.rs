@@ -1,7 +1,7 @@
 //! Windows and event patterns as differential operators.
 //!
-//! The same events and watermarks in the same epochs give the same changes on any number of workers. What an operator says
-//! of one key in one epoch comes in the same order, too; between keys there is none.
+//! The same events and watermarks in the same epochs give the same changes on any number of workers. The changes that
+//! an operator emits for one key in one epoch also have the same order. Changes of different keys have no order.
 #![deny(missing_docs)]
 
 mod accumulate;

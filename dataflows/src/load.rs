@@ -1,9 +1,10 @@
-//! What a worker's keyed operators hold: counts to be looked at from outside the dataflow.
+//! Counts of the keys and windows that the keyed operators of a worker hold, readable from outside the dataflow.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// What the keyed operators behind one [`admit`](crate::Admit::admit) hold on this worker, as of its last step.
+/// The counts of the keys and windows that the operators of one [`admit`](crate::Admit::admit) hold on this worker, as
+/// of its last step.
 #[derive(Clone, Debug, Default)]
 pub struct Load(Rc<Counts>);
 
@@ -14,22 +15,22 @@ struct Counts {
 }
 
 impl Load {
-    /// How many keys there are.
+    /// Returns the number of keys.
     pub fn keys(&self) -> usize {
         self.0.keys.get()
     }
 
-    /// How many windows are not final, over all keys and window operators.
+    /// Returns the number of un-final windows, over all keys and window operators.
     pub fn open_windows(&self) -> usize {
         self.0.open_windows.get()
     }
 
-    /// Of some keys, `before` were known and now `after` are.
+    /// Replaces `before` keys in the count by `after` keys.
     pub(crate) fn keys_changed(&self, before: usize, after: usize) {
         self.0.keys.set(self.0.keys.get() + after - before);
     }
 
-    /// Of an operator's windows, `before` were open and now `after` are.
+    /// Replaces `before` open windows in the count by `after` open windows.
     pub(crate) fn windows(&self, before: usize, after: usize) {
         self.0.open_windows.set(self.0.open_windows.get() + after - before);
     }
@@ -44,7 +45,7 @@ mod tests {
     use crate::{Admission, Admit, Clock, Epoch, EventTime};
 
     #[test]
-    fn keys_stay_and_windows_count_until_they_are_final() {
+    fn windows_are_counted_until_they_are_final() {
         timely::execute_directly(|worker| {
             let (mut events, mut clock, load) = worker.dataflow::<Epoch, _, _>(|scope| {
                 let mut events = InputSession::new();
@@ -72,10 +73,10 @@ mod tests {
             };
             let lines = [("ann", 10, 0), ("ann", 50, 1), ("ann", 70, 2), ("bob", 80, 3)];
             assert_eq!(holds(&lines, 5), (2, 3 + 3));
-            // The first two sessions of ann become one.
+            // The first two sessions of ann are merged.
             assert_eq!(holds(&[("ann", 30, 4)], 5), (2, 3 + 2));
             assert_eq!(holds(&[], 59), (2, 2 + 2), "the window that ends at 60 is final");
-            assert_eq!(holds(&[("bob", 20, 5)], i64::MAX), (2, 0), "a late event opens nothing");
+            assert_eq!(holds(&[("bob", 20, 5)], i64::MAX), (2, 0), "a late event opens no window");
         });
     }
 }

@@ -1,27 +1,27 @@
-//! Asking memory for what will soon be read.
+//! Prefetching memory that will soon be read.
 //!
-//! A key's state lies anywhere in memory, and waiting for it takes longer than stepping it. An operator knows all keys
-//! of an epoch beforehand, so it asks for the next ones while it works on this one.
+//! The state of a key can be anywhere in memory, and a cache miss takes longer than the step itself. All keys of an
+//! epoch are known in advance, so an operator prefetches the next keys while it processes the current one.
 #![allow(unsafe_code)]
 
-/// How many bytes memory gives at a time.
+/// The size of a cache line in bytes.
 const LINE: usize = 64;
 
-/// Of a larger value only the beginning is asked for.
-const MOST: usize = 8 * LINE;
+/// The maximum number of bytes prefetched of a value.
+const MAX_BYTES: usize = 8 * LINE;
 
-/// Asks the processor to bring a value nearer, and does not wait for it. It changes nothing but speed.
+/// Prefetches a value into the processor's cache, without waiting for it. Affects only speed.
 ///
-/// What the value points to is not asked for: that takes another call, once the value itself has arrived. For what is
-/// worth asking for in a [`Pattern`](crate::Pattern), see its `prefetch`.
+/// Memory that the value points to is not prefetched. That requires another call, once the value itself is in the
+/// cache. See `prefetch` of [`Pattern`](crate::Pattern) for what a pattern should prefetch.
 #[inline]
 pub fn prefetch<T: ?Sized>(value: &T) {
     let first = std::ptr::from_ref(value).cast::<u8>();
-    let size = size_of_val(value).min(MOST);
+    let size = size_of_val(value).min(MAX_BYTES);
     for nth in 0..size.div_ceil(LINE) {
         line(first.wrapping_add(nth * LINE));
     }
-    // It may begin in the middle of a line.
+    // The value may start in the middle of a cache line.
     line(first.wrapping_add(size.saturating_sub(1)));
 }
 
@@ -29,7 +29,7 @@ pub fn prefetch<T: ?Sized>(value: &T) {
 #[inline]
 fn line(address: *const u8) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    // SAFETY: every x86-64 has the instruction, and it faults on no address.
+    // SAFETY: every x86-64 processor has the instruction, and it does not fault on any address.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
 }
 
@@ -42,11 +42,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn anything_may_be_asked_for() {
+    fn any_value_can_be_prefetched() {
         prefetch(&());
         prefetch::<[u8]>(&[]);
         prefetch("text");
-        prefetch(&vec![0u8; 3 * MOST][..]);
+        prefetch(&vec![0u8; 3 * MAX_BYTES][..]);
         prefetch(&[0u64; 100]);
     }
 }

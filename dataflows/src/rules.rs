@@ -1,9 +1,9 @@
-//! Rules: patterns that are evaluated together, in one pass over the events of a key.
+//! Rules: patterns evaluated together in one pass over the events of a key.
 
 use crate::patterns::{Absence, Run, Waiting};
 use crate::{Emission, Event, EventTime, Pattern};
 
-/// A pattern, what is made of its matches, and when they are given.
+/// A pattern, the function that makes results of its matches, and the time of their emission.
 pub struct Rule<P, F> {
     pattern: P,
     emission: Emission,
@@ -11,46 +11,46 @@ pub struct Rule<P, F> {
 }
 
 impl<P, F> Rule<P, F> {
-    /// `result` turns an event that matches, and the match, into what comes out.
+    /// Creates a rule. `result` makes a result of a matching event and its match.
     pub fn new(pattern: P, emission: Emission, result: F) -> Self {
         Rule { pattern, emission, result }
     }
 }
 
-/// A rule for what does not follow, given when the watermark has passed the time for it.
+/// A rule for absent events, whose results are emitted when the watermark has passed the deadline.
 pub struct Missing<E, T, F> {
     absence: Absence<E, T>,
     result: F,
 }
 
 impl<E, T, F> Missing<E, T, F> {
-    /// `result` turns the key, and what was not followed, into what comes out.
+    /// Creates a rule. `result` makes a result of the key and the run that no event followed.
     pub fn new(absence: Absence<E, T>, result: F) -> Self {
         Missing { absence, result }
     }
 }
 
-/// What a step says of an answer.
+/// A change of a result, found by a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found<D> {
-    /// The number of the rule that says it.
+    /// The number of the rule.
     pub rule: u32,
-    /// The answer.
+    /// The result.
     pub answer: D,
-    /// The time that the watermark must have passed before it is given; none if it is given at once.
+    /// The time that the watermark must pass before the result is emitted; `None` if it is emitted at once.
     pub due: Option<EventTime>,
-    /// 1 if the answer holds from this step on, −1 if one that is not given yet no longer does.
+    /// 1 if the result holds from this step on, −1 if a result that has not been emitted no longer holds.
     pub diff: isize,
 }
 
-/// A [`Rule`], a [`Missing`], or perhaps one of them (an `Option`). Not meant to be implemented elsewhere.
+/// A [`Rule`], a [`Missing`], or an `Option` of one of them. Not meant to be implemented elsewhere.
 pub trait OneRule<E: Event, D>: 'static {
-    /// What it remembers of a key.
+    /// The state of a key.
     type State: Default + Clone + 'static;
-    /// What takes the state back over one event.
+    /// The data needed to undo one step.
     type Undo: Clone + 'static;
 
-    /// Takes in a key's next event. `emit` hears of each answer, when it is due and its diff: see [`Found`].
+    /// Processes the key's next event. Calls `emit` for each result, with its due time and diff: see [`Found`].
     fn step(
         &self,
         state: &mut Self::State,
@@ -58,23 +58,23 @@ pub trait OneRule<E: Event, D>: 'static {
         emit: impl FnMut(D, Option<EventTime>, isize),
     ) -> Self::Undo;
 
-    /// Goes back over the latest event.
+    /// Undoes the latest step.
     fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo);
 
-    /// Asks for the memory that the next event's step will read and that the state points to.
+    /// Prefetches the memory that the state points to and that the step of `event` will read.
     fn prefetch(&self, state: &Self::State, event: &E);
 
-    /// Tells of each answer that is not due at `watermark`, though all events that the state knows are final.
+    /// Calls `emit` for each result that is not due at `watermark`, given a state of final events only.
     fn waiting(
         &self,
         _state: &Self::State,
         _key: &E::Key,
         _watermark: EventTime,
-        _tell: impl FnMut(D, Option<EventTime>, isize),
+        _emit: impl FnMut(D, Option<EventTime>, isize),
     ) {
     }
 
-    /// Whether one state may stand for the other: see [`Pattern::same`].
+    /// Returns true if one state can replace the other: see [`Pattern::same`].
     fn same(&self, one: &Self::State, other: &Self::State) -> bool;
 }
 
@@ -210,26 +210,26 @@ impl<E: Event, D, R: OneRule<E, D>> OneRule<E, D> for Option<R> {
 /// Several rules with one type of result: `()`, or a [`Rule`] or [`Missing`] (or none: an `Option`) and further rules,
 /// `(rule, (rule, ()))`.
 ///
-/// They are stepped together, so that a key's states lie side by side and each event is looked at once. Not meant
+/// They are stepped together, so that the states of a key are adjacent in memory and each event is read once. Not meant
 /// to be implemented elsewhere.
 pub trait Rules<E: Event, D>: 'static {
-    /// How many rules there are. A rule's number is how many come after it.
+    /// The number of rules. The number that identifies a rule is the count of rules after it.
     const COUNT: u32;
-    /// What they remember of a key.
+    /// The states of a key.
     type State: Default + Clone + 'static;
-    /// What takes the state back over one event.
+    /// The data needed to undo one step.
     type Undo: Clone + 'static;
 
-    /// Takes in a key's next event; appends what is found.
+    /// Processes the key's next event, and appends its results to `found`.
     fn step(&self, state: &mut Self::State, event: &E, found: &mut Vec<Found<D>>) -> Self::Undo;
 
-    /// Goes back over the latest event.
+    /// Undoes the latest step.
     fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo);
 
-    /// Asks for the memory that the next event's step will read and that the state points to.
+    /// Prefetches the memory that the state points to and that the step of `event` will read.
     fn prefetch(&self, state: &Self::State, event: &E);
 
-    /// Takes in a key's next event again, for the rules that are live; `undo` is what the step gave before.
+    /// Repeats the step of the key's next event for the live rules. `undo` is the value that the step returned before.
     fn step_again(
         &self,
         live: Live,
@@ -239,13 +239,13 @@ pub trait Rules<E: Event, D>: 'static {
         found: &mut Vec<Found<D>>,
     );
 
-    /// Leaves those rules live whose state is not what it `was` after the same event.
+    /// Removes the rules from `live` whose state equals the state `was` of the previous evaluation at the same event.
     fn settle(&self, live: &mut Live, state: &Self::State, was: &Self::State);
 
-    /// Gives the rules that are not live the state that `was` after the same event.
+    /// Sets the states of the rules that are not live to the states `was` of the previous evaluation at the same event.
     fn restore(&self, live: Live, state: &mut Self::State, was: Self::State);
 
-    /// Appends what was found and is not due at `watermark`, though all events that the state knows are final.
+    /// Appends the results that are not due at `watermark`, given a state of final events only.
     fn waiting(&self, state: &Self::State, key: &E::Key, watermark: EventTime, found: &mut Vec<Found<D>>);
 }
 
@@ -329,30 +329,30 @@ impl<E: Event, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest)
     }
 }
 
-/// The rules, by number, whose steps are to be taken again. From the 63rd on all always are.
+/// The rules, by number, whose steps are repeated. All rules from the 63rd on are always live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Live(u64);
 
 impl Live {
-    /// Stands for all rules from the 63rd on.
+    /// The bit that represents all rules from the 63rd on.
     const LAST: u32 = u64::BITS - 1;
 
-    /// All of so many rules.
+    /// Returns the set of all `count` rules.
     pub fn all(count: u32) -> Live {
         Live(if count > Self::LAST { u64::MAX } else { (1 << count) - 1 })
     }
 
-    /// Whether there are none.
+    /// Returns true if no rule is live.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Whether this is one of them.
+    /// Returns true if the rule is live.
     pub fn has(self, rule: u32) -> bool {
         self.0 & (1 << rule.min(Self::LAST)) != 0
     }
 
-    /// Without one of them.
+    /// Returns the set without the rule.
     pub fn without(mut self, rule: u32) -> Live {
         self.remove(rule);
         self
@@ -370,7 +370,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn however_many_rules_there_are_those_with_numbers_too_great_stay_live() {
+    fn rules_from_the_63rd_on_stay_live() {
         for count in [0, 1, 62, 63, 64, 65, 200] {
             let mut live = Live::all(count);
             assert!((0..count).all(|rule| live.has(rule)), "{count}");

@@ -1,4 +1,4 @@
-//! `scan`: evaluates a pattern over the events of each key, in order, whatever the order of arrival.
+//! `scan`: evaluates a pattern over the events of each key in event-time order, regardless of the order of arrival.
 
 mod capture;
 mod rewrite;
@@ -23,10 +23,10 @@ use rewrite::Walked;
 /// A pattern: a small state machine over the events of one key.
 ///
 /// # Contract
-/// - The state is bounded by the pattern's own numbers, not by the rate of events.
-/// - `step` depends on the state and the event alone.
-/// - `undo` with what `step` returned brings the state back to what it was before that step. A pattern with a
-///   small state may say `type Undo = Self::State` and hand back a copy.
+/// - The size of the state is bounded by the parameters of the pattern, not by the rate of events.
+/// - `step` depends only on the state and the event.
+/// - `undo` with the value that `step` returned restores the state before that step. A pattern with a small state can
+///   use `type Undo = Self::State` and return a copy.
 ///
 /// ```
 /// use headwater_dataflows::{Pattern, testing::Line};
@@ -49,48 +49,48 @@ use rewrite::Walked;
 /// }
 /// ```
 pub trait Pattern<E>: 'static {
-    /// What it remembers of a key.
+    /// The state of a key.
     type State: Default + Clone + 'static;
-    /// What takes a state back over one step.
+    /// The data needed to undo one step.
     type Undo: Clone + 'static;
-    /// What it says of an event that matches.
+    /// The details of a match.
     type Match;
 
-    /// Takes in the key's next event in the order (event time, partition, offset).
+    /// Processes the key's next event in the order (event time, partition, offset).
     fn step(&self, state: &mut Self::State, event: &E) -> (Option<Self::Match>, Self::Undo);
 
-    /// Goes back over the latest step.
+    /// Undoes the latest step.
     fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo);
 
-    /// Asks for the memory that a step will read and that the state points to, some time before the step: see
-    /// [`prefetch`](crate::prefetch). The state itself and the event have been asked for.
+    /// Prefetches the memory that the state points to and that a step will read, some time before the step: see
+    /// [`prefetch`](crate::prefetch). The state itself and the event are already prefetched.
     #[inline]
     fn prefetch(&self, _state: &Self::State, _event: &E) {}
 
-    /// Whether one state may stand for the other: in every step to come, and in going back over steps to which the
-    /// other led. Where history changes, the steps after that are taken again until this holds. Who cannot say says no,
-    /// as it is if this is left out, and has all of them taken again.
+    /// Returns true if one state can replace the other: in all later steps, and when steps that led to the other state
+    /// are undone. After a change of history, the later steps are repeated until this returns true. The default returns
+    /// false, so that all later steps are repeated.
     fn same(&self, _one: &Self::State, _other: &Self::State) -> bool {
         false
     }
 }
 
-/// When an answer is given.
+/// The time at which a result is emitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Emission {
-    /// At once; retracted if an event that arrives out of order changes history.
+    /// At once. The result is retracted if an out-of-order event changes history.
     Immediate,
-    /// When the watermark has passed the answer's time and nothing can change it any more.
+    /// After the watermark has passed the time of the result, so that the result cannot change any more.
     Final,
 }
 
 /// Extension trait for evaluating a pattern over the events of each key.
 pub trait Scan<'scope, E: Event> {
-    /// The matches of `pattern`, each turned into a result by `result`.
+    /// Returns the matches of `pattern` as results made by `result`.
     ///
-    /// Each event is stepped once if events arrive in order. If they do not, the key's events that are not final
-    /// are stepped again from the earliest that is new, once per epoch, and the differences come out: a true
-    /// collection, with retractions.
+    /// If events arrive in order, each is stepped once. Otherwise the un-final events of the key are stepped again from
+    /// the earliest new event on, once per epoch, and only the differences are emitted. The result is a collection with
+    /// retractions.
     ///
     /// ```
     /// use headwater_dataflows::{Admission, Admit, Emission, Scan, patterns::Frequency, testing};
@@ -117,7 +117,7 @@ pub trait Scan<'scope, E: Event> {
         D: Data,
         F: Fn(&E, P::Match) -> D + 'static;
 
-    /// As [`scan`](Scan::scan), but several patterns in one pass: see [`Rules`]. Cheaper than one scan for each.
+    /// Evaluates several patterns in one pass: see [`Rules`]. Costs less than one [`scan`](Scan::scan) for each.
     ///
     /// ```
     /// use headwater_dataflows::{Admission, Admit, Emission, Rule, Scan, patterns::Frequency, testing};
@@ -138,8 +138,8 @@ pub trait Scan<'scope, E: Event> {
         R: Rules<E, D>,
         D: Data;
 
-    /// What did not follow in time, as `result` makes of the key and of what was not followed. Given when the
-    /// watermark has passed the time, and never retracted.
+    /// Returns the matches of an absence, as results that `result` makes of the key and the run that no event followed.
+    /// They are emitted when the watermark has passed the deadline, and never retracted.
     ///
     /// ```
     /// use headwater_dataflows::{Scan, patterns::Sequence, testing::{Kit, Line}};
@@ -210,12 +210,12 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
     }
 }
 
-/// How many runs lie between asking for memory and reading it.
+/// The number of runs between prefetching memory and reading it.
 const AHEAD: usize = 6;
 
-/// What one batch's steps left behind, by entry.
+/// The undo data and results of the steps of a batch, by entry.
 struct Steps<U, D> {
-    /// How to go back over each; none if the entry is not a step, or not any more.
+    /// The undo data of each entry; `None` if the entry is not a step, or not any more.
     undos: Vec<Option<U>>,
     found: BTreeMap<u32, Vec<Found<D>>>,
 }
@@ -223,11 +223,12 @@ struct Steps<U, D> {
 pub(crate) struct Scanner<E: Event, R: Rules<E, D>, D> {
     rules: R,
     states: Slots<R::State>,
-    /// Answers that are not given before they are final.
+    /// Results that are emitted when they are final.
     waiting: Due<D>,
     history: History<E, Steps<R::Undo, D>>,
-    /// A key's steps from the first change of its history on, and states that it went through in them.
+    /// A key's steps from the first change of its history on.
     walk: Vec<Walked>,
+    /// The states of the key at landmarks among these steps.
     kept: Vec<R::State>,
     found: Vec<Found<D>>,
 }
@@ -255,7 +256,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
                 continue;
             }
             let state = self.states.at_mut(run.slot);
-            // What was passed over are no steps.
+            // Entries of runs that were skipped are not steps.
             steps.undos.resize_with(run.start as usize, || None);
             for entry in run.entries() {
                 let undo = self.rules.step(state, batch.event(entry), &mut self.found);
@@ -294,7 +295,8 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
         }
     }
 
-    /// Asks for what later runs will read: state and event, then what the event points to, then what the state does.
+    /// Prefetches the memory of later runs: state and event, then the memory that the event points to, then that of the
+    /// state.
     fn prefetch(&self, batch: &Batch<E>, at: usize) {
         let ahead = |runs: usize| {
             let run = batch.runs.get(at + runs)?;
@@ -316,7 +318,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
     }
 }
 
-/// Gives answers, or takes them back if `sign` is −1: out at once, or to what waits for the watermark.
+/// Emits results, or revokes them if `sign` is −1: to `out`, or to `waiting` if they wait for the watermark.
 fn give<D: Data>(
     waiting: &mut Due<D>,
     answers: impl Iterator<Item = Found<D>>,
@@ -332,7 +334,7 @@ fn give<D: Data>(
     }
 }
 
-/// An owned key beside what was found for it: the usual result.
+/// Returns the owned key of an event together with a match: the usual result.
 pub fn with_key<E: Event, M>(event: &E, found: M) -> (OwnedKey<E>, M) {
     (event.key().to_owned(), found)
 }

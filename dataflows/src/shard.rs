@@ -1,26 +1,26 @@
-//! Hashes and shards of keys: fixed for ever, since checkpoints and sinks remember them.
+//! Hashes and shards of keys. They never change, because checkpoints and sinks store them.
 
 use serde::{Deserialize, Serialize};
 
 use crate::Partition;
 
-/// How many logical shards a pipeline has. Never changed: progress is recorded per shard.
+/// The number of logical shards of a pipeline. Never changes, because progress is stored per shard.
 pub const SHARDS: u32 = 64;
 
-/// Version of [`KeyHash::of`]; stored beside anything that depends on it.
+/// The version of [`KeyHash::of`], stored with all data that depends on it.
 pub const KEY_HASH_VERSION: u32 = 1;
 
-/// A 64-bit hash of a key, computed once, when a record is decoded.
+/// A 64-bit hash of a key, computed once when a record is decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct KeyHash(pub u64);
 
-/// One of the [`SHARDS`] logical shards, by the top bits of the [`KeyHash`].
+/// One of the [`SHARDS`] logical shards, given by the top bits of the [`KeyHash`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ShardId(pub u32);
 
 const SECRET: [u64; 3] = [0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03, 0x8cb9_2ba7_2f3d_8dd7];
 
-/// The two halves of the 128-bit product, xor-ed: mixes 128 bits of input into 64.
+/// Returns the XOR of the two halves of the 128-bit product, which mixes 128 bits of input into 64.
 const fn fold(a: u64, b: u64) -> u64 {
     let product = (a as u128) * (b as u128);
     (product as u64) ^ ((product >> 64) as u64)
@@ -29,13 +29,13 @@ const fn fold(a: u64, b: u64) -> u64 {
 impl KeyHash {
     /// Hashes bytes by folded multiplication, eight at a time.
     ///
-    /// The same on every machine and in every release: see [`KEY_HASH_VERSION`]. It resists accidents, not
-    /// an attacker who may choose keys.
+    /// The hash is the same on every machine and in every release: see [`KEY_HASH_VERSION`]. It does not resist an
+    /// attacker who can choose keys.
     pub const fn of(bytes: &[u8]) -> KeyHash {
         KeyHash::of_seeded(bytes, 0)
     }
 
-    /// As [`of`](KeyHash::of), but another function for each seed.
+    /// Like [`of`](KeyHash::of), with a different hash function for each seed.
     pub const fn of_seeded(bytes: &[u8], seed: u64) -> KeyHash {
         let mut state = fold(seed ^ SECRET[0], SECRET[2]) ^ (bytes.len() as u64);
         let mut at = 0;
@@ -47,25 +47,25 @@ impl KeyHash {
         KeyHash(fold(state ^ SECRET[0], SECRET[1]))
     }
 
-    /// The shard of a key with this hash.
+    /// Returns the shard of a key with this hash.
     pub const fn shard(self) -> ShardId {
         ShardId((self.0 >> 58) as u32)
     }
 }
 
 impl ShardId {
-    /// The shard of what is said of a partition's records before they have a key.
+    /// Returns the shard of the outputs for records of a partition that have no key yet.
     pub const fn of_partition(Partition(partition): Partition) -> ShardId {
         ShardId(partition % SHARDS)
     }
 
-    /// The worker, of `peers`, on which this shard lives.
+    /// Returns the index of the worker, of `peers`, that owns this shard.
     pub const fn worker(self, peers: usize) -> usize {
         self.0 as usize % peers
     }
 }
 
-/// Up to eight bytes from `at`, little-endian, zero-extended.
+/// Returns up to eight bytes from `at`, little-endian, zero-extended.
 const fn word(bytes: &[u8], at: usize, len: usize) -> u64 {
     if len == 8
         && let Some(whole) = bytes.split_at(at).1.first_chunk::<8>()
@@ -85,7 +85,7 @@ const fn word(bytes: &[u8], at: usize, len: usize) -> u64 {
 mod tests {
     use super::*;
 
-    /// Of version 1. If this fails, the hash changed, and every stored shard with it.
+    /// The hashes of version 1. If the test fails, the hash has changed, and stored shards are invalid.
     const GOLDEN: [u64; 6] = [
         0x272d_05de_8c2a_71a0,
         0xb09e_b6fd_fb23_04ea,

@@ -1,15 +1,15 @@
-//! What operators remember of keys, by slot.
+//! The state that operators keep per key, by slot.
 
 use crate::batch::Slot;
 
-/// How many bytes are asked for at a time. Allocators serve so much on its own; of less, they put several into pages that
-/// these do not fill.
+/// The size of an allocation in bytes. Allocators serve requests of this size separately; they put several smaller ones
+/// into pages that those do not fill.
 const CHUNK_BYTES: usize = (1 << 20) - (1 << 12);
 
 /// A value for each slot.
 ///
-/// In chunks that never move: millions of keys come one by one, and a list that doubled would copy them all now and
-/// then, in the middle of an epoch, and keep room for as many again.
+/// The values are stored in chunks that never move. Millions of keys arrive one by one; a vector that doubles its size
+/// would sometimes copy all of them in the middle of an epoch, and would reserve memory for as many again.
 pub(crate) struct Slots<S>(Vec<Box<[S]>>);
 
 impl<S> Default for Slots<S> {
@@ -19,36 +19,36 @@ impl<S> Default for Slots<S> {
 }
 
 impl<S> Slots<S> {
-    /// How many slots are made at a time.
+    /// The number of slots in a chunk.
     const CHUNK: usize = match size_of::<S>() {
         0 => CHUNK_BYTES,
         size if size > CHUNK_BYTES => 1,
         size => CHUNK_BYTES / size,
     };
 
-    /// The value of a slot that was made.
+    /// Returns the value of a slot.
     ///
     /// # Panics
-    /// If it was not.
+    /// Panics if the slot has not been created.
     #[inline]
     pub fn at(&self, slot: Slot) -> &S {
         &self.0[slot.index() / Self::CHUNK][slot.index() % Self::CHUNK]
     }
 
-    /// The same, to change it.
+    /// Like [`at`](Slots::at), with mutable access.
     #[inline]
     pub fn at_mut(&mut self, slot: Slot) -> &mut S {
         &mut self.0[slot.index() / Self::CHUNK][slot.index() % Self::CHUNK]
     }
 
-    /// The value of a slot, if it was made.
+    /// Returns the value of a slot; `None` if the slot has not been created.
     pub fn get_mut(&mut self, slot: Slot) -> Option<&mut S> {
         self.0.get_mut(slot.index() / Self::CHUNK)?.get_mut(slot.index() % Self::CHUNK)
     }
 }
 
 impl<S: Default> Slots<S> {
-    /// Makes all slots up to this one.
+    /// Creates all slots up to this one.
     #[inline]
     pub fn make(&mut self, slot: Slot) {
         while self.0.len() <= slot.index() / Self::CHUNK {
@@ -56,14 +56,14 @@ impl<S: Default> Slots<S> {
         }
     }
 
-    /// The value of a slot, made if it was not.
+    /// Returns the value of a slot, and creates the slot if necessary.
     #[inline]
     pub fn made(&mut self, slot: Slot) -> &mut S {
         self.make(slot);
         self.at_mut(slot)
     }
 
-    /// Lets go of what is remembered of some slots.
+    /// Resets the values of some slots.
     pub fn forget(&mut self, slots: &[Slot]) {
         for &slot in slots {
             self.get_mut(slot).map(std::mem::take);
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_keeps_its_value_while_others_are_made_and_forgotten() {
+    fn a_slot_keeps_its_value_while_others_change() {
         let mut slots: Slots<u64> = Slots::default();
         let far = Slot(5 * Slots::<u64>::CHUNK as u32 + 7);
         *slots.made(Slot(3)) = 30;

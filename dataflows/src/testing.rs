@@ -1,4 +1,4 @@
-//! A harness for tests and examples: events by hand, watermarks by hand, every change of the result.
+//! A harness for tests and examples, with manual events and watermarks, that returns every change of the result.
 
 mod kit;
 
@@ -16,18 +16,18 @@ pub use kit::Kit;
 /// A small event.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Line {
-    /// Its key.
+    /// The key.
     pub key: String,
-    /// When it happened, in milliseconds.
+    /// The event time in milliseconds.
     pub time: i64,
-    /// Its place in the only partition.
+    /// The offset in the only partition.
     pub offset: i64,
-    /// What deduplication knows it by.
+    /// The id for deduplication.
     pub id: String,
 }
 
 impl Line {
-    /// A line of a key with an id, at a time and a place that are still to be given.
+    /// Returns a function that makes a line with this key and id, given its time and position.
     pub fn of(key: &str, id: &str) -> impl FnOnce(EventTime, Position) -> Line {
         let (key, id) = (key.to_owned(), id.to_owned());
         move |time, position| Line { key, time: time.0, offset: position.offset.0, id }
@@ -56,8 +56,8 @@ impl Event for Line {
     }
 }
 
-/// Runs a dataflow over rounds of [`Line`]s, each an epoch with its watermark; see [`run_updates`].
-pub fn run<D, L, F>(workers: usize, build: F, rounds: Vec<(Vec<L>, i64)>) -> Vec<(D, u64, isize)>
+/// Runs a dataflow over epochs of [`Line`]s, each with its watermark; see [`run_updates`].
+pub fn run<D, L, F>(workers: usize, build: F, epochs: Vec<(Vec<L>, i64)>) -> Vec<(D, u64, isize)>
 where
     D: ExchangeData,
     L: Into<Line>,
@@ -65,19 +65,19 @@ where
     F: Send + Sync + 'static,
 {
     let updates = |lines: Vec<L>| lines.into_iter().map(|line| (line.into(), 1)).collect();
-    run_updates(workers, build, rounds.into_iter().map(|(lines, w)| (updates(lines), EventTime(w))).collect())
+    run_updates(workers, build, epochs.into_iter().map(|(lines, w)| (updates(lines), EventTime(w))).collect())
 }
 
-/// Runs a dataflow on so many workers over rounds of updates, each an epoch with its watermark, and then one more
-/// epoch in which the watermark goes to infinity. Returns every change of the result as (result, epoch, diff),
+/// Runs a dataflow on `workers` workers over epochs of updates, each with its watermark, and then over one more epoch
+/// in which the watermark advances to infinity. Returns every change of the result as (result, epoch, diff),
 /// consolidated and sorted.
 ///
 /// # Panics
-/// If a worker panics.
+/// Panics if a worker panics.
 pub fn run_updates<E, D, F>(
     workers: usize,
     build: F,
-    rounds: Vec<(Vec<(E, isize)>, EventTime)>,
+    epochs: Vec<(Vec<(E, isize)>, EventTime)>,
 ) -> Vec<(D, u64, isize)>
 where
     E: Event + ExchangeData + Sync,
@@ -99,8 +99,8 @@ where
             (events, clock)
         });
         let mut epoch = Epoch(0);
-        for (updates, watermark) in rounds.iter().chain([&(Vec::new(), EventTime::MAX)]) {
-            // Every worker reads its share, as readers of partitions would.
+        for (updates, watermark) in epochs.iter().chain([&(Vec::new(), EventTime::MAX)]) {
+            // Every worker reads a share of the updates, like readers of partitions.
             let share = updates.iter().skip(worker.index()).step_by(worker.peers());
             share.for_each(|(event, diff)| events.update(event.clone(), *diff));
             if worker.index() == 0 {

@@ -1,5 +1,5 @@
-//! The two clocks: [`Epoch`], the timely timestamp of every collection, and [`EventTime`], when a thing
-//! happened according to the event itself. Neither is a wall clock, and no operator reads one.
+//! The two kinds of time: [`Epoch`], the timely timestamp of every collection, and [`EventTime`], the time of an event
+//! according to the event itself. Neither is a wall clock, and no operator reads a wall clock.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use timely::order::{PartialOrder, TotalOrder};
 use timely::progress::timestamp::{PathSummary, Refines, Timestamp};
 
-/// A counter of rounds of input: the logical time of every collection.
+/// A counter of units of input: the logical time of every collection.
 ///
 /// Events that were read in the same epoch are processed, committed and replayed together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// The epoch after this one.
+    /// Returns the next epoch.
     pub const fn next(self) -> Epoch {
         Epoch(self.0 + 1)
     }
@@ -69,25 +69,25 @@ impl Refines<()> for Epoch {
     fn summarize(_: Epoch) {}
 }
 
-/// When something happened: milliseconds since 1970-01-01T00:00:00Z.
+/// The time of an event, in milliseconds since 1970-01-01T00:00:00Z.
 ///
-/// [`EventTime::MIN`] stands for "nothing seen yet" and [`EventTime::MAX`] for "no more will come"; arithmetic
-/// saturates at both.
+/// As a watermark, [`EventTime::MIN`] means that there were no events yet and [`EventTime::MAX`] that there will be no
+/// more. Arithmetic saturates at both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EventTime(pub i64);
 
 impl EventTime {
-    /// Before every event: the watermark at the start.
+    /// The time before every event: the watermark at the start.
     pub const MIN: EventTime = EventTime(i64::MIN);
-    /// After every event: the watermark once all input has ended.
+    /// The time after every event: the watermark at the end of all input.
     pub const MAX: EventTime = EventTime(i64::MAX);
 
-    /// This time plus `ms` milliseconds, saturating.
+    /// Returns this time plus `ms` milliseconds, saturating.
     pub const fn plus_ms(self, ms: i64) -> EventTime {
         EventTime(self.0.saturating_add(ms))
     }
 
-    /// This time less `ms` milliseconds, saturating; [`EventTime::MIN`] and [`EventTime::MAX`] stay what they are.
+    /// Returns this time minus `ms` milliseconds, saturating. [`EventTime::MIN`] and [`EventTime::MAX`] do not change.
     pub const fn minus_ms(self, ms: i64) -> EventTime {
         if self.0 == i64::MAX { self } else { EventTime(self.0.saturating_sub(ms)) }
     }
@@ -103,7 +103,7 @@ impl fmt::Display for EventTime {
     }
 }
 
-/// A duration in whole milliseconds of event time, saturating at `i64::MAX`.
+/// Converts a duration to whole milliseconds of event time, saturating at `i64::MAX`.
 pub fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
@@ -112,16 +112,16 @@ pub fn millis(duration: Duration) -> i64 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Partition(pub u32);
 
-/// The place of a record within its partition, numbered from 0.
+/// The offset of a record in its partition, numbered from 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Offset(pub i64);
 
-/// The identity of a record: its partition and its offset there. It breaks ties between equal event times.
+/// The identity of a record: its partition and its offset. Breaks ties between equal event times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Position {
     /// The partition.
     pub partition: Partition,
-    /// The offset within it.
+    /// The offset in the partition.
     pub offset: Offset,
 }
 

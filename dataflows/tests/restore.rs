@@ -298,11 +298,11 @@ fn a_key_that_cannot_be_read_or_is_not_where_it_belongs_is_damage() {
         "{error}"
     );
     let error = wrong("Pair", |record| record.shard = ShardId((record.shard.0 + 1) % SHARDS));
-    assert_eq!(error, "checkpoint of operator \"Pair\", key \"ann\": its key is of another shard");
+    assert_eq!(error, "checkpoint of operator \"Pair\", key \"ann\": the key belongs to another shard");
     let error = wrong("Admit", |record| record.key[11] = b'a');
-    assert_eq!(error, "checkpoint of operator \"Admit\", key \"ana\": it has events of another key");
+    assert_eq!(error, "checkpoint of operator \"Admit\", key \"ana\": the value has events of another key");
     let error = wrong("Admit: ids", |record| record.key.truncate(7));
-    assert_eq!(error, "checkpoint of operator \"Admit: ids\", key 00000000000000: its key is no epoch");
+    assert_eq!(error, "checkpoint of operator \"Admit: ids\", key 00000000000000: the key is not an epoch");
 }
 
 #[test]

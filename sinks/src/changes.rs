@@ -1,14 +1,14 @@
-//! What flows from workers to sinks: rows of tables and messages of topics, encoded once into flat buffers so
-//! that an epoch's outputs cross to the writer's thread as a handful of allocations.
+//! The outputs that workers send to sinks: rows of tables and messages of topics. They are encoded once, into flat
+//! buffers, so that the outputs of an epoch are sent to the writer's thread with only a few allocations.
 
 /// One value of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cell<'a> {
-    /// SQL's null.
+    /// The NULL of SQL.
     Null,
     /// True or false.
     Bool(bool),
-    /// A whole number.
+    /// An integer.
     Int(i64),
     /// A double.
     Float(f64),
@@ -24,7 +24,7 @@ pub enum Cell<'a> {
     Bytes(&'a [u8]),
 }
 
-/// Everything that one worker's share of an epoch changed, for one sink.
+/// The outputs of one worker for one epoch and one sink.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Changes {
     /// Rows of tables, in order.
@@ -34,28 +34,29 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Whether there is nothing in it.
+    /// Returns true if there are no rows and no messages.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.messages.is_empty()
     }
 
-    /// How many bytes it holds.
+    /// Returns the size of all rows and messages, in bytes.
     pub fn bytes(&self) -> usize {
         self.rows.bytes.len() + self.messages.bytes.len()
     }
 
-    /// The same without some of it.
+    /// Returns a copy without the rows and messages for which `row` and `message` return true.
     pub fn without(
         &self,
         mut row: impl FnMut(&Row<'_>) -> bool,
         mut message: impl FnMut(&Message<'_>) -> bool,
     ) -> Changes {
         let mut left = Changes::default();
-        for kept in self.rows.iter().filter(|kept| !row(kept)) {
-            left.rows.bytes.extend_from_slice(kept.bytes);
-            RowWriter { rows: &mut left.rows, table: kept.table as u8, deletes: kept.deletes }.end();
+        for retained in self.rows.iter().filter(|candidate| !row(candidate)) {
+            left.rows.bytes.extend_from_slice(retained.bytes);
+            RowWriter { rows: &mut left.rows, table: retained.table as u8, deletes: retained.deletes }.end();
         }
-        for Message { topic, key, value, headers } in self.messages.iter().filter(|kept| !message(kept)) {
+        let messages = self.messages.iter().filter(|candidate| !message(candidate));
+        for Message { topic, key, value, headers } in messages {
             match value {
                 Some(value) => {
                     left.messages.push(topic as u8, key, &headers, |out| out.extend_from_slice(value))
@@ -67,8 +68,8 @@ impl Changes {
     }
 }
 
-/// Rows in one buffer. A row is a table, by its index in the sink's list of tables, and its cells in the order
-/// of that table's columns.
+/// Rows in one buffer. A row consists of the index of its table in the sink's list of tables, and of its cells in the
+/// order of the table's columns.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
     bytes: Vec<u8>,
@@ -78,14 +79,14 @@ pub struct Rows {
 /// One row of [`Rows`].
 #[derive(Clone, Copy, Debug)]
 pub struct Row<'a> {
-    /// Index of the table.
+    /// The index of the table.
     pub table: usize,
-    /// Whether the row with this key is deleted; the cells are then those of the key alone.
+    /// True if the row with this key is deleted; the cells are then only those of the key.
     pub deletes: bool,
     bytes: &'a [u8],
 }
 
-/// Writes the cells of one row; the row counts once [`RowWriter::end`] was called.
+/// A writer of the cells of one row. The row is added when [`RowWriter::end`] is called.
 #[derive(Debug)]
 pub struct RowWriter<'a> {
     rows: &'a mut Rows,
@@ -94,12 +95,12 @@ pub struct RowWriter<'a> {
 }
 
 impl Rows {
-    /// How many rows there are.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
@@ -109,12 +110,12 @@ impl Rows {
         RowWriter { rows: self, table, deletes: false }
     }
 
-    /// Begins the deletion of a row of a keyed table: its cells are those of the key alone.
+    /// Begins the deletion of a row of a keyed table. Its cells are only those of the key.
     pub fn delete(&mut self, table: u8) -> RowWriter<'_> {
         RowWriter { rows: self, table, deletes: true }
     }
 
-    /// The rows, in the order in which they were written.
+    /// Returns the rows in the order in which they were written.
     pub fn iter(&self) -> impl Iterator<Item = Row<'_>> {
         let mut start = 0;
         self.rows.iter().map(move |&(table, deletes, end)| {
@@ -175,7 +176,7 @@ fn sized(out: &mut Vec<u8>, tag: u8, value: &[u8]) {
 }
 
 impl<'a> Row<'a> {
-    /// The bytes of the first `n` cells: equal for equal cells.
+    /// Returns the bytes of the first `n` cells. Equal cells have equal bytes.
     pub fn leading_bytes(&self, n: usize) -> &'a [u8] {
         let mut rest = self.bytes;
         for _ in 0..n {
@@ -186,14 +187,14 @@ impl<'a> Row<'a> {
         &self.bytes[..self.bytes.len() - rest.len()]
     }
 
-    /// The cells, in the order of the table's columns.
+    /// Returns the cells in the order of the table's columns.
     pub fn cells(&self) -> impl Iterator<Item = Cell<'a>> + use<'a> {
         let mut rest = self.bytes;
         std::iter::from_fn(move || read_cell(&mut rest))
     }
 }
 
-/// The next cell, unless the row is over.
+/// Reads the next cell; returns `None` at the end of the row.
 fn read_cell<'a>(rest: &mut &'a [u8]) -> Option<Cell<'a>> {
     let (&tag, tail) = rest.split_first()?;
     *rest = tail;
@@ -208,12 +209,12 @@ fn read_cell<'a>(rest: &mut &'a [u8]) -> Option<Cell<'a>> {
         tag::TEXT => Cell::Text(text(take_sized(rest))),
         tag::JSON => Cell::Json(text(take_sized(rest))),
         tag::BYTES => Cell::Bytes(take_sized(rest)),
-        other => unreachable!("no cell has the tag {other}"),
+        other => unreachable!("unknown cell tag {other}"),
     })
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
-    let (value, tail) = rest.split_first_chunk::<N>().expect("RowWriter wrote the whole cell");
+    let (value, tail) = rest.split_first_chunk::<N>().expect("RowWriter writes complete cells");
     *rest = tail;
     *value
 }
@@ -226,7 +227,7 @@ fn take_sized<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
 }
 
 fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("RowWriter took it from a str")
+    std::str::from_utf8(bytes).expect("RowWriter copies it from a str")
 }
 
 /// Messages in one buffer.
@@ -257,28 +258,28 @@ pub struct Header<'a> {
 /// One message of [`Messages`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message<'a> {
-    /// Index of the topic in the sink's list of topics.
+    /// The index of the topic in the sink's list of topics.
     pub topic: usize,
-    /// The key, which also decides the partition.
+    /// The key, which also determines the partition.
     pub key: Option<&'a [u8]>,
-    /// The value; none is a tombstone.
+    /// The value; `None` is a tombstone.
     pub value: Option<&'a [u8]>,
-    /// Headers in order.
+    /// The headers, in order.
     pub headers: Vec<Header<'a>>,
 }
 
 impl Messages {
-    /// How many messages there are.
+    /// Returns the number of messages.
     pub fn len(&self) -> usize {
         self.messages.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no messages.
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
 
-    /// Appends a message whose value `write` appends to the buffer it is given.
+    /// Appends a message. `write` appends its value to the buffer that it receives.
     pub fn push(
         &mut self,
         topic: u8,
@@ -297,13 +298,13 @@ impl Messages {
         self.messages.push(Encoded { topic, key, value, headers: headers.len() as u32 });
     }
 
-    /// Appends a message without a value.
+    /// Appends a tombstone: a message without a value.
     pub fn push_tombstone(&mut self, topic: u8, key: Option<&[u8]>, headers: &[Header<'_>]) {
         self.push(topic, key, headers, |_| {});
         self.messages.last_mut().expect("just pushed").value = None;
     }
 
-    /// The messages, in the order in which they were written.
+    /// Returns the messages in the order in which they were written.
     pub fn iter(&self) -> impl Iterator<Item = Message<'_>> {
         let mut at = 0usize;
         let mut header = 0usize;
@@ -339,7 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_come_back_as_written() {
+    fn rows_are_read_as_written() {
         let cells = [
             Cell::Null,
             Cell::Bool(true),
@@ -365,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_leaves_the_rest_as_it_was() {
+    fn removing_changes_leaves_the_others_unchanged() {
         let mut changes = Changes::default();
         for id in 0..3 {
             changes.rows.row(1).cell(Cell::Int(id)).cell(Cell::Text("é")).end();
@@ -387,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_come_back_as_written() {
+    fn messages_are_read_as_written() {
         let mut messages = Messages::default();
         let header = Header { name: "reason", value: b"late" };
         messages.push(2, Some(b"k"), &[header], |out| out.extend_from_slice(b"value"));

@@ -1,4 +1,4 @@
-//! What every sink promises: [`Sink`], and the words it is said in.
+//! The contract of every sink: the trait [`Sink`] and its types.
 
 use std::fmt;
 
@@ -7,11 +7,11 @@ use thiserror::Error;
 
 use crate::Changes;
 
-/// The random identity of a pipeline's ledger, set once: 32 hexadecimal digits.
+/// The random id of a ledger, assigned when the ledger is created: 32 hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LedgerId(pub String);
 
-/// The fencing number of a start: each start of a pipeline has a higher one than all before it.
+/// The fencing number of a start. Each start of a pipeline has a higher generation than all earlier starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub u64);
 
@@ -21,15 +21,15 @@ impl fmt::Display for Generation {
     }
 }
 
-/// A set of logical shards: one bit each.
+/// A set of shards, one bit per shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shards(pub u64);
 
 impl Shards {
-    /// All of them.
+    /// All shards.
     pub const ALL: Shards = Shards(u64::MAX);
 
-    /// The shards that live on the workers `workers` of `peers` in all.
+    /// Returns the shards that the workers `workers` own, out of `peers` workers in total.
     pub fn of_workers(workers: std::ops::Range<usize>, peers: usize) -> Shards {
         Shards(
             (0..SHARDS)
@@ -38,88 +38,91 @@ impl Shards {
         )
     }
 
-    /// Whether `shard` is in the set.
+    /// Returns true if `shard` is in the set.
     pub fn contains(self, shard: ShardId) -> bool {
         self.0 >> shard.0 & 1 == 1
     }
 }
 
-/// What a sink has durably taken: every output of `shards` for every epoch up to and including `through`.
+/// The progress of one writer: the sink has committed every output of `shards` for every epoch up to and including
+/// `through`.
 ///
-/// Written in the same transaction as the outputs that it speaks of.
+/// Written in the same transaction as the outputs that it covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// The ledger that these outputs belong to.
     pub ledger_id: LedgerId,
-    /// The start that wrote them.
+    /// The generation of the start that wrote them.
     pub generation: Generation,
-    /// The logical shards this writer is responsible for.
+    /// The shards that this writer is responsible for.
     pub shards: Shards,
     /// The last epoch that is complete in the sink.
     pub through: Epoch,
 }
 
-/// Who is about to write: handed to [`Sink::open`].
+/// The identity of a writer, passed to [`Sink::open`].
 #[derive(Clone, Debug)]
 pub struct WriterContext {
-    /// The pipeline's name: prefixes every row, transactional id and internal topic.
+    /// The name of the pipeline. Part of progress rows, transactional ids and the name of the progress topic.
     pub pipeline: String,
-    /// The pipeline's ledger. A sink whose progress names another is refused.
+    /// The ledger of the pipeline. A sink with progress of another ledger is refused.
     pub ledger_id: LedgerId,
-    /// This start's generation.
+    /// The generation of this start.
     pub generation: Generation,
-    /// Which process of the cluster writes here: one writer per process and sink.
+    /// The index of this process in the cluster. There is one writer per process and sink.
     pub process: usize,
     /// The shards that this writer is responsible for.
     pub shards: Shards,
-    /// How many processes may ever have written here: the first one fences them all.
+    /// The greatest number of processes that may ever have written to this sink. Process 0 fences all of them.
     pub max_processes: usize,
-    /// If set, the sink is adopted: whatever progress it has, of whichever ledger, is replaced by this, durably.
+    /// If set, the sink is adopted: all its progress, of any ledger, is durably replaced by this epoch.
     pub adopt: Option<Epoch>,
 }
 
 impl WriterContext {
-    /// Why it must not write a sink with this progress, which this start was the last to open, if so.
+    /// Returns the reason why this start must not write to a sink with this progress, which `last` was the last start
+    /// to open; `None` if it may.
     pub fn objection_to(
         &self,
         sink: &str,
         progress: &[Progress],
         last: Option<&(LedgerId, Generation)>,
     ) -> Option<String> {
-        // A start that has committed nothing has promised nothing: another ledger's may be replaced.
+        // A start of another ledger that has not committed has no progress, so it may be replaced.
         let last = last.filter(|(ledger_id, _)| self.adopt.is_none() && *ledger_id == self.ledger_id);
         let written = progress.iter().map(|found| (&found.ledger_id, found.generation));
         let opened = last.map(|(ledger_id, generation)| (ledger_id, *generation));
         written.chain(opened).find_map(|(ledger_id, generation)| self.objection(sink, ledger_id, generation))
     }
 
-    /// Why it must not write a sink in which this ledger and generation have been, if so: its own is another ledger, or it
-    /// is older.
+    /// Returns the reason why this start must not write to a sink that a start of `ledger_id` and `generation` has
+    /// written or opened: this start belongs to another ledger, or is older. Returns `None` if it may.
     pub fn objection(&self, sink: &str, ledger_id: &LedgerId, generation: Generation) -> Option<String> {
         let found = if *ledger_id != self.ledger_id {
             format!(
-                "its progress belongs to another ledger ({}), and this one is {}: this one was begun anew, or is another \
-                 pipeline's; restore that one",
+                "its progress belongs to another ledger ({}) than the current one ({}): the current ledger was created \
+                 again, or belongs to another pipeline; restore the other ledger",
                 ledger_id.0, self.ledger_id.0
             )
         } else if generation > self.generation {
             format!(
-                "generation {generation} has written here and this start is {}: it has a successor, or its ledger is an \
-                 older copy; restore the newest",
+                "generation {generation} has written here and this start is generation {}: a later start has taken \
+                 over, or the ledger is an older copy; restore the newest copy",
                 self.generation
             )
         } else {
             return None;
         };
         Some(format!(
-            "{found}, or `--reset-sink {sink} --accept-duplicates` goes on with this one: what is read again gives its \
-             results a second time (tables that have the rows already refuse them: empty those first)"
+            "{found}, or use `--reset-sink {sink} --accept-duplicates` to mark the sink as caught up with the current \
+             ledger: records that are read again give their results a second time (tables that already have these rows \
+             refuse them: empty those tables first)"
         ))
     }
 }
 
-/// The right to make everything up to an epoch visible. Only coordination hands it out, once the epoch is
-/// complete on every worker and what must be durable before it is durable.
+/// The permission to make everything up to an epoch visible. Only coordination grants it, once the epoch is complete
+/// on every worker and everything that must be durable before the commit is durable.
 #[derive(Debug)]
 #[must_use = "a permit is for one commit"]
 pub struct CommitPermit {
@@ -127,145 +130,146 @@ pub struct CommitPermit {
 }
 
 impl CommitPermit {
-    /// To be called by the pipeline's coordination alone.
+    /// Creates a permit. Only the coordination of the pipeline may call this.
     pub fn granted(through: Epoch) -> CommitPermit {
         CommitPermit { through }
     }
 
-    /// The last epoch that may become visible.
+    /// Returns the last epoch that may become visible.
     pub fn through(&self) -> Epoch {
         self.through
     }
 }
 
-/// Why a sink could not be opened.
+/// The error of opening a sink.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// The store could not be reached or answered with an error; trying again may help.
+    /// The store could not be reached or returned an error. A retry may succeed.
     #[error("sink {sink}: cannot open {what}")]
     Unavailable {
-        /// The sink's name.
+        /// The name of the sink.
         sink: String,
-        /// What was being opened: a server, table or topic.
+        /// The server, table or topic that was being opened.
         what: String,
         /// The store's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Opening would break the promise: another lineage, a higher generation, a missing table or topic.
+    /// Opening would violate the contract: another ledger id, a higher generation, a missing table or topic.
     #[error("sink {sink}: {reason}")]
     Refused {
-        /// The sink's name.
+        /// The name of the sink.
         sink: String,
-        /// What is missing or in the way, for the operator.
+        /// The problem and what to do, for the operator.
         reason: String,
     },
-    /// Another process took the sink over while it was being opened: a successor, or a predecessor that woke up. The
-    /// ledger knows which.
+    /// Another process took over the sink while it was being opened: a later start, or a zombie that woke up. The
+    /// ledger shows which.
     #[error("sink {sink}: {reason}")]
     Fenced {
-        /// The sink's name.
+        /// The name of the sink.
         sink: String,
-        /// The store's words.
+        /// The error message of the store.
         reason: String,
     },
 }
 
-/// Why changes could not be staged. Nothing of the round has become visible.
+/// The error of staging changes. Nothing of the round has become visible.
 #[derive(Debug, Error)]
 #[error("sink {sink}: cannot stage epoch {epoch}: {reason}")]
 pub struct StageError {
-    /// The sink's name.
+    /// The name of the sink.
     pub sink: String,
     /// The epoch whose changes were refused.
     pub epoch: Epoch,
-    /// What was refused and why.
+    /// The output that was refused, and why.
     pub reason: String,
 }
 
-/// Why a commit did not succeed, by what is known of its outcome.
+/// The error of a commit, by its known outcome.
 #[derive(Debug, Error)]
 pub enum CommitError {
-    /// It did not happen: nothing of the round is visible, and the same round may be tried again.
+    /// The commit failed: nothing of the round is visible, and the same round may be retried.
     #[error("sink {sink}: commit through epoch {through} failed: {reason}")]
     Failed {
-        /// The sink's name.
+        /// The name of the sink.
         sink: String,
         /// The last epoch of the round.
         through: Epoch,
-        /// The store's words.
+        /// The error message of the store.
         reason: String,
     },
-    /// It did not happen and never will: the store does not take the round as it is. A key is there already, say, a
-    /// value is none that it can hold, or a message is larger than its topic takes. The reason names the output as closely
-    /// as the store does.
+    /// The commit failed, and every retry will fail: the store rejects an output of the round. For example, the key
+    /// exists already, the store cannot store the value, or the message is larger than its topic allows. The reason
+    /// identifies the output as precisely as the store does.
     #[error("sink {sink}: commit through epoch {through} was refused: {reason}")]
     Refused {
-        /// The sink's name.
+        /// The name of the sink.
         sink: String,
         /// The last epoch of the round.
         through: Epoch,
-        /// The store's words.
+        /// The error message of the store.
         reason: String,
     },
-    /// Nobody knows whether it happened. The process must end; the next start reads the sink's progress.
+    /// The outcome is unknown. The process must end; the next start reads the progress of the sink.
     #[error("sink {sink}: outcome of the commit through epoch {through} is unknown: {reason}")]
     Indeterminate {
-        /// The sink's name.
+        /// The name of the sink.
         sink: String,
         /// The last epoch of the round.
         through: Epoch,
-        /// The store's words.
+        /// The error message of the store.
         reason: String,
     },
-    /// A later start has taken over. The process must end and not come back.
+    /// A later start has taken over. The process must end and must not be restarted.
     #[error("sink {sink}: fenced by a later start: {reason}")]
     Fenced {
-        /// The sink's name.
+        /// The name of the sink.
         sink: String,
-        /// The store's words.
+        /// The error message of the store.
         reason: String,
     },
 }
 
-/// A store that takes outputs epoch by epoch and shows them transactionally.
+/// A store that accepts outputs by epoch and commits them in transactions.
 ///
 /// # Contract
-/// - [`open`](Sink::open) comes first; it fences writers of older generations and returns the progress found, per
-///   writer, or none if the sink has never been written. It may come again, to adopt the sink, before anything is staged.
-/// - [`stage`](Sink::stage) may be called for any epoch above the last committed one, in any order and as often
-///   as wanted per epoch; nothing staged is visible to a reader that reads committed data.
-/// - [`commit`](Sink::commit) makes all that was staged for epochs up to the permit's visible, together with a
-///   [`Progress`] that says so, atomically; what was staged for later epochs stays staged. Permits ascend.
-/// - After [`CommitError::Failed`] what was staged is still staged, and the caller may commit again.
-/// - Append-only outputs keep all changes; keyed tables get each key's last change of the round, in the order
+/// - [`open`](Sink::open) is called first. It fences writers of older generations and returns the progress of each
+///   writer, or none if the sink has never been written. It may be called again, to adopt the sink, before anything is
+///   staged.
+/// - [`stage`](Sink::stage) may be called for any epoch above the last committed one, in any order and any number of
+///   times per epoch. Staged outputs are not visible to readers of committed data.
+/// - [`commit`](Sink::commit) makes all outputs staged for epochs up to that of the permit visible, together with their
+///   [`Progress`], atomically. Outputs of later epochs stay staged. The epochs of successive permits increase.
+/// - After [`CommitError::Failed`] everything is still staged, and the caller may commit again.
+/// - Append-only outputs keep all changes. Keyed tables get the last change of each key in the round, in the order
 ///   (epoch, order of staging).
 ///
-/// Calls block; each sink runs on a thread of its own.
+/// Calls block. Each sink runs on its own thread.
 pub trait Sink: Send {
-    /// The name under which configuration, metrics and progress know this sink.
+    /// Returns the name of this sink in configuration, metrics and progress.
     fn name(&self) -> &str;
 
-    /// Connects, fences older generations, checks that tables or topics exist, and reads what is committed.
+    /// Connects, fences older generations, checks that tables or topics exist, and returns the committed progress.
     fn open(&mut self, context: &WriterContext) -> Result<Vec<Progress>, OpenError>;
 
-    /// The progress that is there, as of a moment ago, without opening: nobody is fenced, nothing is made, and nothing is
-    /// refused. None if the sink has never been written.
+    /// Reads the progress without opening the sink: fences no writer, creates nothing and refuses nothing. The result
+    /// may be out of date. Empty if the sink has never been written.
     fn peek_progress(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError>;
 
-    /// The largest message that it takes, in bytes of key, value and headers together, if it has such a bound; known
-    /// once it is open. Whoever encodes messages keeps below it: a larger one stops the sink.
+    /// Returns the size of the largest message that the sink accepts, in bytes of key, value and headers together, if
+    /// it has such a limit and is open. Encoders must not exceed it: a larger message stops the sink.
     fn largest_message(&self) -> Option<usize> {
         None
     }
 
-    /// The topics that messages name by their index; none of a sink of tables.
+    /// Returns the topics to which messages refer by index; none for a sink that writes tables.
     fn topics(&self) -> &[String] {
         &[]
     }
 
-    /// Takes the changes of one epoch, to be shown by a later commit.
+    /// Stages changes of one epoch, to be made visible by a later commit.
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError>;
 
-    /// Shows everything staged up to the permit's epoch, with progress, in one transaction.
+    /// Commits everything staged up to the epoch of the permit, together with the progress, in one transaction.
     fn commit(&mut self, permit: CommitPermit) -> Result<(), CommitError>;
 }

@@ -1,12 +1,12 @@
-//! Crash points: places where a test ends the process at once, as `kill -9` does.
+//! Crash points: places at which a test can abort the process immediately, as `kill -9` does.
 //!
-//! A debug build counts how often it comes to the point that `HEADWATER_CRASH_AT` names, as in `sink.commit.before:3`,
-//! and aborts the third time, running nothing on the way out. A release build has none of it.
+//! A debug build counts how often it reaches the point that `HEADWATER_CRASH_AT` names. With `sink.commit.before:3` it
+//! aborts the third time, without running any cleanup. A release build contains no crash points.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Every crash point there is.
+/// The names of all crash points.
 pub const POINTS: [&str; 23] = [
     "start.claimed",
     "sink.open.before",
@@ -33,7 +33,7 @@ pub const POINTS: [&str; 23] = [
     "group.commit.after",
 ];
 
-/// Ends the process if this is the point that it is to end at.
+/// Aborts the process if this is the crash point of `HEADWATER_CRASH_AT` and its count has been reached.
 #[inline]
 pub fn point(name: &'static str) {
     if cfg!(debug_assertions) {
@@ -43,7 +43,7 @@ pub fn point(name: &'static str) {
 
 fn reached(name: &'static str) {
     static ARMED: OnceLock<Option<(String, AtomicU64)>> = OnceLock::new();
-    debug_assert!(POINTS.contains(&name), "{name} is not in the table");
+    debug_assert!(POINTS.contains(&name), "{name} is not in POINTS");
     let armed = ARMED.get_or_init(|| {
         let armed = std::env::var("HEADWATER_CRASH_AT").ok()?;
         let (name, times) = armed.split_once(':')?;

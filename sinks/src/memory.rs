@@ -1,4 +1,4 @@
-//! A sink in memory, with faults on demand: for tests and for programs that want results at hand.
+//! A sink in memory that can inject faults, for tests and for programs that read results directly.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -10,18 +10,18 @@ use crate::contract::{
     CommitError, CommitPermit, Generation, LedgerId, OpenError, Progress, Sink, StageError, WriterContext,
 };
 
-/// A fault of the next commits.
+/// A fault to inject into a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It does not happen, and the sink says so.
+    /// The commit fails and returns [`CommitError::Failed`].
     Failed,
-    /// It happens, and the sink cannot tell.
+    /// The commit succeeds but returns [`CommitError::Indeterminate`].
     Indeterminate,
-    /// A later start has taken over.
+    /// The commit fails and returns [`CommitError::Fenced`].
     Fenced,
 }
 
-/// What a [`MemorySink`] holds, shared with whoever wants to look or to interfere.
+/// The contents of a [`MemorySink`], shared with tests that inspect it or inject faults.
 #[derive(Clone, Default)]
 pub struct Memory(Arc<(Mutex<State>, Condvar)>);
 
@@ -29,7 +29,7 @@ pub struct Memory(Arc<(Mutex<State>, Condvar)>);
 struct State {
     committed: BTreeMap<Epoch, Vec<Changes>>,
     progress: Option<Progress>,
-    /// The last start that has opened it.
+    /// The last start that has opened the sink.
     context: Option<(LedgerId, Generation)>,
     faults: VecDeque<Fault>,
     stalled: bool,
@@ -41,12 +41,12 @@ impl Memory {
         self.0.0.lock().expect("no holder of the lock panics")
     }
 
-    /// A sink that writes here.
+    /// Returns a sink that writes here.
     pub fn sink(&self, name: &str) -> MemorySink {
         MemorySink { name: name.to_owned(), memory: self.clone(), context: None, staged: BTreeMap::new() }
     }
 
-    /// Everything committed, by epoch and in the order of staging.
+    /// Returns all committed changes, by epoch and in the order of staging.
     pub fn committed(&self) -> Vec<(Epoch, Changes)> {
         let state = self.state();
         state
@@ -56,29 +56,29 @@ impl Memory {
             .collect()
     }
 
-    /// The last progress committed.
+    /// Returns the last committed progress.
     pub fn progress(&self) -> Option<Progress> {
         self.state().progress.clone()
     }
 
-    /// How many commits there were.
+    /// Returns the number of commits.
     pub fn commits(&self) -> u64 {
         self.state().commits
     }
 
-    /// Has one of the next commits fail.
+    /// Injects a fault into the next commit. Several faults apply to one commit each, in order.
     pub fn fail_next(&self, fault: Fault) {
         self.state().faults.push_back(fault);
     }
 
-    /// Has commits wait, or lets them go on.
+    /// Blocks commits if `stalled` is true; otherwise unblocks them.
     pub fn stall(&self, stalled: bool) {
         self.state().stalled = stalled;
         self.0.1.notify_all();
     }
 }
 
-/// See [`Memory`].
+/// A sink that writes to a [`Memory`].
 pub struct MemorySink {
     name: String,
     memory: Memory,
@@ -122,7 +122,7 @@ impl Sink for MemorySink {
         let (state, woken) = &*self.memory.0;
         let lock = "no holder of the lock panics";
         let mut state = woken.wait_while(state.lock().expect(lock), |state| state.stalled).expect(lock);
-        let reason = || "as the test asked".to_owned();
+        let reason = || "injected by the test".to_owned();
         let fault = state.faults.pop_front();
         match fault {
             Some(Fault::Failed) => return Err(CommitError::Failed { sink, through, reason: reason() }),

@@ -1,4 +1,4 @@
-//! Numbered migrations: applied once each, in order, and recognised by their hash ever after.
+//! Numbered migrations. Each is applied once, in order, and later identified by its hash.
 
 use sha2::{Digest, Sha256};
 
@@ -11,25 +11,32 @@ pub(crate) struct Migration {
 }
 
 impl Migration {
-    /// The SHA-256 of the script, in hex.
+    /// Returns the SHA-256 of the script, in hexadecimal.
     pub fn hash(&self) -> String {
         Sha256::digest(self.sql).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
-/// The migrations that have yet to be applied, given the (number, hash) of those that were.
+/// Returns the migrations that have not been applied. `applied` contains number and hash of those that have been.
 ///
 /// # Errors
-/// If one was applied in another form, or one is known to the store and not to us.
+/// If an applied migration has another hash, or is not in `all`.
 pub(crate) fn pending<'a>(
     all: &'a [Migration],
     applied: &[(i32, String)],
 ) -> Result<Vec<&'a Migration>, String> {
     for (number, hash) in applied {
         match all.iter().find(|migration| migration.number == *number) {
-            None => return Err(format!("its tables were made by a newer version (migration {number})")),
+            None => {
+                return Err(format!(
+                    "its tables were created by a newer version of Headwater (migration {number}): use that version"
+                ));
+            }
             Some(known) if known.hash() != *hash => {
-                return Err(format!("migration {number} ({}) was applied in another form", known.name));
+                return Err(format!(
+                    "migration {number} ({}) was applied by another build of Headwater: its hash differs",
+                    known.name
+                ));
             }
             Some(_) => {}
         }
@@ -42,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_new_is_applied_and_what_has_changed_is_refused() {
+    fn new_migrations_are_pending_and_changed_ones_are_refused() {
         let all =
             [Migration { number: 1, name: "one", sql: "a" }, Migration { number: 2, name: "two", sql: "b" }];
         let applied = [(1, all[0].hash())];

@@ -1,9 +1,9 @@
-//! The error of a setting that cannot be used as it is.
+//! The error of an invalid setting.
 
 use thiserror::Error;
 
-/// A setting cannot be used: trying again does not help, changing the configuration does. The text names the setting
-/// and never the value of one that may be a secret.
+/// The error of an invalid setting. A retry does not help; the configuration must be changed. The text names the
+/// setting but never contains a value that may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub struct Misconfigured(pub String);

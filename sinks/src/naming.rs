@@ -1,4 +1,4 @@
-//! What single outputs are called, for whoever has to leave one out: `events/3/42`, `alerts/5f…`, `enriched-events/ann/0`.
+//! Names of single outputs, as used by `--skip`: `events/3/42`, `alerts/5f…`, `enriched-events/ann/0`.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use crate::tables::TABLES;
 use crate::text::{decimal, rfc3339};
 use crate::{Cell, Message, Row};
 
-/// What a row is called: its table and its key, `/` between them.
+/// Returns the name of a row: its table and the cells of its key, separated by `/`.
 pub fn row_name(row: &Row<'_>) -> String {
     let table = &TABLES[row.table];
     let mut name = table.name.to_owned();
@@ -26,13 +26,13 @@ pub fn row_name(row: &Row<'_>) -> String {
     name
 }
 
-/// Names an epoch's messages, which are to be given one after the other: a message is called its topic, its key, and how
-/// many of that topic and key came before it in the epoch.
+/// Names for the messages of an epoch, which must be passed in order. A name consists of the topic, the key, and the
+/// number of earlier messages of the epoch with the same topic and key.
 #[derive(Debug, Default)]
 pub struct MessageNames(HashMap<(usize, Option<Vec<u8>>), usize>);
 
 impl MessageNames {
-    /// What the next message is called; `topics` are what messages name theirs by index of.
+    /// Returns the name of the next message; `topics` are the topics to which messages refer by index.
     pub fn next(&mut self, message: &Message<'_>, topics: &[String]) -> String {
         let before = self.0.entry((message.topic, message.key.map(<[u8]>::to_vec))).or_default();
         let key = String::from_utf8_lossy(message.key.unwrap_or_default());
@@ -48,7 +48,7 @@ mod tests {
     use crate::{Changes, tables};
 
     #[test]
-    fn every_output_has_a_name_of_its_own() {
+    fn every_output_has_a_unique_name() {
         let mut changes = Changes::default();
         changes.rows.row(tables::EVENTS).cell(Cell::Int(3)).cell(Cell::Int(42)).cell(Cell::Int(7)).end();
         let mut window = changes.rows.row(tables::WINDOW_AGGREGATES);

@@ -1,9 +1,9 @@
-//! Text that must not be seen.
+//! Text that must not be shown.
 
 use std::fmt;
 
-/// Text that may hold a password. It cannot be printed or serialised: whoever connects asks for it by
-/// [`expose`](Secret::expose).
+/// Text that may contain a password. It cannot be printed or serialised; only [`expose`](Secret::expose) returns it,
+/// for making a connection.
 ///
 /// ```
 /// let secret = headwater_sinks::Secret::from("hunter2");
@@ -20,7 +20,7 @@ use std::fmt;
 pub struct Secret(Box<str>);
 
 impl Secret {
-    /// The text itself, for the point at which a connection is made.
+    /// Returns the text itself, for making a connection.
     pub fn expose(&self) -> &str {
         &self.0
     }

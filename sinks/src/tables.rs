@@ -1,20 +1,20 @@
-//! The tables that results go to, the same in every SQL store. A [`Row`](crate::Row) names its table by its
-//! index in [`TABLES`] and has its cells in the order of the columns.
+//! The output tables, which are the same in every SQL store. A [`Row`](crate::Row) refers to its table by the index in
+//! [`TABLES`] and has its cells in the order of the columns.
 
-/// What a column holds.
+/// The type of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ColumnType {
     /// True or false.
     Bool,
-    /// A 32-bit number.
+    /// A 32-bit integer.
     Int,
-    /// A 64-bit number.
+    /// A 64-bit integer.
     BigInt,
     /// A double.
     Double,
     /// A decimal number.
     Numeric,
-    /// A time with zone.
+    /// A timestamp with time zone.
     Time,
     /// Text.
     Text,
@@ -29,18 +29,18 @@ pub enum ColumnType {
 pub struct Column {
     /// Its name.
     pub name: &'static str,
-    /// What it holds.
+    /// The type of its values.
     pub kind: ColumnType,
 }
 
-/// How rows get into a table.
+/// The way in which rows are written to a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Each row is new.
+    /// Every row is inserted.
     Append,
-    /// A row replaces the one with the same key: the first so many columns.
+    /// A row replaces the row with the same key, which is the first `key` columns.
     Upsert {
-        /// How many columns the key has.
+        /// The number of columns of the key.
         key: usize,
     },
 }
@@ -50,14 +50,14 @@ pub enum Mode {
 pub struct Table {
     /// Its name.
     pub name: &'static str,
-    /// How rows get into it.
+    /// The way in which rows are written to it.
     pub mode: Mode,
     /// Its columns, in the order of the cells.
     pub columns: &'static [Column],
 }
 
 impl Table {
-    /// How many columns its key has: its first ones.
+    /// Returns the number of columns of its key, which are its first columns.
     pub fn key(&self) -> usize {
         match self.mode {
             // Partition and offset.
@@ -67,13 +67,13 @@ impl Table {
     }
 }
 
-/// Index of `events` in [`TABLES`].
+/// The index of `events` in [`TABLES`].
 pub const EVENTS: u8 = 0;
-/// Index of `alerts` in [`TABLES`].
+/// The index of `alerts` in [`TABLES`].
 pub const ALERTS: u8 = 1;
-/// Index of `window_aggregates` in [`TABLES`].
+/// The index of `window_aggregates` in [`TABLES`].
 pub const WINDOW_AGGREGATES: u8 = 2;
-/// Index of `dead_letters` in [`TABLES`].
+/// The index of `dead_letters` in [`TABLES`].
 pub const DEAD_LETTERS: u8 = 3;
 
 macro_rules! columns {

@@ -1,6 +1,6 @@
-//! Times and decimal numbers as text.
+//! Formats times and decimal numbers as text.
 
-/// A time, in milliseconds since 1970, as RFC 3339 in UTC with milliseconds.
+/// Formats a time, in milliseconds since 1970, as RFC 3339 in UTC with milliseconds.
 pub(crate) fn rfc3339(ms: i64) -> String {
     let (days, of_day) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000));
     // Days since 0000-03-01, in eras of 400 years; see H. Hinnant, "chrono-Compatible Low-Level Date Algorithms".
@@ -17,7 +17,7 @@ pub(crate) fn rfc3339(ms: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
-/// Millionths as a decimal number without trailing zeros.
+/// Formats millionths as a decimal number without trailing zeros.
 pub(crate) fn decimal(micros: i128) -> String {
     let sign = if micros < 0 { "-" } else { "" };
     let size = micros.unsigned_abs();

@@ -1,4 +1,5 @@
-//! One suite for every sink that keeps tables: what `SPEC.md` demands, told through the contract alone.
+//! The test suite for every sink that writes tables: it tests the requirements of `SPEC.md` through the trait `Sink`
+//! only.
 
 mod support;
 
@@ -14,17 +15,17 @@ use headwater_sinks::{
 
 use support::{Database, add_alert, alert, context, dead_letter, delete_alert, event, permit};
 
-/// A store that sinks write to, and what a reader of committed data sees there.
+/// A store that sinks write to, with the results as a reader of committed data sees them.
 trait Store {
     fn new() -> Self;
     fn sink(&self) -> Box<dyn Sink>;
-    /// Id and status of each alert, by id.
+    /// Returns id and status of each alert, ordered by id.
     fn alerts(&self) -> Vec<(String, String)>;
-    /// Partition and offset of each event.
+    /// Returns partition and offset of each event.
     fn events(&self) -> Vec<(i64, i64)>;
-    /// Partition and offset of each dead letter.
+    /// Returns partition and offset of each dead letter.
     fn dead_letters(&self) -> Vec<(i64, i64)>;
-    /// Has the next commit fail, at the latest until what is returned is dropped.
+    /// Makes the next commit fail. The fault ends at the latest when the returned value is dropped.
     fn fail_next(&self) -> Box<dyn Any>;
 }
 
@@ -44,7 +45,7 @@ impl Store for Memory {
                 match row.cells().take(2).collect::<Vec<_>>()[..] {
                     [Cell::Text(id), Cell::Text(status)] => alerts.insert(id.to_owned(), status.to_owned()),
                     [Cell::Text(id)] => alerts.remove(id),
-                    ref other => panic!("{other:?} is no alert"),
+                    ref other => panic!("{other:?} is not an alert"),
                 };
             }
         }
@@ -71,7 +72,7 @@ fn offsets(memory: &Memory, table: u8) -> Vec<(i64, i64)> {
         for row in changes.rows.iter().filter(|row| row.table == table as usize) {
             match row.cells().take(2).collect::<Vec<_>>()[..] {
                 [Cell::Int(partition), Cell::Int(offset)] => found.push((partition, offset)),
-                ref other => panic!("{other:?} is no partition and offset"),
+                ref other => panic!("{other:?} is not a partition and offset"),
             }
         }
     }
@@ -118,9 +119,9 @@ impl Store for Sqlite {
     }
 
     fn fail_next(&self) -> Box<dyn Any> {
-        let in_the_way = rusqlite::Connection::open(self.path()).expect("the file");
-        in_the_way.execute_batch("BEGIN IMMEDIATE").expect("the write lock");
-        Box::new(in_the_way)
+        let locker = rusqlite::Connection::open(self.path()).expect("the file");
+        locker.execute_batch("BEGIN IMMEDIATE").expect("the write lock");
+        Box::new(locker)
     }
 }
 
@@ -148,9 +149,9 @@ impl Store for Database {
     }
 
     fn fail_next(&self) -> Box<dyn Any> {
-        let gone = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+        let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                     WHERE datname = current_database() AND application_name LIKE 'headwater:%'";
-        assert_eq!(self.one(gone), "1");
+        assert_eq!(self.one(terminate), "1");
         Box::new(())
     }
 }
@@ -160,7 +161,7 @@ fn numbers(rows: &[String]) -> Vec<(i64, i64)> {
     rows.iter()
         .map(|row| match pair(row) {
             Some((Some(a), Some(b))) => (a, b),
-            _ => panic!("{row} is no pair of numbers"),
+            _ => panic!("{row} is not a pair of numbers"),
         })
         .collect()
 }
@@ -175,7 +176,7 @@ fn pairs(of: &[(&str, &str)]) -> Vec<(String, String)> {
     of.iter().map(|&(id, status)| (id.to_owned(), status.to_owned())).collect()
 }
 
-fn nothing_is_visible_before_its_commit_and_all_of_it_after<S: Store>() {
+fn a_round_becomes_visible_with_its_commit<S: Store>() {
     let store = S::new();
     let mut sink = opened(&store, 1);
     sink.stage(Epoch(2), alert("b", "raised")).expect("staged");
@@ -191,7 +192,7 @@ fn nothing_is_visible_before_its_commit_and_all_of_it_after<S: Store>() {
     assert_eq!(store.events(), [(0, 1), (0, 3)]);
 }
 
-fn the_last_change_of_a_key_counts_by_epoch_then_by_staging<S: Store>() {
+fn the_last_change_of_a_key_by_epoch_and_staging_counts<S: Store>() {
     let store = S::new();
     let mut sink = opened(&store, 1);
     sink.stage(Epoch(2), alert("a", "revoked")).expect("staged");
@@ -208,7 +209,7 @@ fn the_last_change_of_a_key_counts_by_epoch_then_by_staging<S: Store>() {
     assert_eq!(store.alerts(), pairs(&[("a", "revoked"), ("b", "raised"), ("c", "raised")]));
 }
 
-fn a_deletion_removes_its_row_alone_and_may_be_followed_by_the_row_again<S: Store>() {
+fn a_deletion_removes_only_its_row_which_may_be_added_again<S: Store>() {
     let store = S::new();
     let mut sink = opened(&store, 1);
     for id in ["a", "b", "c"] {
@@ -217,7 +218,7 @@ fn a_deletion_removes_its_row_alone_and_may_be_followed_by_the_row_again<S: Stor
     sink.commit(permit(1)).expect("committed");
     let mut changes = Changes::default();
     delete_alert(&mut changes, "a");
-    delete_alert(&mut changes, "never there");
+    delete_alert(&mut changes, "nonexistent");
     delete_alert(&mut changes, "c");
     add_alert(&mut changes, "c", "revoked");
     add_alert(&mut changes, "d", "raised");
@@ -227,7 +228,7 @@ fn a_deletion_removes_its_row_alone_and_may_be_followed_by_the_row_again<S: Stor
     assert_eq!(store.alerts(), pairs(&[("b", "raised"), ("c", "revoked")]));
 }
 
-fn a_failed_commit_shows_nothing_and_succeeds_when_tried_again<S: Store>() {
+fn a_failed_commit_shows_nothing_and_can_be_retried<S: Store>() {
     let store = S::new();
     let mut sink = opened(&store, 1);
     sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
@@ -243,7 +244,7 @@ fn a_failed_commit_shows_nothing_and_succeeds_when_tried_again<S: Store>() {
     assert_eq!((store.events(), store.alerts()), (vec![(0, 1), (0, 2)], pairs(&[("a", "raised")])));
 }
 
-fn reopening_returns_what_was_committed<S: Store>() {
+fn reopening_returns_the_committed_progress<S: Store>() {
     let store = S::new();
     let mut sink = store.sink();
     assert_eq!(sink.open(&context(1)).expect("opened"), []);
@@ -264,28 +265,28 @@ fn another_ledger_and_an_older_start_are_refused<S: Store>() {
     let store = S::new();
     let mut sink = opened(&store, 5);
     sink.commit(permit(1)).expect("committed");
-    let mut stranger = context(6);
-    stranger.ledger_id = LedgerId("ffffffffffffffffffffffffffffffff".to_owned());
-    for refused in [stranger, context(4)] {
+    let mut other_context = context(6);
+    other_context.ledger_id = LedgerId("ffffffffffffffffffffffffffffffff".to_owned());
+    for refused in [other_context, context(4)] {
         let error = store.sink().open(&refused).expect_err("refused");
         assert!(matches!(error, OpenError::Refused { .. }), "{error}");
     }
     sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
-    sink.commit(permit(2)).expect("those refused have disturbed nothing");
+    sink.commit(permit(2)).expect("the refused starts have not affected this one");
 }
 
-fn a_sink_that_is_adopted_has_the_progress_that_it_is_told_and_no_other_writer<S: Store>() {
+fn adopting_replaces_the_progress_and_fences_other_writers<S: Store>() {
     let store = S::new();
     opened(&store, 5).commit(permit(9)).expect("committed");
     let mut idle = opened(&store, 6);
     idle.stage(Epoch(10), event(0, 1, "e")).expect("staged");
-    let mut stranger = context(1);
-    stranger.ledger_id = LedgerId("ffffffffffffffffffffffffffffffff".to_owned());
-    stranger.adopt = Some(Epoch(3));
+    let mut other_context = context(1);
+    other_context.ledger_id = LedgerId("ffffffffffffffffffffffffffffffff".to_owned());
+    other_context.adopt = Some(Epoch(3));
     let mut adopting = store.sink();
-    let progress = adopting.open(&stranger).expect("adopted");
+    let progress = adopting.open(&other_context).expect("adopted");
     assert_eq!(progress.len(), 1);
-    assert_eq!((progress[0].through, &progress[0].ledger_id), (Epoch(3), &stranger.ledger_id));
+    assert_eq!((progress[0].through, &progress[0].ledger_id), (Epoch(3), &other_context.ledger_id));
     let outcome = loop {
         match idle.commit(permit(10)) {
             Err(CommitError::Failed { .. }) => {}
@@ -293,41 +294,41 @@ fn a_sink_that_is_adopted_has_the_progress_that_it_is_told_and_no_other_writer<S
         }
     };
     assert!(matches!(outcome, Err(CommitError::Fenced { .. })), "{outcome:?}");
-    // It is durable before anything is committed, and then the sink is as any other.
+    // The adopted progress is durable before the first commit. After it, the sink works as usual.
     adopting.stage(Epoch(4), event(0, 2, "e")).expect("staged");
     adopting.commit(permit(4)).expect("committed");
-    let next = WriterContext { generation: Generation(2), adopt: None, ..stranger };
-    assert_eq!(store.sink().open(&next).expect("ours now")[0].through, Epoch(4));
+    let next = WriterContext { generation: Generation(2), adopt: None, ..other_context };
+    assert_eq!(store.sink().open(&next).expect("it opens after adoption")[0].through, Epoch(4));
     assert_eq!(store.events(), [(0, 2)]);
 }
 
-fn opening_fences_the_starts_before_it<S: Store>() {
+fn opening_fences_older_starts<S: Store>() {
     let store = S::new();
     let mut old = opened(&store, 1);
     old.commit(permit(1)).expect("committed");
     old.stage(Epoch(2), event(0, 1, "old")).expect("staged");
     let mut new = store.sink();
     assert_eq!(new.open(&context(2)).expect("opened")[0].through, Epoch(1));
-    // It was told that epoch 2 is not there, so that it must not come.
+    // The progress that the new start received does not include epoch 2, so epoch 2 must not be committed.
     let outcome = loop {
         match old.commit(permit(2)) {
-            // Its session was ended: it finds out in the next one.
+            // Its session was terminated. The next session is fenced.
             Err(CommitError::Failed { .. }) => {}
             other => break other,
         }
     };
     assert!(matches!(outcome, Err(CommitError::Fenced { .. })), "{outcome:?}");
     assert_eq!(store.events(), []);
-    let late = store.sink().open(&context(1)).expect_err("it has a successor");
+    let late = store.sink().open(&context(1)).expect_err("a later start has opened the sink");
     assert!(matches!(late, OpenError::Refused { .. }), "{late}");
     new.stage(Epoch(2), event(0, 2, "new")).expect("staged");
     new.commit(permit(2)).expect("committed");
     assert_eq!(store.events(), [(0, 2)]);
 }
 
-fn of_two_starts_with_one_generation_the_second_to_commit_is_fenced<S: Store>() {
+fn the_second_of_two_starts_with_one_generation_is_fenced<S: Store>() {
     let store = S::new();
-    // As with a copy of a ledger: neither is the later one.
+    // This happens with copies of one ledger: neither start is later than the other.
     let (mut one, mut other) = (opened(&store, 1), opened(&store, 1));
     one.stage(Epoch(1), event(0, 1, "one")).expect("staged");
     one.commit(permit(1)).expect("committed");
@@ -337,14 +338,14 @@ fn of_two_starts_with_one_generation_the_second_to_commit_is_fenced<S: Store>() 
     assert_eq!(store.events(), [(0, 1)]);
 }
 
-fn looking_finds_what_is_committed_and_disturbs_nobody<S: Store>() {
+fn peeking_returns_the_progress_and_fences_no_writer<S: Store>() {
     let store = S::new();
     assert_eq!(store.sink().peek_progress("fraud").expect("nothing was ever written"), []);
     let mut sink = opened(&store, 1);
     assert_eq!(
         store.sink().peek_progress(&context(1).pipeline).expect("readable"),
         [],
-        "opening promises nothing"
+        "opening commits no progress"
     );
     sink.commit(permit(4)).expect("committed");
     let progress = store.sink().peek_progress(&context(1).pipeline).expect("readable");
@@ -352,10 +353,10 @@ fn looking_finds_what_is_committed_and_disturbs_nobody<S: Store>() {
     assert_eq!((progress[0].through, progress[0].generation), (Epoch(4), Generation(1)));
     assert_eq!((&progress[0].ledger_id, progress[0].shards), (&context(1).ledger_id, context(1).shards));
     sink.stage(Epoch(5), event(0, 1, "e")).expect("staged");
-    sink.commit(permit(5)).expect("nobody has taken over");
+    sink.commit(permit(5)).expect("no other start has taken over");
 }
 
-fn a_text_that_looks_like_sql_is_only_a_text<S: Store>() {
+fn text_that_looks_like_sql_is_stored_as_text<S: Store>() {
     let store = S::new();
     let mut sink = opened(&store, 1);
     let mut texts = ["'; DROP TABLE alerts; --", "\"", "\\", "$1", "?", "\t\n\\N", "\\.", "é😀", "\u{1}"];
@@ -367,39 +368,39 @@ fn a_text_that_looks_like_sql_is_only_a_text<S: Store>() {
     assert_eq!(store.alerts(), texts.map(|text| (text.to_owned(), text.to_owned())));
 }
 
-fn another_pipeline_s_tables_are_refused_and_left_alone<S: Store>() {
+fn tables_of_another_pipeline_are_refused_and_unchanged<S: Store>() {
     let store = S::new();
     let mut sink = opened(&store, 1);
     sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
     sink.commit(permit(1)).expect("committed");
-    let mut stranger = context(2);
-    stranger.pipeline += "-2";
-    let refused = store.sink().open(&stranger).expect_err("the tables are taken");
+    let mut other_context = context(2);
+    other_context.pipeline += "-2";
+    let refused = store.sink().open(&other_context).expect_err("the tables belong to another pipeline");
     assert!(matches!(refused, OpenError::Refused { .. }), "{refused:?}");
     let owner = format!("belong to pipeline {:?}", context(1).pipeline);
     assert!(refused.to_string().contains(&owner), "{refused}");
     assert!(
-        matches!(store.sink().peek_progress(&stranger.pipeline), Err(OpenError::Refused { .. })),
-        "as a start would be"
+        matches!(store.sink().peek_progress(&other_context.pipeline), Err(OpenError::Refused { .. })),
+        "peeking is refused, too"
     );
     sink.stage(Epoch(2), event(0, 2, "e")).expect("staged");
-    sink.commit(permit(2)).expect("nobody has taken over");
+    sink.commit(permit(2)).expect("no other start has taken over");
     assert_eq!(store.events(), [(0, 1), (0, 2)]);
 }
 
-fn of_two_pipelines_that_open_at_once_the_second_to_commit_is_stopped<S: Store>() {
+fn the_second_of_two_pipelines_that_open_at_once_is_fenced<S: Store>() {
     let store = S::new();
     let mut second = store.sink();
-    let stranger = WriterContext { pipeline: "payments".to_owned(), ..context(1) };
+    let other_context = WriterContext { pipeline: "payments".to_owned(), ..context(1) };
     let mut first = opened(&store, 1);
-    second.open(&stranger).expect("nothing has been written yet");
+    second.open(&other_context).expect("nothing has been written yet");
     first.stage(Epoch(1), event(0, 1, "first")).expect("staged");
     first.commit(permit(1)).expect("committed");
     second.stage(Epoch(1), event(0, 2, "second")).expect("staged");
     let outcome = second.commit(permit(1));
     assert!(matches!(outcome, Err(CommitError::Fenced { .. })), "{outcome:?}");
     assert_eq!(store.events(), [(0, 1)]);
-    first.commit(permit(2)).expect("nobody has taken over");
+    first.commit(permit(2)).expect("no other start has taken over");
 }
 
 macro_rules! suite {
@@ -410,16 +411,16 @@ macro_rules! suite {
     };
     ($($name:ident: $store:ty),*) => {
         $(suite!($name, $store, [
-            nothing_is_visible_before_its_commit_and_all_of_it_after,
-            the_last_change_of_a_key_counts_by_epoch_then_by_staging,
-            a_deletion_removes_its_row_alone_and_may_be_followed_by_the_row_again,
-            a_failed_commit_shows_nothing_and_succeeds_when_tried_again,
-            reopening_returns_what_was_committed,
+            a_round_becomes_visible_with_its_commit,
+            the_last_change_of_a_key_by_epoch_and_staging_counts,
+            a_deletion_removes_only_its_row_which_may_be_added_again,
+            a_failed_commit_shows_nothing_and_can_be_retried,
+            reopening_returns_the_committed_progress,
             another_ledger_and_an_older_start_are_refused,
-            a_sink_that_is_adopted_has_the_progress_that_it_is_told_and_no_other_writer,
-            opening_fences_the_starts_before_it,
-            looking_finds_what_is_committed_and_disturbs_nobody,
-            a_text_that_looks_like_sql_is_only_a_text,
+            adopting_replaces_the_progress_and_fences_other_writers,
+            opening_fences_older_starts,
+            peeking_returns_the_progress_and_fences_no_writer,
+            text_that_looks_like_sql_is_stored_as_text,
         ]);)*
     };
 }
@@ -429,14 +430,10 @@ suite!(
     sqlite_by_pipeline,
     super::Sqlite,
     [
-        another_pipeline_s_tables_are_refused_and_left_alone,
-        of_two_pipelines_that_open_at_once_the_second_to_commit_is_stopped,
+        tables_of_another_pipeline_are_refused_and_unchanged,
+        the_second_of_two_pipelines_that_open_at_once_is_fenced,
     ]
 );
-suite!(postgres_by_pipeline, super::Database, [another_pipeline_s_tables_are_refused_and_left_alone]);
-suite!(sqlite_by_writer, super::Sqlite, [of_two_starts_with_one_generation_the_second_to_commit_is_fenced]);
-suite!(
-    postgres_by_writer,
-    super::Database,
-    [of_two_starts_with_one_generation_the_second_to_commit_is_fenced]
-);
+suite!(postgres_by_pipeline, super::Database, [tables_of_another_pipeline_are_refused_and_unchanged]);
+suite!(sqlite_by_writer, super::Sqlite, [the_second_of_two_starts_with_one_generation_is_fenced]);
+suite!(postgres_by_writer, super::Database, [the_second_of_two_starts_with_one_generation_is_fenced]);

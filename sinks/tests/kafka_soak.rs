@@ -1,8 +1,9 @@
-//! The Kafka sink while its broker is stopped, killed and restarted by somebody else: every message exactly once.
+//! A soak test of the Kafka sink while another program stops, kills and restarts the broker: every message arrives
+//! exactly once.
 //!
-//! `HEADWATER_TEST_KAFKA` names the broker, `HEADWATER_TEST_SECONDS` how long to go on (5 unless set). The sink is
-//! driven as coordination drives it: a failed round is repeated, any other error is a new start that asks for
-//! progress and goes on behind it.
+//! `HEADWATER_TEST_KAFKA` is the broker, `HEADWATER_TEST_SECONDS` the duration (default 5). The test uses the sink as
+//! coordination does: it retries a failed round. After any other error, a new start reads the progress and resumes
+//! after it.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ fn brokers() -> String {
         .expect("this test needs a Kafka broker: set HEADWATER_TEST_KAFKA to its host:port")
 }
 
-/// Opens the sink as a new start, however long the broker is away; returns the last epoch it has.
+/// Opens the sink as a new start, and retries until the broker is available. Returns the last committed epoch.
 fn open(pipeline: &str, topic: &str, generation: &mut u64) -> (KafkaSink, Option<Epoch>) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -79,7 +80,7 @@ fn read(topic: &str) -> Vec<u64> {
 }
 
 #[test]
-fn every_message_is_seen_once_and_in_order_whatever_happens_to_the_broker() {
+fn broker_failures_neither_lose_nor_duplicate_messages() {
     let seconds = std::env::var("HEADWATER_TEST_SECONDS").map_or(5, |text| text.parse().expect("a number"));
     let pipeline = format!("soak-{}", std::process::id());
     let topic = format!("out-{pipeline}");
@@ -105,11 +106,11 @@ fn every_message_is_seen_once_and_in_order_whatever_happens_to_the_broker() {
                 Ok(()) => break,
                 Err(CommitError::Failed { reason, .. }) => {
                     assert!(Instant::now() < deadline, "{reason}");
-                    eprintln!("epoch {next}: repeated after {reason}");
+                    eprintln!("epoch {next}: retried after {reason}");
                     failed += 1;
                 }
                 Err(error) => {
-                    eprintln!("epoch {next}: started anew after {error}");
+                    eprintln!("epoch {next}: restarted after {error}");
                     unknown += usize::from(matches!(error, CommitError::Indeterminate { .. }));
                     fenced += usize::from(matches!(error, CommitError::Fenced { .. }));
                     drop(sink);

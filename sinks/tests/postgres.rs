@@ -1,5 +1,5 @@
-//! What only PostgreSQL can show: how rows read back through SQL, and every way in which a session, a round or a
-//! whole writer may be lost.
+//! Tests specific to PostgreSQL: rows read back through SQL, and every way in which a session, a round or a writer can
+//! fail.
 
 mod support;
 
@@ -13,7 +13,7 @@ use headwater_sinks::{
 
 use support::{Database, add_event, alert, context, dead_letter, event, permit};
 
-/// The sink's backends, but for the test's own.
+/// Selects the backends of the sink, without those of the test.
 const OURS: &str =
     "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'headwater:%'";
 
@@ -26,7 +26,7 @@ fn wait_for(database: &Database, sql: &str, expected: &str) {
 }
 
 #[test]
-fn values_read_back_as_they_were_at_the_edges_of_their_types() {
+fn extreme_values_are_read_back_unchanged() {
     let database = Database::create();
     let mut sink = database.sink();
     sink.open(&context(1)).expect("opened");
@@ -84,7 +84,7 @@ fn values_read_back_as_they_were_at_the_edges_of_their_types() {
 }
 
 #[test]
-fn bytes_nulls_and_truths_read_back() {
+fn bytes_nulls_and_booleans_are_read_back_unchanged() {
     let database = Database::create();
     let mut sink = database.sink();
     sink.open(&context(1)).expect("opened");
@@ -100,13 +100,13 @@ fn bytes_nulls_and_truths_read_back() {
 }
 
 #[test]
-fn a_text_that_looks_like_sql_is_only_a_text() {
+fn text_that_looks_like_sql_is_stored_as_text() {
     let database = Database::create();
     let mut sink =
         PostgresConfig { name: "p'; DROP TABLE alerts; --".to_owned(), ..database.config() }.build();
-    let mut as_who = context(1);
-    as_who.pipeline = "fraud' OR ''='\"%_:é".to_owned();
-    sink.open(&as_who).expect("opened");
+    let mut quoted = context(1);
+    quoted.pipeline = "fraud' OR ''='\"%_:é".to_owned();
+    sink.open(&quoted).expect("opened");
     let texts = ["'; DROP TABLE events; --", "\"", "\\", "$1", "\t\n\\N", "\\.", "é😀", "%s"];
     for (at, text) in texts.iter().enumerate() {
         sink.stage(Epoch(1), event(0, at as i64, text)).expect("staged");
@@ -115,11 +115,11 @@ fn a_text_that_looks_like_sql_is_only_a_text() {
     sink.commit(permit(1)).expect("committed");
     assert_eq!(database.rows("SELECT event_id FROM events ORDER BY \"offset\""), texts);
     assert_eq!(database.one("SELECT count(*) FROM alerts WHERE alert_id = status"), texts.len().to_string());
-    assert_eq!(sink.open(&as_who).expect("opened again").len(), 1);
+    assert_eq!(sink.open(&quoted).expect("opened again").len(), 1);
 }
 
 #[test]
-fn a_row_that_its_table_cannot_hold_is_refused_when_staged_and_the_rest_goes_on() {
+fn an_invalid_row_is_refused_by_stage_without_effect() {
     let database = Database::create();
     let mut sink = database.sink();
     sink.open(&context(1)).expect("opened");
@@ -138,9 +138,9 @@ fn a_row_that_its_table_cannot_hold_is_refused_when_staged_and_the_rest_goes_on(
         (nul, "NUL"),
         (event(0, 1, "a\0b"), "NUL"),
         (short, "no cell for column status"),
-        (deletion, "never deleted"),
+        (deletion, "cannot be deleted"),
         (unknown, "no table 200"),
-        (mistyped, "a whole number is no Text"),
+        (mistyped, "a Text column cannot store an integer"),
         (wide, "32 bits"),
     ] {
         let error = sink.stage(Epoch(1), refused).expect_err(words).to_string();
@@ -152,14 +152,14 @@ fn a_row_that_its_table_cannot_hold_is_refused_when_staged_and_the_rest_goes_on(
 }
 
 #[test]
-fn a_backend_terminated_in_the_middle_of_a_round_leaves_nothing_and_the_round_is_tried_again() {
+fn a_round_with_a_terminated_backend_is_rolled_back_and_retried() {
     let database = Database::create();
     let mut sink = database.sink();
     sink.open(&context(1)).expect("opened");
     sink.commit(permit(1)).expect("committed");
     sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
     sink.stage(Epoch(2), alert("a", "raised")).expect("staged");
-    // The round gets as far as the merge of the alerts, behind the events' COPY.
+    // The round stops at the merge of the alerts, after the COPY of the events.
     let other = database.connect();
     other.rows("BEGIN; LOCK TABLE alerts IN SHARE MODE");
     let round = std::thread::spawn(move || {
@@ -180,7 +180,7 @@ fn a_backend_terminated_in_the_middle_of_a_round_leaves_nothing_and_the_round_is
 }
 
 #[test]
-fn a_later_start_fences_the_writer_before_it_for_ever() {
+fn a_later_start_fences_the_previous_writer_permanently() {
     let database = Database::create();
     let (mut old, mut new) = (database.sink(), database.sink());
     old.open(&context(1)).expect("opened");
@@ -189,7 +189,7 @@ fn a_later_start_fences_the_writer_before_it_for_ever() {
     old.stage(Epoch(2), event(0, 2, "old")).expect("staged");
     let found = new.open(&context(2)).expect("opened");
     assert_eq!(found.iter().map(|progress| progress.through).collect::<Vec<_>>(), [Epoch(1)]);
-    // Its backend is gone, then it finds itself fenced; nothing changes that.
+    // The first commit fails because its backend was terminated. All later ones are fenced.
     assert!(matches!(old.commit(permit(2)), Err(CommitError::Failed { .. })));
     for _ in 0..2 {
         assert!(matches!(old.commit(permit(2)), Err(CommitError::Fenced { .. })));
@@ -199,9 +199,9 @@ fn a_later_start_fences_the_writer_before_it_for_ever() {
     assert_eq!(database.rows("SELECT event_id FROM events ORDER BY \"offset\""), ["old", "new"]);
 }
 
-/// The server cuts the names of sessions at 63 bytes.
+/// The server truncates the names of sessions to 63 bytes.
 #[test]
-fn long_names_do_not_hide_the_backends_of_older_starts() {
+fn backends_of_older_starts_are_found_despite_long_names() {
     let database = Database::create();
     let (mut old, mut new) = (database.sink(), database.sink());
     let of = |generation| WriterContext { pipeline: "p".repeat(100), ..context(generation) };
@@ -212,7 +212,7 @@ fn long_names_do_not_hide_the_backends_of_older_starts() {
 }
 
 #[test]
-fn a_start_that_stops_in_the_middle_of_a_round_does_not_hold_up_the_next() {
+fn a_round_of_a_stopped_start_does_not_delay_the_next_start() {
     let database = Database::create();
     let mut old = database.sink();
     old.open(&context(1)).expect("opened");
@@ -222,17 +222,20 @@ fn a_start_that_stops_in_the_middle_of_a_round_does_not_hold_up_the_next() {
     other.rows("BEGIN; LOCK TABLE alerts IN SHARE MODE");
     let round = std::thread::spawn(move || old.commit(permit(1)));
     wait_for(&database, &format!("SELECT count(*) {OURS} AND wait_event_type = 'Lock'"), "1");
-    let (mut new, begun) = (database.sink(), Instant::now());
-    assert_eq!(new.open(&context(2)).expect("the round's locks are gone with its backend"), []);
-    assert!(begun.elapsed() < Duration::from_secs(5), "they were waited for, and ended by themselves");
+    let (mut new, started) = (database.sink(), Instant::now());
+    assert_eq!(
+        new.open(&context(2)).expect("terminating the backend has released the locks of the round"),
+        []
+    );
+    assert!(started.elapsed() < Duration::from_secs(5), "it waited for the timeout of the locks");
     other.rows("ROLLBACK");
     assert!(round.join().expect("no panic").is_err());
     assert_eq!(database.one("SELECT count(*) FROM events"), "0");
 }
 
-/// A session that an older start makes in the last moment is not among those that are ended.
+/// A session that an older start opens at the last moment is not among those that are terminated.
 #[test]
-fn a_round_under_way_when_its_start_is_fenced_is_waited_for_and_found() {
+fn opening_waits_for_a_round_in_progress_and_finds_it() {
     let database = Database::create();
     let (mut old, mut new) = (database.sink(), database.sink());
     old.open(&context(1)).expect("opened");
@@ -246,19 +249,19 @@ fn a_round_under_way_when_its_start_is_fenced_is_waited_for_and_found() {
     assert_eq!(found.iter().map(|progress| progress.through).collect::<Vec<_>>(), [Epoch(2)]);
 }
 
-/// Both look before either has entered its row; the second must look again.
+/// Both pipelines read the progress before either has inserted its row. The second must read it again.
 #[test]
-fn of_two_pipelines_that_come_at_once_one_is_refused() {
+fn one_of_two_pipelines_that_open_at_once_is_refused() {
     let database = Database::create();
-    database.sink().open(&context(1)).expect("the tables are made");
+    database.sink().open(&context(1)).expect("the tables are created");
     for _ in 0..5 {
         database.rows("DELETE FROM headwater_progress");
         let other = database.connect();
         other.rows("BEGIN; LOCK TABLE headwater_progress IN SHARE ROW EXCLUSIVE MODE");
         let opening = ["fraud", "payments"].map(|pipeline| {
             let mut sink = database.sink();
-            let who = WriterContext { pipeline: pipeline.to_owned(), ..context(1) };
-            std::thread::spawn(move || sink.open(&who))
+            let context = WriterContext { pipeline: pipeline.to_owned(), ..context(1) };
+            std::thread::spawn(move || sink.open(&context))
         });
         wait_for(&database, &format!("SELECT count(*) {OURS} AND wait_event_type = 'Lock'"), "2");
         other.rows("COMMIT");
@@ -268,10 +271,10 @@ fn of_two_pipelines_that_come_at_once_one_is_refused() {
     }
 }
 
-/// The update that advances the progress waits for the one that fences; once it may go on it must see the fence,
-/// though its snapshot is older.
+/// The update that advances the progress waits for the fencing update. When it continues, it must see that it is
+/// fenced, although its snapshot is older.
 #[test]
-fn a_round_that_waited_for_its_fence_does_not_slip_past_it() {
+fn a_round_that_waits_for_the_fencing_update_is_fenced() {
     let database = Database::create();
     let mut sink = database.sink();
     sink.open(&context(1)).expect("opened");
@@ -287,7 +290,7 @@ fn a_round_that_waited_for_its_fence_does_not_slip_past_it() {
 }
 
 #[test]
-fn a_later_generation_or_a_progress_of_anothers_hand_stops_the_writer() {
+fn changed_progress_or_a_later_generation_fences_the_writer() {
     for interference in [
         "INSERT INTO headwater_progress SELECT pipeline, sink, 9, 5, lineage, shards FROM headwater_progress",
         "UPDATE headwater_progress SET through = 5",
@@ -306,13 +309,11 @@ fn a_later_generation_or_a_progress_of_anothers_hand_stops_the_writer() {
 }
 
 #[test]
-fn writers_of_one_start_work_side_by_side_and_a_start_without_commits_hides_no_progress() {
+fn a_start_without_commits_hides_no_progress_of_two_writers() {
     let database = Database::create();
     let of_two = |generation, process| {
-        let mut who = context(generation);
-        who.process = process;
-        who.shards = Shards::of_workers(process..process + 1, 2);
-        who
+        let shards = Shards::of_workers(process..process + 1, 2);
+        WriterContext { process, shards, ..context(generation) }
     };
     let (mut a, mut b) = (database.sink(), database.sink());
     a.open(&of_two(1, 0)).expect("opened");
@@ -324,7 +325,7 @@ fn writers_of_one_start_work_side_by_side_and_a_start_without_commits_hides_no_p
     let through =
         |found: &[Progress]| found.iter().map(|one| (one.shards, one.through.0)).collect::<Vec<_>>();
     let expected = [(Shards::of_workers(0..1, 2), 9), (Shards::of_workers(1..2, 2), 3)];
-    // A start that crashes before its first commit promises nothing for any shard.
+    // A start that crashes before its first commit has no progress for any shard.
     for generation in 2..4 {
         let found = database.sink().open(&context(generation)).expect("opened");
         assert_eq!(through(&found), expected);
@@ -332,7 +333,7 @@ fn writers_of_one_start_work_side_by_side_and_a_start_without_commits_hides_no_p
 }
 
 #[test]
-fn a_replay_from_older_offsets_adds_what_is_missing_and_nothing_twice() {
+fn a_replay_from_older_offsets_adds_only_missing_rows() {
     let database = Database::create();
     let mut sink = database.sink();
     sink.open(&context(1)).expect("opened");
@@ -345,7 +346,7 @@ fn a_replay_from_older_offsets_adds_what_is_missing_and_nothing_twice() {
     drop(sink);
     let mut sink = PostgresConfig { skip_stored: true, ..database.config() }.build();
     sink.open(&context(2)).expect("opened");
-    // Offset 4 was another writer's and never committed; offset 3 is known as a dead letter.
+    // Offset 4 belonged to another writer and was never committed. Offset 3 is stored as a dead letter.
     for offset in 1..=7 {
         sink.stage(Epoch(2), event(0, offset, "again")).expect("staged");
     }
@@ -365,24 +366,27 @@ fn a_replay_from_older_offsets_adds_what_is_missing_and_nothing_twice() {
 }
 
 #[test]
-fn a_record_twice_without_skipping_is_an_error_and_not_a_duplicate() {
+fn a_duplicate_record_is_refused_unless_stored_are_skipped() {
     let database = Database::create();
     let mut sink = database.sink();
     sink.open(&context(1)).expect("opened");
     sink.stage(Epoch(1), event(0, 1, "e")).expect("staged");
     sink.commit(permit(1)).expect("committed");
     sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
-    let error = sink.commit(permit(2)).expect_err("the key is taken");
-    assert!(matches!(error, CommitError::Refused { .. }), "trying again does not help: {error}");
+    let error = sink.commit(permit(2)).expect_err("the key exists");
+    assert!(matches!(error, CommitError::Refused { .. }), "a retry does not help: {error}");
     let error = error.to_string();
     assert!(error.contains("events_pkey") && error.contains("23505"), "{error}");
-    assert!(error.contains("`--skip postgres:2:events/0/1`"), "it says how to leave that one out: {error}");
+    assert!(
+        error.contains("`--skip postgres:2:events/0/1`"),
+        "the error shows how to skip the output: {error}"
+    );
     assert_eq!(database.one("SELECT through FROM headwater_progress"), "1");
 }
 
-/// Of a row that is refused when it is staged, and of one that a constraint of the table's owner refuses at the commit.
+/// Tests a row that `stage` refuses, and a row that violates a constraint added by the owner of the table.
 #[test]
-fn a_refused_row_is_named_as_skip_takes_it() {
+fn a_refused_row_is_named_in_the_format_of_skip() {
     let database = Database::create();
     let mut sink = database.sink();
     sink.open(&context(1)).expect("opened");
@@ -402,7 +406,7 @@ fn a_refused_row_is_named_as_skip_takes_it() {
     for (epoch, offset, id) in [(8, 5, "a"), (9, 6, "x"), (10, 7, "b")] {
         sink.stage(Epoch(epoch), event(1, offset, id)).expect("staged");
     }
-    let error = sink.commit(permit(10)).expect_err("the table's owner does not want it").to_string();
+    let error = sink.commit(permit(10)).expect_err("the row violates the constraint").to_string();
     assert!(error.contains("`--skip postgres:9:events/1/6`"), "{error}");
 }
 
@@ -413,13 +417,13 @@ fn changed_migrations_are_refused() {
     database.rows("UPDATE headwater_migrations SET hash = 'other'");
     let error = database.sink().open(&context(2)).expect_err("refused");
     assert!(
-        matches!(&error, OpenError::Refused { reason, .. } if reason.contains("another form")),
+        matches!(&error, OpenError::Refused { reason, .. } if reason.contains("its hash differs")),
         "{error}"
     );
 }
 
 #[test]
-fn an_address_that_cannot_be_used_is_refused_and_no_error_or_debug_form_tells_the_password() {
+fn invalid_addresses_are_refused_without_showing_the_password() {
     let database = Database::create();
     let (start_of_url, rest) = ("postgres://headwater:canary@", database.url());
     let (_, host) = rest.split_once('@').expect("user@host");
@@ -442,13 +446,13 @@ fn an_address_that_cannot_be_used_is_refused_and_no_error_or_debug_form_tells_th
 }
 
 #[test]
-fn sessions_have_the_settings_that_durability_rests_on_and_the_name_that_fencing_rests_on() {
+fn sessions_have_durable_settings_and_the_name_for_fencing() {
     let database = Database::create();
     database.rows("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$");
     let mut sink = database.sink();
     sink.open(&context(3)).expect("opened");
     assert_eq!(database.one(&format!("SELECT application_name {OURS}")), "headwater:fraud:postgres:3:0");
-    // Only the session itself can tell its settings: a trigger of the test has it write them down.
+    // Only the session itself can read its settings: a trigger of the test makes it record them.
     database.rows(
         "CREATE TABLE seen (what text);
          CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

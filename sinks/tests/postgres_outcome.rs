@@ -1,5 +1,5 @@
-//! A COMMIT that is not answered: the sink must find out what became of it, and an old one must not come true
-//! later. Between sink and server stands a proxy that does to the COMMIT what a network may do.
+//! A COMMIT without a reply: the sink must determine its outcome, and a delayed COMMIT must not take effect later. A
+//! proxy between sink and server simulates the network failures.
 
 mod support;
 
@@ -14,23 +14,23 @@ use headwater_sinks::{CommitError, Sink};
 
 use support::{Database, alert, context, event, permit};
 
-/// What befalls the next COMMIT.
+/// The failure of the next COMMIT.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Fate {
-    /// It gets through, its answer does not.
-    AnswerLost,
-    /// It is held back while the sink's end is cut, and delivered later.
+enum Failure {
+    /// The server receives it, but the reply is lost.
+    ReplyLost,
+    /// It is delayed until the connection of the sink is closed, and delivered later.
     Delayed,
-    /// Its answer is lost, and nobody is let through any more.
+    /// The reply is lost, and new connections fail.
     ServerLost,
 }
 
 #[derive(Default)]
 struct State {
-    fate: Option<Fate>,
+    failure: Option<Failure>,
     lost: bool,
-    /// The server's end of the connection that was cut, and what has not been delivered to it.
-    cut: Option<(TcpStream, Vec<u8>)>,
+    /// The server side of the closed connection, and the bytes that have not been delivered.
+    severed: Option<(TcpStream, Vec<u8>)>,
 }
 
 #[derive(Clone)]
@@ -44,10 +44,10 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its address");
         let proxy = Proxy { address, state: Arc::default() };
-        let here = proxy.clone();
+        let acceptor = proxy.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                if here.state().lost {
+                if acceptor.state().lost {
                     continue;
                 }
                 let server = TcpStream::connect(server).expect("the server");
@@ -57,8 +57,8 @@ impl Proxy {
                     let _ = std::io::copy(&mut from, &mut to);
                     let _ = to.shutdown(Shutdown::Both);
                 });
-                let here = here.clone();
-                std::thread::spawn(move || here.forward(client, server));
+                let forwarder = acceptor.clone();
+                std::thread::spawn(move || forwarder.forward(client, server));
             }
         });
         proxy
@@ -74,7 +74,7 @@ impl Proxy {
             let sent = &buffer[..length];
             let mut state = self.state();
             let is_commit = sent.starts_with(b"Q") && sent.ends_with(b"COMMIT\0");
-            let Some(fate) = state.fate.take_if(|_| is_commit) else {
+            let Some(failure) = state.failure.take_if(|_| is_commit) else {
                 drop(state);
                 if server.write_all(sent).is_err() {
                     break;
@@ -82,23 +82,23 @@ impl Proxy {
                 continue;
             };
             let _ = client.shutdown(Shutdown::Both);
-            state.lost = fate == Fate::ServerLost;
-            let undelivered = if fate == Fate::Delayed {
+            state.lost = failure == Failure::ServerLost;
+            let undelivered = if failure == Failure::Delayed {
                 sent.to_vec()
             } else {
-                server.write_all(sent).expect("the server takes the COMMIT");
+                server.write_all(sent).expect("the server receives the COMMIT");
                 Vec::new()
             };
-            // Held open: the server knows nothing of the cut.
-            state.cut = Some((server, undelivered));
+            // Kept open, so that the server does not notice the failure.
+            state.severed = Some((server, undelivered));
             return;
         }
         let _ = server.shutdown(Shutdown::Write);
     }
 }
 
-/// A sink behind a proxy, with a round staged, whose COMMIT will have this fate.
-fn behind_proxy(database: &Database, fate: Fate) -> (Proxy, impl Sink) {
+/// Returns a sink behind a proxy, with a staged round whose COMMIT will have this failure.
+fn behind_proxy(database: &Database, failure: Failure) -> (Proxy, impl Sink) {
     let url = database.url();
     let (_, host) = url.split_once('@').expect("user@host");
     let (server, name) = host.split_once('/').expect("host/database");
@@ -109,16 +109,16 @@ fn behind_proxy(database: &Database, fate: Fate) -> (Proxy, impl Sink) {
     sink.commit(permit(1)).expect("committed");
     sink.stage(Epoch(2), event(0, 1, "e")).expect("staged");
     sink.stage(Epoch(2), alert("a", "raised")).expect("staged");
-    proxy.state().fate = Some(fate);
+    proxy.state().failure = Some(failure);
     (proxy, sink)
 }
 
 #[test]
-fn a_commit_whose_answer_is_lost_has_happened_and_the_next_follows_it() {
+fn a_commit_with_a_lost_reply_succeeds() {
     let database = Database::create();
-    let (proxy, mut sink) = behind_proxy(&database, Fate::AnswerLost);
-    sink.commit(permit(2)).expect("it happened");
-    assert!(proxy.state().cut.is_some(), "the proxy has seen the COMMIT");
+    let (proxy, mut sink) = behind_proxy(&database, Failure::ReplyLost);
+    sink.commit(permit(2)).expect("it is committed");
+    assert!(proxy.state().severed.is_some(), "the proxy has seen the COMMIT");
     sink.stage(Epoch(3), event(0, 2, "e")).expect("staged");
     sink.commit(permit(3)).expect("committed");
     assert_eq!(database.rows("SELECT \"offset\" FROM events ORDER BY 1"), ["1", "2"]);
@@ -126,13 +126,13 @@ fn a_commit_whose_answer_is_lost_has_happened_and_the_next_follows_it() {
 }
 
 #[test]
-fn a_commit_held_back_by_a_cut_connection_has_failed_and_does_not_happen_when_delivered_later() {
+fn a_delayed_commit_fails_and_has_no_effect_when_delivered() {
     let database = Database::create();
-    let (proxy, mut sink) = behind_proxy(&database, Fate::Delayed);
-    let error = sink.commit(permit(2)).expect_err("it has not happened");
+    let (proxy, mut sink) = behind_proxy(&database, Failure::Delayed);
+    let error = sink.commit(permit(2)).expect_err("it is not committed");
     assert!(matches!(error, CommitError::Failed { .. }), "{error}");
-    let (mut server, commit) = proxy.state().cut.take().expect("the proxy has seen the COMMIT");
-    // Refused or not, nobody is there any more to obey it.
+    let (mut server, commit) = proxy.state().severed.take().expect("the proxy has seen the COMMIT");
+    // The write may fail or not: the backend has been terminated.
     let _ = server.write_all(&commit);
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(database.one("SELECT count(*) FROM events"), "0");
@@ -142,11 +142,11 @@ fn a_commit_held_back_by_a_cut_connection_has_failed_and_does_not_happen_when_de
 }
 
 #[test]
-fn a_commit_that_nobody_can_be_asked_about_is_indeterminate_in_bounded_time() {
+fn a_commit_is_indeterminate_in_bounded_time_without_a_server() {
     let database = Database::create();
-    let (_proxy, mut sink) = behind_proxy(&database, Fate::ServerLost);
-    let began = Instant::now();
-    let error = sink.commit(permit(2)).expect_err("nobody knows");
+    let (_proxy, mut sink) = behind_proxy(&database, Failure::ServerLost);
+    let started = Instant::now();
+    let error = sink.commit(permit(2)).expect_err("the outcome is unknown");
     assert!(matches!(error, CommitError::Indeterminate { through: Epoch(2), .. }), "{error}");
-    assert!((28..45).contains(&began.elapsed().as_secs()), "after {:?}", began.elapsed());
+    assert!((28..45).contains(&started.elapsed().as_secs()), "after {:?}", started.elapsed());
 }

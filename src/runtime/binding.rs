@@ -1,4 +1,4 @@
-//! Binding: epochs close, the watermark advances, and every worker hears of it.
+//! The binding operator: closes epochs, advances the watermark, and sends both to every worker.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::Operator;
 
 use super::checkpointing::Marked;
-use super::clock::ClockHand;
+use super::clock::ClockControl;
 use super::failure::{Failure, RunError};
 use super::ledger_writer::LedgerWriterHandle;
 use super::recovery::Origin;
@@ -24,66 +24,67 @@ use crate::coordination::{
     Binding, Bound, Closed, Collector, EpochRecord, GroupOffsets, Manifest, Marks, Positions, Watermark,
 };
 
-/// What worker 0 does with the epochs that close.
+/// The state of worker 0 that closes epochs.
 pub struct Binder {
-    /// For all workers of the cluster.
+    /// Collects the closed epochs of all workers of the cluster.
     pub collector: Collector,
-    /// As of the epoch before the first.
+    /// The watermark; initially the one before the first epoch.
     pub watermark: Watermark,
-    /// Decides who may read, and watches what holds the watermark up.
+    /// Decides which partitions may be read, and monitors the watermark.
     pub pace: Pace,
-    /// When the run began.
+    /// The start time of the run.
     pub started: Instant,
-    /// How far partitions have come.
+    /// The positions of all partitions.
     pub positions: Positions,
-    /// Decides which epochs are marked.
+    /// Marks the epochs whose state is captured; None if checkpoints are disabled.
     pub marker: Option<Marker>,
-    /// Whether epochs are counts of records.
+    /// True if epochs close by a count of records.
     pub counted: bool,
-    /// Whether the watermark goes to infinity when the input ends.
+    /// True if the watermark goes to infinity at the end of the input.
     pub close_at_end: bool,
-    /// What the clock is told.
-    pub hand: Rc<ClockHand>,
-    /// What the consumer group may be told.
+    /// The shared control of the clock.
+    pub clock_control: Rc<ClockControl>,
+    /// The offsets to commit to the consumer group.
     pub offsets: Rc<RefCell<GroupOffsets>>,
-    /// Where bindings are written down.
+    /// The trace that bindings are written to, if any.
     pub trace: Option<TraceWriter>,
-    /// Has the epochs that are replayed.
+    /// The origin of the run, which has the epochs to replay.
     pub origin: Arc<Origin>,
-    /// How many have been.
+    /// The number of epochs that were replayed.
     pub replayed: usize,
-    /// Makes new epochs durable.
+    /// The writer that makes new epochs durable.
     pub ledger: Option<LedgerWriterHandle>,
-    /// Where failures go.
+    /// Receives failures.
     pub failure: Failure,
 }
 
-/// Marks epochs whose state is to be captured.
+/// Marks the epochs whose state is captured.
 pub struct Marker {
-    /// Which.
+    /// Decides which epochs are marked.
     pub marks: Marks,
-    /// This start's.
+    /// The generation of this start.
     pub generation: Generation,
-    /// Those that are marked.
+    /// The marked epochs.
     pub marked: Marked,
 }
 
 impl Binder {
-    /// What every worker must hear at the end of an epoch, if anything.
-    fn bound(&mut self, bound: &Bound) -> Option<Control> {
+    /// Ends a bound epoch: records it or compares it with the recorded one. Returns the control message for all
+    /// workers, if one is needed.
+    fn end_epoch(&mut self, bound: &Bound) -> Option<Control> {
         let before = self.watermark.current();
         let replayed = self.origin.replay.get(self.replayed);
         let rules = replayed.map_or_else(TimeRules::default, |before| before.rules);
         let mut bindings = bound.bindings.clone();
         if let Some(recorded) = replayed {
-            self.origin.as_recorded(recorded, &mut bindings, &self.positions);
+            self.origin.use_recorded_bindings(recorded, &mut bindings, &self.positions);
         }
         let mut watermark = self.watermark.advance(&bindings, bound.wall_ms, rules);
         self.positions.advance(&bindings);
         self.pace.add(&bound.unfinal);
-        let first_end = bound.ended && !self.hand.stop.get();
+        let first_end = bound.ended && !self.clock_control.stop.get();
         if bound.ended || bound.stopping {
-            self.hand.stop.set(true);
+            self.clock_control.stop.set(true);
         }
         let record = EpochRecord {
             epoch: bound.epoch,
@@ -96,9 +97,14 @@ impl Binder {
             watermark = self.watermark.close();
         }
         let now = self.started.elapsed();
-        self.hand.paced.set(self.pace.end_epoch(now, self.positions.as_slice(), bound.slowest, watermark));
-        self.hand.bound.set(bound.epoch);
-        self.hand.wake();
+        self.clock_control.paced.set(self.pace.end_epoch(
+            now,
+            self.positions.as_slice(),
+            bound.slowest,
+            watermark,
+        ));
+        self.clock_control.bound.set(bound.epoch);
+        self.clock_control.wake();
         if let Some(before) = replayed.filter(|before| **before != record) {
             let detail = differences(before, &record);
             self.failure.report(RunError::Replay { epoch: bound.epoch, detail });
@@ -108,15 +114,15 @@ impl Binder {
         let checkpoint = self.mark(&record, watermark);
         if again {
             self.replayed += 1;
-            // The group is told of what was replayed once, at its end: its offsets never go back.
+            // Offsets are committed once, at the end of the replay: those of the group never go back.
             if self.replayed == self.origin.replay.len() {
                 self.offsets.borrow_mut().bound(bound.epoch, &last_bindings(&self.origin.replay));
             }
         } else {
             self.offsets.borrow_mut().bound(bound.epoch, &record.bindings);
-            // No progress, no manifest and no output stands above the ledger.
-            let speaks = !record.is_empty() || checkpoint || watermark != before;
-            if let Some(ledger) = self.ledger.as_ref().filter(|_| speaks) {
+            // Progress, manifests and outputs never get ahead of the ledger.
+            let must_record = !record.is_empty() || checkpoint || watermark != before;
+            if let Some(ledger) = self.ledger.as_ref().filter(|_| must_record) {
                 ledger.record(record.clone());
             }
         }
@@ -125,17 +131,17 @@ impl Binder {
         {
             self.failure.report(error);
         }
-        let speaks = !record.is_empty() || watermark != before || checkpoint;
-        speaks.then_some(Control { watermark, checkpoint })
+        let must_emit = !record.is_empty() || watermark != before || checkpoint;
+        must_emit.then_some(Control { watermark, checkpoint })
     }
 
-    /// Whether the epoch is marked; if so, what its manifest will say is noted.
+    /// Decides whether to mark the epoch; if so, adds its manifest without parts to `marked` and returns true.
     fn mark(&mut self, record: &EpochRecord, watermark: EventTime) -> bool {
         let Some(Marker { marks, generation, marked }) = &mut self.marker else { return false };
         if let Some(ledger) = &self.ledger {
             marks.concluded(ledger.concluded());
         }
-        let last = self.hand.stop.get() && record.epoch == self.hand.newest.get();
+        let last = self.clock_control.stop.get() && record.epoch == self.clock_control.newest.get();
         if !(if last { marks.mark_last(record) } else { marks.mark(record) }) {
             return false;
         }
@@ -155,22 +161,22 @@ impl Binder {
     }
 }
 
-/// What was bound otherwise than before, in words.
+/// Describes the difference between the recorded and the replayed bindings of an epoch.
 fn differences(before: &EpochRecord, now: &EpochRecord) -> String {
     let lost = before.bindings.iter().find(|binding| !now.bindings.contains(binding));
     let new = now.bindings.iter().find(|binding| !before.bindings.contains(binding));
     match (lost, new) {
-        (Some(lost), Some(new)) => format!("{lost:?} became {new:?}"),
-        (Some(lost), None) => format!("{lost:?} is missing"),
-        (None, Some(new)) => format!("{new:?} is new"),
+        (Some(lost), Some(new)) => format!("recorded {lost:?}, replayed {new:?}"),
+        (Some(lost), None) => format!("{lost:?} is missing from the replay"),
+        (None, Some(new)) => format!("{new:?} is not in the ledger"),
         (None, None) => format!(
-            "epoch {} at {} became epoch {} at {}",
+            "recorded epoch {} at wall time {} ms, replayed epoch {} at {} ms",
             before.epoch, before.wall_ms, now.epoch, now.wall_ms
         ),
     }
 }
 
-/// Each partition's last binding that names an end.
+/// Returns the last binding of each partition.
 fn last_bindings(records: &[EpochRecord]) -> Vec<Binding> {
     let mut last = BTreeMap::new();
     for binding in records.iter().flat_map(|record| &record.bindings) {
@@ -179,8 +185,8 @@ fn last_bindings(records: &[EpochRecord]) -> Vec<Binding> {
     last.into_values().collect()
 }
 
-/// The control stream: for each epoch with a binding, or a change of the watermark, what holds at its end. It is to be
-/// broadcast.
+/// Returns the control stream: the watermark and the mark at the end of each epoch that has a binding, a new watermark
+/// or a mark. Only worker 0 emits it; it must be broadcast.
 pub fn bind<'scope>(closed: StreamVec<'scope, Epoch, Closed>, mut binder: Binder) -> ControlStream<'scope> {
     let to_first = Exchange::new(|_: &Closed| 0);
     closed.unary_frontier::<CapacityContainerBuilder<Vec<Control>>, _, _, _>(
@@ -199,9 +205,10 @@ pub fn bind<'scope>(closed: StreamVec<'scope, Epoch, Closed>, mut binder: Binder
                     match binder.collector.next(|epoch| !frontier.less_equal(&epoch)) {
                         Ok(None) => break,
                         Ok(Some(bound)) => {
-                            let control = binder.bound(&bound);
-                            let capability =
-                                capabilities.remove(&bound.epoch).expect("retained with the first word");
+                            let control = binder.end_epoch(&bound);
+                            let capability = capabilities
+                                .remove(&bound.epoch)
+                                .expect("a capability is retained with the first message");
                             output.session(&capability).give_iterator(control.into_iter());
                         }
                         Err(error) => return binder.failure.report(error.into()),

@@ -1,4 +1,4 @@
-//! What the first process of a cluster has found and decided at its start, handed out to the others.
+//! The start data of a cluster, sent by its first process, the leader, to the others.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,31 +12,31 @@ use timely::dataflow::operators::vec::{Broadcast, ToStream};
 use timely::dataflow::operators::{Inspect, Probe};
 
 use super::failure::RunError;
-use super::joining::{self, Round};
+use super::joining::{self, JoinPhase};
 use crate::coordination::{CommittedThrough, Positions, Skip};
 
-/// What the others need to know.
+/// The data that the followers need to start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterBootstrap {
-    /// The ledger's identity.
+    /// The ledger id.
     pub ledger_id: String,
-    /// This start's generation.
+    /// The generation of this start.
     pub generation: u64,
-    /// What decides the pipeline's answers.
+    /// The settings that the results depend on.
     pub semantics: String,
-    /// The manifest that is gone on from, as the ledger has it; none at the beginning.
+    /// The encoded manifest of the checkpoint to resume from; None at the beginning of the pipeline.
     pub manifest: Option<Vec<u8>>,
-    /// Where reading goes on.
+    /// The positions to read from.
     pub positions: Positions,
-    /// The ledger's end.
+    /// The last epoch of the ledger.
     pub durable: Epoch,
-    /// By name, what each sink has.
+    /// The progress of each sink, by its name.
     pub committed_through: Vec<(String, CommittedThrough)>,
-    /// What sinks are not given.
+    /// The outputs that sinks do not receive.
     pub skips: Vec<Skip>,
 }
 
-/// How many processes there are.
+/// Returns the number of processes.
 pub fn processes(workers: &timely::Config) -> usize {
     match &workers.communication {
         Cluster { addresses, .. } => addresses.len(),
@@ -44,21 +44,23 @@ pub fn processes(workers: &timely::Config) -> usize {
     }
 }
 
-/// Hands a word out to all processes of a cluster, or waits for it: a cluster of one worker a process, which is gone
-/// when this returns.
+/// Sends the start data to all processes of a cluster, or receives it if `bootstrap` is None. Uses a temporary
+/// cluster with one worker per process.
 ///
 /// # Errors
-/// If the processes do not come together, or the word cannot be read.
+/// If the processes cannot connect, or the data cannot be decoded.
 pub fn exchange_bootstrap(
     workers: &timely::Config,
-    word: Option<&ClusterBootstrap>,
+    bootstrap: Option<&ClusterBootstrap>,
 ) -> Result<ClusterBootstrap, RunError> {
     let failed = |reason: String| RunError::Workers(reason);
     let Cluster { process, addresses, report, .. } = &workers.communication else {
-        return word.cloned().ok_or_else(|| failed("there is nobody to hand anything out".into()));
+        return bootstrap
+            .cloned()
+            .ok_or_else(|| failed("no start data: the process is not part of a cluster".into()));
     };
-    // Counted backwards, so that who listens here connects there: a process that was handed something out before the first
-    // one died never takes this for the run that it waits for.
+    // In reverse order, so that a process that listens here connects in the run: if the first process dies after it has
+    // sent the data, a follower that waits for the run does not accept this connection.
     let last = addresses.len() - 1;
     let one_each = timely::Config {
         communication: Cluster {
@@ -70,42 +72,46 @@ pub fn exchange_bootstrap(
         },
         worker: timely::WorkerConfig::default(),
     };
-    let spoken =
-        word.map(|word| bincode::options().serialize(word).expect("a word can be written to memory"));
-    let heard = Arc::new(Mutex::new(None));
-    let hears = Arc::clone(&heard);
-    let guards = joining::execute(one_each, Round::ClusterBootstrap, move |worker| {
-        let hears = Arc::clone(&hears);
-        let said = spoken.clone();
+    let message = bootstrap
+        .map(|bootstrap| bincode::options().serialize(bootstrap).expect("start data can be encoded"));
+    let received = Arc::new(Mutex::new(None));
+    let sink = Arc::clone(&received);
+    let guards = joining::execute(one_each, JoinPhase::ClusterBootstrap, move |worker| {
+        let sink = Arc::clone(&sink);
+        let message = message.clone();
         let probe = worker.dataflow::<u64, _, _>(|scope| {
-            let keep = move |word: &Vec<u8>| {
-                *hears.lock().expect("no holder of the lock panics") = Some(word.clone())
+            let store = move |bootstrap: &Vec<u8>| {
+                *sink.lock().expect("no thread panics while it holds the lock") = Some(bootstrap.clone())
             };
-            let (probe, _) = said.to_stream(scope).broadcast().inspect(keep).probe();
+            let (probe, _) = message.to_stream(scope).broadcast().inspect(store).probe();
             probe
         });
         worker.step_while(|| !probe.done());
     });
     drop(guards?.join());
-    let word = heard.lock().expect("no holder of the lock panics").take();
-    let word = word.ok_or_else(|| failed("the first process has handed nothing out".into()))?;
-    bincode::options().deserialize(&word).map_err(|error| failed(format!("what was handed out: {error}")))
+    let bootstrap = received.lock().expect("no thread panics while it holds the lock").take();
+    let bootstrap =
+        bootstrap.ok_or_else(|| failed("the first process of the cluster has sent no start data".into()))?;
+    let cannot_decode = |error| failed(format!("cannot decode the start data of the first process: {error}"));
+    bincode::options().deserialize(&bootstrap).map_err(cannot_decode)
 }
 
-/// How long after a handout all processes may take to read their state and come together.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// The maximum time from the exchange of start data until all processes have read their state and connected.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Ends the process if what is returned is not set in time: another one has died since the handout, and its next start
-/// waits for all to come and hear again.
+/// Starts a watchdog that exits the process unless the returned flag is set in time. Otherwise, if another process has
+/// died since the exchange of start data, this one would wait forever; its next start exchanges the data again.
 pub fn spawn_join_watchdog() -> Arc<AtomicBool> {
-    let together = Arc::new(AtomicBool::new(false));
-    let awaited = Arc::clone(&together);
+    let has_joined = Arc::new(AtomicBool::new(false));
+    let joined = Arc::clone(&has_joined);
     std::thread::spawn(move || {
-        std::thread::sleep(PATIENCE);
-        if !awaited.load(Ordering::Relaxed) {
-            tracing::error!("the cluster did not come together within {PATIENCE:?}");
+        std::thread::sleep(JOIN_TIMEOUT);
+        if !joined.load(Ordering::Relaxed) {
+            tracing::error!(
+                "not all processes of the cluster have connected within {JOIN_TIMEOUT:?}; exiting"
+            );
             std::process::exit(1);
         }
     });
-    together
+    has_joined
 }

@@ -1,5 +1,5 @@
-//! The keeper of a process: one thread that puts captured state into the state store as parts, and deletes what no
-//! checkpoint needs any more.
+//! The checkpoint writer of a process: a thread that puts captured state into the state store as parts, and deletes
+//! parts that no checkpoint needs any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -17,78 +17,79 @@ use crate::coordination::{Part, PartKind, PartName, chain, wants_base};
 use crate::state::StateStore;
 use crate::state::part::{Content, Malformed};
 
-/// What workers and the ledger's thread ask for.
-enum Order {
-    /// To keep what a worker captured at the end of an epoch.
-    Keep { worker: usize, epoch: Epoch, records: Vec<Record> },
-    /// To put what a worker has captured at the end of an epoch: it is all.
-    Put { worker: usize, epoch: Epoch },
-    /// To delete parts that no manifest needs.
+/// A command of a worker or of the ledger's thread.
+enum Command {
+    /// Buffers records that a worker has captured at the end of an epoch.
+    Buffer { worker: usize, epoch: Epoch, records: Vec<Record> },
+    /// Puts the records that a worker has captured at the end of an epoch: they are complete.
+    PutParts { worker: usize, epoch: Epoch },
+    /// Deletes parts that no manifest refers to.
     Delete(BTreeSet<PartName>),
 }
 
-/// An end of the keeper's thread, which lasts as long as there is one.
+/// A handle of the checkpoint writer. Its thread ends when all handles are dropped.
 #[derive(Clone)]
 pub struct CheckpointWriterHandle {
-    sender: Sender<Order>,
+    sender: Sender<Command>,
     shared: Arc<Shared>,
 }
 
 struct Shared {
     first_worker: usize,
-    /// By worker of this process: what was put and not yet taken, and who is to be woken.
-    put: Vec<Mutex<Put>>,
+    /// The parts that were put and not yet taken, and the operator to activate, by worker of this process.
+    put: Vec<Mutex<PutParts>>,
 }
 
 #[derive(Default)]
-struct Put {
+struct PutParts {
     parts: Vec<(Epoch, Vec<Part>)>,
     activator: Option<SyncActivator>,
 }
 
 impl CheckpointWriterHandle {
-    /// Gives records of a worker. A keeper that has failed takes everything: the run is about to end.
-    pub fn keep(&self, worker: usize, epoch: Epoch, records: Vec<Record>) {
-        let _ = self.sender.send(Order::Keep { worker, epoch, records });
+    /// Buffers records of a worker. After a failure the writer discards them: the run is about to end.
+    pub fn buffer(&self, worker: usize, epoch: Epoch, records: Vec<Record>) {
+        let _ = self.sender.send(Command::Buffer { worker, epoch, records });
     }
 
-    /// Has all records of a worker and epoch put, durably.
+    /// Requests that all records of a worker and epoch are put and made durable.
     pub fn put(&self, worker: usize, epoch: Epoch) {
-        let _ = self.sender.send(Order::Put { worker, epoch });
+        let _ = self.sender.send(Command::PutParts { worker, epoch });
     }
 
-    /// Has parts deleted.
+    /// Requests the deletion of parts.
     pub fn delete(&self, parts: BTreeSet<PartName>) {
-        let _ = self.sender.send(Order::Delete(parts));
+        let _ = self.sender.send(Command::Delete(parts));
     }
 
-    /// What was put of a worker since the last call.
+    /// Takes the parts that were put for a worker since the last call.
     pub fn take(&self, worker: usize) -> Vec<(Epoch, Vec<Part>)> {
         std::mem::take(&mut self.shared.of(worker).parts)
     }
 
-    /// Has an operator of a worker scheduled whenever something of its was put.
-    pub fn wakes(&self, worker: usize, activator: SyncActivator) {
+    /// Sets the operator of a worker that is activated after each put.
+    pub fn set_activator(&self, worker: usize, activator: SyncActivator) {
         self.shared.of(worker).activator = Some(activator);
     }
 }
 
 impl Shared {
-    fn of(&self, worker: usize) -> std::sync::MutexGuard<'_, Put> {
-        self.put[worker - self.first_worker].lock().expect("no holder of the lock panics")
+    fn of(&self, worker: usize) -> std::sync::MutexGuard<'_, PutParts> {
+        self.put[worker - self.first_worker].lock().expect("no thread panics while it holds the lock")
     }
 }
 
-/// Who names the parts.
+/// The ids that name the parts of a writer.
 #[derive(Clone, Debug)]
 pub struct WriterId {
-    /// The ledger's.
+    /// The ledger id.
     pub ledger_id: LedgerId,
-    /// This start's.
+    /// The generation of this start.
     pub generation: Generation,
 }
 
-/// Starts the keeper for a process's workers. The next parts follow those of `before`.
+/// Starts the checkpoint writer for a process's workers. The first new parts of a shard extend its chain in
+/// `before`.
 pub fn spawn(
     store: Box<dyn StateStore>,
     writer_id: WriterId,
@@ -101,8 +102,8 @@ pub fn spawn(
     let shared = Arc::new(Shared { first_worker: workers.start, put });
     let handle = CheckpointWriterHandle { sender, shared: Arc::clone(&shared) };
     let checkpoint_writer =
-        CheckpointWriter { store, writer_id, parts: before, kept: BTreeMap::new(), shared };
-    let thread = std::thread::Builder::new().name("keeper".into()).spawn(move || {
+        CheckpointWriter { store, writer_id, parts: before, buffered: BTreeMap::new(), shared };
+    let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(move || {
         if let Err(error) = checkpoint_writer.run(&receiver) {
             failure.report(error);
         }
@@ -113,38 +114,38 @@ pub fn spawn(
 struct CheckpointWriter {
     store: Box<dyn StateStore>,
     writer_id: WriterId,
-    /// The newest chain of every shard.
+    /// The newest chain of parts of every shard.
     parts: Vec<Part>,
-    /// By epoch and worker, what is not put yet, by shard.
-    kept: BTreeMap<(Epoch, usize), BTreeMap<ShardId, Vec<Record>>>,
+    /// The records that are not yet put, by epoch and worker, then by shard.
+    buffered: BTreeMap<(Epoch, usize), BTreeMap<ShardId, Vec<Record>>>,
     shared: Arc<Shared>,
 }
 
 impl CheckpointWriter {
-    fn run(mut self, orders: &Receiver<Order>) -> Result<(), RunError> {
-        for order in orders {
-            match order {
-                Order::Keep { worker, epoch, records } => {
-                    let by_shard = self.kept.entry((epoch, worker)).or_default();
+    fn run(mut self, commands: &Receiver<Command>) -> Result<(), RunError> {
+        for command in commands {
+            match command {
+                Command::Buffer { worker, epoch, records } => {
+                    let by_shard = self.buffered.entry((epoch, worker)).or_default();
                     records.into_iter().for_each(|record| {
                         by_shard.entry(record.shard).or_default().push(record);
                     });
                 }
-                Order::Put { worker, epoch } => {
-                    let records = self.kept.remove(&(epoch, worker)).unwrap_or_default();
+                Command::PutParts { worker, epoch } => {
+                    let records = self.buffered.remove(&(epoch, worker)).unwrap_or_default();
                     let parts = self.put(epoch, records)?;
                     let mut put = self.shared.of(worker);
                     put.parts.push((epoch, parts));
                     if let Some(activator) = &put.activator {
-                        // A worker that has shut down needs no waking.
+                        // The activation fails only if the worker has shut down.
                         let _ = activator.activate();
                     }
                 }
-                // What could not be deleted is deleted by a later start.
-                Order::Delete(names) => {
+                // A later start deletes the parts that could not be deleted here.
+                Command::Delete(names) => {
                     for name in names {
                         if let Err(error) = self.store.delete(&name.to_string()) {
-                            tracing::warn!(%name, %error, "an old part of a checkpoint stays");
+                            tracing::warn!(%name, %error, "cannot delete an unused part; a later start deletes it");
                         }
                         crash::point("part.deleted");
                     }
@@ -154,7 +155,7 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// Puts records as parts, one for each shard that has any; when it returns they survive the loss of power.
+    /// Puts records as parts, one for each shard that has any. They are durable when it returns.
     fn put(&mut self, epoch: Epoch, by_shard: BTreeMap<ShardId, Vec<Record>>) -> Result<Vec<Part>, RunError> {
         let mut parts = Vec::new();
         for (shard, records) in by_shard {
@@ -165,7 +166,7 @@ impl CheckpointWriter {
         Ok(parts)
     }
 
-    /// Puts what has changed of a shard: as a delta or, when there are too many of them, all in one base.
+    /// Puts the changes of a shard as a delta or, if its chain has too many deltas, all of its state as a base.
     fn part(&mut self, epoch: Epoch, shard: ShardId, changes: Content<'_>) -> Result<Part, RunError> {
         let WriterId { ledger_id, generation } = self.writer_id.clone();
         let base = wants_base(chain(&self.parts, shard));
@@ -197,7 +198,7 @@ pub fn put(store: &mut dyn StateStore, name: PartName, bytes: &[u8]) -> Result<P
     Ok(Part { name, hash: Sha256::digest(bytes).into(), bytes: bytes.len() as u64 })
 }
 
-/// A part, as it was put.
+/// A part that was read from the state store.
 pub struct LoadedPart {
     name: String,
     bytes: Vec<u8>,
@@ -206,26 +207,29 @@ pub struct LoadedPart {
 /// Reads parts.
 ///
 /// # Errors
-/// If one is missing or is not what was put, or the store fails.
+/// If a part is missing or its hash differs, or the store fails.
 pub fn read<'a>(
     store: &mut dyn StateStore,
     parts: impl IntoIterator<Item = &'a Part>,
 ) -> Result<Vec<LoadedPart>, RunError> {
-    let kept = parts.into_iter().map(|part| {
+    let loaded = parts.into_iter().map(|part| {
         let name = part.name.to_string();
         match store.get(&name)? {
             Some(bytes) if Sha256::digest(&bytes)[..] == part.hash => Ok(LoadedPart { name, bytes }),
-            Some(_) => Err(RunError::Part { name, damage: "it is not what was put".to_owned() }),
+            Some(_) => Err(RunError::Part {
+                name,
+                damage: "its content does not match the hash in the manifest".to_owned(),
+            }),
             None => Err(RunError::Part { name, damage: "it is missing".to_owned() }),
         }
     });
-    kept.collect()
+    loaded.collect()
 }
 
-/// What the parts of a shard say together, given in order.
+/// Merges the parts of a shard, which are given in order.
 ///
 /// # Errors
-/// If one is of a version that is not known here.
+/// If a part has an unknown version.
 pub fn merge(parts: &[LoadedPart]) -> Result<Content<'_>, RunError> {
     let mut all = Content::default();
     for LoadedPart { name, bytes } in parts {

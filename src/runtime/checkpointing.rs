@@ -1,4 +1,5 @@
-//! Checkpoints: what operators capture becomes parts, and once every sink is as far, a manifest.
+//! Checkpoints: operators capture state, which is stored as parts. When every sink has committed the epoch, a manifest is
+//! written.
 //!
 //! ```text
 //!   control ──┬─▶ mark ─▶ Deliver (each sink): commits its progress through F, if nothing else
@@ -24,17 +25,17 @@ use super::failure::Failure;
 use super::ledger_writer::LedgerWriterHandle;
 use crate::coordination::{self, Checkpoint, Manifest, Part};
 
-/// Marked epochs, on worker 0, as manifests without parts.
+/// The marked epochs, on worker 0, as manifests without parts.
 pub type Marked = Rc<RefCell<VecDeque<Manifest>>>;
 
-/// A worker's word that its part of a checkpoint is durable.
+/// A message of a worker that its parts of a checkpoint are durable.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Stored {
+pub struct StoredParts {
     shards: u64,
     parts: Vec<Part>,
 }
 
-/// An empty change of each marked epoch: with it a sink commits its progress through that epoch.
+/// Emits an empty change for each marked epoch, which makes a sink commit its progress through that epoch.
 pub fn marks<'scope>(control: ControlStream<'scope>) -> StreamVec<'scope, Epoch, (Epoch, Changes)> {
     control.unary::<CapacityContainerBuilder<Vec<(Epoch, Changes)>>, _, _, _>(
         Pipeline,
@@ -53,30 +54,30 @@ pub fn marks<'scope>(control: ControlStream<'scope>) -> StreamVec<'scope, Epoch,
     )
 }
 
-/// Has what is captured put into the state store. What comes out follows, epoch by epoch, once it is durable.
+/// Puts captured records into the state store, and emits the parts of each epoch once they are durable.
 pub fn store<'scope>(
     records: StreamVec<'scope, Epoch, Record>,
     control: ControlStream<'scope>,
     checkpoint_writer: CheckpointWriterHandle,
-) -> StreamVec<'scope, Epoch, Stored> {
+) -> StreamVec<'scope, Epoch, StoredParts> {
     let scope = records.scope();
     let worker = scope.index();
     let shards = Shards::of_workers(worker..worker + 1, scope.peers()).0;
-    records.binary_frontier::<_, CapacityContainerBuilder<Vec<Stored>>, _, _, _, _>(
+    records.binary_frontier::<_, CapacityContainerBuilder<Vec<StoredParts>>, _, _, _, _>(
         control,
         Pipeline,
         Pipeline,
         "Store",
         move |capability, info| {
             drop(capability);
-            checkpoint_writer.wakes(worker, scope.worker().sync_activator_for(info.address.to_vec()));
+            checkpoint_writer.set_activator(worker, scope.worker().sync_activator_for(info.address.to_vec()));
             let mut marked = BTreeMap::new();
-            // Of these all records are with the keeper.
+            // Epochs whose records have all been sent to the checkpoint writer.
             let mut put = BTreeMap::new();
             move |(records, captured), (control, _), output| {
                 records.for_each(|stamp, data| {
                     let epoch = *stamp.least().expect("data travels with a time");
-                    checkpoint_writer.keep(worker, epoch, std::mem::take(data));
+                    checkpoint_writer.buffer(worker, epoch, std::mem::take(data));
                 });
                 control.for_each(|stamp, data| {
                     let epoch = *stamp.least().expect("control travels with a time");
@@ -91,36 +92,36 @@ pub fn store<'scope>(
                     put.insert(epoch, capability);
                 }
                 for (epoch, parts) in checkpoint_writer.take(worker) {
-                    let capability = put.remove(&epoch).expect("it was asked for once");
-                    output.session(&capability).give(Stored { shards, parts });
+                    let capability = put.remove(&epoch).expect("each epoch is put once");
+                    output.session(&capability).give(StoredParts { shards, parts });
                 }
             }
         },
     )
 }
 
-/// What worker 0 concludes checkpoints with.
+/// The state of worker 0 that writes manifests.
 pub struct Concluder {
-    /// The epochs that are to become manifests.
+    /// The epochs that await their manifests.
     pub marked: Marked,
-    /// Whose state is captured.
+    /// The operators whose state is captured.
     pub operators: Vec<coordination::Operator>,
-    /// The parts that the next manifest's follow.
+    /// The parts of the previous manifest, which the parts of the next one extend.
     pub before: Vec<Part>,
     /// Writes the manifests.
     pub ledger: LedgerWriterHandle,
-    /// Where failures go.
+    /// Receives failures.
     pub failure: Failure,
 }
 
-/// Writes the manifest of a marked epoch once all its parts are durable and, by the frontier of `committed`, so is every
-/// sink's progress through it. On worker 0 with a concluder, elsewhere without.
+/// Writes the manifest of a marked epoch once all its parts and every sink's progress through it are durable. The
+/// frontier of `committed` is that progress. Only worker 0 has a concluder.
 pub fn conclude<'scope>(
-    stored: StreamVec<'scope, Epoch, Stored>,
+    stored: StreamVec<'scope, Epoch, StoredParts>,
     committed: StreamVec<'scope, Epoch, ()>,
     mut concluder: Option<Concluder>,
 ) {
-    let to_first = Exchange::new(|_: &Stored| 0);
+    let to_first = Exchange::new(|_: &StoredParts| 0);
     let mut checkpoints = BTreeMap::new();
     stored.binary_frontier::<_, CapacityContainerBuilder<Vec<()>>, _, _, _, _>(
         committed,
@@ -134,7 +135,7 @@ pub fn conclude<'scope>(
                 stored.for_each(|stamp, data| {
                     let epoch = *stamp.least().expect("data travels with a time");
                     let checkpoint = checkpoints.entry(epoch).or_insert_with(|| Checkpoint::of(epoch));
-                    for Stored { shards, parts } in data.drain(..) {
+                    for StoredParts { shards, parts } in data.drain(..) {
                         if let (Err(error), Some(concluder)) =
                             (checkpoint.stored(Shards(shards), parts), &concluder)
                         {
@@ -143,7 +144,7 @@ pub fn conclude<'scope>(
                     }
                 });
                 let Some(concluder) = &mut concluder else { return };
-                // At a marked epoch each sink commits its progress, so the frontier says how much is durable.
+                // Every sink commits its progress at a marked epoch, so the frontier is the durable progress.
                 let sinks = match committed.frontier().first() {
                     Some(reached) => reached.0.checked_sub(1).map(Epoch),
                     None => Some(Epoch(u64::MAX)),
@@ -161,7 +162,7 @@ pub fn conclude<'scope>(
 impl Concluder {
     fn conclude(&mut self, checkpoint: &Checkpoint) {
         let marked = self.marked.borrow_mut().pop_front();
-        let mut manifest = marked.expect("what was stored was marked");
+        let mut manifest = marked.expect("every stored epoch was marked");
         debug_assert_eq!(manifest.epoch, checkpoint.epoch());
         match checkpoint.parts_after(&self.before) {
             Ok(parts) => {

@@ -1,4 +1,4 @@
-//! Epochs: worker 0 mints them, the others follow its frontier.
+//! The clock: worker 0 opens epochs, and the other workers follow its frontier.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -20,58 +20,58 @@ use crate::coordination::Binding;
 use crate::coordination::ingest::{Paced, TimeRules, WallClock};
 use crate::wall::wall_ms;
 
-/// The beginning of an epoch.
+/// The start of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tick {
     /// The recorded wall time, in milliseconds since 1970.
     pub wall_ms: i64,
-    /// By which rules its records are judged.
+    /// The rules for the event times of its records.
     pub rules: TimeRules,
-    /// Who may read, and what holds the watermark up.
+    /// The partitions that may be read, and the stall of the watermark, if any.
     pub paced: Paced,
-    /// What the epoch held when it was bound, if it is replayed.
+    /// The recorded bindings, if the epoch is replayed.
     pub replay: Option<Vec<Binding>>,
 }
 
 impl Tick {
-    /// Of an epoch in which everything may be read.
+    /// Creates the tick of an epoch in which everything may be read.
     pub fn new(wall_ms: i64) -> Tick {
         Tick { wall_ms, rules: TimeRules::default(), paced: Paced::default(), replay: None }
     }
 }
 
-/// What the clock needs to know.
+/// The settings of the clock.
 #[derive(Clone)]
 pub struct ClockSettings {
-    /// Has the epochs that are done again, before the first new one.
+    /// The origin of the run, whose epochs are replayed before the first new one.
     pub origin: Arc<Origin>,
     /// The first new epoch.
     pub first: Epoch,
-    /// How long an epoch lasts, at least.
+    /// The minimum length of an epoch.
     pub length: Duration,
-    /// How many epochs may lie between the one that is open and the slowest sink.
+    /// The maximum number of epochs between the open epoch and the slowest sink.
     pub in_flight: u64,
-    /// Whether epochs are counts of records: each begins when the one before is bound, and time means nothing.
+    /// True if epochs close by a count of records: each starts when the one before it is bound, and time has no effect.
     pub counted: bool,
 }
 
-/// What those who bind the epochs tell the clock, on worker 0.
+/// The control of the clock by the binding operator, on worker 0.
 #[derive(Default)]
-pub struct ClockHand {
-    /// No further epoch shall begin.
+pub struct ClockControl {
+    /// True if no further epoch may start.
     pub stop: Cell<bool>,
-    /// The newest epoch that has begun.
+    /// The newest epoch that has started.
     pub newest: Cell<Epoch>,
     /// The newest epoch that is bound.
     pub bound: Cell<Epoch>,
     /// See [`Tick::paced`].
     pub paced: Cell<Paced>,
-    /// Has the clock look again at once.
+    /// Activates the clock.
     pub wake: RefCell<Option<Activator>>,
 }
 
-impl ClockHand {
-    /// Has the clock look again at once.
+impl ClockControl {
+    /// Activates the clock at once.
     pub fn wake(&self) {
         if let Some(activator) = &*self.wake.borrow() {
             activator.activate();
@@ -79,14 +79,14 @@ impl ClockHand {
     }
 }
 
-/// The beginnings of epochs, on every worker. An epoch is open as long as the stream's frontier stands at it; a counted
-/// one until every reader has its share.
+/// Emits the start of each epoch, on every worker. An epoch is open while the frontier of the stream is at it; a
+/// counted epoch, until every reader has its share.
 ///
-/// `committed` is the frontier of all sinks: while it is too far behind, no epoch begins.
+/// `committed` is the frontier of all sinks: no epoch starts while it is too far behind.
 pub fn ticks<'scope>(
     scope: Scope<'scope, Epoch>,
     settings: ClockSettings,
-    hand: Rc<ClockHand>,
+    clock_control: Rc<ClockControl>,
     committed: Probe<Epoch>,
 ) -> StreamVec<'scope, Epoch, Tick> {
     let worker = scope.index();
@@ -94,88 +94,88 @@ pub fn ticks<'scope>(
         let mut capability = (worker == 0).then_some(capability);
         let activator = scope.activator_for(Rc::clone(&info.address));
         if worker == 0 {
-            *hand.wake.borrow_mut() = Some(scope.activator_for(info.address));
+            *clock_control.wake.borrow_mut() = Some(scope.activator_for(info.address));
         }
-        let mut minting = Minting::new(settings, Rc::clone(&hand));
+        let mut epoch_clock = EpochClock::new(settings, Rc::clone(&clock_control));
         move |output| {
-            if hand.stop.get() || minting.is_over() {
+            if clock_control.stop.get() || epoch_clock.is_over() {
                 capability = None;
             }
             let Some(open) = &mut capability else { return };
             let behind =
                 committed.with_frontier(|f| f.first().map(|&oldest| open.time().0.saturating_sub(oldest.0)));
-            match minting.next(*open.time(), behind.unwrap_or(0)) {
-                Next::Begin(epoch, tick) => {
+            match epoch_clock.next(*open.time(), behind.unwrap_or(0)) {
+                NextAction::Begin(epoch, tick) => {
                     open.downgrade(&epoch);
                     output.session(open).give(tick);
-                    if minting.settings.counted {
+                    if epoch_clock.settings.counted {
                         open.downgrade(&epoch.next());
                     }
-                    match minting.replays() {
+                    match epoch_clock.is_replaying() {
                         true => activator.activate(),
-                        false => activator.activate_after(minting.settings.length),
+                        false => activator.activate_after(epoch_clock.settings.length),
                     }
                 }
-                Next::Wait(time) => activator.activate_after(time),
+                NextAction::Wait(time) => activator.activate_after(time),
             }
         }
     })
     .broadcast()
 }
 
-/// Decides when an epoch begins.
-struct Minting {
+/// Decides when an epoch starts.
+struct EpochClock {
     settings: ClockSettings,
-    hand: Rc<ClockHand>,
+    clock_control: Rc<ClockControl>,
     started: Instant,
     wall: WallClock,
-    begun: Option<Instant>,
-    /// How many epochs were replayed.
+    last_start: Option<Instant>,
+    /// The number of epochs that were replayed.
     replayed: usize,
 }
 
-/// What the clock does next.
-enum Next {
-    /// An epoch begins.
+/// The next action of the clock.
+enum NextAction {
+    /// Start an epoch.
     Begin(Epoch, Tick),
-    /// None does before so much time has passed, or the hand wakes the clock.
+    /// Wait for this time, or until the clock is activated.
     Wait(Duration),
 }
 
-impl Minting {
-    fn new(settings: ClockSettings, hand: Rc<ClockHand>) -> Minting {
+impl EpochClock {
+    fn new(settings: ClockSettings, clock_control: Rc<ClockControl>) -> EpochClock {
         let wall = WallClock::after(settings.origin.recorded_wall_ms(), Duration::ZERO);
-        Minting { settings, hand, started: Instant::now(), wall, begun: None, replayed: 0 }
+        EpochClock { settings, clock_control, started: Instant::now(), wall, last_start: None, replayed: 0 }
     }
 
-    /// Whether there are epochs to be replayed.
-    fn replays(&self) -> bool {
+    /// Returns true if there are epochs to replay.
+    fn is_replaying(&self) -> bool {
         self.replayed < self.settings.origin.replay.len()
     }
 
-    /// Whether the input was over, and every window final: nothing can follow.
+    /// Returns true if the input had ended and every window was final: no epoch can follow.
     fn is_over(&self) -> bool {
-        !self.replays() && self.settings.origin.is_closed()
+        !self.is_replaying() && self.settings.origin.is_closed()
     }
 
-    /// What to do when `open` is the earliest epoch that can begin, or is open, and the slowest sink is so many epochs
-    /// behind it.
-    fn next(&mut self, open: Epoch, behind: u64) -> Next {
+    /// Decides the next action. `open` is the open epoch, or the earliest one that can start; the slowest sink is
+    /// `behind` epochs behind it.
+    fn next(&mut self, open: Epoch, behind: u64) -> NextAction {
         let ClockSettings { length, counted, .. } = self.settings;
-        let replays = self.replays();
-        if !replays && counted && self.hand.newest.get() > self.hand.bound.get() {
-            return Next::Wait(length);
+        let is_replaying = self.is_replaying();
+        if !is_replaying && counted && self.clock_control.newest.get() > self.clock_control.bound.get() {
+            return NextAction::Wait(length);
         }
-        let elapsed = self.begun.map(|begun| begun.elapsed());
-        if !replays
+        let elapsed = self.last_start.map(|last_start| last_start.elapsed());
+        if !is_replaying
             && !counted
             && let Some(rest) = elapsed.and_then(|elapsed| length.checked_sub(elapsed))
             && !rest.is_zero()
         {
-            return Next::Wait(rest);
+            return NextAction::Wait(rest);
         }
-        if self.begun.is_some() && behind >= self.settings.in_flight {
-            return Next::Wait(length);
+        if self.last_start.is_some() && behind >= self.settings.in_flight {
+            return NextAction::Wait(length);
         }
         let (epoch, tick) = match self.settings.origin.replay.get(self.replayed) {
             Some(record) => {
@@ -185,18 +185,18 @@ impl Minting {
             None => {
                 let next = if counted { open } else { open.next() };
                 let wall_ms = self.wall.read(wall_ms(), self.started.elapsed());
-                let tick = Tick { paced: self.hand.paced.get(), ..Tick::new(wall_ms) };
+                let tick = Tick { paced: self.clock_control.paced.get(), ..Tick::new(wall_ms) };
                 (self.settings.first.max(next), tick)
             }
         };
         self.replayed += usize::from(tick.replay.is_some());
-        self.hand.newest.set(epoch);
-        self.begun = Some(Instant::now());
-        Next::Begin(epoch, tick)
+        self.clock_control.newest.set(epoch);
+        self.last_start = Some(Instant::now());
+        NextAction::Begin(epoch, tick)
     }
 }
 
-/// Whether every sink has committed `epoch`, by a probe behind all of them.
+/// Returns true if every sink has committed `epoch`, according to a probe behind all sinks.
 pub fn committed(probe: &Probe<Epoch>, epoch: Epoch) -> bool {
     probe.with_frontier(|frontier| !Antichain::from_iter(frontier.iter().copied()).less_equal(&epoch))
 }

@@ -1,5 +1,5 @@
-//! What a pipeline computes of events and the watermark, whatever they come from: admission, enrichment, rules and
-//! windows, told to sinks.
+//! The computation of a pipeline, independent of its source: admission, enrichment, rules and windows, encoded for
+//! sinks.
 
 use std::sync::Arc;
 
@@ -26,29 +26,29 @@ const ADMIT: &str = "Admit";
 pub const ENRICH: &str = "Enrich";
 /// The operator that evaluates all patterns.
 pub const RULES: &str = "Rules";
-/// What the operator of a window is called before its name.
+/// The prefix of the name of a window's operator.
 pub const WINDOW: &str = "Window: ";
 
-/// What is computed from.
+/// The inputs of the computation.
 pub struct Inputs<'scope> {
     /// Decoded events.
     pub events: VecCollection<'scope, Epoch, Event>,
-    /// Records that are no events, or not yet.
+    /// Records that were rejected when they were read or decoded.
     pub rejected: VecCollection<'scope, Epoch, DeadLetter>,
     /// The watermark.
     pub control: ControlStream<'scope>,
 }
 
-/// What comes of it.
+/// The results of the computation.
 pub struct Computed<'scope> {
-    /// Changes for each sink, as the tongues have it.
+    /// Changes for each sink, encoded.
     pub encoded: StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)>,
-    /// What the operators hold.
+    /// The number of keys and windows that the operators hold.
     pub load: Load,
 }
 
-/// Computes what a plan says, and tells it to these sinks; every operator that remembers
-/// anything is entered into `captures`.
+/// Computes the results of a plan and encodes them for the sinks. Registers every operator that has state in
+/// `captures`.
 pub fn compute<'scope>(
     inputs: Inputs<'scope>,
     captures: &Captures<'scope>,
@@ -103,12 +103,13 @@ pub fn compute<'scope>(
     Computed { encoded: scope.concatenate(all), load }
 }
 
-/// Whether any sink takes events, so that they are enriched.
+/// Returns true if any sink accepts events, so that they must be enriched.
 fn any_sink_takes_events<'a>(encodings: impl IntoIterator<Item = &'a SinkEncoding>) -> bool {
     encodings.into_iter().any(|encoding| encoding.mapping().events.is_some())
 }
 
-/// The operators that [`compute`] enters into its captures, by name; each with the version of its state.
+/// Returns the operators that [`compute`] registers in its captures, sorted by name, each with the version of its
+/// state.
 pub fn operators<'a>(plan: &Plan, encodings: impl IntoIterator<Item = &'a SinkEncoding>) -> Vec<Operator> {
     let mut names = vec![ADMIT.to_owned(), headwater_dataflows::ids_of(ADMIT), RULES.to_owned()];
     names.extend(any_sink_takes_events(encodings).then(|| ENRICH.to_owned()));
@@ -120,7 +121,7 @@ pub fn operators<'a>(plan: &Plan, encodings: impl IntoIterator<Item = &'a SinkEn
         .collect()
 }
 
-/// The rows of one window.
+/// Returns the rows of one window.
 fn rows<'scope>(
     keyed: Captured<'scope, Event>,
     plan: &WindowPlan,
@@ -148,19 +149,19 @@ fn rows<'scope>(
 }
 
 impl Identity for Alert {
-    fn same(&self, other: &Self) -> bool {
+    fn is_version_of(&self, other: &Self) -> bool {
         self.position == other.position && self.rule == other.rule
     }
 }
 
 impl Identity for WindowRow {
-    fn same(&self, other: &Self) -> bool {
+    fn is_version_of(&self, other: &Self) -> bool {
         self.name == other.name && self.key == other.key && self.window.start == other.window.start
     }
 }
 
 impl Identity for DeadLetter {
-    fn same(&self, other: &Self) -> bool {
+    fn is_version_of(&self, other: &Self) -> bool {
         self.position == other.position
     }
 }

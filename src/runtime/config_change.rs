@@ -1,5 +1,5 @@
-//! A start under another configuration, or by another version of this program, than the state was made by: nothing may
-//! have to be done again, and what does not fit is forgotten, by name.
+//! Starts with another configuration or another program version than those that created the state: nothing may need a
+//! replay, and state that does not fit is discarded, if that is permitted by name.
 
 use std::collections::BTreeSet;
 
@@ -14,55 +14,56 @@ use crate::coordination::{Manifest, Operator, PartKind, PartName, Resume, chain}
 use crate::state::StateStore;
 use crate::state::part::Content;
 
-/// What is no longer as it was.
+/// A change of the configuration or of the operators.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigChange {
-    /// The first difference, in words.
+    /// The first difference.
     pub because: String,
-    /// What has to forget its state, by its section of the configuration: `windows.NAME`, `patterns.NAME`, `patterns`
-    /// (all of them) or `enrichment`.
+    /// The configuration sections whose state is discarded: `windows.NAME`, `patterns.NAME`, `patterns` (all of them)
+    /// or `enrichment`.
     pub forget: BTreeSet<String>,
 }
 
-/// Why a start cannot go on under what is no longer as it was.
+/// The reason why a start cannot resume after a change.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum IncompatibleState {
-    /// Something would have to be done again, and would come out otherwise.
+    /// Epochs would have to be replayed, with other results.
     #[error(
-        "{because}, and not everything through epoch {durable} is in a checkpoint and in every sink, or it would be \
-         done again otherwise: have it stopped once as it was (SIGTERM, with [checkpoint]); or `--reset all:{durable}` forgets \
-         all state and does nothing again: what was open is lost, and what a sink has not got of it"
+        "{because}, and not every epoch through {durable} is in a checkpoint and in every sink, so a replay would give \
+         other results: undo the change, start once, stop with SIGTERM (with [checkpoint]), and repeat the change; \
+         or `--reset all:{durable}` discards all state and replays nothing: open windows and pattern state are lost, as \
+         are results that a sink has not committed"
     )]
     Unfinished {
-        /// What is no longer as it was.
+        /// The change.
         because: String,
-        /// The ledger's end.
+        /// The last epoch of the ledger.
         durable: headwater_dataflows::Epoch,
     },
-    /// The state of an operator is not what this one goes on from, and must not be forgotten unasked.
+    /// The state of an operator does not fit, and its discarding is not permitted.
     #[error("operator {operator:?}: {reason}; `--reset {section}` discards its state")]
     Operator {
-        /// Its name.
+        /// The operator's name.
         operator: String,
-        /// What does not fit.
+        /// The mismatch.
         reason: String,
-        /// What permits it.
+        /// The section to be permitted with `--reset`.
         section: String,
     },
-    /// The state of an operator is not what this one goes on from, and the pipeline is nothing without it.
+    /// The state of an operator does not fit, and the pipeline cannot run without it.
     #[error(
-        "operator {operator:?}: {reason}; run the program that made the checkpoint, or forget all state: `--reset all:EPOCH` \
-         with the epoch through which `headwater status` says that it is recorded"
+        "operator {operator:?}: {reason}; run the program that wrote the checkpoint, or discard all state: \
+         `--reset all:EPOCH`, where EPOCH is the last recorded epoch, which `headwater status` prints"
     )]
     Core {
-        /// Its name.
+        /// The operator's name.
         operator: String,
-        /// What does not fit.
+        /// The mismatch.
         reason: String,
     },
 }
 
-/// Whether a word names what `--reset` can have forgotten.
+/// Returns true if `section` is a valid argument of `--reset`.
 pub fn can_be_reset(section: &str) -> bool {
     match section.split_once('.') {
         Some(("windows", name)) => !name.is_empty(),
@@ -71,7 +72,7 @@ pub fn can_be_reset(section: &str) -> bool {
     }
 }
 
-/// What an operator's state goes by in the configuration; none if it cannot be done without.
+/// Returns the configuration section of an operator's state; None if the state cannot be discarded.
 fn section(operator: &str) -> Option<String> {
     match operator.strip_prefix(WINDOW) {
         Some(name) => Some(format!("windows.{name}")),
@@ -81,11 +82,11 @@ fn section(operator: &str) -> Option<String> {
     }
 }
 
-/// What has to be amended to go on from a checkpoint of the operators `before` with those of `now`, given what the
-/// configuration's changes come to; none if nothing has.
+/// Returns the change that the ledger must record to resume from a checkpoint of the operators `before` with the
+/// operators `now`. It includes the `changes` of the configuration. None if nothing has changed.
 ///
 /// # Errors
-/// If an operator does not fit its state, which it is not `permitted` to forget.
+/// If an operator does not fit its state, and its section is not `permitted`.
 pub fn config_change(
     changes: Option<&ConfigChange>,
     before: &[Operator],
@@ -93,7 +94,7 @@ pub fn config_change(
     permitted: &BTreeSet<String>,
 ) -> Result<Option<ConfigChange>, IncompatibleState> {
     let mut config_change = changes.cloned();
-    for (operator, reason) in unfit(before, now) {
+    for (operator, reason) in incompatible_operators(before, now) {
         let Some(section) = section(operator) else {
             return Err(IncompatibleState::Core { operator: operator.to_owned(), reason });
         };
@@ -109,21 +110,23 @@ pub fn config_change(
     Ok(config_change)
 }
 
-/// The operators that do not fit, each with a reason. Which windows there are is the configuration's business.
-fn unfit<'a>(before: &'a [Operator], now: &'a [Operator]) -> Vec<(&'a str, String)> {
+/// Returns the operators that do not fit their state, each with the reason. Added and removed windows are changes of
+/// the configuration and are handled there.
+fn incompatible_operators<'a>(before: &'a [Operator], now: &'a [Operator]) -> Vec<(&'a str, String)> {
     let find =
         |operators: &'a [Operator], name: &str| operators.iter().find(|operator| operator.name == name);
-    let mut unfit = Vec::new();
+    let mut incompatible_operators = Vec::new();
     for Operator { name, version } in before {
         match find(now, name) {
             None if name.starts_with(WINDOW) => {}
-            None => {
-                unfit.push((&**name, "the checkpoint has its state, and it is not there any more".to_owned()))
-            }
-            Some(now) if now.version != *version => unfit.push((
+            None => incompatible_operators.push((
+                &**name,
+                "the checkpoint has its state, and the operator no longer exists".to_owned(),
+            )),
+            Some(now) if now.version != *version => incompatible_operators.push((
                 name,
                 format!(
-                    "the checkpoint has its state in version {version}, and this program knows {}",
+                    "its state in the checkpoint has version {version}, and this program supports {}",
                     now.version
                 ),
             )),
@@ -133,15 +136,15 @@ fn unfit<'a>(before: &'a [Operator], now: &'a [Operator]) -> Vec<(&'a str, Strin
     let new =
         |operator: &&Operator| find(before, &operator.name).is_none() && !operator.name.starts_with(WINDOW);
     for Operator { name, .. } in now.iter().filter(new) {
-        unfit.push((name, "it is new, and does not know what came before the checkpoint".to_owned()));
+        incompatible_operators.push((name, "it is new and has no state in the checkpoint".to_owned()));
     }
-    unfit
+    incompatible_operators
 }
 
-/// Whether a start may go on otherwise than before.
+/// Checks that a start may resume with a change: nothing needs a replay.
 ///
 /// # Errors
-/// If something would have to be done again.
+/// If something would have to be replayed.
 pub fn check_finished(resume: &Resume, config_change: &ConfigChange) -> Result<(), IncompatibleState> {
     if resume.is_finished() {
         return Ok(());
@@ -149,10 +152,11 @@ pub fn check_finished(resume: &Resume, config_change: &ConfigChange) -> Result<(
     Err(IncompatibleState::Unfinished { because: config_change.because.clone(), durable: resume.durable })
 }
 
-/// The checkpoint as it is without what has to be forgotten, its parts durable. Nothing refers to them yet.
+/// Returns the manifest of a checkpoint without the discarded state. Its parts are durable, but nothing refers to them
+/// yet.
 ///
 /// # Errors
-/// If its parts cannot be read, or others cannot be put.
+/// If parts cannot be read or put.
 pub fn with_changes(
     store: &mut dyn StateStore,
     writer_id: &WriterId,
@@ -167,12 +171,12 @@ pub fn with_changes(
     let WriterId { ledger_id, generation } = writer_id.clone();
     (with_changes.generation, with_changes.parts) = (generation, Vec::new());
     for shard in (0..SHARDS).map(ShardId) {
-        let kept = read(store, chain(&manifest.parts, shard))?;
-        let mut content = merge(&kept)?;
+        let loaded = read(store, chain(&manifest.parts, shard))?;
+        let mut content = merge(&loaded)?;
         content.settle();
         let mut records = Vec::new();
         for record in content.records(shard) {
-            records.extend(remembered(record, &config_change.forget)?);
+            records.extend(without_discarded(record, &config_change.forget)?);
         }
         if records.is_empty() {
             continue;
@@ -186,8 +190,8 @@ pub fn with_changes(
     Ok(with_changes)
 }
 
-/// What is left of a record; none if all of it is forgotten.
-fn remembered(mut record: Record, forget: &BTreeSet<String>) -> Result<Option<Record>, RunError> {
+/// Removes discarded state from a record; returns None if nothing remains.
+fn without_discarded(mut record: Record, forget: &BTreeSet<String>) -> Result<Option<Record>, RunError> {
     if section(&record.operator).is_some_and(|section| forget.contains(&section)) {
         return Ok(None);
     }
@@ -217,12 +221,12 @@ mod tests {
     }
 
     #[test]
-    fn operators_go_on_from_their_own_state_and_from_no_other() {
+    fn operators_resume_only_from_their_own_state() {
         let before = operators(&["Admit", "Rules", "Window: w"]);
         assert_eq!(config_change(None, &before, &before, &sections(&["windows.w"])), Ok(None));
 
-        // A changed configuration has said what its windows forget; the rest needs a word.
-        let changes = ConfigChange { because: "it has".into(), forget: sections(&["windows.w"]) };
+        // The configuration change includes the state of the windows; other sections need a permission.
+        let changes = ConfigChange { because: "a setting".into(), forget: sections(&["windows.w"]) };
         let now = operators(&["Admit", "Enrich", "Rules", "Window: v"]);
         let refused = config_change(Some(&changes), &before, &now, &sections(&["windows.w"]));
         let Err(IncompatibleState::Operator { section, .. }) = refused else { panic!("{refused:?}") };
@@ -237,7 +241,7 @@ mod tests {
         let refused = config_change(None, &before, &now, &sections(&[])).expect_err("another version");
         assert_eq!(
             refused.to_string(),
-            "operator \"Rules\": the checkpoint has its state in version 1, and this program knows 2; `--reset \
+            "operator \"Rules\": its state in the checkpoint has version 1, and this program supports 2; `--reset \
              patterns` discards its state"
         );
         let with_changes = config_change(None, &before, &now, &sections(&["patterns"])).expect("permitted");
@@ -246,12 +250,12 @@ mod tests {
         let core = config_change(None, &before, &now, &sections(&["patterns", "Admit"]));
         assert!(
             matches!(core, Err(IncompatibleState::Core { .. })),
-            "nothing goes on without what is not final: {core:?}"
+            "the un-final events cannot be discarded: {core:?}"
         );
     }
 
     #[test]
-    fn what_is_forgotten_is_in_no_record_any_more() {
+    fn discarded_state_is_removed_from_records() {
         let record = |operator: &str| Record {
             operator: operator.into(),
             shard: ShardId(1),
@@ -259,17 +263,18 @@ mod tests {
             value: Some(vec![9]),
         };
         let forget = sections(&["windows.w", "patterns.velocity_spike"]);
-        let left = |operator: &str| remembered(record(operator), &forget).map(|left| left.is_some());
+        let left = |operator: &str| without_discarded(record(operator), &forget).map(|left| left.is_some());
         assert!(matches!(left("Window: w"), Ok(false)));
         assert!(matches!(left("Window: v"), Ok(true)));
         assert!(matches!(left(ENRICH), Ok(true)));
-        assert!(left(RULES).is_err(), "the rules' state is looked into");
-        let all = remembered(record(RULES), &sections(&["patterns"])).expect("unseen");
+        assert!(left(RULES).is_err(), "the state of the rules is decoded");
+        let all =
+            without_discarded(record(RULES), &sections(&["patterns"])).expect("the state is not decoded");
         assert_eq!(all, None);
     }
 
     #[test]
-    fn only_what_remembers_can_be_reset() {
+    fn only_sections_with_state_can_be_reset() {
         for section in ["windows.a", "patterns.amount_anomaly", "patterns", "enrichment"] {
             assert!(can_be_reset(section), "{section}");
         }

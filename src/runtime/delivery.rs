@@ -1,4 +1,4 @@
-//! Delivery: a worker's outputs go to the writer of a sink; their epochs stay open until it has committed them.
+//! Delivery: sends a worker's outputs to the writer of a sink, and keeps their epochs open until they are committed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -11,15 +11,15 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::Operator;
 
-use super::writer::{Delivered, WriterHandle};
+use super::writer::{Delivery, WriterHandle};
 
-/// How soon to try again when the writer's queue is full.
+/// The time until the next attempt when the writer's queue is full.
 const RETRY: Duration = Duration::from_millis(1);
 
-/// Hands each epoch's changes to the writer once they are complete, and lets it commit them once the frontier of
-/// `durable` has passed the epoch, too. An epoch with empty changes has it commit its progress. What the sink has taken
-/// before, through `committed_through`, it is not given again. The frontier of the stream that comes out is what the sink has
-/// committed; nothing flows in it.
+/// Sends the changes of each complete epoch to the writer. The writer commits them once the frontier of `durable` has
+/// passed the epoch, too; for an epoch with empty changes it commits its progress. Epochs that the sink has already
+/// committed, through `committed_through`, are dropped. The returned stream has no data; its frontier is what the sink
+/// has committed.
 pub fn deliver<'scope>(
     changes: StreamVec<'scope, Epoch, (Epoch, Changes)>,
     durable: StreamVec<'scope, Epoch, ()>,
@@ -35,14 +35,14 @@ pub fn deliver<'scope>(
         Pipeline,
         &name,
         move |capability, info| {
-            // As long as it is held the operator lives, whatever is still to be sent.
+            // Keeps the operator alive until everything is sent.
             let mut held = Some(capability);
             let activator = scope.activator_for(info.address.clone());
-            writer.wakes(worker, scope.worker().sync_activator_for(info.address.to_vec()));
-            // Capabilities of epochs whose outputs are not committed; the outputs themselves until they are sent.
+            writer.add_activator(worker, scope.worker().sync_activator_for(info.address.to_vec()));
+            // The capabilities of epochs that are not committed, and the changes that are not yet sent.
             let mut open: BTreeMap<Epoch, Capability<Epoch>> = BTreeMap::new();
             let mut gathered: BTreeMap<Epoch, Vec<Changes>> = BTreeMap::new();
-            let mut unsent: VecDeque<Delivered> = VecDeque::new();
+            let mut unsent: VecDeque<Delivery> = VecDeque::new();
             let mut complete = Some(Epoch(0));
             let mut announced = Some(Epoch(0));
             move |(input, frontier), (nothing, durable), _output| {
@@ -61,14 +61,14 @@ pub fn deliver<'scope>(
                 if reached != complete {
                     let later = reached.map_or_else(BTreeMap::new, |reached| gathered.split_off(&reached));
                     for (epoch, changes) in std::mem::replace(&mut gathered, later) {
-                        unsent.push_back(Delivered::Changes { epoch, changes });
+                        unsent.push_back(Delivery::Changes { epoch, changes });
                     }
                     complete = reached;
                 }
                 let durable = durable.frontier().first().copied();
                 let reached = complete.into_iter().chain(durable).min();
                 if reached != announced {
-                    unsent.push_back(Delivered::Frontier { worker, reached });
+                    unsent.push_back(Delivery::Frontier { worker, reached });
                     announced = reached;
                     if let (Some(held), Some(reached)) = (&mut held, reached) {
                         held.downgrade(&reached);

@@ -1,4 +1,4 @@
-//! From collections to sinks: an epoch's differences, each told once, and parted by sink.
+//! From collections to sinks: consolidates the changes of an epoch, encodes each once, and splits them by sink.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,19 +14,19 @@ use timely::dataflow::operators::generic::{Operator, OutputBuilder};
 
 use crate::outputs::{EncodedOutputs, Output, SinkRoute, Status, encode_for_sinks};
 
-/// An output that can change: its identity comes first in its order.
+/// An output that can have several versions. Its order compares the identity first.
 pub trait Identity {
-    /// Whether both are versions of the same thing.
-    fn same(&self, other: &Self) -> bool;
+    /// Returns true if both are versions of the same output.
+    fn is_version_of(&self, other: &Self) -> bool;
 }
 
-/// What an epoch changed, told to every sink that takes it: of several versions of one thing the one that stands
-/// at the end. `seen` hears of each.
+/// Encodes the changes of each epoch for every sink that accepts them: for each output its latest version, or its
+/// removal. Calls `observe` for each.
 pub fn encode_outputs<'scope, O: Output + Identity + Data>(
     name: &str,
     collection: VecCollection<'scope, Epoch, O>,
     routes: Arc<[SinkRoute]>,
-    mut seen: impl FnMut(&O, Status) + 'static,
+    mut observe: impl FnMut(&O, Status) + 'static,
 ) -> StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)> {
     let mut epochs = BTreeMap::new();
     collection.inner.unary_frontier::<CapacityContainerBuilder<Vec<(Epoch, EncodedOutputs)>>, _, _, _>(
@@ -46,13 +46,13 @@ pub fn encode_outputs<'scope, O: Output + Identity + Data>(
                     let (epoch, (capability, mut updates)) = first.remove_entry();
                     consolidation::consolidate(&mut updates);
                     let mut encoded = EncodedOutputs::new();
-                    for versions in updates.chunk_by(|a: &(O, isize), b| a.0.same(&b.0)) {
-                        let standing = versions.iter().rfind(|(_, diff)| *diff > 0);
-                        let (output, status) = match standing {
+                    for versions in updates.chunk_by(|a: &(O, isize), b| a.0.is_version_of(&b.0)) {
+                        let latest = versions.iter().rfind(|(_, diff)| *diff > 0);
+                        let (output, status) = match latest {
                             Some((output, _)) => (output, Status::Raised),
                             None => (&versions[0].0, Status::Revoked),
                         };
-                        seen(output, status);
+                        observe(output, status);
                         encode_for_sinks(output, epoch, status, &routes, &mut encoded);
                     }
                     output.session(&capability).give((epoch, encoded));
@@ -62,7 +62,7 @@ pub fn encode_outputs<'scope, O: Output + Identity + Data>(
     )
 }
 
-/// Parts what is told by sink.
+/// Splits encoded changes by sink.
 pub fn split_by_sink<'scope>(
     encoded: StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)>,
     sinks: usize,

@@ -1,4 +1,4 @@
-//! The first failure of a run, from whichever thread it comes: it ends the run.
+//! The failure of a run: the first one, from any thread, ends the run.
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,27 +12,27 @@ use crate::ledger::LedgerError;
 use crate::source::SourceError;
 use crate::state::StateError;
 
-/// Why a run ended before its input did.
+/// The reason why a run ended before its input did.
 #[derive(Debug, Error)]
 pub enum RunError {
-    /// The source cannot be read, or must not be.
+    /// The source cannot be read, or reading it is refused.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// A sink cannot be opened, or must not be.
+    /// A sink cannot be opened, or opening it is refused.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// A sink refused an output.
     #[error(transparent)]
     Stage(#[from] StageError),
-    /// A sink did not commit, or nobody knows whether it did.
+    /// A sink did not commit, or the outcome of the commit is unknown.
     #[error(transparent)]
     Commit(#[from] CommitError),
-    /// A process of before has taken a sink, though the ledger is ours; it will find that it may not write.
+    /// A zombie has fenced a sink, although this run owns the ledger. The zombie will find that it was fenced itself.
     #[error("sink {sink}: fenced again by a zombie instance: {reason}")]
     FencedByZombie {
         /// The sink's name.
         sink: String,
-        /// The store's words.
+        /// The message of the sink.
         reason: String,
     },
     /// A worker broke the protocol.
@@ -41,75 +41,77 @@ pub enum RunError {
     /// The workers could not be started.
     #[error("cannot start workers: {0}")]
     Workers(String),
-    /// The ledger cannot be used, or must not be.
+    /// The ledger failed, or refused the operation.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// An epoch that was done again was not what it had been.
+    /// The replay of an epoch differs from the recorded epoch.
     #[error(
-        "replay of epoch {epoch} diverged from the ledger: {detail}; the input or the decoder has changed: restore it, or \
-         forget all state: `--reset all:EPOCH` with the epoch through which `headwater status` says that it is recorded; \
-         nothing is read again then, and what was open is lost"
+        "replay of epoch {epoch} diverged from the ledger: {detail}; the input or the decoder has changed: restore it, \
+         or discard all state: `--reset all:EPOCH`, where EPOCH is the last recorded epoch, which `headwater status` \
+         prints; nothing is replayed then, and open windows and pattern state are lost"
     )]
     Replay {
-        /// Which epoch.
+        /// The epoch.
         epoch: Epoch,
-        /// What differs.
+        /// The difference.
         detail: String,
     },
-    /// Runs were killed at the same place, again and again.
+    /// Several runs were killed at the same epoch.
     #[error(
-        "the last {runs} runs were killed before they recorded anything after epoch {durable}, with records waiting from \
-         {unread} (TOPIC:PARTITION:OFFSET) on: a batch that decompresses to more memory than there is does that. Give the \
-         process more memory and start it again, which this refusal permits; or `--accept-loss TOPIC:PARTITION:OFFSET` goes \
-         on after OFFSET, which is to be the last of that batch (kafka-dump-log.sh shows it as lastOffset): the records of \
-         the partition since the last checkpoint and through OFFSET are never read, results that were committed stay"
+        "the last {runs} runs were killed before they recorded anything after epoch {durable}, while records waited \
+         from {unread} (TOPIC:PARTITION:OFFSET) on: a batch that decompresses to more than the available memory may be \
+         the cause. Give the process more memory and start it again, which is permitted after this refusal; or \
+         `--accept-loss TOPIC:PARTITION:OFFSET` resumes after OFFSET, the last offset of that batch (lastOffset in the \
+         output of kafka-dump-log.sh): the partition's records since the last checkpoint through OFFSET are never read, \
+         and committed results stay"
     )]
     Killed {
-        /// How many.
+        /// The number of killed runs.
         runs: u64,
-        /// The ledger's end.
+        /// The last epoch of the ledger.
         durable: Epoch,
-        /// What waits to be read.
+        /// The positions of the first records that have not been read.
         unread: String,
     },
-    /// There is nothing to go on from, or what there is does not fit together.
+    /// There is no state to resume from, or the ledger and the sinks contradict each other.
     #[error(transparent)]
     Resume(#[from] NoResume),
-    /// The configuration or the program is not what the pipeline's state was made by.
+    /// The state of the pipeline does not fit the configuration or the program.
     #[error(transparent)]
     IncompatibleState(#[from] IncompatibleState),
-    /// The state store cannot be used, or must not be.
+    /// The state store failed, or refused the operation.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A part of a checkpoint is not what was put.
+    /// A part of a checkpoint is missing or damaged.
     #[error(
-        "checkpoint: part {name}: {damage}; restore the state store, or forget all state: `--reset all:EPOCH` with the epoch \
-         through which `headwater status` says that it is recorded; nothing is read again then, and what was open is lost"
+        "checkpoint: part {name}: {damage}; restore the state store, or discard all state: `--reset all:EPOCH`, where \
+         EPOCH is the last recorded epoch, which `headwater status` prints; nothing is replayed then, and open windows \
+         and pattern state are lost"
     )]
     Part {
-        /// Its name.
+        /// The name of the part.
         name: String,
-        /// What is wrong with it.
+        /// The damage.
         damage: String,
     },
-    /// The state of a checkpoint is not that of this pipeline's operators.
+    /// The state of a checkpoint does not fit this pipeline's operators.
     #[error(transparent)]
     Restore(#[from] RestoreError),
-    /// A worker's word about a checkpoint contradicts what is known.
+    /// A worker has stored an invalid part of a checkpoint.
     #[error("checkpoint: {0}")]
     InvalidPart(#[from] InvalidPart),
-    /// A file of the run's own cannot be written.
+    /// A file that records the run, such as the trace of its bindings, cannot be written.
     #[error("cannot write {path}")]
     Record {
-        /// Which file.
+        /// The file.
         path: String,
-        /// Why.
+        /// The error.
         source: std::io::Error,
     },
 }
 
 impl RunError {
-    /// Whether going on would break a promise, so that a restart would not help.
+    /// Returns true if the run must not resume without a decision of the operator: a restart does not help.
     pub fn is_refusal(&self) -> bool {
         self.is_replacement()
             || matches!(
@@ -129,7 +131,7 @@ impl RunError {
             )
     }
 
-    /// Whether a later start has taken over.
+    /// Returns true if a later start has taken over.
     pub fn is_replacement(&self) -> bool {
         matches!(
             self,
@@ -140,7 +142,7 @@ impl RunError {
     }
 }
 
-/// Where failures are reported. Only the first counts.
+/// The shared slot of the first failure of a run. Later failures are only logged.
 #[derive(Clone, Debug, Default)]
 pub struct Failure(Arc<OnceLock<RunError>>);
 
@@ -148,16 +150,16 @@ impl Failure {
     /// Reports a failure.
     pub fn report(&self, error: RunError) {
         if let Err(later) = self.0.set(error) {
-            tracing::warn!(error = %later, "a further failure while the run ends");
+            tracing::warn!(error = %later, "another failure while the run ends");
         }
     }
 
-    /// Whether there was one.
+    /// Returns true if there was a failure.
     pub fn is_some(&self) -> bool {
         self.0.get().is_some()
     }
 
-    /// The failure, if there was one; for the last to hold it.
+    /// Returns the failure, if there was one. Must be called on the last clone: other clones make it return Ok.
     pub fn into_result(self) -> Result<(), RunError> {
         match Arc::into_inner(self.0).and_then(OnceLock::into_inner) {
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! Optional fields of a wrong form: each is counted, and a sample is logged.
+//! Malformed optional fields: counts each, and logs examples.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use headwater_dataflows::Position;
 use crate::decode::FieldError;
 use crate::metrics::Metrics;
 
-/// How often a worker logs an example of a field: one record in ten may have such a field.
+/// The minimum time between two logged examples of a field by a worker: one record in ten may have such a field.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// What one worker has come across.
+/// The field errors of one worker.
 pub struct FieldErrors {
     metrics: Arc<Metrics>,
     fields: BTreeMap<&'static str, Sample>,
 }
 
-/// When an example of a field was logged, and how many there were since.
+/// The time of the last logged example of a field, and the number of errors since.
 #[derive(Default)]
 struct Sample {
     logged: Option<Instant>,
@@ -26,7 +26,7 @@ struct Sample {
 }
 
 impl Sample {
-    /// One more; says whether it is to be logged, and how many it stands for.
+    /// Counts an error. If an example is to be logged, returns the number of errors since the last one.
     fn count(&mut self, now: Instant) -> Option<u64> {
         self.since += 1;
         if self.logged.is_some_and(|at| now.duration_since(at) < LOG_EVERY) {
@@ -38,17 +38,20 @@ impl Sample {
 }
 
 impl FieldErrors {
-    /// Counted there.
+    /// Creates a counter that updates these metrics.
     pub fn new(metrics: Arc<Metrics>) -> FieldErrors {
         FieldErrors { metrics, fields: BTreeMap::new() }
     }
 
-    /// Takes note of the fields of an event that were taken as absent.
+    /// Counts the fields of an event that were treated as absent, and logs examples.
     pub fn note(&mut self, position: Position, errors: &[FieldError]) {
         for FieldError { field, message } in errors {
             self.metrics.field_error(field);
             if let Some(count) = self.fields.entry(field).or_default().count(Instant::now()) {
-                tracing::warn!(field, example = message, record = %position, count, "optional field taken as absent");
+                tracing::warn!(
+                    field, example = message, record = %position, count,
+                    "malformed optional field treated as absent"
+                );
             }
         }
     }
@@ -59,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn examples_are_rare_and_say_how_many_they_stand_for() {
+    fn examples_are_rare_and_have_the_number_of_errors() {
         let mut sample = Sample::default();
         let start = Instant::now();
         assert_eq!(sample.count(start), Some(1), "the first one at once");

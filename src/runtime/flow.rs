@@ -1,4 +1,4 @@
-//! The whole dataflow of a pipeline.
+//! The dataflow of a pipeline.
 //!
 //! ```text
 //!   Clock ─▶ Read ─▶ Admit ─┬▶ Enrich ──────┐
@@ -6,8 +6,8 @@
 //!             │        │    └▶ windows ─────┼▶ Part by sink ─▶ Deliver (each sink) ─▶ probe
 //!             │        └ late, duplicate ───┤
 //!             ├──────── malformed, … ───────┘
-//!             └▶ Bind ─┬▶ control, to all keyed operators ─▶ what they capture ─▶ Store ─▶ Conclude (ledger)
-//!                      └▶ Record (ledger) ─▶ what Deliver may let a sink commit
+//!             └▶ Bind ─┬▶ control, to all keyed operators ─▶ captured state ─▶ Store ─▶ Conclude (ledger)
+//!                      └▶ Record (ledger) ─▶ durable epochs, which Deliver may let a sink commit
 //! ```
 
 use std::cell::{Cell, RefCell};
@@ -27,7 +27,7 @@ use timely::dataflow::operators::{Concat, Concatenate, Inspect, Probe as _};
 use super::binding::{Binder, Marker, bind};
 use super::checkpoint_writer::CheckpointWriterHandle;
 use super::checkpointing::{Concluder, Marked, conclude, marks, store};
-use super::clock::{ClockHand, ClockSettings, ticks};
+use super::clock::{ClockControl, ClockSettings, ticks};
 use super::compute::{Computed, Inputs, compute, operators};
 use super::delivery::deliver;
 use super::encode::split_by_sink;
@@ -45,69 +45,69 @@ use crate::metrics::Metrics;
 use crate::outputs::{SinkEncoding, SinkRoute};
 use crate::source::Reader;
 
-/// What the dataflow of one worker is built from.
-pub struct Parts {
-    /// What to compute.
+/// The inputs from which the dataflow of one worker is built.
+pub struct FlowInputs {
+    /// The plan: what the dataflow computes.
     pub plan: Plan,
-    /// Reads this worker's partitions.
+    /// The reader of this worker's partitions.
     pub reader: Box<dyn Reader>,
-    /// By partition, where reading goes on.
+    /// The start position of each partition.
     pub positions: Arc<[Position]>,
-    /// How many partitions are known before the first epoch: others are added in it, or later.
+    /// The number of partitions that are known before the first epoch; others are added in that epoch or later.
     pub known: usize,
-    /// The partitions of this worker that were added since the start.
+    /// Returns the partitions of this worker that were added since the start.
     pub added: Rc<dyn Fn() -> Vec<(Partition, Offset)>>,
-    /// How many workers this process has: they share its bytes in flight.
+    /// The number of workers of this process, which share its bytes in flight.
     pub local_workers: usize,
-    /// Whether epochs are counts of records.
+    /// True if epochs close by a count of records.
     pub counted: bool,
-    /// The writers of the sinks, and how each is told.
+    /// The writers and routes of the sinks.
     pub sinks: Vec<(WriterHandle, SinkRoute)>,
-    /// Worker 0 writes down the bindings here.
+    /// The trace that worker 0 writes the bindings to, if any.
     pub trace: Option<TraceWriter>,
-    /// What the run goes on from.
+    /// The checkpoint and the epochs that the run resumes from.
     pub origin: Arc<Origin>,
-    /// Where worker 0 makes epochs durable.
+    /// The writer with which worker 0 makes epochs durable.
     pub ledger: Option<LedgerWriterHandle>,
-    /// How checkpoints are made, if they are.
-    pub checkpoints: Option<Capturing>,
-    /// What the operators go on from; none at the beginning.
+    /// The settings of checkpoints; None if checkpoints are disabled.
+    pub checkpoints: Option<CheckpointSettings>,
+    /// The checkpoint that the operators resume from; None at the beginning of the pipeline.
     pub restored: Option<Checkpoint>,
-    /// Set when the process was asked to stop.
+    /// True once the process has received a request to stop.
     pub stopping: Arc<AtomicBool>,
-    /// Where failures go.
+    /// Receives failures.
     pub failure: Failure,
-    /// Counters.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
 }
 
-/// How checkpoints are made: every worker has a copy.
+/// The settings of checkpoints. Every worker has a copy.
 #[derive(Clone)]
-pub struct Capturing {
-    /// Puts their parts.
+pub struct CheckpointSettings {
+    /// Writes the parts.
     pub checkpoint_writer: CheckpointWriterHandle,
-    /// The least time between two, in milliseconds of the epochs' wall times.
+    /// The minimum time between two checkpoints, in milliseconds of the epochs' wall times.
     pub interval_ms: i64,
-    /// This start's.
+    /// The generation of this start.
     pub generation: Generation,
 }
 
-/// What a worker keeps of its dataflow.
+/// The handles of a built dataflow that its worker keeps.
 pub struct Flow {
-    /// Behind all sinks.
+    /// The probe behind all sinks.
     pub committed: Probe<Epoch>,
-    /// On worker 0: what the consumer group may be told.
+    /// The offsets to commit to the consumer group, on worker 0.
     pub offsets: Rc<RefCell<GroupOffsets>>,
-    /// Looks at it for the metrics.
+    /// Observes the dataflow for the metrics.
     pub watch: Watch,
 }
 
 /// Builds the dataflow of one worker.
 ///
 /// # Errors
-/// If the operators cannot go on from the checkpoint; the dataflow is not to be run then.
-pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError> {
-    let Parts {
+/// If the operators cannot resume from the checkpoint. The dataflow must not run then.
+pub fn build(scope: Scope<'_, Epoch>, inputs: FlowInputs) -> Result<Flow, RestoreError> {
+    let FlowInputs {
         plan,
         reader,
         positions,
@@ -124,13 +124,13 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         stopping,
         failure,
         metrics,
-    } = parts;
+    } = inputs;
     let committed = Probe::new();
-    let hand = Rc::new(ClockHand::default());
+    let clock_control = Rc::new(ClockControl::default());
     let offsets = Rc::new(RefCell::new(GroupOffsets::default()));
     let watermark = Rc::new(Cell::new(origin.watermark()));
 
-    hand.bound.set(origin.manifest.as_ref().map_or(Epoch(0), |manifest| manifest.epoch));
+    clock_control.bound.set(origin.manifest.as_ref().map_or(Epoch(0), |manifest| manifest.epoch));
     let clock = ClockSettings {
         origin: Arc::clone(&origin),
         first: plan.first_epoch,
@@ -139,7 +139,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         counted,
     };
     let observer = StreamObserver::default();
-    let ticks = observer.ticks(ticks(scope, clock, Rc::clone(&hand), committed.clone()));
+    let ticks = observer.ticks(ticks(scope, clock, Rc::clone(&clock_control), committed.clone()));
     let reports = scope.index().is_multiple_of(local_workers.max(1));
     let settings = ReadSettings {
         timing: Timing {
@@ -173,7 +173,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         liveness: Liveness::new(plan.time.standstill(), plan.time.held_warning),
     };
     let known = &positions[..known];
-    hand.paced.set(pace.end_epoch(Duration::ZERO, known, None, origin.watermark()));
+    clock_control.paced.set(pace.end_epoch(Duration::ZERO, known, None, origin.watermark()));
     let marked = Marked::default();
     let binder = Binder {
         collector: Collector::new(scope.peers()),
@@ -185,13 +185,13 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         started: Instant::now(),
         counted,
         positions: Positions::of(known),
-        marker: checkpoints.as_ref().map(|&Capturing { interval_ms, generation, .. }| Marker {
+        marker: checkpoints.as_ref().map(|&CheckpointSettings { interval_ms, generation, .. }| Marker {
             marks: Marks::new(interval_ms, origin.newest),
             generation,
             marked: Rc::clone(&marked),
         }),
         close_at_end: plan.close_at_end,
-        hand,
+        clock_control,
         offsets: Rc::clone(&offsets),
         trace,
         origin: Arc::clone(&origin),
@@ -243,7 +243,7 @@ pub fn build(scope: Scope<'_, Epoch>, parts: Parts) -> Result<Flow, RestoreError
         scope.concatenate(done)
     };
     let done = done.probe_with(&committed);
-    if let Some(Capturing { checkpoint_writer, .. }) = checkpoints {
+    if let Some(CheckpointSettings { checkpoint_writer, .. }) = checkpoints {
         let stored = store(captured, control, checkpoint_writer);
         let before = origin.parts().to_vec();
         let concluder =

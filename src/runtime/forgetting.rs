@@ -1,30 +1,30 @@
-//! `--reset all:EPOCH`: a pipeline whose state is lost, or whose epochs cannot be replayed, goes on after the ledger's end
-//! with no state. Nothing is read again, so nothing is doubled.
+//! `--reset all:EPOCH`: resumes a pipeline at the end of its ledger without state, when its state is lost or its epochs
+//! cannot be replayed. Nothing is read again, so nothing is duplicated.
 
 use headwater_dataflows::{Epoch, EventTime};
 use headwater_sinks::{WriterContext, crash};
 
 use super::SinkJob;
 use super::failure::RunError;
-use super::recovery::{Found, History, Records, open_sink_anew};
+use super::recovery::{History, OpenedSink, Records, adopt_sink};
 use crate::coordination::{
     EpochRecord, Manifest, NoOrigin, NoResume, Operator, Positions, Watermark, WatermarkRule,
     committed_through,
 };
 use crate::ledger::{LedgerError, StoredManifest, readable};
 
-/// What a start knows that forgets all state.
-pub struct Forgetting<'a> {
-    /// Who writes.
+/// The parameters of a start that discards all state.
+pub struct ForgetContext<'a> {
+    /// The identity of the writer.
     pub context: &'a WriterContext,
-    /// The operators that go on with nothing.
+    /// The operators, which resume without state.
     pub operators: &'a [Operator],
-    /// How the watermark is computed.
+    /// The parameters from which the watermark is computed.
     pub rule: WatermarkRule,
 }
 
-/// The epoch at which all state is to be forgotten: the ledger's end, if that is the one that was permitted and there is
-/// anything to forget.
+/// Returns the epoch at which all state is discarded: the last one of the ledger, if `permitted` is that epoch and
+/// there is anything to discard.
 pub fn forgets_of(
     manifests: &[StoredManifest],
     epochs: &[EpochRecord],
@@ -38,50 +38,53 @@ pub fn forgets_of(
     (permitted == Some(durable) && !is_forgotten).then_some(durable)
 }
 
-/// Puts one manifest without state in the place of all that the ledger has, at its end. Sinks that have less are taken for
-/// having everything.
+/// Replaces the contents of the ledger by one manifest without state, at its last epoch. Marks the sinks that are
+/// behind as caught up with the ledger.
 ///
 /// # Errors
-/// If a sink does not belong to the ledger, nobody knows where reading goes on, or it cannot be written.
+/// If a sink does not belong to the ledger, the positions to read from are unknown, or the ledger or a sink cannot be
+/// written.
 pub fn forget(
     history: &mut History,
     records: &Records,
     durable: Epoch,
     sinks: &mut [SinkJob],
-    found: &mut [(String, Found)],
-    forgetting: &Forgetting<'_>,
+    found: &mut [(String, OpenedSink)],
+    forgetting: &ForgetContext<'_>,
 ) -> Result<(), RunError> {
     if history.checkpoints.is_none() {
-        let reason =
-            "`--reset all` goes on from a checkpoint without state: it needs [checkpoint] and [state]";
+        let reason = "`--reset all` creates a checkpoint without state: it needs [checkpoint] and [state]";
         return Err(LedgerError::Refused(reason.into()).into());
     }
-    let manifest = without_state(history, records, durable, forgetting)?;
+    let manifest = manifest_without_state(history, records, durable, forgetting)?;
     for (job, (name, found)) in sinks.iter_mut().zip(found) {
         let committed_through = committed_through(name, &found.progress, durable, &history.committed)?;
         let has = committed_through.least().unwrap_or_default();
         if has < durable {
             tracing::warn!(
                 sink = name, after = %has, through = %durable,
-                "its results of these epochs that it does not have are never written"
+                "the results of these epochs that the sink has not committed are never written to it"
             );
-            *found = open_sink_anew(&mut *job.sink, forgetting.context, durable, found.latest)?;
+            *found = adopt_sink(&mut *job.sink, forgetting.context, durable, found.latest)?;
         }
     }
     crash::point("ledger.amend.before");
     history.ledger.amend(&history.semantics, Some(&manifest))?;
     crash::point("ledger.amend.after");
     history.config_change = None;
-    tracing::warn!(after = %durable, "all state is forgotten: nothing is read again, and what was open is lost");
+    tracing::warn!(
+        after = %durable,
+        "discarded all state: nothing is replayed; open windows and pattern state are lost"
+    );
     Ok(())
 }
 
-/// The ledger's end as a manifest, with the positions and the watermark that there are, and no state.
-fn without_state(
+/// Returns a manifest at the end of the ledger, with the recorded positions and watermark, and no state.
+fn manifest_without_state(
     history: &History,
     records: &Records,
     durable: Epoch,
-    forgetting: &Forgetting<'_>,
+    forgetting: &ForgetContext<'_>,
 ) -> Result<Manifest, RunError> {
     let newest = readable(&records.manifests).last();
     let starts = history.claim.genesis.as_ref().map(|genesis| &genesis.starts);

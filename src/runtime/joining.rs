@@ -1,12 +1,13 @@
-//! How the processes of a cluster come together. Each connects to those before it and accepts those after it:
+//! The connections between the processes of a cluster. Each process connects to those before it and accepts those after
+//! it:
 //!
 //! ```text
-//! connects: "hw-join1", round, processes, index ─▶ accepts
-//!           ◀─ one byte: it is expected
+//! connects: "hw-join1", phase, processes, index ─▶ accepts
+//!           ◀─ one byte: accepted
 //! ```
 //!
-//! timely does this by itself, but prints to standard output while it waits, and waits for ever for a connection that says
-//! nothing. This is no proof of who connects: the port is for the cluster alone.
+//! timely can connect processes itself, but it prints to standard output while it waits, and waits forever for a
+//! connection that sends nothing. The handshake does not authenticate: only the cluster's processes may reach the port.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -21,38 +22,38 @@ use timely::worker::Worker;
 
 use super::failure::RunError;
 
-/// Why processes meet. A process that comes for one is not taken for one that comes for the other.
+/// The purpose of a connection. A connection for one purpose is not accepted for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Round {
-    /// The first process hands out where to go on.
+pub enum JoinPhase {
+    /// The leader sends the start data.
     ClusterBootstrap = 0,
     /// The run itself.
     Run = 1,
 }
 
-/// How long a connection may take to say who it is, and how long an answer may take.
+/// The timeout for a connection to identify itself, and for the response.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long to wait before the next attempt.
+/// The time until the next attempt.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How often it is logged what is waited for.
+/// The interval at which the missing processes are logged.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// No more connections than this may be about to say who they are.
+/// The maximum number of connections that have not identified themselves yet.
 const PENDING: usize = 256;
 
 const MAGIC: &[u8; 8] = b"hw-join1";
-const HELLO: usize = 20;
-const EXPECTED: u8 = b'+';
+const HELLO_LEN: usize = 20;
+const ACCEPTED: u8 = b'+';
 
-/// Runs `work` on every worker, once all processes have come together.
+/// Runs `work` on every worker once all processes have connected.
 ///
 /// # Errors
-/// If they cannot come together.
+/// If they cannot connect.
 pub fn execute<T: Send + 'static>(
     config: timely::Config,
-    round: Round,
+    phase: JoinPhase,
     work: impl Fn(&mut Worker) -> T + Send + Sync + 'static,
 ) -> Result<WorkerGuards<T>, RunError> {
     let timely::Config { communication, worker } = config;
@@ -60,7 +61,7 @@ pub fn execute<T: Send + 'static>(
         return timely::execute(timely::Config { communication, worker }, work).map_err(RunError::Workers);
     };
     let failed = |error: std::io::Error| RunError::Workers(error.to_string());
-    let sockets = join(&addresses, process, round)?;
+    let sockets = join(&addresses, process, phase)?;
     let hooks = Hooks::default();
     let builders = ProcessBuilder::new_typed_vector(threads, hooks.refill.clone(), hooks.spill.clone());
     let (builders, guard) =
@@ -69,74 +70,75 @@ pub fn execute<T: Send + 'static>(
     timely::execute::execute_from(builders, Box::new(guard), worker, work).map_err(RunError::Workers)
 }
 
-/// A connection to each other process, by its index; none to this one.
-fn join(addresses: &[String], process: usize, round: Round) -> Result<Vec<Option<TcpStream>>, RunError> {
+/// Returns a connection to each other process, by its index; None at the index of this one.
+fn join(addresses: &[String], process: usize, phase: JoinPhase) -> Result<Vec<Option<TcpStream>>, RunError> {
     let own = &addresses[process];
     let listener = TcpListener::bind(own).and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
-    let listener = listener
-        .map_err(|error| RunError::Workers(format!("cannot listen at {own}, for the cluster: {error}")))?;
-    let me = Me { process, processes: addresses.len(), round };
-    let accepting = thread::spawn(move || accept(&listener, me));
+    let listener = listener.map_err(|error| {
+        RunError::Workers(format!("cannot listen on {own} for the processes of the cluster: {error}"))
+    })?;
+    let local = LocalProcess { process, processes: addresses.len(), phase };
+    let accepting = thread::spawn(move || accept(&listener, local));
     let mut sockets: Vec<_> =
-        addresses[..process].iter().enumerate().map(|(peer, at)| Some(connect(me, peer, at))).collect();
+        addresses[..process].iter().enumerate().map(|(peer, at)| Some(connect(local, peer, at))).collect();
     sockets.push(None);
     let panicked = |_| RunError::Workers("the thread that accepts other processes panicked".into());
     sockets.extend(accepting.join().map_err(panicked)?);
     Ok(sockets)
 }
 
-/// Which process this is.
+/// The identity of this process.
 #[derive(Clone, Copy)]
-struct Me {
+struct LocalProcess {
     process: usize,
     processes: usize,
-    round: Round,
+    phase: JoinPhase,
 }
 
-impl Me {
-    fn hello(self) -> [u8; HELLO] {
-        let mut hello = [0; HELLO];
+impl LocalProcess {
+    fn hello(self) -> [u8; HELLO_LEN] {
+        let mut hello = [0; HELLO_LEN];
         hello[..8].copy_from_slice(MAGIC);
-        for (at, number) in [self.round as usize, self.processes, self.process].into_iter().enumerate() {
-            // No cluster has more processes than shards.
+        for (at, number) in [self.phase as usize, self.processes, self.process].into_iter().enumerate() {
+            // A cluster has at most as many processes as shards.
             hello[8 + 4 * at..][..4].copy_from_slice(&(number as u32).to_be_bytes());
         }
         hello
     }
 
-    /// The process that says this, if it is one to be accepted.
-    fn judge(self, hello: &[u8; HELLO]) -> Result<usize, String> {
+    /// Returns the index of the process that sent `hello`, if it may be accepted; otherwise the reason why not.
+    fn check_hello(self, hello: &[u8; HELLO_LEN]) -> Result<usize, String> {
         if &hello[..8] != MAGIC {
-            return Err("it is no process of a cluster".into());
+            return Err("it is not a process of a Headwater cluster".into());
         }
-        let [round, processes, process] = [8, 12, 16].map(|at| {
+        let [phase, processes, process] = [8, 12, 16].map(|at| {
             let bytes = hello[at..at + 4].try_into().expect("four bytes");
             u32::from_be_bytes(bytes) as usize
         });
         if processes != self.processes {
             return Err(format!(
-                "it has been started as one of {processes} processes, this one of {}",
+                "it was started as one of {processes} processes, and this process as one of {}",
                 self.processes
             ));
         }
-        if round != self.round as usize || process <= self.process || process >= processes {
-            return Err(format!("process {process} is not expected here now"));
+        if phase != self.phase as usize || process <= self.process || process >= processes {
+            return Err(format!("process {process} is not expected to connect here now"));
         }
         Ok(process)
     }
 }
 
-/// Connects to a process before this one, however long it takes to be there.
-fn connect(me: Me, peer: usize, address: &str) -> TcpStream {
-    let mut log = Log::default();
+/// Connects to a process with a lower index; retries until it is available.
+fn connect(local: LocalProcess, peer: usize, address: &str) -> TcpStream {
+    let mut log = RateLimitedLog::default();
     loop {
-        match greet(me, address) {
+        match handshake(local, address) {
             Ok(stream) => return stream,
             Err(error) => {
-                log.now_and_then(
+                log.log_at_intervals(
                     || tracing::info!(peer, address, %error, "waiting for a process of the cluster"),
                 );
                 thread::sleep(RETRY);
@@ -145,17 +147,17 @@ fn connect(me: Me, peer: usize, address: &str) -> TcpStream {
     }
 }
 
-fn greet(me: Me, address: &str) -> std::io::Result<TcpStream> {
+fn handshake(local: LocalProcess, address: &str) -> std::io::Result<TcpStream> {
     let mut last = ErrorKind::AddrNotAvailable.into();
     for address in address.to_socket_addrs()? {
         let connected = TcpStream::connect_timeout(&address, HELLO_TIMEOUT).and_then(|mut stream| {
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(HELLO_TIMEOUT))?;
-            stream.write_all(&me.hello())?;
+            stream.write_all(&local.hello())?;
             let mut answer = [0];
             stream.read_exact(&mut answer)?;
             stream.set_read_timeout(None)?;
-            if answer[0] == EXPECTED { Ok(stream) } else { Err(ErrorKind::InvalidData.into()) }
+            if answer[0] == ACCEPTED { Ok(stream) } else { Err(ErrorKind::InvalidData.into()) }
         });
         match connected {
             Ok(stream) => return Ok(stream),
@@ -165,41 +167,41 @@ fn greet(me: Me, address: &str) -> std::io::Result<TcpStream> {
     Err(last)
 }
 
-/// Accepts every process after this one. Who connects and says nothing, or something else, is let go.
-fn accept(listener: &TcpListener, me: Me) -> Vec<Option<TcpStream>> {
-    let first = me.process + 1;
-    let mut accepted: Vec<Option<TcpStream>> = (first..me.processes).map(|_| None).collect();
+/// Accepts every process with a higher index. Closes connections that send nothing or an unexpected greeting.
+fn accept(listener: &TcpListener, local: LocalProcess) -> Vec<Option<TcpStream>> {
+    let first = local.process + 1;
+    let mut accepted: Vec<Option<TcpStream>> = (first..local.processes).map(|_| None).collect();
     let mut pending: Vec<(TcpStream, SocketAddr, Instant)> = Vec::new();
-    let mut log = Log::default();
+    let mut log = RateLimitedLog::default();
     while accepted.iter().any(Option::is_none) {
         match listener.accept() {
             Ok((stream, address)) => {
                 if pending.len() >= PENDING {
                     let (_, address, _) = pending.remove(0);
-                    tracing::warn!(%address, "a connection to the cluster's port was closed: too many say nothing");
+                    tracing::warn!(%address, "closed a connection to the cluster's port: too many are unidentified");
                 }
                 pending.push((stream, address, Instant::now()));
             }
             Err(_) => thread::sleep(Duration::from_millis(10)),
         }
         for (stream, address, since) in std::mem::take(&mut pending) {
-            match listen_to(&stream, me) {
+            match read_hello(&stream, local) {
                 Ok(None) if since.elapsed() < HELLO_TIMEOUT => pending.push((stream, address, since)),
                 Ok(None) => {
-                    tracing::warn!(%address, "a connection to the cluster's port said nothing and was closed")
+                    tracing::warn!(%address, "closed a connection that did not identify itself in time")
                 }
-                Ok(Some(process)) => match welcome(stream) {
+                Ok(Some(process)) => match answer_hello(stream) {
                     Ok(stream) => accepted[process - first] = Some(stream),
                     Err(error) => {
-                        tracing::warn!(%address, %error, process, "a process of the cluster is gone again")
+                        tracing::warn!(%address, %error, process, "a process disconnected during the handshake")
                     }
                 },
                 Err(reason) => {
-                    tracing::warn!(%address, reason, "a connection to the cluster's port was refused")
+                    tracing::warn!(%address, reason, "refused a connection to the cluster's port")
                 }
             }
         }
-        log.now_and_then(|| {
+        log.log_at_intervals(|| {
             let missing: Vec<_> = (first..).zip(&accepted).filter(|(_, stream)| stream.is_none()).collect();
             if let Some((process, _)) = missing.first() {
                 tracing::info!(process, missing = missing.len(), "waiting for processes of the cluster");
@@ -209,15 +211,15 @@ fn accept(listener: &TcpListener, me: Me) -> Vec<Option<TcpStream>> {
     accepted
 }
 
-/// Which process a connection says it is, if it has said so yet.
-fn listen_to(stream: &TcpStream, me: Me) -> Result<Option<usize>, String> {
-    let mut hello = [0; HELLO];
-    let words = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut hello));
-    match words {
-        Ok(0) => Err("it was closed before it said anything".into()),
-        Ok(HELLO) => me.judge(&hello).map(Some),
+/// Returns the index of the process at the other end, or None if it has not identified itself yet.
+fn read_hello(stream: &TcpStream, local: LocalProcess) -> Result<Option<usize>, String> {
+    let mut hello = [0; HELLO_LEN];
+    let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut hello));
+    match peeked {
+        Ok(0) => Err("it was closed before it identified itself".into()),
+        Ok(HELLO_LEN) => local.check_hello(&hello).map(Some),
         Ok(some) if hello[..some.min(8)] != MAGIC[..some.min(8)] => {
-            Err("it is no process of a cluster".into())
+            Err("it is not a process of a Headwater cluster".into())
         }
         Ok(_) => Ok(None),
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
@@ -225,20 +227,20 @@ fn listen_to(stream: &TcpStream, me: Me) -> Result<Option<usize>, String> {
     }
 }
 
-fn welcome(mut stream: TcpStream) -> std::io::Result<TcpStream> {
+fn answer_hello(mut stream: TcpStream) -> std::io::Result<TcpStream> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    stream.read_exact(&mut [0; HELLO])?;
-    stream.write_all(&[EXPECTED])?;
+    stream.read_exact(&mut [0; HELLO_LEN])?;
+    stream.write_all(&[ACCEPTED])?;
     Ok(stream)
 }
 
-/// Logs at once, and then now and then.
+/// Logs at once, and then at intervals.
 #[derive(Default)]
-struct Log(Option<Instant>);
+struct RateLimitedLog(Option<Instant>);
 
-impl Log {
-    fn now_and_then(&mut self, log: impl FnOnce()) {
+impl RateLimitedLog {
+    fn log_at_intervals(&mut self, log: impl FnOnce()) {
         if self.0.is_none_or(|last| last.elapsed() >= LOG_EVERY) {
             self.0 = Some(Instant::now());
             log();
@@ -251,47 +253,49 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processes_join_beside_silent_and_strange_connections() {
+    fn processes_join_despite_foreign_connections() {
         let free = || TcpListener::bind("127.0.0.1:0").and_then(|at| at.local_addr()).expect("a free port");
         let addresses: Vec<_> = [free(), free()].iter().map(ToString::to_string).collect();
         let first = {
             let addresses = addresses.clone();
-            thread::spawn(move || join(&addresses, 0, Round::Run))
+            thread::spawn(move || join(&addresses, 0, JoinPhase::Run))
         };
-        let strangers: Vec<_> = ["", "hw-", "GET / HTTP/1.1\r\n\r\n"]
+        let foreign: Vec<_> = ["", "hw-", "GET / HTTP/1.1\r\n\r\n"]
             .into_iter()
-            .map(|words| {
+            .map(|bytes| {
                 let mut stream = loop {
                     match TcpStream::connect(&addresses[0]) {
                         Ok(stream) => break stream,
                         Err(_) => thread::sleep(RETRY),
                     }
                 };
-                stream.write_all(words.as_bytes()).expect("sent");
+                stream.write_all(bytes.as_bytes()).expect("sent");
                 stream
             })
             .collect();
         let begun = Instant::now();
-        let second = join(&addresses, 1, Round::Run).expect("joined");
+        let second = join(&addresses, 1, JoinPhase::Run).expect("joined");
         let first = first.join().expect("no panic").expect("joined");
-        assert!(begun.elapsed() < HELLO_TIMEOUT, "strangers hold nobody up");
-        drop(strangers);
+        assert!(begun.elapsed() < HELLO_TIMEOUT, "foreign connections delay no process");
+        drop(foreign);
         let pair = (first[1].as_ref().expect("to 1"), second[0].as_ref().expect("to 0"));
         assert_eq!(pair.0.local_addr().ok(), pair.1.peer_addr().ok());
     }
 
     #[test]
-    fn only_those_expected_are_accepted() {
-        let me = Me { process: 1, processes: 3, round: Round::Run };
-        let judged = |process, processes, round| me.judge(&Me { process, processes, round }.hello());
-        assert_eq!(judged(2, 3, Round::Run), Ok(2));
-        assert!(judged(2, 3, Round::ClusterBootstrap).is_err());
-        assert!(judged(0, 3, Round::Run).is_err());
-        assert!(judged(3, 3, Round::Run).is_err());
+    fn only_expected_processes_are_accepted() {
+        let local = LocalProcess { process: 1, processes: 3, phase: JoinPhase::Run };
+        let check = |process, processes, phase| {
+            local.check_hello(&LocalProcess { process, processes, phase }.hello())
+        };
+        assert_eq!(check(2, 3, JoinPhase::Run), Ok(2));
+        assert!(check(2, 3, JoinPhase::ClusterBootstrap).is_err());
+        assert!(check(0, 3, JoinPhase::Run).is_err());
+        assert!(check(3, 3, JoinPhase::Run).is_err());
         assert_eq!(
-            judged(2, 4, Round::Run),
-            Err("it has been started as one of 4 processes, this one of 3".to_owned())
+            check(2, 4, JoinPhase::Run),
+            Err("it was started as one of 4 processes, and this process as one of 3".to_owned())
         );
-        assert!(me.judge(&[0; HELLO]).is_err());
+        assert!(local.check_hello(&[0; HELLO_LEN]).is_err());
     }
 }

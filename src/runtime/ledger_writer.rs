@@ -1,4 +1,4 @@
-//! Recording: bound epochs become durable in the ledger before any sink may commit them; checkpoints are concluded there.
+//! The ledger writer: makes bound epochs durable in the ledger before any sink may commit them, and records manifests.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,18 +20,19 @@ use crate::coordination::{EpochRecord, Manifest, Prune, prune, unreferenced};
 use crate::ledger::{Ledger, LedgerError, StoredManifest, readable};
 use crate::metrics::Metrics;
 
-/// How many epochs one round may hold: what the queue has, but not for ever.
+/// The maximum number of epochs in one transaction of the ledger; it bounds the time of a transaction if the queue is
+/// long.
 const ROUND: usize = 4096;
 
-/// What is to be written.
+/// An entry of the writer's queue.
 enum Entry {
     Epoch(EpochRecord),
     Manifest(Box<Manifest>),
-    /// A sink that has committed.
+    /// The name of a sink that has committed.
     Committed(String),
 }
 
-/// Worker 0's end of the thread that writes the ledger.
+/// Worker 0's handle of the thread that writes the ledger.
 #[derive(Clone)]
 pub struct LedgerWriterHandle {
     sender: Sender<Entry>,
@@ -41,57 +42,58 @@ pub struct LedgerWriterHandle {
 struct Shared {
     /// The last epoch that is durable.
     durable: AtomicU64,
-    /// The epoch of the newest manifest that was written; 0 if none was.
+    /// The epoch of the newest manifest that was recorded since the start; 0 if none was.
     concluded: AtomicU64,
     activator: Mutex<Option<SyncActivator>>,
 }
 
 impl LedgerWriterHandle {
-    /// Gives an epoch to be recorded. A writer that has failed takes everything: the run is about to end.
+    /// Queues an epoch to be recorded. After a failure the writer discards it: the run is about to end.
     pub fn record(&self, record: EpochRecord) {
         let _ = self.sender.send(Entry::Epoch(record));
     }
 
-    /// Gives a manifest to be recorded. Rounds through its epoch are durable already: sinks have committed them.
+    /// Queues a manifest to be recorded. The epochs through its own are durable already, since sinks have committed
+    /// them.
     pub fn conclude(&self, manifest: Manifest) {
         let _ = self.sender.send(Entry::Manifest(Box::new(manifest)));
     }
 
-    /// Has it recorded that a sink has committed.
+    /// Queues the record that a sink has committed.
     pub fn committed(&self, sink: &str) {
         let _ = self.sender.send(Entry::Committed(sink.to_owned()));
     }
 
-    /// The epoch of the newest manifest that was recorded since the start; 0 if none was.
+    /// Returns the epoch of the newest manifest that was recorded since the start; 0 if none was.
     pub fn concluded(&self) -> Epoch {
         Epoch(self.shared.concluded.load(Ordering::Acquire))
     }
 
-    /// What tells how far the ledger is.
-    pub fn durable(&self) -> Durable {
-        Durable(Arc::clone(&self.shared))
+    /// Returns a reader of the last durable epoch.
+    pub fn durable(&self) -> DurableEpoch {
+        DurableEpoch(Arc::clone(&self.shared))
     }
 }
 
-/// Tells how far the ledger is.
-pub struct Durable(Arc<Shared>);
+/// A reader of the last durable epoch.
+pub struct DurableEpoch(Arc<Shared>);
 
-/// What it takes to conclude checkpoints.
-pub struct Concluding {
-    /// How many a start can go back to.
+/// The data that recording manifests needs.
+pub struct ManifestRetention {
+    /// The number of manifests to keep.
     pub keep: usize,
-    /// Those that the ledger has, in order.
+    /// The manifests in the ledger, in order.
     pub manifests: Vec<StoredManifest>,
-    /// Deletes what they consisted of once they are gone.
+    /// Deletes the parts that only dropped manifests refer to.
     pub checkpoint_writer: CheckpointWriterHandle,
 }
 
-/// Starts the thread that writes the ledger, which has everything through `durable`. It ends when all handles are gone,
-/// and gives the ledger back.
+/// Starts the thread that writes the ledger, which ends at epoch `durable`. The thread ends when all handles are
+/// dropped, and returns the ledger.
 pub fn spawn(
     ledger: Box<dyn Ledger>,
     durable: Epoch,
-    concluding: Option<Concluding>,
+    retention: Option<ManifestRetention>,
     failure: Failure,
     metrics: Arc<Metrics>,
 ) -> std::io::Result<(LedgerWriterHandle, JoinHandle<Box<dyn Ledger>>)> {
@@ -102,7 +104,7 @@ pub fn spawn(
         activator: Mutex::default(),
     });
     let handle = LedgerWriterHandle { sender, shared: Arc::clone(&shared) };
-    let mut writer = Writer { ledger, concluding, shared, metrics };
+    let mut writer = Writer { ledger, retention, shared, metrics };
     let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || {
         if let Err(error) = writer.run(&receiver) {
             failure.report(error.into());
@@ -114,7 +116,7 @@ pub fn spawn(
 
 struct Writer {
     ledger: Box<dyn Ledger>,
-    concluding: Option<Concluding>,
+    retention: Option<ManifestRetention>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
 }
@@ -141,9 +143,10 @@ impl Writer {
                 self.metrics.writes_ledger(false);
                 crash::point("ledger.append.after");
                 self.shared.durable.store(last.epoch.0, Ordering::Release);
-                if let Some(activator) = &*self.shared.activator.lock().expect("no holder of the lock panics")
+                if let Some(activator) =
+                    &*self.shared.activator.lock().expect("no thread panics while it holds the lock")
                 {
-                    // A worker that has shut down needs no waking.
+                    // The activation fails only if the worker has shut down.
                     let _ = activator.activate();
                 }
             }
@@ -154,9 +157,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Records a manifest; what only those before it needed is deleted once they are durably gone.
+    /// Records a manifest. Deletes the parts that only older manifests refer to, once those are durably removed.
     fn conclude(&mut self, manifest: Manifest) -> Result<(), LedgerError> {
-        let Some(Concluding { keep, manifests, checkpoint_writer }) = &mut self.concluding else {
+        let Some(ManifestRetention { keep, manifests, checkpoint_writer }) = &mut self.retention else {
             return Ok(());
         };
         crash::point("ledger.conclude.before");
@@ -177,11 +180,12 @@ impl Writer {
     }
 }
 
-/// A stream without data whose frontier is behind every epoch of `control` that is not durable. `control` comes from
-/// worker 0 alone, which has `durable`; elsewhere, and without a ledger, nothing is held.
+/// Returns a stream without data whose frontier stays at the first epoch of `control` that is not durable. On worker 0
+/// of a run with a ledger, `durable` is the last durable epoch, and `control` has all epochs; without it, nothing is
+/// held back.
 pub fn durable<'scope>(
     control: ControlStream<'scope>,
-    durable: Option<Durable>,
+    durable: Option<DurableEpoch>,
 ) -> StreamVec<'scope, Epoch, ()> {
     let scope = control.scope();
     control.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(
@@ -189,9 +193,9 @@ pub fn durable<'scope>(
         "Record",
         move |capability, info| {
             drop(capability);
-            if let Some(Durable(shared)) = &durable {
+            if let Some(DurableEpoch(shared)) = &durable {
                 let activator = scope.worker().sync_activator_for(info.address.to_vec());
-                *shared.activator.lock().expect("no holder of the lock panics") = Some(activator);
+                *shared.activator.lock().expect("no thread panics while it holds the lock") = Some(activator);
             }
             let mut open = BTreeMap::new();
             move |(input, _), _output| {
@@ -202,7 +206,7 @@ pub fn durable<'scope>(
                         open.entry(epoch).or_insert_with(|| stamp.delayed(&epoch, 0));
                     }
                 });
-                if let Some(Durable(shared)) = &durable {
+                if let Some(DurableEpoch(shared)) = &durable {
                     open = open.split_off(&Epoch(shared.durable.load(Ordering::Acquire)).next());
                 }
             }

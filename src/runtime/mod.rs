@@ -1,4 +1,4 @@
-//! Workers, the dataflow, the driver that carries out coordination's decisions, shutdown.
+//! The runtime: workers, the dataflow, the driver that carries out the decisions of `coordination`, and shutdown.
 
 mod binding;
 mod bootstrap;
@@ -59,57 +59,57 @@ use bootstrap::spawn_join_watchdog;
 use checkpoint_writer::WriterId;
 use clock::committed;
 use failure::Failure;
-use flow::{Capturing, Flow, Parts};
-use joining::Round;
-use ledger_writer::{Concluding, LedgerWriterHandle};
+use flow::{CheckpointSettings, Flow, FlowInputs};
+use joining::JoinPhase;
+use ledger_writer::{LedgerWriterHandle, ManifestRetention};
 use recovery::{Origin, attribute_fencing, fenced_by_zombie};
-use starting::{Begun, begin};
+use starting::{PreparedRun, prepare};
 use trace::TraceWriter;
-use writer::{Given, WriterHandle};
+use writer::{WriterHandle, WriterOptions};
 
 /// A sink of a run.
 pub struct SinkJob {
-    /// The sink, not opened yet.
+    /// The sink, not yet opened.
     pub sink: Box<dyn Sink>,
-    /// How it is told.
+    /// The encoding of outputs for the sink.
     pub encoding: SinkEncoding,
-    /// The least time between the beginnings of two rounds.
+    /// The minimum time between the starts of two rounds.
     pub commit_interval: Duration,
 }
 
-/// Everything that a run needs.
+/// The inputs of a run.
 pub struct Job {
-    /// What to compute.
+    /// The plan: what the run computes.
     pub plan: Plan,
-    /// Where records come from.
+    /// Opens the source.
     pub source: Opening,
-    /// Where results go.
+    /// The sinks.
     pub sinks: Vec<SinkJob>,
-    /// Who writes: told to every sink.
+    /// The identity of the writer, passed to every sink.
     pub context: WriterContext,
-    /// What was done before and is done again, and where what is done is recorded.
+    /// The role of this process: without a ledger, leader or follower.
     pub role: Role,
-    /// Workers, processes and hosts.
+    /// The configuration of workers, processes and hosts.
     pub workers: timely::Config,
-    /// Set it to have the run read no more, finish what it has read, and end.
+    /// A flag that stops the run: it reads no more, finishes what it has read, and ends.
     pub stopping: Arc<AtomicBool>,
-    /// Counters, to be looked at meanwhile.
+    /// The metrics, updated during the run.
     pub metrics: Arc<Metrics>,
 }
 
 /// The offset of the next record of each partition.
 type Offsets = Vec<(Partition, Offset)>;
 
-/// How often the consumer group is told of progress.
+/// The interval at which offsets are committed to the consumer group.
 const OFFSETS_EVERY: Duration = Duration::from_millis(500);
 
-/// How long a worker sleeps when nothing is to be done.
+/// The maximum time that a worker sleeps when it has nothing to do.
 const PARK: Duration = Duration::from_millis(1);
 
-/// Runs a pipeline until its input ends, it is asked to stop, or it fails.
+/// Runs a pipeline until its input ends, it is stopped, or it fails.
 ///
 /// # Errors
-/// What ended it before its input did.
+/// The failure that ended the run.
 pub fn run(job: Job) -> Result<(), RunError> {
     let Job { mut plan, source, mut sinks, context, role, workers, stopping, metrics } = job;
     let failure = Failure::default();
@@ -117,7 +117,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let local = first_worker..first_worker + local_workers;
     let follows = matches!(role, Role::Follower(_));
     let recorded_cluster = processes(&workers) > 1 && !matches!(role, Role::Unrecorded);
-    let Begun {
+    let PreparedRun {
         context,
         mut origin,
         source,
@@ -127,14 +127,14 @@ pub fn run(job: Job) -> Result<(), RunError> {
         skips,
         ledger: recorded,
         checkpoints: wanted,
-    } = begin(role, source, &mut sinks, context, &plan, &workers, &metrics)?;
+    } = prepare(role, source, &mut sinks, context, &plan, &workers, &metrics)?;
     plan.first_epoch = plan.first_epoch.max(first_epoch);
     let before: Vec<_> = positions.as_slice().iter().map(|position| position.timestamp_ms).collect();
     source.expect_before(&before);
     metrics.stalls_after(plan.time.standstill(), plan.time.held_warning);
 
     let mut threads = Vec::new();
-    let (mut concluding, mut checkpoints) = (None, None);
+    let (mut retention, mut checkpoints) = (None, None);
     if let Some(Checkpoints { store, interval_ms, keep }) = wanted {
         let writer_id = WriterId { ledger_id: context.ledger_id.clone(), generation: context.generation };
         let spawned = checkpoint_writer::spawn(
@@ -147,18 +147,19 @@ pub fn run(job: Job) -> Result<(), RunError> {
         let (checkpoint_writer, thread) = spawned.map_err(cannot_start)?;
         threads.push(thread);
         let manifests = std::mem::take(&mut origin.manifests);
-        concluding = Some(Concluding { keep, manifests, checkpoint_writer: checkpoint_writer.clone() });
-        checkpoints = Some(Capturing { checkpoint_writer, interval_ms, generation: context.generation });
+        retention = Some(ManifestRetention { keep, manifests, checkpoint_writer: checkpoint_writer.clone() });
+        checkpoints =
+            Some(CheckpointSettings { checkpoint_writer, interval_ms, generation: context.generation });
     }
     let (mut ledger, mut ledger_thread) = (None, None);
     if let Some(recorded) = recorded {
         let spawned =
-            ledger_writer::spawn(recorded, origin.durable, concluding, failure.clone(), Arc::clone(&metrics));
+            ledger_writer::spawn(recorded, origin.durable, retention, failure.clone(), Arc::clone(&metrics));
         let (handle, thread) = spawned.map_err(cannot_start)?;
         (ledger, ledger_thread) = (Some(handle), Some(thread));
     } else {
-        // Only the first process concludes; the keeper's thread ends when nobody holds it.
-        drop(concluding);
+        // Only the leader writes manifests. The thread of the checkpoint writer ends when its last handle is dropped.
+        drop(retention);
     }
     let mut writers = Vec::new();
     for (SinkJob { sink, encoding, commit_interval }, committed_through) in
@@ -168,9 +169,12 @@ pub fn run(job: Job) -> Result<(), RunError> {
         let largest = sink.largest_message().unwrap_or(usize::MAX);
         let (failure, metrics) = (failure.clone(), Arc::clone(&metrics));
         let least = committed_through.least_of(context.shards);
-        let given =
-            Given { committed_through: least, skips: Skips::of(sink.name(), &skips), ledger: ledger.clone() };
-        let spawned = writer::spawn(sink, given, local.clone(), commit_interval, failure, metrics);
+        let options = WriterOptions {
+            committed_through: least,
+            skips: Skips::of(sink.name(), &skips),
+            ledger: ledger.clone(),
+        };
+        let spawned = writer::spawn(sink, options, local.clone(), commit_interval, failure, metrics);
         let (writer, thread) = spawned.map_err(cannot_start)?;
         let route = SinkRoute::new(encoding.within(largest), committed_through.clone(), plan.provenance());
         writers.push((writer, route));
@@ -180,14 +184,14 @@ pub fn run(job: Job) -> Result<(), RunError> {
         Some(path) if first_worker == 0 => Some(TraceWriter::create(path)?),
         _ => None,
     };
-    let (group_offsets, told_group) = channel::<Offsets>();
+    let (group_offsets, offsets_to_commit) = channel::<Offsets>();
     let (committing, counting) = (Arc::clone(&source), Arc::clone(&metrics));
     let group = std::thread::spawn(move || {
-        for offsets in told_group {
+        for offsets in offsets_to_commit {
             crash::point("group.commit.before");
             if let Err(error) = committing.commit(&offsets) {
                 counting.group_commit_failed();
-                tracing::warn!(%error, "the consumer group could not be told of progress");
+                tracing::warn!(%error, "cannot commit offsets to the consumer group");
             }
             crash::point("group.commit.after");
         }
@@ -199,7 +203,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         positions: positions.as_slice().into(),
         known,
         origin: Arc::new(origin),
-        handles: Mutex::new(Some(Handles { writers, checkpoints })),
+        handles: Mutex::new(Some(WorkerHandles { writers, checkpoints })),
         local_workers,
         trace: Mutex::new(trace),
         ledger: Mutex::new(ledger),
@@ -209,32 +213,32 @@ pub fn run(job: Job) -> Result<(), RunError> {
         group_offsets: Mutex::new(Some(group_offsets)),
     });
     let shared = Arc::clone(&shared_run);
-    let together = recorded_cluster.then(spawn_join_watchdog);
+    let joined = recorded_cluster.then(spawn_join_watchdog);
     metrics.starting("waiting for the other processes");
-    let guards = joining::execute(workers, Round::Run, move |worker| {
+    let guards = joining::execute(workers, JoinPhase::Run, move |worker| {
         shared.metrics.started();
-        if let Some(together) = &together {
-            together.store(true, Ordering::Relaxed);
+        if let Some(joined) = &joined {
+            joined.store(true, Ordering::Relaxed);
         }
         shared.work(worker);
     })?;
-    // Once every worker has its own handles, none must outlive them here: threads end when all handles are gone.
+    // Every worker has its own handles now. Those here must be dropped: threads end when all handles are gone.
     drop(guards.join());
     drop(shared_run);
     for thread in threads {
         if thread.join().is_err() {
-            failure.report(RunError::Workers("the thread of a sink or of the state store panicked".into()));
+            failure.report(RunError::Workers("a sink or state store thread panicked".into()));
         }
     }
     let ledger = match ledger_thread.map(JoinHandle::join) {
         Some(Ok(ledger)) => Some(ledger),
         Some(Err(_)) => {
-            failure.report(RunError::Workers("the thread of the ledger panicked".into()));
+            failure.report(RunError::Workers("the ledger thread panicked".into()));
             None
         }
         None => None,
     };
-    // It only informs; a panic there has been printed.
+    // This thread only commits offsets for information; a panic in it has been logged.
     let _ = group.join();
     let outcome = failure.into_result();
     let Some(mut ledger) = ledger else {
@@ -242,7 +246,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
     };
     let outcome = outcome.map_err(|error| attribute_fencing(error, &mut *ledger, &context));
     if let Err(error) = ledger.ended() {
-        tracing::debug!(%error, "the end of the run is not recorded");
+        tracing::debug!(%error, "cannot record the end of the run");
     }
     outcome
 }
@@ -251,7 +255,7 @@ fn cannot_start(error: std::io::Error) -> RunError {
     RunError::Workers(error.to_string())
 }
 
-/// The first of this process's workers, and how many there are.
+/// Returns the index of the first worker of this process, and the number of its workers.
 fn local(config: &timely::Config) -> (usize, usize) {
     use timely::CommunicationConfig::{Cluster, Process, ProcessBinary, Thread};
     match &config.communication {
@@ -261,14 +265,14 @@ fn local(config: &timely::Config) -> (usize, usize) {
     }
 }
 
-/// What the workers of a process share.
+/// The data that the workers of a process share.
 struct RunShared {
     plan: Plan,
     source: Arc<dyn Source>,
     positions: Arc<[Position]>,
     known: usize,
     origin: Arc<Origin>,
-    handles: Mutex<Option<Handles>>,
+    handles: Mutex<Option<WorkerHandles>>,
     local_workers: usize,
     trace: Mutex<Option<TraceWriter>>,
     ledger: Mutex<Option<LedgerWriterHandle>>,
@@ -278,24 +282,24 @@ struct RunShared {
     group_offsets: Mutex<Option<Sender<Offsets>>>,
 }
 
-/// Of what every worker has a copy.
+/// The handles that every worker clones.
 #[derive(Clone)]
-struct Handles {
+struct WorkerHandles {
     writers: Vec<(WriterHandle, SinkRoute)>,
-    checkpoints: Option<Capturing>,
+    checkpoints: Option<CheckpointSettings>,
 }
 
 impl RunShared {
-    /// The life of one worker.
+    /// Builds and runs the dataflow of a worker.
     fn work(&self, worker: &mut Worker) {
-        match self.parts(worker) {
-            Ok(parts) => self.run(worker, parts),
+        match self.flow_inputs(worker) {
+            Ok(inputs) => self.run(worker, inputs),
             Err(error) => self.failure.report(error),
         }
     }
 
-    /// What a worker's dataflow is built from.
-    fn parts(&self, worker: &Worker) -> Result<Parts, RunError> {
+    /// Returns the inputs of a worker's dataflow.
+    fn flow_inputs(&self, worker: &Worker) -> Result<FlowInputs, RunError> {
         let (index, peers) = (worker.index(), worker.peers());
         let is_own = move |partition| ShardId::of_partition(partition).worker(peers) == index;
         let owned: Vec<_> = (0..)
@@ -306,11 +310,15 @@ impl RunShared {
         let source = Arc::clone(&self.source);
         let added = move || source.added().into_iter().filter(|(partition, _)| is_own(*partition)).collect();
         let reader = self.source.reader(&owned)?;
-        let lock = "no worker panics while it holds the lock";
-        let Handles { writers, checkpoints } =
-            self.handles.lock().expect(lock).clone().expect("they stay as long as workers start");
+        let lock = "no thread panics while it holds the lock";
+        let WorkerHandles { writers, checkpoints } = self
+            .handles
+            .lock()
+            .expect(lock)
+            .clone()
+            .expect("handles are dropped after all workers have started");
         let first = worker.index() == 0;
-        Ok(Parts {
+        Ok(FlowInputs {
             plan: self.plan.clone(),
             reader,
             positions: Arc::clone(&self.positions),
@@ -330,8 +338,8 @@ impl RunShared {
         })
     }
 
-    fn run(&self, worker: &mut Worker, parts: Parts) {
-        let flow = worker.dataflow(|scope| flow::build(scope, parts));
+    fn run(&self, worker: &mut Worker, inputs: FlowInputs) {
+        let flow = worker.dataflow(|scope| flow::build(scope, inputs));
         let mut flow = match flow {
             Ok(flow) => flow,
             Err(error) => {
@@ -340,7 +348,7 @@ impl RunShared {
             }
         };
         let first = worker.index() == 0;
-        let lock = "no worker panics while it holds the lock";
+        let lock = "no thread panics while it holds the lock";
         let group_offsets = if first { self.group_offsets.lock().expect(lock).take() } else { None };
         let mut last_sent = Instant::now();
         while worker.step_or_park(Some(PARK)) {
@@ -364,7 +372,7 @@ fn drop_dataflows(worker: &mut Worker) {
     }
 }
 
-/// Has the consumer group told of what every sink has committed.
+/// Sends the offsets that every sink has committed to the thread that commits them to the consumer group.
 fn send_offsets(flow: &Flow, group: Option<&Sender<Offsets>>) {
     let Some(group) = group else { return };
     let mut offsets = flow.offsets.borrow_mut();

@@ -1,4 +1,4 @@
-//! What a run computes, validated: the engine's own terms, whatever they were configured by.
+//! The validated plan of a run, in the engine's own terms and independent of the configuration format.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use crate::outputs::{Provenance, Severity};
 /// A pipeline.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Its name.
+    /// The name of the pipeline.
     pub pipeline: Arc<str>,
-    /// Whether a record is rejected for an optional field of a wrong form.
+    /// True if a malformed optional field rejects the record.
     pub strict_fields: bool,
-    /// The topic that it reads, if it reads one: dead letters name it.
+    /// The topic that is read, recorded in dead letters; None if the source is not a topic.
     pub source_topic: Option<Arc<str>>,
-    /// Time and its bounds.
+    /// Time settings and limits.
     pub time: Time,
-    /// Bounds of memory.
+    /// Memory limits.
     pub limits: Limits,
     /// The windows.
     pub windows: Vec<WindowPlan>,
@@ -29,46 +29,46 @@ pub struct Plan {
     pub patterns: Patterns,
     /// The first epoch of this run.
     pub first_epoch: Epoch,
-    /// Whether the watermark goes to infinity when the input ends, so that all windows close.
+    /// True if the watermark goes to infinity at the end of the input, so that all windows close.
     pub close_at_end: bool,
-    /// Where to write down the bindings, if anywhere.
+    /// The file that the bindings are written to, if any.
     pub record_bindings: Option<PathBuf>,
 }
 
 impl Plan {
-    /// What its outputs are of.
+    /// Returns the provenance of the outputs: the pipeline and its source topic.
     pub fn provenance(&self) -> Provenance {
         Provenance { pipeline: Arc::clone(&self.pipeline), source_topic: self.source_topic.clone() }
     }
 }
 
-/// Time and its bounds.
+/// Time settings and limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Time {
-    /// How long an epoch lasts, at least.
+    /// The minimum length of an epoch.
     pub epoch: Duration,
-    /// How much later than a younger event of its partition an event may come and still count.
+    /// The time by which an event may be older than the newest event read from its partition without being late.
     pub max_out_of_orderness_ms: i64,
-    /// How long a partition must be silent to be idle.
+    /// The time without an accepted event after which a partition is idle.
     pub idle_timeout: Duration,
-    /// How far an event may lie in the future.
+    /// The maximum time by which an event may lie in the future.
     pub max_future_skew_ms: i64,
-    /// How many records of each partition an epoch has, where records are all there from the start.
+    /// The number of records that an epoch takes from each partition, for sources whose epochs are counted.
     pub epoch_records: i64,
-    /// How far a record may jump ahead before another one must confirm it, where no clock stands by.
+    /// The maximum jump in event time that needs no confirmation by another record, for sources without a second clock.
     pub max_jump_ms: Option<i64>,
-    /// How far partitions may be apart, if that is limited.
+    /// The maximum drift between partitions; None if unlimited.
     pub max_drift_ms: Option<i64>,
-    /// How long an open transaction may hold a partition before that is reported.
+    /// The time after which a partition that is held by an open transaction is reported.
     pub held_warning: Duration,
-    /// How long it may hold a partition at all, if that is limited.
+    /// The time after which a held partition counts as idle; None if never.
     pub held_timeout: Option<Duration>,
-    /// How long all partitions must have been idle for the watermark to follow the wall time, if it does.
+    /// The time for which all partitions must be idle before the watermark follows the wall time; None if it never does.
     pub idle_advance_ms: Option<i64>,
 }
 
 impl Time {
-    /// The numbers by which the watermark is computed.
+    /// Returns the parameters from which the watermark is computed.
     pub fn watermark_rule(&self) -> WatermarkRule {
         WatermarkRule {
             max_out_of_orderness_ms: self.max_out_of_orderness_ms,
@@ -76,81 +76,81 @@ impl Time {
         }
     }
 
-    /// How long the watermark, or the frontier of the sinks, may stand before something is held up.
+    /// Returns the time without progress after which the watermark, or the frontier behind the sinks, counts as stalled.
     pub fn standstill(&self) -> Duration {
         2 * self.idle_timeout + self.epoch
     }
 }
 
-/// Bounds of memory.
+/// Memory limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How many bytes a process may have read that are not committed.
+    /// The maximum number of bytes that a process has read and not committed.
     pub bytes_in_flight: usize,
-    /// How many bytes of a process's events may be un-final.
+    /// The maximum number of bytes of un-final events in a process.
     pub unfinal_bytes: u64,
-    /// How many epochs may lie between reading and the slowest sink.
+    /// The maximum number of epochs between reading and the slowest sink.
     pub epochs_in_flight: u64,
-    /// Within which time an id is a duplicate.
+    /// The event time within which a repeated id is a duplicate, in milliseconds.
     pub dedup_horizon_ms: i64,
-    /// How long a key is remembered after its last event.
+    /// The time after its last event for which the state of a key is kept, in milliseconds.
     pub ttl_ms: i64,
 }
 
 /// A window.
 #[derive(Clone, Debug)]
 pub struct WindowPlan {
-    /// Its name.
+    /// The name of the window.
     pub name: Arc<str>,
-    /// Its bounds.
+    /// The kind and size.
     pub kind: WindowKind,
-    /// Which keys have it.
+    /// The keys that it aggregates by.
     pub by: By,
-    /// When its rows are given.
+    /// The times at which its rows are emitted.
     pub refresh: Refresh,
 }
 
-/// The bounds of a window, in milliseconds.
+/// The kind and size of a window, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WindowKind {
-    /// One after the other.
+    /// Consecutive windows of equal length.
     Tumbling {
-        /// How long each is.
+        /// The length of each window.
         size_ms: i64,
     },
-    /// Overlapping.
+    /// Overlapping windows of equal length.
     Sliding {
-        /// How long each is.
+        /// The length of each window.
         size_ms: i64,
-        /// How far apart they start.
+        /// The time between the starts of two windows.
         every_ms: i64,
     },
-    /// As long as events follow each other.
+    /// Windows that last as long as events follow each other.
     Session {
-        /// Which silence ends it.
+        /// The inactivity gap that ends a session.
         gap_ms: i64,
     },
 }
 
-/// Which keys.
+/// The keys that a window aggregates by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// Users.
     User,
     /// Devices.
     Device,
-    /// All.
+    /// Users and devices.
     Key,
 }
 
-/// The patterns that run.
+/// The enabled patterns.
 #[derive(Clone, Debug, Default)]
 pub struct Patterns {
     /// Many events in a long time.
     pub velocity_spike: Option<FrequencyPlan>,
     /// Many events in a short time.
     pub rapid_fire_burst: Option<FrequencyPlan>,
-    /// Many merchants.
+    /// Many distinct merchants in a time.
     pub merchant_diversity: Option<DiversityPlan>,
     /// An amount far from the mean.
     pub amount_anomaly: Option<AmountPlan>,
@@ -158,63 +158,63 @@ pub struct Patterns {
     pub impossible_travel: Option<TravelPlan>,
 }
 
-/// How a rule's matches are told.
+/// The severity and emission of a rule's alerts.
 #[derive(Clone, Copy, Debug)]
 pub struct AlertPolicy {
-    /// How bad they are.
+    /// The alert severity.
     pub severity: Severity,
-    /// When they are given.
+    /// The time of emission: at once, or when the alert is final.
     pub emission: Emission,
 }
 
-/// So many events in such a time.
+/// A minimum number of events within a time.
 #[derive(Clone, Copy, Debug)]
 pub struct FrequencyPlan {
-    /// How many.
+    /// The minimum number of events.
     pub at_least: usize,
-    /// In which time.
+    /// The time, in milliseconds.
     pub within_ms: i64,
-    /// How it is told.
+    /// The severity and emission of the alerts.
     pub alert_policy: AlertPolicy,
 }
 
-/// So many distinct merchants in such a time.
+/// A minimum number of distinct merchants within a time.
 #[derive(Clone, Copy, Debug)]
 pub struct DiversityPlan {
-    /// How many.
+    /// The minimum number of distinct merchants.
     pub at_least: usize,
-    /// In which time.
+    /// The time, in milliseconds.
     pub within_ms: i64,
-    /// How it is told.
+    /// The severity and emission of the alerts.
     pub alert_policy: AlertPolicy,
 }
 
-/// An amount so far from the mean.
+/// An amount that deviates from the mean.
 #[derive(Clone, Copy, Debug)]
 pub struct AmountPlan {
-    /// How many standard deviations.
+    /// The deviation that must be exceeded, in standard deviations.
     pub sigmas: f64,
-    /// From how many on it is as bad as [`Severity::High`].
+    /// The deviation above which the severity is at least [`Severity::High`], in standard deviations.
     pub high_sigmas: f64,
-    /// How many earlier amounts there must be.
+    /// The minimum number of earlier amounts.
     pub at_least: u64,
-    /// How large the standard deviation must be, in units of the amount.
+    /// The lower bound of the standard deviation, in units of the amount.
     pub min_sigma: f64,
-    /// The same, as a share of the mean.
+    /// The lower bound of the standard deviation, as a fraction of the mean.
     pub min_relative_sigma: f64,
-    /// Whether each currency has a mean of its own.
+    /// True if each currency has its own mean.
     pub per_currency: bool,
-    /// How it is told.
+    /// The severity and emission of the alerts.
     pub alert_policy: AlertPolicy,
 }
 
-/// A movement so far and so fast.
+/// A movement that is too far and too fast.
 #[derive(Clone, Copy, Debug)]
 pub struct TravelPlan {
-    /// How far, in kilometres.
+    /// The distance that must be exceeded, in kilometres.
     pub km: f64,
-    /// How fast, in kilometres an hour.
+    /// The speed that must be exceeded, in kilometres per hour.
     pub kmh: f64,
-    /// How it is told.
+    /// The severity and emission of the alerts.
     pub alert_policy: AlertPolicy,
 }

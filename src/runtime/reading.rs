@@ -1,8 +1,8 @@
-//! Reading: records of a worker's partitions, stamped with the open epoch and decoded.
+//! The reading operator: reads records of a worker's partitions, stamps them with the open epoch and decodes them.
 //!
 //! ```text
 //!   ticks ──▶ ┌─────────┐ ──▶ events, at the epoch in which they were read
-//!             │ Read    │ ──▶ what could not be decoded, or lies in the future
+//!             │ Read    │ ──▶ records that could not be decoded or lie in the future
 //!   Reader ─▶ └─────────┘ ──▶ Closed(e): the bindings, once the clock has passed e
 //! ```
 
@@ -34,63 +34,63 @@ use crate::metrics::{Metrics, Share};
 use crate::outputs::DeadLetter;
 use crate::source::{Budget, PartitionState, Raw, Reader, SourceError};
 
-/// How a worker reads.
+/// Settings of a worker's reading operator.
 #[derive(Clone, Debug)]
 pub struct ReadSettings {
-    /// The numbers by which partitions are judged.
+    /// The timeouts and limits by which partitions are judged.
     pub timing: Timing,
-    /// How many records an epoch takes from each partition, where epochs are counted.
+    /// The number of records that a counted epoch takes from each partition.
     pub epoch_records: i64,
-    /// How many bytes this worker may have read that are not committed yet.
+    /// The maximum number of bytes that this worker has read and not committed.
     pub bytes_in_flight: usize,
-    /// Whether this worker reports for its process what all of them know.
+    /// True if this worker reports the metrics that are equal on all workers of its process.
     pub reports: bool,
-    /// Whether a record is rejected for an optional field of a wrong form.
+    /// True if a malformed optional field rejects the record.
     pub strict_fields: bool,
 }
 
-/// How much is read before other operators get their turn.
+/// The amount that is read before the operator yields to others.
 const BUDGET: Budget = Budget { records: 1024, bytes: 8 << 20 };
 
-/// How long a partition must be at its end, short of a record that was read before, for the record to be gone.
+/// The time at the end of a partition after which a record to be replayed, not reached yet, counts as missing.
 const MISSING: Duration = Duration::from_secs(15);
 
-/// How long to wait when there was nothing to read.
+/// The pause after a read that returned nothing.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How often lag and held partitions are reported.
+/// The interval at which lag and held partitions are reported.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
 
-/// What the reading operator gives.
+/// The outputs of the reading operator.
 pub struct Read<'scope> {
     /// Decoded events.
     pub events: StreamVec<'scope, Epoch, (Event, Epoch, isize)>,
-    /// Records that are no events, and events that lie in the future.
+    /// Records that are not events, and events that lie in the future.
     pub rejected: StreamVec<'scope, Epoch, (DeadLetter, Epoch, isize)>,
-    /// What each epoch held.
+    /// The bindings of each epoch that was closed.
     pub closed: StreamVec<'scope, Epoch, Closed>,
 }
 
-/// What reading is told from outside the dataflow.
+/// The inputs of reading that come from outside the dataflow.
 #[derive(Clone)]
 pub struct ReadContext {
-    /// By partition, how far it had come before.
+    /// The position of each partition at the start.
     pub positions: Arc<[Position]>,
-    /// The partitions that were added since the start, for this worker, each with its first offset.
+    /// Returns this worker's partitions that were added since the start, each with its first offset.
     pub added: Rc<dyn Fn() -> Vec<(Partition, Offset)>>,
-    /// Set when the process was asked to stop.
+    /// True once a shutdown was requested.
     pub stopping: Arc<AtomicBool>,
-    /// The newest watermark that is known here.
+    /// The newest watermark that this worker has received.
     pub watermark: Rc<Cell<EventTime>>,
-    /// Behind all sinks.
+    /// The probe behind all sinks.
     pub committed: Probe<Epoch>,
-    /// Where a failure to read goes.
+    /// The place to report a failed read.
     pub failure: Failure,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
 
-/// Reads with `reader` as long as the clock ticks.
+/// Builds the operator, which reads with `reader` as long as the clock ticks.
 pub fn read<'scope>(
     ticks: StreamVec<'scope, Epoch, Tick>,
     reader: Box<dyn Reader>,
@@ -166,13 +166,13 @@ struct Reading {
     field_errors: FieldErrors,
     settings: ReadSettings,
     context: ReadContext,
-    partitions: Vec<Owned>,
-    /// By partition number, where in `partitions` it is.
+    partitions: Vec<OwnedPartition>,
+    /// The index in `partitions` by partition number.
     index: Vec<usize>,
     started: Instant,
     /// The epoch that is being read.
     open: Option<Epoch>,
-    /// Whether it is replayed.
+    /// True if the open epoch is replayed.
     replaying: bool,
     in_flight: VecDeque<(Epoch, usize)>,
     bytes_in_flight: usize,
@@ -184,24 +184,24 @@ struct Reading {
 }
 
 /// A partition that this worker reads.
-struct Owned {
+struct OwnedPartition {
     tracker: PartitionTracker,
-    /// Whether its records are not asked for: it is too far ahead of the slowest, or all of a replayed epoch is read.
+    /// True if it is not read: it is too far ahead of the slowest partition, or all of a replayed epoch is read.
     paused: bool,
-    /// In a counted epoch, the offset at which its share ends.
+    /// The offset at which its share of a counted epoch ends.
     until: Option<Offset>,
     lag: IntGauge,
     held: IntGauge,
 }
 
-impl Owned {
-    fn new(tracker: PartitionTracker, metrics: &Metrics) -> Owned {
+impl OwnedPartition {
+    fn new(tracker: PartitionTracker, metrics: &Metrics) -> OwnedPartition {
         let (lag, held) =
             (metrics.consumer_lag(tracker.partition()), metrics.partition_held(tracker.partition()));
-        Owned { tracker, paused: false, until: None, lag, held }
+        OwnedPartition { tracker, paused: false, until: None, lag, held }
     }
 
-    /// Whether the partition may be read in an epoch.
+    /// Returns true if the partition may be read in this epoch.
     fn is_allowed(&self, tick: &Tick) -> bool {
         let tracker = &self.tracker;
         tick.paced.allows(tracker.partition(), tracker.greatest(), tracker.is_idle())
@@ -210,16 +210,16 @@ impl Owned {
 
 impl Reading {
     fn new(worker: usize, reader: Box<dyn Reader>, settings: ReadSettings, context: ReadContext) -> Self {
-        let partitions: Vec<Owned> = reader
+        let partitions: Vec<OwnedPartition> = reader
             .partitions()
             .iter()
             .map(|state| state.partition)
             .map(|partition| {
                 let tracker = PartitionTracker::new(partition, &context.positions[partition.0 as usize]);
-                Owned::new(tracker, &context.metrics)
+                OwnedPartition::new(tracker, &context.metrics)
             })
             .collect();
-        let number = |owned: &Owned| owned.tracker.partition().0 as usize;
+        let number = |owned: &OwnedPartition| owned.tracker.partition().0 as usize;
         let mut index = vec![usize::MAX; partitions.iter().map(|o| number(o) + 1).max().unwrap_or(0)];
         partitions.iter().enumerate().for_each(|(at, owned)| index[number(owned)] = at);
         Reading {
@@ -243,7 +243,7 @@ impl Reading {
         }
     }
 
-    /// Turns to an epoch, unless it is the one that is being read.
+    /// Begins an epoch, unless it is already open.
     fn begin_epoch(&mut self, epoch: Epoch, tick: &Tick) {
         if self.open.replace(epoch) == Some(epoch) || self.ended {
             return;
@@ -252,17 +252,17 @@ impl Reading {
             self.context.metrics.watermark_stalls(tick.paced.stall.as_ref());
         }
         let was_replaying = std::mem::replace(&mut self.replaying, tick.replay.is_some());
-        let turned = match &tick.replay {
+        let begun = match &tick.replay {
             Some(bindings) => self.begin_replay(bindings),
             None if self.settings.timing.counted => self.begin_counted(tick),
             None => self.begin_timed(tick, was_replaying).and_then(|()| self.add_partitions()),
         };
-        if let Err(error) = turned {
+        if let Err(error) = begun {
             self.fail(error);
         }
     }
 
-    /// A replayed epoch takes exactly what its bindings name.
+    /// Limits a replayed epoch to the records that its bindings name.
     fn begin_replay(&mut self, bindings: &[Binding]) -> Result<(), SourceError> {
         let states = self.reader.partitions();
         for (owned, state) in self.partitions.iter_mut().zip(states) {
@@ -282,7 +282,7 @@ impl Reading {
         Ok(())
     }
 
-    /// A counted epoch takes as many records from each partition that may be read.
+    /// Limits a counted epoch to the same number of records from each partition that may be read.
     fn begin_counted(&mut self, tick: &Tick) -> Result<(), SourceError> {
         let states = self.reader.partitions();
         for (owned, Offset(position)) in self.partitions.iter_mut().zip(states.iter().map(|s| s.position)) {
@@ -294,7 +294,7 @@ impl Reading {
         Ok(())
     }
 
-    /// A timed epoch takes what comes from each partition that may be read.
+    /// Resumes the partitions that may be read in a timed epoch and pauses the others.
     fn begin_timed(&mut self, tick: &Tick, was_replaying: bool) -> Result<(), SourceError> {
         for owned in &mut self.partitions {
             let partition = owned.tracker.partition();
@@ -311,7 +311,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Takes in partitions that were added. The epoch that does so says where they begin, and takes no record of them.
+    /// Adds new partitions. The open epoch binds their first offsets and reads no record of them.
     fn add_partitions(&mut self) -> Result<(), SourceError> {
         for (partition, first) in (self.context.added)() {
             let at = partition.0 as usize;
@@ -325,12 +325,14 @@ impl Reading {
             }
             self.index[at] = self.partitions.len();
             let tracker = PartitionTracker::added(partition, first);
-            self.partitions.push(Owned { paused: true, ..Owned::new(tracker, &self.context.metrics) });
+            self.partitions
+                .push(OwnedPartition { paused: true, ..OwnedPartition::new(tracker, &self.context.metrics) });
         }
         Ok(())
     }
 
-    /// Whether the open epoch has all that it must have: what its bindings name, or its share of each partition.
+    /// Returns true if the open epoch is read to its end: to its bindings if replayed, or its share of each partition if
+    /// counted.
     fn is_complete(&self) -> bool {
         if self.ended {
             return true;
@@ -344,13 +346,13 @@ impl Reading {
         self.partitions.iter().all(|owned| owned.tracker.is_complete()) && (!counted || has_share())
     }
 
-    /// A replayed epoch must come to exactly the records that its bindings name.
+    /// Checks that a replayed epoch ends at exactly the records that its bindings name.
     fn check_replay(&self, states: &[PartitionState], now: Duration) -> Result<(), SourceError> {
-        for (Owned { tracker, .. }, state) in self.partitions.iter().zip(states) {
+        for (OwnedPartition { tracker, .. }, state) in self.partitions.iter().zip(states) {
             let Some(Binding { end, timestamp: Some(timestamp), partition, .. }) = tracker.target() else {
                 continue;
             };
-            // The end of a partition proves little soon after its leader has changed.
+            // Soon after a change of leader, the reported end of a partition may be too low.
             let over = state.ended || tracker.at_end_for(now).is_some_and(|time| time >= MISSING);
             if (state.position >= end || over) && !tracker.is_complete() {
                 let found = match tracker.end() {
@@ -358,8 +360,8 @@ impl Reading {
                     _ => "is missing".to_owned(),
                 };
                 return Err(SourceError::Refused(format!(
-                    "the record {}:{}, of timestamp {timestamp} when it was read before, {found}: the input was \
-                     truncated or created anew",
+                    "the record {}:{} had timestamp {timestamp} when it was read before, and now {found}: the input \
+                     was truncated or recreated",
                     partition.0,
                     end.0 - 1
                 )));
@@ -368,7 +370,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Reads a little into the open epoch; says whether there may be more right now.
+    /// Reads one budget's worth of records into the open epoch; returns true if more may be available at once.
     fn read(&mut self, epoch: Epoch, tick: &Tick, give: &mut dyn FnMut(Result<Event, DeadLetter>)) -> bool {
         self.release();
         if self.ended {
@@ -403,7 +405,7 @@ impl Reading {
         budget != Budget::NONE && (read == budget.records || bytes >= budget.bytes)
     }
 
-    /// Lets go of what every sink has committed.
+    /// Releases the bytes of epochs that every sink has committed.
     fn release(&mut self) {
         while let Some((_, bytes)) =
             self.in_flight.pop_front_if(|(epoch, _)| committed(&self.context.committed, *epoch))
@@ -413,8 +415,9 @@ impl Reading {
         self.share_in_flight.set(self.bytes_in_flight);
     }
 
-    /// How much may be read now. When too much is in flight the source is still looked at: it may have failed, and more
-    /// records wait. An epoch that must be read to its end is, once all before it are committed: it can end no other way.
+    /// Returns how much may be read now. Without budget the source is still polled, so that its errors and backlog are
+    /// seen. An epoch that must be read to its end may exceed the limit once all epochs before it are committed:
+    /// otherwise it could never end.
     fn budget(&self, epoch: Epoch) -> Budget {
         let limit = self.settings.bytes_in_flight;
         let left = limit.saturating_sub(self.bytes_in_flight);
@@ -428,7 +431,7 @@ impl Reading {
         }
     }
 
-    /// Reads, decodes and judges records; returns how many there were, and how many bytes they take.
+    /// Reads, decodes and judges records; returns their number and their size in bytes.
     fn read_records(
         &mut self,
         budget: Budget,
@@ -481,7 +484,7 @@ impl Reading {
         Ok((read, bytes))
     }
 
-    /// Reports lag and held partitions, now and then.
+    /// Reports lag and held partitions, at most once per [`REPORT_EVERY`].
     fn report(&mut self, states: &[PartitionState], now: Duration) {
         if self.reported.is_some_and(|at| at.elapsed() < REPORT_EVERY) {
             return;
@@ -491,7 +494,7 @@ impl Reading {
             owned.lag.set(i64::try_from(state.backlog).unwrap_or(i64::MAX));
             let held = owned.tracker.held_for(now);
             owned.held.set(held.map_or(0, |(_, time)| i64::try_from(time.as_secs()).unwrap_or(i64::MAX)));
-            // One that has counted as idle after all, by `time.held_timeout`, holds nothing up.
+            // A held partition that counts as idle, by `time.held_timeout`, no longer holds the watermark.
             let holds = held.filter(|_| !owned.tracker.is_idle());
             self.context.metrics.partition_holds(state.partition, holds);
         }
@@ -502,7 +505,7 @@ impl Reading {
         self.context.failure.report(error.into());
     }
 
-    /// Ends the open epoch.
+    /// Closes the open epoch and returns its bindings.
     fn close(&mut self, tick: &Tick) -> Closed {
         let (states, now) = (self.reader.partitions(), self.started.elapsed());
         let (mut bindings, mut unfinal) = (Vec::new(), Vec::new());
@@ -530,7 +533,7 @@ impl Reading {
     }
 }
 
-/// What a record costs in memory beside its bytes, roughly.
+/// The approximate memory that a record needs besides its value, in bytes.
 const RECORD_OVERHEAD: usize = 200;
 
 #[cfg(test)]

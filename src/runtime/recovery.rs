@@ -1,4 +1,4 @@
-//! The start of a run: from what the ledger, the sinks and the state store have to where it goes on.
+//! Recovery: decides where a run resumes, from the contents of the ledger, the sinks and the state store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -16,86 +16,86 @@ use crate::coordination::{
 use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
 use crate::state::StateStore;
 
-/// A ledger that was claimed, and what goes with it.
+/// A claimed ledger, with the decisions that the start is based on.
 pub struct History {
-    /// Where epochs are recorded.
+    /// The ledger that epochs are recorded in.
     pub ledger: Box<dyn Ledger>,
-    /// What claiming it has found.
+    /// The result of claiming the ledger.
     pub claim: Claim,
-    /// What decides the pipeline's answers: recorded when it begins, and when it is amended.
+    /// The part of the configuration that determines results; recorded at the first start and at each change.
     pub semantics: String,
-    /// What its configuration no longer says as it did, if anything.
+    /// The difference to the recorded configuration, if any.
     pub config_change: Option<ConfigChange>,
-    /// What may be reset where it has to.
+    /// The permitted resets.
     pub resets: Resets,
-    /// What sinks are not given.
+    /// The outputs that are withheld from sinks.
     pub skips: Vec<Skip>,
-    /// What is never read.
+    /// The records that are lost and never read.
     pub losses: Vec<Loss>,
-    /// The sinks that have committed before.
+    /// The sinks that have committed in earlier runs.
     pub committed: Vec<String>,
-    /// Where and how often checkpoints are made, if they are.
+    /// The settings of checkpoints; None if none are made.
     pub checkpoints: Option<Checkpoints>,
 }
 
-/// What may be reset, if a start would be refused otherwise.
+/// The resets that are permitted if the start would be refused otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resets {
-    /// What may forget its state, by section of the configuration.
+    /// The sections of the configuration whose state may be discarded.
     pub sections: BTreeSet<String>,
-    /// Sinks that may be marked as caught up with the ledger, whatever they have.
+    /// The sinks that may be marked as caught up with the ledger, whatever their progress.
     pub sinks: BTreeSet<String>,
-    /// Whether a sink may be given results again that it has, which the ledger does not know of.
+    /// True if a sink may receive results a second time that it has and the ledger has not recorded.
     pub accept_duplicates: bool,
-    /// All state may be forgotten, and nothing replayed, if the ledger ends with this epoch.
+    /// The last epoch of the ledger for which all state may be discarded, without a replay.
     pub all: Option<Epoch>,
 }
 
-/// Where and how often checkpoints are made.
+/// The settings of checkpoints.
 pub struct Checkpoints {
-    /// Where their parts are put.
+    /// The store of their parts.
     pub store: Box<dyn StateStore>,
-    /// The least time between two, in milliseconds of the epochs' wall times.
+    /// The minimum interval between two checkpoints, in milliseconds of the epochs' wall times.
     pub interval_ms: i64,
-    /// How many a start can go back to.
+    /// The number of checkpoints that are kept.
     pub keep: usize,
 }
 
-/// By shard, the contents of a checkpoint's parts, until the shard's worker takes them.
+/// The contents of a checkpoint's parts by shard, until the shard's worker takes them.
 type State = Vec<Mutex<Vec<LoadedPart>>>;
 
-/// Where a run goes on.
+/// The point at which a run resumes.
 #[derive(Default)]
 pub struct Origin {
-    /// The checkpoint that it goes on from; none at the beginning of the pipeline.
+    /// The checkpoint to resume from; None at the beginning of the pipeline.
     pub manifest: Option<Manifest>,
     /// The state of that checkpoint.
     state: State,
-    /// All manifests that the ledger has, in order.
+    /// All manifests in the ledger, in order.
     pub manifests: Vec<StoredManifest>,
-    /// The epoch of the newest, readable or not; 0 if there is none.
+    /// The epoch of the newest manifest, readable or not; 0 if there is none.
     pub newest: Epoch,
-    /// The epochs to be done again.
+    /// The epochs to be replayed.
     pub replay: Vec<EpochRecord>,
-    /// The ledger's end.
+    /// The last epoch in the ledger.
     pub durable: Epoch,
-    /// By sink, what it has.
+    /// The committed epochs of each sink.
     pub committed_through: Vec<CommittedThrough>,
-    /// By partition, the first offset that is read, of those that have lost records that were to be replayed.
+    /// The first offset to read of each partition that has lost records to be replayed.
     pub read_from: BTreeMap<Partition, Offset>,
 }
 
 impl Origin {
-    /// Of a run that goes on from nothing that is recorded, into so many sinks.
+    /// Returns the origin of a run without a ledger, with this number of sinks.
     pub fn unrecorded(sinks: usize) -> Origin {
         Origin { committed_through: vec![CommittedThrough::nothing(); sinks], ..Origin::default() }
     }
 
-    /// As the first process of a cluster has decided it, for a process with these shards.
+    /// Builds the origin that the leader of a cluster has decided, for a process with these shards.
     ///
     /// # Errors
     /// If the state cannot be read.
-    pub fn handed(
+    pub fn from_leader(
         manifest: Option<Manifest>,
         checkpoints: Option<&mut Checkpoints>,
         shards: Shards,
@@ -109,14 +109,14 @@ impl Origin {
         Ok(Origin { manifest, state, durable, committed_through, ..Origin::default() })
     }
 
-    /// Takes what is lost from what is replayed, which begins at these positions.
+    /// Removes lost records from the epochs to be replayed, which begin at these positions.
     pub fn apply_losses(&mut self, positions: &Positions, losses: &[Loss]) {
         self.read_from = apply_losses(&mut self.replay, positions.as_slice(), losses);
     }
 
-    /// What an epoch that was replayed bound, as it is recorded where records that had counted are lost: what is left of
-    /// them must be what was recorded, and says less of time.
-    pub fn as_recorded(&self, before: &EpochRecord, now: &mut [Binding], positions: &Positions) {
+    /// Replaces the bindings of a replayed epoch by the recorded ones where lost records had counted: the remaining
+    /// records must end alike, but the times that they bind are incomplete.
+    pub fn use_recorded_bindings(&self, before: &EpochRecord, now: &mut [Binding], positions: &Positions) {
         for binding in now {
             let next = positions.as_slice().get(binding.partition.0 as usize).map(|position| position.next);
             if self.read_from.get(&binding.partition).is_none_or(|from| next > Some(*from)) {
@@ -132,47 +132,48 @@ impl Origin {
         }
     }
 
-    /// The watermark before the first epoch that is done.
+    /// Returns the watermark before the first epoch of the run.
     pub fn watermark(&self) -> EventTime {
         self.manifest.as_ref().map_or(EventTime::MIN, |manifest| manifest.watermark)
     }
 
-    /// The wall time that was recorded last, in milliseconds since 1970, if any was.
+    /// Returns the last recorded wall time, in milliseconds since 1970, if any.
     pub fn recorded_wall_ms(&self) -> Option<i64> {
         let replayed = self.replay.last().map(|record| record.wall_ms);
         replayed.or_else(|| self.manifest.as_ref().map(|manifest| manifest.wall_ms))
     }
 
-    /// Whether the input was over, and every window final: nothing can follow.
+    /// Returns true if the input was closed and every window is final, so that no further epoch can follow.
     pub fn is_closed(&self) -> bool {
         is_closed(self.manifest.as_ref(), &self.replay)
     }
 
-    /// The parts that the next checkpoint's follow.
+    /// Returns the parts that those of the next checkpoint follow.
     pub fn parts(&self) -> &[Part] {
         self.manifest.as_ref().map_or(&[], |manifest| &manifest.parts)
     }
 
-    /// The state of the shards of one of so many workers, to be taken once; none at the beginning.
+    /// Takes the state of a worker's shards; can be called once per worker. None at the beginning of the pipeline.
     ///
     /// # Errors
-    /// If a part is of a version that is not known here.
+    /// If a part has an unknown version.
     pub fn state(&self, worker: usize, peers: usize) -> Result<Option<Checkpoint>, RunError> {
         let Some(manifest) = &self.manifest else { return Ok(None) };
         let mut records: Vec<Record> = Vec::new();
         for shard in (0..SHARDS).map(ShardId).filter(|shard| shard.worker(peers) == worker) {
-            let mut parts = self.state[shard.0 as usize].lock().expect("no holder of the lock panics");
+            let mut parts =
+                self.state[shard.0 as usize].lock().expect("no thread panics while it holds the lock");
             records.extend(merge(&std::mem::take(&mut *parts))?.records(shard));
         }
         Ok(Some(Checkpoint { epoch: manifest.epoch, watermark: manifest.watermark, records }))
     }
 }
 
-/// Decides where a start goes on with these operators, given what each sink has, and reads the state that is there. What
-/// is no longer as it was is amended before. What earlier starts left in the state store and nobody needs is deleted.
+/// Decides where a start with these operators resumes, from the progress of each sink, and reads the state. A changed
+/// configuration is recorded first. Deletes parts of earlier starts that no manifest needs from the state store.
 ///
 /// # Errors
-/// If there is nothing to go on from, or what there is cannot be read.
+/// If there is no point to resume from, or its state cannot be read.
 pub fn origin(
     history: &mut History,
     sinks: &[(&str, &[Progress])],
@@ -204,17 +205,21 @@ pub fn origin(
         crash::point("ledger.amend.before");
         ledger.amend(semantics, manifest.as_ref())?;
         crash::point("ledger.amend.after");
-        tracing::info!(because = config_change.because, forgotten = ?config_change.forget, "resuming with a changed configuration");
+        tracing::info!(
+            because = config_change.because,
+            forgotten = ?config_change.forget,
+            "resuming with a changed configuration"
+        );
         *changes = None;
         return origin(history, sinks, operators);
     }
     let (manifest, state) = match checkpoints {
         None => (None, Vec::new()),
         Some(Checkpoints { store, .. }) => {
-            let chosen = choose(&resume.origins, &manifests, &mut **store)?;
+            let chosen = first_readable(&resume.origins, &manifests, &mut **store)?;
             let chosen =
                 chosen.ok_or(NoResume::from(NoOrigin::Unreadable { pruned, durable: resume.durable }))?;
-            tidy(&mut **store, claim, &manifests)?;
+            delete_unused_parts(&mut **store, claim, &manifests)?;
             chosen
         }
     };
@@ -232,25 +237,25 @@ pub fn origin(
     })
 }
 
-/// Why a pipeline that has checkpoints does not go on without them.
+/// Returns the refusal of a start without checkpoints of a pipeline that has them.
 pub fn needs_checkpoints() -> LedgerError {
-    let reason = "the pipeline has checkpoints: it cannot go on without [checkpoint], nor without the [state] that has them; \
-                  restore both sections, and `headwater status` says whether their store is lost";
+    let reason = "the pipeline has checkpoints: it cannot resume without [checkpoint] and the [state] that holds them; \
+                  restore both sections; `headwater status` reports if the state store is lost";
     LedgerError::Refused(reason.into())
 }
 
-/// What a ledger has.
+/// The contents of a ledger.
 pub struct Records {
-    /// Every manifest, in order.
+    /// All manifests, in order.
     pub manifests: Vec<StoredManifest>,
-    /// Through which epoch rounds were pruned.
+    /// The epoch through which recorded epochs were pruned.
     pub pruned: Epoch,
-    /// Every epoch that is left, in order.
+    /// All remaining epochs, in order.
     pub epochs: Vec<EpochRecord>,
 }
 
 impl Records {
-    /// All of it.
+    /// Reads the contents of a ledger.
     ///
     /// # Errors
     /// If the ledger fails, or an epoch is damaged.
@@ -260,10 +265,10 @@ impl Records {
     }
 }
 
-/// How a start goes on from what a ledger has, and what sinks have.
+/// Decides how a start resumes, from the contents of the ledger and the progress of the sinks.
 ///
 /// # Errors
-/// If it must not.
+/// If the start must be refused.
 pub fn resume_from(
     manifests: &[StoredManifest],
     pruned: Epoch,
@@ -277,30 +282,30 @@ pub fn resume_from(
     resume(Recorded { last_round, manifests: &all, readable: &known, pruned, committed }, sinks)
 }
 
-/// What an opened sink has.
-pub struct Found {
-    /// What its writers have promised.
+/// The progress found in an opened sink.
+pub struct OpenedSink {
+    /// The progress of its writers.
     pub progress: Vec<Progress>,
-    /// The last epoch that it ever had, whichever ledger's.
+    /// The last epoch that it has ever committed, of any ledger.
     pub latest: Epoch,
 }
 
-/// The last epoch of which anything is there.
+/// Returns the last epoch in this progress; 0 if there is none.
 fn latest(progress: &[Progress]) -> Epoch {
     progress.iter().map(|progress| progress.through).max().unwrap_or_default()
 }
 
-/// Opens a sink, and says what it has. One that does not follow from the ledger is taken, if it may be, for having
-/// everything that is recorded.
+/// Opens a sink and returns its progress. A sink whose progress does not follow from the ledger is marked as caught up
+/// with it, if that is permitted.
 ///
 /// # Errors
-/// If it cannot be opened, or must not be.
+/// If the sink cannot be opened, or the start must be refused.
 pub fn open_sink(
     sink: &mut dyn Sink,
     context: &WriterContext,
     history: Option<&mut History>,
-) -> Result<Found, RunError> {
-    let found = |progress: Vec<Progress>| Found { latest: latest(&progress), progress };
+) -> Result<OpenedSink, RunError> {
+    let found = |progress: Vec<Progress>| OpenedSink { latest: latest(&progress), progress };
     let opened = sink.open(context);
     let Some(History { ledger, resets, committed, .. }) = history else { return Ok(found(opened?)) };
     let ledger = &mut **ledger;
@@ -308,43 +313,44 @@ pub fn open_sink(
         let Records { manifests, pruned, epochs } = Records::read(ledger)?;
         let all: Vec<_> = manifests.iter().map(|stored| stored.epoch).collect();
         let durable = durable(epochs.last().map(|last| last.epoch), &all);
-        let unfit = match &opened {
+        let must_adopt = match &opened {
             Ok(progress) => {
                 resume_from(&manifests, pruned, &epochs, committed, &[(sink.name(), progress)]).is_err()
             }
             Err(error) => matches!(error, OpenError::Refused { .. }),
         };
-        if unfit {
-            let there = sink.peek_progress(&context.pipeline)?;
-            let before = latest(&there);
+        if must_adopt {
+            let present = sink.peek_progress(&context.pipeline)?;
+            let before = latest(&present);
             if !resets.accept_duplicates
-                && let Some(reason) = may_double(sink.name(), &there, context, durable)
+                && let Some(reason) = may_double(sink.name(), &present, context, durable)
             {
                 return Err(OpenError::Refused { sink: sink.name().to_owned(), reason }.into());
             }
             tracing::warn!(sink = sink.name(), through = %durable, "marked as caught up with the ledger");
-            let anew = open_sink_anew(sink, context, durable, before);
-            return anew.map_err(|error| attribute_fencing(error, ledger, context));
+            let adopted = adopt_sink(sink, context, durable, before);
+            return adopted.map_err(|error| attribute_fencing(error, ledger, context));
         }
     }
     opened.map(found).map_err(|error| attribute_fencing(error.into(), ledger, context))
 }
 
-/// Opens a sink that is taken for having everything through an epoch, whatever it had, through `latest`.
+/// Opens a sink and marks it as caught up through epoch `durable`, whatever its progress. `latest` is the last epoch that
+/// it had before.
 ///
 /// # Errors
-/// If it cannot be opened, or must not be.
-pub fn open_sink_anew(
+/// If the sink cannot be opened, or refuses the writer.
+pub fn adopt_sink(
     sink: &mut dyn Sink,
     context: &WriterContext,
     durable: Epoch,
     latest: Epoch,
-) -> Result<Found, RunError> {
+) -> Result<OpenedSink, RunError> {
     let progress = sink.open(&WriterContext { adopt: Some(durable), ..context.clone() })?;
-    Ok(Found { progress, latest: latest.max(durable) })
+    Ok(OpenedSink { progress, latest: latest.max(durable) })
 }
 
-/// Why a sink may get results twice if it is taken for having what is recorded, if it may.
+/// Returns the reason why marking a sink as caught up with the ledger may write results twice; None if it cannot.
 pub fn may_double(
     sink: &str,
     progress: &[Progress],
@@ -357,15 +363,16 @@ pub fn may_double(
     let has = latest(progress);
     (foreign || has > durable).then(|| {
         format!(
-            "it has results through epoch {has} that this ledger, which ends at epoch {durable}, does not know: what is \
-             read again gives them a second time; `--reset-sink {sink} --accept-duplicates` accepts that (tables that \
-             have the rows already refuse them: empty those first)"
+            "it has results through epoch {has} that are not recorded in this ledger, which ends at epoch {durable}: \
+             reading the input again writes them a second time; `--reset-sink {sink} --accept-duplicates` accepts that \
+             (tables refuse rows that they already have: empty them first)"
         )
     })
 }
 
-/// Whether a sink was fenced, or refused, because of a successor, which the ledger knows, or fenced by a predecessor that has
-/// woken up and has taken its own ids back before it found that it has nothing to say: then a restart helps.
+/// Attributes a fenced or refused sink to its cause. If the ledger has a newer generation, a successor has replaced this
+/// run. If it has the generation of this run, a zombie has fenced the sink again before it was fenced itself: then a
+/// restart helps.
 pub fn attribute_fencing(error: RunError, ledger: &mut dyn Ledger, context: &WriterContext) -> RunError {
     let is_fenced = match &error {
         RunError::Commit(CommitError::Fenced { .. }) | RunError::Open(OpenError::Fenced { .. }) => true,
@@ -382,8 +389,8 @@ pub fn attribute_fencing(error: RunError, ledger: &mut dyn Ledger, context: &Wri
     }
 }
 
-/// Takes being fenced for the work of a predecessor. So does a process that does not have the ledger and cannot tell: it
-/// is started again, and the first process, which can, decides.
+/// Attributes fencing to a zombie. A follower always does so, since it has no ledger to check: it is restarted, and the
+/// leader decides.
 pub fn fenced_by_zombie(error: RunError) -> RunError {
     match error {
         RunError::Commit(CommitError::Fenced { sink, reason })
@@ -392,15 +399,15 @@ pub fn fenced_by_zombie(error: RunError) -> RunError {
     }
 }
 
-/// The best of these origins whose state can be read, and that state; none if there is none.
-fn choose(
+/// Returns the best of these origins whose state can be read, with that state; None if there is none.
+fn first_readable(
     origins: &[Epoch],
     manifests: &[StoredManifest],
     store: &mut dyn StateStore,
 ) -> Result<Option<(Option<Manifest>, State)>, RunError> {
     for &origin in origins {
         let Some(manifest) = readable(manifests).find(|manifest| manifest.epoch == origin) else {
-            // The beginning.
+            // The beginning of the pipeline.
             return Ok(Some((None, State::new())));
         };
         match load(store, manifest, Shards::ALL) {
@@ -414,7 +421,7 @@ fn choose(
     Ok(None)
 }
 
-/// The best of these origins whose state can be read; none if there is none.
+/// Returns the best of these origins whose state can be read; None if there is none.
 ///
 /// # Errors
 /// If the store fails.
@@ -423,13 +430,17 @@ pub fn readable_origin(
     manifests: &[StoredManifest],
     store: &mut dyn StateStore,
 ) -> Result<Option<Epoch>, RunError> {
-    let chosen = choose(origins, manifests, store)?;
+    let chosen = first_readable(origins, manifests, store)?;
     Ok(chosen.map(|(manifest, _)| manifest.map_or(Epoch(0), |manifest| manifest.epoch)))
 }
 
-/// Deletes what earlier starts left in the state store and no manifest needs. What a manifest needs that cannot be read
-/// here, and perhaps can by another version, is not known: then everything stays.
-fn tidy(store: &mut dyn StateStore, claim: &Claim, manifests: &[StoredManifest]) -> Result<(), RunError> {
+/// Deletes parts of earlier starts that no manifest needs from the state store. Deletes nothing if a manifest is
+/// unreadable: another version may be able to read it, and the parts that it needs are unknown.
+fn delete_unused_parts(
+    store: &mut dyn StateStore,
+    claim: &Claim,
+    manifests: &[StoredManifest],
+) -> Result<(), RunError> {
     if manifests.iter().any(|stored| stored.manifest.is_err()) {
         return Ok(());
     }
@@ -441,7 +452,7 @@ fn tidy(store: &mut dyn StateStore, claim: &Claim, manifests: &[StoredManifest])
     Ok(())
 }
 
-/// By shard, what a checkpoint's parts hold of these shards.
+/// Loads the parts of a checkpoint for these shards.
 fn load(store: &mut dyn StateStore, manifest: &Manifest, shards: Shards) -> Result<State, RunError> {
     let of_shard = |shard| {
         let parts = chain(&manifest.parts, shard).filter(|_| shards.contains(shard));
@@ -457,7 +468,7 @@ mod tests {
     use headwater_sinks::LedgerId;
 
     #[test]
-    fn whoever_is_fenced_asks_the_ledger_whether_it_has_a_successor_or_was_only_disturbed() {
+    fn fencing_is_attributed_to_a_successor_or_a_zombie() {
         let dir = tempfile::tempdir().expect("a directory");
         let open = || SqliteLedger::open(&dir.path().join("ledger.db"), "fraud").expect("opened");
         let mut ledger = open();

@@ -1,8 +1,8 @@
-//! The five rules, over events: patterns of the `dataflows` crate, and the alerts that are made of their matches.
+//! The five rules over events: patterns of the `dataflows` crate, and the alerts that their matches raise.
 
 #![expect(
     clippy::type_complexity,
-    reason = "a rule's type spells out its closures, and is named nowhere else"
+    reason = "the type of a rule includes its closures, and no alias would be used twice"
 )]
 
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use crate::event::Event;
 use crate::json::{round6, write_micros};
 use crate::outputs::{Alert, Severity};
 
-/// Raised when a rule's meaning changes, so that its alerts get other ids.
+/// The version of the rules. Increment it when the semantics of a rule change, so that its alerts get new ids.
 const RULE_VERSION: u32 = 1;
 
-/// The rules of a plan, to be scanned together.
+/// Returns the rules of a plan, to be scanned together.
 pub fn rules(pipeline: &Arc<str>, patterns: &Patterns) -> impl Rules<Event, Alert, State: Stored> + use<> {
     let velocity = patterns.velocity_spike.map(|plan| frequency(pipeline, "velocity_spike", plan));
     let burst = patterns.rapid_fire_burst.map(|plan| frequency(pipeline, "rapid_fire_burst", plan));
@@ -41,7 +41,7 @@ pub fn rules(pipeline: &Arc<str>, patterns: &Patterns) -> impl Rules<Event, Aler
     (velocity, (burst, (diversity, (amounts, (by_currency, (travel, ()))))))
 }
 
-/// By pattern, the numbers of its rules: how many come after each.
+/// The numbers of each pattern's rules. The number of a rule is the count of rules after it.
 const NUMBERS: [(&str, &[u32]); 5] = [
     ("velocity_spike", &[5]),
     ("rapid_fire_burst", &[4]),
@@ -50,15 +50,15 @@ const NUMBERS: [(&str, &[u32]); 5] = [
     ("impossible_travel", &[0]),
 ];
 
-/// The patterns' names.
+/// Returns the names of the patterns.
 pub fn patterns() -> impl Iterator<Item = &'static str> {
     NUMBERS.iter().map(|(name, _)| *name)
 }
 
-/// What the rules have stored of a key, once these patterns have forgotten what they know; none if nothing is left.
+/// Removes the state of these patterns from the stored state of a key; None if no state is left.
 ///
 /// # Errors
-/// If it is not what rules have stored.
+/// If the stored state is damaged.
 pub fn forget(patterns: &[&str], saved: &[u8]) -> Result<Option<Vec<u8>>, Damage> {
     let numbers =
         NUMBERS.iter().filter(|(name, _)| patterns.contains(name)).flat_map(|(_, numbers)| *numbers);
@@ -66,16 +66,16 @@ pub fn forget(patterns: &[&str], saved: &[u8]) -> Result<Option<Vec<u8>>, Damage
     forget_rules::<Event, Alert, _>(&rules(&"".into(), &Patterns::default()), &numbers, saved)
 }
 
-/// Makes the alerts of one rule.
-struct Maker {
+/// A builder of the alerts of one rule.
+struct AlertBuilder {
     pipeline: Arc<str>,
     rule: &'static str,
     emission: Emission,
 }
 
-impl Maker {
-    fn new(pipeline: &Arc<str>, rule: &'static str, alert_policy: AlertPolicy) -> Maker {
-        Maker { pipeline: Arc::clone(pipeline), rule, emission: alert_policy.emission }
+impl AlertBuilder {
+    fn new(pipeline: &Arc<str>, rule: &'static str, alert_policy: AlertPolicy) -> AlertBuilder {
+        AlertBuilder { pipeline: Arc::clone(pipeline), rule, emission: alert_policy.emission }
     }
 
     fn alert(
@@ -105,13 +105,13 @@ fn frequency(
     rule: &'static str,
     plan: FrequencyPlan,
 ) -> Rule<Frequency, impl Fn(&Event, Rate) -> Alert + use<>> {
-    let maker = Maker::new(pipeline, rule, plan.alert_policy);
+    let builder = AlertBuilder::new(pipeline, rule, plan.alert_policy);
     Rule::new(
         Frequency::at_least(plan.at_least, plan.within_ms),
         plan.alert_policy.emission,
         move |event: &Event, rate: Rate| {
             let details = serde_json::json!({ "count": rate.count, "within_ms": plan.within_ms });
-            maker.alert(event, None, plan.alert_policy.severity, details)
+            builder.alert(event, None, plan.alert_policy.severity, details)
         },
     )
 }
@@ -120,15 +120,15 @@ fn diversity(
     pipeline: &Arc<str>,
     plan: DiversityPlan,
 ) -> Rule<Diversity<impl Fn(&Event) -> Option<u64> + use<>>, impl Fn(&Event, Variety) -> Alert + use<>> {
-    let maker = Maker::new(pipeline, "merchant_diversity", plan.alert_policy);
+    let builder = AlertBuilder::new(pipeline, "merchant_diversity", plan.alert_policy);
     let pattern = Diversity::at_least(plan.at_least, plan.within_ms, Event::merchant);
     Rule::new(pattern, plan.alert_policy.emission, move |event: &Event, variety: Variety| {
         let details = serde_json::json!({ "distinct": variety.distinct, "within_ms": plan.within_ms });
-        maker.alert(event, None, plan.alert_policy.severity, details)
+        builder.alert(event, None, plan.alert_policy.severity, details)
     })
 }
 
-/// Amounts, in millionths.
+/// Units of a stored amount (millionths) per unit of the amount.
 const MICROS: f64 = 1e6;
 
 fn outlier(plan: AmountPlan) -> Outlier<impl Fn(&Event) -> Option<i64> + use<>> {
@@ -136,7 +136,7 @@ fn outlier(plan: AmountPlan) -> Outlier<impl Fn(&Event) -> Option<i64> + use<>> 
         .with_min_relative_sigma(plan.min_relative_sigma)
 }
 
-/// What an alert says of an amount, which has all its digits, as the event has it.
+/// The details of an alert on an amount. `amount` keeps all digits of the event.
 #[derive(Serialize)]
 struct DeviantDetails<'a> {
     amount: &'a RawValue,
@@ -147,7 +147,7 @@ struct DeviantDetails<'a> {
 }
 
 fn deviant(pipeline: &Arc<str>, plan: AmountPlan) -> impl Fn(&Event, Deviation) -> Alert + use<> {
-    let maker = Maker::new(pipeline, "amount_anomaly", plan.alert_policy);
+    let builder = AlertBuilder::new(pipeline, "amount_anomaly", plan.alert_policy);
     move |event, deviation| {
         let high = deviation.sigmas > plan.high_sigmas;
         let severity =
@@ -161,7 +161,7 @@ fn deviant(pipeline: &Arc<str>, plan: AmountPlan) -> impl Fn(&Event, Deviation) 
             sigmas: round6(deviation.sigmas),
             stddev: round6(deviation.stddev / MICROS),
         };
-        maker.alert(event, None, severity, details)
+        builder.alert(event, None, severity, details)
     }
 }
 
@@ -172,7 +172,7 @@ fn travel(
     Travel<impl Fn(&Event) -> Option<Location> + use<>, impl Fn(&Event) -> &str + use<>>,
     impl Fn(&Event, Trip<String>) -> Alert + use<>,
 > {
-    let maker = Maker::new(pipeline, "impossible_travel", plan.alert_policy);
+    let builder = AlertBuilder::new(pipeline, "impossible_travel", plan.alert_policy);
     let pattern = Travel::beyond(plan.km, plan.kmh, Event::location, Event::id);
     Rule::new(pattern, plan.alert_policy.emission, move |event: &Event, trip: Trip<String>| {
         let details = serde_json::json!({
@@ -180,6 +180,6 @@ fn travel(
             "seconds": round6(trip.seconds),
             "kmh": trip.kmh.map(round6),
         });
-        maker.alert(event, Some(trip.from.into()), plan.alert_policy.severity, details)
+        builder.alert(event, Some(trip.from.into()), plan.alert_policy.severity, details)
     })
 }

@@ -1,5 +1,5 @@
-//! The start of a run: sinks are fenced and opened, where it goes on is decided, and the source is opened there. In a cluster
-//! with a ledger the first process does so, and hands out what the others need to open theirs.
+//! The start of a run: fences and opens the sinks, decides where the run resumes, and opens the source there. In a
+//! cluster with a ledger, the leader does this and sends the followers what they need to open theirs.
 
 use std::sync::Arc;
 
@@ -10,59 +10,61 @@ use super::SinkJob;
 use super::bootstrap::{ClusterBootstrap, exchange_bootstrap, processes};
 use super::compute::operators;
 use super::failure::RunError;
-use super::forgetting::{Forgetting, forget, forgets_of};
+use super::forgetting::{ForgetContext, forget, forgets_of};
 use super::plan::Plan;
-use super::recovery::{Checkpoints, Found, History, Origin, Records, fenced_by_zombie, open_sink, origin};
+use super::recovery::{
+    Checkpoints, History, OpenedSink, Origin, Records, fenced_by_zombie, open_sink, origin,
+};
 use crate::coordination::{EpochRecord, Loss, Manifest, Position, Positions, Skip};
 use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
 use crate::metrics::Metrics;
 use crate::source::{Opening, Source};
 
-/// What a run knows of those before it.
+/// The role of a process in a run.
 pub enum Role {
-    /// Nothing: it begins with empty state wherever the source starts.
+    /// Runs without a ledger: the state is empty, and reading starts where the source starts.
     Unrecorded,
-    /// What its ledger has: what was done before is done again, and what is done is recorded.
+    /// Uses the ledger: replays recorded epochs, and records new ones.
     Leader(Box<History>),
-    /// What the first process of the cluster hands out.
+    /// Uses what the leader of the cluster sends.
     Follower(Box<Following>),
 }
 
-/// What a process knows by itself that does not have the ledger.
+/// The data and options of a process that does not use the ledger.
 pub struct Following {
-    /// What decides the pipeline's answers: the same in every process.
+    /// The settings that the results depend on; they must be equal in all processes.
     pub semantics: String,
-    /// Where and how often checkpoints are made, if they are.
+    /// The settings of checkpoints; None if checkpoints are disabled.
     pub checkpoints: Option<Checkpoints>,
 }
 
-/// A run that can begin.
-pub struct Begun {
-    /// Who writes.
+/// A run that is ready: its sinks and its source are open.
+pub struct PreparedRun {
+    /// The identity of the writer.
     pub context: WriterContext,
-    /// Where it goes on.
+    /// The checkpoint and the epochs that the run resumes from.
     pub origin: Origin,
-    /// Where records come from.
+    /// The source.
     pub source: Arc<dyn Source>,
-    /// From where on, by partition.
+    /// The start position of each partition.
     pub positions: Positions,
-    /// How many partitions are known before the first epoch that is replayed or new.
+    /// The number of partitions that are known before the first epoch, replayed or new.
     pub known: usize,
-    /// The first epoch that nobody ever had.
+    /// The first new epoch, above all epochs in the ledger and the sinks.
     pub first_epoch: Epoch,
-    /// What sinks are not given.
+    /// The outputs that sinks do not receive.
     pub skips: Vec<Skip>,
-    /// Where epochs are recorded, in the process that does.
+    /// The ledger that epochs are recorded in; None in a follower, or without a ledger.
     pub ledger: Option<Box<dyn Ledger>>,
-    /// Where and how often checkpoints are made, if they are.
+    /// The settings of checkpoints; None if checkpoints are disabled.
     pub checkpoints: Option<Checkpoints>,
 }
 
-/// Opens the sinks and the source of a run, in the one order that loses and doubles nothing.
+/// Opens the sinks and the source of a run. The order of the steps ensures that nothing is lost or duplicated.
 ///
 /// # Errors
-/// If something cannot be opened, or must not be.
-pub fn begin(
+/// If a sink or the source cannot be opened or must not be used.
+pub fn prepare(
     role: Role,
     source: Opening,
     sinks: &mut [SinkJob],
@@ -70,10 +72,10 @@ pub fn begin(
     plan: &Plan,
     workers: &timely::Config,
     metrics: &Metrics,
-) -> Result<Begun, RunError> {
+) -> Result<PreparedRun, RunError> {
     match role {
         Role::Unrecorded => {
-            let context = above_earlier(sinks, context, metrics)?;
+            let context = with_newer_generation(sinks, context, metrics)?;
             let mut latest = Epoch(0);
             for job in sinks.iter_mut() {
                 latest = latest.max(open(job, &context, None, metrics)?.latest);
@@ -84,27 +86,37 @@ pub fn begin(
             let (origin, first_epoch) = (Origin::unrecorded(sinks.len()), latest.next());
             let (skips, ledger, checkpoints) = (Vec::new(), None, None);
             let known = positions.as_slice().len();
-            Ok(Begun { context, origin, source, positions, known, first_epoch, skips, ledger, checkpoints })
+            Ok(PreparedRun {
+                context,
+                origin,
+                source,
+                positions,
+                known,
+                first_epoch,
+                skips,
+                ledger,
+                checkpoints,
+            })
         }
-        Role::Leader(history) => lead(*history, source, sinks, context, plan, workers, metrics),
-        Role::Follower(following) => follow(*following, source, sinks, context, workers, metrics),
+        Role::Leader(history) => prepare_leader(*history, source, sinks, context, plan, workers, metrics),
+        Role::Follower(following) => prepare_follower(*following, source, sinks, context, workers, metrics),
     }
 }
 
-/// The start, with a generation above all that sinks have. Without a ledger it is the wall time, and the clock may have been
-/// set back since an earlier start: that is fenced by this one, as it would be had the clock gone on.
-fn above_earlier(
+/// Returns the context with a generation above that of every sink. Without a ledger, the generation is the wall time.
+/// If the clock was set back since an earlier start, this start must still fence that one.
+fn with_newer_generation(
     sinks: &mut [SinkJob],
     mut context: WriterContext,
     metrics: &Metrics,
 ) -> Result<WriterContext, RunError> {
     for job in sinks {
-        metrics.starting(format!("looking at sink {}", job.sink.name()));
+        metrics.starting(format!("reading the progress of sink {}", job.sink.name()));
         for Progress { generation, .. } in job.sink.peek_progress(&context.pipeline)? {
             if generation >= context.generation {
                 tracing::warn!(
                     sink = job.sink.name(),
-                    "the clock is behind an earlier start's, or was set back: this start is counted after that one"
+                    "the clock is behind that of an earlier start: using the generation after that start's"
                 );
                 context.generation = Generation(generation.0.saturating_add(1));
             }
@@ -113,13 +125,13 @@ fn above_earlier(
     Ok(context)
 }
 
-/// Opens one sink, and returns what it has.
+/// Opens a sink and returns its progress.
 fn open(
     job: &mut SinkJob,
     context: &WriterContext,
     history: Option<&mut History>,
     metrics: &Metrics,
-) -> Result<Found, RunError> {
+) -> Result<OpenedSink, RunError> {
     metrics.starting(format!("opening sink {}", job.sink.name()));
     crash::point("sink.open.before");
     let found = open_sink(&mut *job.sink, context, history)?;
@@ -127,7 +139,7 @@ fn open(
     Ok(found)
 }
 
-fn lead(
+fn prepare_leader(
     mut history: History,
     source: Opening,
     sinks: &mut [SinkJob],
@@ -135,7 +147,7 @@ fn lead(
     plan: &Plan,
     workers: &timely::Config,
     metrics: &Metrics,
-) -> Result<Begun, RunError> {
+) -> Result<PreparedRun, RunError> {
     let mut found = Vec::new();
     for job in sinks.iter_mut() {
         found.push((job.sink.name().to_owned(), open(job, &context, Some(&mut history), metrics)?));
@@ -145,7 +157,7 @@ fn lead(
     let records = Records::read(&mut *history.ledger)?;
     if let Some(durable) = forgets_of(&records.manifests, &records.epochs, history.resets.all) {
         let rule = plan.time.watermark_rule();
-        let forgetting = Forgetting { context: &context, operators: &operators, rule };
+        let forgetting = ForgetContext { context: &context, operators: &operators, rule };
         forget(&mut history, &records, durable, sinks, &mut found, &forgetting)?;
     }
     drop(records);
@@ -164,10 +176,10 @@ fn lead(
         let unread = source.unread(&ends(&positions, &origin))?;
         unread.iter().for_each(|unread| tracing::warn!("{unread}"));
     }
-    // Of several processes, one that ends takes the others with it, whatever ended it.
+    // With several processes, the end of one kills the others, so a kill does not point to a record.
     if processes(workers) == 1 {
-        let is_new = history.losses.len() > losses_before;
-        check_attempts(&mut history, &origin, &*source, &positions, is_new)?;
+        let has_new_losses = history.losses.len() > losses_before;
+        check_attempts(&mut history, &origin, &*source, &positions, has_new_losses)?;
     }
     crash::point("start.begun");
     let History { ledger, semantics, checkpoints, skips, .. } = history;
@@ -186,9 +198,9 @@ fn lead(
         metrics.starting("waiting for the other processes");
         exchange_bootstrap(workers, Some(&word))?;
     }
-    // Epochs go on above everything that was ever recorded or taken, whichever ledger's it was.
+    // New epochs are above every epoch that was ever recorded or committed, also of another ledger.
     let first_epoch = origin.durable.max(latest).next();
-    Ok(Begun {
+    Ok(PreparedRun {
         context,
         origin,
         source,
@@ -201,7 +213,7 @@ fn lead(
     })
 }
 
-/// How far each partition is read once everything is done again.
+/// Returns the offset through which each partition is read after the replay.
 fn ends(positions: &Positions, origin: &Origin) -> Vec<Offset> {
     let mut ends: Vec<_> = positions.as_slice().iter().map(|position| position.next).collect();
     for binding in origin.replay.iter().flat_map(|record| &record.bindings) {
@@ -210,15 +222,15 @@ fn ends(positions: &Positions, origin: &Origin) -> Vec<Offset> {
     ends
 }
 
-fn follow(
+fn prepare_follower(
     following: Following,
     source: Opening,
     sinks: &mut [SinkJob],
     mut context: WriterContext,
     workers: &timely::Config,
     metrics: &Metrics,
-) -> Result<Begun, RunError> {
-    metrics.starting("waiting for the first process");
+) -> Result<PreparedRun, RunError> {
+    metrics.starting("waiting for the leader");
     let Following { semantics: own_semantics, mut checkpoints } = following;
     let refused = |reason: String| RunError::from(LedgerError::Refused(reason));
     let ClusterBootstrap {
@@ -235,7 +247,7 @@ fn follow(
         return Err(refused("the processes of the cluster have different configurations".into()));
     }
     (context.ledger_id, context.generation) = (LedgerId(ledger_id), Generation(generation));
-    tracing::info!(generation, "the first process has the ledger");
+    tracing::info!(generation, "received the start data from the first process");
     let mut committed_by_own = Vec::new();
     for job in sinks.iter_mut() {
         open(job, &context, None, metrics).map_err(fenced_by_zombie)?;
@@ -244,17 +256,29 @@ fn follow(
         committed_by_own.push(committed_through.ok_or_else(unknown)?.1.clone());
     }
     let manifest = manifest.as_deref().map(decode_manifest).transpose();
-    let manifest =
-        manifest.map_err(|damaged| refused(format!("what was handed out is damaged: {damaged}")))?;
-    let origin = Origin::handed(manifest, checkpoints.as_mut(), context.shards, durable, committed_by_own)?;
+    let manifest = manifest.map_err(|damaged| {
+        refused(format!("the manifest from the first process of the cluster is damaged: {damaged}"))
+    })?;
+    let origin =
+        Origin::from_leader(manifest, checkpoints.as_mut(), context.shards, durable, committed_by_own)?;
     metrics.starting("opening the source");
     let source = source(Some(positions.as_slice().iter().map(|position| position.next).collect()))?;
     let first_epoch = durable.next();
     let known = positions.as_slice().len();
-    Ok(Begun { context, origin, source, positions, known, first_epoch, skips, ledger: None, checkpoints })
+    Ok(PreparedRun {
+        context,
+        origin,
+        source,
+        positions,
+        known,
+        first_epoch,
+        skips,
+        ledger: None,
+        checkpoints,
+    })
 }
 
-/// Opens the source where the run goes on, which is recorded if it is the beginning.
+/// Opens the source at the offsets from which the run resumes. Records them if this is the pipeline's first start.
 fn open_source(
     source: Opening,
     origin: &mut Origin,
@@ -270,8 +294,8 @@ fn open_source(
     let positions = positions.unwrap_or_else(|| Positions::starting(starts));
     if positions.as_slice().len() != starts.len() {
         let reason = format!(
-            "the pipeline began with {} partitions, and the source has {}: its input does not change; another `pipeline` \
-             name, with tables of its own, begins with all of it and reads everything again",
+            "the pipeline began with {} partitions, and the source has {}: the input of a pipeline cannot change; \
+             use another `pipeline` name, with its own tables, to read everything from the beginning",
             positions.as_slice().len(),
             starts.len()
         );
@@ -301,21 +325,21 @@ fn open_source(
     Ok((source, positions, known))
 }
 
-/// How many runs may be killed one after the other without having recorded anything: more than whatever else kills runs
-/// (a node that is drained, a test) does in a row.
-const KILLED: u64 = 10;
+/// The number of consecutive runs killed without recording anything after which a start is refused. Other causes of
+/// kills, such as a drained node or a test, rarely reach it in a row.
+const MAX_KILLED: u64 = 10;
 
-/// Records that the run begins, and refuses it if too many before it were killed where it begins, unless what is there is
-/// newly given up. The next start tries again: there may have been another cause.
+/// Records an attempt of a run, and refuses it if too many runs before it were killed at the same epoch, unless the
+/// records there were just given up. The next start is permitted again, since there may have been another cause.
 fn check_attempts(
     history: &mut History,
     origin: &Origin,
     source: &dyn Source,
     positions: &Positions,
-    is_given_up: bool,
+    has_new_losses: bool,
 ) -> Result<(), RunError> {
     let runs = history.ledger.attempt(origin.durable)?;
-    match killed(runs, origin.durable, source, positions, &origin.replay).filter(|_| !is_given_up) {
+    match killed(runs, origin.durable, source, positions, &origin.replay).filter(|_| !has_new_losses) {
         Some(killed) => {
             history.ledger.ended()?;
             Err(killed)
@@ -324,7 +348,8 @@ fn check_attempts(
     }
 }
 
-/// Why a start is refused at whose place so many runs were killed: something there may kill it, too.
+/// Returns the refusal of a start after this many runs were killed at the same epoch while records waited, as these may
+/// kill it, too; None if it may start.
 pub fn killed(
     runs: u64,
     durable: Epoch,
@@ -333,11 +358,12 @@ pub fn killed(
     replay: &[EpochRecord],
 ) -> Option<RunError> {
     let unread = unread(source, positions, replay);
-    let suspected = runs >= KILLED && !unread.is_empty();
+    let suspected = runs >= MAX_KILLED && !unread.is_empty();
     suspected.then(|| RunError::Killed { runs, durable, unread: unread.join(", ") })
 }
 
-/// What the source has beyond all that is recorded, as `--accept-loss` names it, each with the first offset.
+/// Lists the partitions with records after the recorded ones as TOPIC:PARTITION:OFFSET, the form of `--accept-loss`,
+/// with the first such offset.
 fn unread(source: &dyn Source, positions: &Positions, replay: &[EpochRecord]) -> Vec<String> {
     let Some((topic, ends)) = source.ends() else { return Vec::new() };
     let mut recorded = positions.clone();
@@ -349,12 +375,12 @@ fn unread(source: &dyn Source, positions: &Positions, replay: &[EpochRecord]) ->
         .collect()
 }
 
-/// Where a start goes on from a checkpoint, or from the beginning; none if that is not recorded yet.
+/// Returns the positions at a checkpoint, or at the beginning of the pipeline; None if that is not recorded yet.
 pub fn positions_of(manifest: Option<&Manifest>, starts: Option<&[Offset]>) -> Option<Positions> {
     manifest.map(|manifest| Positions::of(&manifest.positions)).or_else(|| starts.map(Positions::starting))
 }
 
-/// By partition, the first offset that is read from these positions on.
+/// Returns the first offset to read of each partition, after the lost records.
 pub fn read_from(positions: &Positions, losses: &[Loss]) -> Vec<Offset> {
     let next = |(partition, position): (u32, &Position)| {
         let of_partition = losses.iter().filter(|loss| loss.partition == Partition(partition));

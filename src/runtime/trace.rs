@@ -1,4 +1,4 @@
-//! A record of the bindings, as NDJSON, for those who want to check a run against its input.
+//! A trace of the bindings, as NDJSON, for checking a run against its input.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -11,27 +11,28 @@ use serde_json::json;
 use super::failure::RunError;
 use crate::coordination::EpochRecord;
 
-/// Writes one JSON object per epoch that has a binding or closes the windows.
+/// A file with one JSON object per epoch that has a binding or closes the windows.
 pub struct TraceWriter {
     path: PathBuf,
     out: BufWriter<File>,
 }
 
 impl TraceWriter {
-    /// Begins the file anew.
+    /// Creates the file, or truncates it.
     ///
     /// # Errors
     /// If it cannot be created.
     pub fn create(path: &Path) -> Result<TraceWriter, RunError> {
-        let begin = || {
+        let truncate = || {
             let file = private::file(path)?;
             file.set_len(0).map(|()| file)
         };
-        let file = begin().map_err(|source| failed(path, source))?;
+        let file = truncate().map_err(|source| failed(path, source))?;
         Ok(TraceWriter { path: path.to_owned(), out: BufWriter::new(file) })
     }
 
-    /// Writes down an epoch: its bindings and W at its end. A counted epoch has no wall time that means anything.
+    /// Writes an epoch: its bindings, and the watermark at its end. The wall time of a counted epoch has no meaning
+    /// and is omitted.
     ///
     /// # Errors
     /// If it cannot be written.

@@ -1,6 +1,6 @@
-//! What a worker looks at between steps, for metrics and readiness: how far the frontiers are, and what is held.
+//! Observation of a worker's dataflow between steps, for metrics and readiness: its frontiers and the amount of state.
 //!
-//! Frontiers are the same on every process, each seen from there; one worker of a process speaks of them.
+//! All workers of a process see the same frontiers; one of them reports them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,78 +18,78 @@ use crate::coordination::Closed;
 use crate::metrics::{Metrics, Share};
 use crate::wall::wall_ms;
 
-/// How often what operators hold is counted.
+/// The interval at which the state of operators is counted.
 const COUNT_EVERY: Duration = Duration::from_millis(250);
 
-/// What the streams of a worker say on their way.
+/// An observer of a worker's streams, which records the times of epochs.
 #[derive(Clone, Default)]
-pub struct StreamObserver(Rc<RefCell<Words>>);
+pub struct StreamObserver(Rc<RefCell<EpochTimes>>);
 
 #[derive(Default)]
-struct Words {
+struct EpochTimes {
     /// The first epoch of the run.
     first: Option<Epoch>,
-    /// When epochs began that some sink has not committed.
+    /// The start times of epochs that some sink has not committed.
     begun: VecDeque<(Epoch, Instant)>,
-    /// When epochs began that some operator is not done with.
+    /// The start times of epochs that some operator has not completed.
     open: VecDeque<(Epoch, Instant)>,
-    /// The oldest timestamp in what this worker read in epochs whose alerts are not committed.
+    /// The oldest record timestamp that this worker read in each epoch whose alerts are not committed.
     read: VecDeque<(Epoch, i64)>,
 }
 
 impl StreamObserver {
-    /// Hears of the epochs that begin.
+    /// Observes the epochs that begin.
     pub fn ticks<'scope>(&self, ticks: StreamVec<'scope, Epoch, Tick>) -> StreamVec<'scope, Epoch, Tick> {
-        let StreamObserver(words) = self.clone();
+        let StreamObserver(times) = self.clone();
         ticks.inspect_core(move |event| {
             let Ok((stamp, _)) = event else { return };
-            let mut words = words.borrow_mut();
+            let mut times = times.borrow_mut();
             let epoch = *stamp.least().expect("a tick travels with its epoch");
-            words.first.get_or_insert(epoch);
+            times.first.get_or_insert(epoch);
             let now = Instant::now();
-            words.begun.push_back((epoch, now));
-            words.open.push_back((epoch, now));
+            times.begun.push_back((epoch, now));
+            times.open.push_back((epoch, now));
         })
     }
 
-    /// Hears of the epochs that this worker closes.
+    /// Observes the epochs that this worker closes.
     pub fn closed<'scope>(
         &self,
         closed: StreamVec<'scope, Epoch, Closed>,
     ) -> StreamVec<'scope, Epoch, Closed> {
-        let StreamObserver(words) = self.clone();
+        let StreamObserver(times) = self.clone();
         closed.inspect_core(move |event| {
             let Ok((stamp, closed)) = event else { return };
             let epoch = *stamp.least().expect("data travels with a time");
             let oldest = closed.iter().filter_map(|closed| closed.oldest).min();
-            words.borrow_mut().read.extend(oldest.map(|oldest| (epoch, oldest)));
+            times.borrow_mut().read.extend(oldest.map(|oldest| (epoch, oldest)));
         })
     }
 }
 
-/// What there is to look at.
+/// The probes and counters of one worker's dataflow.
 pub struct Probes {
-    /// What the streams said.
+    /// The observer of the streams.
     pub observer: StreamObserver,
-    /// Behind the control stream.
+    /// The probe behind the control stream.
     pub closed: Probe<Epoch>,
-    /// Behind all operators, before the sinks.
+    /// The probe behind all operators and before the sinks.
     pub computed: Probe<Epoch>,
-    /// Behind all sinks.
+    /// The probe behind all sinks.
     pub committed: Probe<Epoch>,
-    /// Behind the sinks that take alerts.
+    /// The probe behind the sinks that accept alerts.
     pub alerted: Probe<Epoch>,
-    /// The newest watermark that is known here.
+    /// The newest watermark that this worker has received.
     pub watermark: Rc<Cell<EventTime>>,
-    /// What the operators hold.
+    /// The amount of state in the operators.
     pub load: Load,
 }
 
-/// Looks at one worker's dataflow.
+/// A monitor of one worker's dataflow.
 pub struct Watch {
     probes: Probes,
-    /// Whether this worker speaks of the frontiers for its process.
-    speaks: bool,
+    /// True if this worker reports the frontiers of its process.
+    reports_frontiers: bool,
     last_closed: Option<Epoch>,
     last_committed: Option<Epoch>,
     keys: Share,
@@ -99,12 +99,12 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Of a worker that, if it `speaks`, is the one of its process to tell how far the frontiers are.
-    pub fn new(probes: Probes, speaks: bool, metrics: Arc<Metrics>) -> Watch {
+    /// Returns a monitor. Exactly one worker of each process has `reports_frontiers` set.
+    pub fn new(probes: Probes, reports_frontiers: bool, metrics: Arc<Metrics>) -> Watch {
         let (keys, open_windows) = (metrics.keys(), metrics.open_windows());
         Watch {
             probes,
-            speaks,
+            reports_frontiers,
             last_closed: None,
             last_committed: None,
             keys,
@@ -114,47 +114,48 @@ impl Watch {
         }
     }
 
-    /// Tells the metrics what has changed.
+    /// Updates the metrics.
     pub fn observe(&mut self) {
         let Probes { observer, closed, computed, committed: behind, alerted, watermark, load } = &self.probes;
-        let mut words = observer.0.borrow_mut();
-        while let Some((_, oldest)) = words.read.pop_front_if(|(epoch, _)| committed(alerted, *epoch)) {
-            // Clocks of producers may be a little ahead.
+        let mut times = observer.0.borrow_mut();
+        while let Some((_, oldest)) = times.read.pop_front_if(|(epoch, _)| committed(alerted, *epoch)) {
+            // The clocks of producers may be slightly ahead.
             let ms = wall_ms().saturating_sub(oldest).max(0);
             self.metrics.latency(Duration::from_millis(ms.unsigned_abs()));
         }
-        while words.begun.pop_front_if(|(epoch, _)| committed(behind, *epoch)).is_some() {}
-        while let Some((_, begun)) = words.open.pop_front_if(|(epoch, _)| committed(computed, *epoch)) {
-            if self.speaks {
+        while times.begun.pop_front_if(|(epoch, _)| committed(behind, *epoch)).is_some() {}
+        while let Some((_, begun)) = times.open.pop_front_if(|(epoch, _)| committed(computed, *epoch)) {
+            if self.reports_frontiers {
                 self.metrics.computed(begun.elapsed());
             }
         }
-        if self.speaks {
-            // Before its first epoch is over, a run has nothing to say.
-            let stands = |probe| first(probe).filter(|&epoch| words.first.is_some_and(|first| first < epoch));
-            if let Some(epoch) = stands(closed)
+        if self.reports_frontiers {
+            // Frontiers are reported once the first epoch of the run is complete.
+            let reportable =
+                |probe| frontier(probe).filter(|&epoch| times.first.is_some_and(|first| first < epoch));
+            if let Some(epoch) = reportable(closed)
                 && self.last_closed.replace(epoch) != Some(epoch)
             {
                 self.metrics.closed(Epoch(epoch.0 - 1), watermark.get());
             }
-            if let Some(epoch) = stands(behind)
+            if let Some(epoch) = reportable(behind)
                 && self.last_committed.replace(epoch) != Some(epoch)
             {
-                self.metrics.frontier(epoch, words.begun.front().map(|(_, begun)| *begun));
+                self.metrics.frontier(epoch, times.begun.front().map(|(_, begun)| *begun));
             }
         }
         if self.counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
             self.counted = Some(Instant::now());
             self.keys.set(load.keys());
             self.open_windows.set(load.open_windows());
-            if self.speaks {
+            if self.reports_frontiers {
                 self.metrics.log_stalls();
             }
         }
     }
 }
 
-/// Where a frontier stands; none once it is empty.
-fn first(probe: &Probe<Epoch>) -> Option<Epoch> {
+/// Returns the frontier at a probe; None once it is empty.
+fn frontier(probe: &Probe<Epoch>) -> Option<Epoch> {
     probe.with_frontier(|frontier| frontier.first().copied())
 }

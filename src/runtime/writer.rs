@@ -1,4 +1,4 @@
-//! The writer of a sink: one thread per process and sink, which commits in rounds as large as the load makes them.
+//! The writer of a sink: one thread per process and sink. Each round commits all epochs that are complete by then.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,39 +16,39 @@ use super::ledger_writer::LedgerWriterHandle;
 use crate::coordination::Skips;
 use crate::metrics::Metrics;
 
-/// What workers tell a writer.
+/// A message from a worker to a writer.
 #[derive(Debug)]
-pub enum Delivered {
-    /// Changes of an epoch, through which progress is to be committed.
+pub enum Delivery {
+    /// The changes of an epoch. The round that commits them also commits progress through this epoch.
     Changes {
         /// The epoch.
         epoch: Epoch,
-        /// What it changed, in order; perhaps nothing.
+        /// The changes, in order; may be empty.
         changes: Vec<Changes>,
     },
-    /// All of a worker's changes of the epochs before `reached` were delivered; none: all there will ever be.
+    /// The frontier of a worker: it has delivered all changes of the epochs before `reached`; None: of all epochs.
     Frontier {
-        /// Which worker.
+        /// The index of the worker.
         worker: usize,
-        /// The first epoch of which more may come.
+        /// The first epoch that may have further changes.
         reached: Option<Epoch>,
     },
 }
 
-/// How many messages may wait for the writer. Bytes are bounded where they are read.
+/// The capacity of the writer's queue, in messages. The number of bytes is limited by the reading operator.
 const QUEUE: usize = 256;
 
-/// A worker's end of a writer.
+/// A worker's handle to a writer.
 #[derive(Clone)]
 pub struct WriterHandle {
     sink: String,
     committed_through: Option<Epoch>,
-    sender: SyncSender<Delivered>,
+    sender: SyncSender<Delivery>,
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    /// The first epoch that is not committed; [`ALL`] when everything is.
+    /// The first epoch that is not committed; [`ALL`] once all are committed.
     committed: AtomicU64,
     activators: Mutex<Vec<SyncActivator>>,
 }
@@ -56,51 +56,53 @@ struct Shared {
 const ALL: u64 = u64::MAX;
 
 impl WriterHandle {
-    /// The sink's name.
+    /// Returns the name of the sink.
     pub fn sink(&self) -> &str {
         &self.sink
     }
 
-    /// The last epoch that the sink had taken when it was opened, of those that are done again.
+    /// Returns the last replayed epoch that the sink had already committed when it was opened.
     pub fn committed_through(&self) -> Option<Epoch> {
         self.committed_through
     }
 
-    /// Gives a message to the writer, or back if its queue is full. A writer that has failed takes everything:
-    /// the run is about to end.
-    pub fn send(&self, message: Delivered) -> Result<(), Delivered> {
+    /// Sends a message to the writer. A writer that has failed discards every message, since the run is about to end.
+    ///
+    /// # Errors
+    /// The message itself, if the queue is full.
+    pub fn send(&self, message: Delivery) -> Result<(), Delivery> {
         match self.sender.try_send(message) {
             Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(()),
             Err(TrySendError::Full(message)) => Err(message),
         }
     }
 
-    /// The first epoch that is not committed; none when all are.
+    /// Returns the first epoch that is not committed; None once all are committed.
     pub fn committed(&self) -> Option<Epoch> {
         let committed = self.shared.committed.load(Ordering::Acquire);
         (committed != ALL).then_some(Epoch(committed))
     }
 
-    /// Has an operator of a worker scheduled after each commit.
-    pub fn wakes(&self, _worker: usize, activator: SyncActivator) {
-        self.shared.activators.lock().expect("no holder of the lock panics").push(activator);
+    /// Registers an operator to be activated after each commit.
+    pub fn add_activator(&self, _worker: usize, activator: SyncActivator) {
+        self.shared.activators.lock().expect("no thread panics while it holds the lock").push(activator);
     }
 }
 
-/// What of all that is done a sink is not given.
-pub struct Given {
-    /// Epochs through this one, which it has.
+/// The outputs that are withheld from a sink.
+pub struct WriterOptions {
+    /// The last epoch that it has committed.
     pub committed_through: Option<Epoch>,
-    /// Single outputs, which it does not take.
+    /// The outputs that are skipped, since the sink refuses them.
     pub skips: Skips,
-    /// Where its first commit is recorded, in the process that has the ledger.
+    /// The ledger in which its first commit is recorded, in the leader.
     pub ledger: Option<LedgerWriterHandle>,
 }
 
-/// Starts the writer of an opened sink, for the workers in `workers`.
+/// Starts the writer of an opened sink, for these workers.
 pub fn spawn(
     sink: Box<dyn Sink>,
-    Given { committed_through, skips, ledger }: Given,
+    WriterOptions { committed_through, skips, ledger }: WriterOptions,
     workers: std::ops::Range<usize>,
     commit_interval: Duration,
     failure: Failure,
@@ -136,9 +138,9 @@ struct Writer {
     ledger: Option<LedgerWriterHandle>,
     sink: Box<dyn Sink>,
     first_worker: usize,
-    /// How far each worker's delivery has come.
+    /// The frontier of each worker's deliveries.
     reached: Vec<Option<Epoch>>,
-    /// Epochs that were delivered and are not committed.
+    /// Epochs that are staged and not committed.
     staged: BTreeSet<Epoch>,
     committed: Option<Epoch>,
     shared: Arc<Shared>,
@@ -146,10 +148,10 @@ struct Writer {
 }
 
 impl Writer {
-    /// Until every worker has delivered everything and all of it is committed.
+    /// Runs until every worker has delivered all epochs and all of them are committed.
     fn run(
         mut self,
-        receiver: &Receiver<Delivered>,
+        receiver: &Receiver<Delivery>,
         interval: Duration,
         failure: &Failure,
     ) -> Result<(), RunError> {
@@ -157,16 +159,16 @@ impl Writer {
         while self.committed.is_some() {
             let gap = last_round.map_or(Duration::ZERO, |last| interval.saturating_sub(last.elapsed()));
             let due = self.complete() != self.committed;
-            // When every worker has delivered everything, nothing more can come: no use in waiting for it.
+            // Once every worker has delivered all epochs, nothing more can arrive, so there is no reason to wait.
             let now = gap.is_zero() || self.complete().is_none();
             let message = match (due, now) {
-                // A round may begin: only take in what is there already.
+                // A round may begin: only receive messages that are already queued.
                 (true, true) => receiver.try_recv().ok(),
                 (true, false) => wait(receiver, gap)?,
                 (false, _) => wait(receiver, Duration::from_millis(100))?,
             };
             match message {
-                Some(message) => self.take(message)?,
+                Some(message) => self.receive(message)?,
                 None if failure.is_some() => return Ok(()),
                 None if due && now => {
                     last_round = Some(Instant::now());
@@ -178,22 +180,22 @@ impl Writer {
         Ok(())
     }
 
-    fn take(&mut self, message: Delivered) -> Result<(), RunError> {
+    fn receive(&mut self, message: Delivery) -> Result<(), RunError> {
         match message {
-            Delivered::Changes { epoch, changes } => {
+            Delivery::Changes { epoch, changes } => {
                 crash::point("sink.stage");
-                for changes in self.left_out(epoch, changes) {
+                for changes in self.without_skipped(epoch, changes) {
                     self.sink.stage(epoch, changes)?;
                 }
                 self.staged.insert(epoch);
             }
-            Delivered::Frontier { worker, reached } => self.reached[worker - self.first_worker] = reached,
+            Delivery::Frontier { worker, reached } => self.reached[worker - self.first_worker] = reached,
         }
         Ok(())
     }
 
-    /// What a worker has delivered of an epoch, without what the sink is not to be given.
-    fn left_out(&self, epoch: Epoch, mut delivered: Vec<Changes>) -> Vec<Changes> {
+    /// Removes the skipped outputs from a worker's changes of an epoch.
+    fn without_skipped(&self, epoch: Epoch, mut delivered: Vec<Changes>) -> Vec<Changes> {
         let Some(skipped) = self.skips.in_epoch(epoch) else { return delivered };
         let is_skipped = |name: &str| {
             let skips = skipped.contains(name);
@@ -212,7 +214,7 @@ impl Writer {
         delivered
     }
 
-    /// The first epoch that is not complete on every worker; none if all are.
+    /// Returns the first epoch that is not complete on every worker; None if all are complete.
     fn complete(&self) -> Option<Epoch> {
         self.reached.iter().copied().flatten().min()
     }
@@ -230,7 +232,7 @@ impl Writer {
                     return Err(error.into());
                 }
                 self.metrics.commit_retried(&self.name);
-                tracing::warn!(sink = self.name, %error, "will try the round again");
+                tracing::warn!(sink = self.name, %error, "retrying the round");
                 std::thread::sleep(backoff);
                 backoff = (2 * backoff).min(Duration::from_secs(1));
             }
@@ -242,21 +244,23 @@ impl Writer {
         }
         self.committed = complete;
         self.shared.committed.store(complete.map_or(ALL, |complete| complete.0), Ordering::Release);
-        for activator in self.shared.activators.lock().expect("no holder of the lock panics").iter() {
-            // A worker that has shut down needs no waking.
+        for activator in
+            self.shared.activators.lock().expect("no thread panics while it holds the lock").iter()
+        {
+            // A worker that has shut down needs no activation.
             let _ = activator.activate();
         }
         Ok(())
     }
 }
 
-/// The next message, or none if none comes in time.
-fn wait(receiver: &Receiver<Delivered>, timeout: Duration) -> Result<Option<Delivered>, RunError> {
+/// Receives the next message; None if the timeout expires.
+fn wait(receiver: &Receiver<Delivery>, timeout: Duration) -> Result<Option<Delivery>, RunError> {
     match receiver.recv_timeout(timeout) {
         Ok(message) => Ok(Some(message)),
         Err(RecvTimeoutError::Timeout) => Ok(None),
         Err(RecvTimeoutError::Disconnected) => {
-            Err(RunError::Workers("a worker ended before its output did".into()))
+            Err(RunError::Workers("a worker ended before it had delivered all outputs".into()))
         }
     }
 }

@@ -136,8 +136,8 @@ fn a_sink_of_a_lost_ledger_can_be_adopted() {
         _ = fs::remove_file(files.path(file));
     }
     fs::remove_dir_all(files.path("state")).expect("removed");
-    files.assert_refused("`--reset-sink sqlite --accept-duplicates` goes on with this one");
-    assert_refused(files.command("2").args(["--reset-sink", "sqlite"]), "gives them a second time");
+    files.assert_refused("`--reset-sink sqlite --accept-duplicates` to mark the sink as caught up");
+    assert_refused(files.command("2").args(["--reset-sink", "sqlite"]), "writes them a second time");
     // Existing rows are neither overwritten nor retried for ever.
     let accepting = ["--reset-sink", "sqlite", "--accept-duplicates"];
     assert_refused(files.command("2").args(accepting), "UNIQUE constraint failed");

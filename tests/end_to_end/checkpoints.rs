@@ -131,7 +131,7 @@ fn a_corrupt_part_falls_back_to_the_checkpoint_before() {
     drop(store);
     let mut run = Process::start(files.command("3"), files.path("run.log"));
     run.expect_success();
-    assert!(run.log().contains("it is not what was put"), "{}", run.log());
+    assert!(run.log().contains("its content does not match the hash in the manifest"), "{}", run.log());
     files.judge();
 }
 
@@ -173,7 +173,7 @@ fn a_start_without_its_state_is_refused() {
     let files = checkpointed_files(34, 150_000);
     run_until_pruned(&files, "2").kill();
     configure(&files, FLOW, "");
-    files.assert_refused("it cannot go on without [checkpoint]");
+    files.assert_refused("it cannot resume without [checkpoint]");
     configure(&files, FLOW, CHECKPOINT);
     fs::rename(files.path("state"), files.path("elsewhere")).expect("moved");
     files.assert_refused("no checkpoint can be read");

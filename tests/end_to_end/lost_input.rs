@@ -47,5 +47,5 @@ fn a_recreated_topic_of_the_same_length_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         produce(topic, &hard_settings(82), RECORDS, &dir.path().join("records.ndjson"));
     };
-    assert_refused_after("recreated", change, "the input was truncated or created anew");
+    assert_refused_after("recreated", change, "the input was truncated or recreated");
 }

@@ -174,7 +174,7 @@ fn an_older_ledger_needs_accept_duplicates() {
     let stderr = refusal(&mut files.command("1"), &files.path("run.toml"));
     let arguments = suggested_arguments(&stderr, "--reset-sink");
     assert_eq!(arguments, ["--reset-sink", "sqlite", "--accept-duplicates"]);
-    crate::crash::assert_refused(files.command("1").args(&arguments[..2]), "gives them a second time");
+    crate::crash::assert_refused(files.command("1").args(&arguments[..2]), "writes them a second time");
     // The rows exist already, so the tables must be emptied first, as the message says.
     let results = rusqlite::Connection::open(files.path("results.db")).expect("a database");
     let empty =

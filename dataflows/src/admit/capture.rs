@@ -1,7 +1,7 @@
-//! What admission knows, captured and restored: events that are not final, by key, and accepted ids.
+//! Capture and restore of the state of admission: un-final events by key, and accepted ids.
 //!
-//! Ids are stored as what became of them between one checkpoint and the next, by shard. Such a record is of no use any
-//! more, and goes, when no event could repeat any of its ids.
+//! Ids are stored as their changes between two checkpoints, by shard. Such a record is deleted when no event can repeat
+//! any of its ids.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,10 +21,10 @@ use crate::keyed::Keyed;
 use crate::keys::{Keys, NEVER};
 use crate::{Epoch, Event, EventTime, OwnedKey, Position, ShardId};
 
-/// What is stored of a key: its last place in the order of evaluation, and its events that are not final.
+/// The stored state of a key: its last position in the order of evaluation, and its un-final events.
 type Known<E> = ((EventTime, Position), Vec<E>);
 
-/// What is captured of admission.
+/// The capture state of admission.
 pub(super) struct Tracked<E: Event> {
     tracker: Tracker<E>,
     write: fn(&Known<E>) -> Vec<u8>,
@@ -34,9 +34,9 @@ pub(super) struct Tracked<E: Event> {
 /// The records of accepted ids.
 struct Ids {
     operator: Arc<str>,
-    /// The latest time in each record there is.
+    /// The latest time in each stored record.
     stored: BTreeMap<(Epoch, ShardId), EventTime>,
-    /// Records of the mark that are still to be given; none of what has become of no use.
+    /// The records of the mark that have not been emitted. `None` deletes a record.
     pending: Vec<(Epoch, ShardId, Option<Vec<Acceptance>>)>,
 }
 
@@ -44,7 +44,8 @@ impl Ids {
     fn next(&mut self) -> Option<Record> {
         let (epoch, shard, changes) = self.pending.pop()?;
         let value = changes.map(|mut changes| {
-            // They came by slot, which is no two workers' the same. Those of one id stay in order.
+            // They are in the order of slots, which depends on the worker. The sort is stable: changes of one id keep
+            // their order.
             changes.sort_by_key(Acceptance::id);
             capture::encode(&changes)
         });
@@ -56,11 +57,11 @@ impl Ids {
         })
     }
 
-    /// What a record says, in order.
+    /// Decodes the changes of a record, in order.
     fn restore(&mut self, record: &Record) -> Result<Vec<Acceptance>, Damage> {
         let Some(value) = &record.value else { return Ok(Vec::new()) };
         let epoch =
-            <[u8; 8]>::try_from(&*record.key).map_err(|_| Damage::Impossible("its key is no epoch"))?;
+            <[u8; 8]>::try_from(&*record.key).map_err(|_| Damage::Impossible("the key is not an epoch"))?;
         let changes: Vec<Acceptance> = capture::decode(value)?;
         let epoch = Epoch(u64::from_be_bytes(epoch));
         self.stored.extend(latest(&changes).map(|latest| ((epoch, record.shard), latest)));
@@ -72,14 +73,14 @@ fn latest(changes: &[Acceptance]) -> Option<EventTime> {
     changes.iter().map(|change| change.time).max()
 }
 
-/// The name under which the ids that admission has accepted are captured, given its own.
+/// Returns the name under which the accepted ids of the admission with this name are captured.
 pub fn ids_of(admission: &str) -> String {
     format!("{admission}: ids")
 }
 
 impl<'scope> Captures<'scope> {
-    /// As [`Admit::admit`](crate::Admit::admit); what admission knows is captured under `name`, accepted ids under
-    /// [`ids_of`] it.
+    /// Like [`Admit::admit`](crate::Admit::admit). The state of admission is captured under `name`, accepted ids under
+    /// the name that [`ids_of`] returns for it.
     pub fn admit<E>(
         &self,
         name: &str,
@@ -105,7 +106,7 @@ impl<'scope> Captures<'scope> {
                     tracker.restored(slot);
                     let (last, of_key): Known<E> = capture::decode(saved)?;
                     if of_key.iter().any(|event| event.key().to_owned() != *key) {
-                        return Err(Damage::Impossible("it has events of another key"));
+                        return Err(Damage::Impossible("the value has events of another key"));
                     }
                     events.push((slot, last, of_key));
                     Ok(())
@@ -135,7 +136,7 @@ impl<'scope> Captures<'scope> {
 }
 
 impl<E: Event> Admitter<E> {
-    /// Takes in events that were admitted and are not final, by key.
+    /// Restores admitted un-final events, by key. Returns their batch; `None` if there are none.
     fn resume(
         &mut self,
         epoch: Epoch,
@@ -185,14 +186,14 @@ impl<E: Event> Admitter<E> {
         Some(batch)
     }
 
-    /// Has what is known at the end of `epoch`, whose watermark this is, captured.
+    /// Requests capture of the state at the end of `epoch`, which has this watermark.
     pub(super) fn mark(&mut self, epoch: Epoch, watermark: EventTime) {
         if self.capture.is_none() {
             return;
         }
-        // Two at a time would want two states.
+        // Only one mark is captured at a time: two would need two copies of the state.
         self.drain(usize::MAX);
-        // Keys die with the next batch, which tells the other operators.
+        // Keys expire with the next batch, which reports them to the other operators.
         self.advance(watermark);
         let Admitter { capture, dedup, history, watermark, .. } = self;
         let Some(Tracked { tracker, ids, .. }) = capture else { return };
@@ -209,7 +210,7 @@ impl<E: Event> Admitter<E> {
         tracker.mark(Mark { epoch, watermark: *watermark });
     }
 
-    /// Captures what is wanted still of the keys that are about to change.
+    /// Captures the keys that are about to change and are still pending.
     pub(super) fn before(&mut self, keys: &Keys<E>) {
         if self.capture.as_ref().is_some_and(|capture| capture.tracker.marked().is_some()) {
             let slots = std::mem::take(&mut self.slots);
@@ -218,7 +219,7 @@ impl<E: Event> Admitter<E> {
         }
     }
 
-    /// A key is no more, or begins anew.
+    /// Captures a key that is being removed, and marks it as removed.
     pub(super) fn removed(&mut self, slot: Slot, keys: &Keys<E>) {
         self.save(slot, keys);
         if let Some(Tracked { tracker, .. }) = &mut self.capture {
@@ -226,7 +227,7 @@ impl<E: Event> Admitter<E> {
         }
     }
 
-    /// Notes which keys have changed.
+    /// Marks the keys of a batch as changed.
     pub(super) fn after(&mut self, batch: &Batch<E>) {
         if let Some(Tracked { tracker, .. }) = &mut self.capture {
             batch.numbered_runs().for_each(|(at, run)| tracker.touch(run.slot, Some(at)));
@@ -245,7 +246,7 @@ impl<E: Event> Admitter<E> {
             });
             events.sort_by_key(order);
             let unsettled = events.first().map(Event::time);
-            // Without events the key's last place is wanted only to know when it dies.
+            // Without events, the last position of the key is needed only for its expiry.
             let wanted = !events.is_empty() || (expiry.is_some() && keys.last(slot) != NEVER);
             Saved { value: wanted.then(|| write(&(keys.last(slot), events))), unsettled }
         });
@@ -254,7 +255,7 @@ impl<E: Event> Admitter<E> {
 
 impl<E: Event> Drain<E> for Admitter<E> {
     fn tracker(&mut self) -> &mut Tracker<E> {
-        &mut self.capture.as_mut().expect("only what is captured is drained").tracker
+        &mut self.capture.as_mut().expect("only an operator with capture is drained").tracker
     }
 
     fn drain(&mut self, count: usize) {
@@ -267,7 +268,7 @@ impl<E: Event> Drain<E> for Admitter<E> {
                 self.save(slot, &keys);
             } else if let Some(record) = ids.next() {
                 tracker.give(mark.epoch, record);
-                // It is of all the shard's ids: enough for one go, unless all is wanted at once.
+                // It has all ids of the shard, which is enough for one slice, unless everything must be captured now.
                 if count < usize::MAX {
                     return;
                 }

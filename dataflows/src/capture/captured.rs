@@ -1,4 +1,4 @@
-//! Keyed events whose operators capture what they know.
+//! Keyed events whose operators capture their state.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -16,10 +16,10 @@ use crate::scan::Scanner;
 use crate::windows::{Aggregate, Aligned, Refresh, Row, Sessions};
 use crate::{Emission, Epoch, Event, EventTime, Load, OwnedKey, Pattern};
 
-/// [`Keyed`] events, made by [`Captures::admit`]: its operators are those of `Keyed`, and capture their state under the
-/// names that they are given, which must differ.
+/// [`Keyed`] events, returned by [`Captures::admit`]. The operators are those of `Keyed`, and each captures its state
+/// under its name. The names must be unique.
 ///
-/// Of what they remember and show they ask that it is [`Stored`]:
+/// The types of states and window results must be [`Stored`]:
 ///
 /// ```compile_fail
 /// use headwater_dataflows::{Captured, Emission, Pattern, testing::Line};
@@ -41,7 +41,7 @@ use crate::{Emission, Epoch, Event, EventTime, Load, OwnedKey, Pattern};
 pub struct Captured<'scope, E: Event> {
     keyed: Keyed<'scope, E>,
     captures: Captures<'scope>,
-    /// What was restored and is not final.
+    /// The restored un-final events.
     resumed: Option<Rc<Batch<E>>>,
 }
 
@@ -60,12 +60,12 @@ impl<'scope, E: Event> Captured<'scope, E> {
         Captured { keyed, captures, resumed }
     }
 
-    /// As [`Keyed::load`].
+    /// Like [`Keyed::load`].
     pub fn load(&self) -> Load {
         self.keyed.load()
     }
 
-    /// As [`Keyed::only`].
+    /// Like [`Keyed::only`].
     pub fn only(mut self, only: impl Fn(&E::Key) -> bool + 'static) -> Self {
         self.keyed = self.keyed.only(only);
         self
@@ -73,7 +73,7 @@ impl<'scope, E: Event> Captured<'scope, E> {
 }
 
 impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
-    /// As [`Scan::scan`](crate::Scan::scan).
+    /// Like [`Scan::scan`](crate::Scan::scan).
     pub fn scan<P, D, F>(
         self,
         name: &str,
@@ -89,7 +89,7 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
         self.scan_all(name, (Rule::new(pattern, emission, result), ()))
     }
 
-    /// As [`Scan::scan_all`](crate::Scan::scan_all).
+    /// Like [`Scan::scan_all`](crate::Scan::scan_all).
     pub fn scan_all<R, D>(self, name: &str, rules: R) -> VecCollection<'scope, Epoch, D>
     where
         R: Rules<E, D, State: Stored>,
@@ -98,7 +98,7 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
         self.run(name, Scanner::new(rules)).as_collection()
     }
 
-    /// As [`Scan::scan_absence`](crate::Scan::scan_absence).
+    /// Like [`Scan::scan_absence`](crate::Scan::scan_absence).
     pub fn scan_absence<T, D, F>(
         self,
         name: &str,
@@ -113,7 +113,7 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
         self.scan_all(name, (Missing::new(absence, result), ()))
     }
 
-    /// As [`Accumulate::accumulate`](crate::Accumulate::accumulate).
+    /// Like [`Accumulate::accumulate`](crate::Accumulate::accumulate).
     pub fn accumulate<S, O, F>(self, name: &str, step: F) -> StreamVec<'scope, Epoch, (Epoch, O)>
     where
         S: Stored + Default + 'static,
@@ -123,7 +123,7 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
         self.run(name, Accumulator::new(step))
     }
 
-    /// As [`Tumbling::tumbling`](crate::windows::Tumbling::tumbling).
+    /// Like [`Tumbling::tumbling`](crate::windows::Tumbling::tumbling).
     pub fn tumbling<A, D, F>(
         self,
         name: &str,
@@ -140,10 +140,10 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
         self.sliding(name, size_ms, size_ms, refresh, aggregate, result)
     }
 
-    /// As [`Sliding::sliding`](crate::windows::Sliding::sliding).
+    /// Like [`Sliding::sliding`](crate::windows::Sliding::sliding).
     ///
     /// # Panics
-    /// When `every_ms` is not in 1..=`size_ms`.
+    /// Panics if `every_ms` is not in 1..=`size_ms`.
     pub fn sliding<A, D, F>(
         self,
         name: &str,
@@ -163,10 +163,10 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
         self.run(name, Aligned::new(size_ms, every_ms, refresh, aggregate, result, load)).as_collection()
     }
 
-    /// As [`Session::session`](crate::windows::Session::session).
+    /// Like [`Session::session`](crate::windows::Session::session).
     ///
     /// # Panics
-    /// When `gap_ms` is below 1.
+    /// Panics if `gap_ms` is below 1.
     pub fn session<A, D, F>(
         self,
         name: &str,
@@ -185,7 +185,7 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
         self.run(name, Sessions::new(gap_ms, refresh, aggregate, result, load)).as_collection()
     }
 
-    /// Runs an operator's logic, restored and captured.
+    /// Restores and runs the logic of an operator, and captures its state.
     fn run<L: Capture<E>>(self, name: &str, mut logic: L) -> StreamVec<'scope, Epoch, L::Out> {
         let Captured { keyed, captures, resumed } = self;
         let Some(mut register) = captures.register() else { return keyed.run(name, logic) };

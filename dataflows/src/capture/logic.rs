@@ -1,4 +1,4 @@
-//! A logic whose state is captured as it goes on.
+//! Capture of the state of an operator's logic while it runs.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -11,22 +11,23 @@ use crate::keyed::{Logic, Selection};
 use crate::keys::Keys;
 use crate::{Epoch, Event, EventTime, OwnedKey};
 
-/// A logic whose state can be captured and restored, key by key.
+/// The logic of an operator whose state can be captured and restored, key by key.
 ///
 /// # Contract
-/// What `save` gives of a key is what its final events have left. After `load` of every key and `resume` with the
-/// events that are not final, the logic answers what follows as the one that was saved.
+/// `save` returns the effect of the final events of a key. After `load` of every key and `resume` with the un-final
+/// events, the logic has the same output for later events as the logic that was saved.
 pub(crate) trait Capture<E: Event>: Logic<E> {
-    /// Keeps what is not final at `watermark` until it is told otherwise; [`EventTime::MAX`] lets it go.
+    /// Keeps the events that are un-final at `watermark`, until the next call. [`EventTime::MAX`] keeps none.
     fn hold(&mut self, watermark: EventTime);
 
-    /// Appends the keys whose state [`close`](Logic::close) may change, beyond that events become final.
+    /// Appends the keys whose state [`close`](Logic::close) may change other than by events becoming final.
     fn closes(&self, epoch: Epoch, watermark: EventTime, keys: &mut Vec<Slot>);
 
-    /// A key's state without its events above the watermark, which `newest` and the runs before it hold.
+    /// Returns the state of a key without the effect of its events above the watermark. These events are in the run
+    /// `newest` and the runs before it.
     fn save(&mut self, slot: Slot, newest: Option<RunRef>, watermark: EventTime) -> Saved;
 
-    /// Puts in what was saved of a key.
+    /// Restores the saved state of a key.
     fn load(
         &mut self,
         slot: Slot,
@@ -35,18 +36,18 @@ pub(crate) trait Capture<E: Event>: Logic<E> {
         saved: &[u8],
     ) -> Result<(), Damage>;
 
-    /// Takes in, at the end of `epoch`, what is not final, and says nothing of it.
+    /// Processes the restored un-final events, at the end of `epoch`, without output.
     fn resume(&mut self, epoch: Epoch, batch: Option<&Rc<Batch<E>>>, selection: &Selection<E>);
 }
 
-/// A logic, and what is captured of it.
+/// A logic, and the tracker of its captured state.
 pub(crate) struct Capturing<E: Event, L> {
     pub logic: L,
     pub tracker: Tracker<E>,
     pub keys: Rc<RefCell<Keys<E>>>,
-    /// The greatest that there has been.
+    /// The greatest watermark so far.
     pub watermark: EventTime,
-    /// Keys that are about to change.
+    /// A buffer for the keys that `close` may change.
     pub closing: Vec<Slot>,
 }
 
@@ -56,7 +57,7 @@ impl<E: Event, L: Capture<E>> Capturing<E, L> {
         self.tracker.before(slot, keys, |newest, watermark| logic.save(slot, newest, watermark));
     }
 
-    /// Captures so many keys more of the mark, if there is one.
+    /// Captures up to `count` more keys of the mark, if there is a mark.
     fn save_some(&mut self, keys: &Keys<E>, count: usize) {
         for _ in 0..count {
             match self.tracker.next() {
@@ -121,7 +122,7 @@ impl<E: Event, L: Capture<E>> Logic<E> for Rc<RefCell<Capturing<E, L>>> {
 
     fn mark(&mut self, epoch: Epoch, keys: &Keys<E>) {
         let this = &mut *self.borrow_mut();
-        // Two at a time would want two states.
+        // Only one mark is captured at a time: two would need two copies of the state.
         this.save_some(keys, usize::MAX);
         this.logic.hold(this.watermark);
         this.tracker.mark(Mark { epoch, watermark: this.watermark });

@@ -1,17 +1,17 @@
-//! Checkpoints: what operators know at the end of an epoch, written down while they go on, and gone on from.
+//! Checkpoints: capture of the state of operators at the end of an epoch while they continue, and restore.
 //!
 //! ```text
-//!   control ──┬─▶ operator ─▶ results             Control { checkpoint } of epoch F marks the end of F
+//!   control ──┬─▶ operator ─▶ results             Control { checkpoint } of epoch F requests capture at the end of F
 //!             │     ┆ state
 //!             └─▶ Capture ─▶ records at F ─▶ …    (operator, shard, key) -> state
 //! ```
 //!
-//! At a mark an operator notes which keys have changed since the mark before, and goes on. A key that is about to
-//! change is captured first; the others are captured a few at a time. The records' frontier passes F when all of F
-//! is out, while results go on unhindered.
+//! At a mark, an operator notes the keys that have changed since the previous mark, and continues. A key that is about
+//! to change is captured first. The others are captured a few at a time. The frontier of the records passes F when all
+//! records of F are emitted. Results are not delayed.
 //!
-//! Events that are not final are captured by admission, once; the other operators store what the final ones have
-//! left. A restored dataflow steps the rest again while it is built, and says nothing of it.
+//! Un-final events are captured once, by admission. The other operators store only the effect of final events. A
+//! restored dataflow steps the un-final events again while it is built, without output.
 
 mod captured;
 mod logic;
@@ -45,16 +45,16 @@ pub(crate) use tracker::{Mark, Saved, Tracker};
 pub struct Checkpoint {
     /// The epoch.
     pub epoch: Epoch,
-    /// The watermark at its end.
+    /// The watermark at the end of the epoch.
     pub watermark: EventTime,
-    /// The latest record of each operator, shard and key; at least those of the worker's own shards.
+    /// The latest record of each operator, shard and key, at least for the shards that the worker owns.
     pub records: Vec<Record>,
 }
 
-/// Whether and where the operators of a dataflow capture their state, and what they go on from.
+/// The capture of the state of a dataflow's operators: off, on, or on after a restore.
 ///
-/// [`admit`](Captures::admit) takes events in; every operator behind it captures and restores what it knows under its
-/// name. Cloning it costs nothing.
+/// Operators downstream of [`admit`](Captures::admit) capture and restore their state, each under its name. Cloning is
+/// cheap.
 ///
 /// ```
 /// use differential_dataflow::input::InputSession;
@@ -87,15 +87,15 @@ pub struct Checkpoint {
 #[derive(Clone)]
 pub struct Captures<'scope> {
     scope: Scope<'scope, Epoch>,
-    /// None if nothing is captured.
+    /// `None` if capture is off.
     register: Option<Rc<RefCell<Register<'scope>>>>,
 }
 
 #[derive(Default)]
 pub(crate) struct Register<'scope> {
-    /// Where to go on from: epoch and watermark.
+    /// The epoch and watermark of the restored checkpoint.
     from: Option<(Epoch, EventTime)>,
-    /// What nobody has asked for yet.
+    /// The restored records that no operator has taken yet.
     records: BTreeMap<Arc<str>, Vec<Record>>,
     operators: BTreeSet<Arc<str>>,
     streams: Vec<StreamVec<'scope, Epoch, Record>>,
@@ -103,22 +103,22 @@ pub(crate) struct Register<'scope> {
 }
 
 impl<'scope> Captures<'scope> {
-    /// Nothing is captured, whatever the control says, and nothing is remembered for it.
+    /// Turns capture off: checkpoint requests are ignored, and no changes are recorded.
     pub fn off(scope: Scope<'scope, Epoch>) -> Self {
         Captures { scope, register: None }
     }
 
-    /// State is captured at each epoch whose control asks for it.
+    /// Captures state at each epoch whose control message requests a checkpoint.
     ///
-    /// Until then, what has changed is remembered: each key, and each id that deduplication has accepted.
+    /// Between checkpoints, changes are recorded: each changed key, and each id that deduplication accepted.
     pub fn new(scope: Scope<'scope, Epoch>) -> Self {
         Captures { scope, register: Some(Rc::default()) }
     }
 
-    /// As [`new`](Captures::new), going on after a checkpoint: the next epoch is the one after it.
+    /// Like [`new`](Captures::new), and resumes from a checkpoint: the next epoch is the one after it.
     ///
-    /// Records of other workers' shards are passed over. Every operator of the checkpoint must be there, built as it
-    /// was; the number of workers may be another.
+    /// Records of shards that other workers own are ignored. The dataflow must have every operator of the checkpoint,
+    /// built with the same parameters. The number of workers may differ.
     pub fn restore(scope: Scope<'scope, Epoch>, checkpoint: Checkpoint) -> Self {
         let mut register =
             Register { from: Some((checkpoint.epoch, checkpoint.watermark)), ..Register::default() };
@@ -130,21 +130,22 @@ impl<'scope> Captures<'scope> {
         Captures { scope, register: Some(Rc::new(RefCell::new(register))) }
     }
 
-    /// The operators whose state is captured, by name; each with the version of its state.
+    /// Returns the names of the operators whose state is captured, each with the version of its state.
     pub fn operators(&self) -> Vec<(Arc<str>, u32)> {
         let operators = self.register().map(|register| register.operators.clone()).unwrap_or_default();
         operators.into_iter().map(|operator| (operator, STATE_VERSION.into())).collect()
     }
 
-    /// None if nothing is captured.
+    /// Returns the register; `None` if capture is off.
     pub(crate) fn register(&self) -> Option<RefMut<'_, Register<'scope>>> {
         self.register.as_deref().map(RefCell::borrow_mut)
     }
 
-    /// What is captured, as records of the epoch whose end they describe. To be called once all operators are built.
+    /// Returns the captured state, as records in the epoch whose end they describe. Call it after all operators are
+    /// built.
     ///
     /// # Errors
-    /// If the checkpoint cannot be gone on from. The dataflow is not to be run then.
+    /// Fails if the checkpoint cannot be restored. The dataflow must not be run then.
     pub fn finish(self) -> Result<StreamVec<'scope, Epoch, Record>, RestoreError> {
         let register = self.register.map(|register| register.take()).unwrap_or_default();
         if let Some(failure) = register.failure {
@@ -158,27 +159,28 @@ impl<'scope> Captures<'scope> {
 }
 
 impl<'scope> Register<'scope> {
-    /// Where to go on from: epoch and watermark.
+    /// Returns the epoch and watermark of the restored checkpoint; `None` if there is none.
     pub fn from(&self) -> Option<(Epoch, EventTime)> {
         self.from
     }
 
-    /// Adds what an operator captures.
+    /// Adds the records that an operator captures.
     pub fn add(&mut self, captured: StreamVec<'scope, Epoch, Record>) {
         self.streams.push(captured);
     }
 
-    /// Enters an operator: its name, and what the checkpoint has of it.
+    /// Registers an operator. Returns its name, and its records from the checkpoint.
     pub fn enter(&mut self, operator: &str) -> (Arc<str>, Vec<Record>) {
         let operator = Arc::from(operator);
         if !self.operators.insert(Arc::clone(&operator)) {
-            self.failed(RestoreError::Ambiguous(Arc::clone(&operator)));
+            self.report(RestoreError::Ambiguous(Arc::clone(&operator)));
         }
         let records = self.records.remove(&operator).unwrap_or_default();
         (operator, records)
     }
 
-    /// Restores from an operator's records of keys; the first that is damaged is remembered.
+    /// Restores the records of keys of an operator. The first damaged record is reported by
+    /// [`finish`](Captures::finish).
     pub fn load<E>(
         &mut self,
         records: Vec<Record>,
@@ -191,23 +193,25 @@ impl<'scope> Register<'scope> {
             let key: Result<(KeyHash, OwnedKey<E>), Damage> = key_of(&record.key);
             let name = key.as_ref().map_or_else(|_| hex(&record.key), |(_, key)| format!("{key:?}"));
             let loaded = key.and_then(|(hash, key)| match &record.value {
-                _ if hash.shard() != record.shard => Err(Damage::Impossible("its key is of another shard")),
+                _ if hash.shard() != record.shard => {
+                    Err(Damage::Impossible("the key belongs to another shard"))
+                }
                 Some(value) => load(keys.slot_of(hash, key.borrow()), &key, value),
                 None => Ok(()),
             });
             if let Err(damage) = loaded {
-                self.failed(RestoreError::Damaged { operator: record.operator, key: name, damage });
+                self.report(RestoreError::Damaged { operator: record.operator, key: name, damage });
             }
         }
     }
 
-    /// Remembers a record that is no key's and that is damaged.
+    /// Reports damage of a record that does not belong to a key.
     pub fn damaged(&mut self, record: &Record, damage: Damage) {
         let (operator, key) = (Arc::clone(&record.operator), hex(&record.key));
-        self.failed(RestoreError::Damaged { operator, key, damage });
+        self.report(RestoreError::Damaged { operator, key, damage });
     }
 
-    fn failed(&mut self, failure: RestoreError) {
+    fn report(&mut self, failure: RestoreError) {
         self.failure.get_or_insert(failure);
     }
 }

@@ -1,4 +1,4 @@
-//! The operator that gives what is captured, beside the one whose state it is.
+//! The operator that emits the captured state of another operator.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,26 +17,26 @@ use super::tracker::Tracker;
 use crate::control::ControlStream;
 use crate::{Epoch, Event};
 
-/// How many keys are captured at a time, at least: what else a worker does waits for no more.
-const KEYS_AT_A_TIME: usize = 64;
+/// The minimum number of keys captured in a slice. The other work of the worker waits during a slice.
+const MIN_KEYS_PER_SLICE: usize = 64;
 
-/// In how many goes all keys of a mark are captured, at most.
-const GOES: usize = 4096;
+/// The maximum number of slices in which all keys of a mark are captured.
+const MAX_SLICES: usize = 4096;
 
-/// What is left between two goes to whatever else runs on the machine: broker, database, and other threads of its own.
+/// The pause between two slices. It leaves time to the broker, the database, and other threads of this process.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// State that is captured a few keys at a time.
 pub(crate) trait Drain<E: Event>: 'static {
-    /// Knows what is to be captured.
+    /// Returns the tracker of the keys to capture.
     fn tracker(&mut self) -> &mut Tracker<E>;
 
-    /// Captures about so many keys more of the mark, if there is one.
+    /// Captures about `count` more keys of the mark, if there is a mark.
     fn drain(&mut self, count: usize);
 }
 
-/// Gives what is captured of `state` as records of the epoch of their mark, and keeps that epoch's capability until
-/// all is given.
+/// Builds an operator that emits the captured records of `state` in the epoch of their mark. Holds the capability of
+/// that epoch until all its records are emitted.
 pub(crate) fn build<'scope, E: Event>(
     name: &str,
     control: ControlStream<'scope>,
@@ -61,13 +61,13 @@ pub(crate) fn build<'scope, E: Event>(
             });
             let mut state = state.borrow_mut();
             if state.tracker().marked().is_some() {
-                let keys = KEYS_AT_A_TIME.max(state.tracker().wanted() / GOES);
+                let keys = MIN_KEYS_PER_SLICE.max(state.tracker().wanted() / MAX_SLICES);
                 state.drain(keys);
             }
             let tracker = state.tracker();
             let mut output = output.activate();
             for (epoch, records) in tracker.take() {
-                let capability = marks.get(&epoch).expect("both operators have the same control");
+                let capability = marks.get(&epoch).expect("both operators receive the same control messages");
                 output.session(capability).give_iterator(records.into_iter());
             }
             if let Some(complete) = tracker.complete() {

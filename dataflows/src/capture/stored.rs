@@ -1,4 +1,4 @@
-//! How captured state is written down.
+//! The encoding of captured state.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -10,115 +10,115 @@ use thiserror::Error;
 
 use crate::{KeyHash, ShardId};
 
-/// What can be part of a checkpoint: everything that serde can write and read back, and that is the same afterwards.
+/// A type that can be stored in a checkpoint: serde can serialize it, and deserializing restores an equal value.
 ///
-/// Equal values must be written alike, so there is to be no map in it that is iterated in a random order.
+/// Equal values must have equal encodings, so the type must not contain a map that is iterated in a random order.
 pub trait Stored: Serialize + DeserializeOwned {}
 
 impl<T: Serialize + DeserializeOwned> Stored for T {}
 
-/// A change of what a checkpoint holds.
+/// A change of the content of a checkpoint.
 ///
-/// Of several with the same operator, shard and key the latest counts.
+/// Of several records with the same operator, shard and key, the latest counts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Record {
-    /// Which operator's state it is.
+    /// The name of the operator whose state this is.
     pub operator: Arc<str>,
-    /// Where the key belongs.
+    /// The shard of the key.
     pub shard: ShardId,
-    /// Names the state among those of the operator and shard: a key, or a part of what an operator knows of all.
+    /// Identifies the state within the operator and shard: a key, or a part of the state that the keys share.
     pub key: Vec<u8>,
-    /// The state, or none if there is no state any more.
+    /// The state; `None` deletes it.
     pub value: Option<Vec<u8>>,
 }
 
-/// Why a checkpoint cannot be gone on from.
+/// The reason why a checkpoint cannot be restored.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RestoreError {
-    /// A record is not what its operator wrote.
+    /// A record differs from what its operator wrote.
     #[error("checkpoint of operator {operator:?}, key {key}: {damage}")]
     Damaged {
-        /// The operator.
+        /// The name of the operator.
         operator: Arc<str>,
-        /// The key: as text, or in hexadecimal if it cannot be read.
+        /// The key: as text, or in hexadecimal if it cannot be decoded.
         key: String,
-        /// What is wrong.
+        /// The defect of the record.
         damage: Damage,
     },
-    /// There is state of an operator that the dataflow does not have.
-    #[error("the checkpoint holds state of operator {0:?}, which is not there any more")]
+    /// The checkpoint contains state of an operator that the dataflow does not have.
+    #[error("the checkpoint contains state of operator {0:?}, but the dataflow has no operator of that name")]
     Unclaimed(Arc<str>),
-    /// Two operators have the same name, so that their state cannot be told apart.
-    #[error("two operators are called {0:?}")]
+    /// Two operators have the same name, so that their states cannot be distinguished.
+    #[error("two operators have the name {0:?}")]
     Ambiguous(Arc<str>),
 }
 
-/// What is wrong with a record.
+/// A defect of a record.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Damage {
-    /// It has another version than this release writes and reads.
-    #[error("its format has version {found}, and {STATE_VERSION} is expected")]
+    /// The format version is not the one that this release supports.
+    #[error("the format has version {found}, and this program supports version {STATE_VERSION}")]
     Version {
         /// The version of the record.
         found: u8,
     },
-    /// It cannot be decoded.
-    #[error("it cannot be decoded: {0}")]
+    /// The key or the value cannot be decoded.
+    #[error("the record cannot be decoded: {0}")]
     Undecodable(String),
-    /// It is well-formed and cannot be true.
+    /// The record can be decoded, but its content is invalid.
     #[error("{0}")]
     Impossible(&'static str),
 }
 
-/// The version of what operators store: the first byte of every record's value.
+/// The version of the format of operator state: the first byte of the value of every record.
 pub const STATE_VERSION: u8 = 1;
 
-/// The version and then the value: integers of variable length, no trailing bytes.
+/// Encodes the version, then the value: variable-length integers, no trailing bytes.
 pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
-    written(&[STATE_VERSION], value)
+    serialize_after(&[STATE_VERSION], value)
 }
 
-/// What [`encode`] has written.
+/// Decodes the result of [`encode`].
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damage> {
     match bytes.split_first() {
-        Some((&STATE_VERSION, rest)) => read(rest),
+        Some((&STATE_VERSION, rest)) => deserialize(rest),
         Some((&found, _)) => Err(Damage::Version { found }),
-        None => Err(Damage::Impossible("it is empty")),
+        None => Err(Damage::Impossible("the value is empty")),
     }
 }
 
-/// The bytes that name a key in its records: its hash, which the event may have made in a way of its own, and the key.
+/// Encodes a key for its records: its hash, then the key. The hash is stored because an event type may define its own.
 pub(crate) fn key_bytes(hash: KeyHash, key: &impl Serialize) -> Vec<u8> {
-    written(&hash.0.to_be_bytes(), key)
+    serialize_after(&hash.0.to_be_bytes(), key)
 }
 
-/// What [`key_bytes`] has written.
+/// Decodes the result of [`key_bytes`].
 pub(crate) fn key_of<K: DeserializeOwned>(bytes: &[u8]) -> Result<(KeyHash, K), Damage> {
-    let (hash, key) = bytes.split_first_chunk().ok_or(Damage::Impossible("its key has no hash"))?;
-    Ok((KeyHash(u64::from_be_bytes(*hash)), read(key)?))
+    let (hash, key) = bytes.split_first_chunk().ok_or(Damage::Impossible("the key has no hash"))?;
+    Ok((KeyHash(u64::from_be_bytes(*hash)), deserialize(key)?))
 }
 
-/// A value behind some bytes, in as much memory as it takes: a checkpoint is millions of them, and lists that grow by and
-/// by would take twice as much.
-fn written(before: &[u8], value: &impl Serialize) -> Vec<u8> {
+/// Returns `prefix` followed by the encoded value, without spare capacity. A checkpoint has millions of these, and
+/// vectors that grow step by step would need twice the memory.
+fn serialize_after(prefix: &[u8], value: &impl Serialize) -> Vec<u8> {
     thread_local! {
         static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
     SCRATCH.with_borrow_mut(|scratch| {
         scratch.clear();
-        scratch.extend_from_slice(before);
+        scratch.extend_from_slice(prefix);
         bincode::options()
             .serialize_into(&mut *scratch, value)
-            .expect("what is stored can be written to memory");
+            .expect("a stored type can be serialized to memory");
         scratch.as_slice().to_vec()
     })
 }
 
-fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damage> {
+fn deserialize<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damage> {
     bincode::options().deserialize(bytes).map_err(|error| Damage::Undecodable(error.to_string()))
 }
 
-/// Bytes in hexadecimal.
+/// Returns the bytes in hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,4 +1,4 @@
-//! Which keys have changed since they were captured last, and which are still to be captured.
+//! The keys of an operator that have changed since their last capture, and those that are pending for capture.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use crate::keys::Keys;
 use crate::slots::Slots;
 use crate::{Epoch, Event, EventTime, KeyHash, OwnedKey};
 
-/// What an operator says of a key that it is to capture.
+/// The captured state of a key.
 #[derive(Default)]
 pub(crate) struct Saved {
-    /// The state without what is not final; none if there is no such state.
+    /// The state without the effect of un-final events; `None` if there is no such state.
     pub value: Option<Vec<u8>>,
-    /// The time of the earliest event that is not final. Once it is, the state will be another.
+    /// The time of the earliest un-final event. The captured state changes when this event becomes final.
     pub unsettled: Option<EventTime>,
 }
 
-/// A checkpoint that is being captured.
+/// A request to capture state at the end of an epoch.
 #[derive(Clone, Copy)]
 pub(crate) struct Mark {
     pub epoch: Epoch,
@@ -34,36 +34,37 @@ pub(crate) struct Mark {
 pub(crate) struct Tracker<E: Event> {
     operator: Arc<str>,
     write_key: fn(KeyHash, &OwnedKey<E>) -> Vec<u8>,
-    keys: Slots<Known>,
-    /// Changed since the latest mark.
+    keys: Slots<KeyState>,
+    /// The keys that have changed since the latest mark.
     touched: Vec<Slot>,
-    /// Keys that had events that were not final when they were captured, by the time of the earliest.
+    /// The keys that had un-final events when they were captured, by the time of the earliest such event.
     unsettled: BTreeMap<EventTime, Vec<Slot>>,
+    /// Returns the mark that is being captured.
     mark: Option<Mark>,
-    /// What the mark still wants, unless it was captured before it was touched.
+    /// The keys to capture for the mark. A key that changes before its turn is captured then, and skipped later.
     pending: Vec<Slot>,
-    /// How many keys the mark wanted.
+    /// The number of keys to capture for the latest mark.
     wanted: usize,
-    /// Keys that are no more, since the latest mark, and of which there are records: each hash and what names the key.
+    /// The keys with stored records that were removed since the latest mark, as hash and encoded key.
     removed: Vec<(KeyHash, Vec<u8>)>,
-    /// Captured, and not taken.
+    /// The captured records that have not been taken.
     captured: BTreeMap<Epoch, Vec<Record>>,
-    /// The latest mark of which all is captured.
+    /// The epoch of the latest mark that is completely captured.
     complete: Option<Epoch>,
-    /// Wakes the operator that takes what is captured.
+    /// Activates the operator that takes the captured records.
     wake: Option<Activator>,
 }
 
-/// What is known of a key.
+/// The capture state of a key.
 #[derive(Clone, Copy, Default)]
-struct Known {
-    /// The newest run of the key that the operator has taken in.
+struct KeyState {
+    /// The newest run of the key that the operator has processed.
     newest: Option<RunRef>,
     touched: bool,
     pending: bool,
-    /// Whether there is a record of it.
+    /// True if the checkpoint has a record of the key.
     stored: bool,
-    /// Whether the key is no more, and no other has come to its place: what is still wanted of it is nothing.
+    /// True if the key was removed and its slot has no new key. A pending capture of the slot is then skipped.
     gone: bool,
 }
 
@@ -90,24 +91,24 @@ where
 }
 
 impl<E: Event> Tracker<E> {
-    fn known(&mut self, slot: Slot) -> &mut Known {
+    fn key_state(&mut self, slot: Slot) -> &mut KeyState {
         self.keys.made(slot)
     }
 
-    /// Names the operator that takes what is captured.
+    /// Sets the activator of the operator that takes the captured records.
     pub fn woken_by(&mut self, activator: Activator) {
         self.wake = Some(activator);
     }
 
-    /// A key came from a checkpoint.
+    /// Records that a key was restored from a checkpoint.
     pub fn restored(&mut self, slot: Slot) {
-        self.known(slot).stored = true;
+        self.key_state(slot).stored = true;
     }
 
-    /// Events that are not final came from a checkpoint.
+    /// Records that the un-final events in these runs were restored from a checkpoint.
     pub fn resumed<'a>(&mut self, batch: &Batch<E>, runs: impl Iterator<Item = (RunRef, &'a Run)>) {
         for (at, run) in runs {
-            self.known(run.slot).newest = Some(at);
+            self.key_state(run.slot).newest = Some(at);
             let first = batch.entries[run.entries()].iter().map(|entry| entry.time).min();
             if let Some(first) = first {
                 self.unsettled.entry(first).or_default().push(run.slot);
@@ -115,9 +116,9 @@ impl<E: Event> Tracker<E> {
         }
     }
 
-    /// The key changes, and this is the run that changes it, if one does.
+    /// Records that a key changes, and the run that changes it, if any.
     pub fn touch(&mut self, slot: Slot, run: Option<RunRef>) {
-        let key = self.known(slot);
+        let key = self.key_state(slot);
         key.newest = run.or(key.newest);
         key.gone = false;
         if !std::mem::replace(&mut key.touched, true) {
@@ -125,10 +126,10 @@ impl<E: Event> Tracker<E> {
         }
     }
 
-    /// The key is no more, and what was wanted of it is captured: the next mark has its record removed, before it
-    /// captures what has come to its place.
+    /// Records that a key is removed. A pending capture of it must be done before. The next mark deletes the record of
+    /// the key, before it captures a new key in the same slot.
     pub fn removed(&mut self, slot: Slot, keys: &Keys<E>) {
-        let key = self.known(slot);
+        let key = self.key_state(slot);
         (key.newest, key.gone) = (None, true);
         if std::mem::replace(&mut key.stored, false) {
             let (hash, key) = keys.hashed(slot);
@@ -136,14 +137,15 @@ impl<E: Event> Tracker<E> {
         }
     }
 
-    /// Wants every key captured that has changed since the mark before, of which nothing may be wanted any more.
+    /// Starts the capture of every key that has changed, or whose events became final, since the previous mark. The
+    /// previous mark must be completely captured.
     pub fn mark(&mut self, mark: Mark) {
         debug_assert!(self.pending.is_empty());
         let later = self.unsettled.split_off(&mark.watermark.plus_ms(1));
         let settled = std::mem::replace(&mut self.unsettled, later).into_values().flatten();
         self.pending = std::mem::take(&mut self.touched);
         self.pending.extend(settled);
-        // What lies side by side in memory is captured one after the other.
+        // In the order of memory. Slots are popped from the end.
         self.pending.sort_unstable_by(|a, b| b.cmp(a));
         for slot in &self.pending {
             let key = self.keys.at_mut(*slot);
@@ -160,17 +162,17 @@ impl<E: Event> Tracker<E> {
         }
     }
 
-    /// The mark that is being captured.
+    /// Returns the mark that is being captured, if any.
     pub fn marked(&self) -> Option<Mark> {
         self.mark
     }
 
-    /// How many keys the latest mark wanted in all.
+    /// Returns the total number of keys to capture for the latest mark.
     pub fn wanted(&self) -> usize {
         self.wanted
     }
 
-    /// Captures the key if that is still wanted. To be called before it changes, and after the mark.
+    /// Captures the key if it is pending. Call it after the mark, and before the key changes.
     pub fn before(
         &mut self,
         slot: Slot,
@@ -178,7 +180,7 @@ impl<E: Event> Tracker<E> {
         save: impl FnOnce(Option<RunRef>, EventTime) -> Saved,
     ) {
         let Some(mark) = self.mark else { return };
-        let key = self.known(slot);
+        let key = self.key_state(slot);
         if !std::mem::replace(&mut key.pending, false) || key.gone {
             return;
         }
@@ -194,29 +196,29 @@ impl<E: Event> Tracker<E> {
         }
     }
 
-    /// A key that is perhaps still to be captured.
+    /// Removes and returns a key that may still be pending; `None` if there are no more.
     pub fn next(&mut self) -> Option<Slot> {
         self.pending.pop()
     }
 
-    /// Adds a record to a mark's.
+    /// Adds a record to those of the mark of this epoch.
     pub fn give(&mut self, epoch: Epoch, record: Record) {
         self.captured.entry(epoch).or_default().push(record);
     }
 
-    /// All that the mark wanted is captured.
+    /// Records that the mark is completely captured.
     pub fn finish(&mut self) {
         if let Some(mark) = self.mark.take() {
             self.complete = Some(mark.epoch);
         }
     }
 
-    /// What was captured since the last call.
+    /// Removes and returns the records captured since the last call.
     pub fn take(&mut self) -> BTreeMap<Epoch, Vec<Record>> {
         std::mem::take(&mut self.captured)
     }
 
-    /// The latest mark of which all is captured.
+    /// Returns the epoch of the latest mark that is completely captured.
     pub fn complete(&self) -> Option<Epoch> {
         self.complete
     }

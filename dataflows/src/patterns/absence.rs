@@ -1,38 +1,39 @@
-//! Absences: A, and then no B that fits it within D.
+//! Absences: A, and then no matching B within D.
 
 use std::rc::Rc;
 
 use super::sequence::{Run, Sequence, Steps};
 use crate::{Event, EventTime, Pattern};
 
-/// Events that are not followed by another within a time: A then no B, A then B then no C. Made by
-/// [`Steps::then_not`]; given by [`Scan::scan_absence`](crate::Scan::scan_absence).
+/// Events that are not followed by another event within a time: A then no B, A then B then no C. Built by
+/// [`Steps::then_not`], evaluated by [`Scan::scan_absence`](crate::Scan::scan_absence).
 ///
-/// # What matches
-/// Runs begin and go on as in a [`Sequence`] with the absent event as its last step. A run that has taken all steps but
-/// that matches at its *deadline*, the last instant at which the absent event would have fitted: D − 1 ms after its first
-/// event. Each run matches on its own: of several A, each that no B follows; an event that fits several runs prevents
-/// them all.
+/// # Matches
+/// Runs start and advance as in a [`Sequence`] whose last step is the absent event. A run that has completed all other
+/// steps matches at its *deadline*, the last instant at which the absent event would have counted: D − 1 ms after its
+/// first event. Each run matches on its own: of several A, every one that no B follows. One event can prevent the
+/// matches of several runs.
 ///
-/// Of the runs that wait for the absent event only, the [`at_most`](Steps::at_most) that began first are remembered,
-/// until they are prevented or their deadline is past; the others are forgotten and do not match. So a key that lacks
-/// something is never silent, however many A it has: the earliest run is only forgotten in favour of an earlier one. (In a
-/// sequence, and before the last step here, those that began last are remembered: they have the most time left.)
+/// Of the runs that wait only for the absent event, the [`at_most`](Steps::at_most) that started first are kept, until
+/// the event arrives or their deadline passes. The others are discarded and do not match. A key whose absent event does
+/// not arrive therefore always matches, however many A it has: the earliest run is discarded only in favour of an
+/// earlier one. (In a sequence, and before the last step here, the runs that started last are kept, because they have
+/// the most time left.)
 ///
-/// The answer is given when the watermark has passed the deadline. An event that could still prevent it would be
-/// late by then, so what is given stands.
+/// A match is emitted when the watermark has passed the deadline. An event that could still prevent it would be late,
+/// so the match is never retracted.
 pub struct Absence<E, T>(Sequence<E, T>);
 
-/// An [`Absence`] in the making: it wants the time [`within`](Unfollowed::within) which nothing follows.
+/// A builder of an [`Absence`], which still needs the time [`within`](Unfollowed::within) which no event follows.
 pub struct Unfollowed<E, T>(Steps<E, T>);
 
-/// The runs of a key, as the sequence keeps them.
+/// The active runs of a key.
 pub type Waiting<T> = Vec<Rc<Run<T>>>;
 
 impl<E: 'static, T: Clone + 'static> Steps<E, T> {
-    /// Then no event for which `follows`, which sees what the run has taken, holds.
+    /// Adds the last step: no event for which `follows` returns true. `follows` receives the run so far and the event.
     pub fn then_not(self, follows: impl Fn(&Run<T>, &E) -> bool + 'static) -> Unfollowed<E, T> {
-        // What is taken ends the run, and nobody looks at it any more.
+        // The value is never read: an event that completes this step ends the run.
         let mut steps = self.then(move |run, event| follows(run, event).then(|| run.last().clone()));
         steps.absent = true;
         Unfollowed(steps)
@@ -40,15 +41,15 @@ impl<E: 'static, T: Clone + 'static> Steps<E, T> {
 }
 
 impl<E: 'static, T: 'static> Unfollowed<E, T> {
-    /// All within so many milliseconds (one or more) of the first event.
+    /// Sets the time, in milliseconds from the first event (one or more), within which all steps must happen.
     pub fn within(self, within_ms: i64) -> Absence<E, T> {
         Absence(self.0.within(within_ms))
     }
 }
 
 impl<E: Event, T: Clone + PartialEq + 'static> Absence<E, T> {
-    /// Takes in the key's next event. `emit` hears of each run that lacks nothing but the absent event from now on,
-    /// with 1, and of each that did and will not match, with −1.
+    /// Processes the key's next event. Calls `emit` with 1 for each run that now waits only for the absent event, and
+    /// with −1 for each run that did so and can no longer match.
     pub(crate) fn step(
         &self,
         runs: &mut Waiting<T>,
@@ -65,7 +66,7 @@ impl<E: Event, T: Clone + PartialEq + 'static> Absence<E, T> {
         undo
     }
 
-    /// The runs that lack nothing but the absent event, and whose deadline is above the watermark.
+    /// Returns the runs that wait only for the absent event and whose deadline is above the watermark.
     pub(crate) fn waiting<'a>(
         &self,
         runs: &'a Waiting<T>,
@@ -75,14 +76,14 @@ impl<E: Event, T: Clone + PartialEq + 'static> Absence<E, T> {
         runs.iter().map(Rc::as_ref).filter(waits)
     }
 
-    /// Goes back over the latest step.
+    /// Undoes the latest step.
     pub(crate) fn undo(&self, runs: &mut Waiting<T>, undo: Option<Waiting<T>>) {
         if let Some(before) = undo {
             *runs = before;
         }
     }
 
-    /// The last instant at which the absent event would prevent a match.
+    /// Returns the last instant at which the absent event would prevent a match.
     pub(crate) fn deadline(&self, run: &Run<T>) -> EventTime {
         self.0.deadline(run)
     }
@@ -94,7 +95,7 @@ mod tests {
     use crate::Scan;
     use crate::testing::{Kit, Line};
 
-    /// Within 10 ms of each a no b: the times of a.
+    /// Matches each a that no b follows within 10 ms, and gives the time of a.
     fn unanswered() -> Kit<Line, i64> {
         let absence = Sequence::first(|line: &Line| line.id.starts_with('a').then_some(line.time))
             .then_not(|_, line| line.id.starts_with('b'))
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_at_the_deadline_prevents_a_match_and_one_after_it_does_not() {
+    fn only_an_event_up_to_the_deadline_prevents_a_match() {
         let mut kit = unanswered();
         kit.push_at(10, Line::of("in time", "a1"));
         kit.push_at(11, Line::of("too late", "a2"));
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_arrives_out_of_order_but_before_the_watermark_prevents_a_match() {
+    fn an_out_of_order_event_prevents_a_match() {
         let mut kit = unanswered();
         kit.push_at(10, Line::of("ann", "a"));
         kit.push_at(40, Line::of("ann", "c"));
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_back_no_longer_prevents_a_match_and_no_longer_lacks_anything() {
+    fn retracted_events_neither_prevent_nor_start_a_match() {
         let mut kit = unanswered();
         kit.push_at(10, Line::of("ann", "a"));
         kit.push_at(15, Line::of("ann", "b"));
@@ -140,13 +141,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_with_more_runs_than_are_remembered_is_not_silent() {
+    fn a_key_with_more_runs_than_the_limit_still_matches() {
         let absence = Sequence::first(|line: &Line| line.id.starts_with('a').then_some(line.time))
             .at_most(2)
             .then_not(|_, line| line.id.starts_with('b'))
             .within(10);
         let mut kit = Kit::new(|keyed| keyed.scan_absence("Unanswered", absence, |_, run| *run.first()));
-        // 0 and 1 are remembered; when their time is past there is room for 10 and 11; when b has come, for 14.
+        // Runs 0 and 1 are kept. Their deadlines leave room for 10 and 11, and the arrival of b leaves room for 14.
         for time in 1..=14 {
             kit.push_at(time, Line::of("ann", "a"));
         }
@@ -160,14 +161,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_prevented_is_let_go_of_long_before_its_deadline() {
+    fn prevented_runs_are_freed_before_their_deadline() {
         let absence = Sequence::first(|line: &Line| line.id.starts_with('a').then_some(()))
             .then_not(|_, line| line.id.starts_with('b'))
             .within(1000);
         let answer = Rc::new(());
-        let held = Rc::clone(&answer);
+        let result = Rc::clone(&answer);
         let mut kit =
-            Kit::new(|keyed| keyed.scan_absence("Unanswered", absence, move |_, _| Rc::clone(&held)));
+            Kit::new(|keyed| keyed.scan_absence("Unanswered", absence, move |_, _| Rc::clone(&result)));
         let others = Rc::strong_count(&answer);
         for time in 0..50 {
             kit.push_at(2 * time, Line::of("ann", "a"));
@@ -175,14 +176,14 @@ mod tests {
         }
         kit.push_at(100, Line::of("ann", "a"));
         kit.advance_watermark(200);
-        assert_eq!(Rc::strong_count(&answer), others + 1, "only the last one waits");
+        assert_eq!(Rc::strong_count(&answer), others + 1, "only the last run waits");
         kit.advance_watermark(1099);
         kit.expect_raised([Rc::clone(&answer)]);
         kit.finish();
     }
 
     #[test]
-    fn one_event_prevents_every_match_that_it_fits() {
+    fn one_event_prevents_the_matches_of_several_runs() {
         let mut kit = unanswered();
         kit.push_at(10, Line::of("ann", "a1"));
         kit.push_at(11, Line::of("ann", "a2"));

@@ -7,22 +7,22 @@ use serde::{Deserialize, Serialize};
 use super::frequency::make_room;
 use crate::{Event, Pattern, prefetch};
 
-/// At least `n` distinct values of an attribute within the last `within_ms`, on the rising edge among the events
-/// that have the attribute.
+/// Matches at least `n` distinct values of an attribute within the last `within_ms`, on the rising edge among the
+/// events that have the attribute.
 ///
-/// It remembers the `n` most recently seen distinct values with their last times.
+/// It stores the `n` most recently seen distinct values with their last times.
 pub struct Diversity<F> {
     n: usize,
     within_ms: i64,
     value: F,
 }
 
-/// What [`Diversity`] found.
+/// A match of [`Diversity`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Variety {
-    /// How many distinct values the interval holds, as far as the pattern counts: its threshold.
+    /// The number of distinct values in the interval. The pattern counts up to its threshold, so this is the threshold.
     pub distinct: u64,
-    /// The time since the least recent of them was last seen, in milliseconds.
+    /// The time since the least recent of these values was last seen, in milliseconds.
     pub within_ms: i64,
 }
 
@@ -33,20 +33,21 @@ pub struct LastSeen {
     held: bool,
 }
 
-/// What a step changed.
+/// The data needed to undo one step of [`Diversity`].
 #[derive(Clone, Copy, Debug)]
 pub struct Displaced {
-    looked: bool,
+    /// True if the event had a value.
+    has_value: bool,
     held: bool,
-    /// One more than the place that a value was taken from, if one was.
+    /// The index plus one of the value that was removed from the list, if one was.
     from: Option<NonZeroU32>,
-    /// What it was.
+    /// The removed value and its time.
     value: (u64, i64),
 }
 
 impl<F> Diversity<F> {
-    /// At least `n` distinct values (one or more) in the last `within_ms` milliseconds. `value` gives an event's
-    /// value, as a number that stands for it: a hash of 64 bits or an index.
+    /// Creates the pattern: at least `n` distinct values (one or more) in the last `within_ms` milliseconds. `value`
+    /// returns the value of an event, as a number that identifies it: a 64-bit hash or an index.
     pub fn at_least(n: usize, within_ms: i64, value: F) -> Diversity<F> {
         Diversity { n: n.max(1), within_ms, value }
     }
@@ -58,9 +59,9 @@ impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
     type Match = Variety;
 
     fn step(&self, state: &mut LastSeen, event: &E) -> (Option<Variety>, Displaced) {
-        let mut undo = Displaced { looked: false, held: state.held, from: None, value: (0, 0) };
+        let mut undo = Displaced { has_value: false, held: state.held, from: None, value: (0, 0) };
         let Some(value) = (self.value)(event) else { return (None, undo) };
-        undo.looked = true;
+        undo.has_value = true;
         let known = state.values.iter().position(|&(known, _)| known == value);
         if let Some(leaves) = known.or((state.values.len() == self.n).then_some(0)) {
             undo.from = NonZeroU32::new(leaves as u32 + 1);
@@ -77,7 +78,7 @@ impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
     }
 
     fn undo(&self, state: &mut LastSeen, _event: &E, undo: Displaced) {
-        if undo.looked {
+        if undo.has_value {
             state.held = undo.held;
             state.values.pop();
             if let Some(from) = undo.from {

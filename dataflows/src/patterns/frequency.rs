@@ -4,51 +4,51 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Event, EventTime, Pattern, prefetch};
 
-/// At least `n` events within the last `within_ms`, on the rising edge.
+/// Matches at least `n` events within the last `within_ms`, on the rising edge.
 ///
-/// It remembers the times of the key's last `n` events.
+/// It stores the times of the key's last `n` events.
 #[derive(Clone, Copy, Debug)]
 pub struct Frequency {
     n: usize,
     within_ms: i64,
 }
 
-/// What [`Frequency`] found.
+/// A match of [`Frequency`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rate {
-    /// How many events the interval holds, as far as the pattern counts: its threshold.
+    /// The number of events in the interval. The pattern counts up to its threshold, so this is the threshold.
     pub count: u64,
-    /// The time between the first and the last of them, in milliseconds.
+    /// The time between the first and the last of these events, in milliseconds.
     pub within_ms: i64,
 }
 
-/// The last event times of a key, in a ring.
+/// The last event times of a key, in a ring buffer.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Recent {
     times: Vec<i64>,
-    /// Where the next one goes once the ring is full: the place of the oldest.
+    /// The index of the oldest time, which is overwritten next, once the ring is full.
     next: u32,
     held: bool,
 }
 
-/// Has a list grow from nothing by doubling, up to `most`: what is idle has few, and there may be millions of it.
+/// Grows a list by doubling from empty, up to `most`. There may be millions of idle keys, whose lists are short.
 pub(super) fn make_room<T>(list: &mut Vec<T>, most: usize) {
     if list.len() == list.capacity() {
         list.reserve_exact(list.len().clamp(1, most.saturating_sub(list.len()).max(1)));
     }
 }
 
-/// What a step overwrote.
+/// The data needed to undo one step of [`Frequency`].
 #[derive(Clone, Copy, Debug)]
 pub struct Overwritten {
     time: EventTime,
-    /// Whether the ring was full, so that this time was overwritten.
+    /// True if the ring was full, so that `time` was overwritten.
     full: bool,
     held: bool,
 }
 
 impl Frequency {
-    /// At least `n` events (from one to 2^32 − 1) in the last `within_ms` milliseconds.
+    /// Creates the pattern: at least `n` events (from one to 2^32 − 1) in the last `within_ms` milliseconds.
     pub fn at_least(n: usize, within_ms: i64) -> Frequency {
         Frequency { n: n.clamp(1, u32::MAX as usize), within_ms }
     }
@@ -83,7 +83,7 @@ impl<E: Event> Pattern<E> for Frequency {
             state.next = if state.next == 0 { self.n as u32 } else { state.next } - 1;
             state.times[state.next as usize] = undo.time.0;
         } else {
-            // The ring may begin anywhere, if this is a state that stands for another.
+            // The ring may start at any index if this state was replaced by an equal one (see `same`).
             state.times.rotate_left(state.next as usize);
             state.next = 0;
             state.times.pop();
@@ -100,7 +100,7 @@ impl<E: Event> Pattern<E> for Frequency {
 }
 
 impl Recent {
-    /// Where the ring begins makes no difference.
+    /// Returns the times oldest first, regardless of the index at which the ring starts.
     fn oldest_first(&self) -> impl Iterator<Item = &i64> {
         let (newer, older) = self.times.split_at(self.next as usize);
         older.iter().chain(newer)

@@ -1,12 +1,12 @@
-//! A pattern for each group of a key's events: amounts by currency, logins by device.
+//! A pattern evaluated per group of a key's events: amounts by currency, logins by device.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Event, Pattern};
 
-/// Evaluates a pattern among the events of one group: as if each (key, group) were a key.
+/// Evaluates a pattern separately for each group of events, as if each (key, group) were a key.
 ///
-/// Its state is that of the pattern for every group that a key has ever had, so the groups of a key should be few.
+/// It keeps a pattern state for every group that a key has ever had, so a key should have few groups.
 ///
 /// ```
 /// use headwater_dataflows::patterns::{Frequency, Grouped};
@@ -25,7 +25,7 @@ pub struct Grouped<P, G> {
 }
 
 impl<P, G> Grouped<P, G> {
-    /// `group` names an event's group; those without one are a group, too.
+    /// Creates the pattern. `group` returns the group of an event. Events without a group (`None`) form a group, too.
     pub fn by(pattern: P, group: G) -> Grouped<P, G> {
         Grouped { pattern, group }
     }
@@ -34,7 +34,7 @@ impl<P, G> Grouped<P, G> {
 /// The state of a pattern for each group of a key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Groups<S> {
-    /// In the order of their first events.
+    /// The groups, in the order of their first events.
     by_group: Vec<(Option<u64>, S)>,
 }
 
@@ -48,11 +48,11 @@ fn all<S>(groups: &Option<Box<Groups<S>>>) -> &[(Option<u64>, S)] {
     groups.as_ref().map_or(&[], |groups| &groups.by_group)
 }
 
-/// What takes a [`Grouped`] pattern back over one event.
+/// The data needed to undo one step of a [`Grouped`] pattern.
 #[derive(Clone, Copy, Debug)]
 pub struct Stepped<U> {
     at: usize,
-    /// Whether the event was its group's first.
+    /// True if the event was the first of its group.
     fresh: bool,
     undo: U,
 }
@@ -63,7 +63,7 @@ where
     P: Pattern<E>,
     G: Fn(&E) -> Option<u64> + 'static,
 {
-    /// Boxed, so that keys without events cost a word.
+    /// Boxed, so that keys without events need one machine word.
     type State = Option<Box<Groups<P::State>>>;
     type Undo = Stepped<P::Undo>;
     type Match = P::Match;
@@ -84,7 +84,7 @@ where
         let by_group = &mut state.get_or_insert_default().by_group;
         self.pattern.undo(&mut by_group[at].1, event, undo);
         if fresh {
-            // Groups that came later have been taken back before.
+            // Steps are undone latest first, so this group is the last.
             by_group.pop();
         }
     }
@@ -106,9 +106,9 @@ mod tests {
     use crate::testing::Line;
 
     proptest! {
-        /// Steps and undos, at random: each match is what the pattern finds among the group's events alone.
+        /// Random steps and undos: each match equals that of the pattern over the group's events alone.
         #[test]
-        fn each_group_is_as_if_it_were_a_key(moves in prop::collection::vec((0u64..3, any::<bool>()), 1..60)) {
+        fn each_group_is_evaluated_like_a_key(moves in prop::collection::vec((0u64..3, any::<bool>()), 1..60)) {
             let alone = Frequency::at_least(3, 20);
             let grouped = Grouped::by(alone, |event: &Line| Some(event.offset.unsigned_abs() % 3));
             let mut state = None;

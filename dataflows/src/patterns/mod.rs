@@ -1,7 +1,7 @@
-//! The patterns that many pipelines need, over any event type.
+//! General patterns, over any event type.
 //!
 //! "The last D" at an event of time t is the half-open interval (t − D, t]. A condition pattern matches on its
-//! *rising edge*: the condition holds at this event and did not at the key's previous event that it looks at.
+//! *rising edge*: the condition holds at this event and did not hold at the previous event that the pattern considers.
 
 mod absence;
 mod diversity;

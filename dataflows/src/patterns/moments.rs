@@ -1,8 +1,8 @@
-//! Exact sums, of which mean and deviation are made.
+//! Exact sums, from which mean and standard deviation are computed.
 
 use serde::{Deserialize, Serialize};
 
-/// Count, sum and sum of squares of whole numbers, exact.
+/// The exact count, sum and sum of squares of integers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Moments {
     n: u64,
@@ -13,7 +13,7 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Takes in a number.
+    /// Adds a number.
     pub fn add(&mut self, x: i64) {
         self.n += 1;
         self.sum += i128::from(x);
@@ -22,7 +22,7 @@ impl Moments {
         self.squares_high += u64::from(carry);
     }
 
-    /// Takes a number out again.
+    /// Removes a number.
     pub fn remove(&mut self, x: i64) {
         self.n -= 1;
         self.sum -= i128::from(x);
@@ -31,7 +31,7 @@ impl Moments {
         self.squares_high -= u64::from(borrow);
     }
 
-    /// Takes in all numbers of another.
+    /// Adds all numbers of `other`.
     pub fn merge(&mut self, other: &Moments) {
         self.n += other.n;
         self.sum += other.sum;
@@ -40,28 +40,28 @@ impl Moments {
         self.squares_high += other.squares_high + u64::from(carry);
     }
 
-    /// How many numbers there are.
+    /// Returns the count of the numbers.
     pub fn count(&self) -> u64 {
         self.n
     }
 
-    /// Their sum.
+    /// Returns the sum of the numbers.
     pub fn sum(&self) -> i128 {
         self.sum
     }
 
-    /// Their mean; none if there are no numbers.
+    /// Returns the mean of the numbers; `None` if there are none.
     pub fn mean(&self) -> Option<f64> {
         (self.n > 0).then(|| self.sum as f64 / self.n as f64)
     }
 
-    /// Their sample standard deviation; none below two numbers.
+    /// Returns the sample standard deviation; `None` for fewer than two numbers.
     pub fn stddev(&self) -> Option<f64> {
         let n = self.n as f64;
         (self.n > 1).then(|| (self.spread() / (n * (n - 1.0))).sqrt())
     }
 
-    /// n · Σx² − (Σx)², which is n(n − 1) times the sample variance: computed exactly, then rounded once.
+    /// Returns n · Σx² − (Σx)², which is n(n − 1) times the sample variance: computed exactly, then rounded once.
     pub(super) fn spread(&self) -> f64 {
         let sum = self.sum.unsigned_abs();
         if self.squares_high == 0
@@ -70,7 +70,7 @@ impl Moments {
         {
             return (left - right) as f64;
         }
-        // In 256 bits. n · Σx² ≥ (Σx)² always, so the difference does not go below zero.
+        // With 256 bits. n · Σx² ≥ (Σx)², so the difference is never negative.
         let (low, carry) = wide_mul(self.squares, u128::from(self.n));
         let high = carry + u128::from(self.squares_high) * u128::from(self.n);
         let (sum_low, sum_high) = wide_mul(sum, sum);
@@ -84,7 +84,7 @@ fn square(x: i64) -> u128 {
     x * x
 }
 
-/// The 256-bit product, low half first.
+/// Returns the 256-bit product, low half first.
 fn wide_mul(a: u128, b: u128) -> (u128, u128) {
     const MASK: u128 = u64::MAX as u128;
     let (a1, a0, b1, b0) = (a >> 64, a & MASK, b >> 64, b & MASK);
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_largest_amounts_neither_overflow_nor_lose_precision() {
-        // Half of 10^9 amounts at +10^18 and half at −10^18: mean 0, variance 10^36 · n ÷ (n − 1).
+        // 10^9 amounts, half of them +10^18 and half −10^18: mean 0, variance 10^36 · n ÷ (n − 1).
         let mut moments = Moments::default();
         let mut block = Moments::default();
         block.add(1_000_000_000_000_000_000);
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn large_amounts_that_differ_little_keep_their_deviation() {
+    fn large_amounts_that_differ_little_have_an_exact_deviation() {
         let mut moments = Moments::default();
         for i in 0..1000 {
             moments.add(999_999_999_999_000_000 + i);

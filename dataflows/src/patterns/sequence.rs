@@ -1,4 +1,4 @@
-//! Sequences: A, then B that fits it, then C that fits both, all within D.
+//! Sequences: A, then a matching B, then a C that matches both, all within D.
 
 use std::rc::Rc;
 
@@ -7,27 +7,27 @@ use serde::{Deserialize, Serialize};
 use crate::event::order;
 use crate::{Event, EventTime, Pattern, Position};
 
-/// Events that follow one another within a time: A then B, so many A then B, and so on.
+/// Events that follow one another within a time: A then B, n times A then B, and so on.
 ///
-/// # What matches
-/// - Every event that fits the first step begins a *run* of its own.
-/// - A run waits for its next step and takes the first later event (in the order of evaluation) that fits it, given
-///   what the run has taken; events that do not fit are passed over. The field calls this *skip till next match*.
-/// - All events of a run lie within D of its first: the last one's time less the first one's is below D, as in "the
-///   last D". A run that can no longer keep to this is over.
-/// - An event is taken by every run that it fits, and may begin one besides, but is never taken twice by one run.
-/// - An event that completes runs matches once, with the one that began last. All runs that it completes are over: what
-///   they took does not match again with a later event.
-/// - Of a key's runs that have taken equally many events, the [`at_most`](Steps::at_most) that began last are
-///   remembered. Where no step looks at what a run has taken, even one is enough and the bound changes nothing: of two
-///   such runs all that fits the earlier fits the later.
+/// # Matches
+/// - Every event that matches the first step starts a *run* of its own.
+/// - A run waits for its next step and takes the first later event (in the order of evaluation) that matches this step
+///   and the run so far. Other events are ignored. This strategy is known as *skip till next match*.
+/// - All events of a run lie within D: the time from the first to the last is below D, as in "the last D". A run that
+///   can no longer satisfy this is discarded.
+/// - Every run that an event matches takes it. The event may also start a run, but no run takes an event twice.
+/// - An event that completes several runs matches once, with the run that started last. All of these runs end: their
+///   events do not match again with a later event.
+/// - Of a key's runs with the same number of events, the [`at_most`](Steps::at_most) that started last are kept. If no
+///   step depends on the events of the run so far, a limit of one gives the same matches: every event that matches the
+///   earlier of two such runs also matches the later.
 ///
-/// None of this refers to arrival, so that the matches are a function of the key's events alone.
+/// None of this depends on the order of arrival, so the matches are a function of the key's events alone.
 ///
 /// ```
 /// use headwater_dataflows::{patterns::Sequence, testing::{Kit, Line}};
 ///
-/// // Two failures, then a success, within 60 ms. Of each event its time is remembered.
+/// // Two failures, then a success, within 60 ms. The run stores the time of each event.
 /// let guessed = Sequence::first(|line: &Line| line.id.starts_with("fail").then_some(line.time))
 ///     .times(2)
 ///     .then(|_failures, line| line.id.starts_with("ok").then_some(line.time))
@@ -36,9 +36,9 @@ use crate::{Event, EventTime, Pattern, Position};
 /// kit.push_at(10, Line::of("ann", "fail"));
 /// kit.push_at(40, Line::of("ann", "ok"));
 /// kit.expect_raised([]);
-/// kit.push_at(30, Line::of("ann", "fail again")); // before the success
+/// kit.push_at(30, Line::of("ann", "fail again")); // earlier than the success
 /// kit.expect_raised([vec![10, 30, 40]]);
-/// kit.push_at(35, Line::of("ann", "ok again")); // and so is this: the two failures are taken by it
+/// kit.push_at(35, Line::of("ann", "ok again")); // earlier than the first success: it takes the failures
 /// kit.expect_revoked([vec![10, 30, 40]]);
 /// kit.expect_raised([vec![10, 30, 35]]);
 /// kit.finish();
@@ -48,23 +48,23 @@ pub struct Sequence<E, T> {
     within_ms: i64,
 }
 
-/// What is remembered of an event that begins a run, if it does.
+/// Returns the value to store of an event that starts a run; `None` if the event does not start one.
 type First<E, T> = Rc<dyn Fn(&E) -> Option<T>>;
 
-/// What is remembered of an event that a run takes, if it does.
+/// Returns the value to store of an event that a run takes; `None` if the run does not take it.
 type Next<E, T> = Rc<dyn Fn(&Run<T>, &E) -> Option<T>>;
 
-/// A [`Sequence`] in the making: it wants the time [`within`](Steps::within) which it happens.
+/// A builder of a [`Sequence`], which still needs the time [`within`](Steps::within) which it happens.
 pub struct Steps<E, T> {
     first: First<E, T>,
-    /// The steps after the first, each as often as it is to be taken.
+    /// The steps after the first, each as often as it is repeated.
     then: Vec<Next<E, T>>,
     at_most: usize,
-    /// Whether the last step is one that shall not come: see [`Absence`](super::Absence).
+    /// True if the last step is an absent event: see [`Absence`](super::Absence).
     pub(super) absent: bool,
 }
 
-/// What a sequence has taken: one event or more, each as the step that took it remembers it.
+/// The events that a sequence has taken so far, at least one: the values that its steps returned for them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Run<T> {
     start: (EventTime, Position),
@@ -73,22 +73,22 @@ pub struct Run<T> {
 }
 
 impl<T> Run<T> {
-    /// When its first event happened.
+    /// Returns the event time of the first event.
     pub fn start(&self) -> EventTime {
         self.start.0
     }
 
-    /// The first event.
+    /// Returns the value of the first event.
     pub fn first(&self) -> &T {
         &self.first
     }
 
-    /// The latest event.
+    /// Returns the value of the latest event.
     pub fn last(&self) -> &T {
         self.more.last().unwrap_or(&self.first)
     }
 
-    /// All events, in order.
+    /// Returns the values of all events, in order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         std::iter::once(&self.first).chain(&self.more)
     }
@@ -102,31 +102,32 @@ impl<T: Clone> Run<T> {
 }
 
 impl<E, T> Sequence<E, T> {
-    /// Begins with every event of which `first` gives something to remember.
+    /// Starts a run at every event for which `first` returns a value. The run stores this value.
     pub fn first(first: impl Fn(&E) -> Option<T> + 'static) -> Steps<E, T> {
         Steps { first: Rc::new(first), then: Vec::new(), at_most: 8, absent: false }
     }
 
-    /// Whether a run waits for the last step.
+    /// Returns true if a run waits for the last step.
     pub(super) fn lacks_one(&self, run: &Run<T>) -> bool {
         run.more.len() + 1 == self.steps.then.len()
     }
 
-    /// The last instant at which a run can take an event.
+    /// Returns the last instant at which a run can take an event.
     pub(super) fn deadline(&self, run: &Run<T>) -> EventTime {
         run.start().plus_ms(self.within_ms - 1)
     }
 }
 
 impl<E: 'static, T: 'static> Steps<E, T> {
-    /// Then the next event of which `next`, which sees what the run has taken, gives something to remember.
+    /// Adds a step: the next event for which `next` returns a value to store. `next` receives the run so far and the
+    /// event.
     pub fn then(mut self, next: impl Fn(&Run<T>, &E) -> Option<T> + 'static) -> Steps<E, T> {
         self.then.push(Rc::new(next));
         self
     }
 
-    /// The latest step `n` times (one or more) in place of once. Runs overlap, one for each number of events taken, so
-    /// the cost of an event grows with n²: to count many, see [`Frequency`](super::Frequency).
+    /// Requires the latest step `n` times (one or more) instead of once. Runs overlap, one for each number of events
+    /// taken, so the cost of an event grows with n². To count many events, use [`Frequency`](super::Frequency).
     pub fn times(mut self, n: usize) -> Steps<E, T> {
         let latest = self.then.last().cloned().unwrap_or_else(|| {
             let first = Rc::clone(&self.first);
@@ -136,23 +137,23 @@ impl<E: 'static, T: 'static> Steps<E, T> {
         self
     }
 
-    /// How many runs of a key that have taken equally many events are remembered (one or more), in place of 8: those
-    /// that began last; of runs that wait for [what shall not come](Steps::then_not) those that began first.
+    /// Sets the number (one or more, 8 by default) of runs of a key with the same number of events that are kept: those
+    /// that started last, or, of runs that wait for an [absent event](Steps::then_not), those that started first.
     pub fn at_most(mut self, runs: usize) -> Steps<E, T> {
         self.at_most = runs.max(1);
         self
     }
 
-    /// All within so many milliseconds (one or more) of the first event.
+    /// Sets the time, in milliseconds from the first event (one or more), within which all steps must happen.
     pub fn within(self, within_ms: i64) -> Sequence<E, T> {
         Sequence { steps: self, within_ms: within_ms.max(1) }
     }
 }
 
 impl<E: Event, T: Clone + PartialEq + 'static> Pattern<E> for Sequence<E, T> {
-    /// The runs that wait, by their beginning.
+    /// The active runs, by their start.
     type State = Vec<Rc<Run<T>>>;
-    /// What the state was, if the step changed it.
+    /// The previous state, if the step changed it.
     type Undo = Option<Self::State>;
     type Match = Run<T>;
 
@@ -198,8 +199,8 @@ impl<E: Event, T: Clone + PartialEq + 'static> Pattern<E> for Sequence<E, T> {
 }
 
 impl<E, T> Steps<E, T> {
-    /// Forgets, of the runs that have taken equally many events, those that began before the latest; of those that lack
-    /// an event that shall not come, those that began after the earliest.
+    /// Applies the limit `at_most`: of the runs with the same number of events, discards those that started first. Of
+    /// the runs that wait for an absent event, discards those that started last.
     fn forget(&self, runs: &mut Vec<Rc<Run<T>>>) {
         if runs.len() <= self.at_most {
             return;
@@ -222,7 +223,7 @@ mod tests {
     use super::*;
     use crate::testing::Line;
 
-    /// Steps through events given as (time, what it is), at offsets counted from 0, and gives the times of each match.
+    /// Evaluates events given as (time, id), at offsets counted from 0, and returns the event times of each match.
     fn matches(sequence: Sequence<Line, i64>, events: &[(i64, &str)]) -> Vec<Vec<i64>> {
         let mut runs = Vec::new();
         let step = |(offset, &(time, what)): (usize, &(i64, &str))| {
@@ -241,45 +242,45 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_between_is_passed_over_and_the_end_of_the_time_is_outside() {
+    fn other_events_are_ignored_and_the_end_of_the_time_is_exclusive() {
         let ab = || Sequence::first(is("a")).then(then("b")).within(10);
         assert_eq!(matches(ab(), &[(0, "b"), (1, "a"), (2, "c"), (10, "b")]), [[1, 10]]);
         assert_eq!(matches(ab(), &[(1, "a"), (11, "b")]), [[0; 0]; 0]);
     }
 
     #[test]
-    fn an_event_completes_the_run_that_began_last_and_ends_all_that_it_fits() {
+    fn a_match_has_the_latest_run_and_ends_all_completed_runs() {
         let ab = Sequence::first(is("a")).then(then("b")).within(10);
         assert_eq!(matches(ab, &[(0, "a"), (1, "a"), (2, "b"), (3, "b")]), [[1, 2]]);
     }
 
     #[test]
-    fn a_run_goes_on_after_others_are_too_old() {
+    fn a_run_continues_after_older_runs_expire() {
         let ab = Sequence::first(is("a")).then(then("b")).within(10);
         assert_eq!(matches(ab, &[(0, "a"), (9, "a"), (11, "b")]), [[9, 11]]);
     }
 
     #[test]
-    fn an_event_that_fits_two_steps_ends_one_run_and_begins_another_but_is_no_pair_with_itself() {
+    fn an_event_can_end_one_run_and_start_another() {
         let aa = Sequence::first(is("a")).times(2).within(10);
         assert_eq!(matches(aa, &[(0, "a"), (1, "a"), (2, "a")]), [[0, 1], [1, 2]]);
     }
 
     #[test]
-    fn a_repetition_before_another_step_counts_the_latest() {
+    fn a_repeated_step_takes_the_latest_events() {
         let aaab = Sequence::first(is("a")).times(3).then(then("b")).within(10);
         let events = [(0, "a"), (1, "a"), (2, "b"), (3, "a"), (4, "a"), (5, "b"), (6, "b")];
         assert_eq!(matches(aaab, &events), [[1, 3, 4, 5]]);
     }
 
-    /// Twice the same amount (here: time modulo 10).
+    /// Matches two events with the same amount (here: time modulo 10).
     fn pair() -> Steps<Line, i64> {
         let same = |run: &Run<i64>, line: &Line| (run.last() % 10 == line.time % 10).then_some(line.time);
         Sequence::first(|line: &Line| Some(line.time)).then(same)
     }
 
     #[test]
-    fn a_step_sees_what_its_run_has_taken() {
+    fn a_step_can_depend_on_earlier_events() {
         assert_eq!(
             matches(pair().within(50), &[(1, ""), (2, ""), (3, ""), (12, ""), (22, "")]),
             [[2, 12], [12, 22]]
@@ -287,14 +288,14 @@ mod tests {
     }
 
     #[test]
-    fn of_the_runs_that_have_taken_equally_many_those_that_began_last_are_remembered() {
+    fn runs_beyond_the_limit_are_discarded_oldest_first() {
         let events = [(1, ""), (2, ""), (3, ""), (11, "")];
         assert_eq!(matches(pair().at_most(3).within(50), &events), [[1, 11]]);
         assert_eq!(matches(pair().at_most(2).within(50), &events), [[0; 0]; 0]);
     }
 
     #[test]
-    fn a_sequence_of_one_step_matches_at_every_event_that_fits() {
+    fn a_sequence_of_one_step_matches_at_every_matching_event() {
         assert_eq!(matches(Sequence::first(is("a")).within(1), &[(0, "a"), (0, "b"), (0, "a")]), [[0], [0]]);
     }
 }

@@ -1,4 +1,4 @@
-//! Movement between two places faster than is possible.
+//! Impossible travel: movement between two places faster than is possible.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,8 +13,8 @@ pub struct Location {
     pub lon: f64,
 }
 
-/// Further than `km` from the key's previous located event, at more than `kmh` kilometres an hour. Zero elapsed
-/// time counts as infinite speed. Every such event matches.
+/// Matches an event more than `km` kilometres from the previous located event of the key, if the speed between them is
+/// above `kmh` kilometres per hour. Zero elapsed time counts as infinite speed. Every such event matches.
 pub struct Travel<L, I> {
     km: f64,
     kmh: f64,
@@ -22,20 +22,20 @@ pub struct Travel<L, I> {
     name: I,
 }
 
-/// What [`Travel`] found.
+/// A match of [`Travel`].
 #[derive(Clone, Debug, PartialEq, PartialOrd)]
 pub struct Trip<N> {
-    /// What the previous located event is called.
+    /// The name of the previous located event.
     pub from: N,
-    /// The distance.
+    /// The distance in kilometres.
     pub km: f64,
     /// The elapsed event time in seconds.
     pub seconds: f64,
-    /// The speed; none if no time elapsed.
+    /// The speed in kilometres per hour; `None` if no time elapsed.
     pub kmh: Option<f64>,
 }
 
-/// A located event: where, when and what it is called.
+/// A located event: its location, event time and name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sighting<N> {
     location: Location,
@@ -44,8 +44,8 @@ pub struct Sighting<N> {
 }
 
 impl<L, I> Travel<L, I> {
-    /// Beyond `km` kilometres and `kmh` kilometres an hour. `location` says where an event took place, if it is
-    /// known, and `name` what a match shall call it.
+    /// Creates the pattern, with thresholds of `km` kilometres and `kmh` kilometres per hour. `location` returns the
+    /// location of an event, if it is known, and `name` the name by which a match identifies the event.
     pub fn beyond<E, N: ?Sized>(km: f64, kmh: f64, location: L, name: I) -> Travel<L, I>
     where
         L: Fn(&E) -> Option<Location>,
@@ -62,7 +62,7 @@ where
     I: Fn(&E) -> &N + 'static,
     N: ToOwned<Owned: Clone + PartialEq + 'static> + ?Sized + 'static,
 {
-    /// Boxed, so that keys without locations cost a word.
+    /// Boxed, so that keys without locations need one machine word.
     type State = Option<Box<Sighting<N::Owned>>>;
     type Undo = Option<Box<Sighting<N::Owned>>>;
     type Match = Trip<N::Owned>;
@@ -106,8 +106,8 @@ impl<L, I> Travel<L, I> {
 /// Mean earth radius of the IUGG, in kilometres.
 const EARTH_RADIUS_KM: f64 = 6371.0088;
 
-/// The great-circle distance in kilometres, by the haversine formula (R. W. Sinnott, "Virtues of the Haversine",
-/// Sky and Telescope 68, 1984).
+/// Returns the great-circle distance in kilometres, by the haversine formula (R. W. Sinnott, "Virtues of the
+/// Haversine", Sky and Telescope 68, 1984).
 pub fn haversine_km(a: Location, b: Location) -> f64 {
     let (lat_a, lat_b) = (a.lat.to_radians(), b.lat.to_radians());
     let lat = ((lat_b - lat_a) / 2.0).sin();
@@ -122,7 +122,7 @@ mod tests {
     use crate::testing::Line;
 
     #[test]
-    fn a_trip_from_one_end_of_time_to_the_other_is_slow() {
+    fn the_largest_elapsed_time_does_not_overflow() {
         let far = |event: &Line| Some(Location { lat: event.offset as f64, lon: 0.0 });
         let travel = Travel::beyond(50.0, 900.0, far, |event: &Line| &event.offset);
         let mut state = None;

@@ -1,4 +1,4 @@
-//! What a scan knows of a key, captured and restored.
+//! Capture and restore of a key's scan state.
 
 use std::borrow::Borrow;
 use std::rc::Rc;
@@ -13,11 +13,11 @@ use crate::keyed::{Logic, Selection};
 use crate::rules::{Live, Rules};
 use crate::{Epoch, Event, EventTime, OwnedKey};
 
-/// What a scan has captured of a key, `saved`, once the rules of these numbers have forgotten what they know; none if
-/// nothing is left. A rule's number is how many come after it.
+/// Removes the state of the rules with these numbers from `saved`, the captured state of a key. Returns the rest;
+/// `None` if no state is left. The number of a rule is the count of rules after it.
 ///
 /// # Errors
-/// If it is not what a scan of such rules has captured.
+/// Fails if `saved` cannot be decoded as the state of such rules.
 pub fn forget_rules<E, D, R>(rules: &R, numbers: &[u32], saved: &[u8]) -> Result<Option<Vec<u8>>, Damage>
 where
     E: Event,
@@ -29,7 +29,7 @@ where
     Ok(value(&state))
 }
 
-/// What is stored of a state: nothing if it knows nothing.
+/// Encodes a state to be stored; `None` if it is the default state.
 fn value<S: Stored + Default>(state: &S) -> Option<Vec<u8>> {
     Some(encode(state)).filter(|value| *value != encode(&S::default()))
 }
@@ -39,10 +39,10 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
         self.history.hold(watermark);
     }
 
-    /// Answers that are given follow from the state.
+    /// Returns no keys: the results emitted follow from the state.
     fn closes(&self, _: Epoch, _: EventTime, _: &mut Vec<Slot>) {}
 
-    /// Goes back over the key's steps that are not final, on a copy.
+    /// Undoes the key's un-final steps on a copy of its state.
     fn save(&mut self, slot: Slot, newest: Option<RunRef>, watermark: EventTime) -> Saved {
         let Scanner { rules, states, history, .. } = self;
         let mut state = states.made(slot).clone();
@@ -90,12 +90,12 @@ mod tests {
     use crate::{Emission, Rule};
 
     #[test]
-    fn rules_forget_one_by_one_and_what_knows_nothing_is_not_stored() {
+    fn rules_are_forgotten_one_by_one_and_empty_state_is_not_stored() {
         let rule = |count| Rule::new(Frequency::at_least(count, 10), Emission::Final, |_: &Line, _| ());
         let rules = (rule(2), (rule(3), ()));
         let mut state = Default::default();
         Rules::<Line, ()>::step(&rules, &mut state, &Line::from(("ann", 10, 0, "a")), &mut Vec::new());
-        let saved = value(&state).expect("it knows an event");
+        let saved = value(&state).expect("the state has an event");
         let forget = |numbers: &[u32]| forget_rules::<Line, (), _>(&rules, numbers, &saved).expect("whole");
         assert_eq!(forget(&[]), Some(saved.clone()));
         let (first, second) = (forget(&[1]).expect("the other's"), forget(&[0]).expect("the other's"));

@@ -1,14 +1,15 @@
-//! When history changes: goes back over a key's later steps, and forward again, as far as that makes a difference.
+//! Changes of history: undoes the later steps of a key, then repeats them as far as they have a different effect.
 //!
 //! ```text
-//!   steps of a key, in order          a  b  +  c  d  e  f  g  −  h  i        + is new, − is taken back
-//!   back over them, newest first            ←  ←  ←  ←  ←  ←  ←  ←  ←
-//!   forward again                           →  →  →  →  ·  ·  ·  →  →        after e the state is what it was
+//!   steps of a key, in order          a  b  +  c  d  e  f  g  −  h  i        + is new, − is retracted
+//!   undone, newest first                    ←  ←  ←  ←  ←  ←  ←  ←  ←
+//!   repeated                                →  →  →  →  ·  ·  ·  →  →        after e the state is the same
 //! ```
 //!
-//! Of the states that go by on the way back those at *landmarks* are kept: ever further behind each change, and before
-//! the next one. On the way forward a rule whose state is the [`same`](crate::Pattern::same) as the one kept there is
-//! settled: its steps up to the next change would be what they were. There it goes on from the state kept before it.
+//! While steps are undone, the states at *landmarks* are kept: at growing distances after each change, and before the
+//! next one. While steps are repeated, a rule whose state at a landmark is the [`same`](crate::Pattern::same) as the
+//! kept state is settled: its steps up to the next change would have the same effect as before, and are skipped. At the
+//! next change it resumes from the state kept before that change.
 
 use std::cmp::Reverse;
 use std::rc::Rc;
@@ -21,7 +22,7 @@ use crate::event::order;
 use crate::rules::{Live, Rules};
 use crate::{Epoch, Event, EventTime, Position};
 
-/// A step at or behind the first change.
+/// A step at or after the first change.
 pub(super) struct Walked {
     order: (EventTime, Position),
     entry: EntryRef,
@@ -36,33 +37,33 @@ impl Walked {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// Taken before, and to be taken again; the nth of these since a change.
-    Kept(u32),
-    /// Taken before, and not again.
+    /// A step made in an earlier epoch, to be repeated. Contains its number among such steps since a change, from 1.
+    Existing(u32),
+    /// A step made in an earlier epoch, not to be repeated because its event is retracted.
     Retracted,
-    /// Taken now for the first time.
+    /// A new step.
     Inserted,
 }
 
-/// How many steps behind a change it is first looked whether states are what they were; then after twice as many, and
-/// so on. Keeping a state costs about as much as taking a step again.
+/// The number of steps after a change at which states are first compared; the number doubles for each later comparison.
+/// Keeping a state costs about as much as repeating a step.
 const FIRST_LANDMARK: u32 = 8;
 
-/// What is kept of the states at a step.
+/// The use of the state kept at a step.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Landmark {
     Nothing,
-    /// To see whether a state is what it was.
+    /// The state is compared with the new state.
     Compared,
-    /// The last before a change, or of all: to go on from.
+    /// Rules resume from the state: it is the last one before a change, or the last of all.
     Resumed,
 }
 
 fn landmark(walk: &[Walked], at: usize) -> Landmark {
-    let Step::Kept(nth) = walk[at].step else { return Landmark::Nothing };
-    let last = !matches!(walk.get(at + 1), Some(Walked { step: Step::Kept(_), .. }));
+    let Step::Existing(nth) = walk[at].step else { return Landmark::Nothing };
+    let last = !matches!(walk.get(at + 1), Some(Walked { step: Step::Existing(_), .. }));
     match last {
-        // Nothing can have settled before.
+        // No rule can have settled before.
         true if nth <= FIRST_LANDMARK => Landmark::Nothing,
         true => Landmark::Resumed,
         false if nth >= FIRST_LANDMARK && nth.is_power_of_two() => Landmark::Compared,
@@ -71,15 +72,15 @@ fn landmark(walk: &[Walked], at: usize) -> Landmark {
 }
 
 impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
-    /// Takes in a run that changes history; only differences come out.
+    /// Processes a run that changes history, and emits only the differences.
     pub(super) fn rewrite(&mut self, batch: &Rc<Batch<E>>, run: &Run, out: &mut Vec<(D, Epoch, isize)>) {
         self.collect(batch, run);
-        self.go_back(run);
-        self.go_forward(batch.epoch, run, out);
+        self.undo_steps(run);
+        self.repeat_steps(batch.epoch, run, out);
         self.walk.clear();
     }
 
-    /// Fills `walk`, in order.
+    /// Fills `walk`, in the order of evaluation.
     fn collect(&mut self, batch: &Rc<Batch<E>>, run: &Run) {
         let Scanner { history, walk, .. } = self;
         let place = |entry: usize| match batch.change(entry) {
@@ -99,17 +100,17 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             let order = order(batch.event(index));
             let stepped = history.get(entry.batch).is_some_and(|(_, steps)| steps.undos[index].is_some());
             if order >= first && stepped {
-                walk.push(Walked { order, entry, step: Step::Kept(0) });
+                walk.push(Walked { order, entry, step: Step::Existing(0) });
             }
         });
         walk.sort_unstable_by_key(Walked::key);
 
-        // A run's retractions come first.
+        // The retractions of a run come first.
         for (change, (order, entry)) in run.entries().map(|entry| (batch.change(entry), place(entry))) {
             match change {
                 Change::Retract(_) => {
                     let found = walk.binary_search_by_key(&(order, entry), Walked::key);
-                    walk[found.expect("it was stepped")].step = Step::Retracted;
+                    walk[found.expect("the entry was stepped")].step = Step::Retracted;
                 }
                 Change::Insert => walk.push(Walked { order, entry, step: Step::Inserted }),
             }
@@ -118,15 +119,15 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
 
         let mut since = 0;
         for walked in walk {
-            since = if matches!(walked.step, Step::Kept(_)) { since + 1 } else { 0 };
+            since = if matches!(walked.step, Step::Existing(_)) { since + 1 } else { 0 };
             if since > 0 {
-                walked.step = Step::Kept(since);
+                walked.step = Step::Existing(since);
             }
         }
     }
 
-    /// Back, newest first. What was found stays where it is, to be compared with what is found now.
-    fn go_back(&mut self, run: &Run) {
+    /// Undoes the steps, newest first. Keeps their results for comparison with the new results.
+    fn undo_steps(&mut self, run: &Run) {
         let Scanner { rules, states, history, walk, kept, .. } = self;
         let state = states.at_mut(run.slot);
         for (at, walked) in walk.iter().enumerate().rev().filter(|(_, walked)| walked.step != Step::Inserted)
@@ -137,20 +138,21 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             let entry = walked.entry.entry as usize;
             let (batch, steps) = history.get_mut(walked.entry.batch).expect("for_each named a live batch");
             let undo = match walked.step {
-                // It stands as it is for the rules that have settled by then.
-                Step::Kept(nth) if nth > FIRST_LANDMARK => steps.undos[entry].clone(),
+                // Rules that have settled by then keep this undo data.
+                Step::Existing(nth) if nth > FIRST_LANDMARK => steps.undos[entry].clone(),
                 _ => steps.undos[entry].take(),
             };
             rules.undo(state, batch.event(entry), undo.expect("only steps were collected"));
         }
     }
 
-    fn go_forward(&mut self, epoch: Epoch, run: &Run, out: &mut Vec<(D, Epoch, isize)>) {
+    /// Repeats the steps in order, with the changes of the run, and emits the differences between old and new results.
+    fn repeat_steps(&mut self, epoch: Epoch, run: &Run, out: &mut Vec<(D, Epoch, isize)>) {
         let Scanner { rules, states, waiting, history, walk, kept, found, .. } = self;
         let state = states.at_mut(run.slot);
         let mut live = Live::all(R::COUNT);
         for (at, Walked { entry: EntryRef { batch, entry: number }, step, .. }) in walk.iter().enumerate() {
-            // Settled are only kept steps, and all rules are live again before a change.
+            // Only steps that were made before are skipped: all rules are live again before a change.
             if !live.is_empty() {
                 let entry = *number as usize;
                 let (batch, steps) = history.get_mut(*batch).expect("live");
@@ -176,11 +178,11 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             match landmark(walk, at) {
                 Landmark::Nothing => {}
                 Landmark::Compared => {
-                    let was = kept.pop().expect("one is kept at each landmark");
+                    let was = kept.pop().expect("a state is kept at each landmark");
                     rules.settle(&mut live, state, &was);
                 }
                 Landmark::Resumed => {
-                    let was = kept.pop().expect("one is kept at each landmark");
+                    let was = kept.pop().expect("a state is kept at each landmark");
                     rules.restore(live, state, was);
                     live = Live::all(R::COUNT);
                 }

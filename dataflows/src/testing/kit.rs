@@ -1,4 +1,4 @@
-//! Virtual time: events and watermarks one at a time, and what is raised and revoked in between.
+//! Virtual time: a test kit with events and watermarks one at a time, and checks of raised and revoked results.
 
 use std::cell::RefCell;
 use std::fmt::Debug;
@@ -12,17 +12,17 @@ use crate::{
     Refused, Scan,
 };
 
-/// A dataflow under test, driven by hand: push events, advance the watermark, and say what is expected.
+/// A dataflow under test, driven manually: push events, advance the watermark, and check the results.
 ///
-/// Each push and each watermark is an epoch of its own, done with when the call returns. What has changed in the
-/// result is kept until it is expected; [`finish`](Kit::finish) demands that nothing is left.
+/// Each push and each watermark is a separate epoch, which is complete when the call returns. Changes of the result are
+/// kept until they are checked. [`finish`](Kit::finish) panics if unchecked changes are left.
 ///
-/// A pattern of one's own, tested:
+/// A test of a custom pattern:
 ///
 /// ```
 /// use headwater_dataflows::{Pattern, testing::{Kit, Line}};
 ///
-/// /// Matches where the same thing happens twice in a row.
+/// /// Matches two consecutive events with the same id.
 /// struct Twice;
 ///
 /// impl Pattern<Line> for Twice {
@@ -42,7 +42,7 @@ use crate::{
 /// kit.push_at(10, Line::of("ann", "login"));
 /// kit.push_at(30, Line::of("ann", "login"));
 /// kit.expect_raised([(30, "login".to_owned())]);
-/// kit.push_at(20, Line::of("ann", "logout")); // comes in between
+/// kit.push_at(20, Line::of("ann", "logout")); // between the two
 /// kit.expect_revoked([(30, "login".to_owned())]);
 /// kit.advance_watermark(25);
 /// kit.push_at(25, Line::of("ann", "login"));
@@ -51,19 +51,19 @@ use crate::{
 /// ```
 pub struct Kit<E: Event + Data, D: Data> {
     engine: Engine<E>,
-    /// How many events there have been: the place of the next one in the only partition.
+    /// The number of events pushed: the offset of the next one in the only partition.
     pushed: i64,
-    seen: Rc<RefCell<Seen<D>>>,
+    unchecked: Rc<RefCell<Unchecked<D>>>,
 }
 
-/// What was not expected yet.
-struct Seen<D> {
+/// The changes that have not been checked.
+struct Unchecked<D> {
     raised: Vec<D>,
     revoked: Vec<D>,
     late: Vec<i64>,
 }
 
-/// What comes out of a dataflow under test.
+/// An output of a dataflow under test.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome<D> {
     Result(D),
@@ -71,10 +71,11 @@ enum Outcome<D> {
 }
 
 impl<E: Event + ExchangeData, D: Data> Kit<E, D> {
-    /// Builds a dataflow over admitted events, on one worker; nothing is deduplicated.
+    /// Builds a dataflow over admitted events, on one worker and without deduplication.
     pub fn new(build: impl for<'s> FnOnce(Keyed<'s, E>) -> VecCollection<'s, Epoch, D>) -> Kit<E, D> {
-        let seen = Rc::new(RefCell::new(Seen { raised: Vec::new(), revoked: Vec::new(), late: Vec::new() }));
-        let list = Rc::clone(&seen);
+        let unchecked =
+            Rc::new(RefCell::new(Unchecked { raised: Vec::new(), revoked: Vec::new(), late: Vec::new() }));
+        let list = Rc::clone(&unchecked);
         let engine = Engine::new(
             |events, control| {
                 let (keyed, refused) = events.admit(control, Admission::default());
@@ -82,7 +83,7 @@ impl<E: Event + ExchangeData, D: Data> Kit<E, D> {
                 build(keyed).map(Outcome::Result).concat(late)
             },
             move |outcome, _epoch, diff| {
-                let Seen { raised, revoked, late } = &mut *list.borrow_mut();
+                let Unchecked { raised, revoked, late } = &mut *list.borrow_mut();
                 let times = diff.unsigned_abs();
                 match outcome {
                     Outcome::Result(result) if diff > 0 => raised.extend(repeat_n(result, times)),
@@ -91,16 +92,16 @@ impl<E: Event + ExchangeData, D: Data> Kit<E, D> {
                 }
             },
         );
-        Kit { engine, pushed: 0, seen }
+        Kit { engine, pushed: 0, unchecked }
     }
 
-    /// Scans with a pattern; matches are raised at once, as what `result` makes of them.
+    /// Builds a scan with one pattern. Matches are raised at once, as results made by `result`.
     pub fn scan<P: Pattern<E>>(pattern: P, result: impl Fn(&E, P::Match) -> D + 'static) -> Kit<E, D> {
         Kit::new(|keyed| keyed.scan("Kit", pattern, Emission::Immediate, result))
     }
 
-    /// Pushes an event that happens at `time`, in milliseconds. `event` makes it of its time and its place in the
-    /// input, which is that of the call: of events at the same time the one pushed first comes first.
+    /// Pushes an event at `time`, in milliseconds. `event` makes it of its time and its position. Positions follow the
+    /// order of the calls: of events at the same time, the one pushed first comes first.
     pub fn push_at(&mut self, time: i64, event: impl FnOnce(EventTime, Position) -> E) {
         let position = Position { partition: Partition(0), offset: Offset(self.pushed) };
         self.pushed += 1;
@@ -108,42 +109,48 @@ impl<E: Event + ExchangeData, D: Data> Kit<E, D> {
         self.end_epoch();
     }
 
-    /// Takes an event back that was pushed before.
+    /// Retracts an event that was pushed before.
     pub fn retract(&mut self, event: E) {
         self.engine.retract(event);
         self.end_epoch();
     }
 
-    /// Says that no event at or below `time`, in milliseconds, is to be expected. The watermark never goes back.
+    /// Advances the watermark to `time`, in milliseconds: events at or below it are late. A lesser time has no effect.
     pub fn advance_watermark(&mut self, time: i64) {
         self.engine.end_epoch(EventTime(time));
     }
 
-    /// # Panics
-    /// Unless just these results were raised since the last such call, in whatever order.
-    #[track_caller]
-    pub fn expect_raised(&mut self, results: impl IntoIterator<Item = D>) {
-        expect("raised", &mut self.seen.borrow_mut().raised, results);
-    }
-
-    /// # Panics
-    /// Unless just these results were revoked since the last such call, in whatever order.
-    #[track_caller]
-    pub fn expect_revoked(&mut self, results: impl IntoIterator<Item = D>) {
-        expect("revoked", &mut self.seen.borrow_mut().revoked, results);
-    }
-
-    /// # Panics
-    /// Unless just the events at these times were refused since the last such call, in whatever order.
-    #[track_caller]
-    pub fn expect_late(&mut self, times: impl IntoIterator<Item = i64>) {
-        expect("refused", &mut self.seen.borrow_mut().late, times);
-    }
-
-    /// Ends the test where it stands.
+    /// Checks the results raised since the last such call.
     ///
     /// # Panics
-    /// If anything was raised, revoked or refused that was not expected.
+    /// Panics unless exactly these results were raised, in any order.
+    #[track_caller]
+    pub fn expect_raised(&mut self, results: impl IntoIterator<Item = D>) {
+        expect("raised", &mut self.unchecked.borrow_mut().raised, results);
+    }
+
+    /// Checks the results revoked since the last such call.
+    ///
+    /// # Panics
+    /// Panics unless exactly these results were revoked, in any order.
+    #[track_caller]
+    pub fn expect_revoked(&mut self, results: impl IntoIterator<Item = D>) {
+        expect("revoked", &mut self.unchecked.borrow_mut().revoked, results);
+    }
+
+    /// Checks the events refused since the last such call, by their times.
+    ///
+    /// # Panics
+    /// Panics unless exactly these events were refused, in any order.
+    #[track_caller]
+    pub fn expect_late(&mut self, times: impl IntoIterator<Item = i64>) {
+        expect("refused", &mut self.unchecked.borrow_mut().late, times);
+    }
+
+    /// Ends the test.
+    ///
+    /// # Panics
+    /// Panics if raised, revoked or refused results are left that were not checked.
     #[track_caller]
     pub fn finish(mut self) {
         self.expect_raised([]);
@@ -151,7 +158,7 @@ impl<E: Event + ExchangeData, D: Data> Kit<E, D> {
         self.expect_late([]);
     }
 
-    /// Ends the epoch with the watermark as it is: it does not go back.
+    /// Ends the epoch without advancing the watermark.
     fn end_epoch(&mut self) {
         self.engine.end_epoch(EventTime::MIN);
     }
@@ -179,7 +186,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "raised: []\nexpected: [9]")]
-    fn what_is_expected_and_not_raised_fails() {
+    fn an_expected_result_that_is_not_raised_fails() {
         let mut kit = pairs();
         kit.push_at(9, Line::of("ann", "a"));
         kit.expect_raised([9]);
@@ -187,7 +194,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "raised: [12]\nexpected: []")]
-    fn what_is_raised_and_not_expected_fails_at_the_end() {
+    fn an_unexpected_result_fails_at_the_end() {
         let mut kit = pairs();
         kit.push_at(9, Line::of("ann", "a"));
         kit.push_at(12, Line::of("ann", "b"));
@@ -195,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_taken_back_revokes_what_it_raised() {
+    fn a_retracted_event_revokes_its_results() {
         let mut kit = pairs();
         kit.push_at(9, Line::of("ann", "a"));
         kit.push_at(12, Line::of("ann", "b"));
@@ -206,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_close_when_the_watermark_is_advanced_to_their_last_instant() {
+    fn windows_close_when_the_watermark_reaches_their_end() {
         let mut kit = Kit::new(|keyed| {
             let count = Statistics::new(|_: &Line| None, |_: &Line| None);
             keyed.tumbling("Ten", 10, Refresh::Final, count, |row| (row.window.start.0, row.summary.count))

@@ -1,4 +1,4 @@
-//! What windows sum up.
+//! Aggregates of windows.
 
 use std::collections::BTreeSet;
 
@@ -7,49 +7,50 @@ use serde::{Deserialize, Serialize};
 use crate::Event;
 use crate::patterns::Moments;
 
-/// Sums up events, in any order.
+/// Aggregates events, in any order.
 ///
 /// # Contract
 /// - Adding the same events in another order gives an equal state.
-/// - `undo` with what `add` returned brings the state back to what it was before that `add`; undoing goes
-///   backwards over the latest additions.
-/// - `merge` of two states is the state of all events of both.
+/// - `undo` with the value that `add` returned restores the state before that `add`. Additions are undone latest
+///   first.
+/// - `merge` of two states gives the state of all events of both.
 pub trait Aggregate<E>: 'static {
-    /// What a window keeps.
+    /// The state of one window.
     type State: Clone + Default + 'static;
-    /// What takes a state back over one addition.
+    /// The data needed to undo one addition.
     type Undo: 'static;
 
-    /// Takes in an event.
+    /// Adds an event.
     fn add(&self, state: &mut Self::State, event: &E) -> Self::Undo;
 
-    /// Goes back over the latest addition.
+    /// Undoes the latest addition.
     fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo);
 
-    /// Takes in all events of another state.
+    /// Adds all events of another state.
     fn merge(&self, state: &mut Self::State, other: &Self::State);
 }
 
-/// Counts events; count, sum, extremes and deviation of their amounts; and how many distinct values they have.
+/// Computes the number of events, the count, sum, extremes and standard deviation of their amounts, and the number of
+/// their distinct values.
 pub struct Statistics<A, V> {
     amount: A,
     value: V,
 }
 
 impl<A, V> Statistics<A, V> {
-    /// `amount` gives an event's amount, if it has one; `value` what is counted distinctly, as a number that
-    /// stands for it.
+    /// Creates the aggregate. `amount` returns the amount of an event, if it has one. `value` returns the value whose
+    /// distinct occurrences are counted, as a number that identifies it.
     pub fn new(amount: A, value: V) -> Self {
         Statistics { amount, value }
     }
 }
 
-/// What [`Statistics`] keeps.
+/// The state of [`Statistics`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// How many events there are.
+    /// The number of events.
     pub count: u64,
-    /// Count, sum and deviation of the amounts.
+    /// The count, sum and standard deviation of the amounts.
     pub amounts: Moments,
     /// The least and the greatest amount.
     pub extremes: Option<(i64, i64)>,
@@ -57,13 +58,13 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// How many distinct values there are.
+    /// Returns the number of distinct values.
     pub fn distinct(&self) -> u64 {
         self.values.len() as u64
     }
 }
 
-/// What an addition changed that cannot be computed back.
+/// The parts of the previous state that cannot be computed from the new state and the event.
 #[derive(Clone, Copy, Debug)]
 pub struct Before {
     extremes: Option<(i64, i64)>,

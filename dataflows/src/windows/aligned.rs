@@ -1,4 +1,4 @@
-//! The logic of windows whose bounds do not depend on the events: tumbling and sliding.
+//! The operator logic of windows whose bounds do not depend on the events: tumbling and sliding windows.
 
 mod capture;
 mod open;
@@ -23,12 +23,12 @@ pub(crate) struct Aligned<E: Event, A: Aggregate<E>, D, F> {
     aggregate: A,
     result: F,
     open: OpenWindows<A::State, D>,
-    /// How to take each event out of its windows again: for each entry, once per window that holds it.
+    /// The batches, and for each entry the undo data of its event in each window that contains it.
     history: History<E, Vec<Option<A::Undo>>>,
     refreshed: Option<Epoch>,
 }
 
-/// Where windows begin and end.
+/// The size of windows and the interval between their starts.
 #[derive(Clone, Copy)]
 struct Bounds {
     size_ms: i64,
@@ -36,13 +36,13 @@ struct Bounds {
 }
 
 impl Bounds {
-    /// At most so many windows hold an event.
+    /// Returns the maximum number of windows that contain one event.
     fn overlap(self) -> usize {
         (self.size_ms as u64).div_ceil(self.every_ms as u64) as usize
     }
 
-    /// The starts of the windows that hold an event of this time, latest first and numbered from the latest. A
-    /// window whose bounds are no [`EventTime`]s, which takes an event 292 million years away, does not exist.
+    /// Returns the starts of the windows that contain an event of this time, latest first and numbered from the
+    /// latest. Windows whose bounds overflow [`EventTime`] (292 million years from 1970) are left out.
     fn starts(self, time: EventTime) -> impl Iterator<Item = (usize, EventTime)> {
         let latest = time.0.div_euclid(self.every_ms);
         (0..self.overlap()).filter_map(move |nth| {
@@ -52,7 +52,8 @@ impl Bounds {
         })
     }
 
-    /// The number that a window has among those that hold an event of this time, if it does.
+    /// Returns the number that [`starts`](Bounds::starts) gives to the window that begins at `start`; `None` if the
+    /// window does not contain `time`.
     fn nth(self, time: EventTime, start: EventTime) -> Option<usize> {
         let holds = start <= time && time < self.window(start).end;
         holds.then(|| (time.0.div_euclid(self.every_ms) - start.0.div_euclid(self.every_ms)) as usize)
@@ -63,19 +64,19 @@ impl Bounds {
     }
 }
 
-/// The windows that are not final, by slot.
+/// The windows that are not final, by the slot of their key.
 struct OpenWindows<S, D> {
     bounds: Bounds,
     windows: Slots<OfKey<S, D>>,
-    /// Which keys have a window that ends then.
+    /// The keys that have an open window, by the end of the window.
     due: BTreeMap<EventTime, Vec<Slot>>,
-    /// Windows to show anew; none if nothing is shown before the end.
+    /// The windows whose rows must be emitted again. `None` if rows are emitted only when they are final.
     changed: Option<Vec<(Slot, EventTime)>>,
     load: Load,
 }
 
 impl<S: Default, D> OpenWindows<S, D> {
-    /// The window that starts then, new if need be, about to be changed.
+    /// Returns the window that begins at `start` and marks it as changed. Creates the window if it does not exist.
     fn change(&mut self, slot: Slot, start: EventTime) -> &mut Open<S, D> {
         let (window, new) = self.windows.made(slot).made(start);
         if new {
@@ -90,7 +91,7 @@ impl<S: Default, D> OpenWindows<S, D> {
         window
     }
 
-    /// Takes out a window that is due.
+    /// Removes a window that is due.
     fn take(&mut self, slot: Slot, start: EventTime) -> Option<Open<S, D>> {
         let taken = self.windows.at_mut(slot).remove(start)?;
         self.load.windows(1, 0);
@@ -102,7 +103,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
     pub fn new(size_ms: i64, every_ms: i64, refresh: Refresh, aggregate: A, result: F, load: Load) -> Self {
         assert!(
             (1..=size_ms).contains(&every_ms),
-            "windows of {size_ms} ms cannot start every {every_ms} ms"
+            "window interval must be between 1 ms and the window size of {size_ms} ms, but is {every_ms} ms"
         );
         let bounds = Bounds { size_ms, every_ms };
         let changed = (refresh != Refresh::Final).then(Vec::new);
@@ -119,29 +120,29 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
         }
     }
 
-    /// Takes one event of a key out again: in each window that holds it, goes back over all that was added since and
-    /// adds the rest anew.
+    /// Removes one event of a key: in each window that contains it, undoes all later additions and the event itself,
+    /// then adds the other events again.
     ///
-    /// Those windows are open, since the event is not final; others that hold what was added since may have closed.
+    /// Those windows are open, because the event is not final. Other windows of the later events may have closed.
     fn retract(&mut self, run: &Run, target: EntryRef) {
-        let mut since = Vec::new();
-        self.history.for_each(run.previous, |entry, _, _| since.push(entry));
-        let depth = since.iter().position(|&entry| entry == target).expect("admission found it live");
-        since.truncate(depth + 1);
+        let mut later = Vec::new();
+        self.history.for_each(run.previous, |entry, _, _| later.push(entry));
+        let depth = later.iter().position(|&entry| entry == target).expect("admission found it live");
+        later.truncate(depth + 1);
         let (from, _) = self.history.get(target.batch).expect("admission found it live");
         for (_, start) in self.bounds.starts(from.entries[target.entry as usize].time) {
             let window = self.open.change(run.slot, start);
-            let mut again = Vec::with_capacity(since.len());
-            for &at in &since {
+            let mut undone = Vec::with_capacity(later.len());
+            for &at in &later {
                 let Some((batch, undo)) = addition(&mut self.history, self.bounds, at, start) else {
                     continue;
                 };
                 let Some(undo) = undo.take() else { continue };
                 window.events -= 1;
                 self.aggregate.undo(&mut window.state, batch.event(at.entry as usize), undo);
-                again.push(at);
+                undone.push(at);
             }
-            for at in again.into_iter().rev().filter(|&at| at != target) {
+            for at in undone.into_iter().rev().filter(|&at| at != target) {
                 let Some((batch, undo)) = addition(&mut self.history, self.bounds, at, start) else {
                     continue;
                 };
@@ -151,10 +152,10 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
         }
     }
 
-    /// Gives the rows that have changed.
+    /// Emits the rows of the windows that have changed.
     fn refresh(&mut self, epoch: Epoch, keys: &Keys<E>, out: &mut Vec<(D, Epoch, isize)>) {
         for (slot, start) in self.open.changed.iter_mut().flat_map(|changed| changed.drain(..)) {
-            // A window that has closed since is not open any more.
+            // The window may have closed after it changed.
             let Some(open) = self.open.windows.at_mut(slot).get_mut(start) else { continue };
             open.changed = false;
             let row = (open.events > 0).then(|| {
@@ -166,7 +167,8 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
     }
 }
 
-/// An entry's batch, and how to take its event out of the window that starts then; none if it is not in it.
+/// Returns the batch of an entry and the undo data of its event in the window that begins at `start`; `None` if the
+/// window does not contain the event.
 fn addition<E: Event, U>(
     history: &mut History<E, Vec<Option<U>>>,
     bounds: Bounds,
@@ -178,7 +180,7 @@ fn addition<E: Event, U>(
     Some((batch, &mut undos[at.entry as usize * bounds.overlap() + nth]))
 }
 
-/// Retracts the row shown before, if there is one and it differs, in favour of a new one.
+/// Emits a row and retracts the one emitted before (`shown`), unless both are equal.
 pub(super) fn give<D: Data>(
     row: Option<D>,
     shown: Option<D>,
@@ -195,7 +197,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
     type Out = (D, Epoch, isize);
 
     fn forget(&mut self, slots: &[Slot]) {
-        // Their windows have closed: keys are kept for as long as that takes.
+        // Their windows have closed: a key is kept until then.
         self.open.windows.forget(slots);
     }
 

@@ -1,7 +1,7 @@
-//! Windows: the events of a key, cut by event time and summed up.
+//! Windows: the events of a key, divided by event time and aggregated.
 //!
-//! A window [start, end) is final when the watermark is at or above end − 1 ms. Closing it frees its state and
-//! retracts nothing: its last row stays in the collection.
+//! A window [start, end) is final when the watermark is at or above end − 1 ms. Closing a window frees its state but
+//! does not retract its last row, which stays in the collection.
 
 mod aggregate;
 mod aligned;
@@ -23,39 +23,39 @@ use crate::{Epoch, EventTime, OwnedKey};
 /// A window of event time, [start, end).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Window {
-    /// The first instant in it.
+    /// The first instant of the window.
     pub start: EventTime,
-    /// The first instant after it.
+    /// The first instant after the window.
     pub end: EventTime,
 }
 
-/// A window's answer, on the way to the result that the user makes of it.
+/// The aggregate of a window, from which the user's function makes a result.
 #[derive(Debug)]
 pub struct Row<'a, K, S> {
     /// The key.
     pub key: &'a K,
     /// The window.
     pub window: Window,
-    /// What its events come to.
+    /// The aggregate of the window's events.
     pub summary: &'a S,
-    /// Whether the window is final.
+    /// True if the window is final.
     pub closed: bool,
 }
 
-/// When a window's row is given.
+/// The times at which the row of a window is emitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refresh {
     /// Once, when the window is final.
     Final,
-    /// Also before, at most once in so many epochs; each row retracts the one before.
+    /// Also before the window is final, at most once in every `epochs` epochs. Each row retracts the previous one.
     Revised {
-        /// One or more.
+        /// The interval in epochs, at least 1.
         epochs: u64,
     },
 }
 
 impl Refresh {
-    /// Whether rows are due at `epoch`, the latest time having been at `last`.
+    /// Returns true if rows are due at `epoch`, given that they were last emitted at `last`.
     fn due(self, last: Option<Epoch>, epoch: Epoch) -> bool {
         match self {
             Refresh::Final => false,
@@ -66,6 +66,6 @@ impl Refresh {
     }
 }
 
-/// What makes a result of a row.
+/// A function that makes a result from a row.
 pub(crate) trait Render<E: crate::Event, S, D>: Fn(Row<'_, OwnedKey<E>, S>) -> D + 'static {}
 impl<E: crate::Event, S, D, F: Fn(Row<'_, OwnedKey<E>, S>) -> D + 'static> Render<E, S, D> for F {}

@@ -1,4 +1,4 @@
-//! Session windows: events of a key less than a gap apart.
+//! Session windows: groups of events of a key, each less than a gap after the one before.
 
 mod capture;
 
@@ -18,11 +18,11 @@ use crate::{Epoch, Event, EventTime, Load, OwnedKey};
 
 /// Extension trait for session windows.
 pub trait Session<'scope, E: Event> {
-    /// One row for each session: two events of a key belong together when less than `gap_ms` apart. A session
-    /// starts at its first event and ends `gap_ms` after its last.
+    /// Emits one row for each session. Two events of a key belong to one session if they are less than `gap_ms` apart.
+    /// A session starts at its first event and ends `gap_ms` after its last.
     ///
     /// # Panics
-    /// When `gap_ms` is below 1.
+    /// Panics if `gap_ms` is below 1.
     ///
     /// ```
     /// use headwater_dataflows::{Admission, Admit, testing};
@@ -34,7 +34,7 @@ pub trait Session<'scope, E: Event> {
     ///     keyed.session("Visit", 30, Refresh::Final, count, |row| (row.window.start.0, row.window.end.0, row.summary.count))
     /// }, vec![
     ///     (vec![("ann", 10, 0, "a"), ("ann", 60, 1, "b"), ("ann", 95, 2, "c")], 5),
-    ///     (vec![("ann", 35, 3, "d")], 89), // joins the first two
+    ///     (vec![("ann", 35, 3, "d")], 89), // merges the first two sessions
     /// ]);
     /// assert_eq!(sessions, vec![((10, 90, 3), 1, 1), ((95, 125, 1), 2, 1)]);
     /// ```
@@ -78,7 +78,7 @@ pub(crate) struct Sessions<E: Event, A: Aggregate<E>, D, F> {
     aggregate: A,
     result: F,
     keys: Slots<KeySessions<A::State, D>>,
-    /// When a key may have a session that is final.
+    /// The watermarks at which a session of a key may become final.
     due: BTreeSet<(EventTime, Slot)>,
     history: History<E, ()>,
     changed: Vec<Slot>,
@@ -86,17 +86,17 @@ pub(crate) struct Sessions<E: Event, A: Aggregate<E>, D, F> {
     load: Load,
 }
 
-/// A key's sessions that are not final, earliest first.
+/// The sessions of a key that are not final, earliest first.
 struct KeySessions<S, D> {
     open: Vec<Open<S>>,
-    /// The rows given and not final, by start.
+    /// The rows emitted and not final, by start.
     shown: BTreeMap<EventTime, D>,
     changed: bool,
-    /// When `due` names this key next.
+    /// The earliest time at which `due` contains this key.
     scheduled: Option<EventTime>,
 }
 
-/// A session: what its final events come to, and those that are not final, earliest first.
+/// A session: the aggregate of its final events, and its un-final events, earliest first.
 struct Open<S> {
     settled: Option<Settled<S>>,
     recent: Vec<(EventTime, EntryRef)>,
@@ -133,7 +133,7 @@ impl<S, D> Default for KeySessions<S, D> {
 }
 
 impl<S, D> KeySessions<S, D> {
-    /// Takes in an event, joining the sessions it connects.
+    /// Adds an event, and merges the sessions that it connects.
     fn insert(&mut self, time: EventTime, entry: EntryRef, gap_ms: i64) {
         let near =
             |open: &Open<S>| open.first().minus_ms(gap_ms) < time && time < open.last().plus_ms(gap_ms);
@@ -143,8 +143,8 @@ impl<S, D> KeySessions<S, D> {
             self.open.insert(at, Open { settled: None, recent: vec![(time, entry)] });
             return;
         };
-        // At most two sessions lie within the gap of one event, and only the first can have final events: all
-        // of those lie before this one.
+        // At most two sessions lie within the gap of one event. Only the first can have final events, because they all
+        // lie before this event.
         if self.open.get(from + 1).is_some_and(near) {
             let later = self.open.remove(from + 1);
             self.open[from].recent.extend(later.recent);
@@ -154,7 +154,7 @@ impl<S, D> KeySessions<S, D> {
         recent.insert(at, (time, entry));
     }
 
-    /// Takes an event out, parting what only it held together.
+    /// Removes an event, and splits the session if only this event connected its parts.
     fn retract(&mut self, entry: EntryRef, gap_ms: i64) {
         let holds = |open: &Open<S>| open.recent.iter().any(|&(_, other)| other == entry);
         let at = self.open.iter().position(holds).expect("admission found it live");
@@ -173,9 +173,9 @@ impl<S, D> KeySessions<S, D> {
 
 impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, A, D, F> {
     /// # Panics
-    /// When `gap_ms` is below 1.
+    /// Panics if `gap_ms` is below 1.
     pub fn new(gap_ms: i64, refresh: Refresh, aggregate: A, result: F, load: Load) -> Self {
-        assert!(gap_ms > 0, "sessions cannot be parted by {gap_ms} ms");
+        assert!(gap_ms > 0, "session gap must be at least 1 ms, but is {gap_ms} ms");
         Sessions {
             gap_ms,
             refresh,
@@ -198,7 +198,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
         key
     }
 
-    /// Has the key looked at again when its earliest session is final, as far as is known.
+    /// Schedules the key for the time at which its earliest session becomes final, unless it grows.
     fn schedule(&mut self, slot: Slot) {
         let key = self.keys.at_mut(slot);
         let Some(open) = key.open.first() else { return };
@@ -209,7 +209,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
         }
     }
 
-    /// Gives the rows of a key's sessions that are final.
+    /// Closes the final sessions of a key and emits their rows.
     fn close_key(
         &mut self,
         slot: Slot,
@@ -227,14 +227,14 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
             let shown = key.shown.remove(&window.start);
             let row = (self.result)(Row { key: keys.key(slot), window, summary: &state, closed: true });
             give(Some(row), shown, epoch, out);
-            // What else was shown up to its end were sessions that it has joined, or that are no more.
+            // Other rows emitted up to its end belong to sessions that were merged into it or have lost all events.
             let later = key.shown.split_off(&window.end);
             out.extend(std::mem::replace(&mut key.shown, later).into_values().map(|row| (row, epoch, -1)));
         }
     }
 
-    /// Whether rows are due; at the end of all input too, since a row whose session has lost its events has nothing
-    /// that could close.
+    /// Returns true if rows are due, also at the end of all input: a session that has lost its events never closes, so
+    /// its row must be retracted here.
     fn shows(&self, epoch: Epoch, watermark: EventTime) -> bool {
         self.refresh.due(self.refreshed, epoch) || watermark == EventTime::MAX
     }
@@ -255,7 +255,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
     }
 }
 
-/// A session's bounds, and what all its events come to.
+/// Returns the bounds of a session and the aggregate of all its events.
 fn summed<E: Event, A: Aggregate<E>>(
     aggregate: &A,
     history: &History<E, ()>,
@@ -275,7 +275,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
 
     fn forget(&mut self, slots: &[Slot]) {
         for &slot in slots {
-            // Its sessions have closed; a row whose events were all retracted is still to be taken back.
+            // Its sessions have closed. A row whose events were all retracted must still be retracted itself.
             if let Some(key) = self.keys.get_mut(slot).filter(|key| key.shown.is_empty()) {
                 key.open = Vec::new();
             }
@@ -315,7 +315,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
             self.show(epoch, keys, out);
             self.refreshed = Some(epoch);
         }
-        // Before a batch goes, what is still open takes in its events for good.
+        // Before a batch is dropped, its events become part of the settled state of the sessions that are still open.
         let watermark = self.history.held(watermark);
         while let Some(batch) = self.history.oldest().filter(|batch| batch.max_time <= watermark) {
             let batch = Rc::clone(batch);
@@ -328,7 +328,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
     }
 }
 
-/// Moves a session's final events from `recent` into what is settled.
+/// Moves the final events of a session from `recent` to `settled`.
 fn fold<E: Event, A: Aggregate<E>>(
     aggregate: &A,
     history: &History<E, ()>,

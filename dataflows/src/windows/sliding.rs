@@ -8,11 +8,11 @@ use crate::{Epoch, Event, Keyed, OwnedKey};
 
 /// Extension trait for sliding windows.
 pub trait Sliding<'scope, E: Event> {
-    /// One row for each key and window of `size_ms` that has events; a window starts at each multiple of
+    /// Emits one row for each key and window of `size_ms` that has events. A window starts at each multiple of
     /// `every_ms` since 1970.
     ///
     /// # Panics
-    /// When `every_ms` is not in 1..=`size_ms`.
+    /// Panics if `every_ms` is not in 1..=`size_ms`.
     ///
     /// ```
     /// use headwater_dataflows::{Admission, Admit, testing};

@@ -1,4 +1,4 @@
-//! Tumbling windows: event time cut into pieces of one size.
+//! Tumbling windows: windows of one size that do not overlap.
 
 use differential_dataflow::{Data, VecCollection};
 
@@ -7,8 +7,8 @@ use crate::{Epoch, Event, Keyed, OwnedKey};
 
 /// Extension trait for tumbling windows.
 pub trait Tumbling<'scope, E: Event> {
-    /// One row for each key and window of `size_ms` that has events; windows start at multiples of the size since
-    /// 1970.
+    /// Emits one row for each key and window of `size_ms` that has events. Windows start at multiples of the size
+    /// since 1970.
     ///
     /// ```
     /// use headwater_dataflows::{Admission, Admit, testing};
@@ -22,7 +22,7 @@ pub trait Tumbling<'scope, E: Event> {
     ///     (vec![("ann", 10, 0, "a"), ("ann", 70, 1, "b")], 20),
     ///     (vec![("ann", 59, 2, "c")], 59),
     /// ]);
-    /// assert_eq!(counts, vec![((0, 2), 1, 1), ((60, 1), 2, 1)]); // the second closes at the end of the input
+    /// assert_eq!(counts, vec![((0, 2), 1, 1), ((60, 1), 2, 1)]); // the second window closes at the end of the input
     /// ```
     fn tumbling<A, D, F>(
         self,

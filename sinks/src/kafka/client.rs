@@ -1,4 +1,4 @@
-//! Clients of Kafka: which settings are whose, where their log lines go, and how to wait for the admin client.
+//! Configuration and logging of Kafka clients, and waiting for the admin client.
 
 use std::future::Future;
 use std::pin::pin;
@@ -16,7 +16,8 @@ pub use super::options::{OptionRefused, Options};
 use super::options::{check_option, first_name};
 use crate::Misconfigured;
 
-/// The configuration of a client: `defaults`, then the user's `options`, then `owned`.
+/// Returns the configuration of a client: `defaults`, overridden by the user's `options`, and `owned`, which options
+/// must not override.
 ///
 /// # Errors
 /// If an option is one of `owned`, or does not pass [`check_option`].
@@ -33,15 +34,15 @@ pub fn client_config(
     for (key, value) in options {
         check_option(key, value)?;
         let name = first_name(key);
-        if owned.iter().any(|&(ours, _)| ours == name) {
+        if owned.iter().any(|&(owned, _)| owned == name) {
             return Err(OptionRefused::owned(key).into());
         }
         config.set(name, value.expose());
     }
-    let is = |key, value| config.get(key).is_some_and(|set| set.eq_ignore_ascii_case(value));
-    if is("sasl.mechanisms", "OAUTHBEARER") && !is("sasl.oauthbearer.method", "oidc") {
-        let reason = "`sasl.mechanisms = \"OAUTHBEARER\"` needs `sasl.oauthbearer.method = \"oidc\"`, with client and \
-                      token endpoint: nothing else gets a token";
+    let is_set_to = |key, value| config.get(key).is_some_and(|set| set.eq_ignore_ascii_case(value));
+    if is_set_to("sasl.mechanisms", "OAUTHBEARER") && !is_set_to("sasl.oauthbearer.method", "oidc") {
+        let reason = "`sasl.mechanisms = \"OAUTHBEARER\"` needs `sasl.oauthbearer.method = \"oidc\"`, with a client \
+                      and a token endpoint: no other method can get a token";
         return Err(Misconfigured(reason.to_owned()));
     }
     for &(key, value) in owned {
@@ -51,10 +52,11 @@ pub fn client_config(
     Ok(config)
 }
 
-/// The configuration of a consumer that reads a topic from its beginning to its end, without being of any group.
+/// Returns the configuration of a consumer that reads a topic from its beginning to its end, outside of any consumer
+/// group.
 ///
 /// # Errors
-/// As [`client_config`].
+/// Those of [`client_config`].
 pub fn reader_config(
     brokers: &str,
     options: &Options,
@@ -62,7 +64,7 @@ pub fn reader_config(
     defaults: &[(&str, &str)],
 ) -> Result<ClientConfig, Misconfigured> {
     let owned = [
-        // Assigning partitions asks for a group; nothing is ever committed to it.
+        // Assigning partitions requires a group id. No offsets are committed to it.
         ("group.id", topic),
         ("enable.auto.commit", "false"),
         ("isolation.level", "read_committed"),
@@ -72,22 +74,21 @@ pub fn reader_config(
     client_config(brokers, options, defaults, &owned)
 }
 
-/// What the failure to make a client means: librdkafka refuses options that do not go together, and files that cannot be
-/// read, only then.
+/// Converts the error of creating a client. Only then does librdkafka reject incompatible options and unreadable files.
 pub fn creation_error(config: &ClientConfig, error: KafkaError) -> Misconfigured {
     let reason = match &error {
         KafkaError::ClientCreation(reason) => reason.clone(),
-        // Its text has the value.
+        // Its text contains the value.
         KafkaError::ClientConfig(_, _, key, _) => format!("`{key}` cannot be set"),
         other => other.to_string(),
     };
-    // librdkafka names the option and not the file.
+    // The message of librdkafka contains the option but not the file.
     let file = reason.split_whitespace().next().filter(|key| key.ends_with(".location"));
     let file = file.and_then(|key| config.get(key)).map(|file| format!(" ({file})")).unwrap_or_default();
-    Misconfigured(format!("the Kafka client cannot be set up with its options: {reason}{file}"))
+    Misconfigured(format!("cannot create the Kafka client with these options: {reason}{file}"))
 }
 
-/// A client's context that sends its log lines to `tracing` and does nothing else.
+/// A client context that only forwards log lines to `tracing`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Quiet;
 
@@ -103,7 +104,7 @@ impl ClientContext for Quiet {
 
 impl ConsumerContext for Quiet {}
 
-/// Sends a log line of librdkafka to `tracing`, with the same level.
+/// Forwards a log line of librdkafka to `tracing`, with the same level.
 pub fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     match level {
         RDKafkaLogLevel::Emerg
@@ -118,12 +119,12 @@ pub fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     }
 }
 
-/// Logs an error event. Most are connections that librdkafka opens again by itself.
+/// Logs an error event. Most report lost connections, which librdkafka opens again itself.
 pub fn log_error(error: &KafkaError, reason: &str) {
     tracing::debug!(target: "librdkafka", %error, "{reason}");
 }
 
-/// Waits for the admin client, whose answers come from a thread of its own and need no runtime.
+/// Waits for a future of the admin client. The client completes it on its own thread, so no runtime is needed.
 pub(crate) fn wait<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
     impl Wake for Unpark {
@@ -150,26 +151,26 @@ mod tests {
     }
 
     #[test]
-    fn an_option_overrides_a_default_and_never_what_is_owned() {
+    fn options_override_defaults_but_not_owned_settings() {
         let config = client_config(
             "b:1",
             &options(&[("queue.buffering.max.ms", "5")]),
             &[("linger.ms", "0")],
             &[("acks", "all")],
         )
-        .expect("nothing is refused");
+        .expect("valid options");
         assert_eq!(config.get("linger.ms"), Some("5"));
         assert_eq!(
             config.get("queue.buffering.max.ms"),
             None,
-            "librdkafka takes two names in no certain order"
+            "librdkafka applies two names of a setting in any order"
         );
         assert_eq!(config.get("acks"), Some("all"));
         assert_eq!(config.get("bootstrap.servers"), Some("b:1"));
     }
 
     #[test]
-    fn an_option_that_breaks_a_promise_is_refused_by_name() {
+    fn owned_options_are_refused_by_name() {
         for key in ["enable.auto.commit", "metadata.broker.list", "isolation.level", "client.id"] {
             let refused = client_config("b:1", &options(&[(key, "x")]), &[], &[("client.id", "1")]);
             let expected = format!("the option `{key}` cannot be set: Headwater sets it itself");

@@ -1,7 +1,7 @@
-//! Why no broker can be talked to, in words that name the address and what to check.
+//! Connection errors of Kafka clients. Their messages name the address and what to check.
 //!
-//! librdkafka answers a question that no broker has answered with "timed out" or "transport failure"; what happened on
-//! the way it says in error events. They are kept here, and the gravest becomes the error.
+//! If no broker responds to a request, librdkafka returns only "timed out" or "transport failure". It reports the
+//! causes as error events. [`Contact`] records them, and the worst one becomes the error.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -13,59 +13,62 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::client::{log_error, log_line};
 
-/// What is wrong with a connection, from what may pass by itself to what does not.
+/// The kinds of connection errors, from those that may be temporary to permanent ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    /// Nothing is known but that nobody answers.
-    Silent,
-    /// Every broker's connection has ended, and nothing was said of why: brokers close what they do not understand.
+    /// No broker responds, and no cause is known.
+    NoResponse,
+    /// The connections to all brokers have ended without a reported cause. Brokers close connections whose protocol
+    /// they do not expect.
     Down,
-    /// The connection is refused, or there is no way.
+    /// The connection is refused, or the network has no route.
     Unreachable,
-    /// The broker closes the connection as soon as it is spoken to.
+    /// The broker closes the connection after the first request.
     Closed,
-    /// The name has no address.
+    /// The host name cannot be resolved.
     UnknownHost,
-    /// The broker does not speak TLS.
+    /// The broker does not use TLS on this port.
     NoTls,
-    /// The broker demands a certificate of the client, or does not take the one it is given.
+    /// The broker requires a client certificate, or rejects the one it received.
     ClientCertificate,
-    /// The broker's certificate is for another name.
+    /// The broker's certificate is for another host name.
     HostName,
-    /// The broker's certificate is not signed by whom we trust.
+    /// The broker's certificate is not signed by a trusted CA.
     Untrusted,
-    /// TLS fails otherwise.
+    /// Another TLS error.
     Tls,
-    /// The broker does not offer the mechanism.
+    /// The broker does not offer the SASL mechanism.
     Mechanism,
-    /// The broker does not take who we say we are.
+    /// The broker rejects the credentials.
     Credentials,
 }
 
 impl Kind {
-    /// What an error event says; none if it is about something else.
+    /// Returns the kind of an error event; `None` if it is not a connection error.
     fn of(code: RDKafkaErrorCode, reason: &str) -> Option<Kind> {
-        let says = |words: &str| reason.contains(words);
-        let closed_in_handshake = says("SSL connection closed by peer") && says("SSL_HANDSHAKE");
-        if says("PLAINTEXT broker") || says("wrong version number") || closed_in_handshake {
+        let contains = |text: &str| reason.contains(text);
+        let is_closed_in_handshake = contains("SSL connection closed by peer") && contains("SSL_HANDSHAKE");
+        if contains("PLAINTEXT broker") || contains("wrong version number") || is_closed_in_handshake {
             return Some(Kind::NoTls);
         }
         Some(match code {
             RDKafkaErrorCode::AllBrokersDown => Kind::Down,
             RDKafkaErrorCode::Resolve => Kind::UnknownHost,
             RDKafkaErrorCode::SSL | RDKafkaErrorCode::BrokerTransportFailure
-                if says("certificate required") || says("alert bad certificate") =>
+                if contains("certificate required") || contains("alert bad certificate") =>
             {
                 Kind::ClientCertificate
             }
-            RDKafkaErrorCode::SSL if says("certificate verify failed") => Kind::Untrusted,
+            RDKafkaErrorCode::SSL if contains("certificate verify failed") => Kind::Untrusted,
             RDKafkaErrorCode::SSL => Kind::Tls,
-            RDKafkaErrorCode::Authentication if says("mechanism") && says("supported") => Kind::Mechanism,
+            RDKafkaErrorCode::Authentication if contains("mechanism") && contains("supported") => {
+                Kind::Mechanism
+            }
             RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed => {
                 Kind::Credentials
             }
             RDKafkaErrorCode::BrokerTransportFailure
-                if ["Disconnected", "Broken pipe", "reset by peer"].into_iter().any(says) =>
+                if ["Disconnected", "Broken pipe", "reset by peer"].into_iter().any(contains) =>
             {
                 Kind::Closed
             }
@@ -76,51 +79,51 @@ impl Kind {
         })
     }
 
-    /// Whether waiting longer does not help.
+    /// Returns true if waiting longer does not help.
     fn is_permanent(self) -> bool {
         self > Kind::Closed
     }
 }
 
-/// Why no broker can be talked to.
+/// The reason why no broker can be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContactError {
     kind: Kind,
     /// `host:port`, or the brokers as configured.
     address: String,
-    /// librdkafka's words.
+    /// The error message of librdkafka.
     reason: String,
 }
 
 impl ContactError {
-    /// Nothing is known but that nobody answers.
-    pub fn silent(brokers: &str) -> ContactError {
-        ContactError { kind: Kind::Silent, address: brokers.to_owned(), reason: String::new() }
+    /// Returns the error that no broker responds.
+    pub fn no_response(brokers: &str) -> ContactError {
+        ContactError { kind: Kind::NoResponse, address: brokers.to_owned(), reason: String::new() }
     }
 
-    /// The graver of two.
-    pub fn graver(one: Option<ContactError>, other: Option<ContactError>) -> Option<ContactError> {
+    /// Returns the worse of two errors.
+    pub fn worse(one: Option<ContactError>, other: Option<ContactError>) -> Option<ContactError> {
         [one, other].into_iter().flatten().max_by_key(|problem| problem.kind)
     }
 
-    /// The same, at these brokers if it is about none in particular.
+    /// Sets the address to `brokers` if the error has no address.
     pub fn at(self, brokers: &str) -> ContactError {
         let address = if self.address.is_empty() { brokers.to_owned() } else { self.address };
         ContactError { address, ..self }
     }
 
-    /// Whether waiting longer does not help.
+    /// Returns true if waiting longer does not help.
     pub fn is_permanent(&self) -> bool {
         self.kind.is_permanent()
     }
 
-    /// Whether the broker's certificate is not taken, for whichever reason.
-    pub fn is_distrust(&self) -> bool {
+    /// Returns true if the certificate of the broker was rejected, for any reason.
+    pub fn is_untrusted(&self) -> bool {
         self.kind == Kind::Untrusted
     }
 
-    /// The same, the reason being the host name.
-    pub fn about_the_name(self) -> ContactError {
+    /// Sets the reason to a wrong host name in the certificate.
+    pub fn with_wrong_host_name(self) -> ContactError {
         ContactError { kind: Kind::HostName, ..self }
     }
 }
@@ -129,7 +132,7 @@ impl fmt::Display for ContactError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ContactError { kind, address, reason } = self;
         match kind {
-            Kind::Silent => {
+            Kind::NoResponse => {
                 return write!(
                     f,
                     "no broker of {address} answers: check that the brokers run, and that `brokers` names them"
@@ -182,12 +185,12 @@ impl fmt::Display for ContactError {
 
 impl std::error::Error for ContactError {}
 
-/// The context of a client that keeps the gravest problem of its connections.
+/// A client context that records the worst error of the connections.
 #[derive(Debug, Default)]
 pub struct Contact(Mutex<Option<ContactError>>);
 
 impl Contact {
-    /// The gravest problem since it was asked for last.
+    /// Returns the worst error since the last call.
     pub fn take(&self) -> Option<ContactError> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
     }
@@ -200,16 +203,16 @@ impl ClientContext for Contact {
 
     fn error(&self, error: KafkaError, reason: &str) {
         log_error(&error, reason);
-        let Some(problem) = error.rdkafka_error_code().and_then(|code| read(code, reason)) else { return };
-        let mut gravest = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        *gravest = ContactError::graver(Some(problem), gravest.take());
+        let Some(problem) = error.rdkafka_error_code().and_then(|code| parse(code, reason)) else { return };
+        let mut worst = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *worst = ContactError::worse(Some(problem), worst.take());
     }
 }
 
 impl ConsumerContext for Contact {}
 
-/// Reads an error event, such as `ssl://host:9093/bootstrap: SSL handshake failed: … (after 3ms in state …)`.
-fn read(code: RDKafkaErrorCode, reason: &str) -> Option<ContactError> {
+/// Parses an error event, such as `ssl://host:9093/bootstrap: SSL handshake failed: … (after 3ms in state …)`.
+fn parse(code: RDKafkaErrorCode, reason: &str) -> Option<ContactError> {
     let kind = Kind::of(code, reason)?;
     let (broker, rest) = reason.split_once(": ").unwrap_or(("", reason));
     let address = broker.rsplit_once("://").map_or(broker, |(_, address)| address);
@@ -222,9 +225,9 @@ fn read(code: RDKafkaErrorCode, reason: &str) -> Option<ContactError> {
 mod tests {
     use super::*;
 
-    /// In librdkafka's own words, as they came from real brokers.
+    /// Uses messages of librdkafka from real brokers.
     #[test]
-    fn what_librdkafka_says_is_told_apart() {
+    fn librdkafka_errors_are_classified() {
         use RDKafkaErrorCode as Code;
         for (code, reason, kind) in [
             (
@@ -268,24 +271,24 @@ mod tests {
                 Kind::Closed,
             ),
         ] {
-            let problem = read(code, reason).expect("a problem");
+            let problem = parse(code, reason).expect("a problem");
             assert_eq!(problem.kind, kind, "{reason}");
             let address = if kind == Kind::Unreachable { "127.0.0.1:1" } else { "h:1" };
             assert_eq!(problem.address, address);
             assert!(!problem.to_string().contains("(after"), "{problem}");
         }
-        let down = read(Code::AllBrokersDown, "1/1 brokers are down").expect("a problem").at("h:1");
+        let down = parse(Code::AllBrokersDown, "1/1 brokers are down").expect("a problem").at("h:1");
         assert!(down.to_string().starts_with("broker h:1 closes the connection: "), "{down}");
-        assert_eq!(read(Code::PartitionEOF, "the end"), None);
+        assert_eq!(parse(Code::PartitionEOF, "the end"), None);
     }
 
     #[test]
-    fn the_gravest_problem_is_kept() {
+    fn the_worst_error_is_recorded() {
         let contact = Contact::default();
-        let say = |code, reason: &str| contact.error(KafkaError::Global(code), reason);
-        say(RDKafkaErrorCode::BrokerTransportFailure, "a:1/1: Connection refused");
-        say(RDKafkaErrorCode::Authentication, "b:1/1: SASL authentication error");
-        say(RDKafkaErrorCode::BrokerTransportFailure, "a:1/1: Connection refused");
+        let report = |code, reason: &str| contact.error(KafkaError::Global(code), reason);
+        report(RDKafkaErrorCode::BrokerTransportFailure, "a:1/1: Connection refused");
+        report(RDKafkaErrorCode::Authentication, "b:1/1: SASL authentication error");
+        report(RDKafkaErrorCode::BrokerTransportFailure, "a:1/1: Connection refused");
         assert_eq!(contact.take().map(|problem| problem.kind), Some(Kind::Credentials));
         assert_eq!(contact.take(), None);
     }

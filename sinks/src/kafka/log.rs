@@ -11,15 +11,15 @@ use super::client::{Options, Quiet, reader_config};
 use super::progress::Record;
 use crate::Misconfigured;
 
-/// How long a sentinel may stay hidden behind another producer's open transaction.
+/// The timeout of reading up to a sentinel, which an open transaction of another producer may hide.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Why the progress topic could not be read.
+/// The error of reading the progress topic.
 #[derive(Debug, Error)]
 pub(super) enum LogError {
     #[error(
-        "progress topic {topic}, partition {partition}: what was to be read did not come within {PATIENCE:?}; \
-        a transaction that another producer left open may hide it"
+        "progress topic {topic}, partition {partition}: cannot read to the end within {PATIENCE:?}; \
+        an open transaction of another producer may hide records"
     )]
     Hidden { topic: String, partition: i32 },
     #[error(
@@ -30,21 +30,22 @@ pub(super) enum LogError {
     Kafka { topic: String, source: KafkaError },
 }
 
-/// By partition, the offset from which a reading starts; none for the beginning.
-type Place = Vec<Option<i64>>;
+/// The next offset to read of each partition; `None` for the beginning.
+type Offsets = Vec<Option<i64>>;
 
-/// The progress topic of a pipeline, read from where the last reading that was [accepted](ProgressLog::accept) stopped.
+/// A reader of the progress topic of a pipeline. Each read starts at the end of the last
+/// [accepted](ProgressLog::accept) one.
 pub(super) struct ProgressLog {
     topic: String,
     config: rdkafka::ClientConfig,
-    next: Place,
+    next: Offsets,
 }
 
-/// What a reading has found.
-pub(super) struct Found {
+/// The result of a read.
+pub(super) struct ReadResult {
     pub records: Vec<Record>,
-    /// Where it stopped.
-    pub next: Place,
+    /// The offsets at which the read ended.
+    pub next: Offsets,
 }
 
 impl ProgressLog {
@@ -59,29 +60,29 @@ impl ProgressLog {
         Ok(ProgressLog { topic: topic.to_owned(), config, next: vec![None; partitions as usize] })
     }
 
-    /// How many partitions the topic has: a sentinel goes to each.
+    /// Returns the partitions of the topic. A sentinel is written to each of them.
     pub fn partitions(&self) -> impl Iterator<Item = i32> + use<> {
         0..i32::try_from(self.next.len()).unwrap_or(i32::MAX)
     }
 
-    /// All records since the last reading that was accepted, up to `sentinel` in every partition. Those of other sinks
-    /// are among them; those that were removed are not.
-    pub fn read_until(&self, sentinel: &Record) -> Result<Found, LogError> {
+    /// Reads all records since the last accepted read, up to `sentinel` in every partition. They include records of
+    /// other sinks, but not records that tombstones have removed.
+    pub fn read_until(&self, sentinel: &Record) -> Result<ReadResult, LogError> {
         self.read(Some(sentinel))
     }
 
-    /// The same, up to what readers see as the end: progress may be hidden behind it.
+    /// Reads up to the end that consumers see. An open transaction may hide progress after it.
     pub fn read_to_end(&self) -> Result<Vec<Record>, LogError> {
-        self.read(None).map(|found| found.records)
+        self.read(None).map(|result| result.records)
     }
 
-    /// The next reading goes on after this one. Until then what was found is found again: a reading that failed, or that
-    /// has found a successor, must not hide it from the next.
-    pub fn accept(&mut self, next: Place) {
+    /// Makes the next read start at `next`. Without this call, the next read returns the same records again: a read
+    /// that failed, or that found a later start, must not hide records from the next one.
+    pub fn accept(&mut self, next: Offsets) {
         self.next = next;
     }
 
-    fn read(&self, sentinel: Option<&Record>) -> Result<Found, LogError> {
+    fn read(&self, sentinel: Option<&Record>) -> Result<ReadResult, LogError> {
         let topic = self.topic.clone();
         let kafka = |source| LogError::Kafka { topic: topic.clone(), source };
         let consumer: BaseConsumer<Quiet> = self.config.create_with_context(Quiet).map_err(kafka)?;
@@ -110,7 +111,7 @@ impl ProgressLog {
                         *slot = Some(offset + 1);
                     }
                     let Some(value) = message.payload() else {
-                        // Compaction takes its time: what was removed may still be there.
+                        // Compaction is delayed: removed records may still be in the topic.
                         let removed = message.key().unwrap_or_default();
                         records.retain(|(from, record)| *from != partition || record.key() != removed);
                         continue;
@@ -130,6 +131,6 @@ impl ProgressLog {
                 Some(Err(error)) => tracing::debug!(%error, topic, "reading the progress topic"),
             }
         }
-        Ok(Found { records: records.into_iter().map(|(_, record)| record).collect(), next })
+        Ok(ReadResult { records: records.into_iter().map(|(_, record)| record).collect(), next })
     }
 }

@@ -1,4 +1,4 @@
-//! A sink whose outputs are records of Kafka topics, seen exactly once by readers of committed records.
+//! The Kafka sink. Its outputs are records of topics, which readers of committed records see exactly once.
 //!
 //! ```text
 //!                      ┌───────────── one transaction ─────────────┐
@@ -7,16 +7,17 @@
 //!                      └───────────────────────────────────────────┘
 //! ```
 //!
-//! Two transactional ids are used in turn, so that a round does not wait for the broker to finish writing the
-//! markers of the round before. What holds:
+//! Two transactional ids are used in turn, so that a round does not wait until the broker has written the markers of
+//! the previous round. Invariants:
 //!
-//! - Whoever opens the sink takes over its ids and commits a *sentinel* through **each** of them before reading
-//!   the progress topic up to the last. A process that was thought dead and comes back can take the ids over in
-//!   its turn, but must commit its own sentinel first, and what it then reads contains its successor's: it ends.
-//! - A producer to which anything unusual happened is replaced, by the same steps.
+//! - A process that opens the sink takes over its ids and commits a *sentinel* through **each** of them. Then it reads
+//!   the progress topic up to the last sentinel. A zombie can take the ids back, but it must commit its own sentinel
+//!   first. It then reads the sentinels of its successor, and ends.
+//! - A producer that had any unusual event is replaced, by the same steps.
 //! - A commit whose outcome is unknown is resolved by the same steps: taking over its id ends its transaction, and the
-//!   progress topic says whether it was committed.
-//! - An id that nobody uses any more could still commit late: process 0 takes over those of every process there ever was.
+//!   progress topic shows if it was committed.
+//! - An id that is no longer used could still commit late. Therefore process 0 takes over the ids of all processes that
+//!   ever existed.
 
 pub mod client;
 pub mod contact;
@@ -35,7 +36,7 @@ use headwater_dataflows::Epoch;
 use rdkafka::ClientConfig;
 
 use self::client::Options;
-use self::log::{Found, LogError, ProgressLog};
+use self::log::{LogError, ProgressLog, ReadResult};
 use self::progress::{Body, Record};
 use self::topics::{TopicError, TopicFacts, TopicSpec, Topics};
 use self::writer::{Outgoing, Trouble, Writer, producer_config};
@@ -45,49 +46,50 @@ use crate::{
     WriterContext,
 };
 
-/// How many transactional ids a writer uses in turn.
+/// The number of transactional ids that a writer uses in turn.
 const SLOTS: usize = 2;
-/// How long resolving a commit of unknown outcome is tried: a broker that restarts is back by then.
+/// The timeout of resolving a commit of unknown outcome. A restarting broker is available again by then.
 const OUTCOME_PATIENCE: Duration = Duration::from_secs(60);
-/// How long to wait before it is tried again.
+/// The pause before resolving is retried.
 const OUTCOME_PAUSE: Duration = Duration::from_millis(200);
-/// The longest name of a sink or pipeline: both are parts of topic names, which Kafka limits to 249 bytes.
+/// The maximum length of the name of a sink or pipeline. Both are parts of topic names, which Kafka limits to 249
+/// bytes.
 const LONGEST_NAME: usize = 200;
 
-/// What a Kafka sink needs to know.
+/// The configuration of a Kafka sink.
 #[derive(Clone, Debug)]
 pub struct KafkaConfig {
     /// The sink's name in configuration, metrics and progress.
     pub name: String,
     /// The cluster's addresses, `host:port`, separated by commas.
     pub brokers: String,
-    /// The output topics; a message's topic is an index into them. They must exist.
+    /// The output topics, to which messages refer by index. They must exist.
     pub topics: Vec<String>,
     /// Options for librdkafka.
     pub options: Options,
 }
 
-/// The transactional ids of one process's writer.
+/// Returns the transactional ids of the writer of one process.
 pub fn transactional_ids(pipeline: &str, sink: &str, process: usize) -> [String; SLOTS] {
     std::array::from_fn(|slot| format!("{pipeline}-{sink}-{process}-{slot}"))
 }
 
-/// The name of a pipeline's progress topic.
+/// Returns the name of the progress topic of a pipeline.
 pub fn progress_topic(pipeline: &str) -> String {
     format!("headwater-progress-{pipeline}")
 }
 
-/// See the module's documentation.
+/// A sink that writes to Kafka topics. See the documentation of the module.
 pub struct KafkaSink {
     config: KafkaConfig,
-    /// Tells this process's sentinels from those of a clone with the same generation.
+    /// Distinguishes the sentinels of this process from those of a copy with the same generation.
     nonce: u64,
     incarnations: u64,
     staged: BTreeMap<Epoch, Vec<Changes>>,
     opened: Option<Opened>,
 }
 
-/// What exists once the sink is open.
+/// The state of an open sink.
 struct Opened {
     context: WriterContext,
     producer: ClientConfig,
@@ -98,7 +100,7 @@ struct Opened {
 }
 
 impl KafkaSink {
-    /// A sink that is not open yet.
+    /// Creates a sink that is not open yet.
     pub fn new(config: KafkaConfig) -> KafkaSink {
         let nonce = RandomState::new().hash_one(std::process::id());
         KafkaSink { config, nonce, incarnations: 0, staged: BTreeMap::new(), opened: None }
@@ -130,7 +132,8 @@ impl KafkaSink {
         }
     }
 
-    /// Checks options and topics, creates the progress topic if it is missing; says how large messages may be.
+    /// Checks options and topics, and creates the progress topic if it does not exist. Returns the configuration of
+    /// producers, a reader of the progress topic, and the size of the largest message.
     fn prepare(&self, context: &WriterContext) -> Result<(ClientConfig, ProgressLog, usize), OpenError> {
         let KafkaConfig { name, brokers, options, topics, .. } = &self.config;
         for part in [name, &context.pipeline, &context.ledger_id.0] {
@@ -144,7 +147,7 @@ impl KafkaSink {
 
         let cluster = Topics::connect(brokers, options).map_err(|error| self.topic_error(error))?;
         let mut missing = Vec::new();
-        let mut copies = None;
+        let mut replication = None;
         let configured = producer.get("message.max.bytes").and_then(|bytes| bytes.parse().ok());
         let mut largest = configured.unwrap_or(usize::MAX);
         for topic in topics {
@@ -152,28 +155,29 @@ impl KafkaSink {
                 None => missing.push(topic.as_str()),
                 Some(facts) => {
                     largest = facts.max_message_bytes.min(largest);
-                    copies = copies.max(Some(facts.replication));
+                    replication = replication.max(Some(facts.replication));
                 }
             }
         }
         if !missing.is_empty() {
             return Err(self.refused(format!(
-                "no such topic: {}; `headwater topics create` creates what is missing",
+                "no such topic: {}; `headwater topics create` creates missing topics",
                 missing.join(", ")
             )));
         }
-        // By itself librdkafka takes a little less than topics do, and makes batches that are refused as a whole, since
-        // they are larger than one message may be.
+        // The default limit of librdkafka is a little below that of topics. Its default batches may be larger than one
+        // message is allowed to be, and brokers reject such a batch as a whole.
         producer.set("message.max.bytes", largest.clamp(1000, 1_000_000_000).to_string());
         if !options.contains_key("batch.size") {
             producer.set("batch.size", largest.clamp(1000, 1_000_000).to_string());
         }
         let progress = progress_topic(&context.pipeline);
-        let log = self.progress_log(&cluster, &progress, copies)?;
+        let log = self.progress_log(&cluster, &progress, replication)?;
         Ok((producer, log, largest))
     }
 
-    /// The progress topic, created with as many copies as the output topics have, or by default, whichever is more.
+    /// Returns a reader of the progress topic. Creates the topic if it does not exist, with the replication factor of
+    /// the output topics or the default of the brokers, whichever is greater.
     fn progress_log(
         &self,
         cluster: &Topics,
@@ -183,8 +187,8 @@ impl KafkaSink {
         let mut facts = cluster.describe(topic).map_err(|error| self.topic_error(error))?;
         let wanted = cluster.default_replication().max(outputs);
         if facts.is_none() {
-            // Only closed segments are compacted, and every start reads what is left: small segments keep that to
-            // a few megabytes.
+            // Only closed segments are compacted, and every start reads the whole topic. Small segments limit this to a
+            // few megabytes.
             let spec = TopicSpec::new(topic, 1)
                 .with("cleanup.policy", "compact")
                 .with("segment.bytes", "4194304")
@@ -195,7 +199,7 @@ impl KafkaSink {
             facts = cluster.describe(topic).map_err(|error| self.topic_error(error))?;
         }
         if let Some(facts) = facts {
-            warn_of_few_copies(topic, &facts, wanted);
+            warn_if_under_replicated(topic, &facts, wanted);
         }
         match facts {
             Some(facts) if facts.compacted => {
@@ -210,7 +214,7 @@ impl KafkaSink {
         }
     }
 
-    /// Takes over a transactional id and commits a sentinel through it; returns both.
+    /// Takes over a transactional id and commits a sentinel through it. Returns the writer and the sentinel.
     fn take_over(
         &mut self,
         context: &WriterContext,
@@ -244,8 +248,8 @@ impl KafkaSink {
         Ok((writer, sentinel))
     }
 
-    /// Reads the progress topic up to `sentinel`. Returns the records of this sink, and apart from them those
-    /// which prove that this start is not the newest of its ledger; unless it may `adopt` them, they are refused.
+    /// Reads the progress topic up to `sentinel`. Returns the records of this sink, and separately those that prove
+    /// that this start is not the newest of its ledger. Unless `adopt` is true, such records are an error.
     fn read(
         &self,
         context: &WriterContext,
@@ -253,7 +257,7 @@ impl KafkaSink {
         sentinel: &Record,
         adopt: bool,
     ) -> Result<(Vec<Record>, Vec<Record>), OpenError> {
-        let Found { records, next } = log.read_until(sentinel).map_err(|error| self.log_error(error))?;
+        let ReadResult { records, next } = log.read_until(sentinel).map_err(|error| self.log_error(error))?;
         let of_this_sink = records.into_iter().filter(|record| record.sink == self.config.name);
         let (mine, foreign): (Vec<_>, Vec<_>) =
             of_this_sink.partition(|record| self.objection(context, record).is_none());
@@ -266,7 +270,7 @@ impl KafkaSink {
         }
     }
 
-    /// Why a record shows that this start must not write, if it does.
+    /// Returns the reason why this start must not write, if the record proves that; otherwise `None`.
     fn objection(&self, context: &WriterContext, record: &Record) -> Option<String> {
         let objection = context.objection(&self.config.name, &record.ledger_id, record.generation);
         if objection.is_some() {
@@ -279,8 +283,9 @@ impl KafkaSink {
                     && nonce != self.nonce =>
             {
                 Some(format!(
-                    "another process started as generation {} too: two copies of one ledger are in use: end the other process, which wrote last; if that one is the \
-                     original, restore its ledger here, or go on with `--reset-sink {} --accept-duplicates`",
+                    "another process also started as generation {}: two copies of one ledger are in use: stop the \
+                     other process, which wrote last; if its ledger is the original, restore that ledger here, or \
+                     use `--reset-sink {} --accept-duplicates` to mark the sink as caught up with this one",
                     context.generation, self.config.name
                 ))
             }
@@ -288,19 +293,19 @@ impl KafkaSink {
         }
     }
 
-    /// Puts progress of ours in the place of all that there is, whichever partition it is in.
+    /// Replaces all progress, in every partition, by `adopted`.
     fn adopt<'a>(
         &self,
         context: &WriterContext,
         log: &ProgressLog,
         writer: &Writer,
-        before: impl Iterator<Item = &'a Record> + Clone,
+        replaced: impl Iterator<Item = &'a Record> + Clone,
         adopted: &Record,
     ) -> Result<(), OpenError> {
-        tracing::warn!(sink = self.config.name, "adopting what it has as ours");
+        tracing::warn!(sink = self.config.name, "adopting the sink: replacing all its progress");
         let topic = progress_topic(&context.pipeline);
         let outcome = writer.transaction(|writer| {
-            before.clone().try_for_each(|record| {
+            replaced.clone().try_for_each(|record| {
                 let key = record.key();
                 log.partitions().try_for_each(|partition| {
                     let (partition, key) = (Some(partition), Some(&*key));
@@ -321,19 +326,19 @@ impl KafkaSink {
         outcome.map_err(|trouble| self.unavailable("its progress topic", trouble.to_string()))
     }
 
-    /// A writer for the next round, replaced if anything unusual happened to it.
-    fn ready(&mut self, opened: &mut Opened) -> Result<usize, Trouble> {
+    /// Returns the index of the writer for the next round. Replaces the writer if it had an unusual event.
+    fn usable_writer(&mut self, opened: &mut Opened) -> Result<usize, Trouble> {
         let slot = opened.turn;
         opened.turn = (slot + 1) % SLOTS;
-        if !opened.writers[slot].usable() {
+        if !opened.writers[slot].is_usable() {
             self.replace(opened, slot)?;
         }
         Ok(slot)
     }
 
-    /// Replaces a writer; returns this sink's records since those that were read before.
+    /// Replaces a writer. Returns the records of this sink since the last read.
     fn replace(&mut self, opened: &mut Opened, slot: usize) -> Result<Vec<Record>, Trouble> {
-        // What topics take may be more by now.
+        // The topics may accept larger messages by now.
         let (producer, _, max_message_bytes) =
             self.prepare(&opened.context).map_err(|error| Trouble::Failed(error.to_string()))?;
         (opened.producer, opened.max_message_bytes) = (producer, max_message_bytes);
@@ -356,7 +361,7 @@ impl KafkaSink {
         tracing::warn!(sink = self.config.name, %through, reason, "outcome of a commit unknown: resolving it");
         let deadline = Instant::now() + OUTCOME_PATIENCE;
         loop {
-            // A later start that has written already is left alone.
+            // If a later start has written already, its producers must not be fenced.
             let seen = opened.log.read_to_end().unwrap_or_default();
             let mut seen = seen.iter().filter(|record| record.sink == self.config.name);
             if let Some(objection) = seen.find_map(|record| self.objection(&opened.context, record)) {
@@ -380,8 +385,9 @@ impl KafkaSink {
         }
     }
 
+    /// Writes and commits a round.
     fn round(&mut self, opened: &mut Opened, through: Epoch) -> Result<(), Trouble> {
-        let slot = self.ready(opened)?;
+        let slot = self.usable_writer(opened)?;
         let Opened { context, writers, .. } = &*opened;
         let body = Body::Progress { shards: context.shards, through };
         let progress = record(&self.config.name, context, body);
@@ -405,21 +411,21 @@ impl KafkaSink {
         });
         outcome.map_err(|trouble| match trouble {
             Trouble::Refused(number, reason) => {
-                Trouble::Refused(number, reason + &self.how_to_leave_out(number, through))
+                Trouble::Refused(number, reason + &self.skip_hint(number, through))
             }
             other => other,
         })
     }
 
-    /// What is staged through an epoch, in the order in which it is sent.
+    /// Returns the messages staged through an epoch, in the order in which they are sent.
     fn staged(&self, through: Epoch) -> impl Iterator<Item = (Epoch, Message<'_>)> {
         self.staged.range(..=through).flat_map(|(epoch, changes)| {
             changes.iter().flat_map(|changes| changes.messages.iter()).map(|message| (*epoch, message))
         })
     }
 
-    /// In words, how the message of a number, from 1 on, can be left out of a round.
-    fn how_to_leave_out(&self, number: usize, through: Epoch) -> String {
+    /// Returns the hint for skipping the message with this number, counted from 1, of a round.
+    fn skip_hint(&self, number: usize, through: Epoch) -> String {
         let Some((epoch, refused)) = self.staged(through).nth(number.wrapping_sub(1)) else {
             return String::new();
         };
@@ -432,16 +438,17 @@ impl KafkaSink {
     }
 }
 
-/// Progress that is lost is as bad as outputs that are lost: it should be kept as safely.
-fn warn_of_few_copies(topic: &str, facts: &TopicFacts, wanted: Option<u32>) {
+/// Logs a warning if the progress topic has fewer replicas than the outputs: losing progress is as bad as losing
+/// outputs.
+fn warn_if_under_replicated(topic: &str, facts: &TopicFacts, wanted: Option<u32>) {
     let TopicFacts { replication, min_insync_replicas, .. } = facts;
     if wanted > Some(*replication) {
         tracing::warn!(
             topic,
             replication,
             wanted,
-            "the progress topic has fewer copies than the output topics, or than the brokers' \
-             default.replication.factor: raise it with kafka-reassign-partitions.sh"
+            "the progress topic has fewer replicas than the output topics or the brokers' \
+             default.replication.factor: add replicas with kafka-reassign-partitions.sh"
         );
     }
     if min_insync_replicas > replication {
@@ -449,7 +456,8 @@ fn warn_of_few_copies(topic: &str, facts: &TopicFacts, wanted: Option<u32>) {
             topic,
             replication,
             min_insync_replicas,
-            "the progress topic has fewer copies than min.insync.replicas demands: the brokers will take nothing for it"
+            "the progress topic has fewer replicas than min.insync.replicas requires: the brokers will reject all \
+             writes to it"
         );
     }
 }
@@ -469,10 +477,11 @@ impl Sink for KafkaSink {
         &self.config.name
     }
 
-    /// Returns the newest progress of each writer of each generation that no later one has surpassed.
+    /// Returns the newest progress of each writer of each generation, unless later generations have reached or passed
+    /// it.
     fn open(&mut self, context: &WriterContext) -> Result<Vec<Progress>, OpenError> {
         let (producer, mut log, max_message_bytes) = self.prepare(context)?;
-        // The others open theirs after this has returned.
+        // The other processes open the sink after this has returned.
         for other in (1..context.max_processes).filter(|_| context.process == 0) {
             for id in transactional_ids(&context.pipeline, &self.config.name, other) {
                 self.take_over(context, &producer, &log, &id)?;
@@ -485,7 +494,7 @@ impl Sink for KafkaSink {
         if let Some(through) = context.adopt {
             let adopted =
                 record(&self.config.name, context, Body::Progress { shards: context.shards, through });
-            // Our own sentinels stay: another copy of our ledger must find them.
+            // The sentinels of this start are not removed: a process with another copy of the ledger must find them.
             mine.retain(|record| record.generation < context.generation);
             self.adopt(context, &log, &first, mine.iter().chain(&foreign), &adopted)?;
             mine = vec![adopted];
@@ -497,7 +506,8 @@ impl Sink for KafkaSink {
         Ok(progress::newest(&mine))
     }
 
-    /// As far as readers of committed records see: what a stranger's open transaction hides is not among it.
+    /// Reads up to the end that readers of committed records see. Progress that an open transaction of another producer
+    /// hides is not included.
     fn peek_progress(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
         let KafkaConfig { name, brokers, options, .. } = &self.config;
         let topic = progress_topic(pipeline);
@@ -515,7 +525,7 @@ impl Sink for KafkaSink {
         &self.config.topics
     }
 
-    /// What every output topic takes.
+    /// Returns the size of the largest message that every output topic accepts.
     fn largest_message(&self) -> Option<usize> {
         self.opened.as_ref().map(|opened| opened.max_message_bytes)
     }
@@ -523,11 +533,14 @@ impl Sink for KafkaSink {
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {
         let refused = |reason| StageError { sink: self.config.name.clone(), epoch, reason };
         if !changes.rows.is_empty() {
-            return Err(refused("a Kafka sink takes messages, and these are rows".to_owned()));
+            return Err(refused("a Kafka sink accepts messages, not rows".to_owned()));
         }
         let topics = self.config.topics.len();
         if let Some(message) = changes.messages.iter().find(|message| message.topic >= topics) {
-            return Err(refused(format!("topic {} of {topics}", message.topic)));
+            return Err(refused(format!(
+                "there is no topic with index {}: the sink has {topics}",
+                message.topic
+            )));
         }
         self.staged.entry(epoch).or_default().push(changes);
         Ok(())
@@ -537,7 +550,7 @@ impl Sink for KafkaSink {
         let through = permit.through();
         let sink = self.config.name.clone();
         let Some(mut opened) = self.opened.take() else {
-            return Err(CommitError::Failed { sink, through, reason: "it is not open".to_owned() });
+            return Err(CommitError::Failed { sink, through, reason: "the sink is not open".to_owned() });
         };
         let outcome = match self.round(&mut opened, through) {
             Err(Trouble::Indeterminate(reason)) => self.resolve(&mut opened, through, reason),

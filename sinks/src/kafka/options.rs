@@ -1,4 +1,5 @@
-//! Options for librdkafka, as users write them: which may be set, which may be shown, and errors without their values.
+//! Options for librdkafka in the configuration: options that may be set, options that may be shown, and errors that do
+//! not contain their values.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +10,16 @@ use thiserror::Error;
 
 use crate::{Misconfigured, Secret};
 
-/// Options for librdkafka, as the user wrote them. Any may hold a password, under a misspelt name too.
+/// Options for librdkafka from the configuration. Any of them may contain a password, even under a misspelt name.
 pub type Options = BTreeMap<String, Secret>;
 
-/// An option of the user's that cannot be used. Says nothing of its value, unless [`is_harmless`].
+/// The error of an option that cannot be used. It does not contain the value, unless the option [`is_harmless`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("the option `{key}` {reason}")]
 pub struct OptionRefused {
-    /// Its name.
+    /// The name of the option.
     pub key: String,
-    /// What is wrong with it.
+    /// The reason, as the rest of a sentence after the name.
     pub reason: String,
 }
 
@@ -27,12 +28,12 @@ impl OptionRefused {
         OptionRefused { key: key.to_owned(), reason: reason.into() }
     }
 
-    /// Whether librdkafka has no option of this name.
+    /// Returns true if librdkafka has no option with this name.
     pub fn is_unknown(&self) -> bool {
         self.reason == UNKNOWN
     }
 
-    /// An option that would break a promise.
+    /// Returns the error of an option that Headwater sets itself.
     pub(super) fn owned(key: &str) -> OptionRefused {
         OptionRefused::new(key, "cannot be set: Headwater sets it itself")
     }
@@ -44,7 +45,7 @@ impl From<OptionRefused> for Misconfigured {
     }
 }
 
-/// librdkafka's second names of settings that are owned or have a default here, and the first ones.
+/// Aliases in librdkafka of settings that are owned or have a default here, with their canonical names.
 const ALIASES: &[(&str, &str)] = &[
     ("metadata.broker.list", "bootstrap.servers"),
     ("auto.commit.enable", "enable.auto.commit"),
@@ -55,8 +56,8 @@ const ALIASES: &[(&str, &str)] = &[
     ("sasl.mechanism", "sasl.mechanisms"),
 ];
 
-/// Settings that no user may change: where to connect, and whatever decides which records are seen, in which
-/// order, and as whose.
+/// Settings that users may not change: the brokers, and all settings that determine which records are read or written,
+/// in which order, and under which group or transactional id.
 const OWNED: &[&str] = &[
     "bootstrap.servers",
     "group.id",
@@ -77,7 +78,7 @@ const OWNED: &[&str] = &[
     "plugin.library.paths",
 ];
 
-/// Options whose values hold no secret, so that they may be shown.
+/// Options whose values contain no secrets and may be shown.
 const HARMLESS: &str = "\
     allow.auto.create.topics api.version.fallback.ms api.version.request api.version.request.timeout.ms \
     batch.num.messages batch.size broker.address.family broker.address.ttl check.crcs client.dns.lookup \
@@ -106,7 +107,7 @@ const HARMLESS: &str = "\
     topic.metadata.propagation.max.ms topic.metadata.refresh.fast.interval.ms \
     topic.metadata.refresh.interval.ms topic.metadata.refresh.sparse";
 
-/// Further options: only their names may be shown.
+/// Other options. Only their names may be shown.
 const CONFIDENTIAL: &str = "\
     https.ca.pem sasl.kerberos.kinit.cmd sasl.kerberos.principal sasl.oauthbearer.assertion.claim.aud \
     sasl.oauthbearer.assertion.claim.exp.seconds sasl.oauthbearer.assertion.claim.iss \
@@ -120,22 +121,23 @@ const CONFIDENTIAL: &str = "\
 
 const UNKNOWN: &str = "is unknown to the Kafka client";
 
-/// The name of a setting that may have several.
+/// Returns the canonical name of a setting.
 pub(super) fn first_name(key: &str) -> &str {
     ALIASES.iter().find(|(alias, _)| *alias == key).map_or(key, |&(_, name)| name)
 }
 
-/// Whether the value of an option may be shown: not that of an unknown one, which may be a misspelt password.
+/// Returns true if the value of an option may be shown. The value of an unknown option may not: it may be a password
+/// under a misspelt name.
 pub fn is_harmless(key: &str) -> bool {
     HARMLESS.split_ascii_whitespace().any(|name| name == key)
 }
 
-/// Names of options that a misspelt one may be meant for.
+/// Returns the names of all options, for suggesting corrections of misspelt names.
 pub fn names() -> impl Iterator<Item = &'static str> {
     HARMLESS.split_ascii_whitespace().chain(CONFIDENTIAL.split_ascii_whitespace())
 }
 
-/// Parts of librdkafka that a build may lack: its own name of each, and the cargo feature that adds it.
+/// A component of librdkafka that a build may lack: its name in librdkafka, and the cargo feature that adds it.
 struct Part {
     builtin: &'static str,
     what: &'static str,
@@ -147,7 +149,7 @@ const SCRAM: Part = Part { builtin: "sasl_scram", what: "SASL/SCRAM", feature: "
 const OIDC: Part = Part { builtin: "oidc", what: "OAuth with OpenID Connect", feature: "oidc" };
 const GSSAPI: Part = Part { builtin: "sasl_gssapi", what: "SASL/GSSAPI (Kerberos)", feature: "gssapi" };
 
-/// The part of librdkafka that an option needs, if it may be missing.
+/// Returns the component of librdkafka that an option requires, if a build may lack it.
 fn needed(name: &str, value: &str) -> Option<Part> {
     let value = value.to_ascii_uppercase();
     match name {
@@ -161,18 +163,18 @@ fn needed(name: &str, value: &str) -> Option<Part> {
     }
 }
 
-/// Whether librdkafka was built with a part.
+/// Returns true if librdkafka was built with a component.
 fn is_built(part: &Part) -> bool {
     let native = ClientConfig::new().create_native_config();
     let features = native.and_then(|native| native.get("builtin.features")).unwrap_or_default();
     features.split(',').any(|feature| feature.trim() == part.builtin)
 }
 
-/// Whether an option may be set to a value: no promise depends on it, librdkafka knows it and takes the value, and was built
-/// with what it needs.
+/// Checks that an option may be set to a value: Headwater does not set it itself, librdkafka has this option and
+/// accepts the value, and was built with the component that it requires.
 ///
 /// # Errors
-/// If not: why.
+/// If it may not be set, with the reason.
 pub fn check_option(key: &str, value: &Secret) -> Result<(), OptionRefused> {
     if OWNED.contains(&first_name(key)) {
         return Err(OptionRefused::owned(key));
@@ -194,7 +196,7 @@ pub fn check_option(key: &str, value: &Secret) -> Result<(), OptionRefused> {
         return Err(OptionRefused::new(key, reason));
     }
     let Some(error) = error else { return Ok(()) };
-    // What librdkafka says quotes the value, or a part of it.
+    // The error of librdkafka contains the value, or a part of it.
     Err(OptionRefused::new(
         key,
         match error {
@@ -203,7 +205,7 @@ pub fn check_option(key: &str, value: &Secret) -> Result<(), OptionRefused> {
             {
                 format!("cannot be set: {description}")
             }
-            _ => "has a value that the Kafka client does not take".to_owned(),
+            _ => "has a value that the Kafka client does not accept".to_owned(),
         },
     ))
 }
@@ -213,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_listed_option_is_known_to_the_client() {
+    fn the_client_has_every_listed_option() {
         for key in names() {
             let refused = check_option(key, &"".into());
             let unknown = refused.is_err_and(|refused| refused.reason.contains("unknown"));
@@ -232,12 +234,12 @@ mod tests {
         }
         let refused = check_option("sasl.pasword", &"hunter2".into()).expect_err("it is misspelt");
         assert_eq!(refused.to_string(), "the option `sasl.pasword` is unknown to the Kafka client");
-        let refused = check_option("fetch.min.bytes", &"many".into()).expect_err("it is no number");
+        let refused = check_option("fetch.min.bytes", &"many".into()).expect_err("it is not a number");
         assert!(refused.reason.contains("fetch.min.bytes"), "{refused}");
     }
 
     #[test]
-    fn an_option_that_needs_a_part_that_is_not_built_names_the_cargo_feature() {
+    fn options_of_missing_components_name_the_cargo_feature() {
         for (key, value, part, words) in [
             ("security.protocol", "sasl_ssl", TLS, "needs TLS, "),
             ("ssl.ca.location", "/ca.pem", TLS, "needs TLS, "),

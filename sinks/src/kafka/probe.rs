@@ -1,4 +1,4 @@
-//! What a Kafka sink needs of a cluster, asked without writing anything or fencing anybody.
+//! Checks of a Kafka cluster for a sink, which write nothing and fence no producer.
 
 use std::error::Error;
 use std::fmt;
@@ -8,12 +8,12 @@ use super::progress_topic;
 use super::topics::{TopicError, Topics};
 use super::writer::{Writer, producer_config};
 
-/// What is in the way of a sink.
+/// The reason why a cluster cannot be used by a sink.
 #[derive(Debug)]
 pub enum Obstacle {
-    /// The cluster cannot be asked.
+    /// Checking the cluster failed.
     Topics(TopicError),
-    /// The cluster answers, and something has to be done; the text says what.
+    /// The cluster does not meet a requirement; the text says what to do.
     Missing(String),
 }
 
@@ -41,10 +41,10 @@ impl<E: Into<TopicError>> From<E> for Obstacle {
     }
 }
 
-/// Whether an output topic is there; says how many partitions it has.
+/// Checks that an output topic exists. Returns a description with its number of partitions.
 ///
 /// # Errors
-/// If it is not, or the cluster cannot be asked.
+/// If it does not exist, or if checking fails.
 pub fn output_topic(brokers: &str, options: &Options, topic: &str) -> Result<String, Obstacle> {
     match Topics::connect(brokers, options)?.describe(topic)? {
         None => {
@@ -57,13 +57,13 @@ pub fn output_topic(brokers: &str, options: &Options, topic: &str) -> Result<Str
     }
 }
 
-/// Whether a pipeline's progress topic is as it must be, if it is there.
+/// Checks that the progress topic of a pipeline, if it exists, is compacted.
 ///
 /// # Errors
-/// If it is not, or the cluster cannot be asked.
+/// If it is not compacted, or if checking fails.
 pub fn progress(brokers: &str, options: &Options, pipeline: &str) -> Result<String, Obstacle> {
     match Topics::connect(brokers, options)?.describe(&progress_topic(pipeline))? {
-        None => Ok("not there yet; the first start creates it".to_owned()),
+        None => Ok("does not exist yet; the first start creates it".to_owned()),
         Some(facts) if facts.compacted => Ok("compacted".to_owned()),
         Some(_) => Err(Obstacle::Missing(
             "it is not compacted, so progress expires; set cleanup.policy=compact".to_owned(),
@@ -71,15 +71,15 @@ pub fn progress(brokers: &str, options: &Options, pipeline: &str) -> Result<Stri
     }
 }
 
-/// Whether transactional ids that begin with the pipeline's name may be used: by one that no sink uses.
+/// Checks that transactional ids beginning with the name of the pipeline may be used, with an id that no sink uses.
 ///
 /// # Errors
-/// If not, or the cluster cannot be asked.
+/// If they may not be used, or if checking fails.
 pub fn transactions(brokers: &str, options: &Options, pipeline: &str) -> Result<String, Obstacle> {
     let config = producer_config(brokers, options, &[])?;
     let id = format!("{pipeline}-check");
     match Writer::open(&config, &id) {
-        Ok(_) => Ok(format!("permitted (tried with {id}, which nothing else uses)")),
+        Ok(_) => Ok(format!("permitted (tested with {id}, which nothing else uses)")),
         Err(error @ rdkafka::error::KafkaError::ClientCreation(_)) => {
             Err(creation_error(&config, error).into())
         }

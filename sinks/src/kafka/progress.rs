@@ -1,20 +1,20 @@
-//! The progress topic: what writers have durably taken, and the sentinels by which a reader knows that it has
-//! seen everything.
+//! The records of the progress topic: the progress of writers, and the sentinels that mark the position up to which a
+//! reader must read.
 //!
 //! ```text
 //!   offset ──▶  P(g4,w0)  P(g4,w1)  S(g5,id-0)  S(g5,id-1)
-//!                                                   └── reading stops here, and nowhere before
+//!                                                   └── reading stops here, not before
 //! ```
 //!
-//! The end of a partition is no place to stop: what `read_committed` calls the end is the first offset of the
-//! oldest open transaction, anybody's, and committed progress may stand behind it. A sentinel that we committed
-//! ourselves stands behind all that was committed before it.
+//! Reading to the end of the partition is not enough: for `read_committed`, the end is the first offset of the oldest
+//! open transaction of any producer, and there may be committed progress after it. A sentinel that this process
+//! committed comes after everything that was committed before.
 
 use headwater_dataflows::Epoch;
 
 use crate::{Generation, LedgerId, Progress, Shards};
 
-/// Version of the encoding of keys and values.
+/// The version of the encoding of keys and values.
 const VERSION: u8 = 1;
 const PROGRESS: u8 = 1;
 const SENTINEL: u8 = 2;
@@ -22,7 +22,7 @@ const SENTINEL: u8 = 2;
 /// One record of the progress topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
-    /// The sink that it speaks of; several sinks of a pipeline share the topic.
+    /// The sink that the record belongs to; the sinks of a pipeline share the topic.
     pub sink: String,
     /// The process that wrote it.
     pub process: u32,
@@ -37,11 +37,12 @@ pub(super) enum Body {
         shards: Shards,
         through: Epoch,
     },
-    /// Committed by each new incarnation of a producer before anything else.
+    /// The first record that each new producer commits.
     Sentinel {
-        /// Random, the same for one process from start to end: a cloned ledger has another.
+        /// A random number, constant for the lifetime of a process. It distinguishes processes that use copies of one
+        /// ledger.
         nonce: u64,
-        /// Which producer of this process, counted from 0.
+        /// The number of this producer in its process, counted from 0.
         incarnation: u64,
         /// Its transactional id.
         id: String,
@@ -49,7 +50,7 @@ pub(super) enum Body {
 }
 
 impl Record {
-    /// The key that compaction keeps the last record of: one per sink, generation and writer, or sentinel.
+    /// Returns the key for compaction: one per sink, generation and writer for progress, and one per sentinel.
     pub fn key(&self) -> Vec<u8> {
         let mut key = vec![VERSION];
         let (kind, tail) = match &self.body {
@@ -85,20 +86,20 @@ impl Record {
         out
     }
 
-    /// Reads what [`encode`](Record::encode) wrote; says what is wrong with anything else.
+    /// Decodes the output of [`encode`](Record::encode). The error describes why `bytes` are not a record.
     pub fn decode(bytes: &[u8]) -> Result<Record, String> {
         let mut rest = bytes;
         match byte(&mut rest) {
             Some(VERSION) => {}
-            Some(other) => return Err(format!("version {other} is not known here")),
+            Some(other) => return Err(format!("unknown version {other}")),
             None => return Err("it is empty".to_owned()),
         }
         let record =
-            fields(&mut rest).ok_or("it is cut short, or its text is not UTF-8, or its kind unknown")?;
-        if rest.is_empty() { Ok(record) } else { Err(format!("{} bytes too many", rest.len())) }
+            fields(&mut rest).ok_or("it is truncated, its text is not UTF-8, or its kind is unknown")?;
+        if rest.is_empty() { Ok(record) } else { Err(format!("{} extra bytes at the end", rest.len())) }
     }
 
-    /// The progress in it, if that is what it holds.
+    /// Returns the progress of a progress record; `None` for a sentinel.
     pub fn progress(&self) -> Option<Progress> {
         let Body::Progress { shards, through } = self.body else { return None };
         Some(Progress { ledger_id: self.ledger_id.clone(), generation: self.generation, shards, through })
@@ -127,7 +128,8 @@ fn fields(rest: &mut &[u8]) -> Option<Record> {
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
-    let len = u16::try_from(text.len()).expect("names of sinks, ids and lineages are short: checked at open");
+    let len =
+        u16::try_from(text.len()).expect("the lengths of names and ids are checked when the sink opens");
     out.extend_from_slice(&len.to_le_bytes());
     out.extend_from_slice(text.as_bytes());
 }
@@ -149,28 +151,28 @@ fn text(rest: &mut &[u8]) -> Option<String> {
     String::from_utf8(head.to_vec()).ok()
 }
 
-/// The newest progress of each writer of each generation, without what later generations have surpassed on
-/// every one of its shards.
+/// Returns the newest progress of each writer of each generation, without progress that later generations have reached
+/// or passed on all of its shards.
 pub(super) fn newest(records: &[Record]) -> Vec<Progress> {
     let mut newest: Vec<(u32, Progress)> = Vec::new();
     for record in records {
         let Some(progress) = record.progress() else { continue };
-        let same = |(process, other): &&mut (u32, Progress)| {
+        let is_same_writer = |(process, other): &&mut (u32, Progress)| {
             (*process, other.generation) == (record.process, progress.generation)
         };
-        match newest.iter_mut().find(same) {
+        match newest.iter_mut().find(is_same_writer) {
             Some((_, slot)) => *slot = progress,
             None => newest.push((record.process, progress)),
         }
     }
     newest.sort_by_key(|(process, progress)| (progress.generation, *process));
-    let surpassed = |progress: &Progress| {
+    let is_superseded = |progress: &Progress| {
         let later = newest
             .iter()
             .filter(|(_, other)| other.generation > progress.generation && other.through >= progress.through);
         progress.shards.0 & !later.fold(0, |covered, (_, other)| covered | other.shards.0) == 0
     };
-    newest.iter().map(|(_, progress)| progress).filter(|progress| !surpassed(progress)).cloned().collect()
+    newest.iter().map(|(_, progress)| progress).filter(|progress| !is_superseded(progress)).cloned().collect()
 }
 
 #[cfg(test)]
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_versions_bytes_stay_readable() {
+    fn records_of_version_1_stay_readable() {
         let bytes = b"\x01\x01\x06\x00alerts\x20\x0000112233445566778899aabbccddeeff\
             \x05\0\0\0\0\0\0\0\x02\0\0\0\xff\0\0\0\0\0\0\0\x2a\0\0\0\0\0\0\0";
         assert_eq!(Record::decode(bytes), Ok(progress(2, 5, 0xff, 42)));
@@ -209,11 +211,11 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_and_every_extra_byte_is_refused() {
+    fn truncated_and_extended_records_are_refused() {
         for record in [progress(2, 5, 0xff, 42), sentinel()] {
             let bytes = record.encode();
             for end in 0..bytes.len() {
-                assert!(Record::decode(&bytes[..end]).is_err(), "cut at {end}");
+                assert!(Record::decode(&bytes[..end]).is_err(), "truncated at {end}");
             }
             let mut longer = bytes.clone();
             longer.push(0);
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_record_of_a_writer_counts_and_older_generations_until_all_their_shards_are_surpassed() {
+    fn older_generations_count_until_all_their_shards_are_passed() {
         let log = [
             progress(0, 1, 0b0011, 10),
             progress(1, 1, 0b1100, 9),

@@ -1,4 +1,4 @@
-//! Topics: what a cluster knows of them, creating them, deleting them.
+//! Describes, creates and deletes topics.
 
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,13 @@ use super::client::{Options, Quiet, client_config, creation_error, wait};
 use super::contact::{Contact, ContactError};
 use crate::Misconfigured;
 
-/// How long one question to the cluster may take.
+/// The timeout of one request to the cluster.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// The same, in parts: after each, a problem that does not pass ends the waiting.
+/// The same timeout, in parts. After each part, a permanent error ends the waiting.
 const PARTS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(6)];
 
-/// How many events are taken from a client's queue, log lines among them, to find out what is the matter.
+/// The number of events, including log lines, that are polled from the queue of a client to find connection errors.
 const EVENTS: usize = 256;
 
 /// A topic that should exist.
@@ -28,74 +28,74 @@ const EVENTS: usize = 256;
 pub struct TopicSpec {
     /// Its name.
     pub name: String,
-    /// How many partitions it has, at least.
+    /// The minimum number of partitions.
     pub partitions: u32,
-    /// How many copies of each partition the cluster keeps; none for the cluster's default.
+    /// The replication factor; `None` for the default of the cluster.
     pub replication: Option<u32>,
-    /// Settings of the topic, by Kafka's names.
+    /// Settings of the topic, with Kafka's names.
     pub config: Vec<(String, String)>,
 }
 
 impl TopicSpec {
-    /// A topic with the cluster's default settings.
+    /// Returns a topic with the default settings of the cluster.
     pub fn new(name: &str, partitions: u32) -> TopicSpec {
         TopicSpec { name: name.to_owned(), partitions, replication: None, config: Vec::new() }
     }
 
-    /// The same with one more setting.
+    /// Adds a setting.
     pub fn with(mut self, key: &str, value: &str) -> TopicSpec {
         self.config.push((key.to_owned(), value.to_owned()));
         self
     }
 }
 
-/// What the cluster says of a topic that exists.
+/// The properties of an existing topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicFacts {
-    /// How many partitions it has.
+    /// The number of partitions.
     pub partitions: u32,
-    /// Whether old records are dropped in favour of newer ones with the same key.
+    /// True if the topic is compacted: newer records replace older ones with the same key.
     pub compacted: bool,
-    /// The largest record batch that it takes, in bytes.
+    /// The largest record batch that the topic accepts, in bytes.
     pub max_message_bytes: usize,
-    /// How many copies of its partitions the cluster keeps; of that with the fewest.
+    /// The number of replicas of the partition that has the fewest.
     pub replication: u32,
-    /// How many copies must be there for anything to be taken.
+    /// The number of replicas that must be in sync for a write to be accepted.
     pub min_insync_replicas: u32,
 }
 
-/// Why topics could not be looked up or changed.
+/// The error of describing or changing topics.
 #[derive(Debug, Error)]
 pub enum TopicError {
     /// The client's options cannot be used.
     #[error("cannot connect to Kafka")]
     Option(#[from] Misconfigured),
-    /// No broker could be talked to.
+    /// No broker could be reached.
     #[error("cannot {action}")]
     Unreachable {
-        /// What was being done.
+        /// The operation that failed.
         action: String,
-        /// Why, with the address and what to check.
+        /// The reason, with the address and what to check.
         source: ContactError,
     },
-    /// The cluster answered with an error, or too late.
+    /// The cluster returned an error or timed out.
     #[error("cannot {action}")]
     Unavailable {
-        /// What was being done.
+        /// The operation that failed.
         action: String,
         /// Kafka's own error.
         source: KafkaError,
     },
-    /// A topic exists, but not as it was asked for.
+    /// A topic exists, but has fewer partitions than required.
     #[error(
-        "topic {name} has {found} partitions and {wanted} are wanted; add partitions or choose another name"
+        "topic {name} has {found} partitions, but {wanted} are required; add partitions or choose another name"
     )]
     TooFewPartitions {
         /// The topic.
         name: String,
-        /// How many it has.
+        /// The number of partitions it has.
         found: u32,
-        /// How many were asked for.
+        /// The number of partitions required.
         wanted: u32,
     },
 }
@@ -103,13 +103,13 @@ pub enum TopicError {
 /// The topics of a cluster.
 pub struct Topics {
     admin: AdminClient<Quiet>,
-    /// Metadata is asked for by a consumer, which never creates a topic by asking for it.
+    /// A consumer fetches the metadata, because its requests never create a topic.
     metadata: BaseConsumer<Contact>,
     config: ClientConfig,
 }
 
 impl Topics {
-    /// Prepares to ask a cluster; the first question connects.
+    /// Creates the clients. The first request connects.
     pub fn connect(brokers: &str, options: &Options) -> Result<Topics, TopicError> {
         let config = client_config(brokers, options, &[("log.connection.close", "false")], &[])?;
         let refused = |error| creation_error(&config, error);
@@ -118,42 +118,44 @@ impl Topics {
         Ok(Topics { admin, metadata, config })
     }
 
-    /// Asks for a topic's metadata. That no broker answers is explained by what has happened to the connections.
-    fn ask(&self, name: &str) -> Result<Metadata, TopicError> {
+    /// Fetches the metadata of a topic. If no broker responds, the error describes what happened to the connections.
+    fn fetch_metadata(&self, name: &str) -> Result<Metadata, TopicError> {
         use RDKafkaErrorCode as Code;
         let action = || format!("look up topic {name}");
         let mut problem = None;
         for part in PARTS {
             let source = match self.metadata.fetch_metadata(Some(name), part) {
                 Ok(metadata) => {
-                    // Events of connections that have been mended would pile up, and explain a later failure.
-                    gravest(&self.metadata);
+                    // Discards the errors of connections that have recovered: they would be reported for a later
+                    // failure.
+                    worst_error(&self.metadata);
                     return Ok(metadata);
                 }
                 Err(error) => error,
             };
-            let unanswered = matches!(
+            let is_unreachable = matches!(
                 source.rdkafka_error_code(),
                 Some(Code::OperationTimedOut | Code::BrokerTransportFailure | Code::AllBrokersDown)
             );
-            if !unanswered {
+            if !is_unreachable {
                 return Err(TopicError::Unavailable { action: action(), source });
             }
-            problem = ContactError::graver(gravest(&self.metadata), problem);
+            problem = ContactError::worse(worst_error(&self.metadata), problem);
             if problem.as_ref().is_some_and(ContactError::is_permanent) {
                 break;
             }
         }
         let brokers = self.config.get("bootstrap.servers").unwrap_or_default();
-        let problem = problem.map_or_else(|| ContactError::silent(brokers), |problem| problem.at(brokers));
-        let source =
-            if problem.is_distrust() && self.trusts_any_name() { problem.about_the_name() } else { problem };
+        let problem =
+            problem.map_or_else(|| ContactError::no_response(brokers), |problem| problem.at(brokers));
+        let is_host_name = problem.is_untrusted() && self.is_trusted_without_host_name();
+        let source = if is_host_name { problem.with_wrong_host_name() } else { problem };
         Err(TopicError::Unreachable { action: action(), source })
     }
 
-    /// Whether a broker that is not trusted is if its host name does not count: librdkafka does not say which of both it
-    /// is. Nothing secret is sent.
-    fn trusts_any_name(&self) -> bool {
+    /// Returns true if an untrusted broker is trusted without checking its host name: the error of librdkafka does not
+    /// distinguish the two. Sends no secrets.
+    fn is_trusted_without_host_name(&self) -> bool {
         let mut config = self.config.clone();
         config.set("ssl.endpoint.identification.algorithm", "none").set("security.protocol", "SSL");
         for (key, _) in self.config.config_map() {
@@ -165,34 +167,35 @@ impl Topics {
             return false;
         };
         client.fetch_metadata(None, PARTS[1]).is_ok()
-            || gravest(&client).is_some_and(|problem| !problem.is_distrust())
+            || worst_error(&client).is_some_and(|problem| !problem.is_untrusted())
     }
 
-    /// How many partitions a topic has; none if it does not exist.
+    /// Returns the number of partitions of a topic; `None` if it does not exist.
     pub fn partitions(&self, name: &str) -> Result<Option<u32>, TopicError> {
         Ok(self.layout(name)?.map(|(partitions, _)| partitions))
     }
 
-    /// How many partitions a topic has, and how many copies of that with the fewest there are.
+    /// Returns the number of partitions of a topic, and the number of replicas of the partition that has the fewest;
+    /// `None` if the topic does not exist.
     fn layout(&self, name: &str) -> Result<Option<(u32, u32)>, TopicError> {
         let unavailable =
             |source| TopicError::Unavailable { action: format!("look up topic {name}"), source };
-        let metadata = self.ask(name)?;
+        let metadata = self.fetch_metadata(name)?;
         let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
             return Ok(None);
         };
         match topic.error() {
             None => {
-                let copies = topic.partitions().iter().map(|partition| partition.replicas().len()).min();
+                let replicas = topic.partitions().iter().map(|partition| partition.replicas().len()).min();
                 let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-                Ok(Some((count(topic.partitions().len()), count(copies.unwrap_or(0)))))
+                Ok(Some((count(topic.partitions().len()), count(replicas.unwrap_or(0)))))
             }
             Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => Ok(None),
             Some(error) => Err(unavailable(KafkaError::MetadataFetch(error.into()))),
         }
     }
 
-    /// What there is to know of a topic; none if it does not exist.
+    /// Returns the properties of a topic; `None` if it does not exist.
     pub fn describe(&self, name: &str) -> Result<Option<TopicFacts>, TopicError> {
         let unavailable =
             |source| TopicError::Unavailable { action: format!("read the settings of topic {name}"), source };
@@ -221,7 +224,7 @@ impl Topics {
         Ok(Some(facts))
     }
 
-    /// How many copies of a new topic's partitions the brokers keep by default; none if they do not say.
+    /// Returns the default replication factor of the brokers; `None` if they do not report it.
     pub fn default_replication(&self) -> Option<u32> {
         let metadata = self.metadata.fetch_metadata(None, ANSWER).ok()?;
         let broker = metadata.brokers().first()?.id();
@@ -231,8 +234,8 @@ impl Topics {
         config.get("default.replication.factor")?.value.as_deref()?.parse().ok()
     }
 
-    /// Creates the topics that do not exist yet and returns their names. A topic that exists stays as it is;
-    /// having fewer partitions than asked for is an error, found before anything is created.
+    /// Creates the topics that do not exist and returns their names. Existing topics are not changed. If one has fewer
+    /// partitions than required, this is an error, and no topic is created.
     pub fn create(&self, specs: &[TopicSpec]) -> Result<Vec<String>, TopicError> {
         let mut missing = Vec::new();
         for spec in specs {
@@ -259,12 +262,12 @@ impl Topics {
             }
         }
         for spec in missing {
-            self.until_visible(spec)?;
+            self.wait_until_visible(spec)?;
         }
         Ok(created)
     }
 
-    /// Deletes topics; one that does not exist is no error.
+    /// Deletes topics. A topic that does not exist is not an error.
     pub fn delete(&self, names: &[&str]) -> Result<(), TopicError> {
         let answers = wait(self.admin.delete_topics(names, &admin_options()))
             .map_err(|source| TopicError::Unavailable { action: "delete topics".to_owned(), source })?;
@@ -280,7 +283,7 @@ impl Topics {
         Ok(())
     }
 
-    /// Deletes consumer groups that nobody is a member of; one that does not exist is no error.
+    /// Deletes consumer groups without members. A group that does not exist is not an error.
     pub fn delete_groups(&self, names: &[&str]) -> Result<(), TopicError> {
         let unavailable =
             |action: String| move |source: KafkaError| TopicError::Unavailable { action, source };
@@ -298,8 +301,8 @@ impl Topics {
         Ok(())
     }
 
-    /// The broker that created a topic may answer before the others, or it itself, can be asked about it.
-    fn until_visible(&self, spec: &TopicSpec) -> Result<(), TopicError> {
+    /// Waits until a new topic is visible: creating it returns before the brokers include it in their metadata.
+    fn wait_until_visible(&self, spec: &TopicSpec) -> Result<(), TopicError> {
         let deadline = Instant::now() + ANSWER;
         loop {
             if let Some(found) = self.partitions(&spec.name)? {
@@ -308,7 +311,7 @@ impl Topics {
             if Instant::now() > deadline {
                 let source = KafkaError::AdminOp(RDKafkaErrorCode::UnknownTopicOrPartition);
                 return Err(TopicError::Unavailable {
-                    action: format!("see the new topic {}", spec.name),
+                    action: format!("find the new topic {}", spec.name),
                     source,
                 });
             }
@@ -317,9 +320,9 @@ impl Topics {
     }
 }
 
-/// What is the matter with a client's connections. Its error events wait in the consumer's queue, one behind another; it
-/// has nothing else to say.
-fn gravest(client: &BaseConsumer<Contact>) -> Option<ContactError> {
+/// Returns the worst connection error of a client, if there is one. Error events are in the queue of the consumer,
+/// which contains no records.
+fn worst_error(client: &BaseConsumer<Contact>) -> Option<ContactError> {
     (0..EVENTS).for_each(|_| drop(client.poll(Duration::ZERO)));
     client.context().take()
 }
@@ -340,8 +343,8 @@ fn check_partitions(spec: &TopicSpec, found: u32) -> Result<(), TopicError> {
 }
 
 fn new_topic(spec: &TopicSpec) -> NewTopic<'_> {
-    // The cluster's default is written -1 on the wire.
-    let replication = spec.replication.map_or(-1, |copies| i32::try_from(copies).unwrap_or(i32::MAX));
+    // In the protocol, -1 is the default of the cluster.
+    let replication = spec.replication.map_or(-1, |replicas| i32::try_from(replicas).unwrap_or(i32::MAX));
     let partitions = i32::try_from(spec.partitions).unwrap_or(i32::MAX);
     let topic = NewTopic::new(&spec.name, partitions, TopicReplication::Fixed(replication));
     spec.config.iter().fold(topic, |topic, (key, value)| topic.set(key, value))

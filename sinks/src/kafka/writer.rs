@@ -1,13 +1,13 @@
-//! One transactional producer: a transactional id, held until somebody else initialises it.
+//! One transactional producer. It owns a transactional id until another producer initialises the id.
 //!
 //! ```text
 //!   open ─ init_transactions ─▶ ( begin ─ send… ─ wait for every delivery ─ commit )*
 //! ```
 //!
-//! Everything that went wrong is told by what it means for the caller ([`Trouble`]), and a producer to which
-//! anything unusual happened is not used for another transaction: librdkafka repeats a lost `EndTxn` without
-//! saying which transaction it was for, and so the late answer to the last one can end half of the next. A new
-//! producer with the same id starts with a higher epoch, to which late requests do not apply.
+//! Errors are classified by their consequence for the caller ([`Trouble`]). A producer that had any unusual event is
+//! not used for another transaction: librdkafka repeats a lost `EndTxn` without naming the transaction it belongs to,
+//! so a late request for the previous transaction can end half of the next one. A new producer with the same id starts
+//! with a higher producer epoch, to which late requests do not apply.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -27,22 +27,23 @@ use super::client::{Options, client_config, log_error, log_line};
 use crate::Header;
 use crate::Misconfigured;
 
-/// How long the broker leaves a transaction open whose producer has gone silent; also how long deliveries and
-/// takeovers are waited for.
+/// The time after which the broker aborts a transaction whose producer does not continue it. Also the timeout of
+/// deliveries and takeovers.
 pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the outcome of a commit is asked for again and again: by then the broker has decided by itself.
+/// The timeout of retrying a commit: by then the broker has ended the transaction itself.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(20);
-/// How long it is waited for at a time.
+/// The timeout of one attempt to commit.
 const COMMIT_STEP: Duration = Duration::from_secs(2);
-/// A commit that took longer than this may have been repeated on the way.
+/// A commit that took longer than this may have been repeated by librdkafka.
 const SUSPICIOUS: Duration = Duration::from_secs(1);
-/// How long deliveries are waited for in one step; an acknowledged transaction waits half of it for nothing.
+/// The interval of polling for deliveries. On average, half of it is added to the time of a transaction.
 const STEP: Duration = Duration::from_micros(500);
 
-/// The configuration of every transactional producer: `defaults`, the user's `options`, and what transactions need.
+/// Returns the configuration of a transactional producer: `defaults`, the user's `options`, and the settings that
+/// transactions require.
 ///
 /// # Errors
-/// If an option must not be set, or librdkafka does not take it.
+/// If an option must not be set, or librdkafka rejects it.
 pub fn producer_config(
     brokers: &str,
     options: &Options,
@@ -53,22 +54,23 @@ pub fn producer_config(
         ("transaction.timeout.ms", &*timeout),
         ("acks", "all"),
         ("enable.idempotence", "true"),
-        // As the Java client does: a key goes to the same partition whoever produces it.
+        // The partitioner of the Java client: every producer sends a key to the same partition.
         ("partitioner", "murmur2_random"),
     ];
     client_config(brokers, options, defaults, &owned)
 }
 
-/// What became of a transaction that did not succeed.
+/// The outcome of a transaction that did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// Nothing of it will ever be visible.
+    /// Nothing of the transaction will become visible.
     Failed(String),
-    /// Nothing of it will ever be visible, however often it is tried: the record of this number in it is not taken.
+    /// Nothing of the transaction will become visible, and every retry will fail: the broker rejects the record with
+    /// this number.
     Refused(usize, String),
-    /// Nobody knows.
+    /// The outcome is unknown.
     Indeterminate(String),
-    /// Another producer holds the id now; whoever that is finds out what became of it.
+    /// Another producer owns the id now and determines the outcome.
     Fenced(String),
 }
 
@@ -84,24 +86,26 @@ impl fmt::Display for Trouble {
 
 /// One record to produce.
 pub struct Outgoing<'a> {
-    /// Which of its transaction it is.
+    /// The number of the record in its transaction.
     pub number: usize,
     /// Its topic.
     pub topic: &'a str,
-    /// None leaves it to the key.
+    /// The partition; `None` if the key determines it.
     pub partition: Option<i32>,
     /// Its key.
     pub key: Option<&'a [u8]>,
-    /// Its value; none is a tombstone.
+    /// Its value; `None` is a tombstone.
     pub value: Option<&'a [u8]>,
     /// Its headers, in order.
     pub headers: &'a [Header<'a>],
 }
 
-/// What a producer's callbacks have seen.
+/// The events reported by the callbacks of a producer.
 #[derive(Default)]
 struct Watch {
+    /// True if an unusual event happened, so that the producer must be replaced.
     disturbed: AtomicBool,
+    /// The failed delivery to report.
     failure: Mutex<Option<Trouble>>,
 }
 
@@ -117,7 +121,7 @@ impl ClientContext for Watch {
 }
 
 impl ProducerContext for Watch {
-    /// The record's number in its transaction.
+    /// The number of the record in its transaction.
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
@@ -126,7 +130,7 @@ impl ProducerContext for Watch {
                 message.key().map_or("none".into(), |key| String::from_utf8_lossy(&key[..key.len().min(64)]));
             let mut failure = self.failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             let undelivered = undelivered(number, message.topic(), &key, error);
-            // What is refused makes the rest of its transaction fail, too: it is the one to be named.
+            // A rejected record makes the other records of its transaction fail too, so the rejected one is reported.
             if failure.is_none() || matches!(undelivered, Trouble::Refused(..)) {
                 failure.replace(undelivered);
             }
@@ -134,9 +138,9 @@ impl ProducerContext for Watch {
     }
 }
 
-/// A record was not taken, and perhaps never will be.
+/// Returns the error of a record that was not delivered.
 fn undelivered(number: usize, topic: &str, key: &str, error: &KafkaError) -> Trouble {
-    let reason = format!("topic {topic} does not take the message with key {key}: {error}");
+    let reason = format!("topic {topic} does not accept the message with key {key}: {error}");
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidRecord) => {
             Trouble::Refused(number, reason)
@@ -145,50 +149,50 @@ fn undelivered(number: usize, topic: &str, key: &str, error: &KafkaError) -> Tro
     }
 }
 
-/// A producer that has initialised its transactional id, and so fenced whoever held it before.
+/// A producer that has initialised its transactional id and thereby fenced the previous owner of the id.
 pub struct Writer {
     producer: BaseProducer<Watch>,
 }
 
 impl Writer {
-    /// Takes over a transactional id: aborts what an earlier holder left open, waits until what it was
-    /// committing is committed.
+    /// Takes over a transactional id: aborts a transaction that the previous owner left open, or waits until its commit
+    /// is complete.
     ///
     /// # Errors
-    /// If the cluster does not answer, or does not let us.
+    /// If the cluster does not respond, or does not permit it.
     pub fn open(config: &ClientConfig, id: &str) -> Result<Writer, KafkaError> {
         let mut config = config.clone();
         config.set("transactional.id", id);
         let producer: BaseProducer<Watch> = config.create_with_context(Watch::default())?;
         producer.init_transactions(TRANSACTION_TIMEOUT)?;
-        // Connecting may take several attempts: what happened before the first transaction disturbs none.
+        // Connecting may take several attempts. Events before the first transaction do not affect any transaction.
         producer.poll(Duration::ZERO);
         producer.context().disturbed.store(false, Ordering::Relaxed);
         Ok(Writer { producer })
     }
 
-    /// Whether another transaction may be begun; else a new producer must take over the id first.
-    pub fn usable(&self) -> bool {
-        // Each takes one event: an error may wait behind log lines.
+    /// Returns true if another transaction may begin. Otherwise a new producer must take over the id first.
+    pub fn is_usable(&self) -> bool {
+        // Each poll handles one event: an error may be queued behind log lines.
         (0..32).for_each(|_| self.producer.poll(Duration::ZERO));
         !self.context().disturbed.load(Ordering::Relaxed)
     }
 
-    /// Shows everything that `produce` sends, at once, or nothing of it.
+    /// Commits everything that `produce` sends, in one transaction.
     ///
     /// # Errors
-    /// If it could not be shown, or nobody knows.
+    /// If the transaction was not committed, or its outcome is unknown.
     pub fn transaction(&self, produce: impl FnOnce(&Writer) -> Result<(), Trouble>) -> Result<(), Trouble> {
-        let begun = Instant::now();
+        let started = Instant::now();
         self.producer.begin_transaction().map_err(|error| self.trouble("begin a transaction", &error))?;
-        let sent = produce(self).and_then(|()| self.delivered());
+        let sent = produce(self).and_then(|()| self.wait_for_deliveries());
         let outcome = match sent {
             Ok(()) => self.commit(),
             Err(trouble) => Err(self.abort(trouble)),
         };
         outcome.map_err(|trouble| match trouble {
-            // The broker also fences a producer whose transaction has timed out: no other producer need be there.
-            Trouble::Fenced(reason) if begun.elapsed() >= TRANSACTION_TIMEOUT => {
+            // The broker also fences a producer whose transaction has timed out, without another producer.
+            Trouble::Fenced(reason) if started.elapsed() >= TRANSACTION_TIMEOUT => {
                 Trouble::Indeterminate(reason)
             }
             other => other,
@@ -198,7 +202,7 @@ impl Writer {
     /// Adds a record to the open transaction, waiting while the producer's queue is full.
     ///
     /// # Errors
-    /// If the producer does not take it.
+    /// If the producer rejects it.
     pub fn send(&self, outgoing: &Outgoing<'_>) -> Result<(), Trouble> {
         let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(outgoing.topic, outgoing.number);
         record.key = outgoing.key;
@@ -236,22 +240,22 @@ impl Writer {
         self.producer.context()
     }
 
-    /// Takes what has been delivered meanwhile, then sleeps. Polling for as long would keep a core busy: what is left of
-    /// a millisecond is rounded down to none.
+    /// Handles pending deliveries, then sleeps. Polling with this timeout would keep a core busy: timeouts below one
+    /// millisecond are rounded down to zero.
     fn wait(&self) {
         self.producer.poll(Duration::ZERO);
         std::thread::sleep(STEP);
     }
 
-    /// Waits until the broker has acknowledged everything sent. librdkafka itself would wait in steps of 100 ms.
-    fn delivered(&self) -> Result<(), Trouble> {
+    /// Waits until the broker has acknowledged all records. librdkafka itself would wait in steps of 100 ms.
+    fn wait_for_deliveries(&self) -> Result<(), Trouble> {
         let deadline = Instant::now() + TRANSACTION_TIMEOUT;
         while self.producer.in_flight_count() > 0 {
             if Instant::now() > deadline {
                 let count = self.producer.in_flight_count();
                 return Err(Trouble::Failed(format!(
-                    "{count} messages are not acknowledged within {TRANSACTION_TIMEOUT:?}: a partition has no leader, or \
-                     fewer replicas in sync than min.insync.replicas demands"
+                    "{count} messages are not acknowledged within {TRANSACTION_TIMEOUT:?}: a partition has no leader, \
+                     or fewer in-sync replicas than min.insync.replicas requires"
                 )));
             }
             self.wait();
@@ -266,7 +270,7 @@ impl Writer {
     }
 
     fn commit(&self) -> Result<(), Trouble> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut retried = false;
         let outcome = loop {
             let Err(error) = self.producer.commit_transaction(COMMIT_STEP) else { break Ok(()) };
@@ -274,25 +278,26 @@ impl Writer {
             break match (&error, trouble) {
                 (_, Trouble::Fenced(reason)) => Err(Trouble::Fenced(reason)),
                 (KafkaError::Transaction(native), _)
-                    if native.is_retriable() && begun.elapsed() < COMMIT_PATIENCE =>
+                    if native.is_retriable() && started.elapsed() < COMMIT_PATIENCE =>
                 {
                     retried = true;
                     continue;
                 }
-                // Only a first answer proves that the broker has not committed: it said so itself.
+                // Only the response to the first attempt proves that the broker has not committed: later attempts may
+                // fail because the first one succeeded.
                 (KafkaError::Transaction(native), trouble) if native.txn_requires_abort() && !retried => {
                     Err(self.abort(trouble))
                 }
                 (_, trouble) => Err(Trouble::Indeterminate(trouble.to_string())),
             };
         };
-        if begun.elapsed() > SUSPICIOUS {
+        if started.elapsed() > SUSPICIOUS {
             self.context().disturbed.store(true, Ordering::Relaxed);
         }
         outcome
     }
 
-    /// Gives the open transaction up. What is still queued is dropped first, since aborting waits for it.
+    /// Aborts the open transaction. Drops queued records first, because aborting waits for them.
     fn abort(&self, trouble: Trouble) -> Trouble {
         self.context().disturbed.store(true, Ordering::Relaxed);
         if matches!(trouble, Trouble::Fenced(_)) {
@@ -307,15 +312,16 @@ impl Writer {
             Ok(()) => trouble,
             Err(error) => match self.trouble("abort", &error) {
                 Trouble::Fenced(reason) => Trouble::Fenced(reason),
-                // Left open it is never committed: the next producer with this id, or the broker, aborts it.
+                // An open transaction is never committed: the next producer with this id, or the broker, aborts it.
                 _ => {
-                    tracing::warn!(%error, "a transaction could not be aborted and stays open until it times out");
+                    tracing::warn!(%error, "cannot abort a transaction; it stays open until it times out");
                     trouble
                 }
             },
         }
     }
 
+    /// Classifies an error of librdkafka.
     fn trouble(&self, action: &str, error: &KafkaError) -> Trouble {
         self.context().disturbed.store(true, Ordering::Relaxed);
         let fatal = self.producer.client().fatal_error();

@@ -1,4 +1,4 @@
-//! Why a PostgreSQL server cannot be connected to, in words that name the address and what to check.
+//! Errors of connecting to a PostgreSQL server. Their messages name the address and what to check.
 
 use std::error::Error;
 use std::fmt;
@@ -9,23 +9,23 @@ use tokio_postgres::error::SqlState;
 
 use crate::Misconfigured;
 
-/// See the module.
+/// The reason why connecting to a PostgreSQL server failed.
 #[derive(Debug)]
 pub enum ConnectError {
-    /// A file for TLS cannot be used.
+    /// A file of the TLS settings cannot be used.
     Settings(Misconfigured),
-    /// Nobody answered in time.
+    /// The server did not respond in time.
     Slow {
-        /// Who was asked.
+        /// The hosts that were tried.
         hosts: String,
-        /// How long.
+        /// The timeout.
         limit: Duration,
     },
-    /// The server, or the way to it.
+    /// The server or the network reported an error.
     Failed {
-        /// Who was asked.
+        /// The hosts that were tried.
         hosts: String,
-        /// The client's own error.
+        /// The error of the client.
         source: tokio_postgres::Error,
     },
 }
@@ -39,7 +39,7 @@ impl From<Misconfigured> for ConnectError {
 impl Error for ConnectError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            // The configuration is to blame: whoever decides on the exit code looks for it.
+            // An error of the configuration. The exit code depends on finding it among the sources.
             ConnectError::Settings(error) => Some(error),
             ConnectError::Slow { .. } | ConnectError::Failed { .. } => None,
         }
@@ -53,7 +53,7 @@ impl fmt::Display for ConnectError {
             ConnectError::Slow { hosts, limit } => write!(
                 f,
                 "PostgreSQL at {hosts} does not answer within {limit:?}: check that it runs, the address and the \
-                 network; something may accept connections there and say nothing"
+                 network; another program may accept connections there without responding"
             ),
             ConnectError::Failed { hosts, source } => failed(f, hosts, source),
         }
@@ -68,7 +68,7 @@ fn failed(f: &mut fmt::Formatter<'_>, hosts: &str, error: &tokio_postgres::Error
             if [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION].contains(code) {
                 "; check user and password, `sslmode`, and the server's pg_hba.conf"
             } else if *code == SqlState::INVALID_CATALOG_NAME {
-                "; check the database's name, or create it"
+                "; check the name of the database, or create it"
             } else {
                 ""
             };
@@ -79,32 +79,32 @@ fn failed(f: &mut fmt::Formatter<'_>, hosts: &str, error: &tokio_postgres::Error
     write!(f, "PostgreSQL at {hosts} {check} ({reason})")
 }
 
-/// What an error without the server's own words means.
+/// Explains an error that the server did not report itself.
 fn check(error: &tokio_postgres::Error, reason: &str) -> &'static str {
     let io = root_io(error);
-    let says = |words: &str| reason.contains(words);
-    if says("failed to lookup address") {
+    let contains = |text: &str| reason.contains(text);
+    if contains("failed to lookup address") {
         "has an unknown host name: check its spelling and the DNS"
-    } else if says("does not support TLS") {
-        "does not offer TLS, and `sslmode` demands it: set `ssl = on` at the server"
-    } else if says("NotValidForName") || says("not valid for name") {
+    } else if contains("does not support TLS") {
+        "does not offer TLS, but `sslmode` requires it: set `ssl = on` on the server"
+    } else if contains("NotValidForName") || contains("not valid for name") {
         "has a certificate for another host name: connect by a name that is in it, or set `sslmode=verify-ca`"
-    } else if says("UnknownIssuer") || says("BadSignature") || says("CaUsedAsEndEntity") {
+    } else if contains("UnknownIssuer") || contains("BadSignature") || contains("CaUsedAsEndEntity") {
         "has a certificate that is not trusted: check that `sslrootcert` has the CA that signed it"
-    } else if says("invalid peer certificate") {
+    } else if contains("invalid peer certificate") {
         "has a certificate that is not valid: check it"
-    } else if says("received fatal alert") {
+    } else if contains("received fatal alert") {
         "does not accept the client's certificate, or demands one: check `sslcert` and `sslkey`"
-    } else if says("TLS handshake") {
-        "does not speak TLS as it should: check the address and `sslmode`"
+    } else if contains("TLS handshake") {
+        "failed the TLS handshake: check the address and `sslmode`"
     } else if io.is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused) {
         "refuses connections: check that it runs, the address and the port"
     } else if io.is_some_and(|io| io.kind() == io::ErrorKind::TimedOut) {
         "does not answer: check that it runs, the address and the network"
-    } else if says("password missing") {
-        "demands a password, and the url has none"
+    } else if contains("password missing") {
+        "requires a password, but the URL has none"
     } else {
-        "cannot be connected to: check that it is a PostgreSQL server, the address and the port"
+        "cannot be reached: check that it is a PostgreSQL server, the address and the port"
     }
 }
 
@@ -112,7 +112,7 @@ fn root_io(error: &tokio_postgres::Error) -> Option<&io::Error> {
     error.source()?.downcast_ref::<io::Error>()
 }
 
-/// An error with its causes.
+/// Returns the message of an error, followed by those of its causes.
 fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

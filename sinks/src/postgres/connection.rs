@@ -1,5 +1,5 @@
-//! A session with the server: made with our settings, checked, known by its backend's pid and start, so that it
-//! can be ended for sure from another one.
+//! A session with the server: opened with our settings, checked, and identified by the pid and start time of its
+//! backend, so that another session can terminate it reliably.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,24 +14,25 @@ use tokio_postgres::{Client, Statement};
 use super::{ConnectError, Target, encode, sql};
 use crate::Misconfigured;
 
-/// How long a silent server is waited for, and how long a backend may take to end.
+/// The timeout of a server that does not respond, and of a backend that is being terminated.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Settings of every session. They travel as startup options, which a pooler of transactions refuses: behind one,
-/// the session's tables and the backend's pid would mean nothing.
+/// The settings of every session. They are sent as startup options, which a transaction pooler rejects: behind such a
+/// pooler, temporary tables and the pid of the backend would not belong to the session.
 ///
-/// `lock_timeout`: whoever holds our row that long is not a predecessor about to end. `statement_timeout` and
-/// `idle_in_transaction_session_timeout`: far above any round, so that a lost session's locks do end.
+/// `lock_timeout`: a session that holds our row that long is not a predecessor that is about to end.
+/// `statement_timeout` and `idle_in_transaction_session_timeout`: far above any round, so that the locks of a lost
+/// session are released in the end.
 const OPTIONS: &str = "-c synchronous_commit=on -c lock_timeout=10s -c statement_timeout=60s \
                        -c idle_in_transaction_session_timeout=60s -c client_min_messages=warning";
 
-/// The oldest version that is supported, as `server_version_num` has it.
+/// The oldest supported version, in the format of `server_version_num`.
 const OLDEST: i32 = 140_000;
 
-/// How much of a COPY is sent as one message.
+/// The size of one message of a COPY, in bytes.
 const CHUNK: usize = 256 * 1024;
 
-/// A backend of the server. A pid alone may have been given to another one since.
+/// A backend of the server. The pid alone does not identify it, because pids are reused.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Backend {
     pid: i32,
@@ -39,22 +40,22 @@ pub(super) struct Backend {
     started: i64,
 }
 
-/// Why something could not be done.
+/// The reason why an operation failed.
 #[derive(Debug)]
 pub(super) enum Trouble {
-    /// There is no connection.
+    /// Connecting failed.
     Connect(ConnectError),
-    /// The server, or the way to it.
+    /// The server reported an error, or the connection was lost.
     Store(tokio_postgres::Error),
-    /// It took too long; the words say what.
+    /// The named operation timed out.
     Slow(&'static str),
-    /// It must not be done.
+    /// The operation is not allowed or not possible, for this reason.
     Refused(String),
 }
 
 impl Trouble {
-    /// Whether the rows are to blame: classes 22 (data exception) and 23 (integrity constraint violation) of PostgreSQL's
-    /// error codes.
+    /// Returns true if the rows caused the error: classes 22 (data exception) and 23 (integrity constraint violation)
+    /// of PostgreSQL's error codes.
     pub fn is_about_the_rows(&self) -> bool {
         match self {
             Trouble::Store(error) => error
@@ -66,7 +67,7 @@ impl Trouble {
 }
 
 impl Trouble {
-    /// The table, and the server's words about the row, that it did not take.
+    /// Returns the table of the row that the server rejected, and the detail that the server reported about it.
     pub fn refused_row(&self) -> Option<(&str, &str)> {
         let Trouble::Store(error) = self else { return None };
         let database_error = error.as_db_error()?;
@@ -97,7 +98,7 @@ impl fmt::Display for Trouble {
         let error = match self {
             Trouble::Store(error) => error,
             Trouble::Connect(error) => return error.fmt(f),
-            Trouble::Slow(what) => return write!(f, "{what} took too long"),
+            Trouble::Slow(what) => return write!(f, "{what} timed out"),
             Trouble::Refused(reason) => return f.write_str(reason),
         };
         if let Some(database_error) = error.as_db_error() {
@@ -122,23 +123,26 @@ impl std::error::Error for Trouble {
     }
 }
 
-/// Where to connect to, and as what.
+/// The address, user and settings of a connection.
 pub(super) struct Address {
     target: Target,
 }
 
 impl Address {
-    /// The address of a sink's sessions, whose tables are in this schema: see [`Target::parse`].
+    /// Parses the address of a sink's sessions, whose tables are in `schema`: see [`Target::parse`].
     ///
     /// # Errors
-    /// If the url is none, or the schema's name would need quotes.
+    /// If the URL is not valid, or if the name of the schema would need quotes.
     pub fn parse(url: &str, schema: Option<&str>, application_name: &str) -> Result<Address, Misconfigured> {
         let mut target = Target::parse(url)?;
         let config = target.config();
         let mut options = [config.get_options().unwrap_or_default(), OPTIONS].join(" ");
         if let Some(schema) = schema {
             if !is_plain(schema) {
-                let reason = format!("{schema:?} is no name of a schema: lower-case letters, digits and `_`");
+                let reason = format!(
+                    "schema {schema:?} is not a valid name: use at most 63 lower-case letters, digits and `_`, \
+                     beginning with a letter"
+                );
                 return Err(Misconfigured(reason));
             }
             options += &format!(" -c search_path={schema}");
@@ -152,7 +156,7 @@ impl Address {
     }
 }
 
-/// Whether a name means itself, in SQL and in a connection's options, without quotes.
+/// Returns true if a name needs no quotes, in SQL and in the options of a connection.
 fn is_plain(name: &str) -> bool {
     name.len() <= 63
         && name.starts_with(|first: char| first.is_ascii_lowercase())
@@ -165,7 +169,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// A session. Dropping it closes the socket; what its backend does then is for [`Session::end_backend`].
+/// A session. Dropping it closes the socket. Its backend may continue until [`Session::end_backend`] terminates it.
 pub(super) struct Session {
     pub client: Client,
     pub backend: Backend,
@@ -180,7 +184,7 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// Connects to a server that is fit.
+    /// Connects to a server, and checks its version and that it is not a standby.
     pub async fn connect(address: &Address) -> Result<Session, Trouble> {
         let (client, driver) = address.target.connect().await?;
         let facts = "SELECT pg_is_in_recovery(), current_setting('server_version_num')::integer, pid,
@@ -190,30 +194,32 @@ impl Session {
         let backend = Backend { pid: facts.get(2), started: facts.get(3) };
         let session = Session { client, backend, driver, statements: HashMap::new() };
         if facts.get(0) {
-            return Err(Trouble::Refused("the server is a standby".to_owned()));
+            return Err(Trouble::Refused("the server is a standby: connect to the primary".to_owned()));
         }
         let version: i32 = facts.get(1);
         if version < OLDEST {
-            return Err(Trouble::Refused(format!("the server's version {version} is below {OLDEST}")));
+            return Err(Trouble::Refused(format!(
+                "the server's version must be at least {OLDEST} (PostgreSQL 14), but is {version}"
+            )));
         }
         Ok(session)
     }
 
-    /// Ends a backend of our own, and returns when it is gone: whatever it was doing is then done or never will be.
+    /// Terminates a backend of ours, and returns when it has ended: its transaction is then committed or rolled back.
     pub async fn end_backend(&self, backend: Backend) -> Result<(), Trouble> {
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                    WHERE pid = $1 AND (extract(epoch FROM backend_start) * 1000000)::bigint = $2";
         let deadline = Instant::now() + PATIENCE;
         while !self.client.query(end, &[&backend.pid, &backend.started]).await?.is_empty() {
             if Instant::now() > deadline {
-                return Err(Trouble::Slow("ending the backend of the connection before"));
+                return Err(Trouble::Slow("terminating the backend of the previous connection"));
             }
             sleep(Duration::from_millis(10)).await;
         }
         Ok(())
     }
 
-    /// Ends the backends that `is_older` knows by their application name, and returns when they are gone.
+    /// Terminates the backends whose application name satisfies `is_older`, and returns when they have ended.
     pub async fn end_backends(&self, is_older: impl Fn(&str) -> bool) -> Result<(), Trouble> {
         let all = "SELECT application_name, pid, (extract(epoch FROM backend_start) * 1000000)::bigint
                    FROM pg_stat_activity WHERE datname = current_database() AND application_name IS NOT NULL";
@@ -225,12 +231,12 @@ impl Session {
         Ok(())
     }
 
-    /// Makes the tables of the session; those they are modelled on must exist.
+    /// Creates the temporary tables of the session. The tables that they copy must exist.
     pub async fn make_tables(&self) -> Result<(), Trouble> {
         Ok(self.client.batch_execute(&sql::make_session_tables()).await?)
     }
 
-    /// A statement, prepared once.
+    /// Returns a prepared statement, preparing it on first use.
     pub async fn prepared(&mut self, sql: &str) -> Result<Statement, Trouble> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());

@@ -1,4 +1,4 @@
-//! PostgreSQL 14 to 18: one transaction a round, on a connection of this sink's own.
+//! The PostgreSQL sink (versions 14 to 18): one transaction per round, on a connection of its own.
 //!
 //! ```text
 //!   stage ── rows, encoded ──▶ by epoch ──┐
@@ -6,12 +6,12 @@
 //!   commit(through E) ────────────────────┼─▶ progress: last → E, unless fenced      else: CommitError::Fenced
 //!                                         │   append-only: COPY to the table
 //!                                         │   keyed: COPY to the session's table, INSERT … ON CONFLICT, DELETE
-//!                                         └─▶ COMMIT ── no answer? end the backend, read progress: E or last?
+//!                                         └─▶ COMMIT ── no reply? terminate the backend, read progress: E or last?
 //! ```
 //!
-//! Each writer has a row of progress for each start, made when it opens. Opening sets `fenced_by` on the rows of
-//! older starts, after their backends are gone: a round that they have under way is then either committed, and
-//! its progress is read here, or it will find itself fenced.
+//! Each writer has one progress row for each start, inserted when it opens. Opening first terminates the backends of
+//! older starts, then sets `fenced_by` on their rows. A round that an older start has in progress is then either
+//! committed, and its progress is read here, or its commit fails as fenced.
 
 mod connect_error;
 mod connection;
@@ -49,39 +49,40 @@ use crate::{Changes, Secret};
 const MIGRATIONS: [Migration; 1] =
     [Migration { number: 1, name: "tables", sql: include_str!("../../migrations/postgres/0001_tables.sql") }];
 
-/// How long opening may take, or everything of a round but its COMMIT. Far above what either needs: the server's own
-/// timeouts come first, as long as it answers at all.
+/// The timeout of opening, and of a round without its COMMIT. Far above what either needs: the timeouts of the server
+/// apply first, as long as the server responds.
 const ROUND: Duration = Duration::from_secs(120);
 
-/// How long a COMMIT may take before its outcome is looked up.
+/// The timeout of a COMMIT. After it, the outcome is read from the progress row.
 const COMMIT: Duration = Duration::from_secs(30);
 
-/// How long an unknown outcome is asked for.
+/// The timeout of reading an unknown outcome.
 const SETTLE: Duration = Duration::from_secs(30);
 
-/// Where and what to write.
+/// The configuration of a PostgreSQL sink.
 #[derive(Clone, Debug)]
 pub struct PostgresConfig {
     /// The sink's name.
     pub name: String,
     /// The server and database, as `postgres://user:password@host:port/database`.
     pub url: Secret,
-    /// The schema that the tables are in, made if it is not there; without it, where the connection puts tables. Tables
-    /// belong to one pipeline, so each pipeline of a database needs a schema of its own. Letters, digits and `_` only.
+    /// The schema of the tables, created if it does not exist; if `None`, the default schema of the connection. Tables
+    /// belong to one pipeline, so each pipeline of a database needs a schema of its own. Lower-case letters, digits and
+    /// `_` only.
     pub schema: Option<String>,
-    /// Whether input records that are stored already are passed over. For pipelines whose input is read again
-    /// from older offsets than their progress; it costs a look-up for each row below the greatest offset found.
+    /// True if rows of input records that are already stored are skipped. For pipelines that read their input again
+    /// from offsets older than their progress. It costs one lookup for each row up to the greatest stored offset.
     pub skip_stored: bool,
 }
 
 impl PostgresConfig {
-    /// The sink, to be opened.
+    /// Builds the sink, which is not open yet.
     pub fn build(self) -> PostgresSink {
         PostgresSink { config: self, open: None, staged: BTreeMap::new() }
     }
 }
 
-/// Writes tables into a PostgreSQL database.
+/// A sink that writes tables of a PostgreSQL database.
 pub struct PostgresSink {
     config: PostgresConfig,
     open: Option<Open>,
@@ -89,35 +90,35 @@ pub struct PostgresSink {
 }
 
 struct Open {
-    /// Drives the sessions, while a call of the sink runs.
+    /// Runs the sessions while a method of the sink is being called.
     runtime: Runtime,
     writer: Writer,
     stored: Stored,
 }
 
-/// The writer of one start, from one session to the next.
+/// The writer of one start. It lives longer than its sessions.
 struct Writer {
     address: Address,
     sink: String,
     context: WriterContext,
-    /// What the progress row of this writer says.
+    /// The epoch in the progress row of this writer.
     through: Option<Epoch>,
     session: Option<Session>,
-    /// The backend of a session that was given up: it may hold locks, and its COMMIT may yet come.
+    /// The backend of a dropped session: it may still hold locks, and its COMMIT may still happen.
     abandoned: Option<Backend>,
 }
 
-/// What the fencing statement said.
-enum Round {
+/// The result of writing a round, before its COMMIT.
+enum WriteResult {
     Written,
     Fenced,
 }
 
-/// How a COMMIT without an answer ended.
+/// The outcome of a COMMIT that failed or timed out.
 enum Outcome {
-    Happened,
-    DidNotHappen,
-    Other,
+    Committed,
+    NotCommitted,
+    Fenced,
 }
 
 impl Writer {
@@ -132,15 +133,16 @@ impl Writer {
     /// Reads all progress of this sink.
     ///
     /// # Errors
-    /// If the tables are another pipeline's, or it is another ledger's, or a later start has been here.
+    /// If the tables belong to another pipeline, if the progress belongs to another ledger, or if a later start has
+    /// opened the sink.
     async fn read_progress(&self, session: &Session) -> Result<Vec<Progress>, Trouble> {
         if let Some(owner) = progress::other_pipeline(session, &self.context.pipeline).await? {
             return Err(Trouble::Refused(progress::belongs_to(&owner)));
         }
         let rows = progress::read(session, &self.context.pipeline, &self.sink).await?;
-        // What is about to be replaced may be anybody's.
-        let held = if self.context.adopt.is_some() { &[][..] } else { &rows };
-        for Row { ledger_id, generation, .. } in held {
+        // Adopting replaces all progress, whichever ledger it belongs to.
+        let checked = if self.context.adopt.is_some() { &[][..] } else { &rows };
+        for Row { ledger_id, generation, .. } in checked {
             if let Some(reason) = self.context.objection(&self.sink, ledger_id, *generation) {
                 return Err(Trouble::Refused(reason));
             }
@@ -148,18 +150,19 @@ impl Writer {
         Ok(rows.into_iter().filter_map(Row::promised).collect())
     }
 
-    /// Takes over from older starts, and makes this writer's row. Returns the progress found.
+    /// Fences older starts and inserts the progress row of this writer. Returns the progress found.
     async fn take_over(&mut self, session: &Session) -> Result<Vec<Progress>, Trouble> {
-        // Before anything is ended: whoever must not write here must not disturb those who may.
+        // Checked before any backend is terminated: a start that is refused must not disturb the current writer.
         self.read_progress(session).await?;
         session.end_backends(|name| is_older(name, &self.sink, &self.context)).await?;
 
         let client = &session.client;
         client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
-        // By schema, so that of two pipelines that come at once the second sees the first.
+        // One lock per schema, so that of two pipelines that open at the same time the second sees the first.
         let one_at_a_time = "SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), $1))";
         client.query(one_at_a_time, &[&sql::MIGRATION_LOCK]).await?;
-        // Refuses now, in case that somebody took over since; read again below, after the last older round.
+        // Checked again, because another start may have taken over since. Read once more below, after older rounds have
+        // ended.
         self.read_progress(session).await?;
         let (pipeline, generation, process) = (&self.context.pipeline, self.generation(), self.process());
         let adopted = self.context.adopt.map(|through| through.0 as i64);
@@ -186,7 +189,7 @@ impl Writer {
         Ok(progress)
     }
 
-    /// A session in which the one before has surely ended.
+    /// Returns the current session, or a new one after the backend of the previous session has terminated.
     async fn session(&mut self) -> Result<Session, Trouble> {
         if let Some(session) = self.session.take() {
             if !session.client.is_closed() {
@@ -203,13 +206,13 @@ impl Writer {
         Ok(session)
     }
 
-    /// Everything of a round but its COMMIT.
+    /// Writes a round, without its COMMIT.
     async fn write(
         &self,
         session: &mut Session,
         staged: &BTreeMap<Epoch, Vec<Staged>>,
         through: Epoch,
-    ) -> Result<Round, Trouble> {
+    ) -> Result<WriteResult, Trouble> {
         session.client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
         let advance = session.prepared(sql::ADVANCE).await?;
         let (generation, process, through_number) = (self.generation(), self.process(), through.0 as i64);
@@ -222,7 +225,7 @@ impl Writer {
             )
             .await?;
         if advanced == 0 {
-            return Ok(Round::Fenced);
+            return Ok(WriteResult::Fenced);
         }
         let round = || staged.range(..=through).flat_map(|(_, staged)| staged);
         for (index, table) in TABLES.iter().enumerate() {
@@ -247,27 +250,28 @@ impl Writer {
             }
         }
         crash::point("postgres.written");
-        Ok(Round::Written)
+        Ok(WriteResult::Written)
     }
 
-    /// Finds out whether a COMMIT through `through` happened that was not answered. Tries for as long as it may.
+    /// Determines the outcome of a COMMIT through `through` that failed or timed out. Retries until [`SETTLE`] has
+    /// passed.
     async fn settle(&mut self, through: Epoch) -> Result<Outcome, Trouble> {
         let deadline = Instant::now() + SETTLE;
         loop {
             match self.read_own(deadline).await {
-                Ok(found) if found == Some(through) => return Ok(Outcome::Happened),
-                Ok(found) if found == self.through => return Ok(Outcome::DidNotHappen),
-                Ok(_) => return Ok(Outcome::Other),
+                Ok(found) if found == Some(through) => return Ok(Outcome::Committed),
+                Ok(found) if found == self.through => return Ok(Outcome::NotCommitted),
+                Ok(_) => return Ok(Outcome::Fenced),
                 Err(trouble) if Instant::now() >= deadline => return Err(trouble),
                 Err(trouble) => {
-                    tracing::warn!(sink = self.sink, %trouble, "the commit's outcome is not known yet")
+                    tracing::warn!(sink = self.sink, %trouble, "the outcome of the commit is still unknown; retrying")
                 }
             }
             sleep(Duration::from_millis(200)).await;
         }
     }
 
-    /// What this writer's row says, once its backend before is gone.
+    /// Reads the epoch in the progress row of this writer, after its previous backend has terminated.
     async fn read_own(&mut self, deadline: Instant) -> Result<Option<Epoch>, Trouble> {
         let read = async {
             let session = self.session().await?;
@@ -282,10 +286,10 @@ impl Writer {
             Ok(row.and_then(|row| row.get::<_, Option<i64>>(0)).map(|through| Epoch(through as u64)))
         };
         let left = deadline.saturating_duration_since(Instant::now());
-        timeout(left, read).await.unwrap_or(Err(Trouble::Slow("asking for the commit's outcome")))
+        timeout(left, read).await.unwrap_or(Err(Trouble::Slow("reading the outcome of the commit")))
     }
 
-    /// Writes a round and makes it visible.
+    /// Writes and commits a round.
     async fn commit(
         &mut self,
         staged: &BTreeMap<Epoch, Vec<Staged>>,
@@ -296,36 +300,37 @@ impl Writer {
             let (sink, reason) = (sink.clone(), trouble.to_string());
             match trouble.is_about_the_rows() {
                 true => {
-                    let way_on = match trouble
+                    let hint = match trouble
                         .refused_row()
                         .and_then(|(table, detail)| refused::output(staged, through, table, detail))
                     {
-                        Some((epoch, output)) => how_to_leave_out(&sink, epoch, &output),
+                        Some((epoch, output)) => skip_hint(&sink, epoch, &output),
                         None => format!(
-                            "`--skip {sink}:EPOCH:OUTPUT` leaves an output out: the row's epoch, and its table and key \
-                             (events/PARTITION/OFFSET, alerts/ID, window_aggregates/WINDOW/KIND/KEY/START)"
+                            "`--skip {sink}:EPOCH:OUTPUT` leaves an output out; EPOCH is the epoch of the row, \
+                             OUTPUT its table and key (events/PARTITION/OFFSET, alerts/ID, \
+                             window_aggregates/WINDOW/KIND/KEY/START)"
                         ),
                     };
-                    CommitError::Refused { sink, through, reason: format!("{reason}; {way_on}") }
+                    CommitError::Refused { sink, through, reason: format!("{reason}; {hint}") }
                 }
                 false => CommitError::Failed { sink, through, reason },
             }
         };
         let fenced = || CommitError::Fenced {
             sink: sink.clone(),
-            reason: "its progress row is not as this writer left it".to_owned(),
+            reason: "another writer has changed its progress row".to_owned(),
         };
 
         let mut session = timeout(ROUND, self.session())
             .await
-            .unwrap_or(Err(Trouble::Slow("connecting anew")))
+            .unwrap_or(Err(Trouble::Slow("reconnecting")))
             .map_err(failed)?;
-        // Until all is well, the next session has to end this one's backend.
+        // Unless this round is committed, the next session must terminate this backend.
         self.abandoned = Some(session.backend);
         let written = timeout(ROUND, self.write(&mut session, staged, through)).await;
-        match written.unwrap_or(Err(Trouble::Slow("the round"))).map_err(failed)? {
-            Round::Written => {}
-            Round::Fenced => return Err(fenced()),
+        match written.unwrap_or(Err(Trouble::Slow("writing the round"))).map_err(failed)? {
+            WriteResult::Written => {}
+            WriteResult::Fenced => return Err(fenced()),
         }
         let committed = timeout(COMMIT, session.client.batch_execute("COMMIT")).await;
         let trouble = match committed {
@@ -339,48 +344,48 @@ impl Writer {
             Err(_) => Trouble::Slow("COMMIT"),
         };
         drop(session);
-        tracing::warn!(sink, %through, %trouble, "COMMIT was not answered well; asking what became of it");
+        tracing::warn!(sink, %through, %trouble, "COMMIT failed or timed out; reading its outcome");
         match self.settle(through).await {
-            Ok(Outcome::Happened) => {
+            Ok(Outcome::Committed) => {
                 self.through = Some(through);
                 Ok(())
             }
-            Ok(Outcome::DidNotHappen) => Err(failed(trouble)),
-            Ok(Outcome::Other) => Err(fenced()),
+            Ok(Outcome::NotCommitted) => Err(failed(trouble)),
+            Ok(Outcome::Fenced) => Err(fenced()),
             Err(last) => {
-                let reason = format!("{trouble}; then: {last}");
+                let reason = format!("{trouble}; reading the outcome failed: {last}");
                 Err(CommitError::Indeterminate { sink, through, reason })
             }
         }
     }
 }
 
-/// In words, how an output can be left out.
-fn how_to_leave_out(sink: &str, epoch: Epoch, output: &str) -> String {
-    format!("`--skip {sink}:{epoch}:{output}` leaves it out, at this sink alone")
+/// Returns the hint for skipping an output.
+fn skip_hint(sink: &str, epoch: Epoch, output: &str) -> String {
+    format!("`--skip {sink}:{epoch}:{output}` leaves it out, at this sink only")
 }
 
-/// Copies rows, if there are any, and says whether there were.
+/// Copies rows. Returns true if there were any.
 async fn copy_some<'a>(
     session: &mut Session,
     copy: &str,
     rows: impl Iterator<Item = &'a [u8]>,
 ) -> Result<bool, Trouble> {
     let mut rows = rows.filter(|rows| !rows.is_empty()).peekable();
-    let some = rows.peek().is_some();
-    if some {
+    let has_rows = rows.peek().is_some();
+    if has_rows {
         session.copy(copy, rows).await?;
     }
-    Ok(some)
+    Ok(has_rows)
 }
 
-/// Makes the schema, and applies what migrations are missing.
+/// Creates the schema and applies pending migrations.
 async fn migrate(session: &Session, schema: Option<&str>) -> Result<(), Trouble> {
     let client = &session.client;
     client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
     client.query("SELECT pg_advisory_xact_lock($1)", &[&sql::MIGRATION_LOCK]).await?;
     if let Some(schema) = schema {
-        // Making one demands a privilege even if it is there already.
+        // CREATE SCHEMA requires a privilege even if the schema exists.
         let exists = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)";
         if !client.query_one(exists, &[&schema]).await?.get::<_, bool>(0) {
             client.batch_execute(&format!("CREATE SCHEMA \"{schema}\"")).await?;
@@ -401,7 +406,7 @@ async fn migrate(session: &Session, schema: Option<&str>) -> Result<(), Trouble>
     Ok(client.batch_execute("COMMIT").await?)
 }
 
-/// Reads the greatest offset stored of each partition.
+/// Reads the greatest stored offset of each partition.
 async fn read_stored(session: &Session) -> Result<Stored, Trouble> {
     let mut stored = Stored::default();
     for table in TABLES.iter().filter(|table| table.mode == Mode::Append) {
@@ -414,10 +419,10 @@ async fn read_stored(session: &Session) -> Result<Stored, Trouble> {
     Ok(stored)
 }
 
-/// What the backends of a sink's writers are known by, up to the generation.
+/// Returns the prefix, before the generation, of the `application_name` of all writers of a sink.
 ///
-/// The server cuts names at 63 bytes and replaces what is not ASCII, so names that this would touch, or that have
-/// the separator in them, are replaced by their hash.
+/// The server truncates names to 63 bytes and replaces characters that are not ASCII. Names that this would change, or
+/// that contain the separator, are replaced by their hash.
 fn application_prefix(sink: &str, context: &WriterContext) -> String {
     let pipeline = &context.pipeline;
     let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
@@ -429,7 +434,7 @@ fn application_prefix(sink: &str, context: &WriterContext) -> String {
     format!("headwater:{hash}:")
 }
 
-/// Whether a backend of this name belongs to an older start of this pipeline and sink.
+/// Returns true if a backend with this `application_name` belongs to an older start of this pipeline and sink.
 fn is_older(application_name: &str, sink: &str, context: &WriterContext) -> bool {
     application_name
         .strip_prefix(&application_prefix(sink, context))
@@ -477,8 +482,9 @@ impl Sink for PostgresSink {
             session.make_tables().await?;
             Ok((session, progress, stored))
         };
-        let opened = runtime
-            .block_on(async { timeout(ROUND, opening).await.unwrap_or(Err(Trouble::Slow("opening"))) });
+        let opened = runtime.block_on(async {
+            timeout(ROUND, opening).await.unwrap_or(Err(Trouble::Slow("opening the sink")))
+        });
         let (session, progress, stored) = opened.map_err(|trouble| self.open_error(what, trouble))?;
         writer.session = Some(session);
         self.open = Some(Open { runtime, writer, stored });
@@ -489,19 +495,19 @@ impl Sink for PostgresSink {
         let address =
             Address::parse(self.config.url.expose(), self.config.schema.as_deref(), "headwater-status")
                 .map_err(|error| self.open_error("PostgreSQL".to_owned(), error.into()))?;
-        let looking = progress::peek_progress(&address, pipeline, &self.config.name);
-        let looked = match Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(looking),
+        let peeking = progress::peek_progress(&address, pipeline, &self.config.name);
+        let progress = match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(peeking),
             Err(error) => Err(Trouble::Refused(format!("cannot start a runtime: {error}"))),
         };
-        looked.map_err(|trouble| self.open_error(address.to_string(), trouble))
+        progress.map_err(|trouble| self.open_error(address.to_string(), trouble))
     }
 
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {
         let error = |reason: String| StageError { sink: self.config.name.clone(), epoch, reason };
         let Some(open) = &self.open else { return Err(error("the sink is not open".to_owned())) };
         let staged = Staged::encode(&changes, &open.stored).map_err(|(output, reason)| {
-            error(format!("{reason}; {}", how_to_leave_out(&self.config.name, epoch, &output)))
+            error(format!("{reason}; {}", skip_hint(&self.config.name, epoch, &output)))
         })?;
         self.staged.entry(epoch).or_default().push(staged);
         Ok(())

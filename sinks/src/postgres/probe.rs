@@ -1,4 +1,4 @@
-//! What a sink or a ledger needs of a PostgreSQL database, asked without changing anything.
+//! Checks of a PostgreSQL database for a sink or a ledger, which change nothing in it.
 
 use tokio::runtime::Builder;
 use tokio::time::timeout;
@@ -7,27 +7,27 @@ use super::ROUND;
 use super::connection::{Address, Session, Trouble};
 use crate::tables::TABLES;
 
-/// The tables of a sink, beside those of its outputs.
+/// The tables of a sink in addition to the tables of its outputs.
 const OWN: [&str; 2] = ["headwater_migrations", "headwater_progress"];
 
-/// What is in the way of using a database.
+/// The reason why a database cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Obstacle(#[from] Trouble);
 
-/// Whether a sink can connect, and write its tables or make them.
+/// Checks that a sink can connect, and can create and write its tables. Returns a description of the database.
 ///
 /// # Errors
-/// If not: what is in the way, and what to do.
+/// If it cannot: the reason, and what to do.
 pub fn sink(url: &str, schema: Option<&str>) -> Result<String, Obstacle> {
     let outputs = TABLES.iter().map(|table| table.name);
     probe(url, schema, &OWN.into_iter().chain(outputs).collect::<Vec<_>>())
 }
 
-/// The same for tables of these names, where the connection puts tables.
+/// Checks the same for the tables `names` in the default schema of the connection.
 ///
 /// # Errors
-/// If not: what is in the way, and what to do.
+/// If it cannot: the reason, and what to do.
 pub fn tables(url: &str, names: &[&str]) -> Result<String, Obstacle> {
     probe(url, None, names)
 }
@@ -36,11 +36,11 @@ fn probe(url: &str, schema: Option<&str>, names: &[&str]) -> Result<String, Obst
     let address = Address::parse(url, schema, "headwater-check").map_err(Trouble::from)?;
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Trouble::Refused(format!("cannot start a runtime: {error}")))?;
-    let asking = async { timeout(ROUND, ask(&address, schema, names)).await };
-    Ok(runtime.block_on(asking).unwrap_or(Err(Trouble::Slow("asking for permissions")))?)
+    let checked = async { timeout(ROUND, check(&address, schema, names)).await };
+    Ok(runtime.block_on(checked).unwrap_or(Err(Trouble::Slow("checking the permissions")))?)
 }
 
-async fn ask(address: &Address, schema: Option<&str>, names: &[&str]) -> Result<String, Trouble> {
+async fn check(address: &Address, schema: Option<&str>, names: &[&str]) -> Result<String, Trouble> {
     const FACTS: &str = "
         SELECT current_user::text, coalesce($1, current_schema()::text, ''), current_setting('server_version'),
                EXISTS (SELECT FROM pg_namespace WHERE nspname = coalesce($1, current_schema()::text)),
@@ -56,14 +56,15 @@ async fn ask(address: &Address, schema: Option<&str>, names: &[&str]) -> Result<
     let session = Session::connect(address).await?;
     let facts = session.client.query_one(FACTS, &[&schema]).await?;
     let (user, schema, version): (String, String, String) = (facts.get(0), facts.get(1), facts.get(2));
-    let (exists, may_make, tls): (bool, bool, bool) = (facts.get(3), facts.get(4), facts.get(5));
+    let (exists, may_create, tls): (bool, bool, bool) = (facts.get(3), facts.get(4), facts.get(5));
     let refused = |reason| Err(Trouble::Refused(reason));
     let server = format!("PostgreSQL {version}{}", if tls { ", TLS" } else { ", not encrypted" });
     if !exists {
-        return match may_make {
-            true => Ok(format!("{server}; schema {schema} will be made")),
+        return match may_create {
+            true => Ok(format!("{server}; schema {schema} will be created")),
             false => refused(format!(
-                "there is no schema {schema:?}, and {user} must not make one: CREATE SCHEMA {schema} AUTHORIZATION {user}"
+                "there is no schema {schema:?}, and {user} is not allowed to create it: CREATE SCHEMA {schema} \
+                 AUTHORIZATION {user}"
             )),
         };
     }
@@ -72,7 +73,8 @@ async fn ask(address: &Address, schema: Option<&str>, names: &[&str]) -> Result<
         (facts.get(0), facts.get(1), facts.get(2));
     if !missing.is_empty() && !may_create {
         return refused(format!(
-            "{user} must not make the tables {} in schema {schema}: GRANT CREATE ON SCHEMA {schema} TO {user}",
+            "{user} is not allowed to create the tables {} in schema {schema}: GRANT CREATE ON SCHEMA {schema} \
+             TO {user}",
             missing.join(", ")
         ));
     }
@@ -80,9 +82,9 @@ async fn ask(address: &Address, schema: Option<&str>, names: &[&str]) -> Result<
         return refused(format!("{user} lacks privileges: GRANT {} TO {user}", denied.join(", ")));
     }
     let tables = match missing.len() {
-        0 => "tables are there".to_owned(),
-        all if all == names.len() => "tables will be made".to_owned(),
-        some => format!("{some} of {} tables will be made", names.len()),
+        0 => "all tables exist".to_owned(),
+        all if all == names.len() => "tables will be created".to_owned(),
+        some => format!("{some} of {} tables will be created", names.len()),
     };
     Ok(format!("{server}; schema {schema}, {tables}"))
 }

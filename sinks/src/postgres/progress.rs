@@ -1,4 +1,4 @@
-//! The rows of progress: what each writer of each start has durably taken.
+//! The progress rows: the epoch through which each writer of each start has committed.
 
 use headwater_dataflows::Epoch;
 use tokio::time::timeout;
@@ -7,7 +7,7 @@ use super::ROUND;
 use super::connection::{Address, Session, Trouble};
 use crate::contract::{Generation, LedgerId, Progress, Shards};
 
-/// A writer's row. Until its first commit it promises nothing.
+/// The progress row of a writer. It has no epoch until the first commit.
 pub(super) struct Row {
     pub ledger_id: LedgerId,
     pub generation: Generation,
@@ -16,14 +16,14 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// What the writer has promised, if anything.
+    /// Returns the progress of the writer; `None` if it has not committed.
     pub fn promised(self) -> Option<Progress> {
         let Row { ledger_id, generation, shards, through } = self;
         through.map(|through| Progress { ledger_id, generation, shards, through })
     }
 }
 
-/// All rows of a sink.
+/// Reads all progress rows of a sink.
 pub(super) async fn read(session: &Session, pipeline: &str, sink: &str) -> Result<Vec<Row>, Trouble> {
     let all = "SELECT lineage, generation, shards, through FROM headwater_progress
                WHERE pipeline = $1 AND sink = $2 ORDER BY generation, writer";
@@ -37,27 +37,27 @@ pub(super) async fn read(session: &Session, pipeline: &str, sink: &str) -> Resul
     Ok(rows.collect())
 }
 
-/// A pipeline that has written to these tables beside this one. Their keys do not name the pipeline, so two would
-/// overwrite each other.
+/// Returns another pipeline that has written to these tables, if there is one. Their keys do not contain the pipeline,
+/// so two pipelines would overwrite each other's rows.
 pub(super) async fn other_pipeline(session: &Session, pipeline: &str) -> Result<Option<String>, Trouble> {
     let other = "SELECT pipeline FROM headwater_progress WHERE pipeline <> $1 LIMIT 1";
     Ok(session.client.query_opt(other, &[&pipeline]).await?.map(|row| row.get(0)))
 }
 
-/// Says whose the tables are.
+/// Returns the error that the tables belong to another pipeline.
 pub(super) fn belongs_to(owner: &str) -> String {
     format!(
         "the tables belong to pipeline {owner:?}: set `schema`, so that each pipeline has tables of its own"
     )
 }
 
-/// What is promised in a database that need not have the tables.
+/// Reads the progress of a sink. Returns none if the database does not have the tables.
 pub(super) async fn peek_progress(
     address: &Address,
     pipeline: &str,
     sink: &str,
 ) -> Result<Vec<Progress>, Trouble> {
-    let looking = async {
+    let reading = async {
         let session = Session::connect(address).await?;
         let exists = "SELECT to_regclass('headwater_progress') IS NOT NULL";
         if !session.client.query_one(exists, &[]).await?.get::<_, bool>(0) {
@@ -69,5 +69,5 @@ pub(super) async fn peek_progress(
         let rows = read(&session, pipeline, sink).await?;
         Ok(rows.into_iter().filter_map(Row::promised).collect())
     };
-    timeout(ROUND, looking).await.unwrap_or(Err(Trouble::Slow("looking")))
+    timeout(ROUND, reading).await.unwrap_or(Err(Trouble::Slow("reading the progress")))
 }

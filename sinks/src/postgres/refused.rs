@@ -1,5 +1,5 @@
-//! Which output a round was refused for: the server names a table and the values of a row, and what is staged says in
-//! which epoch that row is.
+//! Finds the output that made the server refuse a round: the server reports the table and values of a row, and the
+//! staged rows give its epoch.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use super::staged::Staged;
 use crate::tables::{ColumnType, TABLES};
 use crate::text::rfc3339;
 
-/// The epoch and the name of the output that `detail`, the server's words about a row of a table, is about. Of a key that
-/// changes more than once it is the last change: that is the one which is written.
+/// Returns the epoch and the name of the output that the server's error detail refers to. If a key changes more than
+/// once, this is its last change, because only that one is written.
 pub(super) fn output(
     staged: &BTreeMap<Epoch, Vec<Staged>>,
     through: Epoch,
@@ -25,12 +25,12 @@ pub(super) fn output(
     for (&epoch, staged) in staged.range(..=through) {
         for row in staged.iter().flat_map(|staged| staged.rows(index)) {
             let cells: Vec<_> = encode::leading_cells(row, key.clone().map(|column| column.kind)).collect();
-            // The server writes times in its own zone.
-            let is_it = cells
+            // Times are not compared: the server formats them in its own time zone.
+            let matches = cells
                 .iter()
                 .zip(&values)
                 .all(|((kind, cell), value)| *kind == ColumnType::Time || cell == value);
-            if is_it && cells.len() <= values.len() {
+            if matches && cells.len() <= values.len() {
                 let cells: Vec<_> = cells.into_iter().map(|(_, cell)| cell).collect();
                 found = Some((epoch, format!("{table}/{}", cells.join("/"))));
             }
@@ -39,7 +39,8 @@ pub(super) fn output(
     found
 }
 
-/// The values in the last parentheses: `Key (partition, "offset")=(3, 42) already exists.` or `Failing row contains (3, 42).`
+/// Returns the values in the last parentheses of `Key (partition, "offset")=(3, 42) already exists.` or
+/// `Failing row contains (3, 42).`
 fn values(detail: &str) -> Option<Vec<&str>> {
     let inside = match detail.split_once(")=(") {
         Some((_, rest)) => rest.split_once(") ")?.0,
@@ -48,7 +49,7 @@ fn values(detail: &str) -> Option<Vec<&str>> {
     Some(inside.split(", ").collect())
 }
 
-/// A field in PostgreSQL's binary form, as names of outputs have it.
+/// Formats a field in PostgreSQL's binary format as it appears in the names of outputs.
 pub(super) fn text(kind: ColumnType, field: &[u8]) -> String {
     let number = |bytes: &[u8]| bytes.iter().fold(0i64, |sum, &byte| sum << 8 | i64::from(byte));
     match kind {
@@ -65,7 +66,7 @@ mod tests {
     use crate::{Cell, Changes, tables};
 
     #[test]
-    fn the_last_change_of_the_row_that_the_server_names_is_found() {
+    fn the_last_change_of_the_refused_row_is_found() {
         let event = |partition, offset| {
             let mut changes = Changes::default();
             let mut row = changes.rows.row(tables::EVENTS);
@@ -100,7 +101,7 @@ mod tests {
             found("alerts", "Failing row contains (ab, raised)."),
             Some((Epoch(4), "alerts/ab".into()))
         );
-        assert_eq!(found("events", "Failing row contains (1, 9, null)."), None, "not of this round");
+        assert_eq!(found("events", "Failing row contains (1, 9, null)."), None, "a later round");
         assert_eq!(found("others", failing), None);
         assert_eq!(found("events", "something else"), None);
     }

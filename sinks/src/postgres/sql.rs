@@ -1,15 +1,15 @@
-//! The statements, made from the descriptions of the tables. Every name in them is ours; values come as
-//! parameters or in a COPY.
+//! The SQL statements, generated from the descriptions of the tables. They contain only our own names; values are sent
+//! as parameters or in a COPY.
 
 use crate::tables::{Column, Mode, TABLES, Table};
 
-/// Migrations, and nothing else, are applied under this advisory lock.
+/// The key of the advisory lock for migrations, and the seed of the lock under which a writer opens.
 pub(super) const MIGRATION_LOCK: i64 = 0x6865_6164_7761_7465;
 
-/// A row that is written only if this writer's progress is as it left it and nobody has taken over.
+/// Advances this writer's progress, only if its row has not been changed and no later start has taken over.
 ///
-/// `fenced_by` is on the row itself, so that an update that waited for the one that fenced it sees it: the
-/// subquery alone would be answered as of before the wait.
+/// `fenced_by` is a column of the row itself, so that an update that waits for the fencing update sees its result. The
+/// subquery alone would read the snapshot from before the wait.
 pub(super) const ADVANCE: &str = "
     UPDATE headwater_progress SET through = $5
     WHERE pipeline = $1 AND sink = $2 AND generation = $3 AND writer = $4
@@ -18,7 +18,7 @@ pub(super) const ADVANCE: &str = "
           SELECT FROM headwater_progress AS later
           WHERE later.pipeline = $1 AND later.sink = $2 AND later.generation > $3)";
 
-/// The greatest offset of each partition that `events` or `dead_letters` has, read from their keys' ends.
+/// Selects the greatest offset of each partition in `events` or `dead_letters`, read from the ends of the key indexes.
 pub(super) fn greatest_offsets(table: &str) -> String {
     format!(
         r#"WITH RECURSIVE found (partition) AS (
@@ -31,7 +31,7 @@ pub(super) fn greatest_offsets(table: &str) -> String {
     )
 }
 
-/// Makes the session's own tables, through which rows pass on their way to where they may meet others.
+/// Creates the temporary tables of the session, from which rows are merged into tables that may contain them.
 pub(super) fn make_session_tables() -> String {
     let mut sql = String::new();
     for table in &TABLES {
@@ -47,17 +47,17 @@ pub(super) fn make_session_tables() -> String {
     sql
 }
 
-/// COPY into the table itself.
+/// Copies rows into the table itself.
 pub(super) fn copy(table: &Table) -> String {
     copy_into(table.name, table.columns)
 }
 
-/// COPY into the session's table of rows.
+/// Copies rows into the temporary table of rows.
 pub(super) fn copy_staged(table: &Table) -> String {
     copy_into(&format!("pg_temp.staged_{}", table.name), table.columns)
 }
 
-/// COPY into the session's table of deleted keys.
+/// Copies keys into the temporary table of deleted keys.
 pub(super) fn copy_deleted(table: &Table, key: usize) -> String {
     copy_into(&format!("pg_temp.deleted_{}", table.name), &table.columns[..key])
 }
@@ -66,7 +66,7 @@ fn copy_into(to: &str, columns: &[Column]) -> String {
     format!("COPY {to} ({}) FROM STDIN WITH (FORMAT binary)", names(columns))
 }
 
-/// Moves the session's rows to the table, in place of those with the same keys.
+/// Inserts the rows of the temporary table into the table, replacing rows with the same keys.
 pub(super) fn merge(table: &Table, key: usize) -> String {
     let (name, columns) = (table.name, names(table.columns));
     let set: Vec<_> = table.columns[key..]
@@ -81,7 +81,7 @@ pub(super) fn merge(table: &Table, key: usize) -> String {
     )
 }
 
-/// Deletes the rows with the session's deleted keys.
+/// Deletes the rows whose keys are in the temporary table of deleted keys.
 pub(super) fn remove(table: &Table, key: usize) -> String {
     let name = table.name;
     let equal: Vec<_> = table.columns[..key]
@@ -91,8 +91,7 @@ pub(super) fn remove(table: &Table, key: usize) -> String {
     format!("DELETE FROM {name} USING pg_temp.deleted_{name} AS deleted WHERE {}", equal.join(" AND "))
 }
 
-/// Moves to the table those of the session's rows whose input record is stored neither here nor in the other
-/// append-only tables.
+/// Inserts those rows of the temporary table whose input record is not stored in any append-only table.
 pub(super) fn append_missing(table: &Table) -> String {
     let (name, columns) = (table.name, names(table.columns));
     let absent: Vec<_> = TABLES

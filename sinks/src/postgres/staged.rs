@@ -1,4 +1,4 @@
-//! Rows on their way: encoded when they are staged, so that a commit only streams them.
+//! Staged rows. They are encoded when they are staged, so that a commit only streams them.
 
 use std::collections::HashMap;
 
@@ -6,17 +6,17 @@ use super::encode;
 use crate::tables::{Mode, TABLES};
 use crate::{Cell, Changes, Row, row_name};
 
-/// The changes of one call of `stage`, table by table.
+/// The changes of one call of `stage`, by table.
 #[derive(Default)]
 pub(super) struct Staged {
-    /// Rows of append-only tables, to be copied as they are.
+    /// Rows of append-only tables that are new.
     pub appended: [Vec<u8>; TABLES.len()],
     /// Rows of append-only tables that may be stored already.
     pub replayed: [Vec<u8>; TABLES.len()],
     keyed: [Keyed; TABLES.len()],
 }
 
-/// Changes of a keyed table, in order.
+/// The changes of a keyed table, in order.
 #[derive(Default)]
 struct Keyed {
     bytes: Vec<u8>,
@@ -29,19 +29,19 @@ struct KeyedRow {
     end: usize,
 }
 
-/// The last change of each key of a table: rows and, for those deleted, keys.
+/// The last change of each key of a table: rows to write and keys to delete.
 #[derive(Default)]
 pub(super) struct LastChanges<'a> {
     pub rows: Vec<&'a [u8]>,
     pub deleted: Vec<&'a [u8]>,
 }
 
-/// The greatest offset stored when the sink was opened, by partition. What lies above it is new for sure.
+/// The greatest offset stored when the sink was opened, by partition. Rows with greater offsets are new.
 #[derive(Default)]
 pub(super) struct Stored(pub HashMap<i64, i64>);
 
 impl Stored {
-    /// Whether an append-only row, which begins with partition and offset, may be stored already.
+    /// Returns true if a row of an append-only table, which begins with partition and offset, may be stored already.
     fn may_have(&self, row: &Row<'_>) -> bool {
         let mut cells = row.cells();
         match (cells.next(), cells.next()) {
@@ -57,7 +57,7 @@ impl Staged {
     /// Encodes `changes`.
     ///
     /// # Errors
-    /// If a row does not fit its table: what it is called, and a reason that names the table and the column.
+    /// If a table cannot store a row: the name of the output, and a reason that names the table and the column.
     pub fn encode(changes: &Changes, stored: &Stored) -> Result<Staged, (String, String)> {
         let mut staged = Staged::default();
         for row in changes.rows.iter() {
@@ -65,7 +65,9 @@ impl Staged {
             let table = TABLES.get(row.table).ok_or_else(no_table)?;
             let of_table = |reason| (row_name(&row), format!("table {}: {reason}", table.name));
             match table.mode {
-                Mode::Append if row.deletes => return Err(of_table("its rows are never deleted".to_owned())),
+                Mode::Append if row.deletes => {
+                    return Err(of_table("rows of an append-only table cannot be deleted".to_owned()));
+                }
                 Mode::Append => {
                     let to = if stored.may_have(&row) { &mut staged.replayed } else { &mut staged.appended };
                     encode::row(&mut to[row.table], table.columns, row.cells()).map_err(of_table)?;
@@ -85,7 +87,7 @@ impl Staged {
 }
 
 impl Staged {
-    /// The rows of a table, as they are encoded.
+    /// Returns the encoded rows of a table.
     pub fn rows(&self, table: usize) -> Vec<&[u8]> {
         let columns = TABLES[table].columns.len();
         let mut found = Vec::new();

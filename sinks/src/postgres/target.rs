@@ -1,5 +1,5 @@
-//! Where a PostgreSQL server is, and how to be sure that it is the one: a `postgres://` address or a list of
-//! `key=value`, with the parameters for TLS that libpq has and tokio-postgres does not know.
+//! The address of a PostgreSQL server and its TLS settings: a `postgres://` URL or a list of `key=value`, including the
+//! TLS parameters of libpq that tokio-postgres does not support.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -12,23 +12,23 @@ use tokio_postgres::{Client, Config, NoTls};
 use super::connect_error::ConnectError;
 use crate::Misconfigured;
 
-/// How long connecting may take unless the address has a `connect_timeout`. A server may accept a connection and then
-/// say nothing.
+/// The timeout of connecting, unless the address has a `connect_timeout`. A server may accept a connection and then not
+/// respond.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What is demanded of a connection: `sslmode`.
+/// The required security of a connection: `sslmode`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Mode {
     /// No TLS.
     Disable,
-    /// TLS if the server offers it; the server may be anybody.
+    /// TLS if the server offers it, without checking its identity.
     #[default]
     Prefer,
     /// TLS; with `sslrootcert`, the same as [`VerifyCa`](Mode::VerifyCa).
     Require,
     /// TLS with a server whose certificate is signed by a CA of `sslrootcert`.
     VerifyCa,
-    /// The same, for the name by which it is connected to.
+    /// The same, and the certificate must be valid for the host name of the address.
     VerifyFull,
 }
 
@@ -41,24 +41,24 @@ const MODES: [(&str, Mode); 6] = [
     ("verify-full", Mode::VerifyFull),
 ];
 
-/// How TLS is used.
+/// The TLS settings of a connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tls {
     pub mode: Mode,
-    /// `sslrootcert`: a file, or `system` for the CAs that the system trusts.
+    /// `sslrootcert`: a file, or `system` for the CAs trusted by the system.
     pub root: Option<String>,
     /// `sslcert` and `sslkey`: files.
     pub certificate: Option<(String, String)>,
 }
 
-/// Where to connect to, as what, and how.
+/// The address, user and TLS settings of a connection.
 #[derive(Clone)]
 pub struct Target {
     config: Config,
     tls: Tls,
 }
 
-/// Parameters of libpq that nothing here does anything for.
+/// Parameters of libpq that are not supported.
 const UNSUPPORTED: [&str; 16] = [
     "sslpassword",
     "sslcrl",
@@ -79,21 +79,21 @@ const UNSUPPORTED: [&str; 16] = [
 ];
 
 impl Target {
-    /// Reads a `postgres://` address, or a list of `key=value`.
+    /// Parses a `postgres://` URL or a list of `key=value`.
     ///
     /// # Errors
-    /// If it is neither, or demands TLS of a program that was built without. The reason does not repeat it: it may have
-    /// a password.
+    /// If it is neither, or if it requires TLS and this program was built without TLS. The error does not repeat the
+    /// address, because it may contain a password.
     pub fn parse(address: &str) -> Result<Target, Misconfigured> {
         let is_url = ["postgres://", "postgresql://"].iter().any(|scheme| address.starts_with(scheme));
         let taken = if is_url { take_from_url(address) } else { take_from_list(address) };
-        let Some((rest, parameters)) = taken else { return Err(no_address()) };
+        let Some((rest, parameters)) = taken else { return Err(invalid_address()) };
         let value =
             |name: &str| parameters.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         if let Some(name) = UNSUPPORTED.iter().find(|name| value(name).is_some()) {
-            return Err(Misconfigured(format!("the parameter `{name}` is not supported: leave it out")));
+            return Err(Misconfigured(format!("the parameter `{name}` is not supported: remove it")));
         }
-        let mut config: Config = rest.parse().map_err(|_| no_address())?;
+        let mut config: Config = rest.parse().map_err(|_| invalid_address())?;
         let tls = tls(&value)?;
         config.ssl_mode(match tls.mode {
             Mode::Disable => SslMode::Disable,
@@ -104,17 +104,17 @@ impl Target {
         Ok(Target { config, tls })
     }
 
-    /// What tokio-postgres is given.
+    /// Returns the configuration of tokio-postgres.
     pub fn config(&mut self) -> &mut Config {
         &mut self.config
     }
 
-    /// The database's name.
+    /// Returns the name of the database.
     pub fn database(&self) -> &str {
-        self.config.get_dbname().unwrap_or("of the user's name")
+        self.config.get_dbname().unwrap_or("named after the user")
     }
 
-    /// Host and port, or those that are tried in turn.
+    /// Returns host and port; if there are several, in the order in which they are tried.
     pub fn hosts(&self) -> String {
         let ports = self.config.get_ports();
         let hosts = self.config.get_hosts().iter().enumerate().map(|(at, host)| match host {
@@ -124,10 +124,11 @@ impl Target {
         hosts.collect::<Vec<_>>().join(", ")
     }
 
-    /// Connects, and drives the connection until it is dropped or aborted.
+    /// Connects, and runs the connection in a task until it is dropped or aborted.
     ///
     /// # Errors
-    /// A sentence that names the address and what to check, within 10 s or the address's `connect_timeout`.
+    /// If connecting fails or times out (10 s, or the `connect_timeout` of the address). The error names the address
+    /// and what to check.
     pub async fn connect(&self) -> Result<(Client, AbortHandle), ConnectError> {
         let limit = self.config.get_connect_timeout().copied().unwrap_or(PATIENCE);
         let mut config = self.config.clone();
@@ -138,42 +139,42 @@ impl Target {
             if self.tls.mode > Mode::Disable {
                 let connector = super::tls::connector(&self.tls)?;
                 let (client, connection) = config.connect(connector).await.map_err(failed)?;
-                // What goes wrong with the connection, its client is told.
+                // The client reports errors of the connection.
                 let driver = tokio::spawn(async { drop(connection.await) }).abort_handle();
-                self.say_if_plain(&client).await;
+                self.warn_if_unencrypted(&client).await;
                 return Ok((client, driver));
             }
             let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
             let driver = tokio::spawn(async { drop(connection.await) }).abort_handle();
             if self.tls.mode == Mode::Prefer && !self.is_local() {
-                self.warn_of_plain("this program was built without TLS (`--features tls`)");
+                self.warn_unencrypted("this program was built without TLS (`--features tls`)");
             }
             Ok((client, driver))
         });
         connected.await.unwrap_or_else(|_| Err(ConnectError::Slow { hosts: self.hosts(), limit }))
     }
 
-    /// With `sslmode=prefer` a connection may be plain; over a network somebody should know.
+    /// Logs a warning if `sslmode=prefer` has led to an unencrypted connection over a network.
     #[cfg(feature = "tls")]
-    async fn say_if_plain(&self, client: &Client) {
+    async fn warn_if_unencrypted(&self, client: &Client) {
         if self.tls.mode == Mode::Prefer && !self.is_local() {
             let facts = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
             if client.query_one(facts, &[]).await.is_ok_and(|row| row.get(0)) {
                 return;
             }
-            self.warn_of_plain("the server does not offer TLS");
+            self.warn_unencrypted("the server does not offer TLS");
         }
     }
 
-    fn warn_of_plain(&self, because: &str) {
+    fn warn_unencrypted(&self, reason: &str) {
         tracing::warn!(
             hosts = self.hosts(),
-            "the connection to PostgreSQL is not encrypted: {because}; `sslmode=require` or `verify-full` demands \
-             TLS, `sslmode=disable` does without this warning"
+            "the connection to PostgreSQL is not encrypted: {reason}; set `sslmode` to `require` or `verify-full` to \
+             require TLS, or to `disable` to turn off this warning"
         );
     }
 
-    /// Whether no network lies between.
+    /// Returns true if the connection does not use a network.
     fn is_local(&self) -> bool {
         self.config.get_hosts().iter().all(|host| match host {
             Host::Tcp(host) => {
@@ -184,11 +185,13 @@ impl Target {
     }
 }
 
-fn no_address() -> Misconfigured {
-    Misconfigured("the url is no PostgreSQL address such as `postgres://user@host:5432/database`".to_owned())
+fn invalid_address() -> Misconfigured {
+    Misconfigured(
+        "the URL is not a PostgreSQL address such as `postgres://user@host:5432/database`".to_owned(),
+    )
 }
 
-/// How the parameters have TLS used.
+/// Returns the TLS settings of the parameters.
 fn tls(value: &impl Fn(&str) -> Option<String>) -> Result<Tls, Misconfigured> {
     let wrong = |reason: &str| Err(Misconfigured(reason.to_owned()));
     let root = value("sslrootcert");
@@ -198,26 +201,28 @@ fn tls(value: &impl Fn(&str) -> Option<String>) -> Result<Tls, Misconfigured> {
         None => Mode::Prefer,
         Some(word) => match MODES.iter().find(|(name, _)| *name == word) {
             Some(&(_, mode)) => mode,
-            None => return wrong("`sslmode` is disable, allow, prefer, require, verify-ca or verify-full"),
+            None => {
+                return wrong("`sslmode` must be disable, allow, prefer, require, verify-ca or verify-full");
+            }
         },
     };
     if system && mode < Mode::VerifyFull {
         return wrong(
-            "`sslrootcert=system` needs `sslmode=verify-full`: anybody can have a certificate of such a CA",
+            "`sslrootcert=system` needs `sslmode=verify-full`: anyone can get a certificate from these CAs",
         );
     }
     let mode = if mode == Mode::Require && root.is_some() { Mode::VerifyCa } else { mode };
     if mode >= Mode::VerifyCa && root.is_none() {
-        return wrong("this `sslmode` needs `sslrootcert`: the file of the CA's certificates, or `system`");
+        return wrong("this `sslmode` needs `sslrootcert`: a file with the CA's certificates, or `system`");
     }
     let certificate = match (value("sslcert"), value("sslkey")) {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
-        _ => return wrong("`sslcert` and `sslkey` are given together"),
+        _ => return wrong("`sslcert` and `sslkey` must be set together"),
     };
     if mode >= Mode::Require && cfg!(not(feature = "tls")) {
         return wrong(
-            "this `sslmode` demands TLS, and this program was built without it: build it with \
+            "this `sslmode` requires TLS, but this program was built without it: build it with \
              `cargo build --release --features tls`",
         );
     }
@@ -227,14 +232,14 @@ fn tls(value: &impl Fn(&str) -> Option<String>) -> Result<Tls, Misconfigured> {
 /// Names and values.
 type Parameters = Vec<(String, String)>;
 
-/// Whether a parameter is not for tokio-postgres.
+/// Returns true if a parameter is not passed on to tokio-postgres.
 fn is_ours(name: &str) -> bool {
     ["sslmode", "sslrootcert", "sslcert", "sslkey"].contains(&name) || UNSUPPORTED.contains(&name)
 }
 
-/// Takes our parameters out of a URL.
+/// Separates our parameters from a URL. Returns the remaining URL and the parameters.
 fn take_from_url(url: &str) -> Option<(String, Parameters)> {
-    // A password may have a question mark in it.
+    // A password may contain a question mark.
     let authority = url.find('@').unwrap_or(0);
     let Some(at) = url[authority..].find('?').map(|at| authority + at) else {
         return Some((url.to_owned(), Vec::new()));
@@ -266,7 +271,7 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Takes our parameters out of a list of `key=value`, whose values may be in single quotes, with backslashes.
+/// Separates our parameters from a list of `key=value`, whose values may be in single quotes, with backslash escapes.
 fn take_from_list(list: &str) -> Option<(String, Parameters)> {
     let (mut kept, mut taken) = (String::new(), Vec::new());
     let mut rest = list.trim_start();
@@ -285,7 +290,7 @@ fn take_from_list(list: &str) -> Option<(String, Parameters)> {
     Some((kept, taken))
 }
 
-/// A value, and what comes after it.
+/// Returns the first value of `text`, and the rest.
 fn list_value(text: &str) -> Option<(String, &str)> {
     let quoted = text.starts_with('\'');
     let mut value = String::new();
@@ -310,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_for_tls_are_taken_out_of_urls_and_lists() {
+    fn tls_parameters_are_parsed_from_urls_and_lists() {
         for address in [
             "postgres://u:p%3F@h:1/d?sslmode=disable&application_name=a&sslrootcert=%2Fca%20s.pem",
             "host=h port = 1 user=u password='p?' dbname=d sslmode=disable application_name=a sslrootcert='/ca s.pem'",
@@ -328,25 +333,25 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_named_and_secrets_are_not() {
-        for (address, words) in [
-            ("postgres://u:canary@h/d?sslmode=verify", "`sslmode` is disable, "),
+    fn errors_name_the_parameter_but_not_the_secrets() {
+        for (address, text) in [
+            ("postgres://u:canary@h/d?sslmode=verify", "`sslmode` must be disable, "),
             ("postgres://u:canary@h/d?sslmode=verify-full", "needs `sslrootcert`"),
             ("postgres://u:canary@h/d?sslmode=require&sslrootcert=system", "needs `sslmode=verify-full`"),
-            ("postgres://u:canary@h/d?sslcert=a", "`sslcert` and `sslkey` are given together"),
+            ("postgres://u:canary@h/d?sslcert=a", "`sslcert` and `sslkey` must be set together"),
             ("postgres://u:canary@h/d?sslcrl=a", "`sslcrl` is not supported"),
-            ("postgres://u:canary@h/d?canary=a", "is no PostgreSQL address"),
-            ("host=h password='canary", "is no PostgreSQL address"),
-            ("host=h password=a canary", "is no PostgreSQL address"),
+            ("postgres://u:canary@h/d?canary=a", "is not a PostgreSQL address"),
+            ("host=h password='canary", "is not a PostgreSQL address"),
+            ("host=h password=a canary", "is not a PostgreSQL address"),
         ] {
             let reason = rejected(address);
-            assert!(reason.contains(words) && !reason.contains("canary"), "{address}: {reason}");
+            assert!(reason.contains(text) && !reason.contains("canary"), "{address}: {reason}");
         }
     }
 
     #[test]
     #[cfg(not(feature = "tls"))]
-    fn tls_is_demanded_in_vain_of_a_program_without_it() {
+    fn required_tls_is_rejected_by_a_build_without_it() {
         for mode in ["require", "verify-ca&sslrootcert=a", "verify-full&sslrootcert=system"] {
             let reason = rejected(&format!("postgres://h/d?sslmode={mode}"));
             assert!(reason.contains("--features tls"), "{reason}");
@@ -355,7 +360,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "tls")]
-    fn modes_are_those_of_libpq() {
+    fn modes_match_libpq() {
         let mode = |parameters: &str| {
             Target::parse(&format!("postgres://h/d?{parameters}")).expect(parameters).tls.mode
         };

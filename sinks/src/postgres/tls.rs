@@ -1,4 +1,4 @@
-//! TLS as `sslmode` has it: encrypted to whomever, to whom a CA of ours has certified, or to that one by its name.
+//! TLS according to `sslmode`: encryption only, with a server certified by a trusted CA, or also with its host name.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::target::{Mode, Tls};
 use crate::Misconfigured;
 
-/// A connector. Files are read each time, so that certificates can be renewed meanwhile.
+/// Creates a connector. Reads the files each time, so that certificates can be renewed while the program runs.
 ///
 /// # Errors
-/// If a file cannot be read, or is not what it should be.
+/// If a file cannot be read or parsed.
 pub(super) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Misconfigured> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Arc::new(verifier(tls, &provider)?);
@@ -51,19 +51,20 @@ fn certificates(parameter: &str, file: &str) -> Result<Vec<CertificateDer<'stati
     let found: Vec<_> =
         CertificateDer::pem_file_iter(file).map_err(read)?.collect::<Result<_, _>>().map_err(read)?;
     if found.is_empty() {
-        return Err(unusable("there is no certificate in it".to_owned()));
+        return Err(unusable("it contains no certificate".to_owned()));
     }
     Ok(found)
 }
 
-/// The certificates of whom to trust.
+/// Returns the trusted certificates.
 fn trusted(root: &str) -> Result<Vec<CertificateDer<'static>>, Misconfigured> {
     if root != "system" {
         return certificates("sslrootcert", root);
     }
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
-        let reason = "`sslrootcert=system`: this system has no certificates (Debian: `ca-certificates`)";
+        let reason =
+            "`sslrootcert=system`: this system has no CA certificates (on Debian, install `ca-certificates`)";
         return Err(Misconfigured(reason.to_owned()));
     }
     Ok(found.certs)
@@ -84,16 +85,16 @@ fn verifier(tls: &Tls, provider: &Arc<CryptoProvider>) -> Result<Verifier, Misco
     Ok(Verifier { provider: Arc::clone(provider), trusted, by_name: tls.mode == Mode::VerifyFull })
 }
 
-/// Judges a server's certificate.
+/// Verifies the certificate of a server.
 #[derive(Debug)]
 struct Verifier {
     provider: Arc<CryptoProvider>,
-    /// None if anybody's will do.
+    /// `None` if every certificate is accepted.
     trusted: Option<Trusted>,
     by_name: bool,
 }
 
-/// Whom to trust.
+/// The certificates to trust.
 #[derive(Debug)]
 struct Trusted {
     chains: Arc<WebPkiServerVerifier>,
@@ -113,7 +114,7 @@ impl ServerCertVerifier for Verifier {
         let Some(Trusted { chains, certificates }) = &self.trusted else {
             return Ok(ServerCertVerified::assertion());
         };
-        // A server's own certificate may be the one to trust, as libpq has it; no chain leads to it.
+        // As in libpq, the server's own certificate may be in `sslrootcert`; then it needs no chain.
         if certificates.contains(certificate) {
             if self.by_name {
                 verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
@@ -121,7 +122,7 @@ impl ServerCertVerifier for Verifier {
             return Ok(ServerCertVerified::assertion());
         }
         match chains.verify_server_cert(certificate, intermediates, name, ocsp, now) {
-            // The name is looked at last.
+            // The name is checked last, so everything else is valid.
             Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }))
                 if !self.by_name =>
             {

@@ -1,4 +1,4 @@
-//! SQLite: one file, one process. One transaction a round, in WAL mode and with `synchronous=FULL`.
+//! The SQLite sink: one file, one process, and one transaction per round, in WAL mode with `synchronous=FULL`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -23,49 +23,49 @@ const MIGRATIONS: [Migration; 3] = [
     Migration { number: 3, name: "starts", sql: include_str!("../../migrations/sqlite/0003_starts.sql") },
 ];
 
-/// Where and what to write.
+/// The configuration of a SQLite sink.
 #[derive(Clone, Debug)]
 pub struct SqliteConfig {
     /// The sink's name.
     pub name: String,
-    /// The database file; made if it does not exist.
+    /// The database file, created if it does not exist.
     pub path: PathBuf,
-    /// Whether rows of append-only tables that are there already are left as they are, instead of refused: without a
-    /// ledger a start may read again what an earlier one has written.
+    /// True if rows of append-only tables that are already stored are left unchanged instead of refused. Without a
+    /// ledger, a start may write rows again that an earlier start has written.
     pub skip_stored: bool,
 }
 
 impl SqliteConfig {
-    /// The sink, to be opened.
+    /// Builds the sink, which is not open yet.
     pub fn build(self) -> SqliteSink {
         SqliteSink { config: self, open: None, staged: BTreeMap::new() }
     }
 }
 
-/// Writes tables into a SQLite database.
+/// A sink that writes tables of a SQLite database.
 pub struct SqliteSink {
     config: SqliteConfig,
     open: Option<Open>,
     staged: BTreeMap<Epoch, Vec<Changes>>,
 }
 
-/// Why a round could not be written.
-struct Unwritten {
+/// The error of writing a round.
+struct WriteError {
     error: rusqlite::Error,
-    /// Which output was refused, as `--skip` takes it.
+    /// The output that was refused, in the format of `--skip`.
     output: Option<String>,
 }
 
-impl From<rusqlite::Error> for Unwritten {
-    fn from(error: rusqlite::Error) -> Unwritten {
-        Unwritten { error, output: None }
+impl From<rusqlite::Error> for WriteError {
+    fn from(error: rusqlite::Error) -> WriteError {
+        WriteError { error, output: None }
     }
 }
 
 struct Open {
     connection: Connection,
     context: WriterContext,
-    /// What the progress row of this writer says, if there is one.
+    /// The epoch in the progress row of this writer, if there is one.
     through: Option<Epoch>,
 }
 
@@ -84,7 +84,7 @@ impl SqliteSink {
     }
 
     fn connect(&self) -> rusqlite::Result<Connection> {
-        // What is wrong with the path, SQLite says better.
+        // An error is ignored here: SQLite reports errors of the path in more detail.
         let _ = private::file(&self.config.path);
         let connection = Connection::open(&self.config.path)?;
         connection.busy_timeout(Duration::from_secs(5))?;
@@ -94,7 +94,7 @@ impl SqliteSink {
         Ok(connection)
     }
 
-    /// Applies what migrations are missing; says why it must not.
+    /// Applies pending migrations. The inner error is the reason why they must not be applied.
     fn migrate(connection: &mut Connection) -> rusqlite::Result<Result<(), String>> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(
@@ -119,8 +119,8 @@ impl SqliteSink {
         Ok(Ok(()))
     }
 
-    /// A pipeline that has written to these tables beside this one. Their keys do not name the pipeline, so two would
-    /// overwrite each other.
+    /// Returns another pipeline that has written to these tables, if there is one. Their keys do not contain the
+    /// pipeline, so two pipelines would overwrite each other's rows.
     fn other_pipeline(connection: &Connection, pipeline: &str) -> rusqlite::Result<Option<String>> {
         connection
             .prepare_cached("SELECT pipeline FROM headwater_progress WHERE pipeline <> ? LIMIT 1")?
@@ -148,11 +148,11 @@ impl SqliteSink {
             .collect()
     }
 
-    /// Fences the starts before this one and reads the progress, in one transaction: whatever an older start commits is
-    /// either in what is read or fails. A start that adopts puts its progress in the place of whatever there is.
+    /// Fences older starts and reads the progress, in one transaction: a commit of an older start is either contained
+    /// in the progress or fails. A start that adopts replaces all progress.
     ///
     /// # Errors
-    /// The inner one says why this start must not write here; then nothing has changed.
+    /// The inner error is the reason why this start must not write here. Nothing has changed then.
     fn take_over(
         &self,
         connection: &mut Connection,
@@ -181,7 +181,7 @@ impl SqliteSink {
         Ok(Ok(progress))
     }
 
-    /// The last start that has opened this sink.
+    /// Returns the last start that has opened this sink.
     fn last_start(
         &self,
         connection: &Connection,
@@ -197,7 +197,7 @@ impl SqliteSink {
             .optional()
     }
 
-    /// Writes this writer's progress.
+    /// Writes the progress of this writer.
     fn advance(
         &self,
         connection: &Connection,
@@ -223,19 +223,19 @@ impl SqliteSink {
             .map(drop)
     }
 
-    /// Writes a round and its progress.
+    /// Writes a round and its progress. Returns false if this writer is fenced.
     fn write(
         &self,
         open: &Open,
         connection: &rusqlite::Transaction<'_>,
         through: Epoch,
-    ) -> Result<bool, Unwritten> {
+    ) -> Result<bool, WriteError> {
         let WriterContext { pipeline, ledger_id, generation, process, .. } = &open.context;
         if self.last_start(connection, pipeline)? != Some((ledger_id.clone(), *generation)) {
             return Ok(false);
         }
         let (generation, writer) = (generation.0 as i64, *process as i64);
-        // Another one that opened at the same time may have committed first.
+        // Another pipeline that opened at the same time may have committed first.
         if Self::other_pipeline(connection, pipeline)?.is_some() {
             return Ok(false);
         }
@@ -264,7 +264,7 @@ impl SqliteSink {
         table: usize,
         to: &Table,
         through: Epoch,
-    ) -> Result<(), Unwritten> {
+    ) -> Result<(), WriteError> {
         let otherwise = if self.config.skip_stored { " ON CONFLICT DO NOTHING" } else { "" };
         let mut insert = connection.prepare_cached(&(insert(to, "INSERT") + otherwise))?;
         for (epoch, row) in self.rows(through).filter(|(_, row)| row.table == table) {
@@ -273,7 +273,7 @@ impl SqliteSink {
         Ok(())
     }
 
-    /// What is staged up to an epoch, each with its own.
+    /// Returns the staged rows through an epoch, each with its epoch.
     fn rows(&self, through: Epoch) -> impl Iterator<Item = (Epoch, Row<'_>)> {
         let rounds = self.staged.range(..=through);
         rounds.flat_map(|(&epoch, changes)| {
@@ -286,20 +286,20 @@ impl SqliteSink {
         statement: &mut rusqlite::CachedStatement<'_>,
         epoch: Epoch,
         row: &Row<'_>,
-    ) -> Result<(), Unwritten> {
+    ) -> Result<(), WriteError> {
         let mut written = || {
             for (at, cell) in row.cells().enumerate() {
                 statement.raw_bind_parameter(at + 1, Bound(cell))?;
             }
             statement.raw_execute().map(drop)
         };
-        written().map_err(|error| Unwritten {
+        written().map_err(|error| WriteError {
             error,
             output: Some(format!("{}:{epoch}:{}", self.config.name, row_name(row))),
         })
     }
 
-    /// Writes each key's last change.
+    /// Writes the last change of each key.
     fn upsert(
         &self,
         connection: &Connection,
@@ -307,7 +307,7 @@ impl SqliteSink {
         to: &Table,
         key: usize,
         through: Epoch,
-    ) -> Result<(), Unwritten> {
+    ) -> Result<(), WriteError> {
         let mut last = HashMap::new();
         for (order, (epoch, row)) in self.rows(through).filter(|(_, row)| row.table == table).enumerate() {
             last.insert(row.leading_bytes(key), (order, epoch, row));
@@ -336,7 +336,8 @@ fn delete(table: &Table, key: usize) -> String {
     format!("DELETE FROM {} WHERE {}", table.name, names.join(" AND "))
 }
 
-/// The column that a value is written to: of a decimal number its text, from which its own column follows.
+/// Returns the column to write a value to: for a decimal number its text column, from which SQLite generates the
+/// number.
 fn written(column: &Column) -> String {
     match column.kind {
         ColumnType::Numeric => format!("\"{}_exact\"", column.name),
@@ -407,7 +408,7 @@ impl Sink for SqliteSink {
         let Some(mut open) = self.open.take() else {
             return Err(CommitError::Failed { sink, through, reason: "the sink is not open".into() });
         };
-        let failed = |Unwritten { error, output }: Unwritten| {
+        let failed = |WriteError { error, output }: WriteError| {
             let (sink, mut reason) = (sink.clone(), error.to_string());
             if let Some(output) = output {
                 reason += &format!(" ({output}); with a ledger, `--skip {output}` leaves it out");
@@ -424,12 +425,11 @@ impl Sink for SqliteSink {
                 open.connection.unchecked_transaction().map_err(|error| failed(error.into()))?;
             if !self.write(&open, &transaction, through).map_err(failed)? {
                 let reason =
-                    "a later start has taken over, or its progress row is not as this writer left it"
-                        .to_owned();
+                    "a later start has taken over, or another writer has changed its progress row".to_owned();
                 return Err(CommitError::Fenced { sink: sink.clone(), reason });
             }
             crash::point("sqlite.written");
-            // A commit that reports "busy" has not happened; of any other failure nothing is known.
+            // A commit that reports "busy" has not happened. After any other error the outcome is unknown.
             transaction.commit().map_err(|error| match error.sqlite_error_code() {
                 Some(ErrorCode::DatabaseBusy) => failed(error.into()),
                 _ => CommitError::Indeterminate { sink: sink.clone(), through, reason: error.to_string() },
@@ -444,7 +444,7 @@ impl Sink for SqliteSink {
     }
 }
 
-/// The rule and the triggering event's id of each alert that stands.
+/// Returns the rule and the id of the triggering event of each raised alert.
 ///
 /// # Errors
 /// If the database cannot be read.

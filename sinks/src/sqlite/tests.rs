@@ -1,5 +1,5 @@
-//! Decimal numbers: exact as text, and numbers where they are compared. What the contract demands of every store is in
-//! `tests/contract.rs`.
+//! Tests of decimal numbers (stored exactly as text, compared as numbers) and of migrations. `tests/contract.rs` tests
+//! the contract of all sinks.
 
 use super::*;
 use crate::tables::{EVENTS, WINDOW_AGGREGATES};
@@ -18,7 +18,7 @@ fn context() -> WriterContext {
     }
 }
 
-/// An event of each amount, and a window with it as sum, minimum and maximum.
+/// Creates, for each amount, an event and a window with it as minimum and maximum and 1000 times it as sum.
 fn rows(micros: &[i128]) -> Changes {
     let mut changes = Changes::default();
     for (at, &amount) in (0..).zip(micros) {
@@ -69,7 +69,7 @@ const AMOUNTS: [i128; 7] = [
 ];
 
 #[test]
-fn decimals_compare_as_numbers_and_keep_all_their_digits() {
+fn decimals_compare_as_numbers_and_keep_all_digits() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("results.db");
     let mut sink = SqliteConfig { name: "sqlite".into(), path: path.clone(), skip_stored: false }.build();

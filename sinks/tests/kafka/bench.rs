@@ -1,4 +1,4 @@
-//! A pipeline of a test's own on the broker, and what readers see there.
+//! A separate pipeline for each test on the broker, and reading of its topics.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub fn topics() -> Topics {
     Topics::connect(&brokers(), &Options::new()).expect("the options are valid")
 }
 
-/// A pipeline with one output topic, both named after the test.
+/// A pipeline with one output topic. Both names contain the name of the test.
 pub struct Bench {
     pub pipeline: String,
     pub topic: String,
@@ -93,7 +93,7 @@ pub struct Record {
     pub headers: Vec<(String, Vec<u8>)>,
 }
 
-/// Everything in a topic up to its present end, as a reader with this isolation sees it.
+/// Reads everything in a topic up to its current end, with this isolation level.
 pub fn read(topic: &str, isolation: &str) -> Vec<Record> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers())
@@ -103,7 +103,7 @@ pub fn read(topic: &str, isolation: &str) -> Vec<Record> {
         .set("enable.auto.commit", "false")
         .create()
         .expect("a consumer");
-    let partitions = topics().partitions(topic).expect("the cluster answers").expect("the topic exists");
+    let partitions = topics().partitions(topic).expect("the cluster responds").expect("the topic exists");
     let mut list = TopicPartitionList::new();
     for partition in 0..partitions as i32 {
         list.add_partition_offset(topic, partition, Offset::Beginning).expect("a valid offset");
@@ -142,7 +142,7 @@ pub fn messages(pairs: &[(&str, &str)]) -> Changes {
     changes
 }
 
-/// Text that does not compress.
+/// Returns text that cannot be compressed.
 pub fn noise(len: usize) -> String {
     let mut state = 1u64;
     let mut next = || {
@@ -156,23 +156,23 @@ pub fn commit(sink: &mut KafkaSink, through: u64) -> Result<(), CommitError> {
     sink.commit(CommitPermit::granted(Epoch(through)))
 }
 
-pub fn is_fenced(outcome: Result<(), CommitError>) -> String {
+pub fn assert_fenced(outcome: Result<(), CommitError>) -> String {
     let error = outcome.expect_err("it is fenced");
     assert!(matches!(error, CommitError::Fenced { .. }), "{error}");
     error.to_string()
 }
 
-/// Has a topic take messages of up to so many bytes.
-pub fn largest_message(topic: &str, bytes: &str) {
+/// Sets the size of the largest message that a topic accepts, in bytes.
+pub fn set_largest_message(topic: &str, bytes: &str) {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", brokers()).create().expect("a client");
     let alter = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let answers = runtime.block_on(admin.alter_configs(&[alter], &AdminOptions::new()));
-    answers.expect("answered")[0].as_ref().expect("it is altered");
+    answers.expect("a response")[0].as_ref().expect("it is altered");
 }
 
-pub fn stranger(id: &str) -> BaseProducer {
+pub fn other_producer(id: &str) -> BaseProducer {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", brokers())
         .set("transactional.id", id)

@@ -1,6 +1,7 @@
-//! The Kafka sink against a real broker: librdkafka's own mock neither hides aborted transactions nor fences.
+//! Tests of the Kafka sink with a real broker: the mock broker of librdkafka neither hides aborted transactions nor
+//! fences.
 //!
-//! `HEADWATER_TEST_KAFKA` names the broker, as `host:port`. Every test makes topics of its own.
+//! `HEADWATER_TEST_KAFKA` is the broker, as `host:port`. Every test creates its own topics.
 
 mod bench;
 mod takeover;
@@ -19,13 +20,13 @@ use headwater_sinks::{
 use bench::*;
 
 #[test]
-fn a_round_shows_its_epochs_and_their_progress_and_keeps_later_ones() {
+fn a_round_commits_its_epochs_and_keeps_later_ones_staged() {
     let bench = Bench::new("round", 1, &[]);
     let mut sink = bench.opened(1);
     for epoch in [3, 1, 2] {
         sink.stage(Epoch(epoch), messages(&[("k", &format!("e{epoch}"))])).expect("it is staged");
     }
-    assert_eq!(read(&bench.topic, "read_uncommitted"), [], "staging shows nothing");
+    assert_eq!(read(&bench.topic, "read_uncommitted"), [], "staged messages are not visible");
     commit(&mut sink, 2).expect("it commits");
     assert_eq!(values(&bench.committed()), ["e1", "e2"]);
     commit(&mut sink, 5).expect("it commits");
@@ -37,7 +38,7 @@ fn a_round_shows_its_epochs_and_their_progress_and_keeps_later_ones() {
 }
 
 #[test]
-fn a_sink_never_written_has_no_progress_and_a_round_without_outputs_leaves_some() {
+fn an_empty_round_commits_progress() {
     let bench = Bench::new("empty", 1, &[]);
     assert_eq!(bench.try_open(1).expect("it opens"), []);
     let mut sink = bench.opened(2);
@@ -47,15 +48,15 @@ fn a_sink_never_written_has_no_progress_and_a_round_without_outputs_leaves_some(
 }
 
 #[test]
-fn looking_finds_what_is_committed_and_disturbs_nobody() {
+fn peeking_returns_the_progress_and_fences_no_writer() {
     let bench = Bench::new("look", 1, &[]);
     assert_eq!(bench.peek_progress(), []);
-    let exists = topics().partitions(&progress_topic(&bench.pipeline)).expect("an answer");
-    assert_eq!(exists, None, "looking makes no topic");
+    let exists = topics().partitions(&progress_topic(&bench.pipeline)).expect("a response");
+    assert_eq!(exists, None, "peeking creates no topic");
     let mut sink = bench.opened(1);
-    assert_eq!(bench.peek_progress(), [], "opening promises nothing");
+    assert_eq!(bench.peek_progress(), [], "opening commits no progress");
     for epoch in [3, 4] {
-        sink.commit(CommitPermit::granted(Epoch(epoch))).expect("nobody has taken over");
+        sink.commit(CommitPermit::granted(Epoch(epoch))).expect("no other start has taken over");
         let found: Vec<_> =
             bench.peek_progress().iter().map(|progress| (progress.generation, progress.through)).collect();
         assert_eq!(found, [(Generation(1), Epoch(epoch))]);
@@ -63,7 +64,7 @@ fn looking_finds_what_is_committed_and_disturbs_nobody() {
 }
 
 #[test]
-fn messages_arrive_as_staged_with_headers_tombstones_and_empty_values() {
+fn headers_tombstones_and_empty_values_are_delivered() {
     let bench = Bench::new("shapes", 1, &[]);
     let mut sink = bench.opened(1);
     let mut changes = Changes::default();
@@ -84,7 +85,7 @@ fn messages_arrive_as_staged_with_headers_tombstones_and_empty_values() {
     assert_eq!(bench.committed(), [first, record(Some(b""), None), record(None, Some(b""))]);
 }
 
-/// Java's hash of a key, written down independently.
+/// The hash of a key in the Java client, implemented independently.
 fn murmur2(key: &[u8]) -> u32 {
     const M: u32 = 0x5bd1_e995;
     let mut h = 0x9747_b28c ^ key.len() as u32;
@@ -106,7 +107,7 @@ fn murmur2(key: &[u8]) -> u32 {
 }
 
 #[test]
-fn a_key_goes_where_java_clients_send_it_and_stays_in_order_across_rounds() {
+fn keys_are_partitioned_as_in_java_and_stay_in_order() {
     let bench = Bench::new("keys", 5, &[]);
     let mut sink = bench.opened(1);
     for epoch in 1..=6 {
@@ -129,7 +130,7 @@ fn a_key_goes_where_java_clients_send_it_and_stays_in_order_across_rounds() {
 }
 
 #[test]
-fn a_round_that_a_broker_refuses_shows_nothing_and_repeated_shows_everything_once() {
+fn a_round_refused_by_the_broker_can_be_retried() {
     let bench = Bench::new("retry", 1, &[("max.message.bytes", "2000")]);
     let mut sink = bench.opened(1);
     assert_eq!(sink.largest_message(), Some(2000));
@@ -138,36 +139,36 @@ fn a_round_that_a_broker_refuses_shows_nothing_and_repeated_shows_everything_onc
     sink.stage(Epoch(2), messages(&[("large-key", &noise)])).expect("it is staged");
     sink.stage(Epoch(3), messages(&[("small", "after")])).expect("it is staged");
     for _ in 0..3 {
-        let error = commit(&mut sink, 3).expect_err("the topic takes no such message");
+        let error = commit(&mut sink, 3).expect_err("the message is too large");
         let text = error.to_string();
         assert!(matches!(error, CommitError::Refused { .. }), "{text}");
         assert!(text.contains(&format!("--skip kafka:2:{}/large-key/0", bench.topic)), "{text}");
     }
     assert_eq!(bench.committed(), []);
-    assert_eq!(bench.peek_progress(), [], "progress comes with its round");
+    assert_eq!(bench.peek_progress(), [], "progress is committed with its round");
 
-    largest_message(&bench.topic, "100000");
+    set_largest_message(&bench.topic, "100000");
     commit(&mut sink, 3).expect("it commits");
     commit(&mut sink, 4).expect("it commits");
     assert_eq!(values(&bench.committed()), ["before", noise.as_str(), "after"]);
 }
 
 #[test]
-fn a_round_whose_progress_a_broker_refuses_shows_nothing() {
+fn a_round_with_refused_progress_shows_nothing() {
     let bench = Bench::new("unpromised", 1, &[]);
     let mut sink = bench.opened(1);
     sink.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
-    largest_message(&progress_topic(&bench.pipeline), "1");
-    let error = commit(&mut sink, 1).expect_err("the progress topic takes nothing");
+    set_largest_message(&progress_topic(&bench.pipeline), "1");
+    let error = commit(&mut sink, 1).expect_err("the progress topic rejects all records");
     assert!(matches!(error, CommitError::Failed { .. } | CommitError::Refused { .. }), "{error}");
-    assert_eq!(bench.committed(), [], "a round comes with its progress");
-    largest_message(&progress_topic(&bench.pipeline), "100000");
+    assert_eq!(bench.committed(), [], "a round is committed with its progress");
+    set_largest_message(&progress_topic(&bench.pipeline), "100000");
     commit(&mut sink, 1).expect("it commits");
     assert_eq!(values(&bench.committed()), ["v"]);
 }
 
 #[test]
-fn a_message_that_is_too_large_is_refused_for_good_and_named() {
+fn a_message_that_is_too_large_is_refused_and_named() {
     let bench = Bench::new("oversized", 1, &[("max.message.bytes", "1000000")]);
     let mut sink = bench.opened(1);
     sink.stage(Epoch(1), messages(&[("huge", "1"), ("a", "2")])).expect("it is staged");
@@ -178,17 +179,17 @@ fn a_message_that_is_too_large_is_refused_for_good_and_named() {
     let error = error.to_string();
     let name = format!("`--skip kafka:2:{}/huge/1`", bench.topic);
     assert!(error.contains(&name) && error.contains("(2000000 bytes)"), "{error}");
-    assert!(error.len() < 1000, "the message itself stays out of the error");
+    assert!(error.len() < 1000, "the error does not contain the message itself");
     assert_eq!(bench.committed(), []);
 }
 
 #[test]
-fn what_is_as_large_as_a_topic_takes_is_taken_also_beyond_the_clients_own_bound() {
+fn messages_may_be_larger_than_the_default_limit_of_the_client() {
     let bench = Bench::new("large", 1, &[("max.message.bytes", "3000000")]);
     let mut sink = bench.opened(1);
     let large = noise(2_000_000);
     sink.stage(Epoch(1), messages(&[("a", "1"), ("large", &large), ("b", "2")])).expect("it is staged");
-    commit(&mut sink, 1).expect("its topic takes it");
+    commit(&mut sink, 1).expect("the topic accepts it");
     assert_eq!(bench.committed().len(), 3);
 }
 
@@ -209,7 +210,7 @@ fn missing_topics_and_owned_options_are_refused_by_name() {
 }
 
 #[test]
-fn changes_that_are_not_for_this_sink_are_refused_when_staged() {
+fn rows_and_unknown_topics_are_refused_when_staged() {
     let mut sink = KafkaSink::new(Bench::new("stage", 1, &[]).config());
     let mut rows = Changes::default();
     rows.rows.row(0).end();
@@ -220,27 +221,27 @@ fn changes_that_are_not_for_this_sink_are_refused_when_staged() {
 }
 
 #[test]
-fn creating_topics_again_changes_nothing_and_too_few_partitions_are_said() {
+fn creating_an_existing_topic_checks_its_partitions() {
     let bench = Bench::new("create", 2, &[]);
     let wanted = |partitions| [TopicSpec::new(&bench.topic, partitions)];
     assert_eq!(topics().create(&wanted(2)).expect("it exists"), Vec::<String>::new());
-    let error = topics().create(&wanted(3)).expect_err("it has two");
+    let error = topics().create(&wanted(3)).expect_err("it has two partitions");
     assert!(matches!(error, TopicError::TooFewPartitions { found: 2, wanted: 3, .. }), "{error}");
     topics().delete(&[&bench.topic]).expect("it is deleted");
-    topics().delete(&[&bench.topic]).expect("deleting twice is no error");
+    topics().delete(&[&bench.topic]).expect("deleting it twice is not an error");
 }
 
 #[test]
-fn a_broker_that_is_not_there_is_an_error_and_not_a_hang() {
+fn an_unavailable_broker_is_an_error_in_bounded_time() {
     let bench = Bench::new("absent", 1, &[]);
     let config = KafkaConfig { brokers: "127.0.0.1:1".to_owned(), ..bench.config() };
-    let begun = Instant::now();
-    let error = KafkaSink::new(config).open(&bench.context(1)).expect_err("nobody listens there");
+    let started = Instant::now();
+    let error = KafkaSink::new(config).open(&bench.context(1)).expect_err("no broker listens there");
     assert!(matches!(error, OpenError::Unavailable { .. }), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(30));
+    assert!(started.elapsed() < Duration::from_secs(30));
 }
 
-/// `cargo test --test kafka measure -- --ignored --nocapture` prints commit latencies and throughput.
+/// Prints commit latencies and throughput: `cargo test --test kafka measure -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn measure_rounds() {
@@ -250,12 +251,12 @@ fn measure_rounds() {
             let mut config = bench.config();
             config.options.insert("linger.ms".to_owned(), linger.into());
             let mut sink = KafkaSink::new(config);
-            let begun = Instant::now();
+            let started = Instant::now();
             sink.open(&bench.context(1)).expect("it opens");
-            let open = begun.elapsed();
+            let open = started.elapsed();
             let value = "v".repeat(200);
             let mut latencies = Vec::new();
-            let begun = Instant::now();
+            let started = Instant::now();
             for epoch in 0..rounds {
                 let mut changes = Changes::default();
                 for n in 0..size {
@@ -268,7 +269,7 @@ fn measure_rounds() {
                 commit(&mut sink, epoch).expect("it commits");
                 latencies.push(round.elapsed());
             }
-            let seconds = begun.elapsed().as_secs_f64();
+            let seconds = started.elapsed().as_secs_f64();
             latencies.sort();
             println!(
                 "linger {linger} ms, {size} messages a round: open {open:.0?}, {:.0} rounds/s, {:.0} messages/s, \

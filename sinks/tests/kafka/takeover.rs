@@ -1,4 +1,5 @@
-//! Who may write, when several think they may: ids that are taken over and back, and progress that is read meanwhile.
+//! Tests with several writers: transactional ids that are taken over and taken back, and progress that is read
+//! meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -16,52 +17,52 @@ fn two_transactional_ids_are_used_in_turn() {
     let mut sink = bench.opened(1);
     commit(&mut sink, 1).expect("the first id commits");
     commit(&mut sink, 2).expect("the second id commits");
-    let _other = stranger(&transactional_ids(&bench.pipeline, "kafka", 0)[1]);
+    let _other = other_producer(&transactional_ids(&bench.pipeline, "kafka", 0)[1]);
     commit(&mut sink, 3).expect("the first id is untouched");
-    is_fenced(commit(&mut sink, 4));
+    assert_fenced(commit(&mut sink, 4));
 }
 
 #[test]
-fn a_zombie_commits_nothing_not_even_after_taking_its_ids_back() {
+fn a_zombie_that_takes_its_ids_back_commits_nothing() {
     let bench = Bench::new("zombie", 1, &[("max.message.bytes", "2000")]);
     let mut zombie = bench.opened(1);
     zombie.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
     zombie.stage(Epoch(2), messages(&[("k", &noise(8000))])).expect("it is staged");
-    // The first producer is now due for replacement, which takes its id over again.
+    // The first producer must now be replaced, which takes over its id again.
     commit(&mut zombie, 2).expect_err("the message is too large");
     let mut successor = bench.opened(2);
-    is_fenced(commit(&mut zombie, 1));
-    let error = is_fenced(commit(&mut zombie, 1));
-    assert!(error.contains("generation 2"), "the id was taken back and the sentinel read: {error}");
+    assert_fenced(commit(&mut zombie, 1));
+    let error = assert_fenced(commit(&mut zombie, 1));
+    assert!(error.contains("generation 2"), "it has taken the id back and read the sentinel: {error}");
     assert_eq!(bench.committed(), []);
-    is_fenced(commit(&mut successor, 1));
+    assert_fenced(commit(&mut successor, 1));
 }
 
 #[test]
-fn a_zombie_is_fenced_however_often_it_tries() {
+fn a_zombie_is_fenced_on_every_retry() {
     let bench = Bench::new("stubborn", 1, &[]);
     let mut zombie = bench.opened(1);
     zombie.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
     let _successor = bench.opened(2);
     for _ in 0..8 {
-        is_fenced(commit(&mut zombie, 1));
+        assert_fenced(commit(&mut zombie, 1));
     }
     assert_eq!(bench.committed(), []);
 }
 
-/// What it has read of its successor before reading failed must not be forgotten.
+/// Records of the successor that were read before reading failed must not be lost.
 #[test]
-fn a_zombie_that_cannot_read_all_progress_at_first_is_fenced_when_it_can() {
+fn a_zombie_is_fenced_after_a_failed_read_of_the_progress() {
     let bench = Bench::new("interrupted", 1, &[("max.message.bytes", "2000")]);
     let mut zombie = bench.opened(1);
     zombie.stage(Epoch(1), messages(&[("k", "v")])).expect("it is staged");
     zombie.stage(Epoch(2), messages(&[("k", &noise(8000))])).expect("it is staged");
-    // Both producers are now due for replacement.
+    // Both producers must now be replaced.
     for _ in 0..2 {
         commit(&mut zombie, 2).expect_err("the message is too large");
     }
     let _successor = bench.opened(2);
-    let other = stranger(&format!("stranger-{}", bench.pipeline));
+    let other = other_producer(&format!("stranger-{}", bench.pipeline));
     other.begin_transaction().expect("it begins");
     let topic = progress_topic(&bench.pipeline);
     other.send(BaseRecord::to(&topic).key("x").payload("no progress")).expect("it is queued");
@@ -69,12 +70,12 @@ fn a_zombie_that_cannot_read_all_progress_at_first_is_fenced_when_it_can() {
     let error = commit(&mut zombie, 1).expect_err("its own sentinel is hidden");
     assert!(matches!(error, CommitError::Failed { .. }), "{error}");
     other.abort_transaction(Duration::from_secs(10)).expect("it aborts");
-    is_fenced(commit(&mut zombie, 1));
+    assert_fenced(commit(&mut zombie, 1));
     assert_eq!(bench.committed(), []);
 }
 
 #[test]
-fn fencing_stops_a_process_that_the_new_cluster_no_longer_has() {
+fn opening_fences_processes_that_no_longer_exist() {
     let bench = Bench::new("smaller", 1, &[]);
     let mut third = KafkaSink::new(bench.config());
     third.open(&WriterContext { process: 2, ..bench.context(1) }).expect("it opens");
@@ -82,31 +83,31 @@ fn fencing_stops_a_process_that_the_new_cluster_no_longer_has() {
     let mut first = KafkaSink::new(bench.config());
     first
         .open(&WriterContext { max_processes: 3, ..bench.context(2) })
-        .expect("it opens, its own fencing notwithstanding");
+        .expect("it opens, although it fences its own ids");
     for _ in 0..3 {
-        is_fenced(commit(&mut third, 1));
+        assert_fenced(commit(&mut third, 1));
     }
     assert_eq!(bench.committed(), []);
 }
 
-/// Whoever takes an id back, at whatever moment, must find that somebody else has had it.
+/// A process that takes an id back at any moment must find that another process has owned it.
 #[test]
-fn every_id_that_is_taken_over_has_its_own_sentinel() {
+fn every_id_that_is_taken_over_gets_a_sentinel() {
     let bench = Bench::new("sentinels", 1, &[]);
     let mut first = KafkaSink::new(bench.config());
     first.open(&WriterContext { max_processes: 3, ..bench.context(1) }).expect("it opens");
     let found = read(&progress_topic(&bench.pipeline), "read_committed");
     for id in (0..3).flat_map(|process| transactional_ids(&bench.pipeline, "kafka", process)) {
-        let says_so =
+        let is_its_sentinel =
             |record: &Record| record.value.as_ref().is_some_and(|value| value.ends_with(id.as_bytes()));
-        assert!(found.iter().any(says_so), "{id}");
+        assert!(found.iter().any(is_its_sentinel), "{id}");
     }
 }
 
-/// The second id is taken over a moment after the first, and until then a predecessor, which never ends here, may commit
-/// through it.
+/// The second id is taken over a moment after the first. Until then an older start, which does not end in this test,
+/// may commit through it.
 #[test]
-fn what_is_committed_while_the_next_start_opens_is_in_the_progress_that_it_finds() {
+fn commits_during_the_opening_of_a_later_start_are_found() {
     for _ in 0..5 {
         let bench = Bench::new("opening", 1, &[]);
         let mut before = bench.opened(1);
@@ -122,10 +123,10 @@ fn what_is_committed_while_the_next_start_opens_is_in_the_progress_that_it_finds
         }
         match opening.join().expect("no panic") {
             Ok(found) => {
-                assert_eq!(found, bench.peek_progress(), "nothing came after it was read");
+                assert_eq!(found, bench.peek_progress(), "nothing was committed after the read");
                 assert!(found[0].through >= Epoch(committed), "{found:?}, and {committed} was committed");
             }
-            // Its predecessor has taken an id back in between: it is started again.
+            // The older start has taken an id back in between. A new start would follow.
             Err(error) => {
                 assert!(matches!(error, OpenError::Fenced { .. } | OpenError::Unavailable { .. }), "{error}")
             }
@@ -134,7 +135,7 @@ fn what_is_committed_while_the_next_start_opens_is_in_the_progress_that_it_finds
 }
 
 #[test]
-fn an_older_generation_another_ledger_and_a_cloned_one_are_refused_and_another_can_be_adopted() {
+fn progress_of_other_ledgers_is_refused_but_can_be_adopted() {
     let bench = Bench::new("refusals", 1, &[]);
     let mut sink = bench.opened(5);
     commit(&mut sink, 3).expect("it commits");
@@ -152,11 +153,12 @@ fn an_older_generation_another_ledger_and_a_cloned_one_are_refused_and_another_c
         adopting.open(&WriterContext { adopt: Some(Epoch(2)), ..other.clone() }).expect("it adopts");
     let through = |found: &[Progress]| found.iter().map(|p| (p.generation, p.through)).collect::<Vec<_>>();
     assert_eq!(through(&adopted), [(Generation(1), Epoch(2))]);
-    // Durably, before anything is committed; and what was removed does not come back, compacted or not.
+    // The adopted progress is durable before the first commit, and the replaced progress does not reappear, with or
+    // without compaction.
     let next = WriterContext { generation: Generation(2), ..other };
-    let found = KafkaSink::new(bench.config()).open(&next).expect("it is ours now");
+    let found = KafkaSink::new(bench.config()).open(&next).expect("it opens after adoption");
     assert_eq!(through(&found), [(Generation(1), Epoch(2))]);
-    is_fenced(commit(&mut adopting, 3));
+    assert_fenced(commit(&mut adopting, 3));
     refused(bench.try_open(6), "--reset-sink");
 }
 
@@ -176,29 +178,29 @@ fn progress_of_several_writers_is_all_returned() {
 }
 
 #[test]
-fn progress_behind_a_strangers_open_transaction_is_waited_for() {
+fn opening_waits_for_progress_hidden_by_an_open_transaction() {
     let bench = Bench::new("stranger", 1, &[]);
     let mut sink = bench.opened(1);
     commit(&mut sink, 1).expect("it commits");
-    let other = stranger(&format!("stranger-{}", bench.pipeline));
+    let other = other_producer(&format!("stranger-{}", bench.pipeline));
     other.begin_transaction().expect("it begins");
     let topic = progress_topic(&bench.pipeline);
     other.send(BaseRecord::to(&topic).key("x").payload("no progress")).expect("it is queued");
     other.flush(Duration::from_secs(10)).expect("it is written");
-    commit(&mut sink, 2).expect("it commits, but its readers wait");
+    commit(&mut sink, 2).expect("it commits, but readers do not see it yet");
     let waiting = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_secs(3));
         other.abort_transaction(Duration::from_secs(10)).expect("it aborts");
     });
-    let begun = Instant::now();
+    let started = Instant::now();
     let found = bench.try_open(2).expect("it opens");
-    assert!(begun.elapsed() > Duration::from_secs(2), "the stranger was not waited for");
+    assert!(started.elapsed() > Duration::from_secs(2), "it did not wait for the open transaction");
     assert_eq!(found.iter().map(|p| p.through).collect::<Vec<_>>(), [Epoch(2)]);
     waiting.join().expect("it aborted");
 }
 
 #[test]
-fn a_foreign_record_in_the_progress_topic_is_refused_with_its_place() {
+fn an_invalid_progress_record_is_refused_with_its_offset() {
     let bench = Bench::new("foreign", 1, &[]);
     drop(bench.opened(1));
     let producer: BaseProducer =

@@ -1,5 +1,5 @@
-//! What the tests of sinks share: changes to stage, and a database of each test's own.
-#![allow(dead_code, reason = "each test binary uses its part of it")]
+//! Shared code of the tests of sinks: changes to stage, and a separate database for each test.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -9,7 +9,7 @@ use headwater_sinks::{Cell, Changes, CommitPermit, Generation, LedgerId, Shards,
 use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
-/// A start of the pipeline `fraud` by its only process.
+/// Returns the context of a start of the pipeline `fraud` with one process.
 pub fn context(generation: u64) -> WriterContext {
     WriterContext {
         pipeline: "fraud".to_owned(),
@@ -22,19 +22,19 @@ pub fn context(generation: u64) -> WriterContext {
     }
 }
 
-/// A permit up to an epoch.
+/// Returns a permit up to an epoch.
 pub fn permit(through: u64) -> CommitPermit {
     CommitPermit::granted(Epoch(through))
 }
 
-/// An alert's row.
+/// Returns the row of an alert.
 pub fn alert(id: &str, status: &str) -> Changes {
     let mut changes = Changes::default();
     add_alert(&mut changes, id, status);
     changes
 }
 
-/// Adds an alert's row.
+/// Adds the row of an alert.
 pub fn add_alert(changes: &mut Changes, id: &str, status: &str) {
     let mut row = changes.rows.row(tables::ALERTS);
     row.cell(Cell::Text(id)).cell(Cell::Text(status)).cell(Cell::Text("velocity_spike")).cell(Cell::Int(1));
@@ -43,12 +43,12 @@ pub fn add_alert(changes: &mut Changes, id: &str, status: &str) {
     row.end();
 }
 
-/// Adds the deletion of an alert's row.
+/// Adds the deletion of the row of an alert.
 pub fn delete_alert(changes: &mut Changes, id: &str) {
     changes.rows.delete(tables::ALERTS).cell(Cell::Text(id)).end();
 }
 
-/// A dead letter's row.
+/// Returns the row of a dead letter.
 pub fn dead_letter(partition: i64, offset: i64) -> Changes {
     let mut changes = Changes::default();
     let mut row = changes.rows.row(tables::DEAD_LETTERS);
@@ -58,14 +58,14 @@ pub fn dead_letter(partition: i64, offset: i64) -> Changes {
     changes
 }
 
-/// An event's row.
+/// Returns the row of an event.
 pub fn event(partition: i64, offset: i64, id: &str) -> Changes {
     let mut changes = Changes::default();
     add_event(&mut changes, partition, offset, id, 1_700_000_000_123, 12_500_000, "{\"a\":1}");
     changes
 }
 
-/// Adds an event's row with a time in milliseconds, an amount in millionths and attributes.
+/// Adds the row of an event with a time in milliseconds, an amount in millionths and attributes.
 pub fn add_event(
     changes: &mut Changes,
     partition: i64,
@@ -89,7 +89,7 @@ pub fn add_event(
     row.cell(Cell::Int(i64::MAX)).cell(Cell::Null).cell(Cell::Null).cell(Cell::Null).end();
 }
 
-/// A session of the test with a server.
+/// A session of the test.
 pub struct Session {
     runtime: Runtime,
     client: Client,
@@ -99,14 +99,14 @@ impl Session {
     fn new(config: &Config) -> Session {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         let client = runtime.block_on(async {
-            let (client, connection) = config.connect(NoTls).await.expect("the test's server answers");
+            let (client, connection) = config.connect(NoTls).await.expect("the test server is available");
             tokio::spawn(connection);
             client
         });
         Session { runtime, client }
     }
 
-    /// Runs statements and returns the rows, their fields joined by `|`, null as `∅`.
+    /// Runs statements and returns the rows. Fields are joined by `|`; null is `∅`.
     pub fn rows(&self, sql: &str) -> Vec<String> {
         let answer = self.runtime.block_on(self.client.simple_query(sql));
         let answer = answer.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
@@ -120,7 +120,7 @@ impl Session {
         rows.collect()
     }
 
-    /// The one field of the one row.
+    /// Runs statements and returns the only field of the only row.
     pub fn one(&self, sql: &str) -> String {
         let mut rows = self.rows(sql);
         assert_eq!(rows.len(), 1, "{sql}");
@@ -128,20 +128,22 @@ impl Session {
     }
 }
 
-/// A database of the test's own, dropped with it.
+/// A database of one test, which is dropped with this value.
 pub struct Database {
     server: String,
     name: String,
-    /// A session in it.
+    /// A session in the database.
     pub session: Option<Session>,
 }
 
 impl Database {
-    /// Makes one.
+    /// Creates a database.
     pub fn create() -> Database {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let Ok(server) = std::env::var("HEADWATER_TEST_POSTGRES") else {
-            panic!("HEADWATER_TEST_POSTGRES names no server; scripts/test starts one and sets it");
+            panic!(
+                "these tests need a PostgreSQL server: set HEADWATER_TEST_POSTGRES, or run scripts/test, which starts one"
+            );
         };
         let name = format!("test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let config: Config = server.parse().expect("an address");
@@ -150,13 +152,13 @@ impl Database {
         Database { server, name, session }
     }
 
-    /// The address of the database.
+    /// Returns the address of the database.
     pub fn url(&self) -> String {
         let (server, _) = self.server.rsplit_once('/').expect("postgres://user@host:port/database");
         format!("{server}/{}", self.name)
     }
 
-    /// What to open a sink with.
+    /// Returns the configuration of a sink that writes here.
     pub fn config(&self) -> PostgresConfig {
         PostgresConfig {
             name: "postgres".to_owned(),
@@ -166,24 +168,24 @@ impl Database {
         }
     }
 
-    /// A sink that writes here, to be opened.
+    /// Returns a sink that writes here and is not open yet.
     pub fn sink(&self) -> PostgresSink {
         self.config().build()
     }
 
-    /// One more session.
+    /// Opens another session.
     pub fn connect(&self) -> Session {
         Session::new(&self.url().parse().expect("an address"))
     }
 
     /// See [`Session::rows`].
     pub fn rows(&self, sql: &str) -> Vec<String> {
-        self.session.as_ref().expect("until dropped").rows(sql)
+        self.session.as_ref().expect("present until dropped").rows(sql)
     }
 
     /// See [`Session::one`].
     pub fn one(&self, sql: &str) -> String {
-        self.session.as_ref().expect("until dropped").one(sql)
+        self.session.as_ref().expect("present until dropped").one(sql)
     }
 }
 

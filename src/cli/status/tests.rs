@@ -98,7 +98,7 @@ fn a_change_needs_a_stop_and_names_the_discarded_state() {
         ..request("patterns.velocity_spike.more_than = 2\n")
     };
     let outcome = state().predict(&changed);
-    let waits = "and not everything through epoch 9 is in a checkpoint and in every sink";
+    let waits = "and not every epoch through 9 is in a checkpoint and in every sink";
     assert!(matches!(&outcome, StartOutcome::Refuse(reason) if reason.contains(waits)), "{outcome:?}");
 
     let mut stopped = state();

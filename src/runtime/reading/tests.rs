@@ -13,7 +13,7 @@ struct Scripted(Rc<RefCell<Script>>);
 
 struct Script {
     state: PartitionState,
-    /// Event time, timestamp and size of each record to come.
+    /// The event time, timestamp and size of each record to be read.
     records: VecDeque<(i64, i64, usize)>,
     limit: Option<i64>,
     paused: bool,
@@ -116,7 +116,7 @@ fn fixture(position: Position, backlog: u64, counted: bool, bytes_in_flight: usi
 }
 
 impl Fixture {
-    /// Reads into a new epoch; what it bound.
+    /// Reads a new epoch and returns its bindings.
     fn epoch(&mut self, tick: &Tick) -> Vec<Binding> {
         self.epoch = self.epoch.next();
         self.reading.begin_epoch(self.epoch, tick);
@@ -126,9 +126,9 @@ impl Fixture {
     }
 }
 
-/// Otherwise the others' watermark would go on without it, and what waits there would be late.
+/// Otherwise the watermark would advance without the partition, and the records waiting there would be late.
 #[test]
-fn a_partition_idle_at_the_checkpoint_is_bound_as_not_idle_at_once() {
+fn a_partition_idle_at_the_checkpoint_resumes_as_not_idle() {
     let position = |idle| Position { idle, ..Position::starting(Offset(7)) };
     let first = |idle, backlog| fixture(position(idle), backlog, false, 1 << 20).epoch(&Tick::new(T));
     let expected = Binding {
@@ -142,11 +142,11 @@ fn a_partition_idle_at_the_checkpoint_is_bound_as_not_idle_at_once() {
     };
     assert_eq!(first(true, 3), [expected]);
     assert_eq!(first(false, 3), [], "nothing has changed");
-    assert_eq!(first(true, 0), [expected], "the time for which it must be silent begins anew");
+    assert_eq!(first(true, 0), [expected], "the idle timeout starts again");
 }
 
 #[test]
-fn the_earliest_clock_pushes_and_all_three_decide_what_is_future() {
+fn the_earliest_clock_pushes_and_all_three_limit_the_future() {
     let mut fixture = fixture(Position::starting(Offset(0)), 0, false, 1 << 20);
     fixture.script.push([(T - 50, T - 70), (T + 200_000, T), (T + 300_001, T + 90_000), (T - 60, -1)]);
     let bindings = fixture.epoch(&Tick::new(T));
@@ -157,7 +157,7 @@ fn the_earliest_clock_pushes_and_all_three_decide_what_is_future() {
     let message = letter.rejection.message.clone();
     assert!(message.contains("300000 ms") && message.contains("wall time"), "{message}");
 
-    // Epochs that were bound under the first format are judged by its rules again.
+    // Epochs that were bound under the first format are replayed by its rules.
     let mut fixture = self::fixture(Position::starting(Offset(0)), 0, false, 1 << 20);
     fixture.script.push([(T - 50, T - 70), (T - 60, -1)]);
     let target = Binding { end: Offset(2), timestamp: Some(-1), ..bindings[0] };
@@ -168,23 +168,27 @@ fn the_earliest_clock_pushes_and_all_three_decide_what_is_future() {
 }
 
 #[test]
-fn a_counted_epoch_takes_its_share_and_nothing_of_time() {
+fn a_counted_epoch_reads_its_share_whatever_the_time() {
     let mut fixture = fixture(Position::starting(Offset(0)), 9, true, 1);
     fixture.script.push((0..7).map(|n| (T + 1_000_000 * n, i64::MAX)));
     let tick = Tick::new(0);
-    assert_eq!(fixture.epoch(&tick)[0].end, Offset(3), "beyond the bytes in flight, since it must end");
+    assert_eq!(
+        fixture.epoch(&tick)[0].end,
+        Offset(3),
+        "the limit of bytes in flight is exceeded, since the epoch must end"
+    );
     assert!(fixture.reading.is_complete());
-    assert_eq!(fixture.given.iter().filter(|given| given.is_ok()).count(), 3, "the wall is at 1970");
+    assert_eq!(fixture.given.iter().filter(|given| given.is_ok()).count(), 3, "the wall time is 1970");
     let only = Paced { permission: ReadPermission::Only(Partition(1)), ..Paced::default() };
     let only = Tick { paced: only, ..tick };
     let before = fixture.script.0.borrow().state.position;
     fixture.epoch(&only);
     assert_eq!(fixture.script.0.borrow().state.position, before, "another partition is the slowest");
-    assert!(fixture.reading.is_complete(), "its share is nothing");
+    assert!(fixture.reading.is_complete(), "its share is empty");
 }
 
 #[test]
-fn reading_stops_at_bytes_before_it_stops_at_records() {
+fn reading_stops_at_the_byte_limit_before_the_record_limit() {
     let mut fixture = fixture(Position::starting(Offset(0)), 0, false, 10_000);
     {
         let mut script = fixture.script.0.borrow_mut();
@@ -192,6 +196,6 @@ fn reading_stops_at_bytes_before_it_stops_at_records() {
     }
     let mut given = 0;
     fixture.reading.begin_epoch(Epoch(1), &Tick::new(T));
-    assert!(fixture.reading.read(Epoch(1), &Tick::new(T), &mut |_| given += 1), "there is more");
-    assert_eq!(given, 3, "the third reaches the bound");
+    assert!(fixture.reading.read(Epoch(1), &Tick::new(T), &mut |_| given += 1), "more records are available");
+    assert_eq!(given, 3, "the third reaches the limit");
 }

@@ -1,4 +1,4 @@
-//! A key's tumbling or sliding windows, captured and restored.
+//! Capture and restore of a key's tumbling or sliding windows.
 
 use std::rc::Rc;
 
@@ -11,8 +11,8 @@ use crate::keyed::{Logic, Selection};
 use crate::windows::{Aggregate, Render};
 use crate::{Epoch, Event, EventTime, OwnedKey};
 
-/// What is stored of a window: its start, how many final events it has, what they come to, and the row given last.
-type Kept<S, D> = (EventTime, u64, S, Option<D>);
+/// A window as stored: its start, the number and the aggregate of its final events, and the row emitted last.
+type SavedWindow<S, D> = (EventTime, u64, S, Option<D>);
 
 impl<E, A, D, F> Capture<E> for Aligned<E, A, D, F>
 where
@@ -46,19 +46,19 @@ where
         if unsettled.is_none() {
             additions.clear();
         }
-        let mut kept: Vec<Kept<A::State, D>> = Vec::new();
+        let mut saved: Vec<SavedWindow<A::State, D>> = Vec::new();
         for start in self.open.windows.made(slot).starts() {
             let window = self.settled(slot, start, &additions, watermark);
             if window.1 > 0 || window.3.is_some() {
-                kept.push(window);
+                saved.push(window);
             }
         }
-        kept.sort_by_key(|window| window.0);
-        Saved { value: (!kept.is_empty()).then(|| encode(&kept)), unsettled }
+        saved.sort_by_key(|window| window.0);
+        Saved { value: (!saved.is_empty()).then(|| encode(&saved)), unsettled }
     }
 
     fn load(&mut self, slot: Slot, _: &OwnedKey<E>, _: EventTime, saved: &[u8]) -> Result<(), Damage> {
-        let windows: Vec<Kept<A::State, D>> = decode(saved)?;
+        let windows: Vec<SavedWindow<A::State, D>> = decode(saved)?;
         for (start, events, state, shown) in windows {
             let window = self.open.change(slot, start);
             (window.events, window.state, window.shown) = (events, state, shown);
@@ -75,27 +75,27 @@ where
 }
 
 impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A, D, F> {
-    /// A key's window without its events above the watermark: goes back over the key's additions, newest first, takes
-    /// a copy, and adds all anew, to the copy only those at or below it.
+    /// Returns a window of a key without its events above the watermark: undoes the key's additions, newest first,
+    /// copies the state, and adds the events again. Only events at or below the watermark are added to the copy.
     fn settled(
         &mut self,
         slot: Slot,
         start: EventTime,
         additions: &[(EntryRef, EventTime)],
         watermark: EventTime,
-    ) -> Kept<A::State, D> {
+    ) -> SavedWindow<A::State, D> {
         let Aligned { bounds, aggregate, open, history, .. } = self;
-        let window = open.windows.at_mut(slot).get_mut(start).expect("it is open");
-        let mut again = Vec::new();
+        let window = open.windows.at_mut(slot).get_mut(start).expect("the window is open");
+        let mut undone = Vec::new();
         for &(entry, time) in additions {
             let Some((batch, undo)) = addition(history, *bounds, entry, window.start) else { continue };
             let Some(undo) = undo.take() else { continue };
             aggregate.undo(&mut window.state, batch.event(entry.entry as usize), undo);
-            again.push((entry, time));
+            undone.push((entry, time));
         }
-        let mut events = window.events - again.len() as u64;
+        let mut events = window.events - undone.len() as u64;
         let mut state = window.state.clone();
-        for (entry, time) in again.into_iter().rev() {
+        for (entry, time) in undone.into_iter().rev() {
             let Some((batch, undo)) = addition(history, *bounds, entry, window.start) else { continue };
             let event = batch.event(entry.entry as usize);
             *undo = Some(aggregate.add(&mut window.state, event));

@@ -9,9 +9,9 @@ use crate::EventTime;
 pub(super) struct Open<S, D> {
     pub start: EventTime,
     pub state: S,
-    /// How many events it has: one that has lost them all has no row.
+    /// The number of its events. A window whose events were all retracted has no row.
     pub events: u64,
-    /// The row given last.
+    /// The row emitted last.
     pub shown: Option<D>,
     pub changed: bool,
 }
@@ -22,15 +22,15 @@ impl<S: Default, D> Open<S, D> {
     }
 }
 
-/// So many windows are looked through one by one. Most keys have one at a time.
+/// The largest number of windows that are searched linearly. Most keys have one window at a time.
 const FEW: usize = 32;
 
-/// A key's open windows: a list of a few, and by their starts where they are many, so that what an event costs grows with
-/// the windows that hold it and no further.
+/// The open windows of a key: a list if they are few, a map by start if they are many, so that the cost of an event
+/// depends only on the number of windows that contain it.
 pub(super) enum OfKey<S, D> {
-    /// In no order.
+    /// Unordered.
     Few(Vec<Open<S, D>>),
-    /// Boxed, so that keys with few cost no more.
+    /// Boxed, so that keys with few windows need no more memory.
     #[expect(clippy::box_collection, reason = "a map in place would make every key's list larger")]
     Many(Box<BTreeMap<EventTime, Open<S, D>>>),
 }
@@ -42,7 +42,7 @@ impl<S, D> Default for OfKey<S, D> {
 }
 
 impl<S: Default, D> OfKey<S, D> {
-    /// The window that starts then, and whether it is new.
+    /// Returns the window that begins at `start`, creating it if necessary, and true if it is new.
     pub fn made(&mut self, start: EventTime) -> (&mut Open<S, D>, bool) {
         if let OfKey::Few(windows) = self
             && windows.len() >= FEW
@@ -53,11 +53,11 @@ impl<S: Default, D> OfKey<S, D> {
         }
         match self {
             OfKey::Few(windows) => {
-                // The newest are the likeliest.
+                // The newest windows are the likeliest.
                 let known = windows.iter().rposition(|window| window.start == start);
                 let at = known.unwrap_or_else(|| {
                     if windows.capacity() == 0 {
-                        // Idle keys have none: no room is kept for more than there are.
+                        // Most keys have at most one window, so no more capacity is reserved.
                         windows.reserve_exact(1);
                     }
                     windows.push(Open::new(start));
@@ -74,7 +74,7 @@ impl<S: Default, D> OfKey<S, D> {
 }
 
 impl<S, D> OfKey<S, D> {
-    /// The window that starts then.
+    /// Returns the window that begins at `start`.
     pub fn get_mut(&mut self, start: EventTime) -> Option<&mut Open<S, D>> {
         match self {
             OfKey::Few(windows) => windows.iter_mut().find(|window| window.start == start),
@@ -82,7 +82,7 @@ impl<S, D> OfKey<S, D> {
         }
     }
 
-    /// Takes out the window that starts then. Memory is given back with the last one.
+    /// Removes the window that begins at `start`. Frees the memory with the last window.
     pub fn remove(&mut self, start: EventTime) -> Option<Open<S, D>> {
         let (taken, is_empty) = match self {
             OfKey::Few(windows) => {
@@ -97,7 +97,7 @@ impl<S, D> OfKey<S, D> {
         Some(taken)
     }
 
-    /// When each window starts.
+    /// Returns the starts of all windows.
     pub fn starts(&self) -> Vec<EventTime> {
         match self {
             OfKey::Few(windows) => windows.iter().map(|window| window.start).collect(),
@@ -113,9 +113,9 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Windows made, found and taken out, few and many, against a map of counts.
+        /// Creates, finds and removes windows, few and many, and compares them with a map of counts.
         #[test]
-        fn few_or_many_windows_are_those_of_a_map(moves in prop::collection::vec((0i64..120, 0u8..4), 1..400)) {
+        fn open_windows_behave_like_a_map(moves in prop::collection::vec((0i64..120, 0u8..4), 1..400)) {
             let mut windows: OfKey<u64, ()> = OfKey::default();
             let mut map = BTreeMap::new();
             for (start, what) in moves {

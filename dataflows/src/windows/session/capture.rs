@@ -1,4 +1,4 @@
-//! A key's sessions, captured and restored.
+//! Capture and restore of a key's sessions.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -12,8 +12,8 @@ use crate::keyed::{Logic, Selection};
 use crate::windows::{Aggregate, Render};
 use crate::{Epoch, Event, EventTime, OwnedKey};
 
-/// What is stored of a key: its sessions as final events have left them, and the rows given and not final.
-type Kept<S, D> = (Vec<Settled<S>>, BTreeMap<EventTime, D>);
+/// The stored state of a key: its sessions without un-final events, and the rows emitted and not final.
+type SavedSessions<S, D> = (Vec<Settled<S>>, BTreeMap<EventTime, D>);
 
 impl<E, A, D, F> Capture<E> for Sessions<E, A, D, F>
 where
@@ -36,7 +36,7 @@ where
     fn save(&mut self, slot: Slot, _: Option<RunRef>, watermark: EventTime) -> Saved {
         let Sessions { aggregate, keys, history, gap_ms, .. } = self;
         let key = keys.made(slot);
-        let mut kept: Kept<A::State, D> = (Vec::new(), key.shown.clone());
+        let mut saved: SavedSessions<A::State, D> = (Vec::new(), key.shown.clone());
         let mut unsettled = None;
         for open in &key.open {
             let count = open.recent.partition_point(|&(time, _)| time <= watermark);
@@ -45,15 +45,15 @@ where
             let open = Open { settled: open.settled.clone(), recent: settled.to_vec() };
             if open.settled.is_some() || count > 0 {
                 let (_, state) = summed(aggregate, history, &open, *gap_ms);
-                kept.0.push(Settled { first: open.first(), last: open.last(), state });
+                saved.0.push(Settled { first: open.first(), last: open.last(), state });
             }
         }
-        let empty = kept.0.is_empty() && kept.1.is_empty();
-        Saved { value: (!empty).then(|| encode(&kept)), unsettled }
+        let is_empty = saved.0.is_empty() && saved.1.is_empty();
+        Saved { value: (!is_empty).then(|| encode(&saved)), unsettled }
     }
 
     fn load(&mut self, slot: Slot, _: &OwnedKey<E>, _: EventTime, saved: &[u8]) -> Result<(), Damage> {
-        let (sessions, shown): Kept<A::State, D> = decode(saved)?;
+        let (sessions, shown): SavedSessions<A::State, D> = decode(saved)?;
         self.load.windows(0, sessions.len());
         let key = self.change(slot);
         key.open = sessions.into_iter().map(|s| Open { settled: Some(s), recent: Vec::new() }).collect();
