@@ -1,4 +1,4 @@
-//! Streams by hand in which events are taken back: each of these once went wrong.
+//! Regression tests: streams with retracted events that once gave wrong results.
 
 use std::cmp::Ordering;
 
@@ -10,7 +10,7 @@ use headwater_dataflows::{
 };
 use serde::{Deserialize, Serialize};
 
-/// An epoch: changes of events as (key, time, offset, id) with their diffs, and the watermark after them.
+/// An epoch: updates of events, given as (key, time, offset, id), with their diffs, and the watermark at its end.
 type Round = (Vec<((&'static str, i64, i64, &'static str), isize)>, i64);
 
 fn rounds(rounds: Vec<Round>) -> Vec<(Vec<(Line, isize)>, EventTime)> {
@@ -21,7 +21,7 @@ fn rounds(rounds: Vec<Round>) -> Vec<(Vec<(Line, isize)>, EventTime)> {
 
 const ADMISSION: Admission = Admission { dedup_horizon_ms: 100, ttl_ms: None };
 
-/// The offset and id of the key's first admitted event.
+/// Returns the changes of the first admitted event of the key, as offset and id.
 fn admitted(input: Vec<Round>) -> Vec<((i64, String), u64, isize)> {
     let first = Frequency::at_least(1, 1);
     run_updates(
@@ -38,7 +38,7 @@ fn refused(input: Vec<Round>) -> Vec<(Refused<Line>, u64, isize)> {
     run_updates(1, |events, control| events.admit(control, ADMISSION).1, rounds(input))
 }
 
-/// Start, end and count of a window, and whether it is final.
+/// Start, end and count of a window, and true if it is final.
 type Row = (i64, i64, u64, bool);
 type Rows<'scope> = VecCollection<'scope, Epoch, Row>;
 
@@ -58,14 +58,14 @@ fn count() -> impl Aggregate<Line, State = Summary> {
 }
 
 #[test]
-fn what_cancels_within_an_epoch_was_never_there_whatever_stands_between() {
+fn updates_that_cancel_within_an_epoch_have_no_effect() {
     let input = || vec![(vec![(("k", 5, 0, "a"), 1), (("k", 5, 0, "b"), 1), (("k", 5, 0, "a"), -1)], 0)];
     assert_eq!(admitted(input()), vec![((0, "b".to_owned()), 0, 1)]);
     assert_eq!(refused(input()), vec![]);
 }
 
 #[test]
-fn an_event_may_be_put_in_again_with_its_id_at_an_earlier_time_in_the_epoch_that_takes_it_back() {
+fn an_id_can_be_reused_in_the_epoch_that_retracts_it() {
     let input = || {
         vec![(vec![(("k", 50, 0, "a"), 1)], 0), (vec![(("k", 50, 0, "a"), -1), (("k", 40, 1, "a"), 1)], 0)]
     };
@@ -74,37 +74,37 @@ fn an_event_may_be_put_in_again_with_its_id_at_an_earlier_time_in_the_epoch_that
     assert_eq!(refused(input()), vec![]);
 }
 
-/// A line that is the same wherever it stands.
+/// A line that is equal to the same line at any other offset.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Anywhere(Line);
+struct OffsetFree(Line);
 
-impl Anywhere {
-    fn what(&self) -> (&str, i64, &str) {
+impl OffsetFree {
+    fn content(&self) -> (&str, i64, &str) {
         (&self.0.key, self.0.time, &self.0.id)
     }
 }
 
-impl PartialEq for Anywhere {
-    fn eq(&self, other: &Anywhere) -> bool {
-        self.what() == other.what()
+impl PartialEq for OffsetFree {
+    fn eq(&self, other: &OffsetFree) -> bool {
+        self.content() == other.content()
     }
 }
 
-impl Eq for Anywhere {}
+impl Eq for OffsetFree {}
 
-impl PartialOrd for Anywhere {
-    fn partial_cmp(&self, other: &Anywhere) -> Option<Ordering> {
+impl PartialOrd for OffsetFree {
+    fn partial_cmp(&self, other: &OffsetFree) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Anywhere {
-    fn cmp(&self, other: &Anywhere) -> Ordering {
-        self.what().cmp(&other.what())
+impl Ord for OffsetFree {
+    fn cmp(&self, other: &OffsetFree) -> Ordering {
+        self.content().cmp(&other.content())
     }
 }
 
-impl Event for Anywhere {
+impl Event for OffsetFree {
     type Key = str;
     fn key(&self) -> &str {
         self.0.key()
@@ -118,8 +118,8 @@ impl Event for Anywhere {
 }
 
 #[test]
-fn an_event_may_be_taken_back_at_another_place_than_it_was_put_in() {
-    let line = |time, offset| Anywhere(Line::from(("k", time, offset, "a")));
+fn an_event_can_be_retracted_with_a_different_offset() {
+    let line = |time, offset| OffsetFree(Line::from(("k", time, offset, "a")));
     for offset in [1, 9] {
         let updates = vec![
             (vec![(line(50, 5), 1), (line(55, 6), 1), (line(60, 7), 1)], EventTime(0)),
@@ -130,7 +130,7 @@ fn an_event_may_be_taken_back_at_another_place_than_it_was_put_in() {
             |events, control| {
                 let pairs = Frequency::at_least(2, 8);
                 let keyed = events.admit(control, ADMISSION).0;
-                keyed.scan("Pairs", pairs, Emission::Immediate, |event: &Anywhere, _| event.0.offset)
+                keyed.scan("Pairs", pairs, Emission::Immediate, |event: &OffsetFree, _| event.0.offset)
             },
             updates,
         );
@@ -139,8 +139,8 @@ fn an_event_may_be_taken_back_at_another_place_than_it_was_put_in() {
 }
 
 #[test]
-fn taking_back_an_event_leaves_windows_alone_that_have_closed_since() {
-    // The event at 5 arrives after the one at 25, and is final when that one is taken back.
+fn a_retraction_does_not_change_closed_windows() {
+    // The event at 5 arrives after the one at 25, and is final when the latter is retracted.
     let input = vec![
         (vec![(("k", 25, 0, "a"), 1)], 0),
         (vec![(("k", 5, 1, "b"), 1), (("k", 26, 2, "c"), 1)], 12),
@@ -151,8 +151,8 @@ fn taking_back_an_event_leaves_windows_alone_that_have_closed_since() {
 }
 
 #[test]
-fn a_session_that_closes_retracts_the_rows_of_all_that_it_has_joined() {
-    // Two sessions are shown, joined by the event at 18, and closed before rows are due again.
+fn a_closing_session_retracts_the_rows_it_merged() {
+    // The rows of two sessions are emitted. The event at 18 merges them, and they close before rows are due again.
     let input = vec![
         (vec![(("k", 10, 0, "a"), 1), (("k", 25, 1, "b"), 1)], 0),
         (vec![(("k", 18, 2, "c"), 1)], 40),
@@ -160,14 +160,14 @@ fn a_session_that_closes_retracts_the_rows_of_all_that_it_has_joined() {
     ];
     let rows =
         windows(input, |keyed| keyed.session("Visits", 10, Refresh::Revised { epochs: 100 }, count(), row));
-    let joined = [((10, 35, 3, true), 1, 1), ((90, 100, 1, true), 3, 1)];
-    let shown = [((10, 20, 1, false), 0, 1), ((10, 20, 1, false), 1, -1)];
-    let other = [((25, 35, 1, false), 0, 1), ((25, 35, 1, false), 1, -1)];
-    assert_eq!(rows, [&shown[..], &joined[..1], &other, &joined[1..]].concat());
+    let merged = [((10, 35, 3, true), 1, 1), ((90, 100, 1, true), 3, 1)];
+    let first = [((10, 20, 1, false), 0, 1), ((10, 20, 1, false), 1, -1)];
+    let second = [((25, 35, 1, false), 0, 1), ((25, 35, 1, false), 1, -1)];
+    assert_eq!(rows, [&first[..], &merged[..1], &second, &merged[1..]].concat());
 }
 
 #[test]
-fn a_session_that_loses_all_its_events_leaves_no_row_when_the_input_ends() {
+fn a_session_without_events_has_no_row_at_the_end() {
     let input = vec![(vec![(("k", 10, 0, "a"), 1)], 0), (vec![(("k", 10, 0, "a"), -1)], 0)];
     let rows =
         windows(input, |keyed| keyed.session("Visits", 10, Refresh::Revised { epochs: 100 }, count(), row));
@@ -175,8 +175,8 @@ fn a_session_that_loses_all_its_events_leaves_no_row_when_the_input_ends() {
 }
 
 #[test]
-fn events_at_the_ends_of_time_have_no_windows_there_and_stop_nothing() {
-    const MAX: i64 = i64::MAX; // ends in 7
+fn events_at_the_limits_of_time_have_no_windows() {
+    const MAX: i64 = i64::MAX; // the last digit is 7
     let ends = vec![
         (("k", i64::MIN + 1, 0, "a"), 1),
         (("k", 5, 1, "b"), 1),

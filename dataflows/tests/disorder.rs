@@ -1,7 +1,7 @@
-//! What disorder costs: a key that is busy all the time, some of whose events come late.
+//! The cost of disorder, for a key with a steady stream of events of which some arrive out of order.
 //!
-//! A million events in an hour, one in a hundred up to five seconds late, watermark five seconds behind: at any time
-//! some 1,400 events of the key can still be overtaken.
+//! A million events per hour, one in a hundred delayed by up to five seconds, watermark five seconds behind: at any time,
+//! about 1,400 events of the key are un-final.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use headwater_dataflows::{
 };
 use serde::{Deserialize, Serialize};
 
-/// An event of the only key. Its other attributes follow from its offset.
+/// An event of the only key. Its other attributes are derived from its offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct Hit {
     time: i64,
@@ -26,7 +26,7 @@ impl Hit {
         (self.offset.unsigned_abs() + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20
     }
 
-    fn is_late(&self) -> bool {
+    fn is_delayed(&self) -> bool {
         self.hash().is_multiple_of(100)
     }
 }
@@ -47,19 +47,19 @@ impl Event for Hit {
 const HOUR_MS: i64 = 3_600_000;
 const BEHIND_MS: i64 = 5000;
 
-/// So many events at the rate of a million an hour, of which one in a hundred is late.
-fn late(count: i64) -> Vec<Hit> {
+/// Returns `count` events at the rate of a million per hour, of which one in a hundred is delayed.
+fn with_delays(count: i64) -> Vec<Hit> {
     let hit = |offset| {
         let hit = Hit { time: offset * HOUR_MS / 1_000_000, offset };
-        let back = if hit.is_late() { hit.hash() / 100 % BEHIND_MS.unsigned_abs() } else { 0 };
+        let back = if hit.is_delayed() { hit.hash() / 100 % BEHIND_MS.unsigned_abs() } else { 0 };
         Hit { time: hit.time - back as i64, offset }
     };
     (0..count).map(hit).collect()
 }
 
-/// The same events, none of them late.
+/// Returns the same events in order.
 fn in_order(count: i64) -> Vec<Hit> {
-    let mut hits = late(count);
+    let mut hits = with_delays(count);
     hits.sort_by_key(|hit| (hit.time, hit.offset));
     hits
 }
@@ -92,9 +92,9 @@ impl<P: Pattern<Hit>> Pattern<Hit> for Counted<P> {
 /// The number of a pattern, and the offset of the event that matched.
 type Match = (usize, i64);
 
-/// What a run came to.
+/// The outcome of a run.
 struct Run {
-    /// Of frequency over 101 events and over 10, diversity over 8 values, outlier and travel.
+    /// The steps of frequency over 101 events and over 10, diversity over 8 values, outlier and travel.
     steps: [u64; 5],
     changes: Vec<(Match, isize)>,
     spent: Duration,
@@ -105,8 +105,8 @@ impl Run {
         self.changes.iter().filter(|(_, diff)| *diff < 0).count()
     }
 
-    /// The matches that stand in the end.
-    fn standing(&self) -> Vec<(Match, isize)> {
+    /// Returns the matches that remain at the end.
+    fn remaining(&self) -> Vec<(Match, isize)> {
         let mut changes = self.changes.clone();
         differential_dataflow::consolidation::consolidate(&mut changes);
         changes
@@ -115,12 +115,12 @@ impl Run {
 
 const REFUSED: usize = 5;
 
-/// Scans with five patterns in one pass, so many events an epoch.
+/// Scans with five patterns in one pass, with `per_epoch` events in each epoch.
 fn scan(hits: &[Hit], per_epoch: usize) -> Run {
     let counters: [Rc<Cell<u64>>; 5] = Default::default();
     let [spike, burst, variety, anomaly, travel] = counters.clone();
     let changes: Rc<RefCell<Vec<(Match, isize)>>> = Rc::default();
-    let told = Rc::clone(&changes);
+    let received = Rc::clone(&changes);
     let mut engine = Engine::new(
         move |events, control| {
             let (keyed, refused) = events.admit(control, Admission::default());
@@ -156,11 +156,11 @@ fn scan(hits: &[Hit], per_epoch: usize) -> Run {
             keyed.scan_all("Rules", rules).concat(refused)
         },
         move |(which, offset), _, diff| {
-            assert_ne!(which, REFUSED, "nothing is so late");
-            told.borrow_mut().push(((which, offset), diff));
+            assert_ne!(which, REFUSED, "no event is below the watermark");
+            received.borrow_mut().push(((which, offset), diff));
         },
     );
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut latest = i64::MIN;
     for epoch in hits.chunks(per_epoch) {
         for hit in epoch {
@@ -170,40 +170,41 @@ fn scan(hits: &[Hit], per_epoch: usize) -> Run {
         engine.end_epoch(EventTime(latest - BEHIND_MS - 1));
     }
     engine.finish();
-    let spent = begun.elapsed();
+    let spent = started.elapsed();
     Run { steps: counters.map(|steps| steps.get()), changes: changes.take(), spent }
 }
 
 #[test]
-fn behind_a_late_event_steps_are_taken_again_only_until_the_state_is_what_it_was() {
-    // As it is when a key's events come three in an epoch, as they happen: each that is late is alone.
+fn steps_are_repeated_only_until_the_state_is_unchanged() {
+    // Live input: three events of the key in each epoch, so that the delayed events are far apart.
     const EVENTS: u64 = 20_000;
-    let (ordered, late_ones) = (scan(&in_order(EVENTS as i64), 3), scan(&late(EVENTS as i64), 3));
-    println!("steps for {EVENTS} events: {:?}; {} revoked", late_ones.steps, late_ones.revoked());
+    let (ordered, delayed) = (scan(&in_order(EVENTS as i64), 3), scan(&with_delays(EVENTS as i64), 3));
+    println!("steps for {EVENTS} events: {:?}; {} revoked", delayed.steps, delayed.revoked());
     assert_eq!(ordered.steps, [EVENTS; 5]);
     assert_eq!(ordered.revoked(), 0);
-    assert_eq!(late_ones.standing(), ordered.standing());
-    assert!(late_ones.revoked() > 100, "the stream exercises nothing");
+    assert_eq!(delayed.remaining(), ordered.remaining());
+    assert!(delayed.revoked() > 100, "the stream has too few revoked matches");
 
-    let count = late(EVENTS as i64).iter().filter(|hit| hit.is_late()).count() as u64;
-    let again = late_ones.steps.map(|steps| (steps - EVENTS) / count);
-    // 101 times are looked for after 128 events, 10 after 16, 8 distinct values of 12 after 32 or 64.
-    for (again, at_most) in again.into_iter().zip([128, 16, 64, u64::MAX, 32]) {
-        assert!(again <= at_most, "{again} steps again for a late event");
+    let count = with_delays(EVENTS as i64).iter().filter(|hit| hit.is_delayed()).count() as u64;
+    let repeated = delayed.steps.map(|steps| (steps - EVENTS) / count);
+    // States are compared after 8, 16, 32 … steps: 101 times are equal after 128 events, 10 after 16, and 8 distinct
+    // values of 12 after 32 or 64.
+    for (repeated, at_most) in repeated.into_iter().zip([128, 16, 64, u64::MAX, 32]) {
+        assert!(repeated <= at_most, "{repeated} repeated steps for each delayed event");
     }
-    // Each late amount changes the mean of all that come after it.
-    assert!(again[3] > 500, "{again:?}");
+    // Each delayed amount changes the mean for all later amounts.
+    assert!(repeated[3] > 500, "{repeated:?}");
 }
 
 #[test]
-fn a_backlog_with_late_events_takes_at_most_half_again_as_many_steps() {
-    // As it is when an hour is read at 300,000 events/s: an epoch of 10 ms holds what happened in 11 s.
+fn a_backlog_with_disorder_needs_at_most_half_more_steps() {
+    // A backlog of an hour read at 300,000 events/s: an epoch of 10 ms contains the events of 11 s.
     const EVENTS: u64 = 60_000;
-    let (ordered, late_ones) = (scan(&in_order(EVENTS as i64), 3000), scan(&late(EVENTS as i64), 3000));
-    println!("steps for {EVENTS} events: {:?}; {} revoked", late_ones.steps, late_ones.revoked());
-    assert_eq!(late_ones.standing(), ordered.standing());
-    assert!(late_ones.revoked() > 100, "the stream exercises nothing");
-    assert!(late_ones.steps.iter().all(|steps| *steps <= EVENTS * 3 / 2), "{:?}", late_ones.steps);
+    let (ordered, delayed) = (scan(&in_order(EVENTS as i64), 3000), scan(&with_delays(EVENTS as i64), 3000));
+    println!("steps for {EVENTS} events: {:?}; {} revoked", delayed.steps, delayed.revoked());
+    assert_eq!(delayed.remaining(), ordered.remaining());
+    assert!(delayed.revoked() > 100, "the stream has too few revoked matches");
+    assert!(delayed.steps.iter().all(|steps| *steps <= EVENTS * 3 / 2), "{:?}", delayed.steps);
 }
 
 /// `cargo test -p headwater-dataflows --test disorder -- --ignored --nocapture`
@@ -211,18 +212,18 @@ fn a_backlog_with_late_events_takes_at_most_half_again_as_many_steps() {
 #[ignore = "measures time and memory"]
 fn a_million_events_with_and_without_disorder() {
     for per_epoch in [3000, 3] {
-        for (what, hits) in [("in order", in_order(1_000_000)), ("1% late", late(1_000_000))] {
+        for (what, hits) in [("in order", in_order(1_000_000)), ("1% delayed", with_delays(1_000_000))] {
             let run = scan(&hits, per_epoch);
             let (spent, revoked, peak) = (run.spent, run.revoked(), peak_mib());
             println!(
-                "{per_epoch} an epoch, {what}: {spent:.2?}, {:?} steps, {revoked} revoked, peak {peak} MiB",
+                "{per_epoch} per epoch, {what}: {spent:.2?}, {:?} steps, {revoked} revoked, peak {peak} MiB",
                 run.steps
             );
         }
     }
 }
 
-/// The most memory that this process has had, in MiB; 0 where the system does not say.
+/// Returns the peak memory of this process in MiB; 0 if the system does not report it.
 fn peak_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));

@@ -1,5 +1,5 @@
-//! Checkpoints by hand: what is captured when, and what cannot be gone on from. That a restored dataflow says what an
-//! uninterrupted one says is shown over random streams, in `specification`.
+//! Handwritten checkpoint tests: the records captured at each mark, and checkpoints that cannot be restored. The tests in
+//! `specification` compare restored with uninterrupted dataflows over random streams.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -23,32 +23,36 @@ use timely::dataflow::operators::vec::Map;
 use timely::dataflow::operators::{Inspect, Probe};
 use timely::worker::Worker;
 
-/// A dataflow on one worker, driven by hand.
-struct Driven<'w> {
+/// A manually driven dataflow on one worker.
+struct TestDataflow<'w> {
     worker: &'w mut Worker,
     events: InputSession<Epoch, Line, isize>,
     clock: Clock,
-    /// What is captured, in the order in which it comes.
+    /// The captured records, in the order of emission.
     records: Rc<RefCell<Vec<Record>>>,
-    /// Ids of what was refused.
+    /// The ids of the refused events.
     refused: Rc<RefCell<Vec<String>>>,
     results: ProbeHandle<Epoch>,
     captured: ProbeHandle<Epoch>,
 }
 
-/// How a dataflow begins.
+/// The initial state of a dataflow.
 enum Start {
-    /// Nothing is ever captured.
+    /// Capture is off.
     Off,
     Empty,
     From(Checkpoint),
 }
 
-/// Operators behind an admission; their results are looked at no further.
+/// The operators after admission. Their results are not checked.
 type Operators = for<'s> fn(Captured<'s, Line>) -> VecCollection<'s, Epoch, String>;
 
-impl<'w> Driven<'w> {
-    fn new(worker: &'w mut Worker, start: Start, operators: Operators) -> Result<Driven<'w>, RestoreError> {
+impl<'w> TestDataflow<'w> {
+    fn new(
+        worker: &'w mut Worker,
+        start: Start,
+        operators: Operators,
+    ) -> Result<TestDataflow<'w>, RestoreError> {
         let (results, captured) = (ProbeHandle::new(), ProbeHandle::new());
         let records = Rc::new(RefCell::new(Vec::new()));
         let refused = Rc::new(RefCell::new(Vec::new()));
@@ -75,10 +79,10 @@ impl<'w> Driven<'w> {
         events.advance_to(first);
         events.flush();
         clock.advance_to(first);
-        Ok(Driven { worker, events, clock, records, refused, results, captured })
+        Ok(TestDataflow { worker, events, clock, records, refused, results, captured })
     }
 
-    /// An epoch with these lines that ends with this watermark, and perhaps a checkpoint.
+    /// Ends an epoch with these lines and this watermark, and requests a checkpoint if `checkpoint` is true.
     fn end_epoch(&mut self, lines: &[(&str, i64, i64, &str)], watermark: i64, checkpoint: bool) {
         lines.iter().for_each(|line| self.events.insert(Line::from(*line)));
         let watermark = EventTime(watermark);
@@ -99,14 +103,14 @@ impl<'w> Driven<'w> {
         }
     }
 
-    /// All records since the last call, complete up to the epoch that is open.
+    /// Returns all records since the last call, complete up to the current epoch.
     fn records(&mut self) -> Vec<Record> {
         let epoch = *self.events.time();
         self.step_while(|this| this.captured.less_than(&epoch));
         self.records.take()
     }
 
-    /// Operators and keys of all records since the last call, and whether there is state, sorted.
+    /// Returns the operator and key of all records since the last call, with true if the record has state, sorted.
     fn named(&mut self) -> Vec<(String, bool)> {
         let name = |record: &Record| {
             let key = String::from_utf8_lossy(record.key.get(9..).unwrap_or_default()).into_owned();
@@ -118,8 +122,8 @@ impl<'w> Driven<'w> {
     }
 }
 
-fn text<T: Debug>(what: T) -> String {
-    format!("{what:?}")
+fn text<T: Debug>(value: T) -> String {
+    format!("{value:?}")
 }
 
 fn pairs(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
@@ -132,15 +136,15 @@ fn hours(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
 }
 
 #[test]
-fn a_checkpoint_is_captured_as_it_was_while_results_go_on() {
+fn later_events_do_not_change_a_checkpoint_in_progress() {
     timely::execute_directly(|worker| {
-        let mut run = Driven::new(worker, Start::Empty, pairs).expect("nothing to restore");
+        let mut run = TestDataflow::new(worker, Start::Empty, pairs).expect("nothing to restore");
         let keys: Vec<String> = (0..3000).map(|key| format!("key {key}")).collect();
         let lines = |time| -> Vec<(&str, i64, i64, &str)> {
             keys.iter().map(|key| (key.as_str(), time, time, if time == 10 { "a" } else { "b" })).collect()
         };
         run.end_epoch(&lines(10), 10, true);
-        assert!(run.captured.less_equal(&Epoch(0)), "results are out and not everything is captured");
+        assert!(run.captured.less_equal(&Epoch(0)), "results are emitted before everything is captured");
         let before = run.records.borrow().len();
         run.end_epoch(&lines(15), 10, false);
         let after = run.records.borrow().len();
@@ -150,19 +154,19 @@ fn a_checkpoint_is_captured_as_it_was_while_results_go_on() {
         let of = |operator: &str| {
             records.iter().filter(|record| &*record.operator == operator).collect::<Vec<_>>()
         };
-        // One event each, however many there have been since.
+        // Each state has one event, without the later events.
         let states: Vec<_> = of("Pair").into_iter().map(|record| &record.value).collect();
         assert_eq!(states.len(), 3000);
         assert!(states.iter().all(|state| *state == states[0]), "{states:?}");
         assert!(of("Admit").is_empty(), "all events are final");
-        assert_eq!(of("Admit: ids").len(), 64, "one for each shard");
+        assert_eq!(of("Admit: ids").len(), 64, "one record for each shard");
     });
 }
 
 #[test]
-fn a_key_that_has_not_changed_is_not_captured_again() {
+fn an_unchanged_key_is_not_captured_again() {
     timely::execute_directly(|worker| {
-        let mut run = Driven::new(worker, Start::Empty, pairs).expect("nothing to restore");
+        let mut run = TestDataflow::new(worker, Start::Empty, pairs).expect("nothing to restore");
         run.end_epoch(&[("ann", 10, 0, "a"), ("bob", 30, 1, "b")], 20, true);
         let ids = "Admit: ids ".to_owned();
         let named = |names: &[(&str, bool)]| -> Vec<(String, bool)> {
@@ -173,7 +177,11 @@ fn a_key_that_has_not_changed_is_not_captured_again() {
         run.end_epoch(&[], 20, true);
         assert_eq!(run.named(), []);
         run.end_epoch(&[("ann", 35, 2, "c")], 20, true);
-        assert_eq!(run.named(), named(&[("Admit ann", true), (&ids, true), ("Pair ann", true)]), "ann alone");
+        assert_eq!(
+            run.named(),
+            named(&[("Admit ann", true), (&ids, true), ("Pair ann", true)]),
+            "only ann has changed"
+        );
         run.end_epoch(&[], 32, true);
         assert_eq!(
             run.named(),
@@ -182,27 +190,27 @@ fn a_key_that_has_not_changed_is_not_captured_again() {
         );
         run.end_epoch(&[], 100, true);
         let last = [("Admit ann", false), (&ids, false), (&ids, false), (&ids, false), ("Pair ann", true)];
-        assert_eq!(run.named(), named(&last), "no id can come again");
+        assert_eq!(run.named(), named(&last), "no id can be repeated");
     });
 }
 
 #[test]
 fn a_key_whose_windows_have_closed_is_deleted() {
     timely::execute_directly(|worker| {
-        let mut run = Driven::new(worker, Start::Empty, hours).expect("nothing to restore");
+        let mut run = TestDataflow::new(worker, Start::Empty, hours).expect("nothing to restore");
         run.end_epoch(&[("ann", 10, 0, "a")], 30, true);
         assert!(run.named().contains(&("Hour ann".to_owned(), true)));
         run.end_epoch(&[], 59, true);
         assert!(run.named().contains(&("Hour ann".to_owned(), false)));
         run.end_epoch(&[], 500, true);
-        assert!(!run.named().iter().any(|(name, _)| name == "Hour ann"), "once");
+        assert!(!run.named().iter().any(|(name, _)| name == "Hour ann"), "the key is deleted only once");
     });
 }
 
 #[test]
-fn an_id_is_a_duplicate_after_a_restart_unless_its_event_was_retracted_before() {
+fn after_a_restore_ids_of_retracted_events_are_free() {
     let checkpoint = timely::execute_directly(|worker| {
-        let mut run = Driven::new(worker, Start::Empty, pairs).expect("nothing to restore");
+        let mut run = TestDataflow::new(worker, Start::Empty, pairs).expect("nothing to restore");
         run.end_epoch(
             &[("ann", 10, 0, "stays"), ("ann", 30, 1, "goes"), ("ann", 31, 2, "comes back")],
             5,
@@ -214,7 +222,8 @@ fn an_id_is_a_duplicate_after_a_restart_unless_its_event_was_retracted_before() 
         Checkpoint { epoch: Epoch(1), watermark: EventTime(20), records: run.records() }
     });
     timely::execute_directly(|worker| {
-        let mut run = Driven::new(worker, Start::From(checkpoint), pairs).expect("it is whole");
+        let mut run =
+            TestDataflow::new(worker, Start::From(checkpoint), pairs).expect("the checkpoint is valid");
         run.end_epoch(
             &[("ann", 40, 4, "stays"), ("ann", 40, 5, "goes"), ("ann", 40, 6, "comes back")],
             20,
@@ -225,22 +234,22 @@ fn an_id_is_a_duplicate_after_a_restart_unless_its_event_was_retracted_before() 
 }
 
 #[test]
-fn where_capture_is_off_nothing_is_captured() {
+fn nothing_is_captured_while_capture_is_off() {
     timely::execute_directly(|worker| {
-        let mut run = Driven::new(worker, Start::Off, pairs).expect("nothing to restore");
+        let mut run = TestDataflow::new(worker, Start::Off, pairs).expect("nothing to restore");
         run.end_epoch(&[("ann", 10, 0, "a")], 5, true);
         assert_eq!(run.records(), []);
     });
 }
 
-/// A checkpoint of one key, with an event that is final and one that is not.
+/// Returns a checkpoint of one key with a final and an un-final event.
 fn checkpoint() -> Checkpoint {
     checkpoint_of(both)
 }
 
 fn checkpoint_of(operators: Operators) -> Checkpoint {
     timely::execute_directly(move |worker| {
-        let mut run = Driven::new(worker, Start::Empty, operators).expect("nothing to restore");
+        let mut run = TestDataflow::new(worker, Start::Empty, operators).expect("nothing to restore");
         run.end_epoch(&[("ann", 10, 0, "a"), ("ann", 30, 1, "b")], 20, true);
         Checkpoint { epoch: Epoch(0), watermark: EventTime(20), records: run.records() }
     })
@@ -252,7 +261,7 @@ fn both(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
 
 fn restore(checkpoint: Checkpoint, operators: Operators) -> Result<(), RestoreError> {
     timely::execute_directly(move |worker| {
-        Driven::new(worker, Start::From(checkpoint), operators).map(|_| ())
+        TestDataflow::new(worker, Start::From(checkpoint), operators).map(|_| ())
     })
 }
 
@@ -267,14 +276,14 @@ fn a_damaged_record_is_an_error_that_names_operator_and_key() {
     let expected = [("Admit", 1), ("Admit: ids", 1), ("Hour", 1), ("Pair", 1)];
     assert_eq!(operators, BTreeMap::from(expected));
     for (at, record) in whole.records.iter().enumerate() {
-        let value = record.value.clone().expect("it has state");
+        let value = record.value.clone().expect("the record has state");
         let cut = (0..value.len()).map(|end| value[..end].to_vec());
         let longer = [value.clone(), vec![0]].concat();
         let newer = [&[2], &value[1..]].concat();
         for damaged in cut.chain([longer, newer]) {
             let mut checkpoint = whole.clone();
             checkpoint.records[at].value = Some(damaged.clone());
-            let error = restore(checkpoint, both).expect_err("it is damaged").to_string();
+            let error = restore(checkpoint, both).expect_err("the checkpoint is damaged").to_string();
             let key = if &*record.operator == "Admit: ids" { "0000000000000000" } else { "\"ann\"" };
             let named = format!("checkpoint of operator {:?}, key {key}: ", record.operator);
             assert!(error.starts_with(&named), "{damaged:?} is {error}");
@@ -284,32 +293,33 @@ fn a_damaged_record_is_an_error_that_names_operator_and_key() {
 }
 
 #[test]
-fn a_key_that_cannot_be_read_or_is_not_where_it_belongs_is_damage() {
-    /// What is wrong with a checkpoint once the record of an operator is changed.
-    fn wrong(operator: &str, change: impl FnOnce(&mut Record)) -> String {
+fn an_undecodable_or_misplaced_key_is_an_error() {
+    /// Returns the error of restoring a checkpoint in which the record of an operator was changed.
+    fn error_after(operator: &str, change: impl FnOnce(&mut Record)) -> String {
         let mut checkpoint = checkpoint();
         let record = checkpoint.records.iter_mut().find(|record| &*record.operator == operator);
-        change(record.expect("it is there"));
-        restore(checkpoint, both).expect_err("it is damaged").to_string()
+        change(record.expect("the operator has a record"));
+        restore(checkpoint, both).expect_err("the checkpoint is damaged").to_string()
     }
-    let error = wrong("Pair", |record| record.key.truncate(11));
+    let error = error_after("Pair", |record| record.key.truncate(11));
     assert!(
         error.starts_with("checkpoint of operator \"Pair\", key ") && error.contains("cannot be decoded"),
         "{error}"
     );
-    let error = wrong("Pair", |record| record.shard = ShardId((record.shard.0 + 1) % SHARDS));
+    let error = error_after("Pair", |record| record.shard = ShardId((record.shard.0 + 1) % SHARDS));
     assert_eq!(error, "checkpoint of operator \"Pair\", key \"ann\": the key belongs to another shard");
-    let error = wrong("Admit", |record| record.key[11] = b'a');
+    let error = error_after("Admit", |record| record.key[11] = b'a');
     assert_eq!(error, "checkpoint of operator \"Admit\", key \"ana\": the value has events of another key");
-    let error = wrong("Admit: ids", |record| record.key.truncate(7));
+    let error = error_after("Admit: ids", |record| record.key.truncate(7));
     assert_eq!(error, "checkpoint of operator \"Admit: ids\", key 00000000000000: the key is not an epoch");
 }
 
 #[test]
-fn state_of_an_operator_that_is_gone_or_there_twice_is_refused() {
+fn state_of_missing_or_duplicate_operators_is_an_error() {
     assert_eq!(restore(checkpoint(), hours), Err(RestoreError::Unclaimed(Arc::from("Pair"))));
     let twice: Operators = |keyed| pairs(keyed.clone()).concat(pairs(keyed));
-    let ambiguous = timely::execute_directly(move |worker| Driven::new(worker, Start::Empty, twice).err());
+    let ambiguous =
+        timely::execute_directly(move |worker| TestDataflow::new(worker, Start::Empty, twice).err());
     assert_eq!(ambiguous, Some(RestoreError::Ambiguous(Arc::from("Pair"))));
 }
 
@@ -317,7 +327,7 @@ fn rule<P: Pattern<Line, Match: Debug>>(pattern: P) -> Rule<P, impl Fn(&Line, P:
     Rule::new(pattern, Emission::Final, |_: &Line, found| text(found))
 }
 
-/// What every kind of operator stores of the same two events.
+/// Builds every kind of operator.
 fn every(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
     let amount = |line: &Line| Some(7 * line.offset - 3);
     let value = |line: &Line| Some(line.offset.unsigned_abs());
@@ -344,7 +354,7 @@ fn every(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
     both(keyed.clone()).concatenate([keyed.scan_all("Rules", rules), shown, seen])
 }
 
-/// Of version 1: operator, key and state. If this fails, what was stored before cannot be read any more.
+/// The records of version 1: operator, shard, key and state. If the test fails, stored checkpoints cannot be read.
 const GOLDEN: [&str; 7] = [
     "Admit 22 5bc8f4ddc166f2a003616e6e 013c00020103616e6e3c020162",
     "Admit: ids 22 0000000000000000 0102feaafc56bb554da4077a761639a70b98511401fe586a84e4e12a0c2038a86905349b73943c01",
@@ -356,10 +366,10 @@ const GOLDEN: [&str; 7] = [
 ];
 
 #[test]
-fn the_format_never_changes() {
+fn the_state_format_does_not_change() {
     let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
     let line = |record: &Record| {
-        let value = record.value.as_deref().expect("it has state");
+        let value = record.value.as_deref().expect("the record has state");
         format!("{} {} {} {}", record.operator, record.shard.0, hex(&record.key), hex(value))
     };
     let mut lines: Vec<String> = checkpoint_of(every).records.iter().map(line).collect();

@@ -14,7 +14,6 @@ fn rows(folder: &Path, table: &str) -> Vec<String> {
     let all = database.prepare(&format!("SELECT * FROM {table}")).expect("a table");
     let columns: Vec<_> = all
         .column_names()
-        .into_iter()
         .filter(|name| *name != "timestamp")
         .map(|name| format!("quote(\"{name}\")"))
         .collect();

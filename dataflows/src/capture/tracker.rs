@@ -39,7 +39,7 @@ pub(crate) struct Tracker<E: Event> {
     touched: Vec<Slot>,
     /// The keys that had un-final events when they were captured, by the time of the earliest such event.
     unsettled: BTreeMap<EventTime, Vec<Slot>>,
-    /// Returns the mark that is being captured.
+    /// The mark that is being captured.
     mark: Option<Mark>,
     /// The keys to capture for the mark. A key that changes before its turn is captured then, and skipped later.
     pending: Vec<Slot>,

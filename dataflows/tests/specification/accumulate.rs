@@ -1,4 +1,4 @@
-//! Running states over random streams, against a plain fold in order of arrival.
+//! Running states over random streams, compared with a simple fold in order of arrival.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use crate::scan::ADMISSION;
 use crate::spec::admission::admit;
 use crate::streams::streams;
 
-/// What is said of an event: its epoch, and the offsets of the key's events up to it in order of arrival.
+/// The output for an event: its epoch, its key, and the offsets of the key's events up to it in order of arrival.
 type Said = (u64, u16, Vec<i64>);
 
 #[test]
-fn each_event_meets_the_state_as_of_its_arrival() {
+fn each_event_updates_the_state_at_its_arrival() {
     let seen = Seen::default();
     check(file!(), streams(), |(rounds, workers)| {
         let got = run(workers, &rounds, |events, control| {

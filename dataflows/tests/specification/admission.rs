@@ -1,4 +1,4 @@
-//! Admission over random streams, against the specification.
+//! Admission over random streams, compared with the specification.
 
 use std::cell::Cell;
 
@@ -10,7 +10,7 @@ use crate::harness::{Seen, check, demand, equal, run, snapshots};
 use crate::spec::admission::admit;
 use crate::streams::streams;
 
-/// Matches at every event, so that what was admitted can be seen.
+/// Matches every event, so that the results are the admitted events.
 struct Every;
 
 impl Pattern<Tx> for Every {
@@ -24,7 +24,7 @@ impl Pattern<Tx> for Every {
 }
 
 #[test]
-fn what_is_admitted_and_what_is_refused_is_what_the_specification_says() {
+fn admitted_and_refused_events_match_the_specification() {
     let (seen, counts) = (Seen::default(), [(); 3].map(|()| Cell::new(0)));
     check(file!(), (streams(), prop_oneof![Just(0i64), 1..25i64]), |((rounds, workers), horizon)| {
         let want = admit(&rounds, horizon);

@@ -1,4 +1,4 @@
-//! What `scan` gives is a collection like any other: differential's own operators work on it, revocations and all.
+//! Operators of differential dataflow on the output of `scan`, including revocations.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::spec::admission::admit;
 use crate::spec::{answers, patterns};
 use crate::streams::streams;
 
-/// An alert, as small as it can be.
+/// A minimal alert: key and offset.
 type Alert = (u16, i64);
 
 fn alerts<'s>(
@@ -26,7 +26,7 @@ fn alerts<'s>(
     found.map(|answer| (answer.key, answer.offset))
 }
 
-/// Recomputes a result from all alerts that stand at an epoch.
+/// Computes a result at each epoch from all alerts that hold at that epoch.
 fn recomputed<D: Ord>(
     alerts: &Snapshots<Alert>,
     compute: impl Fn(&BTreeMap<Alert, isize>) -> Vec<D>,
@@ -44,7 +44,7 @@ fn halvings(offset: i64) -> impl Iterator<Item = i64> {
 }
 
 #[test]
-fn count_join_consolidate_and_iterate_follow_what_is_raised_and_revoked() {
+fn differential_operators_follow_revocations() {
     let [alerts_seen, counts, joined, iterated] = [(); 4].map(|()| Seen::default());
     check(file!(), streams(), |(rounds, workers)| {
         let admitted = admit(&rounds, ADMISSION.dedup_horizon_ms).rounds;
@@ -70,7 +70,7 @@ fn count_join_consolidate_and_iterate_follow_what_is_raised_and_revoked() {
 
         let got = run(workers, &rounds, |events, control| {
             let scope = events.scope();
-            // One worker puts in the names of some keys; a key without a name has no place in the join.
+            // One worker inserts the names of some keys. Keys without names are not in the join.
             let named = if scope.index() == 0 { 8 } else { 0 };
             let (_, names) = scope.new_collection_from((0..named).map(|key: u16| (key, 100 + key)));
             alerts(events, control).join(names)

@@ -1,4 +1,4 @@
-//! The event of these tests: a bit of everything that an operator may look at.
+//! The event type of these tests, with every kind of attribute that an operator may read.
 
 use headwater_dataflows::patterns::Location;
 use headwater_dataflows::{Event, EventTime, KeyHash, Offset, Partition, Position};
@@ -18,7 +18,7 @@ pub struct Tx {
 }
 
 impl Tx {
-    /// An event with nothing but a key, a time and an offset.
+    /// Returns an event with only a key, a time and an offset.
     pub fn plain(key: u16, time: i64, offset: i64) -> Tx {
         Tx { key, time, partition: 0, offset, id: None, amount: None, merchant: None, place: None }
     }
@@ -35,7 +35,7 @@ impl Event for Tx {
         &self.key
     }
 
-    /// Two keys share each hash, so that nothing can take equal hashes for equal keys.
+    /// Returns a hash that two keys share, so that the tests find code that confuses equal hashes with equal keys.
     fn key_hash(&self) -> KeyHash {
         KeyHash::of(&(self.key / 2).to_le_bytes())
     }
@@ -53,7 +53,7 @@ impl Event for Tx {
     }
 }
 
-/// Places a few metres, some kilometres and half the world apart.
+/// Places that are a few metres, some kilometres, or half the world apart.
 pub const PLACES: [Location; 6] = [
     Location { lat: 48.8566, lon: 2.3522 },
     Location { lat: 48.8567, lon: 2.3523 },

@@ -1,4 +1,4 @@
-//! Keys that are forgotten: what comes after is as if it were of another key.
+//! Expiry of keys: after a key has expired, its events are processed like those of a new key.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -18,22 +18,22 @@ use crate::spec::{answers, final_ones, patterns};
 use crate::streams::{Round, streams};
 use crate::windows::{row, statistics};
 
-/// Times to live. The first is shorter than the steps in time that streams make now and then, and keys are forgotten to
-/// the millisecond; with the second memory is given back later than a key dies.
+/// Generates times to live. The first is shorter than some time steps of the streams, and keys are evicted at the
+/// millisecond of their expiry. With the second, memory is freed some time after the expiry.
 fn ttls() -> impl Strategy<Value = i64> {
     prop_oneof![Just(45), Just(130)]
 }
 
-fn mortal(ttl: i64) -> Admission {
+fn with_ttl(ttl: i64) -> Admission {
     Admission { ttl_ms: Some(ttl), ..ADMISSION }
 }
 
-/// Each life of a key as a key of its own: a key dies when the watermark is `ttl` past the time of its last event. Says
-/// also how many died and came back.
+/// Replaces each life of a key by a separate key: a key expires when the watermark is `ttl` past the time of its last
+/// event. Also returns the number of keys that had events after their expiry.
 fn lives(admitted: &[Round], ttl: i64) -> (Vec<Round>, usize) {
     let mut last = BTreeMap::new();
     let mut watermark = i64::MIN;
-    let mut deaths = 0;
+    let mut expirations = 0;
     let mut rounds = admitted.to_vec();
     for round in &mut rounds {
         let before = last.clone();
@@ -47,7 +47,7 @@ fn lives(admitted: &[Round], ttl: i64) -> (Vec<Round>, usize) {
             if *diff > 0 {
                 let (known, newest) = last.entry(key).or_insert((0, i64::MIN));
                 if *known < life {
-                    deaths += 1;
+                    expirations += 1;
                     (*known, *newest) = (life, i64::MIN);
                 }
                 *newest = (*newest).max(event.time);
@@ -55,17 +55,17 @@ fn lives(admitted: &[Round], ttl: i64) -> (Vec<Round>, usize) {
         }
         watermark = round.watermark.unwrap_or(watermark);
     }
-    (rounds, deaths)
+    (rounds, expirations)
 }
 
-/// Lies between two lives of a key.
+/// The distance between the keys that represent two successive lives of a key.
 const LIFE: u16 = 100;
 
-/// Forgets which life of its key each is of.
+/// Replaces the keys that represent lives by the original keys.
 fn merged<D: Ord + Clone>(snapshots: Snapshots<D>, key: impl Fn(&mut D) -> &mut u16) -> Snapshots<D> {
-    let merge = |standing: BTreeMap<D, isize>| {
+    let merge = |contents: BTreeMap<D, isize>| {
         let mut all = BTreeMap::new();
-        for (mut data, count) in standing {
+        for (mut data, count) in contents {
             *key(&mut data) %= LIFE;
             *all.entry(data).or_default() += count;
         }
@@ -75,27 +75,27 @@ fn merged<D: Ord + Clone>(snapshots: Snapshots<D>, key: impl Fn(&mut D) -> &mut 
 }
 
 #[test]
-fn a_pattern_begins_anew_with_a_key_that_was_forgotten() {
-    let (seen, died) = (Seen::default(), Cell::new(0));
+fn a_pattern_starts_without_state_after_expiry() {
+    let (seen, expired) = (Seen::default(), Cell::new(0));
     check(file!(), (streams(), ttls()), |((rounds, workers), ttl)| {
         let got = run(workers, &rounds, move |events, control| {
-            events.admit(control, mortal(ttl)).0.scan("Trail", Trail, Emission::Immediate, trail)
+            events.admit(control, with_ttl(ttl)).0.scan("Trail", Trail, Emission::Immediate, trail)
         });
         seen.note(&got);
-        let (lives, deaths) = lives(&admit(&rounds, ADMISSION.dedup_horizon_ms).rounds, ttl);
-        died.set(died.get() + deaths);
+        let (lives, expirations) = lives(&admit(&rounds, ADMISSION.dedup_horizon_ms).rounds, ttl);
+        expired.set(expired.get() + expirations);
         let want = merged(answers(&lives, patterns::trail), |answer| &mut answer.key);
         equal("trail", &snapshots(rounds.len(), &got), &want)
     });
-    seen.demand("trail of mortal keys", 800, 150);
-    demand("keys that came back", seen.streams(), &[("came back", died.get(), 25)]);
+    seen.demand("trail with expiry", 800, 150);
+    demand("keys with events after expiry", seen.streams(), &[("returned", expired.get(), 25)]);
 }
 
 #[test]
-fn running_states_begin_anew_too() {
+fn a_running_state_starts_empty_after_expiry() {
     check(file!(), (streams(), ttls()), |((rounds, workers), ttl)| {
         let got = run(workers, &rounds, move |events, control| {
-            let counted = events.admit(control, mortal(ttl)).0.accumulate(
+            let counted = events.admit(control, with_ttl(ttl)).0.accumulate(
                 "Count",
                 |_, seen: &mut i64, event: &Tx, out: &mut Vec<(u16, i64, i64)>| {
                     *seen += 1;
@@ -124,8 +124,8 @@ fn running_states_begin_anew_too() {
 type Expected = fn(&[Tx]) -> Vec<Summed>;
 
 #[test]
-fn a_window_is_never_forgotten_before_it_has_closed() {
-    // Longer than keys would live, if nothing waited for them.
+fn a_key_does_not_expire_before_its_windows_close() {
+    // Longer than the time to live, which open windows extend.
     const SIZE: i64 = 64;
     const SHORT: Admission = Admission { ttl_ms: Some(1), ..ADMISSION };
     let seen = Seen::default();
@@ -162,5 +162,5 @@ fn a_window_is_never_forgotten_before_it_has_closed() {
         }
         Ok(())
     });
-    seen.demand("windows of mortal keys", 2000, 600);
+    seen.demand("windows with expiry", 2000, 600);
 }

@@ -1,4 +1,4 @@
-//! Runs a dataflow over a stream, and compares what comes out with what should.
+//! Functions that run a dataflow over a stream and compare its output with the expected output.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -17,16 +17,16 @@ use timely::dataflow::operators::Inspect;
 use crate::event::Tx;
 use crate::streams::Round;
 
-/// Changes of a collection as they came, neither sorted nor consolidated: (result, epoch, diff).
+/// Changes of a collection in the order of emission, not consolidated: (result, epoch, diff).
 pub type Changes<D> = Vec<(D, u64, isize)>;
 
-/// What stands in a collection at the end of each epoch.
+/// The contents of a collection at the end of each epoch.
 pub type Snapshots<D> = Vec<BTreeMap<D, isize>>;
 
-/// Runs a dataflow over rounds on so many workers, and then over an epoch with the watermark at infinity.
+/// Runs a dataflow over epochs of input on `workers` workers, and then over an epoch with the watermark at infinity.
 ///
 /// # Panics
-/// If a worker panics.
+/// Panics if a worker panics.
 pub fn run<D, F>(workers: usize, rounds: &[Round], build: F) -> Changes<D>
 where
     D: Data + Send,
@@ -36,10 +36,10 @@ where
     run_from(Epoch(0), workers, rounds, build)
 }
 
-/// As [`run`], the first of the rounds being that epoch.
+/// Like [`run`], with `first` as the first epoch.
 ///
 /// # Panics
-/// If a worker panics.
+/// Panics if a worker panics.
 pub fn run_from<D, F>(first: Epoch, workers: usize, rounds: &[Round], build: F) -> Changes<D>
 where
     D: Data + Send,
@@ -52,7 +52,7 @@ where
     let results = Arc::clone(&changes);
     let failed = Arc::new(AtomicBool::new(false));
     let guards = timely::execute(timely::Config::process(workers), move |worker| {
-        let alarm = Alarm(Arc::clone(&failed));
+        let panicked = PanicFlag(Arc::clone(&failed));
         let results = Arc::clone(&results);
         let (mut events, mut clock) = worker.dataflow::<Epoch, _, _>(|scope| {
             let mut events = InputSession::new();
@@ -67,7 +67,7 @@ where
         events.advance_to(first);
         events.flush();
         for (epoch, round) in (first.0..).zip(&rounds) {
-            // Every worker reads its share, as readers of partitions would.
+            // Every worker reads a share of the updates, like readers of partitions.
             for (event, diff) in round.updates.iter().skip(worker.index()).step_by(worker.peers()) {
                 events.update(event.clone(), *diff);
             }
@@ -86,9 +86,9 @@ where
             }
         }
         drop((events, clock));
-        // Until all is captured, too.
-        while worker.step_or_park(Some(Duration::from_millis(1))) && !alarm.0.load(Ordering::Relaxed) {}
-        // After a panic elsewhere nothing completes any more: let go, so that the test can say so.
+        // Also run until all state is captured.
+        while worker.step_or_park(Some(Duration::from_millis(1))) && !panicked.0.load(Ordering::Relaxed) {}
+        // After a panic of another worker nothing completes: drop the dataflows, so that the test can fail.
         worker.installed_dataflows().into_iter().for_each(|dataflow| worker.drop_dataflow(dataflow));
     });
     for result in guards.expect("workers start").join() {
@@ -97,45 +97,45 @@ where
     std::mem::take(&mut *changes.lock().expect("no worker panicked"))
 }
 
-/// Tells the other workers of a panic.
-struct Alarm(Arc<AtomicBool>);
+/// A flag that is set for the other workers when a worker panics.
+struct PanicFlag(Arc<AtomicBool>);
 
-impl Drop for Alarm {
+impl Drop for PanicFlag {
     fn drop(&mut self) {
         self.0.fetch_or(std::thread::panicking(), Ordering::Relaxed);
     }
 }
 
-/// What stands in a collection at the end of each epoch of so many rounds, and after the last.
+/// Returns the contents of a collection at the end of each of `rounds` epochs, and after the last.
 pub fn snapshots<D: Data>(rounds: usize, changes: &[(D, u64, isize)]) -> Snapshots<D> {
     let mut by_epoch: BTreeMap<u64, Vec<(D, isize)>> = BTreeMap::new();
     for (data, epoch, diff) in changes {
         by_epoch.entry(*epoch).or_default().push((data.clone(), *diff));
     }
-    let mut standing: BTreeMap<D, isize> = BTreeMap::new();
+    let mut contents: BTreeMap<D, isize> = BTreeMap::new();
     let mut snapshots = Vec::new();
     for epoch in 0..=rounds as u64 {
         for (data, diff) in by_epoch.remove(&epoch).into_iter().flatten() {
-            *standing.entry(data).or_default() += diff;
+            *contents.entry(data).or_default() += diff;
         }
-        standing.retain(|_, count| *count != 0);
-        snapshots.push(standing.clone());
+        contents.retain(|_, count| *count != 0);
+        snapshots.push(contents.clone());
     }
     assert!(by_epoch.is_empty(), "changes after the last epoch: {by_epoch:?}");
     snapshots
 }
 
-/// The watermark at the end of each epoch, and after the last.
+/// Returns the watermark at the end of each epoch, and after the last.
 pub fn watermarks(rounds: &[Round]) -> Vec<i64> {
-    let said = rounds.iter().map(|round| round.watermark).chain([Some(i64::MAX)]);
-    let newest = said.scan(i64::MIN, |newest, said| {
-        *newest = said.unwrap_or(*newest);
+    let controls = rounds.iter().map(|round| round.watermark).chain([Some(i64::MAX)]);
+    let newest = controls.scan(i64::MIN, |newest, watermark| {
+        *newest = watermark.unwrap_or(*newest);
         Some(*newest)
     });
     newest.collect()
 }
 
-/// Fails, with the first epoch that differs, unless two collections are the same at every epoch.
+/// Fails at the first epoch at which two collections differ.
 pub fn equal<D: Data>(what: &str, got: &Snapshots<D>, want: &Snapshots<D>) -> Result<(), TestCaseError> {
     prop_assert_eq!(got.len(), want.len());
     for (epoch, (got, want)) in got.iter().zip(want).enumerate() {
@@ -152,54 +152,56 @@ pub fn equal<D: Data>(what: &str, got: &Snapshots<D>, want: &Snapshots<D>) -> Re
     Ok(())
 }
 
-/// What the streams of a property have exercised. A test that exercises nothing shows nothing.
+/// The counts of streams and results of a property. A test with too few results proves nothing.
 #[derive(Default)]
 pub struct Seen {
     streams: Cell<usize>,
-    given: Cell<usize>,
+    emitted: Cell<usize>,
     revoked: Cell<usize>,
 }
 
 impl Seen {
-    /// Notes what came of one more stream: changes, of which those that cancel within an epoch count for nothing.
+    /// Adds the changes of one stream. Changes that cancel within an epoch are not counted.
     pub fn note<D: Data>(&self, changes: &Changes<D>) {
         let mut changes = changes.clone();
         consolidation::consolidate_updates(&mut changes);
         let revoked = changes.iter().filter(|(_, _, diff)| *diff < 0).count();
         self.streams.set(self.streams.get() + 1);
-        self.given.set(self.given.get() + changes.len() - revoked);
+        self.emitted.set(self.emitted.get() + changes.len() - revoked);
         self.revoked.set(self.revoked.get() + revoked);
     }
 
-    /// How many streams there were.
+    /// Returns the number of streams.
     pub fn streams(&self) -> usize {
         self.streams.get()
     }
 
-    /// Demands so many results given and so many revoked: see [`demand`].
-    pub fn demand(&self, what: &str, given: usize, revoked: usize) {
-        let counts = [("given", self.given.get(), given), ("revoked", self.revoked.get(), revoked)];
+    /// Requires minimum numbers of emitted and revoked results: see [`demand`].
+    pub fn demand(&self, what: &str, emitted: usize, revoked: usize) {
+        let counts = [("emitted", self.emitted.get(), emitted), ("revoked", self.revoked.get(), revoked)];
         demand(what, self.streams.get(), &counts);
     }
 }
 
-/// The number of streams that [`check`] tries unless told otherwise.
+/// The default number of streams that [`check`] tries.
 const STREAMS: usize = 64;
 
-/// Says how often each thing was seen in so many streams, and demands that often at the least in every 64 of them.
+/// Prints the counts of several kinds of results, passed as (kind, count, minimum), and requires the minimum for every 64
+/// streams.
 ///
-/// The least is a small part of what the generator gives: it fails when that kind of stream is no longer produced.
+/// The minimum is a small part of what the generator usually produces, so this fails only if it no longer produces such
+/// streams.
 #[track_caller]
 pub fn demand(what: &str, streams: usize, counts: &[(&str, usize, usize)]) {
-    let said: Vec<String> = counts.iter().map(|(thing, count, _)| format!("{count} {thing}")).collect();
-    println!("{what}: {streams} streams, {}", said.join(", "));
+    let parts: Vec<String> = counts.iter().map(|(thing, count, _)| format!("{count} {thing}")).collect();
+    println!("{what}: {streams} streams, {}", parts.join(", "));
     for (thing, count, least) in counts {
         let least = least * streams / STREAMS;
-        assert!(*count >= least, "{what}: {count} {thing} in {streams} streams, not even {least}");
+        assert!(*count >= least, "{what}: {count} {thing} in {streams} streams, fewer than {least}");
     }
 }
 
-/// Tries a property on random input; `file` is the caller's `file!()`, beside which failures are kept.
+/// Tests a property on random input. `file` is the caller's `file!()`, beside which failures are stored.
 pub fn check<S: Strategy>(
     file: &'static str,
     strategy: S,

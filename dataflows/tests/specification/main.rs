@@ -1,13 +1,13 @@
-//! The executable specification of the operators, and the tests that hold them to it.
+//! The executable specification of the operators, and tests that compare the operators with it.
 //!
-//! Every window and every pattern has two forms. The fast one, in the crate, steps each event once, goes back when
-//! an event arrives out of order and forgets what is final. The other one, under [`spec`], looks at all events that
-//! a key ever had, sorts them, and reads the answer off the definition: it is slow and short, and it is what the
-//! fast form means. Random streams ([`streams`]) go through both, and what stands in the two output collections
-//! must be the same at the end of every epoch.
+//! Every window and every pattern has two implementations. The fast one, in the crate, steps each event once, undoes
+//! steps when an event arrives out of order, and evicts what is final. The other one, in [`spec`], sorts all events that a
+//! key ever had and computes the answers directly from the definition. It is slow and short, and it defines the correct
+//! results of the fast one. Random streams ([`streams`]) are processed by both, and the two output collections must be
+//! equal at the end of every epoch.
 //!
-//! `PROPTEST_CASES` sets how many streams each test tries. Each says how many results it has seen given and revoked
-//! (`--nocapture`), and fails if the streams have exercised too few.
+//! `PROPTEST_CASES` sets the number of streams that each test tries. Each test prints the numbers of emitted and revoked
+//! results (`--nocapture`), and fails if they are too low.
 
 mod accumulate;
 mod admission;

@@ -1,5 +1,5 @@
-//! Checkpoints over random streams: a dataflow that goes on from one, on another number of workers, says from then on
-//! just what one says that was never interrupted; and capturing changes nothing.
+//! Checkpoints over random streams: a dataflow restored from a checkpoint, on another number of workers, has the same
+//! output as an uninterrupted dataflow from then on; and capture does not change the output.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -24,16 +24,16 @@ use crate::streams::{Round, rounds};
 use crate::windows::{row, statistics};
 use crate::workers::recorded_input;
 
-/// What a checkpoint holds: the latest state by operator, shard and key.
+/// The content of a checkpoint: the latest state by operator, shard and key.
 type State = BTreeMap<Name, Vec<u8>>;
 
 /// Operator, shard and key.
 type Name = (Arc<str>, ShardId, Vec<u8>);
 
-/// What an accumulation says of an event: its epoch, and the offsets of the key's events so far.
+/// The output of an accumulation for an event: its epoch, its key, and the offsets of the key's events so far.
 type Said = (u64, u16, Vec<i64>);
 
-/// Every operator there is, and all they say as text.
+/// Builds every operator, with all output as text.
 fn everything<'s>(
     captures: &Captures<'s>,
     events: VecCollection<'s, Epoch, Tx>,
@@ -72,7 +72,7 @@ fn everything<'s>(
     refused.concatenate(answers.into_iter().chain(windows).chain([absent, said.as_collection()]))
 }
 
-/// What is said from an epoch on, and what was captured of each epoch, in the order in which it came.
+/// The output from an epoch on, and the records captured at each epoch, in the order of emission.
 struct Outcome {
     changes: Changes<String>,
     captured: BTreeMap<u64, Vec<Record>>,
@@ -90,7 +90,7 @@ fn run(rounds: &[Round], workers: usize, ttl_ms: Option<i64>, from: Option<Check
         };
         let all = everything(&captures, events, control, ttl_ms);
         let records = Arc::clone(&records);
-        captures.finish().expect("the checkpoint is whole").inspect_core(move |seen| {
+        captures.finish().expect("the checkpoint is valid").inspect_core(move |seen| {
             if let Ok((stamp, new)) = seen {
                 let epoch = stamp.least().expect("records have an epoch").0;
                 records.lock().expect("no panic").entry(epoch).or_default().extend_from_slice(new);
@@ -103,7 +103,7 @@ fn run(rounds: &[Round], workers: usize, ttl_ms: Option<i64>, from: Option<Check
     Outcome { changes, captured }
 }
 
-/// The state at `epoch` that records since an earlier one come to.
+/// Applies the records up to `epoch` to an earlier state.
 fn merge(mut state: State, captured: &BTreeMap<u64, Vec<Record>>, epoch: u64) -> State {
     for record in captured.range(..=epoch).flat_map(|(_, records)| records).cloned() {
         let name = (record.operator, record.shard, record.key);
@@ -126,7 +126,7 @@ fn checkpoint(state: &State, rounds: &[Round], epoch: u64) -> Checkpoint {
     Checkpoint { epoch: Epoch(epoch), watermark, records: state.iter().map(record).collect() }
 }
 
-/// What one state has and another has not, or has otherwise.
+/// Returns the entries of one state that another does not have, or has with another value.
 fn beyond<'a>(one: &'a State, other: &State) -> Vec<(&'a Name, &'a Vec<u8>)> {
     one.iter().filter(|(name, value)| other.get(name) != Some(value)).collect()
 }
@@ -136,22 +136,22 @@ fn after(changes: &Changes<String>, epoch: u64) -> Changes<String> {
 }
 
 #[test]
-fn what_follows_a_checkpoint_is_what_follows_without_an_interruption() {
+fn a_restored_dataflow_has_the_output_of_an_uninterrupted_one() {
     let (streams, restored, revoked) = (Cell::new(0), Cell::new(0), Cell::new(0));
     let cases = (rounds(), prop::collection::vec(any::<bool>(), 16), prop::array::uniform3(1..=3usize));
     let ttls = prop_oneof![2 => Just(None), 1 => Just(Some(45)), 1 => Just(Some(130))];
     let cases = (cases, ttls, any::<prop::sample::Index>());
     check(file!(), cases, |((mut rounds, marks, workers), ttl, chosen)| {
-        // A checkpoint is asked for where something is said.
+        // A checkpoint needs a control message.
         let said = watermarks(&rounds);
         for ((round, mark), watermark) in rounds.iter_mut().zip(&marks).zip(said) {
             round.watermark = if *mark { Some(watermark) } else { round.watermark };
         }
         let plain = run(&rounds, workers[0], ttl, None);
-        prop_assert!(plain.captured.is_empty(), "nothing was asked for");
+        prop_assert!(plain.captured.is_empty(), "state was captured without a request");
         rounds.iter_mut().zip(&marks).for_each(|(round, mark)| round.checkpoint = *mark);
         let through = run(&rounds, workers[1], ttl, None);
-        prop_assert_eq!(&through.changes, &plain.changes, "capturing changes nothing");
+        prop_assert_eq!(&through.changes, &plain.changes, "capture changed the output");
 
         let marked: Vec<u64> =
             (0..rounds.len()).filter(|&at| rounds[at].checkpoint).map(|at| at as u64).collect();
@@ -164,13 +164,13 @@ fn what_follows_a_checkpoint_is_what_follows_without_an_interruption() {
         revoked.set(revoked.get() + again.changes.iter().filter(|change| change.2 < 0).count());
         prop_assert_eq!(&again.changes, &after(&through.changes, first), "restored from epoch {}", first);
 
-        // What is captured then is as if there had been no interruption, too; but when the dead are let go of is each
-        // worker's own affair.
+        // Later captures are also those of an uninterrupted dataflow. This does not hold with a time to live, because each
+        // worker evicts expired keys at its own time.
         let marked = if ttl.is_some() { Vec::new() } else { marked };
         for &later in marked.iter().filter(|epoch| **epoch > first) {
-            let went_on = merge(state.clone(), &again.captured, later);
-            let straight = merge(State::new(), &through.captured, later);
-            let (more, less) = (beyond(&went_on, &straight), beyond(&straight, &went_on));
+            let resumed = merge(state.clone(), &again.captured, later);
+            let uninterrupted = merge(State::new(), &through.captured, later);
+            let (more, less) = (beyond(&resumed, &uninterrupted), beyond(&uninterrupted, &resumed));
             prop_assert!(
                 more.is_empty() && less.is_empty(),
                 "captured at {later}, restored from {first}: {more:?} instead of {less:?}"
@@ -184,17 +184,20 @@ fn what_follows_a_checkpoint_is_what_follows_without_an_interruption() {
         restored.get(),
         revoked.get()
     );
-    assert!(restored.get() > 0 && revoked.get() > 0, "the streams exercise nothing");
+    assert!(
+        restored.get() > 0 && revoked.get() > 0,
+        "the streams have no restored records or no retractions"
+    );
 }
 
-/// Where state is recorded, by version.
-fn recorded(version: u8) -> PathBuf {
+/// Returns the path of the recorded state of a version.
+fn recorded_path(version: u8) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/specification/recorded");
     folder.join(format!("state-{version}.txt"))
 }
 
-/// A line for each record: operator, shard, key and value.
-fn write_down(state: &State) -> String {
+/// Formats a state, with a line for each record: operator, shard, key and value.
+fn format_state(state: &State) -> String {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let line = |((operator, shard, key), value): (&Name, &Vec<u8>)| {
         format!("{operator}\t{}\t{}\t{}\n", shard.0, hex(key), hex(value))
@@ -202,7 +205,7 @@ fn write_down(state: &State) -> String {
     state.iter().map(line).collect()
 }
 
-fn read_back(text: &str) -> Option<State> {
+fn parse_state(text: &str) -> Option<State> {
     let bytes = |hex: &str| -> Option<Vec<u8>> {
         (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()).collect()
     };
@@ -215,38 +218,43 @@ fn read_back(text: &str) -> Option<State> {
     text.lines().map(record).collect()
 }
 
-/// State of every version there ever was is kept for ever. Where the version was raised, `HEADWATER_RECORD=1 cargo test`
-/// adds that of today.
+/// The recorded state of every version is kept forever. After the version was increased, `HEADWATER_RECORD=1 cargo test`
+/// records the state of the new version.
 #[test]
-fn recorded_state_of_every_version_is_gone_on_from_and_that_of_today_is_what_is_captured() {
-    let mut rounds = recorded_input(include_str!("recorded/input.txt")).expect("input as it is recorded");
+fn recorded_state_of_every_version_is_restored() {
+    let mut rounds = recorded_input(include_str!("recorded/input.txt")).expect("the recorded input is valid");
     let half = rounds.len() / 2;
     rounds[half].checkpoint = true;
-    let straight = run(&rounds, 2, None, None);
-    let state = merge(State::new(), &straight.captured, half as u64);
-    let today = recorded(STATE_VERSION);
+    let uninterrupted = run(&rounds, 2, None, None);
+    let state = merge(State::new(), &uninterrupted.captured, half as u64);
+    let today = recorded_path(STATE_VERSION);
     if std::env::var_os("HEADWATER_RECORD").is_some() && !today.exists() {
-        std::fs::write(&today, write_down(&state)).expect("the repository can be written to");
+        std::fs::write(&today, format_state(&state)).expect("the recorded state is writable");
     }
-    let text = std::fs::read_to_string(&today).expect("recorded");
+    let text = std::fs::read_to_string(&today).expect("the state is recorded");
     let differs = text
         .lines()
-        .zip(write_down(&state).lines())
+        .zip(format_state(&state).lines())
         .find(|(was, is)| was != is)
         .map(|(was, _)| was.to_owned());
-    assert!(text == write_down(&state), "state has another form, and the version is the same: {differs:?}");
+    assert!(text == format_state(&state), "the state format has changed without a new version: {differs:?}");
     for version in 1..=STATE_VERSION {
-        let text = std::fs::read_to_string(recorded(version)).expect("kept");
-        let state = read_back(&text).expect("state as it is recorded");
+        let text =
+            std::fs::read_to_string(recorded_path(version)).expect("the state of the version is recorded");
+        let state = parse_state(&text).expect("the recorded state is valid");
         let again = run(&rounds, 3, None, Some(checkpoint(&state, &rounds, half as u64)));
-        assert_eq!(again.changes, after(&straight.changes, half as u64), "from state of version {version}");
-        assert!(again.changes.len() > 10, "much follows");
+        assert_eq!(
+            again.changes,
+            after(&uninterrupted.changes, half as u64),
+            "restored from state of version {version}"
+        );
+        assert!(again.changes.len() > 10, "there are too few changes after the checkpoint");
     }
 }
 
-/// Its events were not final at the mark before, so it was to be captured again; by then another slot was its own.
+/// The events of the key were un-final at the previous mark, so it must be captured again. By then it has another slot.
 #[test]
-fn a_key_that_died_and_came_back_is_captured_as_it_is() {
+fn an_expired_key_that_returns_is_captured() {
     let event = |key, time, offset| Tx::plain(key, time, offset);
     let mut rounds = vec![
         Round::of(&[event(11, 1, 2), event(11, 11, 14)], -16),
@@ -263,6 +271,6 @@ fn a_key_that_died_and_came_back_is_captured_as_it_is() {
         let through = run(&rounds, 1, Some(45), None);
         let state = merge(State::new(), &through.captured, 3);
         let again = run(&rounds, 1, Some(45), Some(checkpoint(&state, &rounds, 3)));
-        assert_eq!(again.changes, after(&through.changes, 3), "{steps} steps an epoch");
+        assert_eq!(again.changes, after(&through.changes, 3), "{steps} steps per epoch");
     }
 }

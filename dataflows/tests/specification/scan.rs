@@ -1,4 +1,4 @@
-//! Patterns over random streams: `scan` against the specification.
+//! Patterns over random streams, compared with the specification.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::streams::streams;
 const HORIZON: i64 = 10;
 pub const ADMISSION: Admission = Admission { dedup_horizon_ms: HORIZON, ttl_ms: None };
 
-/// Matches at every event, with all that came before it.
+/// Matches every event, with the offsets of all events up to it.
 pub struct Trail;
 
 impl Pattern<Tx> for Trail {
@@ -59,12 +59,12 @@ pub fn outlier() -> Outlier<impl Fn(&Tx) -> Option<i64>> {
     Outlier::beyond(2.0, 3, 1.0, |event: &Tx| event.amount).with_min_relative_sigma(0.5)
 }
 
-/// Takes sum and 4n²(n − 1)σ² out of mean and deviation again: for small amounts they are whole numbers, exactly.
+/// Computes the sum and 4n²(n − 1)σ² from mean and deviation. For small amounts they are exact whole numbers.
 pub fn deviation(event: &Tx, found: Deviation) -> Answer {
     let Deviation { amount, mean, stddev, sigmas, n } = found;
     let count = n as f64;
-    let again = (amount as f64 - mean).abs() / stddev;
-    assert!((sigmas / again - 1.0).abs() < 1e-9, "{sigmas} is not {again}");
+    let expected = (amount as f64 - mean).abs() / stddev;
+    assert!((sigmas / expected - 1.0).abs() < 1e-9, "{sigmas} is not {expected}");
     let sum = (mean * count).round() as i64;
     let spread = (stddev * stddev * 4.0 * count * count * (count - 1.0)).round() as i64;
     Answer::new(event, Found::Deviation { amount, n, sum, spread })
@@ -82,7 +82,7 @@ pub fn trail(event: &Tx, offsets: Vec<i64>) -> Answer {
     Answer::new(event, Found::Trail(offsets))
 }
 
-/// All patterns, each with its own emission, in one pass.
+/// Returns all patterns as rules of one pass, each with its own emission.
 pub fn all_rules(emission: [Emission; 5]) -> impl Rules<Tx, Answer, State: Stored> {
     let [a, b, c, d, e] = emission;
     let absent = false.then(|| Rule::new(frequency(), a, rate));
@@ -109,8 +109,8 @@ fn expected_travel(events: &[Tx]) -> Vec<Answer> {
 
 pub type Expected = fn(&[Tx]) -> Vec<Answer>;
 
-/// A pattern in both emissions is what the specification says, on any number of workers. At least so many answers are
-/// to be `given`, and `revoked`, in 64 streams.
+/// Checks a pattern with both emissions against the specification, on any number of workers. Requires at least `given`
+/// emitted and `revoked` revoked results in 64 streams.
 pub fn scan_is(
     what: &'static str,
     (given, revoked): (usize, usize),
@@ -131,7 +131,7 @@ pub fn scan_is(
 
         let got = scanned(Emission::Final);
         finals.note(&got);
-        prop_assert!(got.iter().all(|(_, _, diff)| *diff > 0), "what is final is never retracted: {got:?}");
+        prop_assert!(got.iter().all(|(_, _, diff)| *diff > 0), "a final result was retracted: {got:?}");
         let want = final_ones(&want, &watermarks(&rounds), |answer| answer.time);
         equal(what, &snapshots(rounds.len(), &got), &want)
     });
@@ -140,14 +140,14 @@ pub fn scan_is(
 }
 
 #[test]
-fn frequency_is_what_the_specification_says() {
+fn frequency_matches_the_specification() {
     scan_is("frequency", (60, 15), expected_frequency, |keyed, emission| {
         keyed.scan("Frequency", frequency(), emission, rate)
     });
 }
 
 #[test]
-fn a_pattern_that_remembers_many_events_is_what_the_specification_says() {
+fn a_long_frequency_matches_the_specification() {
     let expected: Expected = |events| patterns::frequency(13, 60, events);
     scan_is("frequency of 13", (15, 4), expected, |keyed, emission| {
         keyed.scan("Frequency", Frequency::at_least(13, 60), emission, rate)
@@ -155,21 +155,21 @@ fn a_pattern_that_remembers_many_events_is_what_the_specification_says() {
 }
 
 #[test]
-fn diversity_is_what_the_specification_says() {
+fn diversity_matches_the_specification() {
     scan_is("diversity", (40, 8), expected_diversity, |keyed, emission| {
         keyed.scan("Diversity", diversity(), emission, variety)
     });
 }
 
 #[test]
-fn outlier_is_what_the_specification_says() {
+fn outlier_matches_the_specification() {
     scan_is("outlier", (40, 12), expected_outlier, |keyed, emission| {
         keyed.scan("Outlier", outlier(), emission, deviation)
     });
 }
 
 #[test]
-fn travel_is_what_the_specification_says() {
+fn travel_matches_the_specification() {
     scan_is("travel", (120, 20), expected_travel, |keyed, emission| {
         keyed.scan("Travel", travel(), emission, journey)
     });
@@ -183,7 +183,7 @@ fn every_event_is_stepped_in_order_and_exactly_once() {
 }
 
 #[test]
-fn rules_in_one_pass_are_what_they_are_alone_each_with_its_own_emission() {
+fn rules_in_one_pass_match_like_separate_scans() {
     let seen = Seen::default();
     let emission = || prop::bool::ANY.prop_map(|now| if now { Emission::Immediate } else { Emission::Final });
     check(file!(), (streams(), prop::array::uniform5(emission())), |((rounds, workers), emissions)| {
@@ -208,7 +208,7 @@ fn rules_in_one_pass_are_what_they_are_alone_each_with_its_own_emission() {
 }
 
 #[test]
-fn a_selection_of_keys_is_scanned_as_if_there_were_no_others() {
+fn keys_that_are_not_selected_have_no_effect() {
     let seen = Seen::default();
     check(file!(), streams(), |(rounds, workers)| {
         let got = run(workers, &rounds, |events, control| {

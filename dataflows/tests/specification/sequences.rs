@@ -1,4 +1,4 @@
-//! Sequences and absences over random streams, against all runs of a key's whole history.
+//! Sequences and absences over random streams, compared with all runs of a key's whole history.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use crate::spec::patterns::{self, Answer, Fits, Found};
 use crate::spec::{answers, final_ones};
 use crate::streams::streams;
 
-/// Two amounts above nought, then a place; of several runs only one is remembered.
+/// Returns a sequence of two amounts above zero, then a place. Of several runs, only one is kept.
 pub fn unrelated() -> Sequence<Tx, i64> {
     Sequence::first(|event: &Tx| (event.amount > Some(0)).then_some(event.offset))
         .times(2)
@@ -24,7 +24,7 @@ pub fn unrelated() -> Sequence<Tx, i64> {
         .within(15)
 }
 
-/// An event with a merchant, two more with that merchant, each with no less an amount than the one before.
+/// Returns a sequence of three events with the same merchant and amounts that do not decrease.
 pub fn related() -> Sequence<Tx, Tx> {
     Sequence::first(|event: &Tx| event.merchant.map(|_| event.clone()))
         .then(|run, event| {
@@ -44,7 +44,8 @@ pub fn offsets_of_all(event: &Tx, run: Run<Tx>) -> Answer {
     Answer::new(event, Found::Sequence(run.iter().map(|event| event.offset).collect()))
 }
 
-/// Every run is remembered: where no step looks at what a run has taken, the bound must not show.
+/// Returns the expected answers without a limit on runs: if no step depends on the events of the run, a limit must not
+/// change the answers.
 fn expected_unrelated(events: &[Tx]) -> Vec<Answer> {
     let above: Fits = |_, event| event.amount > Some(0);
     patterns::sequence(&[above, above, |_, event| event.place.is_some()], usize::MAX, 15, events)
@@ -59,20 +60,20 @@ fn expected_related(events: &[Tx]) -> Vec<Answer> {
 }
 
 #[test]
-fn a_sequence_of_unrelated_events_is_what_the_specification_says_whatever_the_bound() {
+fn an_unrelated_sequence_matches_regardless_of_the_limit() {
     scan_is("unrelated", (60, 12), expected_unrelated, |keyed, emission| {
         keyed.scan("Unrelated", unrelated(), emission, offsets)
     });
 }
 
 #[test]
-fn a_sequence_of_related_events_is_what_the_specification_says() {
+fn a_related_sequence_matches_the_specification() {
     scan_is("related", (20, 2), expected_related, |keyed, emission| {
         keyed.scan("Related", related(), emission, offsets_of_all)
     });
 }
 
-/// An amount above nought and no place after it.
+/// Returns the absence of a place after an amount above zero.
 pub fn unplaced() -> Absence<Tx, Tx> {
     Sequence::first(|event: &Tx| (event.amount > Some(0)).then(|| event.clone()))
         .at_most(usize::MAX)
@@ -85,7 +86,7 @@ fn expected_unplaced(events: &[Tx]) -> Vec<Answer> {
     patterns::absence(&steps, usize::MAX, 15, events)
 }
 
-/// An event with a merchant, another with that merchant, and no third with a greater amount than the first.
+/// Returns the absence, after two events with the same merchant, of a third with a greater amount than the first.
 fn unsurpassed() -> Absence<Tx, Tx> {
     Sequence::first(|event: &Tx| event.merchant.map(|_| event.clone()))
         .then(|run, event| (event.merchant == run.last().merchant).then(|| event.clone()))
@@ -103,7 +104,7 @@ fn expected_unsurpassed(events: &[Tx]) -> Vec<Answer> {
     patterns::absence(&steps, 2, 40, events)
 }
 
-/// What is missing, said of the event that a run begins with, at its deadline.
+/// Makes an answer of a run that no event followed: the first event of the run, at the deadline.
 pub fn missing(within: i64) -> impl Fn(&u16, &Run<Tx>) -> Answer {
     move |key, run| {
         let offsets = run.iter().map(|event| event.offset).collect();
@@ -112,16 +113,16 @@ pub fn missing(within: i64) -> impl Fn(&u16, &Run<Tx>) -> Answer {
     }
 }
 
-/// What is missing is what the specification says, when the watermark passes it, on any number of workers.
+/// Checks an absence against the specification, on any number of workers.
 fn absence_is(what: &'static str, expected: Expected, absence: fn() -> Absence<Tx, Tx>, within: i64) {
     let [count, given, prevented] = [(); 3].map(|()| Cell::new(0));
     check(file!(), streams(), |(rounds, workers)| {
         let got = run(workers, &rounds, move |events, control| {
             events.admit(control, ADMISSION).0.scan_absence("Absence", absence(), missing(within))
         });
-        prop_assert!(got.iter().all(|(_, _, diff)| *diff > 0), "what is final is never retracted: {got:?}");
+        prop_assert!(got.iter().all(|(_, _, diff)| *diff > 0), "a final result was retracted: {got:?}");
         let all = answers(&admit(&rounds, ADMISSION.dedup_horizon_ms).rounds, expected);
-        // What held at some epoch, and does not in the end.
+        // The answers that held at some epoch and do not hold at the end were prevented.
         let held: BTreeSet<&Answer> = all.iter().flat_map(|answers| answers.keys()).collect();
         count.set(count.get() + 1);
         given.set(given.get() + got.len());
@@ -133,17 +134,17 @@ fn absence_is(what: &'static str, expected: Expected, absence: fn() -> Absence<T
 }
 
 #[test]
-fn an_absence_is_what_the_specification_says() {
+fn an_absence_matches_the_specification() {
     absence_is("unplaced", expected_unplaced, unplaced, 15);
 }
 
 #[test]
-fn an_absence_after_related_events_is_what_the_specification_says() {
+fn an_absence_after_related_events_matches_the_specification() {
     absence_is("unsurpassed", expected_unsurpassed, unsurpassed, 40);
 }
 
 #[test]
-fn an_absence_and_a_sequence_in_one_pass_are_what_they_are_alone() {
+fn absence_and_sequence_in_one_pass_match_like_alone() {
     let seen = Seen::default();
     check(file!(), streams(), |(rounds, workers)| {
         let got = run(workers, &rounds, |events, control| {

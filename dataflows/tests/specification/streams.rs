@@ -1,4 +1,4 @@
-//! Random streams: disorder, ties, duplicates, corrections, a hot key, and a watermark that rises as it likes.
+//! Random streams with disorder, ties, duplicates, corrections, a hot key, and a randomly rising watermark.
 
 use proptest::prelude::*;
 
@@ -7,39 +7,39 @@ use crate::event::{PLACES, Tx};
 /// One epoch of input.
 #[derive(Clone, Debug)]
 pub struct Round {
-    /// What is read in it, spread over the workers in turn.
+    /// The updates read in the epoch, distributed over the workers round-robin.
     pub updates: Vec<(Tx, isize)>,
-    /// The watermark at its end; none if nothing is said about the epoch.
+    /// The watermark at the end of the epoch; `None` if the epoch has no control message.
     pub watermark: Option<i64>,
-    /// How often each worker runs before the next one is read.
+    /// The number of steps of each worker before the next epoch is read.
     pub steps: u8,
-    /// Whether a checkpoint is asked for, if anything is said.
+    /// True if the control message, if there is one, requests a checkpoint.
     pub checkpoint: bool,
 }
 
 impl Round {
-    /// An epoch of insertions that ends with this watermark.
+    /// Returns an epoch of insertions that ends with this watermark.
     pub fn of(events: &[Tx], watermark: i64) -> Round {
         Round::changing(events.iter().map(|event| (event.clone(), 1)).collect(), watermark)
     }
 
-    /// An epoch of updates that ends with this watermark.
+    /// Returns an epoch of updates that ends with this watermark.
     pub fn changing(updates: Vec<(Tx, isize)>, watermark: i64) -> Round {
         Round { updates, watermark: Some(watermark), steps: 1, checkpoint: false }
     }
 }
 
-/// A stream, and the number of workers that it runs on.
+/// Generates a stream, and the number of workers that process it.
 pub fn streams() -> impl Strategy<Value = (Vec<Round>, usize)> {
     (rounds(), 1..=3usize)
 }
 
-/// Some epochs, most of them with events.
+/// Generates some epochs, most of them with events.
 pub fn rounds() -> impl Strategy<Value = Vec<Round>> {
     prop::collection::vec(script(), 1..16).prop_map(play)
 }
 
-/// What happens in an epoch, relative to what happened before.
+/// The actions of an epoch, relative to earlier epochs.
 #[derive(Clone, Debug)]
 struct Script {
     advance: i64,
@@ -50,35 +50,35 @@ struct Script {
 
 #[derive(Clone, Debug)]
 enum Watermark {
-    Unsaid,
-    Stays,
-    /// So far behind the time of the epoch, unless that would be going back.
+    Absent,
+    Unchanged,
+    /// This far behind the time of the epoch, unless the watermark would decrease.
     Lags(i64),
 }
 
-/// `nth` counts back over the events there have been, modulo how many there are.
+/// An action. `nth` counts backwards over the events so far, modulo their number.
 #[derive(Clone, Debug)]
 enum Act {
-    /// An event so long before the time of the epoch; `offset` is its place in the input.
+    /// A new event, this long before the time of the epoch.
     New { behind: i64, event: Tx },
-    /// The very same event once more.
+    /// The same event again.
     Again { nth: usize },
     /// An event with the same id at another time.
     SameId { nth: usize, later: i64 },
-    /// An event is taken back, whatever became of it.
+    /// Retracts an event, whether or not it was admitted.
     Retract { nth: usize },
-    /// An event is taken back and put in again with another time and amount, at the same place in the input.
+    /// Retracts an event and inserts it again with another time and amount, at the same position in the input.
     Correct { nth: usize, later: i64, amount: i64 },
-    /// The same, but in the same epoch the new form is taken back as well and replaced by a third.
-    Waver { nth: usize, amount: i64 },
+    /// Like `Correct`, but the new form is also retracted in the same epoch and replaced by a third form.
+    CorrectTwice { nth: usize, amount: i64 },
 }
 
 fn script() -> impl Strategy<Value = Script> {
     let advance = prop_oneof![6 => 0..15i64, 1 => 50..120i64];
     let acts = prop::collection::vec(act(), 0..20);
     let watermark = prop_oneof![
-        1 => Just(Watermark::Unsaid),
-        2 => Just(Watermark::Stays),
+        1 => Just(Watermark::Absent),
+        2 => Just(Watermark::Unchanged),
         6 => (0..45i64).prop_map(Watermark::Lags),
     ];
     (advance, acts, watermark, 0..3u8).prop_map(|(advance, acts, watermark, steps)| Script {
@@ -97,11 +97,11 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (nth(), -15..15i64).prop_map(|(nth, later)| Act::SameId { nth, later }),
         2 => nth().prop_map(|nth| Act::Retract { nth }),
         1 => (nth(), -4..4i64, -9..9i64).prop_map(|(nth, later, amount)| Act::Correct { nth, later, amount }),
-        1 => (nth(), -9..9i64).prop_map(|(nth, amount)| Act::Waver { nth, amount }),
+        1 => (nth(), -9..9i64).prop_map(|(nth, amount)| Act::CorrectTwice { nth, amount }),
     ]
 }
 
-/// An event without its time and offset.
+/// Generates an event without its time and offset.
 fn event() -> impl Strategy<Value = Tx> {
     let key = prop_oneof![3 => Just(1u16), 2 => 0..12u16];
     let id = prop::option::weighted(0.5, 0..5u8);
@@ -109,7 +109,7 @@ fn event() -> impl Strategy<Value = Tx> {
     let merchant = prop::option::weighted(0.7, 0..5u64);
     let place = prop::option::weighted(0.5, 0..PLACES.len() as u8);
     (key, 0..3u32, id, amount, merchant, place).prop_map(|(key, partition, id, amount, merchant, place)| {
-        // The key is part of the id: deduplication knows a key by its hash, which two keys share here.
+        // The key is part of the id: deduplication identifies a key by its hash, which two keys share here.
         let id = id.map(|id| [key as u8, id]);
         Tx { key, time: 0, partition, offset: 0, id, amount, merchant, place }
     })
@@ -118,11 +118,12 @@ fn event() -> impl Strategy<Value = Tx> {
 /// An event that was in the input.
 struct Seen {
     event: Tx,
-    /// It may stand there more than once, so it cannot be corrected: two forms would share one place.
+    /// True if the event may be in the input more than once. It cannot be corrected then, because two forms would have the
+    /// same position.
     repeated: bool,
 }
 
-/// Acts out scripts.
+/// Generates the epochs of scripts.
 fn play(scripts: Vec<Script>) -> Vec<Round> {
     let mut seen: Vec<Seen> = Vec::new();
     let mut now = 0;
@@ -135,8 +136,8 @@ fn play(scripts: Vec<Script>) -> Vec<Round> {
             perform(act, now, &mut seen, &mut updates);
         }
         let watermark = match watermark {
-            Watermark::Unsaid => None,
-            Watermark::Stays => Some(newest_watermark),
+            Watermark::Absent => None,
+            Watermark::Unchanged => Some(newest_watermark),
             Watermark::Lags(lag) => Some(newest_watermark.max(now - lag)),
         };
         newest_watermark = watermark.unwrap_or(newest_watermark);
@@ -175,12 +176,12 @@ fn perform(act: Act, now: i64, seen: &mut Vec<Seen>, updates: &mut Vec<(Tx, isiz
             let new = Tx { time: event.time + later, amount: Some(amount), ..event.clone() };
             updates.extend([(new.clone(), 1), (std::mem::replace(event, new), -1)]);
         }
-        Act::Waver { nth, amount } => {
+        Act::CorrectTwice { nth, amount } => {
             let Seen { event, repeated: false } = &mut seen[back(nth)] else { return };
-            let passing = Tx { amount: Some(100), ..event.clone() };
-            let last = Tx { amount: Some(amount), ..event.clone() };
-            let first = std::mem::replace(event, last.clone());
-            updates.extend([(passing.clone(), 1), (first, -1), (last, 1), (passing, -1)]);
+            let second = Tx { amount: Some(100), ..event.clone() };
+            let third = Tx { amount: Some(amount), ..event.clone() };
+            let first = std::mem::replace(event, third.clone());
+            updates.extend([(second.clone(), 1), (first, -1), (third, 1), (second, -1)]);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! `undo` is the inverse of `step`, and of `add`, and states that are the same may stand for one another. Not all can be
-//! compared, so what they do from then on is.
+//! `undo` is the inverse of `step` and of `add`, and states that are the same can replace one another. Not all states can
+//! be compared, so the tests compare their matches of later events.
 
 use std::cell::Cell;
 use std::fmt::Debug;
@@ -14,14 +14,14 @@ use crate::harness::{check, demand};
 use crate::scan::{diversity, frequency, outlier, travel};
 use crate::sequences::{related, unrelated};
 
-/// Steps forward with an event, or back over so many.
+/// A step with an event, or the undo of a number of steps.
 #[derive(Clone, Debug)]
 enum Move {
     Forward(Tx),
     Back(usize),
 }
 
-/// An event whose time is how long after the one before it happened.
+/// Generates an event whose time is relative to the previous event.
 fn event() -> impl Strategy<Value = Tx> {
     let amount = prop::option::of(prop_oneof![4 => -9..9i64, 1 => any::<i64>()]);
     let merchant = prop::option::of(0..6u64);
@@ -39,31 +39,31 @@ fn moves() -> impl Strategy<Value = (Vec<Move>, Vec<Tx>)> {
     (prop::collection::vec(step, 0..40), prop::collection::vec(event(), 1..12))
 }
 
-/// Puts events one after the other.
+/// Places an event after another: makes its time absolute, and sets its offset.
 fn after(last: Option<&Tx>, event: &Tx) -> Tx {
     let (time, offset) = last.map_or((0, 0), |last| (last.time, last.offset + 1));
     Tx { time: time + event.time, offset, ..event.clone() }
 }
 
-/// What a pattern says of events to come.
-fn said_of<P: Pattern<Tx>>(
+/// Returns the matches of later events.
+fn matches_of<P: Pattern<Tx>>(
     pattern: &P,
     state: &mut P::State,
     last: Option<&Tx>,
     probes: &[Tx],
 ) -> Vec<Option<P::Match>> {
     let mut last = last.cloned();
-    let mut said = Vec::new();
+    let mut matches = Vec::new();
     for probe in probes {
         let event = after(last.as_ref(), probe);
-        said.push(pattern.step(state, &event).0);
+        matches.push(pattern.step(state, &event).0);
         last = Some(event);
     }
-    said
+    matches
 }
 
-/// After any steps there and back, a pattern goes on as if it had only taken those that stand.
-fn undoes<P: Pattern<Tx>>(pattern: P)
+/// Checks that, after any steps and undos, a pattern behaves as if it had only processed the steps that remain.
+fn check_undo<P: Pattern<Tx>>(pattern: P)
 where
     P::Match: PartialEq + Debug,
 {
@@ -90,14 +90,14 @@ where
         for (event, _) in &taken {
             pattern.step(&mut fresh, event);
         }
-        let want = said_of(&pattern, &mut fresh, last, &probes);
-        prop_assert_eq!(said_of(&pattern, &mut state, last, &probes), want);
+        let want = matches_of(&pattern, &mut fresh, last, &probes);
+        prop_assert_eq!(matches_of(&pattern, &mut state, last, &probes), want);
         Ok(())
     });
 }
 
-/// After any steps there and all the way back, a pattern is at its beginning.
-fn undoes_to_the_beginning<P: Pattern<Tx>>(pattern: P)
+/// Checks that a pattern is in its initial state after all steps are undone.
+fn check_full_undo<P: Pattern<Tx>>(pattern: P)
 where
     P::Match: PartialEq + Debug,
 {
@@ -113,14 +113,15 @@ where
         for (event, undo) in taken.into_iter().rev() {
             pattern.undo(&mut state, &event, undo);
         }
-        let want = said_of(&pattern, &mut P::State::default(), None, &probes);
-        prop_assert_eq!(said_of(&pattern, &mut state, None, &probes), want);
+        let want = matches_of(&pattern, &mut P::State::default(), None, &probes);
+        prop_assert_eq!(matches_of(&pattern, &mut state, None, &probes), want);
         Ok(())
     });
 }
 
-/// Where a state is the same with an event left out long ago as without, one goes on and back as the other does.
-fn stands_in<P: Pattern<Tx>>(pattern: P)
+/// Checks that two states that are the same, of which one had an additional event, can replace one another in later steps
+/// and undos.
+fn check_same<P: Pattern<Tx>>(pattern: P)
 where
     P::Match: PartialEq + Debug,
 {
@@ -145,82 +146,85 @@ where
                 break;
             }
         }
-        let said = |state: &P::State| said_of(&pattern, &mut state.clone(), placed.last(), &probes);
+        let matches = |state: &P::State| matches_of(&pattern, &mut state.clone(), placed.last(), &probes);
         if !pattern.same(&one, &other) {
             return Ok(());
         }
         met.set(met.get() + 1);
-        let meeting = said(&other);
-        prop_assert_eq!(&said(&one), &meeting);
+        let expected = matches(&other);
+        prop_assert_eq!(&matches(&one), &expected);
 
-        // Steps of the one, and back over those of the other.
+        // Steps of one state, undone with the undo data of the other.
         let mut taken = Vec::new();
         let mut later_other = other.clone();
         for (_, event) in later {
             pattern.step(&mut one, event);
             taken.push((event, pattern.step(&mut later_other, event).1));
         }
-        prop_assert!(pattern.same(&one, &later_other), "states that have met do not part");
+        prop_assert!(
+            pattern.same(&one, &later_other),
+            "states that are the same differ after the same steps"
+        );
         for (event, undo) in taken.into_iter().rev() {
             pattern.undo(&mut one, event, undo);
         }
-        prop_assert_eq!(said(&one), meeting);
+        prop_assert_eq!(matches(&one), expected);
 
-        // The state of the other, and back over the steps of the one to the beginning.
+        // All steps of one state, undone from the other state.
         for (event, undo) in earlier.into_iter().rev() {
             pattern.undo(&mut other, event, undo);
         }
-        prop_assert_eq!(said(&other), said(&P::State::default()));
+        prop_assert_eq!(matches(&other), matches(&P::State::default()));
         Ok(())
     });
-    demand("states that met", tried.get(), &[("met", met.get(), 16)]);
+    demand("states that become the same", tried.get(), &[("same", met.get(), 16)]);
 }
 
 #[test]
-fn frequency_goes_back() {
-    undoes(frequency());
-    undoes(Frequency::at_least(1, 5));
-    undoes_to_the_beginning(Frequency::at_least(7, 30));
-    stands_in(frequency());
+fn frequency_can_be_undone() {
+    check_undo(frequency());
+    check_undo(Frequency::at_least(1, 5));
+    check_full_undo(Frequency::at_least(7, 30));
+    check_same(frequency());
 }
 
 #[test]
-fn diversity_goes_back() {
-    undoes(diversity());
-    undoes_to_the_beginning(diversity());
-    stands_in(diversity());
+fn diversity_can_be_undone() {
+    check_undo(diversity());
+    check_full_undo(diversity());
+    check_same(diversity());
 }
 
 #[test]
-fn outlier_goes_back() {
-    undoes(outlier());
-    undoes(Outlier::beyond(1.0, 2, 0.0, |event: &Tx| event.amount));
-    undoes_to_the_beginning(outlier());
-    stands_in(outlier());
+fn outlier_can_be_undone() {
+    check_undo(outlier());
+    check_undo(Outlier::beyond(1.0, 2, 0.0, |event: &Tx| event.amount));
+    check_full_undo(outlier());
+    check_same(outlier());
 }
 
 #[test]
-fn travel_goes_back() {
-    undoes(travel());
-    undoes_to_the_beginning(travel());
-    stands_in(travel());
+fn travel_can_be_undone() {
+    check_undo(travel());
+    check_full_undo(travel());
+    check_same(travel());
 }
 
 #[test]
-fn sequences_go_back() {
-    undoes(unrelated());
-    undoes(related());
-    undoes_to_the_beginning(related());
-    stands_in(unrelated());
-    stands_in(related());
+fn sequences_can_be_undone() {
+    check_undo(unrelated());
+    check_undo(related());
+    check_full_undo(related());
+    check_same(unrelated());
+    check_same(related());
 }
 
 #[test]
-fn a_pattern_by_group_goes_back() {
+fn grouped_patterns_can_be_undone() {
     let parity = |event: &Tx| event.merchant.map(|merchant| merchant % 2);
-    undoes(Grouped::by(frequency(), parity));
-    undoes_to_the_beginning(Grouped::by(diversity(), parity));
-    stands_in(Grouped::by(frequency(), parity));
+    check_undo(Grouped::by(frequency(), parity));
+    check_full_undo(Grouped::by(diversity(), parity));
+    check_same(Grouped::by(frequency(), parity));
 }
 
 fn statistics() -> Statistics<impl Fn(&Tx) -> Option<i64>, impl Fn(&Tx) -> Option<u64>> {
@@ -228,7 +232,7 @@ fn statistics() -> Statistics<impl Fn(&Tx) -> Option<i64>, impl Fn(&Tx) -> Optio
 }
 
 #[test]
-fn statistics_go_back() {
+fn statistics_can_be_undone() {
     check(file!(), moves(), |(moves, _)| {
         let statistics = statistics();
         let mut states = vec![Summary::default()];
@@ -256,7 +260,7 @@ fn statistics_go_back() {
 }
 
 #[test]
-fn statistics_depend_on_no_order_and_merge_into_those_of_all() {
+fn statistics_do_not_depend_on_order_and_can_be_merged() {
     let events = || prop::collection::vec(event(), 0..30);
     check(file!(), (events().prop_shuffle(), events()), |(one, other)| {
         let statistics = statistics();

@@ -1,4 +1,4 @@
-//! Windows over random streams, against the specification.
+//! Windows over random streams, compared with the specification.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub fn statistics() -> Statistics<impl Fn(&Tx) -> Option<i64>, impl Fn(&Tx) -> O
     Statistics::new(|event: &Tx| event.amount, |event: &Tx| event.merchant)
 }
 
-/// A row as the specification writes it, and whether the window is final.
+/// Converts a row to the form of the specification, and true if the window is final.
 pub fn row(row: Row<'_, u16, Summary>) -> (Summed, bool) {
     let Row { key, window, summary, closed } = row;
     let n = summary.amounts.count() as f64;
@@ -50,7 +50,7 @@ fn windowed(
     run(workers, rounds, move |events, control| windows(events.admit(control, ADMISSION).0, refresh))
 }
 
-/// The rows of all windows at each epoch, those that are final marked so.
+/// Returns the rows of all windows at each epoch, each with true if it is final.
 fn rows(rounds: &[Round], expected: fn(&[Tx]) -> Vec<Summed>) -> Snapshots<(Summed, bool)> {
     let summed = answers(&admit(rounds, ADMISSION.dedup_horizon_ms).rounds, expected);
     let marked = summed.into_iter().zip(watermarks(rounds)).map(|(rows, watermark)| {
@@ -63,7 +63,7 @@ fn rows(rounds: &[Round], expected: fn(&[Tx]) -> Vec<Summed>) -> Snapshots<(Summ
     marked.collect()
 }
 
-/// At each epoch, what stood there at the latest epoch so far that is `shown`.
+/// Returns, for each epoch, the contents at the latest epoch so far for which `shown` returns true.
 fn held<D: Clone + Ord>(snapshots: &Snapshots<D>, mut shown: impl FnMut(usize) -> bool) -> Snapshots<D> {
     let mut latest = BTreeMap::new();
     let held = snapshots.iter().enumerate().map(|(epoch, rows)| {
@@ -75,7 +75,7 @@ fn held<D: Clone + Ord>(snapshots: &Snapshots<D>, mut shown: impl FnMut(usize) -
     held.collect()
 }
 
-/// Final and revised rows are what the specification says, on any number of workers.
+/// Checks final and revised rows against the specification, on any number of workers.
 fn windows_are(what: &'static str, expected: fn(&[Tx]) -> Vec<Summed>, windows: Windows) {
     let (finals_seen, revised_seen) = (Seen::default(), Seen::default());
     check(file!(), (streams(), 2..5u64), |((rounds, workers), epochs)| {
@@ -84,7 +84,7 @@ fn windows_are(what: &'static str, expected: fn(&[Tx]) -> Vec<Summed>, windows: 
 
         let got = windowed(workers, &rounds, Refresh::Final, windows);
         finals_seen.note(&got);
-        prop_assert!(got.iter().all(|(_, _, diff)| *diff > 0), "what is final is never retracted: {got:?}");
+        prop_assert!(got.iter().all(|(_, _, diff)| *diff > 0), "a final result was retracted: {got:?}");
         let finals = final_ones(&all, &watermarks(&rounds), |(row, _)| row.last());
         equal(what, &snapshots(rounds.len(), &got), &finals)?;
 
@@ -92,7 +92,7 @@ fn windows_are(what: &'static str, expected: fn(&[Tx]) -> Vec<Summed>, windows: 
         revised_seen.note(&got);
         equal(what, &snapshots(rounds.len(), &got), &held(&all, control))?;
 
-        // Revised less often: what is final is given at once all the same, and the rest at the epochs it is due.
+        // With less frequent revisions, final rows are still emitted at once, and other rows at the epochs when they are due.
         let got = windowed(workers, &rounds, Refresh::Revised { epochs }, windows);
         let mut last = None;
         let mut due = |epoch: usize| {
@@ -104,7 +104,7 @@ fn windows_are(what: &'static str, expected: fn(&[Tx]) -> Vec<Summed>, windows: 
         let due: Vec<bool> = (0..=rounds.len()).map(&mut due).collect();
         let open = got.iter().filter(|((_, closed), _, diff)| !closed && *diff > 0);
         let untimely: Vec<_> = open.filter(|(_, epoch, _)| !due[*epoch as usize]).collect();
-        prop_assert!(untimely.is_empty(), "rows before they are due: {untimely:?}");
+        prop_assert!(untimely.is_empty(), "rows emitted before they are due: {untimely:?}");
         let got = snapshots(rounds.len(), &got);
         let closed = |rows: &Snapshots<(Summed, bool)>| -> Snapshots<(Summed, bool)> {
             let closed = |rows: &BTreeMap<(Summed, bool), isize>| {
@@ -123,7 +123,7 @@ fn windows_are(what: &'static str, expected: fn(&[Tx]) -> Vec<Summed>, windows: 
 }
 
 #[test]
-fn tumbling_windows_are_what_the_specification_says() {
+fn tumbling_windows_match_the_specification() {
     windows_are(
         "tumbling",
         |events| windows::sliding(16, 16, events),
@@ -132,7 +132,7 @@ fn tumbling_windows_are_what_the_specification_says() {
 }
 
 #[test]
-fn sliding_windows_are_what_the_specification_says() {
+fn sliding_windows_match_the_specification() {
     windows_are(
         "sliding",
         |events| windows::sliding(20, 10, events),
@@ -141,7 +141,7 @@ fn sliding_windows_are_what_the_specification_says() {
 }
 
 #[test]
-fn sliding_windows_whose_size_is_no_multiple_of_the_step_are_what_the_specification_says() {
+fn hopping_windows_match_the_specification() {
     windows_are(
         "hopping",
         |events| windows::sliding(25, 7, events),
@@ -150,7 +150,7 @@ fn sliding_windows_whose_size_is_no_multiple_of_the_step_are_what_the_specificat
 }
 
 #[test]
-fn session_windows_are_what_the_specification_says() {
+fn session_windows_match_the_specification() {
     windows_are(
         "session",
         |events| windows::sessions(9, events),

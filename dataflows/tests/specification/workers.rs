@@ -1,9 +1,9 @@
 //! The same input gives the same output on one, two and three workers, byte for byte.
 //!
-//! What that means: of what an operator says of one key in one epoch, the changes and their order, as they come out. They
-//! are neither sorted nor consolidated here. Between keys there is no order, and cannot be: they live on different
-//! workers, and on each in the order in which they were first heard of. So lines are grouped by epoch, operator and key,
-//! and compared as text, with each other and with what was recorded in the repository.
+//! The tests compare the changes that an operator emits for one key in one epoch, in the order of emission, neither sorted
+//! nor consolidated. Changes of different keys have no defined order: keys are on different workers, and on each worker
+//! they are ordered by their first events. Therefore lines are grouped by epoch, operator and key, and compared as text
+//! with each other and with the output recorded in the repository.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -22,10 +22,10 @@ use crate::spec::patterns::Answer;
 use crate::streams::{Round, rounds};
 use crate::windows::{row, statistics};
 
-/// Something said by an operator of a key.
+/// An output of an operator for a key: operator, key and text.
 type Said = (&'static str, u16, String);
 
-/// Every operator.
+/// Builds every operator.
 fn everything<'s>(
     events: VecCollection<'s, Epoch, Tx>,
     control: ControlStream<'s>,
@@ -72,20 +72,21 @@ fn everything<'s>(
     refused.concatenate(answers.chain(windows).chain([running.as_collection()]))
 }
 
-/// What comes out on so many workers: grouped, and each group as it came.
+/// Returns the output on `workers` workers as text, grouped, with each group in the order of emission.
 fn text(workers: usize, rounds: &[Round]) -> (String, Changes<Said>) {
     let changes = run(workers, rounds, everything);
     let mut lines: Vec<_> = changes.iter().collect();
     lines.sort_by_key(|((operator, key, _), epoch, _)| (*epoch, *operator, *key));
     let mut text = String::new();
     for ((operator, key, said), epoch, diff) in lines {
-        writeln!(text, "{epoch} {operator} {key} {diff:+} {said}").expect("a string takes all");
+        writeln!(text, "{epoch} {operator} {key} {diff:+} {said}")
+            .expect("writing to a string does not fail");
     }
     (text, changes)
 }
 
 #[test]
-fn one_two_and_three_workers_say_the_same_of_each_key_in_the_same_order() {
+fn the_number_of_workers_does_not_change_the_output() {
     let seen = Seen::default();
     check(file!(), rounds(), |rounds| {
         let (one, changes) = text(1, &rounds);
@@ -97,7 +98,7 @@ fn one_two_and_three_workers_say_the_same_of_each_key_in_the_same_order() {
     seen.demand("one, two and three workers", 3000, 1000);
 }
 
-/// Input as it is recorded: a line for each event put in (`+`) or taken back (`-`), one for each end of an epoch.
+/// Parses recorded input: a line for each inserted (`+`) or retracted (`-`) event, and a line for each end of an epoch.
 pub fn recorded_input(text: &str) -> Option<Vec<Round>> {
     let mut rounds = vec![Round::changing(Vec::new(), i64::MIN)];
     for line in text.lines() {
@@ -128,15 +129,15 @@ pub fn recorded_input(text: &str) -> Option<Vec<Round>> {
     Some(rounds)
 }
 
-/// Where the output has changed on purpose, `HEADWATER_RECORD=1 cargo test` records it anew.
+/// After an intended change of the output, `HEADWATER_RECORD=1 cargo test` records it again.
 #[test]
-fn recorded_input_gives_the_recorded_output_byte_for_byte_on_one_two_and_three_workers() {
+fn recorded_input_gives_the_recorded_output() {
     let output = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/specification/recorded/output.txt");
-    let rounds = recorded_input(include_str!("recorded/input.txt")).expect("input as it is recorded");
+    let rounds = recorded_input(include_str!("recorded/input.txt")).expect("the recorded input is valid");
     if std::env::var_os("HEADWATER_RECORD").is_some() {
-        std::fs::write(&output, text(1, &rounds).0).expect("the repository can be written to");
+        std::fs::write(&output, text(1, &rounds).0).expect("the recorded output is writable");
     }
-    let want = std::fs::read_to_string(&output).expect("recorded");
+    let want = std::fs::read_to_string(&output).expect("the output is recorded");
     for workers in 1..=3 {
         let (got, _) = text(workers, &rounds);
         let differs = got.lines().zip(want.lines()).position(|(got, want)| got != want);

@@ -15,7 +15,7 @@ pub enum ConnectError {
     /// A file of the TLS settings cannot be used.
     Settings(Misconfigured),
     /// The server did not respond in time.
-    Slow {
+    TimedOut {
         /// The hosts that were tried.
         hosts: String,
         /// The timeout.
@@ -41,7 +41,7 @@ impl Error for ConnectError {
         match self {
             // An error of the configuration. The exit code depends on finding it among the sources.
             ConnectError::Settings(error) => Some(error),
-            ConnectError::Slow { .. } | ConnectError::Failed { .. } => None,
+            ConnectError::TimedOut { .. } | ConnectError::Failed { .. } => None,
         }
     }
 }
@@ -50,7 +50,7 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConnectError::Settings(_) => f.write_str("TLS with PostgreSQL cannot be set up"),
-            ConnectError::Slow { hosts, limit } => write!(
+            ConnectError::TimedOut { hosts, limit } => write!(
                 f,
                 "PostgreSQL at {hosts} does not answer within {limit:?}: check that it runs, the address and the \
                  network; another program may accept connections there without responding"

@@ -42,64 +42,62 @@ pub(super) struct Backend {
 
 /// The reason why an operation failed.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum SessionError {
     /// Connecting failed.
     Connect(ConnectError),
     /// The server reported an error, or the connection was lost.
     Store(tokio_postgres::Error),
     /// The named operation timed out.
-    Slow(&'static str),
+    TimedOut(&'static str),
     /// The operation is not allowed or not possible, for this reason.
     Refused(String),
 }
 
-impl Trouble {
+impl SessionError {
     /// Returns true if the rows caused the error: classes 22 (data exception) and 23 (integrity constraint violation)
     /// of PostgreSQL's error codes.
-    pub fn is_about_the_rows(&self) -> bool {
+    pub fn is_caused_by_rows(&self) -> bool {
         match self {
-            Trouble::Store(error) => error
+            SessionError::Store(error) => error
                 .code()
                 .is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23")),
-            Trouble::Connect(_) | Trouble::Slow(_) | Trouble::Refused(_) => false,
+            SessionError::Connect(_) | SessionError::TimedOut(_) | SessionError::Refused(_) => false,
         }
     }
-}
 
-impl Trouble {
     /// Returns the table of the row that the server rejected, and the detail that the server reported about it.
     pub fn refused_row(&self) -> Option<(&str, &str)> {
-        let Trouble::Store(error) = self else { return None };
+        let SessionError::Store(error) = self else { return None };
         let database_error = error.as_db_error()?;
         Some((database_error.table()?, database_error.detail()?))
     }
 }
 
-impl From<tokio_postgres::Error> for Trouble {
+impl From<tokio_postgres::Error> for SessionError {
     fn from(error: tokio_postgres::Error) -> Self {
-        Trouble::Store(error)
+        SessionError::Store(error)
     }
 }
 
-impl From<ConnectError> for Trouble {
+impl From<ConnectError> for SessionError {
     fn from(error: ConnectError) -> Self {
-        Trouble::Connect(error)
+        SessionError::Connect(error)
     }
 }
 
-impl From<Misconfigured> for Trouble {
+impl From<Misconfigured> for SessionError {
     fn from(error: Misconfigured) -> Self {
-        Trouble::Connect(error.into())
+        SessionError::Connect(error.into())
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for SessionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let error = match self {
-            Trouble::Store(error) => error,
-            Trouble::Connect(error) => return error.fmt(f),
-            Trouble::Slow(what) => return write!(f, "{what} timed out"),
-            Trouble::Refused(reason) => return f.write_str(reason),
+            SessionError::Store(error) => error,
+            SessionError::Connect(error) => return error.fmt(f),
+            SessionError::TimedOut(what) => return write!(f, "{what} timed out"),
+            SessionError::Refused(reason) => return f.write_str(reason),
         };
         if let Some(database_error) = error.as_db_error() {
             write!(f, "{} ({})", database_error.message(), database_error.code().code())?;
@@ -114,11 +112,11 @@ impl fmt::Display for Trouble {
     }
 }
 
-impl std::error::Error for Trouble {
+impl std::error::Error for SessionError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Trouble::Connect(error) => error.source(),
-            Trouble::Store(_) | Trouble::Slow(_) | Trouble::Refused(_) => None,
+            SessionError::Connect(error) => error.source(),
+            SessionError::Store(_) | SessionError::TimedOut(_) | SessionError::Refused(_) => None,
         }
     }
 }
@@ -185,7 +183,7 @@ impl Drop for Session {
 
 impl Session {
     /// Connects to a server, and checks its version and that it is not a standby.
-    pub async fn connect(address: &Address) -> Result<Session, Trouble> {
+    pub async fn connect(address: &Address) -> Result<Session, SessionError> {
         let (client, driver) = address.target.connect().await?;
         let facts = "SELECT pg_is_in_recovery(), current_setting('server_version_num')::integer, pid,
                             (extract(epoch FROM backend_start) * 1000000)::bigint
@@ -194,11 +192,11 @@ impl Session {
         let backend = Backend { pid: facts.get(2), started: facts.get(3) };
         let session = Session { client, backend, driver, statements: HashMap::new() };
         if facts.get(0) {
-            return Err(Trouble::Refused("the server is a standby: connect to the primary".to_owned()));
+            return Err(SessionError::Refused("the server is a standby: connect to the primary".to_owned()));
         }
         let version: i32 = facts.get(1);
         if version < OLDEST {
-            return Err(Trouble::Refused(format!(
+            return Err(SessionError::Refused(format!(
                 "the server's version must be at least {OLDEST} (PostgreSQL 14), but is {version}"
             )));
         }
@@ -206,13 +204,13 @@ impl Session {
     }
 
     /// Terminates a backend of ours, and returns when it has ended: its transaction is then committed or rolled back.
-    pub async fn end_backend(&self, backend: Backend) -> Result<(), Trouble> {
+    pub async fn end_backend(&self, backend: Backend) -> Result<(), SessionError> {
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                    WHERE pid = $1 AND (extract(epoch FROM backend_start) * 1000000)::bigint = $2";
         let deadline = Instant::now() + PATIENCE;
         while !self.client.query(end, &[&backend.pid, &backend.started]).await?.is_empty() {
             if Instant::now() > deadline {
-                return Err(Trouble::Slow("terminating the backend of the previous connection"));
+                return Err(SessionError::TimedOut("terminating the backend of the previous connection"));
             }
             sleep(Duration::from_millis(10)).await;
         }
@@ -220,7 +218,7 @@ impl Session {
     }
 
     /// Terminates the backends whose application name satisfies `is_older`, and returns when they have ended.
-    pub async fn end_backends(&self, is_older: impl Fn(&str) -> bool) -> Result<(), Trouble> {
+    pub async fn end_backends(&self, is_older: impl Fn(&str) -> bool) -> Result<(), SessionError> {
         let all = "SELECT application_name, pid, (extract(epoch FROM backend_start) * 1000000)::bigint
                    FROM pg_stat_activity WHERE datname = current_database() AND application_name IS NOT NULL";
         for row in self.client.query(all, &[]).await? {
@@ -232,12 +230,12 @@ impl Session {
     }
 
     /// Creates the temporary tables of the session. The tables that they copy must exist.
-    pub async fn make_tables(&self) -> Result<(), Trouble> {
+    pub async fn make_tables(&self) -> Result<(), SessionError> {
         Ok(self.client.batch_execute(&sql::make_session_tables()).await?)
     }
 
     /// Returns a prepared statement, preparing it on first use.
-    pub async fn prepared(&mut self, sql: &str) -> Result<Statement, Trouble> {
+    pub async fn prepared(&mut self, sql: &str) -> Result<Statement, SessionError> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());
         }
@@ -251,7 +249,7 @@ impl Session {
         &mut self,
         copy: &str,
         rows: impl Iterator<Item = &'a [u8]>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), SessionError> {
         let copy = self.prepared(copy).await?;
         let mut sink = std::pin::pin!(self.client.copy_in::<_, Bytes>(&copy).await?);
         let mut chunk = encode::HEADER.to_vec();

@@ -37,7 +37,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::types::ToSql;
 
-use self::connection::{Address, Backend, Session, Trouble};
+use self::connection::{Address, Backend, Session, SessionError};
 use self::progress::Row;
 use self::staged::{LastChanges, Staged, Stored};
 use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, WriterContext};
@@ -51,13 +51,13 @@ const MIGRATIONS: [Migration; 1] =
 
 /// The timeout of opening, and of a round without its COMMIT. Far above what either needs: the timeouts of the server
 /// apply first, as long as the server responds.
-const ROUND: Duration = Duration::from_secs(120);
+const ROUND_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The timeout of a COMMIT. After it, the outcome is read from the progress row.
-const COMMIT: Duration = Duration::from_secs(30);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The timeout of reading an unknown outcome.
-const SETTLE: Duration = Duration::from_secs(30);
+const OUTCOME_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The configuration of a PostgreSQL sink.
 #[derive(Clone, Debug)]
@@ -135,23 +135,23 @@ impl Writer {
     /// # Errors
     /// If the tables belong to another pipeline, if the progress belongs to another ledger, or if a later start has
     /// opened the sink.
-    async fn read_progress(&self, session: &Session) -> Result<Vec<Progress>, Trouble> {
+    async fn read_progress(&self, session: &Session) -> Result<Vec<Progress>, SessionError> {
         if let Some(owner) = progress::other_pipeline(session, &self.context.pipeline).await? {
-            return Err(Trouble::Refused(progress::belongs_to(&owner)));
+            return Err(SessionError::Refused(progress::belongs_to(&owner)));
         }
         let rows = progress::read(session, &self.context.pipeline, &self.sink).await?;
         // Adopting replaces all progress, whichever ledger it belongs to.
         let checked = if self.context.adopt.is_some() { &[][..] } else { &rows };
         for Row { ledger_id, generation, .. } in checked {
             if let Some(reason) = self.context.objection(&self.sink, ledger_id, *generation) {
-                return Err(Trouble::Refused(reason));
+                return Err(SessionError::Refused(reason));
             }
         }
-        Ok(rows.into_iter().filter_map(Row::promised).collect())
+        Ok(rows.into_iter().filter_map(Row::into_progress).collect())
     }
 
     /// Fences older starts and inserts the progress row of this writer. Returns the progress found.
-    async fn take_over(&mut self, session: &Session) -> Result<Vec<Progress>, Trouble> {
+    async fn take_over(&mut self, session: &Session) -> Result<Vec<Progress>, SessionError> {
         // Checked before any backend is terminated: a start that is refused must not disturb the current writer.
         self.read_progress(session).await?;
         session.end_backends(|name| is_older(name, &self.sink, &self.context)).await?;
@@ -190,7 +190,7 @@ impl Writer {
     }
 
     /// Returns the current session, or a new one after the backend of the previous session has terminated.
-    async fn session(&mut self) -> Result<Session, Trouble> {
+    async fn session(&mut self) -> Result<Session, SessionError> {
         if let Some(session) = self.session.take() {
             if !session.client.is_closed() {
                 return Ok(session);
@@ -212,7 +212,7 @@ impl Writer {
         session: &mut Session,
         staged: &BTreeMap<Epoch, Vec<Staged>>,
         through: Epoch,
-    ) -> Result<WriteResult, Trouble> {
+    ) -> Result<WriteResult, SessionError> {
         session.client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
         let advance = session.prepared(sql::ADVANCE).await?;
         let (generation, process, through_number) = (self.generation(), self.process(), through.0 as i64);
@@ -253,18 +253,18 @@ impl Writer {
         Ok(WriteResult::Written)
     }
 
-    /// Determines the outcome of a COMMIT through `through` that failed or timed out. Retries until [`SETTLE`] has
-    /// passed.
-    async fn settle(&mut self, through: Epoch) -> Result<Outcome, Trouble> {
-        let deadline = Instant::now() + SETTLE;
+    /// Determines the outcome of a COMMIT through `through` that failed or timed out. Retries until [`OUTCOME_TIMEOUT`]
+    /// has passed.
+    async fn resolve_outcome(&mut self, through: Epoch) -> Result<Outcome, SessionError> {
+        let deadline = Instant::now() + OUTCOME_TIMEOUT;
         loop {
-            match self.read_own(deadline).await {
+            match self.read_own_progress(deadline).await {
                 Ok(found) if found == Some(through) => return Ok(Outcome::Committed),
                 Ok(found) if found == self.through => return Ok(Outcome::NotCommitted),
                 Ok(_) => return Ok(Outcome::Fenced),
-                Err(trouble) if Instant::now() >= deadline => return Err(trouble),
-                Err(trouble) => {
-                    tracing::warn!(sink = self.sink, %trouble, "the outcome of the commit is still unknown; retrying")
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(error) => {
+                    tracing::warn!(sink = self.sink, %error, "the outcome of the commit is still unknown; retrying")
                 }
             }
             sleep(Duration::from_millis(200)).await;
@@ -272,7 +272,7 @@ impl Writer {
     }
 
     /// Reads the epoch in the progress row of this writer, after its previous backend has terminated.
-    async fn read_own(&mut self, deadline: Instant) -> Result<Option<Epoch>, Trouble> {
+    async fn read_own_progress(&mut self, deadline: Instant) -> Result<Option<Epoch>, SessionError> {
         let read = async {
             let session = self.session().await?;
             let own = "SELECT through FROM headwater_progress
@@ -286,7 +286,7 @@ impl Writer {
             Ok(row.and_then(|row| row.get::<_, Option<i64>>(0)).map(|through| Epoch(through as u64)))
         };
         let left = deadline.saturating_duration_since(Instant::now());
-        timeout(left, read).await.unwrap_or(Err(Trouble::Slow("reading the outcome of the commit")))
+        timeout(left, read).await.unwrap_or(Err(SessionError::TimedOut("reading the outcome of the commit")))
     }
 
     /// Writes and commits a round.
@@ -296,11 +296,11 @@ impl Writer {
         through: Epoch,
     ) -> Result<(), CommitError> {
         let sink = self.sink.clone();
-        let failed = |trouble: Trouble| {
-            let (sink, reason) = (sink.clone(), trouble.to_string());
-            match trouble.is_about_the_rows() {
+        let failed = |error: SessionError| {
+            let (sink, reason) = (sink.clone(), error.to_string());
+            match error.is_caused_by_rows() {
                 true => {
-                    let hint = match trouble
+                    let hint = match error
                         .refused_row()
                         .and_then(|(table, detail)| refused::output(staged, through, table, detail))
                     {
@@ -321,39 +321,39 @@ impl Writer {
             reason: "another writer has changed its progress row".to_owned(),
         };
 
-        let mut session = timeout(ROUND, self.session())
+        let mut session = timeout(ROUND_TIMEOUT, self.session())
             .await
-            .unwrap_or(Err(Trouble::Slow("reconnecting")))
+            .unwrap_or(Err(SessionError::TimedOut("reconnecting")))
             .map_err(failed)?;
         // Unless this round is committed, the next session must terminate this backend.
         self.abandoned = Some(session.backend);
-        let written = timeout(ROUND, self.write(&mut session, staged, through)).await;
-        match written.unwrap_or(Err(Trouble::Slow("writing the round"))).map_err(failed)? {
+        let written = timeout(ROUND_TIMEOUT, self.write(&mut session, staged, through)).await;
+        match written.unwrap_or(Err(SessionError::TimedOut("writing the round"))).map_err(failed)? {
             WriteResult::Written => {}
             WriteResult::Fenced => return Err(fenced()),
         }
-        let committed = timeout(COMMIT, session.client.batch_execute("COMMIT")).await;
-        let trouble = match committed {
+        let committed = timeout(COMMIT_TIMEOUT, session.client.batch_execute("COMMIT")).await;
+        let error = match committed {
             Ok(Ok(())) => {
                 self.abandoned = None;
                 self.session = Some(session);
                 self.through = Some(through);
                 return Ok(());
             }
-            Ok(Err(error)) => Trouble::Store(error),
-            Err(_) => Trouble::Slow("COMMIT"),
+            Ok(Err(error)) => SessionError::Store(error),
+            Err(_) => SessionError::TimedOut("COMMIT"),
         };
         drop(session);
-        tracing::warn!(sink, %through, %trouble, "COMMIT failed or timed out; reading its outcome");
-        match self.settle(through).await {
+        tracing::warn!(sink, %through, %error, "COMMIT failed or timed out; reading its outcome");
+        match self.resolve_outcome(through).await {
             Ok(Outcome::Committed) => {
                 self.through = Some(through);
                 Ok(())
             }
-            Ok(Outcome::NotCommitted) => Err(failed(trouble)),
+            Ok(Outcome::NotCommitted) => Err(failed(error)),
             Ok(Outcome::Fenced) => Err(fenced()),
             Err(last) => {
-                let reason = format!("{trouble}; reading the outcome failed: {last}");
+                let reason = format!("{error}; reading the outcome failed: {last}");
                 Err(CommitError::Indeterminate { sink, through, reason })
             }
         }
@@ -370,7 +370,7 @@ async fn copy_some<'a>(
     session: &mut Session,
     copy: &str,
     rows: impl Iterator<Item = &'a [u8]>,
-) -> Result<bool, Trouble> {
+) -> Result<bool, SessionError> {
     let mut rows = rows.filter(|rows| !rows.is_empty()).peekable();
     let has_rows = rows.peek().is_some();
     if has_rows {
@@ -380,7 +380,7 @@ async fn copy_some<'a>(
 }
 
 /// Creates the schema and applies pending migrations.
-async fn migrate(session: &Session, schema: Option<&str>) -> Result<(), Trouble> {
+async fn migrate(session: &Session, schema: Option<&str>) -> Result<(), SessionError> {
     let client = &session.client;
     client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
     client.query("SELECT pg_advisory_xact_lock($1)", &[&sql::MIGRATION_LOCK]).await?;
@@ -398,7 +398,7 @@ async fn migrate(session: &Session, schema: Option<&str>) -> Result<(), Trouble>
         .await?;
     let applied = client.query("SELECT number, hash FROM headwater_migrations", &[]).await?;
     let applied: Vec<_> = applied.iter().map(|row| (row.get(0), row.get(1))).collect();
-    for migration in pending(&MIGRATIONS, &applied).map_err(Trouble::Refused)? {
+    for migration in pending(&MIGRATIONS, &applied).map_err(SessionError::Refused)? {
         client.batch_execute(migration.sql).await?;
         let record = "INSERT INTO headwater_migrations (number, hash) VALUES ($1, $2)";
         client.execute(record, &[&migration.number, &migration.hash()]).await?;
@@ -407,7 +407,7 @@ async fn migrate(session: &Session, schema: Option<&str>) -> Result<(), Trouble>
 }
 
 /// Reads the greatest stored offset of each partition.
-async fn read_stored(session: &Session) -> Result<Stored, Trouble> {
+async fn read_stored(session: &Session) -> Result<Stored, SessionError> {
     let mut stored = Stored::default();
     for table in TABLES.iter().filter(|table| table.mode == Mode::Append) {
         for row in session.client.query(&sql::greatest_offsets(table.name), &[]).await? {
@@ -444,11 +444,11 @@ fn is_older(application_name: &str, sink: &str, context: &WriterContext) -> bool
 }
 
 impl PostgresSink {
-    fn open_error(&self, what: String, trouble: Trouble) -> OpenError {
+    fn open_error(&self, what: String, error: SessionError) -> OpenError {
         let sink = self.config.name.clone();
-        match trouble {
-            Trouble::Refused(reason) => OpenError::Refused { sink, reason: format!("{what}: {reason}") },
-            trouble => OpenError::Unavailable { sink, what, source: Box::new(trouble) },
+        match error {
+            SessionError::Refused(reason) => OpenError::Refused { sink, reason: format!("{what}: {reason}") },
+            error => OpenError::Unavailable { sink, what, source: Box::new(error) },
         }
     }
 }
@@ -483,9 +483,9 @@ impl Sink for PostgresSink {
             Ok((session, progress, stored))
         };
         let opened = runtime.block_on(async {
-            timeout(ROUND, opening).await.unwrap_or(Err(Trouble::Slow("opening the sink")))
+            timeout(ROUND_TIMEOUT, opening).await.unwrap_or(Err(SessionError::TimedOut("opening the sink")))
         });
-        let (session, progress, stored) = opened.map_err(|trouble| self.open_error(what, trouble))?;
+        let (session, progress, stored) = opened.map_err(|error| self.open_error(what, error))?;
         writer.session = Some(session);
         self.open = Some(Open { runtime, writer, stored });
         Ok(progress)
@@ -498,9 +498,9 @@ impl Sink for PostgresSink {
         let peeking = progress::peek_progress(&address, pipeline, &self.config.name);
         let progress = match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(peeking),
-            Err(error) => Err(Trouble::Refused(format!("cannot start a runtime: {error}"))),
+            Err(error) => Err(SessionError::Refused(format!("cannot start a runtime: {error}"))),
         };
-        progress.map_err(|trouble| self.open_error(address.to_string(), trouble))
+        progress.map_err(|error| self.open_error(address.to_string(), error))
     }
 
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {

@@ -3,8 +3,8 @@
 use tokio::runtime::Builder;
 use tokio::time::timeout;
 
-use super::ROUND;
-use super::connection::{Address, Session, Trouble};
+use super::ROUND_TIMEOUT;
+use super::connection::{Address, Session, SessionError};
 use crate::tables::TABLES;
 
 /// The tables of a sink in addition to the tables of its outputs.
@@ -13,7 +13,7 @@ const OWN: [&str; 2] = ["headwater_migrations", "headwater_progress"];
 /// The reason why a database cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct Obstacle(#[from] Trouble);
+pub struct Obstacle(#[from] SessionError);
 
 /// Checks that a sink can connect, and can create and write its tables. Returns a description of the database.
 ///
@@ -33,14 +33,15 @@ pub fn tables(url: &str, names: &[&str]) -> Result<String, Obstacle> {
 }
 
 fn probe(url: &str, schema: Option<&str>, names: &[&str]) -> Result<String, Obstacle> {
-    let address = Address::parse(url, schema, "headwater-check").map_err(Trouble::from)?;
+    let address = Address::parse(url, schema, "headwater-check").map_err(SessionError::from)?;
     let runtime = Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Trouble::Refused(format!("cannot start a runtime: {error}")))?;
-    let checked = async { timeout(ROUND, check(&address, schema, names)).await };
-    Ok(runtime.block_on(checked).unwrap_or(Err(Trouble::Slow("checking the permissions")))?)
+    let runtime =
+        runtime.map_err(|error| SessionError::Refused(format!("cannot start a runtime: {error}")))?;
+    let checked = async { timeout(ROUND_TIMEOUT, check(&address, schema, names)).await };
+    Ok(runtime.block_on(checked).unwrap_or(Err(SessionError::TimedOut("checking the permissions")))?)
 }
 
-async fn check(address: &Address, schema: Option<&str>, names: &[&str]) -> Result<String, Trouble> {
+async fn check(address: &Address, schema: Option<&str>, names: &[&str]) -> Result<String, SessionError> {
     const FACTS: &str = "
         SELECT current_user::text, coalesce($1, current_schema()::text, ''), current_setting('server_version'),
                EXISTS (SELECT FROM pg_namespace WHERE nspname = coalesce($1, current_schema()::text)),
@@ -57,7 +58,7 @@ async fn check(address: &Address, schema: Option<&str>, names: &[&str]) -> Resul
     let facts = session.client.query_one(FACTS, &[&schema]).await?;
     let (user, schema, version): (String, String, String) = (facts.get(0), facts.get(1), facts.get(2));
     let (exists, may_create, tls): (bool, bool, bool) = (facts.get(3), facts.get(4), facts.get(5));
-    let refused = |reason| Err(Trouble::Refused(reason));
+    let refused = |reason| Err(SessionError::Refused(reason));
     let server = format!("PostgreSQL {version}{}", if tls { ", TLS" } else { ", not encrypted" });
     if !exists {
         return match may_create {

@@ -3,8 +3,8 @@
 use headwater_dataflows::Epoch;
 use tokio::time::timeout;
 
-use super::ROUND;
-use super::connection::{Address, Session, Trouble};
+use super::ROUND_TIMEOUT;
+use super::connection::{Address, Session, SessionError};
 use crate::contract::{Generation, LedgerId, Progress, Shards};
 
 /// The progress row of a writer. It has no epoch until the first commit.
@@ -17,14 +17,14 @@ pub(super) struct Row {
 
 impl Row {
     /// Returns the progress of the writer; `None` if it has not committed.
-    pub fn promised(self) -> Option<Progress> {
+    pub fn into_progress(self) -> Option<Progress> {
         let Row { ledger_id, generation, shards, through } = self;
         through.map(|through| Progress { ledger_id, generation, shards, through })
     }
 }
 
 /// Reads all progress rows of a sink.
-pub(super) async fn read(session: &Session, pipeline: &str, sink: &str) -> Result<Vec<Row>, Trouble> {
+pub(super) async fn read(session: &Session, pipeline: &str, sink: &str) -> Result<Vec<Row>, SessionError> {
     let all = "SELECT lineage, generation, shards, through FROM headwater_progress
                WHERE pipeline = $1 AND sink = $2 ORDER BY generation, writer";
     let rows = session.client.query(all, &[&pipeline, &sink]).await?;
@@ -39,7 +39,10 @@ pub(super) async fn read(session: &Session, pipeline: &str, sink: &str) -> Resul
 
 /// Returns another pipeline that has written to these tables, if there is one. Their keys do not contain the pipeline,
 /// so two pipelines would overwrite each other's rows.
-pub(super) async fn other_pipeline(session: &Session, pipeline: &str) -> Result<Option<String>, Trouble> {
+pub(super) async fn other_pipeline(
+    session: &Session,
+    pipeline: &str,
+) -> Result<Option<String>, SessionError> {
     let other = "SELECT pipeline FROM headwater_progress WHERE pipeline <> $1 LIMIT 1";
     Ok(session.client.query_opt(other, &[&pipeline]).await?.map(|row| row.get(0)))
 }
@@ -56,7 +59,7 @@ pub(super) async fn peek_progress(
     address: &Address,
     pipeline: &str,
     sink: &str,
-) -> Result<Vec<Progress>, Trouble> {
+) -> Result<Vec<Progress>, SessionError> {
     let reading = async {
         let session = Session::connect(address).await?;
         let exists = "SELECT to_regclass('headwater_progress') IS NOT NULL";
@@ -64,10 +67,10 @@ pub(super) async fn peek_progress(
             return Ok(Vec::new());
         }
         if let Some(owner) = other_pipeline(&session, pipeline).await? {
-            return Err(Trouble::Refused(belongs_to(&owner)));
+            return Err(SessionError::Refused(belongs_to(&owner)));
         }
         let rows = read(&session, pipeline, sink).await?;
-        Ok(rows.into_iter().filter_map(Row::promised).collect())
+        Ok(rows.into_iter().filter_map(Row::into_progress).collect())
     };
-    timeout(ROUND, reading).await.unwrap_or(Err(Trouble::Slow("reading the progress")))
+    timeout(ROUND_TIMEOUT, reading).await.unwrap_or(Err(SessionError::TimedOut("reading the progress")))
 }

@@ -86,8 +86,8 @@ impl Target {
     /// address, because it may contain a password.
     pub fn parse(address: &str) -> Result<Target, Misconfigured> {
         let is_url = ["postgres://", "postgresql://"].iter().any(|scheme| address.starts_with(scheme));
-        let taken = if is_url { take_from_url(address) } else { take_from_list(address) };
-        let Some((rest, parameters)) = taken else { return Err(invalid_address()) };
+        let ours = if is_url { split_url(address) } else { split_list(address) };
+        let Some((rest, parameters)) = ours else { return Err(invalid_address()) };
         let value =
             |name: &str| parameters.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         if let Some(name) = UNSUPPORTED.iter().find(|name| value(name).is_some()) {
@@ -151,7 +151,7 @@ impl Target {
             }
             Ok((client, driver))
         });
-        connected.await.unwrap_or_else(|_| Err(ConnectError::Slow { hosts: self.hosts(), limit }))
+        connected.await.unwrap_or_else(|_| Err(ConnectError::TimedOut { hosts: self.hosts(), limit }))
     }
 
     /// Logs a warning if `sslmode=prefer` has led to an unencrypted connection over a network.
@@ -238,22 +238,22 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// Separates our parameters from a URL. Returns the remaining URL and the parameters.
-fn take_from_url(url: &str) -> Option<(String, Parameters)> {
+fn split_url(url: &str) -> Option<(String, Parameters)> {
     // A password may contain a question mark.
     let authority = url.find('@').unwrap_or(0);
     let Some(at) = url[authority..].find('?').map(|at| authority + at) else {
         return Some((url.to_owned(), Vec::new()));
     };
-    let (mut kept, mut taken) = (Vec::new(), Vec::new());
+    let (mut remaining, mut ours) = (Vec::new(), Vec::new());
     for pair in url[at + 1..].split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=')?;
         match is_ours(name) {
-            true => taken.push((name.to_owned(), percent_decoded(value)?)),
-            false => kept.push(pair),
+            true => ours.push((name.to_owned(), percent_decoded(value)?)),
+            false => remaining.push(pair),
         }
     }
-    let joint = if kept.is_empty() { "" } else { "?" };
-    Some((format!("{}{joint}{}", &url[..at], kept.join("&")), taken))
+    let separator = if remaining.is_empty() { "" } else { "?" };
+    Some((format!("{}{separator}{}", &url[..at], remaining.join("&")), ours))
 }
 
 fn percent_decoded(text: &str) -> Option<String> {
@@ -272,22 +272,22 @@ fn percent_decoded(text: &str) -> Option<String> {
 }
 
 /// Separates our parameters from a list of `key=value`, whose values may be in single quotes, with backslash escapes.
-fn take_from_list(list: &str) -> Option<(String, Parameters)> {
-    let (mut kept, mut taken) = (String::new(), Vec::new());
+fn split_list(list: &str) -> Option<(String, Parameters)> {
+    let (mut remaining, mut ours) = (String::new(), Vec::new());
     let mut rest = list.trim_start();
     while !rest.is_empty() {
         let (name, after) = rest.split_once('=')?;
         let (value, after) = list_value(after.trim_start())?;
         let name = name.trim_end();
         if is_ours(name) {
-            taken.push((name.to_owned(), value));
+            ours.push((name.to_owned(), value));
         } else {
-            kept += &rest[..rest.len() - after.len()];
-            kept.push(' ');
+            remaining += &rest[..rest.len() - after.len()];
+            remaining.push(' ');
         }
         rest = after.trim_start();
     }
-    Some((kept, taken))
+    Some((remaining, ours))
 }
 
 /// Returns the first value of `text`, and the rest.
@@ -327,7 +327,7 @@ mod tests {
             assert_eq!(target.config().get_password(), Some(&b"p?"[..]));
             assert_eq!(target.config().get_application_name(), Some("a"));
         }
-        let escaped = take_from_list(r"password='a \'sslmode=x\\' sslmode = prefer").expect("a list");
+        let escaped = split_list(r"password='a \'sslmode=x\\' sslmode = prefer").expect("a list");
         let expected = (r"password='a \'sslmode=x\\' ".to_owned(), vec![("sslmode".into(), "prefer".into())]);
         assert_eq!(escaped, expected);
     }

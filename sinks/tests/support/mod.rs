@@ -141,9 +141,7 @@ impl Database {
     pub fn create() -> Database {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let Ok(server) = std::env::var("HEADWATER_TEST_POSTGRES") else {
-            panic!(
-                "these tests need a PostgreSQL server: set HEADWATER_TEST_POSTGRES, or run scripts/test, which starts one"
-            );
+            panic!("these tests need a PostgreSQL server: set HEADWATER_TEST_POSTGRES, or run scripts/test");
         };
         let name = format!("test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let config: Config = server.parse().expect("an address");

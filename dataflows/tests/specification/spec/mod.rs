@@ -1,8 +1,8 @@
-//! What the operators mean, as plainly as it can be said.
+//! The specification of the operators, as simple as possible.
 //!
-//! Time does not matter here: everything that a key ever had is at hand, and costs are quadratic. The answers at an
-//! epoch are the answers over all events admitted up to it; what an operator gives *when final* are those of them
-//! that the watermark has passed.
+//! Speed does not matter here: all events of a key are kept, and the cost is quadratic. The answers at an epoch are the
+//! answers over all events admitted up to that epoch. The final results of an operator are those answers whose time the
+//! watermark has passed.
 
 pub mod admission;
 pub mod patterns;
@@ -17,9 +17,9 @@ use crate::event::Tx;
 use crate::harness::{Snapshots, run, snapshots};
 use crate::streams::Round;
 
-/// The answers of each key over its whole history, sorted by (event time, partition, offset), as a collection.
+/// Returns the collection of the answers of each key over its whole history, sorted by (event time, partition, offset).
 ///
-/// This is the specification as a dataflow: a `reduce` that sees all events of a key at once.
+/// This is the specification as a dataflow: a `reduce` over all events of a key.
 fn over_history<D: Data>(
     admitted: VecCollection<'_, Epoch, Tx>,
     answers: impl Fn(&[Tx]) -> Vec<D> + 'static,
@@ -40,7 +40,7 @@ fn over_history<D: Data>(
     answered.map(|(_key, answer)| answer)
 }
 
-/// The answers over all that was admitted up to each epoch. `admitted` is input that admission has passed.
+/// Returns the answers at each epoch over all events admitted up to that epoch.
 pub fn answers<D: Data + Send>(
     admitted: &[Round],
     answers: impl Fn(&[Tx]) -> Vec<D> + Clone + Send + Sync + 'static,
@@ -49,7 +49,7 @@ pub fn answers<D: Data + Send>(
     snapshots(admitted.len(), &changes)
 }
 
-/// At each epoch, the answers whose time the watermark has passed.
+/// Returns the answers at each epoch whose time the watermark has passed.
 pub fn final_ones<D: Data>(
     answers: &Snapshots<D>,
     watermarks: &[i64],

@@ -1,7 +1,7 @@
-//! The matches of each pattern among all events of a key, which come sorted.
+//! The specification of patterns: the matches among all events of a key in sorted order.
 //!
-//! "The last D" at an event of time t is (t − D, t]; of events with equal times only those that stand before it in
-//! the order, and itself, are looked at.
+//! "The last D" at an event of time t is (t − D, t]. Of events with equal times, only the event itself and those before it
+//! in the order count.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use headwater_dataflows::patterns::Location;
 
 use crate::event::Tx;
 
-/// A match: at which event, and what the pattern said of it.
+/// A match: its event and its details.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Answer {
     pub key: u16,
@@ -19,7 +19,7 @@ pub struct Answer {
     pub found: Found,
 }
 
-/// What a pattern says, as something that can be compared: whole numbers, or floats to seven digits.
+/// The details of a match in a comparable form: whole numbers, or floats with seven digits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Found {
     Rate { count: u64, within: i64 },
@@ -37,12 +37,12 @@ impl Answer {
     }
 }
 
-/// The events where a condition holds and did not at the one before.
+/// Returns the events at which a condition holds that did not hold at the previous event.
 fn rising_edges(holds: &[bool]) -> impl Iterator<Item = usize> {
     (0..holds.len()).filter(|&i| holds[i] && (i == 0 || !holds[i - 1]))
 }
 
-/// At least `n` events in the last `within`.
+/// Returns the matches of at least `n` events in the last `within`.
 pub fn frequency(n: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
     let recent = |i: usize| events[..=i].iter().filter(|event| event.time > events[i].time - within).count();
     let holds: Vec<bool> = (0..events.len()).map(|i| recent(i) >= n).collect();
@@ -53,10 +53,10 @@ pub fn frequency(n: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
     rising_edges(&holds).map(answer).collect()
 }
 
-/// At least `n` distinct merchants in the last `within`, among the events that have one.
+/// Returns the matches of at least `n` distinct merchants in the last `within`, among the events with a merchant.
 pub fn diversity(n: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
     let events: Vec<(&Tx, u64)> = events.iter().filter_map(|event| Some((event, event.merchant?))).collect();
-    // When each merchant was last seen, up to an event: most recently seen first.
+    // The times at which each merchant was last seen before an event, most recent first.
     let last_seen = |i: usize| {
         let last: BTreeMap<u64, i64> =
             events[..=i].iter().map(|(event, value)| (*value, event.time)).collect();
@@ -73,10 +73,10 @@ pub fn diversity(n: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
     rising_edges(&holds).map(answer).collect()
 }
 
-/// Amounts x with |x − mean| > kσ over at least `at_least` earlier amounts, σ counting as the greater of `min_sigma` and
-/// the mean's size ÷ `share` if it is below.
+/// Returns the matches of amounts x with |x − mean| > kσ over at least `at_least` earlier amounts. σ is at least
+/// `min_sigma` and at least |mean| ÷ `share`.
 ///
-/// In whole numbers: with n earlier amounts, S their sum and V = n·Σx² − S², which is n(n − 1)σ², this is
+/// Computed in whole numbers: with n earlier amounts, S their sum and V = n·Σx² − S², which is n(n − 1)σ², this is
 /// (nx − S)²(n − 1) > k²·V·n, and |nx − S| > k·n·`min_sigma`, and |nx − S|·`share` > k·|S|.
 pub fn outlier(k: i64, at_least: usize, min_sigma: i64, share: i64, events: &[Tx]) -> Vec<Answer> {
     let amounts: Vec<(&Tx, i64)> = events.iter().filter_map(|event| Some((event, event.amount?))).collect();
@@ -87,7 +87,7 @@ pub fn outlier(k: i64, at_least: usize, min_sigma: i64, share: i64, events: &[Tx
         let distance = (n * amount - sum).abs();
         let beyond = distance.pow(2) * (n - 1) > k * k * spread * n;
         if beyond && distance > k * n * min_sigma && distance * share > k * sum.abs() {
-            // n·share² times, so that all of them are whole.
+            // Multiplied by n·share², so that all numbers are whole.
             let whole = n * share * share;
             let floor = (n * min_sigma * share).pow(2).max(sum.pow(2)) * (n - 1);
             let spread = (spread * whole).max(floor);
@@ -97,14 +97,14 @@ pub fn outlier(k: i64, at_least: usize, min_sigma: i64, share: i64, events: &[Tx
     answers
 }
 
-/// Σx and n·Σx² − (Σx)².
+/// Returns Σx and n·Σx² − (Σx)².
 pub fn sum_and_spread(amounts: impl Iterator<Item = i64> + Clone) -> (i64, i64) {
     let n = amounts.clone().count() as i64;
     let sum: i64 = amounts.clone().sum();
     (sum, n * amounts.map(|x| x * x).sum::<i64>() - sum * sum)
 }
 
-/// More than `km` from the previous located event, at more than `kmh`.
+/// Returns the matches of events more than `km` from the previous located event, at a speed of more than `kmh`.
 pub fn travel(km: f64, kmh: f64, events: &[Tx]) -> Vec<Answer> {
     let located: Vec<(&Tx, Location)> =
         events.iter().filter_map(|event| Some((event, event.location()?))).collect();
@@ -126,7 +126,7 @@ pub fn trip(from: i64, km: f64, ms: i64, kmh: Option<f64>) -> Found {
     Found::Trip { from, km: digits(km), ms, kmh: kmh.map(digits) }
 }
 
-/// The great-circle distance by way of the angle between two vectors from the centre of the earth.
+/// Returns the great-circle distance, by the angle between two vectors from the centre of the earth.
 fn distance_km(a: Location, b: Location) -> f64 {
     let vector = |place: Location| {
         let (lat, lon) = (place.lat.to_radians(), place.lon.to_radians());
@@ -139,11 +139,11 @@ fn distance_km(a: Location, b: Location) -> f64 {
     6371.0088 * sine.atan2(cosine)
 }
 
-/// Whether an event fits a step, given what was taken before.
+/// A function that returns true if an event matches a step, given the events that the run has taken before.
 pub type Fits = fn(&[&Tx], &Tx) -> bool;
 
-/// The events, by index, that a run takes which begins with the event at `start`, whatever time that takes: for each
-/// step the first that fits.
+/// Returns the indices of the events taken by the run that starts with the event at `start`, without a time limit: for
+/// each step, the first event that matches.
 fn run(steps: &[Fits], start: usize, events: &[Tx]) -> Vec<usize> {
     let mut taken: Vec<usize> = Vec::new();
     for (i, event) in events.iter().enumerate().skip(start) {
@@ -157,16 +157,17 @@ fn run(steps: &[Fits], start: usize, events: &[Tx]) -> Vec<usize> {
     taken
 }
 
-/// Which of the runs that have taken equally many events are remembered.
+/// The limit on the runs with the same number of events, and the runs that it keeps.
 #[derive(Clone, Copy, PartialEq)]
 enum Remember {
+    /// Keeps the latest runs.
     Latest(usize),
-    /// Of those that lack one event the earliest, else the latest.
+    /// Keeps the earliest of the runs that lack one event, and the latest of the others.
     EarliestAtLast(usize),
 }
 
-/// The runs, by the event that they begin with, that are young enough and remembered after each event: of those that
-/// have taken equally many events, but not all, some only, and only while they always were.
+/// Returns the runs after each event that are within the time limit and have never been discarded, by the index of their
+/// first event. Incomplete runs with the same number of events are discarded beyond the limit `remember`.
 fn remembered(
     steps: usize,
     runs: &[Vec<usize>],
@@ -196,8 +197,8 @@ fn remembered(
     remembered
 }
 
-/// Events that fit one step after the other, all within `within` of the first; where several such runs end with one
-/// event, the one that began last.
+/// Returns the matches of events that match one step after the other, all within `within` of the first. If several runs
+/// end with one event, the match is the run that started last.
 pub fn sequence(steps: &[Fits], at_most: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
     let runs: Vec<Vec<usize>> = (0..events.len()).map(|start| run(steps, start, events)).collect();
     let remember = Remember::Latest(at_most);
@@ -213,9 +214,9 @@ pub fn sequence(steps: &[Fits], at_most: usize, within: i64, events: &[Tx]) -> V
     answers
 }
 
-/// Events that fit all steps but the last, one after the other, and that no event follows which fits the last, all
-/// within `within` of the first; unless they are forgotten on the way. Each is answered for at the last instant that
-/// is within.
+/// Returns the matches of events that match all steps but the last, one after the other, without a following event that
+/// matches the last, all within `within` of the first. Discarded runs do not match. The time of a match is the last
+/// instant within the limit.
 pub fn absence(steps: &[Fits], at_most: usize, within: i64, events: &[Tx]) -> Vec<Answer> {
     let runs: Vec<Vec<usize>> = (0..events.len()).map(|start| run(steps, start, events)).collect();
     let remember = Remember::EarliestAtLast(at_most);
@@ -234,7 +235,7 @@ pub fn absence(steps: &[Fits], at_most: usize, within: i64, events: &[Tx]) -> Ve
     answers
 }
 
-/// Every event, with the offsets of all before it: as sensitive to history as a pattern can be.
+/// Returns every event with the offsets of all events up to it: any change of history changes the match.
 pub fn trail(events: &[Tx]) -> Vec<Answer> {
     let offsets: Vec<i64> = events.iter().map(|event| event.offset).collect();
     events

@@ -1,11 +1,11 @@
-//! The windows of all events of a key, which come sorted.
+//! The specification of windows, over all events of a key in sorted order.
 
 use std::collections::BTreeSet;
 
 use super::patterns::sum_and_spread;
 use crate::event::Tx;
 
-/// A window that has events, and what they come to.
+/// A window that has events, and the aggregates of its events.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Summed {
     pub key: u16,
@@ -14,14 +14,14 @@ pub struct Summed {
     pub count: u64,
     pub amounts: u64,
     pub sum: i64,
-    /// n·Σx² − (Σx)² over the n amounts.
+    /// The value n·Σx² − (Σx)² of the n amounts.
     pub spread: i64,
     pub extremes: Option<(i64, i64)>,
     pub merchants: u64,
 }
 
 impl Summed {
-    /// The last instant in it: the window is final when the watermark is there.
+    /// Returns the last instant of the window. The window is final when the watermark reaches it.
     pub fn last(&self) -> i64 {
         self.end - 1
     }
@@ -44,7 +44,7 @@ fn summed<'a>(start: i64, end: i64, events: impl Iterator<Item = &'a Tx>) -> Opt
     })
 }
 
-/// Windows of `size` that start at each multiple of `every`.
+/// Returns the windows of `size` that start at multiples of `every`.
 pub fn sliding(size: i64, every: i64, events: &[Tx]) -> Vec<Summed> {
     let (Some(first), Some(last)) = (events.first(), events.last()) else { return Vec::new() };
     let starts = (first.time - size..=last.time).filter(|start| start % every == 0);
@@ -55,7 +55,7 @@ pub fn sliding(size: i64, every: i64, events: &[Tx]) -> Vec<Summed> {
     starts.filter_map(window).collect()
 }
 
-/// Sessions: two events belong together when less than `gap` apart.
+/// Returns the sessions: two events belong to one session if they are less than `gap` apart.
 pub fn sessions(gap: i64, events: &[Tx]) -> Vec<Summed> {
     let sessions = events.chunk_by(|before, after| after.time - before.time < gap);
     let session = |events: &[Tx]| {
