@@ -127,7 +127,7 @@ fn build<'scope, E: Event + ExchangeData>(
         let mut checkpoints: BTreeMap<Epoch, EventTime> = BTreeMap::new();
         move |frontiers| {
             events.for_each(|stamp, data| {
-                let epoch = *stamp.least().expect("data travels with a time");
+                let epoch = *stamp.least().expect("a message has a timestamp");
                 let arrived = arrived.entry(epoch).or_insert_with(|| ArrivedEpoch {
                     batch: stamp.delayed(&epoch, 0),
                     refused: stamp.delayed(&epoch, 1),
@@ -136,7 +136,7 @@ fn build<'scope, E: Event + ExchangeData>(
                 arrived.containers.push(std::mem::take(data));
             });
             control.for_each(|stamp, data| {
-                let epoch = *stamp.least().expect("control travels with a time");
+                let epoch = *stamp.least().expect("a message has a timestamp");
                 for control in data.drain(..) {
                     watermarks.insert(epoch, control);
                     if control.checkpoint {

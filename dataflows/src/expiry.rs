@@ -11,8 +11,8 @@ const POINTS: i64 = 64;
 /// Keys by the time at which to check them for expiry.
 ///
 /// A key expires exactly when the watermark reaches the time of its last event plus the time to live. If it has events
-/// afterwards, it starts without state, the same on every worker. The checks only free memory, and happen later, at fixed
-/// intervals.
+/// afterwards, it starts without state, the same on every worker. The checks only free memory, and happen later, at
+/// fixed intervals.
 pub(crate) struct Expiry {
     /// The time to live, in milliseconds of event time.
     ttl_ms: i64,

@@ -147,14 +147,14 @@ impl<'scope, E: Event> Keyed<'scope, E> {
                 drop(capability);
                 move |(batches, batch_frontier), (control, control_frontier), output| {
                     batches.for_each(|stamp, data| {
-                        let epoch = *stamp.least().expect("data travels with a time");
+                        let epoch = *stamp.least().expect("a message has a timestamp");
                         let current = pending
                             .entry(epoch)
                             .or_insert_with(|| PendingEpoch::new(stamp.delayed(&epoch, 0)));
                         current.batches.append(data);
                     });
                     control.for_each(|stamp, data| {
-                        let epoch = *stamp.least().expect("control travels with a time");
+                        let epoch = *stamp.least().expect("a message has a timestamp");
                         let current = pending
                             .entry(epoch)
                             .or_insert_with(|| PendingEpoch::new(stamp.delayed(&epoch, 0)));

@@ -1,7 +1,7 @@
 //! The cost of disorder, for a key with a steady stream of events of which some arrive out of order.
 //!
-//! A million events per hour, one in a hundred delayed by up to five seconds, watermark five seconds behind: at any time,
-//! about 1,400 events of the key are un-final.
+//! A million events per hour, one in a hundred delayed by up to five seconds, watermark five seconds behind: at any
+//! time, about 1,400 events of the key are un-final.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

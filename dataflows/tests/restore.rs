@@ -1,5 +1,5 @@
-//! Handwritten checkpoint tests: the records captured at each mark, and checkpoints that cannot be restored. The tests in
-//! `specification` compare restored with uninterrupted dataflows over random streams.
+//! Handwritten checkpoint tests: the records captured at each mark, and checkpoints that cannot be restored. The tests
+//! in `specification` compare restored with uninterrupted dataflows over random streams.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -54,7 +54,7 @@ pub(crate) fn build<'scope, E: Event>(
         let mut marks: BTreeMap<Epoch, Capability<Epoch>> = BTreeMap::new();
         move |_frontiers| {
             control.for_each(|stamp, data| {
-                let epoch = *stamp.least().expect("control travels with a time");
+                let epoch = *stamp.least().expect("a message has a timestamp");
                 if data.drain(..).any(|control| control.checkpoint) {
                     marks.insert(epoch, stamp.delayed(&epoch, 0));
                 }

@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(moments.count(), 1_000_000_000);
         assert_eq!(moments.sum(), 0);
         let expected = 1e18 * (1e9f64 / (1e9 - 1.0)).sqrt();
-        let stddev = moments.stddev().expect("many");
+        let stddev = moments.stddev().expect("there are two or more numbers");
         assert!((stddev / expected - 1.0).abs() < 1e-9, "{stddev}");
     }
 
@@ -127,7 +127,7 @@ mod tests {
         for i in 0..1000 {
             moments.add(999_999_999_999_000_000 + i);
         }
-        let stddev = moments.stddev().expect("many");
+        let stddev = moments.stddev().expect("there are two or more numbers");
         let expected = (1000.0 * 1001.0 / 12.0f64).sqrt();
         assert!((stddev / expected - 1.0).abs() < 1e-9, "{stddev} {expected}");
     }

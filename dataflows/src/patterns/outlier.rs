@@ -146,7 +146,7 @@ mod tests {
             {
                 assert_eq!(after_equal_amounts(usual, n, amount), None, "{amount}");
             }
-            let found = after_equal_amounts(10 * UNIT, n, 10_000 * UNIT).expect("far more");
+            let found = after_equal_amounts(10 * UNIT, n, 10_000 * UNIT).expect("the amount matches");
             assert_eq!((found.stddev, found.mean, found.n), (1e5, 1e7, n as u64));
             assert!((found.sigmas - 99_900.0).abs() < 1e-6, "{}", found.sigmas);
             // The bound itself does not match, and a millionth more does.

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn other_events_are_ignored_and_the_end_of_the_time_is_exclusive() {
+    fn other_events_are_ignored_and_the_end_is_exclusive() {
         let ab = || Sequence::first(is("a")).then(then("b")).within(10);
         assert_eq!(matches(ab(), &[(0, "b"), (1, "a"), (2, "c"), (10, "b")]), [[1, 10]]);
         assert_eq!(matches(ab(), &[(1, "a"), (11, "b")]), [[0; 0]; 0]);

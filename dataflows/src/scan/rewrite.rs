@@ -88,7 +88,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
                 (order(batch.event(entry)), EntryRef { batch: batch.number, entry: entry as u32 })
             }
             Change::Retract(target) => {
-                let (from, _) = history.get(target.batch).expect("admission found it live");
+                let (from, _) = history.get(target.batch).expect("admission found a live entry");
                 (order(from.event(target.entry as usize)), target)
             }
         };
@@ -155,7 +155,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             // Only steps that were made before are skipped: all rules are live again before a change.
             if !live.is_empty() {
                 let entry = *number as usize;
-                let (batch, steps) = history.get_mut(*batch).expect("live");
+                let (batch, steps) = history.get_mut(*batch).expect("for_each named a live batch");
                 let undo = &mut steps.undos[entry];
                 match (step, undo.as_mut()) {
                     (Step::Retracted, _) => {}

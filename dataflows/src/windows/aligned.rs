@@ -127,9 +127,9 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
     fn retract(&mut self, run: &Run, target: EntryRef) {
         let mut later = Vec::new();
         self.history.for_each(run.previous, |entry, _, _| later.push(entry));
-        let depth = later.iter().position(|&entry| entry == target).expect("admission found it live");
+        let depth = later.iter().position(|&entry| entry == target).expect("admission found a live entry");
         later.truncate(depth + 1);
-        let (from, _) = self.history.get(target.batch).expect("admission found it live");
+        let (from, _) = self.history.get(target.batch).expect("admission found a live entry");
         for (_, start) in self.bounds.starts(from.entries[target.entry as usize].time) {
             let window = self.open.change(run.slot, start);
             let mut undone = Vec::with_capacity(later.len());

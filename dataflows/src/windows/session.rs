@@ -157,7 +157,7 @@ impl<S, D> KeySessions<S, D> {
     /// Removes an event, and splits the session if only this event connected its parts.
     fn retract(&mut self, entry: EntryRef, gap_ms: i64) {
         let holds = |open: &Open<S>| open.recent.iter().any(|&(_, other)| other == entry);
-        let at = self.open.iter().position(holds).expect("admission found it live");
+        let at = self.open.iter().position(holds).expect("admission found a live entry");
         let Open { settled, recent } = self.open.remove(at);
         let mut parts: Vec<Open<S>> =
             settled.map(|s| Open { settled: Some(s), recent: vec![] }).into_iter().collect();

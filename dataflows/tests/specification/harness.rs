@@ -186,8 +186,8 @@ impl Seen {
 /// The default number of streams that [`check`] tries.
 const STREAMS: usize = 64;
 
-/// Prints the counts of several kinds of results, passed as (kind, count, minimum), and requires the minimum for every 64
-/// streams.
+/// Prints the counts of several kinds of results, passed as (kind, count, minimum), and requires the minimum for every
+/// 64 streams.
 ///
 /// The minimum is a small part of what the generator usually produces, so this fails only if it no longer produces such
 /// streams.

@@ -164,8 +164,8 @@ fn a_restored_dataflow_has_the_output_of_an_uninterrupted_one() {
         revoked.set(revoked.get() + again.changes.iter().filter(|change| change.2 < 0).count());
         prop_assert_eq!(&again.changes, &after(&through.changes, first), "restored from epoch {}", first);
 
-        // Later captures are also those of an uninterrupted dataflow. This does not hold with a time to live, because each
-        // worker evicts expired keys at its own time.
+        // Later captures are also those of an uninterrupted dataflow. This does not hold with a time to live, because
+        // each worker evicts expired keys at its own time.
         let marked = if ttl.is_some() { Vec::new() } else { marked };
         for &later in marked.iter().filter(|epoch| **epoch > first) {
             let resumed = merge(state.clone(), &again.captured, later);
@@ -218,8 +218,8 @@ fn parse_state(text: &str) -> Option<State> {
     text.lines().map(record).collect()
 }
 
-/// The recorded state of every version is kept forever. After the version was increased, `HEADWATER_RECORD=1 cargo test`
-/// records the state of the new version.
+/// The recorded state of every version is kept forever. After a version increase, run `HEADWATER_RECORD=1 cargo test` to
+/// record the state of the new version.
 #[test]
 fn recorded_state_of_every_version_is_restored() {
     let mut rounds = recorded_input(include_str!("recorded/input.txt")).expect("the recorded input is valid");

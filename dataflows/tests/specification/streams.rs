@@ -118,8 +118,8 @@ fn event() -> impl Strategy<Value = Tx> {
 /// An event that was in the input.
 struct Seen {
     event: Tx,
-    /// True if the event may be in the input more than once. It cannot be corrected then, because two forms would have the
-    /// same position.
+    /// True if the event may be in the input more than once. It cannot be corrected then, because two forms would have
+    /// the same position.
     repeated: bool,
 }
 

@@ -119,8 +119,8 @@ where
     });
 }
 
-/// Checks that two states that are the same, of which one had an additional event, can replace one another in later steps
-/// and undos.
+/// Checks that two states that are the same, of which one had an additional event, can replace one another in later
+/// steps and undos.
 fn check_same<P: Pattern<Tx>>(pattern: P)
 where
     P::Match: PartialEq + Debug,

@@ -92,7 +92,8 @@ fn windows_are(what: &'static str, expected: fn(&[Tx]) -> Vec<Summed>, windows: 
         revised_seen.note(&got);
         equal(what, &snapshots(rounds.len(), &got), &held(&all, control))?;
 
-        // With less frequent revisions, final rows are still emitted at once, and other rows at the epochs when they are due.
+        // With less frequent revisions, final rows are still emitted at once, and other rows at the epochs when they
+        // are due.
         let got = windowed(workers, &rounds, Refresh::Revised { epochs }, windows);
         let mut last = None;
         let mut due = |epoch: usize| {

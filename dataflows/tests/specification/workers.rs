@@ -1,9 +1,9 @@
 //! The same input gives the same output on one, two and three workers, byte for byte.
 //!
-//! The tests compare the changes that an operator emits for one key in one epoch, in the order of emission, neither sorted
-//! nor consolidated. Changes of different keys have no defined order: keys are on different workers, and on each worker
-//! they are ordered by their first events. Therefore lines are grouped by epoch, operator and key, and compared as text
-//! with each other and with the output recorded in the repository.
+//! The tests compare the changes that an operator emits for one key in one epoch, in the order of emission, neither
+//! sorted nor consolidated. Changes of different keys have no defined order: keys are on different workers, and on each
+//! worker they are ordered by their first events. Therefore lines are grouped by epoch, operator and key, and compared
+//! as text with each other and with the output recorded in the repository.
 
 use std::fmt::Write;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! The specification of patterns: the matches among all events of a key in sorted order.
 //!
-//! "The last D" at an event of time t is (t − D, t]. Of events with equal times, only the event itself and those before it
-//! in the order count.
+//! "The last D" at an event of time t is (t − D, t]. Of events with equal times, only the event itself and those before
+//! it in the order count.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -166,8 +166,8 @@ enum Remember {
     EarliestAtLast(usize),
 }
 
-/// Returns the runs after each event that are within the time limit and have never been discarded, by the index of their
-/// first event. Incomplete runs with the same number of events are discarded beyond the limit `remember`.
+/// Returns the runs after each event that are within the time limit and have never been discarded, by the index of
+/// their first event. Incomplete runs with the same number of events are discarded beyond the limit `remember`.
 fn remembered(
     steps: usize,
     runs: &[Vec<usize>],
