@@ -10,7 +10,7 @@ use headwater::cli::bench::drive::{Drive, Spent, events, in_order};
 use headwater::config::Config;
 use headwater::event::Event;
 use headwater::metrics::Metrics;
-use headwater::runtime::{Inputs, Plan, compute};
+use headwater::pipeline::{Inputs, Plan, compute};
 use headwater::source::generator::GeneratorSettings;
 use headwater_dataflows::{Admission, Admit, Captures, Epoch};
 use timely::dataflow::operators::generic::operator::empty;

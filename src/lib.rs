@@ -16,6 +16,7 @@ pub mod ledger;
 pub mod logging;
 pub mod metrics;
 pub mod outputs;
+pub mod pipeline;
 pub mod runtime;
 pub mod source;
 pub mod state;

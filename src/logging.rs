@@ -1,5 +1,7 @@
 //! Logging to standard error: one line per event, as text or as JSON.
 
+use std::fmt::Arguments;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::level_filters::LevelFilter;
@@ -33,12 +35,22 @@ pub fn is_json() -> bool {
     JSON.load(Ordering::Relaxed)
 }
 
+/// Prints progress to standard error.
+pub fn progress(text: Arguments<'_>) {
+    if is_json() {
+        tracing::info!(target: ALWAYS, "{}", text.to_string().trim());
+    } else {
+        // Progress is informational, so the command continues if it cannot be printed.
+        let _ = std::io::stderr().lock().write_fmt(text);
+    }
+}
+
 /// Reports the reason why the process ends, with its exit code.
 pub fn fatal(reason: &str, exit_code: u8) {
     if is_json() {
         tracing::error!(target: ALWAYS, exit_code, "{reason}");
     } else {
-        crate::cli::output::progress(format_args!("headwater: {reason}\n"));
+        progress(format_args!("headwater: {reason}\n"));
     }
 }
 

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use headwater::coordination::ingest::PartitionState;
 use headwater::source::kafka::produce::{Produced, Producer};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
-use headwater::source::{Budget, PartitionState, Reader, Source, SourceError};
+use headwater::source::{Budget, Reader, Source, SourceError};
 use headwater::topics::{TopicSpec, create_topics};
 use headwater_dataflows::{Offset, Partition};
 use headwater_sinks::Misconfigured;

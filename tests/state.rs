@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use headwater::config::{RedisConfig, StateConfig};
+use headwater::state::{RedisConfig, StateConfig};
 use headwater::state::{StateError, StateStore, open};
 
 /// Returns a pipeline name of this test run, because earlier test runs may have left data.

@@ -1,5 +1,5 @@
 //! The outputs that workers send to sinks: rows of tables and messages of topics. They are encoded once, into flat
-//! buffers, so that the outputs of an epoch are sent to the writer's thread with only a few allocations.
+//! buffers. Sending the outputs of an epoch to the writer's thread therefore needs only a few allocations.
 
 /// One value of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,8 +68,8 @@ impl Changes {
     }
 }
 
-/// Rows in one buffer. A row consists of the index of its table in the sink's list of tables, and of its cells in the
-/// order of the table's columns.
+/// Rows in one buffer. A row consists of the index of its table in [`TABLES`](crate::tables::TABLES) and of its cells
+/// in the order of the table's columns.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
     bytes: Vec<u8>,

@@ -29,7 +29,7 @@ impl Shards {
     /// All shards.
     pub const ALL: Shards = Shards(u64::MAX);
 
-    /// Returns the shards that the workers `workers` own, out of `peers` workers in total.
+    /// Returns the shards of the workers `workers`, out of `peers` workers in total.
     pub fn of_workers(workers: std::ops::Range<usize>, peers: usize) -> Shards {
         Shards(
             (0..SHARDS)
@@ -80,15 +80,16 @@ pub struct WriterContext {
 }
 
 impl WriterContext {
-    /// Returns the reason why this start must not write to a sink with this progress, which `last` was the last start
-    /// to open; `None` if it may.
+    /// Returns the reason why this start must not write to a sink with this progress; `None` if it may. `last` is the
+    /// last start that opened the sink.
     pub fn objection_to(
         &self,
         sink: &str,
         progress: &[Progress],
         last: Option<&(LedgerId, Generation)>,
     ) -> Option<String> {
-        // A start of another ledger that has not committed has no progress, so it may be replaced.
+        // A start of another ledger that has committed nothing may be replaced. If it had committed, its progress would
+        // be in `progress`.
         let last = last.filter(|(ledger_id, _)| self.adopt.is_none() && *ledger_id == self.ledger_id);
         let written = progress.iter().map(|found| (&found.ledger_id, found.generation));
         let opened = last.map(|(ledger_id, generation)| (ledger_id, *generation));
@@ -100,8 +101,8 @@ impl WriterContext {
     pub fn objection(&self, sink: &str, ledger_id: &LedgerId, generation: Generation) -> Option<String> {
         let found = if *ledger_id != self.ledger_id {
             format!(
-                "its progress belongs to another ledger ({}) than the current one ({}): the current ledger was created \
-                 again, or belongs to another pipeline; restore the other ledger",
+                "its progress belongs to another ledger ({}), not to the current one ({}): the current ledger was \
+                 recreated, or belongs to another pipeline; restore the other ledger",
                 ledger_id.0, self.ledger_id.0
             )
         } else if generation > self.generation {
@@ -115,13 +116,13 @@ impl WriterContext {
         };
         Some(format!(
             "{found}, or use `--reset-sink {sink} --accept-duplicates` to mark the sink as caught up with the current \
-             ledger: records that are read again give their results a second time (tables that already have these rows \
-             refuse them: empty those tables first)"
+             ledger: results of records that are read again are written a second time (tables reject rows that they \
+             already have: empty those tables first)"
         ))
     }
 }
 
-/// The permission to make everything up to an epoch visible. Only coordination grants it, once the epoch is complete
+/// The permission to make everything up to an epoch visible. Only coordination grants it, after the epoch is complete
 /// on every worker and everything that must be durable before the commit is durable.
 #[derive(Debug)]
 #[must_use = "a permit is for one commit"]
@@ -159,11 +160,11 @@ pub enum OpenError {
     Refused {
         /// The name of the sink.
         sink: String,
-        /// The problem and what to do, for the operator.
+        /// The problem, and what the operator must do.
         reason: String,
     },
-    /// Another process took over the sink while it was being opened: a later start, or a zombie that woke up. The
-    /// ledger shows which.
+    /// Another process took over the sink while it was being opened: a later start, or a zombie that was resumed. The
+    /// generation in the ledger distinguishes the two.
     #[error("sink {sink}: {reason}")]
     Fenced {
         /// The name of the sink.
@@ -181,7 +182,7 @@ pub struct StageError {
     pub sink: String,
     /// The epoch whose changes were refused.
     pub epoch: Epoch,
-    /// The output that was refused, and why.
+    /// The output that was refused, and the reason.
     pub reason: String,
 }
 
@@ -252,7 +253,7 @@ pub trait Sink: Send {
     /// Connects, fences older generations, checks that tables or topics exist, and returns the committed progress.
     fn open(&mut self, context: &WriterContext) -> Result<Vec<Progress>, OpenError>;
 
-    /// Reads the progress without opening the sink: fences no writer, creates nothing and refuses nothing. The result
+    /// Reads the progress without opening the sink: fences no writer, creates nothing and checks nothing. The result
     /// may be out of date. Empty if the sink has never been written.
     fn peek_progress(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError>;
 

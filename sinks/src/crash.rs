@@ -37,11 +37,11 @@ pub const POINTS: [&str; 23] = [
 #[inline]
 pub fn point(name: &'static str) {
     if cfg!(debug_assertions) {
-        reached(name);
+        abort_if_armed(name);
     }
 }
 
-fn reached(name: &'static str) {
+fn abort_if_armed(name: &'static str) {
     static ARMED: OnceLock<Option<(String, AtomicU64)>> = OnceLock::new();
     debug_assert!(POINTS.contains(&name), "{name} is not in POINTS");
     let armed = ARMED.get_or_init(|| {

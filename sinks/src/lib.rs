@@ -6,9 +6,9 @@
 //!   coordination ── CommitPermit(through E) ──┘
 //! ```
 //!
-//! A worker encodes the outputs of an epoch as [`Changes`]. The single writer of the process stages them. When
-//! coordination permits it, the writer commits everything up to an epoch together with its [`Progress`], in one
-//! transaction of the store itself. `sinks/SPEC.md` and [`Sink`] define the contract of every sink.
+//! A worker encodes the outputs of an epoch as [`Changes`]. The writer of the process stages them. When coordination
+//! permits it, the writer commits everything up to an epoch together with its [`Progress`], in one transaction of the
+//! store itself. `sinks/SPEC.md` and [`Sink`] define the contract of every sink.
 #![deny(missing_docs)]
 
 mod changes;

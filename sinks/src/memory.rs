@@ -1,4 +1,4 @@
-//! A sink in memory that can inject faults, for tests and for programs that read results directly.
+//! A sink in memory, for tests and for programs that read results directly. Faults can be injected into it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -29,7 +29,7 @@ pub struct Memory(Arc<(Mutex<State>, Condvar)>);
 struct State {
     committed: BTreeMap<Epoch, Vec<Changes>>,
     progress: Option<Progress>,
-    /// The last start that has opened the sink.
+    /// The last start that opened the sink.
     context: Option<(LedgerId, Generation)>,
     faults: VecDeque<Fault>,
     stalled: bool,
@@ -119,9 +119,9 @@ impl Sink for MemorySink {
 
     fn commit(&mut self, permit: CommitPermit) -> Result<(), CommitError> {
         let (sink, through) = (self.name.clone(), permit.through());
-        let (state, woken) = &*self.memory.0;
+        let (state, unblocked) = &*self.memory.0;
         let lock = "no holder of the lock panics";
-        let mut state = woken.wait_while(state.lock().expect(lock), |state| state.stalled).expect(lock);
+        let mut state = unblocked.wait_while(state.lock().expect(lock), |state| state.stalled).expect(lock);
         let reason = || "injected by the test".to_owned();
         let fault = state.faults.pop_front();
         match fault {

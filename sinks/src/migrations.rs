@@ -1,4 +1,4 @@
-//! Numbered migrations. Each is applied once, in order, and later identified by its hash.
+//! Numbered migrations. Each is applied once, in order. Its hash shows later if it has been changed.
 
 use sha2::{Digest, Sha256};
 
@@ -17,7 +17,7 @@ impl Migration {
     }
 }
 
-/// Returns the migrations that have not been applied. `applied` contains number and hash of those that have been.
+/// Returns the migrations that have not been applied. `applied` contains the number and hash of each applied one.
 ///
 /// # Errors
 /// If an applied migration has another hash, or is not in `all`.
@@ -34,7 +34,8 @@ pub(crate) fn pending<'a>(
             }
             Some(known) if known.hash() != *hash => {
                 return Err(format!(
-                    "migration {number} ({}) was applied by another build of Headwater: its hash differs",
+                    "migration {number} ({}) was applied by another build of Headwater: its hash differs; use \
+                     that build",
                     known.name
                 ));
             }

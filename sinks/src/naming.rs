@@ -26,8 +26,8 @@ pub fn row_name(row: &Row<'_>) -> String {
     name
 }
 
-/// Names for the messages of an epoch, which must be passed in order. A name consists of the topic, the key, and the
-/// number of earlier messages of the epoch with the same topic and key.
+/// Names the messages of an epoch, which must be passed in order. A name consists of the topic, the key, and the number
+/// of earlier messages of the epoch with the same topic and key.
 #[derive(Debug, Default)]
 pub struct MessageNames(HashMap<(usize, Option<Vec<u8>>), usize>);
 

@@ -1,5 +1,5 @@
-//! Files and folders that contain input data. They are created so that only their owner can read them, whatever the
-//! umask is. The permissions of existing files and folders are not changed.
+//! Files and folders that contain input data. New ones are created so that only their owner can read them, with any
+//! umask. The permissions of existing files and folders are not changed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Error, ErrorKind};

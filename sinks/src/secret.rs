@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// Text that may contain a password. It cannot be printed or serialised; only [`expose`](Secret::expose) returns it,
-/// for making a connection.
+/// Text that may contain a password. It cannot be printed or serialised. Only [`expose`](Secret::expose) returns it, to
+/// make a connection.
 ///
 /// ```
 /// let secret = headwater_sinks::Secret::from("hunter2");
@@ -20,7 +20,7 @@ use std::fmt;
 pub struct Secret(Box<str>);
 
 impl Secret {
-    /// Returns the text itself, for making a connection.
+    /// Returns the text itself, to make a connection.
     pub fn expose(&self) -> &str {
         &self.0
     }

@@ -11,7 +11,8 @@ use super::command::{
     StagesArgs, StatusArgs, TopicsArgs,
 };
 use crate::coordination::{AcceptedLoss, Skip};
-use crate::runtime::{Resets, can_be_reset};
+use crate::pipeline::Resets;
+use crate::runtime::can_be_reset;
 use headwater_dataflows::Epoch;
 
 const HELP: &str = "\

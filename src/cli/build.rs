@@ -12,19 +12,19 @@ use headwater_sinks::{Generation, LedgerId, OpenError, Shards, Sink, WriterConte
 
 use crate::config::{
     CheckpointConfig, Config, LedgerConfig, OutputKind, PostgresSinkConfig, SourceConfig, StartFrom,
-    StateConfig, TablesConfig, changes,
+    TablesConfig, changes,
 };
 use crate::coordination::{TAKEOVERS_WITHIN_MS, Takeovers};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
 use crate::outputs::{OutputMapping, SinkEncoding};
-use crate::runtime::{
-    Checkpoints, ConfigChange, Following, History, Job, Role, RunError, SinkJob, processes,
-};
+use crate::pipeline::ConfigChange;
+use crate::runtime::{Checkpoints, Following, History, Job, Role, RunError, SinkJob, processes};
 use crate::source::file::{FileSource, check_repeatable};
 use crate::source::generator::GeneratorSource;
 use crate::source::kafka::{self, KafkaSource, KafkaSourceConfig};
 use crate::source::{Opening, Source, SourceError};
+use crate::state::StateConfig;
 use crate::wall::wall_ms;
 
 /// Returns a function that opens the source of a configuration.

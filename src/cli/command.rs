@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::coordination::{AcceptedLoss, Skip};
-use crate::runtime::Resets;
+use crate::pipeline::Resets;
 
 /// A command with its arguments.
 #[derive(Clone, Debug, PartialEq)]

@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 
 use super::output::{out, outln};
 use super::{DONE, FAILED, USAGE, build};
-use crate::config::{Config, KafkaSinkConfig, LedgerConfig, SourceConfig, StateConfig};
+use crate::config::{Config, KafkaSinkConfig, LedgerConfig, SourceConfig};
 use crate::ledger::postgres_tables;
 use crate::source::kafka::probe;
+use crate::state::StateConfig;
 
 type Outcome = Result<String, Box<dyn Error + Send + Sync>>;
 

@@ -140,7 +140,7 @@ fn progress(metrics: &Metrics, before: &mut u64, elapsed: Duration) {
     let watermark =
         if (0..i64::MAX).contains(&watermark) { crate::json::rfc3339(watermark) } else { "-".to_owned() };
     let end = if std::io::stderr().is_terminal() { "\x1b[K\r" } else { "\n" };
-    super::output::progress(format_args!(
+    crate::logging::progress(format_args!(
         "{:>9.0} events/s · epoch {epoch} · watermark {watermark} · {} · dead letters {dead}{end}",
         (events - *before) as f64 / elapsed.as_secs_f64(),
         alerts.join(" · "),

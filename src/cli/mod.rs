@@ -29,7 +29,8 @@ use serde_json::json;
 use crate::config::{Config, ConfigError, ConfigErrors, Origin, SourceConfig};
 use crate::coordination::{AcceptedLoss, Skip};
 use crate::metrics::Metrics;
-use crate::runtime::{Job, Resets, RunError};
+use crate::pipeline::Resets;
+use crate::runtime::{Job, RunError};
 use crate::source::SourceError;
 use crate::source::file::check_repeatable;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
@@ -153,7 +154,7 @@ fn connect(args: &CheckArgs) -> anyhow::Result<u8> {
 
 /// Prints the warnings of a configuration.
 fn warn(config: &Config) {
-    config.warnings.iter().for_each(|warning| output::progress(format_args!("warning: {warning}\n")));
+    config.warnings.iter().for_each(|warning| crate::logging::progress(format_args!("warning: {warning}\n")));
 }
 
 /// Prints the effective configuration.

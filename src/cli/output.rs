@@ -1,4 +1,4 @@
-//! Output of commands: results on standard output, progress on standard error. All printing in this crate uses this
+//! Output of commands: results on standard output, progress by [`crate::logging::progress`] on standard error. All printing in this crate uses this
 //! module, so that a closed pipe or a full disk never causes a panic.
 
 use std::fmt::Arguments;
@@ -29,16 +29,6 @@ fn write(to: &mut impl Write, text: Arguments<'_>) -> Result<(), OutputError> {
     })
 }
 
-/// Prints progress to standard error.
-pub fn progress(text: Arguments<'_>) {
-    if crate::logging::is_json() {
-        tracing::info!(target: crate::logging::ALWAYS, "{}", text.to_string().trim());
-    } else {
-        // Progress is informational, so the command continues if it cannot be printed.
-        let _ = std::io::stderr().lock().write_fmt(text);
-    }
-}
-
 /// `print!` that returns errors instead of panicking.
 macro_rules! out {
     ($($text:tt)*) => { $crate::cli::output::print(format_args!($($text)*)) };
@@ -51,7 +41,7 @@ macro_rules! outln {
 
 /// `eprintln!` that never panics, and prints JSON if the log format is JSON.
 macro_rules! note {
-    ($($text:tt)*) => { $crate::cli::output::progress(format_args!("{}\n", format_args!($($text)*))) };
+    ($($text:tt)*) => { $crate::logging::progress(format_args!("{}\n", format_args!($($text)*))) };
 }
 
 pub(crate) use {note, out, outln};

@@ -14,9 +14,10 @@ use crate::coordination::{
     EpochRecord, Loss, NoOrigin, NoResume, Operator, Skip, committed_through, is_closed,
 };
 use crate::ledger::{self, Claim, Ledger, LedgerError, StoredManifest};
+use crate::pipeline::{ConfigChange, Resets, operators};
 use crate::runtime::{
-    ConfigChange, IncompatibleState, Resets, RunError, check_finished, config_change, forgets_of, killed,
-    may_double, needs_checkpoints, operators, positions_of, read_from, readable_origin, resume_from,
+    IncompatibleState, RunError, check_finished, config_change, forgets_of, killed, may_double,
+    needs_checkpoints, positions_of, read_from, readable_origin, resume_from,
 };
 use crate::source::SourceError;
 use crate::state::{self, ExistingStore};

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 use super::ledger::STRICT_FIELDS;
-use crate::runtime::ConfigChange;
+use crate::pipeline::ConfigChange;
 
 /// The settings that a pipeline's results depend on, by key: see [`Config::semantics`](super::Config::semantics).
 /// Windows are identified by their names, not by their indexes.

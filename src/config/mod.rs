@@ -25,7 +25,6 @@ pub use read::ConfigError;
 pub use sinks::{
     KafkaSinkConfig, OutputKind, PostgresSinkConfig, SinksConfig, SqliteSinkConfig, TablesConfig,
 };
-pub use state::{Durability, RedisConfig, StateConfig};
 pub use tree::Origin;
 
 use std::fmt;
@@ -37,10 +36,11 @@ use headwater_dataflows::{Emission, Epoch};
 
 use crate::coordination::{AcceptedLoss, Skip};
 use crate::outputs::Severity;
-use crate::runtime::{
+use crate::pipeline::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Time,
     TravelPlan, WindowKind, WindowPlan,
 };
+use crate::state::StateConfig;
 use read::{Diagnostics, Section};
 pub use source::{KafkaSourceConfig, SourceConfig, StartFrom};
 

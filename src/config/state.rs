@@ -1,63 +1,10 @@
 //! The state store and the time to live of keys.
 
-use std::path::PathBuf;
-
-use headwater_sinks::Secret;
-
 use super::address::Server;
 use super::read::{Diagnostics, Section};
 use super::secrets::{self, Address};
-use crate::runtime::Patterns;
-
-/// The state store for checkpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StateConfig {
-    /// fjall, in a directory that belongs to one process.
-    Fjall(PathBuf),
-    /// Redis.
-    Redis(RedisConfig),
-    /// RocksDB, in a directory that belongs to one process.
-    #[cfg(feature = "rocksdb")]
-    RocksDb(PathBuf),
-}
-
-/// A Redis server and its connection settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RedisConfig {
-    /// The address, with user and password; `rediss://` for TLS.
-    pub url: Secret,
-    /// The file of the CA that signed the server's certificate; None for the CAs that the system trusts.
-    pub ca_file: Option<PathBuf>,
-    /// The files of the client certificate and its private key.
-    pub certificate: Option<(PathBuf, PathBuf)>,
-    /// The check of the server's durability settings.
-    pub durability: Durability,
-}
-
-impl RedisConfig {
-    /// Returns the default settings for an address.
-    pub fn at(url: impl Into<Secret>) -> RedisConfig {
-        RedisConfig { url: url.into(), ca_file: None, certificate: None, durability: Durability::Checked }
-    }
-
-    /// Returns true if the connection uses TLS.
-    pub fn is_tls(&self) -> bool {
-        is_tls(&self.url)
-    }
-}
-
-fn is_tls(url: &Secret) -> bool {
-    ["rediss://", "valkeys://"].iter().any(|scheme| url.expose().starts_with(scheme))
-}
-
-/// The check that Redis stores data durably.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// Verify the settings with `CONFIG GET`.
-    Checked,
-    /// Skip the check; the operator vouches for the settings.
-    Assumed,
-}
+use crate::pipeline::Patterns;
+use crate::state::{Durability, RedisConfig, StateConfig, is_redis_tls};
 
 /// The kinds of state stores.
 #[derive(Clone, Copy)]
@@ -112,7 +59,7 @@ fn read_redis(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Optio
         }
         return None;
     };
-    let has_tls = is_tls(&url);
+    let has_tls = is_redis_tls(&url);
     if has_tls && cfg!(not(feature = "tls")) {
         let message = "`rediss://` needs TLS, and this program was built without it: build it with \
                        `cargo build --release --features tls`";

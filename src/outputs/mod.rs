@@ -5,11 +5,13 @@
 
 mod alert;
 mod dead_letter;
+mod encode;
 mod enriched;
 mod window;
 
 pub use alert::{Alert, Severity};
 pub use dead_letter::DeadLetter;
+pub use encode::{Identity, encode_outputs, split_by_sink};
 pub use enriched::{Arrival, KeyHistory};
 pub use window::WindowRow;
 

@@ -7,22 +7,11 @@ use headwater_dataflows::{Record, SHARDS, ShardId};
 use thiserror::Error;
 
 use super::checkpoint_writer::{WriterId, merge, put, read};
-use super::compute::{ENRICH, RULES, WINDOW};
 use super::failure::RunError;
-use super::rules;
 use crate::coordination::{Manifest, Operator, PartKind, PartName, Resume, chain};
+use crate::pipeline::{self, ConfigChange, ENRICH, RULES, WINDOW};
 use crate::state::StateStore;
 use crate::state::part::Content;
-
-/// A change of the configuration or of the operators.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ConfigChange {
-    /// The first difference.
-    pub because: String,
-    /// The configuration sections whose state is discarded: `windows.NAME`, `patterns.NAME`, `patterns` (all of them)
-    /// or `enrichment`.
-    pub forget: BTreeSet<String>,
-}
 
 /// The reason why a start cannot resume after a change.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -67,7 +56,7 @@ pub enum IncompatibleState {
 pub fn can_be_reset(section: &str) -> bool {
     match section.split_once('.') {
         Some(("windows", name)) => !name.is_empty(),
-        Some(("patterns", name)) => rules::patterns().any(|pattern| pattern == name),
+        Some(("patterns", name)) => pipeline::patterns().any(|pattern| pattern == name),
         _ => ["patterns", "enrichment"].contains(&section),
     }
 }
@@ -200,7 +189,7 @@ fn without_discarded(mut record: Record, forget: &BTreeSet<String>) -> Result<Op
         && !patterns.is_empty()
         && let Some(value) = &record.value
     {
-        record.value = rules::forget(&patterns, value).map_err(|damage| RunError::Part {
+        record.value = pipeline::forget(&patterns, value).map_err(|damage| RunError::Part {
             name: format!("of {:?}", record.operator),
             damage: damage.to_string(),
         })?;

@@ -28,12 +28,9 @@ use super::binding::{Binder, Marker, bind};
 use super::checkpoint_writer::CheckpointWriterHandle;
 use super::checkpointing::{Concluder, Marked, conclude, marks, store};
 use super::clock::{ClockControl, ClockSettings, ticks};
-use super::compute::{Computed, Inputs, compute, operators};
 use super::delivery::deliver;
-use super::encode::split_by_sink;
 use super::failure::Failure;
 use super::ledger_writer::{LedgerWriterHandle, durable};
-use super::plan::Plan;
 use super::reading::{Read, ReadContext, ReadSettings, read};
 use super::recovery::Origin;
 use super::trace::TraceWriter;
@@ -42,7 +39,8 @@ use super::writer::WriterHandle;
 use crate::coordination::ingest::{Liveness, Pace, Timing, Unfinal};
 use crate::coordination::{Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark};
 use crate::metrics::Metrics;
-use crate::outputs::{SinkEncoding, SinkRoute};
+use crate::outputs::{SinkEncoding, SinkRoute, split_by_sink};
+use crate::pipeline::{Computed, Inputs, Plan, compute, operators};
 use crate::source::Reader;
 
 /// The inputs from which the dataflow of one worker is built.

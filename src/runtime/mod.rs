@@ -5,38 +5,28 @@ mod bootstrap;
 mod checkpoint_writer;
 mod checkpointing;
 mod clock;
-mod compute;
 mod config_change;
 mod delivery;
-mod encode;
 mod failure;
 mod field_errors;
 mod flow;
 mod forgetting;
 mod joining;
 mod ledger_writer;
-mod plan;
 mod reading;
 mod recovery;
-mod rules;
 mod starting;
 mod trace;
 mod watch;
 mod writer;
 
 pub use bootstrap::processes;
-pub use compute::{Computed, Inputs, compute, operators};
-pub use config_change::{ConfigChange, IncompatibleState, can_be_reset, check_finished, config_change};
+pub use config_change::{IncompatibleState, can_be_reset, check_finished, config_change};
 pub use failure::RunError;
 pub use forgetting::forgets_of;
-pub use plan::{
-    AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Time, TravelPlan,
-    WindowKind, WindowPlan,
-};
 pub use recovery::{
-    Checkpoints, History, Records, Resets, may_double, needs_checkpoints, readable_origin, resume_from,
+    Checkpoints, History, Records, may_double, needs_checkpoints, readable_origin, resume_from,
 };
-pub use rules::rules;
 pub use starting::{Following, Role, killed, positions_of, read_from};
 
 use std::rc::Rc;
@@ -54,6 +44,7 @@ use timely::worker::Worker;
 use crate::coordination::{Position, Skips};
 use crate::metrics::Metrics;
 use crate::outputs::{SinkEncoding, SinkRoute};
+use crate::pipeline::Plan;
 use crate::source::{Opening, Source};
 use bootstrap::spawn_join_watchdog;
 use checkpoint_writer::WriterId;

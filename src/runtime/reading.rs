@@ -26,13 +26,14 @@ use timely::dataflow::operators::probe::Handle as Probe;
 use super::clock::{Tick, committed};
 use super::failure::Failure;
 use super::field_errors::FieldErrors;
+use crate::coordination::ingest::PartitionState;
 use crate::coordination::ingest::{Clocks, PartitionTracker, TimeRules, Timing, UnfinalBytes};
 use crate::coordination::{Binding, Closed, Position};
 use crate::decode::{Decoder, Reason, Rejection};
 use crate::event::Event;
 use crate::metrics::{Metrics, Share};
 use crate::outputs::DeadLetter;
-use crate::source::{Budget, PartitionState, Raw, Reader, SourceError};
+use crate::source::{Budget, Raw, Reader, SourceError};
 
 /// Settings of a worker's reading operator.
 #[derive(Clone, Debug)]

@@ -1,19 +1,20 @@
 //! Recovery: decides where a run resumes, from the contents of the ledger, the sinks and the state store.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use headwater_dataflows::{Checkpoint, Epoch, EventTime, Offset, Partition, Record, SHARDS, ShardId};
 use headwater_sinks::{CommitError, OpenError, Progress, Shards, Sink, WriterContext, crash};
 
 use super::checkpoint_writer::{LoadedPart, WriterId, merge, read};
-use super::config_change::{ConfigChange, check_finished, config_change, with_changes};
+use super::config_change::{check_finished, config_change, with_changes};
 use super::failure::RunError;
 use crate::coordination::{
     Binding, CommittedThrough, EpochRecord, Loss, Manifest, NoOrigin, NoResume, Operator, Part, Positions,
     Recorded, Resume, Skip, apply_losses, chain, durable, is_closed, left_behind, resume,
 };
 use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
+use crate::pipeline::{ConfigChange, Resets};
 use crate::state::StateStore;
 
 /// A claimed ledger, with the decisions that the start is based on.
@@ -36,19 +37,6 @@ pub struct History {
     pub committed: Vec<String>,
     /// The settings of checkpoints; None if none are made.
     pub checkpoints: Option<Checkpoints>,
-}
-
-/// The resets that are permitted if the start would be refused otherwise.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resets {
-    /// The sections of the configuration whose state may be discarded.
-    pub sections: BTreeSet<String>,
-    /// The sinks that may be marked as caught up with the ledger, whatever their progress.
-    pub sinks: BTreeSet<String>,
-    /// True if a sink may receive results a second time that it has and the ledger has not recorded.
-    pub accept_duplicates: bool,
-    /// The last epoch of the ledger for which all state may be discarded, without a replay.
-    pub all: Option<Epoch>,
 }
 
 /// The settings of checkpoints.

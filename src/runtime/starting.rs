@@ -8,16 +8,15 @@ use headwater_sinks::{Generation, LedgerId, Progress, WriterContext, crash};
 
 use super::SinkJob;
 use super::bootstrap::{ClusterBootstrap, exchange_bootstrap, processes};
-use super::compute::operators;
 use super::failure::RunError;
 use super::forgetting::{ForgetContext, forget, forgets_of};
-use super::plan::Plan;
 use super::recovery::{
     Checkpoints, History, OpenedSink, Origin, Records, fenced_by_zombie, open_sink, origin,
 };
 use crate::coordination::{EpochRecord, Loss, Manifest, Position, Positions, Skip};
 use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
 use crate::metrics::Metrics;
+use crate::pipeline::{Plan, operators};
 use crate::source::{Opening, Source};
 
 /// The role of a process in a run.

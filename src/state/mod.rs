@@ -3,6 +3,7 @@
 //! The store does not interpret the blobs or their relations: the ledger does. A blob that no manifest names is
 //! garbage.
 
+mod config;
 mod fjall;
 pub mod part;
 mod redis;
@@ -13,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+pub use self::config::{Durability, RedisConfig, StateConfig, is_redis_tls};
 pub use self::fjall::FjallStore;
 pub use self::redis::RedisStore;
 #[cfg(feature = "rocksdb")]
 pub use self::rocksdb::RocksStore;
-use crate::config::StateConfig;
 
 /// The reason why a state store operation failed.
 #[derive(Debug, Error)]

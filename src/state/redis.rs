@@ -6,8 +6,8 @@ use std::time::Duration;
 use headwater_sinks::Misconfigured;
 use redis::{Client, Cmd, Connection, ErrorKind, FromRedisValue, RedisError, cmd};
 
+use super::config::{Durability, RedisConfig};
 use super::{StateError, StateStore};
-use crate::config::{Durability, RedisConfig};
 
 /// The timeout of each of the two steps of connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

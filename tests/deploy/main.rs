@@ -6,6 +6,7 @@ mod guarantees;
 mod image;
 mod monitoring;
 mod promql;
+mod rooms;
 mod runbook;
 
 use std::path::PathBuf;

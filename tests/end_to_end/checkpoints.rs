@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use headwater::config::StateConfig;
+use headwater::state::StateConfig;
 use headwater::state::{StateStore, open};
 use serde_json::Value;
 

@@ -64,7 +64,7 @@ pub fn reader_config(
     defaults: &[(&str, &str)],
 ) -> Result<ClientConfig, Misconfigured> {
     let owned = [
-        // Assigning partitions requires a group id. No offsets are committed to it.
+        // Assigning partitions requires a group id. No offsets are committed to this group.
         ("group.id", topic),
         ("enable.auto.commit", "false"),
         ("isolation.level", "read_committed"),
@@ -74,11 +74,12 @@ pub fn reader_config(
     client_config(brokers, options, defaults, &owned)
 }
 
-/// Converts the error of creating a client. Only then does librdkafka reject incompatible options and unreadable files.
+/// Converts the error of creating a client. librdkafka rejects incompatible options and unreadable files only when the
+/// client is created.
 pub fn creation_error(config: &ClientConfig, error: KafkaError) -> Misconfigured {
     let reason = match &error {
         KafkaError::ClientCreation(reason) => reason.clone(),
-        // Its text contains the value.
+        // The text of this error contains the value.
         KafkaError::ClientConfig(_, _, key, _) => format!("`{key}` cannot be set"),
         other => other.to_string(),
     };
@@ -119,12 +120,13 @@ pub fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     }
 }
 
-/// Logs an error event. Most report lost connections, which librdkafka opens again itself.
+/// Logs an error event. Most of them report lost connections, which librdkafka reopens itself.
 pub fn log_error(error: &KafkaError, reason: &str) {
     tracing::debug!(target: "librdkafka", %error, "{reason}");
 }
 
-/// Waits for a future of the admin client. The client completes it on its own thread, so no runtime is needed.
+/// Blocks until a future of the admin client completes. The client completes it on its own thread, so no async runtime
+/// is needed.
 pub(crate) fn wait<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
     impl Wake for Unpark {
@@ -177,6 +179,7 @@ mod tests {
             assert_eq!(refused.expect_err("it is owned"), Misconfigured(expected));
         }
     }
+
     #[test]
     fn oauth_needs_a_method_that_gets_a_token() {
         let oauth = client_config("b:1", &options(&[("sasl.mechanism", "OAUTHBEARER")]), &[], &[]);

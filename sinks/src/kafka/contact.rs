@@ -1,7 +1,7 @@
 //! Connection errors of Kafka clients. Their messages name the address and what to check.
 //!
 //! If no broker responds to a request, librdkafka returns only "timed out" or "transport failure". It reports the
-//! causes as error events. [`Contact`] records them, and the worst one becomes the error.
+//! causes as error events. [`Contact`] records the worst of them, which becomes the error.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -18,8 +18,8 @@ use super::client::{log_error, log_line};
 enum Kind {
     /// No broker responds, and no cause is known.
     NoResponse,
-    /// The connections to all brokers have ended without a reported cause. Brokers close connections whose protocol
-    /// they do not expect.
+    /// The connections to all brokers were closed without a reported cause. Brokers close connections that use an
+    /// unexpected protocol.
     Down,
     /// The connection is refused, or the network has no route.
     Unreachable,
@@ -135,7 +135,8 @@ impl fmt::Display for ContactError {
             Kind::NoResponse => {
                 return write!(
                     f,
-                    "no broker of {address} answers: check that the brokers run, and that `brokers` names them"
+                    "no broker of {address} responds: check that the brokers run, and that `brokers` has their \
+                     addresses"
                 );
             }
             Kind::Unreachable => write!(
@@ -225,7 +226,7 @@ fn parse(code: RDKafkaErrorCode, reason: &str) -> Option<ContactError> {
 mod tests {
     use super::*;
 
-    /// Uses messages of librdkafka from real brokers.
+    /// Uses messages that librdkafka reported for real brokers.
     #[test]
     fn librdkafka_errors_are_classified() {
         use RDKafkaErrorCode as Code;

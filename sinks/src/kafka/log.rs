@@ -1,4 +1,4 @@
-//! Reading the progress topic up to a sentinel.
+//! Reads the progress topic up to a sentinel.
 
 use std::time::{Duration, Instant};
 
@@ -11,22 +11,23 @@ use super::client::{Options, Quiet, reader_config};
 use super::progress::Record;
 use crate::Misconfigured;
 
-/// The timeout of reading up to a sentinel, which an open transaction of another producer may hide.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout of reading up to a sentinel. Until an open transaction of another producer ends, the records after it
+/// cannot be read.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The error of reading the progress topic.
 #[derive(Debug, Error)]
 pub(super) enum LogError {
     #[error(
-        "progress topic {topic}, partition {partition}: cannot read to the end within {PATIENCE:?}; \
-        an open transaction of another producer may hide records"
+        "progress topic {topic}, partition {partition}: cannot read to the end within {READ_TIMEOUT:?}; \
+        an open transaction of another producer may block the reader until it ends or times out"
     )]
     Hidden { topic: String, partition: i32 },
     #[error(
         "progress topic {topic}, partition {partition}, offset {offset} is not a progress record: {reason}"
     )]
     Malformed { topic: String, partition: i32, offset: i64, reason: String },
-    #[error("progress topic {topic}")]
+    #[error("cannot read progress topic {topic}")]
     Kafka { topic: String, source: KafkaError },
 }
 
@@ -71,13 +72,13 @@ impl ProgressLog {
         self.read(Some(sentinel))
     }
 
-    /// Reads up to the end that consumers see. An open transaction may hide progress after it.
+    /// Reads up to the last stable offset. Progress after an open transaction is not included.
     pub fn read_to_end(&self) -> Result<Vec<Record>, LogError> {
         self.read(None).map(|result| result.records)
     }
 
-    /// Makes the next read start at `next`. Without this call, the next read returns the same records again: a read
-    /// that failed, or that found a later start, must not hide records from the next one.
+    /// Makes the next read start at `next`. Without this call, the next read returns the same records again. It is not
+    /// called after a read that failed or found a later start, so that the next read finds the same records.
     pub fn accept(&mut self, next: Offsets) {
         self.next = next;
     }
@@ -95,23 +96,23 @@ impl ProgressLog {
 
         let mut next = self.next.clone();
         let mut records: Vec<(i32, Record)> = Vec::new();
-        let mut waiting: Vec<i32> = self.partitions().collect();
-        let deadline = Instant::now() + PATIENCE;
-        while let Some(&partition) = waiting.first() {
+        let mut unfinished: Vec<i32> = self.partitions().collect();
+        let deadline = Instant::now() + READ_TIMEOUT;
+        while let Some(&partition) = unfinished.first() {
             if Instant::now() > deadline {
                 return Err(LogError::Hidden { topic, partition });
             }
             match consumer.poll(Duration::from_millis(50)) {
                 Some(Ok(message)) => {
                     let (partition, offset) = (message.partition(), message.offset());
-                    if !waiting.contains(&partition) {
+                    if !unfinished.contains(&partition) {
                         continue;
                     }
                     if let Some(slot) = usize::try_from(partition).ok().and_then(|p| next.get_mut(p)) {
                         *slot = Some(offset + 1);
                     }
                     let Some(value) = message.payload() else {
-                        // Compaction is delayed: removed records may still be in the topic.
+                        // A tombstone. The topic may still contain the record that it removes: compaction is delayed.
                         let removed = message.key().unwrap_or_default();
                         records.retain(|(from, record)| *from != partition || record.key() != removed);
                         continue;
@@ -120,15 +121,17 @@ impl ProgressLog {
                         |reason| LogError::Malformed { topic: topic.clone(), partition, offset, reason };
                     let record = Record::decode(value).map_err(malformed)?;
                     if sentinel == Some(&record) {
-                        waiting.retain(|&other| other != partition);
+                        unfinished.retain(|&other| other != partition);
                     }
                     records.push((partition, record));
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) if sentinel.is_none() => {
-                    waiting.retain(|&other| other != partition);
+                    unfinished.retain(|&other| other != partition);
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) | None => {}
-                Some(Err(error)) => tracing::debug!(%error, topic, "reading the progress topic"),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, topic, "error while reading the progress topic; the client retries")
+                }
             }
         }
         Ok(ReadResult { records: records.into_iter().map(|(_, record)| record).collect(), next })

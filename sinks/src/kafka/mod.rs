@@ -13,11 +13,11 @@
 //! - A process that opens the sink takes over its ids and commits a *sentinel* through **each** of them. Then it reads
 //!   the progress topic up to the last sentinel. A zombie can take the ids back, but it must commit its own sentinel
 //!   first. It then reads the sentinels of its successor, and ends.
-//! - A producer that had any unusual event is replaced, by the same steps.
-//! - A commit whose outcome is unknown is resolved by the same steps: taking over its id ends its transaction, and the
-//!   progress topic shows if it was committed.
-//! - An id that is no longer used could still commit late. Therefore process 0 takes over the ids of all processes that
-//!   ever existed.
+//! - A producer that had an error or a slow commit is replaced, by the same steps.
+//! - A commit of unknown outcome is resolved by the same steps: taking over its id ends its transaction, and the
+//!   progress topic then shows whether it was committed.
+//! - A zombie could still commit through an id that is no longer used. Therefore process 0 takes over the ids of all
+//!   processes that ever existed.
 
 pub mod client;
 pub mod contact;
@@ -48,13 +48,13 @@ use crate::{
 
 /// The number of transactional ids that a writer uses in turn.
 const SLOTS: usize = 2;
-/// The timeout of resolving a commit of unknown outcome. A restarting broker is available again by then.
-const OUTCOME_PATIENCE: Duration = Duration::from_secs(60);
-/// The pause before resolving is retried.
-const OUTCOME_PAUSE: Duration = Duration::from_millis(200);
+/// The timeout of resolving a commit of unknown outcome. It is long enough for a broker to restart.
+const OUTCOME_TIMEOUT: Duration = Duration::from_secs(60);
+/// The pause between attempts to resolve a commit.
+const OUTCOME_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// The maximum length of the name of a sink or pipeline. Both are parts of topic names, which Kafka limits to 249
 /// bytes.
-const LONGEST_NAME: usize = 200;
+const MAX_NAME_BYTES: usize = 200;
 
 /// The configuration of a Kafka sink.
 #[derive(Clone, Debug)]
@@ -82,8 +82,10 @@ pub fn progress_topic(pipeline: &str) -> String {
 /// A sink that writes to Kafka topics. See the documentation of the module.
 pub struct KafkaSink {
     config: KafkaConfig,
-    /// Distinguishes the sentinels of this process from those of a copy with the same generation.
+    /// A random number. It distinguishes the sentinels of this process from those of a process that uses a copy of the
+    /// ledger and has the same generation.
     nonce: u64,
+    /// The number of producers created so far.
     incarnations: u64,
     staged: BTreeMap<Epoch, Vec<Changes>>,
     opened: Option<Opened>,
@@ -95,7 +97,8 @@ struct Opened {
     producer: ClientConfig,
     log: ProgressLog,
     writers: [Writer; SLOTS],
-    turn: usize,
+    /// The index of the writer for the next round.
+    next_slot: usize,
     max_message_bytes: usize,
 }
 
@@ -137,8 +140,8 @@ impl KafkaSink {
     fn prepare(&self, context: &WriterContext) -> Result<(ClientConfig, ProgressLog, usize), OpenError> {
         let KafkaConfig { name, brokers, options, topics, .. } = &self.config;
         for part in [name, &context.pipeline, &context.ledger_id.0] {
-            if part.len() > LONGEST_NAME {
-                return Err(self.refused(format!("the name {part} is longer than {LONGEST_NAME} bytes")));
+            if part.len() > MAX_NAME_BYTES {
+                return Err(self.refused(format!("the name {part} is longer than {MAX_NAME_BYTES} bytes")));
             }
         }
         let defaults = [("linger.ms", "0"), ("compression.type", "lz4")];
@@ -248,8 +251,8 @@ impl KafkaSink {
         Ok((writer, sentinel))
     }
 
-    /// Reads the progress topic up to `sentinel`. Returns the records of this sink, and separately those that prove
-    /// that this start is not the newest of its ledger. Unless `adopt` is true, such records are an error.
+    /// Reads the progress topic up to `sentinel`. Returns the records of this sink in two lists. Records in the second
+    /// list prove that this start must not write to the sink; unless `adopt` is true, they are an error.
     fn read(
         &self,
         context: &WriterContext,
@@ -326,10 +329,10 @@ impl KafkaSink {
         outcome.map_err(|trouble| self.unavailable("its progress topic", trouble.to_string()))
     }
 
-    /// Returns the index of the writer for the next round. Replaces the writer if it had an unusual event.
+    /// Returns the index of the writer for the next round. Replaces the writer first if it is not usable.
     fn usable_writer(&mut self, opened: &mut Opened) -> Result<usize, Trouble> {
-        let slot = opened.turn;
-        opened.turn = (slot + 1) % SLOTS;
+        let slot = opened.next_slot;
+        opened.next_slot = (slot + 1) % SLOTS;
         if !opened.writers[slot].is_usable() {
             self.replace(opened, slot)?;
         }
@@ -338,7 +341,7 @@ impl KafkaSink {
 
     /// Replaces a writer. Returns the records of this sink since the last read.
     fn replace(&mut self, opened: &mut Opened, slot: usize) -> Result<Vec<Record>, Trouble> {
-        // The topics may accept larger messages by now.
+        // The limits of the topics may have changed since the sink was opened.
         let (producer, _, max_message_bytes) =
             self.prepare(&opened.context).map_err(|error| Trouble::Failed(error.to_string()))?;
         (opened.producer, opened.max_message_bytes) = (producer, max_message_bytes);
@@ -357,11 +360,11 @@ impl KafkaSink {
 
     /// Resolves the commit of the last round, whose outcome is unknown.
     fn resolve(&mut self, opened: &mut Opened, through: Epoch, reason: String) -> Result<(), Trouble> {
-        let slot = (opened.turn + SLOTS - 1) % SLOTS;
-        tracing::warn!(sink = self.config.name, %through, reason, "outcome of a commit unknown: resolving it");
-        let deadline = Instant::now() + OUTCOME_PATIENCE;
+        let slot = (opened.next_slot + SLOTS - 1) % SLOTS;
+        tracing::warn!(sink = self.config.name, %through, reason, "the outcome of a commit is unknown; resolving it");
+        let deadline = Instant::now() + OUTCOME_TIMEOUT;
         loop {
-            // If a later start has written already, its producers must not be fenced.
+            // If a later start has already written, this one must not fence its producers.
             let seen = opened.log.read_to_end().unwrap_or_default();
             let mut seen = seen.iter().filter(|record| record.sink == self.config.name);
             if let Some(objection) = seen.find_map(|record| self.objection(&opened.context, record)) {
@@ -378,7 +381,9 @@ impl KafkaSink {
                     tracing::info!(sink = self.config.name, %through, is_committed, "outcome of a commit resolved");
                     return if is_committed { Ok(()) } else { Err(Trouble::Failed(reason)) };
                 }
-                Err(Trouble::Failed(_)) if Instant::now() < deadline => std::thread::sleep(OUTCOME_PAUSE),
+                Err(Trouble::Failed(_)) if Instant::now() < deadline => {
+                    std::thread::sleep(OUTCOME_RETRY_INTERVAL)
+                }
                 Err(Trouble::Failed(_)) => return Err(Trouble::Indeterminate(reason)),
                 Err(other) => return Err(other),
             }
@@ -438,7 +443,7 @@ impl KafkaSink {
     }
 }
 
-/// Logs a warning if the progress topic has fewer replicas than the outputs: losing progress is as bad as losing
+/// Logs a warning if the progress topic has fewer replicas than the output topics: losing progress is as bad as losing
 /// outputs.
 fn warn_if_under_replicated(topic: &str, facts: &TopicFacts, wanted: Option<u32>) {
     let TopicFacts { replication, min_insync_replicas, .. } = facts;
@@ -477,8 +482,8 @@ impl Sink for KafkaSink {
         &self.config.name
     }
 
-    /// Returns the newest progress of each writer of each generation, unless later generations have reached or passed
-    /// it.
+    /// Returns the newest progress of each writer of each generation, without progress that later generations have
+    /// reached or passed.
     fn open(&mut self, context: &WriterContext) -> Result<Vec<Progress>, OpenError> {
         let (producer, mut log, max_message_bytes) = self.prepare(context)?;
         // The other processes open the sink after this has returned.
@@ -494,7 +499,7 @@ impl Sink for KafkaSink {
         if let Some(through) = context.adopt {
             let adopted =
                 record(&self.config.name, context, Body::Progress { shards: context.shards, through });
-            // The sentinels of this start are not removed: a process with another copy of the ledger must find them.
+            // The sentinels of this start are not removed: a process that uses a copy of the ledger must find them.
             mine.retain(|record| record.generation < context.generation);
             self.adopt(context, &log, &first, mine.iter().chain(&foreign), &adopted)?;
             mine = vec![adopted];
@@ -502,12 +507,11 @@ impl Sink for KafkaSink {
         let writers = [first, second];
         self.staged.clear();
         let context = context.clone();
-        self.opened = Some(Opened { context, producer, log, writers, turn: 0, max_message_bytes });
+        self.opened = Some(Opened { context, producer, log, writers, next_slot: 0, max_message_bytes });
         Ok(progress::newest(&mine))
     }
 
-    /// Reads up to the end that readers of committed records see. Progress that an open transaction of another producer
-    /// hides is not included.
+    /// Reads up to the last stable offset. Progress after an open transaction of another producer is not included.
     fn peek_progress(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
         let KafkaConfig { name, brokers, options, .. } = &self.config;
         let topic = progress_topic(pipeline);
@@ -538,7 +542,7 @@ impl Sink for KafkaSink {
         let topics = self.config.topics.len();
         if let Some(message) = changes.messages.iter().find(|message| message.topic >= topics) {
             return Err(refused(format!(
-                "there is no topic with index {}: the sink has {topics}",
+                "there is no topic with index {}: the sink has {topics} topics",
                 message.topic
             )));
         }

@@ -1,5 +1,5 @@
-//! Options for librdkafka in the configuration: options that may be set, options that may be shown, and errors that do
-//! not contain their values.
+//! Options for librdkafka in the configuration: the options that may be set, the options whose values may be shown, and
+//! errors that do not contain values.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ impl From<OptionRefused> for Misconfigured {
     }
 }
 
-/// Aliases in librdkafka of settings that are owned or have a default here, with their canonical names.
+/// Aliases in librdkafka of settings that Headwater sets itself or has a default for, with their canonical names.
 const ALIASES: &[(&str, &str)] = &[
     ("metadata.broker.list", "bootstrap.servers"),
     ("auto.commit.enable", "enable.auto.commit"),
@@ -57,7 +57,7 @@ const ALIASES: &[(&str, &str)] = &[
 ];
 
 /// Settings that users may not change: the brokers, and all settings that determine which records are read or written,
-/// in which order, and under which group or transactional id.
+/// their order, and the consumer group or transactional id.
 const OWNED: &[&str] = &[
     "bootstrap.servers",
     "group.id",
@@ -138,19 +138,20 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// A component of librdkafka that a build may lack: its name in librdkafka, and the cargo feature that adds it.
-struct Part {
+struct Component {
     builtin: &'static str,
     what: &'static str,
     feature: &'static str,
 }
 
-const TLS: Part = Part { builtin: "ssl", what: "TLS", feature: "tls" };
-const SCRAM: Part = Part { builtin: "sasl_scram", what: "SASL/SCRAM", feature: "tls" };
-const OIDC: Part = Part { builtin: "oidc", what: "OAuth with OpenID Connect", feature: "oidc" };
-const GSSAPI: Part = Part { builtin: "sasl_gssapi", what: "SASL/GSSAPI (Kerberos)", feature: "gssapi" };
+const TLS: Component = Component { builtin: "ssl", what: "TLS", feature: "tls" };
+const SCRAM: Component = Component { builtin: "sasl_scram", what: "SASL/SCRAM", feature: "tls" };
+const OIDC: Component = Component { builtin: "oidc", what: "OAuth with OpenID Connect", feature: "oidc" };
+const GSSAPI: Component =
+    Component { builtin: "sasl_gssapi", what: "SASL/GSSAPI (Kerberos)", feature: "gssapi" };
 
 /// Returns the component of librdkafka that an option requires, if a build may lack it.
-fn needed(name: &str, value: &str) -> Option<Part> {
+fn required_component(name: &str, value: &str) -> Option<Component> {
     let value = value.to_ascii_uppercase();
     match name {
         "security.protocol" if value.ends_with("SSL") => Some(TLS),
@@ -164,14 +165,14 @@ fn needed(name: &str, value: &str) -> Option<Part> {
 }
 
 /// Returns true if librdkafka was built with a component.
-fn is_built(part: &Part) -> bool {
+fn is_built_in(component: &Component) -> bool {
     let native = ClientConfig::new().create_native_config();
     let features = native.and_then(|native| native.get("builtin.features")).unwrap_or_default();
-    features.split(',').any(|feature| feature.trim() == part.builtin)
+    features.split(',').any(|feature| feature.trim() == component.builtin)
 }
 
-/// Checks that an option may be set to a value: Headwater does not set it itself, librdkafka has this option and
-/// accepts the value, and was built with the component that it requires.
+/// Checks that an option may be set to a value: Headwater does not set the option itself, and librdkafka has it,
+/// accepts the value, and was built with the component that the option requires.
 ///
 /// # Errors
 /// If it may not be set, with the reason.
@@ -186,8 +187,8 @@ pub fn check_option(key: &str, value: &Secret) -> Result<(), OptionRefused> {
     if let Some(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) = error {
         return Err(OptionRefused::new(key, UNKNOWN));
     }
-    if let Some(Part { what, feature, .. }) =
-        needed(first_name(key), value.expose()).filter(|part| !is_built(part))
+    if let Some(Component { what, feature, .. }) =
+        required_component(first_name(key), value.expose()).filter(|component| !is_built_in(component))
     {
         let reason = format!(
             "needs {what}, and this program was built without it: build it with `cargo build --release --features \
@@ -240,7 +241,7 @@ mod tests {
 
     #[test]
     fn options_of_missing_components_name_the_cargo_feature() {
-        for (key, value, part, words) in [
+        for (key, value, component, words) in [
             ("security.protocol", "sasl_ssl", TLS, "needs TLS, "),
             ("ssl.ca.location", "/ca.pem", TLS, "needs TLS, "),
             ("sasl.mechanisms", "SCRAM-SHA-512", SCRAM, "needs SASL/SCRAM, "),
@@ -248,9 +249,9 @@ mod tests {
             ("sasl.kerberos.keytab", "/k", GSSAPI, "--features gssapi`"),
         ] {
             match check_option(key, &value.into()) {
-                Ok(_) => assert!(is_built(&part), "{key}"),
+                Ok(_) => assert!(is_built_in(&component), "{key}"),
                 Err(refused) => {
-                    assert!(!is_built(&part) && refused.to_string().contains(words), "{refused}");
+                    assert!(!is_built_in(&component) && refused.to_string().contains(words), "{refused}");
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Checks of a Kafka cluster for a sink, which write nothing and fence no producer.
+//! Checks of a Kafka cluster for a sink. They write nothing and fence no producer.
 
 use std::error::Error;
 use std::fmt;
@@ -13,7 +13,7 @@ use super::writer::{Writer, producer_config};
 pub enum Obstacle {
     /// Checking the cluster failed.
     Topics(TopicError),
-    /// The cluster does not meet a requirement; the text says what to do.
+    /// The cluster does not meet a requirement. The text contains what to do.
     Missing(String),
 }
 
@@ -51,7 +51,7 @@ pub fn output_topic(brokers: &str, options: &Options, topic: &str) -> Result<Str
             Err(Obstacle::Missing("there is no such topic; `headwater topics create` creates it".to_owned()))
         }
         Some(facts) if facts.compacted => {
-            Ok(format!("{} partitions; compacted, so older results are dropped", facts.partitions))
+            Ok(format!("{} partitions; compacted, so older results of a key are deleted", facts.partitions))
         }
         Some(facts) => Ok(format!("{} partitions", facts.partitions)),
     }
@@ -71,7 +71,8 @@ pub fn progress(brokers: &str, options: &Options, pipeline: &str) -> Result<Stri
     }
 }
 
-/// Checks that transactional ids beginning with the name of the pipeline may be used, with an id that no sink uses.
+/// Checks that transactional ids that begin with the name of the pipeline may be used. Tests it with an id that no sink
+/// uses.
 ///
 /// # Errors
 /// If they may not be used, or if checking fails.
@@ -79,7 +80,7 @@ pub fn transactions(brokers: &str, options: &Options, pipeline: &str) -> Result<
     let config = producer_config(brokers, options, &[])?;
     let id = format!("{pipeline}-check");
     match Writer::open(&config, &id) {
-        Ok(_) => Ok(format!("permitted (tested with {id}, which nothing else uses)")),
+        Ok(_) => Ok(format!("permitted (tested with {id}, which no sink uses)")),
         Err(error @ rdkafka::error::KafkaError::ClientCreation(_)) => {
             Err(creation_error(&config, error).into())
         }

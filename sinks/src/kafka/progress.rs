@@ -1,4 +1,4 @@
-//! The records of the progress topic: the progress of writers, and the sentinels that mark the position up to which a
+//! Records of the progress topic: the progress of writers, and sentinels. A sentinel marks the position up to which a
 //! reader must read.
 //!
 //! ```text
@@ -6,9 +6,9 @@
 //!                                                   └── reading stops here, not before
 //! ```
 //!
-//! Reading to the end of the partition is not enough: for `read_committed`, the end is the first offset of the oldest
-//! open transaction of any producer, and there may be committed progress after it. A sentinel that this process
-//! committed comes after everything that was committed before.
+//! Reading to the end of the partition is not enough. For `read_committed`, the end is the last stable offset: the
+//! first offset of the oldest open transaction of any producer. There may be committed progress after it. A sentinel
+//! that this process committed comes after everything that was committed before.
 
 use headwater_dataflows::Epoch;
 
@@ -24,7 +24,7 @@ const SENTINEL: u8 = 2;
 pub(super) struct Record {
     /// The sink that the record belongs to; the sinks of a pipeline share the topic.
     pub sink: String,
-    /// The process that wrote it.
+    /// The index of the process that wrote it.
     pub process: u32,
     pub ledger_id: LedgerId,
     pub generation: Generation,
@@ -86,7 +86,7 @@ impl Record {
         out
     }
 
-    /// Decodes the output of [`encode`](Record::encode). The error describes why `bytes` are not a record.
+    /// Decodes the output of [`encode`](Record::encode). The error is the reason why `bytes` are not a record.
     pub fn decode(bytes: &[u8]) -> Result<Record, String> {
         let mut rest = bytes;
         match byte(&mut rest) {

@@ -15,13 +15,14 @@ use super::contact::{Contact, ContactError};
 use crate::Misconfigured;
 
 /// The timeout of one request to the cluster.
-const ANSWER: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same timeout, in parts. After each part, a permanent error ends the waiting.
-const PARTS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(6)];
+/// The same timeout, in parts. After each part, waiting ends if the error is permanent.
+const REQUEST_TIMEOUT_PARTS: [Duration; 3] =
+    [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(6)];
 
 /// The number of events, including log lines, that are polled from the queue of a client to find connection errors.
-const EVENTS: usize = 256;
+const MAX_POLLED_EVENTS: usize = 256;
 
 /// A topic that should exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,12 +119,12 @@ impl Topics {
         Ok(Topics { admin, metadata, config })
     }
 
-    /// Fetches the metadata of a topic. If no broker responds, the error describes what happened to the connections.
+    /// Fetches the metadata of a topic. If no broker responds, the error contains the worst connection error.
     fn fetch_metadata(&self, name: &str) -> Result<Metadata, TopicError> {
         use RDKafkaErrorCode as Code;
         let action = || format!("look up topic {name}");
         let mut problem = None;
-        for part in PARTS {
+        for part in REQUEST_TIMEOUT_PARTS {
             let source = match self.metadata.fetch_metadata(Some(name), part) {
                 Ok(metadata) => {
                     // Discards the errors of connections that have recovered: they would be reported for a later
@@ -148,13 +149,13 @@ impl Topics {
         let brokers = self.config.get("bootstrap.servers").unwrap_or_default();
         let problem =
             problem.map_or_else(|| ContactError::no_response(brokers), |problem| problem.at(brokers));
-        let is_host_name = problem.is_untrusted() && self.is_trusted_without_host_name();
-        let source = if is_host_name { problem.with_wrong_host_name() } else { problem };
+        let has_wrong_host_name = problem.is_untrusted() && self.is_trusted_without_host_name();
+        let source = if has_wrong_host_name { problem.with_wrong_host_name() } else { problem };
         Err(TopicError::Unreachable { action: action(), source })
     }
 
-    /// Returns true if an untrusted broker is trusted without checking its host name: the error of librdkafka does not
-    /// distinguish the two. Sends no secrets.
+    /// Returns true if the broker's certificate is trusted when its host name is not checked. The error of librdkafka
+    /// does not distinguish a wrong host name from an untrusted CA. Sends no secrets.
     fn is_trusted_without_host_name(&self) -> bool {
         let mut config = self.config.clone();
         config.set("ssl.endpoint.identification.algorithm", "none").set("security.protocol", "SSL");
@@ -166,7 +167,7 @@ impl Topics {
         let Ok(client) = config.create_with_context::<_, BaseConsumer<Contact>>(Contact::default()) else {
             return false;
         };
-        client.fetch_metadata(None, PARTS[1]).is_ok()
+        client.fetch_metadata(None, REQUEST_TIMEOUT_PARTS[1]).is_ok()
             || worst_error(&client).is_some_and(|problem| !problem.is_untrusted())
     }
 
@@ -201,7 +202,7 @@ impl Topics {
             |source| TopicError::Unavailable { action: format!("read the settings of topic {name}"), source };
         let Some((partitions, replication)) = self.layout(name)? else { return Ok(None) };
         let resources = [ResourceSpecifier::Topic(name)];
-        let answers = wait(self.admin.describe_configs(&resources, &admin_options())).map_err(unavailable)?;
+        let results = wait(self.admin.describe_configs(&resources, &admin_options())).map_err(unavailable)?;
         let mut facts = TopicFacts {
             partitions,
             compacted: false,
@@ -209,8 +210,8 @@ impl Topics {
             replication,
             min_insync_replicas: 1,
         };
-        for answer in answers {
-            let config = answer.map_err(|code| unavailable(KafkaError::AdminOp(code)))?;
+        for result in results {
+            let config = result.map_err(|code| unavailable(KafkaError::AdminOp(code)))?;
             let value = |key: &str| config.get(key).and_then(|entry| entry.value.as_deref());
             facts.compacted = value("cleanup.policy")
                 .is_some_and(|policy| policy.split(',').any(|p| p.trim() == "compact"));
@@ -226,16 +227,16 @@ impl Topics {
 
     /// Returns the default replication factor of the brokers; `None` if they do not report it.
     pub fn default_replication(&self) -> Option<u32> {
-        let metadata = self.metadata.fetch_metadata(None, ANSWER).ok()?;
+        let metadata = self.metadata.fetch_metadata(None, REQUEST_TIMEOUT).ok()?;
         let broker = metadata.brokers().first()?.id();
         let resources = [ResourceSpecifier::Broker(broker)];
-        let answers = wait(self.admin.describe_configs(&resources, &admin_options())).ok()?;
-        let config = answers.into_iter().next()?.ok()?;
+        let results = wait(self.admin.describe_configs(&resources, &admin_options())).ok()?;
+        let config = results.into_iter().next()?.ok()?;
         config.get("default.replication.factor")?.value.as_deref()?.parse().ok()
     }
 
-    /// Creates the topics that do not exist and returns their names. Existing topics are not changed. If one has fewer
-    /// partitions than required, this is an error, and no topic is created.
+    /// Creates the topics that do not exist and returns their names. Does not change existing topics. If an existing
+    /// topic has fewer partitions than required, returns an error and creates no topic.
     pub fn create(&self, specs: &[TopicSpec]) -> Result<Vec<String>, TopicError> {
         let mut missing = Vec::new();
         for spec in specs {
@@ -248,11 +249,11 @@ impl Topics {
             return Ok(Vec::new());
         }
         let new: Vec<_> = missing.iter().map(|spec| new_topic(spec)).collect();
-        let answers = wait(self.admin.create_topics(&new, &admin_options()))
+        let results = wait(self.admin.create_topics(&new, &admin_options()))
             .map_err(|source| TopicError::Unavailable { action: "create topics".to_owned(), source })?;
         let mut created = Vec::new();
-        for answer in answers {
-            match answer {
+        for result in results {
+            match result {
                 Ok(name) => created.push(name),
                 Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((name, code)) => {
@@ -269,10 +270,10 @@ impl Topics {
 
     /// Deletes topics. A topic that does not exist is not an error.
     pub fn delete(&self, names: &[&str]) -> Result<(), TopicError> {
-        let answers = wait(self.admin.delete_topics(names, &admin_options()))
+        let results = wait(self.admin.delete_topics(names, &admin_options()))
             .map_err(|source| TopicError::Unavailable { action: "delete topics".to_owned(), source })?;
-        for answer in answers {
-            match answer {
+        for result in results {
+            match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
                 Err((name, code)) => {
                     let action = format!("delete topic {name}");
@@ -287,10 +288,10 @@ impl Topics {
     pub fn delete_groups(&self, names: &[&str]) -> Result<(), TopicError> {
         let unavailable =
             |action: String| move |source: KafkaError| TopicError::Unavailable { action, source };
-        let answers = wait(self.admin.delete_groups(names, &admin_options()))
+        let results = wait(self.admin.delete_groups(names, &admin_options()))
             .map_err(unavailable("delete consumer groups".to_owned()))?;
-        for answer in answers {
-            match answer {
+        for result in results {
+            match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound)) => {}
                 Err((name, code)) => {
                     let action = format!("delete consumer group {name}");
@@ -301,9 +302,10 @@ impl Topics {
         Ok(())
     }
 
-    /// Waits until a new topic is visible: creating it returns before the brokers include it in their metadata.
+    /// Waits until a new topic is visible. The request that creates it completes before the metadata of all brokers
+    /// contains it.
     fn wait_until_visible(&self, spec: &TopicSpec) -> Result<(), TopicError> {
-        let deadline = Instant::now() + ANSWER;
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
         loop {
             if let Some(found) = self.partitions(&spec.name)? {
                 return check_partitions(spec, found);
@@ -320,10 +322,10 @@ impl Topics {
     }
 }
 
-/// Returns the worst connection error of a client, if there is one. Error events are in the queue of the consumer,
-/// which contains no records.
+/// Polls a client and returns its worst connection error, if there is one. The queue of this consumer contains only
+/// error events and log lines, no records.
 fn worst_error(client: &BaseConsumer<Contact>) -> Option<ContactError> {
-    (0..EVENTS).for_each(|_| drop(client.poll(Duration::ZERO)));
+    (0..MAX_POLLED_EVENTS).for_each(|_| drop(client.poll(Duration::ZERO)));
     client.context().take()
 }
 
@@ -332,7 +334,7 @@ fn create_admin(config: &ClientConfig) -> Result<AdminClient<Quiet>, KafkaError>
 }
 
 fn admin_options() -> AdminOptions {
-    AdminOptions::new().request_timeout(Some(ANSWER)).operation_timeout(Some(ANSWER))
+    AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT)).operation_timeout(Some(REQUEST_TIMEOUT))
 }
 
 fn check_partitions(spec: &TopicSpec, found: u32) -> Result<(), TopicError> {

@@ -4,10 +4,11 @@
 //!   open ─ init_transactions ─▶ ( begin ─ send… ─ wait for every delivery ─ commit )*
 //! ```
 //!
-//! Errors are classified by their consequence for the caller ([`Trouble`]). A producer that had any unusual event is
-//! not used for another transaction: librdkafka repeats a lost `EndTxn` without naming the transaction it belongs to,
-//! so a late request for the previous transaction can end half of the next one. A new producer with the same id starts
-//! with a higher producer epoch, to which late requests do not apply.
+//! Errors are classified by their consequence for the caller ([`Trouble`]). A producer that had an error or a slow
+//! commit is not used for another transaction: librdkafka resends a lost `EndTxn`, and the request does not identify
+//! its transaction. A late request for the previous transaction can therefore end the next one before all its records
+//! are sent. A new producer with the same id has a higher producer epoch, and the broker rejects requests with a lower
+//! one.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -30,14 +31,15 @@ use crate::Misconfigured;
 /// The time after which the broker aborts a transaction whose producer does not continue it. Also the timeout of
 /// deliveries and takeovers.
 pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// The timeout of retrying a commit: by then the broker has ended the transaction itself.
-const COMMIT_PATIENCE: Duration = Duration::from_secs(20);
+/// The total timeout of a commit with its retries. By then the broker has ended the transaction itself.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The timeout of one attempt to commit.
-const COMMIT_STEP: Duration = Duration::from_secs(2);
-/// A commit that took longer than this may have been repeated by librdkafka.
-const SUSPICIOUS: Duration = Duration::from_secs(1);
-/// The interval of polling for deliveries. On average, half of it is added to the time of a transaction.
-const STEP: Duration = Duration::from_micros(500);
+const COMMIT_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The duration above which librdkafka may have resent the request of a commit. Also the timeout of waiting for
+/// in-flight records before an abort.
+const SLOW_COMMIT: Duration = Duration::from_secs(1);
+/// The interval of polling for delivery reports. On average, it adds half of itself to the duration of a transaction.
+const POLL_INTERVAL: Duration = Duration::from_micros(500);
 
 /// Returns the configuration of a transactional producer: `defaults`, the user's `options`, and the settings that
 /// transactions require.
@@ -63,14 +65,14 @@ pub fn producer_config(
 /// The outcome of a transaction that did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// Nothing of the transaction will become visible.
+    /// Nothing of the transaction becomes visible. A retry may succeed.
     Failed(String),
-    /// Nothing of the transaction will become visible, and every retry will fail: the broker rejects the record with
-    /// this number.
+    /// Nothing of the transaction becomes visible, and every retry fails: the broker rejects the record with this
+    /// number.
     Refused(usize, String),
     /// The outcome is unknown.
     Indeterminate(String),
-    /// Another producer owns the id now and determines the outcome.
+    /// Another producer has taken over the transactional id, which ended the transaction.
     Fenced(String),
 }
 
@@ -102,25 +104,25 @@ pub struct Outgoing<'a> {
 
 /// The events reported by the callbacks of a producer.
 #[derive(Default)]
-struct Watch {
-    /// True if an unusual event happened, so that the producer must be replaced.
-    disturbed: AtomicBool,
-    /// The failed delivery to report.
+struct ProducerEvents {
+    /// True after an error or a slow commit: a new producer must replace this one.
+    needs_replacement: AtomicBool,
+    /// The delivery error of the open transaction that is reported to the caller.
     failure: Mutex<Option<Trouble>>,
 }
 
-impl ClientContext for Watch {
+impl ClientContext for ProducerEvents {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log_line(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.disturbed.store(true, Ordering::Relaxed);
+        self.needs_replacement.store(true, Ordering::Relaxed);
         log_error(&error, reason);
     }
 }
 
-impl ProducerContext for Watch {
+impl ProducerContext for ProducerEvents {
     /// The number of the record in its transaction.
     type DeliveryOpaque = usize;
 
@@ -129,18 +131,18 @@ impl ProducerContext for Watch {
             let key =
                 message.key().map_or("none".into(), |key| String::from_utf8_lossy(&key[..key.len().min(64)]));
             let mut failure = self.failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let undelivered = undelivered(number, message.topic(), &key, error);
-            // A rejected record makes the other records of its transaction fail too, so the rejected one is reported.
-            if failure.is_none() || matches!(undelivered, Trouble::Refused(..)) {
-                failure.replace(undelivered);
+            let delivery_error = delivery_error(number, message.topic(), &key, error);
+            // After a rejected record, the others of its transaction fail too. Therefore a rejection takes precedence.
+            if failure.is_none() || matches!(delivery_error, Trouble::Refused(..)) {
+                failure.replace(delivery_error);
             }
         }
     }
 }
 
 /// Returns the error of a record that was not delivered.
-fn undelivered(number: usize, topic: &str, key: &str, error: &KafkaError) -> Trouble {
-    let reason = format!("topic {topic} does not accept the message with key {key}: {error}");
+fn delivery_error(number: usize, topic: &str, key: &str, error: &KafkaError) -> Trouble {
+    let reason = format!("topic {topic} rejects the message with key {key}: {error}");
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidRecord) => {
             Trouble::Refused(number, reason)
@@ -151,7 +153,7 @@ fn undelivered(number: usize, topic: &str, key: &str, error: &KafkaError) -> Tro
 
 /// A producer that has initialised its transactional id and thereby fenced the previous owner of the id.
 pub struct Writer {
-    producer: BaseProducer<Watch>,
+    producer: BaseProducer<ProducerEvents>,
 }
 
 impl Writer {
@@ -163,28 +165,28 @@ impl Writer {
     pub fn open(config: &ClientConfig, id: &str) -> Result<Writer, KafkaError> {
         let mut config = config.clone();
         config.set("transactional.id", id);
-        let producer: BaseProducer<Watch> = config.create_with_context(Watch::default())?;
+        let producer: BaseProducer<ProducerEvents> = config.create_with_context(ProducerEvents::default())?;
         producer.init_transactions(TRANSACTION_TIMEOUT)?;
-        // Connecting may take several attempts. Events before the first transaction do not affect any transaction.
+        // Connecting may take several attempts. Errors before the first transaction do not affect any transaction.
         producer.poll(Duration::ZERO);
-        producer.context().disturbed.store(false, Ordering::Relaxed);
+        producer.context().needs_replacement.store(false, Ordering::Relaxed);
         Ok(Writer { producer })
     }
 
-    /// Returns true if another transaction may begin. Otherwise a new producer must take over the id first.
+    /// Returns true if another transaction may begin. Otherwise a new producer must first take over the id.
     pub fn is_usable(&self) -> bool {
-        // Each poll handles one event: an error may be queued behind log lines.
+        // Each poll handles one event, and an error may be queued behind log lines.
         (0..32).for_each(|_| self.producer.poll(Duration::ZERO));
-        !self.context().disturbed.load(Ordering::Relaxed)
+        !self.context().needs_replacement.load(Ordering::Relaxed)
     }
 
-    /// Commits everything that `produce` sends, in one transaction.
+    /// Commits all records that `produce` sends, in one transaction.
     ///
     /// # Errors
     /// If the transaction was not committed, or its outcome is unknown.
     pub fn transaction(&self, produce: impl FnOnce(&Writer) -> Result<(), Trouble>) -> Result<(), Trouble> {
         let started = Instant::now();
-        self.producer.begin_transaction().map_err(|error| self.trouble("begin a transaction", &error))?;
+        self.producer.begin_transaction().map_err(|error| self.classify("begin a transaction", &error))?;
         let sent = produce(self).and_then(|()| self.wait_for_deliveries());
         let outcome = match sent {
             Ok(()) => self.commit(),
@@ -226,9 +228,9 @@ impl Writer {
                 }
                 Err((error, _)) => {
                     let key = outgoing.key.map_or("none".into(), String::from_utf8_lossy);
-                    let undelivered = undelivered(outgoing.number, outgoing.topic, &key, &error);
-                    return Err(match self.trouble("produce", &error) {
-                        Trouble::Failed(_) => undelivered,
+                    let delivery_error = delivery_error(outgoing.number, outgoing.topic, &key, &error);
+                    return Err(match self.classify("produce", &error) {
+                        Trouble::Failed(_) => delivery_error,
                         other => other,
                     });
                 }
@@ -236,15 +238,15 @@ impl Writer {
         }
     }
 
-    fn context(&self) -> &Watch {
+    fn context(&self) -> &ProducerEvents {
         self.producer.context()
     }
 
-    /// Handles pending deliveries, then sleeps. Polling with this timeout would keep a core busy: timeouts below one
-    /// millisecond are rounded down to zero.
+    /// Handles pending delivery reports, then sleeps. Polling with this timeout would keep a core busy, because
+    /// librdkafka rounds timeouts below one millisecond down to zero.
     fn wait(&self) {
         self.producer.poll(Duration::ZERO);
-        std::thread::sleep(STEP);
+        std::thread::sleep(POLL_INTERVAL);
     }
 
     /// Waits until the broker has acknowledged all records. librdkafka itself would wait in steps of 100 ms.
@@ -254,7 +256,7 @@ impl Writer {
             if Instant::now() > deadline {
                 let count = self.producer.in_flight_count();
                 return Err(Trouble::Failed(format!(
-                    "{count} messages are not acknowledged within {TRANSACTION_TIMEOUT:?}: a partition has no leader, \
+                    "{count} messages were not acknowledged within {TRANSACTION_TIMEOUT:?}: a partition has no leader, \
                      or fewer in-sync replicas than min.insync.replicas requires"
                 )));
             }
@@ -273,17 +275,17 @@ impl Writer {
         let started = Instant::now();
         let mut retried = false;
         let outcome = loop {
-            let Err(error) = self.producer.commit_transaction(COMMIT_STEP) else { break Ok(()) };
-            let trouble = self.trouble("commit", &error);
+            let Err(error) = self.producer.commit_transaction(COMMIT_ATTEMPT_TIMEOUT) else { break Ok(()) };
+            let trouble = self.classify("commit", &error);
             break match (&error, trouble) {
                 (_, Trouble::Fenced(reason)) => Err(Trouble::Fenced(reason)),
                 (KafkaError::Transaction(native), _)
-                    if native.is_retriable() && started.elapsed() < COMMIT_PATIENCE =>
+                    if native.is_retriable() && started.elapsed() < COMMIT_TIMEOUT =>
                 {
                     retried = true;
                     continue;
                 }
-                // Only the response to the first attempt proves that the broker has not committed: later attempts may
+                // Only the response to the first attempt proves that the broker has not committed. A later attempt may
                 // fail because the first one succeeded.
                 (KafkaError::Transaction(native), trouble) if native.txn_requires_abort() && !retried => {
                     Err(self.abort(trouble))
@@ -291,26 +293,26 @@ impl Writer {
                 (_, trouble) => Err(Trouble::Indeterminate(trouble.to_string())),
             };
         };
-        if started.elapsed() > SUSPICIOUS {
-            self.context().disturbed.store(true, Ordering::Relaxed);
+        if started.elapsed() > SLOW_COMMIT {
+            self.context().needs_replacement.store(true, Ordering::Relaxed);
         }
         outcome
     }
 
-    /// Aborts the open transaction. Drops queued records first, because aborting waits for them.
+    /// Aborts the open transaction. Discards queued records first, because aborting waits for them.
     fn abort(&self, trouble: Trouble) -> Trouble {
-        self.context().disturbed.store(true, Ordering::Relaxed);
+        self.context().needs_replacement.store(true, Ordering::Relaxed);
         if matches!(trouble, Trouble::Fenced(_)) {
             return trouble;
         }
         self.producer.purge(PurgeConfig::default().queue());
-        let deadline = Instant::now() + SUSPICIOUS;
+        let deadline = Instant::now() + SLOW_COMMIT;
         while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
             self.wait();
         }
         match self.producer.abort_transaction(TRANSACTION_TIMEOUT) {
             Ok(()) => trouble,
-            Err(error) => match self.trouble("abort", &error) {
+            Err(error) => match self.classify("abort", &error) {
                 Trouble::Fenced(reason) => Trouble::Fenced(reason),
                 // An open transaction is never committed: the next producer with this id, or the broker, aborts it.
                 _ => {
@@ -322,8 +324,8 @@ impl Writer {
     }
 
     /// Classifies an error of librdkafka.
-    fn trouble(&self, action: &str, error: &KafkaError) -> Trouble {
-        self.context().disturbed.store(true, Ordering::Relaxed);
+    fn classify(&self, action: &str, error: &KafkaError) -> Trouble {
+        self.context().needs_replacement.store(true, Ordering::Relaxed);
         let fatal = self.producer.client().fatal_error();
         let code = fatal.as_ref().map(|(code, _)| *code).or(error.rdkafka_error_code());
         let reason = fatal.map_or_else(|| error.to_string(), |(_, reason)| reason);

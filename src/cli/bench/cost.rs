@@ -19,7 +19,7 @@ use crate::cli::command::CostArgs;
 use crate::cli::output::{OutputError, note, outln};
 use crate::event::Event;
 use crate::outputs::Severity;
-use crate::runtime::{AlertPolicy, AmountPlan, DiversityPlan, FrequencyPlan, Patterns, TravelPlan, rules};
+use crate::pipeline::{AlertPolicy, AmountPlan, DiversityPlan, FrequencyPlan, Patterns, TravelPlan, rules};
 use crate::source::generator::GeneratorSettings;
 
 /// The minimum lag of the watermark behind the newest event, in milliseconds.

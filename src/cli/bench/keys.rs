@@ -18,7 +18,7 @@ use crate::cli::output::{note, outln};
 use crate::decode::Decoder;
 use crate::event::Event;
 use crate::outputs::{Alert, KeyHistory};
-use crate::runtime::rules;
+use crate::pipeline::rules;
 use crate::source::Raw;
 
 /// The number of events of each key before it is idle.

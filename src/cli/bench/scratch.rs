@@ -10,7 +10,8 @@ use headwater_sinks::kafka::progress_topic;
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 use headwater_sinks::postgres::Target;
 
-use crate::config::{Config, LedgerConfig, OutputKind, SourceConfig, StateConfig};
+use crate::config::{Config, LedgerConfig, OutputKind, SourceConfig};
+use crate::state::StateConfig;
 use crate::topics;
 
 /// The timeout of a statement in PostgreSQL.

@@ -16,10 +16,12 @@ mod pace;
 mod partition;
 #[cfg(test)]
 mod simulation;
+mod state;
 mod unfinal;
 
 pub use clocks::{Clocks, PushTime, TimeRules, WallClock};
 pub use liveness::{Cause, Liveness, Stall};
 pub use pace::{Pace, Paced};
 pub use partition::{PartitionTracker, Slowest, Timing, Waiting};
+pub use state::PartitionState;
 pub use unfinal::{ReadPermission, Unfinal, UnfinalBytes};

@@ -5,9 +5,9 @@ use std::time::Duration;
 use headwater_dataflows::{EventTime, Offset, Partition};
 use serde::{Deserialize, Serialize};
 
+use super::state::PartitionState;
 use super::{PushTime, TimeRules, UnfinalBytes};
 use crate::coordination::{Binding, Position};
-use crate::source::PartitionState;
 
 /// The parameters for tracking partitions.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,8 @@ use headwater_dataflows::{Offset, Partition, Position};
 
 use self::content::{Content, open_content};
 use self::pipe::{Available, Pipe};
-use super::{Budget, NO_TIMESTAMP, PartitionState, Raw, Reader, Source, SourceError};
+use super::{Budget, NO_TIMESTAMP, Raw, Reader, Source, SourceError};
+use crate::coordination::ingest::PartitionState;
 
 /// The maximum length of a line in bytes. A line is buffered in memory as a whole.
 const MAX_LINE: usize = 64 << 20;

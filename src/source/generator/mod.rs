@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use headwater_dataflows::{Offset, Partition, Position};
 
-use super::{Budget, PartitionState, Raw, Reader, Source, SourceError};
+use super::{Budget, Raw, Reader, Source, SourceError};
+use crate::coordination::ingest::PartitionState;
 
 /// A source of generated records.
 pub struct GeneratorSource {

@@ -27,7 +27,8 @@ use super::ends::PartitionEnds;
 use super::headers::headers;
 use super::stats::{self, PartitionStats};
 use super::{REQUEST_TIMEOUT, kafka_partition, unavailable};
-use crate::source::{Budget, PartitionState, Raw, Reader, SourceError};
+use crate::coordination::ingest::PartitionState;
+use crate::source::{Budget, Raw, Reader, SourceError};
 
 /// The header with the number of times that a record was retried from the dead letters, in decimal.
 pub const RETRIES: &str = "headwater-retries";

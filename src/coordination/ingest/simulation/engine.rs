@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 
+use super::super::PartitionState;
 use super::world::{Record, START_MS, World};
 use super::{Guards, Tally, Violation};
 use crate::coordination::ingest::{
     Clocks, Liveness, Pace, Paced, PartitionTracker, TimeRules, Timing, Unfinal, WallClock,
 };
 use crate::coordination::{Binding, Position, Positions, Watermark, WatermarkRule};
-use crate::source::PartitionState;
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time that results may stand still: twice the idle timeout and one epoch.

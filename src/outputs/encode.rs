@@ -12,7 +12,7 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::{Operator, OutputBuilder};
 
-use crate::outputs::{EncodedOutputs, Output, SinkRoute, Status, encode_for_sinks};
+use super::{EncodedOutputs, Output, SinkRoute, Status, encode_for_sinks};
 
 /// An output that can have several versions. Its order compares the identity first.
 pub trait Identity {

@@ -9,15 +9,14 @@ use headwater_dataflows::{Admission, Captured, Captures, ControlStream, Epoch, L
 use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Concatenate;
 
-use super::encode::{Identity, encode_outputs};
 use super::plan::{By, Limits, Plan, WindowKind, WindowPlan};
 use super::rules::rules;
 use crate::coordination::Operator;
 use crate::event::{Event, KeyKind, split_key};
 use crate::metrics::Metrics;
 use crate::outputs::{
-    Alert, DeadLetter, EncodedOutputs, KeyHistory, SinkEncoding, SinkRoute, Status, WindowRow,
-    encode_for_sinks,
+    Alert, DeadLetter, EncodedOutputs, Identity, KeyHistory, SinkEncoding, SinkRoute, Status, WindowRow,
+    encode_for_sinks, encode_outputs,
 };
 
 /// The operator that admits events.

@@ -1,0 +1,19 @@
+//! The computation of a pipeline: its validated plan, its rules and its dataflow, independent of where records come from
+//! and where outputs go.
+//!
+//! ```text
+//!   Config ─▶ Plan ─▶ compute(events, rejected, control) ─▶ encoded outputs, by sink
+//! ```
+
+mod change;
+mod compute;
+mod plan;
+mod rules;
+
+pub use change::{ConfigChange, Resets};
+pub use compute::{Computed, ENRICH, Inputs, RULES, WINDOW, compute, operators};
+pub use plan::{
+    AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Time, TravelPlan,
+    WindowKind, WindowPlan,
+};
+pub use rules::{forget, patterns, rules};

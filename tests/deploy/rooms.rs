@@ -1,0 +1,99 @@
+//! The modules of the root crate import each other in one direction only.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::path;
+
+/// The modules from the bottom to the top: each may import only modules before it.
+const LAYERS: [&str; 17] = [
+    "json",
+    "wall",
+    "logging",
+    "event",
+    "coordination",
+    "source",
+    "decode",
+    "outputs",
+    "metrics",
+    "http",
+    "ledger",
+    "state",
+    "pipeline",
+    "config",
+    "topics",
+    "runtime",
+    "cli",
+];
+
+/// Returns the names that follow `crate::`, also inside the braces of `crate::{a::X, b::Y}`.
+fn imports(code: &str) -> BTreeSet<String> {
+    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = BTreeSet::new();
+    for (at, matched) in code.match_indices("crate::") {
+        let before = code[..at].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '$') {
+            continue;
+        }
+        let rest = &code[at + matched.len()..];
+        match rest.strip_prefix('{') {
+            Some(list) => {
+                let list = &list[..list.find("};").unwrap_or(list.len())];
+                found.extend(list.split(',').map(|item| name(item.trim())));
+            }
+            None => {
+                found.insert(name(rest));
+            }
+        }
+    }
+    found
+}
+
+/// Adds the imports that point upwards, of a file or of all files of a folder. Files of tests may import anything.
+fn check(place: &Path, module: &str, upwards: &mut Vec<String>) {
+    if place.is_dir() {
+        for entry in std::fs::read_dir(place).expect("a folder") {
+            check(&entry.expect("an entry").path(), module, upwards);
+        }
+        return;
+    }
+    if place.file_name().is_some_and(|name| name == "tests.rs") {
+        return;
+    }
+    let layer = |name: &str| LAYERS.iter().position(|layer| *layer == name);
+    let code = std::fs::read_to_string(place).expect("readable");
+    for import in imports(&code) {
+        if layer(&import).is_some_and(|imported| Some(imported) > layer(module)) {
+            upwards.push(format!("{} imports crate::{import}", place.display()));
+        }
+    }
+}
+
+#[test]
+fn modules_import_only_modules_of_lower_layers() {
+    let (mut upwards, mut modules) = (Vec::new(), BTreeSet::new());
+    for entry in std::fs::read_dir(path("src")).expect("a folder") {
+        let entry = entry.expect("an entry").path();
+        let module = entry.file_stem().expect("a name").to_string_lossy().into_owned();
+        if module != "lib" && module != "main" {
+            check(&entry, &module, &mut upwards);
+            modules.insert(module);
+        }
+    }
+    assert_eq!(modules, LAYERS.map(str::to_owned).into(), "every module has its layer");
+    assert_eq!(upwards, Vec::<String>::new());
+}
+
+#[test]
+fn an_upward_import_is_found() {
+    let code =
+        "use crate::{json::write, runtime::run};\nfn f() { crate::wall::wall_ms(); other_crate::cli(); }";
+    assert_eq!(imports(code), ["json", "runtime", "wall"].map(str::to_owned).into());
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = folder.path().join("record.rs");
+    std::fs::write(&file, code).expect("written");
+    let mut upwards = Vec::new();
+    check(&file, "decode", &mut upwards);
+    assert_eq!(upwards.len(), 1, "{upwards:?}");
+    assert!(upwards[0].ends_with("imports crate::runtime"), "{upwards:?}");
+}
