@@ -158,7 +158,7 @@ fn unshareable_settings_are_refused_for_several_processes() {
     let ledger = "[ledger]\nkind = \"sqlite\"\npath = \"ledger.db\"\n";
     for (rest, reason) in [
         ("[sinks.postgres]\nurl = \"postgres://a@127.0.0.1/b\"\n".to_owned(), "add `[ledger]`"),
-        (format!("[sinks.sqlite]\npath = \"a.db\"\n{ledger}"), "cannot write SQLite files"),
+        (format!("[sinks.sqlite]\npath = \"a.db\"\n{ledger}"), "cannot share a SQLite file"),
         (
             format!("[sinks.postgres]\nurl = \"postgres://a@127.0.0.1/b\"\n{ledger}[checkpoint]\n"),
             "`state.kind = \"redis\"`",
