@@ -306,10 +306,8 @@ impl PipelineState {
 
     /// Returns the reason why a sink does not belong to the ledger; None if it does.
     fn objection(&self, sink: &str, progress: &[Progress]) -> Option<String> {
-        let context = self.context();
-        let mut objections =
-            progress.iter().filter_map(|found| context.objection(sink, &found.ledger_id, found.generation));
-        objections.next().map(|objection| format!("sink {sink}: {objection}"))
+        let objection = self.context().objection_to(sink, progress, None);
+        objection.map(|objection| format!("sink {sink}: {objection}"))
     }
 
     /// Returns the context of a start, as far as the checks of a sink need it.

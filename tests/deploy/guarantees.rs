@@ -1,28 +1,11 @@
 //! docs/exactly-once.md names only test files, tests and guards of the model that exist.
 
-use std::path::{Path, PathBuf};
-
-use crate::{path, text};
-
-/// Returns the text of every Rust file below a folder.
-fn read_sources(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
-    for entry in std::fs::read_dir(folder).expect("a folder") {
-        let entry = entry.expect("an entry").path();
-        if entry.is_dir() {
-            read_sources(&entry, found);
-        } else if entry.extension().is_some_and(|extension| extension == "rs") {
-            let code = std::fs::read_to_string(&entry).expect("readable");
-            found.push((entry, code));
-        }
-    }
-}
+use crate::{path, rust_sources, text};
 
 #[test]
 fn the_fault_table_names_existing_tests() {
-    let mut sources = Vec::new();
-    for folder in ["src", "tests", "sinks", "dataflows"] {
-        read_sources(&path(folder), &mut sources);
-    }
+    let folders = ["src", "tests", "sinks", "dataflows"];
+    let sources: Vec<_> = folders.iter().flat_map(|folder| rust_sources(&path(folder))).collect();
     let (mut missing, mut rows) = (Vec::new(), 0);
     for row in text("docs/exactly-once.md").lines().filter(|line| line.starts_with("| ")).skip(2) {
         let held_by = row.split('|').nth(2).expect("a second column");

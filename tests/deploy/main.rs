@@ -9,7 +9,7 @@ mod promql;
 mod rooms;
 mod runbook;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -20,6 +20,18 @@ fn path(relative: &str) -> PathBuf {
 
 fn text(relative: &str) -> String {
     std::fs::read_to_string(path(relative)).unwrap_or_else(|error| panic!("{relative}: {error}"))
+}
+
+/// Returns the path and the text of a Rust file, or of every Rust file below a folder.
+fn rust_sources(place: &Path) -> Vec<(PathBuf, String)> {
+    if place.is_dir() {
+        let entries = std::fs::read_dir(place).expect("a folder");
+        return entries.flat_map(|entry| rust_sources(&entry.expect("an entry").path())).collect();
+    }
+    if place.extension().is_none_or(|extension| extension != "rs") {
+        return Vec::new();
+    }
+    vec![(place.to_owned(), std::fs::read_to_string(place).expect("readable"))]
 }
 
 /// Parses a YAML file; conversion from YAML's own values makes a duplicate key an error.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::path;
+use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
 const LAYERS: [&str; 17] = [
@@ -49,24 +49,21 @@ fn imports(code: &str) -> BTreeSet<String> {
     found
 }
 
-/// Adds the imports that point upwards, of a file or of all files of a folder. Files of tests may import anything.
-fn check(place: &Path, module: &str, upwards: &mut Vec<String>) {
-    if place.is_dir() {
-        for entry in std::fs::read_dir(place).expect("a folder") {
-            check(&entry.expect("an entry").path(), module, upwards);
-        }
-        return;
-    }
-    if place.file_name().is_some_and(|name| name == "tests.rs") {
-        return;
-    }
+/// Returns the imports that point upwards, of a file or of all files of a folder. Files of tests may import anything.
+fn upward_imports(place: &Path, module: &str) -> Vec<String> {
     let layer = |name: &str| LAYERS.iter().position(|layer| *layer == name);
-    let code = std::fs::read_to_string(place).expect("readable");
-    for import in imports(&code) {
-        if layer(&import).is_some_and(|imported| Some(imported) > layer(module)) {
-            upwards.push(format!("{} imports crate::{import}", place.display()));
+    let mut upwards = Vec::new();
+    for (file, code) in rust_sources(place) {
+        if file.file_name().is_some_and(|name| name == "tests.rs") {
+            continue;
+        }
+        for import in imports(&code) {
+            if layer(&import).is_some_and(|imported| Some(imported) > layer(module)) {
+                upwards.push(format!("{} imports crate::{import}", file.display()));
+            }
         }
     }
+    upwards
 }
 
 #[test]
@@ -76,7 +73,7 @@ fn modules_import_only_modules_of_lower_layers() {
         let entry = entry.expect("an entry").path();
         let module = entry.file_stem().expect("a name").to_string_lossy().into_owned();
         if module != "lib" && module != "main" {
-            check(&entry, &module, &mut upwards);
+            upwards.extend(upward_imports(&entry, &module));
             modules.insert(module);
         }
     }
@@ -92,8 +89,7 @@ fn an_upward_import_is_found() {
     let folder = tempfile::tempdir().expect("a directory");
     let file = folder.path().join("record.rs");
     std::fs::write(&file, code).expect("written");
-    let mut upwards = Vec::new();
-    check(&file, "decode", &mut upwards);
+    let upwards = upward_imports(&file, "decode");
     assert_eq!(upwards.len(), 1, "{upwards:?}");
     assert!(upwards[0].ends_with("imports crate::runtime"), "{upwards:?}");
 }

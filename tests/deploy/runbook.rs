@@ -2,28 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use crate::{path, text, yaml};
+use crate::{path, rust_sources, text, yaml};
 
 /// Returns the source files of the program and the sinks, by name, without tests.
 fn sources() -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let mut folders = vec![path("src"), path("sinks/src")];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).expect("a folder") {
-            let entry = entry.expect("an entry").path();
-            let name = entry.display().to_string();
-            if entry.is_dir() {
-                folders.push(entry);
-            } else if name.ends_with(".rs")
-                && !["model", "memory", "tests"].iter().any(|test| name.contains(test))
-            {
-                let code = std::fs::read_to_string(&entry).expect("readable");
-                let code = code.split("#[cfg(test)]").next().unwrap_or_default();
-                found.push((name, joined(code)));
-            }
-        }
-    }
-    found
+    let all = ["src", "sinks/src"].into_iter().flat_map(|folder| rust_sources(&path(folder)));
+    let named = all.map(|(file, code)| (file.display().to_string(), code));
+    let of_program =
+        named.filter(|(name, _)| !["model", "memory", "tests"].iter().any(|test| name.contains(test)));
+    let without_tests = |code: &str| joined(code.split("#[cfg(test)]").next().unwrap_or_default());
+    of_program.map(|(name, code)| (name, without_tests(&code))).collect()
 }
 
 /// Joins string literals that continue over several lines.
