@@ -42,7 +42,7 @@ fn produce(config: &Path, seed: u64, eps: u64, seconds: u64) -> u64 {
     let output = Command::new(env!("CARGO_BIN_EXE_headwater"))
         .arg("produce")
         .arg(config)
-        .args(["--eps", &eps.to_string(), "--seconds", &seconds.to_string(), "--seed", &seed.to_string()])
+        .args(["--rate", &eps.to_string(), "--seconds", &seconds.to_string(), "--seed", &seed.to_string()])
         .output()
         .expect("it starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -115,7 +115,7 @@ impl WriterContext {
             return None;
         };
         Some(format!(
-            "{found}, or use `--reset-sink {sink} --accept-duplicates` to mark the sink as caught up with the current \
+            "{found}, or use `--adopt-sink {sink} --accept-duplicates` to mark the sink as caught up with the current \
              ledger: results of records that are read again are written a second time (tables reject rows that they \
              already have: empty those tables first)"
         ))

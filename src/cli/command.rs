@@ -1,202 +1,400 @@
-//! The commands and their arguments.
+//! The commands and their arguments, as `headwater --help` describes them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use headwater_dataflows::Epoch;
 
 use crate::coordination::{AcceptedLoss, Skip};
 use crate::pipeline::Resets;
+use crate::runtime::is_discardable;
+
+/// The text below the list of commands.
+const AFTER_HELP: &str = "\
+Each option of `run` for workers and processes has a variable as its default: HEADWATER_WORKERS,
+HEADWATER_PROCESSES, HEADWATER_PROCESS, HEADWATER_HOSTFILE. HEADWATER__SECTION__KEY overrides a key of
+the configuration, and HEADWATER_LOG the level of the log.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused to protect results,
+141 the reader closed standard output.";
+
+/// Embedded stream processing: windows and event patterns, exact under crashes.
+#[derive(Clone, Debug, PartialEq, Parser)]
+#[command(name = "headwater", version, after_help = AFTER_HELP, arg_required_else_help = true)]
+pub struct CommandLine {
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
 
 /// A command with its arguments.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Subcommand)]
 pub enum Command {
-    /// `run CONFIG`
-    Run(RunArgs),
-    /// `demo`
+    /// Run the five patterns on generated events, and check that every injected fraud is found.
     Demo(DemoArgs),
-    /// `produce CONFIG --eps N`
-    Produce(ProduceArgs),
-    /// `topics create CONFIG`
-    TopicsCreate(TopicsArgs),
-    /// `check CONFIG`
+    /// Run a pipeline until it is stopped, or to the end of its input.
+    Run(RunArgs),
+    /// Print the effective configuration, or every error in it.
     Check(CheckArgs),
-    /// `status CONFIG`
+    /// Print how far a pipeline is, and what its next start would do.
     Status(StatusArgs),
-    /// `dead-letters list|retry CONFIG`
-    DeadLetters(DeadLettersArgs),
-    /// `bench cost`
-    BenchCost(CostArgs),
-    /// `bench keys`
-    BenchKeys(KeysArgs),
-    /// `bench stages CONFIG`
-    BenchStages(StagesArgs),
-    /// `bench latency CONFIG`
-    BenchLatency(LatencyArgs),
-    /// `--help`: the text to print.
-    Help(&'static str),
-    /// `--version`
-    Version,
+    /// Manage the topics of a pipeline.
+    #[command(subcommand)]
+    Topics(TopicsCommand),
+    /// Send generated events to the source topic.
+    Produce(ProduceArgs),
+    /// List dead letters, or send them to the source topic again.
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
+    /// Measure cost, memory, throughput and latency.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Print the completions of the command line for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// Commands on topics.
+#[derive(Clone, Debug, PartialEq, Subcommand)]
+pub enum TopicsCommand {
+    /// Create the topics of a configuration that do not exist.
+    Create(TopicsArgs),
+}
+
+/// Commands on dead letters.
+#[derive(Clone, Debug, PartialEq, Subcommand)]
+pub enum DeadLettersCommand {
+    /// List the dead letters of the pipeline, one per line.
+    List(ListArgs),
+    /// Send the original bytes of dead letters to the source topic, at most 3 times each.
+    Retry(RetryArgs),
+}
+
+/// Measurements.
+#[derive(Clone, Debug, PartialEq, Subcommand)]
+pub enum BenchCommand {
+    /// Compare the operators with a hand-written loop on one core.
+    Cost(CostArgs),
+    /// Measure the memory and the checkpoints of many keys.
+    Keys(KeysArgs),
+    /// Measure the CPU time of each stage, and the throughput from Kafka.
+    Stages(StagesArgs),
+    /// Measure the time from when a record is due until its alert can be read.
+    Latency(LatencyArgs),
 }
 
 /// Arguments of `run`.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Args, Clone, Debug, PartialEq)]
 pub struct RunArgs {
-    /// The configuration's path.
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// The number of workers per process.
+    /// The number of workers per process, at most 64 for all processes together.
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = parse_workers)]
     pub workers: usize,
-    /// The number of processes.
+    /// The number of processes of the cluster. With it, -h means --hostfile, as in timely.
+    #[arg(short = 'n', long, value_name = "N", default_value = "1", value_parser = parse_processes)]
     pub processes: usize,
-    /// The index of this process, from 0.
+    /// The index of this process in the cluster, from 0.
+    #[arg(short, long, value_name = "INDEX", default_value = "0", value_parser = parse_process)]
     pub process: usize,
-    /// The file with one `host:port` per line.
+    /// The file with one `host:port` per line, for each process of the cluster.
+    #[arg(long, alias = "hosts", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub hostfile: Option<PathBuf>,
-    /// True to stop at the end offsets at the time of the start.
-    pub until_end: bool,
-    /// True to close all windows at the end.
-    pub close: bool,
-    /// The file to write the bindings to.
-    pub bindings: Option<PathBuf>,
-    /// True to run in a child process and to restart it when it fails.
+    /// Stop at the end that the input has at the start.
+    #[arg(long)]
+    pub bounded: bool,
+    /// Close all windows at the end of the input. The pipeline then stays closed.
+    #[arg(long)]
+    pub drain: bool,
+    /// Restart a failed run after 1 s to 60 s. Exit codes 0, 2 and 3 are final.
+    #[arg(long)]
     pub restart: bool,
-    /// The resets that are permitted.
-    pub resets: Resets,
-    /// The outputs to skip.
-    pub skips: Vec<Skip>,
-    /// The records that may be missing from the source.
-    pub accepted_losses: Vec<AcceptedLoss>,
+    /// What the start is permitted to give up.
+    #[command(flatten)]
+    pub permissions: PermissionArgs,
+    /// Skip one output that a sink rejects, at that sink, for good. The sink's error names the output.
+    #[arg(long, value_name = "SINK:EPOCH:OUTPUT")]
+    pub skip: Vec<Skip>,
+    /// Write the bindings of epochs to offsets to this file, for tests.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub bindings: Option<PathBuf>,
+}
+
+/// Arguments that permit a start to give up state, progress or input. Each takes effect only where the start would be
+/// refused otherwise.
+#[derive(Args, Clone, Debug, Default, PartialEq)]
+pub struct PermissionArgs {
+    /// Discard state that does not fit the changed configuration, or all state after this last epoch of the ledger.
+    #[arg(long, value_name = "windows.NAME|patterns[.NAME]|enrichment|all:EPOCH", value_parser = parse_discard)]
+    pub discard_state: Vec<DiscardState>,
+    /// Mark a sink whose progress does not match the ledger as caught up with the ledger.
+    #[arg(long, value_name = "SINK")]
+    pub adopt_sink: Vec<String>,
+    /// Permit --adopt-sink even if results that are missing from the ledger may be written twice.
+    #[arg(long)]
+    pub accept_duplicates: bool,
+    /// Resume at the first available record, or after OFFSET. The ledger records the loss.
+    #[arg(long, value_name = "TOPIC[:PARTITION[:OFFSET]]")]
+    pub accept_loss: Vec<AcceptedLoss>,
+}
+
+impl PermissionArgs {
+    /// Returns the resets that are permitted.
+    pub fn resets(&self) -> Resets {
+        let mut resets = Resets {
+            sections: BTreeSet::new(),
+            sinks: self.adopt_sink.iter().cloned().collect(),
+            accept_duplicates: self.accept_duplicates,
+            all: None,
+        };
+        for discard in &self.discard_state {
+            match discard {
+                DiscardState::Section(section) => drop(resets.sections.insert(section.clone())),
+                DiscardState::All(epoch) => resets.all = Some(*epoch),
+            }
+        }
+        resets
+    }
+}
+
+/// State that may be discarded.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DiscardState {
+    /// The state of a section of the configuration.
+    Section(String),
+    /// All state, if this is the last epoch of the ledger.
+    All(Epoch),
 }
 
 /// Arguments of `check`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Args, Clone, Debug, PartialEq)]
 pub struct CheckArgs {
-    /// The configuration's path.
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// True to test connections, topics and permissions.
+    /// Test every connection, topic and permission that a run needs, and change nothing.
+    #[arg(long)]
     pub connect: bool,
-    /// True to print one JSON object.
+    /// Print one JSON object.
+    #[arg(long)]
     pub json: bool,
 }
 
 /// Arguments of `topics create`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Args, Clone, Debug, PartialEq)]
 pub struct TopicsArgs {
-    /// The configuration's path.
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// True to print one JSON object.
+    /// Print one JSON object.
+    #[arg(long)]
     pub json: bool,
 }
 
 /// Arguments of `status`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Args, Clone, Debug, PartialEq)]
 pub struct StatusArgs {
-    /// The configuration's path.
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// True to print one JSON object.
+    /// What the start would be permitted to give up.
+    #[command(flatten)]
+    pub permissions: PermissionArgs,
+    /// Print one JSON object.
+    #[arg(long)]
     pub json: bool,
-    /// The resets that the start would be permitted.
-    pub resets: Resets,
-    /// The records that may be missing from the source.
-    pub accepted_losses: Vec<AcceptedLoss>,
 }
 
 /// Arguments of `demo`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Args, Clone, Debug, PartialEq)]
 pub struct DemoArgs {
-    /// The duration of the demo, in seconds.
-    pub seconds: u64,
-    /// The number of workers.
+    /// The duration, in seconds.
+    #[arg(long, value_name = "N", default_value = "20", value_parser = parse_positive)]
+    pub seconds: f64,
+    /// The number of workers per process, at most 64 for all processes together.
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = parse_workers)]
     pub workers: usize,
-    /// True to print one JSON object.
-    pub json: bool,
-    /// The directory of the database.
-    pub out: PathBuf,
-    /// The generator's seed.
+    /// The seed of the generator.
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+    /// The directory of the database with the results.
+    #[arg(long, value_name = "DIR", default_value = "headwater-demo", value_hint = ValueHint::DirPath)]
+    pub out: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `produce`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Args, Clone, Debug, PartialEq)]
 pub struct ProduceArgs {
-    /// The configuration's path.
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
     /// The number of events per second.
-    pub eps: f64,
-    /// The duration in seconds; None to run until stopped.
+    #[arg(long, value_name = "N", default_value = "500", value_parser = parse_positive)]
+    pub rate: f64,
+    /// The duration, in seconds; without it, until stopped.
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub seconds: Option<f64>,
-    /// The generator's seed.
+    /// The seed of the generator.
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// True to print one JSON object at the end.
+    /// Print one JSON object.
+    #[arg(long)]
     pub json: bool,
 }
 
-/// Arguments of `dead-letters`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DeadLettersArgs {
-    /// The configuration's path.
+/// Arguments of `dead-letters list`.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct ListArgs {
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// True to send the dead letters to the source topic; false to list them.
-    pub retry: bool,
-    /// The reason to filter by.
+    /// List only the dead letters with this reason, such as `malformed`.
+    #[arg(long)]
     pub reason: Option<String>,
-    /// True to send late dead letters too.
+    /// Print one JSON object per dead letter.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `dead-letters retry`.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct RetryArgs {
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// Send only the dead letters with this reason, such as `malformed`.
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Send late records too, although they will be late again.
+    #[arg(long)]
     pub include_late: bool,
-    /// True to print JSON.
+    /// Print one JSON object.
+    #[arg(long)]
     pub json: bool,
 }
 
 /// Arguments of `bench cost`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Args, Clone, Debug, PartialEq)]
 pub struct CostArgs {
     /// The number of events.
+    #[arg(long, value_name = "N", default_value = "2000000", value_parser = at_least_one())]
     pub events: usize,
     /// The number of repetitions.
+    #[arg(long, value_name = "N", default_value = "5", value_parser = at_least_one())]
     pub rounds: usize,
     /// The number of users. Each user is a key; devices are further keys.
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub users: u32,
     /// The maximum disorder of events, in milliseconds of event time.
+    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
     pub disorder_ms: i64,
-    /// The share of events that are out of order.
+    /// The share of events that are out of order, from 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value = "1.0", value_parser = parse_share)]
     pub disordered: f64,
-    /// True to emit results only when they are final.
+    /// Emit results only when they are final.
+    #[arg(long = "final")]
     pub final_only: bool,
-    /// True to print one JSON object.
+    /// Print one JSON object.
+    #[arg(long)]
     pub json: bool,
 }
 
 /// Arguments of `bench keys`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Args, Clone, Debug, PartialEq)]
 pub struct KeysArgs {
     /// The number of keys.
+    #[arg(long, value_name = "N", default_value = "5000000", value_parser = at_least_one())]
     pub keys: usize,
-    /// True to print one JSON object.
+    /// Print one JSON object.
+    #[arg(long)]
     pub json: bool,
 }
 
 /// Arguments of `bench stages`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Args, Clone, Debug, PartialEq)]
 pub struct StagesArgs {
-    /// The configuration's path.
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
+    /// The number of workers per process, at most 64 for all processes together.
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = parse_workers)]
+    pub workers: usize,
     /// The number of records.
+    #[arg(long, value_name = "N", default_value = "1000000", value_parser = at_least_one())]
     pub events: usize,
     /// The number of records per second of event time.
+    #[arg(long, value_name = "N", default_value_t = 500)]
     pub pace: u32,
-    /// The number of workers.
-    pub workers: usize,
-    /// True to print one JSON object.
+    /// Print one JSON object.
+    #[arg(long)]
     pub json: bool,
 }
 
 /// Arguments of `bench latency`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Args, Clone, Debug, PartialEq)]
 pub struct LatencyArgs {
-    /// The configuration's path.
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// The number of events per second.
-    pub eps: f64,
-    /// The duration in seconds, without the warm-up.
-    pub seconds: f64,
-    /// The number of workers.
+    /// The number of workers per process, at most 64 for all processes together.
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = parse_workers)]
     pub workers: usize,
-    /// True to print one JSON object.
+    /// The number of events per second.
+    #[arg(long, value_name = "N", default_value = "20000", value_parser = parse_positive)]
+    pub rate: f64,
+    /// The duration without the warm-up, in seconds.
+    #[arg(long, value_name = "N", default_value = "30", value_parser = parse_positive)]
+    pub seconds: f64,
+    /// Print one JSON object.
+    #[arg(long)]
     pub json: bool,
+}
+
+fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+fn parse_workers(text: &str) -> Result<usize, String> {
+    parse_count(text, 1, "HEADWATER_WORKERS")
+}
+
+fn parse_processes(text: &str) -> Result<usize, String> {
+    parse_count(text, 1, "HEADWATER_PROCESSES")
+}
+
+fn parse_process(text: &str) -> Result<usize, String> {
+    parse_count(text, 0, "HEADWATER_PROCESS")
+}
+
+/// Parses a number that an environment variable may have given.
+fn parse_count(text: &str, min: usize, variable: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|&number| number >= min);
+    number.ok_or_else(|| format!("expected a number of at least {min} (its default is {variable})"))
+}
+
+fn parse_positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|&number| number > 0.0 && number <= 1e9);
+    number.ok_or_else(|| "expected a number above 0, at most 1,000,000,000".to_owned())
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number| (0.0..=1.0).contains(number));
+    number.ok_or_else(|| "expected a number from 0 to 1".to_owned())
+}
+
+fn parse_discard(text: &str) -> Result<DiscardState, String> {
+    match text.strip_prefix("all:").map(str::parse) {
+        Some(Ok(epoch)) => Ok(DiscardState::All(Epoch(epoch))),
+        None if is_discardable(text) => Ok(DiscardState::Section(text.to_owned())),
+        _ => Err("expected windows.NAME, patterns.NAME, patterns, enrichment or all:EPOCH".to_owned()),
+    }
 }

@@ -9,7 +9,7 @@ use headwater_sinks::kafka::{probe as kafka, progress_topic};
 use headwater_sinks::{Misconfigured, Secret, postgres};
 use serde_json::{Value, json};
 
-use super::output::{out, outln};
+use super::output;
 use super::{DONE, FAILED, USAGE, build};
 use crate::config::{Config, KafkaSinkConfig, LedgerConfig, SourceConfig};
 use crate::ledger::postgres_tables;
@@ -92,12 +92,8 @@ pub fn check(config: &Config, json: bool) -> anyhow::Result<u8> {
     checks.extend(ledger(config));
     checks.extend(state(config));
     let ok = checks.iter().all(|check| check.outcome.is_ok());
-    if json {
-        let checks: Vec<_> = checks.iter().map(Check::json).collect();
-        outln!("{}", json!({ "ok": ok, "checks": checks }))?;
-    } else {
-        out!("{}", checks.iter().map(Check::text).collect::<String>())?;
-    }
+    let as_json = || json!({ "ok": ok, "checks": checks.iter().map(Check::json).collect::<Vec<_>>() });
+    output::report(json, as_json, || checks.iter().map(Check::text).collect())?;
     Ok(match checks.iter().any(Check::is_misconfigured) {
         true => USAGE,
         false if ok => DONE,

@@ -4,32 +4,35 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::command::DeadLettersArgs;
-use super::output::{out, outln};
+use super::command::{ListArgs, RetryArgs};
+use super::output::{self, out, outln};
 use super::{config_error, kafka_source, load};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};
 use crate::json::rfc3339;
+use crate::source::SourceError;
 use crate::source::kafka::dead_letters::{DeadLetter, DeadLetters, header};
 use crate::source::kafka::retry::{MOST_RETRIES, Retried, Retry};
 
 /// The maximum length of a displayed value, in characters.
 const MAX_DISPLAY: usize = 60;
 
-/// Lists or retries the dead letters of a configuration's pipeline.
+/// Lists the dead letters of a configuration's pipeline.
 ///
 /// # Errors
-/// If they cannot be read, sent or printed.
-pub fn dead_letters(args: &DeadLettersArgs) -> anyhow::Result<()> {
+/// If they cannot be read or printed.
+pub fn list(args: &ListArgs) -> anyhow::Result<()> {
     let config = load(&args.config)?;
     let (sink, topic) = letters_topic(&config)?;
-    let letters = DeadLetters::read_all(&sink.brokers, &sink.options, topic)?;
-    let chosen = letters.filter(|letter| match (letter, &args.reason) {
-        (Ok(letter), Some(reason)) => letter.reason() == reason,
-        _ => true,
-    });
-    if !args.retry {
-        return list(&config, topic, chosen, args.json);
-    }
+    print(&config, topic, read(sink, topic, args.reason.as_deref())?, args.json)
+}
+
+/// Sends the dead letters of a configuration's pipeline to the source topic.
+///
+/// # Errors
+/// If they cannot be read or sent, or the result cannot be printed.
+pub fn retry(args: &RetryArgs) -> anyhow::Result<()> {
+    let config = load(&args.config)?;
+    let (sink, topic) = letters_topic(&config)?;
     let source = kafka_source(&config)?;
     let retry = Retry {
         brokers: &source.brokers,
@@ -39,13 +42,21 @@ pub fn dead_letters(args: &DeadLettersArgs) -> anyhow::Result<()> {
         letters_topic: topic,
         include_late: args.include_late,
     };
-    let retried = retry.run(chosen)?;
-    if args.json {
-        outln!("{}", report(&retried))?;
-    } else {
-        outln!("{}", sentence(&retried, &source.topic))?;
-    }
-    Ok(())
+    let retried = retry.run(read(sink, topic, args.reason.as_deref())?)?;
+    Ok(output::report(args.json, || report(&retried), || sentence(&retried, &source.topic) + "\n")?)
+}
+
+/// Reads the dead letters with a reason, or all.
+fn read<'r>(
+    sink: &KafkaSinkConfig,
+    topic: &str,
+    reason: Option<&'r str>,
+) -> anyhow::Result<impl Iterator<Item = Result<DeadLetter, SourceError>> + use<'r>> {
+    let letters = DeadLetters::read_all(&sink.brokers, &sink.options, topic)?;
+    Ok(letters.filter(move |letter| match (letter, reason) {
+        (Ok(letter), Some(reason)) => letter.reason() == reason,
+        _ => true,
+    }))
 }
 
 /// Returns the topic of dead letters and the sink that writes it.
@@ -56,11 +67,12 @@ fn letters_topic(config: &Config) -> anyhow::Result<(&KafkaSinkConfig, &str)> {
     Ok(found.ok_or_else(|| config_error("sinks.kafka.topics", message))?)
 }
 
-/// Lists the dead letters of this pipeline. Those of other pipelines in the same topic are only counted.
-fn list(
+/// Prints the dead letters of this pipeline one by one, since there may be more than fit in memory. Those of other
+/// pipelines in the same topic are only counted.
+fn print(
     config: &Config,
     topic: &str,
-    letters: impl Iterator<Item = Result<DeadLetter, crate::source::SourceError>>,
+    letters: impl Iterator<Item = Result<DeadLetter, SourceError>>,
     json: bool,
 ) -> anyhow::Result<()> {
     let pipeline = &*config.plan.pipeline;

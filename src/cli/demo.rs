@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::build;
 use super::command::DemoArgs;
-use super::output::{OutputError, note, outln};
+use super::output::{self, Table, note};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::source::Source;
@@ -90,7 +90,7 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
             let mut last_report = Instant::now();
             while !done.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(20));
-                if started.elapsed() >= Duration::from_secs(seconds) {
+                if started.elapsed() >= Duration::from_secs_f64(seconds) {
                     ends.stop();
                 }
                 if last_report.elapsed() >= Duration::from_secs(1) {
@@ -112,21 +112,19 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
     let events = metrics.event_count();
     let rate = events as f64 / elapsed.as_secs_f64();
     let missed: u64 = found.values().map(|found| found.injected - found.found).sum();
-    if args.json {
-        let patterns: serde_json::Map<_, _> = found
-            .iter()
-            .map(|(rule, found)| {
-                let missed = found.injected - found.found;
-                let counts = json!({
-                    "injected": found.injected, "found": found.found, "missed": missed, "uninjected": found.uninjected,
-                });
-                ((*rule).to_owned(), counts)
-            })
-            .collect();
-        outln!("{}", json!({ "events": events, "events_per_s": rate.round(), "patterns": patterns }))?;
-    } else {
-        report(&found, events, rate, elapsed, &database)?;
-    }
+    let json = || {
+        let patterns = found.iter().map(|(rule, found)| {
+            let PatternResult { injected, found, uninjected } = *found;
+            let missed = injected - found;
+            (
+                (*rule).to_owned(),
+                json!({ "injected": injected, "found": found, "missed": missed, "uninjected": uninjected }),
+            )
+        });
+        let patterns = patterns.collect::<serde_json::Map<_, _>>();
+        json!({ "events": events, "events_per_s": rate.round(), "patterns": patterns })
+    };
+    output::report(args.json, json, || text(&found, events, rate, elapsed, &database))?;
     Ok(missed == 0)
 }
 
@@ -179,32 +177,25 @@ fn compare(
     Ok(found)
 }
 
-fn report(
+fn text(
     found: &BTreeMap<&'static str, PatternResult>,
     events: u64,
     rate: f64,
     elapsed: Duration,
     database: &Path,
-) -> Result<(), OutputError> {
-    outln!("\n{events} events in {:.1} s: {rate:.0} events/s\n", elapsed.as_secs_f64())?;
-    outln!(
-        "{:<20} {:>9} {:>9} {:>9} {:>20}",
-        "pattern",
-        "injected",
-        "found",
-        "missed",
-        "found, not injected"
-    )?;
+) -> String {
+    let mut table = Table::new(&["pattern", "injected", "found", "missed", "found, not injected"]);
     for rule in RULES {
         let PatternResult { injected, found, uninjected } = found[rule];
-        outln!("{rule:<20} {injected:>9} {found:>9} {:>9} {uninjected:>20}", injected - found)?;
+        let counts = [injected, found, injected - found, uninjected].map(|count| count.to_string());
+        let [injected, found, missed, uninjected] = counts;
+        table.add([rule.to_owned(), injected, found, missed, uninjected]);
     }
-    outln!(
-        "\nAlerts that were not injected are correct as well: random events of a busy key can match a pattern."
-    )?;
-    outln!("The results are in {}. Try:\n", database.display())?;
-    outln!(
-        "  sqlite3 {} 'SELECT rule, severity, \"key\", event_time, details FROM alerts LIMIT 10'",
-        database.display()
+    let (seconds, database) = (elapsed.as_secs_f64(), database.display());
+    format!(
+        "\n{events} events in {seconds:.1} s: {rate:.0} events/s\n\n{table}\n\
+         Alerts that were not injected are correct as well: random events of a busy key can match a pattern.\n\
+         The results are in {database}. Try:\n\n  \
+         sqlite3 {database} 'SELECT rule, severity, \"key\", event_time, details FROM alerts LIMIT 10'\n"
     )
 }

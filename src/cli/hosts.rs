@@ -28,7 +28,7 @@ pub enum HostsError {
         reason: String,
     },
     /// The file has fewer hosts than there are processes.
-    #[error("{file} has {hosts} hosts for {processes} processes: add hosts, or reduce -n", file = .file.display())]
+    #[error("{file} has {hosts} hosts for {processes} processes: add hosts, or reduce --processes", file = .file.display())]
     TooFew {
         /// The path of the file.
         file: PathBuf,
@@ -121,7 +121,7 @@ mod tests {
         );
         assert_eq!(
             read("localhost:2101", 2),
-            Err("hosts has 1 hosts for 2 processes: add hosts, or reduce -n".to_owned())
+            Err("hosts has 1 hosts for 2 processes: add hosts, or reduce --processes".to_owned())
         );
     }
 }

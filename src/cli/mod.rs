@@ -20,10 +20,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use command::{CheckArgs, Command, ProduceArgs, RunArgs, TopicsArgs};
+use args::Arguments;
+use clap::error::ErrorKind;
+use command::{
+    BenchCommand, CheckArgs, Command, DeadLettersCommand, ProduceArgs, RunArgs, StatusArgs, TopicsArgs,
+    TopicsCommand,
+};
 use headwater_sinks::Misconfigured;
 use hosts::HostsError;
-use output::{OutputError, out, outln};
+use output::{OutputError, Table, note, out};
 use serde_json::json;
 
 use crate::config::{Config, ConfigError, ConfigErrors, Origin, SourceConfig};
@@ -51,24 +56,30 @@ const CLOSED: u8 = 141;
 /// Parses the arguments of the process and runs the command.
 pub fn main() -> ExitCode {
     crate::logging::abort_on_panic();
-    let command = match args::parse(std::env::args_os().skip(1), |name| std::env::var(name).ok()) {
-        Ok(command) => command,
-        Err(error) => {
-            crate::logging::fatal(&error.to_string(), USAGE);
-            return ExitCode::from(USAGE);
-        }
+    let Arguments { words, warnings } = Arguments::of_process();
+    warnings.iter().for_each(|warning| note!("warning: {warning}"));
+    let result = match args::parse(words, |name| std::env::var(name).ok()) {
+        Ok(command) => execute(command),
+        Err(error) => explain(&error),
     };
-    match execute(command) {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            let code = exit_code(&error);
-            // No message if the reader closed standard output.
-            if code != CLOSED {
-                crate::logging::fatal(&format!("{error:#}"), code);
-            }
-            ExitCode::from(code)
+    ExitCode::from(result.unwrap_or_else(|error| {
+        let code = exit_code(&error);
+        // No message if the reader closed standard output.
+        if code != CLOSED {
+            crate::logging::fatal(&format!("{error:#}"), code);
         }
+        code
+    }))
+}
+
+/// Prints the help or the version that was asked for, or what is wrong with the arguments. Returns the exit code.
+fn explain(error: &clap::Error) -> anyhow::Result<u8> {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        out!("{}", error.render())?;
+        return Ok(DONE);
     }
+    crate::logging::progress(format_args!("{}", error.render()));
+    Ok(USAGE)
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -87,8 +98,6 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 fn execute(command: Command) -> anyhow::Result<u8> {
     match command {
-        Command::Help(text) => out!("{text}")?,
-        Command::Version => outln!("headwater {}", env!("CARGO_PKG_VERSION"))?,
         Command::Demo(args) => {
             crate::logging::init(false, "warn");
             return Ok(if demo::demo(&args)? { DONE } else { FAILED });
@@ -97,19 +106,16 @@ fn execute(command: Command) -> anyhow::Result<u8> {
         Command::Run(args) => run(&args)?,
         Command::Check(args) if args.connect => return connect(&args),
         Command::Check(args) => check(&args)?,
-        Command::Status(args) => {
-            let mut config = load(&args.config)?;
-            apply_resets(&mut config, &args.resets)?;
-            accept_losses(&mut config, &args.accepted_losses)?;
-            return status::status(&config, args.json);
-        }
-        Command::TopicsCreate(args) => topics_create(&args)?,
+        Command::Status(args) => return status(&args),
+        Command::Topics(TopicsCommand::Create(args)) => topics_create(&args)?,
         Command::Produce(args) => produce_events(&args)?,
-        Command::DeadLetters(args) => dead_letters::dead_letters(&args)?,
-        Command::BenchCost(args) => bench::cost(&args)?,
-        Command::BenchKeys(args) => bench::keys(&args)?,
-        Command::BenchStages(args) => bench::stages(&args)?,
-        Command::BenchLatency(args) => bench::latency(&args)?,
+        Command::DeadLetters(DeadLettersCommand::List(args)) => dead_letters::list(&args)?,
+        Command::DeadLetters(DeadLettersCommand::Retry(args)) => dead_letters::retry(&args)?,
+        Command::Bench(BenchCommand::Cost(args)) => bench::cost(&args)?,
+        Command::Bench(BenchCommand::Keys(args)) => bench::keys(&args)?,
+        Command::Bench(BenchCommand::Stages(args)) => bench::stages(&args)?,
+        Command::Bench(BenchCommand::Latency(args)) => bench::latency(&args)?,
+        Command::Completions { shell } => completions(shell)?,
     }
     Ok(DONE)
 }
@@ -152,6 +158,22 @@ fn connect(args: &CheckArgs) -> anyhow::Result<u8> {
     connect::check(&config, args.json)
 }
 
+/// Prints the completions of the command line for a shell.
+fn completions(shell: clap_complete::Shell) -> Result<(), OutputError> {
+    let mut text = Vec::new();
+    // No variables: their values would become defaults in the completions of every user.
+    clap_complete::generate(shell, &mut args::description(|_| None), "headwater", &mut text);
+    out!("{}", String::from_utf8_lossy(&text))
+}
+
+fn status(args: &StatusArgs) -> anyhow::Result<u8> {
+    let mut config = load(&args.config)?;
+    warn(&config);
+    apply_resets(&mut config, args.permissions.resets())?;
+    accept_losses(&mut config, &args.permissions.accept_loss)?;
+    status::status(&config, args.json)
+}
+
 /// Prints the warnings of a configuration.
 fn warn(config: &Config) {
     config.warnings.iter().for_each(|warning| crate::logging::progress(format_args!("warning: {warning}\n")));
@@ -161,18 +183,13 @@ fn warn(config: &Config) {
 fn check(args: &CheckArgs) -> anyhow::Result<()> {
     let config = load(&args.config)?;
     warn(&config);
-    if args.json {
-        outln!("{}", config.effective_json())?;
-    } else {
-        out!("{}", config.effective())?;
-    }
-    Ok(())
+    Ok(output::report(args.json, || config.effective_json(), || config.effective())?)
 }
 
 /// Applies the resets of the command line.
-fn apply_resets(config: &mut Config, resets: &Resets) -> Result<(), ConfigErrors> {
-    config.resets.clone_from(resets);
-    check_sink_names(config, resets.sinks.iter(), "--reset-sink")
+fn apply_resets(config: &mut Config, resets: Resets) -> Result<(), ConfigErrors> {
+    config.resets = resets;
+    check_sink_names(config, config.resets.sinks.iter(), "--adopt-sink")
 }
 
 /// Applies the skips of the command line.
@@ -227,7 +244,8 @@ fn config_error(key: &str, message: impl Into<String>) -> ConfigErrors {
 /// Runs the command without `--restart` in a supervised child process.
 fn supervise_run(args: &RunArgs) -> anyhow::Result<u8> {
     let config = load_to_run(&args.config)?;
-    let arguments: Vec<_> = std::env::args_os().skip(1).filter(|argument| argument != "--restart").collect();
+    let words = Arguments::of_process().words.into_iter();
+    let arguments: Vec<_> = words.filter(|argument| argument != "--restart").collect();
     if let SourceConfig::File(paths) = &config.source {
         // The child does not inherit standard input, so it cannot read a file from there.
         check_repeatable(paths, "by --restart")?;
@@ -238,11 +256,11 @@ fn supervise_run(args: &RunArgs) -> anyhow::Result<u8> {
 fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut config = load_to_run(&args.config)?;
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    config.plan.close_at_end = args.close || !matches!(config.source, SourceConfig::Kafka(_));
+    config.plan.close_at_end = args.drain || !matches!(config.source, SourceConfig::Kafka(_));
     config.plan.record_bindings = args.bindings.clone();
-    apply_resets(&mut config, &args.resets)?;
-    apply_skips(&mut config, &args.skips)?;
-    accept_losses(&mut config, &args.accepted_losses)?;
+    apply_resets(&mut config, args.permissions.resets())?;
+    apply_skips(&mut config, &args.skip)?;
+    accept_losses(&mut config, &args.permissions.accept_loss)?;
     let metrics = Arc::new(Metrics::default());
     // Handle requests before the run begins, so that a request during the start also stops the run cleanly.
     let restarts = std::env::var(supervise::RESTARTS_VARIABLE).ok();
@@ -265,7 +283,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     let workers = hosts::timely_config(args)?;
     metrics.starting("opening the ledger");
     let mut started = Instant::now();
-    let result = build::job(&config, args.until_end, workers, Arc::clone(&metrics)).and_then(|job| {
+    let result = build::job(&config, args.bounded, workers, Arc::clone(&metrics)).and_then(|job| {
         if matches!(config.source, SourceConfig::Kafka(_)) && config.ledger.is_none() {
             tracing::info!("without a ledger: starting at the group's committed offsets with empty state");
         }
@@ -312,14 +330,16 @@ fn topics_create(args: &TopicsArgs) -> anyhow::Result<()> {
         topics::create_topics(brokers, options, specs)?;
     }
     let all = || new_topics.iter().flat_map(|(_, _, specs)| specs);
-    if args.json {
-        let all = all().map(|topic| (topic.name.clone(), json!({ "partitions": topic.partitions })));
-        return Ok(outln!("{}", json!({ "topics": all.collect::<serde_json::Map<_, _>>() }))?);
-    }
-    for topic in all() {
-        outln!("{} ({} partitions)", topic.name, topic.partitions)?;
-    }
-    Ok(())
+    let json = || {
+        let topics = all().map(|topic| (topic.name.clone(), json!({ "partitions": topic.partitions })));
+        json!({ "topics": topics.collect::<serde_json::Map<_, _>>() })
+    };
+    let text = || {
+        let mut table = Table::new(&["topic", "partitions"]);
+        all().for_each(|topic| table.add([topic.name.clone(), topic.partitions.to_string()]));
+        table.to_string()
+    };
+    Ok(output::report(args.json, json, text)?)
 }
 
 fn produce_events(args: &ProduceArgs) -> anyhow::Result<()> {
@@ -331,7 +351,7 @@ fn produce_events(args: &ProduceArgs) -> anyhow::Result<()> {
     let settings = GeneratorSettings { seed: args.seed, ..GeneratorSettings::default() };
     let partitions = settings.partitions;
     let mut maker = RecordMaker::new(settings);
-    let total = args.seconds.map_or(u64::MAX, |seconds| (seconds * args.eps) as u64);
+    let total = args.seconds.map_or(u64::MAX, |seconds| (seconds * args.rate) as u64);
     let records = (0..total).map(move |n| {
         let (partition, offset) = ((n % u64::from(partitions)) as u32, n / u64::from(partitions));
         maker.make(partition, offset, Some(crate::wall::wall_ms()));
@@ -339,32 +359,28 @@ fn produce_events(args: &ProduceArgs) -> anyhow::Result<()> {
         produce::Produced { partition: Some(partition), key, value, headers: Vec::new() }
     });
     let mut last_report = Instant::now();
-    let report = producer.run(records, Some(args.eps), &stop, &mut |report| {
+    let report = producer.run(records, Some(args.rate), &stop, &mut |report| {
         if last_report.elapsed() >= Duration::from_secs(5) {
             last_report = Instant::now();
-            log_produced(report, "producing");
+            log_produced(report);
         }
     })?;
-    if args.json {
-        outln!(
-            "{}",
-            json!({
-                "sent": report.sent,
-                "acknowledged": report.acknowledged,
-                "behind_ms": millis(report.behind),
-                "slowest_ms": millis(report.slowest),
-            })
-        )?;
-    } else {
-        log_produced(&report, "done");
-    }
-    Ok(())
+    let produce::Report { sent, acknowledged, behind, slowest } = report;
+    let (behind_ms, slowest_ms) = (millis(behind), millis(slowest));
+    let json = || json!({ "sent": sent, "acknowledged": acknowledged, "behind_ms": behind_ms, "slowest_ms": slowest_ms });
+    let text = || {
+        format!(
+            "{sent} events sent, {acknowledged} acknowledged; at most {behind_ms} ms behind the schedule; the slowest \
+             acknowledgement took {slowest_ms} ms\n"
+        )
+    };
+    Ok(output::report(args.json, json, text)?)
 }
 
-fn log_produced(report: &produce::Report, what: &str) {
+fn log_produced(report: &produce::Report) {
     let produce::Report { sent, acknowledged, behind, slowest } = report;
     let (behind_ms, slowest_ms) = (millis(*behind), millis(*slowest));
-    tracing::info!(sent, acknowledged, behind_ms, slowest_ms, "{what}");
+    tracing::info!(sent, acknowledged, behind_ms, slowest_ms, "producing");
 }
 
 fn millis(time: Duration) -> u64 {

@@ -1,10 +1,28 @@
 //! Output of commands: results on standard output, progress by [`crate::logging::progress`] on standard error. All printing in this crate uses this
 //! module, so that a closed pipe or a full disk never causes a panic.
 
-use std::fmt::Arguments;
+use std::fmt::{self, Arguments};
 use std::io::{ErrorKind, Write};
 
+use serde_json::Value;
 use thiserror::Error;
+
+/// `print!` that returns errors instead of panicking.
+macro_rules! out {
+    ($($text:tt)*) => { $crate::cli::output::print(format_args!($($text)*)) };
+}
+
+/// `println!` that returns errors instead of panicking.
+macro_rules! outln {
+    ($($text:tt)*) => { $crate::cli::output::print(format_args!("{}\n", format_args!($($text)*))) };
+}
+
+/// `eprintln!` that never panics, and prints JSON if the log format is JSON.
+macro_rules! note {
+    ($($text:tt)*) => { $crate::logging::progress(format_args!("{}\n", format_args!($($text)*))) };
+}
+
+pub(crate) use {note, out, outln};
 
 /// An error of writing to standard output.
 #[derive(Debug, Error)]
@@ -29,26 +47,67 @@ fn write(to: &mut impl Write, text: Arguments<'_>) -> Result<(), OutputError> {
     })
 }
 
-/// `print!` that returns errors instead of panicking.
-macro_rules! out {
-    ($($text:tt)*) => { $crate::cli::output::print(format_args!($($text)*)) };
+/// Prints the result of a command: one JSON object on one line, or text.
+pub fn report(
+    as_json: bool,
+    json: impl FnOnce() -> Value,
+    text: impl FnOnce() -> String,
+) -> Result<(), OutputError> {
+    if as_json { outln!("{}", json()) } else { out!("{}", text()) }
 }
 
-/// `println!` that returns errors instead of panicking.
-macro_rules! outln {
-    ($($text:tt)*) => { $crate::cli::output::print(format_args!("{}\n", format_args!($($text)*))) };
+/// A table of text. Columns of numbers are aligned to the right.
+#[derive(Debug)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
 }
 
-/// `eprintln!` that never panics, and prints JSON if the log format is JSON.
-macro_rules! note {
-    ($($text:tt)*) => { $crate::logging::progress(format_args!("{}\n", format_args!($($text)*))) };
+impl Table {
+    /// Returns a table with only headings.
+    pub fn new(headings: &[&str]) -> Table {
+        Table { rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()] }
+    }
+
+    /// Adds a row.
+    pub fn add<const N: usize>(&mut self, row: [String; N]) {
+        self.rows.push(row.into());
+    }
 }
 
-pub(crate) use {note, out, outln};
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = self.rows[0].len();
+        let column = |at: usize| self.rows.iter().map(move |row| row[at].as_str());
+        let widths: Vec<_> =
+            (0..columns).map(|at| column(at).map(|cell| cell.chars().count()).max()).collect();
+        let is_number = |cell: &str| cell == "-" || cell.parse::<f64>().is_ok();
+        let is_numeric: Vec<_> = (0..columns).map(|at| column(at).skip(1).all(is_number)).collect();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (at, cell) in row.iter().enumerate() {
+                let width = widths[at].unwrap_or_default();
+                line += &match is_numeric[at] {
+                    true => format!("{cell:>width$}  "),
+                    false => format!("{cell:<width$}  "),
+                };
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_aligns_numbers_to_the_right() {
+        let mut table = Table::new(&["topic", "partitions"]);
+        table.add(["alerts".to_owned(), "3".to_owned()]);
+        table.add(["a".to_owned(), "-".to_owned()]);
+        assert_eq!(table.to_string(), "topic   partitions\nalerts           3\na                -\n");
+    }
 
     #[test]
     fn a_full_disk_and_a_closed_pipe_are_errors() {

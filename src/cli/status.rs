@@ -7,7 +7,7 @@ use headwater_dataflows::Epoch;
 use headwater_sinks::{LedgerId, Progress, Shards, WriterContext};
 use serde_json::{Value, json};
 
-use super::output::{out, outln};
+use super::output;
 use super::{DONE, FAILED, REFUSED, build, config_error};
 use crate::config::{Config, LedgerConfig};
 use crate::coordination::{
@@ -43,11 +43,8 @@ pub fn status(config: &Config, json: bool) -> anyhow::Result<u8> {
         resets: config.resets.clone(),
     });
     let outcome = state.check_resources(config, outcome);
-    if json {
-        outln!("{}", state.json(&outcome, wall_ms()))?;
-    } else {
-        out!("{}", state.text(&outcome, wall_ms()))?;
-    }
+    let now = wall_ms();
+    output::report(json, || state.json(&outcome, now), || state.text(&outcome, now))?;
     Ok(match outcome {
         StartOutcome::Begin | StartOutcome::Resume { .. } => DONE,
         StartOutcome::Refuse(_) => REFUSED,

@@ -28,10 +28,10 @@ pub enum IncompatibleChange {
     /// The state of a window or pattern does not fit its settings.
     #[error(
         "the pipeline was configured with {before} and is now configured with {now}: the state of {section} does not fit; \
-         `--reset {section}` discards it, or restore the configuration"
+         `--discard-state {section}` discards it, or restore the configuration"
     )]
     State {
-        /// The section that the state belongs to, as an argument of `--reset`.
+        /// The section that the state belongs to, as an argument of `--discard-state`.
         section: String,
         /// The previous setting.
         before: String,
@@ -156,7 +156,7 @@ mod tests {
             (format!("{w}{v}"), "patterns.velocity_spike"),
         ] {
             let refused = changed(FLOW, &now, &["windows.other"]).expect_err(section);
-            assert!(refused.contains(&format!("`--reset {section}` discards it")), "{refused}");
+            assert!(refused.contains(&format!("`--discard-state {section}` discards it")), "{refused}");
             let permitted = changed(FLOW, &now, &[section, "windows.other"]);
             assert_eq!(permitted, Ok(Some(vec![section.to_owned()])), "only this section");
         }

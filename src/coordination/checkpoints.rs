@@ -220,7 +220,7 @@ pub enum NoOrigin {
     /// A sink has committed less than the ledger can replay.
     #[error(
         "sink {sink} has results through epoch {has} only, and the ledger cannot replay from before epoch {oldest}: \
-         the sink is new, or was wiped or restored from an older copy; `--reset-sink {sink}` marks it as caught up with \
+         the sink is new, or was wiped or restored from an older copy; `--adopt-sink {sink}` marks it as caught up with \
          the ledger: nothing is duplicated, and the recorded results of the epochs after {has} are never written to it"
     )]
     Behind {
@@ -234,7 +234,7 @@ pub enum NoOrigin {
     /// No checkpoint can be read.
     #[error(
         "no checkpoint can be read, and the ledger goes back to epoch {pruned} only: the state store was lost, emptied or \
-         damaged, or `state` names another store; restore it, or discard all state: `--reset all:{durable}` resumes after \
+         damaged, or `state` names another store; restore it, or discard all state: `--discard-state all:{durable}` resumes after \
          epoch {durable} and reads nothing again: open windows, pattern state and the ids of duplicates are lost, and a \
          sink that has not committed everything through epoch {durable} never gets the rest"
     )]

@@ -36,12 +36,12 @@ impl Mismatch {
     fn remedy(self, sink: &str) -> String {
         match self {
             Mismatch::Ahead { sink: has, ledger } => format!(
-                "`--reset-sink {sink} --accept-duplicates` resumes after epoch {ledger}: the input of the {} epochs that \
+                "`--adopt-sink {sink} --accept-duplicates` resumes after epoch {ledger}: the input of the {} epochs that \
                  the ledger lost is read again, and its results are written a second time",
                 has.0 - ledger.0
             ),
             Mismatch::Lost => format!(
-                "`--reset-sink {sink}` marks it as caught up with the ledger: nothing is duplicated, and the \
+                "`--adopt-sink {sink}` marks it as caught up with the ledger: nothing is duplicated, and the \
                  recorded results that it had not committed are never written to it; if its results are gone, too, \
                  `--accept-duplicates` alone writes everything to it again that can be replayed"
             ),

@@ -20,7 +20,7 @@ pub enum IncompatibleState {
     #[error(
         "{because}, and not every epoch through {durable} is in a checkpoint and in every sink, so a replay would give \
          other results: undo the change, start once, stop with SIGTERM (with [checkpoint]), and repeat the change; \
-         or `--reset all:{durable}` discards all state and replays nothing: open windows and pattern state are lost, as \
+         or `--discard-state all:{durable}` discards all state and replays nothing: open windows and pattern state are lost, as \
          are results that a sink has not committed"
     )]
     Unfinished {
@@ -30,19 +30,19 @@ pub enum IncompatibleState {
         durable: headwater_dataflows::Epoch,
     },
     /// The state of an operator does not fit, and its discarding is not permitted.
-    #[error("operator {operator:?}: {reason}; `--reset {section}` discards its state")]
+    #[error("operator {operator:?}: {reason}; `--discard-state {section}` discards its state")]
     Operator {
         /// The operator's name.
         operator: String,
         /// The mismatch.
         reason: String,
-        /// The section to be permitted with `--reset`.
+        /// The section to be permitted with `--discard-state`.
         section: String,
     },
     /// The state of an operator does not fit, and the pipeline cannot run without it.
     #[error(
         "operator {operator:?}: {reason}; run the program that wrote the checkpoint, or discard all state: \
-         `--reset all:EPOCH`, where EPOCH is the last recorded epoch, which `headwater status` prints"
+         `--discard-state all:EPOCH`, where EPOCH is the last recorded epoch, which `headwater status` prints"
     )]
     Core {
         /// The operator's name.
@@ -52,8 +52,8 @@ pub enum IncompatibleState {
     },
 }
 
-/// Returns true if `section` is a valid argument of `--reset`.
-pub fn can_be_reset(section: &str) -> bool {
+/// Returns true if `section` is a valid argument of `--discard-state`.
+pub fn is_discardable(section: &str) -> bool {
     match section.split_once('.') {
         Some(("windows", name)) => !name.is_empty(),
         Some(("patterns", name)) => pipeline::patterns().any(|pattern| pattern == name),
@@ -230,7 +230,7 @@ mod tests {
         let refused = config_change(None, &before, &now, &sections(&[])).expect_err("another version");
         assert_eq!(
             refused.to_string(),
-            "operator \"Rules\": its state in the checkpoint has version 1, and this program supports 2; `--reset \
+            "operator \"Rules\": its state in the checkpoint has version 1, and this program supports 2; `--discard-state \
              patterns` discards its state"
         );
         let with_changes = config_change(None, &before, &now, &sections(&["patterns"])).expect("permitted");
@@ -263,12 +263,12 @@ mod tests {
     }
 
     #[test]
-    fn only_sections_with_state_can_be_reset() {
+    fn only_sections_with_state_is_discardable() {
         for section in ["windows.a", "patterns.amount_anomaly", "patterns", "enrichment"] {
-            assert!(can_be_reset(section), "{section}");
+            assert!(is_discardable(section), "{section}");
         }
         for section in ["windows", "windows.", "patterns.amounts", "Admit", ""] {
-            assert!(!can_be_reset(section), "{section}");
+            assert!(!is_discardable(section), "{section}");
         }
     }
 }

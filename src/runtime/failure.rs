@@ -47,7 +47,7 @@ pub enum RunError {
     /// The replay of an epoch differs from the recorded epoch.
     #[error(
         "replay of epoch {epoch} diverged from the ledger: {detail}; the input or the decoder has changed: restore it, \
-         or discard all state: `--reset all:EPOCH`, where EPOCH is the last recorded epoch, which `headwater status` \
+         or discard all state: `--discard-state all:EPOCH`, where EPOCH is the last recorded epoch, which `headwater status` \
          prints; nothing is replayed then, and open windows and pattern state are lost"
     )]
     Replay {
@@ -84,7 +84,7 @@ pub enum RunError {
     State(#[from] StateError),
     /// A part of a checkpoint is missing or damaged.
     #[error(
-        "checkpoint: part {name}: {damage}; restore the state store, or discard all state: `--reset all:EPOCH`, where \
+        "checkpoint: part {name}: {damage}; restore the state store, or discard all state: `--discard-state all:EPOCH`, where \
          EPOCH is the last recorded epoch, which `headwater status` prints; nothing is replayed then, and open windows \
          and pattern state are lost"
     )]

@@ -1,4 +1,4 @@
-//! `--reset all:EPOCH`: resumes a pipeline at the end of its ledger without state, when its state is lost or its epochs
+//! `--discard-state all:EPOCH`: resumes a pipeline at the end of its ledger without state, when its state is lost or its epochs
 //! cannot be replayed. Nothing is read again, so nothing is duplicated.
 
 use headwater_dataflows::{Epoch, EventTime};
@@ -53,7 +53,8 @@ pub fn forget(
     forgetting: &ForgetContext<'_>,
 ) -> Result<(), RunError> {
     if history.checkpoints.is_none() {
-        let reason = "`--reset all` creates a checkpoint without state: it needs [checkpoint] and [state]";
+        let reason =
+            "`--discard-state all` creates a checkpoint without state: it needs [checkpoint] and [state]";
         return Err(LedgerError::Refused(reason.into()).into());
     }
     let manifest = manifest_without_state(history, records, durable, forgetting)?;

@@ -21,7 +21,7 @@ mod watch;
 mod writer;
 
 pub use bootstrap::processes;
-pub use config_change::{IncompatibleState, can_be_reset, check_finished, config_change};
+pub use config_change::{IncompatibleState, check_finished, config_change, is_discardable};
 pub use failure::RunError;
 pub use forgetting::forgets_of;
 pub use recovery::{

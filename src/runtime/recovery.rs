@@ -352,7 +352,7 @@ pub fn may_double(
     (foreign || has > durable).then(|| {
         format!(
             "it has results through epoch {has} that are not recorded in this ledger, which ends at epoch {durable}: \
-             reading the input again writes them a second time; `--reset-sink {sink} --accept-duplicates` accepts that \
+             reading the input again writes them a second time; `--adopt-sink {sink} --accept-duplicates` accepts that \
              (tables refuse rows that they already have: empty them first)"
         )
     })

@@ -57,7 +57,7 @@ fn topics_are_read_with_every_codec() {
         assert_eq!(usize::from(stored_codec(&services, partition)), partition, "{codec}");
     }
     let config = config(brokers, "").replace("[source.options]", "topic = \"codecs\"\n[source.options]");
-    let result = headwater(dir.path(), &["run", "--until-end", "--close"], &config);
+    let result = headwater(dir.path(), &["run", "--bounded", "--drain"], &config);
     assert_eq!(result.code, Some(0), "{result:?}");
     let database = rusqlite::Connection::open(dir.path().join("out.db")).expect("a database");
     for (partition, codec) in codecs.into_iter().enumerate() {
@@ -167,7 +167,7 @@ fn kafka_supports_tls_and_sasl_and_fails_closed() {
             + &format!("[sinks.kafka]\nbrokers = \"{brokers}\"\n[sinks.kafka.options]\n{options}");
         let result = headwater(dir.path(), &["check", "--connect"], &config);
         assert_eq!(result.code, Some(0), "{result:?}\n{config}");
-        let result = headwater(dir.path(), &["run", "--until-end", "--close"], &config);
+        let result = headwater(dir.path(), &["run", "--bounded", "--drain"], &config);
         assert_eq!(result.code, Some(0), "{result:?}\n{config}");
     }
     let by_name = |brokers: &str| brokers.replace("127.0.0.1", "localhost");

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use headwater::cli::args;
-use headwater::cli::command::{Command, ProduceArgs, RunArgs};
+use headwater::cli::command::{Command, ProduceArgs, RunArgs, TopicsCommand};
 use headwater::config::Config;
 use serde_json::Value;
 
@@ -147,13 +147,13 @@ fn commands_and_configuration_are_parsed_as_intended() {
         args::parse(words, |name| environment.get(name).cloned())
             .unwrap_or_else(|error| panic!("{name}: {error}"))
     };
-    let Command::TopicsCreate(config) = command("topics") else { panic!("topics") };
+    let Command::Topics(TopicsCommand::Create(config)) = command("topics") else { panic!("topics") };
     configuration(&services["topics"], &config.config);
     let Command::Produce(ProduceArgs { config, seconds: None, .. }) = command("producer") else {
         panic!("the producer has a time limit")
     };
     configuration(&services["producer"], &config);
-    let Command::Run(RunArgs { config, workers: 2, processes: 1, until_end: false, .. }) = command("engine")
+    let Command::Run(RunArgs { config, workers: 2, processes: 1, bounded: false, .. }) = command("engine")
     else {
         panic!("the engine does not run for ever with two workers")
     };

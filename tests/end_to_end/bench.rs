@@ -79,7 +79,7 @@ fn stages_and_latency_are_measured_and_leave_nothing_behind() {
     assert_eq!(report["left_out"], serde_json::json!({}));
     assert_nothing_is_left(&database);
 
-    let report = json(&["bench", "latency", config, "--eps", "600", "--seconds", "3", "--json"]);
+    let report = json(&["bench", "latency", config, "--rate", "600", "--seconds", "3", "--json"]);
     let ms = |name: &str| report[name].as_f64().unwrap_or_else(|| panic!("{name}: {report}"));
     assert!(report["alerts"].as_u64() > Some(0), "{report}");
     assert!(0.0 < ms("p50_ms") && ms("p50_ms") <= ms("p99_ms"), "{report}");

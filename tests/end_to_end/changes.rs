@@ -1,5 +1,5 @@
 //! A configuration that changes between two runs: operators that are not affected continue unchanged, and operators
-//! whose state does not fit the new configuration discard it, if `--reset` permits it.
+//! whose state does not fit the new configuration discard it, if `--discard-state` permits it.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::common::{FLOW, headwater, succeed};
 use crate::crash::{Files, assert_refused, kill_when};
 use crate::crash_points::{CONFIG_CHANGE_POINTS, crash_at};
 
-const RESETS: [&str; 4] = ["--reset", "patterns.velocity_spike", "--reset", "windows.visit"];
+const RESETS: [&str; 4] = ["--discard-state", "patterns.velocity_spike", "--discard-state", "windows.visit"];
 
 /// The flow with changed parameters of a window and of a pattern, a changed severity, and an additional window.
 fn changed_flow() -> String {
@@ -53,12 +53,12 @@ fn a_changed_configuration_resets_only_affected_operators() {
     run.expect_success();
     let changed_at = one_minute_later(&files);
     configure(&files, &changed_flow(), CHECKPOINT);
-    files.assert_refused("`--reset patterns.velocity_spike`");
+    files.assert_refused("`--discard-state patterns.velocity_spike`");
     fs::copy(files.path("run.toml"), files.path("after.toml")).expect("copied");
 
     // The change is atomic: a crash leaves all of it or none of it.
     crash_at(with_resets(), CONFIG_CHANGE_POINTS[0], 1);
-    files.assert_refused("`--reset patterns.velocity_spike`");
+    files.assert_refused("`--discard-state patterns.velocity_spike`");
     crash_at(with_resets(), CONFIG_CHANGE_POINTS[1], 1);
     assert_eq!(status(&files)["start"]["forgets"], Value::Null, "the change is complete");
     crash_at(with_resets(), "ledger.conclude.after", 2);
@@ -95,7 +95,7 @@ fn a_changed_input_is_refused() {
     assert_eq!(status.status.code(), Some(3), "status and run agree");
 }
 
-/// With `--reset-sink`, a sink that is new or was emptied receives only later outputs.
+/// With `--adopt-sink`, a sink that is new or was emptied receives only later outputs.
 #[test]
 fn an_emptied_sink_needs_reset_sink_to_continue() {
     let files = checkpointed_files(53, 60_000);
@@ -105,15 +105,15 @@ fn an_emptied_sink_needs_reset_sink_to_continue() {
     for suffix in ["", "-wal", "-shm"] {
         _ = fs::remove_file(files.path(&format!("results.db{suffix}")));
     }
-    files.assert_refused("`--reset-sink sqlite`");
+    files.assert_refused("`--adopt-sink sqlite`");
     let through = files.frontiers().1;
     let mut wrong = files.command("1");
-    let output = wrong.args(["--reset-sink", "postgres"]).output().expect("started");
+    let output = wrong.args(["--adopt-sink", "postgres"]).output().expect("started");
     assert_eq!(output.status.code(), Some(2), "an unknown sink is a usage error");
 
     let with_resets = || {
         let mut command = files.command("2");
-        command.args(["--reset-sink", "sqlite"]);
+        command.args(["--adopt-sink", "sqlite"]);
         command
     };
     crash_at(with_resets(), "start.loaded", 1);
@@ -136,10 +136,10 @@ fn a_sink_of_a_lost_ledger_can_be_adopted() {
         _ = fs::remove_file(files.path(file));
     }
     fs::remove_dir_all(files.path("state")).expect("removed");
-    files.assert_refused("`--reset-sink sqlite --accept-duplicates` to mark the sink as caught up");
-    assert_refused(files.command("2").args(["--reset-sink", "sqlite"]), "writes them a second time");
+    files.assert_refused("`--adopt-sink sqlite --accept-duplicates` to mark the sink as caught up");
+    assert_refused(files.command("2").args(["--adopt-sink", "sqlite"]), "writes them a second time");
     // Existing rows are neither overwritten nor retried for ever.
-    let accepting = ["--reset-sink", "sqlite", "--accept-duplicates"];
+    let accepting = ["--adopt-sink", "sqlite", "--accept-duplicates"];
     assert_refused(files.command("2").args(accepting), "UNIQUE constraint failed");
     let results = rusqlite::Connection::open(files.path("results.db")).expect("a database");
     let empty =

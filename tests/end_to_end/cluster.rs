@@ -74,7 +74,7 @@ impl Cluster {
         drop(free);
         (0..processes)
             .map(|process| {
-                let mut command = headwater(&["run", "--until-end", "--close", "-h"]);
+                let mut command = headwater(&["run", "--bounded", "--drain", "-h"]);
                 command.arg(self.path("hosts")).arg(self.path("run.toml"));
                 command.args(["-w", &workers.to_string(), "-n", &processes.to_string()]);
                 command.args(["-p", &process.to_string(), "--bindings"]).arg(self.path("bindings.ndjson"));

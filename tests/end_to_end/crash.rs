@@ -68,7 +68,7 @@ impl Files {
         merge_bindings(self.dir.path(), self.frontiers().1);
         let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
         let mut command =
-            headwater(&["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end", "--bindings"]);
+            headwater(&["run", config.to_str().expect("UTF-8"), "-w", workers, "--bounded", "--bindings"]);
         command.arg(bindings);
         command
     }

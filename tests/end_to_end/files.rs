@@ -16,7 +16,7 @@ fn files_into_sqlite(seed: u64, records: u64, workers: &str, flow: &str) {
         database.display().to_string()
     );
     fs::write(&config, text).expect("written");
-    let arguments = ["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end", "--bindings"];
+    let arguments = ["run", config.to_str().expect("UTF-8"), "-w", workers, "--bounded", "--bindings"];
     succeed(headwater(&arguments).arg(&bindings));
     let mut input = vec!["--files"];
     input.extend(names.iter().map(String::as_str));

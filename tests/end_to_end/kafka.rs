@@ -178,7 +178,7 @@ impl TopicPipeline {
 
     /// Returns the command for a run to the end of the topic.
     pub fn command(&self) -> Command {
-        let mut command = headwater(&["run", "--until-end"]);
+        let mut command = headwater(&["run", "--bounded"]);
         command.arg(self.path("run.toml"));
         command
     }
@@ -362,7 +362,7 @@ impl CrashPipeline {
 
     /// Returns the command for a run to the end of the topic that does not close the stream.
     pub fn until_end_command(&self, workers: &str) -> Command {
-        self.run.run(&["-w", workers, "--until-end"])
+        self.run.run(&["-w", workers, "--bounded"])
     }
 
     /// Returns the command for a run that continues until it is stopped.
@@ -460,7 +460,7 @@ impl AllSinksPipeline {
 
     /// Returns the command for a run to the end of the topic that also closes the stream.
     fn command(&self, workers: &str) -> Command {
-        self.run(&["-w", workers, "--until-end", "--close"])
+        self.run(&["-w", workers, "--bounded", "--drain"])
     }
 
     /// Returns the command for a run with further arguments that records its bindings.
@@ -536,7 +536,7 @@ fn killed_runs_store_each_record_in_postgresql_once() {
         postgres.url()
     );
     fs::write(&config, text).expect("written");
-    let arguments = ["run", config.to_str().expect("UTF-8"), "-w", "2", "--until-end", "--close"];
+    let arguments = ["run", config.to_str().expect("UTF-8"), "-w", "2", "--bounded", "--drain"];
 
     let stored = || match postgres.has_table("dead_letters") {
         true => postgres.number("SELECT count(*) FROM events"),

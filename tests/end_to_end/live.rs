@@ -223,7 +223,7 @@ fn a_stop_completes_records_and_commits_group_offsets() {
     fs::write(&config, text).expect("written");
     let config = config.to_str().expect("UTF-8");
 
-    let producing = headwater(&["produce", config, "--eps", "2000"]);
+    let producing = headwater(&["produce", config, "--rate", "2000"]);
     let mut producing = Process::start(producing, dir.path().join("produce.log"));
     let mut run = Process::start(headwater(&["run", config, "-w", "2"]), dir.path().join("run.log"));
     let address = run.address();

@@ -281,7 +281,7 @@ fn records_without_a_timestamp_use_the_wall_clock() {
         pipeline.send_by(&pipeline.producer, 0, timestamp, Some(&event(id, "u1", time)));
         pipeline.flush();
     }
-    succeed(&mut pipeline.command(&["--until-end", "--close"]));
+    succeed(&mut pipeline.command(&["--bounded", "--drain"]));
     let ids = "SELECT group_concat(event_id) FROM (SELECT event_id FROM events ORDER BY \"offset\")";
     let ids: Option<String> = pipeline.query("results.db", ids);
     assert_eq!(ids.as_deref(), Some("none,oldest,seconds,right"));

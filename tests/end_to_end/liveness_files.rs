@@ -60,7 +60,7 @@ impl Backfill {
             sections.replace("DATABASE", &database)
         );
         fs::write(&config, text).expect("written");
-        headwater(&["run", config.to_str().expect("UTF-8"), "-w", workers, "--until-end"])
+        headwater(&["run", config.to_str().expect("UTF-8"), "-w", workers, "--bounded"])
     }
 
     /// Completes such a run and returns every row that it has stored.

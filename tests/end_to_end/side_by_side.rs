@@ -47,7 +47,7 @@ fn two_pipelines_on_one_topic_and_database_are_isolated() {
             fs::create_dir(&at).expect("a directory");
             let place = format!("url = {:?}\nschema = \"pipeline_{name}\"", database.url());
             let config = configure(&at, name, &topic, &place, flow);
-            let mut command = headwater(&["run", "--until-end", "--close", "--bindings"]);
+            let mut command = headwater(&["run", "--bounded", "--drain", "--bindings"]);
             command.arg(at.join("bindings.ndjson")).arg(&config);
             let run = Process::start(command, at.join("run.log"));
             (name, at, config, run)
@@ -69,7 +69,7 @@ fn a_pipeline_does_not_write_to_the_tables_of_another() {
     let database = Database::create("not_mine");
     let place = format!("url = {:?}", database.url());
     let run = |name: &str| {
-        let mut command = headwater(&["run", "--until-end"]);
+        let mut command = headwater(&["run", "--bounded"]);
         command.arg(configure(dir.path(), name, &topic, &place, FLOW));
         Process::start(command, dir.path().join(format!("{name}.log")))
     };

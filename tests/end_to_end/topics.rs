@@ -61,7 +61,7 @@ fn added_partitions_are_read_and_replayed() {
     assert_eq!(pipeline.count("SELECT count(*) FROM dead_letters"), 0, "no record is late");
     assert_eq!(pipeline.count("SELECT count(DISTINCT partition || ':' || offset) FROM events"), 11);
     // The checkpoint has all five partitions.
-    succeed(pipeline.command(&["--until-end"]).env("RUST_BACKTRACE", "0"));
+    succeed(pipeline.command(&["--bounded"]).env("RUST_BACKTRACE", "0"));
     assert_eq!(pipeline.count(EVENTS), 11);
 }
 
@@ -72,10 +72,10 @@ fn a_recreated_topic_is_refused_after_a_checkpoint() {
         pipeline.send(0, &event(&format!("old-{n}"), "u", wall_ms()));
     }
     pipeline.flush();
-    succeed(&mut pipeline.command(&["--until-end"]));
+    succeed(&mut pipeline.command(&["--bounded"]));
     assert_eq!(pipeline.count(EVENTS), 4);
     // The topic is unchanged: the start accepts the record before its position.
-    succeed(&mut pipeline.command(&["--until-end"]));
+    succeed(&mut pipeline.command(&["--bounded"]));
     let topic = &pipeline.topic;
     let deleted = admin(&brokers(), async |admin: &AdminClient<_>| {
         admin.delete_topics(&[topic], &AdminOptions::new()).await.expect("answered").len()
@@ -92,7 +92,7 @@ fn a_recreated_topic_is_refused_after_a_checkpoint() {
         }
         rdkafka::producer::Producer::flush(&anew, std::time::Duration::from_secs(10)).expect("written");
         // The new topic is as long as the old one, then longer.
-        assert_refused(&mut pipeline.command(&["--until-end"]), "recreated");
+        assert_refused(&mut pipeline.command(&["--bounded"]), "recreated");
     }
     assert_eq!(pipeline.count(EVENTS), 4);
 }

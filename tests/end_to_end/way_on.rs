@@ -123,7 +123,7 @@ fn reset_all_discards_lost_state_without_reading_again() {
     fs::remove_dir_all(files.path("state")).expect("removed");
     let stderr = refusal(&mut files.command("2"), &files.path("run.toml"));
     assert!(stderr.contains("no checkpoint can be read"), "{stderr}");
-    let arguments = suggested_arguments(&stderr, "--reset all:");
+    let arguments = suggested_arguments(&stderr, "--discard-state all:");
     let events = "SELECT count(*) FROM events";
     let before = number(&files.path("results.db"), events);
     let read = number(&files.path("results.db"), "SELECT count(*) FROM dead_letters");
@@ -158,7 +158,7 @@ fn a_sink_without_progress_receives_nothing_twice() {
     drop(results);
     let stderr = refusal(&mut files.command("1"), &files.path("run.toml"));
     assert!(stderr.contains("its progress is gone"), "{stderr}");
-    succeed(files.command("1").args(suggested_arguments(&stderr, "--reset-sink")));
+    succeed(files.command("1").args(suggested_arguments(&stderr, "--adopt-sink")));
     assert_eq!(number(&files.path("results.db"), events), before);
     succeed(&mut files.command("2"));
     files.judge();
@@ -172,8 +172,8 @@ fn an_older_ledger_needs_accept_duplicates() {
     ledger.execute("DELETE FROM headwater_bindings", []).expect("deleted");
     drop(ledger);
     let stderr = refusal(&mut files.command("1"), &files.path("run.toml"));
-    let arguments = suggested_arguments(&stderr, "--reset-sink");
-    assert_eq!(arguments, ["--reset-sink", "sqlite", "--accept-duplicates"]);
+    let arguments = suggested_arguments(&stderr, "--adopt-sink");
+    assert_eq!(arguments, ["--adopt-sink", "sqlite", "--accept-duplicates"]);
     crate::crash::assert_refused(files.command("1").args(&arguments[..2]), "writes them a second time");
     // The rows exist already, so the tables must be emptied first, as the message says.
     let results = rusqlite::Connection::open(files.path("results.db")).expect("a database");

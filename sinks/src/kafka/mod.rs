@@ -288,7 +288,7 @@ impl KafkaSink {
                 Some(format!(
                     "another process also started as generation {}: two copies of one ledger are in use: stop the \
                      other process, which wrote last; if its ledger is the original, restore that ledger here, or \
-                     use `--reset-sink {} --accept-duplicates` to mark the sink as caught up with this one",
+                     use `--adopt-sink {} --accept-duplicates` to mark the sink as caught up with this one",
                     context.generation, self.config.name
                 ))
             }

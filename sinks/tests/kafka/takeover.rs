@@ -147,7 +147,7 @@ fn progress_of_other_ledgers_is_refused_but_can_be_adopted() {
     refused(bench.try_open(4), "generation 5");
     refused(bench.try_open(5), "two copies");
     let other = WriterContext { ledger_id: LedgerId("b".repeat(32)), ..bench.context(1) };
-    refused(KafkaSink::new(bench.config()).open(&other), "--reset-sink");
+    refused(KafkaSink::new(bench.config()).open(&other), "--adopt-sink");
     let mut adopting = KafkaSink::new(bench.config());
     let adopted =
         adopting.open(&WriterContext { adopt: Some(Epoch(2)), ..other.clone() }).expect("it adopts");
@@ -159,7 +159,7 @@ fn progress_of_other_ledgers_is_refused_but_can_be_adopted() {
     let found = KafkaSink::new(bench.config()).open(&next).expect("it opens after adoption");
     assert_eq!(through(&found), [(Generation(1), Epoch(2))]);
     assert_fenced(commit(&mut adopting, 3));
-    refused(bench.try_open(6), "--reset-sink");
+    refused(bench.try_open(6), "--adopt-sink");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::drive::{Drive, EPOCH, Spent, disordered, events, in_order};
 use super::usage;
 use crate::cli::command::CostArgs;
-use crate::cli::output::{OutputError, note, outln};
+use crate::cli::output::{self, OutputError, Table, note};
 use crate::event::Event;
 use crate::outputs::Severity;
 use crate::pipeline::{AlertPolicy, AmountPlan, DiversityPlan, FrequencyPlan, Patterns, TravelPlan, rules};
@@ -56,33 +56,26 @@ pub fn cost(args: &CostArgs) -> Result<(), OutputError> {
         rounds.push(spent);
     }
     let report = report(args.events, &rounds);
-    if args.json {
-        return outln!("{report}");
-    }
-    outln!(
-        "{:<8} {:>12} {:>8} {:>18} {:>8} {:>8}",
-        "",
-        "events/s",
-        "of loop",
-        "events/CPU-second",
-        "of loop",
-        "matches"
-    )?;
-    for form in FORMS {
-        let number = |key: &str, digits: usize| match report[key][form].as_f64() {
-            Some(value) => format!("{value:.digits$}"),
-            None => "-".to_owned(),
-        };
-        outln!(
-            "{form:<8} {:>12} {:>8} {:>18} {:>8} {:>8}",
-            number("events_per_s", 0),
-            number("ratio", 2),
-            number("events_per_cpu_s", 0),
-            number("cpu_ratio", 2),
-            report["matches"][form]
-        )?;
-    }
-    Ok(())
+    let text = || {
+        let mut table =
+            Table::new(&["form", "events/s", "of loop", "events/CPU-second", "of loop, CPU", "matches"]);
+        for form in FORMS {
+            let number = |key: &str, digits: usize| match report[key][form].as_f64() {
+                Some(value) => format!("{value:.digits$}"),
+                None => "-".to_owned(),
+            };
+            table.add([
+                form.to_owned(),
+                number("events_per_s", 0),
+                number("ratio", 2),
+                number("events_per_cpu_s", 0),
+                number("cpu_ratio", 2),
+                report["matches"][form].to_string(),
+            ]);
+        }
+        table.to_string()
+    };
+    output::report(args.json, || report.clone(), text)
 }
 
 /// Returns the medians by form. Ratios are computed per round, because the speed of the machine drifts. Ratios of CPU

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::drive::EPOCH;
 use super::{cost, usage};
 use crate::cli::command::KeysArgs;
-use crate::cli::output::{note, outln};
+use crate::cli::output::{self, note};
 use crate::decode::Decoder;
 use crate::event::Event;
 use crate::outputs::{Alert, KeyHistory};
@@ -78,13 +78,12 @@ pub fn keys(args: &KeysArgs) -> anyhow::Result<()> {
     }
     let held = usage::resident_bytes().context(UNKNOWN)?.saturating_sub(before);
     let (bytes, rate) = (held / args.keys as u64, offset as f64 / elapsed.as_secs_f64());
-    if args.json {
-        outln!("{}", json!({ "keys": args.keys, "bytes_per_key": bytes, "events_per_s": rate.round() }))?;
-    } else {
-        outln!("{} idle keys: {bytes} bytes per key; {rate:.0} events/s, including decoding", args.keys)?;
-    }
     drop(engine);
-    Ok(())
+    let json = || json!({ "keys": args.keys, "bytes_per_key": bytes, "events_per_s": rate.round() });
+    let text = || {
+        format!("{} idle keys: {bytes} bytes per key; {rate:.0} events/s, including decoding\n", args.keys)
+    };
+    Ok(output::report(args.json, json, text)?)
 }
 
 /// Returns the event time of a record: 100,000 records per second of event time.

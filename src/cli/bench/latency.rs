@@ -24,7 +24,7 @@ use serde_json::json;
 
 use super::scratch::Scratch;
 use crate::cli::command::LatencyArgs;
-use crate::cli::output::{note, outln};
+use crate::cli::output::{self, Table, note};
 use crate::cli::{build, kafka_source, load, stop};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};
 use crate::decode::Reason;
@@ -59,30 +59,31 @@ pub fn latency(args: &LatencyArgs) -> anyhow::Result<()> {
     latencies.sort_unstable();
     let ms = |share: f64| percentile(&latencies, share).as_secs_f64() * 1000.0;
     let epoch_ms = |share: f64| epochs.quantile(share).unwrap_or_default() * 1000.0;
-    let report = json!({
-        "rate": args.eps,
-        "seconds": args.seconds,
-        "workers": args.workers,
-        "alerts": latencies.len(),
-        "p50_ms": ms(0.5), "p90_ms": ms(0.9), "p99_ms": ms(0.99), "p999_ms": ms(0.999), "max_ms": ms(1.0),
-        "producer_behind_ms": behind.as_secs_f64() * 1000.0,
-        "epoch_p50_ms": epoch_ms(0.5), "epoch_p99_ms": epoch_ms(0.99), "epoch_p999_ms": epoch_ms(0.999),
-    });
-    if args.json {
-        return Ok(outln!("{report}")?);
-    }
-    outln!("{} alerts at {} events/s; latency from the due time of the record:", latencies.len(), args.eps)?;
-    for (name, share) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)] {
-        outln!("{name:>6} {:>9.1} ms", ms(share))?;
-    }
-    outln!(
-        "Epochs, from the beginning to the completion by all operators: p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms.",
-        epoch_ms(0.5),
-        epoch_ms(0.99),
-        epoch_ms(0.999)
-    )?;
-    outln!("The producer was at most {:.1} ms behind its schedule.", behind.as_secs_f64() * 1000.0)?;
-    Ok(())
+    let behind_ms = behind.as_secs_f64() * 1000.0;
+    let json = || {
+        json!({
+            "rate": args.rate,
+            "seconds": args.seconds,
+            "workers": args.workers,
+            "alerts": latencies.len(),
+            "p50_ms": ms(0.5), "p90_ms": ms(0.9), "p99_ms": ms(0.99), "p999_ms": ms(0.999), "max_ms": ms(1.0),
+            "producer_behind_ms": behind_ms,
+            "epoch_p50_ms": epoch_ms(0.5), "epoch_p99_ms": epoch_ms(0.99), "epoch_p999_ms": epoch_ms(0.999),
+        })
+    };
+    let text = || {
+        let mut table = Table::new(&["percentile", "alert, ms", "epoch, ms"]);
+        for (name, share) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)] {
+            table.add([name.to_owned(), format!("{:.1}", ms(share)), format!("{:.1}", epoch_ms(share))]);
+        }
+        let (alerts, rate) = (latencies.len(), args.rate);
+        format!(
+            "{alerts} alerts at {rate} events/s\n\n{table}\n\
+             Alert: from when the record was due to when a reader has its alert. Epoch: from its beginning to its \
+             completion by all operators.\nThe producer was at most {behind_ms:.1} ms behind its schedule.\n"
+        )
+    };
+    Ok(output::report(args.json, json, text)?)
 }
 
 /// The results of a measurement.
@@ -174,10 +175,10 @@ fn measure(
         Producer::connect(&source.brokers, &source.options, &input)?
     };
 
-    let settings = settings(args.eps);
+    let settings = settings(args.rate);
     let partitions = settings.partitions;
-    let schedule = Schedule { start: OnceLock::new(), eps: args.eps, partitions: partitions.into() };
-    let total = ((WARM_UP.as_secs_f64() + args.seconds) * args.eps) as u64;
+    let schedule = Schedule { start: OnceLock::new(), eps: args.rate, partitions: partitions.into() };
+    let total = ((WARM_UP.as_secs_f64() + args.seconds) * args.rate) as u64;
     let mut maker = RecordMaker::new(settings);
     let records = (0..total).map(|n| {
         let (partition, offset) = ((n % u64::from(partitions)) as u32, n / u64::from(partitions));
@@ -186,7 +187,7 @@ fn measure(
         Produced { partition: Some(partition), key, value, headers: Vec::new() }
     });
 
-    note!("{} events/s for {} s, after a warm-up of {} s …", args.eps, args.seconds, WARM_UP.as_secs());
+    note!("{} events/s for {} s, after a warm-up of {} s …", args.rate, args.seconds, WARM_UP.as_secs());
     // When the job has ended, the producer stops.
     let is_over = AtomicBool::new(false);
     let is_interrupted = Arc::new(AtomicBool::new(false));
@@ -203,7 +204,7 @@ fn measure(
         let reading = scope.spawn(|| reader.latencies(&schedule, &has_ended));
         let produced = producer.run(
             records.take_while(|_| !is_interrupted.load(Ordering::Relaxed)),
-            Some(args.eps),
+            Some(args.rate),
             &is_over,
             &mut |report| {
                 behind = behind.max(report.behind);

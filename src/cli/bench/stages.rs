@@ -31,7 +31,7 @@ use super::report::{Cpu, JobMeasurement, Report, StageMeasurement};
 use super::scratch::Scratch;
 use super::usage;
 use crate::cli::command::StagesArgs;
-use crate::cli::output::{note, out, outln};
+use crate::cli::output::{self, note};
 use crate::cli::{build, kafka_source, load, stop};
 use crate::config::{Config, OutputKind, SinksConfig};
 use crate::decode::Decoder;
@@ -71,12 +71,7 @@ pub fn stages(args: &StagesArgs) -> anyhow::Result<()> {
     let removed = bench.scratch.remove();
     let report = measured?;
     removed?;
-    if args.json {
-        outln!("{}", report.json())?;
-    } else {
-        out!("{report}")?;
-    }
-    Ok(())
+    Ok(output::report(args.json, || report.json(), || report.to_string())?)
 }
 
 /// A set of sinks, with its stages besides reading, decoding and the dataflow.
@@ -184,7 +179,7 @@ impl Bench<'_> {
         self.check_interrupted()
     }
 
-    /// Measures the whole job as `headwater run --until-end --close` runs it. Time counts from the first event, because
+    /// Measures the whole job as `headwater run --bounded --drain` runs it. Time counts from the first event, because
     /// opening sinks takes seconds.
     fn measure_job(&mut self, set: &SinkSet) -> anyhow::Result<JobMeasurement> {
         note!("running the whole job with the sinks of {} …", set.name);

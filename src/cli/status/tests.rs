@@ -125,7 +125,7 @@ fn status_predicts_refusals_with_their_reasons() {
     other.claim.as_mut().expect("claimed").ledger_id = LedgerId("cd".into());
     let stranger = refused(&other);
     assert!(stranger.starts_with("sink a: its progress belongs to another ledger (ab)"), "{stranger}");
-    assert!(stranger.contains("`--reset-sink a --accept-duplicates`"), "{stranger}");
+    assert!(stranger.contains("`--adopt-sink a --accept-duplicates`"), "{stranger}");
     let resets = |accept_duplicates| Resets {
         sinks: ["a", "b"].map(str::to_owned).into(),
         accept_duplicates,
