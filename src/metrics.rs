@@ -3,7 +3,9 @@
 //! Labels are bounded: reasons, rules and statuses are fixed, sinks are configured, partitions are the topic's.
 
 mod health;
+mod renamed;
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -29,7 +31,8 @@ pub struct Metrics {
     alerts: IntCounterVec,
     epoch: IntGauge,
     epoch_time: Histogram,
-    watermark: IntGauge,
+    watermark_ms: AtomicI64,
+    watermark: Gauge,
     watermark_lag: Gauge,
     frontier: IntGauge,
     frontier_lag: Gauge,
@@ -43,7 +46,7 @@ pub struct Metrics {
     commit_retries: IntCounterVec,
     group_commit_failures: IntCounter,
     checkpoint_epoch: IntGauge,
-    checkpoint_time: IntGauge,
+    checkpoint_time: Gauge,
     checkpoint_bytes: IntGauge,
     restarts: IntCounter,
     resident_memory: IntGauge,
@@ -68,7 +71,7 @@ impl Metrics {
             events: add
                 .register(IntCounter::new("headwater_events_total", "Events decoded, valid and not in the future")?)?,
             rejected: add.register(IntCounterVec::new(
-                Opts::new("headwater_rejected_total", "Records sent to the dead letters"),
+                Opts::new("headwater_dead_letters_total", "Records sent to the dead letters"),
                 &["reason"],
             )?)?,
             field_errors: add.register(IntCounterVec::new(
@@ -90,7 +93,11 @@ impl Metrics {
                 )
                 .buckets(exponential_buckets(0.005, 1.25, 28)?),
             )?)?,
-            watermark: add.gauge("headwater_watermark_ms", "The watermark, in milliseconds since 1970")?,
+            watermark_ms: AtomicI64::new(EventTime::MIN.0),
+            watermark: add.register(Gauge::new(
+                "headwater_watermark_timestamp_seconds",
+                "The watermark, in seconds since 1970; -Inf while there is none, +Inf when all input has ended",
+            )?)?,
             watermark_lag: add.register(Gauge::new(
                 "headwater_watermark_lag_seconds",
                 "Lag of the watermark behind the wall clock; the uptime while there is no watermark; 0 when all input \
@@ -136,10 +143,10 @@ impl Metrics {
             )?)?,
             checkpoint_epoch: add
                 .gauge("headwater_checkpoint_epoch", "The epoch of the newest durable checkpoint")?,
-            checkpoint_time: add.gauge(
-                "headwater_checkpoint_time_ms",
-                "Wall time of the newest checkpoint's epoch, in milliseconds since 1970",
-            )?,
+            checkpoint_time: add.register(Gauge::new(
+                "headwater_checkpoint_timestamp_seconds",
+                "Wall time of the newest checkpoint's epoch, in seconds since 1970",
+            )?)?,
             checkpoint_bytes: add.gauge(
                 "headwater_checkpoint_bytes",
                 "Bytes that a start would read to resume from the newest checkpoint",
@@ -166,7 +173,7 @@ impl Metrics {
             health: Mutex::default(),
             registry: registry.clone(),
         };
-        metrics.watermark.set(EventTime::MIN.0);
+        metrics.watermark.set(f64::NEG_INFINITY);
         for reason in Reason::ALL {
             metrics.rejected.with_label_values(&[reason.as_str()]);
         }
@@ -243,7 +250,12 @@ impl Metrics {
     /// Records that an epoch has closed, with this watermark.
     pub fn closed(&self, epoch: Epoch, watermark: EventTime) {
         self.epoch.set(epoch.0 as i64);
-        self.watermark.set(watermark.0);
+        self.watermark_ms.store(watermark.0, Ordering::Relaxed);
+        self.watermark.set(match watermark {
+            EventTime::MIN => f64::NEG_INFINITY,
+            EventTime::MAX => f64::INFINITY,
+            EventTime(ms) => ms as f64 / 1e3,
+        });
     }
 
     /// Records the time from the opening of an epoch until all operators of all workers have completed it.
@@ -260,7 +272,7 @@ impl Metrics {
 
     /// Returns the latest epoch that has closed, and its watermark.
     pub fn latest(&self) -> (u64, i64) {
-        (self.epoch.get() as u64, self.watermark.get())
+        (self.epoch.get() as u64, self.watermark_ms.load(Ordering::Relaxed))
     }
 
     /// Registers the commit interval of a sink.
@@ -369,7 +381,7 @@ impl Metrics {
     /// from it.
     pub fn checkpoint(&self, epoch: Epoch, wall_ms: i64, bytes: u64) {
         self.checkpoint_epoch.set(epoch.0 as i64);
-        self.checkpoint_time.set(wall_ms);
+        self.checkpoint_time.set(wall_ms as f64 / 1e3);
         self.checkpoint_bytes.set(bytes as i64);
     }
 
@@ -433,7 +445,7 @@ impl Metrics {
             self.stalled.with_label_values(&[cause.as_str()]).set(stalls.into());
         }
         self.frontier_lag.set(begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64()));
-        self.watermark_lag.set(match EventTime(self.watermark.get()) {
+        self.watermark_lag.set(match EventTime(self.watermark_ms.load(Ordering::Relaxed)) {
             EventTime::MIN => self.started.elapsed().as_secs_f64(),
             EventTime::MAX => 0.0,
             EventTime(watermark) => wall_ms().saturating_sub(watermark) as f64 / 1e3,
@@ -442,7 +454,8 @@ impl Metrics {
             self.resident_memory.set(bytes);
         }
         let mut out = Vec::new();
-        let encoded = TextEncoder::new().encode(&self.registry.gather(), &mut out);
+        let families = renamed::with_old_names(self.registry.gather());
+        let encoded = TextEncoder::new().encode(&families, &mut out);
         encoded.map(|()| String::from_utf8_lossy(&out).into_owned()).unwrap_or_default()
     }
 

@@ -38,15 +38,15 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Produces records in another process, so that its memory is not counted.
-fn produce(config: &Path, seed: u64, eps: u64, seconds: u64) -> u64 {
+fn produce(config: &Path, seed: u64, rate: u64, seconds: u64) -> u64 {
     let output = Command::new(env!("CARGO_BIN_EXE_headwater"))
         .arg("produce")
         .arg(config)
-        .args(["--rate", &eps.to_string(), "--seconds", &seconds.to_string(), "--seed", &seed.to_string()])
+        .args(["--rate", &rate.to_string(), "--seconds", &seconds.to_string(), "--seed", &seed.to_string()])
         .output()
         .expect("it starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    eps * seconds
+    rate * seconds
 }
 
 /// Returns the sum of the consumer group's committed offsets.

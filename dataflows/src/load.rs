@@ -41,7 +41,7 @@ mod tests {
     use differential_dataflow::input::InputSession;
 
     use crate::testing::Line;
-    use crate::windows::{Refresh, Session, Statistics, Tumbling};
+    use crate::windows::{EmitPolicy, Session, Statistics, Tumbling};
     use crate::{Admission, Admit, Clock, Epoch, EventTime};
 
     #[test]
@@ -53,8 +53,8 @@ mod tests {
                 let (keyed, _) = events.to_collection(scope).admit(control, Admission::default());
                 let load = keyed.load();
                 let count = || Statistics::new(|_: &Line| None, |_: &Line| None);
-                keyed.clone().tumbling("Tumbling", 60, Refresh::Final, count(), |row| row.window.start.0);
-                keyed.session("Session", 30, Refresh::Final, count(), |row| row.window.start.0);
+                keyed.clone().tumbling("Tumbling", 60, EmitPolicy::Final, count(), |row| row.window.start.0);
+                keyed.session("Session", 30, EmitPolicy::Final, count(), |row| row.window.start.0);
                 (events, clock, load)
             });
             let mut epoch = Epoch(0);

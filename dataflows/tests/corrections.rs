@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use differential_dataflow::VecCollection;
 use headwater_dataflows::testing::{Line, run_updates};
-use headwater_dataflows::windows::{Aggregate, Refresh, Session, Sliding, Statistics, Summary, Tumbling};
+use headwater_dataflows::windows::{Aggregate, EmitPolicy, Session, Sliding, Statistics, Summary, Tumbling};
 use headwater_dataflows::{
     Admission, Admit, Emission, Epoch, Event, EventTime, Keyed, Position, Refused, Scan, patterns::Frequency,
 };
@@ -146,7 +146,7 @@ fn a_retraction_does_not_change_closed_windows() {
         (vec![(("k", 5, 1, "b"), 1), (("k", 26, 2, "c"), 1)], 12),
         (vec![(("k", 25, 0, "a"), -1)], 12),
     ];
-    let rows = windows(input, |keyed| keyed.tumbling("Tens", 10, Refresh::Final, count(), row));
+    let rows = windows(input, |keyed| keyed.tumbling("Tens", 10, EmitPolicy::Final, count(), row));
     assert_eq!(rows, vec![((0, 10, 1, true), 1, 1), ((20, 30, 1, true), 3, 1)]);
 }
 
@@ -159,7 +159,7 @@ fn a_closing_session_retracts_the_rows_it_merged() {
         (vec![(("k", 90, 3, "d"), 1)], 50),
     ];
     let rows =
-        windows(input, |keyed| keyed.session("Visits", 10, Refresh::Revised { epochs: 100 }, count(), row));
+        windows(input, |keyed| keyed.session("Visits", 10, EmitPolicy::Early { epochs: 100 }, count(), row));
     let merged = [((10, 35, 3, true), 1, 1), ((90, 100, 1, true), 3, 1)];
     let first = [((10, 20, 1, false), 0, 1), ((10, 20, 1, false), 1, -1)];
     let second = [((25, 35, 1, false), 0, 1), ((25, 35, 1, false), 1, -1)];
@@ -170,7 +170,7 @@ fn a_closing_session_retracts_the_rows_it_merged() {
 fn a_session_without_events_has_no_row_at_the_end() {
     let input = vec![(vec![(("k", 10, 0, "a"), 1)], 0), (vec![(("k", 10, 0, "a"), -1)], 0)];
     let rows =
-        windows(input, |keyed| keyed.session("Visits", 10, Refresh::Revised { epochs: 100 }, count(), row));
+        windows(input, |keyed| keyed.session("Visits", 10, EmitPolicy::Early { epochs: 100 }, count(), row));
     assert_eq!(rows, vec![((10, 20, 1, false), 0, 1), ((10, 20, 1, false), 2, -1)]);
 }
 
@@ -183,8 +183,9 @@ fn events_at_the_limits_of_time_have_no_windows() {
         (("k", MAX - 10, 2, "c"), 1),
         (("k", MAX - 1, 3, "d"), 1),
     ];
-    let rows =
-        windows(vec![(ends, i64::MIN)], |keyed| keyed.sliding("Tens", 10, 5, Refresh::Final, count(), row));
+    let rows = windows(vec![(ends, i64::MIN)], |keyed| {
+        keyed.sliding("Tens", 10, 5, EmitPolicy::Final, count(), row)
+    });
     let bounds: Vec<(i64, i64)> = rows.iter().map(|((start, end, ..), _, _)| (*start, *end)).collect();
     assert_eq!(bounds, [(0, 10), (5, 15), (MAX - 17, MAX - 7), (MAX - 12, MAX - 2)]);
 }

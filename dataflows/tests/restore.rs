@@ -13,7 +13,7 @@ use headwater_dataflows::patterns::{
     Diversity, Frequency, Grouped, Location, Outlier, Run, Sequence, Travel,
 };
 use headwater_dataflows::testing::Line;
-use headwater_dataflows::windows::{Refresh, Statistics};
+use headwater_dataflows::windows::{EmitPolicy, Statistics};
 use headwater_dataflows::{
     Admission, Captured, Captures, Checkpoint, Clock, Emission, Epoch, EventTime, Missing, Pattern, Record,
     RestoreError, Rule, SHARDS, ShardId,
@@ -132,7 +132,7 @@ fn pairs(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
 
 fn hours(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
     let count = Statistics::new(|_: &Line| None, |_: &Line| None);
-    keyed.tumbling("Hour", 60, Refresh::Final, count, |row| text(row.window))
+    keyed.tumbling("Hour", 60, EmitPolicy::Final, count, |row| text(row.window))
 }
 
 #[test]
@@ -344,7 +344,7 @@ fn every(keyed: Captured<'_, Line>) -> VecCollection<'_, Epoch, String> {
     let shown = keyed.clone().session(
         "Visit",
         40,
-        Refresh::Revised { epochs: 1 },
+        EmitPolicy::Early { epochs: 1 },
         Statistics::new(amount, value),
         |row| text(row.window.end),
     );

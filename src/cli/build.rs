@@ -148,7 +148,7 @@ fn checkpoints(config: &Config) -> Result<Option<Checkpoints>, RunError> {
     Ok(match &config.checkpoint {
         Some(CheckpointConfig { interval, keep }) => Some(Checkpoints {
             store: {
-                tracing::info!(state = ?config.state, "opening the state store");
+                tracing::info!(state = %config.state, "opening the state store");
                 crate::state::open(&config.state, &config.plan.pipeline)?
             },
             interval_ms: i64::try_from(interval.as_millis()).unwrap_or(i64::MAX),

@@ -265,8 +265,10 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     // Handle requests before the run begins, so that a request during the start also stops the run cleanly.
     let restarts = std::env::var(supervise::RESTARTS_VARIABLE).ok();
     let requests = if restarts.is_some() { stop::signals_and_end_of_input() } else { stop::signals() };
-    let (stopping, limit) =
-        (Arc::default(), stop::DrainLimit { drain: config.drain, metrics: Arc::clone(&metrics) });
+    let (stopping, limit) = (
+        Arc::default(),
+        stop::ShutdownLimit { timeout: config.shutdown_timeout, metrics: Arc::clone(&metrics) },
+    );
     stop::handle_requests(requests.context("cannot handle signals")?, &stopping, Some(limit));
     metrics.restarted(restarts.and_then(|restarts| restarts.parse().ok()).unwrap_or(0));
     // Start the HTTP server before opening services that may not respond, so that it can report what the start waits

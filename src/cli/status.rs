@@ -396,19 +396,19 @@ impl PipelineState {
         };
         let loss = |loss: &Loss| json!({ "partition": loss.partition.0, "first": loss.first.0, "next": loss.next.0 });
         let start = match outcome {
-            StartOutcome::Begin => json!({ "does": "begin" }),
+            StartOutcome::Begin => json!({ "outcome": "begin" }),
             StartOutcome::Resume { after, replay, through, closed, with_changes, adopted, .. } => json!({
-                "does": "go on", "after": after.0, "replay": replay, "through": through.0, "closed": closed,
-                "changed": with_changes.as_ref().map(|config_change| &config_change.because),
-                "forgets": with_changes.as_ref().map(|config_change| &config_change.forget),
+                "outcome": "resume", "after": after.0, "replay": replay, "through": through.0, "closed": closed,
+                "changes": with_changes.as_ref().map(|config_change| &config_change.because),
+                "discards": with_changes.as_ref().map(|config_change| &config_change.forget),
                 "adopts": adopted,
             }),
-            StartOutcome::Refuse(reason) => json!({ "does": "refuse", "because": reason }),
-            StartOutcome::Unknown(reason) => json!({ "does": "unknown", "because": reason }),
+            StartOutcome::Refuse(reason) => json!({ "outcome": "refuse", "reason": reason }),
+            StartOutcome::Unknown(reason) => json!({ "outcome": "unknown", "reason": reason }),
         };
         json!({
             "pipeline": self.pipeline,
-            "lineage": self.claim.as_ref().map(|claim| &claim.ledger_id.0),
+            "ledger_id": self.claim.as_ref().map(|claim| &claim.ledger_id.0),
             "generation": self.claim.as_ref().map(|claim| claim.generation.0),
             "recorded_through": self.durable().map(|durable| durable.0),
             "pruned_through": self.pruned.0,

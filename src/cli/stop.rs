@@ -15,16 +15,16 @@ use crate::metrics::Metrics;
 const START_GRACE: Duration = Duration::from_millis(300);
 
 /// The limit of the time for finishing.
-pub struct DrainLimit {
+pub struct ShutdownLimit {
     /// The time limit, from the first request.
-    pub drain: Duration,
+    pub timeout: Duration,
     /// The metrics, which show the sink that does not respond.
     pub metrics: Arc<Metrics>,
 }
 
 /// Handles requests to stop. After the first request, the command finishes the records that it has read. A second
 /// request, or the end of the time limit, exits the process at once with code 1.
-pub fn handle_requests(requests: Receiver<()>, stopping: &Arc<AtomicBool>, limit: Option<DrainLimit>) {
+pub fn handle_requests(requests: Receiver<()>, stopping: &Arc<AtomicBool>, limit: Option<ShutdownLimit>) {
     let stopping = Arc::clone(stopping);
     thread::spawn(move || {
         if requests.recv().is_err() {
@@ -32,7 +32,7 @@ pub fn handle_requests(requests: Receiver<()>, stopping: &Arc<AtomicBool>, limit
         }
         tracing::info!("stopping: finishing the records that were read; a second signal exits at once");
         stopping.store(true, Ordering::Relaxed);
-        if let Some(DrainLimit { metrics, .. }) = &limit
+        if let Some(ShutdownLimit { metrics, .. }) = &limit
             && let Some(activity) = pending_start(metrics)
         {
             tracing::info!("stopped while {activity}: no records were read");
@@ -40,16 +40,16 @@ pub fn handle_requests(requests: Receiver<()>, stopping: &Arc<AtomicBool>, limit
         }
         let is_repeated = match &limit {
             None => requests.recv().is_ok(),
-            Some(limit) => requests.recv_timeout(limit.drain).is_ok(),
+            Some(limit) => requests.recv_timeout(limit.timeout).is_ok(),
         };
-        if let Some(DrainLimit { drain, metrics }) = limit.filter(|_| !is_repeated) {
+        if let Some(ShutdownLimit { timeout, metrics }) = limit.filter(|_| !is_repeated) {
             let waited_for = match metrics.committing_longest() {
                 Some((sink, since)) => {
                     format!("sink {sink} has not committed for {} s", since.elapsed().as_secs())
                 }
                 None => "no sink is committing".to_owned(),
             };
-            let reason = format!("not finished {drain:?} after the request to stop: {waited_for}");
+            let reason = format!("not finished {timeout:?} after the request to stop: {waited_for}");
             crate::logging::fatal(&reason, FAILED);
         }
         std::process::exit(i32::from(FAILED));

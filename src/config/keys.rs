@@ -63,7 +63,7 @@ pub const KEYS: &[Key] = keys! {
     "limits.unfinal_bytes" = "\"256MiB\"": "Maximum memory for un-final events in a process. At the limit, only the slowest partition is read until the watermark advances."
     "limits.epochs_in_flight" = "1000": "Maximum number of epochs between reading and the slowest sink. The default is ten seconds of epochs of the default length."
     "limits.dedup_horizon" = "\"1m\"": "Span of event time within which a repeated event id of a key is a duplicate; `0s` disables deduplication. The default suits producers that retry within seconds."
-    "limits.drain" = "\"30s\"": "Maximum time that a run takes to finish the records that it has read, after a request to stop. Then it exits with code 1 and names the sink that does not respond."
+    "limits.shutdown_timeout" = "\"30s\"": "Maximum time that a run takes to finish the records that it has read, after a request to stop. Then it exits with code 1 and names the sink that does not respond."
 
     "state.kind" = "\"fjall\"": "State store for checkpoints: `fjall` or `rocksdb` (if built with that feature), a directory that belongs to one process, or `redis`, which several processes can share. Without `[checkpoint]`, nothing is stored."
     "state.path" = "\"state\"": "fjall and RocksDB: the directory. A relative path is resolved against the working directory; `check` prints the absolute path. Prefer an absolute path for a service that may start in another directory."
@@ -77,12 +77,12 @@ pub const KEYS: &[Key] = keys! {
     "state.ttl" = "\"30d\"": "Time for which the state of a key is kept after its last event, in event time. A later event counts as the first of a new key. It must not be shorter than the time span of any pattern. State of a window is always kept until the window closes."
 
     "windows.name" = required: "Name of the window: lower-case letters, digits and `_`."
-    "windows.kind" = required: "`tumbling` (needs `size`), `sliding` (needs `size` and `every`) or `session` (needs `gap`)."
+    "windows.kind" = required: "`tumbling` (needs `size`), `sliding` (needs `size` and `slide`) or `session` (needs `gap`)."
     "windows.by" = "\"user_id\"": "Keys to group by: `user_id`, `device_id`, or `key` for both. An event has one key, either a user or a device: only `iot_sensor` events are keyed by `device_id`. Other events that have a device are in no window by `device_id`."
     "windows.size": "Tumbling and sliding: length of a window."
-    "windows.every": "Sliding: distance between the starts of two windows; `size` must be a multiple of it. Each event is in `size` ÷ `every` windows of its key, and each open window takes about 800 bytes. Above 10,000 windows per event a start warns; above 100,000 it is refused."
+    "windows.slide": "Sliding: distance between the starts of two windows; `size` must be a multiple of it. Each event is in `size` ÷ `slide` windows of its key, and each open window takes about 800 bytes. Above 10,000 windows per event a start warns; above 100,000 it is refused."
     "windows.gap": "Session: inactivity gap that ends a session."
-    "windows.emit" = "\"final\"": "`final`: emit once, when the result cannot change any more; `revised`: also emit earlier results and revise them."
+    "windows.emit" = "\"final\"": "`final`: emit once, when the result cannot change any more; `early`: also emit results before that, and revise them."
     "windows.revise_every" = "\"1s\"": "Minimum time between two revisions of a window, rounded up to whole epochs."
 
     "patterns.velocity_spike.more_than" = "100": "Number of events within the time span that must be exceeded."

@@ -6,7 +6,7 @@ use headwater_sinks::Secret;
 
 use super::address::Server;
 use super::read::{Diagnostics, Section};
-use super::{Config, SinksConfig, secrets};
+use super::{Config, SinksConfig, renamed, secrets};
 
 /// The location of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +87,10 @@ impl Config {
             // The division of the input into epochs may change after a stop; the input itself may not.
             "source.epoch_records" => format!("time.epoch_records = {value}\n"),
             "source.max_jump" => format!("time.max_jump = {value}\n"),
-            key => format!("{key} = {value}\n"),
+            key => {
+                let (key, value) = renamed::persisted(key, value);
+                format!("{key} = {value}\n")
+            }
         });
         std::iter::once(format!("decoder = {DECODER}\n")).chain(lines).collect()
     }

@@ -10,6 +10,7 @@ mod environment;
 mod keys;
 mod ledger;
 mod read;
+mod renamed;
 mod secrets;
 mod sinks;
 mod source;
@@ -31,7 +32,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_dataflows::windows::Refresh;
+use headwater_dataflows::windows::EmitPolicy;
 use headwater_dataflows::{Emission, Epoch};
 
 use crate::coordination::{AcceptedLoss, Skip};
@@ -60,7 +61,7 @@ pub struct Config {
     /// The interval and number of checkpoints; None if checkpoints are off.
     pub checkpoint: Option<CheckpointConfig>,
     /// The maximum time to finish the records that were read, after a request to stop.
-    pub drain: Duration,
+    pub shutdown_timeout: Duration,
     /// The address of the HTTP server, if it is enabled.
     pub http: Option<std::net::SocketAddr>,
     /// The format and level of the log.
@@ -149,6 +150,7 @@ impl Config {
         })?;
         let (substituted, mut errors) = environment::substitute(&mut tree, &environment);
         let mut diagnostics = Diagnostics::default();
+        renamed::modernize(&mut tree, &mut diagnostics);
         let config = read_config(&mut Section::top(&tree), &mut diagnostics);
         // If a variable in a text could not be replaced, further errors about that text would be misleading.
         diagnostics
@@ -228,7 +230,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let unfinal_bytes = section.size("unfinal_bytes", diagnostics);
     let epochs_in_flight = section.int("epochs_in_flight", 2..=1_000_000, diagnostics);
     let dedup_horizon_ms = section.duration("dedup_horizon", 0, diagnostics);
-    let drain = section.duration("drain", 0, diagnostics);
+    let shutdown_timeout = section.duration("shutdown_timeout", 0, diagnostics);
     section.end(diagnostics);
 
     let epoch_ms = time.map_or(10, |time| time.epoch.as_millis() as u64).max(1);
@@ -295,7 +297,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         ledger,
         state,
         checkpoint,
-        drain: millis(drain?),
+        shutdown_timeout: millis(shutdown_timeout?),
         http,
         log: LogConfig { json: json?, level: level?.to_owned() },
         resets: Resets::default(),
@@ -384,43 +386,43 @@ fn read_window(
             required_duration(&mut section, "gap").map(|gap_ms| WindowKind::Session { gap_ms })
         }
         Some(Kind::Sliding) => {
-            match (required_duration(&mut section, "size"), required_duration(&mut section, "every")) {
-                (Some(size_ms), Some(every_ms)) => {
-                    check_overlap(&section, size_ms, every_ms, diagnostics);
-                    Some(WindowKind::Sliding { size_ms, every_ms })
+            match (required_duration(&mut section, "size"), required_duration(&mut section, "slide")) {
+                (Some(size_ms), Some(slide_ms)) => {
+                    check_overlap(&section, size_ms, slide_ms, diagnostics);
+                    Some(WindowKind::Sliding { size_ms, slide_ms })
                 }
                 _ => None,
             }
         }
     };
-    let revised = section.choice("emit", &[("final", false), ("revised", true)], diagnostics);
+    let early = section.choice("emit", &[("final", false), ("early", true)], diagnostics);
     let revise_every = section.duration("revise_every", 1, diagnostics);
     section.end(diagnostics);
-    let refresh = match revised? {
-        false => Refresh::Final,
-        true => Refresh::Revised { epochs: (revise_every? as u64).div_ceil(epoch_ms) },
+    let emit = match early? {
+        false => EmitPolicy::Final,
+        true => EmitPolicy::Early { epochs: (revise_every? as u64).div_ceil(epoch_ms) },
     };
-    Some(WindowPlan { name: Arc::from(name?), kind: kind?, by: by?, refresh })
+    Some(WindowPlan { name: Arc::from(name?), kind: kind?, by: by?, emit })
 }
 
-/// Checks the number of sliding windows that each event is in: `size_ms / every_ms`. Each window has its own state.
-fn check_overlap(section: &Section<'_>, size_ms: i64, every_ms: i64, diagnostics: &mut Diagnostics) {
+/// Checks the number of sliding windows that each event is in: `size_ms / slide_ms`. Each window has its own state.
+fn check_overlap(section: &Section<'_>, size_ms: i64, slide_ms: i64, diagnostics: &mut Diagnostics) {
     const MAX_OVERLAP: i64 = 100_000;
     const WARN_OVERLAP: i64 = 10_000;
-    if size_ms % every_ms != 0 {
-        section.report_error("every", "`size` must be a multiple of `every`", diagnostics);
+    if size_ms % slide_ms != 0 {
+        section.report_error("slide", "`size` must be a multiple of `slide`", diagnostics);
     }
-    let overlap = size_ms / every_ms;
+    let overlap = size_ms / slide_ms;
     let cost = format!(
         "each event is in {overlap} windows of its key, about {} of memory per key",
         megabytes(overlap.saturating_mul(BYTES_PER_WINDOW))
     );
     if overlap > MAX_OVERLAP {
         let message =
-            format!("{cost}; the most is {MAX_OVERLAP}: choose a larger `every` or a smaller `size`");
-        section.report_error("every", message, diagnostics);
+            format!("{cost}; the most is {MAX_OVERLAP}: choose a larger `slide` or a smaller `size`");
+        section.report_error("slide", message, diagnostics);
     } else if overlap > WARN_OVERLAP {
-        section.warn("every", format!("{cost}; a larger `every` needs less memory"), diagnostics);
+        section.warn("slide", format!("{cost}; a larger `slide` needs less memory"), diagnostics);
     }
 }
 

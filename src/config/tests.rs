@@ -34,20 +34,54 @@ fn ttl_must_not_be_shorter_than_a_pattern_span() {
 }
 
 #[test]
-fn overlapping_sliding_windows_are_refused_or_warned_about() {
-    let sliding = |size: &str, every: &str| {
+fn old_names_of_keys_work_with_a_warning_and_stay_in_the_ledger() {
+    let with = |slide: &str, emit: &str, timeout: &str| {
         format!(
-            "{MINIMAL}[[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = {size:?}\nevery = {every:?}\n"
+            "{MINIMAL}[[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = \"2s\"\n{slide} = \"1s\"\nemit = {emit:?}\n\
+             [limits]\n{timeout} = \"5s\"\n"
         )
     };
-    let error = "line 10: windows[0].every: each event is in 3600000 windows of its key, about 2881 MB of memory per key; \
-                   the most is 100000: choose a larger `every` or a smaller `size`";
+    let (old, new) = (with("every", "revised", "drain"), with("slide", "early", "shutdown_timeout"));
+    let (old, new) = (parse(&old).expect("valid"), parse(&new).expect("valid"));
+    assert_eq!(old.effective(), new.effective());
+    assert_eq!(old.semantics(), new.semantics());
+    assert!(new.semantics().contains(".every = \"1s\"\n"), "{}", new.semantics());
+    assert!(new.semantics().contains(".emit = \"revised\"\n"), "{}", new.semantics());
+    assert_eq!((old.shutdown_timeout, new.warnings.len()), (Duration::from_secs(5), 0));
+    let warnings: Vec<_> = old.warnings.iter().map(ConfigError::to_string).collect();
+    assert_eq!(
+        warnings,
+        [
+            "line 12: limits.drain: is deprecated: use `shutdown_timeout`",
+            "line 10: windows[0].every: is deprecated: use `slide`",
+            "line 11: windows[0].emit: \"revised\" is deprecated: use \"early\"",
+        ]
+    );
+    let from_variable = [("HEADWATER__LIMITS__DRAIN".to_owned(), "7s".to_owned())];
+    let config = Config::parse(MINIMAL, from_variable.into_iter()).expect("valid");
+    assert_eq!((config.shutdown_timeout, config.warnings.len()), (Duration::from_secs(7), 1));
+    let both = format!("{MINIMAL}[limits]\ndrain = \"1s\"\nshutdown_timeout = \"2s\"\n");
+    assert_eq!(
+        errors(&both),
+        ["line 7: limits.drain: is the old name of `shutdown_timeout`, which is set too; remove one of them"]
+    );
+}
+
+#[test]
+fn overlapping_sliding_windows_are_refused_or_warned_about() {
+    let sliding = |size: &str, slide: &str| {
+        format!(
+            "{MINIMAL}[[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = {size:?}\nslide = {slide:?}\n"
+        )
+    };
+    let error = "line 10: windows[0].slide: each event is in 3600000 windows of its key, about 2881 MB of memory per key; \
+                   the most is 100000: choose a larger `slide` or a smaller `size`";
     assert_eq!(errors(&sliding("1h", "1ms")), [error]);
     let warnings = |text: &str| {
         parse(text).expect("valid").warnings.iter().map(ConfigError::to_string).collect::<Vec<_>>()
     };
-    let many = "line 10: windows[0].every: each event is in 86400 windows of its key, about 70 MB of memory per key; a larger \
-                `every` needs less memory";
+    let many = "line 10: windows[0].slide: each event is in 86400 windows of its key, about 70 MB of memory per key; a larger \
+                `slide` needs less memory";
     assert_eq!(warnings(&sliding("1d", "1s")), [many]);
     assert_eq!(warnings(&sliding("10000s", "1s")), [""; 0]);
     assert_eq!(parse(&sliding("100000s", "1s")).expect("the most").warnings.len(), 1);
@@ -67,7 +101,7 @@ fn all_errors_are_reported_at_once_with_their_lines() {
             "line 13: patterns.velocity_spike.more_than: expected a whole number from 1 to 1000000, got 0",
             "line 14: sinks: expected at least one of [sinks.kafka], [sinks.postgres] and [sinks.sqlite]",
             "sinks.sqlite.path: is missing",
-            "windows[0].every: this kind of window needs this key",
+            "windows[0].slide: this kind of window needs this key",
         ]
     );
     assert_eq!(

@@ -138,12 +138,12 @@ fn rows<'scope>(
     };
     match plan.kind {
         WindowKind::Tumbling { size_ms } => {
-            keyed.sliding(&operator, size_ms, size_ms, plan.refresh, statistics, row)
+            keyed.sliding(&operator, size_ms, size_ms, plan.emit, statistics, row)
         }
-        WindowKind::Sliding { size_ms, every_ms } => {
-            keyed.sliding(&operator, size_ms, every_ms, plan.refresh, statistics, row)
+        WindowKind::Sliding { size_ms, slide_ms } => {
+            keyed.sliding(&operator, size_ms, slide_ms, plan.emit, statistics, row)
         }
-        WindowKind::Session { gap_ms } => keyed.session(&operator, gap_ms, plan.refresh, statistics, row),
+        WindowKind::Session { gap_ms } => keyed.session(&operator, gap_ms, plan.emit, statistics, row),
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_dataflows::windows::Refresh;
+use headwater_dataflows::windows::EmitPolicy;
 use headwater_dataflows::{Emission, Epoch};
 
 use crate::coordination::WatermarkRule;
@@ -107,7 +107,7 @@ pub struct WindowPlan {
     /// The keys that it aggregates by.
     pub by: By,
     /// The times at which its rows are emitted.
-    pub refresh: Refresh,
+    pub emit: EmitPolicy,
 }
 
 /// The kind and size of a window, in milliseconds.
@@ -123,7 +123,7 @@ pub enum WindowKind {
         /// The length of each window.
         size_ms: i64,
         /// The time between the starts of two windows.
-        every_ms: i64,
+        slide_ms: i64,
     },
     /// Windows that last as long as events follow each other.
     Session {

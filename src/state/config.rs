@@ -1,5 +1,6 @@
 //! Settings of state stores.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use headwater_sinks::Secret;
@@ -14,6 +15,18 @@ pub enum StateConfig {
     /// RocksDB, in a directory that belongs to one process.
     #[cfg(feature = "rocksdb")]
     RocksDb(PathBuf),
+}
+
+impl fmt::Display for StateConfig {
+    /// Writes the kind and the place, without an address, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StateConfig::Fjall(path) => write!(f, "fjall in {}", path.display()),
+            StateConfig::Redis(_) => f.write_str("Redis"),
+            #[cfg(feature = "rocksdb")]
+            StateConfig::RocksDb(path) => write!(f, "RocksDB in {}", path.display()),
+        }
+    }
 }
 
 /// A Redis server and its connection settings.

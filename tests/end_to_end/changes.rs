@@ -60,7 +60,7 @@ fn a_changed_configuration_resets_only_affected_operators() {
     crash_at(with_resets(), CONFIG_CHANGE_POINTS[0], 1);
     files.assert_refused("`--discard-state patterns.velocity_spike`");
     crash_at(with_resets(), CONFIG_CHANGE_POINTS[1], 1);
-    assert_eq!(status(&files)["start"]["forgets"], Value::Null, "the change is complete");
+    assert_eq!(status(&files)["start"]["discards"], Value::Null, "the change is complete");
     crash_at(with_resets(), "ledger.conclude.after", 2);
     succeed(&mut files.command("3"));
 

@@ -226,7 +226,7 @@ fn the_amount_in_an_alert_has_all_its_digits() {
 /// The cost is linear in the number of windows: 200 events, each in 10,080 windows.
 #[test]
 fn a_sliding_window_of_a_week_every_minute_takes_seconds() {
-    let window = "[[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = \"7d\"\nevery = \"1m\"";
+    let window = "[[windows]]\nname = \"w\"\nkind = \"sliding\"\nsize = \"7d\"\nslide = \"1m\"";
     let pipeline = Pipeline::new(transactions(std::iter::repeat_n("", 200)), "input.ndjson", window);
     let started = Instant::now();
     let stderr = pipeline.run();

@@ -241,7 +241,7 @@ fn a_stop_completes_records_and_commits_group_offsets() {
         ("headwater_bytes_in_flight", 0.0..1e8),
         ("headwater_keys", 1000.0..1e6),
         ("headwater_open_windows", 1000.0..1e7),
-        ("headwater_rejected_total{reason=\"malformed\"}", 0.0..5000.0),
+        ("headwater_dead_letters_total{reason=\"malformed\"}", 0.0..5000.0),
         ("headwater_sink_epoch{sink=\"sqlite\"}", 1.0..1e9),
         ("headwater_commit_duration_seconds_count{sink=\"postgres\"}", 1.0..1e9),
         ("headwater_commit_retries_total{sink=\"postgres\"}", 0.0..1.0),

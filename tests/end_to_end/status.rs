@@ -33,7 +33,7 @@ fn status_reports_a_pipeline_without_taking_it_over() {
     let path = config.to_str().expect("UTF-8");
 
     let (code, before) = status(&config);
-    assert_eq!((code, &before["start"]), (Some(0), &json!({ "does": "begin" })));
+    assert_eq!((code, &before["start"]), (Some(0), &json!({ "outcome": "begin" })));
     assert!(!ledger.exists() && !database.exists(), "status created a file");
 
     succeed(&mut headwater(&["run", path]));
@@ -43,14 +43,14 @@ fn status_reports_a_pipeline_without_taking_it_over() {
         assert_eq!(after["sinks"][0]["through"], after["recorded_through"], "{after}");
         let start = &after["start"];
         assert_eq!(
-            (&start["does"], &start["after"], &start["closed"]),
-            (&json!("go on"), &json!(0), &json!(true))
+            (&start["outcome"], &start["after"], &start["closed"]),
+            (&json!("resume"), &json!(0), &json!(true))
         );
     }
 
     fs::write(&config, format!("{text}[time]\nmax_out_of_orderness = \"9s\"\n")).expect("written");
     let (code, changed) = status(&config);
-    assert_eq!((code, &changed["start"]["does"]), (Some(3), &json!("refuse")));
+    assert_eq!((code, &changed["start"]["outcome"]), (Some(3), &json!("refuse")));
     let run = headwater(&["run", path]).output().expect("started");
     assert_eq!(run.status.code(), Some(3), "status and run agree");
 

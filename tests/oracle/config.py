@@ -34,7 +34,7 @@ PATTERNS = {
 
 WINDOWS = {
     "tumbling": {"name", "kind", "by", "size_ms"},
-    "sliding": {"name", "kind", "by", "size_ms", "every_ms"},
+    "sliding": {"name", "kind", "by", "size_ms", "slide_ms"},
     "session": {"name", "kind", "by", "gap_ms"},
 }
 

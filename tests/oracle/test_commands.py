@@ -46,7 +46,7 @@ class Configuration(unittest.TestCase):
             as_json.write_text(json.dumps({
                 "pipeline": "fraud", "time": {"max_out_of_orderness_ms": 1000}, "dedup_horizon_ms": 0,
                 "source": {"kind": "file"},
-                "windows": [{"name": "7d", "kind": "sliding", "size_ms": 60_000, "every_ms": 30_000}],
+                "windows": [{"name": "7d", "kind": "sliding", "size_ms": 60_000, "slide_ms": 30_000}],
                 "patterns": {
                     "velocity_spike": {"at_least": 2, "within_ms": 3_600_000, "emit": "final"},
                     "amount_anomaly": {"sigmas": 2.5},

@@ -19,7 +19,7 @@ class Kinds(unittest.TestCase):
         self.assertEqual(bounds(window, [0, 9, 10, 35]), [(0, 10, [0, 9]), (10, 20, [10]), (30, 40, [35])])
 
     def test_sliding_windows_start_at_multiples_also_before_1970(self):
-        window = {"kind": "sliding", "size_ms": 10, "every_ms": 4}
+        window = {"kind": "sliding", "size_ms": 10, "slide_ms": 4}
         self.assertEqual(
             bounds(window, [3, 12]),
             [(-4, 6, [3]), (0, 10, [3]), (4, 14, [12]), (8, 18, [12]), (12, 22, [12])],

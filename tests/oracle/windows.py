@@ -31,7 +31,7 @@ def windows(window, events):
     if window["kind"] == "session":
         return sessions(events, window["gap_ms"])
     size = window["size_ms"]
-    return aligned(events, size, window.get("every_ms", size))
+    return aligned(events, size, window.get("slide_ms", size))
 
 
 def aligned(events, size, every):

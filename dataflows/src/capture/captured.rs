@@ -13,7 +13,7 @@ use crate::keyed::Keyed;
 use crate::patterns::{Absence, Run};
 use crate::rules::{Missing, Rule, Rules};
 use crate::scan::Scanner;
-use crate::windows::{Aggregate, Aligned, Refresh, Row, Sessions};
+use crate::windows::{Aggregate, Aligned, EmitPolicy, Row, Sessions};
 use crate::{Emission, Epoch, Event, EventTime, Load, OwnedKey, Pattern};
 
 /// [`Keyed`] events, returned by [`Captures::admit`]. The operators are those of `Keyed`, and each captures its state
@@ -128,7 +128,7 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
         self,
         name: &str,
         size_ms: i64,
-        refresh: Refresh,
+        emit: EmitPolicy,
         aggregate: A,
         result: F,
     ) -> VecCollection<'scope, Epoch, D>
@@ -137,19 +137,19 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
         D: Data + Stored,
         F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static,
     {
-        self.sliding(name, size_ms, size_ms, refresh, aggregate, result)
+        self.sliding(name, size_ms, size_ms, emit, aggregate, result)
     }
 
     /// Like [`Sliding::sliding`](crate::windows::Sliding::sliding).
     ///
     /// # Panics
-    /// Panics if `every_ms` is not in 1..=`size_ms`.
+    /// Panics if `slide_ms` is not in 1..=`size_ms`.
     pub fn sliding<A, D, F>(
         self,
         name: &str,
         size_ms: i64,
-        every_ms: i64,
-        refresh: Refresh,
+        slide_ms: i64,
+        emit: EmitPolicy,
         aggregate: A,
         result: F,
     ) -> VecCollection<'scope, Epoch, D>
@@ -160,7 +160,7 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
     {
         self.keyed.keep_for(size_ms);
         let load = self.load();
-        self.run(name, Aligned::new(size_ms, every_ms, refresh, aggregate, result, load)).as_collection()
+        self.run(name, Aligned::new(size_ms, slide_ms, emit, aggregate, result, load)).as_collection()
     }
 
     /// Like [`Session::session`](crate::windows::Session::session).
@@ -171,7 +171,7 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
         self,
         name: &str,
         gap_ms: i64,
-        refresh: Refresh,
+        emit: EmitPolicy,
         aggregate: A,
         result: F,
     ) -> VecCollection<'scope, Epoch, D>
@@ -182,7 +182,7 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
     {
         self.keyed.keep_for(gap_ms);
         let load = self.load();
-        self.run(name, Sessions::new(gap_ms, refresh, aggregate, result, load)).as_collection()
+        self.run(name, Sessions::new(gap_ms, emit, aggregate, result, load)).as_collection()
     }
 
     /// Restores and runs the logic of an operator, and captures its state.

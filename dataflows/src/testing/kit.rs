@@ -178,7 +178,7 @@ mod tests {
     use super::*;
     use crate::patterns::Frequency;
     use crate::testing::Line;
-    use crate::windows::{Refresh, Statistics, Tumbling};
+    use crate::windows::{EmitPolicy, Statistics, Tumbling};
 
     fn pairs() -> Kit<Line, i64> {
         Kit::scan(Frequency::at_least(2, 10), |line: &Line, _| line.time)
@@ -216,7 +216,7 @@ mod tests {
     fn windows_close_when_the_watermark_reaches_their_end() {
         let mut kit = Kit::new(|keyed| {
             let count = Statistics::new(|_: &Line| None, |_: &Line| None);
-            keyed.tumbling("Ten", 10, Refresh::Final, count, |row| (row.window.start.0, row.summary.count))
+            keyed.tumbling("Ten", 10, EmitPolicy::Final, count, |row| (row.window.start.0, row.summary.count))
         });
         kit.push_at(3, Line::of("ann", "a"));
         kit.advance_watermark(8);

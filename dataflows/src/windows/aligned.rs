@@ -10,7 +10,7 @@ use differential_dataflow::Data;
 
 use open::{OfKey, Open};
 
-use super::{Aggregate, Refresh, Render, Row, Window};
+use super::{Aggregate, EmitPolicy, Render, Row, Window};
 use crate::batch::{Batch, Change, EntryRef, History, Run, Slot};
 use crate::keyed::{Logic, Selection};
 use crate::keys::Keys;
@@ -19,7 +19,7 @@ use crate::{Epoch, Event, EventTime, Load};
 
 pub(crate) struct Aligned<E: Event, A: Aggregate<E>, D, F> {
     bounds: Bounds,
-    refresh: Refresh,
+    emit: EmitPolicy,
     aggregate: A,
     result: F,
     open: OpenWindows<A::State, D>,
@@ -32,21 +32,21 @@ pub(crate) struct Aligned<E: Event, A: Aggregate<E>, D, F> {
 #[derive(Clone, Copy)]
 struct Bounds {
     size_ms: i64,
-    every_ms: i64,
+    slide_ms: i64,
 }
 
 impl Bounds {
     /// Returns the maximum number of windows that contain one event.
     fn overlap(self) -> usize {
-        (self.size_ms as u64).div_ceil(self.every_ms as u64) as usize
+        (self.size_ms as u64).div_ceil(self.slide_ms as u64) as usize
     }
 
     /// Returns the starts of the windows that contain an event of this time, latest first and numbered from the
     /// latest. Windows whose bounds overflow [`EventTime`] (292 million years from 1970) are left out.
     fn starts(self, time: EventTime) -> impl Iterator<Item = (usize, EventTime)> {
-        let latest = time.0.div_euclid(self.every_ms);
+        let latest = time.0.div_euclid(self.slide_ms);
         (0..self.overlap()).filter_map(move |nth| {
-            let start = latest.checked_sub(nth as i64)?.checked_mul(self.every_ms)?;
+            let start = latest.checked_sub(nth as i64)?.checked_mul(self.slide_ms)?;
             let end = start.checked_add(self.size_ms)?;
             (time.0 < end).then_some((nth, EventTime(start)))
         })
@@ -56,7 +56,7 @@ impl Bounds {
     /// window does not contain `time`.
     fn nth(self, time: EventTime, start: EventTime) -> Option<usize> {
         let holds = start <= time && time < self.window(start).end;
-        holds.then(|| (time.0.div_euclid(self.every_ms) - start.0.div_euclid(self.every_ms)) as usize)
+        holds.then(|| (time.0.div_euclid(self.slide_ms) - start.0.div_euclid(self.slide_ms)) as usize)
     }
 
     fn window(self, start: EventTime) -> Window {
@@ -100,15 +100,15 @@ impl<S: Default, D> OpenWindows<S, D> {
 }
 
 impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A, D, F> {
-    pub fn new(size_ms: i64, every_ms: i64, refresh: Refresh, aggregate: A, result: F, load: Load) -> Self {
+    pub fn new(size_ms: i64, slide_ms: i64, emit: EmitPolicy, aggregate: A, result: F, load: Load) -> Self {
         assert!(
-            (1..=size_ms).contains(&every_ms),
-            "window interval must be between 1 ms and the window size of {size_ms} ms, but is {every_ms} ms"
+            (1..=size_ms).contains(&slide_ms),
+            "window interval must be between 1 ms and the window size of {size_ms} ms, but is {slide_ms} ms"
         );
-        let bounds = Bounds { size_ms, every_ms };
-        let changed = (refresh != Refresh::Final).then(Vec::new);
+        let bounds = Bounds { size_ms, slide_ms };
+        let changed = (emit != EmitPolicy::Final).then(Vec::new);
         let open = OpenWindows { bounds, windows: Slots::default(), due: BTreeMap::new(), changed, load };
-        Aligned { bounds, refresh, aggregate, result, open, history: History::new(), refreshed: None }
+        Aligned { bounds, emit, aggregate, result, open, history: History::new(), refreshed: None }
     }
 
     fn add(&mut self, slot: Slot, event: &E, entry: usize, undos: &mut [Option<A::Undo>]) {
@@ -153,7 +153,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
     }
 
     /// Emits the rows of the windows that have changed.
-    fn refresh(&mut self, epoch: Epoch, keys: &Keys<E>, out: &mut Vec<(D, Epoch, isize)>) {
+    fn emit(&mut self, epoch: Epoch, keys: &Keys<E>, out: &mut Vec<(D, Epoch, isize)>) {
         for (slot, start) in self.open.changed.iter_mut().flat_map(|changed| changed.drain(..)) {
             // The window may have closed after it changed.
             let Some(open) = self.open.windows.at_mut(slot).get_mut(start) else { continue };
@@ -228,8 +228,8 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
                 give(row, open.shown, epoch, out);
             }
         }
-        if self.refresh.due(self.refreshed, epoch) {
-            self.refresh(epoch, keys, out);
+        if self.emit.due(self.refreshed, epoch) {
+            self.emit(epoch, keys, out);
             self.refreshed = Some(epoch);
         }
         self.history.settle(watermark);

@@ -44,22 +44,22 @@ pub struct Row<'a, K, S> {
 
 /// The times at which the row of a window is emitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refresh {
+pub enum EmitPolicy {
     /// Once, when the window is final.
     Final,
     /// Also before the window is final, at most once in every `epochs` epochs. Each row retracts the previous one.
-    Revised {
+    Early {
         /// The interval in epochs, at least 1.
         epochs: u64,
     },
 }
 
-impl Refresh {
+impl EmitPolicy {
     /// Returns true if rows are due at `epoch`, given that they were last emitted at `last`.
     fn due(self, last: Option<Epoch>, epoch: Epoch) -> bool {
         match self {
-            Refresh::Final => false,
-            Refresh::Revised { epochs } => {
+            EmitPolicy::Final => false,
+            EmitPolicy::Early { epochs } => {
                 last.is_none_or(|last| epoch.0 / epochs.max(1) > last.0 / epochs.max(1))
             }
         }

@@ -9,7 +9,7 @@ use differential_dataflow::{AsCollection, Data, VecCollection};
 use serde::{Deserialize, Serialize};
 
 use super::aligned::give;
-use super::{Aggregate, Refresh, Render, Row, Window};
+use super::{Aggregate, EmitPolicy, Render, Row, Window};
 use crate::batch::{Batch, Change, EntryRef, History, Slot};
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
@@ -26,12 +26,12 @@ pub trait Session<'scope, E: Event> {
     ///
     /// ```
     /// use headwater_dataflows::{Admission, Admit, testing};
-    /// use headwater_dataflows::windows::{Refresh, Session, Statistics};
+    /// use headwater_dataflows::windows::{EmitPolicy, Session, Statistics};
     ///
     /// let sessions = testing::run(1, |events, control| {
     ///     let (keyed, _) = events.admit(control, Admission::default());
     ///     let count = Statistics::new(|_: &testing::Line| None, |_: &testing::Line| None);
-    ///     keyed.session("Visit", 30, Refresh::Final, count, |row| (row.window.start.0, row.window.end.0, row.summary.count))
+    ///     keyed.session("Visit", 30, EmitPolicy::Final, count, |row| (row.window.start.0, row.window.end.0, row.summary.count))
     /// }, vec![
     ///     (vec![("ann", 10, 0, "a"), ("ann", 60, 1, "b"), ("ann", 95, 2, "c")], 5),
     ///     (vec![("ann", 35, 3, "d")], 89), // merges the first two sessions
@@ -42,7 +42,7 @@ pub trait Session<'scope, E: Event> {
         self,
         name: &str,
         gap_ms: i64,
-        refresh: Refresh,
+        emit: EmitPolicy,
         aggregate: A,
         result: F,
     ) -> VecCollection<'scope, Epoch, D>
@@ -57,7 +57,7 @@ impl<'scope, E: Event> Session<'scope, E> for Keyed<'scope, E> {
         self,
         name: &str,
         gap_ms: i64,
-        refresh: Refresh,
+        emit: EmitPolicy,
         aggregate: A,
         result: F,
     ) -> VecCollection<'scope, Epoch, D>
@@ -68,13 +68,13 @@ impl<'scope, E: Event> Session<'scope, E> for Keyed<'scope, E> {
     {
         self.keep_for(gap_ms);
         let load = self.load();
-        self.run(name, Sessions::new(gap_ms, refresh, aggregate, result, load)).as_collection()
+        self.run(name, Sessions::new(gap_ms, emit, aggregate, result, load)).as_collection()
     }
 }
 
 pub(crate) struct Sessions<E: Event, A: Aggregate<E>, D, F> {
     gap_ms: i64,
-    refresh: Refresh,
+    emit: EmitPolicy,
     aggregate: A,
     result: F,
     keys: Slots<KeySessions<A::State, D>>,
@@ -174,11 +174,11 @@ impl<S, D> KeySessions<S, D> {
 impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, A, D, F> {
     /// # Panics
     /// Panics if `gap_ms` is below 1.
-    pub fn new(gap_ms: i64, refresh: Refresh, aggregate: A, result: F, load: Load) -> Self {
+    pub fn new(gap_ms: i64, emit: EmitPolicy, aggregate: A, result: F, load: Load) -> Self {
         assert!(gap_ms > 0, "session gap must be at least 1 ms, but is {gap_ms} ms");
         Sessions {
             gap_ms,
-            refresh,
+            emit,
             aggregate,
             result,
             keys: Slots::default(),
@@ -192,7 +192,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
 
     fn change(&mut self, slot: Slot) -> &mut KeySessions<A::State, D> {
         let key = self.keys.made(slot);
-        if self.refresh != Refresh::Final && !std::mem::replace(&mut key.changed, true) {
+        if self.emit != EmitPolicy::Final && !std::mem::replace(&mut key.changed, true) {
             self.changed.push(slot);
         }
         key
@@ -236,7 +236,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
     /// Returns true if rows are due, also at the end of all input: a session that has lost its events never closes, so
     /// its row must be retracted here.
     fn shows(&self, epoch: Epoch, watermark: EventTime) -> bool {
-        self.refresh.due(self.refreshed, epoch) || watermark == EventTime::MAX
+        self.emit.due(self.refreshed, epoch) || watermark == EventTime::MAX
     }
 
     fn show(&mut self, epoch: Epoch, keys: &Keys<E>, out: &mut Vec<(D, Epoch, isize)>) {

@@ -3,25 +3,25 @@
 use differential_dataflow::{AsCollection, Data, VecCollection};
 
 use super::aligned::Aligned;
-use super::{Aggregate, Refresh, Row};
+use super::{Aggregate, EmitPolicy, Row};
 use crate::{Epoch, Event, Keyed, OwnedKey};
 
 /// Extension trait for sliding windows.
 pub trait Sliding<'scope, E: Event> {
     /// Emits one row for each key and window of `size_ms` that has events. A window starts at each multiple of
-    /// `every_ms` since 1970.
+    /// `slide_ms` since 1970.
     ///
     /// # Panics
-    /// Panics if `every_ms` is not in 1..=`size_ms`.
+    /// Panics if `slide_ms` is not in 1..=`size_ms`.
     ///
     /// ```
     /// use headwater_dataflows::{Admission, Admit, testing};
-    /// use headwater_dataflows::windows::{Refresh, Sliding, Statistics};
+    /// use headwater_dataflows::windows::{EmitPolicy, Sliding, Statistics};
     ///
     /// let counts = testing::run(1, |events, control| {
     ///     let (keyed, _) = events.admit(control, Admission::default());
     ///     let count = Statistics::new(|_: &testing::Line| None, |_: &testing::Line| None);
-    ///     keyed.sliding("Sliding", 60, 30, Refresh::Final, count, |row| (row.window.start.0, row.summary.count))
+    ///     keyed.sliding("Sliding", 60, 30, EmitPolicy::Final, count, |row| (row.window.start.0, row.summary.count))
     /// }, vec![(vec![("ann", 40, 0, "a"), ("ann", 70, 1, "b")], 100)]);
     /// assert_eq!(counts, vec![((0, 1), 0, 1), ((30, 2), 0, 1), ((60, 1), 1, 1)]);
     /// ```
@@ -29,8 +29,8 @@ pub trait Sliding<'scope, E: Event> {
         self,
         name: &str,
         size_ms: i64,
-        every_ms: i64,
-        refresh: Refresh,
+        slide_ms: i64,
+        emit: EmitPolicy,
         aggregate: A,
         result: F,
     ) -> VecCollection<'scope, Epoch, D>
@@ -45,8 +45,8 @@ impl<'scope, E: Event> Sliding<'scope, E> for Keyed<'scope, E> {
         self,
         name: &str,
         size_ms: i64,
-        every_ms: i64,
-        refresh: Refresh,
+        slide_ms: i64,
+        emit: EmitPolicy,
         aggregate: A,
         result: F,
     ) -> VecCollection<'scope, Epoch, D>
@@ -57,6 +57,6 @@ impl<'scope, E: Event> Sliding<'scope, E> for Keyed<'scope, E> {
     {
         self.keep_for(size_ms);
         let load = self.load();
-        self.run(name, Aligned::new(size_ms, every_ms, refresh, aggregate, result, load)).as_collection()
+        self.run(name, Aligned::new(size_ms, slide_ms, emit, aggregate, result, load)).as_collection()
     }
 }

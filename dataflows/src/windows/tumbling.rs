@@ -2,7 +2,7 @@
 
 use differential_dataflow::{Data, VecCollection};
 
-use super::{Aggregate, Refresh, Row, Sliding};
+use super::{Aggregate, EmitPolicy, Row, Sliding};
 use crate::{Epoch, Event, Keyed, OwnedKey};
 
 /// Extension trait for tumbling windows.
@@ -12,12 +12,12 @@ pub trait Tumbling<'scope, E: Event> {
     ///
     /// ```
     /// use headwater_dataflows::{Admission, Admit, testing};
-    /// use headwater_dataflows::windows::{Refresh, Statistics, Tumbling};
+    /// use headwater_dataflows::windows::{EmitPolicy, Statistics, Tumbling};
     ///
     /// let counts = testing::run(1, |events, control| {
     ///     let (keyed, _) = events.admit(control, Admission::default());
     ///     let count = Statistics::new(|_: &testing::Line| None, |_: &testing::Line| None);
-    ///     keyed.tumbling("Minute", 60, Refresh::Final, count, |row| (row.window.start.0, row.summary.count))
+    ///     keyed.tumbling("Minute", 60, EmitPolicy::Final, count, |row| (row.window.start.0, row.summary.count))
     /// }, vec![
     ///     (vec![("ann", 10, 0, "a"), ("ann", 70, 1, "b")], 20),
     ///     (vec![("ann", 59, 2, "c")], 59),
@@ -28,7 +28,7 @@ pub trait Tumbling<'scope, E: Event> {
         self,
         name: &str,
         size_ms: i64,
-        refresh: Refresh,
+        emit: EmitPolicy,
         aggregate: A,
         result: F,
     ) -> VecCollection<'scope, Epoch, D>
@@ -43,7 +43,7 @@ impl<'scope, E: Event> Tumbling<'scope, E> for Keyed<'scope, E> {
         self,
         name: &str,
         size_ms: i64,
-        refresh: Refresh,
+        emit: EmitPolicy,
         aggregate: A,
         result: F,
     ) -> VecCollection<'scope, Epoch, D>
@@ -52,6 +52,6 @@ impl<'scope, E: Event> Tumbling<'scope, E> for Keyed<'scope, E> {
         D: Data,
         F: Fn(Row<'_, OwnedKey<E>, A::State>) -> D + 'static,
     {
-        self.sliding(name, size_ms, size_ms, refresh, aggregate, result)
+        self.sliding(name, size_ms, size_ms, emit, aggregate, result)
     }
 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use differential_dataflow::AsCollection;
-use headwater_dataflows::windows::{Refresh, Session, Sliding, Tumbling};
+use headwater_dataflows::windows::{EmitPolicy, Session, Sliding, Tumbling};
 use headwater_dataflows::{Accumulate, Admission, Admit, Emission, Scan};
 use proptest::prelude::*;
 use timely::dataflow::operators::vec::Map;
@@ -131,12 +131,12 @@ fn a_key_does_not_expire_before_its_windows_close() {
     let seen = Seen::default();
     check(file!(), streams(), |(rounds, workers)| {
         let admitted = admit(&rounds, ADMISSION.dedup_horizon_ms).rounds;
-        for refresh in [Refresh::Final, Refresh::Revised { epochs: 1 }] {
+        for emit in [EmitPolicy::Final, EmitPolicy::Early { epochs: 1 }] {
             let got = run(workers, &rounds, move |events, control| {
                 let keyed = events.admit(control, SHORT).0;
-                let tumbling = keyed.clone().tumbling("Tumbling", SIZE, refresh, statistics(), row);
-                let sliding = keyed.clone().sliding("Sliding", SIZE, 16, refresh, statistics(), row);
-                tumbling.concat(sliding).concat(keyed.session("Session", 9, refresh, statistics(), row))
+                let tumbling = keyed.clone().tumbling("Tumbling", SIZE, emit, statistics(), row);
+                let sliding = keyed.clone().sliding("Sliding", SIZE, 16, emit, statistics(), row);
+                tumbling.concat(sliding).concat(keyed.session("Session", 9, emit, statistics(), row))
             });
             seen.note(&got);
             let closed = |rows: &Snapshots<(Summed, bool)>| -> Snapshots<Summed> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use differential_dataflow::{AsCollection, VecCollection, consolidation};
-use headwater_dataflows::windows::Refresh;
+use headwater_dataflows::windows::EmitPolicy;
 use headwater_dataflows::{
     Admission, Captures, Checkpoint, ControlStream, Emission, Epoch, EventTime, Record, Refused,
     STATE_VERSION, ShardId,
@@ -55,12 +55,12 @@ fn everything<'s>(
     let text = |name: &'static str| {
         move |shown: headwater_dataflows::windows::Row<'_, _, _>| format!("{name} {:?}", row(shown))
     };
-    let revised = |epochs| Refresh::Revised { epochs };
+    let revised = |epochs| EmitPolicy::Early { epochs };
     let windows = [
-        keyed.clone().tumbling("Tumbling", 16, Refresh::Final, statistics(), text("tumbling")),
+        keyed.clone().tumbling("Tumbling", 16, EmitPolicy::Final, statistics(), text("tumbling")),
         keyed.clone().sliding("Sliding", 20, 10, revised(1), statistics(), text("sliding")),
         keyed.clone().sliding("Hopping", 25, 7, revised(3), statistics(), text("hopping")),
-        keyed.clone().session("Session", 9, Refresh::Final, statistics(), text("session")),
+        keyed.clone().session("Session", 9, EmitPolicy::Final, statistics(), text("session")),
         keyed.clone().session("Shown", 9, revised(2), statistics(), text("shown")),
     ];
     let step = |epoch: Epoch, seen: &mut Vec<i64>, event: &Tx, said: &mut Vec<Said>| {

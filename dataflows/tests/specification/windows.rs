@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use differential_dataflow::VecCollection;
-use headwater_dataflows::windows::{Refresh, Row, Session, Sliding, Statistics, Summary, Tumbling};
+use headwater_dataflows::windows::{EmitPolicy, Row, Session, Sliding, Statistics, Summary, Tumbling};
 use headwater_dataflows::{Admit, Epoch, Keyed};
 use proptest::prelude::*;
 
@@ -39,15 +39,15 @@ pub fn row(row: Row<'_, u16, Summary>) -> (Summed, bool) {
 }
 
 type Rows<'scope> = VecCollection<'scope, Epoch, (Summed, bool)>;
-type Windows = fn(Keyed<'_, Tx>, Refresh) -> Rows<'_>;
+type Windows = fn(Keyed<'_, Tx>, EmitPolicy) -> Rows<'_>;
 
 fn windowed(
     workers: usize,
     rounds: &[Round],
-    refresh: Refresh,
+    emit: EmitPolicy,
     windows: Windows,
 ) -> Vec<((Summed, bool), u64, isize)> {
-    run(workers, rounds, move |events, control| windows(events.admit(control, ADMISSION).0, refresh))
+    run(workers, rounds, move |events, control| windows(events.admit(control, ADMISSION).0, emit))
 }
 
 /// Returns the rows of all windows at each epoch, each with true if it is final.
@@ -82,19 +82,19 @@ fn windows_are(what: &'static str, expected: fn(&[Tx]) -> Vec<Summed>, windows: 
         let all = rows(&rounds, expected);
         let control = |epoch: usize| rounds.get(epoch).is_none_or(|round| round.watermark.is_some());
 
-        let got = windowed(workers, &rounds, Refresh::Final, windows);
+        let got = windowed(workers, &rounds, EmitPolicy::Final, windows);
         finals_seen.note(&got);
         prop_assert!(got.iter().all(|(_, _, diff)| *diff > 0), "a final result was retracted: {got:?}");
         let finals = final_ones(&all, &watermarks(&rounds), |(row, _)| row.last());
         equal(what, &snapshots(rounds.len(), &got), &finals)?;
 
-        let got = windowed(workers, &rounds, Refresh::Revised { epochs: 1 }, windows);
+        let got = windowed(workers, &rounds, EmitPolicy::Early { epochs: 1 }, windows);
         revised_seen.note(&got);
         equal(what, &snapshots(rounds.len(), &got), &held(&all, control))?;
 
         // With less frequent revisions, final rows are still emitted at once, and other rows at the epochs when they
         // are due.
-        let got = windowed(workers, &rounds, Refresh::Revised { epochs }, windows);
+        let got = windowed(workers, &rounds, EmitPolicy::Early { epochs }, windows);
         let mut last = None;
         let mut due = |epoch: usize| {
             let round = epoch as u64 / epochs;
@@ -128,7 +128,7 @@ fn tumbling_windows_match_the_specification() {
     windows_are(
         "tumbling",
         |events| windows::sliding(16, 16, events),
-        |keyed, refresh| keyed.tumbling("Tumbling", 16, refresh, statistics(), row),
+        |keyed, emit| keyed.tumbling("Tumbling", 16, emit, statistics(), row),
     );
 }
 
@@ -137,7 +137,7 @@ fn sliding_windows_match_the_specification() {
     windows_are(
         "sliding",
         |events| windows::sliding(20, 10, events),
-        |keyed, refresh| keyed.sliding("Sliding", 20, 10, refresh, statistics(), row),
+        |keyed, emit| keyed.sliding("Sliding", 20, 10, emit, statistics(), row),
     );
 }
 
@@ -146,7 +146,7 @@ fn hopping_windows_match_the_specification() {
     windows_are(
         "hopping",
         |events| windows::sliding(25, 7, events),
-        |keyed, refresh| keyed.sliding("Hopping", 25, 7, refresh, statistics(), row),
+        |keyed, emit| keyed.sliding("Hopping", 25, 7, emit, statistics(), row),
     );
 }
 
@@ -155,6 +155,6 @@ fn session_windows_match_the_specification() {
     windows_are(
         "session",
         |events| windows::sessions(9, events),
-        |keyed, refresh| keyed.session("Session", 9, refresh, statistics(), row),
+        |keyed, emit| keyed.session("Session", 9, emit, statistics(), row),
     );
 }

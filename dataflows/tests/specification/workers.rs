@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use differential_dataflow::{AsCollection, VecCollection};
-use headwater_dataflows::windows::{Refresh, Session, Sliding, Tumbling};
+use headwater_dataflows::windows::{EmitPolicy, Session, Sliding, Tumbling};
 use headwater_dataflows::{Accumulate, Admit, ControlStream, Emission, Epoch, Missing, Refused, Rule, Scan};
 use proptest::prelude::*;
 use timely::dataflow::operators::vec::Map;
@@ -37,7 +37,7 @@ fn everything<'s>(
         (Rule::new(diversity(), Final, variety), (Rule::new(outlier(), Immediate, deviation), ())),
     );
     let others = (Rule::new(travel(), Final, journey), (Rule::new(unrelated(), Immediate, offsets), ()));
-    let refresh = Refresh::Revised { epochs: 2 };
+    let emit = EmitPolicy::Early { epochs: 2 };
     let seen = |_: Epoch, seen: &mut u64, event: &Tx, out: &mut Vec<Said>| {
         *seen += 1;
         out.push(("running", event.key, format!("{seen} at {}", event.offset)));
@@ -48,9 +48,9 @@ fn everything<'s>(
         ("absence", keyed.clone().scan_all("Absence", (Missing::new(unplaced(), missing(15)), ()))),
     ];
     let windows = [
-        ("tumbling", keyed.clone().tumbling("Tumbling", 16, refresh, statistics(), row)),
-        ("sliding", keyed.clone().sliding("Sliding", 20, 10, refresh, statistics(), row)),
-        ("session", keyed.clone().session("Session", 9, refresh, statistics(), row)),
+        ("tumbling", keyed.clone().tumbling("Tumbling", 16, emit, statistics(), row)),
+        ("sliding", keyed.clone().sliding("Sliding", 20, 10, emit, statistics(), row)),
+        ("session", keyed.clone().session("Session", 9, emit, statistics(), row)),
     ];
     let running = keyed.accumulate("Running", seen);
     let running = running.flat_map(|(epoch, all)| all.into_iter().map(move |one| (one, epoch, 1)));

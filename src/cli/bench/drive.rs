@@ -180,7 +180,7 @@ fn shares(events: &[Event], workers: usize) -> Vec<Share> {
 
 #[cfg(test)]
 mod tests {
-    use headwater_dataflows::windows::{Refresh, Statistics, Tumbling};
+    use headwater_dataflows::windows::{EmitPolicy, Statistics, Tumbling};
     use headwater_dataflows::{Admission, Admit};
 
     use super::*;
@@ -204,7 +204,7 @@ mod tests {
             drive.run(&events, |events, control| {
                 let (keyed, _) = events.admit(control, Admission::default());
                 let count = Statistics::new(|_: &Event| None, |_: &Event| None);
-                keyed.tumbling("Hour", 3_600_000, Refresh::Final, count, |row| row.summary.count).inner
+                keyed.tumbling("Hour", 3_600_000, EmitPolicy::Final, count, |row| row.summary.count).inner
             })
         };
         assert_eq!(rows(false).results, 0);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use headwater_dataflows::windows::{Refresh, Statistics, Tumbling};
+use headwater_dataflows::windows::{EmitPolicy, Statistics, Tumbling};
 use headwater_dataflows::{
     Accumulate, Admission, Admit, Emission, Engine, EventTime, Offset, Partition, Position, Scan,
 };
@@ -43,7 +43,7 @@ pub fn keys(args: &KeysArgs) -> anyhow::Result<()> {
                 events.admit(control, Admission { dedup_horizon_ms: 60_000, ttl_ms: Some(i64::MAX) });
             // The operators keep their state, but their results are dropped.
             let statistics = Statistics::new(Event::amount, Event::merchant);
-            keyed.clone().tumbling("Minute", 60_000, Refresh::Final, statistics, |row| row.summary.count);
+            keyed.clone().tumbling("Minute", 60_000, EmitPolicy::Final, statistics, |row| row.summary.count);
             keyed.clone().accumulate("Enrich", |_, history: &mut KeyHistory, event: &Event, _: &mut ()| {
                 black_box(history.arrive(event));
             });

@@ -100,7 +100,7 @@ struct LatencyMeasurement {
 struct Schedule {
     /// The start time since 1970, set when the first record is requested.
     start: OnceLock<Duration>,
-    eps: f64,
+    rate: f64,
     partitions: u64,
 }
 
@@ -115,7 +115,7 @@ impl Schedule {
     }
 
     fn after(&self, n: u64) -> Duration {
-        Duration::try_from_secs_f64(n as f64 / self.eps).unwrap_or(Duration::MAX)
+        Duration::try_from_secs_f64(n as f64 / self.rate).unwrap_or(Duration::MAX)
     }
 
     /// Returns true during the warm-up.
@@ -138,10 +138,10 @@ fn since_1970() -> Duration {
 /// Returns the generator's settings for a rate. The number of users is proportional to the rate, with the default
 /// number at 20,000 events per second, so that alerts are equally frequent at any rate: about one in a hundred events
 /// is the tenth of its user within 10 s.
-fn settings(eps: f64) -> GeneratorSettings {
+fn settings(rate: f64) -> GeneratorSettings {
     let default = GeneratorSettings::default();
     let least = f64::from(default.partitions);
-    let scaled = |count: u32| (f64::from(count) * eps / 20_000.0).max(least) as u32;
+    let scaled = |count: u32| (f64::from(count) * rate / 20_000.0).max(least) as u32;
     GeneratorSettings {
         users: scaled(default.users),
         devices: scaled(default.devices),
@@ -177,7 +177,7 @@ fn measure(
 
     let settings = settings(args.rate);
     let partitions = settings.partitions;
-    let schedule = Schedule { start: OnceLock::new(), eps: args.rate, partitions: partitions.into() };
+    let schedule = Schedule { start: OnceLock::new(), rate: args.rate, partitions: partitions.into() };
     let total = ((WARM_UP.as_secs_f64() + args.seconds) * args.rate) as u64;
     let mut maker = RecordMaker::new(settings);
     let records = (0..total).map(|n| {
@@ -333,7 +333,8 @@ mod tests {
 
     #[test]
     fn an_alert_is_measured_once_from_the_due_time_of_its_last_event() {
-        let schedule = Schedule { start: OnceLock::from(Duration::from_secs(100)), eps: 60.0, partitions: 6 };
+        let schedule =
+            Schedule { start: OnceLock::from(Duration::from_secs(100)), rate: 60.0, partitions: 6 };
         let alert = |status: &str, events: &[&str]| AlertRecord {
             alert_id: "a".into(),
             status: status.into(),
@@ -351,8 +352,8 @@ mod tests {
 
     #[test]
     fn settings_are_valid_for_any_rate() {
-        for eps in [0.5, 500.0, 20_000.0, 1e9] {
-            assert_eq!(settings(eps).validate(), Ok(()), "{eps}");
+        for rate in [0.5, 500.0, 20_000.0, 1e9] {
+            assert_eq!(settings(rate).validate(), Ok(()), "{rate}");
         }
         assert_eq!(settings(20_000.0).users, GeneratorSettings::default().users);
     }

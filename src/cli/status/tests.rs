@@ -87,7 +87,7 @@ fn status_shows_the_state_and_predicts_a_start() {
     assert_eq!(json["checkpoints"][1], json!({ "epoch": 4, "age_s": 8, "bytes": 0, "parts": 0, "keys": 12 }));
     assert_eq!(json["checkpoints"][0]["error"], "ledger: it is damaged");
     assert_eq!(json["sinks"][1], json!({ "name": "b", "through": 5, "generation": 3 }));
-    let start = json!({ "does": "go on", "after": 4, "replay": 5, "through": 9, "closed": false, "changed": null, "forgets": null, "adopts": [] });
+    let start = json!({ "outcome": "resume", "after": 4, "replay": 5, "through": 9, "closed": false, "changes": null, "discards": null, "adopts": [] });
     assert_eq!(json["start"], start);
 }
 

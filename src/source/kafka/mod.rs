@@ -19,6 +19,7 @@ mod reader;
 pub mod retry;
 mod stats;
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,16 @@ pub enum StartFrom {
     Latest,
     /// The first record with this Kafka timestamp or a later one, in milliseconds since 1970.
     Time(i64),
+}
+
+impl fmt::Display for StartFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartFrom::Earliest => f.write_str("earliest"),
+            StartFrom::Latest => f.write_str("latest"),
+            StartFrom::Time(ms) => f.write_str(&crate::json::rfc3339(*ms)),
+        }
+    }
 }
 
 /// The configuration of a Kafka source.
@@ -272,7 +283,7 @@ fn resolve_starts(
         Some(group_offset) if config.ignore_group => {
             let offset = from[partition];
             tracing::info!(
-                topic, partition, offset, start_from = ?config.start_from, group = config.group, group_offset,
+                topic, partition, offset, start_from = %config.start_from, group = config.group, group_offset,
                 "the ledger has no offsets yet: starting at start_from, not at the group's offset"
             );
             first_read(config, partition as u32, Offset(offset), ends)

@@ -28,7 +28,7 @@ where
     fn closes(&self, epoch: Epoch, watermark: EventTime, keys: &mut Vec<Slot>) {
         let due = self.open.due.iter().take_while(|(end, _)| end.minus_ms(1) <= watermark);
         keys.extend(due.flat_map(|(_, slots)| slots));
-        if self.refresh.due(self.refreshed, epoch) {
+        if self.emit.due(self.refreshed, epoch) {
             keys.extend(self.open.changed.iter().flatten().map(|(slot, _)| *slot));
         }
     }
