@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use headwater::cli::bench::drive::in_order;
-use headwater::decode::Decoder;
+use headwater::decode::{Decoder, JsonDecoder};
 use headwater::source::Raw;
 use headwater::source::generator::RecordMaker;
 
@@ -50,7 +50,7 @@ fn raw(value: &[u8]) -> Raw<'_> {
 }
 
 fn decode(criterion: &mut Criterion) {
-    let mut decoder = Decoder::default();
+    let mut decoder = JsonDecoder::default();
     let mut group = criterion.benchmark_group("decode");
 
     let mut maker = RecordMaker::new(in_order());

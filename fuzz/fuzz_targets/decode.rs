@@ -1,7 +1,7 @@
 //! No bytes make the decoder panic; what it takes is JSON to another parser too, and what it writes it reads back.
 #![no_main]
 
-use headwater::decode::Decoder;
+use headwater::decode::{Decoder, JsonDecoder};
 use headwater::source::Raw;
 use headwater_dataflows::{Offset, Partition, Position};
 use libfuzzer_sys::fuzz_target;
@@ -14,7 +14,7 @@ const OPENINGS: usize = 60;
 fuzz_target!(|bytes: &[u8]| {
     let position = Position { partition: Partition(0), offset: Offset(0) };
     let raw = Raw { position, timestamp: 0, key: None, value: Some(bytes), retries: 0 };
-    let mut decoder = Decoder::default();
+    let mut decoder = JsonDecoder::default();
     let Ok(event) = decoder.decode(raw) else { return };
     assert!(serde_json::from_slice::<IgnoredAny>(bytes).is_ok(), "taken, but not JSON");
     if bytes.iter().filter(|byte| matches!(byte, b'{' | b'[')).count() > OPENINGS {

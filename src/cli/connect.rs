@@ -9,7 +9,7 @@ use headwater_sinks::kafka::{probe as kafka, progress_topic};
 use headwater_sinks::{Misconfigured, Secret, postgres};
 use serde_json::{Value, json};
 
-use super::output;
+use super::output::{self, counted};
 use super::{DONE, FAILED, USAGE, build};
 use crate::config::{Config, KafkaSinkConfig, LedgerConfig, SourceConfig};
 use crate::ledger::postgres_tables;
@@ -115,10 +115,9 @@ fn source(config: &Config) -> Vec<Check> {
             let what = format!("topic {} at {}", kafka.topic, kafka.brokers);
             let probed = probe(&build::kafka_source(config, kafka));
             let result = |partitions| {
-                format!(
-                    "{partitions} partitions, not compacted; access to group {} permitted",
-                    config.plan.pipeline
-                )
+                let (partitions, group) =
+                    (counted(u64::from(partitions), "partition"), &config.plan.pipeline);
+                format!("{partitions}, not compacted; access to group {group} permitted")
             };
             vec![Check::of("source", what, probed.map(result))]
         }

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::command::{ListArgs, RetryArgs};
-use super::output::{self, out, outln};
+use super::output::{self, counted, out, outln};
 use super::{config_error, kafka_source, load};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};
 use crate::json::rfc3339;
@@ -104,7 +104,7 @@ fn print(
     } else {
         let others =
             if of_others == 0 { String::new() } else { format!(", and {of_others} of other pipelines") };
-        outln!("{listed} dead letters of {pipeline} in topic {topic}{others}")?;
+        outln!("{} of {pipeline} in topic {topic}{others}", counted(listed, "dead letter"))?;
     }
     Ok(())
 }
@@ -217,7 +217,7 @@ fn sentence(retried: &Retried, topic: &str) -> String {
         }
     }
     let unsent = if unsent.is_empty() { String::new() } else { format!("; not sent: {}", unsent.join(", ")) };
-    format!("{sent} dead letters sent to topic {topic}{unsent}")
+    format!("{} sent to topic {topic}{unsent}", counted(sent, "dead letter"))
 }
 
 #[cfg(test)]

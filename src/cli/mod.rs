@@ -308,7 +308,11 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
 fn kafka_source(config: &Config) -> anyhow::Result<&crate::config::KafkaSourceConfig> {
     match &config.source {
         SourceConfig::Kafka(kafka) => Ok(kafka),
-        _ => anyhow::bail!("this command needs a configuration with a Kafka source"),
+        _ => {
+            let message =
+                "this command needs a Kafka source: set `kind = \"kafka\"`, with `brokers` and `topic`";
+            Err(config_error("source.kind", message).into())
+        }
     }
 }
 

@@ -56,6 +56,11 @@ pub fn report(
     if as_json { outln!("{}", json()) } else { out!("{}", text()) }
 }
 
+/// Returns a number with its noun, such as `1 epoch` or `2 epochs`.
+pub fn counted(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A table of text. Columns of numbers are aligned to the right.
 #[derive(Debug)]
 pub struct Table {

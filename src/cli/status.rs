@@ -7,7 +7,7 @@ use headwater_dataflows::Epoch;
 use headwater_sinks::{LedgerId, Progress, Shards, WriterContext};
 use serde_json::{Value, json};
 
-use super::output;
+use super::output::{self, counted};
 use super::{DONE, FAILED, REFUSED, build, config_error};
 use crate::config::{Config, LedgerConfig};
 use crate::coordination::{
@@ -432,7 +432,9 @@ impl fmt::Display for StartOutcome {
                 }
                 match replay {
                     0 => f.write_str(", with nothing to replay")?,
-                    replay => write!(f, " and replay {replay} epochs, through epoch {through}")?,
+                    &replay => {
+                        write!(f, " and replay {}, through epoch {through}", counted(replay as u64, "epoch"))?
+                    }
                 }
                 if let Some(ConfigChange { because, forget }) = with_changes {
                     write!(f, ", with a changed configuration: {because}")?;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use headwater_sinks::Secret;
 
+use crate::decode::Format;
+
 use super::address::Server;
 use super::read::{Diagnostics, Section};
 use super::{Config, SinksConfig, renamed, secrets};
@@ -52,9 +54,6 @@ pub(super) fn read(
     ledger
 }
 
-/// The version of the decoder. It is raised when the same bytes decode to another event, or to none.
-const DECODER: u32 = 2;
-
 /// Recorded only if it is true, so that pipelines that were started before this key existed can resume.
 pub(super) const STRICT_FIELDS: &str = "source.strict_fields";
 
@@ -92,6 +91,11 @@ impl Config {
                 format!("{key} = {value}\n")
             }
         });
-        std::iter::once(format!("decoder = {DECODER}\n")).chain(lines).collect()
+        let decoder = match self.plan.format {
+            // Pipelines that were started before there were formats recorded only the version.
+            Format { name: "json", version, .. } => format!("decoder = {version}\n"),
+            Format { name, version, .. } => format!("decoder = {name} {version}\n"),
+        };
+        std::iter::once(decoder).chain(lines).collect()
     }
 }

@@ -274,6 +274,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         plan: Plan {
             pipeline: pipeline?.into(),
             strict_fields: decode_settings?.strict_fields,
+            format: decode_settings?.format,
             source_topic: match &source {
                 Some(SourceConfig::Kafka(kafka)) => Some(kafka.topic.as_str().into()),
                 _ => None,

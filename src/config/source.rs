@@ -6,6 +6,7 @@ use headwater_sinks::kafka::client::Options;
 
 use super::read::{Diagnostics, Section};
 use super::secrets;
+use crate::decode::{FORMATS, Format};
 use crate::source::generator::GeneratorSettings;
 
 /// The source of records.
@@ -46,8 +47,10 @@ pub enum StartFrom {
 }
 
 /// The settings that apply to every kind of source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct DecodeSettings {
+    /// The format of records.
+    pub format: Format,
     /// True if a malformed optional field makes its record a dead letter.
     pub strict_fields: bool,
     /// The number of records per partition in an epoch, for sources that are complete.
@@ -62,6 +65,7 @@ pub(super) fn read(
     mut section: Section<'_>,
     diagnostics: &mut Diagnostics,
 ) -> Option<(SourceConfig, DecodeSettings)> {
+    let format = section.choice("format", &format_names(), diagnostics);
     let strict_fields = section.bool("strict_fields", diagnostics);
     #[derive(Clone, Copy)]
     enum Kind {
@@ -113,7 +117,14 @@ pub(super) fn read(
         Some(Kind::Generator) => read_generator(&mut section, diagnostics).map(SourceConfig::Generator),
     };
     section.end(diagnostics);
-    Some((source?, DecodeSettings { strict_fields: strict_fields?, epoch_records, max_jump_ms }))
+    Some((
+        source?,
+        DecodeSettings { format: format?, strict_fields: strict_fields?, epoch_records, max_jump_ms },
+    ))
+}
+
+fn format_names() -> Vec<(&'static str, Format)> {
+    FORMATS.iter().map(|format| (format.name, *format)).collect()
 }
 
 fn read_generator(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<GeneratorSettings> {

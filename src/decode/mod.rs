@@ -7,12 +7,15 @@ mod number;
 mod record;
 mod scan;
 
-pub use record::Decoder;
+pub use record::{JSON, JsonDecoder};
 
 use std::borrow::Cow;
 
 use headwater_dataflows::EventTime;
 use serde::{Deserialize, Serialize};
+
+use crate::event::Event;
+use crate::source::Raw;
 
 /// Parses an RFC 3339 time with an offset. Returns milliseconds since 1970.
 ///
@@ -20,6 +23,39 @@ use serde::{Deserialize, Serialize};
 /// If the text is not such a time; the error says why.
 pub fn rfc3339_ms(text: &str) -> Result<i64, &'static str> {
     number::rfc3339(text)
+}
+
+/// A decoder of records into events.
+pub trait Decoder {
+    /// Decodes a record.
+    ///
+    /// # Errors
+    /// If the record is not a valid event.
+    fn decode(&mut self, raw: Raw<'_>) -> Result<Event, Rejection>;
+
+    /// Returns the errors of the optional fields of the last event, which are absent in it.
+    fn field_errors(&self) -> &[FieldError];
+}
+
+/// A format of records.
+#[derive(Clone, Copy, Debug)]
+pub struct Format {
+    /// The name in `source.format`.
+    pub name: &'static str,
+    /// The version of the decoder. It is raised when the same bytes decode to another event, or to none.
+    pub version: u32,
+    /// Creates a decoder that rejects records with a malformed optional field, if the argument is true.
+    new: fn(bool) -> Box<dyn Decoder>,
+}
+
+/// All formats; the first is the default.
+pub const FORMATS: &[Format] = &[JSON];
+
+impl Format {
+    /// Creates a decoder that treats optional fields with an error as absent or, if `is_strict`, rejects their records.
+    pub fn decoder(&self, is_strict: bool) -> Box<dyn Decoder> {
+        (self.new)(is_strict)
+    }
 }
 
 /// An error of an optional field, which is treated as absent.

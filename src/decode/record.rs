@@ -6,7 +6,7 @@ use std::sync::Arc;
 use headwater_dataflows::{EventTime, KeyHash};
 
 use super::scan::{Scanner, SyntaxError, Text, Value};
-use super::{FieldError, Rejection, number};
+use super::{Decoder, FieldError, Format, Rejection, number};
 use crate::event::{Body, Event, EventType, KeyKind, RecordKey, Span};
 use crate::source::Raw;
 
@@ -70,9 +70,13 @@ fn field(name: &str) -> Option<usize> {
     (FIELDS[at] == name).then_some(at)
 }
 
-/// A decoder of records into events.
+/// The format JSON: one object per record.
+pub const JSON: Format =
+    Format { name: "json", version: 2, new: |is_strict| Box::new(JsonDecoder::new(is_strict)) };
+
+/// A decoder of JSON objects.
 #[derive(Default)]
-pub struct Decoder {
+pub struct JsonDecoder {
     /// True if an error in an optional field rejects the record.
     strict: bool,
     /// The errors of optional fields of the last record.
@@ -83,22 +87,12 @@ pub struct Decoder {
     unknown: Vec<(Text, std::ops::Range<usize>)>,
 }
 
-impl Decoder {
-    /// Creates a decoder that treats optional fields with an error as absent or, if `strict`, rejects their records.
-    pub fn new(strict: bool) -> Decoder {
-        Decoder { strict, ..Decoder::default() }
-    }
-
-    /// Returns the errors of the optional fields of the last event, which are absent in it.
-    pub fn field_errors(&self) -> &[FieldError] {
+impl Decoder for JsonDecoder {
+    fn field_errors(&self) -> &[FieldError] {
         &self.errors
     }
 
-    /// Decodes a record.
-    ///
-    /// # Errors
-    /// If the record is not a valid event.
-    pub fn decode(&mut self, raw: Raw<'_>) -> Result<Event, Rejection> {
+    fn decode(&mut self, raw: Raw<'_>) -> Result<Event, Rejection> {
         let Some(bytes) = raw.value else {
             return Err(Rejection::malformed(None, "the record has no value"));
         };
@@ -114,8 +108,15 @@ impl Decoder {
         let mut members = self.scan(text)?;
         self.appended.clear();
         self.errors.clear();
-        let Decoder { strict, errors, appended, unknown } = self;
+        let JsonDecoder { strict, errors, appended, unknown } = self;
         EventBuilder { text, members: &mut members, appended, unknown, strict: *strict, errors }.build(&raw)
+    }
+}
+
+impl JsonDecoder {
+    /// Creates a decoder that treats optional fields with an error as absent or, if `strict`, rejects their records.
+    pub fn new(strict: bool) -> JsonDecoder {
+        JsonDecoder { strict, ..JsonDecoder::default() }
     }
 
     /// Scans the values of the record's fields.

@@ -8,6 +8,7 @@ use headwater_dataflows::windows::EmitPolicy;
 use headwater_dataflows::{Emission, Epoch};
 
 use crate::coordination::WatermarkRule;
+use crate::decode::Format;
 use crate::outputs::{Provenance, Severity};
 
 /// A pipeline.
@@ -17,6 +18,8 @@ pub struct Plan {
     pub pipeline: Arc<str>,
     /// True if a malformed optional field rejects the record.
     pub strict_fields: bool,
+    /// The format of records.
+    pub format: Format,
     /// The topic that is read, recorded in dead letters; None if the source is not a topic.
     pub source_topic: Option<Arc<str>>,
     /// Time settings and limits.

@@ -23,36 +23,46 @@ use crate::outputs::{Alert, Severity};
 /// The version of the rules. Increment it when the semantics of a rule change, so that its alerts get new ids.
 const RULE_VERSION: u32 = 1;
 
-/// Returns the rules of a plan, to be scanned together.
-pub fn rules(pipeline: &Arc<str>, patterns: &Patterns) -> impl Rules<Event, Alert, State: Stored> + use<> {
-    let velocity = patterns.velocity_spike.map(|plan| frequency(pipeline, "velocity_spike", plan));
-    let burst = patterns.rapid_fire_burst.map(|plan| frequency(pipeline, "rapid_fire_burst", plan));
-    let diversity = patterns.merchant_diversity.map(|plan| diversity(pipeline, plan));
-    let amounts = patterns.amount_anomaly.filter(|plan| !plan.per_currency);
-    let amounts =
-        amounts.map(|plan| Rule::new(outlier(plan), plan.alert_policy.emission, deviant(pipeline, plan)));
-    let by_currency = patterns.amount_anomaly.filter(|plan| plan.per_currency).map(|plan| {
-        let pattern = Grouped::by(outlier(plan), |event: &Event| {
-            event.currency().map(|currency| KeyHash::of(currency.as_bytes()).0)
-        });
-        Rule::new(pattern, plan.alert_policy.emission, deviant(pipeline, plan))
-    });
-    let travel = patterns.impossible_travel.map(|plan| travel(pipeline, plan));
-    (velocity, (burst, (diversity, (amounts, (by_currency, (travel, ()))))))
+/// Defines the registry of rules: each entry is the name of its pattern, and its rule if the plan has the pattern. The
+/// number of a rule, by which its state is stored, is the count of entries after it: new entries come first.
+macro_rules! registry {
+    (|$pipeline:ident, $patterns:ident| $($name:literal => $rule:expr,)*) => {
+        /// The names of the rules' patterns, in the order of the registry.
+        const NAMES: &[&str] = &[$($name),*];
+
+        /// Returns the rules of a plan, to be scanned together.
+        pub fn rules(
+            $pipeline: &Arc<str>,
+            $patterns: &Patterns,
+        ) -> impl Rules<Event, Alert, State: Stored> + use<> {
+            registry!(@pairs $($rule,)*)
+        }
+    };
+    (@pairs) => { () };
+    (@pairs $first:expr, $($rest:expr,)*) => { ($first, registry!(@pairs $($rest,)*)) };
 }
 
-/// The numbers of each pattern's rules. The number of a rule is the count of rules after it.
-const NUMBERS: [(&str, &[u32]); 5] = [
-    ("velocity_spike", &[5]),
-    ("rapid_fire_burst", &[4]),
-    ("merchant_diversity", &[3]),
-    ("amount_anomaly", &[2, 1]),
-    ("impossible_travel", &[0]),
-];
+registry! { |pipeline, patterns|
+    "velocity_spike" => patterns.velocity_spike.map(|plan| frequency(pipeline, "velocity_spike", plan)),
+    "rapid_fire_burst" => patterns.rapid_fire_burst.map(|plan| frequency(pipeline, "rapid_fire_burst", plan)),
+    "merchant_diversity" => patterns.merchant_diversity.map(|plan| diversity(pipeline, plan)),
+    "amount_anomaly" => patterns.amount_anomaly.filter(|plan| !plan.per_currency).map(|plan| {
+        Rule::new(outlier(plan), plan.alert_policy.emission, deviant(pipeline, plan))
+    }),
+    "amount_anomaly" => patterns.amount_anomaly.filter(|plan| plan.per_currency).map(|plan| {
+        Rule::new(by_currency(plan), plan.alert_policy.emission, deviant(pipeline, plan))
+    }),
+    "impossible_travel" => patterns.impossible_travel.map(|plan| travel(pipeline, plan)),
+}
+
+/// Returns the numbers and pattern names of all rules.
+fn numbered() -> impl Iterator<Item = (u32, &'static str)> {
+    (0..).zip(NAMES.iter().rev().copied())
+}
 
 /// Returns the names of the patterns.
 pub fn patterns() -> impl Iterator<Item = &'static str> {
-    NUMBERS.iter().map(|(name, _)| *name)
+    NAMES.chunk_by(|one, next| one == next).map(|same| same[0])
 }
 
 /// Removes the state of these patterns from the stored state of a key; None if no state is left.
@@ -60,9 +70,8 @@ pub fn patterns() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// If the stored state is damaged.
 pub fn forget(patterns: &[&str], saved: &[u8]) -> Result<Option<Vec<u8>>, Damage> {
-    let numbers =
-        NUMBERS.iter().filter(|(name, _)| patterns.contains(name)).flat_map(|(_, numbers)| *numbers);
-    let numbers: Vec<_> = numbers.copied().collect();
+    let of_patterns = numbered().filter(|(_, name)| patterns.contains(name));
+    let numbers: Vec<_> = of_patterns.map(|(number, _)| number).collect();
     forget_rules::<Event, Alert, _>(&rules(&"".into(), &Patterns::default()), &numbers, saved)
 }
 
@@ -134,6 +143,14 @@ const MICROS: f64 = 1e6;
 fn outlier(plan: AmountPlan) -> Outlier<impl Fn(&Event) -> Option<i64> + use<>> {
     Outlier::beyond(plan.sigmas, plan.at_least, plan.min_sigma * MICROS, Event::amount)
         .with_min_relative_sigma(plan.min_relative_sigma)
+}
+
+fn by_currency(
+    plan: AmountPlan,
+) -> Grouped<Outlier<impl Fn(&Event) -> Option<i64> + use<>>, impl Fn(&Event) -> Option<u64> + use<>> {
+    Grouped::by(outlier(plan), |event: &Event| {
+        event.currency().map(|currency| KeyHash::of(currency.as_bytes()).0)
+    })
 }
 
 /// The details of an alert on an amount. `amount` keeps all digits of the event.

@@ -151,6 +151,7 @@ pub fn build(scope: Scope<'_, Epoch>, inputs: FlowInputs) -> Result<Flow, Restor
         bytes_in_flight: plan.limits.bytes_in_flight / local_workers.max(1),
         reports,
         strict_fields: plan.strict_fields,
+        format: plan.format,
     };
     let context = ReadContext {
         positions: Arc::clone(&positions),

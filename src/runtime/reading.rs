@@ -29,7 +29,7 @@ use super::field_errors::FieldErrors;
 use crate::coordination::ingest::PartitionState;
 use crate::coordination::ingest::{Clocks, PartitionTracker, TimeRules, Timing, UnfinalBytes};
 use crate::coordination::{Binding, Closed, Position};
-use crate::decode::{Decoder, Reason, Rejection};
+use crate::decode::{Decoder, Format, Reason, Rejection};
 use crate::event::Event;
 use crate::metrics::{Metrics, Share};
 use crate::outputs::DeadLetter;
@@ -48,6 +48,8 @@ pub struct ReadSettings {
     pub reports: bool,
     /// True if a malformed optional field rejects the record.
     pub strict_fields: bool,
+    /// The format of records.
+    pub format: Format,
 }
 
 /// The amount that is read before the operator yields to others.
@@ -163,7 +165,7 @@ struct OpenEpoch {
 struct Reading {
     worker: usize,
     reader: Box<dyn Reader>,
-    decoder: Decoder,
+    decoder: Box<dyn Decoder>,
     field_errors: FieldErrors,
     settings: ReadSettings,
     context: ReadContext,
@@ -226,7 +228,7 @@ impl Reading {
         Reading {
             worker,
             reader,
-            decoder: Decoder::new(settings.strict_fields),
+            decoder: settings.format.decoder(settings.strict_fields),
             field_errors: FieldErrors::new(Arc::clone(&context.metrics)),
             share_in_flight: context.metrics.bytes_in_flight(),
             settings,

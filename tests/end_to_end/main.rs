@@ -5,6 +5,7 @@ mod brokers;
 mod changes;
 mod checkpoints;
 mod cluster;
+mod commands;
 mod common;
 mod crash;
 mod crash_points;

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::drive::{Drive, EPOCH, Spent, disordered, events, in_order};
 use super::usage;
 use crate::cli::command::CostArgs;
-use crate::cli::output::{self, OutputError, Table, note};
+use crate::cli::output::{self, OutputError, Table, counted, note};
 use crate::event::Event;
 use crate::outputs::Severity;
 use crate::pipeline::{AlertPolicy, AmountPlan, DiversityPlan, FrequencyPlan, Patterns, TravelPlan, rules};
@@ -65,7 +65,7 @@ pub fn cost(args: &CostArgs) -> Result<(), OutputError> {
                 None => "-".to_owned(),
             };
             table.add([
-                form.to_owned(),
+                form.parse().map_or(form.to_owned(), |workers| counted(workers, "worker")),
                 number("events_per_s", 0),
                 number("ratio", 2),
                 number("events_per_cpu_s", 0),

@@ -12,7 +12,7 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::operators::{Inspect, Probe};
 
 use super::usage;
-use crate::decode::Decoder;
+use crate::decode::{Decoder, JsonDecoder};
 use crate::event::Event;
 use crate::source::Raw;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
@@ -62,7 +62,7 @@ pub fn in_order() -> GeneratorSettings {
 pub fn events(settings: GeneratorSettings, records: usize) -> Vec<Event> {
     let partitions = settings.partitions as usize;
     let mut maker = RecordMaker::new(settings);
-    let mut decoder = Decoder::default();
+    let mut decoder = JsonDecoder::default();
     let event = |at: usize| {
         let (partition, offset) = ((at % partitions) as u32, (at / partitions) as u64);
         let timestamp = maker.make(partition, offset, None);

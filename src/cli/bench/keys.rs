@@ -15,7 +15,7 @@ use super::drive::EPOCH;
 use super::{cost, usage};
 use crate::cli::command::KeysArgs;
 use crate::cli::output::{self, note};
-use crate::decode::Decoder;
+use crate::decode::{Decoder, JsonDecoder};
 use crate::event::Event;
 use crate::outputs::{Alert, KeyHistory};
 use crate::pipeline::rules;
@@ -54,7 +54,7 @@ pub fn keys(args: &KeysArgs) -> anyhow::Result<()> {
     );
     let before = usage::resident_bytes().context(UNKNOWN)?;
     let started = Instant::now();
-    let mut decoder = Decoder::default();
+    let mut decoder = JsonDecoder::default();
     let mut offset = 0;
     for round in 0..EVENTS_PER_KEY {
         for first in (0..args.keys).step_by(EPOCH) {
@@ -92,7 +92,7 @@ fn time(offset: usize) -> i64 {
 }
 
 /// Returns a payment with a location.
-fn event(decoder: &mut Decoder, key: usize, offset: usize) -> Event {
+fn event(decoder: &mut JsonDecoder, key: usize, offset: usize) -> Event {
     let (millis, merchant) = (time(offset), offset % 997);
     let text = format!(
         "{{\"event_id\":\"{offset:036}\",\"event_type\":\"transaction\",\"user_id\":\"user-{key:08}\",\"event_time\":{millis},\

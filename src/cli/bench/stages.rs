@@ -34,7 +34,7 @@ use crate::cli::command::StagesArgs;
 use crate::cli::output::{self, note};
 use crate::cli::{build, kafka_source, load, stop};
 use crate::config::{Config, OutputKind, SinksConfig};
-use crate::decode::Decoder;
+use crate::decode::{Decoder, JsonDecoder};
 use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::outputs::{SinkEncoding, SinkRoute};
@@ -127,7 +127,7 @@ impl Bench<'_> {
             report.add_job(set.name, job);
         }
         report.add_stage("read", self.measure_read(|raw| _ = black_box(raw))?);
-        let mut decoder = Decoder::default();
+        let mut decoder = JsonDecoder::default();
         report.add_stage("read_decode", self.measure_read(|raw| _ = black_box(decoder.decode(raw)))?);
 
         let events = events(self.settings.clone(), self.args.events);

@@ -67,7 +67,7 @@ fn member_of(event: &Event, member: &str) -> Json {
 
 /// Returns the outcome of a strict decoder if it differs from the case: the first field with an error must reject the
 /// record, types before rules.
-fn strict_mismatch(decoder: &mut Decoder, raw: Raw<'_>, case: &Json) -> Option<String> {
+fn strict_mismatch(decoder: &mut JsonDecoder, raw: Raw<'_>, case: &Json) -> Option<String> {
     let place = |field: &str| FIELDS.iter().position(|name| *name == field);
     let absent = case["absent"].as_object().expect("the fields that are absent").iter();
     let absent = absent.map(|(field, reason)| (reason != "malformed", place(field), field.as_str(), reason));
@@ -89,7 +89,7 @@ fn every_case_of_the_corpus_has_its_expected_result() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/poison/cases.json");
     let cases: Vec<Json> = serde_json::from_slice(&std::fs::read(path).expect("the corpus")).expect("JSON");
     assert!(cases.len() >= 200);
-    let (mut decoder, mut strict) = (Decoder::new(false), Decoder::new(true));
+    let (mut decoder, mut strict) = (JsonDecoder::new(false), JsonDecoder::new(true));
     let mut wrong = Vec::new();
     for case in &cases {
         let name = case["name"].as_str().expect("a name");

@@ -12,11 +12,11 @@ fn raw(value: &[u8]) -> Raw<'_> {
 }
 
 fn decode(text: &str) -> Result<Event, Rejection> {
-    Decoder::default().decode(raw(text.as_bytes()))
+    JsonDecoder::default().decode(raw(text.as_bytes()))
 }
 
 fn decode_strictly(text: &str) -> Result<Event, Rejection> {
-    Decoder::new(true).decode(raw(text.as_bytes()))
+    JsonDecoder::new(true).decode(raw(text.as_bytes()))
 }
 
 /// Returns the valid record with one field replaced, or removed if there is no value.
@@ -87,7 +87,7 @@ fn each_broken_rule_has_its_reason_and_field() {
 #[test]
 fn an_optional_field_with_an_error_is_absent_and_reported() {
     let text = with("location", Some("{\"lat\":null,\"lon\":null}")).replace("12.5", "\"free\"");
-    let mut decoder = Decoder::default();
+    let mut decoder = JsonDecoder::default();
     let event = decoder.decode(raw(text.as_bytes())).expect("an event");
     assert_eq!((event.location().is_none(), event.amount(), event.merchant_id()), (true, None, Some("m1")));
     let errors = [("amount", "amount is not a decimal number"), ("location", "location has no lat")];
@@ -135,11 +135,11 @@ fn records_that_are_not_one_json_object_are_malformed() {
         assert_eq!((rejection.reason, rejection.field), (Reason::Malformed, None), "{text:.40}");
     }
     assert_eq!(
-        Decoder::default().decode(raw(b"{\"a\":\"\xff\"}")).expect_err("not UTF-8").reason,
+        JsonDecoder::default().decode(raw(b"{\"a\":\"\xff\"}")).expect_err("not UTF-8").reason,
         Reason::Malformed
     );
     assert_eq!(
-        Decoder::default().decode(Raw { value: None, ..raw(b"") }).expect_err("no value").reason,
+        JsonDecoder::default().decode(Raw { value: None, ..raw(b"") }).expect_err("no value").reason,
         Reason::Malformed
     );
     let twice = VALID.replacen('{', "{\"currency\":null,", 1);
@@ -177,14 +177,14 @@ fn a_device_is_not_a_user() {
 proptest! {
     #[test]
     fn any_bytes_are_decoded_or_rejected(bytes: Vec<u8>) {
-        let _ = Decoder::default().decode(raw(&bytes));
+        let _ = JsonDecoder::default().decode(raw(&bytes));
     }
 
     #[test]
     fn damaged_records_are_decoded_or_rejected(at in 0..VALID.len(), byte: u8, cut: bool) {
         let mut bytes = VALID.as_bytes().to_vec();
         if cut { bytes.truncate(at) } else { bytes[at] = byte }
-        let _ = Decoder::default().decode(raw(&bytes));
+        let _ = JsonDecoder::default().decode(raw(&bytes));
     }
 
     #[test]
@@ -219,7 +219,7 @@ proptest! {
         let mut written = vec![b'{'];
         event.write_members(&mut written);
         written.push(b'}');
-        let again = Decoder::default().decode(raw(&written)).expect("the encoded event is valid");
+        let again = JsonDecoder::default().decode(raw(&written)).expect("the encoded event is valid");
         let members = |event: &Event| {
             let mut out = Vec::new();
             event.write_members(&mut out);

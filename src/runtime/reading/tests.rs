@@ -101,6 +101,7 @@ fn fixture(position: Position, backlog: u64, counted: bool, bytes_in_flight: usi
         bytes_in_flight,
         reports: true,
         strict_fields: false,
+        format: crate::decode::JSON,
     };
     let context = ReadContext {
         positions: [position].into(),

@@ -1,7 +1,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::*;
-use crate::decode::{Decoder, Reason};
+use crate::decode::{Decoder, JsonDecoder, Reason};
 
 fn raw<'a>(maker: &'a RecordMaker, partition: u32, offset: u64, timestamp: i64) -> Raw<'a> {
     let position = Position { partition: Partition(partition), offset: Offset(offset as i64) };
@@ -29,7 +29,7 @@ fn a_record_depends_on_seed_partition_and_offset_alone() {
 fn rates_match_the_settings_and_disorder_is_bounded() {
     let settings = GeneratorSettings { disorder: 0.1, duplicates: 0.05, ..GeneratorSettings::default() };
     let mut maker = RecordMaker::new(settings);
-    let mut decoder = Decoder::default();
+    let mut decoder = JsonDecoder::default();
     let mut rejected: HashMap<Reason, u64> = HashMap::new();
     let (mut ids, mut duplicates, mut disordered, mut late) = (HashSet::new(), 0u64, 0u64, 0u64);
     let n = 100_000;
