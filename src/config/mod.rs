@@ -25,6 +25,7 @@ pub use read::ConfigError;
 pub use sinks::{
     KafkaSinkConfig, OutputKind, PostgresSinkConfig, SinksConfig, SqliteSinkConfig, TablesConfig,
 };
+pub use sinks::{index_of, table_of};
 pub use tree::Origin;
 
 use std::fmt;
