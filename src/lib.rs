@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod coordination;
 pub mod decode;
+pub mod embed;
 pub mod event;
 pub mod http;
 pub mod json;
@@ -22,3 +23,7 @@ pub mod source;
 pub mod state;
 pub mod topics;
 pub mod wall;
+
+pub use embed::Pipeline;
+pub use headwater_dataflows as dataflows;
+pub use headwater_sinks as sinks;

@@ -24,10 +24,10 @@ fuzz_target!(|bytes: &[u8]| {
     event.write_members(&mut json);
     json.push(b'}');
     let again = decoder.decode(Raw { value: Some(&json), ..raw }).expect("what was written is read");
-    let told = |event: &headwater::event::Event| {
+    let members_of = |event: &headwater::event::Event| {
         let mut members = Vec::new();
         event.write_members(&mut members);
         (members, event.key().to_owned(), event.event_time(), event.amount())
     };
-    assert_eq!(told(&again), told(&event));
+    assert_eq!(members_of(&again), members_of(&event));
 });

@@ -75,7 +75,7 @@ pub struct WriterContext {
     pub shards: Shards,
     /// The greatest number of processes that may ever have written to this sink. Process 0 fences all of them.
     pub max_processes: usize,
-    /// If set, the sink is adopted: all its progress, of any ledger, is durably replaced by this epoch.
+    /// The epoch that durably replaces all progress of the sink, of any ledger. `None` unless the sink is adopted.
     pub adopt: Option<Epoch>,
 }
 

@@ -8,11 +8,11 @@ use headwater_dataflows::Offset;
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink};
 use headwater_sinks::postgres::PostgresConfig;
 use headwater_sinks::sqlite::SqliteConfig;
-use headwater_sinks::{Generation, LedgerId, OpenError, Shards, Sink, WriterContext, crash, tables};
+use headwater_sinks::{Generation, LedgerId, OpenError, Shards, Sink, WriterContext, crash};
 
 use crate::config::{
     CheckpointConfig, Config, LedgerConfig, OutputKind, PostgresSinkConfig, SourceConfig, StartFrom,
-    TablesConfig, changes,
+    TablesConfig, changes, index_of, table_of,
 };
 use crate::coordination::{TAKEOVERS_WITHIN_MS, Takeovers};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
@@ -116,23 +116,9 @@ pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
 fn tables_job(sink: Box<dyn Sink>, config: &TablesConfig) -> SinkJob {
     let mut mapping = OutputMapping::default();
     for &kind in &config.tables {
-        *index_of(&mut mapping, kind) = Some(match kind {
-            OutputKind::Events => tables::EVENTS,
-            OutputKind::Alerts => tables::ALERTS,
-            OutputKind::Windows => tables::WINDOW_AGGREGATES,
-            OutputKind::DeadLetters => tables::DEAD_LETTERS,
-        });
+        *index_of(&mut mapping, kind) = Some(table_of(kind));
     }
     SinkJob { sink, encoding: SinkEncoding::Rows(mapping), commit_interval: config.commit_interval }
-}
-
-fn index_of(mapping: &mut OutputMapping, kind: OutputKind) -> &mut Option<u8> {
-    match kind {
-        OutputKind::Events => &mut mapping.events,
-        OutputKind::Alerts => &mut mapping.alerts,
-        OutputKind::Windows => &mut mapping.windows,
-        OutputKind::DeadLetters => &mut mapping.dead_letters,
-    }
 }
 
 /// Opens the ledger.
@@ -345,4 +331,18 @@ fn ledger_id(pipeline: &str) -> LedgerId {
 /// generation, because the clock was ahead, the generation is raised to one more. A ledger counts starts instead.
 fn generation() -> Generation {
     Generation(wall_ms().unsigned_abs())
+}
+
+impl Job {
+    /// Builds the run of a configuration on these workers, until the end of its input.
+    ///
+    /// # Errors
+    /// If the ledger or the state store cannot be opened, or if the start is refused.
+    pub fn of_config(
+        config: &Config,
+        workers: timely::Config,
+        metrics: Arc<Metrics>,
+    ) -> Result<Job, RunError> {
+        job(config, false, workers, metrics)
+    }
 }

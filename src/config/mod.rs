@@ -1,4 +1,4 @@
-//! Configuration: deserialize, validate, build.
+//! Configuration: deserialise, validate, build.
 //!
 //! A file and the environment are parsed into a tree of values with their origins. Reading the tree returns a valid
 //! [`Config`], or all errors at once.
@@ -26,6 +26,7 @@ pub use read::ConfigError;
 pub use sinks::{
     KafkaSinkConfig, OutputKind, PostgresSinkConfig, SinksConfig, SqliteSinkConfig, TablesConfig,
 };
+pub use sinks::{index_of, table_of};
 pub use tree::Origin;
 
 use std::fmt;

@@ -7,11 +7,13 @@ use std::time::Duration;
 use headwater_sinks::Secret;
 use headwater_sinks::kafka::client::Options;
 use headwater_sinks::kafka::progress_topic;
+use headwater_sinks::tables;
 
 use super::address::Server;
 use super::read::{Diagnostics, Section};
 use super::tree::Node;
 use super::{SourceConfig, millis, secrets};
+use crate::outputs::OutputMapping;
 
 /// A kind of output that a sink can write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +26,26 @@ pub enum OutputKind {
     Windows,
     /// Dead letters.
     DeadLetters,
+}
+
+/// Returns the entry of an output in a mapping.
+pub fn index_of(mapping: &mut OutputMapping, kind: OutputKind) -> &mut Option<u8> {
+    match kind {
+        OutputKind::Events => &mut mapping.events,
+        OutputKind::Alerts => &mut mapping.alerts,
+        OutputKind::Windows => &mut mapping.windows,
+        OutputKind::DeadLetters => &mut mapping.dead_letters,
+    }
+}
+
+/// Returns the index of an output's table in [`TABLES`](tables::TABLES).
+pub fn table_of(kind: OutputKind) -> u8 {
+    match kind {
+        OutputKind::Events => tables::EVENTS,
+        OutputKind::Alerts => tables::ALERTS,
+        OutputKind::Windows => tables::WINDOW_AGGREGATES,
+        OutputKind::DeadLetters => tables::DEAD_LETTERS,
+    }
 }
 
 /// The sinks of results.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::coordination::{EpochRecord, Loss, Manifest, Prune, Skip, Takeovers, prune};
 
-/// The tables of the ledger, in versions 1 and 2. The lock serializes two first starts: its number is "hw-ledgr" in
+/// The tables of the ledger, in versions 1 and 2. The lock serialises two first starts: its number is "hw-ledgr" in
 /// ASCII.
 const TABLES: &str = "
 BEGIN;

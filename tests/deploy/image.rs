@@ -29,11 +29,14 @@ fn a_pinned_image_names_a_version_or_a_date() {
 }
 
 #[test]
-fn base_images_are_pinned_and_rust_matches_the_manifest() {
+fn base_images_are_pinned_and_rust_is_the_pinned_toolchain() {
     let dockerfile = text("deploy/Dockerfile");
     let images: Vec<_> = lines_of(&dockerfile, "FROM").map(|words| words[0].to_owned()).collect();
     assert!(images.iter().all(|image| is_pinned(image)), "{images:?}");
-    assert!(images[0].starts_with(concat!("rust:", env!("CARGO_PKG_RUST_VERSION"))), "{images:?}");
+    let pinned: toml::Table = text("rust-toolchain.toml").parse().expect("TOML");
+    let version = pinned["toolchain"]["channel"].as_str().expect("a version");
+    assert!(images[0].starts_with(&format!("rust:{version}-")), "{version}: {images:?}");
+    assert_eq!(version.rsplit_once('.').map(|(minor, _)| minor), Some(env!("CARGO_PKG_RUST_VERSION")));
 }
 
 #[test]

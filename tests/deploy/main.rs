@@ -4,6 +4,7 @@
 mod compose;
 mod guarantees;
 mod image;
+mod licences;
 mod monitoring;
 mod promql;
 mod rooms;

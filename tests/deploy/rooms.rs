@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 17] = [
+const LAYERS: [&str; 18] = [
     "json",
     "wall",
     "logging",
@@ -24,6 +24,7 @@ const LAYERS: [&str; 17] = [
     "topics",
     "runtime",
     "cli",
+    "embed",
 ];
 
 /// Returns the names that follow `crate::`, also inside the braces of `crate::{a::X, b::Y}`.

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::{KeyHash, ShardId};
 
-/// A type that can be stored in a checkpoint: serde can serialize it, and deserializing restores an equal value.
+/// A type that can be stored in a checkpoint: serde can serialise it, and deserialising restores an equal value.
 ///
 /// Equal values must have equal encodings, so the type must not contain a map that is iterated in a random order.
 pub trait Stored: Serialize + DeserializeOwned {}

@@ -8,7 +8,7 @@
 //!
 //! While steps are undone, the states at *landmarks* are kept: at growing distances after each change, and before the
 //! next one. While steps are repeated, a rule whose state at a landmark is the [`same`](crate::Pattern::same) as the
-//! kept state is settled: its steps up to the next change would have the same effect as before, and are skipped. At the
+//! kept state has converged: its steps up to the next change would have the same effect as before, and are skipped. At the
 //! next change it resumes from the state kept before that change.
 
 use std::cmp::Reverse;
@@ -63,7 +63,7 @@ fn landmark(walk: &[Walked], at: usize) -> Landmark {
     let Step::Existing(nth) = walk[at].step else { return Landmark::Nothing };
     let last = !matches!(walk.get(at + 1), Some(Walked { step: Step::Existing(_), .. }));
     match last {
-        // No rule can have settled before.
+        // No rule can have converged before.
         true if nth <= FIRST_LANDMARK => Landmark::Nothing,
         true => Landmark::Resumed,
         false if nth >= FIRST_LANDMARK && nth.is_power_of_two() => Landmark::Compared,
@@ -138,7 +138,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             let entry = walked.entry.entry as usize;
             let (batch, steps) = history.get_mut(walked.entry.batch).expect("for_each named a live batch");
             let undo = match walked.step {
-                // Rules that have settled by then keep this undo data.
+                // Rules that have converged by then keep this undo data.
                 Step::Existing(nth) if nth > FIRST_LANDMARK => steps.undos[entry].clone(),
                 _ => steps.undos[entry].take(),
             };

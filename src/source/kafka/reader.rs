@@ -486,7 +486,7 @@ mod tests {
     fn reader() -> PartitionReader {
         let context = StatsContext { topic: "t".into(), stats: Mutex::default() };
         let mut config = rdkafka::ClientConfig::new();
-        config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "lane");
+        config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "reader");
         let consumer: BaseConsumer<StatsContext> = config.create_with_context(context).expect("a client");
         let queue = Arc::new(consumer).split_partition_queue("t", 0).expect("a queue");
         PartitionReader::new(Partition(0), queue, 7, None, None)

@@ -1,0 +1,137 @@
+//! Embedding: a whole pipeline in a Rust program.
+//!
+//! ```text
+//!   configuration (TOML) ──▶ Pipeline ──▶ run() ──▶ the sinks of the configuration
+//!                               ▲                └─▶ sinks of the program: a Memory, or a Sink of its own
+//!                               └─ Stopper: ends a run whose input does not end
+//! ```
+//!
+//! A run in a program gives the same guarantees as `headwater run`. `examples/embed.rs` and `examples/own_sink.rs` show
+//! both kinds of sinks. To use the operators without a pipeline, see [`Engine`](headwater_dataflows::Engine).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use headwater_sinks::{OpenError, Sink};
+
+use crate::config::{Config, ConfigErrors, OutputKind, SourceConfig, index_of, table_of};
+use crate::metrics::Metrics;
+use crate::outputs::{OutputMapping, SinkEncoding};
+use crate::runtime::{Job, RunError, SinkJob};
+
+/// A pipeline that is ready to run.
+///
+/// ```
+/// use headwater::Pipeline;
+/// use headwater::config::OutputKind;
+/// use headwater::sinks::memory::Memory;
+///
+/// let memory = Memory::default();
+/// let configuration = "pipeline = 'docs'\nsource = { kind = 'generator', records = 100 }";
+/// Pipeline::from_toml(configuration)?.message_sink(memory.sink("memory"), &[OutputKind::Events]).run()?;
+/// let events: usize = memory.committed().iter().map(|(_, changes)| changes.messages.len()).sum();
+/// assert!(events > 90);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Pipeline {
+    config: Config,
+    sinks: Vec<SinkJob>,
+    workers: usize,
+    stopping: Arc<AtomicBool>,
+    metrics: Arc<Metrics>,
+}
+
+impl Pipeline {
+    /// Creates a pipeline from the text of a configuration, without the environment variables that override it. The
+    /// configuration needs no sink.
+    ///
+    /// # Errors
+    /// All errors of the configuration, with keys and lines.
+    pub fn from_toml(text: &str) -> Result<Pipeline, ConfigErrors> {
+        Ok(Pipeline::from_config(Config::parse_without_sinks(text, std::iter::empty())?))
+    }
+
+    /// Creates a pipeline from a configuration. Its input is closed at its end, except that a topic has no end.
+    pub fn from_config(mut config: Config) -> Pipeline {
+        config.plan.close_at_end = !matches!(config.source, SourceConfig::Kafka(_));
+        let (sinks, workers) = (Vec::new(), 1);
+        Pipeline { config, sinks, workers, stopping: Arc::default(), metrics: Arc::default() }
+    }
+
+    /// Sets the number of worker threads. The results do not depend on it. The default is one.
+    #[must_use]
+    pub fn workers(mut self, workers: usize) -> Pipeline {
+        self.workers = workers.max(1);
+        self
+    }
+
+    /// Adds a sink that receives these outputs as messages: a key and a JSON text each. The topic of a message is the
+    /// position of its kind in `outputs`. Windows have no messages: see [`row_sink`](Pipeline::row_sink).
+    #[must_use]
+    pub fn message_sink(self, sink: impl Sink + 'static, outputs: &[OutputKind]) -> Pipeline {
+        let mut mapping = OutputMapping::default();
+        for (topic, &kind) in (0..).zip(outputs) {
+            *index_of(&mut mapping, kind) = Some(topic);
+        }
+        self.sink(sink, SinkEncoding::Messages(mapping, usize::MAX))
+    }
+
+    /// Adds a sink that receives these outputs as rows of [`TABLES`](headwater_sinks::tables::TABLES).
+    #[must_use]
+    pub fn row_sink(self, sink: impl Sink + 'static, outputs: &[OutputKind]) -> Pipeline {
+        let mut mapping = OutputMapping::default();
+        for &kind in outputs {
+            *index_of(&mut mapping, kind) = Some(table_of(kind));
+        }
+        self.sink(sink, SinkEncoding::Rows(mapping))
+    }
+
+    fn sink(mut self, sink: impl Sink + 'static, encoding: SinkEncoding) -> Pipeline {
+        self.sinks.push(SinkJob { sink: Box::new(sink), encoding, commit_interval: Duration::ZERO });
+        self
+    }
+
+    /// Returns a handle that stops the run from another thread.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.stopping))
+    }
+
+    /// Returns the metrics, which the run updates.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Runs the pipeline until its input ends or it is stopped, and all sinks have committed all results. Blocks.
+    ///
+    /// A worker that panics leaves the others waiting. The command therefore aborts the process then; a program does
+    /// so with [`abort_on_panic`](crate::logging::abort_on_panic).
+    ///
+    /// # Errors
+    /// The failure that ended the run, or the refusal to start it: see [`RunError::is_refusal`].
+    pub fn run(self) -> Result<Arc<Metrics>, RunError> {
+        let Pipeline { config, sinks, workers, stopping, metrics } = self;
+        for SinkJob { sink, encoding, .. } in &sinks {
+            if matches!(encoding, SinkEncoding::Messages(mapping, _) if mapping.windows.is_some()) {
+                let reason = "windows have no messages: add the sink with `row_sink`".to_owned();
+                return Err(OpenError::Refused { sink: sink.name().to_owned(), reason }.into());
+            }
+        }
+        let mut job = Job::of_config(&config, timely::Config::process(workers), Arc::clone(&metrics))?;
+        job.sinks.extend(sinks);
+        job.stopping = stopping;
+        crate::runtime::run(job)?;
+        Ok(metrics)
+    }
+}
+
+/// A handle that stops a run.
+#[derive(Clone, Debug)]
+pub struct Stopper(Arc<AtomicBool>);
+
+impl Stopper {
+    /// Stops the run: it reads no more, finishes what it has read, and ends.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

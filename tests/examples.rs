@@ -1,0 +1,85 @@
+//! Embedding: the programs in `examples/` run, and print what their first comment says; and what they leave out.
+//!
+//! `cargo test` builds the examples. If it runs this test only, `cargo build --examples` must come first.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use headwater::Pipeline;
+use headwater::config::OutputKind;
+use headwater::sinks::memory::Memory;
+
+/// Returns the names of all examples.
+fn names() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let files = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let mut names: Vec<_> = files.filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned())).collect();
+    names.sort();
+    names
+}
+
+/// Returns the executable of an example: this test's is target/PROFILE/deps/examples-HASH.
+fn executable(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("the path of this test");
+    let profile = own.ancestors().nth(2).expect("a folder above deps");
+    let example = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    assert!(example.exists(), "{} is missing: run `cargo build --examples` first", example.display());
+    example
+}
+
+/// Returns the output that the first comment of an example announces: its text block.
+fn announced(name: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(format!("{name}.rs"));
+    let source = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let comment = source.lines().map_while(|line| line.strip_prefix("//!")).map(str::trim_start);
+    assert!(source.contains(&format!("`cargo run --example {name}`")), "{name} says how to run it");
+    let block = comment.skip_while(|line| *line != "```text").skip(1).take_while(|line| *line != "```");
+    block.map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn every_example_prints_what_its_comment_says() {
+    let names = names();
+    assert!(names.len() >= 3, "{names:?}");
+    for name in names {
+        let output = Command::new(executable(&name)).output().expect("started");
+        let (printed, errors) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{name} failed:\n{printed}{errors}");
+        assert_eq!(printed, announced(&name), "{name}");
+    }
+}
+
+const ENDLESS: &str = "pipeline = 'endless'\nsource = { kind = 'generator' }";
+
+#[test]
+fn a_stopped_run_commits_what_it_has_read() {
+    let memory = Memory::default();
+    let pipeline = Pipeline::from_toml(ENDLESS).expect("valid");
+    let pipeline = pipeline.workers(2).message_sink(memory.sink("memory"), &[OutputKind::Events]);
+    let (stopper, metrics) = (pipeline.stopper(), pipeline.metrics());
+    let run = std::thread::spawn(move || pipeline.run());
+    while memory.commits() == 0 {
+        assert!(!run.is_finished(), "the generator has no end");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    stopper.stop();
+    run.join().expect("no panic").expect("a stop is no failure");
+    let committed: usize = memory.committed().iter().map(|(_, changes)| changes.messages.len()).sum();
+    let rejected = metrics.rejected_count("late") + metrics.rejected_count("duplicate");
+    assert_eq!(committed as u64, metrics.event_count() - rejected);
+}
+
+#[test]
+fn windows_are_refused_as_messages() {
+    let pipeline = Pipeline::from_toml(ENDLESS).expect("valid");
+    let sink = Memory::default().sink("memory");
+    let error = pipeline.message_sink(sink, &[OutputKind::Windows]).run().err().expect("a refusal");
+    assert!(error.is_refusal() && error.to_string().contains("row_sink"), "{error}");
+}
+
+#[test]
+fn errors_of_a_configuration_name_line_and_key() {
+    let errors = Pipeline::from_toml("pipeline = 'p'\nsource = { kind = 'tape' }").err().expect("an error");
+    assert!(errors.to_string().contains("line 2: source.kind"), "{errors}");
+}
