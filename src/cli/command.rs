@@ -115,7 +115,7 @@ pub struct RunArgs {
     /// Restart a failed run after 1 s to 60 s. Exit codes 0, 2 and 3 are final.
     #[arg(long)]
     pub restart: bool,
-    /// What the start is permitted to give up.
+    /// State, progress and input that the start may give up.
     #[command(flatten)]
     pub permissions: PermissionArgs,
     /// Skip one output that a sink rejects, at that sink, for good. The sink's error names the output.
@@ -203,7 +203,7 @@ pub struct StatusArgs {
     /// The configuration file.
     #[arg(value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// What the start would be permitted to give up.
+    /// State, progress and input that the start may give up.
     #[command(flatten)]
     pub permissions: PermissionArgs,
     /// Print one JSON object.
