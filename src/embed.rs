@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use headwater_sinks::{OpenError, Sink};
 
-use crate::config::{Config, ConfigErrors, OutputKind, SourceConfig, index_of, table_of};
+use crate::config::{Config, ConfigErrors, OutputKind};
+use crate::connectors::{index_of, table_of};
 use crate::metrics::Metrics;
-use crate::outputs::{OutputMapping, SinkEncoding};
-use crate::runtime::{Job, RunError, SinkJob};
+use crate::outputs::{OutputMapping, SinkEncoding, SinkJob};
+use crate::runtime::{Job, RunError};
 
 /// A pipeline that is ready to run.
 ///
@@ -54,7 +55,7 @@ impl Pipeline {
 
     /// Creates a pipeline from a configuration. Its input is closed at its end, except that a topic has no end.
     pub fn from_config(mut config: Config) -> Pipeline {
-        config.plan.close_at_end = !matches!(config.source, SourceConfig::Kafka(_));
+        config.plan.close_at_end = config.source.is_bounded();
         let (sinks, workers) = (Vec::new(), 1);
         Pipeline { config, sinks, workers, stopping: Arc::default(), metrics: Arc::default() }
     }

@@ -5,8 +5,10 @@
 // The print macros panic if the reader is gone: use `cli::output` instead.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod assembly;
 pub mod cli;
 pub mod config;
+mod connectors;
 pub mod coordination;
 pub mod decode;
 pub mod embed;
@@ -19,6 +21,7 @@ pub mod metrics;
 pub mod outputs;
 pub mod pipeline;
 pub mod runtime;
+mod settings;
 pub mod source;
 pub mod state;
 pub mod topics;

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use headwater::config::Config;
 use headwater::metrics::Metrics;
+use headwater::outputs::SinkJob;
 use headwater::outputs::{OutputMapping, SinkEncoding};
-use headwater::runtime::{Job, Role, SinkJob, run};
+use headwater::runtime::{Job, Role, run};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
 use headwater::topics::{TopicSpec, create_topics};
 use headwater::wall::wall_ms;

@@ -61,8 +61,8 @@ fn read<'r>(
 
 /// Returns the topic of dead letters and the sink that writes it.
 fn letters_topic(config: &Config) -> anyhow::Result<(&KafkaSinkConfig, &str)> {
-    let sink = config.sinks.kafka.as_ref();
-    let found = sink.and_then(|sink| Some((sink, sink.topics.get(&OutputKind::DeadLetters)?.as_str())));
+    let mut sinks = config.sinks.kafka();
+    let found = sinks.find_map(|sink| Some((sink, sink.topics.get(&OutputKind::DeadLetters)?.as_str())));
     let message = "there is no topic of dead letters: add `dead-letters` to the topics of [sinks.kafka], or read the table `dead_letters`";
     Ok(found.ok_or_else(|| config_error("sinks.kafka.topics", message))?)
 }

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde_json::json;
 
-use super::build;
 use super::command::DemoArgs;
 use super::output::{self, Table, note};
+use crate::assembly;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::source::Source;
@@ -76,7 +76,7 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
     let ends = source.ends();
     let metrics = Arc::new(Metrics::default());
     let workers = timely::Config::process(args.workers);
-    let mut job = build::job(&config, false, workers, Arc::clone(&metrics))?;
+    let mut job = assembly::job(&config, false, workers, Arc::clone(&metrics))?;
     job.source = Box::new(move |_| Ok(source as Arc<dyn Source>));
 
     note!("Generating for {} s with {} worker(s) …", args.seconds, args.workers);

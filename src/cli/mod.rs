@@ -2,7 +2,6 @@
 
 pub mod args;
 pub mod bench;
-mod build;
 pub mod command;
 mod connect;
 mod dead_letters;
@@ -31,13 +30,13 @@ use hosts::HostsError;
 use output::{OutputError, Table, note, out};
 use serde_json::json;
 
+use crate::assembly;
 use crate::config::{Config, ConfigError, ConfigErrors, Origin, SourceConfig};
 use crate::coordination::{AcceptedLoss, Skip};
 use crate::metrics::Metrics;
 use crate::pipeline::Resets;
 use crate::runtime::{Job, RunError};
 use crate::source::SourceError;
-use crate::source::file::check_repeatable;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce;
 use crate::topics;
@@ -228,7 +227,7 @@ fn check_sink_names<'a>(
     mut named: impl Iterator<Item = &'a String>,
     flag: &str,
 ) -> Result<(), ConfigErrors> {
-    let sinks: Vec<_> = build::sinks(config, "").iter().map(|job| job.sink.name().to_owned()).collect();
+    let sinks: Vec<_> = assembly::sinks(config, "").iter().map(|job| job.sink.name().to_owned()).collect();
     let Some(unknown) = named.find(|&sink| !sinks.contains(sink)) else { return Ok(()) };
     Err(config_error(
         "sinks",
@@ -246,17 +245,15 @@ fn supervise_run(args: &RunArgs) -> anyhow::Result<u8> {
     let config = load_to_run(&args.config)?;
     let words = Arguments::of_process().words.into_iter();
     let arguments: Vec<_> = words.filter(|argument| argument != "--restart").collect();
-    if let SourceConfig::File(paths) = &config.source {
-        // The child does not inherit standard input, so it cannot read a file from there.
-        check_repeatable(paths, "by --restart")?;
-    }
+    // The child does not inherit standard input, so it cannot read a file from there.
+    config.source.connector().check_repeatable("by --restart")?;
     supervise::supervise(&arguments)
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut config = load_to_run(&args.config)?;
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    config.plan.close_at_end = args.drain || !matches!(config.source, SourceConfig::Kafka(_));
+    config.plan.close_at_end = args.drain || config.source.is_bounded();
     config.plan.record_bindings = args.bindings.clone();
     apply_resets(&mut config, args.permissions.resets())?;
     apply_skips(&mut config, &args.skip)?;
@@ -285,7 +282,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     let workers = hosts::timely_config(args)?;
     metrics.starting("opening the ledger");
     let mut started = Instant::now();
-    let result = build::job(&config, args.bounded, workers, Arc::clone(&metrics)).and_then(|job| {
+    let result = assembly::job(&config, args.bounded, workers, Arc::clone(&metrics)).and_then(|job| {
         if matches!(config.source, SourceConfig::Kafka(_)) && config.ledger.is_none() {
             tracing::info!("without a ledger: starting at the group's committed offsets with empty state");
         }
@@ -295,7 +292,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     // In a cluster, only process 0 records the takeover.
     if args.process == 0
         && result.as_ref().is_err_and(RunError::is_replacement)
-        && let Err(error) = build::record_takeover(&config)
+        && let Err(error) = assembly::record_takeover(&config)
     {
         tracing::warn!(%error, "cannot record the takeover in the ledger");
     }
@@ -322,7 +319,7 @@ fn topics_create(args: &TopicsArgs) -> anyhow::Result<()> {
     if let SourceConfig::Kafka(source) = &config.source {
         new_topics.push((&source.brokers, &source.options, vec![topics::input(&source.topic)]));
     }
-    if let Some(sink) = &config.sinks.kafka {
+    for sink in config.sinks.kafka() {
         new_topics.push((&sink.brokers, &sink.options, topics::outputs(&sink.topics)));
     }
     if new_topics.is_empty() {

@@ -24,6 +24,8 @@ macro_rules! note {
 
 pub(crate) use {note, out, outln};
 
+pub(crate) use crate::connectors::counted;
+
 /// An error of writing to standard output.
 #[derive(Debug, Error)]
 pub enum OutputError {
@@ -54,11 +56,6 @@ pub fn report(
     text: impl FnOnce() -> String,
 ) -> Result<(), OutputError> {
     if as_json { outln!("{}", json()) } else { out!("{}", text()) }
-}
-
-/// Returns a number with its noun, such as `1 epoch` or `2 epochs`.
-pub fn counted(number: u64, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 /// A table of text. Columns of numbers are aligned to the right.

@@ -8,7 +8,8 @@ use headwater_sinks::{LedgerId, Progress, Shards, WriterContext};
 use serde_json::{Value, json};
 
 use super::output::{self, counted};
-use super::{DONE, FAILED, REFUSED, build, config_error};
+use super::{DONE, FAILED, REFUSED, config_error};
+use crate::assembly;
 use crate::config::{Config, LedgerConfig};
 use crate::coordination::{
     EpochRecord, Loss, NoOrigin, NoResume, Operator, Skip, committed_through, is_closed,
@@ -36,7 +37,7 @@ pub fn status(config: &Config, json: bool) -> anyhow::Result<u8> {
         .into());
     };
     let state = PipelineState::collect(config, ledger)?;
-    let encodings: Vec<_> = build::sinks(config, "").iter().map(|job| job.encoding).collect();
+    let encodings: Vec<_> = assembly::sinks(config, "").iter().map(|job| job.encoding).collect();
     let outcome = state.predict(&StartRequest {
         semantics: config.semantics(),
         operators: operators(&config.plan, &encodings),
@@ -109,7 +110,7 @@ impl PipelineState {
         let pipeline = config.plan.pipeline.to_string();
         let mut ledger = match ledger {
             LedgerConfig::Sqlite(path) if !path.exists() => None,
-            ledger => Some(build::ledger(ledger, &pipeline)?),
+            ledger => Some(assembly::ledger(ledger, &pipeline)?),
         };
         let mut state = PipelineState {
             pipeline,
@@ -126,11 +127,11 @@ impl PipelineState {
         if let Some(ledger) = &mut ledger {
             state.skips = ledger.skips()?;
             state.losses = ledger.losses()?;
-            state.committed = build::sinks_with_progress(&mut **ledger, config)?;
+            state.committed = assembly::sinks_with_progress(&mut **ledger, config)?;
             state.claim = ledger.peek()?;
             state.manifests = ledger.manifests()?;
         }
-        for mut job in build::sinks(config, "") {
+        for mut job in assembly::sinks(config, "") {
             let progress = job
                 .sink
                 .peek_progress(&state.pipeline)
@@ -210,7 +211,7 @@ impl PipelineState {
         let genesis = self.claim.as_ref().and_then(|claim| claim.genesis.as_ref());
         let origin = ledger::readable(&self.manifests).filter(|manifest| manifest.epoch <= after).last();
         let Some(mut positions) = positions_of(origin, genesis.map(|genesis| &genesis.starts[..])) else {
-            return Ok(build::source(config, false)(None).map(drop)?);
+            return Ok(assembly::source(config, false)(None).map(drop)?);
         };
         let from = origin.map_or(Epoch(0), |origin| origin.epoch);
         let (before, replay): (Vec<_>, Vec<_>) =
@@ -218,7 +219,7 @@ impl PipelineState {
         before.iter().for_each(|record| positions.advance(&record.bindings));
         let positions = positions.with_added(&replay);
         let starts = read_from(&positions, &self.losses);
-        let source = build::source(config, false)(Some(starts.clone()))?;
+        let source = assembly::source(config, false)(Some(starts.clone()))?;
         if source.start().len() != starts.len() {
             let has = source.start().len();
             let reason =
@@ -235,7 +236,7 @@ impl PipelineState {
 
     fn predict(&self, request: &StartRequest) -> StartOutcome {
         let genesis = self.claim.as_ref().and_then(|claim| claim.genesis.as_ref());
-        let changes = match build::config_changes(genesis, &request.semantics, &request.resets.sections) {
+        let changes = match assembly::config_changes(genesis, &request.semantics, &request.resets.sections) {
             Ok(changes) => changes,
             Err(error) => return StartOutcome::Refuse(error.to_string()),
         };

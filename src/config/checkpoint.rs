@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::millis;
-use super::read::{Diagnostics, Section};
+use crate::settings::{Diagnostics, Section, millis};
 
 /// The interval and number of checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

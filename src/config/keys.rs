@@ -1,56 +1,21 @@
-//! All configuration keys, with their defaults and the reasons for them. The reader looks keys up here, and the
-//! reference in `docs/configuration.md` is generated from this table.
+//! All configuration keys, with their defaults and the reasons for them: those of connectors and the others. The reader
+//! looks keys up here, and the reference in `docs/configuration.md` is generated from them.
 
-/// A key of the configuration.
-pub struct Key {
-    /// The path, separated by dots.
-    pub path: &'static str,
-    /// The default, as TOML.
-    pub default: Option<&'static str>,
-    /// True if the key must be set whenever its section exists.
-    pub required: bool,
-    /// The meaning of the key, and the reason for its default.
-    pub doc: &'static str,
-}
+use crate::connectors::{SINKS, SOURCES};
+use crate::settings::{Key, keys};
 
-macro_rules! keys {
-    (@default) => { None };
-    (@default required) => { None };
-    (@default $default:literal) => { Some($default) };
-    (@required required) => { true };
-    (@required $($default:literal)?) => { false };
-    ($($path:literal $(= $default:tt)? : $doc:literal)*) => {
-        &[$(Key { path: $path, default: keys!(@default $($default)?), required: keys!(@required $($default)?), doc: $doc }),*]
-    };
-}
-
-/// All keys, in the order of the reference. A key without a default that is not required disables its feature when it
-/// is absent.
-pub const KEYS: &[Key] = keys! {
+/// The keys before those of the kinds of sources.
+const FIRST: &[Key] = keys! {
     "pipeline" = required: "Name of the pipeline: lower-case letters, digits, `-` and `_`. It prefixes rows, transactional ids and internal topics, and is the id of the consumer group."
 
     "source.kind" = required: "Kind of source: `kafka`, `file` (NDJSON: each file is a partition, each line an offset) or `generator`."
     "source.format" = "\"json\"": "Format of the records: `json`, one object per record."
     "source.strict_fields" = "false": "`true`: a malformed optional field (an amount that is not a number, half a location) makes its record a dead letter. `false`: the field is treated as absent, counted in `headwater_field_errors_total` and named in the log; the event is processed without it."
-    "source.brokers" = "\"127.0.0.1:9092\"": "Kafka: bootstrap servers, separated by commas."
-    "source.topic" = "\"raw-events\"": "Kafka: the topic to read."
-    "source.start_from" = "\"earliest\"": "Kafka: the position to start from if no offsets are recorded yet: `earliest`, `latest`, or an RFC 3339 time. `earliest` skips no record."
-    "source.paths": "File: the path of the file to read, or a list of paths. All windows close at the end of the files."
     "source.epoch_records" = "1000": "File and generator: number of records per partition in an epoch. It decides which events are late, so that the same input gives the same results in every run, with any number of workers."
-    "source.max_jump" = "\"1h\"": "File: a record whose time is further than this ahead of all records before it advances the watermark only after the next record confirms it. The lines of a file have no record timestamp to check their time against."
-    "source.seed" = "1": "Generator: seed of the random stream. Different seeds give different streams."
-    "source.partitions" = "6": "Generator: number of partitions. The default of 6 is that of the topic `raw-events`."
-    "source.users" = "50000": "Generator: number of users. At the default pace, each user stays far below every threshold."
-    "source.devices" = "20000": "Generator: number of devices."
-    "source.pace" = "500": "Generator: events per second of event time, independent of the speed at which they are read."
-    "source.records": "Generator: number of records. Without it, the stream is endless."
-    "source.disorder" = "0.02": "Generator: share of events that are up to 4 s out of order."
-    "source.late" = "0.001": "Generator: share of events that are minutes late."
-    "source.duplicates" = "0.002": "Generator: share of records that repeat a recent record."
-    "source.malformed" = "0.001": "Generator: share of records that are not JSON."
-    "source.invalid" = "0.001": "Generator: share of records that are JSON but not a valid event."
-    "source.inject" = "true": "Generator: `true` injects fraud for every pattern."
+};
 
+/// The keys between those of sources and those of sinks.
+const MIDDLE: &[Key] = keys! {
     "time.epoch" = "\"10ms\"": "Minimum length of an epoch. Shorter epochs reduce latency; longer epochs reduce cost."
     "time.max_out_of_orderness" = "\"5s\"": "Maximum time by which an event may be older than the newest event of its partition without being late. Final results are delayed by this time."
     "time.idle_timeout" = "\"1s\"": "Time without new records after which a partition that has been read to its end no longer holds back the watermark."
@@ -119,33 +84,35 @@ pub const KEYS: &[Key] = keys! {
 
     "checkpoint.interval" = "\"10s\"": "Minimum time between the beginnings of two checkpoints, by the wall times of the epochs. A start replays the epochs after the last checkpoint: a shorter interval makes starts faster, a longer one writes less. This section needs `[ledger]`."
     "checkpoint.keep" = "3": "Number of checkpoints that a start can resume from; the beginning of the pipeline counts as the first. If the newest checkpoint cannot be read, the start resumes from the previous one: the results are the same, and the replay takes longer."
+};
 
-    "sinks.kafka.brokers" = "\"127.0.0.1:9092\"": "Bootstrap servers, separated by commas."
-    "sinks.kafka.topics" = "[\"enriched-events\", \"alerts\", \"dead-letters\"]": "Outputs to write, each to the topic of the same name. Alternatively a table of topic names, such as `[sinks.kafka.topics]` with `alerts = \"fraud.alerts\"`: then only the outputs in the table are written."
-    "sinks.kafka.commit_interval" = "\"0ms\"": "Minimum time between the beginnings of two transactions. The length of transactions adapts to the load, so the default is none."
-    "sinks.kafka.topics.enriched-events": "Topic of the enriched events. `enriched_events` is another spelling of this key."
-    "sinks.kafka.topics.alerts": "Topic of the alerts."
-    "sinks.kafka.topics.dead-letters": "Topic of the dead letters. `dead_letters` is another spelling of this key."
-    "sinks.postgres.url": "Address of the database, such as `postgres://headwater@127.0.0.1/headwater`, or a list of `key=value` settings. TLS settings are those of libpq: `sslmode` (`disable`, `prefer`, `require`, `verify-ca`, `verify-full`; `allow` is treated as `prefer`, the default: TLS if the server offers it, unverified, and otherwise a warning), `sslrootcert` (a file, or `system`), `sslcert` and `sslkey`. The default of `connect_timeout` is 10 s. Required unless `url_file` is set."
-    "sinks.postgres.url_file": "File that contains the URL."
-    "sinks.postgres.password_file": "File that contains the password, for a URL without one."
-    "sinks.postgres.schema": "Schema of the tables, created if it does not exist. Without it, the connection's `search_path` decides. Tables belong to one pipeline, so each pipeline in a database needs its own schema. Lower-case letters, digits and `_`."
-    "sinks.postgres.tables" = "[\"events\", \"alerts\", \"windows\", \"dead_letters\"]": "Outputs to write."
-    "sinks.postgres.commit_interval" = "\"200ms\"": "Minimum time between the beginnings of two transactions. Longer intervals cost less."
-    "sinks.sqlite.path" = required: "Path of the database file."
-    "sinks.sqlite.tables" = "[\"events\", \"alerts\", \"windows\", \"dead_letters\"]": "Outputs to write."
-    "sinks.sqlite.commit_interval" = "\"200ms\"": "Minimum time between the beginnings of two transactions."
-
+/// The keys after those of the kinds of sinks.
+const LAST: &[Key] = keys! {
     "http.listen" = "\"127.0.0.1:9464\"": "Address that serves `/livez`, `/readyz` and `/metrics`. The default accepts connections from this machine only."
+
     "log.format" = "\"human\"": "`human` or `json`."
     "log.level" = "\"info\"": "`error`, `warn`, `info`, `debug` or `trace`."
 };
+
+/// Returns all keys, in the order of the reference. A key without a default that is not required disables its feature
+/// when it is absent.
+pub fn keys() -> impl Iterator<Item = &'static Key> {
+    let (sources, sinks) = (SOURCES.iter().map(|kind| kind.keys), SINKS.iter().map(|kind| kind.keys));
+    [FIRST].into_iter().chain(sources).chain([MIDDLE]).chain(sinks).chain([LAST]).flatten()
+}
+
+/// Returns the key with this path in the reference.
+pub fn find(path: &str) -> Option<&'static Key> {
+    keys().find(|key| key.path == path)
+}
 
 /// Returns the reference as Markdown.
 pub fn reference() -> String {
     let mut text = String::from(
         "# Configuration\n\nA configuration is a TOML file. `headwater check CONFIG` prints the effective values, or every error with its key, its line\n\
          and the expected value. A pattern or a sink is enabled if its section exists, even if the section is empty.\n\n\
+         `[sinks.NAME]` with `kind = \"postgres\"` is a further sink of a kind, with the keys of `[sinks.postgres]`: results go to every\n\
+         sink. Without `kind`, the name is the kind. A name is part of a sink's progress, so it does not change.\n\n\
          The environment variable `HEADWATER__SECTION__KEY` overrides any key. If the key is text, the value is used unchanged;\n\
          if it is a number, a boolean or a list, the value is parsed as TOML. An unknown variable that begins with `HEADWATER_`\n\
          is an error, except the variables that Kubernetes and Docker set for services.\n\n\
@@ -158,10 +125,10 @@ pub fn reference() -> String {
          `[source.options]` and `[sinks.kafka.options]` are passed to the Kafka client unchanged, under\n\
          [librdkafka's names](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md): TLS, SASL, fetch sizes.\n\
          `headwater check --connect CONFIG` tests every connection, topic and permission.\n\n\
-         This file is generated from the table in `src/config/keys.rs`; do not edit it.\n",
+         This file is generated from `src/config/keys.rs` and `src/connectors`; do not edit it.\n",
     );
     let mut section = None;
-    for key in KEYS {
+    for key in keys() {
         let (of, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
         if section != Some(of) {
             section = Some(of);

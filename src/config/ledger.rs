@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use headwater_sinks::Secret;
 
 use crate::decode::Format;
+use crate::settings::{Diagnostics, Section, Server, renamed, secrets};
 
-use super::address::Server;
-use super::read::{Diagnostics, Section};
-use super::{Config, SinksConfig, renamed, secrets};
+use super::{Config, SinksConfig};
 
 /// The location of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,11 +38,14 @@ pub(super) fn read(
             let own =
                 secrets::address(&mut section, Server::Postgres, diagnostics).map(|address| address.url);
             let is_given = section.has("url") || section.has("url_file");
-            let url = own.or_else(|| sinks.postgres.as_ref().map(|sink| sink.url.clone()));
+            let mut databases = sinks.postgres();
+            // With several databases, the ledger's must be named.
+            let only = databases.next().filter(|_| databases.next().is_none());
+            let url = own.or_else(|| only.map(|sink| sink.url.clone()));
             if url.is_none() && !is_given {
                 section.report_error(
                     "url",
-                    "a ledger in PostgreSQL needs a url here or in sinks.postgres",
+                    "a ledger in PostgreSQL needs a url here, or exactly one PostgreSQL sink",
                     diagnostics,
                 );
             }
@@ -58,11 +60,8 @@ pub(super) fn read(
 pub(super) const STRICT_FIELDS: &str = "source.strict_fields";
 
 /// The keys that an epoch's results depend on, besides its records.
-const SEMANTIC_KEYS: [&str; 13] = [
+const SEMANTIC_KEYS: [&str; 10] = [
     "source.kind",
-    "source.topic",
-    "source.paths",
-    "source.seed",
     "source.epoch_records",
     "source.max_jump",
     "time.max_out_of_orderness",
@@ -80,7 +79,10 @@ impl Config {
     pub fn semantics(&self) -> String {
         let semantic = self.effective.iter().filter(|(key, value)| match key.as_str() {
             STRICT_FIELDS => value == "true",
-            _ => SEMANTIC_KEYS.iter().any(|prefix| key.starts_with(prefix)),
+            key => {
+                let identity = self.source.kind().identity.contains(&key);
+                identity || SEMANTIC_KEYS.iter().any(|prefix| key.starts_with(prefix))
+            }
         });
         let lines = semantic.map(|(key, value)| match key.as_str() {
             // The division of the input into epochs may change after a stop; the input itself may not.

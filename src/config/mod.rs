@@ -3,31 +3,23 @@
 //! A file and the environment are parsed into a tree of values with their origins. Reading the tree returns a valid
 //! [`Config`], or all errors at once.
 
-mod address;
 mod change;
 mod checkpoint;
-mod environment;
 mod keys;
 mod ledger;
-mod read;
-mod renamed;
-mod secrets;
 mod sinks;
 mod source;
 mod state;
-mod tree;
-mod values;
 
+pub use crate::connectors::{
+    FileSourceConfig, KafkaSinkConfig, KafkaSourceConfig, OutputKind, PostgresSinkConfig, SinkConfig,
+    SinksConfig, SourceConfig, SqliteSinkConfig, StartFrom, TablesConfig,
+};
+pub use crate::settings::{ConfigError, Origin};
 pub use change::{IncompatibleChange, changes};
 pub use checkpoint::CheckpointConfig;
 pub use keys::reference;
 pub use ledger::LedgerConfig;
-pub use read::ConfigError;
-pub use sinks::{
-    KafkaSinkConfig, OutputKind, PostgresSinkConfig, SinksConfig, SqliteSinkConfig, TablesConfig,
-};
-pub use sinks::{index_of, table_of};
-pub use tree::Origin;
 
 use std::fmt;
 use std::sync::Arc;
@@ -42,9 +34,8 @@ use crate::pipeline::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Time,
     TravelPlan, WindowKind, WindowPlan,
 };
+use crate::settings::{Diagnostics, Section, environment, millis, renamed, tree};
 use crate::state::StateConfig;
-use read::{Diagnostics, Section};
-pub use source::{KafkaSourceConfig, SourceConfig, StartFrom};
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -125,7 +116,7 @@ impl Config {
         text: &str,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Config, ConfigErrors> {
-        Config::parse_filtered(text, environment, |config_error| config_error.message == NO_SINK)
+        Config::parse_filtered(text, environment, |config_error| config_error.message == sinks::no_sink())
     }
 
     /// Returns true if the configuration sets the log format to JSON. The configuration may contain errors.
@@ -152,12 +143,13 @@ impl Config {
         let (substituted, mut errors) = environment::substitute(&mut tree, &environment);
         let mut diagnostics = Diagnostics::default();
         renamed::modernize(&mut tree, &mut diagnostics);
-        let config = read_config(&mut Section::top(&tree), &mut diagnostics);
+        let config = read_config(&mut Section::top(&tree, keys::find), &mut diagnostics);
         // If a variable in a text could not be replaced, further errors about that text would be misleading.
         diagnostics
             .errors
             .retain(|read| errors.iter().all(|config_error| config_error.origin != read.origin));
-        errors.extend(environment::unknown_variables(&environment, &substituted));
+        let keys: Vec<_> = keys::keys().map(|key| key.path).collect();
+        errors.extend(environment::unknown_variables(&environment, &substituted, &keys));
         diagnostics.errors.append(&mut errors);
         diagnostics.errors.retain(|config_error| !is_permitted(config_error));
         match config {
@@ -196,8 +188,6 @@ impl Config {
         self.effective.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
     }
 }
-
-const NO_SINK: &str = "expected at least one of [sinks.kafka], [sinks.postgres] and [sinks.sqlite]";
 
 const SEVERITIES: [(&str, Severity); 4] = [
     ("low", Severity::Low),
@@ -250,7 +240,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let state = state::read(top.section_or_default("state", diagnostics), &patterns, diagnostics);
 
     let sinks = sinks::read(top, diagnostics);
-    sinks::check_topics(top, pipeline.as_deref(), source.as_ref(), &sinks, diagnostics);
+    sinks::check(top, pipeline.as_deref(), source.as_ref(), &sinks, diagnostics);
 
     let ledger =
         top.section("ledger", diagnostics).and_then(|section| ledger::read(section, &sinks, diagnostics));
@@ -268,7 +258,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let levels = ["error", "warn", "info", "debug", "trace"].map(|level| (level, level));
     let level = section.choice("level", &levels, diagnostics);
     section.end(diagnostics);
-    std::mem::replace(top, Section::none()).end(diagnostics);
+    Section::end_of(top, diagnostics);
 
     let (state, ttl_ms) = state?;
     Some(Config {
@@ -338,10 +328,6 @@ fn read_time(
         held_timeout,
         idle_advance_ms,
     })
-}
-
-fn millis(ms: i64) -> Duration {
-    Duration::from_millis(ms.unsigned_abs())
 }
 
 fn read_window(

@@ -1,254 +1,132 @@
-//! The sinks of results.
+//! The section `[sinks]`.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::Duration;
-
-use headwater_sinks::Secret;
-use headwater_sinks::kafka::client::Options;
 use headwater_sinks::kafka::progress_topic;
-use headwater_sinks::tables;
 
-use super::address::Server;
-use super::read::{Diagnostics, Section};
-use super::tree::Node;
-use super::{SourceConfig, millis, secrets};
-use crate::outputs::OutputMapping;
+use super::is_name;
+use crate::connectors::{SINKS, SinkConfig, SinkContext, SinkKind, SinksConfig, SourceConfig};
+use crate::settings::{Diagnostics, Section};
 
-/// A kind of output that a sink can write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum OutputKind {
-    /// Enriched events.
-    Events,
-    /// Alerts.
-    Alerts,
-    /// Window aggregates.
-    Windows,
-    /// Dead letters.
-    DeadLetters,
+/// Returns the error of a configuration without a sink.
+pub(super) fn no_sink() -> String {
+    let sections: Vec<_> = SINKS.iter().map(|kind| format!("[sinks.{}]", kind.name)).collect();
+    let (last, others) = sections.split_last().expect("there are kinds of sinks");
+    format!("expected at least one of {} and {last}", others.join(", "))
 }
 
-/// Returns the entry of an output in a mapping.
-pub fn index_of(mapping: &mut OutputMapping, kind: OutputKind) -> &mut Option<u8> {
-    match kind {
-        OutputKind::Events => &mut mapping.events,
-        OutputKind::Alerts => &mut mapping.alerts,
-        OutputKind::Windows => &mut mapping.windows,
-        OutputKind::DeadLetters => &mut mapping.dead_letters,
-    }
-}
-
-/// Returns the index of an output's table in [`TABLES`](tables::TABLES).
-pub fn table_of(kind: OutputKind) -> u8 {
-    match kind {
-        OutputKind::Events => tables::EVENTS,
-        OutputKind::Alerts => tables::ALERTS,
-        OutputKind::Windows => tables::WINDOW_AGGREGATES,
-        OutputKind::DeadLetters => tables::DEAD_LETTERS,
-    }
-}
-
-/// The sinks of results.
-#[derive(Clone, Debug, Default)]
-pub struct SinksConfig {
-    /// The Kafka sink.
-    pub kafka: Option<KafkaSinkConfig>,
-    /// The PostgreSQL sink.
-    pub postgres: Option<PostgresSinkConfig>,
-    /// The SQLite sink.
-    pub sqlite: Option<SqliteSinkConfig>,
-}
-
-/// The settings of the Kafka sink.
-#[derive(Clone, Debug)]
-pub struct KafkaSinkConfig {
-    /// Bootstrap servers, separated by commas.
-    pub brokers: String,
-    /// The outputs to write, with their topics.
-    pub topics: BTreeMap<OutputKind, String>,
-    /// The minimum time between the beginnings of two transactions.
-    pub commit_interval: Duration,
-    /// Options that are passed to the Kafka client unchanged.
-    pub options: Options,
-}
-
-impl KafkaSinkConfig {
-    /// Restricts the sink to these outputs. An output without a configured topic is written to its default topic.
-    pub fn write_only(&mut self, outputs: &[OutputKind]) {
-        let topic = |kind: &OutputKind| match self.topics.get(kind) {
-            Some(name) => Some((*kind, name.clone())),
-            None => Some((*kind, usual_name(*kind)?.to_owned())),
-        };
-        self.topics = outputs.iter().filter_map(topic).collect();
-    }
-}
-
-/// The settings of the PostgreSQL sink.
-#[derive(Clone, Debug)]
-pub struct PostgresSinkConfig {
-    /// The address of the server and database.
-    pub url: Secret,
-    /// The schema of the tables; None to let the connection's `search_path` decide.
-    pub schema: Option<String>,
-    /// The tables to write.
-    pub tables: TablesConfig,
-}
-
-/// The settings of the SQLite sink.
-#[derive(Clone, Debug)]
-pub struct SqliteSinkConfig {
-    /// The database file.
-    pub path: PathBuf,
-    /// The tables to write.
-    pub tables: TablesConfig,
-}
-
-/// The tables to write, and how often to commit.
-#[derive(Clone, Debug)]
-pub struct TablesConfig {
-    /// The outputs to write.
-    pub tables: Vec<OutputKind>,
-    /// The minimum time between the beginnings of two transactions.
-    pub commit_interval: Duration,
-}
-
-const TABLES: [(&str, OutputKind); 4] = [
-    ("events", OutputKind::Events),
-    ("alerts", OutputKind::Alerts),
-    ("windows", OutputKind::Windows),
-    ("dead_letters", OutputKind::DeadLetters),
-];
-
-/// The outputs that can be written to topics, with their default topics.
-const TOPICS: [(&str, OutputKind); 3] = [
-    ("enriched-events", OutputKind::Events),
-    ("alerts", OutputKind::Alerts),
-    ("dead-letters", OutputKind::DeadLetters),
-];
-
-/// Reads the section `[sinks]`.
+/// Reads the section `[sinks]`: each subsection is a sink of the kind that it is named after, or that `kind` names.
 pub(super) fn read(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> SinksConfig {
     let mut sinks = top.section_or_default("sinks", diagnostics);
     let mut read = SinksConfig::default();
-    if let Some(mut section) = sinks.section("kafka", diagnostics) {
-        read.kafka = read_kafka(&mut section, diagnostics);
-        section.end(diagnostics);
-    }
-    if let Some(mut section) = sinks.section("postgres", diagnostics) {
-        let url = secrets::address(&mut section, Server::Postgres, diagnostics).map(|address| address.url);
-        if url.is_none() && !section.has("url") && !section.has("url_file") {
-            section.report_missing("url", diagnostics);
+    let names: Vec<String> = sinks.items().map(|(name, _)| name.clone()).collect();
+    for name in &names {
+        let Some(mut section) = sinks.section(name, diagnostics) else { continue };
+        let Some(kind) = kind_of(name, &mut section, diagnostics) else { continue };
+        let mut section = section.described_as(&format!("sinks.{}", kind.name));
+        if let Some(sink) = (kind.read)(&mut section, diagnostics) {
+            read.0.insert(name.clone(), sink);
         }
-        let schema = section.text("schema", diagnostics);
-        let tables = read_tables(&mut section, diagnostics);
         section.end(diagnostics);
-        read.postgres = (|| Some(PostgresSinkConfig { url: url?, schema, tables: tables? }))();
     }
-    if let Some(mut section) = sinks.section("sqlite", diagnostics) {
-        let path = section.file("path", diagnostics);
-        let tables = read_tables(&mut section, diagnostics);
-        section.end(diagnostics);
-        read.sqlite = (|| Some(SqliteSinkConfig { path: path?, tables: tables? }))();
-    }
-    if read.kafka.is_none() && read.postgres.is_none() && read.sqlite.is_none() {
-        top.report_error("sinks", super::NO_SINK, diagnostics);
+    if names.is_empty() {
+        top.report_error("sinks", no_sink(), diagnostics);
     }
     sinks.end(diagnostics);
     read
 }
 
-fn read_kafka(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<KafkaSinkConfig> {
-    let brokers = section.text("brokers", diagnostics);
-    let topics = read_topics(section, diagnostics);
-    let interval = section.duration("commit_interval", 0, diagnostics);
-    let options = secrets::options(section, diagnostics);
-    Some(KafkaSinkConfig { brokers: brokers?, topics: topics?, commit_interval: millis(interval?), options })
-}
-
-fn read_tables(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<TablesConfig> {
-    let tables = section.choices("tables", &TABLES, diagnostics);
-    let interval = section.duration("commit_interval", 0, diagnostics);
-    Some(TablesConfig { tables: tables?, commit_interval: millis(interval?) })
-}
-
-/// Reads the outputs to write: a list of outputs, each with its default topic, or a table of topic names.
-fn read_topics(
+/// Returns the kind of a sink; None if an error was reported.
+fn kind_of(
+    name: &str,
     section: &mut Section<'_>,
     diagnostics: &mut Diagnostics,
-) -> Option<BTreeMap<OutputKind, String>> {
-    if !section.item("topics").is_some_and(|item| matches!(item.node.value(), Node::Table(_))) {
-        let listed = section.choices("topics", &TOPICS, diagnostics)?;
-        let named = |kind: OutputKind| Some((kind, usual_name(kind)?.to_owned()));
-        return Some(listed.into_iter().filter_map(named).collect());
+) -> Option<&'static SinkKind> {
+    let kinds: Vec<(_, &SinkKind)> = SINKS.iter().map(|kind| (kind.name, kind)).collect();
+    let of_name = SINKS.iter().find(|kind| kind.name == name);
+    if !is_name(name, "-_") {
+        section.report_error(
+            "kind",
+            "the name of a sink has at most 63 lower-case letters, digits, - and _",
+            diagnostics,
+        );
+        return None;
     }
-    let mut names = section.section("topics", diagnostics)?;
-    let mut topics = BTreeMap::new();
-    for (output, kind) in TOPICS {
-        // TOML permits `-` and `_` in bare keys; the name of an environment variable cannot contain `-`.
-        let alias = output.replace('-', "_");
-        let (key, item) = match (names.item(output), names.item(&alias)) {
-            (Some(item), _) => (output, item),
-            (None, Some(item)) => (&*alias, item),
-            (None, None) => continue,
-        };
-        let name = match topic_name(item.node.text()) {
-            Ok(name) => name,
-            Err(expected) => {
-                names.report_error(key, format!("expected {expected}, got {}", item.describe()), diagnostics);
-                continue;
-            }
-        };
-        if topics.values().any(|other| *other == name) {
-            names.report_error(
-                key,
-                format!("another output is also written to the topic {name}"),
-                diagnostics,
-            );
+    if !section.has("kind") {
+        if of_name.is_none() {
+            let names: Vec<_> = SINKS.iter().map(|kind| format!("{:?}", kind.name)).collect();
+            section.report_error("kind", format!("is missing: expected {}", names.join(" or ")), diagnostics);
         }
-        diagnostics.effective.push((format!("{}{output}", names.path()), Node::Text(name.clone()).to_toml()));
-        topics.insert(kind, name);
+        return of_name;
     }
-    names.end(diagnostics);
-    if topics.is_empty() {
-        section.report_error("topics", "expected a topic for at least one output", diagnostics);
+    let kind = section.item("kind").and_then(|item| item.node.text());
+    let found = kinds.iter().find(|(name, _)| Some(*name) == kind).map(|(_, kind)| *kind);
+    match found {
+        Some(kind) if of_name.is_none_or(|of_name| of_name.name == kind.name) => {
+            if of_name.is_none() {
+                diagnostics.effective.push((format!("{}kind", section.path()), format!("{:?}", kind.name)));
+            }
+            Some(kind)
+        }
+        Some(kind) => {
+            let message = format!(
+                "a sink named {name} is of that kind: give a sink of kind {} another name",
+                kind.name
+            );
+            section.report_error("kind", message, diagnostics);
+            None
+        }
+        None => {
+            let names: Vec<_> = kinds.iter().map(|(name, _)| format!("{name:?}")).collect();
+            section.report_error("kind", format!("expected {}", names.join(" or ")), diagnostics);
+            None
+        }
     }
-    Some(topics)
 }
 
-/// Checks a topic name by Kafka's rules.
-pub(super) fn topic_name(text: Option<&str>) -> Result<String, String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let name = text.filter(|name| (1..=249).contains(&name.len()) && name.chars().all(allowed));
-    name.filter(|name| *name != "." && *name != "..")
-        .map(str::to_owned)
-        .ok_or_else(|| "a topic name: at most 249 letters, digits, `.`, `_` and `-`".to_owned())
-}
-
-/// Returns the topic that an output is written to by default.
-fn usual_name(kind: OutputKind) -> Option<&'static str> {
-    TOPICS.iter().find(|(_, of)| *of == kind).map(|(name, _)| *name)
-}
-
-/// Reports output topics that are also the source topic or the progress topic.
-pub(super) fn check_topics(
+/// Reports sinks that write to the same place, and topics that are also the source topic or the progress topic.
+pub(super) fn check(
     top: &Section<'_>,
     pipeline: Option<&str>,
     source: Option<&SourceConfig>,
     sinks: &SinksConfig,
     diagnostics: &mut Diagnostics,
 ) {
-    let Some(sink) = &sinks.kafka else { return };
-    for topic in sink.topics.values() {
-        if matches!(source, Some(SourceConfig::Kafka(kafka)) if kafka.topic == *topic) {
-            top.report_error(
-                "source",
-                format!("the topic {topic} is also written by sinks.kafka"),
-                diagnostics,
-            );
+    check_distinct(top, sinks, diagnostics);
+    for (name, sink) in &sinks.0 {
+        let SinkConfig::Kafka(sink) = sink else { continue };
+        for topic in sink.topics.values() {
+            if matches!(source, Some(SourceConfig::Kafka(kafka)) if kafka.topic == *topic) {
+                let message = format!("the topic {topic} is also written by sinks.{name}");
+                top.report_error("source", message, diagnostics);
+            }
+            if pipeline.is_some_and(|pipeline| progress_topic(pipeline) == *topic) {
+                let message =
+                    format!("the topic {topic} stores the pipeline's progress: choose another name");
+                top.report_error("sinks", message, diagnostics);
+            }
         }
-        if pipeline.is_some_and(|pipeline| progress_topic(pipeline) == *topic) {
-            let message = format!("the topic {topic} stores the pipeline's progress: choose another name");
-            top.report_error("sinks", message, diagnostics);
+    }
+}
+
+fn check_distinct(top: &Section<'_>, sinks: &SinksConfig, diagnostics: &mut Diagnostics) {
+    let context = SinkContext { pipeline: "", has_ledger: false, topic_prefix: "" };
+    let all: Vec<_> = sinks.0.iter().map(|(name, sink)| (name, sink.connector())).collect();
+    for (at, (name, sink)) in all.iter().enumerate() {
+        for (other_name, other) in &all[..at] {
+            let targets = other.targets();
+            for target in sink.targets().iter().filter(|target| targets.contains(target)) {
+                let message =
+                    format!("sinks.{other_name} and sinks.{name} both write {target}: remove it from one");
+                top.report_error("sinks", message, diagnostics);
+            }
+            let (jobs, others) = (sink.jobs(name, context), other.jobs(other_name, context));
+            let names: Vec<_> = others.iter().map(|job| job.sink.name()).collect();
+            if let Some(same) = jobs.iter().find(|job| names.contains(&job.sink.name())) {
+                let same = same.sink.name();
+                let message = format!(
+                    "sinks.{other_name} and sinks.{name} both have a writer named {same}: rename one"
+                );
+                top.report_error("sinks", message, diagnostics);
+            }
         }
     }
 }

@@ -1,9 +1,8 @@
 //! The state store and the time to live of keys.
 
-use super::address::Server;
-use super::read::{Diagnostics, Section};
-use super::secrets::{self, Address};
 use crate::pipeline::Patterns;
+use crate::settings::secrets::{self, Address};
+use crate::settings::{Diagnostics, Section, Server};
 use crate::state::{Durability, RedisConfig, StateConfig, is_redis_tls};
 
 /// The kinds of state stores.

@@ -11,6 +11,48 @@ fn errors(text: &str) -> Vec<String> {
     parse(text).expect_err(text).0.iter().map(ConfigError::to_string).collect()
 }
 
+fn sqlite_tables(config: &Config) -> Vec<OutputKind> {
+    let tables = config.sinks.0.values().filter_map(|sink| match sink {
+        SinkConfig::Sqlite(sqlite) => Some(sqlite.tables.tables.clone()),
+        _ => None,
+    });
+    tables.flatten().collect()
+}
+
+#[test]
+fn sinks_of_one_kind_have_names_of_their_own() {
+    let second = "[sinks.archive]\nkind = \"sqlite\"\npath = \"b.db\"\ntables = [\"events\"]\n";
+    let config = parse(&format!("{MINIMAL}{second}")).expect("valid");
+    let names: Vec<_> = config.sinks.0.keys().map(String::as_str).collect();
+    assert_eq!(names, ["archive", "sqlite"]);
+    assert!(config.effective().contains("sinks.archive.kind = \"sqlite\"\n"), "{}", config.effective());
+    assert_eq!(
+        parse(&format!("{MINIMAL}kind = \"sqlite\"\n")).expect("valid").effective(),
+        parse(MINIMAL).expect("valid").effective()
+    );
+    let topics = "[sinks.more]\nkind = \"kafka\"\n[sinks.more.topics]\nalerts = \"a\"\n";
+    assert!(parse(&format!("{MINIMAL}[sinks.kafka]\n{topics}")).is_ok());
+    for (section, expected) in [
+        ("[sinks.archive]\npath = \"b.db\"", "sinks.archive.kind: is missing: expected \"kafka\" or"),
+        ("[sinks.archive]\nkind = \"disk\"", "sinks.archive.kind: expected \"kafka\" or"),
+        ("[sinks.kafka]\nkind = \"sqlite\"", "sinks.kafka.kind: a sink named kafka is of that kind"),
+        ("[sinks.B]\nkind = \"sqlite\"\npath = \"b.db\"", "sinks.B.kind: the name of a sink has at most"),
+        ("[sinks.b]\nkind = \"sqlite\"\npath = \"a.db\"", "sinks: sinks.b and sinks.sqlite both write file"),
+        (
+            "[sinks.kafka]\n[sinks.b]\nkind = \"kafka\"",
+            "sinks: sinks.b and sinks.kafka both write topic alerts at",
+        ),
+        (
+            "[sinks.a]\nkind = \"kafka\"\n[sinks.a-alerts]\nkind = \"sqlite\"\npath = \"b.db\"",
+            "sinks: sinks.a and sinks.a-alerts both have a writer named a-alerts: rename one",
+        ),
+        ("[sinks.b]\nkind = \"sqlite\"\npath = \"b.db\"\ncolour = 1", "sinks.b.colour: unknown key"),
+    ] {
+        let errors = errors(&format!("{MINIMAL}{section}\n"));
+        assert!(errors.iter().any(|error| error.contains(expected)), "{section}: {errors:?}");
+    }
+}
+
 #[test]
 fn missing_keys_have_their_defaults() {
     let config = parse(MINIMAL).expect("valid");
@@ -52,7 +94,7 @@ fn old_names_of_keys_work_with_a_warning_and_stay_in_the_ledger() {
     assert_eq!(
         warnings,
         [
-            "line 12: limits.drain: is deprecated: use `shutdown_timeout`",
+            "line 13: limits.drain: is deprecated: use `shutdown_timeout`",
             "line 10: windows[0].every: is deprecated: use `slide`",
             "line 11: windows[0].emit: \"revised\" is deprecated: use \"early\"",
         ]
@@ -99,7 +141,6 @@ fn all_errors_are_reported_at_once_with_their_lines() {
             "line 6: time.epoch: expected a duration such as \"10ms\", \"5s\", \"1m\", \"1h\" or \"30d\", got \"10\"",
             "line 7: time.idle_timeout: expected a duration such as \"10ms\", \"5s\", \"1m\", \"1h\" or \"30d\", got 5",
             "line 13: patterns.velocity_spike.more_than: expected a whole number from 1 to 1000000, got 0",
-            "line 14: sinks: expected at least one of [sinks.kafka], [sinks.postgres] and [sinks.sqlite]",
             "sinks.sqlite.path: is missing",
             "windows[0].slide: this kind of window needs this key",
         ]
@@ -185,8 +226,8 @@ fn text_from_the_environment_is_used_unchanged() {
     ];
     let config = Config::parse(&text, environment.into_iter()).expect("valid");
     assert_eq!((&*config.plan.pipeline, config.plan.limits.epochs_in_flight), ("2024", 16));
-    assert!(matches!(config.source, SourceConfig::Kafka(kafka) if kafka.topic == "1e5"));
-    assert_eq!(config.sinks.sqlite.map(|sink| sink.tables.tables), Some(vec![OutputKind::Alerts]));
+    assert!(matches!(&config.source, SourceConfig::Kafka(kafka) if kafka.topic == "1e5"));
+    assert_eq!(sqlite_tables(&config), [OutputKind::Alerts]);
 }
 
 #[test]
@@ -213,7 +254,7 @@ fn variables_in_texts_are_replaced_and_missing_ones_reported() {
 #[test]
 fn topics_can_be_renamed() {
     let base = "pipeline = \"p\"\n[source]\nkind = \"kafka\"\n[sinks.kafka]\n";
-    let topics = |text: &str| parse(text).expect(text).sinks.kafka.expect("a sink").topics;
+    let topics = |text: &str| parse(text).expect(text).sinks.kafka().next().expect("a sink").topics.clone();
     let name = |name: &str| name.to_owned();
     let usual = [
         (OutputKind::Events, name("enriched-events")),

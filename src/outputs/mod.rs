@@ -16,9 +16,10 @@ pub use enriched::{Arrival, KeyHistory};
 pub use window::WindowRow;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use headwater_dataflows::{Epoch, KeyHash, ShardId};
-use headwater_sinks::Changes;
+use headwater_sinks::{Changes, Sink};
 
 use crate::coordination::CommittedThrough;
 
@@ -42,6 +43,16 @@ pub enum SinkEncoding {
     Rows(OutputMapping),
     /// Messages of topics, with the maximum size of a message in bytes.
     Messages(OutputMapping, usize),
+}
+
+/// A sink of a run, with the encoding of its outputs.
+pub struct SinkJob {
+    /// The sink, not yet opened.
+    pub sink: Box<dyn Sink>,
+    /// The encoding of outputs for the sink.
+    pub encoding: SinkEncoding,
+    /// The minimum time between the starts of two rounds.
+    pub commit_interval: Duration,
 }
 
 impl SinkEncoding {

@@ -4,7 +4,6 @@
 use headwater_dataflows::{Epoch, EventTime};
 use headwater_sinks::{WriterContext, crash};
 
-use super::SinkJob;
 use super::failure::RunError;
 use super::recovery::{History, OpenedSink, Records, adopt_sink};
 use crate::coordination::{
@@ -12,6 +11,7 @@ use crate::coordination::{
     committed_through,
 };
 use crate::ledger::{LedgerError, StoredManifest, readable};
+use crate::outputs::SinkJob;
 
 /// The parameters of a start that discards all state.
 pub struct ForgetContext<'a> {

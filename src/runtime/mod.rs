@@ -37,13 +37,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, Offset, Partition, ShardId};
-use headwater_sinks::{Sink, WriterContext, crash};
+use headwater_sinks::{WriterContext, crash};
 
 use timely::worker::Worker;
 
 use crate::coordination::{Position, Skips};
 use crate::metrics::Metrics;
-use crate::outputs::{SinkEncoding, SinkRoute};
+use crate::outputs::{SinkJob, SinkRoute};
 use crate::pipeline::Plan;
 use crate::source::{Opening, Source};
 use bootstrap::spawn_join_watchdog;
@@ -57,16 +57,6 @@ use recovery::{Origin, attribute_fencing, fenced_by_zombie};
 use starting::{PreparedRun, prepare};
 use trace::TraceWriter;
 use writer::{WriterHandle, WriterOptions};
-
-/// A sink of a run.
-pub struct SinkJob {
-    /// The sink, not yet opened.
-    pub sink: Box<dyn Sink>,
-    /// The encoding of outputs for the sink.
-    pub encoding: SinkEncoding,
-    /// The minimum time between the starts of two rounds.
-    pub commit_interval: Duration,
-}
 
 /// The inputs of a run.
 pub struct Job {

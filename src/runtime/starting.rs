@@ -6,7 +6,6 @@ use std::sync::Arc;
 use headwater_dataflows::{Epoch, Offset, Partition};
 use headwater_sinks::{Generation, LedgerId, Progress, WriterContext, crash};
 
-use super::SinkJob;
 use super::bootstrap::{ClusterBootstrap, exchange_bootstrap, processes};
 use super::failure::RunError;
 use super::forgetting::{ForgetContext, forget, forgets_of};
@@ -16,6 +15,7 @@ use super::recovery::{
 use crate::coordination::{EpochRecord, Loss, Manifest, Position, Positions, Skip};
 use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
 use crate::metrics::Metrics;
+use crate::outputs::SinkJob;
 use crate::pipeline::{Plan, operators};
 use crate::source::{Opening, Source};
 

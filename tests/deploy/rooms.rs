@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 18] = [
+const LAYERS: [&str; 21] = [
     "json",
     "wall",
     "logging",
@@ -20,9 +20,12 @@ const LAYERS: [&str; 18] = [
     "ledger",
     "state",
     "pipeline",
+    "settings",
+    "connectors",
     "config",
     "topics",
     "runtime",
+    "assembly",
     "cli",
     "embed",
 ];

@@ -23,9 +23,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::scratch::Scratch;
+use crate::assembly;
 use crate::cli::command::LatencyArgs;
 use crate::cli::output::{self, Table, note};
-use crate::cli::{build, kafka_source, load, stop};
+use crate::cli::{kafka_source, load, stop};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};
 use crate::decode::Reason;
 use crate::metrics::{Metrics, Times};
@@ -159,15 +160,15 @@ fn measure(
 ) -> anyhow::Result<LatencyMeasurement> {
     let alerts = |sink: &KafkaSinkConfig| sink.topics.contains_key(&OutputKind::Alerts);
     anyhow::ensure!(
-        config.sinks.kafka.as_ref().is_some_and(alerts),
+        config.sinks.kafka().any(alerts),
         "this command needs a configuration with [sinks.kafka] whose topics include \"alerts\""
     );
     let input = scratch.input(config)?;
     scratch.isolate(config, "job")?;
     let prefix = scratch.topic_prefix("job");
     let metrics = Arc::new(Metrics::default());
-    let mut job = build::job(config, false, timely::Config::process(args.workers), Arc::clone(&metrics))?;
-    job.sinks = build::sinks(config, &prefix);
+    let mut job = assembly::job(config, false, timely::Config::process(args.workers), Arc::clone(&metrics))?;
+    job.sinks = assembly::sinks(config, &prefix);
     let stopping = Arc::clone(&job.stopping);
     let reader = AlertReader::open(config, &prefix)?;
     let producer = {
@@ -248,8 +249,9 @@ struct AlertReader {
 
 impl AlertReader {
     fn open(config: &Config, prefix: &str) -> anyhow::Result<AlertReader> {
-        let kafka = config.sinks.kafka.as_ref().context("there is no [sinks.kafka]")?;
-        let alerts = kafka.topics.get(&OutputKind::Alerts).context("alerts have no topic")?;
+        let mut sinks = config.sinks.kafka();
+        let found = sinks.find_map(|sink| Some((sink, sink.topics.get(&OutputKind::Alerts)?)));
+        let (kafka, alerts) = found.context("alerts have no topic")?;
         let source = KafkaSource::open(KafkaSourceConfig {
             ignore_group: false,
             accepted: Vec::new(),

@@ -10,7 +10,7 @@ use headwater_sinks::kafka::progress_topic;
 use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 use headwater_sinks::postgres::Target;
 
-use crate::config::{Config, LedgerConfig, OutputKind, SourceConfig};
+use crate::config::{Config, LedgerConfig, OutputKind, SinkConfig, SourceConfig};
 use crate::state::StateConfig;
 use crate::topics;
 
@@ -84,11 +84,11 @@ impl Scratch {
             self.directories.push(directory.clone());
             config.state = kind(directory);
         }
-        config.sinks.sqlite = None;
+        config.sinks.0.retain(|_, sink| matches!(sink, SinkConfig::Kafka(_) | SinkConfig::Postgres(_)));
         if let SourceConfig::Kafka(source) = &config.source {
             self.cluster(&source.brokers, &source.options)?.groups.push(pipeline.clone());
         }
-        if let Some(kafka) = &config.sinks.kafka {
+        for kafka in config.sinks.kafka() {
             let mut all = kafka.clone();
             all.write_only(&[OutputKind::Events, OutputKind::Alerts, OutputKind::DeadLetters]);
             let outputs: Vec<_> = topics::outputs(&all.topics)
@@ -99,8 +99,9 @@ impl Scratch {
             cluster.create(&outputs)?;
             cluster.created.push(progress_topic(&pipeline));
         }
-        if let Some(postgres) = &mut config.sinks.postgres {
-            postgres.url = self.schema(&postgres.url, &prefix)?;
+        for (name, sink) in &mut config.sinks.0 {
+            let SinkConfig::Postgres(postgres) = sink else { continue };
+            postgres.url = self.schema(&postgres.url, &format!("{prefix}{name}-"))?;
             postgres.schema = None;
         }
         Ok(())

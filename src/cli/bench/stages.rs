@@ -30,16 +30,17 @@ use super::drive::{Drive, events};
 use super::report::{Cpu, JobMeasurement, Report, StageMeasurement};
 use super::scratch::Scratch;
 use super::usage;
+use crate::assembly;
 use crate::cli::command::StagesArgs;
 use crate::cli::output::{self, note};
-use crate::cli::{build, kafka_source, load, stop};
-use crate::config::{Config, OutputKind, SinksConfig};
+use crate::cli::{kafka_source, load, stop};
+use crate::config::{Config, OutputKind, SinkConfig, SinksConfig};
 use crate::decode::{Decoder, JsonDecoder};
 use crate::event::Event;
 use crate::metrics::Metrics;
+use crate::outputs::SinkJob;
 use crate::outputs::{SinkEncoding, SinkRoute};
 use crate::pipeline::{Inputs, compute};
-use crate::runtime::SinkJob;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce::{Produced, Producer};
 use crate::source::{Budget, Raw};
@@ -84,21 +85,27 @@ struct SinkSet {
 /// Returns the sets of sinks whose services are configured, and the names of the other sets with the reason.
 fn sink_sets(sinks: &SinksConfig) -> (Vec<SinkSet>, BTreeMap<&'static str, &'static str>) {
     let topics = |topics: &[OutputKind]| {
-        let kafka = sinks.kafka.clone().map(|mut kafka| {
-            kafka.write_only(topics);
-            kafka
-        });
-        SinksConfig { kafka, postgres: None, sqlite: None }
+        let only = |(name, sink): (&String, &SinkConfig)| match sink {
+            SinkConfig::Kafka(kafka) => {
+                let mut kafka = kafka.clone();
+                kafka.write_only(topics);
+                Some((name.clone(), SinkConfig::Kafka(kafka)))
+            }
+            _ => None,
+        };
+        SinksConfig(sinks.0.iter().filter_map(only).collect())
     };
     let (alerts, enriched) =
         (topics(&[OutputKind::Alerts]), topics(&[OutputKind::Alerts, OutputKind::Events]));
-    let tables = SinksConfig { postgres: sinks.postgres.clone(), ..enriched.clone() };
+    let mut tables = enriched.clone();
+    let is_postgres = |(_, sink): &(&String, &SinkConfig)| matches!(sink, SinkConfig::Postgres(_));
+    tables.0.extend(sinks.0.iter().filter(is_postgres).map(|(name, sink)| (name.clone(), sink.clone())));
     let all = [
         SinkSet { name: "alerts", sinks: alerts, extra_stages: &[] },
         SinkSet { name: "enriched", sinks: enriched, extra_stages: &["produce"] },
         SinkSet { name: "postgres", sinks: tables, extra_stages: &["produce", "copy"] },
     ];
-    let missing = |set: &SinkSet| match (&set.sinks.kafka, &set.sinks.postgres) {
+    let missing = |set: &SinkSet| match (set.sinks.kafka().next(), set.sinks.postgres().next()) {
         (None, _) => Some("there is no [sinks.kafka]"),
         (_, None) if set.extra_stages.contains(&"copy") => Some("there is no [sinks.postgres]"),
         _ => None,
@@ -140,14 +147,22 @@ impl Bench<'_> {
             report.add_stage(
                 "produce",
                 self.measure_write("produce", &events, |sinks| {
-                    sinks.postgres = None;
+                    sinks.0.retain(|_, sink| matches!(sink, SinkConfig::Kafka(_)));
                     // Alerts are few and have a separate writer.
-                    sinks.kafka.iter_mut().for_each(|kafka| kafka.write_only(&[OutputKind::Events]));
+                    sinks.0.values_mut().for_each(|sink| {
+                        if let SinkConfig::Kafka(kafka) = sink {
+                            kafka.write_only(&[OutputKind::Events]);
+                        }
+                    });
                 })?,
             );
         }
         if has("copy") {
-            report.add_stage("copy", self.measure_write("copy", &events, |sinks| sinks.kafka = None)?);
+            let only_postgres = |_: &String, sink: &mut SinkConfig| matches!(sink, SinkConfig::Postgres(_));
+            report.add_stage(
+                "copy",
+                self.measure_write("copy", &events, |sinks| sinks.0.retain(only_postgres))?,
+            );
         }
         for set in &sets {
             let dataflow = format!("dataflow_{}", set.name);
@@ -189,8 +204,8 @@ impl Bench<'_> {
         config.plan.close_at_end = true;
         let metrics = Arc::new(Metrics::default());
         let workers = timely::Config::process(self.args.workers);
-        let mut job = build::job(&config, true, workers, Arc::clone(&metrics))?;
-        job.sinks = build::sinks(&config, &self.scratch.topic_prefix(set.name));
+        let mut job = assembly::job(&config, true, workers, Arc::clone(&metrics))?;
+        job.sinks = assembly::sinks(&config, &self.scratch.topic_prefix(set.name));
         job.stopping = Arc::clone(&self.stopping);
         let peak = usage::reset_peak();
         let cpu_before = cpu()?;
@@ -228,7 +243,7 @@ impl Bench<'_> {
         // No offset is ever committed to this group, so Kafka never creates it.
         config.plan.pipeline = format!("{}reader", self.scratch.prefix).into();
         let cpu_before = cpu()?;
-        let source = build::source(&config, true)(None)?;
+        let source = assembly::source(&config, true)(None)?;
         let starts: Vec<_> = (0..).map(Partition).zip(source.start().iter().copied()).collect();
         let mut reader = source.reader(&starts)?;
         let mut first = None;
@@ -260,7 +275,7 @@ impl Bench<'_> {
         note!("running the dataflow for the sinks of {} …", set.name);
         let mut config = self.config.clone();
         config.sinks = set.sinks.clone();
-        let sinks = build::sinks(&config, "");
+        let sinks = assembly::sinks(&config, "");
         let routes: Arc<[SinkRoute]> = sinks.iter().map(|sink| SinkRoute::to_all(sink.encoding)).collect();
         let plan = config.plan;
         let metrics = Arc::new(Metrics::default());
@@ -289,7 +304,7 @@ impl Bench<'_> {
         let mut config = self.config.clone();
         choose(&mut config.sinks);
         self.scratch.isolate(&mut config, stage)?;
-        let sinks = build::sinks(&config, &self.scratch.topic_prefix(stage));
+        let sinks = assembly::sinks(&config, &self.scratch.topic_prefix(stage));
         let SinkJob { mut sink, encoding, .. } =
             sinks.into_iter().next().context("the configuration has no sink for this stage")?;
         let mut rounds = encode_events(&config, events, encoding);
@@ -379,7 +394,7 @@ mod tests {
     fn every_event_is_encoded_and_epochs_ascend() {
         let events = events(in_order(), EPOCH + 100);
         let config = Config::parse(KAFKA, std::iter::empty()).expect("valid");
-        let encoding = build::sinks(&config, "").pop().expect("the sink of events").encoding;
+        let encoding = assembly::sinks(&config, "").pop().expect("the sink of events").encoding;
         let rounds = encode_events(&config, &events, encoding);
         assert!(rounds.is_sorted_by_key(|(epoch, _)| *epoch));
         let encoded = rounds.iter().flat_map(|(_, all)| all).map(|changes| changes.messages.iter().count());

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
-use super::keys::{KEYS, Key};
+use super::key::Key;
 use super::tree::{Item, Node, Origin};
 use super::values::{duration_ms, size_bytes};
 
@@ -39,8 +39,12 @@ pub struct Diagnostics {
     pub effective: Vec<(String, String)>,
 }
 
+/// A function that returns the key with a path in the reference.
+pub type FindKey = fn(&str) -> Option<&'static Key>;
+
 /// A section of the configuration. A missing section has the defaults of its keys.
 pub struct Section<'a> {
+    find_key: FindKey,
     /// The full path, with a dot at the end; empty at the top level.
     path: String,
     /// The path in the reference, which has no array indexes.
@@ -51,9 +55,11 @@ pub struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    pub fn top(item: &'a Item) -> Section<'a> {
+    /// Returns the top level of a document.
+    pub fn top(item: &'a Item, find_key: FindKey) -> Section<'a> {
         let Node::Table(entries) = &item.node else { unreachable!("a document is a table") };
         Section {
+            find_key,
             path: String::new(),
             name: String::new(),
             entries: Some(entries),
@@ -61,9 +67,22 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Returns an empty section.
-    pub fn none() -> Section<'a> {
-        Section { path: String::new(), name: String::new(), entries: None, read_keys: BTreeSet::new() }
+    /// Reports all keys that were not read.
+    pub fn end_of(section: &mut Section<'a>, diagnostics: &mut Diagnostics) {
+        let find_key = section.find_key;
+        let none = Section {
+            find_key,
+            path: String::new(),
+            name: String::new(),
+            entries: None,
+            read_keys: BTreeSet::new(),
+        };
+        std::mem::replace(section, none).end(diagnostics);
+    }
+
+    /// Returns this section with the keys of another section of the reference, such as `sinks.postgres`.
+    pub fn described_as(self, name: &str) -> Section<'a> {
+        Section { name: format!("{name}."), ..self }
     }
 
     /// Returns true if the key is set.
@@ -78,6 +97,7 @@ impl<'a> Section<'a> {
         let path = format!("{}{key}", self.path);
         match item.node.value() {
             Node::Table(entries) => Some(Section {
+                find_key: self.find_key,
                 path: format!("{path}."),
                 name: format!("{}{key}.", self.name),
                 entries: Some(entries),
@@ -94,6 +114,7 @@ impl<'a> Section<'a> {
     /// Returns the subsection of this name, or one with defaults if it is missing.
     pub fn section_or_default(&mut self, key: &str, diagnostics: &mut Diagnostics) -> Section<'a> {
         self.section(key, diagnostics).unwrap_or_else(|| Section {
+            find_key: self.find_key,
             path: format!("{}{key}.", self.path),
             name: format!("{}{key}.", self.name),
             entries: None,
@@ -119,6 +140,7 @@ impl<'a> Section<'a> {
             let path = format!("{key}[{at}]");
             match &item.node {
                 Node::Table(entries) => sections.push(Section {
+                    find_key: self.find_key,
                     path: format!("{path}."),
                     name: format!("{key}."),
                     entries: Some(entries),
@@ -152,7 +174,7 @@ impl<'a> Section<'a> {
 
     fn definition(&self, key: &str) -> &'static Key {
         let name = format!("{}{key}", self.name);
-        KEYS.iter().find(|known| known.path == name).expect("every key that is read is in the reference")
+        (self.find_key)(&name).expect("every key that is read is in the reference")
     }
 
     /// Reads a key. `read` converts the value, or returns a description of the expected value.

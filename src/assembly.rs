@@ -4,121 +4,46 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use headwater_dataflows::Offset;
-use headwater_sinks::kafka::{KafkaConfig, KafkaSink};
-use headwater_sinks::postgres::PostgresConfig;
-use headwater_sinks::sqlite::SqliteConfig;
-use headwater_sinks::{Generation, LedgerId, OpenError, Shards, Sink, WriterContext, crash};
+use headwater_sinks::{Generation, LedgerId, OpenError, Shards, WriterContext, crash};
 
-use crate::config::{
-    CheckpointConfig, Config, LedgerConfig, OutputKind, PostgresSinkConfig, SourceConfig, StartFrom,
-    TablesConfig, changes, index_of, table_of,
-};
+use crate::config::{CheckpointConfig, Config, LedgerConfig, changes};
+use crate::connectors::{SinkContext, SourceContext};
 use crate::coordination::{TAKEOVERS_WITHIN_MS, Takeovers};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
-use crate::outputs::{OutputMapping, SinkEncoding};
+use crate::outputs::SinkJob;
 use crate::pipeline::ConfigChange;
-use crate::runtime::{Checkpoints, Following, History, Job, Role, RunError, SinkJob, processes};
-use crate::source::file::{FileSource, check_repeatable};
-use crate::source::generator::GeneratorSource;
-use crate::source::kafka::{self, KafkaSource, KafkaSourceConfig};
-use crate::source::{Opening, Source, SourceError};
+use crate::runtime::{Checkpoints, Following, History, Job, Role, RunError, processes};
+use crate::source::Opening;
 use crate::state::StateConfig;
 use crate::wall::wall_ms;
 
 /// Returns a function that opens the source of a configuration.
-pub fn source(config: &Config, until_end: bool) -> Opening {
-    let config = config.clone();
-    Box::new(move |starts| open_source(&config, until_end, starts))
+pub fn source(config: &Config, is_bounded: bool) -> Opening {
+    let (source, context) = (config.source.clone(), source_context(config, is_bounded));
+    Box::new(move |starts| source.connector().open(context, starts))
 }
 
-fn open_source(
-    config: &Config,
-    until_end: bool,
-    starts: Option<Vec<Offset>>,
-) -> Result<Arc<dyn Source>, SourceError> {
-    Ok(match &config.source {
-        SourceConfig::Generator(settings) => Arc::new(GeneratorSource::new(settings.clone())?),
-        SourceConfig::File(paths) => Arc::new(FileSource::open(paths.clone())?),
-        SourceConfig::Kafka(source) => Arc::new(KafkaSource::open(KafkaSourceConfig {
-            starts,
-            until_end,
-            ..kafka_source(config, source)
-        })?),
-    })
-}
-
-/// Returns the settings of a Kafka source for which no offsets are recorded.
-pub fn kafka_source(config: &Config, source: &crate::config::KafkaSourceConfig) -> KafkaSourceConfig {
-    KafkaSourceConfig {
-        brokers: source.brokers.clone(),
-        topic: source.topic.clone(),
-        group: config.plan.pipeline.to_string(),
-        starts: None,
-        start_from: match source.start_from {
-            StartFrom::Earliest => kafka::StartFrom::Earliest,
-            StartFrom::Latest => kafka::StartFrom::Latest,
-            StartFrom::Time(ms) => kafka::StartFrom::Time(ms),
-        },
-        ignore_group: source.start_from_is_set && config.ledger.is_some(),
+/// Returns the circumstances in which the source of a configuration is opened.
+pub fn source_context(config: &Config, is_bounded: bool) -> SourceContext {
+    SourceContext {
+        pipeline: config.plan.pipeline.to_string(),
+        has_ledger: config.ledger.is_some(),
+        is_bounded,
         accepted: config.accepted_losses.clone(),
-        options: source.options.clone(),
-        until_end: false,
         bytes_in_flight: config.plan.limits.bytes_in_flight,
     }
 }
 
-/// Builds the sinks of a configuration. `prefix` is prepended to the names of topics.
-pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
-    let mut jobs = Vec::new();
-    if let Some(kafka) = &config.sinks.kafka {
-        // Alerts have a separate writer, so that they do not wait for the much larger number of events.
-        for (name, kinds) in [
-            ("kafka-alerts", &[OutputKind::Alerts][..]),
-            ("kafka-events", &[OutputKind::Events, OutputKind::DeadLetters]),
-        ] {
-            let outputs: Vec<_> = kinds.iter().filter_map(|kind| kafka.topics.get_key_value(kind)).collect();
-            if outputs.is_empty() {
-                continue;
-            }
-            let mut mapping = OutputMapping::default();
-            for (at, (kind, _)) in outputs.iter().enumerate() {
-                *index_of(&mut mapping, **kind) = Some(at as u8);
-            }
-            let sink = KafkaSink::new(KafkaConfig {
-                name: name.to_owned(),
-                brokers: kafka.brokers.clone(),
-                topics: outputs.iter().map(|(_, topic)| format!("{prefix}{topic}")).collect(),
-                options: kafka.options.clone(),
-            });
-            jobs.push(SinkJob {
-                sink: Box::new(sink),
-                encoding: SinkEncoding::Messages(mapping, usize::MAX),
-                commit_interval: kafka.commit_interval,
-            });
-        }
-    }
-    if let Some(postgres) = &config.sinks.postgres {
-        let PostgresSinkConfig { url, schema, tables } = postgres.clone();
-        let (name, skip_stored) = ("postgres".into(), config.ledger.is_none());
-        let sink = PostgresConfig { name, url, schema, skip_stored }.build();
-        jobs.push(tables_job(Box::new(sink), &tables));
-    }
-    if let Some(sqlite) = &config.sinks.sqlite {
-        let (name, path) = ("sqlite".into(), sqlite.path.clone());
-        let sink = SqliteConfig { name, path, skip_stored: config.ledger.is_none() }.build();
-        jobs.push(tables_job(Box::new(sink), &sqlite.tables));
-    }
-    jobs
+/// Returns the circumstances in which the sinks of a configuration are built. `topic_prefix` is prepended to the names of
+/// topics.
+pub fn sink_context<'a>(config: &'a Config, topic_prefix: &'a str) -> SinkContext<'a> {
+    SinkContext { pipeline: &config.plan.pipeline, has_ledger: config.ledger.is_some(), topic_prefix }
 }
 
-fn tables_job(sink: Box<dyn Sink>, config: &TablesConfig) -> SinkJob {
-    let mut mapping = OutputMapping::default();
-    for &kind in &config.tables {
-        *index_of(&mut mapping, kind) = Some(table_of(kind));
-    }
-    SinkJob { sink, encoding: SinkEncoding::Rows(mapping), commit_interval: config.commit_interval }
+/// Builds the sinks of a configuration. `topic_prefix` is prepended to the names of topics.
+pub fn sinks(config: &Config, topic_prefix: &str) -> Vec<SinkJob> {
+    config.sinks.jobs(sink_context(config, topic_prefix))
 }
 
 /// Opens the ledger.
@@ -150,19 +75,14 @@ fn checkpoints(config: &Config) -> Result<Option<Checkpoints>, RunError> {
 /// If they cannot: the resource, and an alternative.
 fn check_shareable(config: &Config) -> Result<(), RunError> {
     let refused = |reason: &str| Err(LedgerError::Refused(reason.into()).into());
-    if config.ledger.is_none() {
-        if config.sinks.postgres.is_some() {
-            let reason = "several processes need a ledger to write one database: add `[ledger]`, or start one \
-                          process with more workers (-w)";
-            return Err(OpenError::Refused { sink: "postgres".into(), reason: reason.into() }.into());
+    let has_ledger = config.ledger.is_some();
+    for (name, sink) in &config.sinks.0 {
+        if let Some(reason) = sink.connector().sharing_objection(has_ledger) {
+            return Err(OpenError::Refused { sink: name.clone(), reason }.into());
         }
-        return Ok(());
     }
-    if config.sinks.sqlite.is_some() {
-        return refused(
-            "several processes with a ledger cannot share a SQLite file: remove `sinks.sqlite`, or start one process with more \
-             workers (-w)",
-        );
+    if !has_ledger {
+        return Ok(());
     }
     if !config.resets.sinks.is_empty() || config.resets.all.is_some() {
         return refused(
@@ -263,7 +183,7 @@ pub fn config_changes(
 /// If the ledger or the state store cannot be opened, or if the start is refused.
 pub fn job(
     config: &Config,
-    until_end: bool,
+    is_bounded: bool,
     workers: timely::Config,
     metrics: Arc<Metrics>,
 ) -> Result<Job, RunError> {
@@ -289,9 +209,9 @@ pub fn job(
         max_processes: processes,
         adopt: None,
     };
-    if let (SourceConfig::File(paths), Some(_)) = (&config.source, &config.ledger) {
+    if config.ledger.is_some() {
         // Check before claiming the ledger.
-        check_repeatable(paths, "with [ledger]")?;
+        config.source.connector().check_repeatable("with [ledger]")?;
     }
     let role = match &config.ledger {
         None => Role::Unrecorded,
@@ -310,7 +230,7 @@ pub fn job(
     };
     Ok(Job {
         plan: config.plan.clone(),
-        source: source(config, until_end),
+        source: source(config, is_bounded),
         sinks: sinks(config, ""),
         context,
         role,

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::keys::KEYS;
 use super::read::{ConfigError, nearest};
 use super::tree::{Item, Node, Origin};
 
@@ -119,8 +118,12 @@ fn is_variable(name: &str) -> bool {
 }
 
 /// Returns an error for each variable that begins with `HEADWATER_` and is unknown. Variables with unknown keys,
-/// `HEADWATER__…`, are found when the sections are read.
-pub fn unknown_variables(environment: &[(String, String)], named: &BTreeSet<String>) -> Vec<ConfigError> {
+/// `HEADWATER__…`, are found when the sections are read. `keys` has the paths of all keys, for suggestions.
+pub fn unknown_variables(
+    environment: &[(String, String)],
+    named: &BTreeSet<String>,
+    keys: &[&'static str],
+) -> Vec<ConfigError> {
     let is_unknown = |name: &str| {
         name.starts_with("HEADWATER_")
             && !name.starts_with("HEADWATER__")
@@ -133,7 +136,7 @@ pub fn unknown_variables(environment: &[(String, String)], named: &BTreeSet<Stri
     let unknown = environment.iter().filter(|(name, _)| is_unknown(name));
     unknown
         .map(|(name, _)| {
-            let near = suggestion(name).map_or(String::new(), |near| format!("; did you mean {near}?"));
+            let near = suggestion(name, keys).map_or(String::new(), |near| format!("; did you mean {near}?"));
             ConfigError {
                 origin: Origin::Default,
                 key: "the environment".into(),
@@ -155,8 +158,8 @@ fn is_service_link(name: &str) -> bool {
 }
 
 /// Returns the variable that is probably meant. A wrong number of underscores is the most frequent mistake.
-fn suggestion(name: &str) -> Option<String> {
-    let keys = KEYS.iter().map(|key| format!("HEADWATER__{}", key.path.replace('.', "__").to_uppercase()));
+fn suggestion(name: &str, keys: &[&'static str]) -> Option<String> {
+    let keys = keys.iter().map(|key| format!("HEADWATER__{}", key.replace('.', "__").to_uppercase()));
     let variables = VARIABLES.iter().filter(|known| !known.ends_with('_')).map(|known| (*known).to_owned());
     let known: Vec<_> = variables.chain(keys).collect();
     let bare = |name: &str| name.replace('_', "");
@@ -175,10 +178,14 @@ mod tests {
 
     fn errors(names: &[&str]) -> Vec<String> {
         let environment: Vec<_> = names.iter().map(|name| ((*name).to_owned(), "x".to_owned())).collect();
-        unknown_variables(&environment, &BTreeSet::from(["HEADWATER_DB_PASSWORD".to_owned()]))
-            .into_iter()
-            .map(|config_error| config_error.message)
-            .collect()
+        unknown_variables(
+            &environment,
+            &BTreeSet::from(["HEADWATER_DB_PASSWORD".to_owned()]),
+            &["pipeline", "source.paths"],
+        )
+        .into_iter()
+        .map(|config_error| config_error.message)
+        .collect()
     }
 
     #[test]

@@ -1,0 +1,98 @@
+//! A topic as source.
+
+use std::sync::Arc;
+
+use headwater_dataflows::Offset;
+use headwater_sinks::kafka::client::Options;
+
+use super::topic_name;
+use crate::connectors::check::counted;
+use crate::connectors::{Check, SourceConfig, SourceConnector, SourceContext, SourceKind, StartFrom};
+use crate::settings::{Diagnostics, Section, keys, secrets};
+use crate::source::kafka::{self, KafkaSource, probe};
+use crate::source::{Source, SourceError};
+
+pub const SOURCE: SourceKind = SourceKind {
+    name: "kafka",
+    keys: keys! {
+        "source.brokers" = "\"127.0.0.1:9092\"": "Kafka: bootstrap servers, separated by commas."
+        "source.topic" = "\"raw-events\"": "Kafka: the topic to read."
+        "source.start_from" = "\"earliest\"": "Kafka: the position to start from if no offsets are recorded yet: `earliest`, `latest`, or an RFC 3339 time. `earliest` skips no record."
+    },
+    identity: &["source.topic"],
+    is_bounded: false,
+    read: |section, diagnostics| read(section, diagnostics).map(SourceConfig::Kafka),
+};
+
+/// A Kafka topic to read.
+#[derive(Clone, Debug)]
+pub struct KafkaSourceConfig {
+    /// Bootstrap servers, separated by commas.
+    pub brokers: String,
+    /// The topic.
+    pub topic: String,
+    /// The start position if no offsets are recorded.
+    pub start_from: StartFrom,
+    /// True if `start_from` is set explicitly.
+    pub start_from_is_set: bool,
+    /// Options that are passed to the Kafka client unchanged.
+    pub options: Options,
+}
+
+fn read(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<KafkaSourceConfig> {
+    let brokers = section.text("brokers", diagnostics);
+    let topic = section.get_text("topic", diagnostics, topic_name);
+    let start_from_is_set = section.has("start_from");
+    let start_from = section.get_text("start_from", diagnostics, |text| {
+        let from = match text {
+            Some("earliest") => Some(StartFrom::Earliest),
+            Some("latest") => Some(StartFrom::Latest),
+            time => time.and_then(|time| crate::decode::rfc3339_ms(time).ok()).map(StartFrom::Time),
+        };
+        from.ok_or_else(|| "\"earliest\", \"latest\" or an RFC 3339 time".to_owned())
+    });
+    let options = secrets::options(section, diagnostics);
+    Some(KafkaSourceConfig {
+        brokers: brokers?,
+        topic: topic?,
+        start_from: start_from?,
+        start_from_is_set,
+        options,
+    })
+}
+
+impl KafkaSourceConfig {
+    fn at(&self, context: SourceContext, starts: Option<Vec<Offset>>) -> kafka::KafkaSourceConfig {
+        kafka::KafkaSourceConfig {
+            brokers: self.brokers.clone(),
+            topic: self.topic.clone(),
+            group: context.pipeline,
+            starts,
+            start_from: self.start_from,
+            ignore_group: self.start_from_is_set && context.has_ledger,
+            accepted: context.accepted,
+            options: self.options.clone(),
+            until_end: context.is_bounded,
+            bytes_in_flight: context.bytes_in_flight,
+        }
+    }
+}
+
+impl SourceConnector for KafkaSourceConfig {
+    fn open(
+        &self,
+        context: SourceContext,
+        starts: Option<Vec<Offset>>,
+    ) -> Result<Arc<dyn Source>, SourceError> {
+        Ok(Arc::new(KafkaSource::open(self.at(context, starts))?))
+    }
+
+    fn check(&self, context: &SourceContext) -> Vec<Check> {
+        let probed = probe(&self.at(context.clone(), None));
+        let result = |partitions| {
+            let partitions = counted(u64::from(partitions), "partition");
+            format!("{partitions}, not compacted; access to group {} permitted", context.pipeline)
+        };
+        vec![Check::of("source", format!("topic {} at {}", self.topic, self.brokers), probed.map(result))]
+    }
+}
