@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use headwater_dataflows::Offset;
+use headwater_sinks::file::FileConfig;
 use headwater_sinks::kafka::{KafkaConfig, KafkaSink};
 use headwater_sinks::postgres::PostgresConfig;
 use headwater_sinks::sqlite::SqliteConfig;
@@ -110,6 +111,10 @@ pub fn sinks(config: &Config, prefix: &str) -> Vec<SinkJob> {
         let sink = SqliteConfig { name, path, skip_stored: config.ledger.is_none() }.build();
         jobs.push(tables_job(Box::new(sink), &sqlite.tables));
     }
+    if let Some(file) = &config.sinks.file {
+        let sink = FileConfig { name: "file".into(), path: file.path.clone() }.build();
+        jobs.push(tables_job(Box::new(sink), &file.tables));
+    }
     jobs
 }
 
@@ -164,6 +169,12 @@ fn checkpoints(config: &Config) -> Result<Option<Checkpoints>, RunError> {
 /// If they cannot: the resource, and an alternative.
 fn check_shareable(config: &Config) -> Result<(), RunError> {
     let refused = |reason: &str| Err(LedgerError::Refused(reason.into()).into());
+    if config.sinks.file.is_some() {
+        return refused(
+            "several processes cannot share the directory of a file sink: remove `sinks.file`, or start one process with \
+             more workers (-w)",
+        );
+    }
     if config.ledger.is_none() {
         if config.sinks.postgres.is_some() {
             let reason = "several processes need a ledger to write one database: add `[ledger]`, or start one \

@@ -4,6 +4,8 @@
 use std::error::Error;
 use std::path::Path;
 
+use headwater_sinks::Sink;
+use headwater_sinks::file::FileConfig;
 use headwater_sinks::kafka::probe::Obstacle;
 use headwater_sinks::kafka::{probe as kafka, progress_topic};
 use headwater_sinks::{Misconfigured, Secret, postgres};
@@ -161,6 +163,20 @@ fn sinks(config: &Config, checks: &mut Vec<Check>) {
         let path = &sink.path;
         checks.push(Check::of("sinks.sqlite", format!("file {}", path.display()), writable(path)));
     }
+    if let Some(sink) = &config.sinks.file {
+        let path = &sink.path;
+        let outcome = directory_of_files(path, &config.plan.pipeline);
+        checks.push(Check::of("sinks.file", format!("directory {}", path.display()), outcome));
+    }
+}
+
+/// Checks that the directory of a file sink can be written, and that it belongs to this pipeline.
+fn directory_of_files(path: &Path, pipeline: &str) -> Outcome {
+    if path.exists() && !path.is_dir() {
+        return Err("it is not a directory: set `sinks.file.path` to another path".into());
+    }
+    FileConfig { name: "file".to_owned(), path: path.to_owned() }.build().peek_progress(pipeline)?;
+    writable(path)
 }
 
 /// Describes a database without its password.

@@ -134,6 +134,9 @@ pub const KEYS: &[Key] = keys! {
     "sinks.sqlite.path" = required: "Path of the database file."
     "sinks.sqlite.tables" = "[\"events\", \"alerts\", \"windows\", \"dead_letters\"]": "Outputs to write."
     "sinks.sqlite.commit_interval" = "\"200ms\"": "Minimum time between the beginnings of two transactions."
+    "sinks.file.path" = required: "Directory of NDJSON files, created if it does not exist: one file for each kind of output, named as in `outputs`, and `progress.json`, which says up to which byte each file is committed. Each pipeline needs a directory of its own. Without `[ledger]`, a start appends again what it reads again."
+    "sinks.file.outputs" = "[\"enriched-events\", \"alerts\", \"windows\", \"dead-letters\"]": "Outputs to write, each to the file `OUTPUT.ndjson`."
+    "sinks.file.commit_interval" = "\"200ms\"": "Minimum time between the beginnings of two rounds. Each round syncs the files that it appends to, so longer intervals cost less."
 
     "http.listen" = "\"127.0.0.1:9464\"": "Address that serves `/livez`, `/readyz` and `/metrics`. The default accepts connections from this machine only."
     "log.format" = "\"human\"": "`human` or `json`."

@@ -23,7 +23,8 @@ pub use keys::reference;
 pub use ledger::LedgerConfig;
 pub use read::ConfigError;
 pub use sinks::{
-    KafkaSinkConfig, OutputKind, PostgresSinkConfig, SinksConfig, SqliteSinkConfig, TablesConfig,
+    FileSinkConfig, KafkaSinkConfig, OutputKind, PostgresSinkConfig, SinksConfig, SqliteSinkConfig,
+    TablesConfig,
 };
 pub use tree::Origin;
 
@@ -194,7 +195,8 @@ impl Config {
     }
 }
 
-const NO_SINK: &str = "expected at least one of [sinks.kafka], [sinks.postgres] and [sinks.sqlite]";
+const NO_SINK: &str =
+    "expected at least one of [sinks.kafka], [sinks.postgres], [sinks.sqlite] and [sinks.file]";
 
 const SEVERITIES: [(&str, Severity); 4] = [
     ("low", Severity::Low),

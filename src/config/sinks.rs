@@ -35,6 +35,8 @@ pub struct SinksConfig {
     pub postgres: Option<PostgresSinkConfig>,
     /// The SQLite sink.
     pub sqlite: Option<SqliteSinkConfig>,
+    /// The file sink.
+    pub file: Option<FileSinkConfig>,
 }
 
 /// The settings of the Kafka sink.
@@ -81,6 +83,15 @@ pub struct SqliteSinkConfig {
     pub tables: TablesConfig,
 }
 
+/// The settings of the file sink.
+#[derive(Clone, Debug)]
+pub struct FileSinkConfig {
+    /// The directory of the files.
+    pub path: PathBuf,
+    /// The tables to write, each to a file.
+    pub tables: TablesConfig,
+}
+
 /// The tables to write, and how often to commit.
 #[derive(Clone, Debug)]
 pub struct TablesConfig {
@@ -95,6 +106,14 @@ const TABLES: [(&str, OutputKind); 4] = [
     ("alerts", OutputKind::Alerts),
     ("windows", OutputKind::Windows),
     ("dead_letters", OutputKind::DeadLetters),
+];
+
+/// The outputs, as the files of the file sink are named.
+const FILES: [(&str, OutputKind); 4] = [
+    ("enriched-events", OutputKind::Events),
+    ("alerts", OutputKind::Alerts),
+    ("windows", OutputKind::Windows),
+    ("dead-letters", OutputKind::DeadLetters),
 ];
 
 /// The outputs that can be written to topics, with their default topics.
@@ -118,17 +137,23 @@ pub(super) fn read(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Sink
             section.report_missing("url", diagnostics);
         }
         let schema = section.text("schema", diagnostics);
-        let tables = read_tables(&mut section, diagnostics);
+        let tables = read_tables(&mut section, "tables", &TABLES, diagnostics);
         section.end(diagnostics);
         read.postgres = (|| Some(PostgresSinkConfig { url: url?, schema, tables: tables? }))();
     }
     if let Some(mut section) = sinks.section("sqlite", diagnostics) {
         let path = section.file("path", diagnostics);
-        let tables = read_tables(&mut section, diagnostics);
+        let tables = read_tables(&mut section, "tables", &TABLES, diagnostics);
         section.end(diagnostics);
         read.sqlite = (|| Some(SqliteSinkConfig { path: path?, tables: tables? }))();
     }
-    if read.kafka.is_none() && read.postgres.is_none() && read.sqlite.is_none() {
+    if let Some(mut section) = sinks.section("file", diagnostics) {
+        let path = section.file("path", diagnostics);
+        let tables = read_tables(&mut section, "outputs", &FILES, diagnostics);
+        section.end(diagnostics);
+        read.file = (|| Some(FileSinkConfig { path: path?, tables: tables? }))();
+    }
+    if read.kafka.is_none() && read.postgres.is_none() && read.sqlite.is_none() && read.file.is_none() {
         top.report_error("sinks", super::NO_SINK, diagnostics);
     }
     sinks.end(diagnostics);
@@ -143,8 +168,13 @@ fn read_kafka(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Optio
     Some(KafkaSinkConfig { brokers: brokers?, topics: topics?, commit_interval: millis(interval?), options })
 }
 
-fn read_tables(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<TablesConfig> {
-    let tables = section.choices("tables", &TABLES, diagnostics);
+fn read_tables(
+    section: &mut Section<'_>,
+    key: &str,
+    outputs: &[(&str, OutputKind)],
+    diagnostics: &mut Diagnostics,
+) -> Option<TablesConfig> {
+    let tables = section.choices(key, outputs, diagnostics);
     let interval = section.duration("commit_interval", 0, diagnostics);
     Some(TablesConfig { tables: tables?, commit_interval: millis(interval?) })
 }

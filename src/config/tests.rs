@@ -65,7 +65,7 @@ fn all_errors_are_reported_at_once_with_their_lines() {
             "line 6: time.epoch: expected a duration such as \"10ms\", \"5s\", \"1m\", \"1h\" or \"30d\", got \"10\"",
             "line 7: time.idle_timeout: expected a duration such as \"10ms\", \"5s\", \"1m\", \"1h\" or \"30d\", got 5",
             "line 13: patterns.velocity_spike.more_than: expected a whole number from 1 to 1000000, got 0",
-            "line 14: sinks: expected at least one of [sinks.kafka], [sinks.postgres] and [sinks.sqlite]",
+            "line 14: sinks: expected at least one of [sinks.kafka], [sinks.postgres], [sinks.sqlite] and [sinks.file]",
             "sinks.sqlite.path: is missing",
             "windows[0].every: this kind of window needs this key",
         ]

@@ -93,7 +93,7 @@ fn sink_sets(sinks: &SinksConfig) -> (Vec<SinkSet>, BTreeMap<&'static str, &'sta
             kafka.write_only(topics);
             kafka
         });
-        SinksConfig { kafka, postgres: None, sqlite: None }
+        SinksConfig { kafka, ..SinksConfig::default() }
     };
     let (alerts, enriched) =
         (topics(&[OutputKind::Alerts]), topics(&[OutputKind::Alerts, OutputKind::Events]));
