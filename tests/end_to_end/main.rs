@@ -9,6 +9,7 @@ mod common;
 mod crash;
 mod crash_points;
 mod faults;
+mod file_sink;
 mod files;
 mod input;
 mod input_faults;
