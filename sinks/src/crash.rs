@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The names of all crash points.
-pub const POINTS: [&str; 23] = [
+pub const POINTS: [&str; 25] = [
     "start.claimed",
     "sink.open.before",
     "sink.open.after",
@@ -20,6 +20,8 @@ pub const POINTS: [&str; 23] = [
     "sink.stage",
     "sink.commit.before",
     "sqlite.written",
+    "file.appended",
+    "file.written",
     "postgres.written",
     "kafka.produced",
     "sink.commit.after",

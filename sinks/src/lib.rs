@@ -14,6 +14,7 @@
 mod changes;
 mod contract;
 pub mod crash;
+pub mod file;
 pub mod kafka;
 pub mod memory;
 mod migrations;

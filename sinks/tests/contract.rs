@@ -7,6 +7,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 
 use headwater_dataflows::Epoch;
+use headwater_sinks::file::FileConfig;
 use headwater_sinks::memory::{Fault, Memory};
 use headwater_sinks::sqlite::SqliteConfig;
 use headwater_sinks::{
@@ -122,6 +123,83 @@ impl Store for Sqlite {
         let locker = rusqlite::Connection::open(self.path()).expect("the file");
         locker.execute_batch("BEGIN IMMEDIATE").expect("the write lock");
         Box::new(locker)
+    }
+}
+
+struct Files {
+    folder: tempfile::TempDir,
+}
+
+impl Files {
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join("results").join(name)
+    }
+
+    fn json(&self, name: &str) -> Option<serde_json::Value> {
+        let text = std::fs::read(self.path(name)).ok()?;
+        Some(serde_json::from_slice(&text).expect("JSON"))
+    }
+
+    /// Returns the committed lines of a file.
+    fn lines(&self, name: &str) -> Vec<serde_json::Value> {
+        let committed = self.json("progress.json").and_then(|progress| progress["committed"][name].as_u64());
+        let committed = committed.unwrap_or_default() as usize;
+        let bytes = std::fs::read(self.path(name)).unwrap_or_default();
+        let lines = bytes[..committed].split_inclusive(|&byte| byte == b'\n');
+        lines.map(|line| serde_json::from_slice(line).expect("JSON")).collect()
+    }
+
+    fn offsets(&self, name: &str) -> Vec<(i64, i64)> {
+        let number = |line: &serde_json::Value, member: &str| line[member].as_i64().expect("a number");
+        let lines = self.lines(name);
+        let mut offsets: Vec<_> =
+            lines.iter().map(|line| (number(line, "partition"), number(line, "offset"))).collect();
+        offsets.sort_unstable();
+        offsets
+    }
+}
+
+impl Store for Files {
+    fn new() -> Self {
+        Files { folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    fn sink(&self) -> Box<dyn Sink> {
+        Box::new(FileConfig { name: "file".to_owned(), path: self.path("") }.build())
+    }
+
+    fn alerts(&self) -> Vec<(String, String)> {
+        let mut alerts = BTreeMap::new();
+        for line in self.lines("alerts.ndjson") {
+            let text = |member: &str| line[member].as_str().map(str::to_owned);
+            let id = text("alert_id").expect("an id");
+            match line["deleted"].as_bool() {
+                Some(true) => alerts.remove(&id),
+                _ => alerts.insert(id, text("status").expect("a status")),
+            };
+        }
+        alerts.into_iter().collect()
+    }
+
+    fn events(&self) -> Vec<(i64, i64)> {
+        self.offsets("enriched-events.ndjson")
+    }
+
+    fn dead_letters(&self) -> Vec<(i64, i64)> {
+        self.offsets("dead-letters.ndjson")
+    }
+
+    /// Fails after the lines are appended.
+    fn fail_next(&self) -> Box<dyn Any> {
+        struct Obstacle(std::path::PathBuf);
+        impl Drop for Obstacle {
+            fn drop(&mut self) {
+                std::fs::remove_dir(&self.0).expect("removed");
+            }
+        }
+        let obstacle = Obstacle(self.path("progress.json.new"));
+        std::fs::create_dir(&obstacle.0).expect("created");
+        Box::new(obstacle)
     }
 }
 
@@ -425,7 +503,7 @@ macro_rules! suite {
     };
 }
 
-suite!(memory: super::Memory, sqlite: super::Sqlite, postgres: super::Database);
+suite!(memory: super::Memory, sqlite: super::Sqlite, files: super::Files, postgres: super::Database);
 suite!(
     sqlite_by_pipeline,
     super::Sqlite,
@@ -434,6 +512,8 @@ suite!(
         the_second_of_two_pipelines_that_open_at_once_is_fenced,
     ]
 );
+suite!(files_by_pipeline, super::Files, [tables_of_another_pipeline_are_refused_and_unchanged]);
 suite!(postgres_by_pipeline, super::Database, [tables_of_another_pipeline_are_refused_and_unchanged]);
 suite!(sqlite_by_writer, super::Sqlite, [the_second_of_two_starts_with_one_generation_is_fenced]);
+suite!(files_by_writer, super::Files, [the_second_of_two_starts_with_one_generation_is_fenced]);
 suite!(postgres_by_writer, super::Database, [the_second_of_two_starts_with_one_generation_is_fenced]);

@@ -12,8 +12,8 @@ mod source;
 mod state;
 
 pub use crate::connectors::{
-    FileSourceConfig, KafkaSinkConfig, KafkaSourceConfig, OutputKind, PostgresSinkConfig, SinkConfig,
-    SinksConfig, SourceConfig, SqliteSinkConfig, StartFrom, TablesConfig,
+    FileSinkConfig, FileSourceConfig, KafkaSinkConfig, KafkaSourceConfig, OutputKind, PostgresSinkConfig,
+    SinkConfig, SinksConfig, SourceConfig, SqliteSinkConfig, StartFrom, TablesConfig,
 };
 pub use crate::settings::{ConfigError, Origin};
 pub use change::{IncompatibleChange, changes};

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use headwater_dataflows::Offset;
 
 pub(crate) use self::check::{Check, counted, databases, writable};
-pub use self::file::FileSourceConfig;
+pub use self::file::{FileSinkConfig, FileSourceConfig};
 pub use self::kafka::{KafkaSinkConfig, KafkaSourceConfig};
 pub use self::outputs::{OutputKind, TablesConfig, index_of, table_of};
 pub use self::postgres::PostgresSinkConfig;
@@ -189,6 +189,8 @@ sinks! {
     Postgres(PostgresSinkConfig) = postgres::SINK,
     /// Tables in a SQLite file.
     Sqlite(SqliteSinkConfig) = sqlite::SINK,
+    /// NDJSON files.
+    File(FileSinkConfig) = file::SINK,
 }
 
 /// The sinks of results, by name.

@@ -49,7 +49,8 @@ pub struct TablesConfig {
     pub commit_interval: Duration,
 }
 
-const TABLES: [(&str, OutputKind); 4] = [
+/// The outputs, as the tables that store them are named.
+pub(super) const TABLES: [(&str, OutputKind); 4] = [
     ("events", OutputKind::Events),
     ("alerts", OutputKind::Alerts),
     ("windows", OutputKind::Windows),
@@ -57,9 +58,14 @@ const TABLES: [(&str, OutputKind); 4] = [
 ];
 
 impl TablesConfig {
-    /// Reads the tables to write and the commit interval.
-    pub(super) fn read(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<TablesConfig> {
-        let tables = section.choices("tables", &TABLES, diagnostics);
+    /// Reads the outputs to write, of those with a name, and the commit interval.
+    pub(super) fn read(
+        section: &mut Section<'_>,
+        key: &str,
+        outputs: &[(&str, OutputKind)],
+        diagnostics: &mut Diagnostics,
+    ) -> Option<TablesConfig> {
+        let tables = section.choices(key, outputs, diagnostics);
         let interval = section.duration("commit_interval", 0, diagnostics);
         Some(TablesConfig { tables: tables?, commit_interval: millis(interval?) })
     }

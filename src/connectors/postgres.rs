@@ -3,6 +3,7 @@
 use headwater_sinks::Secret;
 use headwater_sinks::postgres::{PostgresConfig, probe};
 
+use super::outputs::TABLES;
 use super::{Check, SinkConfig, SinkConnector, SinkContext, SinkKind, TablesConfig, databases};
 use crate::outputs::SinkJob;
 use crate::settings::{Diagnostics, Section, Server, keys, secrets};
@@ -37,7 +38,7 @@ fn read(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Post
         section.report_missing("url", diagnostics);
     }
     let schema = section.text("schema", diagnostics);
-    let tables = TablesConfig::read(section, diagnostics);
+    let tables = TablesConfig::read(section, "tables", &TABLES, diagnostics);
     Some(PostgresSinkConfig { url: url?, schema, tables: tables? })
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use headwater_sinks::sqlite::SqliteConfig;
 
+use super::outputs::TABLES;
 use super::{Check, SinkConfig, SinkConnector, SinkContext, SinkKind, TablesConfig, writable};
 use crate::outputs::SinkJob;
 use crate::settings::{Diagnostics, Section, keys};
@@ -29,7 +30,7 @@ pub struct SqliteSinkConfig {
 
 fn read(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<SqliteSinkConfig> {
     let path = section.file("path", diagnostics);
-    let tables = TablesConfig::read(section, diagnostics);
+    let tables = TablesConfig::read(section, "tables", &TABLES, diagnostics);
     Some(SqliteSinkConfig { path: path?, tables: tables? })
 }
 

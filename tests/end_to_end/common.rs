@@ -141,7 +141,17 @@ impl Expected {
     /// # Panics
     /// Panics with the first differences, if there are any.
     pub fn judge_sqlite(&self, database: &Path) {
-        self.judge(&dump_sqlite(database));
+        self.judge(&dump(database));
+    }
+
+    /// Compares the directory of a file sink with the expected results: the rows, and every change of an alert.
+    ///
+    /// # Panics
+    /// Panics with the first differences, if there are any.
+    pub fn judge_directory(&self, directory: &Path) {
+        let lines = dump(directory);
+        let tables = ["events", "alerts", "alert_changes", "windows", "dead_letters"];
+        succeed(oracle("compare.py").arg(&self.0).arg(lines).arg("--tables").args(tables));
     }
 
     /// Compares the selected rows of a SQLite database with the same selection of the expected results.
@@ -149,17 +159,18 @@ impl Expected {
     /// # Panics
     /// Panics with the first differences, if there are any, or if no row is selected.
     pub fn judge_some(&self, database: &Path, is_selected: impl Fn(&str, &Value) -> bool) {
-        let actual = dump_sqlite(database);
+        let actual = dump(database);
         let counts = [&self.0, &actual].map(|tables| retain_rows(tables, &is_selected));
         assert!(counts[0] > 0, "no expected row is selected");
         self.judge(&actual);
     }
 }
 
-/// Writes the tables of a SQLite database to a directory beside it, and returns that directory.
-fn dump_sqlite(database: &Path) -> PathBuf {
-    let tables = database.with_extension("tables");
-    succeed(oracle("dump.py").arg(database).arg(&tables));
+/// Writes the tables of a SQLite database, or of a file sink's directory, to a directory beside it, and returns that
+/// directory.
+fn dump(results: &Path) -> PathBuf {
+    let tables = results.with_extension("tables");
+    succeed(oracle("dump.py").arg(results).arg(&tables));
     tables
 }
 

@@ -9,19 +9,38 @@ use std::time::{Duration, Instant};
 use crate::common::{Expected, FLOW, Random, hard_settings, headwater, merge_bindings, succeed, write_files};
 use crate::live::{Process, wait_for};
 
+/// Where a pipeline of files writes its results.
+#[derive(Clone, Copy)]
+enum Results {
+    /// The SQLite database `results.db`.
+    Sqlite,
+    /// The directory `results`, by the file sink.
+    Directory,
+}
+
 /// A pipeline that reads files, with a ledger, in its own directory.
 pub struct Files {
     dir: tempfile::TempDir,
     names: Vec<String>,
+    results: Results,
 }
 
 impl Files {
-    /// Generates the files and writes the configuration of the standard flow.
+    /// Generates the files and writes the configuration of the standard flow, into SQLite.
     pub fn new(seed: u64, records: u64) -> Files {
+        Files::into(Results::Sqlite, seed, records)
+    }
+
+    /// Generates the files and writes the configuration of the standard flow, into a directory of files.
+    pub fn into_directory(seed: u64, records: u64) -> Files {
+        Files::into(Results::Directory, seed, records)
+    }
+
+    fn into(results: Results, seed: u64, records: u64) -> Files {
         let dir = tempfile::tempdir().expect("a directory");
         let files = write_files(dir.path(), &hard_settings(seed), records);
         let names: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
-        let files = Files { dir, names };
+        let files = Files { dir, names, results };
         files.configure(FLOW);
         files
     }
@@ -53,11 +72,14 @@ impl Files {
     /// Writes the configuration with additional limits.
     pub fn configure_limits(&self, limits: &str, flow: &str) {
         let place = |name: &str| self.path(name).display().to_string();
+        let (sink, results) = match self.results {
+            Results::Sqlite => ("sqlite", place("results.db")),
+            Results::Directory => ("file", place("results")),
+        };
         let text = format!(
-            "pipeline = \"crash\"\n[source]\nkind = \"file\"\npaths = {:?}\n[sinks.sqlite]\npath = {:?}\n\
+            "pipeline = \"crash\"\n[source]\nkind = \"file\"\npaths = {:?}\n[sinks.{sink}]\npath = {results:?}\n\
              commit_interval = \"20ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n{limits}[ledger]\nkind = \"sqlite\"\npath = {:?}\n{flow}",
             self.names,
-            place("results.db"),
             place("ledger.db"),
         );
         fs::write(self.path("run.toml"), text).expect("written");
@@ -75,7 +97,11 @@ impl Files {
 
     /// Compares the results with those of the oracle.
     pub fn judge(&self) {
-        self.expected(&self.path("run.toml")).judge_sqlite(&self.path("results.db"));
+        let expected = self.expected(&self.path("run.toml"));
+        match self.results {
+            Results::Sqlite => expected.judge_sqlite(&self.path("results.db")),
+            Results::Directory => expected.judge_directory(&self.path("results")),
+        }
     }
 
     /// Returns the results that the oracle expects for a configuration and all bindings so far.
@@ -88,8 +114,12 @@ impl Files {
 
     /// Returns the last epochs that the sink and the ledger have stored; 0 if none.
     pub fn frontiers(&self) -> (i64, i64) {
+        let through = "SELECT max(through) FROM headwater_progress";
         (
-            query_number(&self.path("results.db"), "SELECT max(through) FROM headwater_progress"),
+            match self.results {
+                Results::Sqlite => query_number(&self.path("results.db"), through),
+                Results::Directory => committed_epoch(&self.path("results")),
+            },
             query_number(
                 &self.path("ledger.db"),
                 "SELECT max(newest) FROM (SELECT max(through) AS newest FROM headwater_bindings
@@ -138,6 +168,14 @@ pub fn rows(database: &Path) -> Vec<String> {
 pub fn query_number(database: &Path, query: &str) -> i64 {
     let connection = rusqlite::Connection::open(database).expect("a database");
     connection.query_row(query, [], |row| row.get::<_, Option<i64>>(0)).ok().flatten().unwrap_or(0)
+}
+
+/// Returns the last epoch that is committed in the directory of a file sink; 0 if there is none.
+fn committed_epoch(directory: &Path) -> i64 {
+    let Ok(text) = fs::read(directory.join("progress.json")) else { return 0 };
+    let progress: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let writers = progress["progress"].as_array().expect("a list");
+    writers.iter().filter_map(|writer| writer["epoch"].as_i64()).max().unwrap_or(0)
 }
 
 /// Starts a command and kills it, like `kill -9`, a time `after` `due` became true. Returns false if the command ended

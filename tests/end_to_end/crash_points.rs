@@ -23,9 +23,13 @@ const SERVICE_POINTS: [&str; 7] = [
 /// The crash points of a start whose configuration has changed.
 pub const CONFIG_CHANGE_POINTS: [&str; 2] = ["ledger.amend.before", "ledger.amend.after"];
 
-/// Returns the crash points that any run reaches.
+/// The crash points of the file sink.
+pub const FILE_POINTS: [&str; 2] = ["file.appended", "file.written"];
+
+/// Returns the crash points that any run reaches, except those of the file sink.
 pub fn common_points() -> Vec<&'static str> {
-    POINTS.into_iter().filter(|point| !CONFIG_CHANGE_POINTS.contains(point)).collect()
+    let is_common = |point: &&str| !CONFIG_CHANGE_POINTS.contains(point) && !FILE_POINTS.contains(point);
+    POINTS.into_iter().filter(is_common).collect()
 }
 
 /// Returns true if a pipeline of files and SQLite never reaches the point.

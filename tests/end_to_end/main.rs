@@ -10,6 +10,7 @@ mod common;
 mod crash;
 mod crash_points;
 mod faults;
+mod file_sink;
 mod files;
 mod input;
 mod input_faults;

@@ -172,6 +172,41 @@ class Commands(unittest.TestCase):
         self.assertEqual(compared.returncode, 1)
         self.assertIn("amount_band: expected 'none', got '<10'", compared.stdout)
 
+    def test_only_committed_lines_of_a_directory_count(self):
+        files = {
+            "enriched-events.ndjson": ['{"partition":0,"offset":1,"epoch":1,"amount":999999999999.999999}'],
+            "alerts.ndjson": ['{"alert_id":"a","epoch":1,"final":false}', '{"alert_id":"a","epoch":2,"final":true}'],
+            "windows.ndjson": [
+                '{"window_name":"w","key_kind":"user","key":"u","start":"s","epoch":1}',
+                '{"window_name":"w","key_kind":"user","key":"u","start":"s","epoch":2,"deleted":true}',
+            ],
+            "dead-letters.ndjson": ['{"partition":0,"offset":2,"epoch":1,"key":null,"value_base64":"AP8="}'],
+        }
+        (self.folder / "results").mkdir()
+        committed = {}
+        for name, lines in files.items():
+            text = "".join(line + "\n" for line in lines)
+            committed[name] = len(text)
+            self.write(f"results/{name}", text + '{"epoch":3')
+        self.write("results/progress.json", json.dumps({"committed": committed}))
+        ran = self.run_script("dump.py", "results", "actual")
+        self.assertEqual((ran.returncode, ran.stderr), (0, ""))
+
+        def table(name):
+            return [json.loads(line) for line in (self.folder / "actual" / name).read_text().splitlines()]
+
+        self.assertEqual(table("events.ndjson")[0]["amount"], "999999999999.999999")
+        self.assertEqual([line["epoch"] for line in table("alerts.ndjson")], [2])
+        self.assertEqual([line["epoch"] for line in table("alert_changes.ndjson")], [1, 2])
+        self.assertEqual(table("windows.ndjson"), [])
+        digest = "06eb7d6a69ee19e5fbdf749018d3d2abfa04bcbd1365db312eb86dc7169389b8"
+        self.assertEqual(table("dead_letters.ndjson")[0]["value_sha256"], digest)
+
+        twice = 2 * (files["alerts.ndjson"][0] + "\n")
+        self.write("results/alerts.ndjson", twice)
+        self.write("results/progress.json", json.dumps({"committed": {"alerts.ndjson": len(twice)}}))
+        self.assertIn("epoch 1 comes after epoch 1", self.run_script("dump.py", "results", "actual").stderr)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -1,11 +1,11 @@
-//! Files of NDJSON as source: each file is a partition, each line an offset.
+//! Files as source: each file is a partition, each line an offset.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use headwater_dataflows::Offset;
 
-use super::{Check, SourceConfig, SourceConnector, SourceContext, SourceKind};
+use crate::connectors::{Check, SourceConfig, SourceConnector, SourceContext, SourceKind};
 use crate::settings::{Diagnostics, Section, keys};
 use crate::source::file::{FileSource, check_repeatable};
 use crate::source::{Source, SourceError};
