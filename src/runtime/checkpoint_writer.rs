@@ -18,11 +18,24 @@ use crate::state::StateStore;
 use crate::state::part::{Content, Malformed};
 
 /// A command of a worker or of the ledger's thread.
-enum Command {
+#[derive(Debug, PartialEq)]
+pub enum Command {
     /// Buffers records that a worker has captured at the end of an epoch.
-    Buffer { worker: usize, epoch: Epoch, records: Vec<Record> },
+    Buffer {
+        /// The index of the worker.
+        worker: usize,
+        /// The epoch.
+        epoch: Epoch,
+        /// The records.
+        records: Vec<Record>,
+    },
     /// Puts the records that a worker has captured at the end of an epoch: they are complete.
-    PutParts { worker: usize, epoch: Epoch },
+    PutParts {
+        /// The index of the worker.
+        worker: usize,
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// Deletes parts that no manifest refers to.
     Delete(BTreeSet<PartName>),
 }
@@ -77,6 +90,24 @@ impl Shared {
     fn of(&self, worker: usize) -> std::sync::MutexGuard<'_, PutParts> {
         self.put[worker - self.first_worker].lock().expect("no thread panics while it holds the lock")
     }
+
+    /// Publishes the durable parts of a worker and epoch, and activates the operator that waits for them.
+    fn publish(&self, worker: usize, epoch: Epoch, parts: Vec<Part>) {
+        let mut put = self.of(worker);
+        put.parts.push((epoch, parts));
+        if let Some(activator) = &put.activator {
+            // The activation fails only if the worker has shut down.
+            let _ = activator.activate();
+        }
+    }
+}
+
+/// Creates the handle of the writer of a process's workers, and the writer's queue.
+fn queue(workers: Range<usize>) -> (CheckpointWriterHandle, Receiver<Command>) {
+    let (sender, receiver) = channel();
+    let put = workers.clone().map(|_| Mutex::default()).collect();
+    let shared = Arc::new(Shared { first_worker: workers.start, put });
+    (CheckpointWriterHandle { sender, shared }, receiver)
 }
 
 /// The ids that name the parts of a writer.
@@ -97,10 +128,8 @@ pub fn spawn(
     workers: Range<usize>,
     failure: Failure,
 ) -> std::io::Result<(CheckpointWriterHandle, JoinHandle<()>)> {
-    let (sender, receiver) = channel();
-    let put = workers.clone().map(|_| Mutex::default()).collect();
-    let shared = Arc::new(Shared { first_worker: workers.start, put });
-    let handle = CheckpointWriterHandle { sender, shared: Arc::clone(&shared) };
+    let (handle, receiver) = queue(workers);
+    let shared = Arc::clone(&handle.shared);
     let checkpoint_writer =
         CheckpointWriter { store, writer_id, parts: before, buffered: BTreeMap::new(), shared };
     let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(move || {
@@ -134,12 +163,7 @@ impl CheckpointWriter {
                 Command::PutParts { worker, epoch } => {
                     let records = self.buffered.remove(&(epoch, worker)).unwrap_or_default();
                     let parts = self.put(epoch, records)?;
-                    let mut put = self.shared.of(worker);
-                    put.parts.push((epoch, parts));
-                    if let Some(activator) = &put.activator {
-                        // The activation fails only if the worker has shut down.
-                        let _ = activator.activate();
-                    }
+                    self.shared.publish(worker, epoch, parts);
                 }
                 // A later start deletes the parts that could not be deleted here.
                 Command::Delete(names) => {

@@ -25,8 +25,11 @@ use crate::metrics::Metrics;
 const ROUND: usize = 4096;
 
 /// An entry of the writer's queue.
-enum Entry {
+#[derive(Debug, PartialEq)]
+pub enum Entry {
+    /// An epoch that is bound.
     Epoch(EpochRecord),
+    /// The manifest of a checkpoint.
     Manifest(Box<Manifest>),
     /// The name of a sink that has committed.
     Committed(String),
@@ -78,6 +81,28 @@ impl LedgerWriterHandle {
 /// A reader of the last durable epoch.
 pub struct DurableEpoch(Arc<Shared>);
 
+impl Shared {
+    /// Publishes the last durable epoch, and activates the operator that waits for it.
+    fn publish(&self, durable: Epoch) {
+        self.durable.store(durable.0, Ordering::Release);
+        if let Some(activator) = &*self.activator.lock().expect("no thread panics while it holds the lock") {
+            // The activation fails only if the worker has shut down.
+            let _ = activator.activate();
+        }
+    }
+}
+
+/// Creates the handle of the writer of a ledger that ends at epoch `durable`, and the writer's queue.
+fn queue(durable: Epoch) -> (LedgerWriterHandle, Receiver<Entry>) {
+    let (sender, receiver) = channel();
+    let shared = Arc::new(Shared {
+        durable: AtomicU64::new(durable.0),
+        concluded: AtomicU64::new(0),
+        activator: Mutex::default(),
+    });
+    (LedgerWriterHandle { sender, shared }, receiver)
+}
+
 /// The data that recording manifests needs.
 pub struct ManifestRetention {
     /// The number of manifests to keep.
@@ -97,14 +122,8 @@ pub fn spawn(
     failure: Failure,
     metrics: Arc<Metrics>,
 ) -> std::io::Result<(LedgerWriterHandle, JoinHandle<Box<dyn Ledger>>)> {
-    let (sender, receiver) = channel();
-    let shared = Arc::new(Shared {
-        durable: AtomicU64::new(durable.0),
-        concluded: AtomicU64::new(0),
-        activator: Mutex::default(),
-    });
-    let handle = LedgerWriterHandle { sender, shared: Arc::clone(&shared) };
-    let mut writer = Writer { ledger, retention, shared, metrics };
+    let (handle, receiver) = queue(durable);
+    let mut writer = Writer { ledger, retention, shared: Arc::clone(&handle.shared), metrics };
     let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || {
         if let Err(error) = writer.run(&receiver) {
             failure.report(error.into());
@@ -142,13 +161,7 @@ impl Writer {
                 self.ledger.append(&round)?;
                 self.metrics.writes_ledger(false);
                 crash::point("ledger.append.after");
-                self.shared.durable.store(last.epoch.0, Ordering::Release);
-                if let Some(activator) =
-                    &*self.shared.activator.lock().expect("no thread panics while it holds the lock")
-                {
-                    // The activation fails only if the worker has shut down.
-                    let _ = activator.activate();
-                }
+                self.shared.publish(last.epoch);
             }
             if let Some(manifest) = manifest {
                 self.conclude(*manifest)?;

@@ -1,6 +1,7 @@
 //! The writer of a sink: one thread per process and sink. Each round commits all epochs that are complete by then.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -17,7 +18,7 @@ use crate::coordination::Skips;
 use crate::metrics::Metrics;
 
 /// A message from a worker to a writer.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub enum Delivery {
     /// The changes of an epoch. The round that commits them also commits progress through this epoch.
     Changes {
@@ -89,6 +90,24 @@ impl WriterHandle {
     }
 }
 
+impl Shared {
+    /// Publishes the first epoch that is not committed, and activates the operators that wait for it.
+    fn publish(&self, committed: Option<Epoch>) {
+        self.committed.store(committed.map_or(ALL, |committed| committed.0), Ordering::Release);
+        for activator in self.activators.lock().expect("no thread panics while it holds the lock").iter() {
+            // A worker that has shut down needs no activation.
+            let _ = activator.activate();
+        }
+    }
+}
+
+/// Creates the handle of a writer, and the queue from which the writer receives.
+fn queue(sink: &str, committed_through: Option<Epoch>) -> (WriterHandle, Receiver<Delivery>) {
+    let (sender, receiver) = sync_channel(QUEUE);
+    let shared = Arc::new(Shared { committed: AtomicU64::new(0), activators: Mutex::default() });
+    (WriterHandle { sink: sink.to_owned(), committed_through, sender, shared }, receiver)
+}
+
 /// The outputs that are withheld from a sink.
 pub struct WriterOptions {
     /// The last epoch that it has committed.
@@ -102,29 +121,15 @@ pub struct WriterOptions {
 /// Starts the writer of an opened sink, for these workers.
 pub fn spawn(
     sink: Box<dyn Sink>,
-    WriterOptions { committed_through, skips, ledger }: WriterOptions,
-    workers: std::ops::Range<usize>,
+    options: WriterOptions,
+    workers: Range<usize>,
     commit_interval: Duration,
     failure: Failure,
     metrics: Arc<Metrics>,
 ) -> std::io::Result<(WriterHandle, JoinHandle<()>)> {
-    let (sender, receiver) = sync_channel(QUEUE);
-    let shared = Arc::new(Shared { committed: AtomicU64::new(0), activators: Mutex::default() });
-    let name = sink.name().to_owned();
-    let handle = WriterHandle { sink: name.clone(), committed_through, sender, shared: Arc::clone(&shared) };
-    let writer = Writer {
-        name: name.clone(),
-        skips,
-        ledger,
-        sink,
-        first_worker: workers.start,
-        reached: vec![Some(Epoch(0)); workers.len()],
-        staged: BTreeSet::new(),
-        committed: Some(Epoch(0)),
-        shared,
-        metrics,
-    };
-    let thread = std::thread::Builder::new().name(format!("sink-{name}")).spawn(move || {
+    let (handle, receiver) = queue(sink.name(), options.committed_through);
+    let writer = Writer::new(sink, options, workers, Arc::clone(&handle.shared), metrics);
+    let thread = std::thread::Builder::new().name(format!("sink-{}", handle.sink)).spawn(move || {
         if let Err(error) = writer.run(&receiver, commit_interval, &failure) {
             failure.report(error);
         }
@@ -148,6 +153,27 @@ struct Writer {
 }
 
 impl Writer {
+    fn new(
+        sink: Box<dyn Sink>,
+        WriterOptions { skips, ledger, .. }: WriterOptions,
+        workers: Range<usize>,
+        shared: Arc<Shared>,
+        metrics: Arc<Metrics>,
+    ) -> Writer {
+        Writer {
+            name: sink.name().to_owned(),
+            skips,
+            ledger,
+            sink,
+            first_worker: workers.start,
+            reached: vec![Some(Epoch(0)); workers.len()],
+            staged: BTreeSet::new(),
+            committed: Some(Epoch(0)),
+            shared,
+            metrics,
+        }
+    }
+
     /// Runs until every worker has delivered all epochs and all of them are committed.
     fn run(
         mut self,
@@ -243,13 +269,7 @@ impl Writer {
             }
         }
         self.committed = complete;
-        self.shared.committed.store(complete.map_or(ALL, |complete| complete.0), Ordering::Release);
-        for activator in
-            self.shared.activators.lock().expect("no thread panics while it holds the lock").iter()
-        {
-            // A worker that has shut down needs no activation.
-            let _ = activator.activate();
-        }
+        self.shared.publish(complete);
         Ok(())
     }
 }
