@@ -39,12 +39,9 @@ pub fn deliver<'scope>(
             let mut held = Some(capability);
             let activator = scope.activator_for(info.address.clone());
             writer.add_activator(worker, scope.worker().sync_activator_for(info.address.to_vec()));
-            // The capabilities of epochs that are not committed, and the changes that are not yet sent.
+            // The capabilities of epochs that are not committed.
             let mut open: BTreeMap<Epoch, Capability<Epoch>> = BTreeMap::new();
-            let mut gathered: BTreeMap<Epoch, Vec<Changes>> = BTreeMap::new();
-            let mut unsent: VecDeque<Delivery> = VecDeque::new();
-            let mut complete = Some(Epoch(0));
-            let mut announced = Some(Epoch(0));
+            let mut outbox = Outbox::new(worker);
             move |(input, frontier), (nothing, durable), _output| {
                 nothing.for_each(|_, _| {});
                 input.for_each(|stamp, data| {
@@ -53,35 +50,18 @@ pub fn deliver<'scope>(
                             continue;
                         }
                         open.entry(epoch).or_insert_with(|| stamp.delayed(&epoch, 0));
-                        let gathered = gathered.entry(epoch).or_default();
-                        gathered.extend((!changes.is_empty()).then_some(changes));
+                        outbox.add(epoch, changes);
                     }
                 });
-                let reached = frontier.frontier().first().copied();
-                if reached != complete {
-                    let later = reached.map_or_else(BTreeMap::new, |reached| gathered.split_off(&reached));
-                    for (epoch, changes) in std::mem::replace(&mut gathered, later) {
-                        unsent.push_back(Delivery::Changes { epoch, changes });
-                    }
-                    complete = reached;
+                outbox.complete(frontier.frontier().first().copied());
+                if outbox.announce(durable.frontier().first().copied())
+                    && let (Some(held), Some(reached)) = (&mut held, outbox.announced)
+                {
+                    held.downgrade(&reached);
                 }
-                let durable = durable.frontier().first().copied();
-                let reached = complete.into_iter().chain(durable).min();
-                if reached != announced {
-                    unsent.push_back(Delivery::Frontier { worker, reached });
-                    announced = reached;
-                    if let (Some(held), Some(reached)) = (&mut held, reached) {
-                        held.downgrade(&reached);
-                    }
-                }
-                while let Some(next) = unsent.pop_front() {
-                    if let Err(back) = writer.send(next) {
-                        unsent.push_front(back);
-                        activator.activate_after(RETRY);
-                        break;
-                    }
-                }
-                if announced.is_none() && unsent.is_empty() {
+                if !outbox.send(&writer) {
+                    activator.activate_after(RETRY);
+                } else if outbox.announced.is_none() {
                     held = None;
                 }
                 open = match writer.committed() {
@@ -91,4 +71,66 @@ pub fn deliver<'scope>(
             }
         },
     )
+}
+
+/// The messages of a worker to a writer.
+struct Outbox {
+    worker: usize,
+    /// The changes of epochs that are not complete.
+    gathered: BTreeMap<Epoch, Vec<Changes>>,
+    /// The messages that the writer's queue had no room for.
+    unsent: VecDeque<Delivery>,
+    /// The first epoch that may have further changes.
+    complete: Option<Epoch>,
+    /// The frontier that the writer was sent last.
+    announced: Option<Epoch>,
+}
+
+impl Outbox {
+    fn new(worker: usize) -> Outbox {
+        let start = Some(Epoch(0));
+        let (gathered, unsent) = (BTreeMap::new(), VecDeque::new());
+        Outbox { worker, gathered, unsent, complete: start, announced: start }
+    }
+
+    /// Adds changes of an epoch that is not complete; may be empty.
+    fn add(&mut self, epoch: Epoch, changes: Changes) {
+        let gathered = self.gathered.entry(epoch).or_default();
+        gathered.extend((!changes.is_empty()).then_some(changes));
+    }
+
+    /// Queues the changes of the epochs before `reached`, which are complete.
+    fn complete(&mut self, reached: Option<Epoch>) {
+        if reached == self.complete {
+            return;
+        }
+        let later = reached.map_or_else(BTreeMap::new, |reached| self.gathered.split_off(&reached));
+        for (epoch, changes) in std::mem::replace(&mut self.gathered, later) {
+            self.unsent.push_back(Delivery::Changes { epoch, changes });
+        }
+        self.complete = reached;
+    }
+
+    /// Queues the frontier before which all epochs are complete, and durable before `durable`. Returns true if it has
+    /// advanced.
+    fn announce(&mut self, durable: Option<Epoch>) -> bool {
+        let reached = self.complete.into_iter().chain(durable).min();
+        if reached == self.announced {
+            return false;
+        }
+        self.unsent.push_back(Delivery::Frontier { worker: self.worker, reached });
+        self.announced = reached;
+        true
+    }
+
+    /// Sends as many messages as the writer's queue has room for; returns true if none is left.
+    fn send(&mut self, writer: &WriterHandle) -> bool {
+        while let Some(next) = self.unsent.pop_front() {
+            if let Err(back) = writer.send(next) {
+                self.unsent.push_front(back);
+                return false;
+            }
+        }
+        true
+    }
 }
