@@ -8,6 +8,8 @@ mod clock;
 mod config_change;
 mod delivery;
 mod failure;
+#[cfg(test)]
+mod fakes;
 mod field_errors;
 mod flow;
 mod forgetting;
