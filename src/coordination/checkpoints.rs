@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::{EpochRecord, Manifest, Part, PartKind, PartName};
 
-/// The maximum number of deltas after a base: a start must read each of them.
+/// If more deltas than this follow a base, the next part is a base again: a start must read each of them.
 const MAX_DELTAS: usize = 8;
 
 /// Decides which epochs are marked: at most one at a time, at intervals of `interval_ms` of recorded wall time.

@@ -7,6 +7,8 @@
 
 mod change;
 mod compute;
+#[cfg(test)]
+mod fixtures;
 mod plan;
 mod rules;
 

@@ -18,11 +18,24 @@ use crate::state::StateStore;
 use crate::state::part::{Content, Malformed};
 
 /// A command of a worker or of the ledger's thread.
-enum Command {
+#[derive(Debug, PartialEq)]
+pub enum Command {
     /// Buffers records that a worker has captured at the end of an epoch.
-    Buffer { worker: usize, epoch: Epoch, records: Vec<Record> },
+    Buffer {
+        /// The index of the worker.
+        worker: usize,
+        /// The epoch.
+        epoch: Epoch,
+        /// The records.
+        records: Vec<Record>,
+    },
     /// Puts the records that a worker has captured at the end of an epoch: they are complete.
-    PutParts { worker: usize, epoch: Epoch },
+    PutParts {
+        /// The index of the worker.
+        worker: usize,
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// Deletes parts that no manifest refers to.
     Delete(BTreeSet<PartName>),
 }
@@ -77,6 +90,24 @@ impl Shared {
     fn of(&self, worker: usize) -> std::sync::MutexGuard<'_, PutParts> {
         self.put[worker - self.first_worker].lock().expect("no thread panics while it holds the lock")
     }
+
+    /// Publishes the durable parts of a worker and epoch, and activates the operator that waits for them.
+    fn publish(&self, worker: usize, epoch: Epoch, parts: Vec<Part>) {
+        let mut put = self.of(worker);
+        put.parts.push((epoch, parts));
+        if let Some(activator) = &put.activator {
+            // The activation fails only if the worker has shut down.
+            let _ = activator.activate();
+        }
+    }
+}
+
+/// Creates the handle of the writer of a process's workers, and the writer's queue.
+fn queue(workers: Range<usize>) -> (CheckpointWriterHandle, Receiver<Command>) {
+    let (sender, receiver) = channel();
+    let put = workers.clone().map(|_| Mutex::default()).collect();
+    let shared = Arc::new(Shared { first_worker: workers.start, put });
+    (CheckpointWriterHandle { sender, shared }, receiver)
 }
 
 /// The ids that name the parts of a writer.
@@ -97,10 +128,8 @@ pub fn spawn(
     workers: Range<usize>,
     failure: Failure,
 ) -> std::io::Result<(CheckpointWriterHandle, JoinHandle<()>)> {
-    let (sender, receiver) = channel();
-    let put = workers.clone().map(|_| Mutex::default()).collect();
-    let shared = Arc::new(Shared { first_worker: workers.start, put });
-    let handle = CheckpointWriterHandle { sender, shared: Arc::clone(&shared) };
+    let (handle, receiver) = queue(workers);
+    let shared = Arc::clone(&handle.shared);
     let checkpoint_writer =
         CheckpointWriter { store, writer_id, parts: before, buffered: BTreeMap::new(), shared };
     let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(move || {
@@ -134,12 +163,7 @@ impl CheckpointWriter {
                 Command::PutParts { worker, epoch } => {
                     let records = self.buffered.remove(&(epoch, worker)).unwrap_or_default();
                     let parts = self.put(epoch, records)?;
-                    let mut put = self.shared.of(worker);
-                    put.parts.push((epoch, parts));
-                    if let Some(activator) = &put.activator {
-                        // The activation fails only if the worker has shut down.
-                        let _ = activator.activate();
-                    }
+                    self.shared.publish(worker, epoch, parts);
                 }
                 // A later start deletes the parts that could not be deleted here.
                 Command::Delete(names) => {
@@ -184,6 +208,19 @@ impl CheckpointWriter {
         let part = put(&mut *self.store, PartName { ledger_id, generation, epoch, shard, kind }, &bytes)?;
         self.parts.push(part.clone());
         Ok(part)
+    }
+}
+
+#[cfg(test)]
+impl CheckpointWriterHandle {
+    /// Creates a handle without a writer: a test receives the commands, and says what is durable.
+    pub fn detached(workers: Range<usize>) -> (CheckpointWriterHandle, Receiver<Command>) {
+        queue(workers)
+    }
+
+    /// Adds durable parts of a worker and epoch.
+    pub fn add_parts(&self, worker: usize, epoch: Epoch, parts: Vec<Part>) {
+        self.shared.publish(worker, epoch, parts);
     }
 }
 
@@ -238,4 +275,208 @@ pub fn merge(parts: &[LoadedPart]) -> Result<Content<'_>, RunError> {
         all.over(content.map_err(damaged)?);
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use PartKind::{Base, Delta};
+
+    use super::*;
+    use crate::runtime::fakes::{FakeStore, captured, part_name, wait_until};
+
+    /// A writer of workers 2 and 3, driven without its thread.
+    struct Fixture {
+        store: FakeStore,
+        writer: CheckpointWriter,
+        shared: Arc<Shared>,
+    }
+
+    fn fixture(before: Vec<Part>) -> Fixture {
+        let store = FakeStore::default();
+        let (handle, _) = queue(2..4);
+        let shared = handle.shared;
+        let writer_id = WriterId { ledger_id: LedgerId("a".to_owned()), generation: Generation(1) };
+        let writer = CheckpointWriter {
+            store: Box::new(store.clone()),
+            writer_id,
+            parts: before,
+            buffered: BTreeMap::new(),
+            shared: Arc::clone(&shared),
+        };
+        Fixture { store, writer, shared }
+    }
+
+    impl Fixture {
+        /// Carries out these commands, and ends.
+        fn run(self, commands: impl IntoIterator<Item = Command>) -> (Result<(), RunError>, FakeStore, Put) {
+            let Fixture { store, writer, shared } = self;
+            let (sender, receiver) = channel();
+            commands.into_iter().for_each(|command| sender.send(command).expect("the receiver is here"));
+            drop(sender);
+            let outcome = writer.run(&receiver);
+            let put = [2, 3].map(|worker| std::mem::take(&mut shared.of(worker).parts));
+            (outcome, store, put)
+        }
+    }
+
+    /// The parts that were put for each worker.
+    type Put = [Vec<(Epoch, Vec<Part>)>; 2];
+
+    fn buffer(worker: usize, epoch: u64, records: Vec<Record>) -> Command {
+        Command::Buffer { worker, epoch: Epoch(epoch), records }
+    }
+
+    fn put_parts(worker: usize, epoch: u64) -> Command {
+        Command::PutParts { worker, epoch: Epoch(epoch) }
+    }
+
+    fn names(parts: &[Part]) -> Vec<PartName> {
+        parts.iter().map(|part| part.name.clone()).collect()
+    }
+
+    /// Returns what a start would read from these parts of shard 5.
+    fn state(store: &mut FakeStore, parts: &[Part]) -> Vec<Record> {
+        let loaded = read(store, parts).expect("whole");
+        merge(&loaded).expect("valid").records(ShardId(5)).collect()
+    }
+
+    #[test]
+    fn parts_have_the_records_of_one_worker_epoch_and_shard() {
+        let (outcome, mut store, [second, third]) = fixture(Vec::new()).run([
+            buffer(2, 1, vec![captured(5, "ann", Some("1")), captured(6, "bob", Some("1"))]),
+            buffer(3, 1, vec![captured(7, "eve", Some("1"))]),
+            buffer(2, 2, vec![captured(5, "ann", Some("2"))]),
+            buffer(2, 1, vec![captured(5, "cid", Some("1"))]),
+            put_parts(2, 1),
+        ]);
+        outcome.expect("stored");
+        assert_eq!(third, [], "the records of worker 3 may be incomplete");
+        let [(Epoch(1), parts)] = &second[..] else { panic!("{second:?}") };
+        assert_eq!(names(parts), [part_name(1, 5, Base), part_name(1, 6, Base)]);
+        let expected = [captured(5, "ann", Some("1")), captured(5, "cid", Some("1"))];
+        assert_eq!(state(&mut store, &parts[..1]), expected);
+    }
+
+    #[test]
+    fn parts_are_published_only_after_a_sync() {
+        let (outcome, store, put) =
+            fixture(Vec::new()).run([buffer(2, 1, vec![captured(5, "ann", Some("1"))]), put_parts(2, 1)]);
+        outcome.expect("stored");
+        assert_eq!(store.calls.take(), ["put a/1/1/5.base", "sync"]);
+        assert_eq!(put[0].len(), 1);
+
+        for failing in ["put", "sync"] {
+            let fixture = fixture(Vec::new());
+            fixture.store.calls.fail(failing);
+            let commands =
+                [buffer(2, 1, vec![captured(5, "ann", Some("1"))]), put_parts(2, 1), put_parts(3, 1)];
+            let (outcome, _, put) = fixture.run(commands);
+            assert!(matches!(outcome, Err(RunError::State(_))), "{failing}: {outcome:?}");
+            assert_eq!(put, [vec![], vec![]], "{failing}: nothing is durable");
+        }
+    }
+
+    #[test]
+    fn a_worker_without_changes_has_an_epoch_without_parts() {
+        let (outcome, store, put) = fixture(Vec::new()).run([put_parts(3, 4)]);
+        outcome.expect("stored");
+        assert_eq!(put, [vec![], vec![(Epoch(4), vec![])]]);
+        assert_eq!(store.calls.take(), ["sync"]);
+    }
+
+    #[test]
+    fn deltas_are_merged_into_a_base_without_removed_keys() {
+        let large = "x".repeat(1000);
+        let mut commands =
+            vec![buffer(2, 1, vec![captured(5, "ann", Some(&large)), captured(5, "bob", Some("1"))])];
+        commands.push(put_parts(2, 1));
+        commands.extend([buffer(2, 2, vec![captured(5, "bob", None)]), put_parts(2, 2)]);
+        for epoch in 3..=11 {
+            let value = epoch.to_string();
+            commands.extend([buffer(2, epoch, vec![captured(5, "cid", Some(&value))]), put_parts(2, epoch)]);
+        }
+        let (outcome, mut store, [put, _]) = fixture(Vec::new()).run(commands);
+        outcome.expect("stored");
+        let parts: Vec<_> = put.into_iter().flat_map(|(_, parts)| parts).collect();
+        let bases: Vec<_> =
+            parts.iter().filter(|part| part.name.kind == Base).map(|part| part.name.epoch).collect();
+        assert_eq!(bases, [Epoch(1), Epoch(11)], "too many deltas follow the first");
+        let all = state(&mut store, &parts[..parts.len() - 1]);
+        assert!(all.contains(&captured(5, "bob", None)) && all.contains(&captured(5, "cid", Some("10"))));
+        let merged = [captured(5, "ann", Some(&large)), captured(5, "cid", Some("11"))];
+        assert_eq!(state(&mut store, &parts[parts.len() - 1..]), merged);
+    }
+
+    #[test]
+    fn the_first_parts_of_a_start_follow_those_it_resumed_from() {
+        let mut fixture = fixture(Vec::new());
+        let records = [captured(5, "ann", Some(&"x".repeat(100)))];
+        let bytes = Content::of(&records).encode();
+        let base = put(&mut fixture.store, part_name(1, 5, Base), &bytes).expect("stored");
+        fixture.writer.parts = vec![base];
+        let change = |shard| vec![captured(shard, "bob", Some("2"))];
+        let commands = [buffer(2, 9, change(5)), buffer(2, 9, change(6)), put_parts(2, 9)];
+        let (outcome, _, [second, _]) = fixture.run(commands);
+        outcome.expect("stored");
+        assert_eq!(names(&second[0].1), [part_name(9, 5, Delta), part_name(9, 6, Base)]);
+    }
+
+    #[test]
+    fn a_base_is_not_written_over_damaged_parts() {
+        let missing = Part { name: part_name(1, 5, Base), hash: [0; 32], bytes: 1 };
+        let large = Part { name: part_name(2, 5, Delta), hash: [0; 32], bytes: 2 };
+        let commands = [buffer(2, 3, vec![captured(5, "ann", Some("1"))]), put_parts(2, 3)];
+        let (outcome, store, put) = fixture(vec![missing, large]).run(commands);
+        assert!(matches!(outcome, Err(RunError::Part { .. })), "{outcome:?}");
+        assert_eq!((store.calls.take(), put), (vec![], [vec![], vec![]]));
+    }
+
+    #[test]
+    fn a_part_that_cannot_be_deleted_does_not_end_the_run() {
+        let fixture = fixture(Vec::new());
+        fixture.store.calls.fail("delete a/1/1/5.base");
+        let unused = [part_name(1, 5, Base), part_name(1, 6, Base)].into();
+        let (outcome, store, put) = fixture.run([Command::Delete(unused), put_parts(2, 4)]);
+        outcome.expect("a later start deletes it");
+        assert_eq!(store.calls.take(), ["delete a/1/1/6.base", "sync"]);
+        assert_eq!(put[0].len(), 1);
+    }
+
+    #[test]
+    fn missing_and_damaged_parts_are_named() {
+        let mut store = FakeStore::default();
+        let part = put(&mut store, part_name(1, 5, Base), b"\x02").expect("stored");
+        assert_eq!(part.bytes, 1);
+        let loaded = read(&mut store, [&part]).expect("its hash is right");
+        let damage = |error: RunError| match error {
+            RunError::Part { name, damage } => format!("{name}: {damage}"),
+            other => panic!("{other:?}"),
+        };
+        let unknown = merge(&loaded).map(|_| ()).map_err(damage).expect_err("an unknown version");
+        assert!(unknown.starts_with("a/1/1/5.base: its format has version 2"), "{unknown}");
+        store.blobs.lock().expect("unlocked").insert(part.name.to_string(), b"\x01".to_vec());
+        let changed = read(&mut store, [&part]).map(|_| ()).map_err(damage);
+        assert_eq!(
+            changed,
+            Err("a/1/1/5.base: its content does not match the hash in the manifest".to_owned())
+        );
+        store.delete("a/1/1/5.base").expect("deleted");
+        let missing = read(&mut store, [&part]).map(|_| ()).map_err(damage);
+        assert_eq!(missing, Err("a/1/1/5.base: it is missing".to_owned()));
+    }
+
+    #[test]
+    fn a_failed_store_is_reported_and_later_commands_discarded() {
+        let (store, failure) = (FakeStore::default(), Failure::default());
+        store.calls.fail("sync");
+        let writer_id = WriterId { ledger_id: LedgerId("a".to_owned()), generation: Generation(1) };
+        let (handle, thread) =
+            spawn(Box::new(store), writer_id, Vec::new(), 0..1, failure.clone()).expect("a thread");
+        handle.put(0, Epoch(1));
+        wait_until(|| failure.is_some());
+        handle.buffer(0, Epoch(2), Vec::new());
+        handle.put(0, Epoch(2));
+        thread.join().expect("no panic");
+        assert_eq!(handle.take(0), []);
+    }
 }

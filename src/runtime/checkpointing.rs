@@ -175,3 +175,215 @@ impl Concluder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::Receiver;
+
+    use headwater_dataflows::{Clock, EventTime};
+    use timely::dataflow::operators::probe::{Handle as Probe, Probe as _};
+    use timely::dataflow::operators::vec::Input;
+    use timely::dataflow::operators::vec::input::Handle;
+    use timely::worker::Worker;
+
+    use super::*;
+    use crate::coordination::PartKind::{Base, Delta};
+    use crate::runtime::checkpoint_writer::Command;
+    use crate::runtime::clock::committed;
+    use crate::runtime::fakes::{Collected, captured, collect, manifest, part, settle, worker};
+    use crate::runtime::ledger_writer::Entry;
+
+    #[test]
+    fn only_marked_epochs_make_a_sink_commit_its_progress() {
+        let mut worker = worker();
+        let (mut clock, found) = worker.dataflow(|scope| {
+            let (clock, control) = Clock::new(scope);
+            (clock, collect(marks(control)).1)
+        });
+        clock.end_epoch(EventTime(1));
+        clock.checkpoint(EventTime(2));
+        clock.end_epoch(EventTime(3));
+        settle(&mut worker);
+        assert_eq!(found.take(), [(Epoch(1), (Epoch(1), Changes::default()))]);
+    }
+
+    /// The operator that stores parts, with a writer that the test plays.
+    struct StoreFixture {
+        worker: Worker,
+        records: Handle<Epoch, Record>,
+        clock: Clock,
+        writer: CheckpointWriterHandle,
+        commands: Receiver<Command>,
+        stored: Collected<StoredParts>,
+        behind: Probe<Epoch>,
+    }
+
+    fn stores() -> StoreFixture {
+        let mut worker = worker();
+        let (writer, commands) = CheckpointWriterHandle::detached(0..1);
+        let behind = Probe::new();
+        let (records, clock, stored) = worker.dataflow(|scope| {
+            let (records, stream) = scope.new_input();
+            let (clock, control) = Clock::new(scope);
+            let (parts, stored) = collect(store(stream, control, writer.clone()));
+            parts.probe_with(&behind);
+            (records, clock, stored)
+        });
+        StoreFixture { worker, records, clock, writer, commands, stored, behind }
+    }
+
+    impl StoreFixture {
+        fn commands(&mut self) -> Vec<Command> {
+            settle(&mut self.worker);
+            self.commands.try_iter().collect()
+        }
+    }
+
+    #[test]
+    fn parts_are_put_once_all_records_of_the_epoch_are_captured() {
+        let mut stores = stores();
+        let (before, record) = (captured(5, "ann", Some("1")), captured(6, "bob", Some("1")));
+        stores.records.send(before.clone());
+        stores.clock.checkpoint(EventTime(1));
+        stores.records.send(record.clone());
+        stores.records.flush();
+        let records = vec![before, record];
+        assert_eq!(stores.commands(), [Command::Buffer { worker: 0, epoch: Epoch(0), records }]);
+        stores.records.advance_to(Epoch(1));
+        assert_eq!(stores.commands(), [Command::PutParts { worker: 0, epoch: Epoch(0) }]);
+    }
+
+    #[test]
+    fn an_epoch_that_is_not_marked_has_no_parts() {
+        let mut stores = stores();
+        stores.clock.end_epoch(EventTime(1));
+        stores.records.advance_to(Epoch(1));
+        assert_eq!(stores.commands(), []);
+        assert!(committed(&stores.behind, Epoch(0)), "it is not held open");
+    }
+
+    #[test]
+    fn a_marked_epoch_stays_open_until_its_parts_are_durable() {
+        let mut stores = stores();
+        stores.clock.checkpoint(EventTime(1));
+        stores.records.advance_to(Epoch(3));
+        stores.clock.advance_to(Epoch(3));
+        stores.commands();
+        assert!(!committed(&stores.behind, Epoch(0)) && stores.stored.borrow().is_empty());
+        let parts = vec![part(0, 5, Base)];
+        stores.writer.add_parts(0, Epoch(0), parts.clone());
+        settle(&mut stores.worker);
+        let [(Epoch(0), stored)] = &stores.stored.take()[..] else { panic!("the parts of epoch 0") };
+        assert_eq!((stored.shards, &stored.parts), (Shards::ALL.0, &parts), "this worker has all shards");
+        assert!(committed(&stores.behind, Epoch(2)));
+    }
+
+    /// The operator that writes manifests, with a ledger that the test reads.
+    struct ConcludeFixture {
+        worker: Worker,
+        stored: Handle<Epoch, StoredParts>,
+        committed: Handle<Epoch, ()>,
+        marked: Marked,
+        entries: Receiver<Entry>,
+        failure: Failure,
+    }
+
+    fn concludes(before: Vec<Part>) -> ConcludeFixture {
+        let mut worker = worker();
+        let (ledger, entries) = LedgerWriterHandle::detached(Epoch(0));
+        let (marked, failure) = (Marked::default(), Failure::default());
+        let operators = vec![coordination::Operator { name: "Admit".to_owned(), version: 1 }];
+        let concluder =
+            Concluder { marked: Rc::clone(&marked), operators, before, ledger, failure: failure.clone() };
+        let (stored, committed) = worker.dataflow(|scope| {
+            let (stored, stream) = scope.new_input();
+            let (committed, frontier) = scope.new_input();
+            conclude(stream, frontier, Some(concluder));
+            (stored, committed)
+        });
+        ConcludeFixture { worker, stored, committed, marked, entries, failure }
+    }
+
+    const LOW: Shards = Shards(u64::MAX >> 32);
+    const HIGH: Shards = Shards(!LOW.0);
+
+    impl ConcludeFixture {
+        /// Marks the current epoch.
+        fn mark(&mut self, epoch: u64) {
+            self.marked.borrow_mut().push_back(manifest(epoch, Vec::new()));
+            self.stored.advance_to(Epoch(epoch));
+        }
+
+        fn store(&mut self, Shards(shards): Shards, parts: Vec<Part>) {
+            self.stored.send(StoredParts { shards, parts });
+            self.stored.flush();
+        }
+
+        /// Returns the manifests that are written, each with its epoch and parts.
+        fn concluded(&mut self) -> Vec<(u64, Vec<Part>)> {
+            settle(&mut self.worker);
+            let manifests = self.entries.try_iter().map(|entry| match entry {
+                Entry::Manifest(manifest) => {
+                    assert_eq!(manifest.operators.len(), 1, "the operators that captured it");
+                    (manifest.epoch.0, manifest.parts)
+                }
+                other => panic!("{other:?}"),
+            });
+            manifests.collect()
+        }
+    }
+
+    #[test]
+    fn a_manifest_needs_the_parts_of_all_shards_and_all_sinks() {
+        let mut concludes = concludes(Vec::new());
+        concludes.mark(4);
+        concludes.committed.advance_to(Epoch(9));
+        concludes.store(LOW, vec![part(4, 5, Base)]);
+        assert_eq!(concludes.concluded(), [], "another worker has the other shards");
+        concludes.store(HIGH, vec![part(4, 40, Base)]);
+        assert_eq!(concludes.concluded(), [(4, vec![part(4, 5, Base), part(4, 40, Base)])]);
+
+        concludes.mark(9);
+        concludes.store(Shards::ALL, Vec::new());
+        assert_eq!(concludes.concluded(), [], "some sink has not committed epoch 9");
+        concludes.committed.advance_to(Epoch(10));
+        let unchanged = vec![part(4, 5, Base), part(4, 40, Base)];
+        assert_eq!(concludes.concluded(), [(9, unchanged)], "the state has not changed");
+    }
+
+    #[test]
+    fn deltas_follow_the_parts_of_the_manifest_before() {
+        let mut concludes = concludes(vec![part(1, 5, Base), part(1, 6, Base)]);
+        concludes.committed.advance_to(Epoch(99));
+        concludes.mark(4);
+        concludes.store(Shards::ALL, vec![part(4, 5, Delta)]);
+        let first = vec![part(1, 5, Base), part(4, 5, Delta), part(1, 6, Base)];
+        assert_eq!(concludes.concluded(), [(4, first)]);
+        concludes.mark(7);
+        concludes.store(Shards::ALL, vec![part(7, 5, Delta), part(7, 6, Base)]);
+        let second = vec![part(1, 5, Base), part(4, 5, Delta), part(7, 5, Delta), part(7, 6, Base)];
+        assert_eq!(concludes.concluded(), [(7, second)]);
+    }
+
+    #[test]
+    fn the_last_manifest_is_written_when_all_sinks_have_ended() {
+        let mut concludes = concludes(Vec::new());
+        concludes.mark(4);
+        concludes.store(Shards::ALL, Vec::new());
+        assert_eq!(concludes.concluded(), []);
+        std::mem::replace(&mut concludes.committed, Handle::new()).close();
+        assert_eq!(concludes.concluded(), [(4, vec![])]);
+    }
+
+    #[test]
+    fn contradicting_parts_end_the_run_without_a_manifest() {
+        for parts in [vec![part(4, 5, Delta)], vec![part(3, 5, Base)]] {
+            let mut concludes = concludes(Vec::new());
+            concludes.committed.advance_to(Epoch(9));
+            concludes.mark(4);
+            concludes.store(Shards::ALL, parts);
+            assert_eq!(concludes.concluded(), []);
+            assert!(concludes.failure.is_some(), "a delta without a base, or a part of another epoch");
+        }
+    }
+}

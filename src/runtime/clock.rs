@@ -200,3 +200,163 @@ impl EpochClock {
 pub fn committed(probe: &Probe<Epoch>, epoch: Epoch) -> bool {
     probe.with_frontier(|frontier| !Antichain::from_iter(frontier.iter().copied()).less_equal(&epoch))
 }
+
+#[cfg(test)]
+mod tests {
+    use timely::dataflow::operators::Probe as _;
+
+    use super::*;
+    use crate::coordination::{EpochRecord, Manifest};
+    use crate::runtime::fakes::{self, collect, manifest, record, settle, worker};
+
+    /// A length that no test reaches.
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn settings(length: Duration, counted: bool) -> ClockSettings {
+        ClockSettings { origin: Arc::default(), first: Epoch(7), length, in_flight: 5, counted }
+    }
+
+    /// A clock whose newest epoch is bound at once.
+    fn clock(settings: ClockSettings) -> EpochClock {
+        EpochClock::new(settings, Rc::default())
+    }
+
+    impl EpochClock {
+        /// Returns the epoch and tick that begin now; None if the clock waits.
+        fn begin(&mut self, open: u64, behind: u64) -> Option<(u64, Tick)> {
+            match self.next(Epoch(open), behind) {
+                NextAction::Begin(epoch, tick) => Some((epoch.0, tick)),
+                NextAction::Wait(_) => None,
+            }
+        }
+
+        fn begins(&mut self, open: u64, behind: u64) -> Option<u64> {
+            self.begin(open, behind).map(|(epoch, _)| epoch)
+        }
+    }
+
+    #[test]
+    fn an_epoch_has_a_minimum_length() {
+        let mut waiting = clock(settings(HOUR, false));
+        assert_eq!(waiting.begins(0, 0), Some(7), "the first begins at once, above all earlier epochs");
+        let NextAction::Wait(rest) = waiting.next(Epoch(7), 0) else { panic!("the epoch has just begun") };
+        assert!(rest <= HOUR && rest > HOUR / 2, "{rest:?}");
+        let mut short = clock(settings(Duration::ZERO, false));
+        assert_eq!([short.begins(0, 0), short.begins(7, 1), short.begins(8, 2)], [7, 8, 9].map(Some));
+    }
+
+    #[test]
+    fn no_epoch_begins_while_a_sink_is_too_far_behind() {
+        let mut clock = clock(settings(Duration::ZERO, false));
+        assert_eq!(clock.begins(0, 99), Some(7), "nothing is in flight before the first epoch");
+        assert_eq!(clock.begins(7, 4), Some(8));
+        assert_eq!(clock.begins(8, 5), None);
+        assert_eq!(clock.begins(8, 4), Some(9));
+    }
+
+    #[test]
+    fn a_counted_epoch_begins_when_the_one_before_is_bound() {
+        let mut clock = clock(settings(HOUR, true));
+        assert_eq!(clock.begins(0, 0), Some(7));
+        assert_eq!(clock.begins(8, 0), None, "its records are still being read");
+        clock.clock_control.bound.set(Epoch(7));
+        assert_eq!(clock.begins(8, 0), Some(8), "however short the time");
+    }
+
+    #[test]
+    fn recorded_epochs_are_replayed_with_their_clocks() {
+        let old = EpochRecord { wall_ms: 1_000, rules: TimeRules::EventTime, ..record(3, 10) };
+        let new = EpochRecord { wall_ms: 2_000, ..record(5, 20) };
+        let origin = fakes::origin(None, vec![old.clone(), new.clone()]);
+        let mut clock = clock(ClockSettings { origin, ..settings(HOUR, false) });
+        for (open, EpochRecord { epoch, wall_ms, bindings, rules, .. }) in [(0, old), (3, new)] {
+            let tick = Tick { rules, replay: Some(bindings), ..Tick::new(wall_ms) };
+            assert_eq!(clock.begin(open, 0), Some((epoch.0, tick)), "it does not wait for an hour");
+        }
+        assert_eq!(clock.begins(5, 0), None, "new epochs have their length");
+        clock.settings.length = Duration::ZERO;
+        let (epoch, tick) = clock.begin(5, 0).expect("a new epoch");
+        assert_eq!((epoch, tick.replay), (7, None));
+    }
+
+    #[test]
+    fn a_replay_waits_for_slow_sinks() {
+        let origin = fakes::origin(None, (1..=3).map(|epoch| record(epoch, 10)).collect());
+        let mut clock = clock(ClockSettings { origin, ..settings(HOUR, true) });
+        assert_eq!([clock.begins(0, 0), clock.begins(1, 5), clock.begins(1, 4)], [Some(1), None, Some(2)]);
+    }
+
+    #[test]
+    fn wall_time_continues_after_the_recorded_one() {
+        let future = wall_ms() + 86_400_000;
+        let at = |origin| {
+            let mut clock = clock(ClockSettings { origin, ..settings(HOUR, false) });
+            (0..).map_while(|open| clock.begin(open, 0)).last().expect("an epoch").1.wall_ms
+        };
+        let checkpoint = Manifest { wall_ms: future, ..manifest(1, Vec::new()) };
+        assert!(at(fakes::origin(Some(checkpoint), Vec::new())) >= future, "the clock was set back by a day");
+        assert!(at(fakes::origin(None, Vec::new())) < future);
+    }
+
+    #[test]
+    fn no_epoch_follows_a_closed_input() {
+        let closing = EpochRecord { closes: true, ..record(3, 10) };
+        let mut clock =
+            clock(ClockSettings { origin: fakes::origin(None, vec![closing]), ..settings(HOUR, true) });
+        assert!(!clock.is_over(), "the last epoch is replayed first");
+        assert_eq!(clock.begins(0, 0), Some(3));
+        assert!(clock.is_over());
+    }
+
+    /// Runs the operator with sinks that have committed everything, until `stop` epochs have begun. Returns the epochs
+    /// and the frontier in the end; None if the stream has ended.
+    fn run(counted: bool, stop: usize) -> (Vec<u64>, Option<Epoch>) {
+        let mut worker = worker();
+        let (clock_control, behind) = (Rc::<ClockControl>::default(), Probe::new());
+        let collected = worker.dataflow(|scope| {
+            let settings = settings(Duration::ZERO, counted);
+            let ticks = ticks(scope, settings, Rc::clone(&clock_control), behind.clone());
+            let (ticks, collected) = collect(ticks);
+            ticks.probe_with(&behind);
+            collected
+        });
+        let mut begun = Vec::new();
+        for _ in 0..200 {
+            worker.step();
+            begun.extend(collected.take().into_iter().map(|(epoch, _)| epoch.0));
+            clock_control.bound.set(clock_control.newest.get());
+            if begun.len() >= stop {
+                clock_control.stop.set(true);
+                clock_control.wake();
+            }
+        }
+        (begun, behind.with_frontier(|frontier| frontier.first().copied()))
+    }
+
+    #[test]
+    fn a_stopped_clock_ends_its_stream() {
+        for counted in [false, true] {
+            let (begun, frontier) = run(counted, 3);
+            assert!(begun.starts_with(&[7, 8, 9]), "{begun:?}");
+            assert_eq!(frontier, None, "no epoch stays open");
+        }
+    }
+
+    #[test]
+    fn an_epoch_is_committed_once_the_frontier_is_past_it() {
+        let mut worker = worker();
+        let probe = Probe::new();
+        let mut input = worker.dataflow::<Epoch, _, _>(|scope| {
+            use timely::dataflow::operators::vec::Input;
+            let (input, stream) = scope.new_input::<()>();
+            stream.probe_with(&probe);
+            input
+        });
+        input.advance_to(Epoch(3));
+        settle(&mut worker);
+        assert_eq!([2, 3].map(|epoch| committed(&probe, Epoch(epoch))), [true, false]);
+        input.close();
+        settle(&mut worker);
+        assert!(committed(&probe, Epoch(u64::MAX)), "all epochs");
+    }
+}

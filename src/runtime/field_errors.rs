@@ -71,4 +71,17 @@ mod tests {
         }
         assert_eq!(sample.count(start + LOG_EVERY), Some(6));
     }
+
+    #[test]
+    fn errors_are_counted_by_field_and_each_has_its_own_examples() {
+        let metrics = Arc::<Metrics>::default();
+        let mut errors = FieldErrors::new(Arc::clone(&metrics));
+        let error = |field| FieldError { field, message: "expected a number".to_owned() };
+        errors.note(Position::default(), &[error("amount"), error("currency")]);
+        errors.note(Position::default(), &[error("amount")]);
+        let counts = ["amount", "currency", "location"].map(|field| metrics.field_error_count(field));
+        assert_eq!(counts, [2, 1, 0]);
+        let unlogged: Vec<_> = errors.fields.iter().map(|(&field, sample)| (field, sample.since)).collect();
+        assert_eq!(unlogged, [("amount", 1), ("currency", 0)], "the first one of each field is logged");
+    }
 }

@@ -17,12 +17,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use differential_dataflow::AsCollection;
-use headwater_dataflows::{Captures, Checkpoint, Epoch, Offset, Partition, RestoreError};
+use headwater_dataflows::{
+    Captures, Checkpoint, ControlStream, Epoch, EventTime, Offset, Partition, RestoreError,
+};
 use headwater_sinks::Generation;
-use timely::dataflow::Scope;
 use timely::dataflow::operators::probe::Handle as Probe;
 use timely::dataflow::operators::vec::{Broadcast, Map};
 use timely::dataflow::operators::{Concat, Concatenate, Inspect, Probe as _};
+use timely::dataflow::{Scope, StreamVec};
 
 use super::binding::{Binder, Marker, bind};
 use super::checkpoint_writer::CheckpointWriterHandle;
@@ -39,7 +41,7 @@ use super::writer::WriterHandle;
 use crate::coordination::ingest::{Liveness, Pace, Timing, Unfinal};
 use crate::coordination::{Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark};
 use crate::metrics::Metrics;
-use crate::outputs::{SinkEncoding, SinkRoute, split_by_sink};
+use crate::outputs::{EncodedOutputs, SinkRoute, split_by_sink};
 use crate::pipeline::{Computed, Inputs, Plan, compute, operators};
 use crate::source::Reader;
 
@@ -100,116 +102,141 @@ pub struct Flow {
     pub watch: Watch,
 }
 
+/// The state that the operators of a worker share with each other and with the worker.
+struct FlowState {
+    /// The probe behind all sinks.
+    committed: Probe<Epoch>,
+    /// The control of the clock, on worker 0.
+    clock_control: Rc<ClockControl>,
+    /// The offsets to commit to the consumer group, on worker 0.
+    offsets: Rc<RefCell<GroupOffsets>>,
+    /// The newest watermark that this worker has received.
+    watermark: Rc<Cell<EventTime>>,
+    /// The marked epochs, on worker 0.
+    marked: Marked,
+}
+
+impl FlowState {
+    fn starting(origin: &Origin) -> FlowState {
+        let clock_control = Rc::new(ClockControl::default());
+        clock_control.bound.set(origin.manifest.as_ref().map_or(Epoch(0), |manifest| manifest.epoch));
+        FlowState {
+            committed: Probe::new(),
+            clock_control,
+            offsets: Rc::default(),
+            watermark: Rc::new(Cell::new(origin.watermark())),
+            marked: Marked::default(),
+        }
+    }
+}
+
+impl FlowInputs {
+    fn clock_settings(&self) -> ClockSettings {
+        ClockSettings {
+            origin: Arc::clone(&self.origin),
+            first: self.plan.first_epoch,
+            length: self.plan.time.epoch,
+            in_flight: self.plan.limits.epochs_in_flight,
+            counted: self.counted,
+        }
+    }
+
+    fn read_settings(&self, reports: bool) -> ReadSettings {
+        let Plan { time, limits, strict_fields, format, .. } = &self.plan;
+        ReadSettings {
+            timing: Timing {
+                idle_timeout: time.idle_timeout,
+                held_timeout: time.held_timeout,
+                max_future_skew_ms: time.max_future_skew_ms,
+                max_jump_ms: time.max_jump_ms,
+                counted: self.counted,
+            },
+            epoch_records: time.epoch_records,
+            bytes_in_flight: limits.bytes_in_flight / self.local_workers.max(1),
+            reports,
+            strict_fields: *strict_fields,
+            format: *format,
+        }
+    }
+
+    fn read_context(&self, state: &FlowState) -> ReadContext {
+        ReadContext {
+            positions: Arc::clone(&self.positions),
+            added: Rc::clone(&self.added),
+            stopping: Arc::clone(&self.stopping),
+            watermark: Rc::clone(&state.watermark),
+            committed: state.committed.clone(),
+            failure: self.failure.clone(),
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+
+    /// Returns the binder, which takes the trace, and sets the pace of the first epoch.
+    fn binder(&mut self, peers: usize, state: &FlowState) -> Binder {
+        let Plan { time, limits, close_at_end, .. } = &self.plan;
+        let (manifest, rule) = (&self.origin.manifest, time.watermark_rule());
+        let processes = peers / self.local_workers.max(1);
+        let mut pace = Pace {
+            unfinal: Unfinal::of(manifest.as_ref().map_or(&[], |manifest| &manifest.unfinal)),
+            unfinal_limit: limits.unfinal_bytes.saturating_mul(processes as u64),
+            max_drift_ms: time.max_drift_ms,
+            liveness: Liveness::new(time.standstill(), time.held_warning),
+        };
+        let known = &self.positions[..self.known];
+        let paced = pace.end_epoch(Duration::ZERO, known, None, self.origin.watermark());
+        state.clock_control.paced.set(paced);
+        let marker = |&CheckpointSettings { interval_ms, generation, .. }: &CheckpointSettings| Marker {
+            marks: Marks::new(interval_ms, self.origin.newest),
+            generation,
+            marked: Rc::clone(&state.marked),
+        };
+        Binder {
+            collector: Collector::new(peers),
+            watermark: match manifest {
+                Some(manifest) => Watermark::of(manifest, rule),
+                None => Watermark::new(known.len(), rule),
+            },
+            pace,
+            started: Instant::now(),
+            counted: self.counted,
+            positions: Positions::of(known),
+            marker: self.checkpoints.as_ref().map(marker),
+            close_at_end: *close_at_end,
+            clock_control: Rc::clone(&state.clock_control),
+            offsets: Rc::clone(&state.offsets),
+            trace: self.trace.take(),
+            origin: Arc::clone(&self.origin),
+            replayed: 0,
+            ledger: self.ledger.clone(),
+            failure: self.failure.clone(),
+        }
+    }
+}
+
 /// Builds the dataflow of one worker.
 ///
 /// # Errors
 /// If the operators cannot resume from the checkpoint. The dataflow must not run then.
-pub fn build(scope: Scope<'_, Epoch>, inputs: FlowInputs) -> Result<Flow, RestoreError> {
-    let FlowInputs {
-        plan,
-        reader,
-        positions,
-        known,
-        added,
-        local_workers,
-        counted,
-        sinks,
-        trace,
-        origin,
-        ledger,
-        checkpoints,
-        restored,
-        stopping,
-        failure,
-        metrics,
-    } = inputs;
-    let committed = Probe::new();
-    let clock_control = Rc::new(ClockControl::default());
-    let offsets = Rc::new(RefCell::new(GroupOffsets::default()));
-    let watermark = Rc::new(Cell::new(origin.watermark()));
+pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, RestoreError> {
+    let state = FlowState::starting(&inputs.origin);
+    let reports = scope.index().is_multiple_of(inputs.local_workers.max(1));
+    let (clock, settings) = (inputs.clock_settings(), inputs.read_settings(reports));
+    let (context, binder) = (inputs.read_context(&state), inputs.binder(scope.peers(), &state));
+    let FlowInputs { plan, reader, sinks, origin, ledger, checkpoints, restored, failure, metrics, .. } =
+        inputs;
 
-    clock_control.bound.set(origin.manifest.as_ref().map_or(Epoch(0), |manifest| manifest.epoch));
-    let clock = ClockSettings {
-        origin: Arc::clone(&origin),
-        first: plan.first_epoch,
-        length: plan.time.epoch,
-        in_flight: plan.limits.epochs_in_flight,
-        counted,
-    };
     let observer = StreamObserver::default();
-    let ticks = observer.ticks(ticks(scope, clock, Rc::clone(&clock_control), committed.clone()));
-    let reports = scope.index().is_multiple_of(local_workers.max(1));
-    let settings = ReadSettings {
-        timing: Timing {
-            idle_timeout: plan.time.idle_timeout,
-            held_timeout: plan.time.held_timeout,
-            max_future_skew_ms: plan.time.max_future_skew_ms,
-            max_jump_ms: plan.time.max_jump_ms,
-            counted,
-        },
-        epoch_records: plan.time.epoch_records,
-        bytes_in_flight: plan.limits.bytes_in_flight / local_workers.max(1),
-        reports,
-        strict_fields: plan.strict_fields,
-        format: plan.format,
-    };
-    let context = ReadContext {
-        positions: Arc::clone(&positions),
-        added,
-        stopping,
-        watermark: Rc::clone(&watermark),
-        committed: committed.clone(),
-        failure: failure.clone(),
-        metrics: Arc::clone(&metrics),
-    };
-    let Read { events, rejected, closed } = read(ticks, reader, settings, context);
-    let rule = plan.time.watermark_rule();
-    let processes = scope.peers() / local_workers.max(1);
-    let mut pace = Pace {
-        unfinal: Unfinal::of(origin.manifest.as_ref().map_or(&[], |manifest| &manifest.unfinal)),
-        unfinal_limit: plan.limits.unfinal_bytes.saturating_mul(processes as u64),
-        max_drift_ms: plan.time.max_drift_ms,
-        liveness: Liveness::new(plan.time.standstill(), plan.time.held_warning),
-    };
-    let known = &positions[..known];
-    clock_control.paced.set(pace.end_epoch(Duration::ZERO, known, None, origin.watermark()));
-    let marked = Marked::default();
-    let binder = Binder {
-        collector: Collector::new(scope.peers()),
-        watermark: match &origin.manifest {
-            Some(manifest) => Watermark::of(manifest, rule),
-            None => Watermark::new(known.len(), rule),
-        },
-        pace,
-        started: Instant::now(),
-        counted,
-        positions: Positions::of(known),
-        marker: checkpoints.as_ref().map(|&CheckpointSettings { interval_ms, generation, .. }| Marker {
-            marks: Marks::new(interval_ms, origin.newest),
-            generation,
-            marked: Rc::clone(&marked),
-        }),
-        close_at_end: plan.close_at_end,
-        clock_control,
-        offsets: Rc::clone(&offsets),
-        trace,
-        origin: Arc::clone(&origin),
-        replayed: 0,
-        ledger: ledger.clone(),
-        failure: failure.clone(),
-    };
-    let durable_at = binder.ledger.as_ref().map(LedgerWriterHandle::durable);
-    let newest = Rc::clone(&watermark);
-    let bound = Probe::new();
+    let ticks = ticks(scope, clock, Rc::clone(&state.clock_control), state.committed.clone());
+    let Read { events, rejected, closed } = read(observer.ticks(ticks), reader, settings, context);
+    let (newest, bound) = (Rc::clone(&state.watermark), Probe::new());
     let bindings = bind(observer.closed(closed), binder);
-    let durable = durable(bindings.clone(), durable_at);
+    let durable = durable(bindings.clone(), ledger.as_ref().map(LedgerWriterHandle::durable));
     let control = bindings
         .broadcast()
         .inspect(move |control| newest.set(newest.get().max(control.watermark)))
         .probe_with(&bound);
 
     let routes: Arc<[SinkRoute]> = sinks.iter().map(|(_, route)| route.clone()).collect();
-    let encodings = || routes.iter().map(|route| &route.encoding);
     let captures = match (&checkpoints, restored) {
         (None, _) => Captures::off(scope),
         (Some(_), None) => Captures::new(scope),
@@ -217,39 +244,54 @@ pub fn build(scope: Scope<'_, Epoch>, inputs: FlowInputs) -> Result<Flow, Restor
     };
     let (events, rejected) = (events.as_collection(), rejected.as_collection());
     let inputs = Inputs { events, rejected, control: control.clone() };
-    let Computed { encoded: all, load } = compute(inputs, &captures, &plan, &routes, &metrics);
+    let Computed { encoded, load } = compute(inputs, &captures, &plan, &routes, &metrics);
     let computed = Probe::new();
-    let all = all.probe_with(&computed);
+    let encoded = encoded.probe_with(&computed);
     let operator = |(name, version): (Arc<str>, u32)| Operator { name: name.to_string(), version };
     let entered: Vec<_> = captures.operators().into_iter().map(operator).collect();
-    debug_assert!(checkpoints.is_none() || entered == operators(&plan, encodings()), "{entered:?}");
+    let listed = || operators(&plan, routes.iter().map(|route| &route.encoding));
+    debug_assert!(checkpoints.is_none() || entered == listed(), "{entered:?}");
     let captured = captures.finish()?;
-    let takes_alerts = |encoding: &SinkEncoding| encoding.mapping().alerts.is_some();
-    let alerted = if encodings().any(takes_alerts) { Probe::new() } else { committed.clone() };
-    let done = if sinks.is_empty() {
-        all.flat_map(|_| None::<()>)
-    } else {
-        let marks = marks(control.clone());
-        let delivered = split_by_sink(all, sinks.len());
-        let mut done = Vec::new();
-        for ((writer, route), changes) in sinks.into_iter().zip(delivered) {
-            let delivered = deliver(changes.concat(marks.clone()), durable.clone(), writer);
-            if takes_alerts(&route.encoding) {
-                delivered.clone().probe_with(&alerted);
-            }
-            done.push(delivered);
-        }
-        scope.concatenate(done)
-    };
-    let done = done.probe_with(&committed);
+
+    let takes_alerts = |route: &SinkRoute| route.encoding.mapping().alerts.is_some();
+    let alerted = if routes.iter().any(takes_alerts) { Probe::new() } else { state.committed.clone() };
+    let done = deliver_to_sinks(encoded, control.clone(), durable, sinks, &alerted);
+    let done = done.probe_with(&state.committed);
     if let Some(CheckpointSettings { checkpoint_writer, .. }) = checkpoints {
         let stored = store(captured, control, checkpoint_writer);
-        let before = origin.parts().to_vec();
+        let (before, marked) = (origin.parts().to_vec(), state.marked);
         let concluder =
             ledger.map(|ledger| Concluder { marked, operators: entered, before, ledger, failure });
         conclude(stored, done, concluder);
     }
+    let FlowState { committed, offsets, watermark, .. } = state;
     let probes =
         Probes { observer, closed: bound, computed, committed: committed.clone(), alerted, watermark, load };
     Ok(Flow { committed, offsets, watch: Watch::new(probes, reports, metrics) })
+}
+
+/// Delivers encoded outputs to the writer of each sink. The returned stream has no data; its frontier is what all sinks
+/// have committed. `alerted` probes the sinks that accept alerts.
+fn deliver_to_sinks<'scope>(
+    encoded: StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)>,
+    control: ControlStream<'scope>,
+    durable: StreamVec<'scope, Epoch, ()>,
+    sinks: Vec<(WriterHandle, SinkRoute)>,
+    alerted: &Probe<Epoch>,
+) -> StreamVec<'scope, Epoch, ()> {
+    if sinks.is_empty() {
+        return encoded.flat_map(|_| None::<()>);
+    }
+    let scope = encoded.scope();
+    let marks = marks(control);
+    let changes = split_by_sink(encoded, sinks.len());
+    let mut done = Vec::new();
+    for ((writer, route), changes) in sinks.into_iter().zip(changes) {
+        let delivered = deliver(changes.concat(marks.clone()), durable.clone(), writer);
+        if route.encoding.mapping().alerts.is_some() {
+            delivered.clone().probe_with(alerted);
+        }
+        done.push(delivered);
+    }
+    scope.concatenate(done)
 }

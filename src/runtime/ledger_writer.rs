@@ -25,8 +25,11 @@ use crate::metrics::Metrics;
 const ROUND: usize = 4096;
 
 /// An entry of the writer's queue.
-enum Entry {
+#[derive(Debug, PartialEq)]
+pub enum Entry {
+    /// An epoch that is bound.
     Epoch(EpochRecord),
+    /// The manifest of a checkpoint.
     Manifest(Box<Manifest>),
     /// The name of a sink that has committed.
     Committed(String),
@@ -78,6 +81,28 @@ impl LedgerWriterHandle {
 /// A reader of the last durable epoch.
 pub struct DurableEpoch(Arc<Shared>);
 
+impl Shared {
+    /// Publishes the last durable epoch, and activates the operator that waits for it.
+    fn publish(&self, durable: Epoch) {
+        self.durable.store(durable.0, Ordering::Release);
+        if let Some(activator) = &*self.activator.lock().expect("no thread panics while it holds the lock") {
+            // The activation fails only if the worker has shut down.
+            let _ = activator.activate();
+        }
+    }
+}
+
+/// Creates the handle of the writer of a ledger that ends at epoch `durable`, and the writer's queue.
+fn queue(durable: Epoch) -> (LedgerWriterHandle, Receiver<Entry>) {
+    let (sender, receiver) = channel();
+    let shared = Arc::new(Shared {
+        durable: AtomicU64::new(durable.0),
+        concluded: AtomicU64::new(0),
+        activator: Mutex::default(),
+    });
+    (LedgerWriterHandle { sender, shared }, receiver)
+}
+
 /// The data that recording manifests needs.
 pub struct ManifestRetention {
     /// The number of manifests to keep.
@@ -97,14 +122,8 @@ pub fn spawn(
     failure: Failure,
     metrics: Arc<Metrics>,
 ) -> std::io::Result<(LedgerWriterHandle, JoinHandle<Box<dyn Ledger>>)> {
-    let (sender, receiver) = channel();
-    let shared = Arc::new(Shared {
-        durable: AtomicU64::new(durable.0),
-        concluded: AtomicU64::new(0),
-        activator: Mutex::default(),
-    });
-    let handle = LedgerWriterHandle { sender, shared: Arc::clone(&shared) };
-    let mut writer = Writer { ledger, retention, shared, metrics };
+    let (handle, receiver) = queue(durable);
+    let mut writer = Writer { ledger, retention, shared: Arc::clone(&handle.shared), metrics };
     let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || {
         if let Err(error) = writer.run(&receiver) {
             failure.report(error.into());
@@ -142,13 +161,7 @@ impl Writer {
                 self.ledger.append(&round)?;
                 self.metrics.writes_ledger(false);
                 crash::point("ledger.append.after");
-                self.shared.durable.store(last.epoch.0, Ordering::Release);
-                if let Some(activator) =
-                    &*self.shared.activator.lock().expect("no thread panics while it holds the lock")
-                {
-                    // The activation fails only if the worker has shut down.
-                    let _ = activator.activate();
-                }
+                self.shared.publish(last.epoch);
             }
             if let Some(manifest) = manifest {
                 self.conclude(*manifest)?;
@@ -177,6 +190,19 @@ impl Writer {
             checkpoint_writer.delete(unreferenced(readable(&dropped), readable(manifests)));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl LedgerWriterHandle {
+    /// Creates a handle without a writer: a test receives the entries, and says what is durable.
+    pub fn detached(durable: Epoch) -> (LedgerWriterHandle, Receiver<Entry>) {
+        queue(durable)
+    }
+
+    /// Sets the last durable epoch.
+    pub fn set_durable(&self, durable: Epoch) {
+        self.shared.publish(durable);
     }
 }
 
@@ -212,4 +238,176 @@ pub fn durable<'scope>(
             }
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use headwater_dataflows::{Clock, EventTime};
+    use timely::dataflow::operators::Probe as _;
+    use timely::dataflow::operators::probe::Handle as Probe;
+
+    use super::*;
+    use crate::coordination::PartKind::{Base, Delta};
+    use crate::runtime::checkpoint_writer::Command;
+    use crate::runtime::clock::committed;
+    use crate::runtime::fakes::{
+        Calls, FakeLedger, manifest, part, part_name, record, settle, wait_until, worker,
+    };
+
+    /// A writer, driven without its thread.
+    struct Fixture {
+        calls: Calls,
+        writer: Writer,
+        handle: LedgerWriterHandle,
+        entries: Receiver<Entry>,
+        deleted: Receiver<Command>,
+    }
+
+    /// Returns a writer of a ledger that ends at epoch 3 and keeps the two newest of its manifests.
+    fn fixture(manifests: Vec<Manifest>) -> Fixture {
+        let calls = Calls::default();
+        let (handle, entries) = queue(Epoch(3));
+        let (checkpoint_writer, deleted) = CheckpointWriterHandle::detached(0..1);
+        let stored = |manifest: Manifest| StoredManifest { epoch: manifest.epoch, manifest: Ok(manifest) };
+        let manifests = manifests.into_iter().map(stored).collect();
+        let writer = Writer {
+            ledger: Box::new(FakeLedger(calls.clone())),
+            retention: Some(ManifestRetention { keep: 2, manifests, checkpoint_writer }),
+            shared: Arc::clone(&handle.shared),
+            metrics: Arc::default(),
+        };
+        Fixture { calls, writer, handle, entries, deleted }
+    }
+
+    impl Fixture {
+        /// Writes what is queued, as if all handles were dropped then.
+        fn run(&mut self) -> Result<(), LedgerError> {
+            let (other, _) = queue(Epoch(0));
+            let handle = std::mem::replace(&mut self.handle, other);
+            self.handle.shared = Arc::clone(&handle.shared);
+            drop(handle);
+            self.writer.run(&self.entries)
+        }
+
+        fn durable(&self) -> u64 {
+            self.handle.shared.durable.load(Ordering::Acquire)
+        }
+    }
+
+    #[test]
+    fn queued_epochs_are_durable_after_one_transaction() {
+        let mut fixture = fixture(Vec::new());
+        (4..=6).for_each(|epoch| fixture.handle.record(record(epoch, 10)));
+        assert_eq!(fixture.durable(), 3);
+        fixture.run().expect("written");
+        assert_eq!((fixture.calls.take(), fixture.durable()), (vec!["append 4 to 6: 3".to_owned()], 6));
+    }
+
+    #[test]
+    fn a_transaction_has_a_bounded_number_of_epochs() {
+        let mut fixture = fixture(Vec::new());
+        let last = 3 + ROUND as u64 + 2;
+        (4..=last).for_each(|epoch| fixture.handle.record(record(epoch, 10)));
+        fixture.run().expect("written");
+        assert_eq!(fixture.calls.take(), ["append 4 to 4099: 4096", "append 4100 to 4101: 2"]);
+    }
+
+    #[test]
+    fn a_manifest_follows_the_epochs_that_were_queued_before() {
+        let mut fixture = fixture(Vec::new());
+        fixture.handle.record(record(4, 10));
+        fixture.handle.conclude(manifest(4, Vec::new()));
+        fixture.handle.record(record(5, 11));
+        fixture.handle.committed("sqlite");
+        fixture.run().expect("written");
+        let expected = ["append [4]", "conclude 4, keep 2", "committed sqlite", "append [5]"];
+        assert_eq!(fixture.calls.take(), expected);
+        assert_eq!(fixture.handle.concluded(), Epoch(4));
+    }
+
+    #[test]
+    fn epochs_of_a_failed_append_are_not_durable() {
+        let mut fixture = fixture(Vec::new());
+        fixture.handle.record(record(4, 10));
+        fixture.handle.conclude(manifest(4, Vec::new()));
+        fixture.calls.fail("append");
+        let failed = fixture.run();
+        assert!(matches!(failed, Err(LedgerError::Unavailable { .. })), "{failed:?}");
+        assert_eq!((fixture.calls.take(), fixture.durable()), (vec![], 3), "no manifest is written either");
+    }
+
+    #[test]
+    fn a_failure_is_reported_and_the_ledger_returned() {
+        let (calls, failure) = (Calls::default(), Failure::default());
+        calls.fail("append");
+        let ledger = Box::new(FakeLedger(calls));
+        let (handle, thread) =
+            spawn(ledger, Epoch(0), None, failure.clone(), Arc::default()).expect("a thread");
+        handle.record(record(1, 10));
+        wait_until(|| failure.is_some());
+        handle.record(record(2, 11));
+        drop(handle);
+        thread.join().expect("no panic");
+    }
+
+    #[test]
+    fn parts_are_deleted_only_when_no_kept_manifest_has_them() {
+        let base = part(1, 7, Base);
+        let manifests = vec![
+            manifest(1, vec![base.clone(), part(1, 8, Base)]),
+            manifest(2, vec![base.clone(), part(2, 7, Delta), part(2, 8, Base)]),
+        ];
+        let mut fixture = fixture(manifests);
+        fixture.handle.conclude(manifest(4, vec![part(4, 7, Base), part(2, 8, Base)]));
+        fixture.handle.conclude(manifest(5, vec![part(4, 7, Base), part(5, 8, Base)]));
+        fixture.run().expect("written");
+        let first = BTreeSet::from([part_name(1, 8, Base)]);
+        let second = BTreeSet::from([part_name(1, 7, Base), part_name(2, 7, Delta)]);
+        let deleted: Vec<_> = fixture.deleted.try_iter().collect();
+        assert_eq!(deleted, [Command::Delete(first), Command::Delete(second)]);
+    }
+
+    #[test]
+    fn no_part_is_deleted_before_its_manifest_is_dropped() {
+        let mut fixture = fixture(vec![manifest(1, vec![part(1, 7, Base)]), manifest(2, Vec::new())]);
+        fixture.calls.fail("conclude");
+        fixture.handle.conclude(manifest(4, Vec::new()));
+        fixture.run().expect_err("the ledger fails");
+        assert_eq!(fixture.deleted.try_iter().count(), 0);
+        assert_eq!(fixture.handle.concluded(), Epoch(0));
+    }
+
+    /// Runs the operator over epochs 1 to 5; returns the last epoch that its frontier has passed after each of these
+    /// epochs has become durable.
+    fn passed(ledger: bool, durable_epochs: &[u64]) -> Vec<Option<u64>> {
+        let mut worker = worker();
+        let (handle, _entries) = queue(Epoch(1));
+        let behind = Probe::new();
+        let mut clock = worker.dataflow(|scope| {
+            let (clock, control) = Clock::new(scope);
+            durable(control, ledger.then(|| handle.durable())).probe_with(&behind);
+            clock
+        });
+        clock.advance_to(Epoch(1));
+        (1..=5).for_each(|epoch| clock.end_epoch(EventTime(epoch)));
+        let mut last = Vec::new();
+        for &epoch in durable_epochs {
+            handle.set_durable(Epoch(epoch));
+            settle(&mut worker);
+            last.push((0..=9).rev().find(|&epoch| committed(&behind, Epoch(epoch))));
+        }
+        last
+    }
+
+    #[test]
+    fn the_frontier_stays_at_the_first_epoch_not_durable() {
+        assert_eq!(passed(true, &[1, 3, 5]), [Some(1), Some(3), Some(5)]);
+    }
+
+    #[test]
+    fn without_a_ledger_no_epoch_is_held_back() {
+        assert_eq!(passed(false, &[1]), [Some(5)]);
+    }
 }

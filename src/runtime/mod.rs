@@ -8,6 +8,8 @@ mod clock;
 mod config_change;
 mod delivery;
 mod failure;
+#[cfg(test)]
+mod fakes;
 mod field_errors;
 mod flow;
 mod forgetting;
@@ -16,6 +18,7 @@ mod ledger_writer;
 mod reading;
 mod recovery;
 mod starting;
+mod threads;
 mod trace;
 mod watch;
 mod writer;
@@ -31,32 +34,32 @@ pub use starting::{Following, Role, killed, positions_of, read_from};
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Epoch, Offset, Partition, ShardId};
-use headwater_sinks::{WriterContext, crash};
+use headwater_sinks::WriterContext;
 
 use timely::worker::Worker;
 
-use crate::coordination::{Position, Skips};
+use crate::coordination::Position;
+use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::outputs::{SinkJob, SinkRoute};
 use crate::pipeline::Plan;
 use crate::source::{Opening, Source};
 use bootstrap::spawn_join_watchdog;
-use checkpoint_writer::WriterId;
 use clock::committed;
 use failure::Failure;
 use flow::{CheckpointSettings, Flow, FlowInputs};
 use joining::JoinPhase;
-use ledger_writer::{LedgerWriterHandle, ManifestRetention};
+use ledger_writer::LedgerWriterHandle;
 use recovery::{Origin, attribute_fencing, fenced_by_zombie};
 use starting::{PreparedRun, prepare};
+use threads::Threads;
 use trace::TraceWriter;
-use writer::{WriterHandle, WriterOptions};
+use writer::WriterHandle;
 
 /// The inputs of a run.
 pub struct Job {
@@ -95,90 +98,38 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let Job { mut plan, source, mut sinks, context, role, workers, stopping, metrics } = job;
     let failure = Failure::default();
     let (first_worker, local_workers) = local(&workers);
-    let local = first_worker..first_worker + local_workers;
     let follows = matches!(role, Role::Follower(_));
     let recorded_cluster = processes(&workers) > 1 && !matches!(role, Role::Unrecorded);
-    let PreparedRun {
-        context,
-        mut origin,
-        source,
-        positions,
-        known,
-        first_epoch,
-        skips,
-        ledger: recorded,
-        checkpoints: wanted,
-    } = prepare(role, source, &mut sinks, context, &plan, &workers, &metrics)?;
+    let prepared = prepare(role, source, &mut sinks, context, &plan, &workers, &metrics)?;
+    let PreparedRun { context, mut origin, source, positions, known, first_epoch, skips, .. } = prepared;
     plan.first_epoch = plan.first_epoch.max(first_epoch);
     let before: Vec<_> = positions.as_slice().iter().map(|position| position.timestamp_ms).collect();
     source.expect_before(&before);
     metrics.stalls_after(plan.time.standstill(), plan.time.held_warning);
 
-    let mut threads = Vec::new();
-    let (mut retention, mut checkpoints) = (None, None);
-    if let Some(Checkpoints { store, interval_ms, keep }) = wanted {
-        let writer_id = WriterId { ledger_id: context.ledger_id.clone(), generation: context.generation };
-        let spawned = checkpoint_writer::spawn(
-            store,
-            writer_id,
-            origin.parts().to_vec(),
-            local.clone(),
-            failure.clone(),
-        );
-        let (checkpoint_writer, thread) = spawned.map_err(cannot_start)?;
-        threads.push(thread);
-        let manifests = std::mem::take(&mut origin.manifests);
-        retention = Some(ManifestRetention { keep, manifests, checkpoint_writer: checkpoint_writer.clone() });
-        checkpoints =
-            Some(CheckpointSettings { checkpoint_writer, interval_ms, generation: context.generation });
-    }
-    let (mut ledger, mut ledger_thread) = (None, None);
-    if let Some(recorded) = recorded {
-        let spawned =
-            ledger_writer::spawn(recorded, origin.durable, retention, failure.clone(), Arc::clone(&metrics));
-        let (handle, thread) = spawned.map_err(cannot_start)?;
-        (ledger, ledger_thread) = (Some(handle), Some(thread));
-    } else {
-        // Only the leader writes manifests. The thread of the checkpoint writer ends when its last handle is dropped.
-        drop(retention);
-    }
-    let mut writers = Vec::new();
-    for (SinkJob { sink, encoding, commit_interval }, committed_through) in
-        sinks.into_iter().zip(&origin.committed_through)
-    {
-        metrics.commits_every(commit_interval);
-        let largest = sink.largest_message().unwrap_or(usize::MAX);
-        let (failure, metrics) = (failure.clone(), Arc::clone(&metrics));
-        let least = committed_through.least_of(context.shards);
-        let options = WriterOptions {
-            committed_through: least,
-            skips: Skips::of(sink.name(), &skips),
-            ledger: ledger.clone(),
-        };
-        let spawned = writer::spawn(sink, options, local.clone(), commit_interval, failure, metrics);
-        let (writer, thread) = spawned.map_err(cannot_start)?;
-        let route = SinkRoute::new(encoding.within(largest), committed_through.clone(), plan.provenance());
-        writers.push((writer, route));
-        threads.push(thread);
-    }
+    let own = first_worker..first_worker + local_workers;
+    let mut threads = Threads::new(own, failure.clone(), Arc::clone(&metrics));
+    let (checkpoints, retention) = match prepared.checkpoints {
+        Some(wanted) => Some(threads.start_checkpoint_writer(wanted, &mut origin, &context)?).unzip(),
+        None => (None, None),
+    };
+    // Only the leader writes manifests. Elsewhere their retention, a handle of the checkpoint writer, is dropped.
+    let ledger = match prepared.ledger {
+        Some(recorded) => Some(threads.start_ledger_writer(recorded, &origin, retention)?),
+        None => {
+            drop(retention);
+            None
+        }
+    };
+    let provenance = plan.provenance();
+    let writers =
+        threads.start_sink_writers(sinks, &origin, &context, &skips, ledger.as_ref(), &provenance)?;
     let trace = match &plan.record_bindings {
         Some(path) if first_worker == 0 => Some(TraceWriter::create(path)?),
         _ => None,
     };
-    let (group_offsets, offsets_to_commit) = channel::<Offsets>();
-    let (committing, counting) = (Arc::clone(&source), Arc::clone(&metrics));
-    let group = std::thread::spawn(move || {
-        for offsets in offsets_to_commit {
-            crash::point("group.commit.before");
-            if let Err(error) = committing.commit(&offsets) {
-                counting.group_commit_failed();
-                tracing::warn!(%error, "cannot commit offsets to the consumer group");
-            }
-            crash::point("group.commit.after");
-        }
-    });
-
-    let shared_run = Arc::new(RunShared {
+    let group_offsets = threads.start_group_commits(Arc::clone(&source));
+    let shared = RunShared {
         plan,
         source,
         positions: positions.as_slice().into(),
@@ -190,50 +141,46 @@ pub fn run(job: Job) -> Result<(), RunError> {
         ledger: Mutex::new(ledger),
         stopping,
         failure: failure.clone(),
-        metrics: Arc::clone(&metrics),
+        metrics,
         group_offsets: Mutex::new(Some(group_offsets)),
-    });
-    let shared = Arc::clone(&shared_run);
+    };
+    run_workers(workers, shared, recorded_cluster)?;
+    let ledger = threads.join();
+    end(failure.into_result(), ledger, &context, follows)
+}
+
+/// Runs all workers of this process until they end. When it returns, no handle of a thread is left.
+fn run_workers(workers: timely::Config, shared: RunShared, recorded_cluster: bool) -> Result<(), RunError> {
+    let shared = Arc::new(shared);
+    let of_workers = Arc::clone(&shared);
     let joined = recorded_cluster.then(spawn_join_watchdog);
-    metrics.starting("waiting for the other processes");
+    shared.metrics.starting("waiting for the other processes");
     let guards = joining::execute(workers, JoinPhase::Run, move |worker| {
-        shared.metrics.started();
+        of_workers.metrics.started();
         if let Some(joined) = &joined {
             joined.store(true, Ordering::Relaxed);
         }
-        shared.work(worker);
+        of_workers.work(worker);
     })?;
-    // Every worker has its own handles now. Those here must be dropped: threads end when all handles are gone.
     drop(guards.join());
-    drop(shared_run);
-    for thread in threads {
-        if thread.join().is_err() {
-            failure.report(RunError::Workers("a sink or state store thread panicked".into()));
-        }
-    }
-    let ledger = match ledger_thread.map(JoinHandle::join) {
-        Some(Ok(ledger)) => Some(ledger),
-        Some(Err(_)) => {
-            failure.report(RunError::Workers("the ledger thread panicked".into()));
-            None
-        }
-        None => None,
-    };
-    // This thread only commits offsets for information; a panic in it has been logged.
-    let _ = group.join();
-    let outcome = failure.into_result();
+    Ok(())
+}
+
+/// Records the end of a run in its ledger. Returns its outcome, with fencing attributed to its cause.
+fn end(
+    outcome: Result<(), RunError>,
+    ledger: Option<Box<dyn Ledger>>,
+    context: &WriterContext,
+    follows: bool,
+) -> Result<(), RunError> {
     let Some(mut ledger) = ledger else {
         return outcome.map_err(|error| if follows { fenced_by_zombie(error) } else { error });
     };
-    let outcome = outcome.map_err(|error| attribute_fencing(error, &mut *ledger, &context));
+    let outcome = outcome.map_err(|error| attribute_fencing(error, &mut *ledger, context));
     if let Err(error) = ledger.ended() {
         tracing::debug!(%error, "cannot record the end of the run");
     }
     outcome
-}
-
-fn cannot_start(error: std::io::Error) -> RunError {
-    RunError::Workers(error.to_string())
 }
 
 /// Returns the index of the first worker of this process, and the number of its workers.

@@ -12,7 +12,7 @@ use super::forgetting::{ForgetContext, forget, forgets_of};
 use super::recovery::{
     Checkpoints, History, OpenedSink, Origin, Records, fenced_by_zombie, open_sink, origin,
 };
-use crate::coordination::{EpochRecord, Loss, Manifest, Position, Positions, Skip};
+use crate::coordination::{CommittedThrough, EpochRecord, Loss, Manifest, Position, Positions, Skip};
 use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
 use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
@@ -181,22 +181,13 @@ fn prepare_leader(
         check_attempts(&mut history, &origin, &*source, &positions, has_new_losses)?;
     }
     crash::point("start.begun");
-    let History { ledger, semantics, checkpoints, skips, .. } = history;
-    let names = found.iter().map(|(name, _)| (*name).to_owned());
     if processes(workers) > 1 {
-        let word = ClusterBootstrap {
-            ledger_id: context.ledger_id.0.clone(),
-            generation: context.generation.0,
-            semantics,
-            manifest: origin.manifest.as_ref().map(encode_manifest),
-            positions: positions.clone(),
-            durable: origin.durable,
-            committed_through: names.zip(origin.committed_through.iter().cloned()).collect(),
-            skips: skips.clone(),
-        };
+        let names = found.iter().map(|(name, _)| (*name).to_owned());
+        let committed_through = names.zip(origin.committed_through.iter().cloned()).collect();
         metrics.starting("waiting for the other processes");
-        exchange_bootstrap(workers, Some(&word))?;
+        send_bootstrap(workers, &context, &history, &origin, &positions, committed_through)?;
     }
+    let History { ledger, checkpoints, skips, .. } = history;
     // New epochs are above every epoch that was ever recorded or committed, also of another ledger.
     let first_epoch = origin.durable.max(latest).next();
     Ok(PreparedRun {
@@ -210,6 +201,28 @@ fn prepare_leader(
         ledger: Some(ledger),
         checkpoints,
     })
+}
+
+/// Sends the other processes of the cluster what they need to start.
+fn send_bootstrap(
+    workers: &timely::Config,
+    context: &WriterContext,
+    history: &History,
+    origin: &Origin,
+    positions: &Positions,
+    committed_through: Vec<(String, CommittedThrough)>,
+) -> Result<(), RunError> {
+    let bootstrap = ClusterBootstrap {
+        ledger_id: context.ledger_id.0.clone(),
+        generation: context.generation.0,
+        semantics: history.semantics.clone(),
+        manifest: origin.manifest.as_ref().map(encode_manifest),
+        positions: positions.clone(),
+        durable: origin.durable,
+        committed_through,
+        skips: history.skips.clone(),
+    };
+    exchange_bootstrap(workers, Some(&bootstrap)).map(drop)
 }
 
 /// Returns the offset through which each partition is read after the replay.

@@ -76,3 +76,40 @@ impl TraceWriter {
 fn failed(path: &Path, source: std::io::Error) -> RunError {
     RunError::Record { path: path.display().to_string(), source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::fakes::record;
+
+    #[test]
+    fn each_epoch_is_one_line_with_its_bindings() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("trace.ndjson");
+        std::fs::write(&path, "a longer line of an earlier run\n".repeat(100)).expect("written");
+        let mut trace = TraceWriter::create(&path).expect("created");
+        let closing = EpochRecord { closes: true, bindings: Vec::new(), ..record(9, 0) };
+        let epoch = EpochRecord { wall_ms: 5_000, ..record(8, 12) };
+        trace.record(&epoch, EventTime(7), false).expect("written");
+        trace.record(&closing, EventTime::MAX, true).expect("written");
+        let lines = std::fs::read_to_string(&path).expect("flushed after each epoch");
+        let lines: Vec<serde_json::Value> =
+            lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let binding = json!({
+            "partition": 0, "end": 12, "timestamp": 12, "max_event_time": 12, "pushing_time": 12,
+            "candidate": null, "idle": false,
+        });
+        let first =
+            json!({"epoch": 8, "wall_ms": 5000, "partitions": [binding], "watermark": 7, "close": false});
+        let last = json!({"epoch": 9, "wall_ms": null, "partitions": [], "watermark": null, "close": true});
+        assert_eq!(lines, [first, last]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let error = TraceWriter::create(dir.path()).map(|_| ()).expect_err("it is a directory");
+        let RunError::Record { path, .. } = error else { panic!("{error:?}") };
+        assert_eq!(path, dir.path().display().to_string());
+    }
+}

@@ -159,3 +159,148 @@ impl Watch {
 fn frontier(probe: &Probe<Epoch>) -> Option<Epoch> {
     probe.with_frontier(|frontier| frontier.first().copied())
 }
+
+#[cfg(test)]
+mod tests {
+    use timely::dataflow::operators::Probe as _;
+    use timely::dataflow::operators::vec::Input;
+    use timely::dataflow::operators::vec::input::Handle;
+    use timely::worker::Worker;
+
+    use super::*;
+    use crate::runtime::fakes::{settle, worker};
+
+    /// A monitor of streams that the test drives.
+    struct Fixture {
+        worker: Worker,
+        watch: Watch,
+        ticks: Handle<Epoch, Tick>,
+        closed: Handle<Epoch, Closed>,
+        /// The inputs behind which the probes `closed`, `computed`, `committed` and `alerted` are.
+        behind: [Handle<Epoch, ()>; 4],
+        watermark: Rc<Cell<EventTime>>,
+        metrics: Arc<Metrics>,
+    }
+
+    fn fixture(reports_frontiers: bool) -> Fixture {
+        let mut worker = worker();
+        let observer = StreamObserver::default();
+        let probes: [Probe<Epoch>; 4] = std::array::from_fn(|_| Probe::new());
+        let (ticks, closed, behind) = worker.dataflow(|scope| {
+            let (ticks, stream) = scope.new_input();
+            observer.ticks(stream);
+            let (closed, stream) = scope.new_input();
+            observer.closed(stream);
+            let behind = std::array::from_fn(|at| {
+                let (input, stream) = scope.new_input();
+                stream.probe_with(&probes[at]);
+                input
+            });
+            (ticks, closed, behind)
+        });
+        let [bound, computed, committed, alerted] = probes;
+        let (watermark, load) = (Rc::new(Cell::new(EventTime::MIN)), Load::default());
+        let (cell, metrics) = (Rc::clone(&watermark), Arc::<Metrics>::default());
+        let probes = Probes { observer, closed: bound, computed, committed, alerted, watermark: cell, load };
+        let watch = Watch::new(probes, reports_frontiers, Arc::clone(&metrics));
+        Fixture { worker, watch, ticks, closed, behind, watermark, metrics }
+    }
+
+    const CLOSED: usize = 0;
+    const COMPUTED: usize = 1;
+    const COMMITTED: usize = 2;
+    const ALERTED: usize = 3;
+
+    impl Fixture {
+        /// Begins an epoch, in which a worker reads a record of this timestamp.
+        fn begin(&mut self, epoch: u64, oldest: Option<i64>) {
+            self.ticks.advance_to(Epoch(epoch));
+            self.ticks.send(Tick::new(0));
+            self.ticks.flush();
+            self.closed.advance_to(Epoch(epoch));
+            self.closed.send(Closed {
+                worker: 0,
+                wall_ms: 0,
+                bindings: Vec::new(),
+                unfinal: Vec::new(),
+                slowest: None,
+                oldest,
+                ended: false,
+                stopping: false,
+            });
+            self.closed.flush();
+            settle(&mut self.worker);
+        }
+
+        /// Lets the frontier behind a probe reach an epoch, and updates the metrics.
+        fn reach(&mut self, probe: usize, epoch: u64) {
+            self.behind[probe].advance_to(Epoch(epoch));
+            settle(&mut self.worker);
+            self.watch.observe();
+        }
+
+        /// Returns the value of a line of the metrics.
+        fn value(&self, name: &str) -> f64 {
+            let text = self.metrics.text();
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("the metric");
+            line.trim().parse().expect("a number")
+        }
+    }
+
+    #[test]
+    fn latency_is_measured_when_the_alerts_are_committed() {
+        let mut fixture = fixture(true);
+        fixture.begin(3, Some(wall_ms() - 5_000));
+        fixture.begin(4, None);
+        fixture.begin(5, Some(wall_ms() + 60_000));
+        fixture.reach(COMMITTED, 9);
+        assert_eq!(fixture.value("headwater_latency_seconds_count "), 0.0, "a sink of alerts is slower");
+        fixture.reach(ALERTED, 4);
+        assert_eq!(fixture.value("headwater_latency_seconds_count "), 1.0);
+        let latency = fixture.value("headwater_latency_seconds_sum ");
+        assert!((5.0..60.0).contains(&latency), "{latency}");
+        fixture.reach(ALERTED, 9);
+        assert_eq!(fixture.value("headwater_latency_seconds_count "), 2.0, "epoch 4 has no record");
+        assert!(fixture.value("headwater_latency_seconds_sum ") < latency + 1.0, "a clock that is ahead");
+    }
+
+    #[test]
+    fn frontiers_are_reported_from_the_first_epoch_of_the_run() {
+        let mut fixture = fixture(true);
+        fixture.reach(CLOSED, 7);
+        fixture.reach(COMMITTED, 7);
+        assert_eq!((fixture.metrics.latest().0, fixture.metrics.frontier_epoch()), (0, Epoch(0)));
+        fixture.begin(7, None);
+        fixture.reach(COMMITTED, 7);
+        assert_eq!(fixture.metrics.frontier_epoch(), Epoch(0), "epoch 7 is not committed");
+        fixture.watermark.set(EventTime(123));
+        fixture.reach(CLOSED, 8);
+        assert_eq!(fixture.metrics.latest(), (7, 123));
+        fixture.reach(COMMITTED, 8);
+        assert_eq!(fixture.metrics.frontier_epoch(), Epoch(8));
+    }
+
+    #[test]
+    fn the_time_of_an_epoch_ends_when_all_operators_complete_it() {
+        let mut fixture = fixture(true);
+        fixture.begin(1, None);
+        fixture.begin(2, None);
+        fixture.reach(CLOSED, 9);
+        assert_eq!(fixture.value("headwater_epoch_seconds_count "), 0.0);
+        fixture.reach(COMPUTED, 2);
+        fixture.reach(COMPUTED, 2);
+        assert_eq!(fixture.value("headwater_epoch_seconds_count "), 1.0, "once");
+    }
+
+    #[test]
+    fn one_worker_of_a_process_reports_the_frontiers() {
+        let mut fixture = fixture(false);
+        fixture.begin(1, Some(wall_ms()));
+        for probe in [CLOSED, COMPUTED, COMMITTED, ALERTED] {
+            fixture.reach(probe, 5);
+        }
+        assert_eq!((fixture.metrics.latest().0, fixture.metrics.frontier_epoch()), (0, Epoch(0)));
+        assert_eq!(fixture.value("headwater_epoch_seconds_count "), 0.0);
+        assert_eq!(fixture.value("headwater_latency_seconds_count "), 1.0, "of its own records");
+    }
+}

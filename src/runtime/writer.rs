@@ -1,6 +1,7 @@
 //! The writer of a sink: one thread per process and sink. Each round commits all epochs that are complete by then.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -17,7 +18,7 @@ use crate::coordination::Skips;
 use crate::metrics::Metrics;
 
 /// A message from a worker to a writer.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub enum Delivery {
     /// The changes of an epoch. The round that commits them also commits progress through this epoch.
     Changes {
@@ -89,6 +90,24 @@ impl WriterHandle {
     }
 }
 
+impl Shared {
+    /// Publishes the first epoch that is not committed, and activates the operators that wait for it.
+    fn publish(&self, committed: Option<Epoch>) {
+        self.committed.store(committed.map_or(ALL, |committed| committed.0), Ordering::Release);
+        for activator in self.activators.lock().expect("no thread panics while it holds the lock").iter() {
+            // A worker that has shut down needs no activation.
+            let _ = activator.activate();
+        }
+    }
+}
+
+/// Creates the handle of a writer, and the queue from which the writer receives.
+fn queue(sink: &str, committed_through: Option<Epoch>) -> (WriterHandle, Receiver<Delivery>) {
+    let (sender, receiver) = sync_channel(QUEUE);
+    let shared = Arc::new(Shared { committed: AtomicU64::new(0), activators: Mutex::default() });
+    (WriterHandle { sink: sink.to_owned(), committed_through, sender, shared }, receiver)
+}
+
 /// The outputs that are withheld from a sink.
 pub struct WriterOptions {
     /// The last epoch that it has committed.
@@ -102,29 +121,15 @@ pub struct WriterOptions {
 /// Starts the writer of an opened sink, for these workers.
 pub fn spawn(
     sink: Box<dyn Sink>,
-    WriterOptions { committed_through, skips, ledger }: WriterOptions,
-    workers: std::ops::Range<usize>,
+    options: WriterOptions,
+    workers: Range<usize>,
     commit_interval: Duration,
     failure: Failure,
     metrics: Arc<Metrics>,
 ) -> std::io::Result<(WriterHandle, JoinHandle<()>)> {
-    let (sender, receiver) = sync_channel(QUEUE);
-    let shared = Arc::new(Shared { committed: AtomicU64::new(0), activators: Mutex::default() });
-    let name = sink.name().to_owned();
-    let handle = WriterHandle { sink: name.clone(), committed_through, sender, shared: Arc::clone(&shared) };
-    let writer = Writer {
-        name: name.clone(),
-        skips,
-        ledger,
-        sink,
-        first_worker: workers.start,
-        reached: vec![Some(Epoch(0)); workers.len()],
-        staged: BTreeSet::new(),
-        committed: Some(Epoch(0)),
-        shared,
-        metrics,
-    };
-    let thread = std::thread::Builder::new().name(format!("sink-{name}")).spawn(move || {
+    let (handle, receiver) = queue(sink.name(), options.committed_through);
+    let writer = Writer::new(sink, options, workers, Arc::clone(&handle.shared), metrics);
+    let thread = std::thread::Builder::new().name(format!("sink-{}", handle.sink)).spawn(move || {
         if let Err(error) = writer.run(&receiver, commit_interval, &failure) {
             failure.report(error);
         }
@@ -148,6 +153,27 @@ struct Writer {
 }
 
 impl Writer {
+    fn new(
+        sink: Box<dyn Sink>,
+        WriterOptions { skips, ledger, .. }: WriterOptions,
+        workers: Range<usize>,
+        shared: Arc<Shared>,
+        metrics: Arc<Metrics>,
+    ) -> Writer {
+        Writer {
+            name: sink.name().to_owned(),
+            skips,
+            ledger,
+            sink,
+            first_worker: workers.start,
+            reached: vec![Some(Epoch(0)); workers.len()],
+            staged: BTreeSet::new(),
+            committed: Some(Epoch(0)),
+            shared,
+            metrics,
+        }
+    }
+
     /// Runs until every worker has delivered all epochs and all of them are committed.
     fn run(
         mut self,
@@ -243,14 +269,21 @@ impl Writer {
             }
         }
         self.committed = complete;
-        self.shared.committed.store(complete.map_or(ALL, |complete| complete.0), Ordering::Release);
-        for activator in
-            self.shared.activators.lock().expect("no thread panics while it holds the lock").iter()
-        {
-            // A worker that has shut down needs no activation.
-            let _ = activator.activate();
-        }
+        self.shared.publish(complete);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl WriterHandle {
+    /// Creates a handle without a writer: a test receives the messages, and says what is committed.
+    pub fn detached(sink: &str, committed_through: Option<Epoch>) -> (WriterHandle, Receiver<Delivery>) {
+        queue(sink, committed_through)
+    }
+
+    /// Sets the first epoch that is not committed; None: all are committed.
+    pub fn set_committed(&self, committed: Option<Epoch>) {
+        self.shared.publish(committed);
     }
 }
 
@@ -262,5 +295,261 @@ fn wait(receiver: &Receiver<Delivery>, timeout: Duration) -> Result<Option<Deliv
         Err(RecvTimeoutError::Disconnected) => {
             Err(RunError::Workers("a worker ended before it had delivered all outputs".into()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use headwater_sinks::StageError;
+    use headwater_sinks::memory::{Fault, Memory};
+
+    use super::*;
+    use crate::runtime::fakes::{RefusingSink, context, rows, wait_until};
+    use crate::runtime::ledger_writer::Entry;
+
+    /// An interval that no test reaches.
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn sink(memory: &Memory) -> Box<dyn Sink> {
+        let mut sink = memory.sink("memory");
+        sink.open(&context()).expect("the sink is new");
+        Box::new(sink)
+    }
+
+    fn options() -> WriterOptions {
+        WriterOptions { committed_through: None, skips: Skips::default(), ledger: None }
+    }
+
+    /// A writer, driven without its thread.
+    struct Fixture {
+        memory: Memory,
+        writer: Writer,
+        handle: WriterHandle,
+        receiver: Receiver<Delivery>,
+        failure: Failure,
+        metrics: Arc<Metrics>,
+    }
+
+    fn fixture(workers: Range<usize>, options: WriterOptions) -> Fixture {
+        let (memory, metrics) = (Memory::default(), Arc::<Metrics>::default());
+        let (handle, receiver) = queue("memory", None);
+        let shared = Arc::clone(&handle.shared);
+        let writer = Writer::new(sink(&memory), options, workers, shared, Arc::clone(&metrics));
+        Fixture { memory, writer, handle, receiver, failure: Failure::default(), metrics }
+    }
+
+    fn changes(epoch: u64, offsets: impl IntoIterator<Item = i64>) -> Delivery {
+        Delivery::Changes { epoch: Epoch(epoch), changes: vec![rows(offsets)] }
+    }
+
+    fn frontier(worker: usize, reached: Option<u64>) -> Delivery {
+        Delivery::Frontier { worker, reached: reached.map(Epoch) }
+    }
+
+    impl Fixture {
+        /// Receives these messages, and commits what is complete.
+        fn round(&mut self, messages: impl IntoIterator<Item = Delivery>) -> Result<(), RunError> {
+            messages.into_iter().try_for_each(|message| self.writer.receive(message))?;
+            self.writer.round(&self.failure)
+        }
+
+        fn epochs(&self) -> Vec<u64> {
+            self.memory.committed().iter().map(|(epoch, _)| epoch.0).collect()
+        }
+
+        fn through(&self) -> Option<u64> {
+            self.memory.progress().map(|progress| progress.through.0)
+        }
+    }
+
+    #[test]
+    fn a_round_commits_the_epochs_complete_on_all_workers() {
+        let mut fixture = fixture(2..4, options());
+        let both = [changes(1, [10]), changes(1, [11]), changes(2, [12])];
+        fixture
+            .round(both.into_iter().chain([frontier(2, Some(3)), frontier(3, Some(2))]))
+            .expect("committed");
+        assert_eq!(
+            (fixture.epochs(), fixture.through()),
+            (vec![1, 1], Some(1)),
+            "worker 3 may change epoch 2"
+        );
+        assert_eq!(fixture.handle.committed(), Some(Epoch(2)));
+
+        fixture.round([frontier(3, None), frontier(2, None)]).expect("committed");
+        assert_eq!((fixture.epochs(), fixture.through()), (vec![1, 1, 2], Some(2)));
+        assert_eq!(fixture.handle.committed(), None, "all epochs");
+    }
+
+    #[test]
+    fn an_epoch_without_changes_commits_its_progress() {
+        let mut fixture = fixture(0..1, options());
+        let marked = Delivery::Changes { epoch: Epoch(4), changes: Vec::new() };
+        fixture.round([marked, frontier(0, Some(9))]).expect("committed");
+        assert_eq!((fixture.epochs(), fixture.through()), (vec![], Some(4)));
+    }
+
+    #[test]
+    fn a_round_without_epochs_needs_no_transaction() {
+        let mut fixture = fixture(0..1, options());
+        fixture.round([frontier(0, Some(5))]).expect("nothing to commit");
+        assert_eq!((fixture.memory.commits(), fixture.handle.committed()), (0, Some(Epoch(5))));
+    }
+
+    #[test]
+    fn a_failed_commit_is_retried_with_everything_staged() {
+        let mut fixture = fixture(0..1, options());
+        fixture.memory.fail_next(Fault::Failed);
+        fixture.memory.fail_next(Fault::Failed);
+        fixture
+            .round([changes(1, [10]), changes(2, [11]), frontier(0, Some(3))])
+            .expect("the third succeeds");
+        assert_eq!((fixture.epochs(), fixture.memory.commits()), (vec![1, 2], 1));
+        let text = fixture.metrics.text();
+        assert!(text.contains("headwater_commit_retries_total{sink=\"memory\"} 2\n"), "{text}");
+    }
+
+    #[test]
+    fn a_commit_is_not_retried_once_the_run_has_failed() {
+        let mut fixture = fixture(0..1, options());
+        fixture.failure.report(RunError::Workers("another thread".into()));
+        fixture.memory.fail_next(Fault::Failed);
+        let ended = fixture.round([changes(1, [10]), frontier(0, Some(2))]);
+        assert!(matches!(ended, Err(RunError::Commit(CommitError::Failed { .. }))), "{ended:?}");
+        assert_eq!(fixture.memory.commits(), 0);
+    }
+
+    #[test]
+    fn fencing_and_unknown_outcomes_are_never_retried() {
+        for (fault, commits) in [(Fault::Fenced, 0), (Fault::Indeterminate, 1)] {
+            let mut fixture = fixture(0..1, options());
+            fixture.memory.fail_next(fault);
+            let ended =
+                fixture.round([changes(1, [10]), frontier(0, Some(2))]).expect_err("the run must end");
+            assert_eq!(ended.is_replacement(), fault == Fault::Fenced, "{ended:?}");
+            assert_eq!(fixture.memory.commits(), commits, "{fault:?}");
+            assert_eq!(
+                fixture.handle.committed(),
+                Some(Epoch(0)),
+                "{fault:?}: nothing is known to be committed"
+            );
+        }
+    }
+
+    #[test]
+    fn a_refused_output_ends_the_run_and_needs_a_decision() {
+        for refuses_stage in [true, false] {
+            let mut fixture = fixture(0..1, options());
+            let mut inner = fixture.memory.sink("memory");
+            inner.open(&context()).expect("opened");
+            fixture.writer.sink = Box::new(RefusingSink { inner, refuses_stage, has_refused: false });
+            let refused = fixture.round([changes(7, [10]), frontier(0, Some(8))]).expect_err("refused");
+            assert!(refused.is_refusal(), "{refused:?}");
+            assert_eq!(matches!(refused, RunError::Stage(StageError { epoch: Epoch(7), .. })), refuses_stage);
+            assert_eq!((fixture.through(), fixture.handle.committed()), (None, Some(Epoch(0))));
+        }
+    }
+
+    #[test]
+    fn a_skipped_row_is_left_out_of_its_epoch_only() {
+        let skips = Skips::of("memory", &["memory:7:events/3/42".parse().expect("a skip")]);
+        let mut fixture = fixture(0..1, WriterOptions { skips, ..options() });
+        let delivered = [changes(7, [41, 42]), changes(8, [42])];
+        fixture.round(delivered.into_iter().chain([frontier(0, None)])).expect("committed");
+        assert_eq!(fixture.memory.committed(), [(Epoch(7), rows([41])), (Epoch(8), rows([42]))]);
+    }
+
+    /// The name of a message has the number of messages of its key before it, from the whole delivery of the epoch.
+    #[test]
+    fn messages_are_numbered_through_the_whole_delivery() {
+        let message = |value: u8| {
+            let mut changes = Changes::default();
+            changes.messages.push(0, Some(b"ann"), &[], |out| out.push(value));
+            changes
+        };
+        let skips = Skips::of("memory", &["memory:7:/ann/1".parse().expect("a skip")]);
+        let mut fixture = fixture(0..1, WriterOptions { skips, ..options() });
+        let delivered =
+            Delivery::Changes { epoch: Epoch(7), changes: vec![message(1), message(2), message(3)] };
+        fixture.round([delivered, frontier(0, None)]).expect("committed");
+        let left: Vec<_> = fixture.memory.committed().into_iter().map(|(_, changes)| changes).collect();
+        assert_eq!(left, [message(1), Changes::default(), message(3)]);
+    }
+
+    #[test]
+    fn only_the_first_commit_is_recorded_in_the_ledger() {
+        let (ledger, entries) = LedgerWriterHandle::detached(Epoch(0));
+        let mut fixture = fixture(0..1, WriterOptions { ledger: Some(ledger), ..options() });
+        fixture.round([frontier(0, Some(1))]).expect("nothing to commit");
+        assert_eq!(entries.try_iter().count(), 0, "nothing is committed yet");
+        fixture.round([changes(1, [10]), frontier(0, Some(2))]).expect("committed");
+        fixture.round([changes(2, [11]), frontier(0, Some(3))]).expect("committed");
+        assert_eq!(entries.try_iter().collect::<Vec<_>>(), [Entry::Committed("memory".to_owned())]);
+    }
+
+    #[test]
+    fn a_round_takes_everything_that_is_queued() {
+        let Fixture { memory, writer, handle, receiver, failure, .. } = fixture(0..1, options());
+        for epoch in 1..=5 {
+            handle.send(changes(epoch, [10])).expect("there is room");
+            handle.send(frontier(0, Some(epoch + 1))).expect("there is room");
+        }
+        handle.send(frontier(0, None)).expect("there is room");
+        writer.run(&receiver, HOUR, &failure).expect("all is committed");
+        assert_eq!((memory.commits(), memory.committed().len()), (1, 5));
+    }
+
+    #[test]
+    fn rounds_are_an_interval_apart_except_the_last_one() {
+        let memory = Memory::default();
+        let failure = Failure::default();
+        let (handle, thread) =
+            spawn(sink(&memory), options(), 0..1, HOUR, failure.clone(), Arc::default()).expect("a thread");
+        let send = |message| handle.send(message).expect("there is room");
+        send(changes(1, [10]));
+        send(frontier(0, Some(2)));
+        wait_until(|| handle.committed() == Some(Epoch(2)));
+        send(changes(2, [11]));
+        send(frontier(0, Some(3)));
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(memory.commits(), 1, "the interval is an hour");
+        send(frontier(0, None));
+        wait_until(|| thread.is_finished());
+        assert_eq!((memory.commits(), handle.committed()), (2, None));
+        assert!(!failure.is_some());
+    }
+
+    #[test]
+    fn a_worker_that_ends_early_fails_the_run() {
+        let Fixture { memory, writer, handle, receiver, failure, .. } = fixture(0..2, options());
+        handle.send(changes(1, [10])).expect("there is room");
+        handle.send(frontier(0, None)).expect("there is room");
+        drop(handle);
+        let ended = writer.run(&receiver, Duration::ZERO, &failure);
+        assert!(matches!(ended, Err(RunError::Workers(_))), "{ended:?}");
+        assert_eq!(memory.commits(), 0, "worker 1 has not delivered epoch 1");
+    }
+
+    #[test]
+    fn a_failed_run_commits_nothing_more() {
+        let Fixture { memory, writer, handle, receiver, failure, .. } = fixture(0..1, options());
+        handle.send(changes(1, [10])).expect("there is room");
+        handle.send(frontier(0, Some(2))).expect("there is room");
+        drop(handle);
+        failure.report(RunError::Workers("another thread".into()));
+        writer.run(&receiver, Duration::ZERO, &failure).expect("the failure is reported already");
+        assert_eq!(memory.commits(), 0);
+    }
+
+    #[test]
+    fn a_full_queue_returns_the_message_and_an_ended_writer_none() {
+        let (handle, receiver) = queue("memory", None);
+        for epoch in 0..QUEUE as u64 {
+            handle.send(changes(epoch, [10])).expect("there is room");
+        }
+        let back = handle.send(changes(999, [10]));
+        assert_eq!(back, Err(changes(999, [10])));
+        drop(receiver);
+        assert_eq!(handle.send(changes(999, [10])), Ok(()), "the run is about to end");
     }
 }
