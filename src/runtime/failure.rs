@@ -6,9 +6,9 @@ use headwater_dataflows::{Epoch, RestoreError};
 use headwater_sinks::{CommitError, OpenError, StageError};
 use thiserror::Error;
 
-use super::config_change::IncompatibleState;
 use crate::coordination::{InvalidPart, NoResume, Protocol};
 use crate::ledger::LedgerError;
+use crate::runtime::recovery::compatibility::IncompatibleState;
 use crate::source::SourceError;
 use crate::state::StateError;
 

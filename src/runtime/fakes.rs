@@ -20,10 +20,10 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Inspect;
 use timely::worker::Worker;
 
-use super::recovery::Origin;
 use crate::coordination::ingest::TimeRules;
 use crate::coordination::{Binding, EpochRecord, Loss, Manifest, Part, PartKind, PartName, Skip, Takeovers};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, StoredManifest};
+use crate::runtime::recovery::origin::Origin;
 use crate::state::{StateError, StateStore};
 
 /// The calls that fakes have received, in order.

@@ -26,23 +26,23 @@ use timely::dataflow::operators::vec::{Broadcast, Map};
 use timely::dataflow::operators::{Concat, Concatenate, Inspect, Probe as _};
 use timely::dataflow::{Scope, StreamVec};
 
-use super::binding::{Binder, Marker, bind};
-use super::checkpoint_writer::CheckpointWriterHandle;
-use super::checkpointing::{Concluder, Marked, conclude, marks, store};
-use super::clock::{ClockControl, ClockSettings, ticks};
-use super::delivery::deliver;
-use super::failure::Failure;
-use super::ledger_writer::{LedgerWriterHandle, durable};
-use super::reading::{Read, ReadContext, ReadSettings, read};
-use super::recovery::Origin;
-use super::trace::TraceWriter;
-use super::watch::{Probes, StreamObserver, Watch};
-use super::writer::WriterHandle;
 use crate::coordination::ingest::{Liveness, Pace, Timing, Unfinal};
 use crate::coordination::{Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark};
 use crate::metrics::Metrics;
 use crate::outputs::{EncodedOutputs, SinkRoute, split_by_sink};
 use crate::pipeline::{Computed, Inputs, Plan, compute, operators};
+use crate::runtime::checkpoint::operators::{Concluder, Marked, conclude, marks, store};
+use crate::runtime::checkpoint::writer::CheckpointWriterHandle;
+use crate::runtime::commit::delivery::deliver;
+use crate::runtime::commit::ledger_writer::{LedgerWriterHandle, durable};
+use crate::runtime::commit::sink_writer::WriterHandle;
+use crate::runtime::failure::Failure;
+use crate::runtime::ingest::binding::{Binder, Marker, bind};
+use crate::runtime::ingest::clock::{ClockControl, ClockSettings, ticks};
+use crate::runtime::ingest::reading::{Read, ReadContext, ReadSettings, read};
+use crate::runtime::ingest::trace::TraceWriter;
+use crate::runtime::recovery::origin::Origin;
+use crate::runtime::watch::{Probes, StreamObserver, Watch};
 use crate::source::Reader;
 
 /// The inputs from which the dataflow of one worker is built.

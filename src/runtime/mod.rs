@@ -1,36 +1,25 @@
 //! The runtime: workers, the dataflow, the driver that carries out the decisions of `coordination`, and shutdown.
 
-mod binding;
-mod bootstrap;
-mod checkpoint_writer;
-mod checkpointing;
-mod clock;
-mod config_change;
-mod delivery;
+mod background;
+mod checkpoint;
+mod commit;
 mod failure;
 #[cfg(test)]
 mod fakes;
-mod field_errors;
 mod flow;
-mod forgetting;
-mod joining;
-mod ledger_writer;
-mod reading;
+mod ingest;
 mod recovery;
-mod starting;
 mod threads;
-mod trace;
 mod watch;
-mod writer;
 
-pub use bootstrap::processes;
-pub use config_change::{IncompatibleState, check_finished, config_change, is_discardable};
 pub use failure::RunError;
-pub use forgetting::forgets_of;
-pub use recovery::{
+pub use recovery::bootstrap::processes;
+pub use recovery::compatibility::{IncompatibleState, check_finished, config_change, is_discardable};
+pub use recovery::discard::forgets_of;
+pub use recovery::origin::{
     Checkpoints, History, Records, may_double, needs_checkpoints, readable_origin, resume_from,
 };
-pub use starting::{Following, Role, killed, positions_of, read_from};
+pub use recovery::start::{Following, Role, killed, positions_of, read_from};
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,17 +38,17 @@ use crate::metrics::Metrics;
 use crate::outputs::{SinkJob, SinkRoute};
 use crate::pipeline::Plan;
 use crate::source::{Opening, Source};
-use bootstrap::spawn_join_watchdog;
-use clock::committed;
+use commit::ledger_writer::LedgerWriterHandle;
+use commit::sink_writer::WriterHandle;
 use failure::Failure;
 use flow::{CheckpointSettings, Flow, FlowInputs};
-use joining::JoinPhase;
-use ledger_writer::LedgerWriterHandle;
-use recovery::{Origin, attribute_fencing, fenced_by_zombie};
-use starting::{PreparedRun, prepare};
+use ingest::clock::committed;
+use ingest::trace::TraceWriter;
+use recovery::bootstrap::spawn_join_watchdog;
+use recovery::joining::JoinPhase;
+use recovery::origin::{Origin, attribute_fencing, fenced_by_zombie};
+use recovery::start::{PreparedRun, prepare};
 use threads::Threads;
-use trace::TraceWriter;
-use writer::WriterHandle;
 
 /// The inputs of a run.
 pub struct Job {
@@ -155,7 +144,7 @@ fn run_workers(workers: timely::Config, shared: RunShared, recorded_cluster: boo
     let of_workers = Arc::clone(&shared);
     let joined = recorded_cluster.then(spawn_join_watchdog);
     shared.metrics.starting("waiting for the other processes");
-    let guards = joining::execute(workers, JoinPhase::Run, move |worker| {
+    let guards = recovery::joining::execute(workers, JoinPhase::Run, move |worker| {
         of_workers.metrics.started();
         if let Some(joined) = &joined {
             joined.store(true, Ordering::Relaxed);

@@ -8,17 +8,17 @@ use std::thread::JoinHandle;
 
 use headwater_sinks::{WriterContext, crash};
 
-use super::checkpoint_writer::{self, WriterId};
-use super::failure::{Failure, RunError};
-use super::flow::CheckpointSettings;
-use super::ledger_writer::{self, LedgerWriterHandle, ManifestRetention};
-use super::recovery::{Checkpoints, Origin};
-use super::writer::{self, WriterHandle, WriterOptions};
 use super::{Offsets, SinkJob};
 use crate::coordination::{Skip, Skips};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::outputs::{Provenance, SinkRoute};
+use crate::runtime::checkpoint::writer::WriterId;
+use crate::runtime::commit::ledger_writer::{self, LedgerWriterHandle, ManifestRetention};
+use crate::runtime::commit::sink_writer::{self, WriterHandle, WriterOptions};
+use crate::runtime::failure::{Failure, RunError};
+use crate::runtime::flow::CheckpointSettings;
+use crate::runtime::recovery::origin::{Checkpoints, Origin};
 use crate::source::Source;
 
 /// The threads that were started.
@@ -52,7 +52,13 @@ impl Threads {
         let generation = context.generation;
         let writer_id = WriterId { ledger_id: context.ledger_id.clone(), generation };
         let (before, workers) = (origin.parts().to_vec(), self.workers.clone());
-        let spawned = checkpoint_writer::spawn(store, writer_id, before, workers, self.failure.clone());
+        let spawned = crate::runtime::checkpoint::writer::spawn(
+            store,
+            writer_id,
+            before,
+            workers,
+            self.failure.clone(),
+        );
         let (checkpoint_writer, thread) = spawned.map_err(cannot_start)?;
         self.writers.push(thread);
         let manifests = std::mem::take(&mut origin.manifests);
@@ -103,7 +109,7 @@ impl Threads {
             };
             let (failure, metrics) = (self.failure.clone(), Arc::clone(&self.metrics));
             let spawned =
-                writer::spawn(sink, options, self.workers.clone(), commit_interval, failure, metrics);
+                sink_writer::spawn(sink, options, self.workers.clone(), commit_interval, failure, metrics);
             let (writer, thread) = spawned.map_err(cannot_start)?;
             self.writers.push(thread);
             let encoding = encoding.within(largest);

@@ -13,9 +13,9 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Inspect;
 use timely::dataflow::operators::probe::Handle as Probe;
 
-use super::clock::{Tick, committed};
 use crate::coordination::Closed;
 use crate::metrics::{Metrics, Share};
+use crate::runtime::ingest::clock::{Tick, committed};
 use crate::wall::wall_ms;
 
 /// The interval at which the state of operators is counted.

@@ -4,14 +4,14 @@
 use headwater_dataflows::{Epoch, EventTime};
 use headwater_sinks::{WriterContext, crash};
 
-use super::failure::RunError;
-use super::recovery::{History, OpenedSink, Records, adopt_sink};
 use crate::coordination::{
     EpochRecord, Manifest, NoOrigin, NoResume, Operator, Positions, Watermark, WatermarkRule,
     committed_through,
 };
 use crate::ledger::{LedgerError, StoredManifest, readable};
 use crate::outputs::SinkJob;
+use crate::runtime::failure::RunError;
+use crate::runtime::recovery::origin::{History, OpenedSink, Records, adopt_sink};
 
 /// The parameters of a start that discards all state.
 pub struct ForgetContext<'a> {

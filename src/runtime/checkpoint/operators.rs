@@ -20,10 +20,10 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::generic::Operator;
 
-use super::checkpoint_writer::CheckpointWriterHandle;
-use super::failure::Failure;
-use super::ledger_writer::LedgerWriterHandle;
 use crate::coordination::{self, Checkpoint, Manifest, Part};
+use crate::runtime::checkpoint::writer::CheckpointWriterHandle;
+use crate::runtime::commit::ledger_writer::LedgerWriterHandle;
+use crate::runtime::failure::Failure;
 
 /// The marked epochs, on worker 0, as manifests without parts.
 pub type Marked = Rc<RefCell<VecDeque<Manifest>>>;
@@ -188,10 +188,10 @@ mod tests {
 
     use super::*;
     use crate::coordination::PartKind::{Base, Delta};
-    use crate::runtime::checkpoint_writer::Command;
-    use crate::runtime::clock::committed;
+    use crate::runtime::checkpoint::writer::Command;
+    use crate::runtime::commit::ledger_writer::Entry;
     use crate::runtime::fakes::{Collected, captured, collect, manifest, part, settle, worker};
-    use crate::runtime::ledger_writer::Entry;
+    use crate::runtime::ingest::clock::committed;
 
     #[test]
     fn only_marked_epochs_make_a_sink_commit_its_progress() {

@@ -12,8 +12,9 @@ use headwater_sinks::{Generation, LedgerId, crash};
 use sha2::{Digest, Sha256};
 use timely::scheduling::activate::SyncActivator;
 
-use super::failure::{Failure, RunError};
 use crate::coordination::{Part, PartKind, PartName, chain, wants_base};
+use crate::runtime::background::{self, Waiters};
+use crate::runtime::failure::{Failure, RunError};
 use crate::state::StateStore;
 use crate::state::part::{Content, Malformed};
 
@@ -50,13 +51,19 @@ pub struct CheckpointWriterHandle {
 struct Shared {
     first_worker: usize,
     /// The parts that were put and not yet taken, and the operator to activate, by worker of this process.
-    put: Vec<Mutex<PutParts>>,
+    put: Vec<PutParts>,
 }
 
 #[derive(Default)]
 struct PutParts {
-    parts: Vec<(Epoch, Vec<Part>)>,
-    activator: Option<SyncActivator>,
+    parts: Mutex<Vec<(Epoch, Vec<Part>)>>,
+    waiters: Waiters,
+}
+
+impl PutParts {
+    fn locked(&self) -> std::sync::MutexGuard<'_, Vec<(Epoch, Vec<Part>)>> {
+        self.parts.lock().expect("no thread panics while it holds the lock")
+    }
 }
 
 impl CheckpointWriterHandle {
@@ -77,35 +84,31 @@ impl CheckpointWriterHandle {
 
     /// Takes the parts that were put for a worker since the last call.
     pub fn take(&self, worker: usize) -> Vec<(Epoch, Vec<Part>)> {
-        std::mem::take(&mut self.shared.of(worker).parts)
+        std::mem::take(&mut *self.shared.of(worker).locked())
     }
 
     /// Sets the operator of a worker that is activated after each put.
     pub fn set_activator(&self, worker: usize, activator: SyncActivator) {
-        self.shared.of(worker).activator = Some(activator);
+        self.shared.of(worker).waiters.add(activator);
     }
 }
 
 impl Shared {
-    fn of(&self, worker: usize) -> std::sync::MutexGuard<'_, PutParts> {
-        self.put[worker - self.first_worker].lock().expect("no thread panics while it holds the lock")
+    fn of(&self, worker: usize) -> &PutParts {
+        &self.put[worker - self.first_worker]
     }
 
     /// Publishes the durable parts of a worker and epoch, and activates the operator that waits for them.
     fn publish(&self, worker: usize, epoch: Epoch, parts: Vec<Part>) {
-        let mut put = self.of(worker);
-        put.parts.push((epoch, parts));
-        if let Some(activator) = &put.activator {
-            // The activation fails only if the worker has shut down.
-            let _ = activator.activate();
-        }
+        self.of(worker).locked().push((epoch, parts));
+        self.of(worker).waiters.wake();
     }
 }
 
 /// Creates the handle of the writer of a process's workers, and the writer's queue.
 fn queue(workers: Range<usize>) -> (CheckpointWriterHandle, Receiver<Command>) {
     let (sender, receiver) = channel();
-    let put = workers.clone().map(|_| Mutex::default()).collect();
+    let put = workers.clone().map(|_| PutParts::default()).collect();
     let shared = Arc::new(Shared { first_worker: workers.start, put });
     (CheckpointWriterHandle { sender, shared }, receiver)
 }
@@ -132,11 +135,8 @@ pub fn spawn(
     let shared = Arc::clone(&handle.shared);
     let checkpoint_writer =
         CheckpointWriter { store, writer_id, parts: before, buffered: BTreeMap::new(), shared };
-    let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(move || {
-        if let Err(error) = checkpoint_writer.run(&receiver) {
-            failure.report(error);
-        }
-    })?;
+    let thread =
+        background::spawn("checkpoints".into(), failure, move || ((), checkpoint_writer.run(&receiver)))?;
     Ok((handle, thread))
 }
 
@@ -314,7 +314,7 @@ mod tests {
             commands.into_iter().for_each(|command| sender.send(command).expect("the receiver is here"));
             drop(sender);
             let outcome = writer.run(&receiver);
-            let put = [2, 3].map(|worker| std::mem::take(&mut shared.of(worker).parts));
+            let put = [2, 3].map(|worker| std::mem::take(&mut *shared.of(worker).locked()));
             (outcome, store, put)
         }
     }

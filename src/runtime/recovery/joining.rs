@@ -20,7 +20,7 @@ use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
 use timely::communication::{Hooks, WorkerGuards};
 use timely::worker::Worker;
 
-use super::failure::RunError;
+use crate::runtime::failure::RunError;
 
 /// The purpose of a connection. A connection for one purpose is not accepted for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

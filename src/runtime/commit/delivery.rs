@@ -11,7 +11,7 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::Operator;
 
-use super::writer::{Delivery, WriterHandle};
+use crate::runtime::commit::sink_writer::{Delivery, WriterHandle};
 
 /// The time until the next attempt when the writer's queue is full.
 const RETRY: Duration = Duration::from_millis(1);
@@ -145,8 +145,8 @@ mod tests {
     use timely::worker::Worker;
 
     use super::*;
-    use crate::runtime::clock::committed;
     use crate::runtime::fakes::{rows, settle, worker};
+    use crate::runtime::ingest::clock::committed;
 
     /// The operator, with a writer that the test plays.
     struct Fixture {

@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use headwater_dataflows::{Record, SHARDS, ShardId};
 use thiserror::Error;
 
-use super::checkpoint_writer::{WriterId, merge, put, read};
-use super::failure::RunError;
 use crate::coordination::{Manifest, Operator, PartKind, PartName, Resume, chain};
 use crate::pipeline::{self, ConfigChange, ENRICH, RULES, WINDOW};
+use crate::runtime::checkpoint::writer::{WriterId, merge, put, read};
+use crate::runtime::failure::RunError;
 use crate::state::StateStore;
 use crate::state::part::Content;
 

@@ -11,9 +11,9 @@ use timely::CommunicationConfig::Cluster;
 use timely::dataflow::operators::vec::{Broadcast, ToStream};
 use timely::dataflow::operators::{Inspect, Probe};
 
-use super::failure::RunError;
-use super::joining::{self, JoinPhase};
 use crate::coordination::{CommittedThrough, Positions, Skip};
+use crate::runtime::failure::RunError;
+use crate::runtime::recovery::joining::{self, JoinPhase};
 
 /// The data that the followers need to start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

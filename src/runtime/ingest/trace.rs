@@ -8,8 +8,8 @@ use headwater_dataflows::EventTime;
 use headwater_sinks::private;
 use serde_json::json;
 
-use super::failure::RunError;
 use crate::coordination::EpochRecord;
+use crate::runtime::failure::RunError;
 
 /// A file with one JSON object per epoch that has a binding or closes the windows.
 pub struct TraceWriter {

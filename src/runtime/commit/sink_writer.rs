@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,11 @@ use headwater_dataflows::Epoch;
 use headwater_sinks::{Changes, CommitError, CommitPermit, MessageNames, Sink, crash, row_name};
 use timely::scheduling::activate::SyncActivator;
 
-use super::failure::{Failure, RunError};
-use super::ledger_writer::LedgerWriterHandle;
 use crate::coordination::Skips;
 use crate::metrics::Metrics;
+use crate::runtime::background::{self, Waiters};
+use crate::runtime::commit::ledger_writer::LedgerWriterHandle;
+use crate::runtime::failure::{Failure, RunError};
 
 /// A message from a worker to a writer.
 #[derive(Debug, PartialEq)]
@@ -51,7 +52,7 @@ pub struct WriterHandle {
 struct Shared {
     /// The first epoch that is not committed; [`ALL`] once all are committed.
     committed: AtomicU64,
-    activators: Mutex<Vec<SyncActivator>>,
+    waiters: Waiters,
 }
 
 const ALL: u64 = u64::MAX;
@@ -86,7 +87,7 @@ impl WriterHandle {
 
     /// Registers an operator to be activated after each commit.
     pub fn add_activator(&self, _worker: usize, activator: SyncActivator) {
-        self.shared.activators.lock().expect("no thread panics while it holds the lock").push(activator);
+        self.shared.waiters.add(activator);
     }
 }
 
@@ -94,17 +95,14 @@ impl Shared {
     /// Publishes the first epoch that is not committed, and activates the operators that wait for it.
     fn publish(&self, committed: Option<Epoch>) {
         self.committed.store(committed.map_or(ALL, |committed| committed.0), Ordering::Release);
-        for activator in self.activators.lock().expect("no thread panics while it holds the lock").iter() {
-            // A worker that has shut down needs no activation.
-            let _ = activator.activate();
-        }
+        self.waiters.wake();
     }
 }
 
 /// Creates the handle of a writer, and the queue from which the writer receives.
 fn queue(sink: &str, committed_through: Option<Epoch>) -> (WriterHandle, Receiver<Delivery>) {
     let (sender, receiver) = sync_channel(QUEUE);
-    let shared = Arc::new(Shared { committed: AtomicU64::new(0), activators: Mutex::default() });
+    let shared = Arc::new(Shared { committed: AtomicU64::new(0), waiters: Waiters::default() });
     (WriterHandle { sink: sink.to_owned(), committed_through, sender, shared }, receiver)
 }
 
@@ -129,10 +127,8 @@ pub fn spawn(
 ) -> std::io::Result<(WriterHandle, JoinHandle<()>)> {
     let (handle, receiver) = queue(sink.name(), options.committed_through);
     let writer = Writer::new(sink, options, workers, Arc::clone(&handle.shared), metrics);
-    let thread = std::thread::Builder::new().name(format!("sink-{}", handle.sink)).spawn(move || {
-        if let Err(error) = writer.run(&receiver, commit_interval, &failure) {
-            failure.report(error);
-        }
+    let thread = background::spawn(format!("sink-{}", handle.sink), failure.clone(), move || {
+        ((), writer.run(&receiver, commit_interval, &failure))
     })?;
     Ok((handle, thread))
 }
@@ -304,8 +300,8 @@ mod tests {
     use headwater_sinks::memory::{Fault, Memory};
 
     use super::*;
+    use crate::runtime::commit::ledger_writer::Entry;
     use crate::runtime::fakes::{RefusingSink, context, rows, wait_until};
-    use crate::runtime::ledger_writer::Entry;
 
     /// An interval that no test reaches.
     const HOUR: Duration = Duration::from_secs(3600);

@@ -15,9 +15,9 @@ use timely::dataflow::{Scope, StreamVec};
 use timely::progress::Antichain;
 use timely::scheduling::Activator;
 
-use super::recovery::Origin;
 use crate::coordination::Binding;
 use crate::coordination::ingest::{Paced, TimeRules, WallClock};
+use crate::runtime::recovery::origin::Origin;
 use crate::wall::wall_ms;
 
 /// The start of an epoch.

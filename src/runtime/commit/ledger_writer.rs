@@ -1,9 +1,9 @@
 //! The ledger writer: makes bound epochs durable in the ledger before any sink may commit them, and records manifests.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use headwater_dataflows::{Control, ControlStream, Epoch};
@@ -12,13 +12,13 @@ use timely::container::CapacityContainerBuilder;
 use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::Operator;
-use timely::scheduling::activate::SyncActivator;
 
-use super::checkpoint_writer::CheckpointWriterHandle;
-use super::failure::Failure;
 use crate::coordination::{EpochRecord, Manifest, Prune, prune, unreferenced};
 use crate::ledger::{Ledger, LedgerError, StoredManifest, readable};
 use crate::metrics::Metrics;
+use crate::runtime::background::{self, Waiters};
+use crate::runtime::checkpoint::writer::CheckpointWriterHandle;
+use crate::runtime::failure::Failure;
 
 /// The maximum number of epochs in one transaction of the ledger; it bounds the time of a transaction if the queue is
 /// long.
@@ -47,7 +47,8 @@ struct Shared {
     durable: AtomicU64,
     /// The epoch of the newest manifest that was recorded since the start; 0 if none was.
     concluded: AtomicU64,
-    activator: Mutex<Option<SyncActivator>>,
+    /// The operator that waits for durable epochs.
+    waiters: Waiters,
 }
 
 impl LedgerWriterHandle {
@@ -85,10 +86,7 @@ impl Shared {
     /// Publishes the last durable epoch, and activates the operator that waits for it.
     fn publish(&self, durable: Epoch) {
         self.durable.store(durable.0, Ordering::Release);
-        if let Some(activator) = &*self.activator.lock().expect("no thread panics while it holds the lock") {
-            // The activation fails only if the worker has shut down.
-            let _ = activator.activate();
-        }
+        self.waiters.wake();
     }
 }
 
@@ -98,7 +96,7 @@ fn queue(durable: Epoch) -> (LedgerWriterHandle, Receiver<Entry>) {
     let shared = Arc::new(Shared {
         durable: AtomicU64::new(durable.0),
         concluded: AtomicU64::new(0),
-        activator: Mutex::default(),
+        waiters: Waiters::default(),
     });
     (LedgerWriterHandle { sender, shared }, receiver)
 }
@@ -124,11 +122,9 @@ pub fn spawn(
 ) -> std::io::Result<(LedgerWriterHandle, JoinHandle<Box<dyn Ledger>>)> {
     let (handle, receiver) = queue(durable);
     let mut writer = Writer { ledger, retention, shared: Arc::clone(&handle.shared), metrics };
-    let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || {
-        if let Err(error) = writer.run(&receiver) {
-            failure.report(error.into());
-        }
-        writer.ledger
+    let thread = background::spawn("ledger".into(), failure, move || {
+        let result = writer.run(&receiver);
+        (writer.ledger, result.map_err(Into::into))
     })?;
     Ok((handle, thread))
 }
@@ -220,8 +216,7 @@ pub fn durable<'scope>(
         move |capability, info| {
             drop(capability);
             if let Some(DurableEpoch(shared)) = &durable {
-                let activator = scope.worker().sync_activator_for(info.address.to_vec());
-                *shared.activator.lock().expect("no thread panics while it holds the lock") = Some(activator);
+                shared.waiters.add(scope.worker().sync_activator_for(info.address.to_vec()));
             }
             let mut open = BTreeMap::new();
             move |(input, _), _output| {
@@ -250,11 +245,11 @@ mod tests {
 
     use super::*;
     use crate::coordination::PartKind::{Base, Delta};
-    use crate::runtime::checkpoint_writer::Command;
-    use crate::runtime::clock::committed;
+    use crate::runtime::checkpoint::writer::Command;
     use crate::runtime::fakes::{
         Calls, FakeLedger, manifest, part, part_name, record, settle, wait_until, worker,
     };
+    use crate::runtime::ingest::clock::committed;
 
     /// A writer, driven without its thread.
     struct Fixture {

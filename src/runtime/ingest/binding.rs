@@ -13,16 +13,16 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::Operator;
 
-use super::checkpointing::Marked;
-use super::clock::ClockControl;
-use super::failure::{Failure, RunError};
-use super::ledger_writer::LedgerWriterHandle;
-use super::recovery::Origin;
-use super::trace::TraceWriter;
 use crate::coordination::ingest::{Pace, TimeRules};
 use crate::coordination::{
     Binding, Bound, Closed, Collector, EpochRecord, GroupOffsets, Manifest, Marks, Positions, Watermark,
 };
+use crate::runtime::checkpoint::operators::Marked;
+use crate::runtime::commit::ledger_writer::LedgerWriterHandle;
+use crate::runtime::failure::{Failure, RunError};
+use crate::runtime::ingest::clock::ClockControl;
+use crate::runtime::ingest::trace::TraceWriter;
+use crate::runtime::recovery::origin::Origin;
 
 /// The state of worker 0 that closes epochs.
 pub struct Binder {
@@ -233,9 +233,9 @@ mod tests {
     use super::*;
     use crate::coordination::WatermarkRule;
     use crate::coordination::ingest::{Liveness, Unfinal};
-    use crate::runtime::clock::committed;
+    use crate::runtime::commit::ledger_writer::{Entry, durable};
     use crate::runtime::fakes::{self, Collected, binding, collect, record, settle, worker};
-    use crate::runtime::ledger_writer::{Entry, durable};
+    use crate::runtime::ingest::clock::committed;
 
     /// A binder of a pipeline with one partition, and what it has recorded.
     struct Fixture {

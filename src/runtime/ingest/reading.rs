@@ -23,9 +23,6 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::probe::Handle as Probe;
 
-use super::clock::{Tick, committed};
-use super::failure::Failure;
-use super::field_errors::FieldErrors;
 use crate::coordination::ingest::PartitionState;
 use crate::coordination::ingest::{Clocks, PartitionTracker, TimeRules, Timing, UnfinalBytes};
 use crate::coordination::{Binding, Closed, Position};
@@ -33,6 +30,9 @@ use crate::decode::{Decoder, Format, Reason, Rejection};
 use crate::event::Event;
 use crate::metrics::{Metrics, Share};
 use crate::outputs::DeadLetter;
+use crate::runtime::failure::Failure;
+use crate::runtime::ingest::clock::{Tick, committed};
+use crate::runtime::ingest::field_errors::FieldErrors;
 use crate::source::{Budget, Raw, Reader, SourceError};
 
 /// Settings of a worker's reading operator.

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use headwater_dataflows::{Epoch, Offset, Partition};
 use headwater_sinks::{Generation, LedgerId, Progress, WriterContext, crash};
 
-use super::bootstrap::{ClusterBootstrap, exchange_bootstrap, processes};
-use super::failure::RunError;
-use super::forgetting::{ForgetContext, forget, forgets_of};
-use super::recovery::{
-    Checkpoints, History, OpenedSink, Origin, Records, fenced_by_zombie, open_sink, origin,
-};
 use crate::coordination::{CommittedThrough, EpochRecord, Loss, Manifest, Position, Positions, Skip};
 use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
 use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
 use crate::pipeline::{Plan, operators};
+use crate::runtime::failure::RunError;
+use crate::runtime::recovery::bootstrap::{ClusterBootstrap, exchange_bootstrap, processes};
+use crate::runtime::recovery::discard::{ForgetContext, forget, forgets_of};
+use crate::runtime::recovery::origin::{
+    Checkpoints, History, OpenedSink, Origin, Records, fenced_by_zombie, open_sink, origin,
+};
 use crate::source::{Opening, Source};
 
 /// The role of a process in a run.

@@ -6,15 +6,15 @@ use std::sync::Mutex;
 use headwater_dataflows::{Checkpoint, Epoch, EventTime, Offset, Partition, Record, SHARDS, ShardId};
 use headwater_sinks::{CommitError, OpenError, Progress, Shards, Sink, WriterContext, crash};
 
-use super::checkpoint_writer::{LoadedPart, WriterId, merge, read};
-use super::config_change::{check_finished, config_change, with_changes};
-use super::failure::RunError;
 use crate::coordination::{
     Binding, CommittedThrough, EpochRecord, Loss, Manifest, NoOrigin, NoResume, Operator, Part, Positions,
     Recorded, Resume, Skip, apply_losses, chain, durable, is_closed, left_behind, resume,
 };
 use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
 use crate::pipeline::{ConfigChange, Resets};
+use crate::runtime::checkpoint::writer::{LoadedPart, WriterId, merge, read};
+use crate::runtime::failure::RunError;
+use crate::runtime::recovery::compatibility::{check_finished, config_change, with_changes};
 use crate::state::StateStore;
 
 /// A claimed ledger, with the decisions that the start is based on.

@@ -1,0 +1,4 @@
+//! Checkpoints: operators that pass marks and captured state on, and the writer that stores the parts.
+
+pub mod operators;
+pub mod writer;
