@@ -17,8 +17,8 @@ use crate::coordination::{
 use crate::ledger::{self, Claim, Ledger, LedgerError, StoredManifest};
 use crate::pipeline::{ConfigChange, Resets, operators};
 use crate::runtime::{
-    IncompatibleState, RunError, check_finished, config_change, forgets_of, killed, may_double,
-    needs_checkpoints, positions_of, read_from, readable_origin, resume_from,
+    IncompatibleState, RunError, check_finished, config_change, duplicate_risk_of, needs_checkpoints,
+    positions_of, read_from, readable_origin, repeated_kill, reset_epoch, resume_from,
 };
 use crate::source::SourceError;
 use crate::state::{self, ExistingStore};
@@ -147,7 +147,7 @@ impl PipelineState {
 
     /// Predicts the outcome of a start that discards all state; None if it would not.
     fn predict_reset(&self, request: &StartRequest) -> Option<StartOutcome> {
-        let durable = forgets_of(&self.manifests, &self.epochs, request.resets.all)?;
+        let durable = reset_epoch(&self.manifests, &self.epochs, request.resets.all)?;
         let mut adopted = Vec::new();
         for (sink, progress) in &self.sinks {
             let progress = match progress {
@@ -165,8 +165,8 @@ impl PipelineState {
                 Err(reason) => return Some(StartOutcome::Refuse(reason.to_string())),
             }
         }
-        let because = format!("all state is discarded, and no input through epoch {durable} is read again");
-        let with_changes = Some(ConfigChange { because, forget: ["all".to_owned()].into() });
+        let reason = format!("all state is discarded, and no input through epoch {durable} is read again");
+        let with_changes = Some(ConfigChange { reason, discarded: ["all".to_owned()].into() });
         let closed = is_closed(ledger::readable(&self.manifests).last(), &self.epochs);
         let (after, replay, through, origins) = (durable, 0, durable, Vec::new());
         Some(StartOutcome::Resume { after, replay, through, closed, with_changes, adopted, origins })
@@ -228,7 +228,7 @@ impl PipelineState {
         }
         let is_new = source.start().iter().zip(&starts).any(|(start, starts)| start > starts);
         let durable = self.durable().unwrap_or_default();
-        match killed(self.attempts, durable, &*source, &positions, &replay).filter(|_| !is_new) {
+        match repeated_kill(self.attempts, durable, &*source, &positions, &replay).filter(|_| !is_new) {
             Some(killed) => Err(killed),
             None => Ok(()),
         }
@@ -327,7 +327,7 @@ impl PipelineState {
     /// accepted. None if the reset is permitted.
     fn duplicate_risk(&self, sink: &str, progress: &[Progress], request: &StartRequest) -> Option<String> {
         let durable = self.durable().unwrap_or_default();
-        let reason = may_double(sink, progress, &self.context(), durable)?;
+        let reason = duplicate_risk_of(sink, progress, &self.context(), durable)?;
         (!request.resets.accept_duplicates).then(|| format!("sink {sink}: {reason}"))
     }
 
@@ -400,8 +400,8 @@ impl PipelineState {
             StartOutcome::Begin => json!({ "outcome": "begin" }),
             StartOutcome::Resume { after, replay, through, closed, with_changes, adopted, .. } => json!({
                 "outcome": "resume", "after": after.0, "replay": replay, "through": through.0, "closed": closed,
-                "changes": with_changes.as_ref().map(|config_change| &config_change.because),
-                "discards": with_changes.as_ref().map(|config_change| &config_change.forget),
+                "changes": with_changes.as_ref().map(|config_change| &config_change.reason),
+                "discards": with_changes.as_ref().map(|config_change| &config_change.discarded),
                 "adopts": adopted,
             }),
             StartOutcome::Refuse(reason) => json!({ "outcome": "refuse", "reason": reason }),
@@ -437,9 +437,9 @@ impl fmt::Display for StartOutcome {
                         write!(f, " and replay {}, through epoch {through}", counted(replay as u64, "epoch"))?
                     }
                 }
-                if let Some(ConfigChange { because, forget }) = with_changes {
-                    write!(f, ", with a changed configuration: {because}")?;
-                    for (at, section) in forget.iter().enumerate() {
+                if let Some(ConfigChange { reason, discarded }) = with_changes {
+                    write!(f, ", with a changed configuration: {reason}")?;
+                    for (at, section) in discarded.iter().enumerate() {
                         write!(
                             f,
                             "{} {section}",

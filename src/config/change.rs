@@ -64,15 +64,15 @@ pub fn changes(
             return Err(IncompatibleChange::Input { before: was, now: is });
         }
         let changes = changes.get_or_insert_with(|| ConfigChange {
-            because: format!("the pipeline was configured with {was} and is now configured with {is}"),
-            forget: BTreeSet::new(),
+            reason: format!("the pipeline was configured with {was} and is now configured with {is}"),
+            discarded: BTreeSet::new(),
         });
         if let Some(section) = stateful_section(key).filter(|section| has_section(&before, section)) {
             let group = section.split('.').next().unwrap_or_default();
             if !permitted.contains(section) && !permitted.contains(group) {
                 return Err(IncompatibleChange::State { section: section.to_owned(), before: was, now: is });
             }
-            changes.forget.insert(section.to_owned());
+            changes.discarded.insert(section.to_owned());
         }
     }
     Ok(changes)
@@ -125,7 +125,7 @@ mod tests {
         };
         let permitted = permitted.iter().map(|&section| section.to_owned()).collect();
         changes(&semantics(before), &semantics(now), &permitted)
-            .map(|changes| changes.map(|changes| changes.forget.into_iter().collect()))
+            .map(|changes| changes.map(|changes| changes.discarded.into_iter().collect()))
             .map_err(|error| error.to_string())
     }
 
@@ -174,11 +174,11 @@ mod tests {
         let change = changes(&now.replace(floor, ""), &now, &BTreeSet::new()).expect("permitted");
         let change = change.expect("a change");
         assert_eq!(
-            change.because,
+            change.reason,
             "the pipeline was configured with no `patterns.amount_anomaly.min_relative_sigma` and is now configured with \
              `patterns.amount_anomaly.min_relative_sigma = 0.01`"
         );
-        assert!(change.forget.is_empty());
+        assert!(change.discarded.is_empty());
     }
 
     #[test]
@@ -198,8 +198,8 @@ mod tests {
             ),
         ] {
             let change = changes(&before, &now, &none).expect("permitted").expect("a change");
-            assert!(change.because.contains(expected), "{}", change.because);
-            assert!(change.forget.is_empty());
+            assert!(change.reason.contains(expected), "{}", change.reason);
+            assert!(change.discarded.is_empty());
         }
     }
 

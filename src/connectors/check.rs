@@ -14,7 +14,7 @@ pub(crate) struct Check {
     section: String,
     /// The resource that was checked, and its location.
     what: String,
-    /// What was found, or the failure.
+    /// The finding, or the failure.
     pub outcome: Outcome,
 }
 

@@ -1,6 +1,7 @@
 //! Bindings: the records that belong to an epoch. An epoch is closed when every worker has closed it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,25 @@ pub struct Binding {
     pub candidate: Option<EventTime>,
     /// True if the partition is idle: it does not hold back the watermark.
     pub idle: bool,
+}
+
+impl fmt::Display for Binding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Binding { partition, end, timestamp, max_event_time, pushing_time, candidate, idle } = self;
+        let time = |ms: Option<i64>| ms.map_or("none".to_owned(), crate::json::rfc3339);
+        let event_time = |time_ms: &Option<EventTime>| time(time_ms.map(|event_time| event_time.0));
+        write!(
+            f,
+            "partition {} to offset {} (timestamp {}, greatest event time {}, pushing time {}, unconfirmed {}, {})",
+            partition.0,
+            end.0,
+            time(*timestamp),
+            event_time(max_event_time),
+            event_time(pushing_time),
+            event_time(candidate),
+            if *idle { "idle" } else { "not idle" }
+        )
+    }
 }
 
 /// A worker's message that it reads no more records in an epoch.

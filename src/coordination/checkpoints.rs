@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::{EpochRecord, Manifest, Part, PartKind, PartName};
 
-/// If more deltas than this follow a base, the next part is a base again: a start must read each of them.
+/// The number of deltas after a base beyond which the next part is a base again: a start must read each of them.
 const MAX_DELTAS: usize = 8;
 
 /// Decides which epochs are marked: at most one at a time, at intervals of `interval_ms` of recorded wall time.

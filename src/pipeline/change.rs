@@ -8,10 +8,10 @@ use headwater_dataflows::Epoch;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigChange {
     /// The first difference.
-    pub because: String,
+    pub reason: String,
     /// The configuration sections whose state is discarded: `windows.NAME`, `patterns.NAME`, `patterns` (all of them)
     /// or `enrichment`.
-    pub forget: BTreeSet<String>,
+    pub discarded: BTreeSet<String>,
 }
 
 /// The resets that are permitted if the start would be refused otherwise.

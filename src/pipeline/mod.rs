@@ -18,4 +18,4 @@ pub use plan::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Time, TravelPlan,
     WindowKind, WindowPlan,
 };
-pub use rules::{forget, patterns, rules};
+pub use rules::{discard, patterns, rules};

@@ -69,7 +69,7 @@ pub fn patterns() -> impl Iterator<Item = &'static str> {
 ///
 /// # Errors
 /// If the stored state is damaged.
-pub fn forget(patterns: &[&str], saved: &[u8]) -> Result<Option<Vec<u8>>, Damage> {
+pub fn discard(patterns: &[&str], saved: &[u8]) -> Result<Option<Vec<u8>>, Damage> {
     let of_patterns = numbered().filter(|(_, name)| patterns.contains(name));
     let numbers: Vec<_> = of_patterns.map(|(number, _)| number).collect();
     forget_rules::<Event, Alert, _>(&rules(&"".into(), &Patterns::default()), &numbers, saved)
@@ -446,10 +446,10 @@ mod tests {
         ];
         for (name, patterns) in single {
             let saved = stored(&patterns);
-            assert_eq!(forget(&[name], &saved).expect("whole"), None, "{name} has no other state");
+            assert_eq!(discard(&[name], &saved).expect("whole"), None, "{name} has no other state");
             let others: Vec<_> = self::patterns().filter(|other| *other != name).collect();
-            assert_eq!(forget(&others, &saved).expect("whole"), Some(saved), "{name} keeps its state");
+            assert_eq!(discard(&others, &saved).expect("whole"), Some(saved), "{name} keeps its state");
         }
-        assert!(forget(&["velocity_spike"], &[0xff]).is_err(), "damaged state is not forgotten silently");
+        assert!(discard(&["velocity_spike"], &[0xff]).is_err(), "damaged state is not forgotten silently");
     }
 }

@@ -15,11 +15,11 @@ mod watch;
 pub use failure::RunError;
 pub use recovery::bootstrap::processes;
 pub use recovery::compatibility::{IncompatibleState, check_finished, config_change, is_discardable};
-pub use recovery::discard::forgets_of;
+pub use recovery::discard::reset_epoch;
 pub use recovery::origin::{
-    Checkpoints, History, Records, may_double, needs_checkpoints, readable_origin, resume_from,
+    Checkpoints, History, Records, duplicate_risk_of, needs_checkpoints, readable_origin, resume_from,
 };
-pub use recovery::start::{Following, Role, killed, positions_of, read_from};
+pub use recovery::start::{Following, Role, positions_of, read_from, repeated_kill};
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};

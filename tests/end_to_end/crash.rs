@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::common::{Expected, FLOW, Random, hard_settings, headwater, merge_bindings, succeed, write_files};
 use crate::live::{Process, wait_for};
 
-/// Where a pipeline of files writes its results.
+/// The place to which a pipeline of files writes its results.
 #[derive(Clone, Copy)]
 enum Results {
     /// The SQLite database `results.db`.

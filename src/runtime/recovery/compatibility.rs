@@ -18,14 +18,14 @@ use crate::state::part::Content;
 pub enum IncompatibleState {
     /// Epochs would have to be replayed, with other results.
     #[error(
-        "{because}, and not every epoch through {durable} is in a checkpoint and in every sink, so a replay would give \
+        "{reason}, and not every epoch through {durable} is in a checkpoint and in every sink, so a replay would give \
          other results: undo the change, start once, stop with SIGTERM (with [checkpoint]), and repeat the change; \
          or `--discard-state all:{durable}` discards all state and replays nothing: open windows and pattern state are lost, as \
          are results that a sink has not committed"
     )]
     Unfinished {
         /// The change.
-        because: String,
+        reason: String,
         /// The last epoch of the ledger.
         durable: headwater_dataflows::Epoch,
     },
@@ -88,13 +88,13 @@ pub fn config_change(
             return Err(IncompatibleState::Core { operator: operator.to_owned(), reason });
         };
         let config_change = config_change.get_or_insert_with(|| ConfigChange {
-            because: format!("operator {operator:?} has changed"),
+            reason: format!("operator {operator:?} has changed"),
             ..ConfigChange::default()
         });
         if !permitted.contains(&section) {
             return Err(IncompatibleState::Operator { operator: operator.to_owned(), reason, section });
         }
-        config_change.forget.insert(section);
+        config_change.discarded.insert(section);
     }
     Ok(config_change)
 }
@@ -138,7 +138,7 @@ pub fn check_finished(resume: &Resume, config_change: &ConfigChange) -> Result<(
     if resume.is_finished() {
         return Ok(());
     }
-    Err(IncompatibleState::Unfinished { because: config_change.because.clone(), durable: resume.durable })
+    Err(IncompatibleState::Unfinished { reason: config_change.reason.clone(), durable: resume.durable })
 }
 
 /// Returns the manifest of a checkpoint without the discarded state. Its parts are durable, but nothing refers to them
@@ -154,7 +154,7 @@ pub fn with_changes(
     now: &[Operator],
 ) -> Result<Manifest, RunError> {
     let mut with_changes = Manifest { operators: now.to_vec(), ..manifest.clone() };
-    if config_change.forget.is_empty() {
+    if config_change.discarded.is_empty() {
         return Ok(with_changes);
     }
     let WriterId { ledger_id, generation } = writer_id.clone();
@@ -165,7 +165,7 @@ pub fn with_changes(
         content.settle();
         let mut records = Vec::new();
         for record in content.records(shard) {
-            records.extend(without_discarded(record, &config_change.forget)?);
+            records.extend(without_discarded(record, &config_change.discarded)?);
         }
         if records.is_empty() {
             continue;
@@ -180,16 +180,16 @@ pub fn with_changes(
 }
 
 /// Removes discarded state from a record; returns None if nothing remains.
-fn without_discarded(mut record: Record, forget: &BTreeSet<String>) -> Result<Option<Record>, RunError> {
-    if section(&record.operator).is_some_and(|section| forget.contains(&section)) {
+fn without_discarded(mut record: Record, discarded: &BTreeSet<String>) -> Result<Option<Record>, RunError> {
+    if section(&record.operator).is_some_and(|section| discarded.contains(&section)) {
         return Ok(None);
     }
-    let patterns: Vec<_> = forget.iter().filter_map(|section| section.strip_prefix("patterns.")).collect();
+    let patterns: Vec<_> = discarded.iter().filter_map(|section| section.strip_prefix("patterns.")).collect();
     if &*record.operator == RULES
         && !patterns.is_empty()
         && let Some(value) = &record.value
     {
-        record.value = pipeline::forget(&patterns, value).map_err(|damage| RunError::Part {
+        record.value = pipeline::discard(&patterns, value).map_err(|damage| RunError::Part {
             name: format!("of {:?}", record.operator),
             damage: damage.to_string(),
         })?;
@@ -215,14 +215,14 @@ mod tests {
         assert_eq!(config_change(None, &before, &before, &sections(&["windows.w"])), Ok(None));
 
         // The configuration change includes the state of the windows; other sections need a permission.
-        let changes = ConfigChange { because: "a setting".into(), forget: sections(&["windows.w"]) };
+        let changes = ConfigChange { reason: "a setting".into(), discarded: sections(&["windows.w"]) };
         let now = operators(&["Admit", "Enrich", "Rules", "Window: v"]);
         let refused = config_change(Some(&changes), &before, &now, &sections(&["windows.w"]));
         let Err(IncompatibleState::Operator { section, .. }) = refused else { panic!("{refused:?}") };
         assert_eq!(section, "enrichment");
         let with_changes = config_change(Some(&changes), &before, &now, &sections(&["enrichment"]));
-        let forget = sections(&["enrichment", "windows.w"]);
-        assert_eq!(with_changes, Ok(Some(ConfigChange { forget, ..changes.clone() })));
+        let discarded = sections(&["enrichment", "windows.w"]);
+        assert_eq!(with_changes, Ok(Some(ConfigChange { discarded, ..changes.clone() })));
 
         // Another version of the state.
         let mut now = before.clone();
@@ -234,7 +234,7 @@ mod tests {
              patterns` discards its state"
         );
         let with_changes = config_change(None, &before, &now, &sections(&["patterns"])).expect("permitted");
-        assert_eq!(with_changes.expect("something").forget, sections(&["patterns"]));
+        assert_eq!(with_changes.expect("something").discarded, sections(&["patterns"]));
         now[0].version = 2;
         let core = config_change(None, &before, &now, &sections(&["patterns", "Admit"]));
         assert!(
@@ -251,8 +251,9 @@ mod tests {
             key: b"k".to_vec(),
             value: Some(vec![9]),
         };
-        let forget = sections(&["windows.w", "patterns.velocity_spike"]);
-        let left = |operator: &str| without_discarded(record(operator), &forget).map(|left| left.is_some());
+        let discarded = sections(&["windows.w", "patterns.velocity_spike"]);
+        let left =
+            |operator: &str| without_discarded(record(operator), &discarded).map(|left| left.is_some());
         assert!(matches!(left("Window: w"), Ok(false)));
         assert!(matches!(left("Window: v"), Ok(true)));
         assert!(matches!(left(ENRICH), Ok(true)));

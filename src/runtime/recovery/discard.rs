@@ -14,7 +14,7 @@ use crate::runtime::failure::RunError;
 use crate::runtime::recovery::origin::{History, OpenedSink, Records, adopt_sink};
 
 /// The parameters of a start that discards all state.
-pub struct ForgetContext<'a> {
+pub struct DiscardContext<'a> {
     /// The identity of the writer.
     pub context: &'a WriterContext,
     /// The operators, which resume without state.
@@ -25,7 +25,7 @@ pub struct ForgetContext<'a> {
 
 /// Returns the epoch at which all state is discarded: the last one of the ledger, if `permitted` is that epoch and
 /// there is anything to discard.
-pub fn forgets_of(
+pub fn reset_epoch(
     manifests: &[StoredManifest],
     epochs: &[EpochRecord],
     permitted: Option<Epoch>,
@@ -44,20 +44,20 @@ pub fn forgets_of(
 /// # Errors
 /// If a sink does not belong to the ledger, the positions to read from are unknown, or the ledger or a sink cannot be
 /// written.
-pub fn forget(
+pub fn discard_state(
     history: &mut History,
     records: &Records,
     durable: Epoch,
     sinks: &mut [SinkJob],
     found: &mut [(String, OpenedSink)],
-    forgetting: &ForgetContext<'_>,
+    discarding: &DiscardContext<'_>,
 ) -> Result<(), RunError> {
     if history.checkpoints.is_none() {
         let reason =
             "`--discard-state all` creates a checkpoint without state: it needs [checkpoint] and [state]";
         return Err(LedgerError::Refused(reason.into()).into());
     }
-    let manifest = manifest_without_state(history, records, durable, forgetting)?;
+    let manifest = manifest_without_state(history, records, durable, discarding)?;
     for (job, (name, found)) in sinks.iter_mut().zip(found) {
         let committed_through = committed_through(name, &found.progress, durable, &history.committed)?;
         let has = committed_through.least().unwrap_or_default();
@@ -66,7 +66,7 @@ pub fn forget(
                 sink = name, after = %has, through = %durable,
                 "the results of these epochs that the sink has not committed are never written to it"
             );
-            *found = adopt_sink(&mut *job.sink, forgetting.context, durable, found.latest)?;
+            *found = adopt_sink(&mut *job.sink, discarding.context, durable, found.latest)?;
         }
     }
     crash::point("ledger.amend.before");
@@ -85,16 +85,16 @@ fn manifest_without_state(
     history: &History,
     records: &Records,
     durable: Epoch,
-    forgetting: &ForgetContext<'_>,
+    discarding: &DiscardContext<'_>,
 ) -> Result<Manifest, RunError> {
     let newest = readable(&records.manifests).last();
     let starts = history.claim.genesis.as_ref().map(|genesis| &genesis.starts);
     let (epoch, mut positions, mut watermark) = match (newest, starts) {
         (Some(manifest), _) => {
-            (manifest.epoch, Positions::of(&manifest.positions), Watermark::of(manifest, forgetting.rule))
+            (manifest.epoch, Positions::of(&manifest.positions), Watermark::of(manifest, discarding.rule))
         }
         (None, Some(starts)) if records.pruned == Epoch(0) => {
-            (Epoch(0), Positions::starting(starts), Watermark::new(starts.len(), forgetting.rule))
+            (Epoch(0), Positions::starting(starts), Watermark::new(starts.len(), discarding.rule))
         }
         _ => return Err(NoResume::from(NoOrigin::NoPositions { pruned: records.pruned }).into()),
     };
@@ -117,7 +117,7 @@ fn manifest_without_state(
         positions: positions.as_slice().to_vec(),
         unfinal: Vec::new(),
         all_idle: watermark.all_idle(),
-        operators: forgetting.operators.to_vec(),
+        operators: discarding.operators.to_vec(),
         keys: Some(0),
         parts: Vec::new(),
     })

@@ -194,8 +194,8 @@ pub fn origin(
         ledger.amend(semantics, manifest.as_ref())?;
         crash::point("ledger.amend.after");
         tracing::info!(
-            because = config_change.because,
-            forgotten = ?config_change.forget,
+            reason = config_change.reason,
+            discarded = %config_change.discarded.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
             "resuming with a changed configuration"
         );
         *changes = None;
@@ -311,7 +311,7 @@ pub fn open_sink(
             let present = sink.peek_progress(&context.pipeline)?;
             let before = latest(&present);
             if !resets.accept_duplicates
-                && let Some(reason) = may_double(sink.name(), &present, context, durable)
+                && let Some(reason) = duplicate_risk_of(sink.name(), &present, context, durable)
             {
                 return Err(OpenError::Refused { sink: sink.name().to_owned(), reason }.into());
             }
@@ -339,7 +339,7 @@ pub fn adopt_sink(
 }
 
 /// Returns the reason why marking a sink as caught up with the ledger may write results twice; None if it cannot.
-pub fn may_double(
+pub fn duplicate_risk_of(
     sink: &str,
     progress: &[Progress],
     context: &WriterContext,

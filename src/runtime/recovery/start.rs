@@ -13,7 +13,7 @@ use crate::outputs::SinkJob;
 use crate::pipeline::{Plan, operators};
 use crate::runtime::failure::RunError;
 use crate::runtime::recovery::bootstrap::{ClusterBootstrap, exchange_bootstrap, processes};
-use crate::runtime::recovery::discard::{ForgetContext, forget, forgets_of};
+use crate::runtime::recovery::discard::{DiscardContext, discard_state, reset_epoch};
 use crate::runtime::recovery::origin::{
     Checkpoints, History, OpenedSink, Origin, Records, fenced_by_zombie, open_sink, origin,
 };
@@ -154,10 +154,10 @@ fn prepare_leader(
     let encodings: Vec<_> = sinks.iter().map(|sink| sink.encoding).collect();
     let operators = operators(plan, &encodings);
     let records = Records::read(&mut *history.ledger)?;
-    if let Some(durable) = forgets_of(&records.manifests, &records.epochs, history.resets.all) {
+    if let Some(durable) = reset_epoch(&records.manifests, &records.epochs, history.resets.all) {
         let rule = plan.time.watermark_rule();
-        let forgetting = ForgetContext { context: &context, operators: &operators, rule };
-        forget(&mut history, &records, durable, sinks, &mut found, &forgetting)?;
+        let discarding = DiscardContext { context: &context, operators: &operators, rule };
+        discard_state(&mut history, &records, durable, sinks, &mut found, &discarding)?;
     }
     drop(records);
     let latest = found.iter().map(|(_, found)| found.latest).max().unwrap_or_default();
@@ -351,7 +351,7 @@ fn check_attempts(
     has_new_losses: bool,
 ) -> Result<(), RunError> {
     let runs = history.ledger.attempt(origin.durable)?;
-    match killed(runs, origin.durable, source, positions, &origin.replay).filter(|_| !has_new_losses) {
+    match repeated_kill(runs, origin.durable, source, positions, &origin.replay).filter(|_| !has_new_losses) {
         Some(killed) => {
             history.ledger.ended()?;
             Err(killed)
@@ -362,7 +362,7 @@ fn check_attempts(
 
 /// Returns the refusal of a start after this many runs were killed at the same epoch while records waited, as these may
 /// kill it, too; None if it may start.
-pub fn killed(
+pub fn repeated_kill(
     runs: u64,
     durable: Epoch,
     source: &dyn Source,
