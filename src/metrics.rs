@@ -41,13 +41,7 @@ pub struct Metrics {
     bytes_in_flight: IntGauge,
     keys: IntGauge,
     open_windows: IntGauge,
-    sink_epoch: IntGaugeVec,
-    commit_duration: HistogramVec,
-    commit_retries: IntCounterVec,
-    group_commit_failures: IntCounter,
-    checkpoint_epoch: IntGauge,
-    checkpoint_time: Gauge,
-    checkpoint_bytes: IntGauge,
+    commits: CommitMetrics,
     restarts: IntCounter,
     resident_memory: IntGauge,
     stalled: IntGaugeVec,
@@ -55,6 +49,54 @@ pub struct Metrics {
     first_rejection: OnceLock<String>,
     started: Instant,
     health: Mutex<Health>,
+}
+
+/// The metrics of commits and checkpoints.
+struct CommitMetrics {
+    sink_epoch: IntGaugeVec,
+    duration: HistogramVec,
+    retries: IntCounterVec,
+    group_failures: IntCounter,
+    checkpoint_epoch: IntGauge,
+    checkpoint_time: Gauge,
+    checkpoint_bytes: IntGauge,
+}
+
+impl CommitMetrics {
+    fn new(add: &Registrar<'_>) -> prometheus::Result<CommitMetrics> {
+        Ok(CommitMetrics {
+            sink_epoch: add.register(IntGaugeVec::new(
+                Opts::new("headwater_sink_epoch", "The last epoch that a sink has committed"),
+                &["sink"],
+            )?)?,
+            duration: add.register(HistogramVec::new(
+                HistogramOpts::new(
+                    "headwater_commit_duration_seconds",
+                    "Duration of commits, with their retries",
+                )
+                .buckets(exponential_buckets(0.001, 2.0, 14)?),
+                &["sink"],
+            )?)?,
+            retries: add.register(IntCounterVec::new(
+                Opts::new("headwater_commit_retries_total", "Commits that failed and were retried"),
+                &["sink"],
+            )?)?,
+            group_failures: add.register(IntCounter::new(
+                "headwater_group_commit_failures_total",
+                "Failed commits of the consumer group's offsets",
+            )?)?,
+            checkpoint_epoch: add
+                .gauge("headwater_checkpoint_epoch", "The epoch of the newest durable checkpoint")?,
+            checkpoint_time: add.register(Gauge::new(
+                "headwater_checkpoint_timestamp_seconds",
+                "Wall time of the newest checkpoint's epoch, in seconds since 1970",
+            )?)?,
+            checkpoint_bytes: add.gauge(
+                "headwater_checkpoint_bytes",
+                "Bytes that a start would read to resume from the newest checkpoint",
+            )?,
+        })
+    }
 }
 
 impl Default for Metrics {
@@ -70,21 +112,17 @@ impl Metrics {
         let metrics = Metrics {
             events: add
                 .register(IntCounter::new("headwater_events_total", "Events decoded, valid and not in the future")?)?,
-            rejected: add.register(IntCounterVec::new(
-                Opts::new("headwater_dead_letters_total", "Records sent to the dead letters"),
+            rejected: add.counters(
+                "headwater_dead_letters_total",
+                "Records sent to the dead letters",
                 &["reason"],
-            )?)?,
-            field_errors: add.register(IntCounterVec::new(
-                Opts::new(
-                    "headwater_field_errors_total",
-                    "Optional fields with a wrong type or value, which were treated as absent",
-                ),
+            )?,
+            field_errors: add.counters(
+                "headwater_field_errors_total",
+                "Optional fields with a wrong type or value, which were treated as absent",
                 &["field"],
-            )?)?,
-            alerts: add.register(IntCounterVec::new(
-                Opts::new("headwater_alerts_total", "Alerts raised and revoked"),
-                &["rule", "status"],
-            )?)?,
+            )?,
+            alerts: add.counters("headwater_alerts_total", "Alerts raised and revoked", &["rule", "status"])?,
             epoch: add.gauge("headwater_epoch", "The latest epoch that has closed")?,
             epoch_time: add.register(Histogram::with_opts(
                 HistogramOpts::new(
@@ -94,24 +132,12 @@ impl Metrics {
                 .buckets(exponential_buckets(0.005, 1.25, 28)?),
             )?)?,
             watermark_ms: AtomicI64::new(EventTime::MIN.0),
-            watermark: add.register(Gauge::new(
-                "headwater_watermark_timestamp_seconds",
-                "The watermark, in seconds since 1970; -Inf while there is none, +Inf when all input has ended",
-            )?)?,
-            watermark_lag: add.register(Gauge::new(
-                "headwater_watermark_lag_seconds",
-                "Lag of the watermark behind the wall clock; the uptime while there is no watermark; 0 when all input \
-                 has ended",
-            )?)?,
+            watermark: add.float_gauge("headwater_watermark_timestamp_seconds", "The watermark, in seconds since 1970; -Inf while there is none, +Inf when all input has ended")?,
+            watermark_lag: add.float_gauge("headwater_watermark_lag_seconds", "Lag of the watermark behind the wall clock; the uptime while there is no watermark; 0 when all input \
+                 has ended")?,
             frontier: add.gauge("headwater_frontier_epoch", "The first epoch that not all sinks have committed")?,
-            frontier_lag: add.register(Gauge::new(
-                "headwater_frontier_lag_seconds",
-                "Age of the first epoch that not all sinks have committed",
-            )?)?,
-            consumer_lag: add.register(IntGaugeVec::new(
-                Opts::new("headwater_consumer_lag_records", "Known records that have not been read yet"),
-                &["partition"],
-            )?)?,
+            frontier_lag: add.float_gauge("headwater_frontier_lag_seconds", "Age of the first epoch that not all sinks have committed")?,
+            consumer_lag: add.gauges("headwater_consumer_lag_records", "Known records that have not been read yet", &["partition"])?,
             latency: add.register(Histogram::with_opts(
                 HistogramOpts::new(
                     "headwater_latency_seconds",
@@ -124,66 +150,36 @@ impl Metrics {
                 .gauge("headwater_bytes_in_flight", "Bytes that were read and not yet committed by all sinks")?,
             keys: add.gauge("headwater_keys", "Keys with state")?,
             open_windows: add.gauge("headwater_open_windows", "Windows that are not final")?,
-            sink_epoch: add.register(IntGaugeVec::new(
-                Opts::new("headwater_sink_epoch", "The last epoch that a sink has committed"),
-                &["sink"],
-            )?)?,
-            commit_duration: add.register(HistogramVec::new(
-                HistogramOpts::new("headwater_commit_duration_seconds", "Duration of commits, with their retries")
-                    .buckets(exponential_buckets(0.001, 2.0, 14)?),
-                &["sink"],
-            )?)?,
-            commit_retries: add.register(IntCounterVec::new(
-                Opts::new("headwater_commit_retries_total", "Commits that failed and were retried"),
-                &["sink"],
-            )?)?,
-            group_commit_failures: add.register(IntCounter::new(
-                "headwater_group_commit_failures_total",
-                "Failed commits of the consumer group's offsets",
-            )?)?,
-            checkpoint_epoch: add
-                .gauge("headwater_checkpoint_epoch", "The epoch of the newest durable checkpoint")?,
-            checkpoint_time: add.register(Gauge::new(
-                "headwater_checkpoint_timestamp_seconds",
-                "Wall time of the newest checkpoint's epoch, in seconds since 1970",
-            )?)?,
-            checkpoint_bytes: add.gauge(
-                "headwater_checkpoint_bytes",
-                "Bytes that a start would read to resume from the newest checkpoint",
-            )?,
+            commits: CommitMetrics::new(&add)?,
             restarts: add.register(IntCounter::new(
                 "headwater_restarts_total",
                 "Restarts of this run by the supervisor after a failure",
             )?)?,
             resident_memory: add
                 .gauge("process_resident_memory_bytes", "Resident memory of the process, in bytes")?,
-            stalled: add.register(IntGaugeVec::new(
-                Opts::new("headwater_stalled", "1 if this cause delays results"),
-                &["cause"],
-            )?)?,
-            partition_held: add.register(IntGaugeVec::new(
-                Opts::new(
-                    "headwater_partition_held_seconds",
-                    "Time for which an open upstream transaction has held the partition",
-                ),
-                &["partition"],
-            )?)?,
+            stalled: add.gauges("headwater_stalled", "1 if this cause delays results", &["cause"])?,
+            partition_held: add.gauges("headwater_partition_held_seconds", "Time for which an open upstream transaction has held the partition", &["partition"])?,
             first_rejection: OnceLock::new(),
             started: Instant::now(),
             health: Mutex::default(),
             registry: registry.clone(),
         };
-        metrics.watermark.set(f64::NEG_INFINITY);
+        metrics.initialize();
+        Ok(metrics)
+    }
+
+    /// Sets the values of metrics that exist before anything has happened.
+    fn initialize(&self) {
+        self.watermark.set(f64::NEG_INFINITY);
         for reason in Reason::ALL {
-            metrics.rejected.with_label_values(&[reason.as_str()]);
+            self.rejected.with_label_values(&[reason.as_str()]);
         }
         for cause in Cause::ALL {
-            metrics.stalled.with_label_values(&[cause.as_str()]);
+            self.stalled.with_label_values(&[cause.as_str()]);
         }
         for field in OPTIONAL_FIELDS {
-            metrics.field_errors.with_label_values(&[field]);
+            self.field_errors.with_label_values(&[field]);
         }
-        Ok(metrics)
     }
 
     /// Adds `n` events.
@@ -360,34 +356,34 @@ impl Metrics {
 
     /// Records that a sink begins a commit.
     pub fn committing(&self, sink: &str) {
-        self.commit_retries.with_label_values(&[sink]);
+        self.commits.retries.with_label_values(&[sink]);
         self.health().committing.insert(sink.to_owned(), Instant::now());
     }
 
     /// Counts a retry of a commit.
     pub fn commit_retried(&self, sink: &str) {
-        self.commit_retries.with_label_values(&[sink]).inc();
+        self.commits.retries.with_label_values(&[sink]).inc();
     }
 
     /// Records that a sink has committed through this epoch.
     pub fn committed(&self, sink: &str, through: Epoch) {
-        self.sink_epoch.with_label_values(&[sink]).set(through.0 as i64);
+        self.commits.sink_epoch.with_label_values(&[sink]).set(through.0 as i64);
         if let Some(begun) = self.health().committing.remove(sink) {
-            self.commit_duration.with_label_values(&[sink]).observe(begun.elapsed().as_secs_f64());
+            self.commits.duration.with_label_values(&[sink]).observe(begun.elapsed().as_secs_f64());
         }
     }
 
     /// Records that the checkpoint of an epoch is durable, with the epoch's wall time and the bytes to read to resume
     /// from it.
     pub fn checkpoint(&self, epoch: Epoch, wall_ms: i64, bytes: u64) {
-        self.checkpoint_epoch.set(epoch.0 as i64);
-        self.checkpoint_time.set(wall_ms as f64 / 1e3);
-        self.checkpoint_bytes.set(bytes as i64);
+        self.commits.checkpoint_epoch.set(epoch.0 as i64);
+        self.commits.checkpoint_time.set(wall_ms as f64 / 1e3);
+        self.commits.checkpoint_bytes.set(bytes as i64);
     }
 
     /// Counts a failed commit of the consumer group's offsets.
     pub fn group_commit_failed(&self) {
-        self.group_commit_failures.inc();
+        self.commits.group_failures.inc();
     }
 
     /// Sets the current step of the start, before anything is read.
@@ -498,6 +494,18 @@ impl Registrar<'_> {
 
     fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
         self.register(IntGauge::new(name, help)?)
+    }
+
+    fn float_gauge(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
+        self.register(Gauge::new(name, help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 }
 

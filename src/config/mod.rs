@@ -201,6 +201,43 @@ fn is_name(text: &str, also: &str) -> bool {
     (1..=63).contains(&text.len()) && text.chars().all(allowed)
 }
 
+/// Reads the section `[limits]`, without the time to live of keys, and the timeout of a shutdown.
+fn read_limits(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<(Limits, Duration)> {
+    let bytes_in_flight = section.size("bytes_in_flight", diagnostics);
+    let unfinal_bytes = section.size("unfinal_bytes", diagnostics);
+    let epochs_in_flight = section.int("epochs_in_flight", 2..=1_000_000, diagnostics);
+    let dedup_horizon_ms = section.duration("dedup_horizon", 0, diagnostics);
+    let shutdown_timeout = section.duration("shutdown_timeout", 0, diagnostics);
+    section.end(diagnostics);
+    let limits = Limits {
+        bytes_in_flight: bytes_in_flight?,
+        unfinal_bytes: unfinal_bytes? as u64,
+        epochs_in_flight: epochs_in_flight? as u64,
+        dedup_horizon_ms: dedup_horizon_ms?,
+        ttl_ms: 0,
+    };
+    Some((limits, millis(shutdown_timeout?)))
+}
+
+/// Reads the section `[http]`: the address to listen on.
+fn read_http(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<std::net::SocketAddr> {
+    let listen = section.get_text("listen", diagnostics, |text| {
+        let address = text.and_then(|text| text.parse().ok());
+        address.ok_or_else(|| "an address such as \"127.0.0.1:9464\"".into())
+    });
+    section.end(diagnostics);
+    listen
+}
+
+/// Reads the section `[log]`.
+fn read_log(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<LogConfig> {
+    let json = section.choice("format", &[("human", false), ("json", true)], diagnostics);
+    let levels = ["error", "warn", "info", "debug", "trace"].map(|level| (level, level));
+    let level = section.choice("level", &levels, diagnostics);
+    section.end(diagnostics);
+    Some(LogConfig { json: json?, level: level?.to_owned() })
+}
+
 /// Reads all sections; returns None if a required part has an error.
 fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Config> {
     let pipeline = top.text("pipeline", diagnostics);
@@ -216,22 +253,9 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     };
 
     let time = read_time(top.section_or_default("time", diagnostics), decode_settings, diagnostics);
-    let mut section = top.section_or_default("limits", diagnostics);
-    let bytes_in_flight = section.size("bytes_in_flight", diagnostics);
-    let unfinal_bytes = section.size("unfinal_bytes", diagnostics);
-    let epochs_in_flight = section.int("epochs_in_flight", 2..=1_000_000, diagnostics);
-    let dedup_horizon_ms = section.duration("dedup_horizon", 0, diagnostics);
-    let shutdown_timeout = section.duration("shutdown_timeout", 0, diagnostics);
-    section.end(diagnostics);
-
+    let limits = read_limits(top.section_or_default("limits", diagnostics), diagnostics);
     let epoch_ms = time.map_or(10, |time| time.epoch.as_millis() as u64).max(1);
-    let mut names = std::collections::BTreeSet::new();
-    let mut windows = Vec::new();
-    for section in top.sections("windows", diagnostics) {
-        if let Some(window) = read_window(section, epoch_ms, &mut names, diagnostics) {
-            windows.push(window);
-        }
-    }
+    let windows = read_windows(top.sections("windows", diagnostics), epoch_ms, diagnostics);
 
     let mut section = top.section_or_default("patterns", diagnostics);
     let patterns = read_patterns(&mut section, diagnostics);
@@ -245,22 +269,12 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let ledger =
         top.section("ledger", diagnostics).and_then(|section| ledger::read(section, &sinks, diagnostics));
     let checkpoint = checkpoint::read(top, diagnostics);
-    let http = top.section("http", diagnostics).and_then(|mut section| {
-        let listen = section.get_text("listen", diagnostics, |text| {
-            let address = text.and_then(|text| text.parse().ok());
-            address.ok_or_else(|| "an address such as \"127.0.0.1:9464\"".into())
-        });
-        section.end(diagnostics);
-        listen
-    });
-    let mut section = top.section_or_default("log", diagnostics);
-    let json = section.choice("format", &[("human", false), ("json", true)], diagnostics);
-    let levels = ["error", "warn", "info", "debug", "trace"].map(|level| (level, level));
-    let level = section.choice("level", &levels, diagnostics);
-    section.end(diagnostics);
+    let http = top.section("http", diagnostics).and_then(|section| read_http(section, diagnostics));
+    let log = read_log(top.section_or_default("log", diagnostics), diagnostics);
     Section::end_of(top, diagnostics);
 
     let (state, ttl_ms) = state?;
+    let (limits, shutdown_timeout) = limits?;
     Some(Config {
         plan: Plan {
             pipeline: pipeline?.into(),
@@ -271,13 +285,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
                 _ => None,
             },
             time: time?,
-            limits: Limits {
-                bytes_in_flight: bytes_in_flight?,
-                unfinal_bytes: unfinal_bytes? as u64,
-                epochs_in_flight: epochs_in_flight? as u64,
-                dedup_horizon_ms: dedup_horizon_ms?,
-                ttl_ms,
-            },
+            limits: Limits { ttl_ms, ..limits },
             windows,
             patterns,
             first_epoch: Epoch(1),
@@ -289,9 +297,9 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         ledger,
         state,
         checkpoint,
-        shutdown_timeout: millis(shutdown_timeout?),
+        shutdown_timeout,
         http,
-        log: LogConfig { json: json?, level: level?.to_owned() },
+        log: log?,
         resets: Resets::default(),
         skips: Vec::new(),
         warnings: Vec::new(),
@@ -328,6 +336,12 @@ fn read_time(
         held_timeout,
         idle_advance_ms,
     })
+}
+
+fn read_windows(sections: Vec<Section<'_>>, epoch_ms: u64, diagnostics: &mut Diagnostics) -> Vec<WindowPlan> {
+    let mut names = std::collections::BTreeSet::new();
+    let read = |section| read_window(section, epoch_ms, &mut names, diagnostics);
+    sections.into_iter().filter_map(read).collect()
 }
 
 fn read_window(
@@ -428,34 +442,27 @@ fn read_alert_policy(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -
     Some(AlertPolicy { severity: severity?, emission: emission? })
 }
 
+fn read_frequency(
+    mut section: Section<'_>,
+    at_least: Option<i64>,
+    diagnostics: &mut Diagnostics,
+) -> Option<FrequencyPlan> {
+    let within_ms = section.duration("within", 1, diagnostics);
+    let alert_policy = read_alert_policy(&mut section, diagnostics);
+    section.end(diagnostics);
+    Some(FrequencyPlan { at_least: at_least? as usize, within_ms: within_ms?, alert_policy: alert_policy? })
+}
+
 fn read_patterns(patterns: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Patterns {
     const COUNTS: std::ops::RangeInclusive<i64> = 1..=1_000_000;
     let mut read = Patterns::default();
     if let Some(mut section) = patterns.section("velocity_spike", diagnostics) {
         let more_than = section.int("more_than", COUNTS, diagnostics);
-        let within_ms = section.duration("within", 1, diagnostics);
-        let alert_policy = read_alert_policy(&mut section, diagnostics);
-        section.end(diagnostics);
-        read.velocity_spike = (|| {
-            Some(FrequencyPlan {
-                at_least: more_than? as usize + 1,
-                within_ms: within_ms?,
-                alert_policy: alert_policy?,
-            })
-        })();
+        read.velocity_spike = read_frequency(section, more_than.map(|more_than| more_than + 1), diagnostics);
     }
     if let Some(mut section) = patterns.section("rapid_fire_burst", diagnostics) {
         let at_least = section.int("at_least", COUNTS, diagnostics);
-        let within_ms = section.duration("within", 1, diagnostics);
-        let alert_policy = read_alert_policy(&mut section, diagnostics);
-        section.end(diagnostics);
-        read.rapid_fire_burst = (|| {
-            Some(FrequencyPlan {
-                at_least: at_least? as usize,
-                within_ms: within_ms?,
-                alert_policy: alert_policy?,
-            })
-        })();
+        read.rapid_fire_burst = read_frequency(section, at_least, diagnostics);
     }
     if let Some(mut section) = patterns.section("merchant_diversity", diagnostics) {
         let at_least = section.int("at_least", 1..=10_000, diagnostics);

@@ -171,22 +171,13 @@ fn measure(
     job.sinks = assembly::sinks(config, &prefix);
     let stopping = Arc::clone(&job.stopping);
     let reader = AlertReader::open(config, &prefix)?;
-    let producer = {
-        let source = kafka_source(config)?;
-        Producer::connect(&source.brokers, &source.options, &input)?
-    };
+    let producer = connect(config, &input)?;
 
     let settings = settings(args.rate);
     let partitions = settings.partitions;
     let schedule = Schedule { start: OnceLock::new(), rate: args.rate, partitions: partitions.into() };
     let total = ((WARM_UP.as_secs_f64() + args.seconds) * args.rate) as u64;
-    let mut maker = RecordMaker::new(settings);
-    let records = (0..total).map(|n| {
-        let (partition, offset) = ((n % u64::from(partitions)) as u32, n / u64::from(partitions));
-        maker.make(partition, offset, Some(schedule.due(n).as_millis() as i64));
-        let (key, value) = (Some(maker.key.clone()), Some(maker.value.clone()));
-        Produced { partition: Some(partition), key, value, headers: Vec::new() }
-    });
+    let records = records(settings, total, &schedule);
 
     note!("{} events/s for {} s, after a warm-up of {} s …", args.rate, args.seconds, WARM_UP.as_secs());
     // When the job has ended, the producer stops.
@@ -215,10 +206,8 @@ fn measure(
             },
         );
         if let Ok(report) = &produced {
-            while processed_records(&metrics) < report.sent && !is_over.load(Ordering::Relaxed) {
-                if is_interrupted.load(Ordering::Relaxed) {
-                    break;
-                }
+            let is_done = || is_over.load(Ordering::Relaxed) || is_interrupted.load(Ordering::Relaxed);
+            while processed_records(&metrics) < report.sent && !is_done() {
                 thread::sleep(POLL_INTERVAL);
             }
         }
@@ -227,13 +216,33 @@ fn measure(
         has_ended.store(true, Ordering::Relaxed);
         (job_result, produced, reading.join())
     });
-    let joined = "a panic ends the process";
-    job_result.expect(joined)?;
+    job_result.expect(JOINED)?;
     let report = produced?;
     anyhow::ensure!(!is_interrupted.load(Ordering::Relaxed), "interrupted");
     anyhow::ensure!(report.sent == total, "the job ended before all records were sent");
     let epochs = metrics.epoch_times().since(&warm_up_epochs);
-    Ok(LatencyMeasurement { latencies: read.expect(joined)?, behind: behind.max(report.behind), epochs })
+    Ok(LatencyMeasurement { latencies: read.expect(JOINED)?, behind: behind.max(report.behind), epochs })
+}
+
+/// Returns the first `total` records of a generated stream, each with the time at which it is due.
+fn records(settings: GeneratorSettings, total: u64, schedule: &Schedule) -> impl Iterator<Item = Produced> {
+    let partitions = u64::from(settings.partitions);
+    let mut maker = RecordMaker::new(settings);
+    (0..total).map(move |n| {
+        let partition = (n % partitions) as u32;
+        maker.make(partition, n / partitions, Some(schedule.due(n).as_millis() as i64));
+        let (key, value) = (Some(maker.key.clone()), Some(maker.value.clone()));
+        Produced { partition: Some(partition), key, value, headers: Vec::new() }
+    })
+}
+
+/// The reason why joining a thread does not fail.
+const JOINED: &str = "a panic ends the process";
+
+/// Connects a producer to the source topic of a configuration.
+fn connect(config: &Config, topic: &str) -> anyhow::Result<Producer> {
+    let source = kafka_source(config)?;
+    Ok(Producer::connect(&source.brokers, &source.options, topic)?)
 }
 
 /// Returns the number of records that were decoded to events or rejected.

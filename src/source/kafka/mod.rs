@@ -294,7 +294,7 @@ fn resolve_starts(
         }
         None => {
             let offset = from[partition];
-            tracing::info!(topic, partition, offset, start_from = ?config.start_from, "no recorded offset: starting at start_from");
+            tracing::info!(topic, partition, offset, start_from = %config.start_from, "no recorded offset: starting at start_from");
             first_read(config, partition as u32, Offset(offset), ends)
         }
     };
