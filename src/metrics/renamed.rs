@@ -19,7 +19,7 @@ pub fn with_old_names(mut families: Vec<MetricFamily>) -> Vec<MetricFamily> {
         if factor != 1.0 {
             for metric in family.mut_metric() {
                 let mut gauge = metric.get_gauge().clone();
-                gauge.set_value(gauge.get_value() * factor);
+                gauge.set_value((gauge.get_value() * factor).round());
                 metric.set_gauge(gauge);
             }
         }

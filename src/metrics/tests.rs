@@ -135,3 +135,25 @@ fn lags_are_measured_when_the_metrics_are_read() {
     assert_eq!(value(&metrics, "headwater_watermark_lag_seconds "), 0.0);
     assert!(value(&metrics, "process_resident_memory_bytes ") > 1e6, "more than a megabyte");
 }
+
+#[test]
+fn renamed_metrics_are_served_under_their_old_names_and_units() {
+    let metrics = Metrics::default();
+    assert!(metrics.text().contains("\nheadwater_watermark_timestamp_seconds -inf\n"), "{}", metrics.text());
+    metrics.closed(Epoch(3), EventTime(1_772_330_400_250));
+    metrics.rejected("malformed", 2);
+    metrics.checkpoint(Epoch(2), 1_772_330_400_000, 9);
+    let text = metrics.text();
+    for line in [
+        "headwater_watermark_timestamp_seconds 1772330400.25",
+        "headwater_watermark_ms 1772330400250",
+        "headwater_checkpoint_timestamp_seconds 1772330400",
+        "headwater_checkpoint_time_ms 1772330400000",
+        "headwater_dead_letters_total{reason=\"malformed\"} 2",
+        "headwater_rejected_total{reason=\"malformed\"} 2",
+        "# HELP headwater_rejected_total Deprecated: use headwater_dead_letters_total",
+    ] {
+        assert!(text.contains(&format!("{line}\n")), "{line}: {text}");
+    }
+    assert_eq!(metrics.latest(), (3, 1_772_330_400_250));
+}
