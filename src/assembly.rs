@@ -15,7 +15,6 @@ use crate::outputs::SinkJob;
 use crate::pipeline::ConfigChange;
 use crate::runtime::{Checkpoints, Following, History, Job, Role, RunError, processes};
 use crate::source::Opening;
-use crate::state::StateConfig;
 use crate::wall::wall_ms;
 
 /// Returns a function that opens the source of a configuration.
@@ -90,7 +89,7 @@ fn check_shareable(config: &Config) -> Result<(), RunError> {
              several",
         );
     }
-    if config.checkpoint.is_some() && !matches!(config.state, StateConfig::Redis(_)) {
+    if config.checkpoint.is_some() && !config.state.is_shareable() {
         return refused(
             "several processes need a shared state store: set `state.kind = \"redis\"`, or start one process",
         );

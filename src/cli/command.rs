@@ -78,11 +78,11 @@ pub enum DeadLettersCommand {
 /// Measurements.
 #[derive(Clone, Debug, PartialEq, Subcommand)]
 pub enum BenchCommand {
-    /// Compare the operators with a hand-written loop on one core.
+    /// Compare the operators with a hand-written loop.
     Cost(CostArgs),
-    /// Measure the memory and the checkpoints of many keys.
+    /// Measure the memory of idle keys.
     Keys(KeysArgs),
-    /// Measure the CPU time of each stage, and the throughput from Kafka.
+    /// Measure the CPU time of each stage, and the throughput of whole jobs, from Kafka.
     Stages(StagesArgs),
     /// Measure the time from when a record is due until its alert can be read.
     Latency(LatencyArgs),
@@ -260,7 +260,7 @@ pub struct ListArgs {
     /// List only the dead letters with this reason, such as `malformed`.
     #[arg(long)]
     pub reason: Option<String>,
-    /// Print one JSON object per dead letter.
+    /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
 }

@@ -1,8 +1,6 @@
 //! `headwater check --connect`: tests every connection and permission that a run needs. It does not write, create,
 //! claim or fence anything, and leaves nothing behind.
 
-use std::path::Path;
-
 use headwater_sinks::postgres;
 use serde_json::json;
 
@@ -12,7 +10,6 @@ use crate::assembly;
 use crate::config::{Config, LedgerConfig};
 use crate::connectors::{Check, databases, writable};
 use crate::ledger::postgres_tables;
-use crate::state::StateConfig;
 
 /// Runs all checks and prints one line for each. Returns the exit code.
 ///
@@ -24,7 +21,9 @@ pub fn check(config: &Config, json: bool) -> anyhow::Result<u8> {
         checks.extend(sink.connector().check(name, assembly::sink_context(config, "")));
     }
     checks.extend(ledger(config));
-    checks.extend(state(config));
+    if config.checkpoint.is_some() {
+        checks.push(config.state.check(&config.plan.pipeline));
+    }
     let ok = checks.iter().all(|check| check.outcome.is_ok());
     let as_json = || json!({ "ok": ok, "checks": checks.iter().map(Check::json).collect::<Vec<_>>() });
     output::report(json, as_json, || checks.iter().map(Check::text).collect())?;
@@ -42,20 +41,5 @@ fn ledger(config: &Config) -> Option<Check> {
             Check::of("ledger", databases(url), postgres::probe::tables(url.expose(), &names))
         }
         LedgerConfig::Sqlite(path) => Check::of("ledger", format!("file {}", path.display()), writable(path)),
-    })
-}
-
-/// Checks the state store, if checkpoints are enabled.
-fn state(config: &Config) -> Option<Check> {
-    config.checkpoint.as_ref()?;
-    let directory = |path: &Path| Check::of("state", format!("directory {}", path.display()), writable(path));
-    Some(match &config.state {
-        StateConfig::Fjall(path) => directory(path),
-        #[cfg(feature = "rocksdb")]
-        StateConfig::RocksDb(path) => directory(path),
-        StateConfig::Redis(_) => {
-            let opened = crate::state::open(&config.state, &config.plan.pipeline);
-            Check::of("state", "Redis", opened.map(|_| "reachable, with durable settings".to_owned()))
-        }
     })
 }

@@ -1,7 +1,7 @@
 //! All configuration keys, with their defaults and the reasons for them: those of connectors and the others. The reader
 //! looks keys up here, and the reference in `docs/configuration.md` is generated from them.
 
-use crate::connectors::{SINKS, SOURCES};
+use crate::connectors::{SINKS, SOURCES, STORES};
 use crate::settings::{Key, keys};
 
 /// The keys before those of the kinds of sources.
@@ -14,7 +14,7 @@ const FIRST: &[Key] = keys! {
     "source.epoch_records" = "1000": "File and generator: number of records per partition in an epoch. It decides which events are late, so that the same input gives the same results in every run, with any number of workers."
 };
 
-/// The keys between those of sources and those of sinks.
+/// The keys between those of sources and those of state stores.
 const MIDDLE: &[Key] = keys! {
     "time.epoch" = "\"10ms\"": "Minimum length of an epoch. Shorter epochs reduce latency; longer epochs reduce cost."
     "time.max_out_of_orderness" = "\"5s\"": "Maximum time by which an event may be older than the newest event of its partition without being late. Final results are delayed by this time."
@@ -32,16 +32,11 @@ const MIDDLE: &[Key] = keys! {
     "limits.shutdown_timeout" = "\"30s\"": "Maximum time that a run takes to finish the records that it has read, after a request to stop. Then it exits with code 1 and names the sink that does not respond."
 
     "state.kind" = "\"fjall\"": "State store for checkpoints: `fjall` or `rocksdb` (if built with that feature), a directory that belongs to one process, or `redis`, which several processes can share. Without `[checkpoint]`, nothing is stored."
-    "state.path" = "\"state\"": "fjall and RocksDB: the directory. A relative path is resolved against the working directory; `check` prints the absolute path. Prefer an absolute path for a service that may start in another directory."
-    "state.url": "Redis: URL of the server, for example `redis://user@127.0.0.1:6379/0`, or `rediss://` for TLS. The server must have `appendonly yes`, `appendfsync always` and `maxmemory-policy noeviction`; otherwise the start is refused, because stored state could be lost in a crash."
-    "state.url_file": "Redis: file that contains the URL."
-    "state.password_file": "Redis: file that contains the password, for a URL without one."
-    "state.ca_file": "Redis with TLS: PEM file of the CA that signed the server's certificate. Without it, the CAs that the system trusts."
-    "state.cert_file": "Redis with TLS: PEM file of the client certificate, if the server requires one."
-    "state.key_file": "Redis with TLS: PEM file of the private key of the client certificate."
-    "state.durability" = "\"checked\"": "Redis: `checked` verifies the server's durability settings with `CONFIG GET`; `assumed` skips the check, for a server that does not permit `CONFIG`. If the assumption is wrong, a crash can lose checkpoints."
     "state.ttl" = "\"30d\"": "Time for which the state of a key is kept after its last event, in event time. A later event counts as the first of a new key. It must not be shorter than the time span of any pattern. State of a window is always kept until the window closes."
+};
 
+/// The keys between those of state stores and those of sinks.
+const RESULTS: &[Key] = keys! {
     "windows.name" = required: "Name of the window: lower-case letters, digits and `_`."
     "windows.kind" = required: "`tumbling` (needs `size`), `sliding` (needs `size` and `slide`) or `session` (needs `gap`)."
     "windows.by" = "\"user_id\"": "Keys to group by: `user_id`, `device_id`, or `key` for both. An event has one key, either a user or a device: only `iot_sensor` events are keyed by `device_id`. Other events that have a device are in no window by `device_id`."
@@ -97,8 +92,11 @@ const LAST: &[Key] = keys! {
 /// Returns all keys, in the order of the reference. A key without a default that is not required disables its feature
 /// when it is absent.
 pub fn keys() -> impl Iterator<Item = &'static Key> {
-    let (sources, sinks) = (SOURCES.iter().map(|kind| kind.keys), SINKS.iter().map(|kind| kind.keys));
-    [FIRST].into_iter().chain(sources).chain([MIDDLE]).chain(sinks).chain([LAST]).flatten()
+    let sources = SOURCES.iter().map(|kind| kind.keys);
+    let stores = STORES.iter().map(|kind| kind.keys);
+    let sinks = SINKS.iter().map(|kind| kind.keys);
+    let all = [FIRST].into_iter().chain(sources).chain([MIDDLE]).chain(stores).chain([RESULTS]);
+    all.chain(sinks).chain([LAST]).flatten()
 }
 
 /// Returns the key with this path in the reference.

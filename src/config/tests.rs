@@ -309,3 +309,16 @@ fn reference_is_up_to_date() {
     }
     assert_eq!(std::fs::read_to_string(path).unwrap_or_default(), reference(), "run with UPDATE_DOCS=1");
 }
+
+#[test]
+fn every_rule_of_the_registry_has_a_section() {
+    for name in crate::pipeline::patterns() {
+        let prefix = format!("patterns.{name}.");
+        assert!(keys::keys().any(|key| key.path.starts_with(&prefix)), "{name} has no keys");
+        let config = parse(&format!("{MINIMAL}[patterns.{name}]\n")).expect("valid");
+        let others = crate::pipeline::patterns().filter(|other| *other != name);
+        let effective = config.effective();
+        assert!(effective.contains(&prefix), "{effective}");
+        others.for_each(|other| assert!(!effective.contains(&format!("patterns.{other}.")), "{effective}"));
+    }
+}

@@ -1,5 +1,5 @@
-//! Connectors: the kinds of sources and sinks, each with its keys, their validation, what a connection check tries, and
-//! how a run opens it. A kind is entered in one line of `sources!` or `sinks!`.
+//! Connectors: the kinds of sources, sinks and state stores, each with its keys, their validation, what a connection
+//! check tries, and how a run opens it. A kind is entered in one line of `sources!`, `sinks!` or [`STORES`].
 //!
 //! ```text
 //!   Section ─▶ read ─▶ SourceConfig │ SinkConfig ─▶ open │ jobs ─▶ Source │ SinkJob
@@ -8,13 +8,17 @@
 
 mod check;
 mod file;
+mod fjall;
 mod generator;
 mod kafka;
 mod outputs;
 mod postgres;
+mod redis;
+mod rocksdb;
 mod sqlite;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use headwater_dataflows::Offset;
@@ -32,6 +36,7 @@ use crate::coordination::AcceptedLoss;
 use crate::outputs::SinkJob;
 use crate::settings::{Diagnostics, Key, Section};
 use crate::source::{Source, SourceError};
+use crate::state::StateConfig;
 
 /// A kind of source.
 pub(crate) struct SourceKind {
@@ -217,6 +222,41 @@ impl SinksConfig {
     /// Returns the writers of all sinks, not yet opened.
     pub(crate) fn jobs(&self, context: SinkContext<'_>) -> Vec<SinkJob> {
         self.0.iter().flat_map(|(name, sink)| sink.connector().jobs(name, context)).collect()
+    }
+}
+
+/// A kind of state store.
+pub(crate) struct StoreKind {
+    /// The name in `state.kind`.
+    pub name: &'static str,
+    /// The keys of this kind.
+    pub keys: &'static [Key],
+    /// Reads the keys.
+    pub read: fn(&mut Section<'_>, &mut Diagnostics) -> Option<StateConfig>,
+}
+
+/// All kinds of state stores.
+pub(crate) const STORES: &[StoreKind] = &[fjall::STORE, redis::STORE, rocksdb::STORE];
+
+impl StateConfig {
+    /// Tests what checkpoints need of the store.
+    pub(crate) fn check(&self, pipeline: &str) -> Check {
+        let directory =
+            |path: &Path| Check::of("state", format!("directory {}", path.display()), writable(path));
+        match self {
+            StateConfig::Fjall(path) => directory(path),
+            #[cfg(feature = "rocksdb")]
+            StateConfig::RocksDb(path) => directory(path),
+            StateConfig::Redis(_) => {
+                let opened = crate::state::open(self, pipeline);
+                Check::of("state", "Redis", opened.map(|_| "reachable, with durable settings".to_owned()))
+            }
+        }
+    }
+
+    /// Returns true if several processes can share the store.
+    pub(crate) fn is_shareable(&self) -> bool {
+        matches!(self, StateConfig::Redis(_))
     }
 }
 

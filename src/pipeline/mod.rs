@@ -18,4 +18,4 @@ pub use plan::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Time, TravelPlan,
     WindowKind, WindowPlan,
 };
-pub use rules::{discard, patterns, rules};
+pub use rules::{discard, longest_look_back_ms, patterns, rules};

@@ -23,10 +23,11 @@ use crate::outputs::{Alert, Severity};
 /// The version of the rules. Increment it when the semantics of a rule change, so that its alerts get new ids.
 const RULE_VERSION: u32 = 1;
 
-/// Defines the registry of rules: each entry is the name of its pattern, and its rule if the plan has the pattern. The
-/// number of a rule, by which its state is stored, is the count of entries after it: new entries come first.
+/// Defines the registry of rules: each entry is the name of its pattern, how far it looks back in milliseconds of event
+/// time if the plan has the pattern and it looks back, and its rule if the plan has the pattern. The number of a rule, by
+/// which its state is stored, is the count of entries after it: new entries come first.
 macro_rules! registry {
-    (|$pipeline:ident, $patterns:ident| $($name:literal => $rule:expr,)*) => {
+    (|$pipeline:ident, $patterns:ident| $($name:literal looks back $look_back:expr => $rule:expr,)*) => {
         /// The names of the rules' patterns, in the order of the registry.
         const NAMES: &[&str] = &[$($name),*];
 
@@ -37,22 +38,31 @@ macro_rules! registry {
         ) -> impl Rules<Event, Alert, State: Stored> + use<> {
             registry!(@pairs $($rule,)*)
         }
+
+        /// Returns the longest time that a rule of a plan looks back, in milliseconds of event time.
+        pub fn longest_look_back_ms($patterns: &Patterns) -> i64 {
+            let all: [Option<i64>; NAMES.len()] = [$($look_back),*];
+            all.into_iter().flatten().max().unwrap_or(0)
+        }
     };
     (@pairs) => { () };
     (@pairs $first:expr, $($rest:expr,)*) => { ($first, registry!(@pairs $($rest,)*)) };
 }
 
 registry! { |pipeline, patterns|
-    "velocity_spike" => patterns.velocity_spike.map(|plan| frequency(pipeline, "velocity_spike", plan)),
-    "rapid_fire_burst" => patterns.rapid_fire_burst.map(|plan| frequency(pipeline, "rapid_fire_burst", plan)),
-    "merchant_diversity" => patterns.merchant_diversity.map(|plan| diversity(pipeline, plan)),
-    "amount_anomaly" => patterns.amount_anomaly.filter(|plan| !plan.per_currency).map(|plan| {
+    "velocity_spike" looks back patterns.velocity_spike.map(|plan| plan.within_ms) =>
+        patterns.velocity_spike.map(|plan| frequency(pipeline, "velocity_spike", plan)),
+    "rapid_fire_burst" looks back patterns.rapid_fire_burst.map(|plan| plan.within_ms) =>
+        patterns.rapid_fire_burst.map(|plan| frequency(pipeline, "rapid_fire_burst", plan)),
+    "merchant_diversity" looks back patterns.merchant_diversity.map(|plan| plan.within_ms) =>
+        patterns.merchant_diversity.map(|plan| diversity(pipeline, plan)),
+    "amount_anomaly" looks back None => patterns.amount_anomaly.filter(|plan| !plan.per_currency).map(|plan| {
         Rule::new(outlier(plan), plan.alert_policy.emission, deviant(pipeline, plan))
     }),
-    "amount_anomaly" => patterns.amount_anomaly.filter(|plan| plan.per_currency).map(|plan| {
+    "amount_anomaly" looks back None => patterns.amount_anomaly.filter(|plan| plan.per_currency).map(|plan| {
         Rule::new(by_currency(plan), plan.alert_policy.emission, deviant(pipeline, plan))
     }),
-    "impossible_travel" => patterns.impossible_travel.map(|plan| travel(pipeline, plan)),
+    "impossible_travel" looks back None => patterns.impossible_travel.map(|plan| travel(pipeline, plan)),
 }
 
 /// Returns the numbers and pattern names of all rules.

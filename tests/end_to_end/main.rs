@@ -24,6 +24,7 @@ mod proxy;
 mod remedies;
 mod restart;
 mod services;
+mod several_sinks;
 mod side_by_side;
 mod skip;
 mod slow_commit;
