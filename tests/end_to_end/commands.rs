@@ -110,7 +110,9 @@ impl Terminal {
         let (out, err) = (printed(&output.stdout), printed(&output.stderr));
         let code = output.status.code().map_or("signal".to_owned(), |code| code.to_string());
         write!(self.transcript, "$ headwater {line}\n{out}").expect("written");
-        err.lines().for_each(|line| writeln!(self.transcript, "2> {line}").expect("written"));
+        // A slow machine prints progress, a line a second.
+        let lasting = err.lines().filter(|line| !line.contains(" events/s · epoch "));
+        lasting.for_each(|line| writeln!(self.transcript, "2> {line}").expect("written"));
         writeln!(self.transcript, "exit code {code}\n").expect("written");
     }
 
