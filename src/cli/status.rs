@@ -4,7 +4,7 @@
 use std::fmt;
 
 use headwater_dataflows::Epoch;
-use headwater_sinks::{LedgerId, Progress, Shards, WriterContext};
+use headwater_sinks::{LedgerId, OpenError, Progress, Shards, WriterContext};
 use serde_json::{Value, json};
 
 use super::output::{self, counted};
@@ -62,7 +62,7 @@ struct PipelineState {
     pruned: Epoch,
     /// The epochs in the ledger that are not pruned.
     epochs: Vec<EpochRecord>,
-    sinks: Vec<(String, Result<Vec<Progress>, String>)>,
+    sinks: Vec<(String, Result<Vec<Progress>, Unreadable>)>,
     /// The skipped outputs.
     skips: Vec<Skip>,
     /// The records that are never read.
@@ -71,6 +71,26 @@ struct PipelineState {
     committed: Vec<String>,
     /// The number of runs since the last recorded epoch that were killed or are still running.
     attempts: u64,
+}
+
+/// The reason why the progress of a sink cannot be read.
+#[derive(Debug)]
+struct Unreadable {
+    reason: String,
+    /// True if a start would be refused for it; false if the sink may only be unreachable now.
+    is_refusal: bool,
+}
+
+impl Unreadable {
+    fn of(error: OpenError) -> Unreadable {
+        let is_refusal = matches!(error, OpenError::Refused { .. });
+        Unreadable { reason: format!("{:#}", anyhow::Error::from(error)), is_refusal }
+    }
+
+    fn outcome(&self) -> StartOutcome {
+        let reason = self.reason.clone();
+        if self.is_refusal { StartOutcome::Refuse(reason) } else { StartOutcome::Unknown(reason) }
+    }
 }
 
 /// The parameters of the start to predict.
@@ -132,10 +152,7 @@ impl PipelineState {
             state.manifests = ledger.manifests()?;
         }
         for mut job in assembly::sinks(config, "") {
-            let progress = job
-                .sink
-                .peek_progress(&state.pipeline)
-                .map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+            let progress = job.sink.peek_progress(&state.pipeline).map_err(Unreadable::of);
             state.sinks.push((job.sink.name().to_owned(), progress));
         }
         if let Some(ledger) = &mut ledger {
@@ -152,7 +169,7 @@ impl PipelineState {
         for (sink, progress) in &self.sinks {
             let progress = match progress {
                 Ok(progress) => progress,
-                Err(reason) => return Some(StartOutcome::Unknown(reason.clone())),
+                Err(unreadable) => return Some(unreadable.outcome()),
             };
             if let Some(objection) = self.objection(sink, progress) {
                 return Some(StartOutcome::Refuse(objection));
@@ -250,7 +267,7 @@ impl PipelineState {
         for (sink, progress) in &self.sinks {
             let progress = match progress {
                 Ok(progress) => progress,
-                Err(reason) => return StartOutcome::Unknown(reason.clone()),
+                Err(unreadable) => return unreadable.outcome(),
             };
             let objection = self.objection(sink, progress);
             if request.resets.sinks.contains(sink)
@@ -362,7 +379,7 @@ impl PipelineState {
             Ok(progress) => {
                 format!("sink {sink}: {}", through(newest(progress).map(|newest| newest.through)))
             }
-            Err(reason) => format!("sink {sink}: cannot read its progress: {reason}"),
+            Err(unreadable) => format!("sink {sink}: cannot read its progress: {}", unreadable.reason),
         }));
         lines.extend(self.skips.iter().map(|skip| format!("skipped: {skip}")));
         lines.extend(self.losses.iter().map(|loss| {
@@ -384,7 +401,7 @@ impl PipelineState {
             }),
             Err(error) => json!({ "epoch": stored.epoch.0, "error": error.to_string() }),
         };
-        let sink = |(name, progress): &(String, Result<Vec<Progress>, String>)| match progress {
+        let sink = |(name, progress): &(String, Result<Vec<Progress>, Unreadable>)| match progress {
             Ok(progress) => {
                 let newest = newest(progress);
                 json!({
@@ -393,7 +410,7 @@ impl PipelineState {
                     "generation": newest.map(|newest| newest.generation.0),
                 })
             }
-            Err(reason) => json!({ "name": name, "error": reason }),
+            Err(unreadable) => json!({ "name": name, "error": unreadable.reason }),
         };
         let loss = |loss: &Loss| json!({ "partition": loss.partition.0, "first": loss.first.0, "next": loss.next.0 });
         let start = match outcome {

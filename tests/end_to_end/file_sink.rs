@@ -88,6 +88,7 @@ fn a_directory_that_cannot_be_trusted_is_refused() {
         &mut headwater(&["run", &config]),
         "move the directory away and start with `--adopt-sink file`",
     );
+    assert_eq!(status().output().expect("started").status.code(), Some(3), "status and run agree");
     let failed = printed(&mut check());
     assert!(failed.contains("failed sinks.file") && failed.contains("progress.json: EOF"), "{failed}");
     fs::write(&progress, &text).expect("written");

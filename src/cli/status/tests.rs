@@ -157,12 +157,14 @@ fn status_predicts_refusals_with_their_reasons() {
 }
 
 #[test]
-fn unreadable_progress_makes_the_outcome_unknown() {
+fn unreadable_progress_is_a_refusal_or_unknown() {
     let mut state = state();
-    state.sinks[1].1 = Err("no answer".into());
+    state.sinks[1].1 = Err(Unreadable { reason: "no answer".into(), is_refusal: false });
     let outcome = state.predict(&request(UNCHANGED));
     assert_eq!(outcome, StartOutcome::Unknown("no answer".into()));
     assert!(state.text(&outcome, 0).contains("sink b: cannot read its progress: no answer\n"));
+    state.sinks[1].1 = Err(Unreadable { reason: "of another pipeline".into(), is_refusal: true });
+    assert_eq!(state.predict(&request(UNCHANGED)), StartOutcome::Refuse("of another pipeline".into()));
 }
 
 #[test]
