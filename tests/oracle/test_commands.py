@@ -28,7 +28,7 @@ dedup_horizon = "0s"
 name = "7d"
 kind = "sliding"
 size = "1m"
-every = "30s"
+slide = "30s"
 [patterns.velocity_spike]
 more_than = 1
 within = "1h"
