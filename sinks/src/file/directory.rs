@@ -47,15 +47,6 @@ pub(super) enum ReplaceError {
     Unknown(io::Error),
 }
 
-impl ReadError {
-    pub fn into_io(self) -> io::Error {
-        match self {
-            ReadError::Io(error) => error,
-            damaged => io::Error::new(ErrorKind::InvalidData, damaged.to_string()),
-        }
-    }
-}
-
 impl ReplaceError {
     pub fn into_io(self) -> io::Error {
         match self {

@@ -99,21 +99,28 @@ impl FileSink {
         self.refused(format!("{reason}; or move the directory away and start with `--adopt-sink {name}`"))
     }
 
-    /// Checks the directory and enters this start, so that older starts are fenced. The lock must be held. Nothing is
-    /// changed if the start is refused.
-    fn take_over(&self, context: &WriterContext) -> Result<Vec<Progress>, OpenError> {
+    /// Reads the record of the directory and checks it and the files; None if there is nothing yet.
+    fn read_checked(&self, pipeline: &str) -> Result<Option<Record>, OpenError> {
         let found = self.directory.read().map_err(|error| match error {
             ReadError::Io(error) => self.unavailable(error),
             damaged => self.damaged(&damaged.to_string()),
         })?;
-        let mut record = found.unwrap_or_else(|| Record::new(context));
-        if record.pipeline != context.pipeline {
+        if let Some(record) = found.as_ref().filter(|record| record.pipeline != pipeline) {
             return Err(self.belongs_to(&record.pipeline));
         }
-        let unsuitable = self.directory.check(&record.committed).map_err(|error| self.unavailable(error))?;
-        if let Some(reason) = unsuitable {
-            return Err(self.damaged(&reason));
+        let committed = found.as_ref().map(|record| record.committed).unwrap_or_default();
+        let unsuitable = self.directory.check(&committed).map_err(|error| self.unavailable(error))?;
+        match unsuitable {
+            Some(reason) => Err(self.damaged(&reason)),
+            None => Ok(found),
         }
+    }
+
+    /// Checks the directory and enters this start, so that older starts are fenced. The lock must be held. Nothing is
+    /// changed if the start is refused.
+    fn take_over(&self, context: &WriterContext) -> Result<Vec<Progress>, OpenError> {
+        let found = self.read_checked(&context.pipeline)?;
+        let mut record = found.unwrap_or_else(|| Record::new(context));
         if let Some(through) = context.adopt {
             record.writers.clear();
             record.advance(context, through);
@@ -175,13 +182,8 @@ impl Sink for FileSink {
     }
 
     fn peek_progress(&mut self, pipeline: &str) -> Result<Vec<Progress>, OpenError> {
-        // The file is replaced as a whole, so it can be read without the lock.
-        match self.directory.read() {
-            Ok(None) => Ok(Vec::new()),
-            Ok(Some(record)) if record.pipeline != pipeline => Err(self.belongs_to(&record.pipeline)),
-            Ok(Some(record)) => Ok(record.progress()),
-            Err(error) => Err(self.unavailable(error.into_io())),
-        }
+        // The file is replaced as a whole, and files only grow before that, so both can be read without the lock.
+        Ok(self.read_checked(pipeline)?.map(|record| record.progress()).unwrap_or_default())
     }
 
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {
