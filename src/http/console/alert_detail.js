@@ -7,7 +7,7 @@ import { count, fields, number, place, plain, seconds, time } from './format.js'
 import { explain } from './poll.js';
 import { KINDS, kindOf, legend, timeline } from './timeline.js';
 
-/** The greatest number of events that are shown in the table: the newest, which end with the trigger. */
+/** The greatest number of events that are shown in the table: the newest, the trigger among them. */
 const EVENTS = 300;
 
 export class AlertDetail {
@@ -74,10 +74,9 @@ export class AlertDetail {
     const late = explanation.events.filter((event) => event.arrived_after).length;
     const back = typeof explanation.look_back_ms === 'number' ? `, looking back ${seconds(explanation.look_back_ms / 1000)}` : '';
     const label = `${count(took, 'event')} took part${late ? `, ${number(late)} arrived out of order` : ''}${back}`;
-    const kinds = Object.keys(KINDS).filter((kind) => explanation.events.some((event) => kindOf(event) === kind));
     parts.push(
       el('h3', {}, 'Events that took part'), el('p', { class: 'view-note' }, `${label}.`),
-      timeline(explanation, `Timeline: ${label}`), legend(kinds),
+      timeline(explanation, `Timeline: ${label}`, Math.max(300, this.body.clientWidth - 40)), legend(explanation.events),
       el('div', { class: 'scroll' }, this.#events(explanation.events)),
     );
     const hidden = explanation.events.length - EVENTS;
@@ -85,7 +84,7 @@ export class AlertDetail {
     return parts;
   }
 
-  /** Returns the table of events; columns that no event fills are left out. */
+  /** Returns the table of events, the newest first; columns that no event fills are left out. */
   #events(events) {
     const has = (field) => events.some((event) => event[field] !== null && event[field] !== undefined);
     const columns = [
@@ -95,15 +94,15 @@ export class AlertDetail {
       has('merchant_id') && ['Merchant', (event) => plain(event.merchant_id)],
       has('location') && ['Place', (event) => ({ content: place(event.location), class: 'nowrap' })],
       has('before') && ['State before', (event) => fields(event.before)],
-      ['Event', (event) => el('code', {}, plain(event.event_id))],
       [{ text: 'Record', number: true }, (event) => ({ content: `${event.partition}:${event.offset}`, number: true, class: 'nowrap' })],
       [{ text: 'Epoch', number: true }, (event) => ({ content: number(event.epoch), number: true })],
+      ['Event', (event) => ({ content: el('code', {}, plain(event.event_id)), class: 'event' })],
     ].filter(Boolean);
-    const rows = events.slice(-EVENTS).map((event) => {
+    const rows = events.slice(-EVENTS).reverse().map((event) => {
       const line = row(...columns.map(([, cell]) => cell(event)));
       line.dataset.kind = kindOf(event);
       return line;
     });
-    return table('Events that took part, the oldest first', columns.map(([column]) => column), rows).node;
+    return table('Events that took part, the newest first', columns.map(([column]) => column), rows).node;
   }
 }

@@ -1,6 +1,6 @@
 // A list of alerts, the newest change first: what was loaded and what has come since, one entry an alert.
 
-import { badge, el, reconcile, setAttribute, setText, table } from './dom.js';
+import { badge, breakable, el, reconcile, setAttribute, setText, table } from './dom.js';
 import { fields, time } from './format.js';
 import { segment } from './api.js';
 
@@ -12,10 +12,10 @@ const LEVELS = { critical: 'bad', high: 'bad', medium: 'warn', low: 'info' };
 const BARS = { low: 1, medium: 2, high: 3, critical: 4 };
 
 export function severityBadge(severity) {
-  const node = badge(LEVELS[severity] ?? 'info', severity);
+  const node = badge(LEVELS[severity] ?? 'info', '');
   const bars = el('span', { class: 'bars', 'data-bars': BARS[severity] ?? 1, 'aria-hidden': 'true' }, ...[1, 2, 3, 4].map(() => el('i')));
   node.classList.add('severity');
-  node.prepend(bars);
+  node.append(bars, el('span', { class: 'word' }, severity));
   return node;
 }
 
@@ -65,15 +65,16 @@ export class AlertList {
   }
 }
 
-/** Shows alerts as a table with the columns of a wide or of a short list. */
+/** Shows alerts as a table; `details` and `key` say whether it has these columns. */
 export class AlertTable {
-  constructor(place, caption, wide) {
-    const columns = ['Alert', 'Severity', 'Key', 'Event time', 'Status'];
-    if (wide) columns.splice(4, 0, { text: 'Details', class: 'wide' });
-    const { node, body } = table(caption, columns);
+  constructor(place, caption, { details = false, key = true } = {}) {
+    const columns = [
+      'Alert', { text: 'Severity', class: 'severity-head' }, key && 'Key', 'Event time', details && { text: 'Details', class: 'wide' }, 'Status',
+    ];
+    const { node, body } = table(caption, columns.filter(Boolean));
     node.classList.add('alerts');
     this.body = body;
-    this.wide = wide;
+    this.columns = { details, key };
     this.node = node;
     place.append(node);
   }
@@ -91,14 +92,14 @@ export class AlertTable {
 
   #create(alert, isNew) {
     const cells = [
-      el('th', { scope: 'row' }, el('a', { href: `#/alerts/${segment(alert.alert_id)}` }, alert.rule)),
+      el('th', { scope: 'row' }, el('a', { href: `#/alerts/${segment(alert.alert_id)}` }, ...breakable(alert.rule))),
       el('td', {}, severityBadge(alert.severity)),
-      el('td', {}, keyLink(alert.key_kind, alert.key)),
+      this.columns.key && el('td', {}, keyLink(alert.key_kind, alert.key)),
       el('td', { class: 'nowrap' }, time(alert.event_time)),
+      this.columns.details && el('td', { class: 'wide details' }),
+      el('td', { class: 'status' }),
     ];
-    if (this.wide) cells.push(el('td', { class: 'wide details' }));
-    cells.push(el('td', { class: 'status' }));
-    return el('tr', { class: isNew ? 'new' : null }, ...cells);
+    return el('tr', { class: isNew ? 'new' : null }, ...cells.filter(Boolean));
   }
 
   #update(line, alert) {

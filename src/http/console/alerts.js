@@ -15,8 +15,8 @@ export class Alerts {
   constructor(stream) {
     this.list = new AlertList();
     this.recent = new AlertList();
-    this.table = new AlertTable(byId('alerts'), 'Alerts, the newest change first', true);
-    this.recentTable = new AlertTable(byId('recent'), 'Latest alerts', false);
+    this.table = new AlertTable(byId('alerts'), 'Alerts, the newest first', { details: true });
+    this.recentTable = new AlertTable(byId('recent'), 'Latest alerts');
     makeScrollable(byId('alerts'), 'Alerts');
     makeScrollable(byId('recent'), 'Latest alerts');
     this.form = byId('alert-filters');

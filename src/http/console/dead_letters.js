@@ -28,8 +28,8 @@ export class DeadLetters {
 
   #build() {
     const groups = table('Dead letters by reason', [
-      'Reason', 'Field', { text: 'Producer', class: 'wide' }, { text: 'Count', number: true },
-      { text: 'First', class: 'wide' }, 'Last', { text: 'Actions' },
+      'Reason', 'Field and producer', { text: 'Count', number: true }, { text: 'First', class: 'wide' }, { text: 'Last', class: 'wide' },
+      { text: 'Actions', class: 'actions' },
     ]);
     const letters = table('Dead letters, the newest first', ['Letter', 'Reason', 'Message', { text: 'Value', class: 'wide' }, 'Rejected']);
     this.groupTable = groups;
@@ -90,8 +90,8 @@ export class DeadLetters {
     this.groupTable.node.hidden = groups.length === 0;
     const sorted = [...groups].sort((a, b) => b.count - a.count || groupKey(a).localeCompare(groupKey(b)));
     reconcile(this.groupTable.body, sorted, groupKey, (group) => this.#group(group), (line, group) => {
-      setText(line.children[3], number(group.count));
-      line.children[5].replaceChildren(time(group.last_seen));
+      setText(line.children[2], number(group.count));
+      line.children[4].replaceChildren(time(group.last_seen));
     });
     this.#showFilter();
   }
@@ -104,12 +104,11 @@ export class DeadLetters {
     send.addEventListener('click', () => this.detail.openGroup(group));
     return el(
       'tr', {},
-      el('th', { scope: 'row' }, badge(group.reason, group.reason)),
-      el('td', {}, plain(group.field)),
-      el('td', { class: 'wide' }, plain(group.producer)),
+      el('th', { scope: 'row' }, badge('reason', group.reason)),
+      el('td', {}, plain(group.field), group.producer && el('span', { class: 'rule-text' }, group.producer)),
       el('td', { class: 'num' }),
       el('td', { class: 'wide nowrap' }, time(group.first_seen)),
-      el('td', { class: 'nowrap' }),
+      el('td', { class: 'wide nowrap' }),
       el('td', { class: 'actions' }, show, send),
     );
   }
@@ -138,7 +137,7 @@ export class DeadLetters {
     return el(
       'tr', {},
       el('th', { scope: 'row' }, el('a', { href: `#/dead-letters/${segment(letter.id)}` }, letter.id)),
-      el('td', {}, badge(letter.reason, letter.reason), ' ', sent),
+      el('td', {}, badge('reason', letter.reason), ' ', sent),
       el('td', { class: 'message' }, letter.message),
       el('td', { class: 'wide excerpt' }, el('code', {}, [...text].slice(0, EXCERPT).join(''))),
       el('td', { class: 'nowrap' }, time(letter.time)),

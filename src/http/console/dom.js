@@ -8,7 +8,7 @@ function fill(node, attributes, children) {
     if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
     else node.setAttribute(name, value === true ? '' : value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false && child !== ''));
   return node;
 }
 
@@ -134,6 +134,11 @@ export function notice(slot, level, text) {
   const shown = slot.firstElementChild;
   if (shown?.dataset.level === level && shown.textContent === text) return;
   slot.replaceChildren(el('p', { class: 'notice', 'data-level': level }, text));
+}
+
+/** Returns the parts of a name, which may be broken after an underscore or a full stop. */
+export function breakable(name) {
+  return name.split(/(?<=[_.])/).flatMap((part, index) => (index ? [el('wbr'), part] : [part]));
 }
 
 /** Returns a badge: a shape and a word, so that colour is never alone. */

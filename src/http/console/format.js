@@ -6,9 +6,9 @@ const whole = new Intl.NumberFormat(undefined, { maximumFractionDigits: 0 });
 const tenths = new Intl.NumberFormat(undefined, { maximumFractionDigits: 1 });
 const hundredths = new Intl.NumberFormat(undefined, { maximumFractionDigits: 2 });
 const compact = new Intl.NumberFormat(undefined, { notation: 'compact', maximumFractionDigits: 1 });
-const clock = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit' });
+const clock = new Intl.DateTimeFormat(undefined, { hourCycle: 'h23', hour: '2-digit', minute: '2-digit', second: '2-digit' });
 const exactClock = new Intl.DateTimeFormat(undefined, {
-  hour: '2-digit', minute: '2-digit', second: '2-digit', fractionalSecondDigits: 3,
+  hourCycle: 'h23', hour: '2-digit', minute: '2-digit', second: '2-digit', fractionalSecondDigits: 3,
 });
 const day = new Intl.DateTimeFormat(undefined, { day: 'numeric', month: 'short' });
 const dayAndYear = new Intl.DateTimeFormat(undefined, { day: 'numeric', month: 'short', year: 'numeric' });
@@ -26,7 +26,7 @@ export function decimal(value) {
 }
 
 export function short(value) {
-  return known(value) ? (Math.abs(value) < 1000 ? decimal(value) : compact.format(value)) : '–';
+  return known(value) ? (Math.abs(value) < 10_000 ? decimal(value) : compact.format(value)) : '–';
 }
 
 export function rate(perSecond) {
@@ -85,10 +85,15 @@ export function plain(value) {
   return typeof value === 'object' ? JSON.stringify(value) : String(value);
 }
 
-/** `{"count": 36, "mean": 12.5}` as `count 36, mean 12.5`. */
+/** `{"count": 36, "within_ms": 60000}` as `count 36, within 1 min`. */
 export function fields(object) {
   if (!object) return '–';
-  return Object.entries(object).map(([name, value]) => `${name.replaceAll('_', ' ')} ${plain(value)}`).join(', ') || '–';
+  const words = Object.entries(object).map(([name, value]) => {
+    const span = name.endsWith('_ms') && typeof value === 'number';
+    const label = (span ? name.slice(0, -3) : name).replaceAll('_', ' ');
+    return `${label} ${span ? seconds(value / 1000) : plain(value)}`;
+  });
+  return words.join(', ') || '–';
 }
 
 export function place(location) {

@@ -2,7 +2,7 @@
 
 import { Problem, get, segment } from './api.js';
 import { AlertTable } from './alert_list.js';
-import { byId, el, facts, makeScrollable, notice, reconcile, row, setText, table } from './dom.js';
+import { breakable, byId, el, facts, makeScrollable, notice, reconcile, row, setText, table } from './dom.js';
 import { decimal, fields, number, place, plain, time } from './format.js';
 import { Poller, explain } from './poll.js';
 
@@ -67,27 +67,36 @@ export class Keys {
       'section', { class: 'panel', 'aria-labelledby': id },
       el('div', { class: 'panel-head' }, el('h2', { id }, title), note), content,
     );
-    const scroll = (node) => el('div', { class: 'scroll' }, node);
-    const rules = table('State of each rule', ['Rule', 'State', 'Towards an alert']);
+    const scroll = (label, node) => {
+      const region = el('div', { class: 'scroll' }, node);
+      makeScrollable(region, label);
+      return region;
+    };
+    const rules = table('State of each rule', ['Rule', 'State', { text: 'Towards an alert', class: 'meter' }]);
     const windows = table('Open windows', [
       'Window', 'From', 'To', { text: 'Events', number: true }, { text: 'Sum', number: true }, { text: 'Least', number: true },
       { text: 'Greatest', number: true }, { text: 'Merchants', number: true },
     ]);
-    const alerts = el('div', { class: 'scroll' });
+    const alerts = el('div');
     this.panels = {
       title: el('p', { class: 'panel-note' }), profile: el('dl', { class: 'facts' }), rules: rules.body, windows: windows.body,
-      alerts: new AlertTable(alerts, 'Alerts of this key', true), noAlerts: el('p', { class: 'empty' }, 'No alerts.'),
+      alerts: new AlertTable(alerts, 'Alerts of this key', { key: false }), noAlerts: el('p', { class: 'empty' }, 'No alerts.'),
       noWindows: el('p', { class: 'empty' }, 'No open windows.'),
     };
     alerts.append(this.panels.noAlerts);
     this.result.replaceChildren(el(
       'div', { class: 'columns' },
-      panel('k-profile', 'Profile', this.panels.title, this.panels.profile),
-      panel('k-rules', 'Rules', null, scroll(rules.node)),
-      panel('k-windows', 'Open windows', null, scroll(el('div', {}, windows.node, this.panels.noWindows))),
-      panel('k-alerts', 'Alerts', null, alerts),
+      el(
+        'div', { class: 'column' },
+        panel('k-profile', 'Profile', this.panels.title, this.panels.profile),
+        panel('k-windows', 'Open windows', null, scroll('Open windows', el('div', {}, windows.node, this.panels.noWindows))),
+      ),
+      el(
+        'div', { class: 'column' },
+        panel('k-rules', 'Rules', null, scroll('State of each rule', rules.node)),
+        panel('k-alerts', 'Alerts', null, scroll('Alerts of this key', alerts)),
+      ),
     ));
-    for (const region of this.result.querySelectorAll('.scroll')) makeScrollable(region, 'Table');
   }
 
   #show(answer) {
@@ -116,7 +125,7 @@ export class Keys {
   #showRules(rules) {
     reconcile(
       this.panels.rules, rules, (rule) => rule.rule,
-      (rule) => row(rule.rule, '', el('meter', { min: 0, max: 1, high: 0.8, 'aria-label': `${rule.rule}, towards an alert` })),
+      (rule) => row(el('span', {}, ...breakable(rule.rule)), '', el('meter', { min: 0, max: 1, high: 0.8, 'aria-label': `${rule.rule}, towards an alert` })),
       (line, { text, state }) => {
         setText(line.children[1], text || fields(state));
         const near = nearness(state);

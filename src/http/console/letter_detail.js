@@ -55,7 +55,7 @@ export class LetterDetail {
     const list = el('dl', { class: 'facts' });
     const { source } = letter;
     facts(list, [
-      ['Reason', badge(letter.reason, letter.reason)],
+      ['Reason', badge('reason', letter.reason)],
       ['Field', plain(letter.field)],
       ['Rejected', time(letter.time, true)],
       ['Record', `${source.topic}, partition ${source.partition}, offset ${source.offset}`],

@@ -8,6 +8,8 @@ import { bytes, count, milliseconds, number, rate, seconds, short, time } from '
 import { engineNow } from './history.js';
 
 const MINUTE_MS = 60_000;
+/** The slowest partition is marked if the fastest is ahead of it by this much. */
+const DRIFT_MS = 1_000;
 /** The greatest number of checkpoints that the page remembers. */
 const CHECKPOINTS = 6;
 
@@ -21,7 +23,7 @@ export class Overview {
     const span = 'last 5 minutes';
     this.tiles = {
       events: new Tile('Events', span, rate),
-      lag: new Tile('Lag', span, (value) => `${short(value)} rec.`),
+      lag: new Tile('Lag', span, short),
       watermark: new Tile('Watermark lag', span, seconds),
       latency: new Tile('Latency p99', 'since the start', milliseconds),
     };
@@ -38,7 +40,7 @@ export class Overview {
     };
     const num = (text) => ({ text, number: true });
     this.partitions = put('partitions', 'Partitions of the source', ['Partition', 'State', num('Events'), num('Lag'), num('Behind'), { text: 'Watermark', class: 'wide' }]);
-    this.sinks = put('sinks', 'Sinks', ['Sink', num('Through epoch'), num('Behind'), num('Commits'), num('Mean commit'), num('Retries')]);
+    this.sinks = put('sinks', 'Sinks', ['Sink', { ...num('Through epoch'), class: 'wide' }, num('Behind'), num('Commits'), num('Mean commit'), num('Retries')]);
     this.checkpointRows = put('checkpoints', 'Checkpoints, the newest first', ['Taken', num('Epoch'), num('Size'), num('After')]);
     this.rejected = put('rejected', 'Rejected records and fields by reason', ['Reason', num('Records'), num('Rate')]);
   }
@@ -93,12 +95,12 @@ export class Overview {
     const { tiles } = this;
     const behind = status.state === 'starting' ? 'warn' : 'ok';
     tiles.events.show(history.rates((past) => past.events), 'ok', `${number(status.events)} since the start`);
-    tiles.lag.show(history.series((past) => past.lag_records), status.state === 'stalled' && status.lag_records ? 'bad' : behind, 'records not yet committed');
+    tiles.lag.show(history.series((past) => past.lag_records), status.state === 'stalled' && status.lag_records ? 'bad' : behind, 'records to be committed');
     tiles.watermark.show(
       history.series((past) => past.watermark.lag_s), status.state === 'stalled' ? 'bad' : 'ok',
-      status.watermark.ended ? 'the input has ended' : 'between the clock and the watermark',
+      status.watermark.ended ? 'the input has ended' : 'behind the clock',
     );
-    tiles.latency.show(history.series((past) => past.latency.p99_ms), 'ok', `half within ${milliseconds(status.latency.p50_ms)}, since the start`);
+    tiles.latency.show(history.series((past) => past.latency.p99_ms), 'ok', `p50 ${milliseconds(status.latency.p50_ms)}, since the start`);
   }
 
   #flow(status, history, found) {
@@ -115,7 +117,8 @@ export class Overview {
     const now = engineNow(status);
     const active = status.partitions.filter((one) => one.state !== 'idle' && one.watermark);
     const slowest = active.reduce((least, one) => (!least || one.watermark < least.watermark ? one : least), null);
-    const marked = active.length > 1 ? slowest?.partition : null;
+    const fastest = Math.max(...active.map((one) => Date.parse(one.watermark)));
+    const marked = slowest && fastest - Date.parse(slowest.watermark) >= DRIFT_MS ? slowest.partition : null;
     const counted = status.partitions.some((one) => typeof one.events === 'number');
     this.partitions.parentNode.classList.toggle('without-events', !counted);
     const live = status.partitions.filter((one) => one.state === 'live').length;
@@ -139,7 +142,7 @@ export class Overview {
   #sinks(status, history) {
     reconcile(
       this.sinks, status.sinks, (sink) => sink.name,
-      (sink) => row(sink.name, ...[0, 1, 2, 3, 4].map(() => ({ content: '', number: true }))),
+      (sink) => row(sink.name, { content: '', number: true, class: 'wide' }, ...[0, 1, 2, 3].map(() => ({ content: '', number: true }))),
       (line, sink) => {
         const behind = epochsBehind(status, sink);
         const commits = history.rate((past) => past.sinks.find((other) => other.name === sink.name)?.commits);

@@ -3,7 +3,7 @@
 import { get } from './api.js';
 import { severityBadge } from './alert_list.js';
 import { spark } from './chart.js';
-import { byId, el, makeScrollable, notice, reconcile, row, setText, table } from './dom.js';
+import { breakable, byId, el, makeScrollable, notice, reconcile, row, setText, table } from './dom.js';
 import { decimal, number, plain, seconds } from './format.js';
 import { Poller, explain } from './poll.js';
 
@@ -23,8 +23,8 @@ export class Rules {
     this.onRules = onRules;
     this.samples = [];
     const { node, body } = table('Rules with their alerts', [
-      'Rule', 'Severity', { text: 'Settings', class: 'wide' }, { text: 'Raised', number: true }, { text: 'Revoked', number: true },
-      { text: 'Raised by minute', number: true }, { text: 'Last minutes', class: 'wide' },
+      'Rule', { text: 'Severity', class: 'severity-head' }, { text: 'Settings', class: 'wide' }, { text: 'Raised', number: true }, { text: 'Revoked', number: true },
+      { text: 'Per min', number: true }, { text: 'Last minutes', class: 'wide' },
     ]);
     this.body = body;
     this.node = node;
@@ -59,7 +59,7 @@ export class Rules {
     const back = typeof rule.look_back_ms === 'number' ? `, looks back ${seconds(rule.look_back_ms / 1000)}` : '';
     const emission = rule.emit === 'final' ? 'when final' : rule.emit === 'immediate' ? 'at once, revised later' : rule.emit;
     return row(
-      el('div', {}, el('span', { class: 'rule-id' }, rule.id), el('span', { class: 'rule-text' }, rule.description)),
+      el('div', {}, el('span', { class: 'rule-id' }, ...breakable(rule.id)), el('span', { class: 'rule-text' }, rule.description)),
       severityBadge(rule.severity),
       { content: `${settingsText(rule.settings)}; alerts ${emission}${back}`, class: 'wide details' },
       ...[0, 1, 2].map(() => ({ content: '', number: true })),
