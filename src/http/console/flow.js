@@ -13,6 +13,9 @@ const SHAPES = {
   narrow: { width: 106, height: 50, along: 104, across: 118, bend: 34 },
 };
 
+/** The greatest number of characters of a node's name; all of it is in its title. */
+const LONGEST = 15;
+
 /** The speeds of the moving dashes, by the order of magnitude of the rate. */
 function speed(perSecond) {
   return perSecond > 0 ? Math.min(4, 1 + Math.floor(Math.log10(Math.max(1, perSecond)))) : 0;
@@ -104,15 +107,15 @@ export class Flow {
     }
     const boxes = svg('g', {}, ...nodes.map((node) => {
       const [x, y] = narrow ? at(node.id).reverse() : at(node.id);
-      const text = svg('text', { class: 'node-label', x, y: y - 4 }, node.label.length > 16 ? `${node.label.slice(0, 15)}…` : node.label);
+      const label = svg('text', { class: 'node-label', x, y: y - 4 });
       const second = svg('text', { class: 'node-detail', x, y: y + 14 });
       const box = svg(
         'g', { class: 'node', 'data-kind': node.kind },
         svg('title', {}, node.label),
         svg('rect', { x: x - width / 2, y: y - height / 2, width, height, rx: node.kind === 'operator' ? 8 : height / 2 }),
-        text, second,
+        label, second,
       );
-      this.nodes.set(node.id, { box, second });
+      this.nodes.set(node.id, { box, label, second });
       return box;
     }));
     const picture = svg('svg', { viewBox: `0 0 ${size[0]} ${size[1]}`, role: 'img', 'aria-label': 'Flow of records' }, lines, boxes, labels);
@@ -138,8 +141,10 @@ export class Flow {
   }
 
   #updateNode(node, status, level) {
-    const { box, second } = this.nodes.get(node.id);
-    setText(second, level ? `▲ ${detail(node, status)}` : detail(node, status));
+    const { box, label, second } = this.nodes.get(node.id);
+    const name = node.label.length > LONGEST ? `${node.label.slice(0, LONGEST - 1)}…` : node.label;
+    setText(label, level ? `▲ ${name}` : name);
+    setText(second, detail(node, status));
     setAttribute(box, 'data-level', level);
   }
 
@@ -171,7 +176,7 @@ export class Flow {
 /** Returns the note above the flow. */
 export function flowNote(status) {
   const { epoch, age_s: age, held_by: held } = status.frontier;
-  if (held) return el('span', { class: 'held' }, `Held up by ${held}`);
+  if (held) return el('span', { class: 'held', 'data-level': status.state === 'stalled' ? 'bad' : 'warn' }, `Held up by ${held}`);
   if (typeof epoch !== 'number') return el('span', {}, 'No epoch is complete yet');
   return el('span', {}, `Committed through epoch ${number(epoch - 1)}${typeof age === 'number' && age >= 1 ? `, ${Math.round(age)} s ago` : ''}`);
 }

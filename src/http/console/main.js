@@ -81,7 +81,7 @@ function showState(level, text) {
 function showStatus(status) {
   answered = new Date();
   history.add(status, Date.now());
-  document.body.classList.remove('lost');
+  document.body.classList.remove('lost', 'waiting');
   setText(byId('pipeline'), status.pipeline);
   const { level, state: text } = headline(status);
   showState(level, text);

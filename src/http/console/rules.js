@@ -12,7 +12,7 @@ const SPAN_MS = 5 * 60_000;
 /** The number of bars of time in the small line. */
 const STEPS = 20;
 
-const percent = new Intl.NumberFormat(undefined, { style: 'percent', maximumFractionDigits: 1 });
+const percent = new Intl.NumberFormat(undefined, { style: 'percent', maximumFractionDigits: 0 });
 
 function settingsText(settings) {
   return Object.entries(settings ?? {}).map(([name, value]) => `${name} = ${plain(value)}`).join(', ') || '–';
@@ -62,7 +62,7 @@ export class Rules {
       el('div', {}, el('span', { class: 'rule-id' }, ...breakable(rule.id)), el('span', { class: 'rule-text' }, rule.description)),
       severityBadge(rule.severity),
       { content: `${settingsText(rule.settings)}; alerts ${emission}${back}`, class: 'wide details' },
-      ...[0, 1, 2].map(() => ({ content: '', number: true })),
+      { content: '', number: true }, { content: '', number: true, class: 'share' }, { content: '', number: true },
       { content: '', class: 'wide' },
     );
   }
