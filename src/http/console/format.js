@@ -85,7 +85,7 @@ export function plain(value) {
   return typeof value === 'object' ? JSON.stringify(value) : String(value);
 }
 
-/** `{"count": 36, "within_ms": 60000}` as `count 36, within 1 min`. */
+/** `{"count": 36, "within_ms": 3600000}` as `count 36, within 1 h`. */
 export function fields(object) {
   if (!object) return '–';
   const words = Object.entries(object).map(([name, value]) => {

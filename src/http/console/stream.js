@@ -75,6 +75,8 @@ export class AlertStream extends EventTarget {
     }
     if (this.#abort !== abort) return;
     this.dispatchEvent(new CustomEvent('lost', { detail: error }));
+    // The engine does not know the last alert: it has another ledger. What was missed is in the list, which is loaded anew.
+    if (error instanceof Problem && error.status === 400) this.#last = null;
     // With a wrong token, only another token helps; it restarts the stream.
     if (error instanceof Problem && error.status === 401) return;
     this.#timer = setTimeout(() => this.#follow(), this.#delay);
