@@ -10,6 +10,13 @@ import { KINDS, kindOf, legend, timeline } from './timeline.js';
 /** The greatest number of events that are shown in the table: the newest, the trigger among them. */
 const EVENTS = 300;
 
+/** Returns the part that an event took. */
+function part(event) {
+  const kind = kindOf(event);
+  const aside = kind !== 'aside' && !event.took_part ? ` ${KINDS.aside}` : null;
+  return el('span', {}, badge(kind, KINDS[kind]), aside);
+}
+
 export class AlertDetail {
   constructor(drawer) {
     this.drawer = drawer;
@@ -89,11 +96,11 @@ export class AlertDetail {
     const has = (field) => events.some((event) => event[field] !== null && event[field] !== undefined);
     const columns = [
       ['Event time', (event) => ({ content: time(event.event_time, true), class: 'nowrap' })],
-      ['Part', (event) => badge(kindOf(event), KINDS[kindOf(event)])],
+      ['Part', (event) => part(event)],
       has('amount') && [{ text: 'Amount', number: true }, (event) => ({ content: event.amount ? `${event.amount} ${event.currency ?? ''}` : '–', number: true, class: 'nowrap' })],
       has('merchant_id') && ['Merchant', (event) => plain(event.merchant_id)],
       has('location') && ['Place', (event) => ({ content: place(event.location), class: 'nowrap' })],
-      has('before') && ['State before', (event) => fields(event.before)],
+      has('before') && ['State before', (event) => ({ content: fields(event.before), class: 'before' })],
       [{ text: 'Record', number: true }, (event) => ({ content: `${event.partition}:${event.offset}`, number: true, class: 'nowrap' })],
       [{ text: 'Epoch', number: true }, (event) => ({ content: number(event.epoch), number: true })],
       ['Event', (event) => ({ content: el('code', {}, plain(event.event_id)), class: 'event' })],

@@ -52,6 +52,8 @@ export class AlertList {
     if (known ? known.epoch > alert.epoch : !this.matches(alert)) return false;
     // A change keeps the place of the alert: revoked is shown where raised was.
     this.alerts.set(alert.alert_id, { ...alert, order: known?.order ?? alert.epoch });
+    // While the page is paused, nothing else forgets old alerts.
+    if (this.alerts.size > 2 * SHOWN) this.sorted();
     return true;
   }
 

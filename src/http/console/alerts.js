@@ -8,6 +8,7 @@ import { explain, updates } from './poll.js';
 
 const PAGE = 100;
 const RECENT = 8;
+const RENDER_MS = 200;
 /** Screen readers hear of new alerts at most this often. */
 const ANNOUNCE_MS = 15_000;
 
@@ -65,7 +66,7 @@ export class Alerts {
     this.news[alert.status] += 1;
     this.setRules([alert.rule]);
     this.changed?.(alert);
-    this.#render();
+    this.#renderSoon();
   }
 
   #lost(error) {
@@ -118,6 +119,14 @@ export class Alerts {
     }
     this.older.disabled = false;
     this.#render(true);
+  }
+
+  /** Shows the lists a moment later: alerts often come many at a time. */
+  #renderSoon() {
+    this.pending ??= setTimeout(() => {
+      this.pending = null;
+      this.#render();
+    }, RENDER_MS);
   }
 
   /** Shows the lists; while paused, only what the reader has asked for. */

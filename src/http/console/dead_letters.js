@@ -4,6 +4,7 @@ import { get, segment } from './api.js';
 import { badge, byId, childrenByKey, el, makeScrollable, notice, reconcile, setAttribute, setText, table } from './dom.js';
 import { count, number, plain, time } from './format.js';
 import { LetterDetail } from './letter_detail.js';
+import { visible } from './payload.js';
 import { Poller, explain } from './poll.js';
 
 const EVERY_MS = 5_000;
@@ -139,7 +140,7 @@ export class DeadLetters {
       el('th', { scope: 'row' }, el('a', { href: `#/dead-letters/${segment(letter.id)}` }, letter.id)),
       el('td', {}, badge('reason', letter.reason), ' ', sent),
       el('td', { class: 'message' }, letter.message),
-      el('td', { class: 'wide excerpt' }, el('code', {}, [...text].slice(0, EXCERPT).join(''))),
+      el('td', { class: 'wide excerpt' }, el('code', {}, ...visible([...text].slice(0, EXCERPT).join('')))),
       el('td', { class: 'nowrap' }, time(letter.time)),
     );
   }

@@ -70,8 +70,8 @@ export function findings(status, growth) {
   return found;
 }
 
-/** Returns the number of epochs that have been opened and that a sink has not committed; null if unknown. */
+/** Returns the number of epochs that have closed and that a sink has not committed; null if unknown. */
 export function epochsBehind(status, sink) {
   if (typeof status.epoch !== 'number' || typeof sink.through_epoch !== 'number') return null;
-  return Math.max(0, status.epoch - 1 - sink.through_epoch);
+  return Math.max(0, status.epoch - sink.through_epoch);
 }

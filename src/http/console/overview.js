@@ -95,7 +95,7 @@ export class Overview {
     const { tiles } = this;
     const behind = status.state === 'starting' ? 'warn' : 'ok';
     tiles.events.show(history.rates((past) => past.events), 'ok', `${number(status.events)} since the start`);
-    tiles.lag.show(history.series((past) => past.lag_records), status.state === 'stalled' && status.lag_records ? 'bad' : behind, 'records to be committed');
+    tiles.lag.show(history.series((past) => past.lag_records), status.state === 'stalled' && status.lag_records ? 'bad' : behind, 'records not yet read');
     tiles.watermark.show(
       history.series((past) => past.watermark.lag_s), status.state === 'stalled' ? 'bad' : 'ok',
       status.watermark.ended ? 'the input has ended' : 'behind the clock',

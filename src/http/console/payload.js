@@ -12,8 +12,8 @@ function hex(character) {
   return `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}`;
 }
 
-/** Returns nodes for a text, with a sign in place of each deceptive character. */
-function visible(text) {
+/** Returns nodes for a text of a record, with a sign in place of each deceptive character. */
+export function visible(text) {
   const nodes = [];
   let from = 0;
   for (const found of text.matchAll(DECEPTIVE)) {

@@ -8,11 +8,11 @@ const LEFT = 14;
 const BASE = 92;
 const TOP = 18;
 
-/** The kind of an event, which decides its shape. */
+/** The kind of an event, which decides its shape. A late arrival may be the reason for a revocation: that comes first. */
 export function kindOf(event) {
   if (event.trigger) return 'trigger';
-  if (!event.took_part) return 'aside';
-  return event.arrived_after ? 'late' : 'part';
+  if (event.arrived_after) return 'late';
+  return event.took_part ? 'part' : 'aside';
 }
 
 export const KINDS = {
