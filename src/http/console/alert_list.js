@@ -94,7 +94,7 @@ export class AlertTable {
 
   #create(alert, isNew) {
     const cells = [
-      el('th', { scope: 'row' }, el('a', { href: `#/alerts/${segment(alert.alert_id)}` }, ...breakable(alert.rule))),
+      el('th', { scope: 'row' }, el('a', { href: `#/alerts/${segment(alert.alert_id)}`, 'aria-label': `${alert.rule}, ${alert.key_kind} ${alert.key}` }, ...breakable(alert.rule))),
       el('td', {}, severityBadge(alert.severity)),
       this.columns.key && el('td', {}, keyLink(alert.key_kind, alert.key)),
       el('td', { class: 'nowrap' }, time(alert.event_time)),

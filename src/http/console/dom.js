@@ -112,13 +112,13 @@ export function facts(list, pairs) {
   );
 }
 
-/** Lets the keyboard scroll what is wider than its place. */
+/** Lets the keyboard scroll what is larger than its place. */
 export function makeScrollable(region, label) {
   const observe = () => {
-    const wide = region.scrollWidth > region.clientWidth + 1;
-    setAttribute(region, 'tabindex', wide ? '0' : null);
-    setAttribute(region, 'role', wide ? 'region' : null);
-    setAttribute(region, 'aria-label', wide ? `${label}, scrolls sideways` : null);
+    const larger = region.scrollWidth > region.clientWidth + 1 || region.scrollHeight > region.clientHeight + 1;
+    setAttribute(region, 'tabindex', larger ? '0' : null);
+    setAttribute(region, 'role', larger ? 'region' : null);
+    setAttribute(region, 'aria-label', larger ? `${label}, scrolls` : null);
   };
   const observer = new ResizeObserver(observe);
   observer.observe(region);

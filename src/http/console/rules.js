@@ -51,7 +51,7 @@ export class Rules {
     notice(byId('rules-notice'), 'info', rules.length ? null : 'No rules are configured.');
     this.node.hidden = rules.length === 0;
     const span = (at - this.samples[0].at) / 1000;
-    setText(byId('rules-note'), span ? `Totals since the start; rates of the last ${seconds(span)}.` : 'Totals since the start.');
+    setText(byId('rules-note'), span ? `Totals since the start; rates of the last ${seconds(Math.round(span))}.` : 'Totals since the start.');
     reconcile(this.body, rules, (rule) => rule.id, (rule) => this.#create(rule), (line, rule) => this.#update(line, rule));
   }
 
