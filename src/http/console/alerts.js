@@ -6,7 +6,7 @@ import { byId, el, makeScrollable, notice, setText } from './dom.js';
 import { count } from './format.js';
 import { explain, updates } from './poll.js';
 
-const PAGE = 100;
+const PAGE = 50;
 const RECENT = 8;
 const RENDER_MS = 200;
 /** Screen readers hear of new alerts at most this often. */
