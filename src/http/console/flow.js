@@ -9,8 +9,8 @@ import { place } from './layout.js';
 const NARROW = 860;
 
 const SHAPES = {
-  wide: { width: 128, height: 50, along: 212, across: 74, bend: 44 },
-  narrow: { width: 106, height: 50, along: 104, across: 118, bend: 34 },
+  wide: { width: 128, height: 50, along: 212, across: 74, bend: 40 },
+  narrow: { width: 106, height: 50, along: 104, across: 114, bend: 24 },
 };
 
 /** The greatest number of characters of a node's name; all of it is in its title. */
@@ -91,6 +91,9 @@ export class Flow {
 
     this.edges.clear();
     this.nodes.clear();
+    // Sinks often get the same records: the label of the first edge from a node stands for those that have the same rate.
+    const kinds = new Map(nodes.map((node) => [node.id, node.kind]));
+    const sharing = new Map();
     const lines = svg('g', {});
     const labels = svg('g', {});
     for (const { edge, way } of placed.ways) {
@@ -98,12 +101,14 @@ export class Flow {
       points[0] = [points[0][0] + thick / 2, points[0][1]];
       points[points.length - 1] = [points.at(-1)[0] - thick / 2, points.at(-1)[1]];
       const path = curve(points, narrow);
-      const line = svg('path', { class: 'edge', d: path });
+      const title = svg('title', {});
+      const line = svg('path', { class: 'edge', d: path }, title);
       const moving = svg('path', { class: 'edge-moving', d: path });
       const label = svg('text', { class: 'edge-label' });
       lines.append(line, moving);
       labels.append(label);
-      this.edges.set(`${edge.from} ${edge.to}`, { line, moving, label });
+      this.edges.set(`${edge.from} ${edge.to}`, { line, moving, label, title, first: kinds.get(edge.to) === 'sink' ? sharing.get(edge.from) ?? null : null, bent: way.length > 2 });
+      if (kinds.get(edge.to) === 'sink' && !sharing.has(edge.from)) sharing.set(edge.from, `${edge.from} ${edge.to}`);
     }
     const boxes = svg('g', {}, ...nodes.map((node) => {
       const [x, y] = narrow ? at(node.id).reverse() : at(node.id);
@@ -129,9 +134,11 @@ export class Flow {
   /** Puts each label on its line, where it is farthest from the labels before it. */
   #placeLabels() {
     const taken = [];
-    for (const { line, label } of this.edges.values()) {
+    for (const { line, label, bent, first } of this.edges.values()) {
       const length = line.getTotalLength();
-      const candidates = [0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8].map((part) => line.getPointAtLength(length * part));
+      // Edges that share their first part differ only behind it.
+      const parts = bent && first ? [0.78, 0.72, 0.84, 0.66, 0.9] : bent ? [0.35, 0.3, 0.4, 0.45] : [0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8];
+      const candidates = parts.map((part) => line.getPointAtLength(length * part));
       const room = ({ x, y }) => Math.min(...taken.map((other) => Math.max(Math.abs(other.x - x) / 3, Math.abs(other.y - y))), 18);
       const best = candidates.reduce((chosen, point) => (room(point) > room(chosen) ? point : chosen));
       taken.push(best);
@@ -151,7 +158,10 @@ export class Flow {
   #updateEdge(edge) {
     const drawn = this.edges.get(`${edge.from} ${edge.to}`);
     if (!drawn) return;
-    setText(drawn.label, typeof edge.total === 'number' ? rate(edge.rate) : '');
+    const text = typeof edge.total === 'number' ? rate(edge.rate) : '';
+    const same = drawn.first !== null && this.edges.get(drawn.first).label.textContent === text;
+    setText(drawn.label, same ? '' : text);
+    setText(drawn.title, `${edge.from} to ${edge.to}: ${text || 'not counted'}`);
     setAttribute(drawn.moving, 'data-speed', speed(edge.rate));
     setAttribute(drawn.line, 'data-speed', speed(edge.rate));
   }

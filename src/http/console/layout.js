@@ -1,7 +1,7 @@
 // Places the nodes of a directed graph without cycles in layers, so that edges run one way and cross little.
 //
 //   layers:  the longest path from a node without incoming edges
-//   long edges pass each layer in between at a place of their own (a "bend"), so that they run around nodes
+//   long edges pass each layer in between at a place without a node (a "bend"), which edges from one node share
 //   order:   each layer is sorted by the mean place of its neighbours, back and forth
 //   places:  as near to the neighbours as the distances allow
 
@@ -33,11 +33,13 @@ function split(nodes, edges, layer) {
     after.set(from, [...(after.get(from) ?? []), to]);
     before.set(to, [...(before.get(to) ?? []), from]);
   };
+  const bends = new Set();
   const ways = edges.map((edge) => {
     const way = [edge.from];
     for (let index = layer.get(edge.from) + 1; index < layer.get(edge.to); index += 1) {
-      const bend = `${edge.from} > ${edge.to} @ ${index}`;
-      put(bend, index);
+      const bend = `${edge.from} @ ${index}`;
+      if (!bends.has(bend)) put(bend, index);
+      bends.add(bend);
       way.push(bend);
     }
     way.push(edge.to);
