@@ -97,6 +97,7 @@ export class AlertDetail {
     const columns = [
       ['Event time', (event) => ({ content: time(event.event_time, true), class: 'nowrap' })],
       ['Part', (event) => part(event)],
+      has('event_type') && ['Type', (event) => plain(event.event_type)],
       has('amount') && [{ text: 'Amount', number: true }, (event) => ({ content: event.amount ? `${event.amount} ${event.currency ?? ''}` : '–', number: true, class: 'nowrap' })],
       has('merchant_id') && ['Merchant', (event) => plain(event.merchant_id)],
       has('location') && ['Place', (event) => ({ content: place(event.location), class: 'nowrap' })],

@@ -9,6 +9,7 @@ import { explain, updates } from './poll.js';
 const PAGE = 50;
 const RECENT = 8;
 const RENDER_MS = 200;
+const RETRY_MS = 10_000;
 /** Screen readers hear of new alerts at most this often. */
 const ANNOUNCE_MS = 15_000;
 
@@ -101,6 +102,8 @@ export class Alerts {
     } catch (error) {
       if (list.filter !== filter) return;
       this.problem = error;
+      clearTimeout(this.retry);
+      this.retry = setTimeout(() => this.load(), RETRY_MS);
     }
     this.#render(true);
   }

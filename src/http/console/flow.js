@@ -187,6 +187,6 @@ export class Flow {
 export function flowNote(status) {
   const { epoch, age_s: age, held_by: held } = status.frontier;
   if (held) return el('span', { class: 'held', 'data-level': status.state === 'stalled' ? 'bad' : 'warn' }, `Held up by ${held}`);
-  if (typeof epoch !== 'number') return el('span', {}, 'No epoch is complete yet');
+  if (!epoch) return el('span', {}, 'No epoch is complete yet');
   return el('span', {}, `Committed through epoch ${number(epoch - 1)}${typeof age === 'number' && age >= 1 ? `, ${Math.round(age)} s ago` : ''}`);
 }

@@ -25,7 +25,7 @@ export class Overview {
       events: new Tile('Events', span, rate),
       lag: new Tile('Lag', span, short),
       watermark: new Tile('Watermark lag', span, seconds),
-      latency: new Tile('Latency p99', 'since the start', milliseconds),
+      latency: new Tile('Latency p99', 'of alerts, since the start', milliseconds),
     };
     byId('tiles').append(...Object.values(this.tiles).map((tile) => tile.node));
     this.#tables();
@@ -100,7 +100,7 @@ export class Overview {
       history.series((past) => past.watermark.lag_s), status.state === 'stalled' ? 'bad' : 'ok',
       status.watermark.ended ? 'the input has ended' : 'behind the clock',
     );
-    tiles.latency.show(history.series((past) => past.latency.p99_ms), 'ok', `p50 ${milliseconds(status.latency.p50_ms)}, since the start`);
+    tiles.latency.show(history.series((past) => past.latency.p99_ms), 'ok', `of alerts; p50 ${milliseconds(status.latency.p50_ms)}`);
   }
 
   #flow(status, history, found) {
