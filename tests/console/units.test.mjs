@@ -11,6 +11,7 @@ const { AlertList, SHOWN } = await load('alert_list.js');
 const { EventParser } = await load('stream.js');
 const { place } = await load('layout.js');
 const { resultText } = await load('retry.js');
+const { objectionTo } = await load('letter_detail.js');
 const { bytes, fields, seconds } = await load('format.js');
 
 const status = (changes = {}) => ({
@@ -118,6 +119,14 @@ test('the result of a retry names what was left out', () => {
   const answer = { sent: 2, dry_run: true, skipped: { sent_before: 1, late: 3, truncated: 0 }, exhausted: 0, of_other_pipelines: 0 };
   assert.equal(resultText(answer), '2 records would be sent. Left out: 1 sent before; 3 late: would be late again.');
   assert.equal(resultText({ sent: 1, dry_run: false }), '1 record sent.');
+});
+
+test('an edited value must not keep a mask', () => {
+  const original = '{"card":"***","user_id":""}';
+  assert.equal(objectionTo(original, original), null, 'the engine sends the bytes that it has');
+  assert.match(objectionTo('{"card":"***","user_id":"7"}', original), /masked/);
+  assert.equal(objectionTo('{"card":"4111","user_id":"7"}', original), null);
+  assert.equal(objectionTo('{"note":"***"}', '{"note":""}'), null, 'no mask was shown');
 });
 
 test('spans, sizes and fields are short texts', () => {

@@ -132,7 +132,7 @@ export class DeadLetters {
   }
 
   #letter(letter) {
-    const text = letter.value ?? (letter.value_base64 ? `${letter.bytes} bytes that are not UTF-8` : 'no value');
+    const text = letter.value ?? (letter.bytes ? `${letter.bytes} bytes that are not UTF-8` : 'no value');
     const sent = badge('ok', 'sent again');
     sent.classList.add('sent');
     return el(

@@ -79,7 +79,7 @@ export class Keys {
     ]);
     const alerts = el('div');
     this.panels = {
-      title: el('p', { class: 'panel-note' }), profile: el('dl', { class: 'facts' }), rules: rules.body, windows: windows.body,
+      title: el('p', { class: 'panel-note' }), windowsNote: el('p', { class: 'panel-note' }), profile: el('dl', { class: 'facts' }), rules: rules.body, windows: windows.body,
       alerts: new AlertTable(alerts, 'Alerts of this key', { key: false }), noAlerts: el('p', { class: 'empty' }, 'No alerts.'),
       noWindows: el('p', { class: 'empty' }, 'No open windows.'),
     };
@@ -89,7 +89,7 @@ export class Keys {
       el(
         'div', { class: 'column' },
         panel('k-profile', 'Profile', this.panels.title, this.panels.profile),
-        panel('k-windows', 'Open windows', null, scroll('Open windows', el('div', {}, windows.node, this.panels.noWindows))),
+        panel('k-windows', 'Open windows', this.panels.windowsNote, scroll('Open windows', el('div', {}, windows.node, this.panels.noWindows))),
       ),
       el(
         'div', { class: 'column' },
@@ -100,10 +100,12 @@ export class Keys {
   }
 
   #show(answer) {
-    notice(this.notice, 'info', null);
+    notice(this.notice, 'info', answer.found ? null : 'The engine has no state of this key: it may have expired. Its alerts are stored.');
     if (!this.panels) this.#build();
     const { panels } = this;
     setText(panels.title, `as of epoch ${number(answer.as_of_epoch)}`);
+    const left = answer.windows_left_out;
+    setText(panels.windowsNote, left ? `${number(left)} older ones are left out` : '');
     const profile = answer.profile;
     facts(panels.profile, [
       ['Key', `${answer.key_kind} ${answer.key}`],

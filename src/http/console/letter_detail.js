@@ -12,6 +12,16 @@ import { retryForm } from './retry.js';
 const PAGES = 10;
 const PAGE = 200;
 
+/** The engine shows this in place of a value that its configuration masks. */
+const MASK = '"***"';
+
+/** Returns why an edited value must not be sent, or null: the mask would be sent in place of the value that it hides. */
+export function objectionTo(edited, original) {
+  return edited !== original && original?.includes(MASK) && edited.includes(MASK)
+    ? `The value has masked fields, shown as ${MASK}. An edited value is sent as it is: write the real value in place of each mask.`
+    : null;
+}
+
 async function find(id) {
   let cursor = null;
   for (let page = 0; page < PAGES; page += 1) {
@@ -62,11 +72,11 @@ export class LetterDetail {
       ['Record timestamp', time(source.timestamp, true)],
       ['Record key', plain(letter.key)],
       ['Producer', plain(letter.producer)],
-      ['Size', bytes(letter.bytes)],
+      ['Size', letter.original_bytes ? `${bytes(letter.bytes)} of ${bytes(letter.original_bytes)}` : bytes(letter.bytes)],
       ['Sent again', letter.sent_again ? 'yes' : letter.retries ? `no, but ${letter.retries} times before` : 'no'],
     ]);
     body.replaceChildren(
-      el('p', { class: 'summary' }, letter.message), el('h3', {}, 'Value'), payload(letter), list,
+      el('p', { class: 'summary' }, letter.message ?? `Rejected as ${letter.reason}.`), el('h3', {}, 'Value'), payload(letter), list,
       el('h3', {}, 'Send again'), this.#form(letter),
     );
   }
@@ -85,6 +95,7 @@ export class LetterDetail {
       fields: [el('p', { class: 'view-note' }, hint), text ? el('label', { class: 'stack' }, 'Value', area) : null],
       late: letter.reason === 'late',
       careful: false,
+      objection: () => objectionTo(area.value, letter.value),
       onSent: (answer) => answer.sent > 0 && this.onSent([letter.id]),
     });
   }

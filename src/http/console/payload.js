@@ -43,7 +43,7 @@ export function payload(letter) {
   if (letter.value === null || letter.value === undefined) {
     return letter.value_base64
       ? el('pre', { ...attributes, class: 'payload hex' }, dump(letter.value_base64))
-      : el('p', { class: 'empty' }, 'The record has no value.');
+      : el('p', { class: 'empty' }, letter.bytes ? 'The value is not shown: it is not text, and fields are masked.' : 'The record has no value.');
   }
   // The place counts characters (code points), JavaScript's strings count UTF-16 units.
   const characters = [...letter.value];

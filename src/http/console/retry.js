@@ -21,9 +21,10 @@ export function resultText(answer) {
 
 /**
  * Returns a form with `Check` and `Send again`. `target` returns the body of the request, `fields` come first in the
- * form, and `onSent` is called after something has been sent. With `careful`, sending needs a check first.
+ * form, and `onSent` is called after something has been sent. With `careful`, sending needs a check first. `objection`
+ * returns why the request must not be sent, or null.
  */
-export function retryForm({ target, fields, late, careful, onSent }) {
+export function retryForm({ target, fields, late, careful, onSent, objection = () => null }) {
   const output = el('p', { class: 'result', role: 'status' });
   const includeLate = el('input', { type: 'checkbox' });
   const check = el('button', { type: 'button' }, 'Check');
@@ -37,6 +38,11 @@ export function retryForm({ target, fields, late, careful, onSent }) {
     send.disabled = is;
   };
   const ask = async (dry) => {
+    const against = objection();
+    if (against) {
+      say('bad', against);
+      return;
+    }
     busy(true);
     say('info', dry ? 'Checking …' : 'Sending …');
     let sendable = !careful;
