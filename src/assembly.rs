@@ -236,6 +236,7 @@ pub fn job(
         workers,
         stopping: Arc::new(AtomicBool::new(false)),
         metrics,
+        recent: None,
     })
 }
 

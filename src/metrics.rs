@@ -3,7 +3,9 @@
 //! Labels are bounded: reasons, rules and statuses are fixed, sinks are configured, partitions are the topic's.
 
 mod health;
+mod progress;
 mod renamed;
+mod snapshot;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -18,6 +20,12 @@ use prometheus::{
 
 pub use self::health::Unready;
 use self::health::{Frontier, Health};
+pub use self::progress::PartitionTime;
+use self::progress::Progress;
+pub use self::snapshot::{
+    CheckpointStatus, FrontierStatus, LatencyStatus, PartitionStatus, SinkStatus, Snapshot, WatermarkStatus,
+    time_text,
+};
 use crate::coordination::ingest::{Cause, Stall};
 use crate::decode::{OPTIONAL_FIELDS, Reason};
 use crate::wall::wall_ms;
@@ -49,6 +57,7 @@ pub struct Metrics {
     first_rejection: OnceLock<String>,
     started: Instant,
     health: Mutex<Health>,
+    progress: Mutex<Progress>,
 }
 
 /// The metrics of commits and checkpoints.
@@ -56,6 +65,7 @@ struct CommitMetrics {
     sink_epoch: IntGaugeVec,
     duration: HistogramVec,
     retries: IntCounterVec,
+    outputs: IntCounterVec,
     group_failures: IntCounter,
     checkpoint_epoch: IntGauge,
     checkpoint_time: Gauge,
@@ -81,6 +91,11 @@ impl CommitMetrics {
                 Opts::new("headwater_commit_retries_total", "Commits that failed and were retried"),
                 &["sink"],
             )?)?,
+            outputs: add.counters(
+                "headwater_sink_outputs_total",
+                "Rows and messages that a sink has committed",
+                &["sink"],
+            )?,
             group_failures: add.register(IntCounter::new(
                 "headwater_group_commit_failures_total",
                 "Failed commits of the consumer group's offsets",
@@ -162,6 +177,7 @@ impl Metrics {
             first_rejection: OnceLock::new(),
             started: Instant::now(),
             health: Mutex::default(),
+            progress: Mutex::default(),
             registry: registry.clone(),
         };
         metrics.initialize();
@@ -324,6 +340,24 @@ impl Metrics {
         self.health().frontier = Some(Frontier { begun, moved: Instant::now() });
     }
 
+    /// Records the watermark at the end of an epoch, as all operators see it.
+    pub fn watermark_at(&self, epoch: Epoch, watermark: EventTime) {
+        let frontier = self.frontier_epoch();
+        self.progress().watermark(epoch, watermark, frontier);
+    }
+
+    /// Records the watermark and state of each partition.
+    pub fn partition_times(&self, partitions: impl Iterator<Item = PartitionTime>) {
+        let known = &mut self.progress().partitions;
+        known.clear();
+        known.extend(partitions);
+    }
+
+    /// Sets the generation of this start.
+    pub fn claimed(&self, generation: u64) {
+        self.progress().generation = Some(generation);
+    }
+
     /// Returns the first epoch that not all sinks have committed.
     pub fn frontier_epoch(&self) -> Epoch {
         Epoch(self.frontier.get() as u64)
@@ -365,8 +399,9 @@ impl Metrics {
         self.commits.retries.with_label_values(&[sink]).inc();
     }
 
-    /// Records that a sink has committed through this epoch.
-    pub fn committed(&self, sink: &str, through: Epoch) {
+    /// Records that a sink has committed `outputs` rows and messages through this epoch.
+    pub fn committed(&self, sink: &str, through: Epoch, outputs: u64) {
+        self.commits.outputs.with_label_values(&[sink]).inc_by(outputs);
         self.commits.sink_epoch.with_label_values(&[sink]).set(through.0 as i64);
         if let Some(begun) = self.health().committing.remove(sink) {
             self.commits.duration.with_label_values(&[sink]).observe(begun.elapsed().as_secs_f64());
@@ -458,6 +493,10 @@ impl Metrics {
     fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().expect("no holder of the lock panics")
     }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().expect("no holder of the lock panics")
+    }
 }
 
 /// A distribution of durations: pairs of an upper bound, in seconds, and the number of durations up to it.
@@ -469,6 +508,11 @@ impl Times {
     pub fn since(&self, earlier: &Times) -> Times {
         let both = self.0.iter().zip(&earlier.0);
         Times(both.map(|(&(bound, count), &(_, before))| (bound, count.saturating_sub(before))).collect())
+    }
+
+    /// Returns the number of durations.
+    pub fn count(&self) -> u64 {
+        self.0.last().map_or(0, |(_, count)| *count)
     }
 
     /// Returns a quantile in seconds, interpolated linearly between two bounds like Prometheus' `histogram_quantile`.

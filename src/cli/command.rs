@@ -214,9 +214,18 @@ pub struct StatusArgs {
 /// Arguments of `demo`.
 #[derive(Args, Clone, Debug, PartialEq)]
 pub struct DemoArgs {
-    /// The duration, in seconds.
-    #[arg(long, value_name = "N", default_value = "20", value_parser = parse_positive)]
-    pub seconds: f64,
+    /// The duration, in seconds: 20 by default, and until interrupted with `--console`.
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub seconds: Option<f64>,
+    /// Generate events in real time, and serve the console at an address that is printed.
+    #[arg(long)]
+    pub console: bool,
+    /// The address of the console; port 0 takes a free port.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464", requires = "console")]
+    pub http: std::net::SocketAddr,
+    /// The number of events per second with `--console`.
+    #[arg(long, value_name = "N", default_value = "1000", requires = "console", value_parser = parse_positive)]
+    pub rate: f64,
     /// The number of workers per process, at most 64 for all processes together.
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = parse_workers)]
     pub workers: usize,

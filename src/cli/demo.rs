@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ const RULES: [&str; 5] =
     ["velocity_spike", "rapid_fire_burst", "merchant_diversity", "amount_anomaly", "impossible_travel"];
 
 /// The pipeline of the demo. SQLite stores windows, alerts and dead letters; it is too slow for all events.
-const PIPELINE: &str = r#"
+pub(super) const PIPELINE: &str = r#"
 pipeline = "demo"
 [source]
 kind = "generator"
@@ -55,20 +55,31 @@ struct PatternResult {
     uninjected: u64,
 }
 
+/// The environment variable that sets the path of the database.
+pub(super) const PATH: &str = "HEADWATER__SINKS__SQLITE__PATH";
+
+/// The duration of the demo unless another is given, in seconds.
+const SECONDS: f64 = 20.0;
+
+/// Removes the database of an earlier demo; returns the path of the new one.
+pub(super) fn new_database(directory: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    for suffix in ["", "-wal", "-shm"] {
+        let old = directory.join(format!("results.db{suffix}"));
+        if old.exists() {
+            std::fs::remove_file(&old).with_context(|| format!("cannot remove {}", old.display()))?;
+        }
+    }
+    Ok(directory.join("results.db"))
+}
+
 /// Runs the demo; returns true if every injected fraud was found.
 ///
 /// # Errors
 /// If the demo cannot run.
 pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
-    std::fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
-    let database = args.out.join("results.db");
-    for suffix in ["", "-wal", "-shm"] {
-        let old = args.out.join(format!("results.db{suffix}"));
-        if old.exists() {
-            std::fs::remove_file(&old).with_context(|| format!("cannot remove {}", old.display()))?;
-        }
-    }
-    let path = ("HEADWATER__SINKS__SQLITE__PATH".to_owned(), database.display().to_string());
+    let database = new_database(&args.out)?;
+    let path = (PATH.to_owned(), database.display().to_string());
     let mut config = Config::parse(PIPELINE, [path].into_iter())?;
     config.plan.close_at_end = true;
     let settings = GeneratorSettings { seed: args.seed, ..GeneratorSettings::default() };
@@ -79,11 +90,11 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
     let mut job = assembly::job(&config, false, workers, Arc::clone(&metrics))?;
     job.source = Box::new(move |_| Ok(source as Arc<dyn Source>));
 
-    note!("Generating for {} s with {} worker(s) …", args.seconds, args.workers);
+    let seconds = args.seconds.unwrap_or(SECONDS);
+    note!("Generating for {seconds} s with {} worker(s) …", args.workers);
     let done = Arc::new(AtomicBool::new(false));
     let monitor = {
         let (done, ends, metrics) = (Arc::clone(&done), Arc::clone(&ends), Arc::clone(&metrics));
-        let seconds = args.seconds;
         std::thread::spawn(move || {
             let started = Instant::now();
             let mut before = 0;

@@ -6,6 +6,7 @@ pub mod command;
 mod connect;
 mod dead_letters;
 mod demo;
+mod demo_console;
 mod hosts;
 pub mod output;
 mod status;
@@ -33,8 +34,11 @@ use serde_json::json;
 use crate::assembly;
 use crate::config::{Config, ConfigError, ConfigErrors, Origin, SourceConfig};
 use crate::coordination::{AcceptedLoss, Skip};
+use crate::http;
 use crate::metrics::Metrics;
+use crate::outputs::RecentAlerts;
 use crate::pipeline::Resets;
+use crate::results;
 use crate::runtime::{Job, RunError};
 use crate::source::SourceError;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
@@ -97,6 +101,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 fn execute(command: Command) -> anyhow::Result<u8> {
     match command {
+        Command::Demo(args) if args.console => {
+            crate::logging::init(false, "warn");
+            demo_console::demo_console(&args)?;
+        }
         Command::Demo(args) => {
             crate::logging::init(false, "warn");
             return Ok(if demo::demo(&args)? { DONE } else { FAILED });
@@ -270,13 +278,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     metrics.restarted(restarts.and_then(|restarts| restarts.parse().ok()).unwrap_or(0));
     // Start the HTTP server before opening services that may not respond, so that it can report what the start waits
     // for.
-    let server = match config.http {
-        Some(listen) => Some(crate::http::serve(listen, Arc::clone(&metrics)).context("cannot serve HTTP")?),
-        None => None,
-    };
-    if let Some(server) = &server {
-        tracing::info!(address = %server.address(), "serving /livez, /readyz and /metrics");
-    }
+    let (server, recent) = serve_http(&config, args, &metrics)?;
     tracing::info!(pipeline = %config.plan.pipeline, workers = args.workers, processes = args.processes, "running");
     metrics.starting("looking up the hosts of the cluster");
     let workers = hosts::timely_config(args)?;
@@ -287,7 +289,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
             tracing::info!("without a ledger: starting at the group's committed offsets with empty state");
         }
         started = Instant::now();
-        crate::runtime::run(Job { stopping, ..job })
+        crate::runtime::run(Job { stopping, recent, ..job })
     });
     // In a cluster, only process 0 records the takeover.
     if args.process == 0
@@ -300,6 +302,20 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     summary::log(&metrics, started.elapsed());
     drop(server);
     Ok(())
+}
+
+/// The HTTP server of a run, and the buffer of recent alerts that the run fills for it.
+type HttpServer = (Option<http::Server>, Option<Arc<RecentAlerts>>);
+
+/// Starts the HTTP server, if the configuration has one.
+fn serve_http(config: &Config, args: &RunArgs, metrics: &Arc<Metrics>) -> anyhow::Result<HttpServer> {
+    let Some(http) = &config.http else { return Ok((None, None)) };
+    let run = http::Run::of_config(config, args.process, args.processes, args.workers);
+    let (results, recent) = results::of_config(config, metrics);
+    let server = http::serve(http, http::Api::new(run, Arc::clone(metrics), results));
+    let server = server.with_context(|| format!("cannot serve HTTP on {}", http.listen))?;
+    tracing::info!(address = %server.address(), url = server.url(), "serving the console, the API, metrics and probes");
+    Ok((Some(server), recent))
 }
 
 fn kafka_source(config: &Config) -> anyhow::Result<&crate::config::KafkaSourceConfig> {

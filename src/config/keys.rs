@@ -83,7 +83,12 @@ const RESULTS: &[Key] = keys! {
 
 /// The keys after those of the kinds of sinks.
 const LAST: &[Key] = keys! {
-    "http.listen" = "\"127.0.0.1:9464\"": "Address that serves `/livez`, `/readyz` and `/metrics`. The default accepts connections from this machine only."
+    "http.listen" = "\"127.0.0.1:9464\"": "Address that serves the console (`/`), the API (`/api/v1`), `/metrics`, `/livez` and `/readyz`. The default accepts connections from this machine only; another address needs a token, or `insecure`."
+    "http.token": "Token that a request must have: `Authorization: Bearer TOKEN`. It has at least 16 bytes. `/livez`, `/readyz` and the page of the console, which has no data, need none."
+    "http.token_file": "File that contains the token."
+    "http.insecure" = "false": "`true` permits an address that other machines can reach without a token: everyone who reaches it may read results and send dead letters again."
+    "http.tls.cert_file" = required: "PEM file with the server's certificate, followed by its intermediate certificates. With this section the server speaks HTTPS only. It needs a build with `--features tls`."
+    "http.tls.key_file" = required: "PEM file with the private key."
 
     "log.format" = "\"human\"": "`human` or `json`."
     "log.level" = "\"info\"": "`error`, `warn`, `info`, `debug` or `trace`."

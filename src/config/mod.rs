@@ -5,6 +5,7 @@
 
 mod change;
 mod checkpoint;
+mod http;
 mod keys;
 mod ledger;
 mod sinks;
@@ -18,6 +19,7 @@ pub use crate::connectors::{
 pub use crate::settings::{ConfigError, Origin};
 pub use change::{IncompatibleChange, changes};
 pub use checkpoint::CheckpointConfig;
+pub use http::{HttpConfig, TlsFiles};
 pub use keys::reference;
 pub use ledger::LedgerConfig;
 
@@ -54,8 +56,8 @@ pub struct Config {
     pub checkpoint: Option<CheckpointConfig>,
     /// The maximum time to finish the records that were read, after a request to stop.
     pub shutdown_timeout: Duration,
-    /// The address of the HTTP server, if it is enabled.
-    pub http: Option<std::net::SocketAddr>,
+    /// The HTTP server, if it is enabled.
+    pub http: Option<HttpConfig>,
     /// The format and level of the log.
     pub log: LogConfig,
     /// The resets that the command line permits for this start. They are not configuration keys.
@@ -219,16 +221,6 @@ fn read_limits(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Optio
     Some((limits, millis(shutdown_timeout?)))
 }
 
-/// Reads the section `[http]`: the address to listen on.
-fn read_http(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<std::net::SocketAddr> {
-    let listen = section.get_text("listen", diagnostics, |text| {
-        let address = text.and_then(|text| text.parse().ok());
-        address.ok_or_else(|| "an address such as \"127.0.0.1:9464\"".into())
-    });
-    section.end(diagnostics);
-    listen
-}
-
 /// Reads the section `[log]`.
 fn read_log(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<LogConfig> {
     let json = section.choice("format", &[("human", false), ("json", true)], diagnostics);
@@ -269,7 +261,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let ledger =
         top.section("ledger", diagnostics).and_then(|section| ledger::read(section, &sinks, diagnostics));
     let checkpoint = checkpoint::read(top, diagnostics);
-    let http = top.section("http", diagnostics).and_then(|section| read_http(section, diagnostics));
+    let http = top.section("http", diagnostics).and_then(|section| http::read(section, diagnostics));
     let log = read_log(top.section_or_default("log", diagnostics), diagnostics);
     Section::end_of(top, diagnostics);
 

@@ -126,6 +126,15 @@ impl Watermark {
         self.watermark
     }
 
+    /// Returns the watermark of each partition alone, [`EventTime::MIN`] if it has accepted no record, and whether it is
+    /// idle.
+    pub fn partitions(&self) -> impl Iterator<Item = (EventTime, bool)> {
+        self.partitions.iter().map(|partition| match partition.greatest {
+            EventTime::MIN => (EventTime::MIN, partition.idle),
+            greatest => (greatest.minus_ms(self.rule.max_out_of_orderness_ms).minus_ms(1), partition.idle),
+        })
+    }
+
     /// Returns the time since which every partition is idle, if they all are and W is to follow the wall time.
     pub fn all_idle(&self) -> Option<AllIdle> {
         self.all_idle

@@ -20,7 +20,7 @@ fn a_stalled_frontier_is_not_ready_and_names_the_cause() {
     metrics.consumer_lag(Partition(3)).set(2);
     metrics.committing("sqlite");
     metrics.committing("postgres");
-    metrics.committed("sqlite", Epoch(7));
+    metrics.committed("sqlite", Epoch(7), 3);
     let later = Instant::now() + Duration::from_secs(12);
     let unready = metrics.unready_at(later).expect("the frontier has not moved");
     assert_eq!(
@@ -104,7 +104,7 @@ fn the_documentation_lists_exactly_the_metrics() {
     metrics.consumer_lag(Partition(0));
     metrics.partition_held(Partition(0));
     metrics.committing("sqlite");
-    metrics.committed("sqlite", Epoch(1));
+    metrics.committed("sqlite", Epoch(1), 0);
     let text = metrics.text();
     let served: BTreeSet<_> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();

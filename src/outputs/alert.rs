@@ -81,13 +81,6 @@ impl Alert {
     }
 }
 
-fn status_text(status: Status) -> &'static str {
-    match status {
-        Status::Raised => "raised",
-        Status::Revoked => "revoked",
-    }
-}
-
 impl Output for Alert {
     fn of(mapping: &OutputMapping) -> Option<u8> {
         mapping.alerts
@@ -103,7 +96,7 @@ impl Output for Alert {
         out.rows
             .row(table)
             .cell(Cell::Text(&self.id()))
-            .cell(Cell::Text(status_text(status)))
+            .cell(Cell::Text(status.as_str()))
             .cell(Cell::Text(self.rule))
             .cell(Cell::Int(self.rule_version.into()))
             .cell(Cell::Text(self.severity.as_str()))
@@ -136,7 +129,7 @@ impl Output for Alert {
         let (kind, key) = split_key(&self.key);
         let message = Message {
             alert_id: &self.id(),
-            status: status_text(status),
+            status: status.as_str(),
             rule: self.rule,
             rule_version: self.rule_version,
             severity: self.severity,

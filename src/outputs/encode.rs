@@ -26,7 +26,7 @@ pub fn encode_outputs<'scope, O: Output + Identity + Data>(
     name: &str,
     collection: VecCollection<'scope, Epoch, O>,
     routes: Arc<[SinkRoute]>,
-    mut observe: impl FnMut(&O, Status) + 'static,
+    mut observe: impl FnMut(&O, Epoch, Status) + 'static,
 ) -> StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)> {
     let mut epochs = BTreeMap::new();
     collection.inner.unary_frontier::<CapacityContainerBuilder<Vec<(Epoch, EncodedOutputs)>>, _, _, _>(
@@ -52,7 +52,7 @@ pub fn encode_outputs<'scope, O: Output + Identity + Data>(
                             Some((output, _)) => (output, Status::Raised),
                             None => (&versions[0].0, Status::Revoked),
                         };
-                        observe(output, status);
+                        observe(output, epoch, status);
                         encode_for_sinks(output, epoch, status, &routes, &mut encoded);
                     }
                     output.session(&capability).give((epoch, encoded));

@@ -7,12 +7,14 @@ mod alert;
 mod dead_letter;
 mod encode;
 mod enriched;
+mod recent;
 mod window;
 
 pub use alert::{Alert, Severity};
 pub use dead_letter::DeadLetter;
 pub use encode::{Identity, encode_outputs, split_by_sink};
 pub use enriched::{Arrival, KeyHistory};
+pub use recent::{RecentAlert, RecentAlerts};
 pub use window::WindowRow;
 
 use std::sync::Arc;
@@ -148,6 +150,16 @@ pub enum Status {
     Raised,
     /// The output is removed.
     Revoked,
+}
+
+impl Status {
+    /// Returns the name in outputs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Raised => "raised",
+            Status::Revoked => "revoked",
+        }
+    }
 }
 
 /// Encodes an output for every sink that accepts its kind and has not committed its epoch.

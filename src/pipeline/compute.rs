@@ -15,8 +15,8 @@ use crate::coordination::Operator;
 use crate::event::{Event, KeyKind, split_key};
 use crate::metrics::Metrics;
 use crate::outputs::{
-    Alert, DeadLetter, EncodedOutputs, Identity, KeyHistory, SinkEncoding, SinkRoute, Status, WindowRow,
-    encode_for_sinks, encode_outputs,
+    Alert, DeadLetter, EncodedOutputs, Identity, KeyHistory, RecentAlerts, SinkEncoding, SinkRoute, Status,
+    WindowRow, encode_for_sinks, encode_outputs,
 };
 
 /// The operator that admits events.
@@ -47,13 +47,14 @@ pub struct Computed<'scope> {
 }
 
 /// Computes the results of a plan and encodes them for the sinks. Registers every operator that has state in
-/// `captures`.
+/// `captures`. Every change of an alert is added to `recent`, if there is one.
 pub fn compute<'scope>(
     inputs: Inputs<'scope>,
     captures: &Captures<'scope>,
     plan: &Plan,
     routes: &Arc<[SinkRoute]>,
     metrics: &Arc<Metrics>,
+    recent: Option<Arc<RecentAlerts>>,
 ) -> Computed<'scope> {
     let Inputs { events, rejected, control } = inputs;
     let scope = events.inner.scope();
@@ -65,7 +66,7 @@ pub fn compute<'scope>(
         refused.map(|refused| DeadLetter::refused(&refused.event, refused.refusal)).concat(rejected);
     let counted = Arc::clone(metrics);
     let letters =
-        encode_outputs("Dead letters", letters, Arc::clone(routes), move |letter: &DeadLetter, _| {
+        encode_outputs("Dead letters", letters, Arc::clone(routes), move |letter: &DeadLetter, _, _| {
             counted.rejection(|| letter.to_string());
             if matches!(letter.reason(), crate::decode::Reason::Late | crate::decode::Reason::Duplicate) {
                 counted.rejected(letter.reason().as_str(), 1);
@@ -85,19 +86,16 @@ pub fn compute<'scope>(
 
     let alerts = keyed.clone().scan_all(RULES, rules(&plan.pipeline, &plan.patterns));
     let counted = Arc::clone(metrics);
-    all.push(encode_outputs("Alerts", alerts, Arc::clone(routes), move |alert: &Alert, status| {
-        counted.alert(
-            alert.rule,
-            match status {
-                Status::Raised => "raised",
-                Status::Revoked => "revoked",
-            },
-        );
+    all.push(encode_outputs("Alerts", alerts, Arc::clone(routes), move |alert: &Alert, epoch, status| {
+        counted.alert(alert.rule, status.as_str());
+        if let Some(recent) = &recent {
+            recent.add(alert, epoch, status);
+        }
     }));
 
     for window in &plan.windows {
         let rows = rows(keyed.clone(), window);
-        all.push(encode_outputs(&format!("Rows: {}", window.name), rows, Arc::clone(routes), |_, _| {}));
+        all.push(encode_outputs(&format!("Rows: {}", window.name), rows, Arc::clone(routes), |_, _, _| {}));
     }
     Computed { encoded: scope.concatenate(all), load }
 }
@@ -258,7 +256,7 @@ mod tests {
             let (_, rejected) = scope.new_input();
             let inputs =
                 Inputs { events: events.to_collection(scope), rejected: rejected.as_collection(), control };
-            let Computed { encoded, .. } = compute(inputs, &captures, plan, &routes, &metrics);
+            let Computed { encoded, .. } = compute(inputs, &captures, plan, &routes, &metrics, None);
             encoded.inspect(move |(_, encoded)| list.borrow_mut().push(encoded.clone()));
             let registered = captures.operators().into_iter();
             let operators = registered.map(|(name, version)| Operator { name: name.to_string(), version });

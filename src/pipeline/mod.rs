@@ -7,13 +7,15 @@
 
 mod change;
 mod compute;
+mod describe;
 #[cfg(test)]
-mod fixtures;
+pub mod fixtures;
 mod plan;
 mod rules;
 
 pub use change::{ConfigChange, Resets};
 pub use compute::{Computed, ENRICH, Inputs, RULES, WINDOW, compute, operators};
+pub use describe::{RuleDescription, describe, span};
 pub use plan::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Time, TravelPlan,
     WindowKind, WindowPlan,

@@ -29,7 +29,7 @@ use timely::dataflow::{Scope, StreamVec};
 use crate::coordination::ingest::{Liveness, Pace, Timing, Unfinal};
 use crate::coordination::{Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark};
 use crate::metrics::Metrics;
-use crate::outputs::{EncodedOutputs, SinkRoute, split_by_sink};
+use crate::outputs::{EncodedOutputs, RecentAlerts, SinkRoute, split_by_sink};
 use crate::pipeline::{Computed, Inputs, Plan, compute, operators};
 use crate::runtime::checkpoint::operators::{Concluder, Marked, conclude, marks, store};
 use crate::runtime::checkpoint::writer::CheckpointWriterHandle;
@@ -79,6 +79,8 @@ pub struct FlowInputs {
     pub failure: Failure,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+    /// Receives the alerts, if no sink stores them in a table.
+    pub recent: Option<Arc<RecentAlerts>>,
 }
 
 /// The settings of checkpoints. Every worker has a copy.
@@ -209,6 +211,7 @@ impl FlowInputs {
             replayed: 0,
             ledger: self.ledger.clone(),
             failure: self.failure.clone(),
+            metrics: Arc::clone(&self.metrics),
         }
     }
 }
@@ -222,8 +225,19 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
     let reports = scope.index().is_multiple_of(inputs.local_workers.max(1));
     let (clock, settings) = (inputs.clock_settings(), inputs.read_settings(reports));
     let (context, binder) = (inputs.read_context(&state), inputs.binder(scope.peers(), &state));
-    let FlowInputs { plan, reader, sinks, origin, ledger, checkpoints, restored, failure, metrics, .. } =
-        inputs;
+    let FlowInputs {
+        plan,
+        reader,
+        sinks,
+        origin,
+        ledger,
+        checkpoints,
+        restored,
+        failure,
+        metrics,
+        recent,
+        ..
+    } = inputs;
 
     let observer = StreamObserver::default();
     let ticks = ticks(scope, clock, Rc::clone(&state.clock_control), state.committed.clone());
@@ -231,9 +245,17 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
     let (newest, bound) = (Rc::clone(&state.watermark), Probe::new());
     let bindings = bind(observer.closed(closed), binder);
     let durable = durable(bindings.clone(), ledger.as_ref().map(LedgerWriterHandle::durable));
+    let observed = reports.then(|| Arc::clone(&metrics));
     let control = bindings
         .broadcast()
-        .inspect(move |control| newest.set(newest.get().max(control.watermark)))
+        .inspect_core(move |event| {
+            let Ok((stamp, controls)) = event else { return };
+            let Some(watermark) = controls.iter().map(|control| control.watermark).max() else { return };
+            newest.set(newest.get().max(watermark));
+            if let Some(metrics) = &observed {
+                metrics.watermark_at(*stamp.least().expect("data travels with a time"), watermark);
+            }
+        })
         .probe_with(&bound);
 
     let routes: Arc<[SinkRoute]> = sinks.iter().map(|(_, route)| route.clone()).collect();
@@ -244,7 +266,7 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
     };
     let (events, rejected) = (events.as_collection(), rejected.as_collection());
     let inputs = Inputs { events, rejected, control: control.clone() };
-    let Computed { encoded, load } = compute(inputs, &captures, &plan, &routes, &metrics);
+    let Computed { encoded, load } = compute(inputs, &captures, &plan, &routes, &metrics, recent);
     let computed = Probe::new();
     let encoded = encoded.probe_with(&computed);
     let operator = |(name, version): (Arc<str>, u32)| Operator { name: name.to_string(), version };

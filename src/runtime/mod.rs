@@ -35,7 +35,7 @@ use timely::worker::Worker;
 use crate::coordination::Position;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
-use crate::outputs::{SinkJob, SinkRoute};
+use crate::outputs::{RecentAlerts, SinkJob, SinkRoute};
 use crate::pipeline::Plan;
 use crate::source::{Opening, Source};
 use commit::ledger_writer::LedgerWriterHandle;
@@ -68,6 +68,8 @@ pub struct Job {
     pub stopping: Arc<AtomicBool>,
     /// The metrics, updated during the run.
     pub metrics: Arc<Metrics>,
+    /// Receives the alerts, if no sink stores them in a table.
+    pub recent: Option<Arc<RecentAlerts>>,
 }
 
 /// The offset of the next record of each partition.
@@ -84,16 +86,20 @@ const PARK: Duration = Duration::from_millis(1);
 /// # Errors
 /// The failure that ended the run.
 pub fn run(job: Job) -> Result<(), RunError> {
-    let Job { mut plan, source, mut sinks, context, role, workers, stopping, metrics } = job;
+    let Job { mut plan, source, mut sinks, context, role, workers, stopping, metrics, recent } = job;
     let failure = Failure::default();
     let (first_worker, local_workers) = local(&workers);
     let follows = matches!(role, Role::Follower(_));
-    let recorded_cluster = processes(&workers) > 1 && !matches!(role, Role::Unrecorded);
+    let has_ledger = !matches!(role, Role::Unrecorded);
+    let recorded_cluster = processes(&workers) > 1 && has_ledger;
     let prepared = prepare(role, source, &mut sinks, context, &plan, &workers, &metrics)?;
     let PreparedRun { context, mut origin, source, positions, known, first_epoch, skips, .. } = prepared;
     plan.first_epoch = plan.first_epoch.max(first_epoch);
     let before: Vec<_> = positions.as_slice().iter().map(|position| position.timestamp_ms).collect();
     source.expect_before(&before);
+    if has_ledger {
+        metrics.claimed(context.generation.0);
+    }
     metrics.stalls_after(plan.time.standstill(), plan.time.held_warning);
 
     let own = first_worker..first_worker + local_workers;
@@ -131,6 +137,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         stopping,
         failure: failure.clone(),
         metrics,
+        recent,
         group_offsets: Mutex::new(Some(group_offsets)),
     };
     run_workers(workers, shared, recorded_cluster)?;
@@ -196,6 +203,7 @@ struct RunShared {
     stopping: Arc<AtomicBool>,
     failure: Failure,
     metrics: Arc<Metrics>,
+    recent: Option<Arc<RecentAlerts>>,
     group_offsets: Mutex<Option<Sender<Offsets>>>,
 }
 
@@ -252,6 +260,7 @@ impl RunShared {
             stopping: Arc::clone(&self.stopping),
             failure: self.failure.clone(),
             metrics: Arc::clone(&self.metrics),
+            recent: self.recent.clone(),
         })
     }
 

@@ -51,6 +51,16 @@ pub fn address(section: &mut Section<'_>, server: Server, diagnostics: &mut Diag
     }
 }
 
+/// Reads a secret text from a key, or from the file that the key with `_file` names; None if neither is set, or if an
+/// error was reported.
+pub fn text(section: &mut Section<'_>, key: &str, diagnostics: &mut Diagnostics) -> Option<Secret> {
+    let (found, secret) = secret(section, key, diagnostics)?;
+    if found == key {
+        diagnostics.effective.push((format!("{}{key}", section.path()), Node::Text("***".into()).to_toml()));
+    }
+    Some(secret)
+}
+
 /// Reads the text of a key, or of the file that the key with `_file` names; returns the key that was set. None if
 /// neither is set, or if an error was reported.
 fn secret(section: &mut Section<'_>, key: &str, diagnostics: &mut Diagnostics) -> Option<(String, Secret)> {

@@ -162,7 +162,7 @@ fn commands_and_configuration_are_parsed_as_intended() {
     assert!(sinks.contains("postgres://headwater:***@postgres/headwater"), "{sinks}");
 
     // The published port, the readiness probe and the scrape target must be the port that the engine listens on.
-    let listen = config.http.expect("an address for HTTP");
+    let listen = config.http.expect("an address for HTTP").listen;
     assert!(listen.ip().is_unspecified(), "other containers cannot reach the port");
     let port = listen.port();
     assert_eq!(texts(&services["engine"]["ports"]), [format!("127.0.0.1:{port}:{port}")]);

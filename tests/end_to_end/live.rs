@@ -12,6 +12,7 @@ use headwater_sinks::kafka::topics::{TopicSpec, Topics};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
+use crate::api::{alerts, json};
 use crate::common::{FLOW, headwater};
 use crate::kafka::brokers;
 use crate::postgres::Database;
@@ -39,9 +40,14 @@ pub struct Process {
 
 impl Process {
     /// Starts the command and redirects its standard error to a file.
-    pub fn start(mut command: Command, log: PathBuf) -> Process {
+    pub fn start(command: Command, log: PathBuf) -> Process {
+        Process::start_with_output(command, Stdio::null(), log)
+    }
+
+    /// Starts the command, redirects its standard error to a file, and its standard output to `output`.
+    pub fn start_with_output(mut command: Command, output: impl Into<Stdio>, log: PathBuf) -> Process {
         let stderr = File::create(&log).expect("a file");
-        let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("started");
+        let child = command.stdout(output).stderr(stderr).spawn().expect("started");
         Process { child, log }
     }
 
@@ -130,7 +136,7 @@ pub fn lines_with_cause(log: &str, cause: &str, message: &str) -> impl Iterator<
 /// Returns the status and body of an HTTP response.
 pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("connected");
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("sent");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("answered");
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
@@ -205,6 +211,23 @@ fn group_offsets(group: &str, topic: &str, partitions: i32) -> BTreeMap<i32, i64
 
 const HTTP: &str = "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n";
 
+/// Checks that the API explains an alert by the events in PostgreSQL.
+fn expect_explained_alert(address: SocketAddr, database: &Database) {
+    let alert = wait_for("an alert", || alerts(address, "severity=high&limit=1").pop());
+    let id = alert["alert_id"].as_str().expect("an id");
+    let stored = database.query(&format!("SELECT details::text FROM alerts WHERE alert_id = '{id}'"));
+    let stored: serde_json::Value = serde_json::from_str(&stored[0]).expect("JSON");
+    assert_eq!(alert["details"], stored);
+    let explained = json(address, &format!("/api/v1/alerts/{id}?explain=true"));
+    let events = explained["explanation"]["events"].as_array().expect("events");
+    assert!(events.len() >= 10 && explained["explanation"]["complete"] == true, "{explained}");
+    let trigger = events.last().expect("the triggering event");
+    assert_eq!((&trigger["trigger"], &trigger["event_time"]), (&true.into(), &alert["event_time"]));
+    let from = alert["event_time"].as_str().expect("a time");
+    assert!(!alerts(address, &format!("from={from}&key_kind=user")).is_empty());
+    assert!(alerts(address, &format!("to={from}&key={}", alert["key"].as_str().expect("a key"))).is_empty());
+}
+
 #[test]
 fn a_stop_completes_records_and_commits_group_offsets() {
     let name = format!("live_{}", std::process::id());
@@ -251,6 +274,8 @@ fn a_stop_completes_records_and_commits_group_offsets() {
         let value = metric(address, name);
         assert!(range.contains(&value), "{name} is {value}");
     }
+
+    expect_explained_alert(address, &database);
 
     run.terminate();
     run.expect_success();

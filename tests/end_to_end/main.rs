@@ -1,5 +1,6 @@
 //! End-to-end tests of the program, judged by an oracle that shares no code with it.
 
+mod api;
 mod bench;
 mod brokers;
 mod changes;

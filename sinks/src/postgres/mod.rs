@@ -46,8 +46,14 @@ use crate::migrations::{Migration, pending};
 use crate::tables::{Mode, TABLES};
 use crate::{Changes, Secret};
 
-const MIGRATIONS: [Migration; 1] =
-    [Migration { number: 1, name: "tables", sql: include_str!("../../migrations/postgres/0001_tables.sql") }];
+const MIGRATIONS: [Migration; 2] = [
+    Migration { number: 1, name: "tables", sql: include_str!("../../migrations/postgres/0001_tables.sql") },
+    Migration {
+        number: 2,
+        name: "alerts by change",
+        sql: include_str!("../../migrations/postgres/0002_alerts_by_change.sql"),
+    },
+];
 
 /// The timeout of opening, and of a round without its COMMIT. Far above what either needs: the timeouts of the server
 /// apply first, as long as the server responds.

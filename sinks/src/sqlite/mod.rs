@@ -17,10 +17,15 @@ use crate::migrations::{Migration, pending};
 use crate::tables::{Column, ColumnType, Mode, TABLES, Table};
 use crate::{Cell, Changes, Row, private, row_name, text};
 
-const MIGRATIONS: [Migration; 3] = [
+const MIGRATIONS: [Migration; 4] = [
     Migration { number: 1, name: "tables", sql: include_str!("../../migrations/sqlite/0001_tables.sql") },
     Migration { number: 2, name: "numbers", sql: include_str!("../../migrations/sqlite/0002_numbers.sql") },
     Migration { number: 3, name: "starts", sql: include_str!("../../migrations/sqlite/0003_starts.sql") },
+    Migration {
+        number: 4,
+        name: "alerts by change",
+        sql: include_str!("../../migrations/sqlite/0004_alerts_by_change.sql"),
+    },
 ];
 
 /// The configuration of a SQLite sink.

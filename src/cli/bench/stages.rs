@@ -284,7 +284,7 @@ impl Bench<'_> {
         let spent = drive.run(events, move |events, control| {
             let scope = events.inner.scope();
             let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
-            compute(Inputs { events, rejected, control }, &captures, &plan, &routes, &metrics).encoded
+            compute(Inputs { events, rejected, control }, &captures, &plan, &routes, &metrics, None).encoded
         });
         self.check_interrupted()?;
         let alone = spent.cpu.context(NO_CPU_TIME)?;
@@ -347,7 +347,7 @@ fn encode_events(config: &Config, events: &[Event], encoding: SinkEncoding) -> V
         let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
         let all = Arc::clone(&gathered);
         let encoded =
-            compute(Inputs { events, rejected, control }, &captures, &plan, &routes, &metrics).encoded;
+            compute(Inputs { events, rejected, control }, &captures, &plan, &routes, &metrics, None).encoded;
         encoded.inspect(move |(epoch, encoded)| {
             let changes = encoded.iter().filter(|changes| !changes.is_empty()).cloned();
             all.lock()

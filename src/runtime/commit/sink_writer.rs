@@ -1,6 +1,6 @@
 //! The writer of a sink: one thread per process and sink. Each round commits all epochs that are complete by then.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,8 +141,8 @@ struct Writer {
     first_worker: usize,
     /// The frontier of each worker's deliveries.
     reached: Vec<Option<Epoch>>,
-    /// Epochs that are staged and not committed.
-    staged: BTreeSet<Epoch>,
+    /// Epochs that are staged and not committed, with the number of their outputs.
+    staged: BTreeMap<Epoch, u64>,
     committed: Option<Epoch>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
@@ -163,7 +163,7 @@ impl Writer {
             sink,
             first_worker: workers.start,
             reached: vec![Some(Epoch(0)); workers.len()],
-            staged: BTreeSet::new(),
+            staged: BTreeMap::new(),
             committed: Some(Epoch(0)),
             shared,
             metrics,
@@ -206,10 +206,12 @@ impl Writer {
         match message {
             Delivery::Changes { epoch, changes } => {
                 crash::point("sink.stage");
+                let mut outputs = 0;
                 for changes in self.without_skipped(epoch, changes) {
+                    outputs += changes.rows.len() + changes.messages.len();
                     self.sink.stage(epoch, changes)?;
                 }
-                self.staged.insert(epoch);
+                *self.staged.entry(epoch).or_default() += outputs as u64;
             }
             Delivery::Frontier { worker, reached } => self.reached[worker - self.first_worker] = reached,
         }
@@ -244,8 +246,9 @@ impl Writer {
     /// Commits all complete epochs.
     fn round(&mut self, failure: &Failure) -> Result<(), RunError> {
         let complete = self.complete();
-        let later = complete.map_or_else(BTreeSet::new, |complete| self.staged.split_off(&complete));
-        if let Some(&through) = std::mem::replace(&mut self.staged, later).last() {
+        let later = complete.map_or_else(BTreeMap::new, |complete| self.staged.split_off(&complete));
+        let round = std::mem::replace(&mut self.staged, later);
+        if let Some((&through, _)) = round.last_key_value() {
             self.metrics.committing(&self.name);
             crash::point("sink.commit.before");
             let mut backoff = Duration::from_millis(10);
@@ -259,7 +262,7 @@ impl Writer {
                 backoff = (2 * backoff).min(Duration::from_secs(1));
             }
             crash::point("sink.commit.after");
-            self.metrics.committed(&self.name, through);
+            self.metrics.committed(&self.name, through, round.values().sum());
             if let Some(ledger) = self.ledger.take() {
                 ledger.committed(&self.name);
             }

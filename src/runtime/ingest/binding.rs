@@ -17,6 +17,7 @@ use crate::coordination::ingest::{Pace, TimeRules};
 use crate::coordination::{
     Binding, Bound, Closed, Collector, EpochRecord, GroupOffsets, Manifest, Marks, Positions, Watermark,
 };
+use crate::metrics::{Metrics, PartitionTime};
 use crate::runtime::checkpoint::operators::Marked;
 use crate::runtime::commit::ledger_writer::LedgerWriterHandle;
 use crate::runtime::failure::{Failure, RunError};
@@ -56,6 +57,8 @@ pub struct Binder {
     pub ledger: Option<LedgerWriterHandle>,
     /// Receives failures.
     pub failure: Failure,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Marks the epochs whose state is captured.
@@ -81,6 +84,8 @@ impl Binder {
         }
         let mut watermark = self.watermark.advance(&bindings, bound.wall_ms, rules);
         self.positions.advance(&bindings);
+        let times = self.watermark.partitions();
+        self.metrics.partition_times(times.map(|(watermark, idle)| PartitionTime { watermark, idle }));
         self.pace.add(&bound.unfinal);
         let first_end = bound.ended && !self.clock_control.stop.get();
         if bound.ended || bound.stopping {
@@ -277,6 +282,7 @@ mod tests {
             replayed: 0,
             ledger: Some(ledger.clone()),
             failure: Failure::default(),
+            metrics: Arc::default(),
         };
         Fixture { binder, ledger, entries, marked }
     }

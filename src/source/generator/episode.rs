@@ -9,6 +9,13 @@ use super::settings::GeneratorSettings;
 pub(super) const RULES: [&str; 5] =
     ["velocity_spike", "rapid_fire_burst", "merchant_diversity", "amount_anomaly", "impossible_travel"];
 
+/// The index of the burst in [`RULES`].
+const BURST: usize = 1;
+
+/// The time by which a straggler's event time precedes the event that completes the burst: less than the usual bound
+/// of 5 s, and less than the 10 s of the burst.
+pub(super) const STRAGGLER_MS: i64 = 2_000;
+
 /// The length of a block, in seconds of event time. 101 events in it are more than a second apart, so that a velocity
 /// spike is not also a burst.
 const BLOCK_SECONDS: u64 = 150;
@@ -64,6 +71,13 @@ impl Blocks {
         let step = (within / apart).checked_sub(1)?;
         let hit = within % apart == 0 && step < events;
         hit.then_some(EpisodeEvent { block, rule, step, is_trigger: step + 1 == events })
+    }
+
+    /// Returns the event of a burst that arrives out of order at an offset, right after the burst, if there is one.
+    pub fn straggler_at(&self, partition: u32, offset: u64) -> Option<EpisodeEvent> {
+        let burst = self.event_at(partition, offset.checked_sub(1)?)?;
+        let follows = burst.rule == BURST && burst.is_trigger;
+        follows.then_some(EpisodeEvent { step: burst.step + 1, is_trigger: false, ..burst })
     }
 
     /// Returns the rule of a block, and the offset of the event that completes its pattern.

@@ -12,17 +12,35 @@ pub use settings::GeneratorSettings;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use headwater_dataflows::{Offset, Partition, Position};
 
 use super::{Budget, Raw, Reader, Source, SourceError};
 use crate::coordination::ingest::PartitionState;
+use crate::wall::wall_ms;
 
 /// A source of generated records.
 pub struct GeneratorSource {
     settings: GeneratorSettings,
     start: Vec<Offset>,
     ends: Arc<Ends>,
+    pacing: Option<Pacing>,
+}
+
+/// The pacing of a source whose records appear as time passes, with the time at which they appear.
+#[derive(Clone, Copy, Debug)]
+struct Pacing {
+    started: Instant,
+    /// Records per second, over all partitions.
+    rate: f64,
+}
+
+impl Pacing {
+    /// Returns the number of records that each of so many partitions has by now.
+    fn records(&self, partitions: usize) -> u64 {
+        (self.started.elapsed().as_secs_f64() * self.rate / partitions as f64) as u64
+    }
 }
 
 /// The position of each partition, and a flag that ends the input.
@@ -54,7 +72,17 @@ impl GeneratorSource {
         let partitions = settings.partitions as usize;
         let positions = (0..partitions).map(|_| AtomicU64::new(0)).collect();
         let ends = Arc::new(Ends { stop: AtomicBool::new(false), positions });
-        Ok(GeneratorSource { settings, start: vec![Offset(0); partitions], ends })
+        Ok(GeneratorSource { settings, start: vec![Offset(0); partitions], ends, pacing: None })
+    }
+
+    /// Creates a source whose records appear at `rate` records per second from now on, with the time at which they are
+    /// read. They are not the same when they are read again.
+    ///
+    /// # Errors
+    /// If the settings are invalid.
+    pub fn live(settings: GeneratorSettings, rate: f64) -> Result<GeneratorSource, SourceError> {
+        let pacing = Some(Pacing { started: Instant::now(), rate });
+        Ok(GeneratorSource { pacing, ..GeneratorSource::new(settings)? })
     }
 
     /// Returns the handle with the positions, which can also stop the generator.
@@ -90,11 +118,12 @@ impl Source for GeneratorSource {
             owned,
             turn: 0,
             ends: Arc::clone(&self.ends),
+            pacing: self.pacing,
         }))
     }
 
     fn is_counted(&self) -> bool {
-        true
+        self.pacing.is_none()
     }
 
     /// Does nothing: the generator has no consumer group.
@@ -116,6 +145,7 @@ struct GeneratorReader {
     owned: Vec<Owned>,
     turn: usize,
     ends: Arc<Ends>,
+    pacing: Option<Pacing>,
 }
 
 /// The number of records that are read from one partition before the next partition.
@@ -126,16 +156,22 @@ impl Reader for GeneratorReader {
         if self.ends.stop.load(Ordering::Relaxed) {
             self.owned.iter_mut().for_each(|owned| owned.end = owned.next);
         }
+        let appeared = self.pacing.map_or(u64::MAX, |pacing| pacing.records(self.ends.positions.len()));
+        let now = self.pacing.map(|_| wall_ms());
         let mut read = 0;
         let mut empty_turns = 0;
         while read < budget.records && empty_turns < self.owned.len() {
             let at = self.turn % self.owned.len();
             self.turn += 1;
             let owned = &mut self.owned[at];
-            let left = if owned.paused { 0 } else { owned.end.min(owned.limit).saturating_sub(owned.next) };
+            let left = if owned.paused {
+                0
+            } else {
+                owned.end.min(owned.limit).min(appeared).saturating_sub(owned.next)
+            };
             let count = left.min(TURN.min(budget.records - read) as u64);
             for offset in owned.next..owned.next + count {
-                let timestamp = self.maker.make(owned.partition.0, offset, None);
+                let timestamp = self.maker.make(owned.partition.0, offset, now);
                 each(Raw {
                     position: Position { partition: owned.partition, offset: Offset(offset as i64) },
                     timestamp,
@@ -153,12 +189,16 @@ impl Reader for GeneratorReader {
     }
 
     fn partitions(&self) -> Vec<PartitionState> {
+        let appeared = self.pacing.map_or(u64::MAX, |pacing| pacing.records(self.ends.positions.len()));
         self.owned
             .iter()
             .map(|owned| {
                 let ended = owned.next == owned.end;
                 let position = Offset(owned.next as i64);
-                PartitionState::finite(owned.partition, position, ended, owned.end - owned.next)
+                let known = owned.end.min(appeared).max(owned.next);
+                let state = PartitionState::finite(owned.partition, position, ended, known - owned.next);
+                let high_watermark = self.pacing.map(|_| Offset(known as i64)).or(state.high_watermark);
+                PartitionState { high_watermark, ..state }
             })
             .collect()
     }

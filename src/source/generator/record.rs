@@ -1,6 +1,6 @@
 //! Records as a function of seed, partition and offset.
 
-use super::episode::{Blocks, EpisodeEvent, RULES};
+use super::episode::{Blocks, EpisodeEvent, RULES, STRAGGLER_MS};
 use super::settings::GeneratorSettings;
 use crate::json::{write_int, write_micros, write_string, write_time};
 
@@ -84,6 +84,13 @@ impl RecordMaker {
         let time = now.unwrap_or_else(|| self.settings.time(partition, offset));
         if let Some(event) = self.blocks.event_at(partition, offset).filter(|_| self.settings.inject) {
             self.write_episode(partition, offset, event, time);
+            return time;
+        }
+        if now.is_some()
+            && self.settings.stragglers
+            && let Some(event) = self.blocks.straggler_at(partition, offset)
+        {
+            self.write_episode(partition, offset, event, time - STRAGGLER_MS);
             return time;
         }
         let mut rng = self.rng(partition, offset, 2);

@@ -31,6 +31,9 @@ pub struct GeneratorSettings {
     pub invalid: f64,
     /// True if fraud is injected.
     pub inject: bool,
+    /// True if an event of each injected burst arrives out of order, after the burst: the alert is revoked, and raised at
+    /// the event before. Only for records whose times are given.
+    pub stragglers: bool,
 }
 
 impl Default for GeneratorSettings {
@@ -49,6 +52,7 @@ impl Default for GeneratorSettings {
             malformed: 0.001,
             invalid: 0.001,
             inject: true,
+            stragglers: false,
         }
     }
 }

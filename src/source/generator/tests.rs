@@ -104,3 +104,46 @@ fn a_reader_respects_its_budget_and_ends_after_all_records() {
     assert_eq!((read, seen.len()), (1001, 1001));
     assert!(reader.partitions().iter().all(|state| state.ended));
 }
+
+#[test]
+fn a_live_source_emits_records_as_time_passes() {
+    let source = GeneratorSource::live(GeneratorSettings::default(), 6_000.0).expect("valid settings");
+    let mut reader = source.reader(&[(Partition(0), Offset(0))]).expect("a reader");
+    let budget = Budget::records(1 << 20);
+    let begun = std::time::Instant::now();
+    let (mut read, now) = (0, crate::wall::wall_ms());
+    while read < 100 {
+        read += reader
+            .read(budget, &mut |raw| {
+                assert!((now..now + 60_000).contains(&raw.timestamp), "the time of reading")
+            })
+            .expect("readable");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(begun.elapsed().as_millis() >= 99, "a thousand records a second in each of six partitions");
+    assert!(!source.is_counted() && !reader.partitions()[0].ended);
+    assert!(reader.partitions()[0].backlog < 60_000, "only what has appeared");
+}
+
+#[test]
+fn a_straggler_follows_its_burst_with_an_earlier_time() {
+    let settings = GeneratorSettings { stragglers: true, ..GeneratorSettings::default() };
+    let mut maker = RecordMaker::new(settings);
+    let (_, trigger) = maker
+        .injections(1, 1 << 20)
+        .into_iter()
+        .find(|(rule, _)| *rule == "rapid_fire_burst")
+        .expect("a burst");
+    maker.make(1, trigger, Some(1_800_000_000_000));
+    let (key, burst) = (maker.key.clone(), String::from_utf8_lossy(&maker.value).into_owned());
+    maker.make(1, trigger + 1, Some(1_800_000_000_000));
+    assert_eq!(maker.key, key, "the same user");
+    let straggler = String::from_utf8_lossy(&maker.value).into_owned();
+    let time = |text: &str| {
+        let record: serde_json::Value = serde_json::from_str(text).expect("JSON");
+        record["event_time"].clone()
+    };
+    assert_ne!(time(&burst), time(&straggler));
+    maker.make(1, trigger + 1, None);
+    assert_ne!(maker.key, key, "the records of a replayable stream stay as they were");
+}

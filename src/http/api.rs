@@ -1,0 +1,217 @@
+//! The routes of the API and the state that they share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::FromRequestParts;
+use axum::extract::Query;
+use axum::extract::rejection::QueryRejection;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, header};
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+
+use super::access::{self, Access};
+use super::problem::Problem;
+use super::{alerts, console, openapi, probes, rules, status, stream};
+use crate::assembly;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::outputs::SinkJob;
+use crate::pipeline::{RuleDescription, describe};
+use crate::results::{Explainer, Results, ResultsError};
+
+/// The maximum number of queries of stored results at a time.
+const QUERIES: usize = 8;
+
+/// The maximum time to answer a request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A run, as far as the API describes it.
+pub struct Run {
+    /// The name of the pipeline.
+    pub pipeline: String,
+    /// The index of this process.
+    pub process: usize,
+    /// The number of processes.
+    pub processes: usize,
+    /// The number of workers of this process.
+    pub workers: usize,
+    /// The name of the source, for people.
+    pub source: String,
+    /// The names of the windows.
+    pub windows: Vec<String>,
+    /// The sinks: name, and the outputs that each accepts.
+    pub sinks: Vec<SinkOutputs>,
+    /// The patterns.
+    pub patterns: crate::pipeline::Patterns,
+}
+
+/// The outputs that a sink accepts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkOutputs {
+    /// The name of the sink.
+    pub name: String,
+    /// True for enriched events.
+    pub events: bool,
+    /// True for alerts.
+    pub alerts: bool,
+    /// True for window aggregates.
+    pub windows: bool,
+    /// True for dead letters.
+    pub dead_letters: bool,
+}
+
+/// The state that all requests share.
+pub struct Api {
+    /// The run.
+    pub run: Run,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// The rules.
+    pub rules: Vec<RuleDescription>,
+    /// Explains alerts.
+    pub explainer: Explainer,
+    results: Arc<dyn Results>,
+    queries: Semaphore,
+    /// Limits the number of streams.
+    pub streams: Arc<Semaphore>,
+}
+
+impl Run {
+    /// Returns the run of a configuration.
+    pub fn of_config(config: &Config, process: usize, processes: usize, workers: usize) -> Run {
+        let plan = &config.plan;
+        let outputs = |job: SinkJob| {
+            let mapping = job.encoding.mapping();
+            SinkOutputs {
+                name: job.sink.name().to_owned(),
+                events: mapping.events.is_some(),
+                alerts: mapping.alerts.is_some(),
+                windows: mapping.windows.is_some(),
+                dead_letters: mapping.dead_letters.is_some(),
+            }
+        };
+        Run {
+            pipeline: plan.pipeline.to_string(),
+            process,
+            processes,
+            workers,
+            source: match &plan.source_topic {
+                Some(topic) => topic.to_string(),
+                None => config.source.kind().name.to_owned(),
+            },
+            windows: plan.windows.iter().map(|window| window.name.to_string()).collect(),
+            sinks: assembly::sinks(config, "").into_iter().map(outputs).collect(),
+            patterns: plan.patterns.clone(),
+        }
+    }
+}
+
+impl Api {
+    /// Returns the API of a run.
+    pub fn new(run: Run, metrics: Arc<Metrics>, results: Arc<dyn Results>) -> Api {
+        Api {
+            metrics,
+            rules: describe(&run.patterns),
+            explainer: Explainer::new(run.patterns.clone()),
+            run,
+            results,
+            queries: Semaphore::new(QUERIES),
+            streams: Arc::new(Semaphore::new(stream::STREAMS)),
+        }
+    }
+
+    /// Reads results on another thread, so that slow storage delays no other request.
+    ///
+    /// # Errors
+    /// If the results cannot be read, or not in time.
+    pub async fn read<T: Send + 'static>(
+        self: &Arc<Api>,
+        query: impl FnOnce(&Api, &dyn Results) -> Result<T, ResultsError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let api = Arc::clone(self);
+        let answer = async {
+            let _permit = self.queries.acquire().await.expect("the semaphore is never closed");
+            tokio::task::spawn_blocking(move || query(&api, &*api.results)).await
+        };
+        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(Ok(answer)) => answer.map_err(|error| Problem::unavailable(error.to_string())),
+            Ok(Err(_)) => Err(Problem::unavailable("the query failed: the log says why")),
+            Err(_) => {
+                let seconds = ANSWER_TIMEOUT.as_secs();
+                let place = self.results.place();
+                Err(Problem::unavailable(format!("{place} did not answer within {seconds} s")))
+            }
+        }
+    }
+}
+
+/// Returns the router of all paths.
+pub fn router(api: Arc<Api>, access: Access) -> Router {
+    let access = Arc::new(access);
+    let protected = Router::new()
+        .route("/metrics", get(probes::metrics))
+        .route("/api/v1/status", get(status::status))
+        .route("/api/v1/frontier", get(status::frontier))
+        .route("/api/v1/alerts", get(alerts::list))
+        .route("/api/v1/alerts/stream", get(stream::stream))
+        .route("/api/v1/alerts/{id}", get(alerts::show))
+        .route("/api/v1/rules", get(rules::list))
+        .route("/api/v1/openapi.json", get(openapi::document))
+        .layer(middleware::from_fn_with_state(access, access::check));
+    Router::new()
+        .route("/livez", get(probes::livez))
+        .route("/readyz", get(probes::readyz))
+        .merge(console::routes())
+        .merge(protected)
+        .fallback(|| async { Problem::not_found("there is no such path: see /api/v1/openapi.json") })
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .layer(middleware::map_response(with_security_headers))
+        .with_state(api)
+}
+
+/// Adds the headers that keep a browser from interpreting or storing what it gets.
+async fn with_security_headers(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+/// The parameters of a query. An unknown or wrong one is a problem.
+pub struct Parameters<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let query: Result<Query<T>, QueryRejection> = Query::from_request_parts(parts, state).await;
+        query.map(|Query(parameters)| Parameters(parameters)).map_err(|rejection| {
+            let text = rejection.body_text();
+            Problem::bad_request(text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text))
+        })
+    }
+}
+
+/// The answer to a request.
+pub type Answer<T> = Result<Json<T>, Problem>;
+
+/// Parses a time. Returns it in milliseconds since 1970.
+pub fn time_ms(name: &str, text: &str) -> Result<i64, Problem> {
+    crate::decode::rfc3339_ms(text).map_err(|reason| {
+        Problem::bad_request(format!(
+            "{name}: {text:?} is not a time such as 2026-11-29T08:00:00Z ({reason}); write a + in a URL as %2B"
+        ))
+    })
+}
+
+/// Returns a response of text with a type.
+pub fn text(kind: &'static str, text: impl Into<axum::body::Body>) -> Response {
+    ([(header::CONTENT_TYPE, kind)], text.into()).into_response()
+}

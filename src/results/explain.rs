@@ -1,0 +1,311 @@
+//! The explanation of an alert: the events that took part, in the order in which its rule sees them, and the rule's state
+//! before each.
+//!
+//! The rule is evaluated again over the stored events of the key, so events that arrived after the alert, out of order,
+//! stand where they belong, and show why it was revoked.
+
+use std::collections::HashMap;
+
+use headwater_dataflows::patterns::{Location, haversine_km};
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::alert::AlertRecord;
+use super::query::EventQuery;
+use super::stored::EventRecord;
+use super::{Results, ResultsError};
+use crate::json::{rfc3339, round6};
+use crate::pipeline::{Patterns, RuleDescription, describe, span};
+
+/// The maximum number of events that are read for an explanation.
+const MAX_READ: usize = 5_000;
+
+/// The maximum number of events in an explanation of a rule that looks at all earlier events.
+const MAX_SHOWN: usize = 50;
+
+/// The explanation of an alert.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Explanation {
+    /// A sentence about the alert.
+    pub summary: String,
+    /// True if all events that the rule looked at are known.
+    pub complete: bool,
+    /// The missing part, and how to have it; null if nothing is missing.
+    pub note: Option<String>,
+    /// The time that the rule looks back, in milliseconds; null if it looks at all earlier events or at the one before.
+    pub look_back_ms: Option<i64>,
+    /// The events up to the triggering one, which is the last, in the order in which the rule sees them.
+    pub events: Vec<ExplainedEvent>,
+}
+
+/// An event of an explanation.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ExplainedEvent {
+    /// The event's id.
+    pub event_id: String,
+    /// The event's type.
+    pub event_type: String,
+    /// The event time, RFC 3339 in UTC.
+    pub event_time: String,
+    /// The partition of the record.
+    pub partition: i64,
+    /// The offset of the record.
+    pub offset: i64,
+    /// The epoch in which it was read.
+    pub epoch: u64,
+    /// True for the triggering event.
+    pub trigger: bool,
+    /// True if the rule counted the event.
+    pub took_part: bool,
+    /// True if it arrived after the triggering event, out of order.
+    pub arrived_after: bool,
+    /// The exact amount, as text.
+    pub amount: Option<String>,
+    /// The currency.
+    pub currency: Option<String>,
+    /// The merchant.
+    pub merchant_id: Option<String>,
+    /// The location: `lat` and `lon`, in degrees.
+    #[schema(value_type = Option<Object>)]
+    pub location: Option<Location>,
+    /// The rule's state before the event; null if it is not known.
+    #[schema(value_type = Option<Object>)]
+    pub before: Option<Value>,
+}
+
+/// Explains the alerts of a plan's rules.
+pub struct Explainer {
+    patterns: Patterns,
+}
+
+impl Explainer {
+    /// Returns the explainer of these patterns.
+    pub fn new(patterns: Patterns) -> Explainer {
+        Explainer { patterns }
+    }
+
+    /// Explains an alert from the stored events of its key.
+    ///
+    /// # Errors
+    /// If the events cannot be read.
+    pub fn explain(&self, results: &dyn Results, alert: &AlertRecord) -> Result<Explanation, ResultsError> {
+        let rule = describe(&self.patterns).into_iter().find(|rule| rule.id == alert.rule);
+        let look_back_ms = rule.as_ref().and_then(|rule| rule.look_back_ms);
+        let query = EventQuery {
+            key_kind: alert.key_kind.clone(),
+            key: alert.key.clone(),
+            // The state before the first event that took part depends on what lies as far before it.
+            after: look_back_ms.map(|ms| rfc3339(alert.event_time_ms.saturating_sub(2 * ms))),
+            through: rfc3339(alert.event_time_ms),
+            limit: MAX_READ,
+        };
+        let Some(mut events) = results.events(&query)? else {
+            return Ok(without_events(alert, rule.as_ref()));
+        };
+        let is_truncated = events.len() == MAX_READ;
+        let id = alert.event_ids.last();
+        let at = events
+            .iter()
+            .rposition(|event| event.event_time_ms == alert.event_time_ms && Some(&event.event_id) == id);
+        let Some(at) = at else {
+            let note = "the triggering event is not stored: it may be older than the table's retention, or the table of \
+                        events may be newer than the alert";
+            return Ok(Explanation { note: Some(note.to_owned()), ..without_events(alert, rule.as_ref()) });
+        };
+        events.truncate(at + 1);
+        Ok(self.of_events(alert, rule.as_ref(), &events, is_truncated))
+    }
+
+    fn of_events(
+        &self,
+        alert: &AlertRecord,
+        rule: Option<&RuleDescription>,
+        events: &[EventRecord],
+        is_truncated: bool,
+    ) -> Explanation {
+        let trigger = events.last().expect("the triggering event is there");
+        let look_back_ms = rule.and_then(|rule| rule.look_back_ms);
+        let states = self.states(alert, events, is_truncated);
+        let shown = match look_back_ms {
+            Some(ms) => {
+                events.iter().position(|event| event.event_time_ms > trigger.event_time_ms - ms).unwrap_or(0)
+            }
+            None => events.len().saturating_sub(MAX_SHOWN),
+        };
+        let shown_events = || events.iter().zip(&states).skip(shown);
+        let late = shown_events().filter(|(event, _)| event.epoch > trigger.epoch).count();
+        let explained = shown_events().map(|(event, state)| ExplainedEvent {
+            event_id: event.event_id.clone(),
+            event_type: event.event_type.clone(),
+            event_time: rfc3339(event.event_time_ms),
+            partition: event.partition,
+            offset: event.offset,
+            epoch: event.epoch,
+            trigger: std::ptr::eq(event, trigger),
+            took_part: self.took_part(alert, event),
+            arrived_after: event.epoch > trigger.epoch,
+            amount: event.amount.clone(),
+            currency: event.currency.clone(),
+            merchant_id: event.merchant_id.clone(),
+            location: event.location.map(|(lat, lon)| Location { lat, lon }),
+            before: state.clone(),
+        });
+        let before = states.last().cloned().flatten();
+        let complete = match look_back_ms {
+            Some(_) => shown > 0 || !is_truncated,
+            None => !is_truncated,
+        };
+        let note = match (complete, look_back_ms) {
+            (false, _) => Some(format!("only the newest {MAX_READ} events of the key were read")),
+            (true, None) if shown > 0 => {
+                Some(format!("the newest {MAX_SHOWN} of {} events are shown", events.len()))
+            }
+            (true, _) => None,
+        };
+        Explanation {
+            summary: summary(alert, rule, late, before.as_ref()),
+            complete,
+            note,
+            look_back_ms,
+            events: explained.collect(),
+        }
+    }
+
+    /// Returns true if a rule counts an event.
+    fn took_part(&self, alert: &AlertRecord, event: &EventRecord) -> bool {
+        match alert.rule.as_str() {
+            "merchant_diversity" => event.merchant_id.is_some(),
+            "amount_anomaly" => event.amount.is_some(),
+            "impossible_travel" => alert.event_ids.contains(&event.event_id),
+            _ => true,
+        }
+    }
+
+    /// Returns the rule's state before each event, where it is known.
+    fn states(&self, alert: &AlertRecord, events: &[EventRecord], is_truncated: bool) -> Vec<Option<Value>> {
+        let within = match alert.rule.as_str() {
+            "velocity_spike" => self.patterns.velocity_spike.map(|plan| plan.within_ms),
+            "rapid_fire_burst" => self.patterns.rapid_fire_burst.map(|plan| plan.within_ms),
+            "merchant_diversity" => self.patterns.merchant_diversity.map(|plan| plan.within_ms),
+            _ => None,
+        };
+        match (alert.rule.as_str(), within) {
+            ("merchant_diversity", Some(within_ms)) => distinct(events, within_ms),
+            (_, Some(within_ms)) => counts(events, within_ms),
+            ("amount_anomaly", None) if !is_truncated => {
+                let per_currency = self.patterns.amount_anomaly.is_some_and(|plan| plan.per_currency);
+                moments(events, per_currency)
+            }
+            ("impossible_travel", None) => distances(events),
+            _ => vec![None; events.len()],
+        }
+    }
+}
+
+/// Returns the explanation of an alert whose events are not stored.
+fn without_events(alert: &AlertRecord, rule: Option<&RuleDescription>) -> Explanation {
+    let note = "no sink stores events in a table: add `events` to the tables of the SQLite or PostgreSQL sink to see them";
+    Explanation {
+        summary: summary(alert, rule, 0, None),
+        complete: false,
+        note: Some(note.to_owned()),
+        look_back_ms: rule.and_then(|rule| rule.look_back_ms),
+        events: Vec::new(),
+    }
+}
+
+/// Describes an alert in a sentence or two. `late` is the number of events that arrived out of order, and `before` the
+/// state before the triggering event as it is known now.
+fn summary(
+    alert: &AlertRecord,
+    rule: Option<&RuleDescription>,
+    late: usize,
+    before: Option<&Value>,
+) -> String {
+    let AlertRecord { rule: id, key_kind, key, event_time, .. } = alert;
+    let condition = rule.map_or(String::new(), |rule| format!(" ({})", rule.description));
+    let raised = format!("{key_kind} {key} matched {id}{condition} at {event_time}.");
+    if alert.status != "revoked" {
+        return raised;
+    }
+    let arrived = match late {
+        0 => "An event".to_owned(),
+        1 => "1 event".to_owned(),
+        late => format!("{late} events"),
+    };
+    let now = before.map_or(String::new(), |state| format!(": before it the rule's state is now {state}"));
+    format!(
+        "{raised} Revoked in epoch {}: {arrived} with an earlier event time arrived after it, out of order, and with it the \
+         rule no longer matches at this event{now}.",
+        alert.epoch
+    )
+}
+
+/// Returns the number of events in the interval before each event.
+fn counts(events: &[EventRecord], within_ms: i64) -> Vec<Option<Value>> {
+    let mut first = 0;
+    let mut states = Vec::with_capacity(events.len());
+    for (at, event) in events.iter().enumerate() {
+        while events[first].event_time_ms <= event.event_time_ms.saturating_sub(within_ms) {
+            first += 1;
+        }
+        states.push(Some(json!({ "count": at - first, "within": span(within_ms) })));
+    }
+    states
+}
+
+/// Returns the number of distinct merchants in the interval before each event.
+fn distinct(events: &[EventRecord], within_ms: i64) -> Vec<Option<Value>> {
+    let mut last: HashMap<&str, i64> = HashMap::new();
+    let mut states = Vec::with_capacity(events.len());
+    for event in events {
+        let after = event.event_time_ms.saturating_sub(within_ms);
+        last.retain(|_, time| *time > after);
+        states.push(Some(json!({ "distinct": last.len(), "within": span(within_ms) })));
+        if let Some(merchant) = event.merchant_id.as_deref() {
+            last.insert(merchant, event.event_time_ms);
+        }
+    }
+    states
+}
+
+/// Returns number, mean and sample standard deviation of the amounts before each event, by Welford's method (B. P.
+/// Welford, "Note on a Method for Calculating Corrected Sums of Squares and Products", Technometrics 4, 1962).
+fn moments(events: &[EventRecord], per_currency: bool) -> Vec<Option<Value>> {
+    let mut groups: HashMap<Option<&str>, (u64, f64, f64)> = HashMap::new();
+    let mut states = Vec::with_capacity(events.len());
+    for event in events {
+        let group = event.currency.as_deref().filter(|_| per_currency);
+        let (n, mean, squares) = groups.entry(group).or_default();
+        let stddev = (*n > 1).then(|| round6((*squares / (*n - 1) as f64).sqrt()));
+        states.push(Some(json!({ "n": *n, "mean": round6(*mean), "stddev": stddev })));
+        if let Some(amount) = event.amount.as_deref().and_then(|amount| amount.parse::<f64>().ok()) {
+            *n += 1;
+            let delta = amount - *mean;
+            *mean += delta / *n as f64;
+            *squares += delta * (amount - *mean);
+        }
+    }
+    states
+}
+
+/// Returns distance and time from the previous located event, for each located event.
+fn distances(events: &[EventRecord]) -> Vec<Option<Value>> {
+    let mut previous: Option<(Location, i64)> = None;
+    let mut states = Vec::with_capacity(events.len());
+    for event in events {
+        let here = event.location.map(|(lat, lon)| Location { lat, lon });
+        states.push(here.zip(previous).map(|(here, (before, time))| {
+            json!({
+                "km_from_previous": round6(haversine_km(before, here)),
+                "seconds_since_previous": (event.event_time_ms - time) as f64 / 1e3,
+            })
+        }));
+        previous = here.map(|here| (here, event.event_time_ms)).or(previous);
+    }
+    states
+}
+
+#[cfg(test)]
+mod tests;
