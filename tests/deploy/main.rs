@@ -4,6 +4,7 @@
 mod compose;
 mod guarantees;
 mod image;
+mod kubernetes;
 mod licences;
 mod monitoring;
 mod promql;

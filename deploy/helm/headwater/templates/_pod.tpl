@@ -1,0 +1,36 @@
+{{/* The environment of the program: what the chart decides, and the index of the process. */}}
+{{- define "headwater.env" -}}
+- name: HEADWATER_WORKERS
+  value: {{ .Values.workers | quote }}
+- name: HEADWATER_PROCESSES
+  value: {{ .Values.replicas | quote }}
+- name: HEADWATER_PROCESS
+  valueFrom:
+    fieldRef: { fieldPath: "metadata.labels['apps.kubernetes.io/pod-index']" }
+- name: HEADWATER_HOSTFILE
+  value: /etc/headwater/config/hosts.txt
+- name: HEADWATER__HTTP__LISTEN
+  value: "0.0.0.0:{{ .Values.http.port }}"
+{{- if .Values.http.insecure }}
+- name: HEADWATER__HTTP__INSECURE
+  value: "true"
+{{- else }}
+- name: HEADWATER__HTTP__TOKEN_FILE
+  value: /etc/headwater/secrets/{{ .Values.http.tokenKey }}
+{{- end }}
+- name: HEADWATER__LIMITS__SHUTDOWN_TIMEOUT
+  value: {{ .Values.shutdownTimeout }}s
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "headwater.mounts" -}}
+- { name: config, mountPath: /etc/headwater/config, readOnly: true }
+- { name: secrets, mountPath: /etc/headwater/secrets, readOnly: true }
+- { name: data, mountPath: /var/lib/headwater }
+- { name: tmp, mountPath: /tmp }
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
