@@ -44,6 +44,7 @@ pub struct Metrics {
     watermark_lag: Gauge,
     frontier: IntGauge,
     frontier_lag: Gauge,
+    ready: IntGauge,
     consumer_lag: IntGaugeVec,
     latency: Histogram,
     bytes_in_flight: IntGauge,
@@ -152,6 +153,7 @@ impl Metrics {
                  has ended")?,
             frontier: add.gauge("headwater_frontier_epoch", "The first epoch that not all sinks have committed")?,
             frontier_lag: add.float_gauge("headwater_frontier_lag_seconds", "Age of the first epoch that not all sinks have committed")?,
+            ready: add.gauge("headwater_ready", "1 if the process is ready, as /readyz reports it")?,
             consumer_lag: add.gauges("headwater_consumer_lag_records", "Known records that have not been read yet", &["partition"])?,
             latency: add.register(Histogram::with_opts(
                 HistogramOpts::new(
@@ -475,6 +477,7 @@ impl Metrics {
             let stalls = stalls.contains_key(&cause) || (cause == Cause::Transaction && held);
             self.stalled.with_label_values(&[cause.as_str()]).set(stalls.into());
         }
+        self.ready.set(self.unready_at(now).is_none().into());
         self.frontier_lag.set(begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64()));
         self.watermark_lag.set(match EventTime(self.watermark_ms.load(Ordering::Relaxed)) {
             EventTime::MIN => self.started.elapsed().as_secs_f64(),

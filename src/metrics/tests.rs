@@ -13,8 +13,10 @@ fn a_stalled_frontier_is_not_ready_and_names_the_cause() {
     assert_eq!(starting.reason, "starting: opening sink postgres for 9 s");
     metrics.started();
 
+    assert!(metrics.text().contains("\nheadwater_ready 0\n"));
     metrics.frontier(Epoch(7), Some(Instant::now()));
     assert_eq!(metrics.unready(), None);
+    assert!(metrics.text().contains("\nheadwater_ready 1\n"));
 
     metrics.consumer_lag(Partition(0)).set(40);
     metrics.consumer_lag(Partition(3)).set(2);

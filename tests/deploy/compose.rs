@@ -221,7 +221,8 @@ const READ_BY_IMAGES: [(&str, &[&str]); 4] = [
         ],
     ),
     ("kafka-ui", &["KAFKA_CLUSTERS_0_BOOTSTRAPSERVERS", "KAFKA_CLUSTERS_0_NAME"]),
-    ("postgres", &["POSTGRES_DB", "POSTGRES_PASSWORD", "POSTGRES_USER"]),
+    // READER_PASSWORD is read by mounted files: deploy/postgres/reader.sh and Grafana's data source.
+    ("postgres", &["POSTGRES_DB", "POSTGRES_PASSWORD", "POSTGRES_USER", "READER_PASSWORD"]),
     (
         "grafana",
         &[
@@ -230,6 +231,7 @@ const READ_BY_IMAGES: [(&str, &[&str]); 4] = [
             "GF_AUTH_ANONYMOUS_ENABLED",
             "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH",
             "GF_SECURITY_ADMIN_PASSWORD",
+            "READER_PASSWORD",
         ],
     ),
 ];

@@ -86,9 +86,9 @@ impl Manifest {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().to_str().expect("UTF-8");
         for key in self.secret_keys() {
-            std::fs::write(folder.path().join(key), "secret\n").expect("writable");
+            std::fs::write(folder.path().join(key), "a secret of 16 bytes or more\n").expect("writable");
         }
-        let environment = self.environment(0).into_iter().filter(|(name, _)| is_known(name));
+        let environment = self.environment(0).into_iter();
         let environment = environment.map(|(name, value)| (name, value.replace(SECRETS, path)));
         Config::parse(&self.data("headwater.toml").replace(SECRETS, path), environment)
             .unwrap_or_else(|errors| panic!("{}: {errors}", self.name))
@@ -114,11 +114,6 @@ impl Manifest {
         let secret = volumes.iter().find_map(|volume| volume["secret"]["secretName"].as_str());
         secret.expect("a volume of the Secret")
     }
-}
-
-/// Returns true for the variables whose keys the reference of the configuration lists.
-fn is_known(variable: &str) -> bool {
-    variable != "HEADWATER__HTTP__TOKEN_FILE" || text("docs/configuration.md").contains("| `token_file` |")
 }
 
 /// Returns the objects of a file with several documents.

@@ -1,7 +1,8 @@
 //! Static tests of the deployment files, without a container engine: mounted files exist, commands, configuration and
-//! environment are parsed as intended, and dashboard and alerts query existing metrics.
+//! environment are parsed as intended, and dashboards and alerts query existing metrics.
 
 mod compose;
+mod dashboards;
 mod guarantees;
 mod image;
 mod kubernetes;

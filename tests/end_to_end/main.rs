@@ -10,6 +10,7 @@ mod commands;
 mod common;
 mod crash;
 mod crash_points;
+mod dashboards;
 mod faults;
 mod file_sink;
 mod files;
