@@ -223,7 +223,7 @@ fn a_pod_is_killed_only_after_the_shutdown_timeout() {
 fn probes_ask_the_port_on_which_the_program_listens() {
     for manifest in Manifest::all() {
         let (name, engine) = (manifest.name, manifest.engine());
-        let listen = manifest.config().http.expect("an address for HTTP");
+        let listen = manifest.config().http.expect("an address for HTTP").listen;
         assert!(listen.ip().is_unspecified(), "{name}: probes cannot reach {listen}");
         let port = engine["ports"].as_array().into_iter().flatten().find(|port| port["name"] == "http");
         assert_eq!(port.expect("a port")["containerPort"], listen.port(), "{name}");
