@@ -47,9 +47,9 @@ pub fn demo_console(args: &DemoArgs) -> anyhow::Result<()> {
         database.display()
     );
 
-    let pace = (args.rate / HASTE).ceil().max(60.0) as u32;
-    let settings =
-        GeneratorSettings { seed: args.seed, pace, stragglers: true, ..GeneratorSettings::default() };
+    let defaults = GeneratorSettings::default();
+    let pace = ((args.rate / HASTE) as u32).max(20 * defaults.partitions);
+    let settings = GeneratorSettings { seed: args.seed, pace, stragglers: true, ..defaults };
     let source = Arc::new(GeneratorSource::live(settings, args.rate)?);
     let workers = timely::Config::process(args.workers);
     let mut job = Job { stopping: Arc::clone(&stopping), ..assembly::job(&config, false, workers, metrics)? };
