@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use headwater::source::kafka::dead_letters::{self, DeadLetter, DeadLetters};
 use headwater::source::kafka::produce::{Produced, Producer};
-use headwater::source::kafka::retry::{Retried, Retry};
+use headwater::source::kafka::retry::{Resend, Retried, Retry, RetryError};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
 use headwater::source::{Budget, Source};
 use headwater::topics::{TopicSpec, create_topics};
@@ -37,6 +37,7 @@ fn open(topic: &str) -> KafkaSource {
         starts: None,
         start_from: StartFrom::Earliest,
         ignore_group: false,
+        producer_header: "producer".to_owned(),
         accepted: Vec::new(),
         options: Options::new(),
         until_end: false,
@@ -143,10 +144,14 @@ fn dead_letters_are_retried_once_to_their_own_source_topic() {
             source_topic: &source,
             letters_topic: &letters,
             include_late,
+            records_each: false,
+            per_second: Some(1000.0),
+            producer_header: "producer",
         };
         let chosen =
             read().filter(|letter| reason.is_none_or(|of| letter.as_ref().is_ok_and(|l| l.reason() == of)));
-        retry.run(chosen).expect("they are sent")
+        let resends = chosen.map(|letter| Ok(Resend { letter: letter?, edited: None }));
+        retry.run::<RetryError>(resends).expect("they are sent")
     };
     let left = Retried { late: 1, exhausted: 1, truncated: 1, of_others: 1, ..Retried::default() };
     let of_one_reason = Retried { sent: 1, exhausted: 1, of_others: 1, ..Retried::default() };

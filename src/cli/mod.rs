@@ -22,8 +22,7 @@ use anyhow::Context;
 use args::Arguments;
 use clap::error::ErrorKind;
 use command::{
-    BenchCommand, CheckArgs, Command, DeadLettersCommand, ProduceArgs, RunArgs, StatusArgs, TopicsArgs,
-    TopicsCommand,
+    BenchCommand, CheckArgs, Command, ProduceArgs, RunArgs, StatusArgs, TopicsArgs, TopicsCommand,
 };
 use headwater_sinks::Misconfigured;
 use hosts::HostsError;
@@ -108,8 +107,7 @@ fn execute(command: Command) -> anyhow::Result<u8> {
         Command::Status(args) => return status(&args),
         Command::Topics(TopicsCommand::Create(args)) => topics_create(&args)?,
         Command::Produce(args) => produce_events(&args)?,
-        Command::DeadLetters(DeadLettersCommand::List(args)) => dead_letters::list(&args)?,
-        Command::DeadLetters(DeadLettersCommand::Retry(args)) => dead_letters::retry(&args)?,
+        Command::DeadLetters(command) => dead_letters::run(&command)?,
         Command::Bench(BenchCommand::Cost(args)) => bench::cost(&args)?,
         Command::Bench(BenchCommand::Keys(args)) => bench::keys(&args)?,
         Command::Bench(BenchCommand::Stages(args)) => bench::stages(&args)?,

@@ -83,6 +83,8 @@ const RESULTS: &[Key] = keys! {
 
 /// The keys after those of the kinds of sinks.
 const LAST: &[Key] = keys! {
+    "dead_letters.mask": "Fields of dead letters whose values `headwater dead-letters` and the HTTP API never show: names, or paths such as `card.number`. The values are replaced in payloads, and wherever else they appear in the letter; from a syntax error on, the rest of a payload is hidden, and so is a payload that is not text. What is stored stays as it is."
+
     "http.listen" = "\"127.0.0.1:9464\"": "Address that serves `/livez`, `/readyz` and `/metrics`. The default accepts connections from this machine only."
 
     "log.format" = "\"human\"": "`human` or `json`."

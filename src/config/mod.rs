@@ -54,6 +54,8 @@ pub struct Config {
     pub checkpoint: Option<CheckpointConfig>,
     /// The maximum time to finish the records that were read, after a request to stop.
     pub shutdown_timeout: Duration,
+    /// The fields of dead letters whose values are never shown.
+    pub masked_fields: Vec<String>,
     /// The address of the HTTP server, if it is enabled.
     pub http: Option<std::net::SocketAddr>,
     /// The format and level of the log.
@@ -219,6 +221,13 @@ fn read_limits(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Optio
     Some((limits, millis(shutdown_timeout?)))
 }
 
+/// Reads the section `[dead_letters]`: the fields to mask.
+fn read_dead_letters(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Vec<String> {
+    let masked = section.list("mask", diagnostics);
+    section.end(diagnostics);
+    masked.unwrap_or_default()
+}
+
 /// Reads the section `[http]`: the address to listen on.
 fn read_http(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<std::net::SocketAddr> {
     let listen = section.get_text("listen", diagnostics, |text| {
@@ -269,6 +278,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let ledger =
         top.section("ledger", diagnostics).and_then(|section| ledger::read(section, &sinks, diagnostics));
     let checkpoint = checkpoint::read(top, diagnostics);
+    let masked_fields = read_dead_letters(top.section_or_default("dead_letters", diagnostics), diagnostics);
     let http = top.section("http", diagnostics).and_then(|section| read_http(section, diagnostics));
     let log = read_log(top.section_or_default("log", diagnostics), diagnostics);
     Section::end_of(top, diagnostics);
@@ -298,6 +308,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         state,
         checkpoint,
         shutdown_timeout,
+        masked_fields,
         http,
         log: log?,
         resets: Resets::default(),

@@ -57,6 +57,7 @@ impl Reader for Scripted {
                 key: None,
                 value: Some(value.as_bytes()),
                 retries: 0,
+                producer: None,
             });
             script.state.position = Offset(offset.0 + 1);
             read += 1;
