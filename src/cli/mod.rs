@@ -32,6 +32,7 @@ use serde_json::json;
 use crate::assembly;
 use crate::config::{Config, ConfigError, ConfigErrors, Origin, SourceConfig};
 use crate::coordination::{AcceptedLoss, Skip};
+use crate::dead_letters::LettersError;
 use crate::metrics::Metrics;
 use crate::pipeline::Resets;
 use crate::runtime::{Job, RunError};
@@ -83,13 +84,16 @@ fn explain(error: &clap::Error) -> anyhow::Result<u8> {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let is_usage =
         |cause: &(dyn std::error::Error + 'static)| cause.is::<ConfigErrors>() || cause.is::<Misconfigured>();
-    if error.is::<HostsError>() || error.chain().any(is_usage) {
+    let letters = error.downcast_ref::<LettersError>();
+    if error.is::<HostsError>() || error.chain().any(is_usage) || letters.is_some_and(LettersError::is_usage)
+    {
         return USAGE;
     }
     if let Some(OutputError::Closed) = error.downcast_ref() {
         return CLOSED;
     }
-    let refused = matches!(error.downcast_ref(), Some(SourceError::Refused(_)))
+    let refused = letters.is_some_and(LettersError::is_refusal)
+        || matches!(error.downcast_ref(), Some(SourceError::Refused(_)))
         || error.downcast_ref().is_some_and(RunError::is_refusal);
     if refused { REFUSED } else { FAILED }
 }

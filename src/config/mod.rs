@@ -34,7 +34,7 @@ use crate::pipeline::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Time,
     TravelPlan, WindowKind, WindowPlan,
 };
-use crate::settings::{Diagnostics, Section, environment, millis, renamed, tree};
+use crate::settings::{Diagnostics, Node, Section, environment, millis, renamed, tree};
 use crate::state::StateConfig;
 
 /// A valid configuration.
@@ -209,6 +209,8 @@ fn read_limits(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Optio
     let unfinal_bytes = section.size("unfinal_bytes", diagnostics);
     let epochs_in_flight = section.int("epochs_in_flight", 2..=1_000_000, diagnostics);
     let dedup_horizon_ms = section.duration("dedup_horizon", 0, diagnostics);
+    let max_rejected_share = read_share(&mut section, diagnostics);
+    let rejected_window = section.duration("rejected_window", 1000, diagnostics);
     let shutdown_timeout = section.duration("shutdown_timeout", 0, diagnostics);
     section.end(diagnostics);
     let limits = Limits {
@@ -216,9 +218,26 @@ fn read_limits(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Optio
         unfinal_bytes: unfinal_bytes? as u64,
         epochs_in_flight: epochs_in_flight? as u64,
         dedup_horizon_ms: dedup_horizon_ms?,
+        max_rejected_share: max_rejected_share?,
+        rejected_window: millis(rejected_window?),
         ttl_ms: 0,
     };
     Some((limits, millis(shutdown_timeout?)))
+}
+
+/// Reads the share of rejected records above which a run stops: a number, or `off`.
+fn read_share(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Option<f64>> {
+    section.get("max_rejected_share", diagnostics, |node| {
+        let share = match node {
+            Node::Text(text) if text == "off" => return Ok(None),
+            Node::Text(text) => text.parse().ok(),
+            Node::Int(value) => Some(*value as f64),
+            Node::Float(value) => Some(*value),
+            _ => None,
+        };
+        let share = share.filter(|share| (0.0..1.0).contains(share));
+        share.map(Some).ok_or_else(|| "a number from 0 to below 1, such as 0.5, or \"off\"".to_owned())
+    })
 }
 
 /// Reads the section `[dead_letters]`: the fields to mask.

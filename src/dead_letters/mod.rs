@@ -130,7 +130,7 @@ pub enum LettersError {
     Edit {
         /// The letter.
         id: LetterId,
-        /// What is wrong, as a verb phrase.
+        /// The error, as a verb phrase.
         reason: String,
     },
     /// A request contradicts itself.
@@ -147,6 +147,24 @@ pub enum LettersError {
         /// The number of letters.
         count: u64,
     },
+}
+
+impl LettersError {
+    /// Returns true if a promise would be broken, or the source refuses: trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        use LettersError::{OfOthers, Retry, Source};
+        matches!(
+            self,
+            Source(SourceError::Refused(_))
+                | Retry(RetryError::Read(SourceError::Refused(_)))
+                | OfOthers { .. }
+        )
+    }
+
+    /// Returns true if the request or the configuration must be changed.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, LettersError::Request(_) | LettersError::Cursor(_) | LettersError::NoSourceTopic)
+    }
 }
 
 impl LetterStore {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::topic::is_of_pipeline;
 use super::{LetterStore, LettersError, READ_TIME, Storage, open};
 
-/// What was deleted, or would be.
+/// The numbers of letters that were deleted, or would be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Purged {
     /// The number of letters of this pipeline.

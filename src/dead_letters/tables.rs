@@ -118,6 +118,7 @@ impl TableRow {
 /// A query: its conditions and order, and its values. `?` stands for the next value.
 #[derive(Debug, Default)]
 struct Query {
+    is_sqlite: bool,
     text: String,
     values: Vec<Parameter>,
 }
@@ -149,14 +150,15 @@ impl Query {
                 self.add(&format!(" AND timestamp {comparison} ?"), [at(ms)]);
             }
         }
+        // The rows without a timestamp have one that is far away.
         if filter.from_ms.is_some() || filter.to_ms.is_some() {
-            self.timed();
+            self.add(" AND timestamp >= ?", [at(0)]);
+            match self.is_sqlite {
+                // Its times are texts, and a year of more than four digits sorts by its first.
+                true => self.add(" AND length(timestamp) = 24", []),
+                false => self.add(" AND timestamp < ?", [at(END_MS)]),
+            }
         }
-    }
-
-    /// Leaves out the rows without a timestamp, which have one that is far away.
-    fn timed(&mut self) {
-        self.add(" AND timestamp >= ? AND timestamp < ?", [at(0), at(253_402_300_799_999)]);
     }
 
     fn rows(&mut self, rows: &Rows) {
@@ -208,8 +210,11 @@ impl Query {
     }
 }
 
+/// The last millisecond of the year 9999.
+const END_MS: i64 = 253_402_300_799_999;
+
 fn at(ms: i64) -> Parameter {
-    Parameter::Time(rfc3339(ms.clamp(0, 253_402_300_799_999)))
+    Parameter::Time(rfc3339(ms.clamp(0, END_MS)))
 }
 
 const COLUMNS: &str = "partition, \"offset\", reason, field, message, \"key\", value, retries";
@@ -225,6 +230,10 @@ impl Database {
         }
     }
 
+    fn query(&self) -> Query {
+        Query { is_sqlite: matches!(self, Database::Sqlite(_)), ..Query::default() }
+    }
+
     /// Passes on rows until `each` returns false.
     ///
     /// # Errors
@@ -236,7 +245,7 @@ impl Database {
         limit: usize,
         each: &mut dyn FnMut(TableRow) -> bool,
     ) -> Result<(), LettersError> {
-        let mut query = Query::default();
+        let mut query = self.query();
         query.filter(filter);
         query.rows(rows);
         query.limit(limit);
@@ -267,7 +276,7 @@ impl Database {
     /// # Errors
     /// If the table cannot be read.
     pub fn groups(&self, filter: &Filter) -> Result<Vec<Group>, LettersError> {
-        let mut query = Query::default();
+        let mut query = self.query();
         query.filter(filter);
         query.add(" GROUP BY reason, field ORDER BY count(*) DESC", []);
         query.limit(GROUPS);
@@ -318,7 +327,7 @@ impl Database {
     /// # Errors
     /// If the table cannot be written.
     pub fn purge(&self, before_ms: i64, dry_run: bool) -> Result<u64, LettersError> {
-        let mut query = Query::default();
+        let mut query = self.query();
         query.filter(&Filter { to_ms: Some(before_ms), ..Filter::default() });
         let count = "SELECT count(*) FROM dead_letters";
         let delete = "DELETE FROM dead_letters";
@@ -452,6 +461,12 @@ fn sqlite<T>(
     writes: bool,
     run: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
 ) -> Result<T, LettersError> {
+    if !path.exists() {
+        return Err(LettersError::Database {
+            action: format!("read dead letters in {}", path.display()),
+            source: "there is no such file; the first run creates it".into(),
+        });
+    }
     let access = if writes { OpenFlags::SQLITE_OPEN_READ_WRITE } else { OpenFlags::SQLITE_OPEN_READ_ONLY };
     let opened = rusqlite::Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX);
     let answered = opened.and_then(|connection| {

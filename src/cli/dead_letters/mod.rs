@@ -71,8 +71,8 @@ fn list(args: &ListArgs) -> anyhow::Result<()> {
         of_others += page.of_other_pipelines;
         for letter in &page.dead_letters {
             match (args.json, listed) {
-                (true, 0) => out!("{}", json!(letter))?,
-                (true, _) => out!(",{}", json!(letter))?,
+                (true, 0) => out!("{}", object(letter, pipeline))?,
+                (true, _) => out!(",{}", object(letter, pipeline))?,
                 (false, 0) => outln!("{HEADINGS}\n{}", line(letter))?,
                 (false, _) => outln!("{}", line(letter))?,
             }
@@ -91,6 +91,12 @@ fn list(args: &ListArgs) -> anyhow::Result<()> {
         outln!("{} of {pipeline} in {}{others}", counted(listed, "dead letter"), place(&store))?;
     }
     Ok(())
+}
+
+fn object(letter: &Letter, pipeline: &str) -> Value {
+    let mut object = json!(letter);
+    object["pipeline"] = json!(pipeline);
+    object
 }
 
 const HEADINGS: &str = "AT         SOURCE               REASON     TIME                      SENT  BYTES  FIELD         MESSAGE: VALUE";
@@ -172,7 +178,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
     let store = store(&load(&args.config)?, &args.mask)?;
     let letter = store.letter(args.id)?.ok_or(LettersError::NotFound(args.id))?;
     let json = || {
-        let mut object = json!(letter);
+        let mut object = object(&letter, &store.pipeline);
         let headers = letter.headers.iter().map(|(name, value)| json!({ "name": name, "value": value }));
         object["headers"] = Value::Array(headers.collect());
         object

@@ -111,6 +111,7 @@ fn fixture(position: Position, backlog: u64, counted: bool, bytes_in_flight: usi
         watermark: Rc::new(Cell::new(EventTime::MIN)),
         committed: Probe::new(),
         failure: Failure::default(),
+        rejections: None,
         metrics: Arc::default(),
     };
     let reading = Reading::new(0, Box::new(script.clone()), settings, context);
