@@ -238,8 +238,13 @@ pub fn mask(text: &str, fields: &[String]) -> Masked {
         masked.cut = (error == Some(range.start) && range.end == text.len()).then_some(masked.text.len());
         masked.text += MASK;
         let secret = &text[range.clone()];
-        let inner = if secret.starts_with('"') { unescaped(secret) } else { secret.to_owned() };
-        masked.secrets.extend([secret.to_owned(), inner]);
+        // A string as it is written, and as it reads.
+        if let Some(inner) = secret.strip_prefix('"') {
+            let inner = inner.strip_suffix('"').unwrap_or(inner);
+            masked.secrets.extend([inner.to_owned(), unescaped(secret)]);
+        } else {
+            masked.secrets.push(secret.to_owned());
+        }
         at = range.end;
     }
     masked.text += &text[at..];
@@ -249,10 +254,28 @@ pub fn mask(text: &str, fields: &[String]) -> Masked {
 }
 
 impl Masked {
-    /// Returns a text without the replaced values.
+    /// Returns a text without the replaced values. A short one is replaced only where it is a word: a letter of its own
+    /// is in most texts.
     pub fn clean(&self, text: &str) -> String {
-        self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
+        self.secrets.iter().fold(text.to_owned(), |text, secret| replace(&text, secret))
     }
+}
+
+/// The length from which on a replaced value is looked for within words, in bytes.
+const LONG: usize = 4;
+
+fn replace(text: &str, secret: &str) -> String {
+    let is_part = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find(secret) {
+        let end = at + secret.len();
+        let before = if at == 0 { out.chars().next_back() } else { rest[..at].chars().next_back() };
+        let within = is_part(before) || is_part(rest[end..].chars().next());
+        out += &rest[..at];
+        out += if within && secret.len() < LONG { secret } else { "***" };
+        rest = &rest[end..];
+    }
+    out + rest
 }
 
 /// Sets a field of a JSON object to a value, and leaves all other text as it is.
@@ -332,6 +355,12 @@ mod tests {
         assert_eq!(masked.clean("key 12\"34 and {\"a\":\"1\"}"), "key *** and ***");
         assert_eq!(mask(text, &[]).text, text);
         assert_eq!(mask(r#"{"c\u0061rd":"secret"}"#, &names(&["card"])).text, r#"{"c\u0061rd":"***"}"#);
+    }
+
+    #[test]
+    fn a_short_secret_is_replaced_as_a_word_only() {
+        let masked = mask(r#"{"card":"e","pin":"4711"}"#, &names(&["card", "pin"]));
+        assert_eq!(masked.clean("event_type \"e\" of e: x4711y"), "event_type \"***\" of ***: x***y");
     }
 
     #[test]

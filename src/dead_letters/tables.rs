@@ -219,7 +219,9 @@ fn at(ms: i64) -> Parameter {
 
 const COLUMNS: &str = "partition, \"offset\", reason, field, message, \"key\", value, retries";
 const NEWEST_FIRST: &str = " ORDER BY timestamp DESC, partition DESC, \"offset\" DESC";
-const GROUP: &str = "SELECT reason, field, count(*), min(timestamp), max(timestamp)";
+const GROUP: &str =
+    "SELECT reason, field, count(*), min(CASE WHEN length(timestamp) = 24 THEN timestamp END),
+    max(CASE WHEN length(timestamp) = 24 THEN timestamp END)";
 
 impl Database {
     /// Returns the name of the database, for errors.
@@ -256,7 +258,8 @@ impl Database {
             }
             Database::Postgres(..) => self.postgres(true, async |mut client| {
                 let select = format!(
-                    "SELECT {COLUMNS}, timestamp::text, (extract(epoch FROM timestamp) * 1000)::bigint FROM dead_letters"
+                    "SELECT {COLUMNS}, timestamp::text, {} FROM dead_letters",
+                    postgres_ms("CASE WHEN isfinite(timestamp) THEN timestamp END")
                 );
                 let transaction = client.transaction().await?;
                 let values = parameters(&query);
@@ -287,7 +290,7 @@ impl Database {
                 let mut rows = statement.query(rusqlite::params_from_iter(sqlite_values(&query)))?;
                 let mut groups = Vec::new();
                 while let Some(row) = rows.next()? {
-                    let seen = |text: String| rfc3339_ms(&text).ok();
+                    let seen = |text: Option<String>| rfc3339_ms(&text?).ok();
                     groups.push(group(
                         row.get(0)?,
                         row.get(1)?,
@@ -299,7 +302,7 @@ impl Database {
                 Ok(groups)
             })?,
             Database::Postgres(..) => self.postgres(true, async |client| {
-                let ms = |what| format!("(extract(epoch FROM {what}(timestamp)) * 1000)::bigint");
+                let ms = |what| postgres_ms(&format!("{what}(timestamp) FILTER (WHERE isfinite(timestamp))"));
                 let select = format!("SELECT reason, field, count(*), {}, {}", ms("min"), ms("max"));
                 let text = format!("{select} FROM dead_letters{}", query.numbered());
                 let values = parameters(&query);
@@ -433,6 +436,11 @@ fn references(values: &[Box<dyn ToSql + Sync>]) -> Vec<&(dyn ToSql + Sync)> {
     values.iter().map(|value| &**value).collect()
 }
 
+/// Returns the milliseconds since 1970 of a time, in PostgreSQL.
+fn postgres_ms(time: &str) -> String {
+    format!("(extract(epoch FROM {time}) * 1000)::bigint")
+}
+
 fn postgres_row(row: &tokio_postgres::Row) -> TableRow {
     TableRow {
         id: LetterId { partition: row.get::<_, i32>(0).unsigned_abs(), offset: row.get(1) },
@@ -443,7 +451,7 @@ fn postgres_row(row: &tokio_postgres::Row) -> TableRow {
         value: row.get(6),
         retries: row.get::<_, i32>(7).into(),
         timestamp: row.get(8),
-        timestamp_ms: Some(row.get(9)).filter(|&ms| time(ms).is_some()),
+        timestamp_ms: row.get::<_, Option<i64>>(9).filter(|&ms| time(ms).is_some()),
     }
 }
 

@@ -255,7 +255,7 @@ fn purge_text(store: &LetterStore, before_ms: i64, purged: &Purged) -> String {
         Storage::Table(_) => "rows whose record has no timestamp are kept",
     };
     format!(
-        "{} of {}{others} before {} {done} in {} ({how})\n",
+        "{} of {}{others} before {} {done} from {} ({how})\n",
         counted(deleted, "dead letter"),
         store.pipeline,
         crate::json::rfc3339(before_ms),

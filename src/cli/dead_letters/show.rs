@@ -45,7 +45,7 @@ pub fn text(letter: &Letter) -> String {
         format!("field     {}", or_none(&letter.field)),
         format!("producer  {}", or_none(&letter.producer)),
         format!("record    {}{source_time}", source(letter)),
-        format!("written   {}", or_none(&letter.time)),
+        format!("time      {}", or_none(&letter.time)),
         format!("sent      {}", sent_again(letter)),
         format!("retries   {}", letter.retries),
         format!("key       {}", or_none(&key.or_else(|| letter.key.clone()))),
