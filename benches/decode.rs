@@ -46,6 +46,7 @@ fn raw(value: &[u8]) -> Raw<'_> {
         key: None,
         value: Some(value),
         retries: 0,
+        producer: None,
     }
 }
 

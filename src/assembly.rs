@@ -6,9 +6,13 @@ use std::sync::atomic::AtomicBool;
 
 use headwater_sinks::{Generation, LedgerId, OpenError, Shards, WriterContext, crash};
 
-use crate::config::{CheckpointConfig, Config, LedgerConfig, changes};
+use crate::config::{
+    CheckpointConfig, Config, KafkaSourceConfig, LedgerConfig, OutputKind, SinkConfig, SourceConfig,
+    TablesConfig, changes,
+};
 use crate::connectors::{SinkContext, SourceContext};
 use crate::coordination::{TAKEOVERS_WITHIN_MS, Takeovers};
+use crate::dead_letters::{Database, KafkaTopic, LetterStore, Storage};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
@@ -43,6 +47,48 @@ pub fn sink_context<'a>(config: &'a Config, topic_prefix: &'a str) -> SinkContex
 /// Builds the sinks of a configuration. `topic_prefix` is prepended to the names of topics.
 pub fn sinks(config: &Config, topic_prefix: &str) -> Vec<SinkJob> {
     config.sinks.jobs(sink_context(config, topic_prefix))
+}
+
+/// Returns the dead letters of a configuration: those in a topic if a sink writes one, else those in a table. None if no
+/// sink stores dead letters that can be read again.
+pub fn dead_letters(config: &Config) -> Option<LetterStore> {
+    let mut kafka = config.sinks.kafka();
+    let topic = kafka.find_map(|sink| {
+        let topic = sink.topics.get(&OutputKind::DeadLetters)?.clone();
+        Some(Storage::Topic(KafkaTopic {
+            brokers: sink.brokers.clone(),
+            options: sink.options.clone(),
+            topic,
+        }))
+    });
+    let has_table = |tables: &TablesConfig| tables.tables.contains(&OutputKind::DeadLetters);
+    let table = || {
+        config.sinks.0.values().find_map(|sink| match sink {
+            SinkConfig::Postgres(sink) if has_table(&sink.tables) => {
+                Some(Storage::Table(Database::Postgres(sink.url.clone(), sink.schema.clone())))
+            }
+            SinkConfig::Sqlite(sink) if has_table(&sink.tables) => {
+                Some(Storage::Table(Database::Sqlite(sink.path.clone())))
+            }
+            _ => None,
+        })
+    };
+    let (source, producer_header) = match &config.source {
+        SourceConfig::Kafka(KafkaSourceConfig { brokers, topic, options, producer_header, .. }) => {
+            let (brokers, topic, options) = (brokers.clone(), topic.clone(), options.clone());
+            (Some(KafkaTopic { brokers, options, topic }), producer_header.clone())
+        }
+        _ => (None, String::new()),
+    };
+    Some(LetterStore {
+        pipeline: config.plan.pipeline.to_string(),
+        storage: topic.or_else(table)?,
+        source,
+        mask: config.masked_fields.clone(),
+        producer_header,
+        format: config.plan.format,
+        strict_fields: config.plan.strict_fields,
+    })
 }
 
 /// Opens the ledger.

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 mod connectors;
 pub mod coordination;
+pub mod dead_letters;
 pub mod decode;
 pub mod embed;
 pub mod event;

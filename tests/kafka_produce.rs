@@ -5,9 +5,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use headwater::dead_letters::{Filter, KafkaTopic, LetterStore, RetryRequest, Storage};
 use headwater::source::kafka::dead_letters::{self, DeadLetter, DeadLetters};
 use headwater::source::kafka::produce::{Produced, Producer};
-use headwater::source::kafka::retry::{Retried, Retry};
+use headwater::source::kafka::retry::{Resend, Retried, Retry, RetryError};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
 use headwater::source::{Budget, Source};
 use headwater::topics::{TopicSpec, create_topics};
@@ -37,6 +38,7 @@ fn open(topic: &str) -> KafkaSource {
         starts: None,
         start_from: StartFrom::Earliest,
         ignore_group: false,
+        producer_header: "producer".to_owned(),
         accepted: Vec::new(),
         options: Options::new(),
         until_end: false,
@@ -143,10 +145,14 @@ fn dead_letters_are_retried_once_to_their_own_source_topic() {
             source_topic: &source,
             letters_topic: &letters,
             include_late,
+            records_each: false,
+            per_second: Some(1000.0),
+            producer_header: "producer",
         };
         let chosen =
             read().filter(|letter| reason.is_none_or(|of| letter.as_ref().is_ok_and(|l| l.reason() == of)));
-        retry.run(chosen).expect("they are sent")
+        let resends = chosen.map(|letter| Ok(Resend { letter: letter?, edited: None }));
+        retry.run::<RetryError>(resends).expect("they are sent")
     };
     let left = Retried { late: 1, exhausted: 1, truncated: 1, of_others: 1, ..Retried::default() };
     let of_one_reason = Retried { sent: 1, exhausted: 1, of_others: 1, ..Retried::default() };
@@ -169,4 +175,66 @@ fn dead_letters_are_retried_once_to_their_own_source_topic() {
     got.sort();
     let expected = [("0", 1), ("1", 3), ("3", 1), ("6", 2)];
     assert_eq!(got, expected.map(|(value, retries)| (value.to_owned(), retries)));
+}
+
+#[test]
+fn a_topic_of_letters_is_paged_and_single_letters_are_sent_once() {
+    let (letters, source) = (topic("paged", 3), topic("paged-back", 1));
+    let pipeline = format!("paged-{}", std::process::id());
+    let letter = |n: u32| {
+        let header = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
+        let of = if n.is_multiple_of(10) { "another" } else { &pipeline };
+        let field = if n.is_multiple_of(2) { "amount" } else { "user_id" };
+        let headers = [("reason", "invalid"), ("field", field), ("pipeline", of), ("source-topic", &source)];
+        let headers = headers.map(|(name, value)| header(name, value)).to_vec();
+        Produced { partition: Some(n % 3), key: None, value: Some(n.to_string().into_bytes()), headers }
+    };
+    let kafka = Producer::connect(&brokers(), &Options::new(), &letters).expect("it connects");
+    kafka.run((0..100).map(letter), None, &AtomicBool::new(false), &mut |_| {}).expect("they are produced");
+    let place =
+        |topic: &str| KafkaTopic { brokers: brokers(), options: Options::new(), topic: topic.to_owned() };
+    let store = LetterStore {
+        pipeline: pipeline.clone(),
+        storage: Storage::Topic(place(&letters)),
+        source: Some(place(&source)),
+        mask: Vec::new(),
+        producer_header: "producer".to_owned(),
+        format: headwater::decode::JSON,
+        strict_fields: false,
+    };
+    let (mut cursor, mut values, mut of_others) = (None, Vec::new(), 0);
+    loop {
+        let page = store.page(&Filter::default(), cursor.as_deref(), 17).expect("readable");
+        values.extend(page.dead_letters.iter().map(|letter| (letter.id, letter.value.clone())));
+        of_others += page.of_other_pipelines;
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!((values.len(), of_others), (90, 10));
+    for partition in 0..3 {
+        let of: Vec<_> =
+            values.iter().filter(|(id, _)| id.partition == partition).map(|(id, _)| id.offset).collect();
+        assert!(of.is_sorted_by(|one, next| one > next), "the newest first: {of:?}");
+    }
+    let groups = store.groups(&Filter::default()).expect("readable");
+    assert_eq!(groups.groups.iter().map(|group| group.count).collect::<Vec<_>>(), [50, 40]);
+
+    let retry = |request: RetryRequest| {
+        let report = store.retry(&request).expect("sent");
+        (report.sent, report.skipped.sent_before)
+    };
+    let one = RetryRequest { ids: vec![values[40].0], ..RetryRequest::default() };
+    assert_eq!(retry(RetryRequest { dry_run: true, ..one.clone() }), (1, 0));
+    assert_eq!((retry(one.clone()), retry(one.clone())), ((1, 0), (0, 1)));
+    assert_eq!(store.letter(one.ids[0]).expect("readable").expect("it exists").sent_again, Some(true));
+    let filter = Filter { field: Some("amount".to_owned()), ..Filter::default() };
+    let of_field = retry(RetryRequest { filter, ..RetryRequest::default() });
+    assert_eq!(of_field.0 + of_field.1, 40);
+    assert_eq!(retry(RetryRequest::default()), (90 - 1 - of_field.0, 1 + of_field.0));
+    assert_eq!(retry(RetryRequest::default()), (0, 90));
+    assert_eq!(retry(one), (0, 1));
+    let purged = store.purge(headwater::wall::wall_ms() + 1, false, false);
+    assert!(purged.expect_err("10 are of others").to_string().contains("10 dead letters of other pipelines"));
 }

@@ -45,6 +45,7 @@ fn config(topic: &str) -> KafkaSourceConfig {
         starts: None,
         start_from: StartFrom::Earliest,
         ignore_group: false,
+        producer_header: "producer".to_owned(),
         accepted: Vec::new(),
         options: Options::new(),
         until_end: false,

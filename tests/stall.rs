@@ -130,6 +130,7 @@ fn a_stalled_sink_causes_backpressure_and_no_loss() {
         starts: None,
         start_from: StartFrom::Earliest,
         ignore_group: false,
+        producer_header: "producer".to_owned(),
         accepted: Vec::new(),
         options: BTreeMap::new(),
         until_end: false,

@@ -13,7 +13,7 @@ const OPENINGS: usize = 60;
 
 fuzz_target!(|bytes: &[u8]| {
     let position = Position { partition: Partition(0), offset: Offset(0) };
-    let raw = Raw { position, timestamp: 0, key: None, value: Some(bytes), retries: 0 };
+    let raw = Raw { position, timestamp: 0, key: None, value: Some(bytes), retries: 0, producer: None };
     let mut decoder = JsonDecoder::default();
     let Ok(event) = decoder.decode(raw) else { return };
     assert!(serde_json::from_slice::<IgnoredAny>(bytes).is_ok(), "taken, but not JSON");

@@ -9,8 +9,12 @@ use clap_complete::Shell;
 use headwater_dataflows::Epoch;
 
 use crate::coordination::{AcceptedLoss, Skip};
+use crate::dead_letters::{Filter, LetterId};
+use crate::decode::rfc3339_ms;
 use crate::pipeline::Resets;
 use crate::runtime::is_discardable;
+use crate::settings::duration_ms;
+use crate::wall::wall_ms;
 
 /// The text below the list of commands.
 const AFTER_HELP: &str = "\
@@ -46,7 +50,7 @@ pub enum Command {
     Topics(TopicsCommand),
     /// Send generated events to the source topic.
     Produce(ProduceArgs),
-    /// List dead letters, or send them to the source topic again.
+    /// List, group and show dead letters, send them to the source topic again, or delete them.
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
     /// Measure cost, memory, throughput and latency.
@@ -69,10 +73,16 @@ pub enum TopicsCommand {
 /// Commands on dead letters.
 #[derive(Clone, Debug, PartialEq, Subcommand)]
 pub enum DeadLettersCommand {
-    /// List the dead letters of the pipeline, one per line.
+    /// List the dead letters of the pipeline, one per line, the newest first.
     List(ListArgs),
-    /// Send the original bytes of dead letters to the source topic, at most 3 times each.
+    /// Count the dead letters by reason, field and producer.
+    Groups(GroupsArgs),
+    /// Show one dead letter: its headers, and its payload with the offending part marked.
+    Show(ShowArgs),
+    /// Send the records of dead letters, as they came or edited, to the source topic, at most 3 times each.
     Retry(RetryArgs),
+    /// Delete old dead letters, sent again or not.
+    Purge(PurgeArgs),
 }
 
 /// Measurements.
@@ -260,15 +270,80 @@ pub struct ProduceArgs {
     pub json: bool,
 }
 
+/// The dead letters to choose.
+#[derive(Args, Clone, Debug, Default, PartialEq)]
+pub struct FilterArgs {
+    /// Choose only the dead letters with this reason, such as `malformed`.
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Choose only the dead letters with this field.
+    #[arg(long)]
+    pub field: Option<String>,
+    /// Choose only the dead letters of this producer. Tables do not store producers.
+    #[arg(long)]
+    pub producer: Option<String>,
+    /// Choose only the dead letters from this time on: RFC 3339, or a time ago such as `1h`.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub since: Option<i64>,
+    /// Choose only the dead letters before this time.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub until: Option<i64>,
+}
+
+impl FilterArgs {
+    /// Returns the filter.
+    pub fn filter(&self) -> Filter {
+        let FilterArgs { reason, field, producer, since, until } = self.clone();
+        Filter { reason, field, producer, from_ms: since, to_ms: until }
+    }
+}
+
 /// Arguments of `dead-letters list`.
 #[derive(Args, Clone, Debug, PartialEq)]
 pub struct ListArgs {
     /// The configuration file.
     #[arg(value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// List only the dead letters with this reason, such as `malformed`.
+    /// The dead letters to choose.
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// List at most the newest N.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+    /// Hide the values of these fields, besides those of `dead_letters.mask`.
+    #[arg(long, value_name = "FIELD", value_delimiter = ',')]
+    pub mask: Vec<String>,
+    /// Print one JSON object.
     #[arg(long)]
-    pub reason: Option<String>,
+    pub json: bool,
+}
+
+/// Arguments of `dead-letters groups`.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct GroupsArgs {
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// The dead letters to choose.
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `dead-letters show`.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct ShowArgs {
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// The id of the dead letter, as `list` prints it.
+    #[arg(value_name = "PARTITION:OFFSET")]
+    pub id: LetterId,
+    /// Hide the values of these fields, besides those of `dead_letters.mask`.
+    #[arg(long, value_name = "FIELD", value_delimiter = ',')]
+    pub mask: Vec<String>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -280,12 +355,51 @@ pub struct RetryArgs {
     /// The configuration file.
     #[arg(value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// Send only the dead letters with this reason, such as `malformed`.
+    /// The ids of the dead letters, as `list` prints them; without one, all that the options choose.
+    #[arg(value_name = "PARTITION:OFFSET")]
+    pub ids: Vec<LetterId>,
+    /// The dead letters to choose.
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// Look at no more than N dead letters.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+    /// Send the content of this file instead of the record of the one dead letter.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "set")]
+    pub edit: Option<PathBuf>,
+    /// Set a field of each record that is sent, such as `user_id="u1"` or `location.lat=52.5`.
+    #[arg(long, value_name = "FIELD=JSON", value_parser = parse_set)]
+    pub set: Vec<(String, String)>,
+    /// Send nothing; only count what would be sent.
     #[arg(long)]
-    pub reason: Option<String>,
+    pub dry_run: bool,
+    /// Send at most N records a second.
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub rate: Option<f64>,
     /// Send late records too, although they will be late again.
     #[arg(long)]
     pub include_late: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `dead-letters purge`.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct PurgeArgs {
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// Delete dead letters before this time: RFC 3339, or a time ago such as `30d`. In a table, that is the timestamp of the
+    /// record; rows without one are kept. In a topic, each partition is deleted up to the first letter written since then.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub before: i64,
+    /// Delete dead letters of other pipelines in the same topic, too.
+    #[arg(long)]
+    pub all_pipelines: bool,
+    /// Delete nothing; only count what would be deleted.
+    #[arg(long)]
+    pub dry_run: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -393,6 +507,22 @@ fn parse_count(text: &str, min: usize, variable: &str) -> Result<usize, String> 
 fn parse_positive(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|&number| number > 0.0 && number <= 1e9);
     number.ok_or_else(|| "expected a number above 0, at most 1,000,000,000".to_owned())
+}
+
+/// Parses a time, or a duration before now; returns milliseconds since 1970.
+fn parse_time(text: &str) -> Result<i64, String> {
+    let ago = duration_ms(text).map(|ms| wall_ms().saturating_sub(ms));
+    let time = ago.or_else(|| rfc3339_ms(text).ok());
+    time.ok_or_else(|| "expected an RFC 3339 time, or a time ago such as 1h or 30d".to_owned())
+}
+
+fn parse_set(text: &str) -> Result<(String, String), String> {
+    let set = text.split_once('=').filter(|(field, _)| !field.is_empty());
+    let (field, json) = set.ok_or("expected FIELD=JSON")?;
+    match serde_json::from_str::<serde::de::IgnoredAny>(json) {
+        Ok(_) => Ok((field.to_owned(), json.to_owned())),
+        Err(error) => Err(format!("{json} is no JSON ({error}); a text needs quotes: {field}=\"{json}\"")),
+    }
 }
 
 fn parse_share(text: &str) -> Result<f64, String> {

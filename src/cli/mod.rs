@@ -23,8 +23,7 @@ use anyhow::Context;
 use args::Arguments;
 use clap::error::ErrorKind;
 use command::{
-    BenchCommand, CheckArgs, Command, DeadLettersCommand, ProduceArgs, RunArgs, StatusArgs, TopicsArgs,
-    TopicsCommand,
+    BenchCommand, CheckArgs, Command, ProduceArgs, RunArgs, StatusArgs, TopicsArgs, TopicsCommand,
 };
 use headwater_sinks::Misconfigured;
 use hosts::HostsError;
@@ -34,6 +33,7 @@ use serde_json::json;
 use crate::assembly;
 use crate::config::{Config, ConfigError, ConfigErrors, Origin, SourceConfig};
 use crate::coordination::{AcceptedLoss, Skip};
+use crate::dead_letters::LettersError;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::outputs::RecentAlerts;
@@ -88,13 +88,16 @@ fn explain(error: &clap::Error) -> anyhow::Result<u8> {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let is_usage =
         |cause: &(dyn std::error::Error + 'static)| cause.is::<ConfigErrors>() || cause.is::<Misconfigured>();
-    if error.is::<HostsError>() || error.chain().any(is_usage) {
+    let letters = error.downcast_ref::<LettersError>();
+    if error.is::<HostsError>() || error.chain().any(is_usage) || letters.is_some_and(LettersError::is_usage)
+    {
         return USAGE;
     }
     if let Some(OutputError::Closed) = error.downcast_ref() {
         return CLOSED;
     }
-    let refused = matches!(error.downcast_ref(), Some(SourceError::Refused(_)))
+    let refused = letters.is_some_and(LettersError::is_refusal)
+        || matches!(error.downcast_ref(), Some(SourceError::Refused(_)))
         || error.downcast_ref().is_some_and(RunError::is_refusal);
     if refused { REFUSED } else { FAILED }
 }
@@ -116,8 +119,7 @@ fn execute(command: Command) -> anyhow::Result<u8> {
         Command::Status(args) => return status(&args),
         Command::Topics(TopicsCommand::Create(args)) => topics_create(&args)?,
         Command::Produce(args) => produce_events(&args)?,
-        Command::DeadLetters(DeadLettersCommand::List(args)) => dead_letters::list(&args)?,
-        Command::DeadLetters(DeadLettersCommand::Retry(args)) => dead_letters::retry(&args)?,
+        Command::DeadLetters(command) => dead_letters::run(&command)?,
         Command::Bench(BenchCommand::Cost(args)) => bench::cost(&args)?,
         Command::Bench(BenchCommand::Keys(args)) => bench::keys(&args)?,
         Command::Bench(BenchCommand::Stages(args)) => bench::stages(&args)?,

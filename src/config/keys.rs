@@ -29,6 +29,8 @@ const MIDDLE: &[Key] = keys! {
     "limits.unfinal_bytes" = "\"256MiB\"": "Maximum memory for un-final events in a process. At the limit, only the slowest partition is read until the watermark advances."
     "limits.epochs_in_flight" = "1000": "Maximum number of epochs between reading and the slowest sink. The default is ten seconds of epochs of the default length."
     "limits.dedup_horizon" = "\"1m\"": "Span of event time within which a repeated event id of a key is a duplicate; `0s` disables deduplication. The default suits producers that retry within seconds."
+    "limits.max_rejected_share" = "\"off\"": "Share of the records that a process reads, such as `0.5`, that may be rejected because they are no events (`malformed` and `invalid`; not late, future or duplicate ones). Above it, once at least 200 records are read within `limits.rejected_window`, the run commits what it has read and ends with exit code 3: after a faulty deployment of a producer, the input waits instead of becoming dead letters. `\"off\"` sets no limit."
+    "limits.rejected_window" = "\"1m\"": "Wall time over which `limits.max_rejected_share` is taken."
     "limits.shutdown_timeout" = "\"30s\"": "Maximum time that a run takes to finish the records that it has read, after a request to stop. Then it exits with code 1 and names the sink that does not respond."
 
     "state.kind" = "\"fjall\"": "State store for checkpoints: `fjall` or `rocksdb` (if built with that feature), a directory that belongs to one process, or `redis`, which several processes can share. Without `[checkpoint]`, nothing is stored."
@@ -83,6 +85,8 @@ const RESULTS: &[Key] = keys! {
 
 /// The keys after those of the kinds of sinks.
 const LAST: &[Key] = keys! {
+    "dead_letters.mask": "Fields of dead letters whose values `headwater dead-letters` and the HTTP API never show: names, or paths such as `card.number`. The values are replaced in payloads, and wherever else they appear in the letter; from a syntax error on, the rest of a payload is hidden, and so is a payload that is not text. What is stored stays as it is."
+
     "http.listen" = "\"127.0.0.1:9464\"": "Address that serves the console (`/`), the API (`/api/v1`), `/metrics`, `/livez` and `/readyz`. The default accepts connections from this machine only; another address needs a token, or `insecure`."
     "http.token": "Token that a request must have: `Authorization: Bearer TOKEN`. It has at least 16 bytes. `/livez`, `/readyz` and the page of the console, which has no data, need none."
     "http.token_file": "File that contains the token."

@@ -36,7 +36,7 @@ use crate::pipeline::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Time,
     TravelPlan, WindowKind, WindowPlan,
 };
-use crate::settings::{Diagnostics, Section, environment, millis, renamed, tree};
+use crate::settings::{Diagnostics, Node, Section, environment, millis, renamed, tree};
 use crate::state::StateConfig;
 
 /// A valid configuration.
@@ -56,6 +56,8 @@ pub struct Config {
     pub checkpoint: Option<CheckpointConfig>,
     /// The maximum time to finish the records that were read, after a request to stop.
     pub shutdown_timeout: Duration,
+    /// The fields of dead letters whose values are never shown.
+    pub masked_fields: Vec<String>,
     /// The HTTP server, if it is enabled.
     pub http: Option<HttpConfig>,
     /// The format and level of the log.
@@ -209,6 +211,8 @@ fn read_limits(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Optio
     let unfinal_bytes = section.size("unfinal_bytes", diagnostics);
     let epochs_in_flight = section.int("epochs_in_flight", 2..=1_000_000, diagnostics);
     let dedup_horizon_ms = section.duration("dedup_horizon", 0, diagnostics);
+    let max_rejected_share = read_share(&mut section, diagnostics);
+    let rejected_window = section.duration("rejected_window", 1000, diagnostics);
     let shutdown_timeout = section.duration("shutdown_timeout", 0, diagnostics);
     section.end(diagnostics);
     let limits = Limits {
@@ -216,9 +220,33 @@ fn read_limits(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Optio
         unfinal_bytes: unfinal_bytes? as u64,
         epochs_in_flight: epochs_in_flight? as u64,
         dedup_horizon_ms: dedup_horizon_ms?,
+        max_rejected_share: max_rejected_share?,
+        rejected_window: millis(rejected_window?),
         ttl_ms: 0,
     };
     Some((limits, millis(shutdown_timeout?)))
+}
+
+/// Reads the share of rejected records above which a run stops: a number, or `off`.
+fn read_share(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Option<f64>> {
+    section.get("max_rejected_share", diagnostics, |node| {
+        let share = match node {
+            Node::Text(text) if text == "off" => return Ok(None),
+            Node::Text(text) => text.parse().ok(),
+            Node::Int(value) => Some(*value as f64),
+            Node::Float(value) => Some(*value),
+            _ => None,
+        };
+        let share = share.filter(|share| (0.0..1.0).contains(share));
+        share.map(Some).ok_or_else(|| "a number from 0 to below 1, such as 0.5, or \"off\"".to_owned())
+    })
+}
+
+/// Reads the section `[dead_letters]`: the fields to mask.
+fn read_dead_letters(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Vec<String> {
+    let masked = section.list("mask", diagnostics);
+    section.end(diagnostics);
+    masked.unwrap_or_default()
 }
 
 /// Reads the section `[log]`.
@@ -261,6 +289,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let ledger =
         top.section("ledger", diagnostics).and_then(|section| ledger::read(section, &sinks, diagnostics));
     let checkpoint = checkpoint::read(top, diagnostics);
+    let masked_fields = read_dead_letters(top.section_or_default("dead_letters", diagnostics), diagnostics);
     let http = top.section("http", diagnostics).and_then(|section| http::read(section, diagnostics));
     let log = read_log(top.section_or_default("log", diagnostics), diagnostics);
     Section::end_of(top, diagnostics);
@@ -290,6 +319,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         state,
         checkpoint,
         shutdown_timeout,
+        masked_fields,
         http,
         log: log?,
         resets: Resets::default(),

@@ -9,7 +9,7 @@ use super::{Envelope, Output, OutputMapping, Status};
 use crate::decode::{Reason, Rejection};
 use crate::event::Event;
 use crate::source::Raw;
-use crate::source::kafka::dead_letters::header;
+use crate::source::kafka::dead_letters::{connect, header};
 
 /// A rejected record with its original bytes, and the rejection.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct DeadLetter {
     pub retries: u32,
     /// The reason and message of the rejection.
     pub rejection: Rejection,
+    /// The producer of the record, if a header names it and the record was rejected before it was an event.
+    pub producer: Option<Box<str>>,
     /// The shard of the event's key if the record was decoded; else that of the partition, on the worker that reads it.
     shard: ShardId,
 }
@@ -40,6 +42,7 @@ impl DeadLetter {
             value: raw.value.map(Box::from),
             retries: raw.retries,
             rejection,
+            producer: raw.producer.and_then(producer_name),
             shard: ShardId::of_partition(raw.position.partition),
         }
     }
@@ -57,6 +60,7 @@ impl DeadLetter {
             value: Some(event.original().as_bytes().into()),
             retries: event.retries(),
             rejection,
+            producer: None,
             shard: event.key_hash().shard(),
         }
     }
@@ -110,7 +114,7 @@ impl Output for DeadLetter {
         let offset = self.position.offset.0.to_string();
         let timestamp = self.timestamp.to_string();
         let retries = self.retries.to_string();
-        let mut headers = Vec::with_capacity(11);
+        let mut headers = Vec::with_capacity(22);
         for (name, value) in [
             (header::REASON, self.rejection.reason.as_str()),
             (header::MESSAGE, self.rejection.message.as_str()),
@@ -119,12 +123,24 @@ impl Output for DeadLetter {
             (header::SOURCE_OFFSET, &offset),
             (header::SOURCE_TIMESTAMP, &timestamp),
             (header::RETRIES, &retries),
+            (connect::PARTITION, &partition),
+            (connect::OFFSET, &offset),
+            (connect::CONNECTOR, &provenance.pipeline),
+            // A pipeline is one task, whatever the number of its workers.
+            (connect::TASK, "0"),
+            (connect::STAGE, stage(self.rejection.reason)),
+            (connect::EXCEPTION, self.rejection.reason.as_str()),
+            (connect::MESSAGE, self.rejection.message.as_str()),
         ] {
             headers.push(Header { name, value: value.as_bytes() });
         }
         headers.push(Header { name: header::PIPELINE, value: provenance.pipeline.as_bytes() });
         if let Some(topic) = &provenance.source_topic {
             headers.push(Header { name: header::SOURCE_TOPIC, value: topic.as_bytes() });
+            headers.push(Header { name: connect::TOPIC, value: topic.as_bytes() });
+        }
+        if let Some(producer) = &self.producer {
+            headers.push(Header { name: header::PRODUCER, value: producer.as_bytes() });
         }
         // A key is complete or missing: a truncated key would be a different key.
         let key = self.key.as_deref().filter(|key| key.len() <= largest / 4);
@@ -149,6 +165,24 @@ impl Output for DeadLetter {
 /// message, and for Kafka's framing of a record and a batch.
 const FRAMING: usize = 512;
 
+/// Returns the stage of Kafka Connect that corresponds to a rejection: a record that is no event, or an event that does
+/// not count.
+fn stage(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Malformed | Reason::Invalid => "VALUE_CONVERTER",
+        Reason::Late | Reason::Future | Reason::Duplicate => "TRANSFORMATION",
+    }
+}
+
+/// The maximum length of a producer's name, which any producer can write, in bytes.
+const MAX_PRODUCER: usize = 256;
+
+/// Returns the name of a producer from its header; None if it is empty, long or not UTF-8.
+fn producer_name(header: &[u8]) -> Option<Box<str>> {
+    let name = std::str::from_utf8(header).ok()?;
+    (1..=MAX_PRODUCER).contains(&name.len()).then(|| name.into())
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -172,6 +206,7 @@ mod tests {
             value: Some(vec![b'v'; value].into()),
             retries: 0,
             rejection: Rejection::duplicate("x"),
+            producer: Some("shop".into()),
             shard: ShardId(1),
         }
     }
@@ -198,7 +233,7 @@ mod tests {
         assert_eq!(encoded(&letter(Some(10), 400), 2000), (Some(10), 400, None));
         let (key, value, original) = encoded(&letter(Some(10), 4000), 2000);
         assert_eq!((key, original), (Some(10), Some(("4000".into(), 64))));
-        assert!((1000..2000).contains(&value), "{value}");
+        assert!((900..2000).contains(&value), "{value}");
         let (key, _, original) = encoded(&letter(Some(600), 20), 2000);
         assert_eq!((key, original), (None, Some(("20".into(), 64))), "a key is complete or missing");
     }
@@ -213,6 +248,29 @@ mod tests {
             |name: &str| message.headers.iter().find(|header| header.name == name).map(|header| header.value);
         assert_eq!(header(header::PIPELINE), Some(&b"fraud"[..]));
         assert_eq!(header(header::SOURCE_TOPIC), Some(&b"payments"[..]));
+        assert_eq!(header(header::PRODUCER), Some(&b"shop"[..]));
+        for (name, value) in [
+            ("topic", "payments"),
+            ("partition", "1"),
+            ("offset", "2"),
+            ("connector.name", "fraud"),
+            ("task.id", "0"),
+            ("stage", "TRANSFORMATION"),
+            ("exception.class.name", "duplicate"),
+            ("exception.message", "an event of this key with the id \"x\" was accepted before"),
+        ] {
+            let found = header(&format!("__connect.errors.{name}")).map(String::from_utf8_lossy);
+            assert_eq!(found.as_deref(), Some(value), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_producer_is_short_text() {
+        assert_eq!(producer_name(b"shop").as_deref(), Some("shop"));
+        assert_eq!(
+            (producer_name(b""), producer_name(b"\xff"), producer_name(&[b'x'; 257])),
+            (None, None, None)
+        );
     }
 
     #[test]

@@ -209,6 +209,8 @@ mod tests {
                 unfinal_bytes: 1 << 20,
                 epochs_in_flight: 10,
                 dedup_horizon_ms: 60_000,
+                max_rejected_share: None,
+                rejected_window: Duration::from_secs(60),
                 ttl_ms: 3_600_000,
             },
             windows,

@@ -27,6 +27,7 @@ pub fn typed(offset: i64, seconds: i64, fields: &str) -> Event {
         key: None,
         value: Some(text.as_bytes()),
         retries: 0,
+        producer: None,
     };
     JsonDecoder::new(true).decode(raw).expect("the event is valid")
 }

@@ -85,7 +85,7 @@ impl Time {
     }
 }
 
-/// Memory limits.
+/// Limits of memory, of state and of rejected records.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The maximum number of bytes that a process has read and not committed.
@@ -96,6 +96,10 @@ pub struct Limits {
     pub epochs_in_flight: u64,
     /// The event time within which a repeated id is a duplicate, in milliseconds.
     pub dedup_horizon_ms: i64,
+    /// The share of rejected records above which the run stops; None without a limit.
+    pub max_rejected_share: Option<f64>,
+    /// The wall time over which that share is taken.
+    pub rejected_window: Duration,
     /// The time after its last event for which the state of a key is kept, in milliseconds.
     pub ttl_ms: i64,
 }

@@ -1,4 +1,4 @@
-//! The failure of a run: the first one, from any thread, ends the run.
+//! The failure of a run: the first one, from any thread, ends the run. A refusal ends it in order.
 
 use std::sync::{Arc, OnceLock};
 
@@ -100,6 +100,27 @@ pub enum RunError {
     /// A worker has stored an invalid part of a checkpoint.
     #[error("checkpoint: {0}")]
     InvalidPart(#[from] InvalidPart),
+    /// Too many of the records that were read are no events. The run has ended in order.
+    #[error(
+        "{percent} % of {records} records that were read within {window:?} were rejected, more than limits.max_rejected_share = \
+         {max_share}: most often {most}; what was read is committed, and the next start resumes after it: correct the \
+         producer or the configuration and start it again, or raise `limits.max_rejected_share` (\"off\" sets no limit); \
+         `headwater dead-letters groups` shows what was rejected, and `headwater dead-letters retry` sends it again"
+    )]
+    RejectedShare {
+        /// The number of rejected records.
+        rejected: u64,
+        /// The number of records.
+        records: u64,
+        /// The time within which they were read.
+        window: std::time::Duration,
+        /// The share, in percent.
+        percent: u64,
+        /// The limit.
+        max_share: f64,
+        /// The most frequent rejection, with an example.
+        most: String,
+    },
     /// A file that records the run, such as the trace of its bindings, cannot be written.
     #[error("cannot write {path}")]
     Record {
@@ -123,6 +144,7 @@ impl RunError {
                     | RunError::Stage(_)
                     | RunError::Replay { .. }
                     | RunError::Killed { .. }
+                    | RunError::RejectedShare { .. }
                     | RunError::Resume(_)
                     | RunError::IncompatibleState(_)
                     | RunError::State(StateError::Refused(_))
@@ -142,28 +164,66 @@ impl RunError {
     }
 }
 
-/// The shared slot of the first failure of a run. Later failures are only logged.
+/// The shared slots of the failures of a run.
 #[derive(Clone, Debug, Default)]
-pub struct Failure(Arc<OnceLock<RunError>>);
+pub struct Failure(Arc<Slots>);
+
+#[derive(Debug, Default)]
+struct Slots {
+    /// The first failure. Later ones are only logged.
+    first: OnceLock<RunError>,
+    /// The refusal of a run that ends in order.
+    refusal: OnceLock<RunError>,
+}
 
 impl Failure {
-    /// Reports a failure.
+    /// Reports a failure, which ends the run at once.
     pub fn report(&self, error: RunError) {
-        if let Err(later) = self.0.set(error) {
+        if let Err(later) = self.0.first.set(error) {
             tracing::warn!(error = %later, "another failure while the run ends");
         }
     }
 
-    /// Returns true if there was a failure.
-    pub fn is_some(&self) -> bool {
-        self.0.get().is_some()
+    /// Reports a refusal that is the outcome of the run once it has ended in order, unless it fails before. Returns
+    /// false if there was another.
+    pub fn refuse_at_end(&self, error: RunError) -> bool {
+        self.0.refusal.set(error).is_ok()
     }
 
-    /// Returns the failure, if there was one. Must be called on the last clone: other clones make it return Ok.
+    /// Returns true if there was a failure.
+    pub fn is_some(&self) -> bool {
+        self.0.first.get().is_some()
+    }
+
+    /// Returns the failure or refusal, if there was one. Must be called on the last clone: other clones make it return
+    /// Ok.
     pub fn into_result(self) -> Result<(), RunError> {
-        match Arc::into_inner(self.0).and_then(OnceLock::into_inner) {
+        let Some(Slots { first, refusal }) = Arc::into_inner(self.0) else { return Ok(()) };
+        match first.into_inner().or(refusal.into_inner()) {
             None => Ok(()),
             Some(error) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_hides_a_refusal_at_the_end() {
+        let refusal = || RunError::Workers("refused".into());
+        let failure = Failure::default();
+        assert!(failure.refuse_at_end(refusal()) && !failure.refuse_at_end(refusal()));
+        assert!(!failure.is_some(), "the run goes on");
+        assert!(failure.clone().into_result().is_ok(), "not the last clone");
+        let error = failure.into_result().expect_err("refused");
+        assert!(error.to_string().ends_with("refused"), "{error}");
+
+        let failure = Failure::default();
+        failure.refuse_at_end(refusal());
+        failure.report(RunError::Workers("failed".into()));
+        let error = failure.into_result().expect_err("failed");
+        assert!(error.to_string().ends_with("failed"), "{error}");
     }
 }

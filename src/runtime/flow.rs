@@ -40,6 +40,7 @@ use crate::runtime::failure::Failure;
 use crate::runtime::ingest::binding::{Binder, Marker, bind};
 use crate::runtime::ingest::clock::{ClockControl, ClockSettings, ticks};
 use crate::runtime::ingest::reading::{Read, ReadContext, ReadSettings, read};
+use crate::runtime::ingest::rejections::Rejections;
 use crate::runtime::ingest::trace::TraceWriter;
 use crate::runtime::recovery::origin::Origin;
 use crate::runtime::watch::{Probes, StreamObserver, Watch};
@@ -77,6 +78,8 @@ pub struct FlowInputs {
     pub stopping: Arc<AtomicBool>,
     /// Receives failures.
     pub failure: Failure,
+    /// The monitor of rejected records, if there is a limit.
+    pub rejections: Option<Arc<Rejections>>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// Receives the alerts, if no sink stores them in a table.
@@ -169,6 +172,7 @@ impl FlowInputs {
             watermark: Rc::clone(&state.watermark),
             committed: state.committed.clone(),
             failure: self.failure.clone(),
+            rejections: self.rejections.clone(),
             metrics: Arc::clone(&self.metrics),
         }
     }

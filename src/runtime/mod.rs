@@ -36,13 +36,14 @@ use crate::coordination::Position;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::outputs::{RecentAlerts, SinkJob, SinkRoute};
-use crate::pipeline::Plan;
+use crate::pipeline::{Limits, Plan};
 use crate::source::{Opening, Source};
 use commit::ledger_writer::LedgerWriterHandle;
 use commit::sink_writer::WriterHandle;
 use failure::Failure;
 use flow::{CheckpointSettings, Flow, FlowInputs};
 use ingest::clock::committed;
+use ingest::rejections::Rejections;
 use ingest::trace::TraceWriter;
 use recovery::bootstrap::spawn_join_watchdog;
 use recovery::joining::JoinPhase;
@@ -124,7 +125,9 @@ pub fn run(job: Job) -> Result<(), RunError> {
         _ => None,
     };
     let group_offsets = threads.start_group_commits(Arc::clone(&source));
+    let Limits { max_rejected_share, rejected_window, .. } = plan.limits;
     let shared = RunShared {
+        rejections: max_rejected_share.map(|share| Arc::new(Rejections::new(share, rejected_window))),
         plan,
         source,
         positions: positions.as_slice().into(),
@@ -202,6 +205,7 @@ struct RunShared {
     ledger: Mutex<Option<LedgerWriterHandle>>,
     stopping: Arc<AtomicBool>,
     failure: Failure,
+    rejections: Option<Arc<Rejections>>,
     metrics: Arc<Metrics>,
     recent: Option<Arc<RecentAlerts>>,
     group_offsets: Mutex<Option<Sender<Offsets>>>,
@@ -259,6 +263,7 @@ impl RunShared {
             restored: self.origin.state(worker.index(), worker.peers())?,
             stopping: Arc::clone(&self.stopping),
             failure: self.failure.clone(),
+            rejections: self.rejections.clone(),
             metrics: Arc::clone(&self.metrics),
             recent: self.recent.clone(),
         })

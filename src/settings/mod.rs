@@ -19,6 +19,7 @@ pub use key::Key;
 pub(crate) use key::keys;
 pub use read::{ConfigError, Diagnostics, Section};
 pub use tree::{Node, Origin};
+pub use values::duration_ms;
 
 /// Returns a duration of whole milliseconds that is not negative.
 pub fn millis(ms: i64) -> std::time::Duration {

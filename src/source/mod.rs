@@ -29,6 +29,8 @@ pub struct Raw<'a> {
     pub value: Option<&'a [u8]>,
     /// The number of times that the record was retried from the dead letters.
     pub retries: u32,
+    /// The producer of the record, as bytes, if the source has it in a header.
+    pub producer: Option<&'a [u8]>,
 }
 
 /// The maximum amount to read in one call.

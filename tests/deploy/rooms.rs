@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 22] = [
+const LAYERS: [&str; 23] = [
     "json",
     "wall",
     "logging",
@@ -15,6 +15,7 @@ const LAYERS: [&str; 22] = [
     "source",
     "decode",
     "outputs",
+    "dead_letters",
     "metrics",
     "ledger",
     "state",

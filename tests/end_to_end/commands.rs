@@ -11,6 +11,7 @@ use headwater_sinks::kafka::topics::TopicSpec;
 
 use crate::common::{headwater, root, succeed};
 use crate::kafka::{brokers, producer, topics};
+use crate::postgres::Database;
 
 /// Returns the time stamps of a text replaced by `TIME`.
 fn without_times(text: &str) -> String {
@@ -264,22 +265,141 @@ fn commands_on_topics_are_as_recorded() {
     fs::write(terminal.path("run.toml"), config.replace(&format!("{unique}.in"), &input)).expect("written");
     let sender = producer(&brokers(), &[], None);
     for value in [&b"oops"[..], b"{\"event_id\":\"e\"}", b"\xff\xfe"] {
+        let header = rdkafka::message::Header { key: "producer", value: Some("shop") };
+        let headers = rdkafka::message::OwnedHeaders::new().insert(header);
         let record = rdkafka::producer::BaseRecord::to(&input).key("k").payload(value).partition(0);
+        let record = record.headers(headers);
         sender.send(record).expect("queued");
     }
     rdkafka::producer::Producer::flush(&sender, std::time::Duration::from_secs(10)).expect("written");
     terminal.type_in("check run.toml --connect --json");
     succeed(headwater(&["run", "run.toml", "--bounded"]).current_dir(terminal.dir.path()));
-    terminal.type_masked("dead-letters list run.toml --json", without_wall_times);
+    for line in [
+        "dead-letters list run.toml --json",
+        "dead-letters list run.toml",
+        "dead-letters list run.toml --reason invalid --mask event_id",
+        "dead-letters groups run.toml",
+        "dead-letters groups run.toml --producer nobody --json",
+        "dead-letters show run.toml 2:1",
+        "dead-letters show run.toml 2:0 --json",
+        "dead-letters show run.toml 2:7",
+        "dead-letters retry run.toml 2:1 --set event_type=\"api_call\"",
+        "dead-letters retry run.toml --reason malformed --dry-run",
+        "dead-letters retry run.toml --reason malformed",
+        "dead-letters retry run.toml 2:1 --dry-run",
+        "dead-letters retry run.toml --rate 100 --json",
+        "dead-letters list run.toml --limit 1",
+        "dead-letters purge run.toml --before 2026-03-01T00:00:00Z",
+        "dead-letters purge run.toml --before 0s --dry-run",
+        "dead-letters purge run.toml --before 0s --json",
+        "dead-letters list run.toml",
+    ] {
+        terminal.type_masked(line, without_wall_times);
+    }
+    terminal.compare("topics");
+}
+
+/// A letter that is sent again, edited, becomes an event; the second retry sends nothing, whichever way it is chosen.
+#[test]
+fn an_edited_dead_letter_of_a_table_is_sent_once() {
+    let terminal = folder_with_events();
+    let input = format!("edited-{:08}", std::process::id());
+    topics(&brokers()).create(&[TopicSpec::new(&input, 1)]).expect("created");
+    let config = format!(
+        "pipeline = {input:?}\n[source]\nkind = \"kafka\"\nbrokers = {:?}\ntopic = {input:?}\n\
+         [ledger]\nkind = \"sqlite\"\npath = \"ledger.db\"\n[sinks.sqlite]\npath = \"results.db\"\n",
+        brokers()
+    );
+    fs::write(terminal.path("run.toml"), config).expect("written");
+    let sender = producer(&brokers(), &[], None);
+    for value in [r#"{"event_id":"e","event_type":"api_call","event_time":1772330400000}"#, "oops"] {
+        let record = rdkafka::producer::BaseRecord::<str, str>::to(&input).payload(value).partition(0);
+        sender.send(record).expect("queued");
+    }
+    rdkafka::producer::Producer::flush(&sender, std::time::Duration::from_secs(10)).expect("written");
+    let run = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        headwater(&words).current_dir(terminal.dir.path()).output().expect("started")
+    };
+    let json = |line: &str| -> serde_json::Value {
+        let output = run(line);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{line}: {output:?}"))
+    };
+    assert!(run("run run.toml --bounded").status.success());
+    let wrong = run("dead-letters retry run.toml 0:0 --set user_id=[]");
+    let message = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(message.contains("would be rejected again: user_id must be"), "{message}");
+    let line = "dead-letters retry run.toml 0:0 --set user_id=\"u\" --json";
+    assert_eq!(json(&format!("{line} --dry-run"))["sent"], 1);
+    assert_eq!((&json(line)["sent"], &json(line)["skipped"]["sent_before"]), (&1.into(), &1.into()));
+    let all = json("dead-letters retry run.toml --json");
+    assert_eq!((&all["sent"], &all["skipped"]["sent_before"]), (&1.into(), &1.into()), "the other one");
+    assert_eq!(json("dead-letters retry run.toml --json")["sent"], 0);
+    assert!(run("run run.toml --bounded").status.success());
+    let connection = rusqlite::Connection::open(terminal.path("results.db")).expect("a database");
+    let count = |query: &str| connection.query_row(query, [], |row| row.get::<_, i64>(0)).expect("a count");
+    assert_eq!(count("SELECT count(*) FROM events WHERE \"key\" LIKE '%u' AND \"offset\" = 2"), 1);
+    assert_eq!(count("SELECT count(*) FROM dead_letters WHERE retries = 1"), 1, "oops is rejected again");
+    let letters = json("dead-letters list run.toml --json");
+    let sent =
+        letters["letters"].as_array().expect("letters").iter().filter(|letter| letter["sent_again"] == true);
+    assert_eq!(sent.count(), 2, "{letters}");
+}
+
+/// The commands answer from PostgreSQL, in a schema of its own, as they do from SQLite.
+#[test]
+fn dead_letters_in_postgresql_are_listed_and_purged() {
+    let terminal = folder_with_events();
+    let database = Database::create("letters");
+    let mut records = EVENTS.to_owned();
+    records += r#"{"event_id":"e","event_type":"api_call","event_time":1772330400000}"#;
+    fs::write(terminal.path("events.ndjson"), records + "\n").expect("written");
+    let sink = format!("[sinks.postgres]\nurl = {:?}\nschema = \"shop\"\n", database.url());
+    let config = FROM_FILE.replace("[sinks.sqlite]\npath = \"results.db\"\n", &sink);
+    fs::write(terminal.path("run.toml"), config).expect("written");
+    succeed(headwater(&["run", "run.toml"]).current_dir(terminal.dir.path()));
+    let json = |line: &str| -> serde_json::Value {
+        let words: Vec<_> = line.split_whitespace().chain(["--json"]).collect();
+        let output = succeed(headwater(&words).current_dir(terminal.dir.path()));
+        serde_json::from_slice(&output.stdout).expect("one JSON object")
+    };
+    let ids = |line: &str| -> Vec<String> {
+        let letters = json(line)["letters"].as_array().cloned().expect("letters");
+        letters.iter().map(|letter| letter["id"].as_str().expect("an id").to_owned()).collect()
+    };
+    assert_eq!(ids("dead-letters list run.toml"), ["0:5", "0:4"]);
+    assert_eq!(ids("dead-letters list run.toml --limit 1"), ["0:5"]);
+    assert_eq!(ids("dead-letters list run.toml --reason malformed"), ["0:4"]);
+    assert_eq!(ids("dead-letters list run.toml --since 1970-01-01T00:00:00Z"), [""; 0], "lines have no time");
+    assert_eq!(json("dead-letters show run.toml 0:4")["value"], "oops");
+    let groups = json("dead-letters groups run.toml");
+    assert_eq!(groups["groups"].as_array().map(Vec::len), Some(2), "{groups}");
+    let times = "UPDATE shop.dead_letters SET timestamp = '2026-03-01 02:00:00+00' WHERE \"offset\" = 4";
+    database.query(times);
+    assert_eq!(ids("dead-letters list run.toml --until 2026-03-01T02:00:00.001Z"), ["0:4"]);
+    assert_eq!(ids("dead-letters list run.toml"), ["0:5", "0:4"], "a page ends at the limit");
+    assert_eq!(json("dead-letters purge run.toml --before 1d --dry-run")["deleted"], 1);
+    assert_eq!(json("dead-letters purge run.toml --before 1d")["deleted"], 1);
+    assert_eq!(ids("dead-letters list run.toml"), ["0:5"]);
+}
+
+#[test]
+fn commands_on_a_table_are_as_recorded() {
+    let mut terminal = folder_with_events();
+    succeed(headwater(&["run", "run.toml"]).current_dir(terminal.dir.path()));
+    let masked = FROM_FILE.to_owned() + "[dead_letters]\nmask = \"amount\"\n";
+    fs::write(terminal.path("run.toml"), masked).expect("written");
     for line in [
         "dead-letters list run.toml",
-        "dead-letters list run.toml --reason invalid",
-        "dead-letters retry run.toml --reason malformed",
-        "dead-letters retry run.toml --json",
+        "dead-letters list run.toml --json",
+        "dead-letters groups run.toml --json",
+        "dead-letters show run.toml 0:4",
+        "dead-letters retry run.toml",
+        "dead-letters purge run.toml --before 1d",
     ] {
         terminal.type_in(line);
     }
-    terminal.compare("topics");
+    terminal.compare("table");
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod liveness_files;
 mod lost_input;
 mod postgres;
 mod proxy;
+mod rejected;
 mod remedies;
 mod restart;
 mod services;

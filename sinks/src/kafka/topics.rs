@@ -7,6 +7,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, Top
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use thiserror::Error;
 
@@ -282,6 +283,18 @@ impl Topics {
             }
         }
         Ok(())
+    }
+
+    /// Deletes all records of a topic before an offset of each partition.
+    pub fn delete_records(&self, name: &str, offsets: &[(i32, i64)]) -> Result<(), TopicError> {
+        let unavailable =
+            |source| TopicError::Unavailable { action: format!("delete records of topic {name}"), source };
+        let mut list = TopicPartitionList::with_capacity(offsets.len());
+        for &(partition, offset) in offsets {
+            list.add_partition_offset(name, partition, Offset::Offset(offset)).map_err(unavailable)?;
+        }
+        let deleted = wait(self.admin.delete_records(&list, &admin_options())).map_err(unavailable)?;
+        deleted.elements().iter().try_for_each(|element| element.error()).map_err(unavailable)
     }
 
     /// Deletes consumer groups without members. A group that does not exist is not an error.

@@ -67,7 +67,14 @@ pub fn events(settings: GeneratorSettings, records: usize) -> Vec<Event> {
         let (partition, offset) = ((at % partitions) as u32, (at / partitions) as u64);
         let timestamp = maker.make(partition, offset, None);
         let position = Position { partition: Partition(partition), offset: Offset(offset as i64) };
-        let raw = Raw { position, timestamp, key: Some(&maker.key), value: Some(&maker.value), retries: 0 };
+        let raw = Raw {
+            position,
+            timestamp,
+            key: Some(&maker.key),
+            value: Some(&maker.value),
+            retries: 0,
+            producer: None,
+        };
         decoder.decode(raw).ok()
     };
     (0..records).filter_map(event).collect()

@@ -99,6 +99,13 @@ fn event(decoder: &mut JsonDecoder, key: usize, offset: usize) -> Event {
          \"amount\":12.5,\"currency\":\"EUR\",\"merchant_id\":\"m-{merchant}\",\"location\":{{\"lat\":48.85,\"lon\":2.35}}}}"
     );
     let position = Position { partition: Partition(0), offset: Offset(offset as i64) };
-    let raw = Raw { position, timestamp: millis, key: None, value: Some(text.as_bytes()), retries: 0 };
+    let raw = Raw {
+        position,
+        timestamp: millis,
+        key: None,
+        value: Some(text.as_bytes()),
+        retries: 0,
+        producer: None,
+    };
     decoder.decode(raw).expect("a valid record")
 }

@@ -263,6 +263,7 @@ impl AlertReader {
         let (kafka, alerts) = found.context("alerts have no topic")?;
         let source = KafkaSource::open(KafkaSourceConfig {
             ignore_group: false,
+            producer_header: "producer".to_owned(),
             accepted: Vec::new(),
             brokers: kafka.brokers.clone(),
             topic: format!("{prefix}{alerts}"),

@@ -18,6 +18,7 @@ pub const SOURCE: SourceKind = SourceKind {
         "source.brokers" = "\"127.0.0.1:9092\"": "Kafka: bootstrap servers, separated by commas."
         "source.topic" = "\"raw-events\"": "Kafka: the topic to read."
         "source.start_from" = "\"earliest\"": "Kafka: the position to start from if no offsets are recorded yet: `earliest`, `latest`, or an RFC 3339 time. `earliest` skips no record."
+        "source.producer_header" = "\"producer\"": "Kafka: header of a record that names its producer. Dead letters in a topic are grouped by it."
     },
     identity: &["source.topic"],
     is_bounded: false,
@@ -35,6 +36,8 @@ pub struct KafkaSourceConfig {
     pub start_from: StartFrom,
     /// True if `start_from` is set explicitly.
     pub start_from_is_set: bool,
+    /// The header of a record that names its producer.
+    pub producer_header: String,
     /// Options that are passed to the Kafka client unchanged.
     pub options: Options,
 }
@@ -51,12 +54,14 @@ fn read(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Kafk
         };
         from.ok_or_else(|| "\"earliest\", \"latest\" or an RFC 3339 time".to_owned())
     });
+    let producer_header = section.text("producer_header", diagnostics);
     let options = secrets::options(section, diagnostics);
     Some(KafkaSourceConfig {
         brokers: brokers?,
         topic: topic?,
         start_from: start_from?,
         start_from_is_set,
+        producer_header: producer_header?,
         options,
     })
 }
@@ -71,6 +76,7 @@ impl KafkaSourceConfig {
             start_from: self.start_from,
             ignore_group: self.start_from_is_set && context.has_ledger,
             accepted: context.accepted,
+            producer_header: self.producer_header.clone(),
             options: self.options.clone(),
             until_end: context.is_bounded,
             bytes_in_flight: context.bytes_in_flight,

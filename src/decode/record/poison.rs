@@ -95,7 +95,8 @@ fn every_case_of_the_corpus_has_its_expected_result() {
         let name = case["name"].as_str().expect("a name");
         let value = case["value"].as_array().map(|pieces| bytes(pieces));
         let position = Position { partition: Partition(0), offset: Offset(0) };
-        let raw = Raw { position, timestamp: 0, key: None, value: value.as_deref(), retries: 0 };
+        let raw =
+            Raw { position, timestamp: 0, key: None, value: value.as_deref(), retries: 0, producer: None };
         wrong.extend(strict_mismatch(&mut strict, raw, case).map(|found| format!("{name}: strict: {found}")));
         match decoder.decode(raw) {
             Ok(event) => {

@@ -8,7 +8,7 @@ const VALID: &str = r#"{"event_id":"e1","event_type":"transaction","user_id":"u1
 
 fn raw(value: &[u8]) -> Raw<'_> {
     let position = Position { partition: Partition(1), offset: Offset(2) };
-    Raw { position, timestamp: 3, key: Some(b"u1"), value: Some(value), retries: 0 }
+    Raw { position, timestamp: 3, key: Some(b"u1"), value: Some(value), retries: 0, producer: None }
 }
 
 fn decode(text: &str) -> Result<Event, Rejection> {

@@ -4,4 +4,5 @@ pub mod binding;
 pub mod clock;
 pub mod field_errors;
 pub mod reading;
+pub mod rejections;
 pub mod trace;

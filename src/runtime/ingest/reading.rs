@@ -33,6 +33,7 @@ use crate::outputs::DeadLetter;
 use crate::runtime::failure::Failure;
 use crate::runtime::ingest::clock::{Tick, committed};
 use crate::runtime::ingest::field_errors::FieldErrors;
+use crate::runtime::ingest::rejections::{Batch, Rejections};
 use crate::source::{Budget, Raw, Reader, SourceError};
 
 /// Settings of a worker's reading operator.
@@ -89,6 +90,8 @@ pub struct ReadContext {
     pub committed: Probe<Epoch>,
     /// The place to report a failed read.
     pub failure: Failure,
+    /// The monitor of rejected records, if there is a limit.
+    pub rejections: Option<Arc<Rejections>>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -448,6 +451,9 @@ impl Reading {
         let timed = !timing.counted || tick.rules == TimeRules::EventTime;
         let wall_ms = timed.then_some(tick.wall_ms);
         let (mut bytes, mut accepted, mut malformed, mut invalid, mut future) = (0, 0u64, 0, 0, 0);
+        // What a replay rejects was counted before.
+        let is_limited = self.context.rejections.is_some() && !self.replaying;
+        let mut batch = Batch::default();
         let read = reader.read(budget, &mut |raw: Raw<'_>| {
             let tracker = &mut partitions[index[raw.position.partition.0 as usize]].tracker;
             let size = RECORD_OVERHEAD + raw.value.map_or(0, <[u8]>::len);
@@ -473,6 +479,9 @@ impl Reading {
                     let count =
                         if rejection.reason == Reason::Malformed { &mut malformed } else { &mut invalid };
                     *count += 1;
+                    if is_limited {
+                        batch.reject(raw.position, &rejection);
+                    }
                     give(Err(DeadLetter::rejected(raw, rejection)));
                 }
             }
@@ -484,7 +493,23 @@ impl Reading {
         {
             metrics.rejected(reason.as_str(), n);
         }
+        if is_limited && read > 0 {
+            batch.records = read as u64;
+            self.limit_rejections(tick.wall_ms, batch);
+        }
         Ok((read, bytes))
+    }
+
+    /// Stops the run in order if too many records are rejected.
+    fn limit_rejections(&self, wall_ms: i64, batch: Batch) {
+        let ReadContext { rejections, failure, stopping, .. } = &self.context;
+        let Some(refusal) = rejections.as_ref().and_then(|rejections| rejections.add(wall_ms, batch)) else {
+            return;
+        };
+        if failure.refuse_at_end(refusal) {
+            tracing::error!("too many records are rejected: stopping after what is read");
+            stopping.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Reports lag and held partitions, at most once per [`REPORT_EVERY`].

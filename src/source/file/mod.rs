@@ -260,7 +260,7 @@ impl Reader for FileReader {
                     let position = Position { partition, offset };
                     bytes += line.len();
                     let (timestamp, value) = (NO_TIMESTAMP, Some(line));
-                    each(Raw { position, timestamp, key: None, value, retries: 0 });
+                    each(Raw { position, timestamp, key: None, value, retries: 0, producer: None });
                 })?
             {
                 read += 1;

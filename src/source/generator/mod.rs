@@ -178,6 +178,7 @@ impl Reader for GeneratorReader {
                     key: Some(&self.maker.key),
                     value: Some(&self.maker.value),
                     retries: 0,
+                    producer: None,
                 });
             }
             owned.next += count;

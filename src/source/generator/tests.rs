@@ -5,7 +5,7 @@ use crate::decode::{Decoder, JsonDecoder, Reason};
 
 fn raw<'a>(maker: &'a RecordMaker, partition: u32, offset: u64, timestamp: i64) -> Raw<'a> {
     let position = Position { partition: Partition(partition), offset: Offset(offset as i64) };
-    Raw { position, timestamp, key: Some(&maker.key), value: Some(&maker.value), retries: 0 }
+    Raw { position, timestamp, key: Some(&maker.key), value: Some(&maker.value), retries: 0, producer: None }
 }
 
 #[test]

@@ -35,8 +35,30 @@ pub mod header {
     pub const SOURCE_TIMESTAMP: &str = "source-timestamp";
     /// The length of the original value in bytes, if the dead letter holds only its beginning or lacks its key.
     pub const ORIGINAL_LENGTH: &str = "original-length";
+    /// The producer of the record, as its header says.
+    pub const PRODUCER: &str = "producer";
     /// The SHA-256 of the original value in that case, in hexadecimal digits.
     pub const ORIGINAL_SHA256: &str = "original-sha256";
+}
+
+/// The names of headers with which Kafka Connect describes a rejected record, which user interfaces for Kafka show.
+pub mod connect {
+    /// The topic that the record was read from.
+    pub const TOPIC: &str = "__connect.errors.topic";
+    /// The record's partition, in decimal.
+    pub const PARTITION: &str = "__connect.errors.partition";
+    /// The record's offset, in decimal.
+    pub const OFFSET: &str = "__connect.errors.offset";
+    /// The pipeline.
+    pub const CONNECTOR: &str = "__connect.errors.connector.name";
+    /// The task of the pipeline.
+    pub const TASK: &str = "__connect.errors.task.id";
+    /// The stage of processing.
+    pub const STAGE: &str = "__connect.errors.stage";
+    /// The reason, in place of the name of an exception's class.
+    pub const EXCEPTION: &str = "__connect.errors.exception.class.name";
+    /// The error message.
+    pub const MESSAGE: &str = "__connect.errors.exception.message";
 }
 
 /// The maximum time without a record before the end of a dead-letter topic.
@@ -61,7 +83,7 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    fn of(partition: Partition, message: &BorrowedMessage<'_>) -> DeadLetter {
+    pub(super) fn of(partition: Partition, message: &BorrowedMessage<'_>) -> DeadLetter {
         let owned = |(name, value): (&[u8], Option<&[u8]>)| {
             (String::from_utf8_lossy(name).into_owned(), value.unwrap_or_default().to_vec())
         };
@@ -103,6 +125,7 @@ impl DeadLetters {
     pub fn read_all(brokers: &str, options: &Options, topic: &str) -> Result<DeadLetters, SourceError> {
         let config = KafkaSourceConfig {
             ignore_group: false,
+            producer_header: "producer".to_owned(),
             accepted: Vec::new(),
             brokers: brokers.to_owned(),
             topic: topic.to_owned(),

@@ -14,6 +14,7 @@ pub mod dead_letters;
 mod ends;
 mod group;
 mod headers;
+pub mod letter_topic;
 pub mod produce;
 mod reader;
 pub mod retry;
@@ -85,6 +86,8 @@ pub struct KafkaSourceConfig {
     pub ignore_group: bool,
     /// Records that are allowed to be missing (`--accept-loss`).
     pub accepted: Vec<AcceptedLoss>,
+    /// The header of a record that names its producer.
+    pub producer_header: String,
     /// Options for librdkafka.
     pub options: Options,
     /// True if reading stops at the current end of each partition: after the last record whose transaction is decided.
@@ -172,7 +175,8 @@ impl Source for KafkaSource {
 
     fn reader(&self, owned: &[(Partition, Offset)]) -> Result<Box<dyn Reader>, SourceError> {
         let config = consumer_config(&self.config, self.start.len() as u32)?;
-        let mut reader = KafkaReader::new(&config, &self.config.topic, &self.stop, &self.ends)?;
+        let mut reader = KafkaReader::new(&config, &self.config.topic, &self.stop, &self.ends)?
+            .with_producer_header(&self.config.producer_header);
         let before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
         for &(partition, from) in owned {
             let at = partition.0 as usize;

@@ -49,6 +49,8 @@ pub(super) struct KafkaReader {
     ends: PartitionEnds,
     /// The number of occurrences of each non-fatal partition error.
     errors: HashMap<String, u64>,
+    /// The header that names the producer of a record.
+    producer_header: Vec<u8>,
 }
 
 /// The reader of one partition.
@@ -113,7 +115,14 @@ impl KafkaReader {
             Arc::new(config.create_with_context(context).map_err(failed)?);
         let (topic, stop) = (topic.to_owned(), stop.to_vec());
         let (readers, errors, ends) = (Vec::new(), HashMap::new(), ends.clone());
-        Ok(KafkaReader { readers, consumer, topic, stop, first: 0, ends, errors })
+        let producer_header = Vec::new();
+        Ok(KafkaReader { readers, consumer, topic, stop, first: 0, ends, errors, producer_header })
+    }
+
+    /// Sets the header that names the producer of a record.
+    pub fn with_producer_header(mut self, name: &str) -> KafkaReader {
+        self.producer_header = name.as_bytes().to_vec();
+        self
     }
 
     /// Adds a partition, read from an offset. The record before it must have the timestamp `before`, if that is known.
@@ -427,20 +436,23 @@ impl PartitionReader {
     }
 }
 
-fn raw<'a>(partition: Partition, message: &'a BorrowedMessage<'_>) -> Raw<'a> {
+fn raw<'a>(partition: Partition, message: &'a BorrowedMessage<'_>, producer_header: &[u8]) -> Raw<'a> {
+    let (mut retries, mut producer) = (None, None);
+    for (name, value) in headers(message) {
+        if name == RETRIES.as_bytes() {
+            retries = retries.or(value);
+        } else if name == producer_header {
+            producer = producer.or(value);
+        }
+    }
     Raw {
         position: Position { partition, offset: Offset(message.offset()) },
         timestamp: message.timestamp().to_millis().unwrap_or(-1),
         key: message.key(),
         value: message.payload(),
-        retries: retries(message),
+        retries: retry_count(retries),
+        producer,
     }
-}
-
-/// Returns the retry count in a record's headers.
-fn retries(message: &BorrowedMessage<'_>) -> u32 {
-    let value = headers(message).find(|(name, _)| *name == RETRIES.as_bytes()).and_then(|(_, value)| value);
-    retry_count(value)
 }
 
 /// Parses the retry header, which any producer can write: text that is not a number counts as zero, and the count is
@@ -456,7 +468,11 @@ pub(super) fn retry_count(header: Option<&[u8]>) -> u32 {
 
 impl Reader for KafkaReader {
     fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
-        self.records(budget, &mut |partition, message| each(raw(partition, message)))
+        let producer_header = std::mem::take(&mut self.producer_header);
+        let read =
+            self.records(budget, &mut |partition, message| each(raw(partition, message, &producer_header)));
+        self.producer_header = producer_header;
+        read
     }
 
     fn partitions(&self) -> Vec<PartitionState> {

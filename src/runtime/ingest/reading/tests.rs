@@ -57,6 +57,7 @@ impl Reader for Scripted {
                 key: None,
                 value: Some(value.as_bytes()),
                 retries: 0,
+                producer: None,
             });
             script.state.position = Offset(offset.0 + 1);
             read += 1;
@@ -110,6 +111,7 @@ fn fixture(position: Position, backlog: u64, counted: bool, bytes_in_flight: usi
         watermark: Rc::new(Cell::new(EventTime::MIN)),
         committed: Probe::new(),
         failure: Failure::default(),
+        rejections: None,
         metrics: Arc::default(),
     };
     let reading = Reading::new(0, Box::new(script.clone()), settings, context);
