@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::tables::GROUPS;
 use super::topic::is_of_pipeline;
@@ -11,7 +12,7 @@ use super::{Filter, LetterId, LetterStore, LettersError, READ_TIME, Storage, ope
 use crate::source::kafka::dead_letters::{DeadLetter, header};
 
 /// Letters with the same reason, field and producer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Group {
     /// The reason.
     pub reason: String,
@@ -26,11 +27,12 @@ pub struct Group {
     /// The time of the last, in RFC 3339.
     pub last_seen: Option<String>,
     /// The id of the newest.
+    #[schema(value_type = Option<String>)]
     pub example: Option<LetterId>,
 }
 
 /// The groups of a pipeline's letters, the largest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Groups {
     /// The groups.
     pub groups: Vec<Group>,

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use headwater_dataflows::{Offset, Partition, Position};
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use super::payload::{self, Masked};
 use crate::json::rfc3339;
@@ -57,7 +58,7 @@ impl Serialize for LetterId {
 }
 
 /// A part of a text, by characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Place {
     /// The first character.
     pub start: usize,
@@ -66,7 +67,7 @@ pub struct Place {
 }
 
 /// The rejected record's place in the source.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SourceRecord {
     /// The topic; None if the source is not Kafka.
     pub topic: Option<String>,
@@ -79,9 +80,10 @@ pub struct SourceRecord {
 }
 
 /// A dead letter, with the masks of the configuration applied.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Letter {
     /// The id.
+    #[schema(value_type = String)]
     pub id: LetterId,
     /// The partition of the id.
     pub partition: u32,

@@ -28,6 +28,7 @@ use headwater_dataflows::Partition;
 use headwater_sinks::kafka::client::Options;
 use serde::Serialize;
 use thiserror::Error;
+use utoipa::ToSchema;
 
 use crate::decode::Format;
 use crate::source::SourceError;
@@ -82,7 +83,7 @@ pub struct LetterStore {
 }
 
 /// Letters, and where the next page begins.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Page {
     /// The letters, the newest first.
     pub dead_letters: Vec<Letter>,

@@ -2,6 +2,7 @@
 
 use headwater_dataflows::Position;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::tables::{Rows, TableRow};
 use super::{Database, Filter, LetterId, LetterStore, LettersError, Storage, payload};
@@ -42,7 +43,7 @@ pub struct RetryRequest {
 }
 
 /// The numbers of letters that were sent, or would be, and of those that were not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct RetryReport {
     /// Sent to the source topic.
     pub sent: u64,
@@ -57,7 +58,7 @@ pub struct RetryReport {
 }
 
 /// The numbers of letters that were left out, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Skipped {
     /// They were sent before.
     pub sent_before: u64,

@@ -10,16 +10,17 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use super::access::{self, Access};
 use super::problem::Problem;
-use super::{alerts, console, openapi, probes, rules, status, stream};
+use super::{alerts, console, dead_letters, openapi, probes, rules, status, stream};
 use crate::assembly;
 use crate::config::Config;
+use crate::dead_letters::LetterStore;
 use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
 use crate::pipeline::{RuleDescription, describe};
@@ -49,6 +50,8 @@ pub struct Run {
     pub sinks: Vec<SinkOutputs>,
     /// The patterns.
     pub patterns: crate::pipeline::Patterns,
+    /// The dead letters, if a sink stores them where they can be read.
+    pub letters: Option<LetterStore>,
 }
 
 /// The outputs that a sink accepts.
@@ -80,6 +83,10 @@ pub struct Api {
     queries: Semaphore,
     /// Limits the number of streams.
     pub streams: Arc<Semaphore>,
+    /// The dead letters, if they can be read.
+    pub letters: Option<Arc<LetterStore>>,
+    /// Permits one retry of dead letters at a time.
+    pub retries: Semaphore,
 }
 
 impl Run {
@@ -108,6 +115,7 @@ impl Run {
             windows: plan.windows.iter().map(|window| window.name.to_string()).collect(),
             sinks: assembly::sinks(config, "").into_iter().map(outputs).collect(),
             patterns: plan.patterns.clone(),
+            letters: assembly::dead_letters(config),
         }
     }
 }
@@ -119,10 +127,12 @@ impl Api {
             metrics,
             rules: describe(&run.patterns),
             explainer: Explainer::new(run.patterns.clone()),
+            letters: run.letters.clone().map(Arc::new),
             run,
             results,
             queries: Semaphore::new(QUERIES),
             streams: Arc::new(Semaphore::new(stream::STREAMS)),
+            retries: Semaphore::new(1),
         }
     }
 
@@ -135,18 +145,27 @@ impl Api {
         query: impl FnOnce(&Api, &dyn Results) -> Result<T, ResultsError> + Send + 'static,
     ) -> Result<T, Problem> {
         let api = Arc::clone(self);
+        let answer = self.blocking(ANSWER_TIMEOUT, move || query(&api, &*api.results)).await?;
+        answer.map_err(|error| Problem::unavailable(error.to_string()))
+    }
+
+    /// Calls a function that blocks on another thread.
+    ///
+    /// # Errors
+    /// If it does not return in time. It goes on then, and its result is lost.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        timeout: Duration,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Problem> {
         let answer = async {
             let _permit = self.queries.acquire().await.expect("the semaphore is never closed");
-            tokio::task::spawn_blocking(move || query(&api, &*api.results)).await
+            tokio::task::spawn_blocking(call).await
         };
-        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(Ok(answer)) => answer.map_err(|error| Problem::unavailable(error.to_string())),
-            Ok(Err(_)) => Err(Problem::unavailable("the query failed: the log says why")),
-            Err(_) => {
-                let seconds = ANSWER_TIMEOUT.as_secs();
-                let place = self.results.place();
-                Err(Problem::unavailable(format!("{place} did not answer within {seconds} s")))
-            }
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(Problem::unavailable("the request failed: the log says why")),
+            Err(_) => Err(Problem::unavailable(format!("no answer within {} s", timeout.as_secs()))),
         }
     }
 }
@@ -162,6 +181,10 @@ pub fn router(api: Arc<Api>, access: Access) -> Router {
         .route("/api/v1/alerts/stream", get(stream::stream))
         .route("/api/v1/alerts/{id}", get(alerts::show))
         .route("/api/v1/rules", get(rules::list))
+        .route("/api/v1/dead-letters", get(dead_letters::list))
+        .route("/api/v1/dead-letters/groups", get(dead_letters::groups))
+        .route("/api/v1/dead-letters/retry", post(dead_letters::retry))
+        .route("/api/v1/dead-letters/{id}", get(dead_letters::show))
         .route("/api/v1/openapi.json", get(openapi::document))
         .layer(middleware::from_fn_with_state(access, access::check));
     Router::new()

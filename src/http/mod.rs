@@ -12,6 +12,7 @@ mod alerts;
 mod api;
 mod connections;
 mod console;
+mod dead_letters;
 mod openapi;
 mod probes;
 mod problem;

@@ -5,7 +5,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::{Modify, OpenApi};
 
 use super::problem::Problem;
-use super::{alerts, rules, status, stream};
+use super::{alerts, dead_letters, rules, status, stream};
+use crate::dead_letters::{Groups, Letter, Page, RetryReport};
 use crate::results::{AlertRecord, Explanation};
 
 #[derive(OpenApi)]
@@ -15,8 +16,11 @@ use crate::results::{AlertRecord, Explanation};
         description = "Committed results and the state of a pipeline. Without a token, requests must address the server by an IP \
                        address or as localhost. Errors are problem details (RFC 9457)."
     ),
-    paths(status::status, status::frontier, alerts::list, alerts::show, stream::stream, rules::list),
-    components(schemas(AlertRecord, Explanation, Problem)),
+    paths(
+        status::status, status::frontier, alerts::list, alerts::show, stream::stream, rules::list, dead_letters::list,
+        dead_letters::groups, dead_letters::show, dead_letters::retry
+    ),
+    components(schemas(AlertRecord, Explanation, Groups, Letter, Page, Problem, RetryReport)),
     modifiers(&Token)
 )]
 struct Document;

@@ -37,6 +37,7 @@ fn fixture(token: Option<&str>) -> Fixture {
             dead_letters: true,
         }],
         patterns: Patterns::default(),
+        letters: None,
     };
     let config = HttpConfig {
         listen: ([127, 0, 0, 1], 0).into(),
@@ -257,6 +258,33 @@ fn read_until(stream: &mut TcpStream, end: &str) -> String {
 }
 
 #[test]
+fn dead_letters_that_no_sink_stores_are_a_conflict() {
+    let fixture = fixture(None);
+    for path in ["/api/v1/dead-letters", "/api/v1/dead-letters/groups", "/api/v1/dead-letters/0:9"] {
+        let (status, problem) = fixture.get(path);
+        assert_eq!(status, 409, "{problem}");
+        assert!(problem.contains("add `dead_letters` to the tables"), "{problem}");
+    }
+    assert_eq!(fixture.get("/api/v1/dead-letters/nine").0, 400);
+    let post = |body: &str| {
+        let mut stream = fixture.connect();
+        let length = body.len();
+        write!(
+            stream,
+            "POST /api/v1/dead-letters/retry HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: \
+             application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .expect("sent");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("answered");
+        text
+    };
+    assert!(post("{}").contains("choose letters by id"), "all letters must be asked for");
+    assert!(post("{\"colour\":1}").contains("unknown field `colour`"));
+    assert!(post("{\"all\":true}").starts_with("HTTP/1.1 409"));
+}
+
+#[test]
 fn the_document_describes_every_path() {
     let fixture = fixture(None);
     let document = fixture.json("/api/v1/openapi.json");
@@ -265,6 +293,10 @@ fn the_document_describes_every_path() {
         "/api/v1/alerts",
         "/api/v1/alerts/stream",
         "/api/v1/alerts/{id}",
+        "/api/v1/dead-letters",
+        "/api/v1/dead-letters/groups",
+        "/api/v1/dead-letters/retry",
+        "/api/v1/dead-letters/{id}",
         "/api/v1/frontier",
         "/api/v1/rules",
         "/api/v1/status",
