@@ -24,10 +24,10 @@ export class AlertDetail {
   }
 
   async open(id) {
-    this.id = id;
     this.body = this.drawer.open(`Alert ${id}`, '#/alerts', () => {
       this.id = null;
     });
+    this.id = id;
     this.body.append(el('p', { class: 'empty' }, 'Looking for the events that took part …'));
     await this.#load();
   }

@@ -42,10 +42,10 @@ export class LetterDetail {
 
   /** Opens a letter; `known` is the letter if the list has it. */
   async open(id, known) {
-    this.id = id;
     const body = this.drawer.open(`Dead letter ${id}`, '#/dead-letters', () => {
       this.id = null;
     });
+    this.id = id;
     if (known) {
       this.#show(body, known);
       return;
@@ -102,7 +102,6 @@ export class LetterDetail {
 
   /** Opens a group, to be sent again as a whole. */
   openGroup(group) {
-    this.id = null;
     const name = group.field ? `${group.reason}, field ${group.field}` : group.reason;
     const body = this.drawer.open(`Send again: ${name}`, null);
     const producer = group.producer
