@@ -265,6 +265,7 @@ test('the place counts characters, and payloads stay text', async (t) => {
   const page = await open(t, '#/dead-letters/0%3A1', {
     routes: {
       '/dead-letters?*': (route) => route.fulfill(json({ dead_letters: [letter], next_cursor: null })),
+      '/dead-letters/0*': (route) => route.fulfill(json(letter)),
       '/dead-letters/groups': (route) => route.fulfill(json({ groups: [] })),
       '/dead-letters/retry': (route) => {
         sent.push(route.request().postDataJSON());
