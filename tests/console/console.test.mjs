@@ -146,7 +146,7 @@ test('a checkpoint is shown when there is one', async (t) => {
   const { checkpoint } = await answer('/status');
   const rows = await page.locator('#checkpoints tbody tr').count();
   if (checkpoint) assert.ok(rows >= 1);
-  else assert.match(await text(page, '#checkpoints .empty'), /No checkpoint/);
+  else assert.match(await text(page, '#checkpoints .empty'), /no checkpoint/i);
 });
 
 test('an alert appears while the page is open', async (t) => {
@@ -184,6 +184,16 @@ test('an alert explains itself and closes by the keyboard', async (t) => {
   assert.equal(await page.locator('#detail .timeline .event-mark[data-kind=trigger]').count(), triggers);
   await page.keyboard.press('Escape');
   await until(page, () => !document.getElementById('detail').open && window.location.hash === '#/alerts');
+});
+
+test('one alert can be opened after the other', async (t) => {
+  const { alerts } = await answer('/alerts?limit=2');
+  const page = await open(t, '#/alerts');
+  for (const { alert_id: id } of alerts) {
+    await page.evaluate((wanted) => { window.location.hash = wanted; }, `#/alerts/${encodeURIComponent(id)}`);
+    await shows(page, '#detail .facts', id);
+    await page.locator('#detail .summary').waitFor();
+  }
 });
 
 test('an unknown alert shows what the engine says', async (t) => {
@@ -255,6 +265,7 @@ test('the place counts characters, and payloads stay text', async (t) => {
   const page = await open(t, '#/dead-letters/0%3A1', {
     routes: {
       '/dead-letters?*': (route) => route.fulfill(json({ dead_letters: [letter], next_cursor: null })),
+      '/dead-letters/0*': (route) => route.fulfill(json(letter)),
       '/dead-letters/groups': (route) => route.fulfill(json({ groups: [] })),
       '/dead-letters/retry': (route) => {
         sent.push(route.request().postDataJSON());

@@ -10,6 +10,12 @@ import { KINDS, kindOf, legend, timeline } from './timeline.js';
 /** The greatest number of events that are shown in the table: the newest, the trigger among them. */
 const EVENTS = 300;
 
+/** Returns whether an alert can still change, in words. */
+function finality({ final, status }) {
+  if (final) return 'yes: it cannot change any more';
+  return status === 'revoked' ? 'no: it may be raised again' : 'no: an event that arrives out of order may revoke it';
+}
+
 /** Returns the part that an event took. */
 function part(event) {
   const kind = kindOf(event);
@@ -24,10 +30,10 @@ export class AlertDetail {
   }
 
   async open(id) {
-    this.id = id;
     this.body = this.drawer.open(`Alert ${id}`, '#/alerts', () => {
       this.id = null;
     });
+    this.id = id;
     this.body.append(el('p', { class: 'empty' }, 'Looking for the events that took part …'));
     await this.#load();
   }
@@ -54,12 +60,12 @@ export class AlertDetail {
       ['Key', keyLink(alert.key_kind, alert.key)],
       ['Event time', time(alert.event_time, true)],
       ['Last change', `epoch ${number(alert.epoch)}`],
-      ['Final', alert.final ? 'yes: it cannot change any more' : 'no: an event that arrives out of order may revoke it'],
+      ['Final', finality(alert)],
       ['Rule version', plain(alert.rule_version)],
       ['Details', fields(alert.details)],
       ['Alert', el('code', {}, alert.alert_id)],
     ]);
-    const revoked = alert.status === 'revoked'
+    const revoked = alert.status === 'revoked' && !alert.explanation
       ? el('p', { class: 'notice', 'data-level': 'info' }, 'Revoked: an event with an earlier time arrived later and showed that the rule does not hold.')
       : null;
     const parts = alert.explanation ? this.#explanation(alert) : [];

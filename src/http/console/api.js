@@ -58,10 +58,10 @@ export async function request(path, options = {}) {
 }
 
 /** Returns the JSON at a path. `query` leaves out what is empty. */
-export async function get(path, query = {}) {
+export async function get(path, query = {}, patienceMs = PATIENCE_MS) {
   const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== '');
   const text = new URLSearchParams(given).toString();
-  const response = await request(text ? `${path}?${text}` : path, { signal: AbortSignal.timeout(PATIENCE_MS) });
+  const response = await request(text ? `${path}?${text}` : path, { signal: AbortSignal.timeout(patienceMs) });
   return response.json();
 }
 

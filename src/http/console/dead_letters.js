@@ -3,11 +3,12 @@
 import { get, segment } from './api.js';
 import { badge, byId, childrenByKey, el, makeScrollable, notice, reconcile, setAttribute, setText, table } from './dom.js';
 import { count, number, plain, time } from './format.js';
-import { LetterDetail } from './letter_detail.js';
+import { LetterDetail, READ_MS } from './letter_detail.js';
 import { visible } from './payload.js';
 import { Poller, explain } from './poll.js';
 
-const EVERY_MS = 5_000;
+/** Letters may have to be read from a topic: that is not done often. */
+const EVERY_MS = 15_000;
 const PAGE = 50;
 /** The length of a value in the list. */
 const EXCERPT = 120;
@@ -23,7 +24,7 @@ export class DeadLetters {
     this.limit = PAGE;
     this.#build();
     const failIn = (slot) => (error) => notice(byId(slot), 'warn', explain(error));
-    this.groups = new Poller(EVERY_MS, () => get('/dead-letters/groups'), (answer) => this.#showGroups(answer.groups), failIn('groups-notice'));
+    this.groups = new Poller(EVERY_MS, () => get('/dead-letters/groups', {}, READ_MS), (answer) => this.#showGroups(answer.groups), failIn('groups-notice'));
     this.list = new Poller(EVERY_MS, () => this.#load(), (answer) => this.#showLetters(answer), failIn('letters-notice'));
   }
 
@@ -59,7 +60,7 @@ export class DeadLetters {
   async #load() {
     const { filter } = this;
     const query = filter ? { reason: filter.reason, field: filter.field, producer: filter.producer } : {};
-    return { filter, ...(await get('/dead-letters', { ...query, limit: Math.min(this.limit, 1000) })) };
+    return { filter, ...(await get('/dead-letters', { ...query, limit: Math.min(this.limit, 1000) }, READ_MS)) };
   }
 
   #choose(group) {

@@ -17,7 +17,10 @@ export class Drawer {
     });
   }
 
-  /** Opens with a title; closing leads to the address `back`. Returns the place for the content. */
+  /**
+   * Opens with a title, in place of what was open before, whose `onLeave` is called first. Closing leads to the address
+   * `back`. Returns the place for the content.
+   */
   open(title, back, onLeave = () => {}) {
     this.#leave();
     Object.assign(this, { back, onLeave });

@@ -1,16 +1,15 @@
 // One dead letter: why it was rejected, its value with the place marked, and a form that edits it and sends it again.
 // Also one group of dead letters, to be sent again as a whole.
 
-import { get } from './api.js';
+import { get, segment } from './api.js';
 import { badge, el, facts, notice } from './dom.js';
-import { bytes, number, plain, time } from './format.js';
+import { bytes, plain, time } from './format.js';
 import { payload } from './payload.js';
 import { explain } from './poll.js';
 import { retryForm } from './retry.js';
 
-/** How far a letter is looked for that is not in the list: a link may lead to an old one. */
-const PAGES = 10;
-const PAGE = 200;
+/** The time that the engine may take to read letters from a topic. */
+export const READ_MS = 30_000;
 
 /** The engine shows this in place of a value that its configuration masks. */
 const MASK = '"***"';
@@ -22,17 +21,6 @@ export function objectionTo(edited, original) {
     : null;
 }
 
-async function find(id) {
-  let cursor = null;
-  for (let page = 0; page < PAGES; page += 1) {
-    const answer = await get('/dead-letters', { limit: PAGE, cursor });
-    const found = answer.dead_letters.find((letter) => letter.id === id);
-    cursor = answer.next_cursor;
-    if (found || !cursor) return found ?? null;
-  }
-  return null;
-}
-
 export class LetterDetail {
   constructor(drawer, onSent) {
     this.drawer = drawer;
@@ -42,20 +30,18 @@ export class LetterDetail {
 
   /** Opens a letter; `known` is the letter if the list has it. */
   async open(id, known) {
-    this.id = id;
     const body = this.drawer.open(`Dead letter ${id}`, '#/dead-letters', () => {
       this.id = null;
     });
+    this.id = id;
     if (known) {
       this.#show(body, known);
       return;
     }
     body.append(el('p', { class: 'empty' }, 'Looking for the letter …'));
     try {
-      const letter = await find(id);
-      if (this.id !== id) return;
-      if (letter) this.#show(body, letter);
-      else notice(body, 'warn', `Letter ${id} is not among the newest ${number(PAGES * PAGE)}.`);
+      const letter = await get(`/dead-letters/${segment(id)}`, {}, READ_MS);
+      if (this.id === id) this.#show(body, letter);
     } catch (error) {
       if (this.id === id) notice(body, 'warn', explain(error));
     }
@@ -102,17 +88,16 @@ export class LetterDetail {
 
   /** Opens a group, to be sent again as a whole. */
   openGroup(group) {
-    this.id = null;
-    const name = group.field ? `${group.reason}, field ${group.field}` : group.reason;
+    const name = [group.reason, group.field && `field ${group.field}`, group.producer].filter(Boolean).join(', ');
     const body = this.drawer.open(`Send again: ${name}`, null);
-    const producer = group.producer
-      ? el('p', { class: 'notice', 'data-level': 'info' }, 'The engine sends by reason and field: letters of all producers are included.')
-      : null;
+    const wider = group.field && group.producer
+      ? null
+      : el('p', { class: 'notice', 'data-level': 'info' }, `Letters are chosen by what the group names: those of ${group.field ? 'every producer' : 'every field'} are included.`);
     body.append(...[
-      el('p', {}, 'All letters with this reason and field go back to their topic as they are. Check counts them first; only then can they be sent.'),
-      producer,
+      el('p', {}, 'All letters of this group go back to their topic as they are. Check counts them first; only then can they be sent.'),
+      wider,
       retryForm({
-        target: () => (group.field ? { reason: group.reason, field: group.field } : { reason: group.reason }),
+        target: () => Object.fromEntries(['reason', 'field', 'producer'].map((name) => [name, group[name]]).filter(([, value]) => value)),
         fields: [],
         late: group.reason === 'late',
         careful: true,

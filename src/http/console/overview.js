@@ -42,6 +42,8 @@ export class Overview {
     this.partitions = put('partitions', 'Partitions of the source', ['Partition', 'State', num('Events'), num('Lag'), num('Behind'), { text: 'Watermark', class: 'wide' }]);
     this.sinks = put('sinks', 'Sinks', ['Sink', { ...num('Through epoch'), class: 'wide' }, num('Behind'), num('Commits'), num('Mean commit'), num('Retries')]);
     this.checkpointRows = put('checkpoints', 'Checkpoints, the newest first', ['Taken', num('Epoch'), num('Size'), num('After')]);
+    this.noCheckpoint = el('p', { class: 'empty' });
+    byId('checkpoints').append(this.noCheckpoint);
     this.rejected = put('rejected', 'Rejected records and fields by reason', ['Reason', num('Records'), num('Rate')]);
   }
 
@@ -161,10 +163,11 @@ export class Overview {
     const note = checkpoint ? `the last ${seconds(checkpoint.age_s)} ago` : '';
     setText(byId('checkpoint-note'), note);
     byId('checkpoints').firstChild.hidden = !checkpoint;
-    if (!byId('checkpoints').querySelector('.empty')) {
-      byId('checkpoints').append(el('p', { class: 'empty' }, 'No checkpoint has been taken: a start would replay from the beginning.'));
-    }
-    byId('checkpoints').querySelector('.empty').hidden = Boolean(checkpoint);
+    const none = status.generation === null
+      ? 'Without a ledger, no checkpoints are taken: a start begins anew.'
+      : 'No checkpoint has been taken: a start would replay from the beginning.';
+    setText(this.noCheckpoint, none);
+    this.noCheckpoint.hidden = Boolean(checkpoint);
     if (!checkpoint) return;
     if (this.checkpoints[0]?.time !== checkpoint.time) {
       const after = this.checkpoints[0] ? (Date.parse(checkpoint.time) - Date.parse(this.checkpoints[0].time)) / 1000 : null;

@@ -3,10 +3,13 @@
 import { el, svg } from './dom.js';
 import { seconds, timeText } from './format.js';
 
-const HEIGHT = 132;
 const LEFT = 14;
-const BASE = 92;
 const TOP = 18;
+/** The height of the axis, and that without amounts, which need no room above it. */
+const BASE = 92;
+const LOW_BASE = 34;
+/** The part of the picture before the first event, in which the time that the rule looks back begins or goes on. */
+const LEAD = 0.06;
 
 /** The kind of an event, which decides its shape. A late arrival may be the reason for a revocation: that comes first. */
 export function kindOf(event) {
@@ -47,20 +50,25 @@ export function timeline({ events, look_back_ms: lookBack }, label, width) {
   const times = events.map((event) => Date.parse(event.event_time));
   const trigger = Date.parse((events.find((event) => event.trigger) ?? events.at(-1)).event_time);
   const last = Math.max(...times, trigger);
-  const start = Math.min(...times, typeof lookBack === 'number' ? trigger - lookBack : trigger);
+  const first = Math.min(...times);
+  const looksBack = typeof lookBack === 'number';
+  // A rule may look back far beyond its events: they fill the picture, not the empty time before them.
+  const lead = (last - first) * LEAD || 1000;
+  const start = looksBack ? Math.max(first - lead, Math.min(trigger - lookBack, first)) : first;
   const span = last - start || 1;
   const x = (at) => Math.round((LEFT + ((at - start) / span) * (width - 2 * LEFT)) * 10) / 10;
   const amounts = events.map((event) => (event.amount === null ? null : Math.abs(Number(event.amount))));
   const most = Math.max(...amounts.filter((amount) => amount !== null), 0);
+  const base = most ? BASE : LOW_BASE;
   // The square root keeps small amounts visible beside one that is far larger.
-  const y = (amount) => (most && amount !== null ? BASE - Math.sqrt(amount / most) * (BASE - TOP) : BASE);
+  const y = (amount) => (most && amount !== null ? base - Math.sqrt(amount / most) * (base - TOP) : base);
 
-  const picture = svg('svg', { class: 'timeline', viewBox: `0 0 ${width} ${HEIGHT}`, role: 'img', 'aria-label': label });
-  if (typeof lookBack === 'number') {
-    const from = x(trigger - lookBack);
-    picture.append(svg('rect', { class: 'look-back', x: from, y: 6, width: Math.max(1, x(trigger) - from), height: BASE - 2 }));
+  const picture = svg('svg', { class: 'timeline', viewBox: `0 0 ${width} ${base + 40}`, role: 'img', 'aria-label': label });
+  if (looksBack) {
+    const from = x(Math.max(start, trigger - lookBack));
+    picture.append(svg('rect', { class: 'look-back', x: from, y: 6, width: Math.max(1, x(trigger) - from), height: base - 2 }));
   }
-  picture.append(svg('line', { class: 'axis', x1: LEFT, x2: width - LEFT, y1: BASE, y2: BASE }));
+  picture.append(svg('line', { class: 'axis', x1: LEFT, x2: width - LEFT, y1: base, y2: base }));
   // The trigger is drawn last, above the others.
   const order = events.map((event, index) => index).sort((a, b) => events[a].trigger - events[b].trigger);
   for (const index of order) {
@@ -70,13 +78,13 @@ export function timeline({ events, look_back_ms: lookBack }, label, width) {
     const text = [timeText(event.event_time, true), event.event_id, event.amount && `${event.amount} ${event.currency ?? ''}`, KINDS[kind]];
     picture.append(svg(
       'g', {}, svg('title', {}, text.filter(Boolean).join(', ')),
-      svg('line', { class: 'stem', 'data-kind': kind, x1: at, x2: at, y1: BASE, y2: height }), mark(kind, at, height, events.length > MANY ? 3 : 5),
+      svg('line', { class: 'stem', 'data-kind': kind, x1: at, x2: at, y1: base, y2: height }), mark(kind, at, height, events.length > MANY ? 3 : 5),
     ));
   }
   const ends = [[LEFT, 'start', timeText(new Date(start).toISOString())], [width - LEFT, 'end', timeText(new Date(last).toISOString())]];
   for (const [at, anchor, text] of ends) {
-    picture.append(svg('text', { class: 'axis-label', x: at, y: BASE + 30, 'text-anchor': anchor }, text));
+    picture.append(svg('text', { class: 'axis-label', x: at, y: base + 30, 'text-anchor': anchor }, text));
   }
-  picture.append(svg('text', { class: 'axis-label', x: width / 2, y: BASE + 30, 'text-anchor': 'middle' }, seconds(span / 1000)));
+  picture.append(svg('text', { class: 'axis-label', x: width / 2, y: base + 30, 'text-anchor': 'middle' }, seconds(span / 1000)));
   return picture;
 }
