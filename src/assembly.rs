@@ -13,7 +13,7 @@ use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteL
 use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
 use crate::pipeline::ConfigChange;
-use crate::runtime::{Checkpoints, Following, History, Job, Role, RunError, processes};
+use crate::runtime::{Checkpoints, Following, History, Job, Queries, Role, RunError, processes};
 use crate::source::Opening;
 use crate::wall::wall_ms;
 
@@ -236,6 +236,7 @@ pub fn job(
         workers,
         stopping: Arc::new(AtomicBool::new(false)),
         metrics,
+        queries: Queries::default(),
     })
 }
 

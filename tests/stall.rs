@@ -13,7 +13,7 @@ use headwater::config::Config;
 use headwater::metrics::Metrics;
 use headwater::outputs::SinkJob;
 use headwater::outputs::{OutputMapping, SinkEncoding};
-use headwater::runtime::{Job, Role, run};
+use headwater::runtime::{Job, Queries, Role, run};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
 use headwater::topics::{TopicSpec, create_topics};
 use headwater::wall::wall_ms;
@@ -154,6 +154,7 @@ fn a_stalled_sink_causes_backpressure_and_no_loss() {
         workers: timely::Config::process(2),
         stopping: Arc::clone(&stopping),
         metrics: Arc::clone(&metrics),
+        queries: Queries::default(),
     };
     let running = std::thread::spawn(move || run(job));
 

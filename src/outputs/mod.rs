@@ -13,6 +13,7 @@ pub use alert::{Alert, Severity};
 pub use dead_letter::DeadLetter;
 pub use encode::{Identity, encode_outputs, split_by_sink};
 pub use enriched::{Arrival, KeyHistory};
+pub(crate) use window::MICROS;
 pub use window::WindowRow;
 
 use std::sync::Arc;

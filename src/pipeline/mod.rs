@@ -9,11 +9,13 @@ mod change;
 mod compute;
 #[cfg(test)]
 mod fixtures;
+mod key_state;
 mod plan;
 mod rules;
 
 pub use change::{ConfigChange, Resets};
 pub use compute::{Computed, ENRICH, Inputs, RULES, WINDOW, compute, operators};
+pub use key_state::{KeyReading, KeyState, read_key};
 pub use plan::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Time, TravelPlan,
     WindowKind, WindowPlan,
