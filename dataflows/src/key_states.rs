@@ -167,7 +167,9 @@ impl<E: Event> KeyStates<E> {
     }
 
     /// Passes the state of a key to `visitor`, with the names of the operators, in the order in which they were built.
-    /// Returns false, without a call, if the key has no state, or has expired.
+    /// Returns false, without a call, if no event of the key was admitted, or the key has expired.
+    ///
+    /// Admission can be one epoch ahead of the operators. The state of a key that is new in that epoch is empty.
     ///
     /// Takes microseconds, and at most milliseconds: the rows of windows are limited in number, and so are the un-final
     /// events of sessions that it aggregates.

@@ -33,19 +33,22 @@ pub struct KeyReading {
 /// Reads the state of a key, given with its prefix. Call it between steps of the worker.
 pub fn read_key(states: &KeyStates<Event>, key: &str) -> KeyReading {
     let (mut history, mut windows, mut windows_left_out, mut rules) = (None, Vec::new(), 0, Vec::new());
-    let found = states.visit(key, &mut |_operator, part| match part {
+    let known = states.visit(key, &mut |_operator, part| match part {
         StatePart::Window(row) => windows.extend(row.downcast_ref::<WindowRow>().cloned()),
         StatePart::MoreWindows(count) => windows_left_out += count,
         StatePart::Running(state) => history = state.downcast_ref::<KeyHistory>().copied().or(history),
         StatePart::Rule { rule, description } => rules.push((rule, description)),
     });
+    let counts_nothing = rules.iter().all(|(_, description)| description.is_empty());
+    let is_new = history.is_none_or(|history| history.events == 0);
+    let found = known && !(is_new && windows.is_empty() && counts_nothing);
     KeyReading { as_of: states.as_of(), found, history, windows, windows_left_out, rules }
 }
 
 /// The live state of a key, as the API serves it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KeyState {
-    /// True if the pipeline has admitted an event of the key, and the key has not expired since.
+    /// True if the operators have state of the key: events, open windows, or a rule with anything to report.
     pub found: bool,
     /// The worker that owns the key.
     pub worker: usize,

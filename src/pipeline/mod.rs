@@ -15,7 +15,7 @@ mod rules;
 
 pub use change::{ConfigChange, Resets};
 pub use compute::{Computed, ENRICH, Inputs, RULES, WINDOW, compute, operators};
-pub use key_state::{KeyReading, KeyState, read_key};
+pub use key_state::{KeyReading, KeyState, OpenWindow, Profile, RuleState, read_key};
 pub use plan::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Time, TravelPlan,
     WindowKind, WindowPlan,

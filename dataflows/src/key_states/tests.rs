@@ -289,6 +289,7 @@ fn counts_decrease_as_the_watermark_advances() {
     for (watermark, expected) in [(20, 3), (25, 2), (26, 1), (27, 0), (28, 0), (i64::MAX, 3)] {
         kit.advance_watermark(watermark);
         assert_eq!(count(), expected, "{watermark}");
+        assert_eq!(descriptions(&states, "ann")[0].1.is_empty(), expected == 0);
     }
     kit.expect_raised([16]);
     kit.finish();
@@ -339,6 +340,8 @@ fn all_patterns_describe_their_states() {
     assert_eq!(descriptions(&states, "ann"), expected(&[(10, 1)], &[(10, 1)]));
     kit.advance_watermark(19);
     assert_eq!(descriptions(&states, "ann"), expected(&[], &[(10, 1)]), "its time has passed");
+    let empty: Vec<_> = descriptions(&states, "ann").iter().map(|(_, state)| state.is_empty()).collect();
+    assert_eq!(empty, [false, true, false, false]);
     kit.expect_raised([14]);
     kit.finish();
 }

@@ -66,6 +66,22 @@ pub enum Description {
     },
 }
 
+impl Description {
+    /// Returns true if the pattern has nothing to report: no event counts, and no run is active.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Description::Count { count: number, .. }
+            | Description::Distinct { distinct: number, .. }
+            | Description::Amounts { n: number, .. } => *number == 0,
+            Description::Place { last, .. } => last.is_none(),
+            Description::Runs { runs, .. } => runs.is_empty(),
+            Description::Groups { groups, .. } => {
+                groups.iter().all(|(_, description)| description.is_empty())
+            }
+        }
+    }
+}
+
 /// Returns the time t of a [`Description`], given the time of the last event that the pattern considered.
 pub(super) fn present(watermark: EventTime, last: i64) -> i64 {
     if watermark == EventTime::MAX { last } else { watermark.0.max(last) }
