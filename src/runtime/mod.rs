@@ -266,7 +266,7 @@ impl RunShared {
         })
     }
 
-    fn run(&self, worker: &mut Worker, inputs: FlowInputs, mailbox: Option<Mailbox>) {
+    fn run(&self, worker: &mut Worker, inputs: FlowInputs, mut mailbox: Option<Mailbox>) {
         let flow = worker.dataflow(|scope| flow::build(scope, inputs));
         let mut flow = match flow {
             Ok(flow) => flow,
@@ -284,7 +284,7 @@ impl RunShared {
                 return drop_dataflows(worker);
             }
             flow.watch.observe();
-            if let Some(mailbox) = &mailbox {
+            if let Some(mailbox) = &mut mailbox {
                 mailbox.answer_next(&flow.states);
             }
             if last_sent.elapsed() >= OFFSETS_EVERY {

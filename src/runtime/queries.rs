@@ -5,13 +5,14 @@
 //!                wait, up to a timeout ◀──────────── reply, without text ◀──────────── one query ─▶ operators
 //! ```
 //!
-//! A worker takes at most one query between two steps. It never waits: its queue is lock-free to it, and an answer that
-//! nobody waits for any more is not computed. A query never makes a worker step. An idle worker wakes every millisecond.
+//! A worker takes at most one query between two steps, and spends at most a tenth of its time on them. It never waits: its
+//! queue is lock-free to it, and an answer that nobody waits for any more is not computed. An idle worker wakes every
+//! millisecond.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headwater_dataflows::{KeyHash, KeyStates};
 use thiserror::Error;
@@ -22,6 +23,14 @@ use crate::pipeline::{KeyReading, KeyState, read_key};
 
 /// The maximum number of queries that a worker has not taken.
 const QUEUE: usize = 16;
+
+/// The part of a worker's time that queries may take: one in this number. A reader that asks for a hot key all the time
+/// cannot slow the run by more.
+const TIME_SHARE: u32 = 10;
+
+/// The maximum time for which a worker takes no query after it has answered one. A worker may have been without a
+/// processor while it answered.
+const MAX_REST: Duration = Duration::from_millis(100);
 
 /// A handle for queries to the workers of this process during a run. Cloning is cheap; all clones are of the same run.
 #[derive(Clone, Default)]
@@ -117,7 +126,7 @@ impl Queries {
     pub(super) fn open(&self, own: Range<usize>, peers: usize) -> Vec<Mailbox> {
         let channels = own.clone().map(|worker| {
             let (queue, queries) = sync_channel(QUEUE);
-            (queue, Mailbox { worker, queries })
+            (queue, Mailbox { worker, queries, rests_until: None })
         });
         let (queues, mailboxes) = channels.unzip();
         let workers = Workers { first: own.start, peers, queues };
@@ -130,6 +139,8 @@ impl Queries {
 pub(super) struct Mailbox {
     worker: usize,
     queries: Receiver<Query>,
+    /// The time before which no query is taken; None if there is no such time.
+    rests_until: Option<Instant>,
 }
 
 impl Mailbox {
@@ -138,13 +149,19 @@ impl Mailbox {
         self.worker
     }
 
-    /// Answers the next query, if there is one. Call it between steps.
-    pub fn answer_next(&self, states: &KeyStates<Event>) {
+    /// Answers the next query, if there is one and queries have not taken their share of time. Call it between steps.
+    pub fn answer_next(&mut self, states: &KeyStates<Event>) {
+        if self.rests_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        self.rests_until = None;
         if let Ok(Query { key, reply }) = self.queries.try_recv()
             && !reply.is_closed()
         {
+            let begun = Instant::now();
             // An error means that the thread that asked has stopped waiting meanwhile.
             let _ = reply.send(read_key(states, &key));
+            self.rests_until = Some(begun + (TIME_SHARE * begun.elapsed()).min(MAX_REST));
         }
     }
 }

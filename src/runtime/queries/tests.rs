@@ -7,6 +7,8 @@ use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use headwater_dataflows::Scan;
+use headwater_dataflows::testing::Kit;
 use headwater_sinks::memory::Memory;
 use serde_json::json;
 use tempfile::TempDir;
@@ -14,7 +16,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::OutputKind;
 use crate::embed::{Pipeline, Stopper};
-use crate::pipeline::RuleState;
+use crate::outputs::Alert;
+use crate::pipeline::{Patterns, RuleState, rules};
 
 /// More than any worker needs, even if other programs take its processor.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -221,6 +224,31 @@ fn queries_that_no_worker_takes_are_bounded_and_time_out() {
     drop(mailboxes);
     assert!(wait(answer).is_err(), "the worker has ended");
     assert_eq!(ask(&queries, "ann"), Err(QueryError::Ended { worker: 0 }));
+}
+
+#[test]
+fn queries_take_a_limited_share_of_the_time() {
+    let mut states = None;
+    let kit: Kit<Event, Alert> = Kit::new(|keyed| {
+        states = Some(keyed.key_states());
+        keyed.scan_all("Rules", rules(&"queries".into(), &Patterns::default()))
+    });
+    let states = states.expect("the dataflow is built");
+    let queries = Queries::default();
+    let mut mailbox = queries.open(0..1, 1).remove(0);
+    let (_, mut answer) = queries.send("uann".to_owned()).expect("the queue is empty");
+    mailbox.rests_until = Some(Instant::now() + Duration::from_secs(3600));
+    mailbox.answer_next(&states);
+    assert!(answer.try_recv().is_err(), "the worker rests");
+    mailbox.rests_until = Some(Instant::now());
+    mailbox.answer_next(&states);
+    assert!(!answer.try_recv().expect("an answer").into_state(0).found);
+    let rest = mailbox.rests_until.expect("it rests after an answer");
+    assert!(rest <= Instant::now() + MAX_REST);
+    mailbox.rests_until = Some(Instant::now());
+    mailbox.answer_next(&states);
+    assert_eq!(mailbox.rests_until, None, "without a query it does not");
+    kit.finish();
 }
 
 #[test]
