@@ -17,7 +17,7 @@ use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteL
 use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
 use crate::pipeline::ConfigChange;
-use crate::runtime::{Checkpoints, Following, History, Job, Role, RunError, processes};
+use crate::runtime::{Checkpoints, Following, History, Job, Queries, Role, RunError, processes};
 use crate::source::Opening;
 use crate::wall::wall_ms;
 
@@ -283,6 +283,7 @@ pub fn job(
         stopping: Arc::new(AtomicBool::new(false)),
         metrics,
         recent: None,
+        queries: Queries::default(),
     })
 }
 

@@ -19,7 +19,7 @@ use crate::config::{Config, ConfigErrors, OutputKind};
 use crate::connectors::{index_of, table_of};
 use crate::metrics::Metrics;
 use crate::outputs::{OutputMapping, SinkEncoding, SinkJob};
-use crate::runtime::{Job, RunError};
+use crate::runtime::{Job, Queries, RunError};
 
 /// A pipeline that is ready to run.
 ///
@@ -41,6 +41,7 @@ pub struct Pipeline {
     workers: usize,
     stopping: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
+    queries: Queries,
 }
 
 impl Pipeline {
@@ -57,7 +58,8 @@ impl Pipeline {
     pub fn from_config(mut config: Config) -> Pipeline {
         config.plan.close_at_end = config.source.is_bounded();
         let (sinks, workers) = (Vec::new(), 1);
-        Pipeline { config, sinks, workers, stopping: Arc::default(), metrics: Arc::default() }
+        let (stopping, metrics, queries) = Default::default();
+        Pipeline { config, sinks, workers, stopping, metrics, queries }
     }
 
     /// Sets the number of worker threads. The results do not depend on it. The default is one.
@@ -103,6 +105,11 @@ impl Pipeline {
         Arc::clone(&self.metrics)
     }
 
+    /// Returns a handle that queries the state of keys during the run.
+    pub fn queries(&self) -> Queries {
+        self.queries.clone()
+    }
+
     /// Runs the pipeline until its input ends or it is stopped, and all sinks have committed all results. Blocks.
     ///
     /// A worker that panics leaves the others waiting. The command therefore aborts the process then; a program does
@@ -111,7 +118,7 @@ impl Pipeline {
     /// # Errors
     /// The failure that ended the run, or the refusal to start it: see [`RunError::is_refusal`].
     pub fn run(self) -> Result<Arc<Metrics>, RunError> {
-        let Pipeline { config, sinks, workers, stopping, metrics } = self;
+        let Pipeline { config, sinks, workers, stopping, metrics, queries } = self;
         for SinkJob { sink, encoding, .. } in &sinks {
             if matches!(encoding, SinkEncoding::Messages(mapping, _) if mapping.windows.is_some()) {
                 let reason = "windows have no messages: add the sink with `row_sink`".to_owned();
@@ -120,7 +127,7 @@ impl Pipeline {
         }
         let mut job = Job::of_config(&config, timely::Config::process(workers), Arc::clone(&metrics))?;
         job.sinks.extend(sinks);
-        job.stopping = stopping;
+        (job.stopping, job.queries) = (stopping, queries);
         crate::runtime::run(job)?;
         Ok(metrics)
     }

@@ -9,7 +9,7 @@ use crate::capture::{Capture, Damage, Saved, Stored, decode, encode};
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
 use crate::slots::Slots;
-use crate::{Epoch, Event, EventTime, OwnedKey};
+use crate::{Epoch, Event, EventTime, OwnedKey, StatePart};
 
 /// Extension trait for running states per key.
 pub trait Accumulate<'scope, E: Event> {
@@ -91,6 +91,12 @@ where
     }
 
     fn close(&mut self, _: Epoch, _: EventTime, _: &Keys<E>, _: &mut Vec<Self::Out>) {}
+
+    fn visit(&self, slot: Slot, _: &OwnedKey<E>, _: EventTime, visitor: &mut dyn FnMut(StatePart<'_>)) {
+        if let Some(state) = self.states.get(slot) {
+            visitor(StatePart::Running(state));
+        }
+    }
 }
 
 /// Outputs are never revoked, so the state does not depend on which events are final.

@@ -96,7 +96,7 @@ impl<'scope, E: Event + ExchangeData> Admit<'scope, E> for VecCollection<'scope,
         let keys = Rc::new(RefCell::new(Keys::new()));
         let admitter = Rc::new(RefCell::new(Admitter::new(admission, Rc::clone(&keys))));
         let (batches, refused) = build(self.inner, control.clone(), admitter);
-        (Keyed::new(batches, control, keys), refused.as_collection())
+        (Keyed::new(batches, control, keys, None), refused.as_collection())
     }
 }
 
@@ -251,6 +251,7 @@ struct Admitter<E: Event> {
 
 impl<E: Event> Admitter<E> {
     fn new(admission: Admission, keys: Rc<RefCell<Keys<E>>>) -> Self {
+        keys.borrow_mut().expire_after(admission.ttl_ms);
         Admitter {
             keys,
             dedup: Dedup::new(admission.dedup_horizon_ms),

@@ -13,8 +13,9 @@ use timely::dataflow::operators::generic::Operator;
 use crate::batch::{Batch, Run, RunRef, Slot};
 use crate::control::ControlStream;
 use crate::frontier::{passed, reached};
+use crate::key_states::{KeyStates, StatePart};
 use crate::keys::Keys;
-use crate::{Control, Epoch, Event, EventTime, Load};
+use crate::{Control, Epoch, Event, EventTime, Load, OwnedKey};
 
 /// Admitted events, sorted once and shared by every operator of their key.
 ///
@@ -25,6 +26,7 @@ pub struct Keyed<'scope, E: Event> {
     pub(crate) control: ControlStream<'scope>,
     pub(crate) keys: Rc<RefCell<Keys<E>>>,
     pub(crate) selection: Selection<E>,
+    states: KeyStates<E>,
 }
 
 impl<E: Event> Clone for Keyed<'_, E> {
@@ -34,6 +36,7 @@ impl<E: Event> Clone for Keyed<'_, E> {
             control: self.control.clone(),
             keys: Rc::clone(&self.keys),
             selection: self.selection.clone(),
+            states: self.states.clone(),
         }
     }
 }
@@ -64,6 +67,11 @@ impl<E: Event> Selection<E> {
     pub fn holds(&self, batch: &Batch<E>, run: &Run) -> bool {
         self.0.as_deref().is_none_or(|only| only(batch.event(run.start as usize).key()))
     }
+
+    /// Returns true if a key is selected.
+    pub fn selects(&self, key: &E::Key) -> bool {
+        self.0.as_deref().is_none_or(|only| only(key))
+    }
 }
 
 /// The logic of an operator, which processes the batches of its worker epoch by epoch in ascending order.
@@ -88,6 +96,15 @@ pub(crate) trait Logic<E: Event>: 'static {
 
     /// Requests capture of the current state, if capture is on.
     fn mark(&mut self, _epoch: Epoch, _keys: &Keys<E>) {}
+
+    /// Passes the state of a key to `visitor`, after the steps so far. `watermark` is that of the last `close`.
+    fn visit(
+        &self,
+        slot: Slot,
+        key: &OwnedKey<E>,
+        watermark: EventTime,
+        visitor: &mut dyn FnMut(StatePart<'_>),
+    );
 }
 
 /// An epoch that is not complete.
@@ -109,8 +126,10 @@ impl<'scope, E: Event> Keyed<'scope, E> {
         batches: StreamVec<'scope, Epoch, Rc<Batch<E>>>,
         control: ControlStream<'scope>,
         keys: Rc<RefCell<Keys<E>>>,
+        restored: Option<(Epoch, EventTime)>,
     ) -> Self {
-        Keyed { batches, control, keys, selection: Selection(None) }
+        let states = KeyStates::new(Rc::clone(&keys), restored);
+        Keyed { batches, control, keys, selection: Selection(None), states }
     }
 
     /// Requires that every key is kept for at least `reach_ms` milliseconds after its last event.
@@ -121,6 +140,11 @@ impl<'scope, E: Event> Keyed<'scope, E> {
     /// Returns the counts of the keys and windows that the operators of these events hold, regardless of selections.
     pub fn load(&self) -> Load {
         self.keys.borrow().load().clone()
+    }
+
+    /// Returns a handle that reads the state of one key in the operators of these events, between steps of the worker.
+    pub fn key_states(&self) -> KeyStates<E> {
+        self.states.clone()
     }
 
     /// Selects the keys for which `only` returns true. Operators of the result ignore all other keys.
@@ -134,8 +158,10 @@ impl<'scope, E: Event> Keyed<'scope, E> {
 
     /// Runs the logic of an operator: steps each epoch once its events are complete and the watermark of the previous
     /// epoch is known, and closes it once its own watermark is known.
-    pub(crate) fn run<L: Logic<E>>(self, name: &str, mut logic: L) -> StreamVec<'scope, Epoch, L::Out> {
-        let Keyed { keys, selection, .. } = self;
+    pub(crate) fn run<L: Logic<E>>(self, name: &str, logic: L) -> StreamVec<'scope, Epoch, L::Out> {
+        let Keyed { keys, selection, states, .. } = self;
+        let logic = Rc::new(RefCell::new(logic));
+        let progress = states.add(name, Rc::clone(&logic), selection.clone());
         let mut pending: BTreeMap<Epoch, PendingEpoch<E>> = BTreeMap::new();
         let mut out = Vec::new();
         self.batches.binary_frontier::<_, CapacityContainerBuilder<Vec<L::Out>>, _, _, _, _>(
@@ -160,6 +186,7 @@ impl<'scope, E: Event> Keyed<'scope, E> {
                             .or_insert_with(|| PendingEpoch::new(stamp.delayed(&epoch, 0)));
                         current.control = data.pop().or(current.control);
                     });
+                    let logic = &mut *logic.borrow_mut();
                     while let Some(mut entry) = pending.first_entry() {
                         let epoch = *entry.key();
                         let current = entry.get_mut();
@@ -172,11 +199,13 @@ impl<'scope, E: Event> Keyed<'scope, E> {
                                 logic.step(&batch, &selection, &mut out);
                             }
                             current.stepped = true;
+                            progress.stepped(epoch);
                         }
                         let closed = passed(control_frontier, epoch);
                         if let Some(control) = current.control.take_if(|_| closed) {
                             let keys = keys.borrow();
                             logic.close(epoch, control.watermark, &keys, &mut out);
+                            progress.closed(control.watermark);
                             if control.checkpoint {
                                 logic.mark(epoch, &keys);
                             }

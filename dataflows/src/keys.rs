@@ -86,6 +86,8 @@ pub(crate) struct Keys<E: Event> {
     free: Vec<Slot>,
     /// The longest time that an operator needs a key after its last event, in milliseconds.
     reach_ms: i64,
+    /// The time to live of a key after its last event, in milliseconds; `None` if keys are kept forever.
+    ttl_ms: Option<i64>,
     load: Load,
 }
 
@@ -97,6 +99,7 @@ impl<E: Event> Keys<E> {
             slots_in_all: 0,
             free: Vec::new(),
             reach_ms: 0,
+            ttl_ms: None,
             load: Load::default(),
         }
     }
@@ -174,15 +177,23 @@ impl<E: Event> Keys<E> {
         self.slot_of(hash, event.key())
     }
 
-    /// Returns the slot of a key. A new key gets a new slot.
-    pub fn slot_of(&mut self, hash: KeyHash, key: &E::Key) -> Slot {
+    /// Returns the slot of a key; `None` if the key is unknown.
+    pub fn find(&self, hash: KeyHash, key: &E::Key) -> Option<Slot> {
         let mut candidate = self.slots.get(&hash.0).copied();
         while let Some(slot) = candidate {
             let info = self.info(slot);
             if info.key.borrow() == key {
-                return slot;
+                return Some(slot);
             }
             candidate = info.same_hash.get();
+        }
+        None
+    }
+
+    /// Returns the slot of a key. A new key gets a new slot.
+    pub fn slot_of(&mut self, hash: KeyHash, key: &E::Key) -> Slot {
+        if let Some(slot) = self.find(hash, key) {
+            return slot;
         }
         let slot = self.free.pop().unwrap_or_else(|| {
             let next = Slot(self.slots_in_all);
@@ -233,6 +244,19 @@ impl<E: Event> Keys<E> {
     /// Requires that keys are kept for at least `reach_ms` milliseconds after their last event.
     pub fn keep_for(&mut self, reach_ms: i64) {
         self.reach_ms = self.reach_ms.max(reach_ms);
+    }
+
+    /// Sets the time to live of a key after its last event, in milliseconds; `None` keeps every key forever.
+    pub fn expire_after(&mut self, ttl_ms: Option<i64>) {
+        self.ttl_ms = ttl_ms;
+    }
+
+    /// Returns true unless the key of this slot has expired at this watermark, or never had an admitted event. The slot
+    /// of an expired key is freed later.
+    pub fn is_live(&self, slot: Slot, watermark: EventTime) -> bool {
+        let last = self.last(slot);
+        self.ttl_ms
+            .is_none_or(|ttl_ms| last != NEVER && last.0.plus_ms(ttl_ms.max(self.reach_ms)) > watermark)
     }
 
     /// Returns the time for which keys must be kept: see [`keep_for`](Keys::keep_for).

@@ -15,6 +15,7 @@ mod engine;
 mod event;
 mod expiry;
 mod frontier;
+mod key_states;
 mod keyed;
 mod keys;
 mod load;
@@ -35,6 +36,7 @@ pub use capture::{Captured, Captures, Checkpoint, Damage, Record, RestoreError, 
 pub use control::{Clock, Control, ControlStream};
 pub use engine::Engine;
 pub use event::{Event, Key, OwnedKey};
+pub use key_states::{AsOf, KeyStates, StatePart};
 pub use keyed::Keyed;
 pub use load::Load;
 pub use prefetch::prefetch;

@@ -1,6 +1,6 @@
 //! Rules: patterns evaluated together in one pass over the events of a key.
 
-use crate::patterns::{Absence, Run, Waiting};
+use crate::patterns::{Absence, Description, Run, Waiting};
 use crate::{Emission, Event, EventTime, Pattern};
 
 /// A pattern, the function that makes results of its matches, and the time of their emission.
@@ -76,6 +76,9 @@ pub trait OneRule<E: Event, D>: 'static {
 
     /// Returns true if one state can replace the other: see [`Pattern::same`].
     fn same(&self, one: &Self::State, other: &Self::State) -> bool;
+
+    /// Describes a state: see [`Pattern::describe`].
+    fn describe(&self, state: &Self::State, watermark: EventTime) -> Option<Description>;
 }
 
 impl<E, D, P, F> OneRule<E, D> for Rule<P, F>
@@ -114,6 +117,10 @@ where
 
     fn same(&self, one: &P::State, other: &P::State) -> bool {
         self.pattern.same(one, other)
+    }
+
+    fn describe(&self, state: &P::State, watermark: EventTime) -> Option<Description> {
+        self.pattern.describe(state, watermark)
     }
 }
 
@@ -160,6 +167,10 @@ where
     fn same(&self, one: &Self::State, other: &Self::State) -> bool {
         one == other
     }
+
+    fn describe(&self, state: &Self::State, watermark: EventTime) -> Option<Description> {
+        Some(self.absence.describe(state, watermark))
+    }
 }
 
 impl<E: Event, D, R: OneRule<E, D>> OneRule<E, D> for Option<R> {
@@ -205,6 +216,10 @@ impl<E: Event, D, R: OneRule<E, D>> OneRule<E, D> for Option<R> {
     fn same(&self, one: &R::State, other: &R::State) -> bool {
         self.as_ref().is_none_or(|rule| rule.same(one, other))
     }
+
+    fn describe(&self, state: &R::State, watermark: EventTime) -> Option<Description> {
+        self.as_ref().and_then(|rule| rule.describe(state, watermark))
+    }
 }
 
 /// Several rules with one type of result: `()`, or a [`Rule`] or [`Missing`] (or none: an `Option`) and further rules,
@@ -247,6 +262,9 @@ pub trait Rules<E: Event, D>: 'static {
 
     /// Appends the results that are not due at `watermark`, given a state of final events only.
     fn waiting(&self, state: &Self::State, key: &E::Key, watermark: EventTime, found: &mut Vec<Found<D>>);
+
+    /// Calls `each` with the number of each rule that describes its state, and the description.
+    fn describe(&self, state: &Self::State, watermark: EventTime, each: &mut dyn FnMut(u32, Description));
 }
 
 impl<E: Event, D> Rules<E, D> for () {
@@ -267,6 +285,8 @@ impl<E: Event, D> Rules<E, D> for () {
     fn restore(&self, _: Live, _: &mut (), _: ()) {}
 
     fn waiting(&self, _: &(), _: &E::Key, _: EventTime, _: &mut Vec<Found<D>>) {}
+
+    fn describe(&self, _: &(), _: EventTime, _: &mut dyn FnMut(u32, Description)) {}
 }
 
 impl<E: Event, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest) {
@@ -326,6 +346,13 @@ impl<E: Event, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest)
         let emit = |answer, due, diff| found.push(Found { rule: Rest::COUNT, answer, due, diff });
         self.0.waiting(&state.0, key, watermark, emit);
         self.1.waiting(&state.1, key, watermark, found);
+    }
+
+    fn describe(&self, state: &Self::State, watermark: EventTime, each: &mut dyn FnMut(u32, Description)) {
+        if let Some(description) = self.0.describe(&state.0, watermark) {
+            each(Rest::COUNT, description);
+        }
+        self.1.describe(&state.1, watermark, each);
     }
 }
 

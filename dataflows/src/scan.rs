@@ -16,7 +16,7 @@ use crate::patterns;
 use crate::prefetch::prefetch;
 use crate::rules::{Found, Missing, Rule, Rules};
 use crate::slots::Slots;
-use crate::{Epoch, Event, EventTime, OwnedKey};
+use crate::{Epoch, Event, EventTime, OwnedKey, StatePart};
 pub use capture::forget_rules;
 use rewrite::Walked;
 
@@ -72,6 +72,12 @@ pub trait Pattern<E>: 'static {
     /// false, so that all later steps are repeated.
     fn same(&self, _one: &Self::State, _other: &Self::State) -> bool {
         false
+    }
+
+    /// Returns a description of a state for people; `None` (the default) if the pattern has none. `watermark` is the
+    /// operator's: later events are above it.
+    fn describe(&self, _state: &Self::State, _watermark: EventTime) -> Option<patterns::Description> {
+        None
     }
 }
 
@@ -279,6 +285,19 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
     fn close(&mut self, epoch: Epoch, watermark: EventTime, _keys: &Keys<E>, out: &mut Vec<Self::Out>) {
         self.history.settle(watermark);
         self.waiting.release(watermark, epoch, out);
+    }
+
+    fn visit(
+        &self,
+        slot: Slot,
+        _: &OwnedKey<E>,
+        watermark: EventTime,
+        visitor: &mut dyn FnMut(StatePart<'_>),
+    ) {
+        if let Some(state) = self.states.get(slot) {
+            let visitor = &mut |rule, description| visitor(StatePart::Rule { rule, description });
+            self.rules.describe(state, watermark, visitor);
+        }
     }
 }
 

@@ -42,6 +42,11 @@ impl<S> Slots<S> {
     }
 
     /// Returns the value of a slot; `None` if the slot has not been created.
+    pub fn get(&self, slot: Slot) -> Option<&S> {
+        self.0.get(slot.index() / Self::CHUNK)?.get(slot.index() % Self::CHUNK)
+    }
+
+    /// Like [`get`](Slots::get), with mutable access.
     pub fn get_mut(&mut self, slot: Slot) -> Option<&mut S> {
         self.0.get_mut(slot.index() / Self::CHUNK)?.get_mut(slot.index() % Self::CHUNK)
     }

@@ -13,12 +13,12 @@ use crate::json::{round6, write_int, write_rounded, write_string};
 /// The enrichment state of a key.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct KeyHistory {
-    events: u64,
-    amounts: u64,
+    pub(crate) events: u64,
+    pub(crate) amounts: u64,
     amount_sum: i128,
     /// The time of the last event to arrive, if there was one.
-    previous: EventTime,
-    located: Option<Location>,
+    pub(crate) previous: EventTime,
+    pub(crate) located: Option<Location>,
 }
 
 /// An event at its arrival, enriched by the events of its key that arrived before it.
@@ -45,9 +45,13 @@ impl KeyHistory {
         let km_from_previous = event
             .location()
             .and_then(|here| self.located.replace(here).map(|before| round6(haversine_km(before, here))));
-        let amount_mean =
-            (self.amounts > 0).then(|| round6(self.amount_sum as f64 / self.amounts as f64 / MICROS));
+        let amount_mean = self.amount_mean();
         Arrival { event, key_events: self.events, amount_mean, since_previous_ms, km_from_previous }
+    }
+
+    /// Returns the mean of the amounts, rounded; None if there are none.
+    pub(crate) fn amount_mean(&self) -> Option<f64> {
+        (self.amounts > 0).then(|| round6(self.amount_sum as f64 / self.amounts as f64 / MICROS))
     }
 }
 

@@ -15,6 +15,7 @@ pub use dead_letter::DeadLetter;
 pub use encode::{Identity, encode_outputs, split_by_sink};
 pub use enriched::{Arrival, KeyHistory};
 pub use recent::{RecentAlert, RecentAlerts};
+pub(crate) use window::MICROS;
 pub use window::WindowRow;
 
 use std::sync::Arc;

@@ -21,10 +21,10 @@ pub struct WindowRow {
     pub window: Window,
     /// True if the window is final.
     pub closed: bool,
-    count: u64,
-    amounts: Moments,
-    extremes: Option<(i64, i64)>,
-    distinct_merchants: u64,
+    pub(crate) count: u64,
+    pub(crate) amounts: Moments,
+    pub(crate) extremes: Option<(i64, i64)>,
+    pub(crate) distinct_merchants: u64,
 }
 
 impl WindowRow {
@@ -44,7 +44,7 @@ impl WindowRow {
 }
 
 /// Amounts are stored in millionths.
-pub(super) const MICROS: f64 = 1e6;
+pub(crate) const MICROS: f64 = 1e6;
 
 impl Output for WindowRow {
     fn of(mapping: &OutputMapping) -> Option<u8> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use differential_dataflow::VecCollection;
 use headwater_dataflows::windows::{Row, Statistics, Summary};
-use headwater_dataflows::{Admission, Captured, Captures, ControlStream, Epoch, Load};
+use headwater_dataflows::{Admission, Captured, Captures, ControlStream, Epoch, KeyStates, Load};
 use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Concatenate;
 
@@ -44,6 +44,8 @@ pub struct Computed<'scope> {
     pub encoded: StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)>,
     /// The number of keys and windows that the operators hold.
     pub load: Load,
+    /// Reads the state of a key in the operators.
+    pub states: KeyStates<Event>,
 }
 
 /// Computes the results of a plan and encodes them for the sinks. Registers every operator that has state in
@@ -61,7 +63,7 @@ pub fn compute<'scope>(
     let Limits { dedup_horizon_ms, ttl_ms, .. } = plan.limits;
     let admission = Admission { dedup_horizon_ms, ttl_ms: Some(ttl_ms) };
     let (keyed, refused) = captures.admit(ADMIT, events, control, admission);
-    let load = keyed.load();
+    let (load, states) = (keyed.load(), keyed.key_states());
     let letters =
         refused.map(|refused| DeadLetter::refused(&refused.event, refused.refusal)).concat(rejected);
     let counted = Arc::clone(metrics);
@@ -97,7 +99,7 @@ pub fn compute<'scope>(
         let rows = rows(keyed.clone(), window);
         all.push(encode_outputs(&format!("Rows: {}", window.name), rows, Arc::clone(routes), |_, _, _| {}));
     }
-    Computed { encoded: scope.concatenate(all), load }
+    Computed { encoded: scope.concatenate(all), load, states }
 }
 
 /// Returns true if any sink accepts events, so that they must be enriched.

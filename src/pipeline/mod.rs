@@ -10,12 +10,14 @@ mod compute;
 mod describe;
 #[cfg(test)]
 pub mod fixtures;
+mod key_state;
 mod plan;
 mod rules;
 
 pub use change::{ConfigChange, Resets};
 pub use compute::{Computed, ENRICH, Inputs, RULES, WINDOW, compute, operators};
 pub use describe::{RuleDescription, describe, span};
+pub use key_state::{KeyReading, KeyState, OpenWindow, Profile, RuleState, read_key};
 pub use plan::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Time, TravelPlan,
     WindowKind, WindowPlan,

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use super::plan::{AlertPolicy, AmountPlan, DiversityPlan, FrequencyPlan, Patterns, TravelPlan};
 use crate::event::Event;
 use crate::json::{round6, write_micros};
-use crate::outputs::{Alert, Severity};
+use crate::outputs::{Alert, MICROS, Severity};
 
 /// The version of the rules. Increment it when the semantics of a rule change, so that its alerts get new ids.
 const RULE_VERSION: u32 = 1;
@@ -68,6 +68,11 @@ registry! { |pipeline, patterns|
 /// Returns the numbers and pattern names of all rules.
 fn numbered() -> impl Iterator<Item = (u32, &'static str)> {
     (0..).zip(NAMES.iter().rev().copied())
+}
+
+/// Returns the name of the pattern of a rule; None if there is no rule with this number.
+pub(super) fn pattern_of(rule: u32) -> Option<&'static str> {
+    numbered().find(|(number, _)| *number == rule).map(|(_, name)| name)
 }
 
 /// Returns the names of the patterns.
@@ -146,9 +151,6 @@ fn diversity(
         builder.alert(event, None, plan.alert_policy.severity, details)
     })
 }
-
-/// Units of a stored amount (millionths) per unit of the amount.
-const MICROS: f64 = 1e6;
 
 fn outlier(plan: AmountPlan) -> Outlier<impl Fn(&Event) -> Option<i64> + use<>> {
     Outlier::beyond(plan.sigmas, plan.at_least, plan.min_sigma * MICROS, Event::amount)

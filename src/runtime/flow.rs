@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use differential_dataflow::AsCollection;
 use headwater_dataflows::{
-    Captures, Checkpoint, ControlStream, Epoch, EventTime, Offset, Partition, RestoreError,
+    Captures, Checkpoint, ControlStream, Epoch, EventTime, KeyStates, Offset, Partition, RestoreError,
 };
 use headwater_sinks::Generation;
 use timely::dataflow::operators::probe::Handle as Probe;
@@ -28,6 +28,7 @@ use timely::dataflow::{Scope, StreamVec};
 
 use crate::coordination::ingest::{Liveness, Pace, Timing, Unfinal};
 use crate::coordination::{Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark};
+use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::outputs::{EncodedOutputs, RecentAlerts, SinkRoute, split_by_sink};
 use crate::pipeline::{Computed, Inputs, Plan, compute, operators};
@@ -105,6 +106,8 @@ pub struct Flow {
     pub offsets: Rc<RefCell<GroupOffsets>>,
     /// Observes the dataflow for the metrics.
     pub watch: Watch,
+    /// Reads the state of a key, for queries.
+    pub states: KeyStates<Event>,
 }
 
 /// The state that the operators of a worker share with each other and with the worker.
@@ -270,7 +273,7 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
     };
     let (events, rejected) = (events.as_collection(), rejected.as_collection());
     let inputs = Inputs { events, rejected, control: control.clone() };
-    let Computed { encoded, load } = compute(inputs, &captures, &plan, &routes, &metrics, recent);
+    let Computed { encoded, load, states } = compute(inputs, &captures, &plan, &routes, &metrics, recent);
     let computed = Probe::new();
     let encoded = encoded.probe_with(&computed);
     let operator = |(name, version): (Arc<str>, u32)| Operator { name: name.to_string(), version };
@@ -293,7 +296,7 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
     let FlowState { committed, offsets, watermark, .. } = state;
     let probes =
         Probes { observer, closed: bound, computed, committed: committed.clone(), alerted, watermark, load };
-    Ok(Flow { committed, offsets, watch: Watch::new(probes, reports, metrics) })
+    Ok(Flow { committed, offsets, watch: Watch::new(probes, reports, metrics), states })
 }
 
 /// Delivers encoded outputs to the writer of each sink. The returned stream has no data; its frontier is what all sinks

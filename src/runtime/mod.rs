@@ -8,11 +8,13 @@ mod failure;
 mod fakes;
 mod flow;
 mod ingest;
+mod queries;
 mod recovery;
 mod threads;
 mod watch;
 
 pub use failure::RunError;
+pub use queries::{Queries, QueryError};
 pub use recovery::bootstrap::processes;
 pub use recovery::compatibility::{IncompatibleState, check_finished, config_change, is_discardable};
 pub use recovery::discard::reset_epoch;
@@ -45,6 +47,7 @@ use flow::{CheckpointSettings, Flow, FlowInputs};
 use ingest::clock::committed;
 use ingest::rejections::Rejections;
 use ingest::trace::TraceWriter;
+use queries::Mailbox;
 use recovery::bootstrap::spawn_join_watchdog;
 use recovery::joining::JoinPhase;
 use recovery::origin::{Origin, attribute_fencing, fenced_by_zombie};
@@ -71,6 +74,8 @@ pub struct Job {
     pub metrics: Arc<Metrics>,
     /// Receives the alerts, if no sink stores them in a table.
     pub recent: Option<Arc<RecentAlerts>>,
+    /// The handle that other threads query the state of keys with.
+    pub queries: Queries,
 }
 
 /// The offset of the next record of each partition.
@@ -87,7 +92,7 @@ const PARK: Duration = Duration::from_millis(1);
 /// # Errors
 /// The failure that ended the run.
 pub fn run(job: Job) -> Result<(), RunError> {
-    let Job { mut plan, source, mut sinks, context, role, workers, stopping, metrics, recent } = job;
+    let Job { mut plan, source, mut sinks, context, role, workers, stopping, metrics, recent, queries } = job;
     let failure = Failure::default();
     let (first_worker, local_workers) = local(&workers);
     let follows = matches!(role, Role::Follower(_));
@@ -104,7 +109,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
     metrics.stalls_after(plan.time.standstill(), plan.time.held_warning);
 
     let own = first_worker..first_worker + local_workers;
-    let mut threads = Threads::new(own, failure.clone(), Arc::clone(&metrics));
+    let mut threads = Threads::new(own.clone(), failure.clone(), Arc::clone(&metrics));
     let (checkpoints, retention) = match prepared.checkpoints {
         Some(wanted) => Some(threads.start_checkpoint_writer(wanted, &mut origin, &context)?).unzip(),
         None => (None, None),
@@ -142,6 +147,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         metrics,
         recent,
         group_offsets: Mutex::new(Some(group_offsets)),
+        mailboxes: Mutex::new(queries.open(own, processes(&workers) * local_workers)),
     };
     run_workers(workers, shared, recorded_cluster)?;
     let ledger = threads.join();
@@ -209,6 +215,8 @@ struct RunShared {
     metrics: Arc<Metrics>,
     recent: Option<Arc<RecentAlerts>>,
     group_offsets: Mutex<Option<Sender<Offsets>>>,
+    /// The queries to each worker that has not begun.
+    mailboxes: Mutex<Vec<Mailbox>>,
 }
 
 /// The handles that every worker clones.
@@ -221,8 +229,11 @@ struct WorkerHandles {
 impl RunShared {
     /// Builds and runs the dataflow of a worker.
     fn work(&self, worker: &mut Worker) {
+        let lock = "no thread panics while it holds the lock";
+        let is_own = |mailbox: &mut Mailbox| mailbox.worker() == worker.index();
+        let mailbox = self.mailboxes.lock().expect(lock).extract_if(.., is_own).next();
         match self.flow_inputs(worker) {
-            Ok(inputs) => self.run(worker, inputs),
+            Ok(inputs) => self.run(worker, inputs, mailbox),
             Err(error) => self.failure.report(error),
         }
     }
@@ -269,7 +280,7 @@ impl RunShared {
         })
     }
 
-    fn run(&self, worker: &mut Worker, inputs: FlowInputs) {
+    fn run(&self, worker: &mut Worker, inputs: FlowInputs, mut mailbox: Option<Mailbox>) {
         let flow = worker.dataflow(|scope| flow::build(scope, inputs));
         let mut flow = match flow {
             Ok(flow) => flow,
@@ -287,6 +298,9 @@ impl RunShared {
                 return drop_dataflows(worker);
             }
             flow.watch.observe();
+            if let Some(mailbox) = &mut mailbox {
+                mailbox.answer_next(&flow.states);
+            }
             if last_sent.elapsed() >= OFFSETS_EVERY {
                 last_sent = Instant::now();
                 send_offsets(&flow, group_offsets.as_ref());

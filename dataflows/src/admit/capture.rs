@@ -131,7 +131,9 @@ impl<'scope> Captures<'scope> {
             register.add(capture::build(name, control.clone(), Rc::clone(&admitter)));
         }
         let (batches, refused) = build(events.inner, control.clone(), admitter);
-        (Captured::new(Keyed::new(batches, control, keys), self.clone(), resumed), refused.as_collection())
+        let restored = self.register().and_then(|register| register.from());
+        let keyed = Keyed::new(batches, control, keys, restored);
+        (Captured::new(keyed, self.clone(), resumed), refused.as_collection())
     }
 }
 

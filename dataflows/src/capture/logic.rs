@@ -9,7 +9,7 @@ use super::tracker::{Mark, Saved, Tracker};
 use crate::batch::{Batch, RunRef, Slot};
 use crate::keyed::{Logic, Selection};
 use crate::keys::Keys;
-use crate::{Epoch, Event, EventTime, OwnedKey};
+use crate::{Epoch, Event, EventTime, OwnedKey, StatePart};
 
 /// The logic of an operator whose state can be captured and restored, key by key.
 ///
@@ -118,6 +118,16 @@ impl<E: Event, L: Capture<E>> Logic<E> for Rc<RefCell<Capturing<E, L>>> {
         }
         this.closing = closing;
         this.logic.close(epoch, watermark, keys, out);
+    }
+
+    fn visit(
+        &self,
+        slot: Slot,
+        key: &OwnedKey<E>,
+        watermark: EventTime,
+        visitor: &mut dyn FnMut(StatePart<'_>),
+    ) {
+        self.borrow().logic.visit(slot, key, watermark, visitor);
     }
 
     fn mark(&mut self, epoch: Epoch, keys: &Keys<E>) {

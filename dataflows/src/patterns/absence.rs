@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use super::Description;
 use super::sequence::{Run, Sequence, Steps};
 use crate::{Event, EventTime, Pattern};
 
@@ -74,6 +75,11 @@ impl<E: Event, T: Clone + PartialEq + 'static> Absence<E, T> {
     ) -> impl Iterator<Item = &'a Run<T>> {
         let waits = move |run: &&Run<T>| self.0.lacks_one(run) && self.deadline(run) > watermark;
         runs.iter().map(Rc::as_ref).filter(waits)
+    }
+
+    /// Describes the active runs.
+    pub(crate) fn describe(&self, runs: &Waiting<T>, watermark: EventTime) -> Description {
+        self.0.describe_runs(runs, watermark)
     }
 
     /// Undoes the latest step.

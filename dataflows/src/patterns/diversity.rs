@@ -4,8 +4,10 @@ use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
+use super::Description;
+use super::description::present;
 use super::frequency::make_room;
-use crate::{Event, Pattern, prefetch};
+use crate::{Event, EventTime, Pattern, prefetch};
 
 /// Matches at least `n` distinct values of an attribute within the last `within_ms`, on the rising edge among the
 /// events that have the attribute.
@@ -93,5 +95,14 @@ impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
 
     fn same(&self, one: &LastSeen, other: &LastSeen) -> bool {
         one == other
+    }
+
+    fn describe(&self, state: &LastSeen, watermark: EventTime) -> Option<Description> {
+        let distinct = state.values.last().map_or(0, |&(_, last)| {
+            let start = present(watermark, last).saturating_sub(self.within_ms);
+            state.values.len() - state.values.partition_point(|&(_, time)| time <= start)
+        });
+        let (distinct, at_least) = (distinct as u64, self.n as u64);
+        Some(Description::Distinct { distinct, at_least, within_ms: self.within_ms })
     }
 }

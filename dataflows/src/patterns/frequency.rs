@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Description;
+use super::description::present;
 use crate::{Event, EventTime, Pattern, prefetch};
 
 /// Matches at least `n` events within the last `within_ms`, on the rising edge.
@@ -97,6 +99,11 @@ impl<E: Event> Pattern<E> for Frequency {
     fn same(&self, one: &Recent, other: &Recent) -> bool {
         one.held == other.held && one.oldest_first().eq(other.oldest_first())
     }
+
+    fn describe(&self, state: &Recent, watermark: EventTime) -> Option<Description> {
+        let count = state.count_within(self.within_ms, watermark);
+        Some(Description::Count { count, at_least: self.n as u64, within_ms: self.within_ms })
+    }
 }
 
 impl Recent {
@@ -104,5 +111,14 @@ impl Recent {
     fn oldest_first(&self) -> impl Iterator<Item = &i64> {
         let (newer, older) = self.times.split_at(self.next as usize);
         older.iter().chain(newer)
+    }
+
+    /// Returns the number of stored times in the last `within_ms`: see [`Description`].
+    fn count_within(&self, within_ms: i64, watermark: EventTime) -> u64 {
+        let (newer, older) = self.times.split_at(self.next as usize);
+        let Some(&last) = newer.last().or(older.last()) else { return 0 };
+        let start = present(watermark, last).saturating_sub(within_ms);
+        let after_start = |times: &[i64]| times.len() - times.partition_point(|&time| time <= start);
+        (after_start(older) + after_start(newer)) as u64
     }
 }

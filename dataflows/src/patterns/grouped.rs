@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Event, Pattern};
+use super::Description;
+use crate::{Event, EventTime, Pattern};
 
 /// Evaluates a pattern separately for each group of events, as if each (key, group) were a key.
 ///
@@ -30,6 +31,9 @@ impl<P, G> Grouped<P, G> {
         Grouped { pattern, group }
     }
 }
+
+/// The maximum number of groups that are described.
+const MAX_DESCRIBED: usize = 100;
 
 /// The state of a pattern for each group of a key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -94,6 +98,16 @@ where
             |((group, one), (of, other)): (&(_, _), &(_, _))| group == of && self.pattern.same(one, other);
         let (one, other) = (all(one), all(other));
         one.len() == other.len() && one.iter().zip(other).all(same)
+    }
+
+    fn describe(&self, state: &Self::State, watermark: EventTime) -> Option<Description> {
+        let all = all(state);
+        let described = all.iter().take(MAX_DESCRIBED);
+        let groups = described.map(|(group, state)| Some((*group, self.pattern.describe(state, watermark)?)));
+        Some(Description::Groups {
+            groups: groups.collect::<Option<_>>()?,
+            more: all.len().saturating_sub(MAX_DESCRIBED),
+        })
     }
 }
 

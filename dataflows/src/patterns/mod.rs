@@ -4,6 +4,7 @@
 //! *rising edge*: the condition holds at this event and did not hold at the previous event that the pattern considers.
 
 mod absence;
+mod description;
 mod diversity;
 mod frequency;
 mod grouped;
@@ -14,6 +15,7 @@ mod travel;
 
 pub(crate) use absence::Waiting;
 pub use absence::{Absence, Unfollowed};
+pub use description::Description;
 pub use diversity::{Diversity, Variety};
 pub use frequency::{Frequency, Rate};
 pub use grouped::{Grouped, Groups, Stepped};

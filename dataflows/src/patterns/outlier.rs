@@ -1,7 +1,7 @@
 //! Amounts far from a key's mean: |x − mean| > kσ over all earlier amounts.
 
-use super::Moments;
-use crate::{Event, Pattern};
+use super::{Description, Moments};
+use crate::{Event, EventTime, Pattern};
 
 /// Matches an amount further than `sigmas` sample standard deviations from the mean of all earlier amounts of the key.
 ///
@@ -66,6 +66,16 @@ impl<E: Event, F: Fn(&E) -> Option<i64> + 'static> Pattern<E> for Outlier<F> {
 
     fn same(&self, one: &Moments, other: &Moments) -> bool {
         one == other
+    }
+
+    fn describe(&self, state: &Moments, _watermark: EventTime) -> Option<Description> {
+        let (mean, stddev) = (state.mean(), state.stddev());
+        let bounds =
+            mean.zip(stddev).filter(|_| state.count() >= self.at_least).and_then(|(mean, stddev)| {
+                let sigma = stddev.max(self.min_sigma).max(self.min_relative_sigma * mean.abs());
+                (sigma > 0.0).then_some((mean - self.sigmas * sigma, mean + self.sigmas * sigma))
+            });
+        Some(Description::Amounts { n: state.count(), mean, stddev, at_least: self.at_least, bounds })
     }
 }
 

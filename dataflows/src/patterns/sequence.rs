@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
+use super::Description;
 use crate::event::order;
 use crate::{Event, EventTime, Pattern, Position};
 
@@ -116,6 +117,13 @@ impl<E, T> Sequence<E, T> {
     pub(super) fn deadline(&self, run: &Run<T>) -> EventTime {
         run.start().plus_ms(self.within_ms - 1)
     }
+
+    /// Describes the runs that an event above the watermark can still advance.
+    pub(super) fn describe_runs(&self, runs: &[Rc<Run<T>>], watermark: EventTime) -> Description {
+        let live = runs.iter().filter(|run| self.deadline(run) > watermark);
+        let runs = live.map(|run| (run.start(), run.more.len() as u64 + 1)).collect();
+        Description::Runs { runs, steps: self.steps.then.len() as u64 + 1 }
+    }
 }
 
 impl<E: 'static, T: 'static> Steps<E, T> {
@@ -195,6 +203,10 @@ impl<E: Event, T: Clone + PartialEq + 'static> Pattern<E> for Sequence<E, T> {
 
     fn same(&self, one: &Self::State, other: &Self::State) -> bool {
         one == other
+    }
+
+    fn describe(&self, runs: &Self::State, watermark: EventTime) -> Option<Description> {
+        Some(self.describe_runs(runs, watermark))
     }
 }
 

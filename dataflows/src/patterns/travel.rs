@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Description;
 use crate::{Event, EventTime, Pattern, prefetch};
 
 /// A place on earth, in degrees.
@@ -88,6 +89,11 @@ where
 
     fn same(&self, one: &Self::State, other: &Self::State) -> bool {
         one == other
+    }
+
+    fn describe(&self, state: &Self::State, _watermark: EventTime) -> Option<Description> {
+        let last = state.as_deref().map(|sighting| (sighting.location, sighting.time));
+        Some(Description::Place { last, km: self.km, kmh: self.kmh })
     }
 }
 

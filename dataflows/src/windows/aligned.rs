@@ -10,12 +10,12 @@ use differential_dataflow::Data;
 
 use open::{OfKey, Open};
 
-use super::{Aggregate, EmitPolicy, Render, Row, Window};
+use super::{Aggregate, EmitPolicy, MAX_VISITED, Render, Row, Window};
 use crate::batch::{Batch, Change, EntryRef, History, Run, Slot};
 use crate::keyed::{Logic, Selection};
 use crate::keys::Keys;
 use crate::slots::Slots;
-use crate::{Epoch, Event, EventTime, Load};
+use crate::{Epoch, Event, EventTime, Load, OwnedKey, StatePart};
 
 pub(crate) struct Aligned<E: Event, A: Aggregate<E>, D, F> {
     bounds: Bounds,
@@ -233,5 +233,22 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
             self.refreshed = Some(epoch);
         }
         self.history.settle(watermark);
+    }
+
+    fn visit(&self, slot: Slot, key: &OwnedKey<E>, _: EventTime, visitor: &mut dyn FnMut(StatePart<'_>)) {
+        let Some(windows) = self.open.windows.get(slot) else { return };
+        let (latest, others) = windows.latest(MAX_VISITED);
+        for open in latest.into_iter().filter(|open| open.events > 0) {
+            let window = self.bounds.window(open.start);
+            visitor(StatePart::Window(&(self.result)(Row {
+                key,
+                window,
+                summary: &open.state,
+                closed: false,
+            })));
+        }
+        if others > 0 {
+            visitor(StatePart::MoreWindows(others));
+        }
     }
 }

@@ -20,6 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Epoch, EventTime, OwnedKey};
 
+/// The maximum number of open windows of an operator that a visit of a key's state makes rows of, the latest first.
+/// Bounds the time for which a visit holds up the worker.
+const MAX_VISITED: usize = 100;
+
 /// A window of event time, [start, end).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Window {

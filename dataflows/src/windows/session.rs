@@ -9,12 +9,12 @@ use differential_dataflow::{AsCollection, Data, VecCollection};
 use serde::{Deserialize, Serialize};
 
 use super::aligned::give;
-use super::{Aggregate, EmitPolicy, Render, Row, Window};
+use super::{Aggregate, EmitPolicy, MAX_VISITED, Render, Row, Window};
 use crate::batch::{Batch, Change, EntryRef, History, Slot};
 use crate::keyed::{Keyed, Logic, Selection};
 use crate::keys::Keys;
 use crate::slots::Slots;
-use crate::{Epoch, Event, EventTime, Load, OwnedKey};
+use crate::{Epoch, Event, EventTime, Load, OwnedKey, StatePart};
 
 /// Extension trait for session windows.
 pub trait Session<'scope, E: Event> {
@@ -71,6 +71,10 @@ impl<'scope, E: Event> Session<'scope, E> for Keyed<'scope, E> {
         self.run(name, Sessions::new(gap_ms, emit, aggregate, result, load)).as_collection()
     }
 }
+
+/// The maximum number of un-final events that are aggregated when a key's state is visited. Bounds the time for which a
+/// visit holds up the worker.
+const MAX_ADDED: usize = 10_000;
 
 pub(crate) struct Sessions<E: Event, A: Aggregate<E>, D, F> {
     gap_ms: i64,
@@ -324,6 +328,23 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
                 key.open.iter_mut().for_each(|open| fold(&self.aggregate, &self.history, open, watermark));
             }
             self.history.pop();
+        }
+    }
+
+    fn visit(&self, slot: Slot, key: &OwnedKey<E>, _: EventTime, visitor: &mut dyn FnMut(StatePart<'_>)) {
+        let open = self.keys.get(slot).map_or(&[][..], |key| &key.open);
+        let mut unsettled = 0;
+        let count = open.iter().rev().take(MAX_VISITED).take_while(|open| {
+            unsettled += open.recent.len();
+            unsettled <= MAX_ADDED
+        });
+        let count = count.count();
+        for open in open.iter().rev().take(count) {
+            let (window, state) = summed(&self.aggregate, &self.history, open, self.gap_ms);
+            visitor(StatePart::Window(&(self.result)(Row { key, window, summary: &state, closed: false })));
+        }
+        if count < open.len() {
+            visitor(StatePart::MoreWindows(open.len() - count));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The windows of a key that are not final.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
@@ -97,6 +98,21 @@ impl<S, D> OfKey<S, D> {
         Some(taken)
     }
 
+    /// Returns the windows that start last, latest first and up to `most`, and the number of the others.
+    pub fn latest(&self, most: usize) -> (Vec<&Open<S, D>>, usize) {
+        let (latest, count): (Vec<_>, _) = match self {
+            OfKey::Few(windows) => {
+                let mut sorted: Vec<_> = windows.iter().collect();
+                sorted.sort_unstable_by_key(|window| Reverse(window.start));
+                sorted.truncate(most);
+                (sorted, windows.len())
+            }
+            OfKey::Many(windows) => (windows.values().rev().take(most).collect(), windows.len()),
+        };
+        let others = count - latest.len();
+        (latest, others)
+    }
+
     /// Returns the starts of all windows.
     pub fn starts(&self) -> Vec<EventTime> {
         match self {
@@ -133,6 +149,10 @@ mod tests {
             let mut starts = windows.starts();
             starts.sort_unstable();
             prop_assert_eq!(starts, map.keys().copied().collect::<Vec<_>>());
+            let (latest, others) = windows.latest(40);
+            let latest: Vec<_> = latest.into_iter().map(|window| window.start).collect();
+            prop_assert_eq!(&latest, &map.keys().rev().take(40).copied().collect::<Vec<_>>());
+            prop_assert_eq!(latest.len() + others, map.len());
             prop_assert!(!map.is_empty() || matches!(windows, OfKey::Few(list) if list.capacity() == 0));
         }
     }

@@ -1,0 +1,177 @@
+//! The state of one key: open windows, the enrichment profile, and the state of each rule in words.
+//!
+//! ```text
+//!   worker, between steps:  operators ─▶ KeyReading: copied, no text
+//!   thread that asked:      KeyReading ─▶ KeyState ─▶ JSON
+//! ```
+//!
+//! It is *live* state, which [`KeyState::as_of_epoch`] dates: ahead of the committed results by the epochs in flight, and
+//! with un-final events, which an out-of-order event can still follow.
+
+mod words;
+
+use headwater_dataflows::patterns::{Description, Location};
+use headwater_dataflows::{AsOf, EventTime, KeyStates, StatePart};
+use serde::Serialize;
+
+use super::rules::pattern_of;
+use crate::event::Event;
+use crate::json::rfc3339;
+use crate::outputs::{KeyHistory, WindowRow};
+
+/// The state of a key as its worker reads it, in the terms of the operators.
+#[derive(Clone, Debug)]
+pub struct KeyReading {
+    as_of: AsOf,
+    found: bool,
+    history: Option<KeyHistory>,
+    windows: Vec<WindowRow>,
+    windows_left_out: usize,
+    rules: Vec<(u32, Description)>,
+}
+
+/// Reads the state of a key, given with its prefix. Call it between steps of the worker.
+pub fn read_key(states: &KeyStates<Event>, key: &str) -> KeyReading {
+    let (mut history, mut windows, mut windows_left_out, mut rules) = (None, Vec::new(), 0, Vec::new());
+    let known = states.visit(key, &mut |_operator, part| match part {
+        StatePart::Window(row) => windows.extend(row.downcast_ref::<WindowRow>().cloned()),
+        StatePart::MoreWindows(count) => windows_left_out += count,
+        StatePart::Running(state) => history = state.downcast_ref::<KeyHistory>().copied().or(history),
+        StatePart::Rule { rule, description } => rules.push((rule, description)),
+    });
+    let counts_nothing = rules.iter().all(|(_, description)| description.is_empty());
+    let is_new = history.is_none_or(|history| history.events == 0);
+    let found = known && !(is_new && windows.is_empty() && counts_nothing);
+    KeyReading { as_of: states.as_of(), found, history, windows, windows_left_out, rules }
+}
+
+/// The live state of a key, as the API serves it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KeyState {
+    /// True if the operators have state of the key: events, open windows, or a rule with anything to report.
+    pub found: bool,
+    /// The worker that owns the key.
+    pub worker: usize,
+    /// The latest epoch whose events are in this state; None before the first. Results of it may not be committed yet.
+    pub as_of_epoch: Option<u64>,
+    /// The watermark of the operators; None if there is none, at the beginning and after the end of the input.
+    pub watermark: Option<String>,
+    /// The profile by which events are enriched; None if the key has none, or no sink takes events.
+    pub profile: Option<Profile>,
+    /// The open windows, by name and start.
+    pub windows: Vec<OpenWindow>,
+    /// The number of open windows that are left out, because they are too many: those that started first.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub windows_left_out: usize,
+    /// The state of each enabled rule, in the order of the rules.
+    pub rules: Vec<RuleState>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+/// The statistics of a key's events in order of arrival, by which events are enriched.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Profile {
+    /// The number of events.
+    pub events: u64,
+    /// The number of events with an amount.
+    pub amount_count: u64,
+    /// The mean of the amounts, to six digits.
+    pub amount_mean: Option<f64>,
+    /// The time of the event that arrived last.
+    pub last_event_time: Option<String>,
+    /// The location of the last event with one.
+    pub last_location: Option<Location>,
+}
+
+/// The aggregates of an open window so far. Amounts are decimal numbers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OpenWindow {
+    /// The name of the window.
+    pub name: String,
+    /// Its start.
+    pub start: String,
+    /// Its end: the first instant after it. The end of a session is later once it has further events.
+    pub end: String,
+    /// The number of events.
+    pub count: u64,
+    /// The number of events with an amount.
+    pub amount_count: u64,
+    /// The sum of the amounts.
+    pub amount_sum: String,
+    /// The least amount.
+    pub min: Option<String>,
+    /// The greatest amount.
+    pub max: Option<String>,
+    /// The number of distinct merchants.
+    pub distinct_merchants: u64,
+}
+
+/// The state of a rule.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RuleState {
+    /// The name of the rule.
+    pub rule: &'static str,
+    /// The state in words.
+    pub text: String,
+    /// The state in numbers, with the thresholds of the rule.
+    pub state: serde_json::Value,
+}
+
+impl KeyReading {
+    /// Returns the state for readers. `worker` is the worker that read it.
+    pub fn into_state(self, worker: usize) -> KeyState {
+        let KeyReading { as_of, found, history, mut windows, windows_left_out, rules } = self;
+        windows.sort_by(|a, b| (&a.name, a.window.start).cmp(&(&b.name, b.window.start)));
+        let rules = rules.into_iter().filter_map(|(number, description)| {
+            let rule = pattern_of(number)?;
+            let (text, state) = words::describe(rule, &description);
+            Some(RuleState { rule, text, state })
+        });
+        KeyState {
+            found,
+            worker,
+            as_of_epoch: as_of.epoch.map(|epoch| epoch.0),
+            watermark: time(as_of.watermark),
+            profile: history.filter(|history| history.events > 0).map(|history| profile(&history)),
+            windows: windows.iter().map(open_window).collect(),
+            windows_left_out,
+            rules: rules.collect(),
+        }
+    }
+}
+
+/// Returns a time as text; None for one before or after all events.
+fn time(time: EventTime) -> Option<String> {
+    (time != EventTime::MIN && time != EventTime::MAX).then(|| rfc3339(time.0))
+}
+
+fn profile(history: &KeyHistory) -> Profile {
+    Profile {
+        events: history.events,
+        amount_count: history.amounts,
+        amount_mean: history.amount_mean(),
+        last_event_time: time(history.previous),
+        last_location: history.located,
+    }
+}
+
+fn open_window(row: &WindowRow) -> OpenWindow {
+    OpenWindow {
+        name: row.name.to_string(),
+        start: rfc3339(row.window.start.0),
+        end: rfc3339(row.window.end.0),
+        count: row.count,
+        amount_count: row.amounts.count(),
+        amount_sum: words::decimal(row.amounts.sum()),
+        min: row.extremes.map(|(min, _)| words::decimal(min.into())),
+        max: row.extremes.map(|(_, max)| words::decimal(max.into())),
+        distinct_merchants: row.distinct_merchants,
+    }
+}
+
+#[cfg(test)]
+mod tests;
