@@ -12,7 +12,7 @@ use super::output::{note, outln};
 use super::stop;
 use crate::config::{Config, HttpConfig};
 use crate::metrics::Metrics;
-use crate::runtime::Job;
+use crate::runtime::Queries;
 use crate::source::Source;
 use crate::source::generator::{GeneratorSettings, GeneratorSource};
 use crate::{assembly, http, results};
@@ -36,10 +36,11 @@ pub fn demo_console(args: &DemoArgs) -> anyhow::Result<()> {
     let (stored, _) = results::of_config(&config, &metrics);
     let run = http::Run::of_config(&config, 0, 1, args.workers);
     let listen = HttpConfig { listen: args.http, token: None, tls: None, insecure: false };
-    let server =
-        http::serve(&listen, http::Api::new(run, Arc::clone(&metrics), stored)).with_context(|| {
-            format!("cannot serve the console on {}; --http 127.0.0.1:0 takes a free port", args.http)
-        })?;
+    let queries = Queries::default();
+    let api = http::Api::new(run, Arc::clone(&metrics), stored, queries.clone());
+    let server = http::serve(&listen, api).with_context(|| {
+        format!("cannot serve the console on {}; --http 127.0.0.1:0 takes a free port", args.http)
+    })?;
     outln!("console: {}", server.url())?;
     note!(
         "Generating {} events/s with injected fraud; Ctrl-C stops. Results: {}",
@@ -52,7 +53,8 @@ pub fn demo_console(args: &DemoArgs) -> anyhow::Result<()> {
     let settings = GeneratorSettings { seed: args.seed, pace, stragglers: true, ..defaults };
     let source = Arc::new(GeneratorSource::live(settings, args.rate)?);
     let workers = timely::Config::process(args.workers);
-    let mut job = Job { stopping: Arc::clone(&stopping), ..assembly::job(&config, false, workers, metrics)? };
+    let mut job = assembly::job(&config, false, workers, metrics)?;
+    (job.stopping, job.queries) = (Arc::clone(&stopping), queries);
     job.source = Box::new(move |_| Ok(source as Arc<dyn Source>));
     if let Some(seconds) = args.seconds {
         stop_after(Duration::from_secs_f64(seconds), stopping);

@@ -39,7 +39,7 @@ use crate::metrics::Metrics;
 use crate::outputs::RecentAlerts;
 use crate::pipeline::Resets;
 use crate::results;
-use crate::runtime::{Job, RunError};
+use crate::runtime::{Job, Queries, RunError};
 use crate::source::SourceError;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce;
@@ -280,7 +280,8 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     metrics.restarted(restarts.and_then(|restarts| restarts.parse().ok()).unwrap_or(0));
     // Start the HTTP server before opening services that may not respond, so that it can report what the start waits
     // for.
-    let (server, recent) = serve_http(&config, args, &metrics)?;
+    let queries = Queries::default();
+    let (server, recent) = serve_http(&config, args, &metrics, &queries)?;
     tracing::info!(pipeline = %config.plan.pipeline, workers = args.workers, processes = args.processes, "running");
     metrics.starting("looking up the hosts of the cluster");
     let workers = hosts::timely_config(args)?;
@@ -291,7 +292,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
             tracing::info!("without a ledger: starting at the group's committed offsets with empty state");
         }
         started = Instant::now();
-        crate::runtime::run(Job { stopping, recent, ..job })
+        crate::runtime::run(Job { stopping, recent, queries, ..job })
     });
     // In a cluster, only process 0 records the takeover.
     if args.process == 0
@@ -310,11 +311,16 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
 type HttpServer = (Option<http::Server>, Option<Arc<RecentAlerts>>);
 
 /// Starts the HTTP server, if the configuration has one.
-fn serve_http(config: &Config, args: &RunArgs, metrics: &Arc<Metrics>) -> anyhow::Result<HttpServer> {
+fn serve_http(
+    config: &Config,
+    args: &RunArgs,
+    metrics: &Arc<Metrics>,
+    queries: &Queries,
+) -> anyhow::Result<HttpServer> {
     let Some(http) = &config.http else { return Ok((None, None)) };
     let run = http::Run::of_config(config, args.process, args.processes, args.workers);
     let (results, recent) = results::of_config(config, metrics);
-    let server = http::serve(http, http::Api::new(run, Arc::clone(metrics), results));
+    let server = http::serve(http, http::Api::new(run, Arc::clone(metrics), results, queries.clone()));
     let server = server.with_context(|| format!("cannot serve HTTP on {}", http.listen))?;
     tracing::info!(address = %server.address(), url = server.url(), "serving the console, the API, metrics and probes");
     Ok((Some(server), recent))

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use super::access::{self, Access};
 use super::problem::Problem;
-use super::{alerts, console, dead_letters, openapi, probes, rules, status, stream};
+use super::{alerts, console, dead_letters, keys, openapi, probes, rules, status, stream};
 use crate::assembly;
 use crate::config::Config;
 use crate::dead_letters::LetterStore;
@@ -25,9 +25,10 @@ use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
 use crate::pipeline::{RuleDescription, describe};
 use crate::results::{Explainer, Results, ResultsError};
+use crate::runtime::Queries;
 
-/// The maximum number of queries of stored results at a time.
-const QUERIES: usize = 8;
+/// The maximum number of reads of stored results at a time.
+const READS: usize = 8;
 
 /// The maximum time to answer a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -79,8 +80,10 @@ pub struct Api {
     pub rules: Vec<RuleDescription>,
     /// Explains alerts.
     pub explainer: Explainer,
+    /// Queries the state of keys.
+    pub queries: Queries,
     results: Arc<dyn Results>,
-    queries: Semaphore,
+    reads: Semaphore,
     /// Limits the number of streams.
     pub streams: Arc<Semaphore>,
     /// The dead letters, if they can be read.
@@ -122,7 +125,7 @@ impl Run {
 
 impl Api {
     /// Returns the API of a run.
-    pub fn new(run: Run, metrics: Arc<Metrics>, results: Arc<dyn Results>) -> Api {
+    pub fn new(run: Run, metrics: Arc<Metrics>, results: Arc<dyn Results>, queries: Queries) -> Api {
         Api {
             metrics,
             rules: describe(&run.patterns),
@@ -130,7 +133,8 @@ impl Api {
             letters: run.letters.clone().map(Arc::new),
             run,
             results,
-            queries: Semaphore::new(QUERIES),
+            queries,
+            reads: Semaphore::new(READS),
             streams: Arc::new(Semaphore::new(stream::STREAMS)),
             retries: Semaphore::new(1),
         }
@@ -159,7 +163,7 @@ impl Api {
         call: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Problem> {
         let answer = async {
-            let _permit = self.queries.acquire().await.expect("the semaphore is never closed");
+            let _permit = self.reads.acquire().await.expect("the semaphore is never closed");
             tokio::task::spawn_blocking(call).await
         };
         match tokio::time::timeout(timeout, answer).await {
@@ -181,6 +185,7 @@ pub fn router(api: Arc<Api>, access: Access) -> Router {
         .route("/api/v1/alerts/stream", get(stream::stream))
         .route("/api/v1/alerts/{id}", get(alerts::show))
         .route("/api/v1/rules", get(rules::list))
+        .route("/api/v1/keys/{space}/{key}", get(keys::show))
         .route("/api/v1/dead-letters", get(dead_letters::list))
         .route("/api/v1/dead-letters/groups", get(dead_letters::groups))
         .route("/api/v1/dead-letters/retry", post(dead_letters::retry))

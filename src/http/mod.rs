@@ -13,6 +13,7 @@ mod api;
 mod connections;
 mod console;
 mod dead_letters;
+mod keys;
 mod openapi;
 mod probes;
 mod problem;

@@ -5,7 +5,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::{Modify, OpenApi};
 
 use super::problem::Problem;
-use super::{alerts, dead_letters, rules, status, stream};
+use super::{alerts, dead_letters, keys, rules, status, stream};
 use crate::dead_letters::{Groups, Letter, Page, RetryReport};
 use crate::results::{AlertRecord, Explanation};
 
@@ -17,7 +17,8 @@ use crate::results::{AlertRecord, Explanation};
                        address or as localhost. Errors are problem details (RFC 9457)."
     ),
     paths(
-        status::status, status::frontier, alerts::list, alerts::show, stream::stream, rules::list, dead_letters::list,
+        status::status, status::frontier, alerts::list, alerts::show, stream::stream, rules::list,
+        keys::show, dead_letters::list,
         dead_letters::groups, dead_letters::show, dead_letters::retry
     ),
     components(schemas(AlertRecord, Explanation, Groups, Letter, Page, Problem, RetryReport)),

@@ -62,6 +62,16 @@ impl Problem {
         Problem::new(StatusCode::CONFLICT, detail)
     }
 
+    /// Returns the problem of a request that another process can answer.
+    pub fn misdirected(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::MISDIRECTED_REQUEST, detail)
+    }
+
+    /// Returns the problem of too many requests at a time.
+    pub fn too_many(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, detail)
+    }
+
     /// Returns the problem of a request that cannot be answered now.
     pub fn unavailable(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)

@@ -10,6 +10,7 @@ use crate::metrics::Metrics;
 use crate::outputs::{Alert, RecentAlerts, Severity, Status};
 use crate::pipeline::Patterns;
 use crate::results::Recent;
+use crate::runtime::Queries;
 
 /// A server with recent alerts in memory.
 struct Fixture {
@@ -45,7 +46,8 @@ fn fixture(token: Option<&str>) -> Fixture {
         tls: None,
         insecure: false,
     };
-    let server = serve(&config, Api::new(run, Arc::clone(&metrics), results)).expect("a free port");
+    let server = serve(&config, Api::new(run, Arc::clone(&metrics), results, Queries::default()))
+        .expect("a free port");
     Fixture { server, metrics, alerts }
 }
 
@@ -258,6 +260,16 @@ fn read_until(stream: &mut TcpStream, end: &str) -> String {
 }
 
 #[test]
+fn keys_are_answered_once_the_run_has_started() {
+    let fixture = fixture(None);
+    assert_eq!(fixture.get("/api/v1/keys/card/1").0, 400);
+    assert_eq!(fixture.get(&format!("/api/v1/keys/user/{}", "x".repeat(257))).0, 400);
+    let (status, problem) = fixture.get("/api/v1/keys/user/ann");
+    assert_eq!(status, 503, "{problem}");
+    assert!(problem.contains("the run is starting"), "{problem}");
+}
+
+#[test]
 fn dead_letters_that_no_sink_stores_are_a_conflict() {
     let fixture = fixture(None);
     for path in ["/api/v1/dead-letters", "/api/v1/dead-letters/groups", "/api/v1/dead-letters/0:9"] {
@@ -298,6 +310,7 @@ fn the_document_describes_every_path() {
         "/api/v1/dead-letters/retry",
         "/api/v1/dead-letters/{id}",
         "/api/v1/frontier",
+        "/api/v1/keys/{space}/{key}",
         "/api/v1/rules",
         "/api/v1/status",
     ];

@@ -14,6 +14,8 @@ pub struct PartitionTime {
     pub watermark: EventTime,
     /// True if it is idle.
     pub idle: bool,
+    /// The offset after the last record of the closed epochs.
+    pub next_offset: i64,
 }
 
 /// The watermarks of epochs that are not committed, and the last one before them.

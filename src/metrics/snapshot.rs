@@ -43,6 +43,9 @@ pub struct PartitionStatus {
     pub partition: u32,
     /// The number of known records that have not been read; null if another process reads the partition.
     pub lag_records: Option<i64>,
+    /// The offset after the last record of the closed epochs, from which a client computes the rate; null if it is not
+    /// known in this process.
+    pub next_offset: Option<i64>,
     /// The partition's own watermark, RFC 3339 in UTC; null if it is not known in this process.
     pub watermark: Option<String>,
     /// `live`, `idle` or `held` (by an open transaction).
@@ -230,6 +233,7 @@ impl Metrics {
             PartitionStatus {
                 partition,
                 lag_records: lags.get(&partition.to_string()).copied(),
+                next_offset: time.map(|time| time.next_offset),
                 watermark: time.and_then(|time| time_text(time.watermark)),
                 state,
                 held_s: held_s.unwrap_or(0),

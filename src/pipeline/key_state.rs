@@ -13,6 +13,7 @@ mod words;
 use headwater_dataflows::patterns::{Description, Location};
 use headwater_dataflows::{AsOf, EventTime, KeyStates, StatePart};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::rules::pattern_of;
 use crate::event::Event;
@@ -46,7 +47,7 @@ pub fn read_key(states: &KeyStates<Event>, key: &str) -> KeyReading {
 }
 
 /// The live state of a key, as the API serves it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct KeyState {
     /// True if the operators have state of the key: events, open windows, or a rule with anything to report.
     pub found: bool,
@@ -73,7 +74,7 @@ fn is_zero(count: &usize) -> bool {
 }
 
 /// The statistics of a key's events in order of arrival, by which events are enriched.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Profile {
     /// The number of events.
     pub events: u64,
@@ -84,11 +85,12 @@ pub struct Profile {
     /// The time of the event that arrived last.
     pub last_event_time: Option<String>,
     /// The location of the last event with one.
+    #[schema(value_type = Option<Object>)]
     pub last_location: Option<Location>,
 }
 
 /// The aggregates of an open window so far. Amounts are decimal numbers.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct OpenWindow {
     /// The name of the window.
     pub name: String,
@@ -111,13 +113,14 @@ pub struct OpenWindow {
 }
 
 /// The state of a rule.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct RuleState {
     /// The name of the rule.
     pub rule: &'static str,
     /// The state in words.
     pub text: String,
     /// The state in numbers, with the thresholds of the rule.
+    #[schema(value_type = Object)]
     pub state: serde_json::Value,
 }
 

@@ -121,7 +121,7 @@ export class Overview {
     const slowest = active.reduce((least, one) => (!least || one.watermark < least.watermark ? one : least), null);
     const fastest = Math.max(...active.map((one) => Date.parse(one.watermark)));
     const marked = slowest && fastest - Date.parse(slowest.watermark) >= DRIFT_MS ? slowest.partition : null;
-    const counted = status.partitions.some((one) => typeof one.events === 'number');
+    const counted = status.partitions.some((one) => typeof one.next_offset === 'number');
     this.partitions.parentNode.classList.toggle('without-events', !counted);
     const live = status.partitions.filter((one) => one.state === 'live').length;
     setText(byId('partitions-note'), `${number(live)} of ${number(status.partitions.length)} live`);
@@ -133,7 +133,7 @@ export class Overview {
         const text = one.state === 'held' ? `held ${seconds(one.held_s)}` : one.state;
         state.replaceChildren(badge(STATES[one.state] ?? 'info', text));
         if (one.partition === marked) state.append(' ', el('span', { class: 'hint', title: 'The least watermark of all partitions that are not idle' }, 'slowest'));
-        setText(events, rate(history.rate((past) => past.partitions.find((other) => other.partition === one.partition)?.events)));
+        setText(events, rate(history.rate((past) => past.partitions.find((other) => other.partition === one.partition)?.next_offset)));
         setText(lag, short(one.lag_records));
         setText(behind, one.watermark ? seconds((now - Date.parse(one.watermark)) / 1000) : '–');
         watermark.replaceChildren(time(one.watermark));

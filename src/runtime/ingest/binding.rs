@@ -84,8 +84,12 @@ impl Binder {
         }
         let mut watermark = self.watermark.advance(&bindings, bound.wall_ms, rules);
         self.positions.advance(&bindings);
-        let times = self.watermark.partitions();
-        self.metrics.partition_times(times.map(|(watermark, idle)| PartitionTime { watermark, idle }));
+        let times = self.watermark.partitions().zip(self.positions.as_slice());
+        self.metrics.partition_times(times.map(|((watermark, idle), position)| PartitionTime {
+            watermark,
+            idle,
+            next_offset: position.next.0,
+        }));
         self.pace.add(&bound.unfinal);
         let first_end = bound.ended && !self.clock_control.stop.get();
         if bound.ended || bound.stopping {

@@ -1,0 +1,86 @@
+//! `/api/v1/keys/{space}/{key}`: the live state of a key.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::api::{Answer, Api};
+use super::problem::Problem;
+use crate::event::KeyKind;
+use crate::pipeline::KeyState;
+use crate::results::{AlertQuery, AlertRecord};
+use crate::runtime::QueryError;
+
+/// The maximum time to wait for the worker that owns the key.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The number of alerts in an answer.
+const ALERTS: usize = 50;
+
+/// The maximum length of a key, in bytes, as in events.
+const MAX_KEY: usize = 256;
+
+/// The live state of a key, and its alerts.
+#[derive(Serialize, ToSchema)]
+pub struct Key {
+    /// The kind of the key: `user` or `device`.
+    key_kind: &'static str,
+    /// The key.
+    key: String,
+    /// The process that owns the key.
+    process: usize,
+    #[serde(flatten)]
+    state: KeyState,
+    /// The newest alerts of the key.
+    alerts: Vec<AlertRecord>,
+}
+
+/// Answers with the live state of a key, which may be ahead of committed results, and with its committed alerts.
+#[utoipa::path(
+    get, path = "/api/v1/keys/{space}/{key}",
+    params(
+        ("space" = String, Path, description = "`user` or `device`"),
+        ("key" = String, Path, description = "The key")
+    ),
+    responses(
+        (status = 200, body = Key), (status = 400, body = Problem), (status = 404, body = Problem),
+        (status = 421, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)
+    )
+)]
+pub async fn show(State(api): State<Arc<Api>>, Path((space, key)): Path<(String, String)>) -> Answer<Key> {
+    let kind = match space.as_str() {
+        "user" => KeyKind::User,
+        "device" => KeyKind::Device,
+        _ => return Err(Problem::bad_request(format!("space: {space:?} is neither user nor device"))),
+    };
+    if key.is_empty() || key.len() > MAX_KEY || key.contains('\0') {
+        return Err(Problem::bad_request(format!("key: it must have 1 to {MAX_KEY} bytes and no NUL")));
+    }
+    let state = api.queries.ask(kind, &key, TIMEOUT).await.map_err(problem)?;
+    let query = AlertQuery {
+        key_kind: Some(kind.as_str().to_owned()),
+        key: Some(key.clone()),
+        limit: ALERTS,
+        ..AlertQuery::default()
+    };
+    let alerts = api.read(move |_, results| results.alerts(&query)).await?;
+    if !state.found && alerts.is_empty() {
+        let detail = format!("there is neither state nor an alert of {space} {key:?}");
+        return Err(Problem::not_found(detail));
+    }
+    Ok(Json(Key { key_kind: kind.as_str(), key, process: api.run.process, state, alerts }))
+}
+
+fn problem(error: QueryError) -> Problem {
+    match error {
+        QueryError::NotHere { .. } => Problem::misdirected(error.to_string()),
+        QueryError::TooMany { .. } => Problem::too_many(error.to_string()),
+        QueryError::Starting | QueryError::Ended { .. } | QueryError::TimedOut { .. } => {
+            Problem::unavailable(error.to_string())
+        }
+    }
+}
