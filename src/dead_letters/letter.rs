@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::payload::{self, Masked};
 use crate::json::rfc3339;
-use crate::source::kafka::dead_letters::{DeadLetter, header};
+use crate::source::kafka::dead_letters::{DeadLetter, connect, header};
 
 /// The id of a dead letter: its partition and offset, written `PARTITION:OFFSET`. In a topic, they are the letter's own;
 /// in a table, those of the rejected record.
@@ -145,8 +145,11 @@ impl Letter {
             Some(Err(_)) => (None, letter.key.as_ref().map(|key| STANDARD.encode(key))),
         };
         let timestamp = text(header::SOURCE_TIMESTAMP).and_then(|text| text.parse().ok());
+        // The other headers are of this program's making, and hold nothing of the payload.
         let header = |(name, value): &(String, Vec<u8>)| {
-            (name.clone(), clean(String::from_utf8_lossy(value).into_owned()))
+            let value = String::from_utf8_lossy(value).into_owned();
+            let is_message = [header::MESSAGE, connect::MESSAGE].contains(&name.as_str());
+            (name.clone(), if is_message { clean(value) } else { value })
         };
         Letter {
             id,

@@ -256,7 +256,7 @@ impl Database {
                 let select = format!("SELECT {COLUMNS}, timestamp FROM dead_letters");
                 sqlite(path, false, |connection| sqlite_rows(connection, &select, &query, each))
             }
-            Database::Postgres(..) => self.postgres(true, async |mut client| {
+            Database::Postgres(url, schema) => postgres(url, schema.as_deref(), true, async |mut client| {
                 let select = format!(
                     "SELECT {COLUMNS}, timestamp::text, {} FROM dead_letters",
                     postgres_ms("CASE WHEN isfinite(timestamp) THEN timestamp END")
@@ -301,7 +301,7 @@ impl Database {
                 }
                 Ok(groups)
             })?,
-            Database::Postgres(..) => self.postgres(true, async |client| {
+            Database::Postgres(url, schema) => postgres(url, schema.as_deref(), true, async |client| {
                 let ms = |what| postgres_ms(&format!("{what}(timestamp) FILTER (WHERE isfinite(timestamp))"));
                 let select = format!("SELECT reason, field, count(*), {}, {}", ms("min"), ms("max"));
                 let text = format!("{select} FROM dead_letters{}", query.numbered());
@@ -340,18 +340,18 @@ impl Database {
                 if dry_run {
                     let counted =
                         connection.query_row(&format!("{count}{}", query.text), values, |row| row.get(0));
-                    return Ok(counted.map(i64::unsigned_abs)?);
+                    return counted.map(i64::unsigned_abs);
                 }
                 Ok(connection.execute(&format!("{delete}{}", query.text), values)? as u64)
             }),
-            Database::Postgres(..) => self.postgres(dry_run, async |client| {
+            Database::Postgres(url, schema) => postgres(url, schema.as_deref(), dry_run, async |client| {
                 let values = parameters(&query);
                 let (text, values) = (query.numbered(), references(&values));
                 if dry_run {
                     let row = client.query_one(&format!("{count}{text}"), &values).await?;
                     return Ok(row.get::<_, i64>(0).unsigned_abs());
                 }
-                Ok(client.execute(&format!("{delete}{text}"), &values).await?)
+                client.execute(&format!("{delete}{text}"), &values).await
             }),
         }
         .map_err(|error| match error {
@@ -361,39 +361,37 @@ impl Database {
             other => other,
         })
     }
+}
 
-    /// Runs a query of PostgreSQL on a connection of its own.
-    fn postgres<T>(
-        &self,
-        reads: bool,
-        run: impl AsyncFnOnce(tokio_postgres::Client) -> Result<T, tokio_postgres::Error>,
-    ) -> Result<T, LettersError> {
-        let Database::Postgres(url, schema) = self else { unreachable!("only PostgreSQL has a URL") };
-        let failed = |source| LettersError::Database {
-            action: format!("read dead letters in {}", self.name()),
-            source,
-        };
-        let mut target = Target::parse(url.expose()).map_err(|error| failed(error.into()))?;
-        let own = format!(
-            "-c default_transaction_read_only={} -c statement_timeout=30s -c timezone=UTC",
-            if reads { "on" } else { "off" }
-        );
-        let config = target.config();
-        let options = [config.get_options().unwrap_or_default(), &own].join(" ");
-        config.options(options).application_name("headwater-dead-letters");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| failed(error.into()))?;
-        let answered = async {
-            let (client, _) = target.connect().await.map_err(|error| failed(error.into()))?;
-            let to_schema = "SELECT set_config('search_path', quote_ident($1), false)";
-            if let Some(schema) = schema {
-                client.query(to_schema, &[schema]).await.map_err(|error| failed(describe(error)))?;
-            }
-            run(client).await.map_err(|error| failed(describe(error)))
-        };
-        let answered = async { tokio::time::timeout(TIMEOUT, answered).await };
-        runtime.block_on(answered).map_err(|_| LettersError::TimedOut(TIMEOUT))?
-    }
+/// Runs a query of PostgreSQL on a connection of its own.
+fn postgres<T>(
+    url: &Secret,
+    schema: Option<&str>,
+    reads: bool,
+    run: impl AsyncFnOnce(tokio_postgres::Client) -> Result<T, tokio_postgres::Error>,
+) -> Result<T, LettersError> {
+    let failed =
+        |source| LettersError::Database { action: "read dead letters in PostgreSQL".to_owned(), source };
+    let mut target = Target::parse(url.expose()).map_err(|error| failed(error.into()))?;
+    let own = format!(
+        "-c default_transaction_read_only={} -c statement_timeout=30s -c timezone=UTC",
+        if reads { "on" } else { "off" }
+    );
+    let config = target.config();
+    let options = [config.get_options().unwrap_or_default(), &own].join(" ");
+    config.options(options).application_name("headwater-dead-letters");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| failed(error.into()))?;
+    let answered = async {
+        let (client, _) = target.connect().await.map_err(|error| failed(error.into()))?;
+        let to_schema = "SELECT set_config('search_path', quote_ident($1), false)";
+        if let Some(schema) = schema {
+            client.query(to_schema, &[&schema]).await.map_err(|error| failed(describe(error)))?;
+        }
+        run(client).await.map_err(|error| failed(describe(error)))
+    };
+    let answered = async { tokio::time::timeout(TIMEOUT, answered).await };
+    runtime.block_on(answered).map_err(|_| LettersError::TimedOut(TIMEOUT))?
 }
 
 /// Returns the error with the server's message, which the client's own text lacks.
