@@ -52,6 +52,9 @@ pub struct Table {
     pub name: &'static str,
     /// The way in which rows are written to it.
     pub mode: Mode,
+    /// The index of the column with the time of a row, which a change of the row does not change. A store can partition
+    /// the table by it.
+    pub time: usize,
     /// Its columns, in the order of the cells.
     pub columns: &'static [Column],
 }
@@ -85,6 +88,7 @@ pub const TABLES: [Table; 4] = [
     Table {
         name: "events",
         mode: Mode::Append,
+        time: 7,
         columns: columns![
             "partition" Int, "offset" BigInt, "epoch" BigInt, "event_id" Text, "event_type" Text, "key_kind" Text,
             "key" Text, "event_time" Time, "amount" Numeric, "currency" Text, "merchant_id" Text,
@@ -96,6 +100,7 @@ pub const TABLES: [Table; 4] = [
     Table {
         name: "alerts",
         mode: Mode::Upsert { key: 1 },
+        time: 8,
         columns: columns![
             "alert_id" Text, "status" Text, "rule" Text, "rule_version" Int, "severity" Text, "key_kind" Text,
             "key" Text, "event_ids" Json, "event_time" Time, "epoch" BigInt, "final" Bool, "details" Json,
@@ -104,6 +109,7 @@ pub const TABLES: [Table; 4] = [
     Table {
         name: "window_aggregates",
         mode: Mode::Upsert { key: 4 },
+        time: 3,
         columns: columns![
             "window_name" Text, "key_kind" Text, "key" Text, "start" Time, "end" Time, "count" BigInt,
             "amount_count" BigInt, "amount_sum" Numeric, "mean" Double, "min" Numeric, "max" Numeric,
@@ -113,9 +119,22 @@ pub const TABLES: [Table; 4] = [
     Table {
         name: "dead_letters",
         mode: Mode::Append,
+        time: 7,
         columns: columns![
             "partition" Int, "offset" BigInt, "reason" Text, "field" Text, "message" Text, "key" Bytes,
             "value" Bytes, "timestamp" Time, "epoch" BigInt, "retries" Int,
         ],
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_has_a_column_of_times() {
+        let names = TABLES.map(|table| table.columns[table.time].name);
+        assert_eq!(names, ["event_time", "event_time", "start", "timestamp"]);
+        assert!(TABLES.iter().all(|table| table.columns[table.time].kind == ColumnType::Time));
+    }
+}

@@ -3,6 +3,14 @@
 /// Formats a time, in milliseconds since 1970, as RFC 3339 in UTC with milliseconds.
 pub(crate) fn rfc3339(ms: i64) -> String {
     let (days, of_day) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000));
+    let (year, month, day) = civil(days);
+    let (seconds, millis) = (of_day / 1000, of_day % 1000);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+/// Returns year, month and day of the month of a day, in days since 1970-01-01.
+pub(crate) fn civil(days: i64) -> (i64, i64, i64) {
     // Days since 0000-03-01, in eras of 400 years; see H. Hinnant, "chrono-Compatible Low-Level Date Algorithms".
     let days = days + 719_468;
     let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
@@ -11,10 +19,7 @@ pub(crate) fn rfc3339(ms: i64) -> String {
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
     let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (seconds, millis) = (of_day / 1000, of_day % 1000);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
 /// Formats millionths as a decimal number without trailing zeros.

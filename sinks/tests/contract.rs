@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use headwater_dataflows::Epoch;
 use headwater_sinks::file::FileConfig;
 use headwater_sinks::memory::{Fault, Memory};
+use headwater_sinks::postgres::{Partitioning, Period, PostgresConfig};
 use headwater_sinks::sqlite::SqliteConfig;
 use headwater_sinks::{
     Cell, Changes, CommitError, Generation, LedgerId, OpenError, Sink, WriterContext, tables,
@@ -230,6 +231,41 @@ impl Store for Database {
         let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                     WHERE datname = current_database() AND application_name LIKE 'headwater:%'";
         assert_eq!(self.one(terminate), "1");
+        Box::new(())
+    }
+}
+
+/// A database whose tables are partitioned.
+struct Partitioned(Database);
+
+impl Store for Partitioned {
+    fn new() -> Self {
+        Partitioned(Database::create())
+    }
+
+    fn sink(&self) -> Box<dyn Sink> {
+        let partitioning = Some(Partitioning { period: Period::Day, retention: None });
+        Box::new(PostgresConfig { partitioning, ..self.0.config() }.build())
+    }
+
+    fn alerts(&self) -> Vec<(String, String)> {
+        self.0.alerts()
+    }
+
+    fn events(&self) -> Vec<(i64, i64)> {
+        Store::events(&self.0)
+    }
+
+    fn dead_letters(&self) -> Vec<(i64, i64)> {
+        self.0.dead_letters()
+    }
+
+    /// Terminates the session of the writer, not that of the maintenance.
+    fn fail_next(&self) -> Box<dyn Any> {
+        let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name LIKE 'headwater:%'
+                      AND application_name NOT LIKE '%:tables'";
+        assert_eq!(self.0.one(terminate), "1");
         Box::new(())
     }
 }
@@ -503,7 +539,13 @@ macro_rules! suite {
     };
 }
 
-suite!(memory: super::Memory, sqlite: super::Sqlite, files: super::Files, postgres: super::Database);
+suite!(
+    memory: super::Memory,
+    sqlite: super::Sqlite,
+    files: super::Files,
+    postgres: super::Database,
+    postgres_partitioned: super::Partitioned
+);
 suite!(
     sqlite_by_pipeline,
     super::Sqlite,

@@ -6,7 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::Epoch;
-use headwater_sinks::postgres::PostgresConfig;
+use headwater_sinks::postgres::{Partitioning, Period, PostgresConfig};
 use headwater_sinks::{
     Cell, Changes, CommitError, Misconfigured, OpenError, Progress, Shards, Sink, WriterContext, tables,
 };
@@ -334,8 +334,15 @@ fn a_start_without_commits_hides_no_progress_of_two_writers() {
 
 #[test]
 fn a_replay_from_older_offsets_adds_only_missing_rows() {
+    for partitioning in [None, Some(Partitioning { period: Period::Day, retention: None })] {
+        replay_from_older_offsets(partitioning);
+    }
+}
+
+fn replay_from_older_offsets(partitioning: Option<Partitioning>) {
     let database = Database::create();
-    let mut sink = database.sink();
+    let config = PostgresConfig { partitioning, ..database.config() };
+    let mut sink = config.clone().build();
     sink.open(&context(1)).expect("opened");
     for (offset, id) in [(1, "first"), (2, "first"), (5, "first")] {
         sink.stage(Epoch(1), event(0, offset, id)).expect("staged");
@@ -344,7 +351,7 @@ fn a_replay_from_older_offsets_adds_only_missing_rows() {
     sink.stage(Epoch(1), dead_letter(1, 8)).expect("staged");
     sink.commit(permit(1)).expect("committed");
     drop(sink);
-    let mut sink = PostgresConfig { skip_stored: true, ..database.config() }.build();
+    let mut sink = PostgresConfig { skip_stored: true, ..config }.build();
     sink.open(&context(2)).expect("opened");
     // Offset 4 belonged to another writer and was never committed. Offset 3 is stored as a dead letter.
     for offset in 1..=7 {

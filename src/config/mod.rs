@@ -285,6 +285,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
 
     let sinks = sinks::read(top, diagnostics);
     sinks::check(top, pipeline.as_deref(), source.as_ref(), &sinks, diagnostics);
+    sinks::check_retention(top, &sinks, (&windows, &patterns, time), diagnostics);
 
     let ledger =
         top.section("ledger", diagnostics).and_then(|section| ledger::read(section, &sinks, diagnostics));

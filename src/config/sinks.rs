@@ -3,8 +3,11 @@
 use headwater_sinks::kafka::progress_topic;
 
 use super::is_name;
-use crate::connectors::{SINKS, SinkConfig, SinkContext, SinkKind, SinksConfig, SourceConfig};
-use crate::settings::{Diagnostics, Section};
+use crate::connectors::{
+    PostgresSinkConfig, SINKS, SinkConfig, SinkContext, SinkKind, SinksConfig, SourceConfig,
+};
+use crate::pipeline::{Patterns, Time, WindowPlan, longest_look_back_ms};
+use crate::settings::{Diagnostics, Section, millis};
 
 /// Returns the error of a configuration without a sink.
 pub(super) fn no_sink() -> String {
@@ -103,6 +106,31 @@ pub(super) fn check(
                     format!("the topic {topic} stores the pipeline's progress: choose another name");
                 top.report_error("sinks", message, diagnostics);
             }
+        }
+    }
+}
+
+/// Reports retentions that remove rows which still change: those of windows and alerts that are not final.
+pub(super) fn check_retention(
+    top: &Section<'_>,
+    sinks: &SinksConfig,
+    plan: (&[WindowPlan], &Patterns, Option<Time>),
+    diagnostics: &mut Diagnostics,
+) {
+    let (windows, patterns, time) = plan;
+    let lateness = time.map_or(0, |time| time.max_out_of_orderness_ms);
+    let longest = windows.iter().map(|window| window.kind.length_ms()).max().unwrap_or(0);
+    let least = longest.max(longest_look_back_ms(patterns)).saturating_add(lateness);
+    for (name, sink) in &sinks.0 {
+        let SinkConfig::Postgres(PostgresSinkConfig { partitioning: Some(partitioning), .. }) = sink else {
+            continue;
+        };
+        if partitioning.retention.is_some_and(|retention| retention < millis(least)) {
+            let message = format!(
+                "the `retention` of sinks.{name} must not be shorter than the longest window or pattern with \
+                 `max_out_of_orderness`, {least} ms: rows would be removed while they change"
+            );
+            top.report_error("sinks", message, diagnostics);
         }
     }
 }

@@ -1,3 +1,5 @@
+use headwater_sinks::postgres::{Partitioning, Period};
+
 use super::*;
 
 const MINIMAL: &str =
@@ -73,6 +75,45 @@ fn ttl_must_not_be_shorter_than_a_pattern_span() {
     assert_eq!(parse(&format!("{velocity}ttl = \"1h\"\n")).expect("valid").plan.limits.ttl_ms, 3_600_000);
     let short = "line 8: state.ttl: the longest pattern spans 3600000 ms: `ttl` must not be shorter";
     assert_eq!(errors(&format!("{velocity}ttl = \"59m\"\n")), [short]);
+}
+
+#[test]
+fn a_retention_needs_partitions_and_is_longer_than_windows() {
+    let with = |keys: &str| {
+        format!(
+            "{MINIMAL}[[windows]]\nname = \"w\"\nkind = \"tumbling\"\nsize = \"3d\"\n\
+             [sinks.postgres]\nurl = \"postgres://u@h/d\"\n{keys}"
+        )
+    };
+    let config = parse(&with("partition_by = \"month\"\nretention = \"90d\"\ndashboards = true\n"));
+    let config = config.expect("valid");
+    let sink = config.sinks.postgres().next().expect("a sink");
+    let retention = Some(Duration::from_secs(90 * 86_400));
+    assert_eq!(sink.partitioning, Some(Partitioning { period: Period::Month, retention }));
+    assert_eq!(sink.dashboards, Some(Duration::from_secs(60)));
+    let config = parse(&with("")).expect("valid");
+    let sink = config.sinks.postgres().next().expect("a sink");
+    assert_eq!((sink.partitioning, sink.dashboards), (None, None));
+
+    for (keys, error) in [
+        (
+            "retention = \"90d\"\n",
+            "retention: whole partitions are dropped: set `partition_by = \"day\"` as well",
+        ),
+        ("partition_by = \"hour\"\n", "partition_by: expected \"day\" or \"month\", got \"hour\""),
+        (
+            "partition_by = \"day\"\nretention = \"23h\"\n",
+            "retention: expected a duration of at least 86400000 ms, got \"23h\"",
+        ),
+        (
+            "partition_by = \"day\"\nretention = \"3d\"\n",
+            "the `retention` of sinks.postgres must not be shorter than the longest window or pattern with \
+             `max_out_of_orderness`, 259205000 ms",
+        ),
+    ] {
+        let errors = errors(&with(keys));
+        assert!(errors.len() == 1 && errors[0].contains(error), "{errors:?}");
+    }
 }
 
 #[test]

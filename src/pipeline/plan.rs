@@ -139,6 +139,16 @@ pub enum WindowKind {
     },
 }
 
+impl WindowKind {
+    /// Returns the length of a window; of a session, the gap that ends it, since its length has no limit.
+    pub fn length_ms(&self) -> i64 {
+        match *self {
+            WindowKind::Tumbling { size_ms } | WindowKind::Sliding { size_ms, .. } => size_ms,
+            WindowKind::Session { gap_ms } => gap_ms,
+        }
+    }
+}
+
 /// The keys that a window aggregates by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {

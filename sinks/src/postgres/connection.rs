@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
+use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, Statement};
 
 use super::{ConnectError, Target, encode, sql};
@@ -56,19 +57,31 @@ pub(super) enum SessionError {
 impl SessionError {
     /// Returns true if the rows caused the error: classes 22 (data exception) and 23 (integrity constraint violation)
     /// of PostgreSQL's error codes.
+    ///
+    /// A row that has no place in the partitions did not cause it: the row belongs to a partition that was attached after
+    /// the statement had begun, and a retry stores it there. Other violated checks have a name.
     pub fn is_caused_by_rows(&self) -> bool {
+        let Some(error) = self.database_error() else { return false };
+        let is_misplaced = *error.code() == SqlState::CHECK_VIOLATION && error.constraint().is_none();
+        let code = error.code().code();
+        (code.starts_with("22") || code.starts_with("23")) && !is_misplaced
+    }
+
+    /// Returns true if another session held a lock for too long.
+    pub fn is_lock_timeout(&self) -> bool {
+        self.database_error().is_some_and(|error| *error.code() == SqlState::LOCK_NOT_AVAILABLE)
+    }
+
+    fn database_error(&self) -> Option<&DbError> {
         match self {
-            SessionError::Store(error) => error
-                .code()
-                .is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23")),
-            SessionError::Connect(_) | SessionError::TimedOut(_) | SessionError::Refused(_) => false,
+            SessionError::Store(error) => error.as_db_error(),
+            SessionError::Connect(_) | SessionError::TimedOut(_) | SessionError::Refused(_) => None,
         }
     }
 
     /// Returns the table of the row that the server rejected, and the detail that the server reported about it.
     pub fn refused_row(&self) -> Option<(&str, &str)> {
-        let SessionError::Store(error) = self else { return None };
-        let database_error = error.as_db_error()?;
+        let database_error = self.database_error()?;
         Some((database_error.table()?, database_error.detail()?))
     }
 }

@@ -12,13 +12,18 @@
 //! Each writer has one progress row for each start, inserted when it opens. Opening first terminates the backends of
 //! older starts, then sets `fenced_by` on their rows. A round that an older start has in progress is then either
 //! committed, and its progress is read here, or its commit fails as fenced.
+//!
+//! Tables can be partitioned by time ([`partitions`]); [`maintenance`] looks after the partitions, beside the rounds.
 
 mod connect_error;
 mod connection;
 mod encode;
+mod maintenance;
+mod partitions;
 pub mod probe;
 mod progress;
 mod refused;
+mod schema;
 mod sql;
 mod staged;
 mod target;
@@ -26,6 +31,7 @@ mod target;
 mod tls;
 
 pub use connect_error::ConnectError;
+pub use partitions::{Partitioning, Period};
 pub use target::Target;
 
 use std::collections::BTreeMap;
@@ -38,22 +44,14 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::types::ToSql;
 
 use self::connection::{Address, Backend, Session, SessionError};
+use self::maintenance::{Maintenance, Tasks};
+use self::partitions::OnDemand;
 use self::progress::Row;
 use self::staged::{LastChanges, Staged, Stored};
 use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, WriterContext};
 use crate::crash;
-use crate::migrations::{Migration, pending};
 use crate::tables::{Mode, TABLES};
 use crate::{Changes, Secret};
-
-const MIGRATIONS: [Migration; 2] = [
-    Migration { number: 1, name: "tables", sql: include_str!("../../migrations/postgres/0001_tables.sql") },
-    Migration {
-        number: 2,
-        name: "alerts by change",
-        sql: include_str!("../../migrations/postgres/0002_alerts_by_change.sql"),
-    },
-];
 
 /// The timeout of opening, and of a round without its COMMIT. Far above what either needs: the timeouts of the server
 /// apply first, as long as the server responds.
@@ -79,6 +77,11 @@ pub struct PostgresConfig {
     /// True if rows of input records that are already stored are skipped. For pipelines that read their input again
     /// from offsets older than their progress. It costs one lookup for each row up to the greatest stored offset.
     pub skip_stored: bool,
+    /// The partitioning of the tables by time; `None` for plain tables. It applies to new tables: existing ones must be
+    /// partitioned in the same way. The retention may change with any start.
+    pub partitioning: Option<Partitioning>,
+    /// The interval at which the materialised views for dashboards are refreshed; `None` to leave them alone.
+    pub dashboards: Option<Duration>,
 }
 
 impl PostgresConfig {
@@ -100,6 +103,8 @@ struct Open {
     runtime: Runtime,
     writer: Writer,
     stored: Stored,
+    /// Kept for its thread, which ends with the sink.
+    _maintenance: Option<Maintenance>,
 }
 
 /// The writer of one start. It lives longer than its sessions.
@@ -109,6 +114,8 @@ struct Writer {
     context: WriterContext,
     /// The epoch in the progress row of this writer.
     through: Option<Epoch>,
+    /// The partitions of the tables; `None` if they are not partitioned.
+    partitions: Option<OnDemand>,
     session: Option<Session>,
     /// The backend of a dropped session: it may still hold locks, and its COMMIT may still happen.
     abandoned: Option<Backend>,
@@ -214,11 +221,15 @@ impl Writer {
 
     /// Writes a round, without its COMMIT.
     async fn write(
-        &self,
+        &mut self,
         session: &mut Session,
         staged: &BTreeMap<Epoch, Vec<Staged>>,
         through: Epoch,
     ) -> Result<WriteResult, SessionError> {
+        let round = || staged.range(..=through).flat_map(|(_, staged)| staged);
+        if let Some(partitions) = &mut self.partitions {
+            partitions.prepare(session, &self.sink, &staged::days(round())).await;
+        }
         session.client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
         let advance = session.prepared(sql::ADVANCE).await?;
         let (generation, process, through_number) = (self.generation(), self.process(), through.0 as i64);
@@ -233,7 +244,6 @@ impl Writer {
         if advanced == 0 {
             return Ok(WriteResult::Fenced);
         }
-        let round = || staged.range(..=through).flat_map(|(_, staged)| staged);
         for (index, table) in TABLES.iter().enumerate() {
             match table.mode {
                 Mode::Append => {
@@ -250,7 +260,7 @@ impl Writer {
                         session.client.batch_execute(&sql::remove(table, key)).await?;
                     }
                     if copy_some(session, &sql::copy_staged(table), last.rows.into_iter()).await? {
-                        session.client.batch_execute(&sql::merge(table, key)).await?;
+                        session.client.batch_execute(&sql::merge(table, self.partitions.is_some())).await?;
                     }
                 }
             }
@@ -385,33 +395,6 @@ async fn copy_some<'a>(
     Ok(has_rows)
 }
 
-/// Creates the schema and applies pending migrations.
-async fn migrate(session: &Session, schema: Option<&str>) -> Result<(), SessionError> {
-    let client = &session.client;
-    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
-    client.query("SELECT pg_advisory_xact_lock($1)", &[&sql::MIGRATION_LOCK]).await?;
-    if let Some(schema) = schema {
-        // CREATE SCHEMA requires a privilege even if the schema exists.
-        let exists = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)";
-        if !client.query_one(exists, &[&schema]).await?.get::<_, bool>(0) {
-            client.batch_execute(&format!("CREATE SCHEMA \"{schema}\"")).await?;
-        }
-    }
-    client
-        .batch_execute(
-            "CREATE TABLE IF NOT EXISTS headwater_migrations (number integer PRIMARY KEY, hash text NOT NULL)",
-        )
-        .await?;
-    let applied = client.query("SELECT number, hash FROM headwater_migrations", &[]).await?;
-    let applied: Vec<_> = applied.iter().map(|row| (row.get(0), row.get(1))).collect();
-    for migration in pending(&MIGRATIONS, &applied).map_err(SessionError::Refused)? {
-        client.batch_execute(migration.sql).await?;
-        let record = "INSERT INTO headwater_migrations (number, hash) VALUES ($1, $2)";
-        client.execute(record, &[&migration.number, &migration.hash()]).await?;
-    }
-    Ok(client.batch_execute("COMMIT").await?)
-}
-
 /// Reads the greatest stored offset of each partition.
 async fn read_stored(session: &Session) -> Result<Stored, SessionError> {
     let mut stored = Stored::default();
@@ -450,6 +433,29 @@ fn is_older(application_name: &str, sink: &str, context: &WriterContext) -> bool
 }
 
 impl PostgresSink {
+    /// Starts the maintenance of the tables, in one process and if there is something to do. `name` is that of the
+    /// writer's sessions.
+    fn maintain(
+        &self,
+        tasks: Tasks,
+        context: &WriterContext,
+        name: &str,
+    ) -> Result<Option<Maintenance>, OpenError> {
+        if context.process > 0 || tasks.partitioning.is_none() && tasks.dashboards.is_none() {
+            return Ok(None);
+        }
+        let (url, schema) = (self.config.url.expose(), self.config.schema.as_deref());
+        let address = Address::parse(url, schema, &format!("{name}:tables"))
+            .map_err(|error| self.open_error("PostgreSQL".to_owned(), error.into()))?;
+        let sink = self.config.name.clone();
+        let spawned = Maintenance::spawn(tasks, address, sink.clone(), context.clone());
+        spawned.map(Some).map_err(|error| OpenError::Unavailable {
+            sink,
+            what: "a thread for its tables".to_owned(),
+            source: Box::new(error),
+        })
+    }
+
     fn open_error(&self, what: String, error: SessionError) -> OpenError {
         let sink = self.config.name.clone();
         match error {
@@ -477,11 +483,22 @@ impl Sink for PostgresSink {
                 what: "a runtime".to_owned(),
                 source: Box::new(error),
             })?;
-        let mut writer =
-            Writer { address, sink, context: context.clone(), through: None, session: None, abandoned: None };
+        let PostgresConfig { partitioning, dashboards, .. } = self.config;
+        let mut writer = Writer {
+            address,
+            sink,
+            context: context.clone(),
+            through: None,
+            partitions: partitioning.map(OnDemand::new),
+            session: None,
+            abandoned: None,
+        };
+        // The maintenance of an earlier call would use its progress row.
+        self.open = None;
         let opening = async {
             let session = Session::connect(&writer.address).await?;
-            migrate(&session, self.config.schema.as_deref()).await?;
+            let schema = self.config.schema.as_deref();
+            schema::migrate(&session, schema, partitioning.as_ref(), &writer.sink).await?;
             let progress = writer.take_over(&session).await?;
             let stored =
                 if self.config.skip_stored { read_stored(&session).await? } else { Stored::default() };
@@ -493,7 +510,8 @@ impl Sink for PostgresSink {
         });
         let (session, progress, stored) = opened.map_err(|error| self.open_error(what, error))?;
         writer.session = Some(session);
-        self.open = Some(Open { runtime, writer, stored });
+        let _maintenance = self.maintain(Tasks { partitioning, dashboards }, context, &name)?;
+        self.open = Some(Open { runtime, writer, stored, _maintenance });
         Ok(progress)
     }
 
@@ -512,9 +530,12 @@ impl Sink for PostgresSink {
     fn stage(&mut self, epoch: Epoch, changes: Changes) -> Result<(), StageError> {
         let error = |reason: String| StageError { sink: self.config.name.clone(), epoch, reason };
         let Some(open) = &self.open else { return Err(error("the sink is not open".to_owned())) };
-        let staged = Staged::encode(&changes, &open.stored).map_err(|(output, reason)| {
+        let mut staged = Staged::encode(&changes, &open.stored).map_err(|(output, reason)| {
             error(format!("{reason}; {}", skip_hint(&self.config.name, epoch, &output)))
         })?;
+        if self.config.partitioning.is_some() {
+            staged.days = partitions::days(&changes);
+        }
         self.staged.entry(epoch).or_default().push(staged);
         Ok(())
     }

@@ -1,10 +1,12 @@
 //! Checks of a PostgreSQL database for a sink or a ledger, which change nothing in it.
 
+use std::time::Duration;
+
 use tokio::runtime::Builder;
 use tokio::time::timeout;
 
-use super::ROUND_TIMEOUT;
 use super::connection::{Address, Session, SessionError};
+use super::{Partitioning, ROUND_TIMEOUT};
 use crate::tables::TABLES;
 
 /// The tables of a sink in addition to the tables of its outputs.
@@ -15,13 +17,35 @@ const OWN: [&str; 2] = ["headwater_migrations", "headwater_progress"];
 #[error(transparent)]
 pub struct Obstacle(#[from] SessionError);
 
+/// The tables that a sink wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The name of the sink.
+    pub sink: &'a str,
+    /// The partitioning of the tables.
+    pub partitioning: Option<Partitioning>,
+    /// The interval at which views are refreshed, if there are any.
+    pub dashboards: Option<Duration>,
+}
+
+impl Wanted<'_> {
+    /// Returns what a run creates in existing tables; `None` if nothing.
+    fn creates(&self) -> Option<&'static str> {
+        match (self.partitioning, self.dashboards) {
+            (Some(_), _) => Some("partitions"),
+            (None, Some(_)) => Some("views"),
+            (None, None) => None,
+        }
+    }
+}
+
 /// Checks that a sink can connect, and can create and write its tables. Returns a description of the database.
 ///
 /// # Errors
 /// If it cannot: the reason, and what to do.
-pub fn sink(url: &str, schema: Option<&str>) -> Result<String, Obstacle> {
+pub fn sink(url: &str, schema: Option<&str>, wanted: Wanted<'_>) -> Result<String, Obstacle> {
     let outputs = TABLES.iter().map(|table| table.name);
-    probe(url, schema, &OWN.into_iter().chain(outputs).collect::<Vec<_>>())
+    probe(url, schema, &OWN.into_iter().chain(outputs).collect::<Vec<_>>(), Some(wanted))
 }
 
 /// Checks the same for the tables `names` in the default schema of the connection.
@@ -29,19 +53,29 @@ pub fn sink(url: &str, schema: Option<&str>) -> Result<String, Obstacle> {
 /// # Errors
 /// If it cannot: the reason, and what to do.
 pub fn tables(url: &str, names: &[&str]) -> Result<String, Obstacle> {
-    probe(url, None, names)
+    probe(url, None, names, None)
 }
 
-fn probe(url: &str, schema: Option<&str>, names: &[&str]) -> Result<String, Obstacle> {
+fn probe(
+    url: &str,
+    schema: Option<&str>,
+    names: &[&str],
+    wanted: Option<Wanted<'_>>,
+) -> Result<String, Obstacle> {
     let address = Address::parse(url, schema, "headwater-check").map_err(SessionError::from)?;
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime =
         runtime.map_err(|error| SessionError::Refused(format!("cannot start a runtime: {error}")))?;
-    let checked = async { timeout(ROUND_TIMEOUT, check(&address, schema, names)).await };
+    let checked = async { timeout(ROUND_TIMEOUT, check(&address, schema, names, wanted)).await };
     Ok(runtime.block_on(checked).unwrap_or(Err(SessionError::TimedOut("checking the permissions")))?)
 }
 
-async fn check(address: &Address, schema: Option<&str>, names: &[&str]) -> Result<String, SessionError> {
+async fn check(
+    address: &Address,
+    schema: Option<&str>,
+    names: &[&str],
+    wanted: Option<Wanted<'_>>,
+) -> Result<String, SessionError> {
     const FACTS: &str = "
         SELECT current_user::text, coalesce($1, current_schema()::text, ''), current_setting('server_version'),
                EXISTS (SELECT FROM pg_namespace WHERE nspname = coalesce($1, current_schema()::text)),
@@ -78,6 +112,16 @@ async fn check(address: &Address, schema: Option<&str>, names: &[&str]) -> Resul
              TO {user}",
             missing.join(", ")
         ));
+    }
+    if let Some(wanted) = wanted {
+        if missing.is_empty() {
+            super::schema::check_partitioning(&session, wanted.partitioning.as_ref(), wanted.sink).await?;
+        }
+        if let (Some(created), false) = (wanted.creates(), may_create) {
+            return refused(format!(
+                "{user} is not allowed to create {created} in schema {schema}: GRANT CREATE ON SCHEMA {schema} TO {user}"
+            ));
+        }
     }
     if !denied.is_empty() {
         return refused(format!("{user} lacks privileges: GRANT {} TO {user}", denied.join(", ")));

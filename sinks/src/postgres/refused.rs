@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use headwater_dataflows::Epoch;
 
-use super::encode;
 use super::staged::Staged;
+use super::{encode, partitions};
 use crate::tables::{ColumnType, TABLES};
 use crate::text::rfc3339;
 
@@ -18,7 +18,9 @@ pub(super) fn output(
     table: &str,
     detail: &str,
 ) -> Option<(Epoch, String)> {
-    let index = TABLES.iter().position(|known| known.name == table)?;
+    // The server names the partition of the row.
+    let index = partitions::table_of(table)?;
+    let table = TABLES[index].name;
     let values = values(detail)?;
     let key = TABLES[index].columns[..TABLES[index].key()].iter();
     let mut found = None;
@@ -97,6 +99,9 @@ mod tests {
         assert_eq!(found("events", taken), Some((Epoch(3), "events/1/7".into())));
         let failing = "Failing row contains (1, 8, null, null).";
         assert_eq!(found("events", failing), Some((Epoch(4), "events/1/8".into())));
+        let in_partition =
+            "Key (partition, \"offset\", event_time)=(1, 7, 2026-11-29 00:00:00+00) already exists.";
+        assert_eq!(found("events_2026_11_29", in_partition), Some((Epoch(3), "events/1/7".into())));
         assert_eq!(
             found("alerts", "Failing row contains (ab, raised)."),
             Some((Epoch(4), "alerts/ab".into()))

@@ -66,17 +66,22 @@ fn copy_into(to: &str, columns: &[Column]) -> String {
     format!("COPY {to} ({}) FROM STDIN WITH (FORMAT binary)", names(columns))
 }
 
-/// Inserts the rows of the temporary table into the table, replacing rows with the same keys.
-pub(super) fn merge(table: &Table, key: usize) -> String {
+/// Inserts the rows of the temporary table into the table, replacing rows with the same keys. The keys of partitioned
+/// tables include the time of the row.
+pub(super) fn merge(table: &Table, is_partitioned: bool) -> String {
     let (name, columns) = (table.name, names(table.columns));
-    let set: Vec<_> = table.columns[key..]
-        .iter()
-        .map(|column| format!("\"{0}\" = excluded.\"{0}\"", column.name))
-        .collect();
+    let is_key = |index: usize| index < table.key() || is_partitioned && index == table.time;
+    let (mut key, mut set) = (Vec::new(), Vec::new());
+    for (index, column) in table.columns.iter().enumerate() {
+        match is_key(index) {
+            true => key.push(format!("\"{}\"", column.name)),
+            false => set.push(format!("\"{0}\" = excluded.\"{0}\"", column.name)),
+        }
+    }
     format!(
         "INSERT INTO {name} ({columns}) SELECT {columns} FROM pg_temp.staged_{name}
          ON CONFLICT ({}) DO UPDATE SET {}",
-        names(&table.columns[..key]),
+        key.join(", "),
         set.join(", ")
     )
 }

@@ -1,6 +1,6 @@
 //! Staged rows. They are encoded when they are staged, so that a commit only streams them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::encode;
 use crate::tables::{Mode, TABLES};
@@ -14,6 +14,8 @@ pub(super) struct Staged {
     /// Rows of append-only tables that may be stored already.
     pub replayed: [Vec<u8>; TABLES.len()],
     keyed: [Keyed; TABLES.len()],
+    /// The days of the rows, in days since 1970, if the tables are partitioned.
+    pub days: [BTreeSet<i64>; TABLES.len()],
 }
 
 /// The changes of a keyed table, in order.
@@ -106,6 +108,17 @@ impl Staged {
         }
         found
     }
+}
+
+/// Returns the days of the rows of a round.
+pub(super) fn days<'a>(round: impl Iterator<Item = &'a Staged>) -> [BTreeSet<i64>; TABLES.len()] {
+    let mut days: [BTreeSet<i64>; TABLES.len()] = Default::default();
+    for staged in round {
+        for (all, of_staged) in days.iter_mut().zip(&staged.days) {
+            all.extend(of_staged);
+        }
+    }
+    days
 }
 
 impl<'a> LastChanges<'a> {

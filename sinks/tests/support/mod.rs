@@ -163,6 +163,8 @@ impl Database {
             url: self.url().into(),
             schema: None,
             skip_stored: false,
+            partitioning: None,
+            dashboards: None,
         }
     }
 
