@@ -2,6 +2,7 @@
 
 use headwater_sinks::Secret;
 use headwater_sinks::postgres::{PostgresConfig, probe};
+use headwater_sinks::tables::TableSet;
 
 use super::outputs::TABLES;
 use super::{Check, SinkConfig, SinkConnector, SinkContext, SinkKind, TablesConfig, databases};
@@ -45,13 +46,19 @@ fn read(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Post
 impl SinkConnector for PostgresSinkConfig {
     fn jobs(&self, name: &str, context: SinkContext<'_>) -> Vec<SinkJob> {
         let PostgresSinkConfig { url, schema, tables } = self.clone();
-        let sink =
-            PostgresConfig { name: name.into(), url, schema, skip_stored: !context.has_ledger }.build();
+        let sink = PostgresConfig {
+            name: name.into(),
+            url,
+            schema,
+            skip_stored: !context.has_ledger,
+            set: TableSet::Outputs,
+        }
+        .build();
         vec![tables.job(Box::new(sink))]
     }
 
     fn check(&self, name: &str, _context: SinkContext<'_>) -> Vec<Check> {
-        let outcome = probe::sink(self.url.expose(), self.schema.as_deref());
+        let outcome = probe::sink(self.url.expose(), self.schema.as_deref(), TableSet::Outputs);
         vec![Check::of(format!("sinks.{name}"), databases(&self.url), outcome)]
     }
 

@@ -43,11 +43,17 @@ use self::staged::{LastChanges, Staged, Stored};
 use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, WriterContext};
 use crate::crash;
 use crate::migrations::{Migration, pending};
-use crate::tables::{Mode, TABLES};
+use crate::tables::{Mode, TABLES, TableSet};
 use crate::{Changes, Secret};
 
 const MIGRATIONS: [Migration; 1] =
     [Migration { number: 1, name: "tables", sql: include_str!("../../migrations/postgres/0001_tables.sql") }];
+
+const OUTBOX_MIGRATIONS: [Migration; 1] = [Migration {
+    number: 1,
+    name: "outbox",
+    sql: include_str!("../../migrations/postgres/outbox/0001_outbox.sql"),
+}];
 
 /// The timeout of opening, and of a round without its COMMIT. Far above what either needs: the timeouts of the server
 /// apply first, as long as the server responds.
@@ -73,6 +79,8 @@ pub struct PostgresConfig {
     /// True if rows of input records that are already stored are skipped. For pipelines that read their input again
     /// from offsets older than their progress. It costs one lookup for each row up to the greatest stored offset.
     pub skip_stored: bool,
+    /// The tables to write.
+    pub set: TableSet,
 }
 
 impl PostgresConfig {
@@ -100,6 +108,7 @@ struct Open {
 struct Writer {
     address: Address,
     sink: String,
+    set: TableSet,
     context: WriterContext,
     /// The epoch in the progress row of this writer.
     through: Option<Epoch>,
@@ -202,7 +211,7 @@ impl Writer {
             session.end_backend(backend).await?;
             self.abandoned = None;
         }
-        session.make_tables().await?;
+        session.make_tables(self.set).await?;
         Ok(session)
     }
 
@@ -228,7 +237,7 @@ impl Writer {
             return Ok(WriteResult::Fenced);
         }
         let round = || staged.range(..=through).flat_map(|(_, staged)| staged);
-        for (index, table) in TABLES.iter().enumerate() {
+        for (index, table) in self.set.tables() {
             match table.mode {
                 Mode::Append => {
                     let appended = round().map(|staged| staged.appended[index].as_slice());
@@ -380,7 +389,11 @@ async fn copy_some<'a>(
 }
 
 /// Creates the schema and applies pending migrations.
-async fn migrate(session: &Session, schema: Option<&str>) -> Result<(), SessionError> {
+async fn migrate(session: &Session, schema: Option<&str>, set: TableSet) -> Result<(), SessionError> {
+    let migrations = match set {
+        TableSet::Outputs => &MIGRATIONS,
+        TableSet::Outbox => &OUTBOX_MIGRATIONS,
+    };
     let client = &session.client;
     client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
     client.query("SELECT pg_advisory_xact_lock($1)", &[&sql::MIGRATION_LOCK]).await?;
@@ -398,7 +411,7 @@ async fn migrate(session: &Session, schema: Option<&str>) -> Result<(), SessionE
         .await?;
     let applied = client.query("SELECT number, hash FROM headwater_migrations", &[]).await?;
     let applied: Vec<_> = applied.iter().map(|row| (row.get(0), row.get(1))).collect();
-    for migration in pending(&MIGRATIONS, &applied).map_err(SessionError::Refused)? {
+    for migration in pending(migrations, &applied).map_err(SessionError::Refused)? {
         client.batch_execute(migration.sql).await?;
         let record = "INSERT INTO headwater_migrations (number, hash) VALUES ($1, $2)";
         client.execute(record, &[&migration.number, &migration.hash()]).await?;
@@ -471,15 +484,16 @@ impl Sink for PostgresSink {
                 what: "a runtime".to_owned(),
                 source: Box::new(error),
             })?;
+        let (context, set) = (context.clone(), self.config.set);
         let mut writer =
-            Writer { address, sink, context: context.clone(), through: None, session: None, abandoned: None };
+            Writer { address, sink, set, context, through: None, session: None, abandoned: None };
         let opening = async {
             let session = Session::connect(&writer.address).await?;
-            migrate(&session, self.config.schema.as_deref()).await?;
+            migrate(&session, self.config.schema.as_deref(), set).await?;
             let progress = writer.take_over(&session).await?;
             let stored =
                 if self.config.skip_stored { read_stored(&session).await? } else { Stored::default() };
-            session.make_tables().await?;
+            session.make_tables(set).await?;
             Ok((session, progress, stored))
         };
         let opened = runtime.block_on(async {

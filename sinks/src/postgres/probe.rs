@@ -5,7 +5,7 @@ use tokio::time::timeout;
 
 use super::ROUND_TIMEOUT;
 use super::connection::{Address, Session, SessionError};
-use crate::tables::TABLES;
+use crate::tables::TableSet;
 
 /// The tables of a sink in addition to the tables of its outputs.
 const OWN: [&str; 2] = ["headwater_migrations", "headwater_progress"];
@@ -19,8 +19,8 @@ pub struct Obstacle(#[from] SessionError);
 ///
 /// # Errors
 /// If it cannot: the reason, and what to do.
-pub fn sink(url: &str, schema: Option<&str>) -> Result<String, Obstacle> {
-    let outputs = TABLES.iter().map(|table| table.name);
+pub fn sink(url: &str, schema: Option<&str>, set: TableSet) -> Result<String, Obstacle> {
+    let outputs = set.tables().map(|(_, table)| table.name);
     probe(url, schema, &OWN.into_iter().chain(outputs).collect::<Vec<_>>())
 }
 

@@ -2,7 +2,7 @@
 //! the contract of all sinks.
 
 use super::*;
-use crate::tables::{EVENTS, WINDOW_AGGREGATES};
+use crate::tables::{EVENTS, TableSet, WINDOW_AGGREGATES};
 
 const START: i64 = 1_700_000_000_000;
 
@@ -72,7 +72,13 @@ const AMOUNTS: [i128; 7] = [
 fn decimals_compare_as_numbers_and_keep_all_digits() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("results.db");
-    let mut sink = SqliteConfig { name: "sqlite".into(), path: path.clone(), skip_stored: false }.build();
+    let mut sink = SqliteConfig {
+        name: "sqlite".into(),
+        path: path.clone(),
+        skip_stored: false,
+        set: TableSet::Outputs,
+    }
+    .build();
     sink.open(&context()).expect("opened");
     sink.stage(Epoch(1), rows(&AMOUNTS)).expect("staged");
     sink.commit(CommitPermit::granted(Epoch(1))).expect("committed");
@@ -118,7 +124,13 @@ fn a_file_of_the_first_version_is_migrated_with_its_rows() {
     .expect("a row");
     drop(old);
 
-    let mut sink = SqliteConfig { name: "sqlite".into(), path: path.clone(), skip_stored: false }.build();
+    let mut sink = SqliteConfig {
+        name: "sqlite".into(),
+        path: path.clone(),
+        skip_stored: false,
+        set: TableSet::Outputs,
+    }
+    .build();
     sink.open(&context()).expect("migrated");
     assert_eq!(texts(&path, "SELECT \"offset\" FROM events WHERE amount > 1000"), ["3"]);
     assert_eq!(texts(&path, "SELECT max(amount) FROM events"), ["25000"]);

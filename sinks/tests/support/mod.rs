@@ -163,6 +163,7 @@ impl Database {
             url: self.url().into(),
             schema: None,
             skip_stored: false,
+            set: tables::TableSet::Outputs,
         }
     }
 
