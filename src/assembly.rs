@@ -3,16 +3,21 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use headwater_sinks::{Generation, LedgerId, OpenError, Shards, WriterContext, crash};
+use headwater_sinks::postgres::{self, PostgresConfig};
+use headwater_sinks::sqlite::SqliteConfig;
+use headwater_sinks::tables::{OUTBOX, TableSet};
+use headwater_sinks::{Generation, LedgerId, OpenError, Shards, Sink, WriterContext, crash};
 
 use crate::config::{CheckpointConfig, Config, LedgerConfig, changes};
-use crate::connectors::{SinkContext, SourceContext};
+use crate::connectors::{Check, SinkContext, SourceContext, writable};
 use crate::coordination::{TAKEOVERS_WITHIN_MS, Takeovers};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
-use crate::outputs::SinkJob;
+use crate::outputs::{OutputMapping, SinkEncoding, SinkJob};
 use crate::pipeline::ConfigChange;
+use crate::routes::{self, DeliverySettings, OutboxPlace};
 use crate::runtime::{Checkpoints, Following, History, Job, Role, RunError, processes};
 use crate::source::Opening;
 use crate::wall::wall_ms;
@@ -40,9 +45,49 @@ pub fn sink_context<'a>(config: &'a Config, topic_prefix: &'a str) -> SinkContex
     SinkContext { pipeline: &config.plan.pipeline, has_ledger: config.ledger.is_some(), topic_prefix }
 }
 
-/// Builds the sinks of a configuration. `topic_prefix` is prepended to the names of topics.
+/// Builds the sinks of a configuration, the outbox of its routes included. `topic_prefix` is prepended to the names of
+/// topics.
 pub fn sinks(config: &Config, topic_prefix: &str) -> Vec<SinkJob> {
-    config.sinks.jobs(sink_context(config, topic_prefix))
+    let mut jobs = config.sinks.jobs(sink_context(config, topic_prefix));
+    jobs.extend(outbox(config).map(|place| outbox_job(&place)));
+    jobs
+}
+
+/// Returns the sink that writes the outbox.
+fn outbox_job(place: &OutboxPlace) -> SinkJob {
+    let (name, skip_stored, set) = (routes::SINK.to_owned(), false, TableSet::Outbox);
+    let sink: Box<dyn Sink> = match place.clone() {
+        OutboxPlace::Sqlite(path) => Box::new(SqliteConfig { name, path, skip_stored, set }.build()),
+        OutboxPlace::Postgres { url, schema } => {
+            Box::new(PostgresConfig { name, url, schema: Some(schema), skip_stored, set }.build())
+        }
+    };
+    let mapping = OutputMapping { alerts: Some(OUTBOX), ..OutputMapping::default() };
+    SinkJob { sink, encoding: SinkEncoding::Rows(mapping), commit_interval: OUTBOX_INTERVAL }
+}
+
+/// The minimum time between the beginnings of two transactions of the outbox.
+const OUTBOX_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Tests what a run needs of the outbox.
+pub fn check_outbox(config: &Config) -> Option<Check> {
+    let place = outbox(config)?;
+    let outcome = match &place {
+        OutboxPlace::Sqlite(path) => writable(path),
+        OutboxPlace::Postgres { url, schema } => {
+            postgres::probe::sink(url.expose(), Some(schema), TableSet::Outbox).map_err(Into::into)
+        }
+    };
+    Some(Check::of("routes", place.to_string(), outcome))
+}
+
+/// Returns the place of the outbox; None if the configuration has no routes.
+pub fn outbox(config: &Config) -> Option<OutboxPlace> {
+    let place = || match config.ledger.as_ref()? {
+        LedgerConfig::Sqlite(path) => Some(OutboxPlace::beside(path)),
+        LedgerConfig::Postgres(url) => Some(OutboxPlace::in_database(url.clone(), &config.plan.pipeline)),
+    };
+    if config.routes.is_empty() { None } else { place() }
 }
 
 /// Opens the ledger.
@@ -82,6 +127,12 @@ fn check_shareable(config: &Config) -> Result<(), RunError> {
     }
     if !has_ledger {
         return Ok(());
+    }
+    if let Some(OutboxPlace::Sqlite(_)) = outbox(config) {
+        return refused(
+            "several processes need a shared outbox of their routes, in the database of a ledger with `kind = \
+             \"postgres\"`; or start one process with more workers (-w)",
+        );
     }
     if !config.resets.sinks.is_empty() || config.resets.all.is_some() {
         return refused(
@@ -227,6 +278,11 @@ pub fn job(
             Role::Leader(Box::new(history))
         }
     };
+    let deliveries = outbox(config).filter(|_| process == 0).map(|place| DeliverySettings {
+        pipeline: config.plan.pipeline.to_string(),
+        place,
+        routes: config.routes.clone(),
+    });
     Ok(Job {
         plan: config.plan.clone(),
         source: source(config, is_bounded),
@@ -236,6 +292,7 @@ pub fn job(
         workers,
         stopping: Arc::new(AtomicBool::new(false)),
         metrics,
+        deliveries,
     })
 }
 

@@ -20,6 +20,7 @@ pub mod logging;
 pub mod metrics;
 pub mod outputs;
 pub mod pipeline;
+pub mod routes;
 pub mod runtime;
 mod settings;
 pub mod source;

@@ -154,6 +154,7 @@ fn a_stalled_sink_causes_backpressure_and_no_loss() {
         workers: timely::Config::process(2),
         stopping: Arc::clone(&stopping),
         metrics: Arc::clone(&metrics),
+        deliveries: None,
     };
     let running = std::thread::spawn(move || run(job));
 

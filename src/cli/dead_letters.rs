@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::command::{ListArgs, RetryArgs};
-use super::output::{self, counted, out, outln};
+use super::output::{self, counted, escaped, out, outln};
 use super::{config_error, kafka_source, load};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};
 use crate::json::rfc3339;
@@ -130,28 +130,6 @@ fn line(letter: &DeadLetter) -> String {
         escaped(of(header::MESSAGE), 200),
         value.map_or("(no value)".into(), |value| escaped(&String::from_utf8_lossy(value), MAX_DISPLAY)),
     )
-}
-
-/// Returns the text as one line for a terminal, with control characters escaped, truncated to `max` characters.
-fn escaped(text: &str, max: usize) -> String {
-    let mut line = String::new();
-    for (at, c) in text.chars().enumerate() {
-        if at == max {
-            line.push('…');
-            break;
-        }
-        match c {
-            '\\' => line.push_str("\\\\"),
-            c if c.is_control() || is_invisible(c) => line.extend(c.escape_default()),
-            c => line.push(c),
-        }
-    }
-    line
-}
-
-/// Returns true for characters that a terminal does not display, or that change the direction of a line.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 fn object(letter: &DeadLetter) -> Value {

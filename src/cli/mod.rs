@@ -5,6 +5,7 @@ pub mod bench;
 pub mod command;
 mod connect;
 mod dead_letters;
+mod deliveries;
 mod demo;
 mod hosts;
 pub mod output;
@@ -22,8 +23,8 @@ use anyhow::Context;
 use args::Arguments;
 use clap::error::ErrorKind;
 use command::{
-    BenchCommand, CheckArgs, Command, DeadLettersCommand, ProduceArgs, RunArgs, StatusArgs, TopicsArgs,
-    TopicsCommand,
+    BenchCommand, CheckArgs, Command, DeadLettersCommand, DeliveriesCommand, ProduceArgs, RunArgs,
+    StatusArgs, TopicsArgs, TopicsCommand,
 };
 use headwater_sinks::Misconfigured;
 use hosts::HostsError;
@@ -110,6 +111,8 @@ fn execute(command: Command) -> anyhow::Result<u8> {
         Command::Produce(args) => produce_events(&args)?,
         Command::DeadLetters(DeadLettersCommand::List(args)) => dead_letters::list(&args)?,
         Command::DeadLetters(DeadLettersCommand::Retry(args)) => dead_letters::retry(&args)?,
+        Command::Deliveries(DeliveriesCommand::List(args)) => deliveries::list(&args)?,
+        Command::Deliveries(DeliveriesCommand::Retry(args)) => deliveries::retry(&args)?,
         Command::Bench(BenchCommand::Cost(args)) => bench::cost(&args)?,
         Command::Bench(BenchCommand::Keys(args)) => bench::keys(&args)?,
         Command::Bench(BenchCommand::Stages(args)) => bench::stages(&args)?,
@@ -187,7 +190,7 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
 
 /// Applies the resets of the command line.
 fn apply_resets(config: &mut Config, resets: Resets) -> Result<(), ConfigErrors> {
-    config.resets = resets;
+    config.resets = Resets { joining: std::mem::take(&mut config.resets.joining), ..resets };
     check_sink_names(config, config.resets.sinks.iter(), "--adopt-sink")
 }
 

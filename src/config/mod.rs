@@ -7,6 +7,7 @@ mod change;
 mod checkpoint;
 mod keys;
 mod ledger;
+mod routes;
 mod sinks;
 mod source;
 mod state;
@@ -21,6 +22,7 @@ pub use checkpoint::CheckpointConfig;
 pub use keys::reference;
 pub use ledger::LedgerConfig;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +36,7 @@ use crate::pipeline::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Time,
     TravelPlan, WindowKind, WindowPlan,
 };
+use crate::routes::Route;
 use crate::settings::{Diagnostics, Section, environment, millis, renamed, tree};
 use crate::state::StateConfig;
 
@@ -46,6 +49,8 @@ pub struct Config {
     pub source: SourceConfig,
     /// The sinks of results.
     pub sinks: SinksConfig,
+    /// The routes of alerts to receivers.
+    pub routes: Vec<Route>,
     /// The ledger, if there is one.
     pub ledger: Option<LedgerConfig>,
     /// The state store for checkpoints.
@@ -265,6 +270,8 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
 
     let sinks = sinks::read(top, diagnostics);
     sinks::check(top, pipeline.as_deref(), source.as_ref(), &sinks, diagnostics);
+    let routes = routes::read(top, &patterns.names(), diagnostics);
+    routes::check_sinks(top, &sinks, diagnostics);
 
     let ledger =
         top.section("ledger", diagnostics).and_then(|section| ledger::read(section, &sinks, diagnostics));
@@ -273,6 +280,8 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let log = read_log(top.section_or_default("log", diagnostics), diagnostics);
     Section::end_of(top, diagnostics);
 
+    let joining =
+        if routes.is_empty() { BTreeSet::new() } else { BTreeSet::from([crate::routes::SINK.to_owned()]) };
     let (state, ttl_ms) = state?;
     let (limits, shutdown_timeout) = limits?;
     Some(Config {
@@ -294,13 +303,14 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         },
         source: source?,
         sinks,
+        routes,
         ledger,
         state,
         checkpoint,
         shutdown_timeout,
         http,
         log: log?,
-        resets: Resets::default(),
+        resets: Resets { joining, ..Resets::default() },
         skips: Vec::new(),
         warnings: Vec::new(),
         accepted_losses: Vec::new(),

@@ -37,6 +37,7 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::outputs::{SinkJob, SinkRoute};
 use crate::pipeline::Plan;
+use crate::routes::{Deliverer, DeliverySettings};
 use crate::source::{Opening, Source};
 use commit::ledger_writer::LedgerWriterHandle;
 use commit::sink_writer::WriterHandle;
@@ -68,6 +69,8 @@ pub struct Job {
     pub stopping: Arc<AtomicBool>,
     /// The metrics, updated during the run.
     pub metrics: Arc<Metrics>,
+    /// The routes whose deliveries this process makes while the run goes on, if there are any.
+    pub deliveries: Option<DeliverySettings>,
 }
 
 /// The offset of the next record of each partition.
@@ -84,7 +87,7 @@ const PARK: Duration = Duration::from_millis(1);
 /// # Errors
 /// The failure that ended the run.
 pub fn run(job: Job) -> Result<(), RunError> {
-    let Job { mut plan, source, mut sinks, context, role, workers, stopping, metrics } = job;
+    let Job { mut plan, source, mut sinks, context, role, workers, stopping, metrics, deliveries } = job;
     let failure = Failure::default();
     let (first_worker, local_workers) = local(&workers);
     let follows = matches!(role, Role::Follower(_));
@@ -118,6 +121,8 @@ pub fn run(job: Job) -> Result<(), RunError> {
         _ => None,
     };
     let group_offsets = threads.start_group_commits(Arc::clone(&source));
+    let start = |settings| Deliverer::start(settings, &context, Arc::clone(&metrics));
+    let deliverer = deliveries.map(start).transpose().map_err(threads::cannot_start)?;
     let shared = RunShared {
         plan,
         source,
@@ -135,6 +140,8 @@ pub fn run(job: Job) -> Result<(), RunError> {
     };
     run_workers(workers, shared, recorded_cluster)?;
     let ledger = threads.join();
+    // After the last commit of the sinks, so that it can deliver all that is in the outbox.
+    drop(deliverer);
     end(failure.into_result(), ledger, &context, follows)
 }
 

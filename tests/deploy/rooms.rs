@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 21] = [
+const LAYERS: [&str; 22] = [
     "json",
     "wall",
     "logging",
@@ -16,6 +16,7 @@ const LAYERS: [&str; 21] = [
     "decode",
     "outputs",
     "metrics",
+    "routes",
     "http",
     "ledger",
     "state",

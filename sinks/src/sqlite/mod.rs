@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use headwater_dataflows::Epoch;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ToSql, TransactionBehavior, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, ToSql, Transaction, TransactionBehavior, params,
+};
 
 use crate::contract::{
     CommitError, CommitPermit, Generation, LedgerId, OpenError, Progress, Shards, Sink, StageError,
@@ -433,8 +435,10 @@ impl Sink for SqliteSink {
             }
         };
         let result = (|| {
-            let transaction =
-                open.connection.unchecked_transaction().map_err(|error| failed(error.into()))?;
+            // A transaction that reads before it writes would fail at once if another connection wrote in between.
+            let behavior = TransactionBehavior::Immediate;
+            let transaction = Transaction::new_unchecked(&open.connection, behavior)
+                .map_err(|error| failed(error.into()))?;
             if !self.write(&open, &transaction, through).map_err(failed)? {
                 let reason =
                     "a later start has taken over, or another writer has changed its progress row".to_owned();

@@ -8,7 +8,7 @@ CREATE TABLE headwater_outbox (
 );
 
 -- The start whose deliverer may write.
-CREATE TABLE headwater_deliverer (one bigint PRIMARY KEY, lineage text NOT NULL, generation bigint NOT NULL);
+CREATE TABLE headwater_deliverer (one bigint PRIMARY KEY, ledger_id text NOT NULL, generation bigint NOT NULL);
 
 -- The alerts of a route that groups or repeats: those that are active, and changes that are not in a delivery yet.
 CREATE TABLE headwater_group_alerts (
