@@ -17,7 +17,7 @@ use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteL
 use crate::metrics::Metrics;
 use crate::outputs::{OutputMapping, SinkEncoding, SinkJob};
 use crate::pipeline::ConfigChange;
-use crate::routes::{self, DeliverySettings, OutboxPlace};
+use crate::routes::{self, DeliverySettings, OutboxPlace, Route};
 use crate::runtime::{Checkpoints, Following, History, Job, Role, RunError, processes};
 use crate::source::Opening;
 use crate::wall::wall_ms;
@@ -67,18 +67,22 @@ fn outbox_job(place: &OutboxPlace) -> SinkJob {
 }
 
 /// The minimum time between the beginnings of two transactions of the outbox.
-const OUTBOX_INTERVAL: Duration = Duration::from_millis(200);
+const OUTBOX_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Tests what a run needs of the outbox.
-pub fn check_outbox(config: &Config) -> Option<Check> {
-    let place = outbox(config)?;
+/// Tests what a run needs of the outbox and the receivers of routes.
+pub fn check_routes(config: &Config) -> Vec<Check> {
+    let Some(place) = outbox(config) else { return Vec::new() };
     let outcome = match &place {
         OutboxPlace::Sqlite(path) => writable(path),
         OutboxPlace::Postgres { url, schema } => {
             postgres::probe::sink(url.expose(), Some(schema), TableSet::Outbox).map_err(Into::into)
         }
     };
-    Some(Check::of("routes", place.to_string(), outcome))
+    let mut checks = vec![Check::of("routes", place.to_string(), outcome)];
+    for Route { name, target, .. } in &config.routes {
+        checks.push(Check::of(format!("routes.{name}"), target.endpoint.to_string(), target.probe()));
+    }
+    checks
 }
 
 /// Returns the place of the outbox; None if the configuration has no routes.

@@ -167,6 +167,36 @@ impl Client {
         timeout(options.timeout, whole).await.unwrap_or_else(|_| late())
     }
 
+    /// Connects to a receiver and sends nothing. Returns what was found.
+    ///
+    /// # Errors
+    /// If it cannot be reached, or its certificate is not trusted.
+    pub async fn probe(&self, endpoint: &Endpoint, options: HttpOptions) -> Result<String, String> {
+        let whole = async {
+            let stream = connect(endpoint, options.allow_private).await?;
+            #[cfg(feature = "tls")]
+            if endpoint.is_tls {
+                self.encrypt(endpoint, stream).await?;
+                return Ok("reachable, with a trusted certificate".to_owned());
+            }
+            drop(stream);
+            Ok("reachable, not encrypted".to_owned())
+        };
+        let late = || Err(format!("no connection within {:?}", options.connect_timeout));
+        timeout(options.connect_timeout, whole).await.unwrap_or_else(|_| late())
+    }
+
+    #[cfg(feature = "tls")]
+    async fn encrypt(
+        &self,
+        endpoint: &Endpoint,
+        stream: TcpStream,
+    ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, String> {
+        let name = rustls::pki_types::ServerName::try_from(endpoint.host.clone());
+        let name = name.map_err(|error| format!("TLS: {error}"))?;
+        self.tls.connect(name, stream).await.map_err(|error| format!("TLS: {error}"))
+    }
+
     async fn exchange(
         &self,
         endpoint: &Endpoint,
@@ -175,10 +205,8 @@ impl Client {
     ) -> Result<(), PostError> {
         #[cfg(feature = "tls")]
         if endpoint.is_tls {
-            let failed = |error: String| PostError::Failed(format!("TLS: {error}"), None);
-            let name = rustls::pki_types::ServerName::try_from(endpoint.host.clone())
-                .map_err(|error| failed(error.to_string()))?;
-            let stream = self.tls.connect(name, stream).await.map_err(|error| failed(error.to_string()))?;
+            let stream = self.encrypt(endpoint, stream).await;
+            let stream = stream.map_err(|error| PostError::Failed(error, None))?;
             return request(endpoint, stream, payload).await;
         }
         request(endpoint, stream, payload).await

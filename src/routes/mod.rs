@@ -34,6 +34,21 @@ pub use outbox::{ListedDelivery, Outbox};
 pub use payload::{Target, TargetKind};
 pub use signature::check_secret;
 
+impl Target {
+    /// Connects to the receiver and sends nothing. Returns what was found.
+    ///
+    /// # Errors
+    /// If it cannot be reached.
+    pub fn probe(&self) -> Result<String, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| format!("cannot start a runtime: {error}"))?;
+        let found = runtime.block_on(http::Client::new()?.probe(&self.endpoint, self.http));
+        // A look-up of the name may still be going on.
+        runtime.shutdown_background();
+        found
+    }
+}
+
 /// The name of the sink that writes the outbox.
 pub const SINK: &str = "routes";
 

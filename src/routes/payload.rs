@@ -210,14 +210,14 @@ fn summary(content: &Content) -> String {
     }
 }
 
-/// The most characters of a text in a message of Slack, below its limit of 3000.
-const MOST_CHARACTERS: usize = 1200;
+/// The most bytes of an escaped text in a message of Slack: two are below its limit of 3000 characters.
+const MOST_BYTES: usize = 1400;
 
 /// Escapes a text for Slack, so that a key cannot mention people or make links, and truncates it.
 fn escape_for_slack(text: String) -> String {
     let mut escaped = String::new();
-    for (at, c) in text.chars().enumerate() {
-        if at == MOST_CHARACTERS {
+    for c in text.chars() {
+        if escaped.len() > MOST_BYTES {
             escaped.push('…');
             break;
         }

@@ -91,7 +91,9 @@ impl State {
         let status = match path.as_str() {
             "/hang" => None,
             _ if self.accepts_all.load(Ordering::SeqCst) => Some("200 OK"),
-            "/flaky" if Random(nth).below(2) == 0 => Some("503 Service Unavailable"),
+            "/flaky" if Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(nth + 1)).below(2) == 0 => {
+                Some("503 Service Unavailable")
+            }
             "/refuse" => Some("400 Bad Request"),
             "/redirect" => Some("302 Found\r\nlocation: /ok"),
             _ => Some("204 No Content"),

@@ -86,7 +86,7 @@ fn every_change_arrives_in_order_through_crashes_and_failures() {
         route(&receiver, "raised", "send_revoked = false\nmin_severity = \"high\"\n"),
     ];
     files.configure(&format!("{FLOW}{}", routes.concat()));
-    for (point, nth) in [("sink.commit.after", 4), ("sqlite.written", 6), ("sink.commit.before", 9)] {
+    for (point, nth) in [("sink.commit.after", 2), ("sqlite.written", 1), ("sink.commit.before", 3)] {
         crash_at(files.command("2"), point, nth);
     }
     succeed(&mut files.command("2"));
@@ -131,7 +131,7 @@ fn every_change_arrives_in_order_through_crashes_and_failures() {
 
     let listed = deliveries(&files.path("run.toml"));
     assert_eq!(of_route(&listed, "flaky").count(), 0);
-    let hanging: BTreeSet<_> = of_route(&listed, "hang").map(|delivery| delivery["id"].clone()).collect();
+    let hanging: BTreeSet<_> = of_route(&listed, "hang").map(|delivery| delivery["id"].to_string()).collect();
     assert_eq!(hanging.len(), expected.len(), "all of them wait");
     retry_dead(&files, &receiver, &listed);
 }
@@ -174,7 +174,7 @@ fn routes_join_a_pipeline_and_leave_it() {
         fs::write(files.path("run.toml"), text.replace(&sqlite, &postgres)).expect("written");
     };
     configure("");
-    crash_at(files.command("2"), "sink.commit.after", 5);
+    crash_at(files.command("2"), "sink.commit.after", 2);
     let before = changes(&files);
 
     let routes = route(&receiver, "flaky", "");
@@ -184,7 +184,7 @@ fn routes_join_a_pipeline_and_leave_it() {
     let checked = String::from_utf8_lossy(&checked).into_owned();
     assert!(checked.contains("schema headwater_outbox_crash will be created"), "{checked}");
     succeed(&mut headwater(&["status", &config]));
-    crash_at(files.command("2"), "postgres.written", 3);
+    crash_at(files.command("2"), "postgres.written", 1);
     run_until(&files, || {
         let delivered: BTreeSet<_> = accepted(&receiver.requests("flaky")).into_iter().collect();
         let all =
