@@ -19,7 +19,7 @@ pub fn backoff_ms(delivery_id: &str, attempts: i64) -> i64 {
 }
 
 /// The number of consecutive failures that opens a circuit.
-const FAILURES: u32 = 5;
+const FAILURES: u32 = 10;
 
 /// The time for which a circuit is open at first, in milliseconds. It doubles with each failed trial.
 const OPEN_MS: i64 = 1000;

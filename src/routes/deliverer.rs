@@ -1,7 +1,7 @@
 //! The deliverer: takes changes of alerts from the outbox, makes deliveries of them and sends these, on a thread of its
 //! own. What it has decided is durable before it acts, so that a crash repeats at most what was under way.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -306,9 +306,21 @@ impl Deliveries {
             self.finished = finished;
             return Err(error);
         }
+        let mut dead: BTreeMap<usize, Vec<String>> = BTreeMap::new();
         for Finished { route: at, delivery, result } in finished {
             self.receivers[at].under_way.remove(&delivery.group_key);
-            self.observe(at, &delivery, &result, now_ms);
+            if let Some(error) = self.observe(at, &delivery, &result, now_ms) {
+                dead.entry(at).or_default().push(error);
+            }
+        }
+        for (at, errors) in dead {
+            let (route, count, error) = (&self.settings.routes[at].name, errors.len(), &errors[0]);
+            tracing::error!(
+                route,
+                count,
+                error,
+                "gave up deliveries; `headwater deliveries retry` sends them again"
+            );
         }
         Ok(())
     }
@@ -337,8 +349,14 @@ impl Deliveries {
         self.write(statements).await
     }
 
-    /// Updates the metrics, the log and the circuit after a request.
-    fn observe(&mut self, at: usize, delivery: &Delivery, result: &Result<(), PostError>, now_ms: i64) {
+    /// Updates the metrics, the log and the circuit after a request. Returns the error of a delivery that is dead now.
+    fn observe(
+        &mut self,
+        at: usize,
+        delivery: &Delivery,
+        result: &Result<(), PostError>,
+        now_ms: i64,
+    ) -> Option<String> {
         let Route { name, .. } = &self.settings.routes[at];
         let circuit = &mut self.receivers[at].circuit;
         let (outcome, change) = match result {
@@ -347,31 +365,22 @@ impl Deliveries {
             Err(PostError::Rejected(_)) => (DeliveryOutcome::Rejected, circuit.succeeded()),
         };
         self.metrics.delivery(name, outcome);
-        let id = &delivery.id;
-        if let Err(PostError::Failed(error, _) | PostError::Rejected(error)) = result {
-            tracing::debug!(route = name, delivery = id, error, "a delivery failed");
-            if outcome == DeliveryOutcome::Rejected
-                || is_given_up(&self.settings.routes[at], delivery, now_ms)
-            {
-                self.metrics.delivery(name, DeliveryOutcome::Dead);
-                tracing::error!(
-                    route = name,
-                    delivery = id,
-                    error,
-                    "gave up a delivery; `headwater deliveries retry` sends it again"
-                );
-            }
-            if change == Some(CircuitChange::Opened) {
-                tracing::warn!(
-                    route = name,
-                    error,
-                    "the receiver keeps failing: it gets one request at a time"
-                );
-            }
-        }
         if change == Some(CircuitChange::Closed) {
             tracing::info!(route = name, "the receiver answers again");
         }
+        let (Err(PostError::Failed(error, _)) | Err(PostError::Rejected(error))) = result else {
+            return None;
+        };
+        tracing::debug!(route = name, delivery = delivery.id, error, "a delivery failed");
+        if change == Some(CircuitChange::Opened) {
+            tracing::warn!(route = name, error, "the receiver keeps failing: it gets one request at a time");
+        }
+        let is_dead =
+            outcome == DeliveryOutcome::Rejected || is_given_up(&self.settings.routes[at], delivery, now_ms);
+        if is_dead {
+            self.metrics.delivery(name, DeliveryOutcome::Dead);
+        }
+        is_dead.then(|| error.clone())
     }
 
     /// Counts the deliveries that wait, now and then.

@@ -25,6 +25,18 @@ fn route(receiver: &Receiver, path: &str, also: &str) -> String {
     )
 }
 
+/// Writes the configuration of a flow with short epochs.
+fn configure(files: &Files, flow: &str) {
+    files.configure(flow);
+    replace(files, "kind = \"file\"\npaths", "kind = \"file\"\nepoch_records = 20\npaths");
+}
+
+fn replace(files: &Files, from: &str, to: &str) {
+    let text = fs::read_to_string(files.path("run.toml")).expect("readable");
+    assert!(text.contains(from), "{text}");
+    fs::write(files.path("run.toml"), text.replace(from, to)).expect("written");
+}
+
 /// A change of an alert: alert id, epoch and status.
 type Change = (String, u64, String);
 
@@ -77,7 +89,7 @@ fn run_until(files: &Files, is_done: impl Fn() -> bool) {
 
 #[test]
 fn every_change_arrives_in_order_through_crashes_and_failures() {
-    let (files, receiver) = (Files::into_directory(71, 6_000), Receiver::start());
+    let (files, receiver) = (Files::into_directory(71, 3_000), Receiver::start());
     let routes = [
         route(&receiver, "flaky", ""),
         route(&receiver, "hang", ""),
@@ -85,7 +97,7 @@ fn every_change_arrives_in_order_through_crashes_and_failures() {
         route(&receiver, "group", "group_by = [\"rule\"]\n"),
         route(&receiver, "raised", "send_revoked = false\nmin_severity = \"high\"\n"),
     ];
-    files.configure(&format!("{FLOW}{}", routes.concat()));
+    configure(&files, &format!("{FLOW}{}", routes.concat()));
     for (point, nth) in [("sink.commit.after", 2), ("sqlite.written", 1), ("sink.commit.before", 3)] {
         crash_at(files.command("2"), point, nth);
     }
@@ -163,15 +175,12 @@ fn retry_dead(files: &Files, receiver: &Receiver, listed: &[Value]) {
 /// In PostgreSQL, too; and routes can be added to a pipeline, from then on, and removed from it.
 #[test]
 fn routes_join_a_pipeline_and_leave_it() {
-    let (files, receiver) = (Files::into_directory(72, 6_000), Receiver::start());
+    let (files, receiver) = (Files::into_directory(72, 3_000), Receiver::start());
     let database = Database::create("routes");
     let configure = |routes: &str| {
-        files.configure(&format!("{FLOW}{routes}"));
-        let text = fs::read_to_string(files.path("run.toml")).expect("readable");
+        configure(&files, &format!("{FLOW}{routes}"));
         let sqlite = format!("kind = \"sqlite\"\npath = {:?}", files.path("ledger.db").display().to_string());
-        let postgres = format!("kind = \"postgres\"\nurl = {:?}", database.url());
-        assert!(text.contains(&sqlite), "{text}");
-        fs::write(files.path("run.toml"), text.replace(&sqlite, &postgres)).expect("written");
+        replace(&files, &sqlite, &format!("kind = \"postgres\"\nurl = {:?}", database.url()));
     };
     configure("");
     crash_at(files.command("2"), "sink.commit.after", 2);
