@@ -3,20 +3,25 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use headwater_sinks::{Generation, LedgerId, OpenError, Shards, WriterContext, crash};
+use headwater_sinks::postgres::{self, PostgresConfig};
+use headwater_sinks::sqlite::SqliteConfig;
+use headwater_sinks::tables::{OUTBOX, TableSet};
+use headwater_sinks::{Generation, LedgerId, OpenError, Shards, Sink, WriterContext, crash};
 
 use crate::config::{
     CheckpointConfig, Config, KafkaSourceConfig, LedgerConfig, OutputKind, SinkConfig, SourceConfig,
     TablesConfig, changes,
 };
-use crate::connectors::{SinkContext, SourceContext};
+use crate::connectors::{Check, SinkContext, SourceContext, writable};
 use crate::coordination::{TAKEOVERS_WITHIN_MS, Takeovers};
 use crate::dead_letters::{Database, KafkaTopic, LetterStore, Storage};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
-use crate::outputs::SinkJob;
+use crate::outputs::{OutputMapping, SinkEncoding, SinkJob};
 use crate::pipeline::ConfigChange;
+use crate::routes::{self, DeliverySettings, OutboxPlace, Route};
 use crate::runtime::{Checkpoints, Following, History, Job, Queries, Role, RunError, processes};
 use crate::source::Opening;
 use crate::wall::wall_ms;
@@ -44,9 +49,57 @@ pub fn sink_context<'a>(config: &'a Config, topic_prefix: &'a str) -> SinkContex
     SinkContext { pipeline: &config.plan.pipeline, has_ledger: config.ledger.is_some(), topic_prefix }
 }
 
-/// Builds the sinks of a configuration. `topic_prefix` is prepended to the names of topics.
+/// Builds the sinks of a configuration, the outbox of its routes included. `topic_prefix` is prepended to the names of
+/// topics.
 pub fn sinks(config: &Config, topic_prefix: &str) -> Vec<SinkJob> {
-    config.sinks.jobs(sink_context(config, topic_prefix))
+    let mut jobs = config.sinks.jobs(sink_context(config, topic_prefix));
+    jobs.extend(outbox(config).map(|place| outbox_job(&place)));
+    jobs
+}
+
+/// Returns the sink that writes the outbox.
+fn outbox_job(place: &OutboxPlace) -> SinkJob {
+    let (name, skip_stored, set) = (routes::SINK.to_owned(), false, TableSet::Outbox);
+    let sink: Box<dyn Sink> = match place.clone() {
+        OutboxPlace::Sqlite(path) => Box::new(SqliteConfig { name, path, skip_stored, set }.build()),
+        OutboxPlace::Postgres { url, schema } => {
+            let (schema, partitioning, dashboards) = (Some(schema), None, None);
+            Box::new(PostgresConfig { name, url, schema, skip_stored, set, partitioning, dashboards }.build())
+        }
+    };
+    let mapping = OutputMapping { alerts: Some(OUTBOX), ..OutputMapping::default() };
+    SinkJob { sink, encoding: SinkEncoding::Rows(mapping), commit_interval: OUTBOX_INTERVAL }
+}
+
+/// The minimum time between the beginnings of two transactions of the outbox.
+const OUTBOX_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Tests what a run needs of the outbox and the receivers of routes.
+pub fn check_routes(config: &Config) -> Vec<Check> {
+    let Some(place) = outbox(config) else { return Vec::new() };
+    let outcome = match &place {
+        OutboxPlace::Sqlite(path) => writable(path),
+        OutboxPlace::Postgres { url, schema } => {
+            let set = TableSet::Outbox;
+            let wanted =
+                postgres::probe::Wanted { sink: routes::SINK, set, partitioning: None, dashboards: None };
+            postgres::probe::sink(url.expose(), Some(schema), wanted).map_err(Into::into)
+        }
+    };
+    let mut checks = vec![Check::of("routes", place.to_string(), outcome)];
+    for Route { name, target, .. } in &config.routes {
+        checks.push(Check::of(format!("routes.{name}"), target.endpoint.to_string(), target.probe()));
+    }
+    checks
+}
+
+/// Returns the place of the outbox; None if the configuration has no routes.
+pub fn outbox(config: &Config) -> Option<OutboxPlace> {
+    let place = || match config.ledger.as_ref()? {
+        LedgerConfig::Sqlite(path) => Some(OutboxPlace::beside(path)),
+        LedgerConfig::Postgres(url) => Some(OutboxPlace::in_database(url.clone(), &config.plan.pipeline)),
+    };
+    if config.routes.is_empty() { None } else { place() }
 }
 
 /// Returns the dead letters of a configuration: those in a topic if a sink writes one, else those in a table. None if no
@@ -128,6 +181,12 @@ fn check_shareable(config: &Config) -> Result<(), RunError> {
     }
     if !has_ledger {
         return Ok(());
+    }
+    if let Some(OutboxPlace::Sqlite(_)) = outbox(config) {
+        return refused(
+            "several processes need a shared outbox of their routes, in the database of a ledger with `kind = \
+             \"postgres\"`; or start one process with more workers (-w)",
+        );
     }
     if !config.resets.sinks.is_empty() || config.resets.all.is_some() {
         return refused(
@@ -273,6 +332,11 @@ pub fn job(
             Role::Leader(Box::new(history))
         }
     };
+    let deliveries = outbox(config).filter(|_| process == 0).map(|place| DeliverySettings {
+        pipeline: config.plan.pipeline.to_string(),
+        place,
+        routes: config.routes.clone(),
+    });
     Ok(Job {
         plan: config.plan.clone(),
         source: source(config, is_bounded),
@@ -284,6 +348,7 @@ pub fn job(
         metrics,
         recent: None,
         queries: Queries::default(),
+        deliveries,
     })
 }
 

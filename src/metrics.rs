@@ -2,6 +2,7 @@
 //!
 //! Labels are bounded: reasons, rules and statuses are fixed, sinks are configured, partitions are the topic's.
 
+mod deliveries;
 mod health;
 mod progress;
 mod renamed;
@@ -18,6 +19,8 @@ use prometheus::{
     Opts, Registry, TextEncoder, exponential_buckets,
 };
 
+use self::deliveries::DeliveryMetrics;
+pub use self::deliveries::DeliveryOutcome;
 pub use self::health::Unready;
 use self::health::{Frontier, Health};
 pub use self::progress::PartitionTime;
@@ -51,6 +54,7 @@ pub struct Metrics {
     keys: IntGauge,
     open_windows: IntGauge,
     commits: CommitMetrics,
+    deliveries: DeliveryMetrics,
     restarts: IntCounter,
     resident_memory: IntGauge,
     stalled: IntGaugeVec,
@@ -168,6 +172,11 @@ impl Metrics {
             keys: add.gauge("headwater_keys", "Keys with state")?,
             open_windows: add.gauge("headwater_open_windows", "Windows that are not final")?,
             commits: CommitMetrics::new(&add)?,
+            deliveries: DeliveryMetrics {
+                total: add.counters("headwater_deliveries_total", "Attempts to deliver alerts, and deliveries given up", &["route", "outcome"])?,
+                waiting: add.gauges("headwater_deliveries_waiting", "Deliveries that wait to be sent", &["route"])?,
+                oldest: add.gauges("headwater_delivery_oldest_seconds", "Age of the oldest delivery that waits; 0 if none does", &["route"])?,
+            },
             restarts: add.register(IntCounter::new(
                 "headwater_restarts_total",
                 "Restarts of this run by the supervisor after a failure",

@@ -157,6 +157,7 @@ fn a_stalled_sink_causes_backpressure_and_no_loss() {
         metrics: Arc::clone(&metrics),
         recent: None,
         queries: Queries::default(),
+        deliveries: None,
     };
     let running = std::thread::spawn(move || run(job));
 

@@ -68,7 +68,7 @@ impl Changes {
     }
 }
 
-/// Rows in one buffer. A row consists of the index of its table in [`TABLES`](crate::tables::TABLES) and of its cells
+/// Rows in one buffer. A row consists of the index of its table in [`ALL`](crate::tables::ALL) and of its cells
 /// in the order of the table's columns.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {

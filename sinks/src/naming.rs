@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use crate::tables::TABLES;
+use crate::tables::ALL;
 use crate::text::{decimal, rfc3339};
 use crate::{Cell, Message, Row};
 
 /// Returns the name of a row: its table and the cells of its key, separated by `/`.
 pub fn row_name(row: &Row<'_>) -> String {
-    let table = &TABLES[row.table];
+    let table = &ALL[row.table];
     let mut name = table.name.to_owned();
     for cell in row.cells().take(table.key()) {
         name.push('/');

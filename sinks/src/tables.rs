@@ -1,5 +1,5 @@
 //! The output tables, which are the same in every SQL store. A [`Row`](crate::Row) refers to its table by the index in
-//! [`TABLES`] and has its cells in the order of the columns.
+//! [`ALL`] and has its cells in the order of the columns.
 
 /// The type of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Table {
     /// Returns the number of columns of its key, which are its first columns.
     pub fn key(&self) -> usize {
         match self.mode {
-            // Partition and offset.
+            // Partition and offset; in the outbox, alert id and status.
             Mode::Append => 2,
             Mode::Upsert { key } => key,
         }
@@ -78,12 +78,14 @@ pub const ALERTS: u8 = 1;
 pub const WINDOW_AGGREGATES: u8 = 2;
 /// The index of `dead_letters` in [`TABLES`].
 pub const DEAD_LETTERS: u8 = 3;
+/// The index of `headwater_outbox` in [`ALL`].
+pub const OUTBOX: u8 = 4;
 
 macro_rules! columns {
     ($($name:literal $kind:ident),* $(,)?) => { &[$(Column { name: $name, kind: ColumnType::$kind }),*] };
 }
 
-/// All tables.
+/// The tables of outputs.
 pub const TABLES: [Table; 4] = [
     Table {
         name: "events",
@@ -126,6 +128,36 @@ pub const TABLES: [Table; 4] = [
         ],
     },
 ];
+
+/// All tables: those of outputs, then the outbox of routes, which has the columns of `alerts`.
+pub const ALL: [Table; 5] = [
+    TABLES[0],
+    TABLES[1],
+    TABLES[2],
+    TABLES[3],
+    Table { name: "headwater_outbox", mode: Mode::Append, time: 8, columns: TABLES[ALERTS as usize].columns },
+];
+
+/// The tables that a database holds for a sink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TableSet {
+    /// The tables of outputs.
+    #[default]
+    Outputs,
+    /// The outbox: every change of an alert, in the order of commits, until it is delivered.
+    Outbox,
+}
+
+impl TableSet {
+    /// Returns the tables of the set, each with its index in [`ALL`].
+    pub fn tables(self) -> impl Iterator<Item = (usize, &'static Table)> {
+        let of_outbox = |index: usize| index == usize::from(OUTBOX);
+        const { &ALL }
+            .iter()
+            .enumerate()
+            .filter(move |(index, _)| of_outbox(*index) == (self == TableSet::Outbox))
+    }
+}
 
 #[cfg(test)]
 mod tests {

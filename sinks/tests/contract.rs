@@ -11,6 +11,7 @@ use headwater_sinks::file::FileConfig;
 use headwater_sinks::memory::{Fault, Memory};
 use headwater_sinks::postgres::{Partitioning, Period, PostgresConfig};
 use headwater_sinks::sqlite::SqliteConfig;
+use headwater_sinks::tables::TableSet;
 use headwater_sinks::{
     Cell, Changes, CommitError, Generation, LedgerId, OpenError, Sink, WriterContext, tables,
 };
@@ -105,7 +106,15 @@ impl Store for Sqlite {
     }
 
     fn sink(&self) -> Box<dyn Sink> {
-        Box::new(SqliteConfig { name: "sqlite".to_owned(), path: self.path(), skip_stored: false }.build())
+        Box::new(
+            SqliteConfig {
+                name: "sqlite".to_owned(),
+                path: self.path(),
+                skip_stored: false,
+                set: TableSet::Outputs,
+            }
+            .build(),
+        )
     }
 
     fn alerts(&self) -> Vec<(String, String)> {

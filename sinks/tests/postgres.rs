@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use headwater_dataflows::Epoch;
 use headwater_sinks::postgres::{Partitioning, Period, PostgresConfig};
+use headwater_sinks::tables::{OUTBOX, TableSet};
 use headwater_sinks::{
     Cell, Changes, CommitError, Misconfigured, OpenError, Progress, Shards, Sink, WriterContext, tables,
 };
 
-use support::{Database, add_event, alert, context, dead_letter, event, permit};
+use support::{Database, add_change, add_event, alert, context, dead_letter, event, permit};
 
 /// Selects the backends of the sink, without those of the test.
 const OURS: &str =
@@ -370,6 +371,34 @@ fn replay_from_older_offsets(partitioning: Option<Partitioning>) {
         database.rows("SELECT partition, \"offset\" FROM dead_letters ORDER BY 1, 2"),
         ["0|3", "1|7", "1|8", "2|1"]
     );
+}
+
+/// Unlike the table of alerts, the outbox keeps every change of a round, and its order.
+#[test]
+fn the_outbox_keeps_every_change_and_fences_earlier_starts() {
+    let database = Database::create();
+    let sink = || {
+        let (schema, set) = (Some("outbox".to_owned()), TableSet::Outbox);
+        PostgresConfig { schema, set, ..database.config() }.build()
+    };
+    let change = |status: &str| {
+        let mut changes = Changes::default();
+        add_change(&mut changes, OUTBOX, "a", status);
+        changes
+    };
+    let mut first = sink();
+    first.open(&context(1)).expect("opened");
+    for (epoch, status) in [(1, "raised"), (1, "revoked"), (2, "raised"), (3, "revoked")] {
+        first.stage(Epoch(epoch), change(status)).expect("staged");
+    }
+    first.commit(permit(2)).expect("committed");
+    let statuses = || database.rows("SELECT status FROM outbox.headwater_outbox ORDER BY seq");
+    assert_eq!(statuses(), ["raised", "revoked", "raised"]);
+    let found = sink().open(&context(2)).expect("opened");
+    assert_eq!(found.iter().map(|progress| progress.through).collect::<Vec<_>>(), [Epoch(2)]);
+    assert!(matches!(first.commit(permit(3)), Err(CommitError::Fenced { .. })));
+    assert_eq!(statuses().len(), 3);
+    assert_eq!(database.rows("SELECT to_regclass('outbox.events')"), ["∅"]);
 }
 
 #[test]

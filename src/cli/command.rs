@@ -53,6 +53,9 @@ pub enum Command {
     /// List, group and show dead letters, send them to the source topic again, or delete them.
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
+    /// List the deliveries of routes that wait or were given up, or send these again.
+    #[command(subcommand)]
+    Deliveries(DeliveriesCommand),
     /// Measure cost, memory, throughput and latency.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -83,6 +86,15 @@ pub enum DeadLettersCommand {
     Retry(RetryArgs),
     /// Delete old dead letters, sent again or not.
     Purge(PurgeArgs),
+}
+
+/// Commands on the deliveries of routes.
+#[derive(Clone, Debug, PartialEq, Subcommand)]
+pub enum DeliveriesCommand {
+    /// List the deliveries that wait or were given up, one per line.
+    List(ListDeliveriesArgs),
+    /// Let the run send deliveries again that were given up or rejected.
+    Retry(RetryDeliveriesArgs),
 }
 
 /// Measurements.
@@ -160,6 +172,7 @@ impl PermissionArgs {
         let mut resets = Resets {
             sections: BTreeSet::new(),
             sinks: self.adopt_sink.iter().cloned().collect(),
+            joining: BTreeSet::new(),
             accept_duplicates: self.accept_duplicates,
             all: None,
         };
@@ -400,6 +413,40 @@ pub struct PurgeArgs {
     /// Delete nothing; only count what would be deleted.
     #[arg(long)]
     pub dry_run: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `deliveries list`.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct ListDeliveriesArgs {
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// List only deliveries that were given up or rejected.
+    #[arg(long)]
+    pub dead: bool,
+    /// The most deliveries to list.
+    #[arg(long, value_name = "N", default_value = "100", value_parser = at_least_one())]
+    pub limit: usize,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `deliveries retry`.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct RetryDeliveriesArgs {
+    /// The configuration file.
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// Send only deliveries of this route.
+    #[arg(long, value_name = "NAME")]
+    pub route: Option<String>,
+    /// Send only the delivery with this id.
+    #[arg(long)]
+    pub id: Option<String>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

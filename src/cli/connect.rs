@@ -21,6 +21,7 @@ pub fn check(config: &Config, json: bool) -> anyhow::Result<u8> {
         checks.extend(sink.connector().check(name, assembly::sink_context(config, "")));
     }
     checks.extend(ledger(config));
+    checks.extend(assembly::check_routes(config));
     if config.checkpoint.is_some() {
         checks.push(config.state.check(&config.plan.pipeline));
     }

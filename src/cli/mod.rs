@@ -5,6 +5,7 @@ pub mod bench;
 pub mod command;
 mod connect;
 mod dead_letters;
+mod deliveries;
 mod demo;
 mod demo_console;
 mod hosts;
@@ -23,7 +24,8 @@ use anyhow::Context;
 use args::Arguments;
 use clap::error::ErrorKind;
 use command::{
-    BenchCommand, CheckArgs, Command, ProduceArgs, RunArgs, StatusArgs, TopicsArgs, TopicsCommand,
+    BenchCommand, CheckArgs, Command, DeliveriesCommand, ProduceArgs, RunArgs, StatusArgs, TopicsArgs,
+    TopicsCommand,
 };
 use headwater_sinks::Misconfigured;
 use hosts::HostsError;
@@ -120,6 +122,8 @@ fn execute(command: Command) -> anyhow::Result<u8> {
         Command::Topics(TopicsCommand::Create(args)) => topics_create(&args)?,
         Command::Produce(args) => produce_events(&args)?,
         Command::DeadLetters(command) => dead_letters::run(&command)?,
+        Command::Deliveries(DeliveriesCommand::List(args)) => deliveries::list(&args)?,
+        Command::Deliveries(DeliveriesCommand::Retry(args)) => deliveries::retry(&args)?,
         Command::Bench(BenchCommand::Cost(args)) => bench::cost(&args)?,
         Command::Bench(BenchCommand::Keys(args)) => bench::keys(&args)?,
         Command::Bench(BenchCommand::Stages(args)) => bench::stages(&args)?,
@@ -197,7 +201,7 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
 
 /// Applies the resets of the command line.
 fn apply_resets(config: &mut Config, resets: Resets) -> Result<(), ConfigErrors> {
-    config.resets = resets;
+    config.resets = Resets { joining: std::mem::take(&mut config.resets.joining), ..resets };
     check_sink_names(config, config.resets.sinks.iter(), "--adopt-sink")
 }
 

@@ -58,6 +58,33 @@ pub fn report(
     if as_json { outln!("{}", json()) } else { out!("{}", text()) }
 }
 
+/// Returns the text as one line for a terminal, with control characters escaped, truncated to `max` characters.
+pub fn escaped(text: &str, max: usize) -> String {
+    let mut line = String::new();
+    for (at, c) in text.chars().enumerate() {
+        if at == max {
+            line.push('…');
+            break;
+        }
+        push_escaped(c, &mut line);
+    }
+    line
+}
+
+/// Appends a character to a line for a terminal, escaped if a terminal does not display it as it is.
+pub fn push_escaped(c: char, line: &mut String) {
+    match c {
+        '\\' => line.push_str("\\\\"),
+        c if c.is_control() || is_invisible(c) => line.extend(c.escape_default()),
+        c => line.push(c),
+    }
+}
+
+/// Returns true for characters that a terminal does not display, or that change the direction of a line.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// A table of text. Columns of numbers are aligned to the right.
 #[derive(Debug)]
 pub struct Table {

@@ -270,6 +270,11 @@ impl PipelineState {
                 Err(unreadable) => return unreadable.outcome(),
             };
             let objection = self.objection(sink, progress);
+            if request.resets.joining.contains(sink) && progress.is_empty() && !self.committed.contains(sink)
+            {
+                // A run with several processes does not let it join.
+                continue;
+            }
             if request.resets.sinks.contains(sink)
                 && (objection.is_some() || resume_with(&[(&**sink, &progress[..])]).is_err())
             {

@@ -87,6 +87,29 @@ const RESULTS: &[Key] = keys! {
 const LAST: &[Key] = keys! {
     "dead_letters.mask": "Fields of dead letters whose values `headwater dead-letters` and the HTTP API never show: names, or paths such as `card.number`. The values are replaced in payloads, and wherever else they appear in the letter; from a syntax error on, the rest of a payload is hidden, and so is a payload that is not text. What is stored stays as it is."
 
+    "routes.name" = required: "Name of the route, in deliveries, metrics and the log. Routes need `[ledger]`; what they have not delivered yet is in a schema of its own in the ledger's database (`headwater_outbox_PIPELINE`), or in a file beside a ledger in SQLite."
+    "routes.rules": "Names of the rules whose alerts are delivered; without it, those of all rules."
+    "routes.min_severity": "Least severity: `low`, `medium`, `high` or `critical`. Revocations for PagerDuty and Alertmanager pass whatever their severity, so that no incident stays open."
+    "routes.keys": "Keys whose alerts are delivered; without it, those of all keys."
+    "routes.send_revoked" = "true": "True to deliver revocations. PagerDuty and Alertmanager resolve the alert."
+    "routes.group_by" = "[]": "Fields that the alerts of a group have in common: `rule`, `severity`, `key_kind`, `key`. A delivery has the changes of a group, at most 100. Without it, each change of an alert is a delivery."
+    "routes.group_wait" = "\"10s\"": "Time from the first alert of a group to its first delivery, to collect others. An alert that is revoked before is not delivered."
+    "routes.group_interval" = "\"5m\"": "Minimum time between a group's deliveries of changes."
+    "routes.repeat_interval": "Time after which alerts that are still active are delivered again; without it, they are not."
+    "routes.active_for" = "\"24h\"": "Time for which an alert that is not revoked counts as active: it is repeated so long, and Alertmanager resolves it then."
+    "routes.give_up_after" = "\"24h\"": "Time after which a delivery that keeps failing is given up. `headwater deliveries list` shows it for 30 days, and `headwater deliveries retry` sends it again."
+    "routes.allow_private" = "false": "True to permit a receiver on this machine or in a private network. The default protects services that trust their network, such as the metadata of cloud providers."
+    "routes.connect_timeout" = "\"5s\"": "Maximum time to connect to the receiver."
+    "routes.timeout" = "\"10s\"": "Maximum time of a request. Of each route at most 4 requests are under way."
+    "routes.to.kind" = required: "`webhook` (signed after [Standard Webhooks](https://www.standardwebhooks.com)), `slack` (an incoming webhook), `pagerduty` (Events API v2) or `alertmanager` (API v2)."
+    "routes.to.url": "Address of the receiver. Required unless `url_file` is set; the default of `pagerduty` is its Events API. https needs a build with `--features tls`; certificates are verified with the system's authorities (`SSL_CERT_FILE` names others)."
+    "routes.to.url_file": "File that contains the URL, which is a secret for Slack."
+    "routes.to.secret": "`webhook`: key of the signature, `whsec_` and 24 to 64 bytes in Base64."
+    "routes.to.secret_file": "`webhook`: file that contains the key."
+    "routes.to.routing_key": "`pagerduty`: routing key of the integration."
+    "routes.to.routing_key_file": "`pagerduty`: file that contains the routing key."
+    "routes.to.template_file": "File with a Jinja template of the body, which must be JSON: `{{ name }}` is a JSON value. It has `pipeline`, `route`, `id`, `status`, `severity`, `summary`, `time`, `group`, `dedup_key`, `active`, `repeat` and `alerts`, which have the fields of alerts, `summary` and `ends_at`."
+
     "http.listen" = "\"127.0.0.1:9464\"": "Address that serves the console (`/`), the API (`/api/v1`), `/metrics`, `/livez` and `/readyz`. The default accepts connections from this machine only; another address needs a token, or `insecure`."
     "http.token": "Token that a request must have: `Authorization: Bearer TOKEN`. It has at least 16 bytes. `/livez`, `/readyz` and the page of the console, which has no data, need none."
     "http.token_file": "File that contains the token."
@@ -125,10 +148,11 @@ pub fn reference() -> String {
          is an error, except the variables that Kubernetes and Docker set for services.\n\n\
          `${NAME}` in a text of the file is replaced by the value of that environment variable, which must be set. The value is\n\
          text. Write `$${` for the characters `${`.\n\n\
-         **Secrets** are addresses (`url`) and the options of the Kafka client. Each can be read from a file instead: `url_file`,\n\
+         **Secrets** are addresses (`url`), keys of routes and the options of the Kafka client. Each can be read from a file instead: `url_file`,\n\
          and for options for example `\"sasl.password_file\" = \"/run/secrets/kafka\"`. A line end at the end of the file is\n\
          ignored. `password_file` adds a password to an address without one. `check` prints addresses without passwords, and the\n\
          values of only those options that are known to hold no secret; errors and logs print neither.\n\n\
+         `[routes.to.headers]` has further headers of a route's requests, by name. Their values may be secret.\n\n\
          `[source.options]` and `[sinks.kafka.options]` are passed to the Kafka client unchanged, under\n\
          [librdkafka's names](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md): TLS, SASL, fetch sizes.\n\
          `headwater check --connect CONFIG` tests every connection, topic and permission.\n\n\
@@ -142,6 +166,8 @@ pub fn reference() -> String {
             let title = match of {
                 "" => "Top level".to_owned(),
                 "windows" => "`[[windows]]`".to_owned(),
+                "routes" => "`[[routes]]`".to_owned(),
+                "routes.to" => "`[routes.to]`".to_owned(),
                 of => format!("`[{of}]`"),
             };
             text.push_str(&format!("\n## {title}\n\n| key | default | meaning |\n| --- | --- | --- |\n"));

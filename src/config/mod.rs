@@ -8,6 +8,7 @@ mod checkpoint;
 mod http;
 mod keys;
 mod ledger;
+mod routes;
 mod sinks;
 mod source;
 mod state;
@@ -23,6 +24,7 @@ pub use http::{HttpConfig, TlsFiles};
 pub use keys::reference;
 pub use ledger::LedgerConfig;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +38,7 @@ use crate::pipeline::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Time,
     TravelPlan, WindowKind, WindowPlan,
 };
+use crate::routes::Route;
 use crate::settings::{Diagnostics, Node, Section, environment, millis, renamed, tree};
 use crate::state::StateConfig;
 
@@ -48,6 +51,8 @@ pub struct Config {
     pub source: SourceConfig,
     /// The sinks of results.
     pub sinks: SinksConfig,
+    /// The routes of alerts to receivers.
+    pub routes: Vec<Route>,
     /// The ledger, if there is one.
     pub ledger: Option<LedgerConfig>,
     /// The state store for checkpoints.
@@ -286,6 +291,8 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let sinks = sinks::read(top, diagnostics);
     sinks::check(top, pipeline.as_deref(), source.as_ref(), &sinks, diagnostics);
     sinks::check_retention(top, &sinks, (&windows, &patterns, time), diagnostics);
+    let routes = routes::read(top, &patterns.names(), diagnostics);
+    routes::check_sinks(top, &sinks, diagnostics);
 
     let ledger =
         top.section("ledger", diagnostics).and_then(|section| ledger::read(section, &sinks, diagnostics));
@@ -295,6 +302,8 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let log = read_log(top.section_or_default("log", diagnostics), diagnostics);
     Section::end_of(top, diagnostics);
 
+    let joining =
+        if routes.is_empty() { BTreeSet::new() } else { BTreeSet::from([crate::routes::SINK.to_owned()]) };
     let (state, ttl_ms) = state?;
     let (limits, shutdown_timeout) = limits?;
     Some(Config {
@@ -316,6 +325,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         },
         source: source?,
         sinks,
+        routes,
         ledger,
         state,
         checkpoint,
@@ -323,7 +333,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         masked_fields,
         http,
         log: log?,
-        resets: Resets::default(),
+        resets: Resets { joining, ..Resets::default() },
         skips: Vec::new(),
         warnings: Vec::new(),
         accepted_losses: Vec::new(),

@@ -30,7 +30,7 @@ pub(super) fn read(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Sink
         }
         section.end(diagnostics);
     }
-    if names.is_empty() {
+    if names.is_empty() && !top.has("routes") {
         top.report_error("sinks", no_sink(), diagnostics);
     }
     sinks.end(diagnostics);

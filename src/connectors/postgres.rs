@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use headwater_sinks::Secret;
 use headwater_sinks::postgres::{Partitioning, Period, PostgresConfig, probe};
+use headwater_sinks::tables::TableSet;
 
 use super::outputs::TABLES;
 use super::{Check, SinkConfig, SinkConnector, SinkContext, SinkKind, TablesConfig, databases};
@@ -72,14 +73,18 @@ fn read(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Post
 impl SinkConnector for PostgresSinkConfig {
     fn jobs(&self, name: &str, context: SinkContext<'_>) -> Vec<SinkJob> {
         let PostgresSinkConfig { url, schema, tables, partitioning, dashboards } = self.clone();
-        let (name, skip_stored) = (name.into(), !context.has_ledger);
-        let sink = PostgresConfig { name, url, schema, skip_stored, partitioning, dashboards }.build();
+        let (name, skip_stored, set) = (name.into(), !context.has_ledger, TableSet::Outputs);
+        let sink = PostgresConfig { name, url, schema, skip_stored, set, partitioning, dashboards }.build();
         vec![tables.job(Box::new(sink))]
     }
 
     fn check(&self, name: &str, _context: SinkContext<'_>) -> Vec<Check> {
-        let wanted =
-            probe::Wanted { sink: name, partitioning: self.partitioning, dashboards: self.dashboards };
+        let wanted = probe::Wanted {
+            sink: name,
+            set: TableSet::Outputs,
+            partitioning: self.partitioning,
+            dashboards: self.dashboards,
+        };
         let outcome = probe::sink(self.url.expose(), self.schema.as_deref(), wanted);
         vec![Check::of(format!("sinks.{name}"), databases(&self.url), outcome)]
     }

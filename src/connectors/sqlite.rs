@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use headwater_sinks::sqlite::SqliteConfig;
+use headwater_sinks::tables::TableSet;
 
 use super::outputs::TABLES;
 use super::{Check, SinkConfig, SinkConnector, SinkContext, SinkKind, TablesConfig, writable};
@@ -37,7 +38,8 @@ fn read(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Sqli
 impl SinkConnector for SqliteSinkConfig {
     fn jobs(&self, name: &str, context: SinkContext<'_>) -> Vec<SinkJob> {
         let (name, path) = (name.into(), self.path.clone());
-        let sink = SqliteConfig { name, path, skip_stored: !context.has_ledger }.build();
+        let sink =
+            SqliteConfig { name, path, skip_stored: !context.has_ledger, set: TableSet::Outputs }.build();
         vec![self.tables.job(Box::new(sink))]
     }
 

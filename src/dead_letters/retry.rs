@@ -4,8 +4,9 @@ use headwater_dataflows::Position;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::payload::{self, MASK};
 use super::tables::{Rows, TableRow};
-use super::{Database, Filter, LetterId, LetterStore, LettersError, Storage, payload};
+use super::{Database, Filter, LetterId, LetterStore, LettersError, Storage};
 use crate::source::Raw;
 use crate::source::kafka::dead_letters::{DeadLetter, DeadLetters};
 use crate::source::kafka::retry::{Resend, Retried, Retry};
@@ -143,7 +144,10 @@ impl LetterStore {
         let id = LetterId::of(&letter);
         let failed = |reason: String| LettersError::Edit { id, reason };
         let edited = match edit {
-            Edit::Value(value) => value.clone(),
+            Edit::Value(value) => {
+                self.check_unmasked(&letter, value).map_err(failed)?;
+                value.clone()
+            }
             Edit::Set(fields) => {
                 let text = std::str::from_utf8(letter.value.as_deref().unwrap_or_default());
                 let text = text
@@ -166,6 +170,20 @@ impl LetterStore {
             Ok(_) => Ok(Resend { letter, edited: Some(edited) }),
             Err(rejection) => Err(failed(format!("would be rejected again: {}", rejection.message))),
         }
+    }
+}
+
+impl LetterStore {
+    /// Checks that a new value was not made from a masked one, whose hidden values would be lost.
+    fn check_unmasked(&self, letter: &DeadLetter, value: &[u8]) -> Result<(), String> {
+        let has_mask = |bytes: &[u8]| bytes.windows(MASK.len()).any(|part| part == MASK.as_bytes());
+        if self.mask.is_empty() || !has_mask(value) || has_mask(letter.value.as_deref().unwrap_or_default()) {
+            return Ok(());
+        }
+        Err(format!(
+            "has {MASK} where `dead_letters.mask` hides a value: write the value itself, or change other fields only, with \
+             `headwater dead-letters retry --set FIELD=JSON`"
+        ))
     }
 }
 
@@ -205,5 +223,33 @@ impl Iterator for TableLetters<'_> {
             return Some(Err(error));
         }
         self.read.next().map(Ok)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::dead_letters::letter::tests::letter;
+
+    #[test]
+    fn a_value_made_from_a_masked_one_is_refused() {
+        let store = LetterStore {
+            pipeline: "fraud".to_owned(),
+            storage: Storage::Table(Database::Sqlite(PathBuf::new())),
+            source: None,
+            mask: vec!["card".to_owned()],
+            producer_header: String::new(),
+            format: crate::decode::JSON,
+            strict_fields: false,
+        };
+        let original = letter(br#"{"card":"4711","a":1}"#);
+        let check = |store: &LetterStore, value: &[u8]| store.check_unmasked(&original, value);
+        let error = check(&store, br#"{"card":"***","a":2}"#).expect_err("the card would be lost");
+        assert!(error.contains("`dead_letters.mask` hides a value"), "{error}");
+        assert_eq!(check(&store, br#"{"card":"4711","a":2}"#), Ok(()));
+        let unmasked = LetterStore { mask: Vec::new(), ..store };
+        assert_eq!(check(&unmasked, br#"{"card":"***","a":2}"#), Ok(()));
     }
 }

@@ -107,7 +107,14 @@ fn the_documentation_lists_exactly_the_metrics() {
     metrics.partition_held(Partition(0));
     metrics.committing("sqlite");
     metrics.committed("sqlite", Epoch(1), 0);
+    metrics.delivery("desk", DeliveryOutcome::Delivered);
+    metrics.deliveries_waiting("desk", 2, 1500);
     let text = metrics.text();
+    assert!(text.contains("headwater_deliveries_total{outcome=\"delivered\",route=\"desk\"} 1\n"), "{text}");
+    assert!(
+        text.contains("headwater_deliveries_total{outcome=\"dead\",route=\"desk\"} 0\n"),
+        "it exists at once"
+    );
     let served: BTreeSet<_> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
     let documented: BTreeSet<_> = include_str!("../../docs/metrics.md")

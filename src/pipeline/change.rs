@@ -21,6 +21,8 @@ pub struct Resets {
     pub sections: BTreeSet<String>,
     /// The sinks that may be marked as caught up with the ledger, whatever their progress.
     pub sinks: BTreeSet<String>,
+    /// The sinks that begin at the end of the ledger if they have never been opened, instead of with its first epoch.
+    pub joining: BTreeSet<String>,
     /// True if a sink may receive results a second time that it has and the ledger has not recorded.
     pub accept_duplicates: bool,
     /// The last epoch of the ledger for which all state may be discarded, without a replay.

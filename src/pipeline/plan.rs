@@ -175,6 +175,20 @@ pub struct Patterns {
     pub impossible_travel: Option<TravelPlan>,
 }
 
+impl Patterns {
+    /// Returns the names of the enabled patterns, which are those of their rules.
+    pub fn names(&self) -> Vec<&'static str> {
+        let enabled = [
+            ("velocity_spike", self.velocity_spike.is_some()),
+            ("rapid_fire_burst", self.rapid_fire_burst.is_some()),
+            ("merchant_diversity", self.merchant_diversity.is_some()),
+            ("amount_anomaly", self.amount_anomaly.is_some()),
+            ("impossible_travel", self.impossible_travel.is_some()),
+        ];
+        enabled.into_iter().filter_map(|(name, is_enabled)| is_enabled.then_some(name)).collect()
+    }
+}
+
 /// The severity and emission of a rule's alerts.
 #[derive(Clone, Copy, Debug)]
 pub struct AlertPolicy {

@@ -234,12 +234,35 @@ fn summary(
         1 => "1 event".to_owned(),
         late => format!("{late} events"),
     };
-    let now = before.map_or(String::new(), |state| format!(": before it the rule's state is now {state}"));
+    let now = before.map_or(String::new(), |state| format!(": {}", words(state)));
     format!(
         "{raised} Revoked in epoch {}: {arrived} with an earlier event time arrived after it, out of order, and with it the \
          rule no longer matches at this event{now}.",
         alert.epoch
     )
+}
+
+/// Returns the state before an event in words.
+fn words(state: &Value) -> String {
+    let of = |name: &str| {
+        state.get(name).map_or("unknown".to_owned(), |value| match value {
+            Value::String(text) => text.clone(),
+            Value::Null => "unknown".to_owned(),
+            value => value.to_string(),
+        })
+    };
+    let has = |name| state.get(name).is_some();
+    if has("km_from_previous") {
+        let (km, seconds) = (of("km_from_previous"), of("seconds_since_previous"));
+        format!("it is {km} km from the previous event, {seconds} s after it")
+    } else if has("distinct") {
+        format!("the number of distinct merchants before it, within {}, is {}", of("within"), of("distinct"))
+    } else if has("count") {
+        format!("the number of events before it, within {}, is {}", of("within"), of("count"))
+    } else {
+        let (n, mean, stddev) = (of("n"), of("mean"), of("stddev"));
+        format!("the {n} amounts before it have mean {mean} and standard deviation {stddev}")
+    }
 }
 
 /// Returns the number of events in the interval before each event.

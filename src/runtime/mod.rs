@@ -39,6 +39,7 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::outputs::{RecentAlerts, SinkJob, SinkRoute};
 use crate::pipeline::{Limits, Plan};
+use crate::routes::{Deliverer, DeliverySettings};
 use crate::source::{Opening, Source};
 use commit::ledger_writer::LedgerWriterHandle;
 use commit::sink_writer::WriterHandle;
@@ -76,6 +77,8 @@ pub struct Job {
     pub recent: Option<Arc<RecentAlerts>>,
     /// The handle that other threads query the state of keys with.
     pub queries: Queries,
+    /// The routes whose deliveries this process makes while the run goes on, if there are any.
+    pub deliveries: Option<DeliverySettings>,
 }
 
 /// The offset of the next record of each partition.
@@ -92,7 +95,19 @@ const PARK: Duration = Duration::from_millis(1);
 /// # Errors
 /// The failure that ended the run.
 pub fn run(job: Job) -> Result<(), RunError> {
-    let Job { mut plan, source, mut sinks, context, role, workers, stopping, metrics, recent, queries } = job;
+    let Job {
+        mut plan,
+        source,
+        mut sinks,
+        context,
+        role,
+        workers,
+        stopping,
+        metrics,
+        recent,
+        queries,
+        deliveries,
+    } = job;
     let failure = Failure::default();
     let (first_worker, local_workers) = local(&workers);
     let follows = matches!(role, Role::Follower(_));
@@ -131,6 +146,8 @@ pub fn run(job: Job) -> Result<(), RunError> {
     };
     let group_offsets = threads.start_group_commits(Arc::clone(&source));
     let Limits { max_rejected_share, rejected_window, .. } = plan.limits;
+    let start = |settings| Deliverer::start(settings, &context, Arc::clone(&metrics));
+    let deliverer = deliveries.map(start).transpose().map_err(threads::cannot_start)?;
     let shared = RunShared {
         rejections: max_rejected_share.map(|share| Arc::new(Rejections::new(share, rejected_window))),
         plan,
@@ -151,6 +168,8 @@ pub fn run(job: Job) -> Result<(), RunError> {
     };
     run_workers(workers, shared, recorded_cluster)?;
     let ledger = threads.join();
+    // After the last commit of the sinks, so that it can deliver all that is in the outbox.
+    drop(deliverer);
     end(failure.into_result(), ledger, &context, follows)
 }
 

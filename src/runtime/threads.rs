@@ -157,6 +157,7 @@ impl Threads {
     }
 }
 
-fn cannot_start(error: std::io::Error) -> RunError {
+/// Returns the failure of a run whose thread cannot be started.
+pub fn cannot_start(error: std::io::Error) -> RunError {
     RunError::Workers(error.to_string())
 }

@@ -63,7 +63,11 @@ pub fn text(section: &mut Section<'_>, key: &str, diagnostics: &mut Diagnostics)
 
 /// Reads the text of a key, or of the file that the key with `_file` names; returns the key that was set. None if
 /// neither is set, or if an error was reported.
-fn secret(section: &mut Section<'_>, key: &str, diagnostics: &mut Diagnostics) -> Option<(String, Secret)> {
+pub fn secret(
+    section: &mut Section<'_>,
+    key: &str,
+    diagnostics: &mut Diagnostics,
+) -> Option<(String, Secret)> {
     let file_key = format!("{key}{FILE}");
     let (value, path) = (section.item(key), section.item(&file_key));
     match locate(value, path) {

@@ -39,6 +39,10 @@ fn redis_supports_tls_and_users_and_fails_closed() {
     let other = format!("ca_file = \"{}\"", services.file("other-ca.pem"));
     let plain = services.of("TEST_REDIS").trim_start_matches("redis://").trim_end_matches('/').to_owned();
     let by_name = encrypted.replace("127.0.0.1", "localhost");
+    // The CA of a state store is not one that the receivers of routes are trusted by.
+    let route = format!(
+        "[[routes]]\nname = \"x\"\nallow_private = true\nto = {{ kind = \"slack\", url = \"https://{encrypted}/\" }}\n"
+    );
     for (wrong, code, expected) in [
         (at("", &other), 1, "is not trusted: check that `state.ca_file`"),
         (config(&format!("url = \"rediss://{by_name}/0\"\n{ca}")), 1, "for another host name"),
@@ -49,6 +53,7 @@ fn redis_supports_tls_and_users_and_fails_closed() {
         (config(&format!("url = \"redis://{encrypted}/0\"")), 1, "it may expect TLS on this port"),
         (config(&format!("url = \"redis://127.0.0.1:{}/0\"", closed_port())), 1, "refuses connections"),
         (config("url = \"redis://nowhere.invalid/0\""), 1, "has an unknown host name"),
+        (at("", &ca) + &route, 1, "UnknownIssuer"),
     ] {
         assert_connect_fails(dir.path(), &wrong, code, expected);
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 23] = [
+const LAYERS: [&str; 24] = [
     "json",
     "wall",
     "logging",
@@ -17,6 +17,7 @@ const LAYERS: [&str; 23] = [
     "outputs",
     "dead_letters",
     "metrics",
+    "routes",
     "ledger",
     "state",
     "pipeline",

@@ -14,6 +14,7 @@ use tokio_postgres::{Client, Statement};
 
 use super::{ConnectError, Target, encode, sql};
 use crate::Misconfigured;
+use crate::tables::TableSet;
 
 /// The timeout of a server that does not respond, and of a backend that is being terminated.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -243,8 +244,8 @@ impl Session {
     }
 
     /// Creates the temporary tables of the session. The tables that they copy must exist.
-    pub async fn make_tables(&self) -> Result<(), SessionError> {
-        Ok(self.client.batch_execute(&sql::make_session_tables()).await?)
+    pub async fn make_tables(&self, set: TableSet) -> Result<(), SessionError> {
+        Ok(self.client.batch_execute(&sql::make_session_tables(set)).await?)
     }
 
     /// Returns a prepared statement, preparing it on first use.

@@ -50,7 +50,7 @@ use self::progress::Row;
 use self::staged::{LastChanges, Staged, Stored};
 use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, WriterContext};
 use crate::crash;
-use crate::tables::{Mode, TABLES};
+use crate::tables::{Mode, TABLES, TableSet};
 use crate::{Changes, Secret};
 
 /// The timeout of opening, and of a round without its COMMIT. Far above what either needs: the timeouts of the server
@@ -82,6 +82,8 @@ pub struct PostgresConfig {
     pub partitioning: Option<Partitioning>,
     /// The interval at which the materialised views for dashboards are refreshed; `None` to leave them alone.
     pub dashboards: Option<Duration>,
+    /// The tables to write.
+    pub set: TableSet,
 }
 
 impl PostgresConfig {
@@ -111,6 +113,7 @@ struct Open {
 struct Writer {
     address: Address,
     sink: String,
+    set: TableSet,
     context: WriterContext,
     /// The epoch in the progress row of this writer.
     through: Option<Epoch>,
@@ -215,7 +218,7 @@ impl Writer {
             session.end_backend(backend).await?;
             self.abandoned = None;
         }
-        session.make_tables().await?;
+        session.make_tables(self.set).await?;
         Ok(session)
     }
 
@@ -244,7 +247,7 @@ impl Writer {
         if advanced == 0 {
             return Ok(WriteResult::Fenced);
         }
-        for (index, table) in TABLES.iter().enumerate() {
+        for (index, table) in self.set.tables() {
             match table.mode {
                 Mode::Append => {
                     let appended = round().map(|staged| staged.appended[index].as_slice());
@@ -483,10 +486,11 @@ impl Sink for PostgresSink {
                 what: "a runtime".to_owned(),
                 source: Box::new(error),
             })?;
-        let PostgresConfig { partitioning, dashboards, .. } = self.config;
+        let PostgresConfig { set, partitioning, dashboards, .. } = self.config;
         let mut writer = Writer {
             address,
             sink,
+            set,
             context: context.clone(),
             through: None,
             partitions: partitioning.map(OnDemand::new),
@@ -498,11 +502,11 @@ impl Sink for PostgresSink {
         let opening = async {
             let session = Session::connect(&writer.address).await?;
             let schema = self.config.schema.as_deref();
-            schema::migrate(&session, schema, partitioning.as_ref(), &writer.sink).await?;
+            schema::migrate(&session, schema, set, partitioning.as_ref(), &writer.sink).await?;
             let progress = writer.take_over(&session).await?;
             let stored =
                 if self.config.skip_stored { read_stored(&session).await? } else { Stored::default() };
-            session.make_tables().await?;
+            session.make_tables(set).await?;
             Ok((session, progress, stored))
         };
         let opened = runtime.block_on(async {

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::connection::{Address, Session, SessionError};
 use super::{Partitioning, ROUND_TIMEOUT};
-use crate::tables::TABLES;
+use crate::tables::TableSet;
 
 /// The tables of a sink in addition to the tables of its outputs.
 const OWN: [&str; 2] = ["headwater_migrations", "headwater_progress"];
@@ -22,6 +22,8 @@ pub struct Obstacle(#[from] SessionError);
 pub struct Wanted<'a> {
     /// The name of the sink.
     pub sink: &'a str,
+    /// The tables.
+    pub set: TableSet,
     /// The partitioning of the tables.
     pub partitioning: Option<Partitioning>,
     /// The interval at which views are refreshed, if there are any.
@@ -44,8 +46,8 @@ impl Wanted<'_> {
 /// # Errors
 /// If it cannot: the reason, and what to do.
 pub fn sink(url: &str, schema: Option<&str>, wanted: Wanted<'_>) -> Result<String, Obstacle> {
-    let outputs = TABLES.iter().map(|table| table.name);
-    probe(url, schema, &OWN.into_iter().chain(outputs).collect::<Vec<_>>(), Some(wanted))
+    let tables = wanted.set.tables().map(|(_, table)| table.name);
+    probe(url, schema, &OWN.into_iter().chain(tables).collect::<Vec<_>>(), Some(wanted))
 }
 
 /// Checks the same for the tables `names` in the default schema of the connection.

@@ -7,7 +7,7 @@ use headwater_dataflows::Epoch;
 
 use super::staged::Staged;
 use super::{encode, partitions};
-use crate::tables::{ColumnType, TABLES};
+use crate::tables::{ALL, ColumnType};
 use crate::text::rfc3339;
 
 /// Returns the epoch and the name of the output that the server's error detail refers to. If a key changes more than
@@ -20,9 +20,9 @@ pub(super) fn output(
 ) -> Option<(Epoch, String)> {
     // The server names the partition of the row.
     let index = partitions::table_of(table)?;
-    let table = TABLES[index].name;
+    let table = ALL[index].name;
     let values = values(detail)?;
-    let key = TABLES[index].columns[..TABLES[index].key()].iter();
+    let key = ALL[index].columns[..ALL[index].key()].iter();
     let mut found = None;
     for (&epoch, staged) in staged.range(..=through) {
         for row in staged.iter().flat_map(|staged| staged.rows(index)) {
@@ -73,7 +73,7 @@ mod tests {
             let mut changes = Changes::default();
             let mut row = changes.rows.row(tables::EVENTS);
             row.cell(Cell::Int(partition)).cell(Cell::Int(offset));
-            for _ in 2..TABLES[0].columns.len() {
+            for _ in 2..ALL[0].columns.len() {
                 row.cell(Cell::Null);
             }
             row.end();
@@ -83,7 +83,7 @@ mod tests {
             let mut changes = Changes::default();
             let mut row = changes.rows.row(tables::ALERTS);
             row.cell(Cell::Text(id));
-            for _ in 1..TABLES[1].columns.len() {
+            for _ in 1..ALL[1].columns.len() {
                 row.cell(Cell::Null);
             }
             row.end();

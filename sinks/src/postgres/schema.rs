@@ -4,6 +4,7 @@ use super::connection::{Session, SessionError};
 use super::partitions::{Partitioning, ddl};
 use super::sql;
 use crate::migrations::{Migration, pending};
+use crate::tables::TableSet;
 
 const MIGRATIONS: [Migration; 2] = [
     Migration { number: 1, name: "tables", sql: include_str!("../../migrations/postgres/0001_tables.sql") },
@@ -14,6 +15,12 @@ const MIGRATIONS: [Migration; 2] = [
     },
 ];
 
+const OUTBOX_MIGRATIONS: [Migration; 1] = [Migration {
+    number: 1,
+    name: "outbox",
+    sql: include_str!("../../migrations/postgres/outbox/0001_outbox.sql"),
+}];
+
 /// Creates the schema and applies pending migrations, which must suit plain and partitioned tables alike. New tables
 /// are then partitioned, as `partitioning` says.
 ///
@@ -22,9 +29,14 @@ const MIGRATIONS: [Migration; 2] = [
 pub(super) async fn migrate(
     session: &Session,
     schema: Option<&str>,
+    set: TableSet,
     partitioning: Option<&Partitioning>,
     sink: &str,
 ) -> Result<(), SessionError> {
+    let migrations = match set {
+        TableSet::Outputs => MIGRATIONS.as_slice(),
+        TableSet::Outbox => OUTBOX_MIGRATIONS.as_slice(),
+    };
     let client = &session.client;
     client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
     client.query("SELECT pg_advisory_xact_lock($1)", &[&sql::MIGRATION_LOCK]).await?;
@@ -45,7 +57,7 @@ pub(super) async fn migrate(
     if !applied.is_empty() {
         check_partitioning(session, partitioning, sink).await?;
     }
-    for migration in pending(&MIGRATIONS, &applied).map_err(SessionError::Refused)? {
+    for migration in pending(migrations, &applied).map_err(SessionError::Refused)? {
         client.batch_execute(migration.sql).await?;
         let record = "INSERT INTO headwater_migrations (number, hash) VALUES ($1, $2)";
         client.execute(record, &[&migration.number, &migration.hash()]).await?;

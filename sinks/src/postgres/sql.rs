@@ -1,7 +1,7 @@
 //! The SQL statements, generated from the descriptions of the tables. They contain only our own names; values are sent
 //! as parameters or in a COPY.
 
-use crate::tables::{Column, Mode, TABLES, Table};
+use crate::tables::{Column, Mode, TABLES, Table, TableSet};
 
 /// The key of the advisory lock for migrations, and the seed of the lock under which a writer opens.
 pub(super) const MIGRATION_LOCK: i64 = 0x6865_6164_7761_7465;
@@ -32,9 +32,9 @@ pub(super) fn greatest_offsets(table: &str) -> String {
 }
 
 /// Creates the temporary tables of the session, from which rows are merged into tables that may contain them.
-pub(super) fn make_session_tables() -> String {
+pub(super) fn make_session_tables(set: TableSet) -> String {
     let mut sql = String::new();
-    for table in &TABLES {
+    for (_, table) in set.tables() {
         let name = table.name;
         sql += &format!("CREATE TEMP TABLE staged_{name} (LIKE {name}) ON COMMIT DELETE ROWS;\n");
         if let Mode::Upsert { key } = table.mode {

@@ -3,17 +3,17 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::encode;
-use crate::tables::{Mode, TABLES};
+use crate::tables::{ALL, Mode, TABLES};
 use crate::{Cell, Changes, Row, row_name};
 
 /// The changes of one call of `stage`, by table.
 #[derive(Default)]
 pub(super) struct Staged {
     /// Rows of append-only tables that are new.
-    pub appended: [Vec<u8>; TABLES.len()],
+    pub appended: [Vec<u8>; ALL.len()],
     /// Rows of append-only tables that may be stored already.
-    pub replayed: [Vec<u8>; TABLES.len()],
-    keyed: [Keyed; TABLES.len()],
+    pub replayed: [Vec<u8>; ALL.len()],
+    keyed: [Keyed; ALL.len()],
     /// The days of the rows, in days since 1970, if the tables are partitioned.
     pub days: [BTreeSet<i64>; TABLES.len()],
 }
@@ -64,7 +64,7 @@ impl Staged {
         let mut staged = Staged::default();
         for row in changes.rows.iter() {
             let no_table = || (row.table.to_string(), format!("there is no table {}", row.table));
-            let table = TABLES.get(row.table).ok_or_else(no_table)?;
+            let table = ALL.get(row.table).ok_or_else(no_table)?;
             let of_table = |reason| (row_name(&row), format!("table {}: {reason}", table.name));
             match table.mode {
                 Mode::Append if row.deletes => {
@@ -91,7 +91,7 @@ impl Staged {
 impl Staged {
     /// Returns the encoded rows of a table.
     pub fn rows(&self, table: usize) -> Vec<&[u8]> {
-        let columns = TABLES[table].columns.len();
+        let columns = ALL[table].columns.len();
         let mut found = Vec::new();
         for mut rest in [&self.appended[table][..], &self.replayed[table]] {
             while !rest.is_empty() {

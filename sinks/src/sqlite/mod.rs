@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use headwater_dataflows::Epoch;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ToSql, TransactionBehavior, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, ToSql, Transaction, TransactionBehavior, params,
+};
 
 use crate::contract::{
     CommitError, CommitPermit, Generation, LedgerId, OpenError, Progress, Shards, Sink, StageError,
@@ -14,7 +16,7 @@ use crate::contract::{
 };
 use crate::crash;
 use crate::migrations::{Migration, pending};
-use crate::tables::{Column, ColumnType, Mode, TABLES, Table};
+use crate::tables::{Column, ColumnType, Mode, Table, TableSet};
 use crate::{Cell, Changes, Row, private, row_name, text};
 
 const MIGRATIONS: [Migration; 4] = [
@@ -28,6 +30,12 @@ const MIGRATIONS: [Migration; 4] = [
     },
 ];
 
+const OUTBOX_MIGRATIONS: [Migration; 1] = [Migration {
+    number: 1,
+    name: "outbox",
+    sql: include_str!("../../migrations/sqlite/outbox/0001_outbox.sql"),
+}];
+
 /// The configuration of a SQLite sink.
 #[derive(Clone, Debug)]
 pub struct SqliteConfig {
@@ -38,6 +46,8 @@ pub struct SqliteConfig {
     /// True if rows of append-only tables that are already stored are left unchanged instead of refused. Without a
     /// ledger, a start may write rows again that an earlier start has written.
     pub skip_stored: bool,
+    /// The tables to write.
+    pub set: TableSet,
 }
 
 impl SqliteConfig {
@@ -100,7 +110,11 @@ impl SqliteSink {
     }
 
     /// Applies pending migrations. The inner error is the reason why they must not be applied.
-    fn migrate(connection: &mut Connection) -> rusqlite::Result<Result<(), String>> {
+    fn migrate(connection: &mut Connection, set: TableSet) -> rusqlite::Result<Result<(), String>> {
+        let migrations: &[Migration] = match set {
+            TableSet::Outputs => &MIGRATIONS,
+            TableSet::Outbox => &OUTBOX_MIGRATIONS,
+        };
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(
             "CREATE TABLE IF NOT EXISTS headwater_migrations (number INTEGER PRIMARY KEY, hash TEXT NOT NULL)",
@@ -109,7 +123,7 @@ impl SqliteSink {
             .prepare("SELECT number, hash FROM headwater_migrations")?
             .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<rusqlite::Result<Vec<(i32, String)>>>()?;
-        let pending = match pending(&MIGRATIONS, &applied) {
+        let pending = match pending(migrations, &applied) {
             Ok(pending) => pending,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -253,7 +267,7 @@ impl SqliteSink {
         if before.map(|through| Epoch(through as u64)) != open.through {
             return Ok(false);
         }
-        for (table, description) in TABLES.iter().enumerate() {
+        for (table, description) in self.config.set.tables() {
             match description.mode {
                 Mode::Append => self.append(connection, table, description, through)?,
                 Mode::Upsert { key } => self.upsert(connection, table, description, key, through)?,
@@ -375,7 +389,7 @@ impl Sink for SqliteSink {
 
     fn open(&mut self, context: &WriterContext) -> Result<Vec<Progress>, OpenError> {
         let mut connection = self.connect().map_err(|error| self.unavailable(error))?;
-        Self::migrate(&mut connection)
+        Self::migrate(&mut connection, self.config.set)
             .map_err(|error| self.unavailable(error))?
             .map_err(|reason| self.refused(reason))?;
         let progress =
@@ -426,8 +440,10 @@ impl Sink for SqliteSink {
             }
         };
         let result = (|| {
-            let transaction =
-                open.connection.unchecked_transaction().map_err(|error| failed(error.into()))?;
+            // A transaction that reads before it writes would fail at once if another connection wrote in between.
+            let behavior = TransactionBehavior::Immediate;
+            let transaction = Transaction::new_unchecked(&open.connection, behavior)
+                .map_err(|error| failed(error.into()))?;
             if !self.write(&open, &transaction, through).map_err(failed)? {
                 let reason =
                     "a later start has taken over, or another writer has changed its progress row".to_owned();

@@ -2,7 +2,7 @@
 //! the contract of all sinks.
 
 use super::*;
-use crate::tables::{EVENTS, WINDOW_AGGREGATES};
+use crate::tables::{EVENTS, OUTBOX, TableSet, WINDOW_AGGREGATES};
 
 const START: i64 = 1_700_000_000_000;
 
@@ -72,7 +72,13 @@ const AMOUNTS: [i128; 7] = [
 fn decimals_compare_as_numbers_and_keep_all_digits() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("results.db");
-    let mut sink = SqliteConfig { name: "sqlite".into(), path: path.clone(), skip_stored: false }.build();
+    let mut sink = SqliteConfig {
+        name: "sqlite".into(),
+        path: path.clone(),
+        skip_stored: false,
+        set: TableSet::Outputs,
+    }
+    .build();
     sink.open(&context()).expect("opened");
     sink.stage(Epoch(1), rows(&AMOUNTS)).expect("staged");
     sink.commit(CommitPermit::granted(Epoch(1))).expect("committed");
@@ -118,11 +124,52 @@ fn a_file_of_the_first_version_is_migrated_with_its_rows() {
     .expect("a row");
     drop(old);
 
-    let mut sink = SqliteConfig { name: "sqlite".into(), path: path.clone(), skip_stored: false }.build();
+    let mut sink = SqliteConfig {
+        name: "sqlite".into(),
+        path: path.clone(),
+        skip_stored: false,
+        set: TableSet::Outputs,
+    }
+    .build();
     sink.open(&context()).expect("migrated");
     assert_eq!(texts(&path, "SELECT \"offset\" FROM events WHERE amount > 1000"), ["3"]);
     assert_eq!(texts(&path, "SELECT max(amount) FROM events"), ["25000"]);
     let row = "SELECT amount_sum || ' ' || amount_sum_exact || ' ' || min || ' ' || (max IS NULL) FROM window_aggregates";
     assert_eq!(texts(&path, row), ["10.5 10.5 9.99 1"]);
     assert_eq!(texts(&path, "SELECT number FROM headwater_migrations ORDER BY 1"), ["1", "2", "3"]);
+}
+
+/// Unlike the table of alerts, the outbox keeps every change of a round, and its order.
+#[test]
+fn the_outbox_keeps_every_change_and_fences_earlier_starts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("outbox.db");
+    let sink = || {
+        let (name, set) = ("routes".into(), TableSet::Outbox);
+        SqliteConfig { name, path: path.clone(), skip_stored: false, set }.build()
+    };
+    let change = |status: &str| {
+        let mut changes = Changes::default();
+        let mut row = changes.rows.row(OUTBOX);
+        row.cell(Cell::Text("a")).cell(Cell::Text(status)).cell(Cell::Text("r")).cell(Cell::Int(1));
+        row.cell(Cell::Text("high")).cell(Cell::Text("user")).cell(Cell::Text("u")).cell(Cell::Json("[]"));
+        row.cell(Cell::Time(START)).cell(Cell::Int(1)).cell(Cell::Bool(false)).cell(Cell::Json("{}")).end();
+        changes
+    };
+    let mut first = sink();
+    assert_eq!(first.open(&context()).expect("opened"), []);
+    for (epoch, status) in [(1, "raised"), (1, "revoked"), (2, "raised"), (3, "revoked")] {
+        first.stage(Epoch(epoch), change(status)).expect("staged");
+    }
+    first.commit(CommitPermit::granted(Epoch(2))).expect("committed");
+    let statuses = || texts(&path, "SELECT status FROM headwater_outbox ORDER BY seq");
+    assert_eq!(statuses(), ["raised", "revoked", "raised"]);
+
+    let mut second = sink();
+    let found = second.open(&WriterContext { generation: Generation(2), ..context() }).expect("opened");
+    assert_eq!(found.iter().map(|progress| progress.through).collect::<Vec<_>>(), [Epoch(2)]);
+    let fenced = first.commit(CommitPermit::granted(Epoch(3))).expect_err("fenced");
+    assert!(matches!(fenced, CommitError::Fenced { .. }), "{fenced}");
+    assert_eq!(statuses().len(), 3);
+    assert_eq!(texts(&path, "SELECT name FROM sqlite_schema WHERE name = 'events'"), [""; 0]);
 }

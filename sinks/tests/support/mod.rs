@@ -36,7 +36,12 @@ pub fn alert(id: &str, status: &str) -> Changes {
 
 /// Adds the row of an alert.
 pub fn add_alert(changes: &mut Changes, id: &str, status: &str) {
-    let mut row = changes.rows.row(tables::ALERTS);
+    add_change(changes, tables::ALERTS, id, status);
+}
+
+/// Adds the row of an alert to a table with the columns of alerts.
+pub fn add_change(changes: &mut Changes, table: u8, id: &str, status: &str) {
+    let mut row = changes.rows.row(table);
     row.cell(Cell::Text(id)).cell(Cell::Text(status)).cell(Cell::Text("velocity_spike")).cell(Cell::Int(1));
     row.cell(Cell::Text("high")).cell(Cell::Text("user")).cell(Cell::Text("u1")).cell(Cell::Json("[\"e\"]"));
     row.cell(Cell::Time(1_700_000_000_000)).cell(Cell::Int(1)).cell(Cell::Bool(false)).cell(Cell::Json("{}"));
@@ -165,6 +170,7 @@ impl Database {
             skip_stored: false,
             partitioning: None,
             dashboards: None,
+            set: tables::TableSet::Outputs,
         }
     }
 

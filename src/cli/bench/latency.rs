@@ -51,6 +51,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// If the configuration is unsuitable, or the run fails.
 pub fn latency(args: &LatencyArgs) -> anyhow::Result<()> {
     let mut config = load(&args.config)?;
+    config.routes.clear();
     let mut scratch = Scratch::new();
     let measured = measure(args, &mut config, &mut scratch);
     let removed = scratch.remove();

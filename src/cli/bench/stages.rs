@@ -62,7 +62,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// # Errors
 /// If the configuration is unsuitable, or a measurement fails.
 pub fn stages(args: &StagesArgs) -> anyhow::Result<()> {
-    let config = load(&args.config)?;
+    let mut config = load(&args.config)?;
+    config.routes.clear();
     let settings = GeneratorSettings { pace: args.pace, ..GeneratorSettings::default() };
     settings.validate().map_err(anyhow::Error::msg)?;
     let stopping = Arc::new(AtomicBool::new(false));

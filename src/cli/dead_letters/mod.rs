@@ -4,9 +4,8 @@ mod show;
 
 use serde_json::{Value, json};
 
-use self::show::escaped;
 use super::command::{DeadLettersCommand, GroupsArgs, ListArgs, PurgeArgs, RetryArgs, ShowArgs};
-use super::output::{self, Table, counted, out, outln};
+use super::output::{self, Table, counted, escaped, out, outln};
 use super::{config_error, load};
 use crate::assembly;
 use crate::config::Config;

@@ -1,5 +1,6 @@
 //! A dead letter as text: its headers, and its payload with the offending part marked.
 
+use super::super::output::{escaped, push_escaped};
 use super::{MAX_DISPLAY, sent_again, source};
 use crate::dead_letters::{Letter, Place};
 
@@ -7,32 +8,6 @@ use crate::dead_letters::{Letter, Place};
 const MAX_PAYLOAD: usize = 100_000;
 /// The maximum length of a header that is printed, in characters.
 const MAX_HEADER: usize = 500;
-
-/// Returns the text as one line for a terminal, with control characters escaped, truncated to `max` characters.
-pub fn escaped(text: &str, max: usize) -> String {
-    let mut line = String::new();
-    for (at, c) in text.chars().enumerate() {
-        if at == max {
-            line.push('…');
-            break;
-        }
-        push_escaped(c, &mut line);
-    }
-    line
-}
-
-fn push_escaped(c: char, line: &mut String) {
-    match c {
-        '\\' => line.push_str("\\\\"),
-        c if c.is_control() || is_invisible(c) => line.extend(c.escape_default()),
-        c => line.push(c),
-    }
-}
-
-/// Returns true for characters that a terminal does not display, or that change the direction of a line.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
 
 /// Returns a letter as text.
 pub fn text(letter: &Letter) -> String {

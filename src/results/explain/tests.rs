@@ -100,7 +100,10 @@ fn a_revoked_alert_shows_what_arrived_after_it() {
     assert_eq!(late, [true, false, false]);
     assert_eq!(befores(&explanation, "count").last(), Some(&json!(2)), "the count was reached before");
     assert!(
-        explanation.summary.contains("Revoked in epoch 9: 1 event with an earlier event time"),
+        explanation.summary.contains("Revoked in epoch 9: 1 event with an earlier event time")
+            && explanation
+                .summary
+                .ends_with("at this event: the number of events before it, within 10s, is 2."),
         "{}",
         explanation.summary
     );

@@ -297,10 +297,19 @@ pub fn open_sink(
     let opened = sink.open(context);
     let Some(History { ledger, resets, committed, .. }) = history else { return Ok(found(opened?)) };
     let ledger = &mut **ledger;
-    if resets.sinks.contains(sink.name()) {
+    let is_new =
+        |progress: &[Progress]| progress.is_empty() && committed.iter().all(|name| name != sink.name());
+    let joins =
+        resets.joining.contains(sink.name()) && opened.as_ref().is_ok_and(|progress| is_new(progress));
+    if joins || resets.sinks.contains(sink.name()) {
         let Records { manifests, pruned, epochs } = Records::read(ledger)?;
         let all: Vec<_> = manifests.iter().map(|stored| stored.epoch).collect();
         let durable = durable(epochs.last().map(|last| last.epoch), &all);
+        // From its first start on, the sink has progress. So one that was opened and then killed does not join again.
+        if joins && (durable == Epoch(0) || context.shards == Shards::ALL) {
+            tracing::debug!(sink = sink.name(), after = %durable, "the sink begins at the end of the ledger");
+            return adopt_sink(sink, context, durable, Epoch(0));
+        }
         let must_adopt = match &opened {
             Ok(progress) => {
                 resume_from(&manifests, pruned, &epochs, committed, &[(sink.name(), progress)]).is_err()

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 pub(super) use on_demand::OnDemand;
 
-use crate::tables::{TABLES, Table};
+use crate::tables::{ALL, TABLES, Table};
 use crate::text::civil;
 use crate::{Cell, Changes};
 
@@ -142,7 +142,7 @@ fn infinite_partition(table: &Table) -> String {
     format!("{}_infinite", table.name)
 }
 
-/// Returns the table to which a table or partition of this name belongs.
+/// Returns the index in [`ALL`] of the table to which a table or partition of this name belongs.
 pub(super) fn table_of(name: &str) -> Option<usize> {
     let is_of = |table: &Table| {
         name == table.name
@@ -150,7 +150,7 @@ pub(super) fn table_of(name: &str) -> Option<usize> {
             || name == infinite_partition(table)
             || Period::ALL.iter().any(|(_, period)| period.is_partition(table, name))
     };
-    TABLES.iter().position(is_of)
+    ALL.iter().position(is_of)
 }
 
 impl Partitioning {
