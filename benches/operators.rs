@@ -70,7 +70,7 @@ fn operators(criterion: &mut Criterion) {
                             let scope = events.inner.scope();
                             let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
                             let inputs = Inputs { events, rejected, control };
-                            compute(inputs, &captures, &plan, &Arc::from([]), &metrics).encoded
+                            compute(inputs, &captures, &plan, &Arc::from([]), &metrics, None).encoded
                         })
                     })
                 });

@@ -13,7 +13,7 @@
 //! older starts, then sets `fenced_by` on their rows. A round that an older start has in progress is then either
 //! committed, and its progress is read here, or its commit fails as fenced.
 //!
-//! Tables can be partitioned by time ([`partitions`]); [`maintenance`] looks after the partitions, beside the rounds.
+//! Tables can be partitioned by time; a session of its own creates and drops the partitions, beside the rounds.
 
 mod connect_error;
 mod connection;

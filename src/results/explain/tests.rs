@@ -111,13 +111,13 @@ fn a_revoked_alert_shows_what_arrived_after_it() {
 
 #[test]
 fn an_amount_shows_the_statistics_before_each_event() {
-    let amounts = ["9", "11", "15.5"];
+    let amounts = ["9", "12", "15.5"];
     let events: Vec<_> = (0..3)
         .map(|n| EventRecord { amount: Some(amounts[n as usize].to_owned()), ..event(n, n, 1) })
         .collect();
     let explanation = explain(&alert("amount_anomaly", &[&events[2]], "raised", 1), Some(events));
-    assert_eq!(befores(&explanation, "mean"), [json!(0.0), json!(9.0), json!(10.0)]);
-    assert_eq!(befores(&explanation, "stddev"), [Value::Null, Value::Null, json!(1.41421)]);
+    assert_eq!(befores(&explanation, "mean"), [json!(0.0), json!(9.0), json!(10.5)]);
+    assert_eq!(befores(&explanation, "stddev"), [Value::Null, Value::Null, json!(2.12132)]);
     assert_eq!((explanation.complete, explanation.look_back_ms), (true, None));
 }
 
