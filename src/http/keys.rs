@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::api::{Answer, Api};
+use super::openapi::key_kinds;
 use super::problem::Problem;
 use crate::event::KeyKind;
 use crate::pipeline::KeyState;
@@ -23,6 +24,18 @@ const ALERTS: usize = 50;
 
 /// The maximum length of a key, in bytes, as in events.
 const MAX_KEY: usize = 256;
+
+/// The parameters of the path.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub struct KeyPath {
+    /// The kind of the key: `user` or `device`.
+    #[param(schema_with = key_kinds)]
+    space: String,
+    /// The key.
+    #[param(min_length = 1, max_length = 256)]
+    key: String,
+}
 
 /// The live state of a key, and its alerts.
 #[derive(Serialize, ToSchema)]
@@ -42,16 +55,14 @@ pub struct Key {
 /// Answers with the live state of a key, which may be ahead of committed results, and with its committed alerts.
 #[utoipa::path(
     get, path = "/api/v1/keys/{space}/{key}",
-    params(
-        ("space" = String, Path, description = "`user` or `device`"),
-        ("key" = String, Path, description = "The key")
-    ),
+    params(KeyPath),
     responses(
         (status = 200, body = Key), (status = 400, body = Problem), (status = 404, body = Problem),
         (status = 421, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)
     )
 )]
-pub async fn show(State(api): State<Arc<Api>>, Path((space, key)): Path<(String, String)>) -> Answer<Key> {
+pub async fn show(State(api): State<Arc<Api>>, Path(path): Path<KeyPath>) -> Answer<Key> {
+    let KeyPath { space, key } = path;
     let kind = match space.as_str() {
         "user" => KeyKind::User,
         "device" => KeyKind::Device,
