@@ -13,6 +13,7 @@ import hmac
 import json
 import os
 import sys
+import threading
 import time
 from collections import OrderedDict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +25,13 @@ MAX_BODY = 1 << 20
 REMEMBERED = 100_000
 
 seen: "OrderedDict[str, None]" = OrderedDict()
+lock = threading.Lock()
+
+
+def say(line: str, stream) -> None:
+    """Prints a line. Requests are served by several threads."""
+    with lock:
+        print(line, file=stream, flush=True)
 
 
 def verify(key: bytes, headers, body: bytes) -> str:
@@ -53,13 +61,13 @@ class Receiver(BaseHTTPRequestHandler):
         body = self.rfile.read(int(length))
         error = verify(self.key, self.headers, body)
         if error:
-            print(f"refused: {error}", file=sys.stderr, flush=True)
+            say(f"refused: {error}", sys.stderr)
             self.answer(401)
             return
         delivery = self.headers["webhook-id"]
         if delivery not in seen:
             for alert in json.loads(body)["data"]["alerts"]:
-                print(alert["status"], alert["severity"], alert["event_time"], alert["summary"], flush=True)
+                say(" ".join(alert[name] for name in ("status", "severity", "event_time", "summary")), sys.stdout)
             seen[delivery] = None
             if len(seen) > REMEMBERED:
                 seen.popitem(last=False)

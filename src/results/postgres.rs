@@ -28,8 +28,18 @@ pub struct Postgres {
 }
 
 struct Session {
-    runtime: Runtime,
+    /// None only while the session is dropped.
+    runtime: Option<Runtime>,
     client: Client,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // The server drops it on a thread that must not block, where dropping a runtime would panic.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Postgres {
@@ -51,7 +61,7 @@ impl Postgres {
             .build()
             .map_err(|error| error.to_string())?;
         let (client, _) = runtime.block_on(target.connect()).map_err(|error| error.to_string())?;
-        Ok(Session { runtime, client })
+        Ok(Session { runtime: Some(runtime), client })
     }
 }
 
@@ -78,6 +88,7 @@ impl Database for Postgres {
             *open = Some(self.connect()?);
         }
         let Session { runtime, client } = open.as_ref().expect("it is connected");
+        let runtime = runtime.as_ref().expect("the session is not being dropped");
         let parameters: Vec<&(dyn ToSql + Sync)> = statement
             .parameters
             .iter()

@@ -84,14 +84,14 @@ fn of_route<'a>(deliveries: &'a [Value], route: &'a str) -> impl Iterator<Item =
 fn run_until(files: &Files, is_done: impl Fn() -> bool) {
     let started = Instant::now();
     while !is_done() {
-        assert!(started.elapsed() < Duration::from_secs(60), "deliveries are missing");
+        assert!(started.elapsed() < Duration::from_secs(180), "deliveries are missing");
         succeed(&mut files.command("1"));
     }
 }
 
 #[test]
 fn every_change_arrives_in_order_through_crashes_and_failures() {
-    let (files, receiver) = (Files::into_directory(71, 3_000), Receiver::start());
+    let (files, receiver) = (Files::into_directory(72, 3_000), Receiver::start());
     let routes = [
         route(&receiver, "flaky", ""),
         route(&receiver, "hang", ""),
@@ -106,11 +106,8 @@ fn every_change_arrives_in_order_through_crashes_and_failures() {
     succeed(&mut files.command("2"));
     files.judge();
     let expected = changes(&files);
-    assert!(
-        expected.len() > 20 && expected.iter().any(|(.., status)| status == "revoked"),
-        "{}",
-        expected.len()
-    );
+    let revoked = expected.iter().filter(|(.., status)| status == "revoked").count();
+    assert!(expected.len() > 30 && revoked > 0, "{} changes, {revoked} revoked", expected.len());
     let arrived = |path: &str| -> BTreeSet<_> { accepted(&receiver.requests(path)).into_iter().collect() };
     run_until(&files, || arrived("flaky") == expected);
 
@@ -218,7 +215,7 @@ fn the_example_receiver_prints_every_change_once() {
 /// In PostgreSQL, too; and routes can be added to a pipeline, from then on, and removed from it.
 #[test]
 fn routes_join_a_pipeline_and_leave_it() {
-    let (files, receiver) = (Files::into_directory(72, 3_000), Receiver::start());
+    let (files, receiver) = (Files::into_directory(71, 6_000), Receiver::start());
     let database = Database::create("routes");
     let configure = |routes: &str| {
         configure(&files, &format!("{FLOW}{routes}"));
@@ -226,7 +223,10 @@ fn routes_join_a_pipeline_and_leave_it() {
         replace(&files, &sqlite, &format!("kind = \"postgres\"\nurl = {:?}", database.url()));
     };
     configure("");
-    crash_at(files.command("2"), "sink.commit.after", 2);
+    // A commit has as many epochs as have ended by then, at first maybe none with an alert.
+    while !files.path("results/alerts.ndjson").exists() {
+        crash_at(files.command("2"), "sink.commit.after", 2);
+    }
     let before = changes(&files);
 
     let routes = route(&receiver, "flaky", "");
