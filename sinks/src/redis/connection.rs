@@ -70,7 +70,10 @@ impl RedisServer {
         let read = |key: &str, path: &std::path::Path| {
             std::fs::read(path).map_err(|error| {
                 let section = &self.section;
-                Misconfigured(format!("`{section}.{key}`: the file {} cannot be read: {error}", path.display()))
+                Misconfigured(format!(
+                    "`{section}.{key}`: the file {} cannot be read: {error}",
+                    path.display()
+                ))
             })
         };
         let root_cert = self.ca_file.as_deref().map(|path| read("ca_file", path)).transpose()?;

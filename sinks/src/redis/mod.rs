@@ -32,8 +32,8 @@ use headwater_dataflows::Epoch;
 use redis::{Cmd, Connection, RedisError, RedisResult, cmd, pipe};
 
 pub use self::connection::{RedisClient, RedisFailure, RedisServer, is_redis_tls, redis_place};
-pub use self::probe::probe;
 use self::probe::Server;
+pub use self::probe::probe;
 use self::profile::{Chunk, Profiles, objection};
 use self::progress::{Stored, decode, own_epoch, progress_key, record, start, writer_field};
 use crate::contract::{CommitError, CommitPermit, OpenError, Progress, Sink, StageError, WriterContext};
@@ -310,9 +310,9 @@ impl RedisSink {
                     "the progress {key} went back to epoch {reached}: Redis has lost its last writes, in a failover or a \
                      crash"
                 )),
-                None if found.is_empty() => {
-                    fenced(format!("the progress of this writer in {key} is gone: Redis has lost its last writes"))
-                }
+                None if found.is_empty() => fenced(format!(
+                    "the progress of this writer in {key} is gone: Redis has lost its last writes"
+                )),
                 None => fenced(format!("another writer has changed its progress in {key}")),
             },
         }

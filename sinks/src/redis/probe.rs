@@ -47,7 +47,12 @@ impl Server {
     /// Returns the reason why a sink cannot write to this server; None if it can.
     pub fn objection(&self) -> Option<String> {
         let (least, major) = LEAST_VERSION;
-        let is_old = self.version.split('.').next().and_then(|major| major.parse().ok()).is_some_and(|v: u32| v < major);
+        let is_old = self
+            .version
+            .split('.')
+            .next()
+            .and_then(|major| major.parse().ok())
+            .is_some_and(|v: u32| v < major);
         match self.mode.as_str() {
             "cluster" => Some(
                 "it is a node of a Redis Cluster, which cannot write profiles and progress of several slots together: use \
@@ -88,7 +93,8 @@ pub fn probe(server: &RedisServer) -> Result<String, Box<dyn std::error::Error +
     if let Some(objection) = found.objection() {
         return Err(format!("Redis at {}: {objection}", client.address()).into());
     }
-    let version = if found.version.is_empty() { String::new() } else { format!(", version {}", found.version) };
+    let version =
+        if found.version.is_empty() { String::new() } else { format!(", version {}", found.version) };
     let warnings: String = found.warnings().iter().map(|warning| format!("; {warning}")).collect();
     Ok(format!("reachable{version}{warnings}"))
 }
@@ -102,7 +108,10 @@ mod tests {
         let info = "# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\n# Memory\r\nmaxmemory:0\r\n\
                     maxmemory_policy:allkeys-lru\r\n# Persistence\r\naof_enabled:1\r\n# Replication\r\nrole:master\r\n";
         let server = Server::parse(info);
-        assert_eq!((server.version.as_str(), server.objection(), server.warnings()), ("7.0.15", None, vec![]));
+        assert_eq!(
+            (server.version.as_str(), server.objection(), server.warnings()),
+            ("7.0.15", None, vec![])
+        );
         for (from, to, expected) in [
             ("standalone", "cluster", "Redis Cluster"),
             ("standalone", "sentinel", "Sentinel"),

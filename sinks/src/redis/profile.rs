@@ -241,7 +241,8 @@ impl Profile<'_> {
                 let deleted = WINDOW_FIELDS.iter().map(|(field, _)| format!("{prefix}{field}")).collect();
                 groups.push(Group { mode: "drop", rank, deleted, ..Group::default() });
             } else {
-                newest.insert(name, Group { mode: "newest", rank, ..Group::of(row, &WINDOW_FIELDS, &prefix) });
+                newest
+                    .insert(name, Group { mode: "newest", rank, ..Group::of(row, &WINDOW_FIELDS, &prefix) });
             }
         }
         groups.extend(newest.into_values());
@@ -280,16 +281,38 @@ mod tests {
             fields.iter().map(|&(_, at)| TABLES[table].columns[at].name).collect()
         };
         let of_event = [
-            "event_id", "event_type", "event_time", "amount", "currency", "merchant_id", "ip_address", "device_id",
-            "key_events", "key_amount_mean", "since_previous_ms", "km_from_previous",
+            "event_id",
+            "event_type",
+            "event_time",
+            "amount",
+            "currency",
+            "merchant_id",
+            "ip_address",
+            "device_id",
+            "key_events",
+            "key_amount_mean",
+            "since_previous_ms",
+            "km_from_previous",
         ];
         assert_eq!(columns(EVENT_TABLE, &EVENT_FIELDS), of_event);
         assert_eq!(columns(EVENT_TABLE, &LOCATION_FIELDS), ["event_time", "lat", "lon"]);
         let of_window = [
-            "start", "end", "count", "amount_sum", "mean", "min", "max", "stddev", "distinct_merchants", "final",
+            "start",
+            "end",
+            "count",
+            "amount_sum",
+            "mean",
+            "min",
+            "max",
+            "stddev",
+            "distinct_merchants",
+            "final",
         ];
         assert_eq!(columns(WINDOW_TABLE, &WINDOW_FIELDS), of_window);
-        assert_eq!(columns(ALERT_TABLE, &ALERT_FIELDS), ["event_time", "alert_id", "status", "severity", "final"]);
+        assert_eq!(
+            columns(ALERT_TABLE, &ALERT_FIELDS),
+            ["event_time", "alert_id", "status", "severity", "final"]
+        );
         for (table, at) in [(EVENT_TABLE, 5), (ALERT_TABLE, 5), (WINDOW_TABLE, 1)] {
             assert_eq!(columns(table, &[("", at), ("", at + 1)]), ["key_kind", "key"]);
         }

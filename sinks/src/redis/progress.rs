@@ -121,7 +121,9 @@ mod tests {
 
     #[test]
     fn unreadable_records_are_named() {
-        for (field, value) in [("start", "x"), ("writer:1:0", "1 2"), ("writer:x:0", "1 0 t l"), ("other", "1")] {
+        for (field, value) in
+            [("start", "x"), ("writer:1:0", "1 2"), ("writer:x:0", "1 0 t l"), ("other", "1")]
+        {
             let fields = BTreeMap::from([(field.to_owned(), value.to_owned())]);
             assert_eq!(decode(&fields), Err(format!("{field} {value:?}")));
         }

@@ -8,7 +8,8 @@
 -- Modes of a group of fields: `set` writes it. `newest` writes it unless the stored group has a greater rank, or the
 -- same rank and a greater tie. `drop` deletes it if the stored group has this rank.
 --
--- Everything is checked before the first write, since Redis does not undo what a script wrote before it failed.
+-- Everything is checked before the first write, since Redis does not undo what a script wrote before it failed. The first
+-- write is an HSET, since a server whose memory is full refuses that, and not an HDEL: after a first write it refuses none.
 
 local found = redis.call('HMGET', KEYS[1], 'start', ARGV[2])
 if not found[1] then return {'gone'} end
@@ -37,8 +38,8 @@ for i = 2, #KEYS do
     local sets = deletes + tonumber(ARGV[at + 5]) + 1
     local after = sets + tonumber(ARGV[sets - 1])
     if applies(key, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]) then
-      if sets - 1 > deletes then redis.call('HDEL', key, unpack(ARGV, deletes, sets - 2)) end
       if after > sets then redis.call('HSET', key, unpack(ARGV, sets, after - 1)) end
+      if sets - 1 > deletes then redis.call('HDEL', key, unpack(ARGV, deletes, sets - 2)) end
     end
     at = after
   end

@@ -5,9 +5,7 @@ use std::time::Duration;
 use headwater_sinks::redis::{RedisServer, probe, redis_place};
 
 use super::read_server;
-use crate::connectors::{
-    Check, OutputKind, SinkConfig, SinkConnector, SinkContext, SinkKind, TablesConfig,
-};
+use crate::connectors::{Check, OutputKind, SinkConfig, SinkConnector, SinkContext, SinkKind, TablesConfig};
 use crate::outputs::SinkJob;
 use crate::settings::{Diagnostics, Section, keys, millis};
 
