@@ -46,7 +46,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 const PART: usize = 250;
 
 /// The number of attempts to take over the sink while its progress keeps changing.
-const ATTEMPTS: usize = 10;
+const ATTEMPTS: usize = 100;
 
 /// The configuration of a Redis sink.
 #[derive(Clone, Debug)]
@@ -109,8 +109,9 @@ impl RedisSink {
         }
     }
 
-    fn refused(&self, client: &RedisClient, reason: &str) -> OpenError {
-        let reason = format!("Redis at {}: {reason}", client.address());
+    fn refused(&self, reason: String) -> OpenError {
+        let place = redis_place(&self.config.server.url).unwrap_or_default();
+        let reason = format!("Redis at {place}: {reason}");
         OpenError::Refused { sink: self.config.name.clone(), reason }
     }
 
@@ -137,13 +138,10 @@ impl RedisSink {
             cmd("HGETALL").arg(&key).query(connection).map_err(|error| self.unavailable(client, error))?;
         decode(&fields).map_err(|field| {
             let name = &self.config.name;
-            self.refused(
-                client,
-                &format!(
-                    "the progress {key} cannot be read (field {field}): restore it, or delete the key and start with \
-                     `--adopt-sink {name}`"
-                ),
-            )
+            self.refused(format!(
+                "the progress {key} cannot be read (field {field}): restore it, or delete the key and start with \
+                 `--adopt-sink {name}`"
+            ))
         })
     }
 
@@ -173,7 +171,7 @@ impl RedisSink {
             let objection =
                 context.objection_to(&self.config.name, &stored.progress, stored.last_start.as_ref());
             if let Some(reason) = objection {
-                return Err(self.refused(client, &reason));
+                return Err(self.refused(reason));
             }
             transaction.cmd("HSET").arg(&key).arg("start").arg(start(context)).ignore();
             // None: the progress has changed since it was read.
@@ -182,7 +180,7 @@ impl RedisSink {
                 return Ok(stored.progress);
             }
         }
-        Err(self.refused(client, &format!("the progress {key} changes all the time: stop the other starts")))
+        Err(self.refused(format!("the progress {key} changes while it is read: stop the other starts")))
     }
 
     /// Returns the staged rows of an epoch, in order.
@@ -347,7 +345,7 @@ impl Sink for RedisSink {
         let (mut connection, script) = connect(&client).map_err(failed)?;
         let server = Server::ask(&mut connection).map_err(failed)?;
         if let Some(reason) = server.objection() {
-            return Err(self.refused(&client, &reason));
+            return Err(self.refused(reason));
         }
         for warning in server.warnings() {
             tracing::warn!(sink = self.config.name, "{warning}");

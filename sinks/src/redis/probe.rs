@@ -1,4 +1,4 @@
-//! What a Redis sink needs of its server, and what it can find out about it.
+//! Checks of a Redis server: whether a sink can write there, and what may cost data later.
 
 use redis::{Connection, RedisResult, cmd};
 
@@ -7,7 +7,7 @@ use super::{RESPONSE_TIMEOUT, RedisServer, connect};
 /// The oldest version with everything that the script uses, as text and as number.
 const LEAST_VERSION: (&str, u32) = ("5.0", 5);
 
-/// What a server says of itself.
+/// The properties of a server, as it reports them.
 #[derive(Debug, Default)]
 pub(super) struct Server {
     version: String,
@@ -20,7 +20,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Asks a server. Its user need not be permitted to use `INFO`; then nothing is known.
+    /// Queries a server. Its user need not be permitted to use `INFO`; then nothing is known.
     pub fn ask(connection: &mut Connection) -> RedisResult<Server> {
         match cmd("INFO").query::<String>(connection) {
             Ok(info) => Ok(Server::parse(&info)),

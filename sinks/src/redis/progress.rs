@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The token is that of one `open`, so that a writer recognises its own record: a round whose answer was lost is found
-//! there, and a writer of the same generation, from a copy of the ledger, is told apart.
+//! there, and a writer of the same generation, from a copy of the ledger, is another one.
 
 use std::collections::BTreeMap;
 
