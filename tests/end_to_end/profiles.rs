@@ -164,7 +164,7 @@ fn expected(database: &Path) -> BTreeMap<String, Hash> {
     let mut profiles = BTreeMap::<String, Hash>::new();
     for query in queries {
         let mut statement = connection.prepare(&query).expect("a query");
-        let names: Vec<_> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let names: Vec<_> = statement.column_names().map(str::to_owned).collect();
         let mut rows = statement.query([]).expect("rows");
         while let Some(row) = rows.next().expect("a row") {
             let (key, prefix): (String, String) = (row.get_unwrap(0), row.get_unwrap(1));
