@@ -42,7 +42,7 @@ use crate::{Changes, Row, crash, row_name};
 /// The timeout of one response. A part takes milliseconds; a server that saves or loads its data takes longer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The greatest number of profiles that one call of the script writes: about 5 ms, for which other clients wait.
+/// The greatest number of profiles that one call of the script writes: about 4 ms, for which other clients wait.
 const PART: usize = 250;
 
 /// The number of attempts to take over the sink while its progress keeps changing.
