@@ -9,7 +9,7 @@
 //! A round is a sequence of **parts**. A part covers the outputs of consecutive epochs and is one call of `round.lua`,
 //! which checks that no later start has opened the sink, writes the profiles, and moves the progress. Redis executes a
 //! script without anything in between, and stores its writes together. So a part is a transaction with its own progress,
-//! and a reader sees all profiles as of one epoch. A part is bounded ([`PART`]), since other clients wait while a script
+//! and a reader sees all profiles as of one epoch. A part is bounded (`PART`), since other clients wait while a script
 //! runs. An epoch with more profiles is a part of several calls, **chunks**; only the last one moves the progress. A start
 //! after a crash between two chunks writes the same epoch again, to the same result. Then, for some milliseconds, some
 //! profiles are an epoch ahead of others; each one is always as of one epoch.
@@ -188,7 +188,7 @@ impl RedisSink {
         changes.iter().flat_map(|changes| changes.rows.iter())
     }
 
-    /// Returns the next part after an epoch, with its last epoch: as many epochs up to `through` as have at most [`PART`]
+    /// Returns the next part after an epoch, with its last epoch: as many epochs up to `through` as have at most `PART`
     /// profiles, or one epoch that has more.
     fn next_part(&self, after: Option<Epoch>, through: Epoch) -> (Profiles<'_>, Epoch) {
         let mut profiles = Profiles::default();
