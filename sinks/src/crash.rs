@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The names of all crash points.
-pub const POINTS: [&str; 25] = [
+pub const POINTS: [&str; 27] = [
     "start.claimed",
     "sink.open.before",
     "sink.open.after",
@@ -24,6 +24,8 @@ pub const POINTS: [&str; 25] = [
     "file.written",
     "postgres.written",
     "kafka.produced",
+    "redis.chunk",
+    "redis.written",
     "sink.commit.after",
     "part.put.before",
     "part.put.after",

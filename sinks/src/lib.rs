@@ -22,6 +22,7 @@ mod misconfigured;
 mod naming;
 pub mod postgres;
 pub mod private;
+pub mod redis;
 mod secret;
 pub mod sqlite;
 pub mod tables;

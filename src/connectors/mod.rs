@@ -28,6 +28,7 @@ pub use self::file::{FileSinkConfig, FileSourceConfig};
 pub use self::kafka::{KafkaSinkConfig, KafkaSourceConfig};
 pub use self::outputs::{OutputKind, TablesConfig, index_of, table_of};
 pub use self::postgres::PostgresSinkConfig;
+pub use self::redis::RedisSinkConfig;
 pub use self::sqlite::SqliteSinkConfig;
 pub use crate::source::generator::GeneratorSettings;
 pub use crate::source::kafka::StartFrom;
@@ -196,6 +197,8 @@ sinks! {
     Sqlite(SqliteSinkConfig) = sqlite::SINK,
     /// NDJSON files.
     File(FileSinkConfig) = file::SINK,
+    /// Profiles of keys in Redis.
+    Redis(RedisSinkConfig) = redis::SINK,
 }
 
 /// The sinks of results, by name.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use headwater_sinks::Secret;
+use headwater_sinks::redis::RedisServer;
 
 /// The state store for checkpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,15 +30,11 @@ impl fmt::Display for StateConfig {
     }
 }
 
-/// A Redis server and its connection settings.
+/// A Redis server as state store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisConfig {
-    /// The address, with user and password; `rediss://` for TLS.
-    pub url: Secret,
-    /// The file of the CA that signed the server's certificate; None for the CAs that the system trusts.
-    pub ca_file: Option<PathBuf>,
-    /// The files of the client certificate and its private key.
-    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// The server.
+    pub server: RedisServer,
     /// The check of the server's durability settings.
     pub durability: Durability,
 }
@@ -45,18 +42,8 @@ pub struct RedisConfig {
 impl RedisConfig {
     /// Returns the default settings for an address.
     pub fn at(url: impl Into<Secret>) -> RedisConfig {
-        RedisConfig { url: url.into(), ca_file: None, certificate: None, durability: Durability::Checked }
+        RedisConfig { server: RedisServer::at("state", url), durability: Durability::Checked }
     }
-
-    /// Returns true if the connection uses TLS.
-    pub fn is_tls(&self) -> bool {
-        is_redis_tls(&self.url)
-    }
-}
-
-/// Returns true if the address of a Redis server demands TLS.
-pub fn is_redis_tls(url: &Secret) -> bool {
-    ["rediss://", "valkeys://"].iter().any(|scheme| url.expose().starts_with(scheme))
 }
 
 /// The check that Redis stores data durably.

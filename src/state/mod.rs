@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-pub use self::config::{Durability, RedisConfig, StateConfig, is_redis_tls};
+pub use self::config::{Durability, RedisConfig, StateConfig};
 pub use self::fjall::FjallStore;
 pub use self::redis::RedisStore;
 #[cfg(feature = "rocksdb")]

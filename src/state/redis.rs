@@ -1,16 +1,12 @@
 //! A state store in Redis, which several processes can share. Every key begins with the pipeline's name.
 
-use std::fmt;
 use std::time::Duration;
 
-use headwater_sinks::Misconfigured;
-use redis::{Client, Cmd, Connection, ErrorKind, FromRedisValue, RedisError, cmd};
+use headwater_sinks::redis::RedisClient;
+use redis::{Cmd, Connection, FromRedisValue, RedisError, cmd};
 
 use super::config::{Durability, RedisConfig};
 use super::{StateError, StateStore};
-
-/// The timeout of each of the two steps of connecting.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The timeout of one response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,9 +23,7 @@ const DURABLE_SETTINGS: [(&str, &str, &str); 3] = [
 
 /// A state store in Redis.
 pub struct RedisStore {
-    client: Client,
-    /// The host and port.
-    address: String,
+    client: RedisClient,
     durability: Durability,
     prefix: String,
     /// The connection; None after a failure.
@@ -42,14 +36,13 @@ impl RedisStore {
     /// # Errors
     /// If Redis cannot be reached, or is not durable.
     pub fn open(config: &RedisConfig, pipeline: &str) -> Result<RedisStore, StateError> {
-        let client = client(config).map_err(|error| StateError::Unavailable {
+        let client = config.server.client(RESPONSE_TIMEOUT).map_err(|error| StateError::Unavailable {
             action: "use Redis".to_owned(),
             source: error.into(),
         })?;
-        let address = client.get_connection_info().addr().to_string();
         let prefix = format!("headwater:{pipeline}:");
         let durability = config.durability;
-        let mut store = RedisStore { client, address, durability, prefix, connection: None };
+        let mut store = RedisStore { client, durability, prefix, connection: None };
         match durability {
             Durability::Checked => store.check()?,
             Durability::Assumed => {
@@ -100,10 +93,7 @@ impl RedisStore {
 
     fn connection(&mut self) -> Result<&mut Connection, RedisError> {
         if self.connection.is_none() {
-            let connection = self.client.get_connection_with_timeout(CONNECT_TIMEOUT)?;
-            connection.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
-            connection.set_write_timeout(Some(RESPONSE_TIMEOUT))?;
-            self.connection = Some(connection);
+            self.connection = Some(self.client.connect()?);
         }
         Ok(self.connection.as_mut().expect("the connection was just made"))
     }
@@ -121,89 +111,11 @@ impl RedisStore {
                 "Redis at {} does not permit `CONFIG GET`, which is needed to check that it is durable ({error}): \
                  permit it (`ACL SETUSER name +config|get`), or, if you know that it has `appendonly yes`, \
                  `appendfsync always` and `maxmemory-policy noeviction`, set `state.durability = \"assumed\"`",
-                self.address
+                self.client.address()
             ));
         }
-        let source = Box::new(RedisFailure { address: self.address.clone(), error });
+        let source = Box::new(self.client.failure(error));
         StateError::Unavailable { action: action.to_owned(), source }
-    }
-}
-
-/// Returns a client of Redis that is not connected yet.
-fn client(config: &RedisConfig) -> Result<Client, Misconfigured> {
-    let unusable =
-        |error: RedisError| Misconfigured(format!("the state store's Redis cannot be used: {error}"));
-    #[cfg(feature = "tls")]
-    if config.is_tls() {
-        let read = |key: &str, path: &std::path::Path| {
-            std::fs::read(path).map_err(|error| {
-                Misconfigured(format!("`state.{key}`: the file {} cannot be read: {error}", path.display()))
-            })
-        };
-        let root_cert = config.ca_file.as_deref().map(|path| read("ca_file", path)).transpose()?;
-        let client_tls = match &config.certificate {
-            Some((certificate, key)) => Some(redis::ClientTlsConfig {
-                client_cert: read("cert_file", certificate)?,
-                client_key: read("key_file", key)?,
-            }),
-            None => None,
-        };
-        let certificates = redis::TlsCertificates { client_tls, root_cert };
-        return Client::build_with_tls(config.url.expose(), certificates).map_err(unusable);
-    }
-    Client::open(config.url.expose()).map_err(unusable)
-}
-
-/// An error of Redis, with the address and what to check.
-#[derive(Debug)]
-struct RedisFailure {
-    address: String,
-    error: RedisError,
-}
-
-impl std::error::Error for RedisFailure {}
-
-impl fmt::Display for RedisFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RedisFailure { address, error } = self;
-        let reason = error.to_string();
-        let contains = |text: &str| reason.contains(text);
-        let check = match error.code() {
-            _ if error.kind() == ErrorKind::AuthenticationFailed => {
-                "does not accept user and password: check those of `state.url`"
-            }
-            Some("WRONGPASS" | "NOAUTH") => "does not accept user and password: check those of `state.url`",
-            Some("NOPERM") => "does not permit its user to do this: see `ACL LOG` at the server",
-            _ if contains("failed to lookup address") => {
-                "has an unknown host name: check its spelling and the DNS"
-            }
-            _ if contains("NotValidForName") || contains("not valid for name") => {
-                "has a certificate for another host name: connect by a name that is in it"
-            }
-            _ if contains("UnknownIssuer") || contains("BadSignature") => {
-                "has a certificate that is not trusted: check that `state.ca_file` has the CA that signed it"
-            }
-            _ if contains("invalid peer certificate") => "has a certificate that is not valid: check it",
-            _ if contains("fatal alert") => {
-                "does not accept the client's certificate, or demands one: check `state.cert_file` and \
-                 `state.key_file`"
-            }
-            _ if contains("corrupt message") || contains("InvalidContentType") => {
-                "does not speak TLS on this port: check the port, or `redis://`"
-            }
-            _ if error.is_connection_refusal() => {
-                "refuses connections: check that it runs, the address and the port"
-            }
-            _ if error.is_timeout() => {
-                "does not answer in time: check that it runs, the address, the network, and whether it speaks TLS on \
-                 this port (`rediss://`) or not"
-            }
-            _ if error.is_connection_dropped() || contains("end of file") => {
-                "closes the connection: it may expect TLS on this port (`rediss://`)"
-            }
-            _ => return write!(f, "Redis at {address}: {reason}"),
-        };
-        write!(f, "Redis at {address} {check} ({reason})")
     }
 }
 

@@ -1,4 +1,4 @@
-//! Redis as a state store: TLS, users, and servers that do not report their durability settings.
+//! Redis as a state store and as a sink: TLS, users, and servers that do not report their durability settings.
 
 use crate::{Services, assert_connect_fails, closed_port, headwater, silent_port};
 
@@ -70,4 +70,40 @@ fn redis_supports_tls_and_users_and_fails_closed() {
         1,
         "does not answer in time",
     );
+}
+
+#[test]
+fn profiles_support_tls_and_users_and_fail_closed() {
+    let services = Services::up(&["tls", "redis"]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let encrypted = services.of("TEST_REDIS_TLS");
+    let config = |sink: &str| {
+        format!(
+            "pipeline = \"connections\"\n[source]\nkind = \"generator\"\nrecords = 2000\n[ledger]\nkind = \"sqlite\"\n\
+             path = \"ledger.db\"\n[sinks.redis]\n{sink}\n"
+        )
+    };
+    let ca = format!("ca_file = \"{}\"", services.file("ca.pem"));
+    std::fs::write(dir.path().join("password"), "app-secret\n").expect("written");
+    let right = config(&format!("url = \"rediss://app@{encrypted}/1\"\npassword_file = \"password\"\n{ca}"));
+    let result = headwater(dir.path(), &["check", "--connect"], &right);
+    assert_eq!(result.code, Some(0), "{result:?}");
+    let place = format!("Redis at {encrypted}, database 1: reachable, version ");
+    assert!(result.out.contains(&place), "{result:?}");
+    let result = headwater(dir.path(), &["run"], &right);
+    assert_eq!(result.code, Some(0), "{result:?}");
+    let result = headwater(dir.path(), &["status"], &right);
+    assert!(result.out.contains("sink redis: through epoch "), "{result:?}");
+
+    let (_listener, silent) = silent_port();
+    let other = format!("ca_file = \"{}\"", services.file("other-ca.pem"));
+    for (wrong, code, expected) in [
+        (format!("url = \"rediss://{encrypted}\"\n{other}"), 1, "check that `sinks.redis.ca_file`"),
+        (format!("url = \"rediss://app:wrong@{encrypted}\"\n{ca}"), 1, "check those of `sinks.redis.url`"),
+        (format!("url = \"redis://{encrypted}\""), 1, "it may expect TLS on this port"),
+        (format!("url = \"redis://127.0.0.1:{}\"", closed_port()), 1, "refuses connections"),
+        (format!("url = \"redis://127.0.0.1:{silent}\""), 1, "does not answer in time"),
+    ] {
+        assert_connect_fails(dir.path(), &config(&wrong), code, expected);
+    }
 }

@@ -26,10 +26,13 @@ pub const CONFIG_CHANGE_POINTS: [&str; 2] = ["ledger.amend.before", "ledger.amen
 /// The crash points of the file sink.
 pub const FILE_POINTS: [&str; 2] = ["file.appended", "file.written"];
 
-/// Returns the crash points that any run reaches, except those of the file sink.
+/// The crash points of the Redis sink.
+pub const REDIS_POINTS: [&str; 2] = ["redis.chunk", "redis.written"];
+
+/// Returns the crash points that any run reaches, except those of the sinks of files and Redis.
 pub fn common_points() -> Vec<&'static str> {
-    let is_common = |point: &&str| !CONFIG_CHANGE_POINTS.contains(point) && !FILE_POINTS.contains(point);
-    POINTS.into_iter().filter(is_common).collect()
+    let others = [CONFIG_CHANGE_POINTS, FILE_POINTS, REDIS_POINTS].concat();
+    POINTS.into_iter().filter(|point| !others.contains(point)).collect()
 }
 
 /// Returns true if a pipeline of files and SQLite never reaches the point.

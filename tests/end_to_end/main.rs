@@ -22,6 +22,7 @@ mod liveness;
 mod liveness_files;
 mod lost_input;
 mod postgres;
+mod profiles;
 mod proxy;
 mod receiver;
 mod rejected;
