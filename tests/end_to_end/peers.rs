@@ -125,12 +125,22 @@ fn with_token(address: SocketAddr, path: &str) -> (u16, Value) {
 fn state(address: SocketAddr, user: usize) -> Value {
     wait_for("the events of a user", || {
         let (status, mut state) = with_token(address, &path(user));
-        assert!(matches!(status, 200 | 404 | 503), "{status} {state}");
+        assert!(status == 404 || status == 200 || is_busy(status), "{status} {state}");
         // The watermark advances until all partitions are idle.
         let is_whole = status == 200 && state["profile"]["events"] == 4;
         state.as_object_mut().expect("an object").remove("as_of_epoch");
         is_whole.then_some(state)
     })
+}
+
+/// Returns true for the status of an answer that took too long, on a machine that does other work, too.
+fn is_busy(status: u16) -> bool {
+    matches!(status, 503 | 504)
+}
+
+/// Sends a request until the answer does not take too long.
+fn patiently(mut ask: impl FnMut() -> (u16, Value)) -> (u16, Value) {
+    wait_for("an answer in time", || Some(ask()).filter(|(status, _)| !is_busy(*status)))
 }
 
 /// Returns the owner of each user, from the answers of process 0.
@@ -160,7 +170,8 @@ fn every_process_answers_about_every_key() {
     }
     for (process, &address) in addresses.iter().enumerate() {
         for n in 0..8 {
-            let (status, problem) = with_token(address, &format!("/api/v1/keys/device/nobody-{n}"));
+            let (status, problem) =
+                patiently(|| with_token(address, &format!("/api/v1/keys/device/nobody-{n}")));
             assert_eq!(status, 404, "{problem}");
         }
         for (user, &owner) in owners.iter().enumerate() {
@@ -169,7 +180,7 @@ fn every_process_answers_about_every_key() {
             assert_eq!(status, 401, "{problem}");
             // A request that was forwarded is answered by the owner alone.
             let forwarded = format!("authorization: Bearer {TOKEN}\r\nheadwater-forwarded: 1\r\n");
-            let (status, answer) = ask(address, &path(user), &forwarded);
+            let (status, answer) = patiently(|| ask(address, &path(user), &forwarded));
             assert_eq!(status, if owner == process { 200 } else { 421 }, "{answer}");
             assert!(
                 owner == process || detail(&answer).contains(&format!("ask process {owner}")),
@@ -315,7 +326,7 @@ fn certificates_of_other_processes_are_verified() {
     let ca = at("one-ca.pem");
     let answers = |address: SocketAddr, user: usize| {
         wait_for("a start", || {
-            Some(ask_encrypted(address, &ca, user)).filter(|(status, _)| !matches!(status, 404 | 503))
+            Some(ask_encrypted(address, &ca, user)).filter(|(status, _)| *status != 404 && !is_busy(*status))
         })
     };
     let (mut owners, mut problems) = (BTreeSet::new(), BTreeSet::new());
