@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::api::{Answer, Api, Parameters, time_ms};
+use super::openapi::{key_kinds, severities, statuses};
 use super::problem::Problem;
 use crate::json::rfc3339;
 use crate::results::{AlertQuery, AlertRecord, ChangeCursor, Explanation};
@@ -18,6 +19,15 @@ const LIMIT: usize = 100;
 /// The maximum number of alerts in an answer.
 const MAX_LIMIT: usize = 1000;
 
+/// The severities of alerts.
+pub const SEVERITIES: [&str; 4] = ["low", "medium", "high", "critical"];
+
+/// The status of an alert.
+pub const STATUSES: [&str; 2] = ["raised", "revoked"];
+
+/// The kinds of keys.
+pub const KEY_KINDS: [&str; 2] = ["user", "device"];
+
 /// The parameters of `/api/v1/alerts`.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -26,18 +36,24 @@ pub struct AlertParameters {
     /// Only alerts of this rule.
     rule: Option<String>,
     /// Only alerts of this severity: `low`, `medium`, `high` or `critical`.
+    #[param(schema_with = severities)]
     severity: Option<String>,
     /// Only alerts with this status: `raised` or `revoked`.
+    #[param(schema_with = statuses)]
     status: Option<String>,
     /// Only alerts of keys of this kind: `user` or `device`.
+    #[param(schema_with = key_kinds)]
     key_kind: Option<String>,
     /// Only alerts of this key.
     key: Option<String>,
     /// The least event time, RFC 3339.
+    #[param(format = DateTime)]
     from: Option<String>,
     /// The event time before which alerts lie, RFC 3339.
+    #[param(format = DateTime)]
     to: Option<String>,
     /// The `next_cursor` of the answer before.
+    #[param(pattern = "^[0-9]{1,18}-[0-9a-f]{32}$")]
     cursor: Option<String>,
     /// The maximum number of alerts, 1 to 1000; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
@@ -46,9 +62,9 @@ pub struct AlertParameters {
 
 impl AlertParameters {
     fn query(self) -> Result<AlertQuery, Problem> {
-        one_of("severity", self.severity.as_deref(), &["low", "medium", "high", "critical"])?;
-        one_of("status", self.status.as_deref(), &["raised", "revoked"])?;
-        one_of("key_kind", self.key_kind.as_deref(), &["user", "device"])?;
+        one_of("severity", self.severity.as_deref(), &SEVERITIES)?;
+        one_of("status", self.status.as_deref(), &STATUSES)?;
+        one_of("key_kind", self.key_kind.as_deref(), &KEY_KINDS)?;
         let time =
             |name: &str, text: Option<String>| text.map(|text| time_ms(name, &text).map(rfc3339)).transpose();
         let limit = self.limit.unwrap_or(LIMIT);

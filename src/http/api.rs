@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::DefaultBodyLimit;
 use axum::extract::FromRequestParts;
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
@@ -33,6 +34,9 @@ const READS: usize = 8;
 
 /// The maximum time to answer a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The maximum size of a request's body, in bytes.
+const MAX_BODY: usize = 2 << 20;
 
 /// A run, as far as the API describes it.
 pub struct Run {
@@ -186,6 +190,7 @@ impl Api {
 
 /// Returns the router of all paths.
 pub fn router(api: Arc<Api>, access: Access) -> Router {
+    let requires_token = matches!(access, Access::Token(_));
     let access = Arc::new(access);
     let protected = Router::new()
         .route("/metrics", get(probes::metrics))
@@ -200,7 +205,8 @@ pub fn router(api: Arc<Api>, access: Access) -> Router {
         .route("/api/v1/dead-letters/groups", get(dead_letters::groups))
         .route("/api/v1/dead-letters/retry", post(dead_letters::retry))
         .route("/api/v1/dead-letters/{id}", get(dead_letters::show))
-        .route("/api/v1/openapi.json", get(openapi::document))
+        .route("/api/v1/openapi.json", get(move || openapi::show(requires_token)))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn_with_state(access, access::check));
     Router::new()
         .route("/livez", get(probes::livez))

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
@@ -40,8 +41,10 @@ pub struct LetterParameters {
     /// Only letters of this producer.
     producer: Option<String>,
     /// The first time of the letters, RFC 3339.
+    #[param(format = DateTime)]
     from: Option<String>,
     /// The time before which the letters lie, RFC 3339.
+    #[param(format = DateTime)]
     to: Option<String>,
     /// The `next_cursor` of the answer before.
     cursor: Option<String>,
@@ -55,6 +58,7 @@ pub struct LetterParameters {
 #[serde(deny_unknown_fields, default)]
 pub struct RetryBody {
     /// The id of a letter.
+    #[schema(pattern = "^[0-9]{1,9}:[0-9]{1,18}$")]
     id: Option<String>,
     /// The value to send instead of the original one; for one letter.
     value: Option<String>,
@@ -65,8 +69,10 @@ pub struct RetryBody {
     /// Only letters of this producer.
     producer: Option<String>,
     /// The first time of the letters, RFC 3339.
+    #[schema(format = DateTime)]
     from: Option<String>,
     /// The time before which the letters lie, RFC 3339.
+    #[schema(format = DateTime)]
     to: Option<String>,
     /// True to send all letters, without a filter.
     all: bool,
@@ -108,7 +114,8 @@ pub async fn groups(State(api): State<Arc<Api>>) -> Answer<Groups> {
 
 /// Answers with one dead letter.
 #[utoipa::path(
-    get, path = "/api/v1/dead-letters/{id}", params(("id" = String, Path, description = "PARTITION:OFFSET")),
+    get, path = "/api/v1/dead-letters/{id}", 
+    params(("id" = String, Path, description = "PARTITION:OFFSET", pattern = "^[0-9]{1,9}:[0-9]{1,18}$")),
     responses(
         (status = 200, body = Letter), (status = 400, body = Problem), (status = 404, body = Problem),
         (status = 409, body = Problem), (status = 503, body = Problem)
@@ -125,14 +132,21 @@ pub async fn show(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Answer
     post, path = "/api/v1/dead-letters/retry", request_body = RetryBody,
     responses(
         (status = 200, body = RetryReport), (status = 400, body = Problem), (status = 404, body = Problem),
-        (status = 409, body = Problem), (status = 503, body = Problem)
+        (status = 409, body = Problem), (status = 413, body = Problem), (status = 415, body = Problem),
+        (status = 503, body = Problem)
     )
 )]
 pub async fn retry(
     State(api): State<Arc<Api>>,
     body: Result<Json<RetryBody>, JsonRejection>,
 ) -> Answer<RetryReport> {
-    let Json(body) = body.map_err(|rejection| Problem::bad_request(rejection.body_text()))?;
+    let Json(body) = body.map_err(|rejection| match rejection.status() {
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => Problem::unsupported_media_type(
+            "send a JSON object with the header Content-Type: application/json",
+        ),
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::too_large("the body is too large: the limit is 2 MB"),
+        _ => Problem::bad_request(rejection.body_text()),
+    })?;
     let request = retry_request(body)?;
     // Two retries at a time would fence each other.
     let Ok(_only) = api.retries.try_acquire() else {

@@ -18,7 +18,7 @@ use hyper::body::{Bytes, Incoming};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use super::problem::Problem;
+use super::problem::{CONTENT_TYPE, Problem};
 use crate::client::{Client, Endpoint, HttpOptions, SendError};
 use crate::config::HttpConfig;
 use crate::runtime::{Peer, PeerError, Peers};
@@ -138,7 +138,7 @@ impl Forwarder {
         let (status, body) = sent.map_err(|error| unreachable(owner, peer, &error))?.map_err(gone)?;
         check(owner, &url, status, &body).map_err(gone)?;
         let is_answer = status == StatusCode::OK;
-        let kind = if is_answer { "application/json" } else { "application/problem+json" };
+        let kind = if is_answer { "application/json" } else { CONTENT_TYPE };
         Ok((status, [(header::CONTENT_TYPE, kind)], body).into_response())
     }
 }

@@ -7,10 +7,11 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::api::Api;
+use super::openapi::key_kinds;
 use super::problem::Problem;
 use crate::event::KeyKind;
 use crate::pipeline::KeyState;
@@ -25,6 +26,18 @@ const ALERTS: usize = 50;
 
 /// The maximum length of a key, in bytes, as in events.
 const MAX_KEY: usize = 256;
+
+/// The parameters of the path.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub struct KeyPath {
+    /// The kind of the key: `user` or `device`.
+    #[param(schema_with = key_kinds)]
+    space: String,
+    /// The key.
+    #[param(min_length = 1, max_length = 256)]
+    key: String,
+}
 
 /// The live state of a key, and its alerts.
 #[derive(Serialize, ToSchema)]
@@ -45,10 +58,7 @@ pub struct Key {
 /// cluster, the process that owns the key is asked.
 #[utoipa::path(
     get, path = "/api/v1/keys/{space}/{key}",
-    params(
-        ("space" = String, Path, description = "`user` or `device`"),
-        ("key" = String, Path, description = "The key")
-    ),
+    params(KeyPath),
     responses(
         (status = 200, body = Key), (status = 400, body = Problem), (status = 404, body = Problem),
         (status = 421, body = Problem), (status = 429, body = Problem), (status = 502, body = Problem),
@@ -57,7 +67,7 @@ pub struct Key {
 )]
 pub async fn show(
     State(api): State<Arc<Api>>,
-    Path((space, key)): Path<(String, String)>,
+    Path(KeyPath { space, key }): Path<KeyPath>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {

@@ -149,8 +149,10 @@ impl Flow {
 /// The parameters of `/api/v1/frontier`.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct FrontierParameters {
     /// A time, RFC 3339.
+    #[param(format = DateTime)]
     at: String,
 }
 
@@ -169,7 +171,7 @@ pub struct FrontierAnswer {
     sinks: Vec<SinkFrontier>,
 }
 
-/// The answer whether everything up to a time is final and committed.by a sink.
+/// The answer whether everything up to a time is final and committed by a sink.
 #[derive(Serialize, ToSchema)]
 pub struct SinkFrontier {
     /// The name of the sink.

@@ -37,6 +37,7 @@ const PAGE: usize = 500;
 #[into_params(parameter_in = Query)]
 pub struct StreamParameters {
     /// The id of the last event that was received, like the header `Last-Event-ID`.
+    #[param(pattern = "^[0-9]{1,18}-[0-9a-f]{32}$")]
     after: Option<String>,
 }
 

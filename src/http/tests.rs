@@ -317,3 +317,18 @@ fn the_document_describes_every_path() {
     ];
     assert_eq!(paths, expected);
 }
+
+#[test]
+fn the_document_has_the_token_and_the_type_of_problems() {
+    let document = |requires| serde_json::to_value(super::openapi::document(requires)).expect("JSON");
+    let (open, closed) = (document(false), document(true));
+    let responses = |document: &Value| document["paths"]["/api/v1/frontier"]["get"]["responses"].clone();
+    assert_eq!((&open["security"], responses(&open)["401"].is_null()), (&Value::Null, true));
+    assert_eq!(closed["security"][0]["token"], serde_json::json!([]));
+    let problem = &responses(&closed)["401"]["content"]["application/problem+json"]["schema"]["$ref"];
+    assert_eq!(problem, "#/components/schemas/Problem");
+    assert!(responses(&open)["403"]["content"]["application/problem+json"].is_object());
+    assert!(responses(&open)["200"]["content"]["application/json"].is_object());
+    let at = &open["paths"]["/api/v1/frontier"]["get"]["parameters"][0];
+    assert_eq!((&at["in"], &at["schema"]["format"]), (&"query".into(), &"date-time".into()));
+}

@@ -50,8 +50,18 @@ fn mounts(service: &Value) -> Vec<(&str, &str)> {
 fn every_service_exists_with_a_pinned_image() {
     let services = services();
     let names: BTreeSet<_> = services.keys().map(String::as_str).collect();
-    let expected =
-        ["engine", "grafana", "kafka", "kafka-ui", "postgres", "producer", "prometheus", "redis", "topics"];
+    let expected = [
+        "engine",
+        "grafana",
+        "kafka",
+        "kafka-ui",
+        "postgres",
+        "producer",
+        "prometheus",
+        "receiver",
+        "redis",
+        "topics",
+    ];
     assert_eq!(names, expected.into());
     for (name, service) in &services {
         let image = service["image"].as_str().expect("an image");
@@ -169,6 +179,25 @@ fn commands_and_configuration_are_parsed_as_intended() {
     assert!(text("deploy/ready").contains(&format!("/dev/tcp/127.0.0.1/{port} ")));
     let scrape = yaml("deploy/prometheus/prometheus.yml")["scrape_configs"][0]["static_configs"][0].clone();
     assert_eq!(texts(&scrape["targets"]), [format!("engine:{port}")]);
+}
+
+#[test]
+fn the_route_to_the_example_receiver_is_valid_without_its_comment_signs() {
+    let receiver = &services()["receiver"];
+    assert_eq!(texts(&receiver["profiles"]), ["receiver"], "it starts only if it is asked for");
+    let file = text("deploy/headwater.toml");
+    let start = file.find("# [[routes]]").expect("a route");
+    let (before, route) = file.split_at(start);
+    let (route, after) = route.split_once("\n\n").expect("an empty line after the route");
+    let route: Vec<_> = route.lines().map(|line| line.strip_prefix("# ").expect("a comment")).collect();
+    let file = format!("{before}{}\n\n{after}", route.join("\n"));
+    let config = Config::parse(&file, std::iter::empty()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(config.routes.len(), 1);
+
+    let secret = receiver["environment"]["WEBHOOK_SECRET"].as_str().expect("a secret");
+    assert!(route.iter().any(|line| line.contains(secret)), "the same secret at both ends");
+    let port = texts(&receiver["command"]).last().copied().expect("a port");
+    assert!(route.iter().any(|line| line.contains(&format!("http://receiver:{port}/"))));
 }
 
 #[test]

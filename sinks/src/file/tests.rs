@@ -225,7 +225,7 @@ fn a_damaged_progress_file_is_refused() {
     ] {
         fs::write(place.path("progress.json"), damaged).expect("written");
         place.assert_refused(2, "restore it from a copy of the whole directory; or move the directory away");
-        assert!(matches!(place.sink().peek_progress("fraud"), Err(OpenError::Unavailable { .. })));
+        assert!(matches!(place.sink().peek_progress("fraud"), Err(OpenError::Refused { .. })));
     }
     fs::write(place.path("progress.json"), whole.replace("\"version\": 1", "\"version\": 2"))
         .expect("written");
