@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::outputs::{OutputMapping, SinkEncoding, SinkJob};
 use crate::pipeline::ConfigChange;
 use crate::routes::{self, DeliverySettings, OutboxPlace, Route};
-use crate::runtime::{Checkpoints, Following, History, Job, Queries, Role, RunError, processes};
+use crate::runtime::{Checkpoints, Following, History, Job, Peers, Queries, Role, RunError, processes};
 use crate::source::Opening;
 use crate::wall::wall_ms;
 
@@ -348,6 +348,7 @@ pub fn job(
         metrics,
         recent: None,
         queries: Queries::default(),
+        peers: Peers::default(),
         deliveries,
     })
 }

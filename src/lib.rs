@@ -7,6 +7,7 @@
 
 mod assembly;
 pub mod cli;
+pub mod client;
 pub mod config;
 mod connectors;
 pub mod coordination;

@@ -13,7 +13,7 @@ use headwater::config::Config;
 use headwater::metrics::Metrics;
 use headwater::outputs::SinkJob;
 use headwater::outputs::{OutputMapping, SinkEncoding};
-use headwater::runtime::{Job, Queries, Role, run};
+use headwater::runtime::{Job, Peers, Queries, Role, run};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
 use headwater::topics::{TopicSpec, create_topics};
 use headwater::wall::wall_ms;
@@ -157,6 +157,7 @@ fn a_stalled_sink_causes_backpressure_and_no_loss() {
         metrics: Arc::clone(&metrics),
         recent: None,
         queries: Queries::default(),
+        peers: Peers::default(),
         deliveries: None,
     };
     let running = std::thread::spawn(move || run(job));

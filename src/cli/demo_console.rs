@@ -35,7 +35,8 @@ pub fn demo_console(args: &DemoArgs) -> anyhow::Result<()> {
 
     let (stored, _) = results::of_config(&config, &metrics);
     let run = http::Run::of_config(&config, 0, 1, args.workers);
-    let listen = HttpConfig { listen: args.http, token: None, tls: None, insecure: false };
+    let listen =
+        HttpConfig { listen: args.http, token: None, tls: None, peer_ca_file: None, insecure: false };
     let queries = Queries::default();
     let api = http::Api::new(run, Arc::clone(&metrics), stored, queries.clone());
     let server = http::serve(&listen, api).with_context(|| {

@@ -41,7 +41,7 @@ use crate::metrics::Metrics;
 use crate::outputs::RecentAlerts;
 use crate::pipeline::Resets;
 use crate::results;
-use crate::runtime::{Job, Queries, RunError};
+use crate::runtime::{Job, Peers, Queries, RunError};
 use crate::source::SourceError;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce;
@@ -284,11 +284,12 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     metrics.restarted(restarts.and_then(|restarts| restarts.parse().ok()).unwrap_or(0));
     // Start the HTTP server before opening services that may not respond, so that it can report what the start waits
     // for.
-    let queries = Queries::default();
-    let (server, recent) = serve_http(&config, args, &metrics, &queries)?;
+    let (queries, peers) = (Queries::default(), Peers::default());
+    let (server, recent) = serve_http(&config, args, &metrics, &queries, &peers)?;
     tracing::info!(pipeline = %config.plan.pipeline, workers = args.workers, processes = args.processes, "running");
     metrics.starting("looking up the hosts of the cluster");
     let workers = hosts::timely_config(args)?;
+    peers.take_hosts(&workers);
     metrics.starting("opening the ledger");
     let mut started = Instant::now();
     let result = assembly::job(&config, args.bounded, workers, Arc::clone(&metrics)).and_then(|job| {
@@ -296,7 +297,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
             tracing::info!("without a ledger: starting at the group's committed offsets with empty state");
         }
         started = Instant::now();
-        crate::runtime::run(Job { stopping, recent, queries, ..job })
+        crate::runtime::run(Job { stopping, recent, queries, peers, ..job })
     });
     // In a cluster, only process 0 records the takeover.
     if args.process == 0
@@ -320,12 +321,17 @@ fn serve_http(
     args: &RunArgs,
     metrics: &Arc<Metrics>,
     queries: &Queries,
+    peers: &Peers,
 ) -> anyhow::Result<HttpServer> {
     let Some(http) = &config.http else { return Ok((None, None)) };
     let run = http::Run::of_config(config, args.process, args.processes, args.workers);
     let (results, recent) = results::of_config(config, metrics);
-    let server = http::serve(http, http::Api::new(run, Arc::clone(metrics), results, queries.clone()));
-    let server = server.with_context(|| format!("cannot serve HTTP on {}", http.listen))?;
+    let forwarder = || http::Forwarder::new(http, args.process, peers.clone());
+    let forwarder = (args.processes > 1).then(forwarder).transpose();
+    let forwarder = forwarder.context("cannot ask the other processes of the cluster over HTTP")?;
+    let api = http::Api::new(run, Arc::clone(metrics), results, queries.clone()).with_forwarder(forwarder);
+    let server = http::serve(http, api).with_context(|| format!("cannot serve HTTP on {}", http.listen))?;
+    peers.serve_at(server.http_address());
     tracing::info!(address = %server.address(), url = server.url(), "serving the console, the API, metrics and probes");
     Ok((Some(server), recent))
 }

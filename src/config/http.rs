@@ -16,6 +16,8 @@ pub struct HttpConfig {
     pub token: Option<Secret>,
     /// The certificate and key; None for HTTP without TLS.
     pub tls: Option<TlsFiles>,
+    /// The certificate authorities that the other processes of the cluster are verified with; None for the system's.
+    pub peer_ca_file: Option<PathBuf>,
     /// True if everyone who reaches the address may use it.
     pub insecure: bool,
 }
@@ -41,6 +43,11 @@ pub fn read(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<H
     let token = secrets::text(&mut section, "token", diagnostics);
     let insecure = section.bool("insecure", diagnostics);
     let tls = section.section("tls", diagnostics).map(|section| read_tls(section, diagnostics));
+    let peer_ca_file = section.file("peer_ca_file", diagnostics);
+    if peer_ca_file.is_some() && !cfg!(feature = "tls") {
+        let message = "this program was built without TLS: build it with `--features tls`, or remove the key";
+        section.report_error("peer_ca_file", message, diagnostics);
+    }
     let has_token = token.is_some() || section.has("token") || section.has("token_file");
     if let Some(short) = token.as_ref().filter(|token| token.expose().len() < MIN_TOKEN) {
         let message = format!("the token has {} bytes; use at least {MIN_TOKEN}", short.expose().len());
@@ -61,7 +68,7 @@ pub fn read(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<H
         Some(tls) => Some(tls?),
         None => None,
     };
-    Some(HttpConfig { listen: listen?, token, tls, insecure: insecure? })
+    Some(HttpConfig { listen: listen?, token, tls, peer_ca_file, insecure: insecure? })
 }
 
 fn read_tls(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<TlsFiles> {

@@ -114,6 +114,7 @@ const LAST: &[Key] = keys! {
     "http.token": "Token that a request must have: `Authorization: Bearer TOKEN`. It has at least 16 bytes. `/livez`, `/readyz` and the page of the console, which has no data, need none."
     "http.token_file": "File that contains the token."
     "http.insecure" = "false": "`true` permits an address that other machines can reach without a token: everyone who reaches it may read results and send dead letters again."
+    "http.peer_ca_file": "PEM file with the certificate authorities by which this process verifies the other processes of its cluster, when it asks them about keys and they have `http.tls`. The default is the system's authorities. Certificates must be valid for the names in the host file."
     "http.tls.cert_file" = required: "PEM file with the server's certificate, followed by its intermediate certificates. With this section the server speaks HTTPS only. It needs a build with `--features tls`."
     "http.tls.key_file" = required: "PEM file with the private key."
 

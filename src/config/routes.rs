@@ -6,10 +6,8 @@ use headwater_sinks::Secret;
 use hyper::header::{HeaderName, HeaderValue};
 
 use super::{SEVERITIES, is_name};
-use crate::routes::{
-    AlertFilter, Endpoint, Grouping, HttpOptions, Label, Route, SINK, Target, TargetKind, check_secret,
-    is_private,
-};
+use crate::client::{Endpoint, HttpOptions, is_private};
+use crate::routes::{AlertFilter, Grouping, Label, Route, SINK, Target, TargetKind, check_secret};
 use crate::settings::{Diagnostics, Node, Section, millis, secrets};
 
 /// The address of PagerDuty's Events API.

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use super::access::{self, Access};
+use super::forward::Forwarder;
 use super::problem::Problem;
 use super::{alerts, console, dead_letters, keys, openapi, probes, rules, status, stream};
 use crate::assembly;
@@ -86,6 +87,8 @@ pub struct Api {
     pub explainer: Explainer,
     /// Queries the state of keys.
     pub queries: Queries,
+    /// Forwards queries of keys to the other processes of a cluster; None in a process of its own.
+    pub forwarder: Option<Forwarder>,
     results: Arc<dyn Results>,
     reads: Semaphore,
     /// Limits the number of streams.
@@ -138,10 +141,17 @@ impl Api {
             run,
             results,
             queries,
+            forwarder: None,
             reads: Semaphore::new(READS),
             streams: Arc::new(Semaphore::new(stream::STREAMS)),
             retries: Semaphore::new(1),
         }
+    }
+
+    /// Returns the API, with queries of keys of other processes forwarded to those.
+    #[must_use]
+    pub fn with_forwarder(self, forwarder: Option<Forwarder>) -> Api {
+        Api { forwarder, ..self }
     }
 
     /// Reads results on another thread, so that slow storage delays no other request.

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::{HeaderMap, Uri};
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::api::{Answer, Api};
+use super::api::Api;
 use super::openapi::key_kinds;
 use super::problem::Problem;
 use crate::event::KeyKind;
@@ -52,17 +54,23 @@ pub struct Key {
     alerts: Vec<AlertRecord>,
 }
 
-/// Answers with the live state of a key, which may be ahead of committed results, and with its committed alerts.
+/// Answers with the live state of a key, which may be ahead of committed results, and with its committed alerts. In a
+/// cluster, the process that owns the key is asked.
 #[utoipa::path(
     get, path = "/api/v1/keys/{space}/{key}",
     params(KeyPath),
     responses(
         (status = 200, body = Key), (status = 400, body = Problem), (status = 404, body = Problem),
-        (status = 421, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)
+        (status = 421, body = Problem), (status = 429, body = Problem), (status = 502, body = Problem),
+        (status = 503, body = Problem), (status = 504, body = Problem)
     )
 )]
-pub async fn show(State(api): State<Arc<Api>>, Path(path): Path<KeyPath>) -> Answer<Key> {
-    let KeyPath { space, key } = path;
+pub async fn show(
+    State(api): State<Arc<Api>>,
+    Path(KeyPath { space, key }): Path<KeyPath>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let kind = match space.as_str() {
         "user" => KeyKind::User,
         "device" => KeyKind::Device,
@@ -71,7 +79,12 @@ pub async fn show(State(api): State<Arc<Api>>, Path(path): Path<KeyPath>) -> Ans
     if key.is_empty() || key.len() > MAX_KEY || key.contains('\0') {
         return Err(Problem::bad_request(format!("key: it must have 1 to {MAX_KEY} bytes and no NUL")));
     }
-    let state = api.queries.ask(kind, &key, TIMEOUT).await.map_err(problem)?;
+    let state = match (api.queries.ask(kind, &key, TIMEOUT).await, &api.forwarder) {
+        (Err(QueryError::NotHere { process }), Some(forwarder)) => {
+            return forwarder.forward(process, &uri, &headers).await;
+        }
+        (state, _) => state.map_err(problem)?,
+    };
     let query = AlertQuery {
         key_kind: Some(kind.as_str().to_owned()),
         key: Some(key.clone()),
@@ -83,7 +96,7 @@ pub async fn show(State(api): State<Arc<Api>>, Path(path): Path<KeyPath>) -> Ans
         let detail = format!("there is neither state nor an alert of {space} {key:?}");
         return Err(Problem::not_found(detail));
     }
-    Ok(Json(Key { key_kind: kind.as_str(), key, process: api.run.process, state, alerts }))
+    Ok(Json(Key { key_kind: kind.as_str(), key, process: api.run.process, state, alerts }).into_response())
 }
 
 fn problem(error: QueryError) -> Problem {

@@ -5,7 +5,8 @@
 //!                                        └▶ access ─▶ /metrics, /api/v1/… ─▶ metrics, results (on a thread of their own)
 //! ```
 //!
-//! The server has a thread of its own, and shares with workers and writers only what they publish.
+//! The server has a thread of its own, and shares with workers and writers only what they publish. In a cluster it asks the
+//! server of another process about that one's keys.
 
 mod access;
 mod alerts;
@@ -13,6 +14,7 @@ mod api;
 mod connections;
 mod console;
 mod dead_letters;
+mod forward;
 mod keys;
 mod openapi;
 mod probes;
@@ -24,6 +26,7 @@ mod tls;
 
 pub use access::Access;
 pub use api::{Api, Run, SinkOutputs};
+pub use forward::Forwarder;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,12 +35,12 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::config::HttpConfig;
+use crate::runtime::HttpAddress;
 use tls::Tls;
 
 /// An HTTP server, which stops when it is dropped.
 pub struct Server {
-    address: SocketAddr,
-    has_tls: bool,
+    address: HttpAddress,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -56,7 +59,7 @@ pub fn serve(config: &HttpConfig, api: Api) -> std::io::Result<Server> {
     let router = api::router(Arc::new(api), access);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listener = runtime.block_on(TcpListener::bind(config.listen))?;
-    let (address, has_tls) = (listener.local_addr()?, tls.is_some());
+    let address = HttpAddress { listen: listener.local_addr()?, has_tls: tls.is_some() };
     let (stop, stopped) = oneshot::channel();
     let thread = std::thread::Builder::new().name("http".into()).spawn(move || {
         runtime.block_on(async {
@@ -65,19 +68,25 @@ pub fn serve(config: &HttpConfig, api: Api) -> std::io::Result<Server> {
         // A query of a slow store ends by its own timeout, and delays no stop.
         runtime.shutdown_background();
     })?;
-    Ok(Server { address, has_tls, stop: Some(stop), thread: Some(thread) })
+    Ok(Server { address, stop: Some(stop), thread: Some(thread) })
 }
 
 impl Server {
     /// Returns the address on which the server listens.
     pub fn address(&self) -> SocketAddr {
+        self.address.listen
+    }
+
+    /// Returns the address that other processes of the cluster need.
+    pub fn http_address(&self) -> HttpAddress {
         self.address
     }
 
     /// Returns the URL of the console.
     pub fn url(&self) -> String {
-        let scheme = if self.has_tls { "https" } else { "http" };
-        format!("{scheme}://{}/", self.address)
+        let HttpAddress { listen, has_tls } = self.address;
+        let scheme = if has_tls { "https" } else { "http" };
+        format!("{scheme}://{listen}/")
     }
 }
 

@@ -89,6 +89,16 @@ impl Problem {
     pub fn unavailable(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
+
+    /// Returns the problem of another process that cannot be asked, or gives no valid answer.
+    pub fn bad_gateway(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::BAD_GATEWAY, detail)
+    }
+
+    /// Returns the problem of another process that does not answer in time.
+    pub fn gateway_timeout(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::GATEWAY_TIMEOUT, detail)
+    }
 }
 
 impl IntoResponse for Problem {

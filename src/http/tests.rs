@@ -44,6 +44,7 @@ fn fixture(token: Option<&str>) -> Fixture {
         listen: ([127, 0, 0, 1], 0).into(),
         token: token.map(|token| token.to_owned().into()),
         tls: None,
+        peer_ca_file: None,
         insecure: false,
     };
     let server = serve(&config, Api::new(run, Arc::clone(&metrics), results, Queries::default()))

@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 use super::circuit::{Circuit, CircuitChange, backoff_ms};
 use super::database::{OutboxPlace, Statement, StoreError};
 use super::grouping::take_turn;
-use super::http::{Client, PostError};
+use super::http::{PostError, post};
 use super::outbox::{
     BATCH, Delivery, Outbox, Writer, add_to_group, make_delivery, record_death, record_failure,
     record_removed_route, record_turn, remove_changes, remove_dead, remove_delivery, replace_content,
 };
 use super::payload::Origin;
 use super::{AlertChange, Route};
+use crate::client::Client;
 use crate::metrics::{DeliveryOutcome, Metrics};
 use crate::wall::wall_ms;
 
@@ -287,7 +288,7 @@ impl Deliveries {
         let (client, target) = (self.client.clone(), route.target.clone());
         self.requests.spawn(async move {
             let result = match payload {
-                Ok(payload) => client.post(&target.endpoint, target.http, payload).await,
+                Ok(payload) => post(&client, &target.endpoint, target.http, payload).await,
                 Err(reason) => Err(PostError::Rejected(reason)),
             };
             Finished { route: at, delivery, result }

@@ -12,7 +12,6 @@
 //! The outbox is written like any other sink, exactly once. The deliverer has its own connection, threads and state, and
 //! nothing of the dataflow waits for it. Of one alert, or one group, at most one delivery is under way, the oldest first.
 
-mod address;
 mod alert;
 mod circuit;
 mod content;
@@ -24,15 +23,15 @@ mod outbox;
 mod payload;
 mod signature;
 
-pub use address::is_private;
 pub use alert::{AlertChange, AlertFilter, Label};
 pub use database::{OutboxPlace, StoreError};
 pub use deliverer::{Deliverer, DeliverySettings};
 pub use grouping::Grouping;
-pub use http::{Endpoint, HttpOptions};
 pub use outbox::{ListedDelivery, Outbox};
 pub use payload::{Target, TargetKind};
 pub use signature::check_secret;
+
+use crate::client::Client;
 
 impl Target {
     /// Connects to the receiver and sends nothing. Returns what was found.
@@ -42,7 +41,7 @@ impl Target {
     pub fn probe(&self) -> Result<String, String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| format!("cannot start a runtime: {error}"))?;
-        let found = runtime.block_on(http::Client::new()?.probe(&self.endpoint, self.http));
+        let found = runtime.block_on(Client::new()?.probe(&self.endpoint, self.http));
         // A look-up of the name may still be going on.
         runtime.shutdown_background();
         found

@@ -8,8 +8,8 @@ use serde_json::{Map, json};
 
 use super::alert::AlertChange;
 use super::content::Content;
-use super::http::{Endpoint, HttpOptions};
 use super::signature::sign;
+use crate::client::{Endpoint, HttpOptions};
 use crate::json::rfc3339;
 
 /// A kind of receiver.

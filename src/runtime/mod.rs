@@ -8,12 +8,14 @@ mod failure;
 mod fakes;
 mod flow;
 mod ingest;
+mod peers;
 mod queries;
 mod recovery;
 mod threads;
 mod watch;
 
 pub use failure::RunError;
+pub use peers::{HttpAddress, Peer, PeerError, Peers};
 pub use queries::{Queries, QueryError};
 pub use recovery::bootstrap::processes;
 pub use recovery::compatibility::{IncompatibleState, check_finished, config_change, is_discardable};
@@ -77,6 +79,8 @@ pub struct Job {
     pub recent: Option<Arc<RecentAlerts>>,
     /// The handle that other threads query the state of keys with.
     pub queries: Queries,
+    /// The HTTP addresses of the processes, of which this run receives those of the others.
+    pub peers: Peers,
     /// The routes whose deliveries this process makes while the run goes on, if there are any.
     pub deliveries: Option<DeliverySettings>,
 }
@@ -106,6 +110,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         metrics,
         recent,
         queries,
+        peers,
         deliveries,
     } = job;
     let failure = Failure::default();
@@ -164,6 +169,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         metrics,
         recent,
         group_offsets: Mutex::new(Some(group_offsets)),
+        peers,
         mailboxes: Mutex::new(queries.open(own, processes(&workers) * local_workers)),
     };
     run_workers(workers, shared, recorded_cluster)?;
@@ -234,6 +240,7 @@ struct RunShared {
     metrics: Arc<Metrics>,
     recent: Option<Arc<RecentAlerts>>,
     group_offsets: Mutex<Option<Sender<Offsets>>>,
+    peers: Peers,
     /// The queries to each worker that has not begun.
     mailboxes: Mutex<Vec<Mailbox>>,
 }
@@ -300,6 +307,7 @@ impl RunShared {
     }
 
     fn run(&self, worker: &mut Worker, inputs: FlowInputs, mut mailbox: Option<Mailbox>) {
+        self.peers.exchange(worker, self.local_workers);
         let flow = worker.dataflow(|scope| flow::build(scope, inputs));
         let mut flow = match flow {
             Ok(flow) => flow,

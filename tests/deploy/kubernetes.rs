@@ -181,7 +181,9 @@ fn processes_of_a_cluster_find_each_other_before_they_are_ready() {
         let policy = &manifest.object("NetworkPolicy")["spec"]["ingress"];
         let cluster =
             policy.as_array().into_iter().flatten().find(|rule| rule["ports"][0]["port"] == "cluster");
-        let from = &cluster.expect("a rule for the cluster's port")["from"];
+        let cluster = cluster.expect("a rule for the cluster's port");
+        assert_eq!(cluster["ports"][1]["port"], "http", "{name}: processes ask each other about keys");
+        let from = &cluster["from"];
         assert_eq!(from.as_array().map(Vec::len), Some(1), "{name}");
         assert_eq!(from[0]["podSelector"], set["selector"], "{name}: other pods reach the cluster's port");
     }

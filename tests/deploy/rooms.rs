@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 24] = [
+const LAYERS: [&str; 25] = [
     "json",
     "wall",
     "logging",
@@ -17,6 +17,7 @@ const LAYERS: [&str; 24] = [
     "outputs",
     "dead_letters",
     "metrics",
+    "client",
     "routes",
     "ledger",
     "state",

@@ -36,6 +36,31 @@ fn start_demo(dir: &Path) -> (Process, SocketAddr) {
     (demo, address)
 }
 
+/// Checks the live state of the key of an alert, and the groups of dead letters, while the run goes on.
+fn expect_key_and_dead_letters(address: SocketAddr, alert: &Value) {
+    let (kind, key) = (&alert["key_kind"], &alert["key"]);
+    let path = format!("/api/v1/keys/{}/{}", kind.as_str().expect("text"), key.as_str().expect("text"));
+    let state = json(address, &path);
+    assert_eq!((&state["key"], &state["key_kind"], &state["found"]), (key, kind, &true.into()), "{state}");
+    assert!(state["profile"]["events"].as_u64() > Some(0), "{state}");
+    assert!(state["rules"].as_array().is_some_and(|rules| !rules.is_empty()), "{state}");
+    let alerts = state["alerts"].as_array().expect("a list");
+    assert!(alerts.iter().any(|listed| listed["alert_id"] == alert["alert_id"]), "{state}");
+
+    let groups = wait_for("dead letters", || {
+        let answer = json(address, "/api/v1/dead-letters/groups");
+        assert_eq!(answer["complete"], true, "{answer}");
+        answer["groups"].as_array().filter(|groups| !groups.is_empty()).cloned()
+    });
+    let counts: Vec<_> = groups.iter().map(|group| group["count"].as_u64().expect("a number")).collect();
+    assert!(counts.is_sorted_by(|a, b| a >= b) && counts.iter().all(|&count| count > 0), "{groups:?}");
+    let id = groups[0]["example"].as_str().expect("the id of a letter");
+    assert_eq!(json(address, &format!("/api/v1/dead-letters/{id}"))["reason"], groups[0]["reason"]);
+    let reason = groups[0]["reason"].as_str().expect("a reason");
+    let page = json(address, &format!("/api/v1/dead-letters?reason={reason}&limit=1"));
+    assert_eq!(page["dead_letters"][0]["reason"], reason, "{page}");
+}
+
 #[test]
 fn the_demo_shows_alerts_and_why_one_was_revoked() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -55,6 +80,8 @@ fn the_demo_shows_alerts_and_why_one_was_revoked() {
     assert_eq!(events.iter().filter(|event| event["arrived_after"] == true).count(), 1, "{explained}");
     let last = events.last().expect("the triggering event");
     assert_eq!((&last["trigger"], &last["before"]["count"]), (&true.into(), &10.into()), "{explained}");
+
+    expect_key_and_dead_letters(address, &revoked);
 
     let mut text = String::new();
     let mut buffer = [0; 4096];

@@ -21,6 +21,7 @@ mod live;
 mod liveness;
 mod liveness_files;
 mod lost_input;
+mod peers;
 mod postgres;
 mod profiles;
 mod proxy;

@@ -1,4 +1,4 @@
-//! Addresses that a route must not reach unless it is allowed to: those of this machine and of private networks.
+//! Addresses that a client must not reach unless it is allowed to: those of this machine and of private networks.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
