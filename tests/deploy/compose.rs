@@ -226,7 +226,8 @@ fn the_broker_advertises_the_addresses_that_clients_use() {
 }
 
 /// The environment variables that third-party images read, by service; a misspelt name would be silently ignored.
-const READ_BY_IMAGES: [(&str, &[&str]); 4] = [
+const READ_BY_IMAGES: [(&str, &[&str]); 5] = [
+    ("receiver", &["WEBHOOK_SECRET"]),
     (
         "kafka",
         &[
