@@ -7,7 +7,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::header::{HOST, HeaderValue, RETRY_AFTER};
+use hyper::header::{HOST, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -15,7 +15,6 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::address::is_private;
-use super::payload::Payload;
 
 /// The address of a receiver. Its path may be secret, so that only the host is displayed.
 #[derive(Clone, PartialEq, Eq)]
@@ -108,7 +107,7 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// The client of all routes.
+/// The client of all routes, and of the exporter of traces.
 #[derive(Clone)]
 pub struct Client {
     #[cfg(feature = "tls")]
@@ -153,7 +152,8 @@ impl Client {
         &self,
         endpoint: &Endpoint,
         options: HttpOptions,
-        payload: Payload,
+        headers: HeaderMap,
+        body: Bytes,
     ) -> Result<(), PostError> {
         let failed = |reason: String| PostError::Failed(reason, None);
         let whole = async {
@@ -161,7 +161,7 @@ impl Client {
                 .await
                 .unwrap_or_else(|_| Err(format!("no connection within {:?}", options.connect_timeout)))
                 .map_err(failed)?;
-            self.exchange(endpoint, stream, payload).await
+            self.exchange(endpoint, stream, headers, body).await
         };
         let late = || Err(failed(format!("no response within {:?}", options.timeout)));
         timeout(options.timeout, whole).await.unwrap_or_else(|_| late())
@@ -201,15 +201,16 @@ impl Client {
         &self,
         endpoint: &Endpoint,
         stream: TcpStream,
-        payload: Payload,
+        headers: HeaderMap,
+        body: Bytes,
     ) -> Result<(), PostError> {
         #[cfg(feature = "tls")]
         if endpoint.is_tls {
             let stream = self.encrypt(endpoint, stream).await;
             let stream = stream.map_err(|error| PostError::Failed(error, None))?;
-            return request(endpoint, stream, payload).await;
+            return request(endpoint, stream, headers, body).await;
         }
-        request(endpoint, stream, payload).await
+        request(endpoint, stream, headers, body).await
     }
 }
 
@@ -246,15 +247,16 @@ async fn connect(endpoint: &Endpoint, allow_private: bool) -> Result<TcpStream, 
 async fn request(
     endpoint: &Endpoint,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    payload: Payload,
+    headers: HeaderMap,
+    body: Bytes,
 ) -> Result<(), PostError> {
     let failed = |error: hyper::Error| PostError::Failed(describe(&error), None);
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     let driver = Driver(tokio::spawn(connection));
     let mut request = Request::post(endpoint.uri.path_and_query().map_or("/", |path| path.as_str()))
-        .body(Full::new(Bytes::from(payload.body)))
+        .body(Full::new(body))
         .map_err(|error| PostError::Rejected(format!("the request is not valid: {error}")))?;
-    *request.headers_mut() = payload.headers;
+    *request.headers_mut() = headers;
     let authority = endpoint.uri.authority().map_or("", |authority| authority.as_str());
     let host = HeaderValue::from_str(authority).map_err(|error| PostError::Rejected(error.to_string()))?;
     request.headers_mut().insert(HOST, host);

@@ -29,7 +29,7 @@ pub use alert::{AlertChange, AlertFilter, Label};
 pub use database::{OutboxPlace, StoreError};
 pub use deliverer::{Deliverer, DeliverySettings};
 pub use grouping::Grouping;
-pub use http::{Endpoint, HttpOptions};
+pub use http::{Client, Endpoint, HttpOptions, PostError};
 pub use outbox::{ListedDelivery, Outbox};
 pub use payload::{Target, TargetKind};
 pub use signature::check_secret;
