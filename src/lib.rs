@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod outputs;
 pub mod pipeline;
 pub mod results;
+pub mod rounds;
 pub mod routes;
 pub mod runtime;
 mod settings;

@@ -6,12 +6,13 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 24] = [
+const LAYERS: [&str; 25] = [
     "json",
     "wall",
     "logging",
     "event",
     "coordination",
+    "rounds",
     "source",
     "decode",
     "outputs",
