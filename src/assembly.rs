@@ -349,6 +349,7 @@ pub fn job(
         recent: None,
         queries: Queries::default(),
         deliveries,
+        otlp: config.otlp.clone(),
     })
 }
 

@@ -19,6 +19,7 @@ pub mod json;
 pub mod ledger;
 pub mod logging;
 pub mod metrics;
+mod otlp;
 pub mod outputs;
 pub mod pipeline;
 pub mod results;

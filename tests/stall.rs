@@ -158,6 +158,7 @@ fn a_stalled_sink_causes_backpressure_and_no_loss() {
         recent: None,
         queries: Queries::default(),
         deliveries: None,
+        otlp: None,
     };
     let running = std::thread::spawn(move || run(job));
 

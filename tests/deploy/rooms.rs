@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 25] = [
+const LAYERS: [&str; 26] = [
     "json",
     "wall",
     "logging",
@@ -25,6 +25,7 @@ const LAYERS: [&str; 25] = [
     "settings",
     "connectors",
     "config",
+    "otlp",
     "topics",
     "results",
     "runtime",
