@@ -350,6 +350,7 @@ pub fn job(
         queries: Queries::default(),
         peers: Peers::default(),
         deliveries,
+        otlp: config.otlp.clone(),
     })
 }
 

@@ -7,6 +7,7 @@ mod health;
 mod progress;
 mod renamed;
 mod snapshot;
+mod spans;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -31,6 +32,7 @@ pub use self::snapshot::{
 };
 use crate::coordination::ingest::{Cause, Stall};
 use crate::decode::{OPTIONAL_FIELDS, Reason};
+use crate::rounds::RoundRecorder;
 use crate::wall::wall_ms;
 
 /// The metrics of one process.
@@ -56,6 +58,7 @@ pub struct Metrics {
     commits: CommitMetrics,
     deliveries: DeliveryMetrics,
     restarts: IntCounter,
+    spans_dropped: IntCounter,
     resident_memory: IntGauge,
     stalled: IntGaugeVec,
     partition_held: IntGaugeVec,
@@ -63,6 +66,7 @@ pub struct Metrics {
     started: Instant,
     health: Mutex<Health>,
     progress: Mutex<Progress>,
+    rounds: OnceLock<RoundRecorder>,
 }
 
 /// The metrics of commits and checkpoints.
@@ -181,6 +185,7 @@ impl Metrics {
                 "headwater_restarts_total",
                 "Restarts of this run by the supervisor after a failure",
             )?)?,
+            spans_dropped: add.register(IntCounter::new("headwater_spans_dropped_total", "Spans that were not exported")?)?,
             resident_memory: add
                 .gauge("process_resident_memory_bytes", "Resident memory of the process, in bytes")?,
             stalled: add.gauges("headwater_stalled", "1 if this cause delays results", &["cause"])?,
@@ -189,6 +194,7 @@ impl Metrics {
             started: Instant::now(),
             health: Mutex::default(),
             progress: Mutex::default(),
+            rounds: OnceLock::new(),
             registry: registry.clone(),
         };
         metrics.initialize();

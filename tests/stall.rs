@@ -159,6 +159,7 @@ fn a_stalled_sink_causes_backpressure_and_no_loss() {
         queries: Queries::default(),
         peers: Peers::default(),
         deliveries: None,
+        otlp: None,
     };
     let running = std::thread::spawn(move || run(job));
 

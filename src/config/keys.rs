@@ -118,6 +118,11 @@ const LAST: &[Key] = keys! {
     "http.tls.cert_file" = required: "PEM file with the server's certificate, followed by its intermediate certificates. With this section the server speaks HTTPS only. It needs a build with `--features tls`."
     "http.tls.key_file" = required: "PEM file with the private key."
 
+    "otlp.endpoint" = "\"http://localhost:4318\"": "Address of an OpenTelemetry collector, which receives traces by OTLP over HTTP at `/v1/traces` below it. The default is the collector's own. https needs a build with `--features tls`. Without this key, the environment variable `OTEL_EXPORTER_OTLP_ENDPOINT` applies. The section needs a build with `--features otlp`."
+    "otlp.service_name" = "\"headwater\"": "The attribute `service.name` of all spans. Without this key, the environment variable `OTEL_SERVICE_NAME` applies."
+    "otlp.sample_ratio" = "1.0": "Share of the rounds whose spans are exported, from 0 to 1. There are up to 100 rounds a second, with about five spans each."
+    "otlp.timeout" = "\"10s\"": "Maximum time of a request to the collector. The default is OpenTelemetry's. No run waits for it, except at its end for at most 2 s."
+
     "log.format" = "\"human\"": "`human` or `json`."
     "log.level" = "\"info\"": "`error`, `warn`, `info`, `debug` or `trace`."
 };
@@ -153,7 +158,8 @@ pub fn reference() -> String {
          and for options for example `\"sasl.password_file\" = \"/run/secrets/kafka\"`. A line end at the end of the file is\n\
          ignored. `password_file` adds a password to an address without one. `check` prints addresses without passwords, and the\n\
          values of only those options that are known to hold no secret; errors and logs print neither.\n\n\
-         `[routes.to.headers]` has further headers of a route's requests, by name. Their values may be secret.\n\n\
+         `[routes.to.headers]` has further headers of a route's requests, by name, and `[otlp.headers]` those of requests to the\n\
+         collector. Their values may be secret.\n\n\
          `[source.options]` and `[sinks.kafka.options]` are passed to the Kafka client unchanged, under\n\
          [librdkafka's names](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md): TLS, SASL, fetch sizes.\n\
          `headwater check --connect CONFIG` tests every connection, topic and permission.\n\n\

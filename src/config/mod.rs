@@ -8,6 +8,7 @@ mod checkpoint;
 mod http;
 mod keys;
 mod ledger;
+mod otlp;
 mod routes;
 mod sinks;
 mod source;
@@ -23,6 +24,7 @@ pub use checkpoint::CheckpointConfig;
 pub use http::{HttpConfig, TlsFiles};
 pub use keys::reference;
 pub use ledger::LedgerConfig;
+pub use otlp::OtlpConfig;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -65,6 +67,8 @@ pub struct Config {
     pub masked_fields: Vec<String>,
     /// The HTTP server, if it is enabled.
     pub http: Option<HttpConfig>,
+    /// The export of traces, if it is enabled.
+    pub otlp: Option<OtlpConfig>,
     /// The format and level of the log.
     pub log: LogConfig,
     /// The resets that the command line permits for this start. They are not configuration keys.
@@ -152,6 +156,7 @@ impl Config {
         let (substituted, mut errors) = environment::substitute(&mut tree, &environment);
         let mut diagnostics = Diagnostics::default();
         renamed::modernize(&mut tree, &mut diagnostics);
+        otlp::add_environment(&mut tree, &environment);
         let config = read_config(&mut Section::top(&tree, keys::find), &mut diagnostics);
         // If a variable in a text could not be replaced, further errors about that text would be misleading.
         diagnostics
@@ -299,6 +304,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let checkpoint = checkpoint::read(top, diagnostics);
     let masked_fields = read_dead_letters(top.section_or_default("dead_letters", diagnostics), diagnostics);
     let http = top.section("http", diagnostics).and_then(|section| http::read(section, diagnostics));
+    let otlp = top.section("otlp", diagnostics).and_then(|section| otlp::read(section, diagnostics));
     let log = read_log(top.section_or_default("log", diagnostics), diagnostics);
     Section::end_of(top, diagnostics);
 
@@ -332,6 +338,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         shutdown_timeout,
         masked_fields,
         http,
+        otlp,
         log: log?,
         resets: Resets { joining, ..Resets::default() },
         skips: Vec::new(),

@@ -236,7 +236,7 @@ fn read_template(to: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<
 }
 
 /// Reads the section `headers`: names and values, which may be secret.
-fn read_headers(to: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Vec<(HeaderName, HeaderValue)> {
+pub fn read_headers(to: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Vec<(HeaderName, HeaderValue)> {
     let Some(mut section) = to.section("headers", diagnostics) else { return Vec::new() };
     let items: BTreeMap<String, _> = section.items().map(|(name, item)| (name.clone(), item)).collect();
     let mut headers = Vec::new();

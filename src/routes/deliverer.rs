@@ -18,7 +18,7 @@ use super::outbox::{
     BATCH, Delivery, Outbox, Writer, add_to_group, make_delivery, record_death, record_failure,
     record_removed_route, record_turn, remove_changes, remove_dead, remove_delivery, replace_content,
 };
-use super::payload::Origin;
+use super::payload::{Origin, Payload};
 use super::{AlertChange, Route};
 use crate::client::Client;
 use crate::metrics::{DeliveryOutcome, Metrics};
@@ -288,7 +288,9 @@ impl Deliveries {
         let (client, target) = (self.client.clone(), route.target.clone());
         self.requests.spawn(async move {
             let result = match payload {
-                Ok(payload) => post(&client, &target.endpoint, target.http, payload).await,
+                Ok(Payload { headers, body }) => {
+                    post(&client, &target.endpoint, target.http, headers, body).await
+                }
                 Err(reason) => Err(PostError::Rejected(reason)),
             };
             Finished { route: at, delivery, result }

@@ -1,10 +1,10 @@
 //! Requests to receivers, and what their responses mean.
 
 use http_body_util::{BodyExt, Limited};
-use hyper::header::RETRY_AFTER;
+use hyper::body::Bytes;
+use hyper::header::{HeaderMap, RETRY_AFTER};
 use hyper::{Method, Response, StatusCode};
 
-use super::payload::Payload;
 use crate::client::{Client, Endpoint, HttpOptions};
 
 /// The reason why a request did not succeed.
@@ -19,7 +19,7 @@ pub enum PostError {
 /// The most bytes of a response that are read.
 const MOST_BYTES: usize = 16 << 10;
 
-/// Sends a payload and waits for the response.
+/// Sends a body and waits for the response.
 ///
 /// # Errors
 /// If there is none within the time limit, or it does not report success.
@@ -27,9 +27,10 @@ pub async fn post(
     client: &Client,
     endpoint: &Endpoint,
     options: HttpOptions,
-    payload: Payload,
+    headers: HeaderMap,
+    body: impl Into<Bytes>,
 ) -> Result<(), PostError> {
-    let request = endpoint.request(Method::POST, payload.headers, payload.body);
+    let request = endpoint.request(Method::POST, headers, body);
     let request = request.map_err(PostError::Rejected)?;
     let response = client.send(endpoint, options, request, judge).await;
     response.unwrap_or_else(|error| Err(PostError::Failed(error.to_string(), None)))

@@ -27,6 +27,7 @@ pub use alert::{AlertChange, AlertFilter, Label};
 pub use database::{OutboxPlace, StoreError};
 pub use deliverer::{Deliverer, DeliverySettings};
 pub use grouping::Grouping;
+pub use http::{PostError, post};
 pub use outbox::{ListedDelivery, Outbox};
 pub use payload::{Target, TargetKind};
 pub use signature::check_secret;

@@ -5,7 +5,7 @@ mod checkpoint;
 mod commit;
 mod failure;
 #[cfg(test)]
-mod fakes;
+pub mod fakes;
 mod flow;
 mod ingest;
 mod peers;
@@ -36,9 +36,11 @@ use headwater_sinks::WriterContext;
 
 use timely::worker::Worker;
 
+use crate::config::OtlpConfig;
 use crate::coordination::Position;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::otlp::Exporter;
 use crate::outputs::{RecentAlerts, SinkJob, SinkRoute};
 use crate::pipeline::{Limits, Plan};
 use crate::routes::{Deliverer, DeliverySettings};
@@ -83,6 +85,8 @@ pub struct Job {
     pub peers: Peers,
     /// The routes whose deliveries this process makes while the run goes on, if there are any.
     pub deliveries: Option<DeliverySettings>,
+    /// The settings of the export of traces, if it is enabled.
+    pub otlp: Option<OtlpConfig>,
 }
 
 /// The offset of the next record of each partition.
@@ -112,6 +116,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         queries,
         peers,
         deliveries,
+        otlp,
     } = job;
     let failure = Failure::default();
     let (first_worker, local_workers) = local(&workers);
@@ -153,6 +158,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let Limits { max_rejected_share, rejected_window, .. } = plan.limits;
     let start = |settings| Deliverer::start(settings, &context, Arc::clone(&metrics));
     let deliverer = deliveries.map(start).transpose().map_err(threads::cannot_start)?;
+    let exporter = start_exporter(otlp, &context, &metrics)?;
     let shared = RunShared {
         rejections: max_rejected_share.map(|share| Arc::new(Rejections::new(share, rejected_window))),
         plan,
@@ -176,7 +182,18 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let ledger = threads.join();
     // After the last commit of the sinks, so that it can deliver all that is in the outbox.
     drop(deliverer);
+    exporter.into_iter().for_each(Exporter::end);
     end(failure.into_result(), ledger, &context, follows)
+}
+
+/// Starts the export of traces, if it is enabled.
+fn start_exporter(
+    otlp: Option<OtlpConfig>,
+    context: &WriterContext,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Exporter>, RunError> {
+    let exporter = otlp.map(|otlp| Exporter::start(otlp, context, metrics));
+    exporter.transpose().map_err(threads::cannot_start)
 }
 
 /// Runs all workers of this process until they end. When it returns, no handle of a thread is left.

@@ -15,6 +15,7 @@ use timely::dataflow::operators::probe::Handle as Probe;
 
 use crate::coordination::Closed;
 use crate::metrics::{Metrics, Share};
+use crate::rounds::{Advances, Epochs};
 use crate::runtime::ingest::clock::{Tick, committed};
 use crate::wall::wall_ms;
 
@@ -92,6 +93,9 @@ pub struct Watch {
     reports_frontiers: bool,
     last_closed: Option<Epoch>,
     last_committed: Option<Epoch>,
+    /// The advances of the frontiers behind the control stream and behind all operators, if rounds are recorded.
+    bound: Advances,
+    computed: Advances,
     keys: Share,
     open_windows: Share,
     counted: Option<Instant>,
@@ -107,6 +111,8 @@ impl Watch {
             reports_frontiers,
             last_closed: None,
             last_committed: None,
+            bound: Advances::default(),
+            computed: Advances::default(),
             keys,
             open_windows,
             counted: None,
@@ -123,7 +129,21 @@ impl Watch {
             let ms = wall_ms().saturating_sub(oldest).max(0);
             self.metrics.latency(Duration::from_millis(ms.unsigned_abs()));
         }
-        while times.begun.pop_front_if(|(epoch, _)| committed(behind, *epoch)).is_some() {}
+        let rounds = self.metrics.rounds().filter(|_| self.reports_frontiers);
+        if rounds.is_some() {
+            let now = Instant::now();
+            self.bound.note(frontier(closed), now);
+            self.computed.note(frontier(computed), now);
+        }
+        let mut round: Option<(Epoch, Epoch, Instant)> = None;
+        while let Some((last, begun)) = times.begun.pop_front_if(|(epoch, _)| committed(behind, *epoch)) {
+            let (first, opened) = round.map_or((last, begun), |(first, _, opened)| (first, opened));
+            round = Some((first, last, opened));
+        }
+        if let (Some(rounds), Some((first, last, opened))) = (rounds, round) {
+            let (bound, computed) = (self.bound.passed(last), self.computed.passed(last));
+            rounds.committed(Epochs { first, last, opened, bound, computed, ended: Instant::now() });
+        }
         while let Some((_, begun)) = times.open.pop_front_if(|(epoch, _)| committed(computed, *epoch)) {
             if self.reports_frontiers {
                 self.metrics.computed(begun.elapsed());
@@ -168,6 +188,7 @@ mod tests {
     use timely::worker::Worker;
 
     use super::*;
+    use crate::rounds::{Round, RoundRecorder, SinkTransaction, Step, Transaction};
     use crate::runtime::fakes::{settle, worker};
 
     /// A monitor of streams that the test drives.
@@ -290,6 +311,46 @@ mod tests {
         fixture.reach(COMPUTED, 2);
         fixture.reach(COMPUTED, 2);
         assert_eq!(fixture.value("headwater_epoch_seconds_count "), 1.0, "once");
+    }
+
+    #[test]
+    fn a_round_has_the_epochs_that_are_committed_at_once() {
+        for reports_frontiers in [true, false] {
+            let mut fixture = fixture(reports_frontiers);
+            let (sender, rounds) = std::sync::mpsc::channel();
+            let emit = move |round: Round| sender.send(round.epochs).expect("it is received");
+            fixture.metrics.record_rounds(RoundRecorder::new(Box::new(emit)));
+            let now = Instant::now();
+            for last in [3, 5] {
+                let transaction = Transaction {
+                    first: Epoch(last),
+                    last: Epoch(last),
+                    step: Step { begun: now, ended: now },
+                };
+                let (sink, outputs, attempts, error) = ("memory".to_owned(), 1, 1, None);
+                let recorder = fixture.metrics.rounds().expect("it is set");
+                recorder.transacted(SinkTransaction { sink, transaction, outputs, attempts, error });
+            }
+            (1..=5).for_each(|epoch| fixture.begin(epoch, None));
+            fixture.reach(CLOSED, 6);
+            fixture.reach(COMPUTED, 4);
+            fixture.reach(COMMITTED, 3);
+            assert_eq!(rounds.try_iter().count(), 0, "epochs 1 and 2 have no transaction");
+            fixture.reach(COMMITTED, 4);
+            fixture.reach(COMPUTED, 6);
+            fixture.reach(COMMITTED, 6);
+            let rounds: Vec<_> = rounds.try_iter().collect();
+            if reports_frontiers {
+                assert_eq!(
+                    rounds.iter().map(|r| (r.first.0, r.last.0)).collect::<Vec<_>>(),
+                    [(3, 3), (4, 5)]
+                );
+                assert!(rounds[0].computed < rounds[1].computed && rounds[0].opened < rounds[1].opened);
+                assert!(rounds.iter().all(|round| round.bound.is_some() && round.bound < round.computed));
+            } else {
+                assert_eq!(rounds, [], "another worker reports them");
+            }
+        }
     }
 
     #[test]

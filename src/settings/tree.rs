@@ -52,6 +52,11 @@ impl Item {
         Item { origin, node, written: None }
     }
 
+    /// Returns the text that an environment variable of another program sets.
+    pub fn of_variable(name: &str, text: &str) -> Item {
+        Item::new(Origin::Environment(name.to_owned()), Node::Text(text.to_owned()))
+    }
+
     /// Returns a description for error messages about keys that are not secret. A text that may be an address is
     /// omitted.
     pub fn describe(&self) -> String {

@@ -8,6 +8,7 @@ pub mod generator;
 pub mod kafka;
 
 use crate::coordination::ingest::PartitionState;
+use crate::rounds::TraceContext;
 use std::sync::Arc;
 
 use headwater_dataflows::{Offset, Partition, Position};
@@ -57,6 +58,15 @@ pub trait Reader {
     /// Emits at most `budget` records, in offset order within each partition, and returns their number. Does not block.
     /// With an empty budget, it only processes errors and statistics of the client.
     fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError>;
+
+    /// Collects the contexts of the next `most` records whose traces are sampled. Without a call none is collected. Most
+    /// kinds of records have no context.
+    fn collect_contexts(&mut self, _most: usize) {}
+
+    /// Returns the contexts that were collected since the last call.
+    fn take_contexts(&mut self) -> Vec<TraceContext> {
+        Vec::new()
+    }
 
     /// Returns the state of each owned partition.
     fn partitions(&self) -> Vec<PartitionState>;

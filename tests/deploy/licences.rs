@@ -11,8 +11,10 @@ fn packages() -> Vec<Value> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform"]);
     cargo.arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH));
-    if cfg!(feature = "tls") {
-        cargo.args(["--features", "tls"]);
+    for (feature, is_enabled) in [("tls", cfg!(feature = "tls")), ("otlp", cfg!(feature = "otlp"))] {
+        if is_enabled {
+            cargo.args(["--features", feature]);
+        }
     }
     let output = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -6,12 +6,13 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 25] = [
+const LAYERS: [&str; 27] = [
     "json",
     "wall",
     "logging",
     "event",
     "coordination",
+    "rounds",
     "source",
     "decode",
     "outputs",
@@ -25,6 +26,7 @@ const LAYERS: [&str; 25] = [
     "settings",
     "connectors",
     "config",
+    "otlp",
     "topics",
     "results",
     "runtime",

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use headwater_dataflows::{Control, ControlStream, Epoch};
 use headwater_sinks::crash;
@@ -16,6 +17,7 @@ use timely::dataflow::operators::generic::Operator;
 use crate::coordination::{EpochRecord, Manifest, Prune, prune, unreferenced};
 use crate::ledger::{Ledger, LedgerError, StoredManifest, readable};
 use crate::metrics::Metrics;
+use crate::rounds::{Step, Transaction};
 use crate::runtime::background::{self, Waiters};
 use crate::runtime::checkpoint::writer::CheckpointWriterHandle;
 use crate::runtime::failure::Failure;
@@ -154,8 +156,13 @@ impl Writer {
             if let Some(last) = round.last() {
                 crash::point("ledger.append.before");
                 self.metrics.writes_ledger(true);
+                let begun = Instant::now();
                 self.ledger.append(&round)?;
                 self.metrics.writes_ledger(false);
+                if let Some(rounds) = self.metrics.rounds() {
+                    let step = Step { begun, ended: Instant::now() };
+                    rounds.appended(Transaction { first: round[0].epoch, last: last.epoch, step });
+                }
                 crash::point("ledger.append.after");
                 self.shared.publish(last.epoch);
             }

@@ -14,6 +14,7 @@ use timely::scheduling::activate::SyncActivator;
 
 use crate::coordination::Skips;
 use crate::metrics::Metrics;
+use crate::rounds::{SinkTransaction, Step, Transaction};
 use crate::runtime::background::{self, Waiters};
 use crate::runtime::commit::ledger_writer::LedgerWriterHandle;
 use crate::runtime::failure::{Failure, RunError};
@@ -249,20 +250,20 @@ impl Writer {
         let later = complete.map_or_else(BTreeMap::new, |complete| self.staged.split_off(&complete));
         let round = std::mem::replace(&mut self.staged, later);
         if let Some((&through, _)) = round.last_key_value() {
-            self.metrics.committing(&self.name);
-            crash::point("sink.commit.before");
-            let mut backoff = Duration::from_millis(10);
-            while let Err(error) = self.sink.commit(CommitPermit::granted(through)) {
-                if !matches!(error, CommitError::Failed { .. }) || failure.is_some() {
-                    return Err(error.into());
-                }
-                self.metrics.commit_retried(&self.name);
-                tracing::warn!(sink = self.name, %error, "retrying the round");
-                std::thread::sleep(backoff);
-                backoff = (2 * backoff).min(Duration::from_secs(1));
+            let (begun, outputs) = (Instant::now(), round.values().sum());
+            let (attempts, result) = self.commit(through, failure);
+            if let (Some(rounds), Some((&first, _))) = (self.metrics.rounds(), round.first_key_value()) {
+                let step = Step { begun, ended: Instant::now() };
+                rounds.transacted(SinkTransaction {
+                    sink: self.name.clone(),
+                    transaction: Transaction { first, last: through, step },
+                    outputs,
+                    attempts,
+                    error: result.as_ref().err().map(ToString::to_string),
+                });
             }
-            crash::point("sink.commit.after");
-            self.metrics.committed(&self.name, through, round.values().sum());
+            result?;
+            self.metrics.committed(&self.name, through, outputs);
             if let Some(ledger) = self.ledger.take() {
                 ledger.committed(&self.name);
             }
@@ -270,6 +271,24 @@ impl Writer {
         self.committed = complete;
         self.shared.publish(complete);
         Ok(())
+    }
+
+    /// Commits what is staged, through an epoch, in as many attempts as it takes; returns their number.
+    fn commit(&mut self, through: Epoch, failure: &Failure) -> (u32, Result<(), CommitError>) {
+        self.metrics.committing(&self.name);
+        crash::point("sink.commit.before");
+        let (mut attempts, mut backoff) = (1, Duration::from_millis(10));
+        while let Err(error) = self.sink.commit(CommitPermit::granted(through)) {
+            if !matches!(error, CommitError::Failed { .. }) || failure.is_some() {
+                return (attempts, Err(error));
+            }
+            self.metrics.commit_retried(&self.name);
+            tracing::warn!(sink = self.name, %error, "retrying the round");
+            std::thread::sleep(backoff);
+            (attempts, backoff) = (attempts + 1, (2 * backoff).min(Duration::from_secs(1)));
+        }
+        crash::point("sink.commit.after");
+        (attempts, Ok(()))
     }
 }
 
@@ -303,6 +322,7 @@ mod tests {
     use headwater_sinks::memory::{Fault, Memory};
 
     use super::*;
+    use crate::rounds::{Epochs, Round, RoundRecorder};
     use crate::runtime::commit::ledger_writer::Entry;
     use crate::runtime::fakes::{RefusingSink, context, rows, wait_until};
 
@@ -406,6 +426,25 @@ mod tests {
         assert_eq!((fixture.epochs(), fixture.memory.commits()), (vec![1, 2], 1));
         let text = fixture.metrics.text();
         assert!(text.contains("headwater_commit_retries_total{sink=\"memory\"} 2\n"), "{text}");
+    }
+
+    #[test]
+    fn a_transaction_is_recorded_with_its_attempts_and_error() {
+        for (fault, expected) in [(Fault::Failed, (2, false)), (Fault::Fenced, (1, true))] {
+            let mut fixture = fixture(0..1, options());
+            let (sender, rounds) = std::sync::mpsc::channel();
+            let emit = move |round: Round| sender.send(round).expect("it is received");
+            fixture.metrics.record_rounds(RoundRecorder::new(Box::new(emit)));
+            fixture.memory.fail_next(fault);
+            let ended = fixture.round([changes(1, [10]), changes(2, [11, 12]), frontier(0, Some(5))]);
+            let (now, recorder) = (Instant::now(), fixture.metrics.rounds().expect("it is set"));
+            let (first, last, bound, computed) = (Epoch(1), Epoch(4), None, None);
+            recorder.committed(Epochs { first, last, opened: now, bound, computed, ended: now });
+            let SinkTransaction { sink, transaction, outputs, attempts, error } =
+                rounds.recv().expect("a round").transactions.remove(0);
+            assert_eq!((sink.as_str(), transaction.first, transaction.last), ("memory", Epoch(1), Epoch(2)));
+            assert_eq!((outputs, (attempts, error.is_some()), ended.is_err()), (3, expected, expected.1));
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::decode::{Decoder, Format, Reason, Rejection};
 use crate::event::Event;
 use crate::metrics::{Metrics, Share};
 use crate::outputs::DeadLetter;
+use crate::rounds::{MAX_LINKS, TraceContext};
 use crate::runtime::failure::Failure;
 use crate::runtime::ingest::clock::{Tick, committed};
 use crate::runtime::ingest::field_errors::FieldErrors;
@@ -186,6 +187,9 @@ struct Reading {
     reported: Option<Instant>,
     /// The oldest timestamp of a record in the open epoch.
     oldest: Option<i64>,
+    /// The number of records in the open epoch, and the contexts of its first sampled ones, if rounds are recorded.
+    records: u64,
+    contexts: Vec<TraceContext>,
     ended: bool,
 }
 
@@ -215,7 +219,10 @@ impl OwnedPartition {
 }
 
 impl Reading {
-    fn new(worker: usize, reader: Box<dyn Reader>, settings: ReadSettings, context: ReadContext) -> Self {
+    fn new(worker: usize, mut reader: Box<dyn Reader>, settings: ReadSettings, context: ReadContext) -> Self {
+        if context.metrics.rounds().is_some() {
+            reader.collect_contexts(MAX_LINKS);
+        }
         let partitions: Vec<OwnedPartition> = reader
             .partitions()
             .iter()
@@ -245,6 +252,8 @@ impl Reading {
             bytes_in_flight: 0,
             reported: None,
             oldest: None,
+            records: 0,
+            contexts: Vec::new(),
             ended: false,
         }
     }
@@ -390,6 +399,10 @@ impl Reading {
                 return false;
             }
         };
+        self.records += read as u64;
+        if self.context.metrics.rounds().is_some() {
+            self.contexts.append(&mut self.reader.take_contexts());
+        }
         if bytes > 0 {
             self.bytes_in_flight += bytes;
             match self.in_flight.back_mut() {
@@ -538,6 +551,13 @@ impl Reading {
         let (states, now) = (self.reader.partitions(), self.started.elapsed());
         let (mut bindings, mut unfinal) = (Vec::new(), Vec::new());
         let mut slowest = None;
+        let (records, contexts) = (std::mem::take(&mut self.records), std::mem::take(&mut self.contexts));
+        if let (Some(epoch), Some(rounds)) = (self.open, self.context.metrics.rounds())
+            && records > 0
+        {
+            rounds.read(epoch, records, contexts);
+            self.reader.collect_contexts(MAX_LINKS);
+        }
         for (owned, state) in self.partitions.iter_mut().zip(&states) {
             debug_assert_eq!(owned.tracker.partition(), state.partition);
             let (binding, bytes) = owned.tracker.close(state, self.replaying, tick.rules);

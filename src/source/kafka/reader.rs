@@ -28,6 +28,7 @@ use super::headers::headers;
 use super::stats::{self, PartitionStats};
 use super::{REQUEST_TIMEOUT, kafka_partition, unavailable};
 use crate::coordination::ingest::PartitionState;
+use crate::rounds::{TRACEPARENT, TraceContext};
 use crate::source::{Budget, Raw, Reader, SourceError};
 
 /// The header with the number of times that a record was retried from the dead letters, in decimal.
@@ -51,6 +52,15 @@ pub(super) struct KafkaReader {
     errors: HashMap<String, u64>,
     /// The header that names the producer of a record.
     producer_header: Vec<u8>,
+    sampled: Sampled,
+}
+
+/// The contexts of sampled records.
+#[derive(Default)]
+struct Sampled {
+    /// The number of further contexts to collect; 0 if headers are not to be read for them.
+    wanted: usize,
+    contexts: Vec<TraceContext>,
 }
 
 /// The reader of one partition.
@@ -115,8 +125,8 @@ impl KafkaReader {
             Arc::new(config.create_with_context(context).map_err(failed)?);
         let (topic, stop) = (topic.to_owned(), stop.to_vec());
         let (readers, errors, ends) = (Vec::new(), HashMap::new(), ends.clone());
-        let producer_header = Vec::new();
-        Ok(KafkaReader { readers, consumer, topic, stop, first: 0, ends, errors, producer_header })
+        let (producer_header, sampled) = (Vec::new(), Sampled::default());
+        Ok(KafkaReader { readers, consumer, topic, stop, first: 0, ends, errors, producer_header, sampled })
     }
 
     /// Sets the header that names the producer of a record.
@@ -436,13 +446,24 @@ impl PartitionReader {
     }
 }
 
-fn raw<'a>(partition: Partition, message: &'a BorrowedMessage<'_>, producer_header: &[u8]) -> Raw<'a> {
+fn raw<'a>(
+    partition: Partition,
+    message: &'a BorrowedMessage<'_>,
+    producer_header: &[u8],
+    sampled: &mut Sampled,
+) -> Raw<'a> {
     let (mut retries, mut producer) = (None, None);
     for (name, value) in headers(message) {
         if name == RETRIES.as_bytes() {
             retries = retries.or(value);
         } else if name == producer_header {
             producer = producer.or(value);
+        } else if sampled.wanted > 0
+            && name == TRACEPARENT.as_bytes()
+            && let Some(context) = value.and_then(TraceContext::sampled)
+        {
+            sampled.wanted -= 1;
+            sampled.contexts.push(context);
         }
     }
     Raw {
@@ -469,10 +490,20 @@ pub(super) fn retry_count(header: Option<&[u8]>) -> u32 {
 impl Reader for KafkaReader {
     fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
         let producer_header = std::mem::take(&mut self.producer_header);
-        let read =
-            self.records(budget, &mut |partition, message| each(raw(partition, message, &producer_header)));
-        self.producer_header = producer_header;
+        let mut sampled = std::mem::take(&mut self.sampled);
+        let read = self.records(budget, &mut |partition, message| {
+            each(raw(partition, message, &producer_header, &mut sampled));
+        });
+        (self.producer_header, self.sampled) = (producer_header, sampled);
         read
+    }
+
+    fn collect_contexts(&mut self, most: usize) {
+        self.sampled.wanted = most;
+    }
+
+    fn take_contexts(&mut self) -> Vec<TraceContext> {
+        std::mem::take(&mut self.sampled.contexts)
     }
 
     fn partitions(&self) -> Vec<PartitionState> {

@@ -4,6 +4,7 @@ use headwater_dataflows::Position as At;
 
 use super::*;
 use crate::coordination::ingest::{Paced, ReadPermission};
+use crate::rounds::{Epochs, Round, RoundRecorder, SinkTransaction, Step, Transaction};
 
 const T: i64 = 1_800_000_000_000;
 
@@ -17,6 +18,9 @@ struct Script {
     records: VecDeque<(i64, i64, usize)>,
     limit: Option<i64>,
     paused: bool,
+    /// The number of contexts to collect, and those that were: each record has one.
+    wanted: usize,
+    contexts: Vec<TraceContext>,
 }
 
 impl Scripted {
@@ -27,7 +31,14 @@ impl Scripted {
             observation: 1,
             ..PartitionState::finite(Partition(0), Offset(position), false, backlog)
         };
-        let script = Script { state, records: VecDeque::new(), limit: None, paused: false };
+        let script = Script {
+            state,
+            records: VecDeque::new(),
+            limit: None,
+            paused: false,
+            wanted: 0,
+            contexts: Vec::new(),
+        };
         Scripted(Rc::new(RefCell::new(script)))
     }
 
@@ -59,11 +70,24 @@ impl Reader for Scripted {
                 retries: 0,
                 producer: None,
             });
+            if script.wanted > 0 {
+                script.wanted -= 1;
+                let id = offset.0.to_be_bytes();
+                script.contexts.push(TraceContext { trace_id: [1; 16], span_id: id, flags: 1 });
+            }
             script.state.position = Offset(offset.0 + 1);
             read += 1;
             bytes += value.len();
         }
         Ok(read)
+    }
+
+    fn collect_contexts(&mut self, most: usize) {
+        self.0.borrow_mut().wanted = most;
+    }
+
+    fn take_contexts(&mut self) -> Vec<TraceContext> {
+        std::mem::take(&mut self.0.borrow_mut().contexts)
     }
 
     fn partitions(&self) -> Vec<PartitionState> {
@@ -89,6 +113,16 @@ struct Fixture {
 }
 
 fn fixture(position: Position, backlog: u64, counted: bool, bytes_in_flight: usize) -> Fixture {
+    fixture_with(Arc::default(), position, backlog, counted, bytes_in_flight)
+}
+
+fn fixture_with(
+    metrics: Arc<Metrics>,
+    position: Position,
+    backlog: u64,
+    counted: bool,
+    bytes_in_flight: usize,
+) -> Fixture {
     let script = Scripted::new(position.next.0, backlog);
     let settings = ReadSettings {
         timing: Timing {
@@ -112,7 +146,7 @@ fn fixture(position: Position, backlog: u64, counted: bool, bytes_in_flight: usi
         committed: Probe::new(),
         failure: Failure::default(),
         rejections: None,
-        metrics: Arc::default(),
+        metrics,
     };
     let reading = Reading::new(0, Box::new(script.clone()), settings, context);
     Fixture { reading, script, epoch: Epoch(0), given: Vec::new() }
@@ -201,4 +235,35 @@ fn reading_stops_at_the_byte_limit_before_the_record_limit() {
     fixture.reading.begin_epoch(Epoch(1), &Tick::new(T));
     assert!(fixture.reading.read(Epoch(1), &Tick::new(T), &mut |_| given += 1), "more records are available");
     assert_eq!(given, 3, "the third reaches the limit");
+}
+
+#[test]
+fn each_epoch_records_its_first_contexts() {
+    let (metrics, (sender, rounds)) = (Arc::<Metrics>::default(), std::sync::mpsc::channel());
+    let emit = move |round: Round| sender.send(round).expect("it is received");
+    metrics.record_rounds(RoundRecorder::new(Box::new(emit)));
+    let mut fixture = fixture_with(Arc::clone(&metrics), Position::starting(Offset(0)), 0, false, 1 << 20);
+    let (now, recorder) = (Instant::now(), metrics.rounds().expect("it is set"));
+    for (records, first_offset) in [(1500, 0), (10, 1500), (0, 1510), (40, 1510)] {
+        fixture.script.push((0..records).map(|n| (T + n, T)));
+        fixture.epoch(&Tick::new(T));
+        let epoch = fixture.epoch;
+        let transaction = Transaction { first: epoch, last: epoch, step: Step { begun: now, ended: now } };
+        let (sink, outputs, attempts, error) = ("memory".to_owned(), 1, 1, None);
+        recorder.transacted(SinkTransaction { sink, transaction, outputs, attempts, error });
+        let (first, last, bound, computed) = (epoch, epoch, None, None);
+        recorder.committed(Epochs { first, last, opened: now, bound, computed, ended: now });
+        let round = rounds.recv().expect("a round");
+        let offsets: Vec<_> = round.links.iter().map(|link| i64::from_be_bytes(link.span_id)).collect();
+        let expected: Vec<_> = (first_offset..first_offset + records.min(MAX_LINKS as i64)).collect();
+        assert_eq!((round.records, offsets), (records as u64, expected));
+    }
+}
+
+#[test]
+fn contexts_are_not_collected_without_a_recorder() {
+    let mut fixture = fixture(Position::starting(Offset(0)), 0, false, 1 << 20);
+    fixture.script.push((0..50).map(|n| (T + n, T)));
+    fixture.epoch(&Tick::new(T));
+    assert_eq!(fixture.script.0.borrow().contexts, []);
 }
