@@ -16,7 +16,7 @@ use crate::config::{
 };
 use crate::connectors::{Check, SinkContext, SourceContext, writable};
 use crate::coordination::{TAKEOVERS_WITHIN_MS, Takeovers};
-use crate::dead_letters::{Database, KafkaTopic, LetterStore, Storage};
+use crate::dead_letters::{Database, KafkaTopic, LastRead, LetterStore, Storage};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use crate::metrics::Metrics;
 use crate::outputs::{OutputMapping, SinkEncoding, SinkJob};
@@ -141,6 +141,7 @@ pub fn dead_letters(config: &Config) -> Option<LetterStore> {
         producer_header,
         format: config.plan.format,
         strict_fields: config.plan.strict_fields,
+        last_read: LastRead::default(),
     })
 }
 

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use headwater::dead_letters::{Filter, KafkaTopic, LetterStore, RetryRequest, Storage};
+use headwater::dead_letters::{Filter, KafkaTopic, LastRead, LetterStore, RetryRequest, Storage};
 use headwater::source::kafka::dead_letters::{self, DeadLetter, DeadLetters};
 use headwater::source::kafka::produce::{Produced, Producer};
 use headwater::source::kafka::retry::{Resend, Retried, Retry, RetryError};
@@ -201,6 +201,7 @@ fn a_topic_of_letters_is_paged_and_single_letters_are_sent_once() {
         producer_header: "producer".to_owned(),
         format: headwater::decode::JSON,
         strict_fields: false,
+        last_read: LastRead::default(),
     };
     let (mut cursor, mut values, mut of_others) = (None, Vec::new(), 0);
     loop {

@@ -22,6 +22,7 @@ pub use purge::Purged;
 pub use retry::{Edit, RetryReport, RetryRequest, Skipped};
 pub use tables::Database;
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::Partition;
@@ -42,6 +43,9 @@ pub const MAX_PAGE: usize = 1000;
 
 /// The time in which a topic is read.
 const READ_TIME: Duration = Duration::from_secs(20);
+
+/// The time for which the retry ledger is not read again. To read it takes a connection to Kafka of its own.
+const LEDGER_AGE: Duration = Duration::from_secs(1);
 
 /// A topic of a Kafka cluster.
 #[derive(Clone, Debug)]
@@ -80,6 +84,40 @@ pub struct LetterStore {
     pub format: Format,
     /// True if a malformed optional field rejects a record.
     pub strict_fields: bool,
+    /// The retry ledger, as it was read last.
+    pub last_read: LastRead,
+}
+
+/// The retry ledger, as it was read last, if it was. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct LastRead(Arc<Mutex<Option<ReadLedger>>>);
+
+/// A retry ledger, and when it was read.
+#[derive(Debug)]
+struct ReadLedger {
+    when: Instant,
+    /// None if it could not be read.
+    ledger: Option<Arc<RetryLedger>>,
+}
+
+impl LastRead {
+    /// Returns the ledger if it was read within [`LEDGER_AGE`], else reads it. Of several callers one reads.
+    fn or_read(&self, read: impl FnOnce() -> Option<RetryLedger>) -> Option<Arc<RetryLedger>> {
+        let mut last = self.0.lock().expect("no holder of the lock panics");
+        if let Some(ReadLedger { when, ledger }) = &*last
+            && when.elapsed() < LEDGER_AGE
+        {
+            return ledger.clone();
+        }
+        let ledger = read().map(Arc::new);
+        *last = Some(ReadLedger { when: Instant::now(), ledger: ledger.clone() });
+        ledger
+    }
+
+    /// Makes the next caller read the ledger.
+    fn forget(&self) {
+        *self.0.lock().expect("no holder of the lock panics") = None;
+    }
 }
 
 /// Letters, and where the next page begins.
@@ -181,7 +219,7 @@ impl LetterStore {
         };
         let ledger = if raw.letters.is_empty() { None } else { self.retry_ledger() };
         Ok(Page {
-            dead_letters: raw.letters.iter().map(|letter| self.shown(letter, ledger.as_ref())).collect(),
+            dead_letters: raw.letters.iter().map(|letter| self.shown(letter, ledger.as_deref())).collect(),
             next_cursor: raw.cursor,
             of_other_pipelines: raw.of_other_pipelines,
         })
@@ -219,7 +257,7 @@ impl LetterStore {
     pub fn letter(&self, id: LetterId) -> Result<Option<Letter>, LettersError> {
         let found = self.raw_letter(id)?;
         let ledger = if found.is_some() { self.retry_ledger() } else { None };
-        Ok(found.map(|letter| self.shown(&letter, ledger.as_ref())))
+        Ok(found.map(|letter| self.shown(&letter, ledger.as_deref())))
     }
 
     /// Returns a letter as it is stored, if it is one of this pipeline.
@@ -265,15 +303,14 @@ impl LetterStore {
     }
 
     /// Reads the retry ledger; None if it cannot be read. It is empty if the source has no topic to send letters to.
-    fn retry_ledger(&self) -> Option<RetryLedger> {
-        let Some(source) = &self.source else { return Some(RetryLedger::default()) };
-        match RetryLedger::read(&source.brokers, &source.options, &self.pipeline) {
-            Ok(ledger) => Some(ledger),
-            Err(error) => {
-                tracing::warn!(%error, "cannot read which dead letters were sent again");
-                None
-            }
-        }
+    fn retry_ledger(&self) -> Option<Arc<RetryLedger>> {
+        let Some(source) = &self.source else { return Some(Arc::default()) };
+        let read = || RetryLedger::read(&source.brokers, &source.options, &self.pipeline);
+        self.last_read.or_read(|| {
+            read()
+                .inspect_err(|error| tracing::warn!(%error, "cannot read which dead letters were sent again"))
+                .ok()
+        })
     }
 }
 

@@ -108,7 +108,13 @@ impl LetterStore {
         };
         let letters = self.chosen(ids, filter)?.take(limit.map_or(usize::MAX, |limit| limit as usize));
         let resends = letters.map(|letter| self.resend(letter?, edit.as_ref()));
-        let retried = if request.dry_run { retry.dry_run(resends)? } else { retry.run(resends)? };
+        let retried = if request.dry_run {
+            retry.dry_run(resends)?
+        } else {
+            let retried = retry.run(resends);
+            self.last_read.forget();
+            retried?
+        };
         Ok(RetryReport::new(&retried, request.dry_run))
     }
 
@@ -231,7 +237,26 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::dead_letters::LastRead;
     use crate::dead_letters::letter::tests::letter;
+
+    #[test]
+    fn the_ledger_is_read_again_once_it_is_forgotten() {
+        let (last, mut reads) = (LastRead::default(), 0);
+        for forget in [false, false, true, false] {
+            if forget {
+                last.forget();
+            }
+            assert!(
+                last.or_read(|| {
+                    reads += 1;
+                    None
+                })
+                .is_none()
+            );
+        }
+        assert_eq!(reads, 2, "also if it could not be read");
+    }
 
     #[test]
     fn a_value_made_from_a_masked_one_is_refused() {
@@ -243,6 +268,7 @@ mod tests {
             producer_header: String::new(),
             format: crate::decode::JSON,
             strict_fields: false,
+            last_read: LastRead::default(),
         };
         let original = letter(br#"{"card":"4711","a":1}"#);
         let check = |store: &LetterStore, value: &[u8]| store.check_unmasked(&original, value);

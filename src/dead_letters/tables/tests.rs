@@ -1,4 +1,4 @@
-use super::super::{LetterStore, Storage};
+use super::super::{LastRead, LetterStore, Storage};
 use super::*;
 
 /// Creates a database with these rows: offset, reason, field, timestamp. Returns its folder and its letters.
@@ -21,6 +21,7 @@ fn store(rows: &[(i64, &str, Option<&str>, &str)]) -> (tempfile::TempDir, Letter
         producer_header: String::new(),
         format: crate::decode::JSON,
         strict_fields: false,
+        last_read: LastRead::default(),
     };
     (folder, store)
 }
