@@ -5,6 +5,7 @@
 mod deliveries;
 mod health;
 mod progress;
+mod registrar;
 mod renamed;
 mod snapshot;
 mod spans;
@@ -26,6 +27,7 @@ pub use self::health::Unready;
 use self::health::{Frontier, Health};
 pub use self::progress::PartitionTime;
 use self::progress::Progress;
+use self::registrar::Registrar;
 pub use self::snapshot::{
     CheckpointStatus, FrontierStatus, LatencyStatus, PartitionStatus, SinkStatus, Snapshot, WatermarkStatus,
     time_text,
@@ -542,32 +544,6 @@ impl Times {
         let (below, before) = if at == 0 { (0.0, 0) } else { self.0[at - 1] };
         let (bound, count) = self.0[at];
         Some((below + (bound - below) * (rank - before as f64) / (count - before) as f64).min(greatest))
-    }
-}
-
-/// A helper that creates and registers metrics.
-struct Registrar<'a>(&'a Registry);
-
-impl Registrar<'_> {
-    fn register<C: Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
-        self.0.register(Box::new(collector.clone()))?;
-        Ok(collector)
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-        self.register(IntGauge::new(name, help)?)
-    }
-
-    fn float_gauge(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
-        self.register(Gauge::new(name, help)?)
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
-        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 }
 

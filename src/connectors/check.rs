@@ -60,7 +60,7 @@ impl Check {
 }
 
 /// Returns an error with its causes, without repetitions.
-fn causes(error: &dyn Error) -> String {
+pub fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

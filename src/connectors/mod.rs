@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use headwater_dataflows::Offset;
 
-pub(crate) use self::check::{Check, counted, databases, writable};
+pub(crate) use self::check::{Check, causes, counted, databases, writable};
 pub use self::file::{FileSinkConfig, FileSourceConfig};
 pub use self::kafka::{KafkaSinkConfig, KafkaSourceConfig};
 pub use self::outputs::{OutputKind, TablesConfig, index_of, table_of};

@@ -12,6 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::api::{Answer, Api, Parameters, time_ms};
 use super::problem::Problem;
+use crate::connectors::causes;
 use crate::dead_letters::{
     Edit, Filter, Groups, Letter, LetterId, LetterStore, LettersError, MAX_PAGE, Page, RetryReport,
     RetryRequest,
@@ -205,15 +206,7 @@ async fn read<T: Send + 'static>(
 }
 
 fn problem(error: &LettersError) -> Problem {
-    let text = {
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(next) = cause {
-            text.push_str(&format!(": {next}"));
-            cause = next.source();
-        }
-        text
-    };
+    let text = causes(error);
     match error {
         LettersError::NotFound(_) => Problem::not_found(text),
         LettersError::NoSourceTopic => Problem::conflict(text),

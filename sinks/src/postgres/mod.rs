@@ -105,7 +105,7 @@ struct Open {
     runtime: Runtime,
     writer: Writer,
     stored: Stored,
-    /// Kept for its thread, which ends with the sink.
+    /// The thread that maintains the tables. Dropping this ends it.
     _maintenance: Option<Maintenance>,
 }
 
