@@ -7,9 +7,10 @@ use headwater_dataflows::patterns::Location;
 use headwater_dataflows::{EventTime, KeyHash, Position, prefetch};
 use serde::{Deserialize, Serialize};
 
+use crate::fields::{FieldId, Value};
 use crate::json;
 
-/// The type of an event.
+/// The type of a standard event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum EventType {
     /// A payment.
@@ -137,14 +138,68 @@ pub(crate) struct Body {
     pub session_id: Span,
     pub device_id: Span,
     pub attributes: Span,
-    pub event_type: EventType,
+    pub kind: Kind,
+}
+
+/// The type of an event, and what an event has beyond the standard one.
+///
+/// Checkpoints store the first four variants as earlier releases stored the event type.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    Transaction,
+    UserActivity,
+    IotSensor,
+    ApiCall,
+    Extended(Box<Extension>),
+}
+
+impl From<EventType> for Kind {
+    fn from(event_type: EventType) -> Kind {
+        match event_type {
+            EventType::Transaction => Kind::Transaction,
+            EventType::UserActivity => Kind::UserActivity,
+            EventType::IotSensor => Kind::IotSensor,
+            EventType::ApiCall => Kind::ApiCall,
+        }
+    }
+}
+
+/// What an event has beyond the standard one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Extension {
+    /// The type of the event, which may be any text.
+    pub event_type: Span,
+    /// The user, also if the event's key is another.
+    pub user_id: Span,
+    /// True if the id is that of a field, by which duplicates are recognised; false if it is made of the position.
+    pub has_id: bool,
+    /// The values of the user's own fields, in the order of the layout.
+    pub own: Box<[Slot]>,
+}
+
+/// The value of one of the user's own fields.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Slot {
+    Absent,
+    String(Span),
+    Decimal(i64),
+    Integer(i64),
+    Float(f64),
+    Boolean(bool),
+    Timestamp(i64),
+    Location(f64, f64),
 }
 
 impl Body {
     /// Returns true if all spans lie within the text.
     fn is_valid(&self) -> bool {
         let Body { currency, merchant_id, merchant_category, ip_address, session_id, .. } = *self;
+        let extension = self.extension();
         let required = [self.key, self.id];
+        let own = extension.iter().flat_map(|extension| &extension.own).filter_map(|slot| match slot {
+            Slot::String(span) => Some(*span),
+            _ => None,
+        });
         let optional = [
             currency,
             merchant_id,
@@ -153,10 +208,20 @@ impl Body {
             session_id,
             self.device_id,
             self.attributes,
+            extension.map_or(Span::ABSENT, |extension| extension.user_id),
+            extension.map_or(Span::ABSENT, |extension| extension.event_type),
         ];
         self.text.get(..self.original as usize).is_some()
             && required.iter().all(|span| span.of(&self.text).is_some())
-            && optional.iter().all(|span| *span == Span::ABSENT || span.of(&self.text).is_some())
+            && (optional.into_iter().chain(own))
+                .all(|span| span == Span::ABSENT || span.of(&self.text).is_some())
+    }
+
+    fn extension(&self) -> Option<&Extension> {
+        match &self.kind {
+            Kind::Extended(extension) => Some(extension),
+            _ => None,
+        }
     }
 }
 
@@ -224,9 +289,64 @@ impl Event {
         self.body.id.of(&self.body.text).unwrap_or_default()
     }
 
-    /// Returns the event type.
-    pub fn event_type(&self) -> EventType {
-        self.body.event_type
+    /// Returns the event type: one of those of [`EventType`], or a text of the user's own.
+    pub fn event_type(&self) -> &str {
+        match &self.body.kind {
+            Kind::Transaction => EventType::Transaction.as_str(),
+            Kind::UserActivity => EventType::UserActivity.as_str(),
+            Kind::IotSensor => EventType::IotSensor.as_str(),
+            Kind::ApiCall => EventType::ApiCall.as_str(),
+            Kind::Extended(extension) => extension.event_type.of(&self.body.text).unwrap_or_default(),
+        }
+    }
+
+    /// Returns the id of the user, whether or not it is the event's key.
+    pub fn user_id(&self) -> Option<&str> {
+        match &self.body.kind {
+            Kind::Extended(extension) => extension.user_id.of(&self.body.text),
+            _ => match split_key(self.key()) {
+                (KeyKind::User, id) => Some(id),
+                _ => None,
+            },
+        }
+    }
+
+    /// Returns the value of a field.
+    pub fn value(&self, field: FieldId) -> Value<'_> {
+        fn text(text: Option<&str>) -> Value<'_> {
+            text.map_or(Value::Absent, Value::String)
+        }
+        match field {
+            FieldId::EVENT_ID => Value::String(self.id()),
+            FieldId::EVENT_TYPE => Value::String(self.event_type()),
+            FieldId::USER_ID => text(self.user_id()),
+            FieldId::DEVICE_ID => text(self.device_id()),
+            FieldId::EVENT_TIME => Value::Timestamp(self.event_time.0),
+            FieldId::AMOUNT => self.body.amount.map_or(Value::Absent, Value::Decimal),
+            FieldId::CURRENCY => text(self.currency()),
+            FieldId::MERCHANT_ID => text(self.merchant_id()),
+            FieldId::MERCHANT_CATEGORY => text(self.merchant_category()),
+            FieldId::IP_ADDRESS => text(self.ip_address()),
+            FieldId::SESSION_ID => text(self.session_id()),
+            FieldId::LOCATION => self.location().map_or(Value::Absent, Value::Location),
+            FieldId::ATTRIBUTES => self.attributes().map_or(Value::Absent, Value::Object),
+            own => self.own(own),
+        }
+    }
+
+    /// Returns the value of one of the user's own fields.
+    fn own(&self, field: FieldId) -> Value<'_> {
+        let slot = field.own().and_then(|at| self.body.extension()?.own.get(at));
+        match *slot.unwrap_or(&Slot::Absent) {
+            Slot::Absent => Value::Absent,
+            Slot::String(span) => span.of(&self.body.text).map_or(Value::Absent, Value::String),
+            Slot::Decimal(micros) => Value::Decimal(micros),
+            Slot::Integer(integer) => Value::Integer(integer),
+            Slot::Float(float) => Value::Float(float),
+            Slot::Boolean(boolean) => Value::Boolean(boolean),
+            Slot::Timestamp(ms) => Value::Timestamp(ms),
+            Slot::Location(lat, lon) => Value::Location(Location { lat, lon }),
+        }
     }
 
     /// Returns the key with its prefix: `u` or `d` for user or device, then its name.
@@ -308,13 +428,9 @@ impl Event {
                 json::write_string(out, value);
             }
         };
-        let (kind, key) = split_key(self.key());
         text("\"event_id\":", Some(self.id()));
-        text(",\"event_type\":", Some(self.body.event_type.as_str()));
-        match kind {
-            KeyKind::User => text(",\"user_id\":", Some(key)),
-            KeyKind::Device => {}
-        }
+        text(",\"event_type\":", Some(self.event_type()));
+        text(",\"user_id\":", self.user_id());
         text(",\"device_id\":", self.device_id());
         text(",\"currency\":", self.currency());
         text(",\"merchant_id\":", self.merchant_id());
@@ -362,6 +478,9 @@ impl headwater_dataflows::Event for Event {
     }
 
     fn id(&self) -> Option<&[u8]> {
+        if self.body.extension().is_some_and(|extension| !extension.has_id) {
+            return None;
+        }
         let (start, end) = self.body.id.bounds();
         self.body.text.as_bytes().get(start..end)
     }

@@ -15,6 +15,7 @@ pub mod dead_letters;
 pub mod decode;
 pub mod embed;
 pub mod event;
+pub mod fields;
 pub mod http;
 pub mod json;
 pub mod ledger;

@@ -235,7 +235,7 @@ impl EventBuilder<'_> {
             session_id,
             device_id,
             attributes,
-            event_type,
+            kind: event_type.into(),
         };
         Ok(Event { position: raw.position, event_time, key_hash, body: Arc::new(body) })
     }

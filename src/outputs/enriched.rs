@@ -87,7 +87,7 @@ impl Output for Arrival<'_> {
             .cell(Cell::Int(event.position().offset.0))
             .cell(Cell::Int(epoch.0 as i64))
             .cell(Cell::Text(event.id()))
-            .cell(Cell::Text(event.event_type().as_str()))
+            .cell(Cell::Text(event.event_type()))
             .cell(Cell::Text(kind.as_str()))
             .cell(Cell::Text(key))
             .cell(Cell::Time(event.event_time().0))

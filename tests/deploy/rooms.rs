@@ -6,10 +6,11 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 27] = [
+const LAYERS: [&str; 28] = [
     "json",
     "wall",
     "logging",
+    "fields",
     "event",
     "coordination",
     "rounds",

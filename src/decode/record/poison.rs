@@ -47,7 +47,7 @@ fn member_of(event: &Event, member: &str) -> Json {
     let (kind, key) = split_key(event.key());
     match member {
         "event_id" => event.id().into(),
-        "event_type" => event.event_type().as_str().into(),
+        "event_type" => event.event_type().into(),
         "key_kind" => kind.as_str().into(),
         "key" => key.into(),
         "event_time" => event.event_time().0.into(),

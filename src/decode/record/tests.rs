@@ -33,7 +33,7 @@ fn with(name: &str, value: Option<&str>) -> String {
 #[test]
 fn a_record_becomes_an_event_with_all_its_fields() {
     let event = decode(VALID).expect("valid");
-    assert_eq!((event.id(), event.key(), event.event_type()), ("e1", "uu1", EventType::Transaction));
+    assert_eq!((event.id(), event.key(), event.event_type()), ("e1", "uu1", "transaction"));
     assert_eq!(event.event_time(), EventTime(1_767_323_045_678));
     assert_eq!(
         (event.amount(), event.currency(), event.merchant_id()),
