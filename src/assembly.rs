@@ -139,8 +139,7 @@ pub fn dead_letters(config: &Config) -> Option<LetterStore> {
         source,
         mask: config.masked_fields.clone(),
         producer_header,
-        format: config.plan.format,
-        strict_fields: config.plan.strict_fields,
+        decoding: config.plan.decoding.clone(),
         last_read: LastRead::default(),
     })
 }

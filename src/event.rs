@@ -1,5 +1,6 @@
 //! Events: decoded records.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use headwater_dataflows::patterns::Location;
 use headwater_dataflows::{EventTime, KeyHash, Position, prefetch};
 use serde::{Deserialize, Serialize};
 
-use crate::fields::{FieldId, Value};
+use crate::fields::{FieldId, Layout, Value};
 use crate::json;
 
 /// The type of a standard event.
@@ -44,36 +45,78 @@ impl EventType {
 
 /// The kind of a key. User 42 and device 42 are different keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum KeyKind {
+pub enum KeyKind<'a> {
     /// A user.
     User,
     /// A device.
     Device,
+    /// A key of the user's own, with its name in `[keys]`.
+    Own(&'a str),
+    /// No key: the event has neither user nor device.
+    Absent,
 }
 
-impl KeyKind {
+impl<'a> KeyKind<'a> {
     /// Returns the name in outputs.
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'a str {
         match self {
             KeyKind::User => "user",
             KeyKind::Device => "device",
+            KeyKind::Own(name) => name,
+            KeyKind::Absent => "none",
         }
     }
 
-    /// Returns the prefix of keys of this kind.
-    pub(crate) fn letter(self) -> u8 {
-        match self {
-            KeyKind::User => b'u',
-            KeyKind::Device => b'd',
+    /// Returns the kind of this name.
+    pub fn parse(name: &'a str) -> KeyKind<'a> {
+        match name {
+            "user" => KeyKind::User,
+            "device" => KeyKind::Device,
+            "none" => KeyKind::Absent,
+            own => KeyKind::Own(own),
         }
+    }
+
+    /// Returns a key of this kind with its prefix. It identifies the key among those of all kinds.
+    pub fn prefixed(self, key: &str) -> String {
+        let mut prefixed = String::with_capacity(key.len() + 1);
+        self.push_prefixed(key, &mut prefixed);
+        prefixed
+    }
+
+    /// Appends a key of this kind with its prefix.
+    pub fn push_prefixed(self, key: &str, out: &mut String) {
+        match self {
+            KeyKind::User => out.push('u'),
+            KeyKind::Device => out.push('d'),
+            KeyKind::Own(name) => out.extend(["k", name, ":"]),
+            KeyKind::Absent => out.push('n'),
+        }
+        out.push_str(key);
     }
 }
 
-/// Splits a key with its prefix, `u42` or `d42`, into its kind and its name.
-pub fn split_key(key: &str) -> (KeyKind, &str) {
-    match key.strip_prefix('d') {
-        Some(id) => (KeyKind::Device, id),
-        None => (KeyKind::User, key.strip_prefix('u').unwrap_or(key)),
+/// The number of keys that stand for none. The ids of events without a key are distinguished in these, so that what
+/// is remembered of them is bounded.
+const ABSENT_KEYS: u64 = 1024;
+
+/// Returns the key, with its prefix, of an event without a key whose id has this hash.
+pub(crate) fn absent_key(id: KeyHash) -> String {
+    KeyKind::Absent.prefixed(&(id.0 % ABSENT_KEYS).to_string())
+}
+
+/// Splits a key with its prefix into its kind and its name, which is empty if there is no key.
+pub fn split_key(key: &str) -> (KeyKind<'_>, &str) {
+    let mut rest = key.chars();
+    match rest.next() {
+        Some('u') => (KeyKind::User, rest.as_str()),
+        Some('d') => (KeyKind::Device, rest.as_str()),
+        Some('n') => (KeyKind::Absent, ""),
+        Some('k') => match rest.as_str().split_once(':') {
+            Some((name, key)) => (KeyKind::Own(name), key),
+            None => (KeyKind::Absent, ""),
+        },
+        _ => (KeyKind::Absent, ""),
     }
 }
 
@@ -421,7 +464,7 @@ impl Event {
     }
 
     /// Appends the members of the event's JSON object, without braces.
-    pub fn write_members(&self, out: &mut Vec<u8>) {
+    pub fn write_members(&self, layout: &Layout, out: &mut Vec<u8>) {
         let mut text = |name: &str, value: Option<&str>| {
             if let Some(value) = value {
                 out.extend_from_slice(name.as_bytes());
@@ -445,16 +488,73 @@ impl Event {
             json::write_micros(out, amount);
         }
         if let Some((lat, lon)) = self.body.location {
-            out.extend_from_slice(b",\"location\":{\"lat\":");
-            json::write_float(out, lat);
-            out.extend_from_slice(b",\"lon\":");
-            json::write_float(out, lon);
-            out.push(b'}');
+            out.extend_from_slice(b",\"location\":");
+            write_value(Value::Location(Location { lat, lon }), out);
         }
         if let Some(attributes) = self.attributes() {
             out.extend_from_slice(b",\"attributes\":");
             out.extend_from_slice(attributes.as_bytes());
         }
+        self.write_own(layout, true, out);
+    }
+
+    /// Returns the attributes and the user's own fields as one JSON object; None if there are neither.
+    pub fn all_attributes(&self, layout: &Layout) -> Option<Cow<'_, str>> {
+        let attributes = self.attributes();
+        if self.body.extension().is_none_or(|extension| extension.own.is_empty()) {
+            return attributes.map(Cow::Borrowed);
+        }
+        let members = attributes.map_or("", |object| object[1..object.len() - 1].trim());
+        let mut out = Vec::with_capacity(members.len() + 64);
+        out.push(b'{');
+        out.extend_from_slice(members.as_bytes());
+        self.write_own(layout, !members.is_empty(), &mut out);
+        out.push(b'}');
+        Some(Cow::Owned(String::from_utf8(out).expect("JSON is UTF-8")))
+    }
+
+    /// Appends the user's own fields that the event has, as members of a JSON object.
+    fn write_own(&self, layout: &Layout, mut comma: bool, out: &mut Vec<u8>) {
+        if self.body.extension().is_none() {
+            return;
+        }
+        for (field, name, _) in layout.own() {
+            let value = self.own(field);
+            if value == Value::Absent {
+                continue;
+            }
+            if std::mem::replace(&mut comma, true) {
+                out.push(b',');
+            }
+            json::write_string(out, name);
+            out.push(b':');
+            write_value(value, out);
+        }
+    }
+}
+
+/// Appends a value as JSON.
+fn write_value(value: Value<'_>, out: &mut Vec<u8>) {
+    match value {
+        Value::Absent => out.extend_from_slice(b"null"),
+        Value::String(text) => json::write_string(out, text),
+        Value::Decimal(micros) => json::write_micros(out, micros),
+        Value::Integer(integer) => json::write_int(out, integer),
+        Value::Float(float) => json::write_float(out, float),
+        Value::Boolean(boolean) => out.extend_from_slice(if boolean { b"true" } else { b"false" }),
+        Value::Timestamp(ms) => {
+            out.push(b'"');
+            json::write_time(out, ms);
+            out.push(b'"');
+        }
+        Value::Location(Location { lat, lon }) => {
+            out.extend_from_slice(b"{\"lat\":");
+            json::write_float(out, lat);
+            out.extend_from_slice(b",\"lon\":");
+            json::write_float(out, lon);
+            out.push(b'}');
+        }
+        Value::Object(text) => out.extend_from_slice(text.as_bytes()),
     }
 }
 

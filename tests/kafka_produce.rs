@@ -199,8 +199,7 @@ fn a_topic_of_letters_is_paged_and_single_letters_are_sent_once() {
         source: Some(place(&source)),
         mask: Vec::new(),
         producer_header: "producer".to_owned(),
-        format: headwater::decode::JSON,
-        strict_fields: false,
+        decoding: headwater::decode::JSON.standard(),
         last_read: LastRead::default(),
     };
     let (mut cursor, mut values, mut of_others) = (None, Vec::new(), 0);

@@ -60,7 +60,7 @@ pub(super) fn read(
 pub(super) const STRICT_FIELDS: &str = "source.strict_fields";
 
 /// The keys that an epoch's results depend on, besides its records.
-const SEMANTIC_KEYS: [&str; 10] = [
+const SEMANTIC_KEYS: [&str; 11] = [
     "source.kind",
     "source.epoch_records",
     "source.max_jump",
@@ -69,6 +69,7 @@ const SEMANTIC_KEYS: [&str; 10] = [
     "time.idle_advance",
     "limits.dedup_horizon",
     "state.ttl",
+    "fields.",
     "windows",
     "patterns",
 ];
@@ -93,7 +94,7 @@ impl Config {
                 format!("{key} = {value}\n")
             }
         });
-        let decoder = match self.plan.format {
+        let decoder = match self.plan.decoding.format {
             // Pipelines that were started before there were formats recorded only the version.
             Format { name: "json", version, .. } => format!("decoder = {version}\n"),
             Format { name, version, .. } => format!("decoder = {name} {version}\n"),

@@ -5,6 +5,7 @@
 
 mod change;
 mod checkpoint;
+mod fields;
 mod http;
 mod keys;
 mod ledger;
@@ -35,6 +36,7 @@ use headwater_dataflows::windows::EmitPolicy;
 use headwater_dataflows::{Emission, Epoch};
 
 use crate::coordination::{AcceptedLoss, Skip};
+use crate::decode::Decoding;
 use crate::outputs::Severity;
 use crate::pipeline::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Time,
@@ -282,6 +284,8 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         }
     };
 
+    let fields = top.section("fields", diagnostics).and_then(|section| fields::read(section, diagnostics));
+
     let time = read_time(top.section_or_default("time", diagnostics), decode_settings, diagnostics);
     let limits = read_limits(top.section_or_default("limits", diagnostics), diagnostics);
     let epoch_ms = time.map_or(10, |time| time.epoch.as_millis() as u64).max(1);
@@ -315,8 +319,11 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     Some(Config {
         plan: Plan {
             pipeline: pipeline?.into(),
-            strict_fields: decode_settings?.strict_fields,
-            format: decode_settings?.format,
+            decoding: Decoding {
+                format: decode_settings?.format,
+                fields,
+                strict: decode_settings?.strict_fields,
+            },
             source_topic: match &source {
                 Some(SourceConfig::Kafka(kafka)) => Some(kafka.topic.as_str().into()),
                 _ => None,

@@ -31,7 +31,7 @@ use serde::Serialize;
 use thiserror::Error;
 use utoipa::ToSchema;
 
-use crate::decode::Format;
+use crate::decode::Decoding;
 use crate::source::SourceError;
 use crate::source::kafka::dead_letters::DeadLetter;
 use crate::source::kafka::letter_topic::LetterTopic;
@@ -80,10 +80,8 @@ pub struct LetterStore {
     pub mask: Vec<String>,
     /// The header of source records that names their producer.
     pub producer_header: String,
-    /// The format of records, which decides whether an edited record is accepted.
-    pub format: Format,
-    /// True if a malformed optional field rejects a record.
-    pub strict_fields: bool,
+    /// How records are decoded, which decides whether an edited record is accepted.
+    pub decoding: Decoding,
     /// The retry ledger, as it was read last.
     pub last_read: LastRead,
 }

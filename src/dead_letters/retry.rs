@@ -172,7 +172,7 @@ impl LetterStore {
             retries: 0,
             producer: None,
         };
-        match self.format.decoder(self.strict_fields).decode(raw) {
+        match self.decoding.decoder().decode(raw) {
             Ok(_) => Ok(Resend { letter, edited: Some(edited) }),
             Err(rejection) => Err(failed(format!("would be rejected again: {}", rejection.message))),
         }
@@ -266,8 +266,7 @@ mod tests {
             source: None,
             mask: vec!["card".to_owned()],
             producer_header: String::new(),
-            format: crate::decode::JSON,
-            strict_fields: false,
+            decoding: crate::decode::JSON.standard(),
             last_read: LastRead::default(),
         };
         let original = letter(br#"{"card":"4711","a":1}"#);

@@ -3,18 +3,22 @@
 //! A record is scanned once. The scan collects the values of its known fields, which are validated afterwards, so that
 //! a record that is not JSON is rejected as malformed, whatever else is wrong with it.
 
+mod fields;
 mod number;
 mod record;
 mod scan;
 
+pub use fields::{Const, FieldMap, FieldSource, Form, MAX_OWN, MappedDecoder, MappedField, Path, TimeFormat};
 pub use record::{JSON, JsonDecoder};
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use headwater_dataflows::EventTime;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
+use crate::fields::Layout;
 use crate::source::Raw;
 
 /// Parses an RFC 3339 time with an offset. Returns milliseconds since 1970.
@@ -23,6 +27,11 @@ use crate::source::Raw;
 /// If the text is not such a time; the error says why.
 pub fn rfc3339_ms(text: &str) -> Result<i64, &'static str> {
     number::rfc3339(text)
+}
+
+/// Parses a decimal number. Returns millionths, rounded half to even; None if it is no number, or above 10^12 in size.
+pub fn decimal_micros(text: &str) -> Option<i64> {
+    number::is_number(text).then(|| number::micros(text).ok())?
 }
 
 /// A decoder of records into events.
@@ -44,17 +53,41 @@ pub struct Format {
     pub name: &'static str,
     /// The version of the decoder. It is raised when the same bytes decode to another event, or to none.
     pub version: u32,
-    /// Creates a decoder that rejects records with a malformed optional field, if the argument is true.
-    new: fn(bool) -> Box<dyn Decoder>,
+    /// Creates a decoder of these fields, or of those of the standard event, which rejects records with a malformed
+    /// optional field if the second argument is true.
+    new: fn(Option<Arc<FieldMap>>, bool) -> Box<dyn Decoder>,
 }
 
 /// All formats; the first is the default.
 pub const FORMATS: &[Format] = &[JSON];
 
 impl Format {
-    /// Creates a decoder that treats optional fields with an error as absent or, if `is_strict`, rejects their records.
-    pub fn decoder(&self, is_strict: bool) -> Box<dyn Decoder> {
-        (self.new)(is_strict)
+    /// Returns how records of this format are decoded into standard events.
+    pub fn standard(self) -> Decoding {
+        Decoding { format: self, fields: None, strict: false }
+    }
+}
+
+/// How records are decoded.
+#[derive(Clone, Debug)]
+pub struct Decoding {
+    /// The format of records.
+    pub format: Format,
+    /// The fields of events; None for those of the standard event.
+    pub fields: Option<Arc<FieldMap>>,
+    /// True if a malformed optional field rejects the record; false if the field is treated as absent.
+    pub strict: bool,
+}
+
+impl Decoding {
+    /// Creates a decoder.
+    pub fn decoder(&self) -> Box<dyn Decoder> {
+        (self.format.new)(self.fields.clone(), self.strict)
+    }
+
+    /// Returns the names and types of the fields of events.
+    pub fn layout(&self) -> Arc<Layout> {
+        self.fields.as_ref().map(|fields| Arc::clone(fields.layout())).unwrap_or_default()
     }
 }
 
@@ -62,7 +95,7 @@ impl Format {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
     /// The name of the field.
-    pub field: &'static str,
+    pub field: Cow<'static, str>,
     /// The error message.
     pub message: String,
 }
@@ -130,8 +163,12 @@ impl Rejection {
         Rejection { reason: Reason::Malformed, field: field.map(Cow::Borrowed), message: message.into() }
     }
 
-    fn invalid(field: &'static str, message: impl Into<String>) -> Rejection {
-        Rejection { reason: Reason::Invalid, field: Some(Cow::Borrowed(field)), message: message.into() }
+    fn malformed_at(field: Option<String>, message: impl Into<String>) -> Rejection {
+        Rejection { reason: Reason::Malformed, field: field.map(Cow::Owned), message: message.into() }
+    }
+
+    fn invalid(field: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Rejection {
+        Rejection { reason: Reason::Invalid, field: Some(field.into()), message: message.into() }
     }
 
     /// Returns the rejection of an event whose time is more than `skew_ms` milliseconds after the earlier of its record

@@ -8,6 +8,11 @@ const MAX_AMOUNT: u64 = 10u64.pow(18);
 /// Parses a JSON number as an amount in millionths: at most 10^12 in absolute value, rounded half to even at the sixth
 /// decimal.
 pub(super) fn micros(text: &str) -> Result<i64, &'static str> {
+    scaled_micros(text, 0)
+}
+
+/// Parses a JSON number that counts units of ten to the power of −`scale`, as [`micros`] does.
+pub(super) fn scaled_micros(text: &str, scale: i64) -> Result<i64, &'static str> {
     const TOO_LARGE: &str = "is larger than 10^12";
     let (negative, digits) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -27,7 +32,7 @@ pub(super) fn micros(text: &str) -> Result<i64, &'static str> {
             if text.starts_with('-') { -size } else { size }
         }
     };
-    let decimals = fraction.len() as i64 - exponent;
+    let decimals = fraction.len() as i64 - exponent + scale;
     // The number of digits after the sixth decimal.
     let dropped = usize::try_from(decimals - 6).unwrap_or(0);
     let kept = (whole.len() + fraction.len()).saturating_sub(dropped);
@@ -119,7 +124,15 @@ pub(super) fn millis(text: &str) -> Result<i64, Cow<'static, str>> {
     ms.and_then(in_range).ok_or(Cow::Borrowed("is not within the years 1970 to 9999"))
 }
 
-fn in_range(ms: i64) -> Option<i64> {
+/// Parses a JSON number that counts units of ten to the power of −`scale` seconds since 1970. Returns milliseconds;
+/// finer digits are dropped.
+pub(super) fn unix_ms(text: &str, scale: i64) -> Result<i64, &'static str> {
+    let micros = scaled_micros(text, scale).ok().map(|micros| micros.div_euclid(1000));
+    micros.and_then(in_range).ok_or("is not within the years 1970 to 9999")
+}
+
+/// Returns an instant that is within the years 1970 to 9999.
+pub(super) fn in_range(ms: i64) -> Option<i64> {
     (0..=LAST_MS).contains(&ms).then_some(ms)
 }
 

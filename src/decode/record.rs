@@ -6,7 +6,7 @@ use std::sync::Arc;
 use headwater_dataflows::{EventTime, KeyHash};
 
 use super::scan::{Scanner, SyntaxError, Text, Value};
-use super::{Decoder, FieldError, Format, Rejection, number};
+use super::{Decoder, FieldError, Format, MappedDecoder, Rejection, number};
 use crate::event::{Body, Event, EventType, KeyKind, RecordKey, Span};
 use crate::source::Raw;
 
@@ -14,7 +14,7 @@ use crate::source::Raw;
 const MAX_RECORD: usize = 1 << 20;
 
 /// The maximum size of the attributes' text, in bytes.
-const MAX_ATTRIBUTES: usize = 64 << 10;
+pub(super) const MAX_ATTRIBUTES: usize = 64 << 10;
 
 /// The known fields, in the order of their validation.
 const FIELDS: [&str; 13] = [
@@ -71,8 +71,14 @@ fn field(name: &str) -> Option<usize> {
 }
 
 /// The format JSON: one object per record.
-pub const JSON: Format =
-    Format { name: "json", version: 2, new: |is_strict| Box::new(JsonDecoder::new(is_strict)) };
+pub const JSON: Format = Format {
+    name: "json",
+    version: 2,
+    new: |fields, is_strict| match fields {
+        None => Box::new(JsonDecoder::new(is_strict)),
+        Some(fields) => Box::new(MappedDecoder::new(fields, is_strict)),
+    },
+};
 
 /// A decoder of JSON objects.
 #[derive(Default)]
@@ -93,18 +99,7 @@ impl Decoder for JsonDecoder {
     }
 
     fn decode(&mut self, raw: Raw<'_>) -> Result<Event, Rejection> {
-        let Some(bytes) = raw.value else {
-            return Err(Rejection::malformed(None, "the record has no value"));
-        };
-        if bytes.len() > MAX_RECORD {
-            return Err(Rejection::malformed(
-                None,
-                format!("the record has {} bytes, more than 1 MiB", bytes.len()),
-            ));
-        }
-        let text = std::str::from_utf8(bytes).map_err(|error| {
-            Rejection::malformed(None, format!("not UTF-8 at byte {}", error.valid_up_to()))
-        })?;
+        let text = text_of(&raw)?;
         let mut members = self.scan(text)?;
         self.appended.clear();
         self.errors.clear();
@@ -153,11 +148,26 @@ impl JsonDecoder {
     }
 }
 
-fn leading_space(text: &str) -> usize {
+/// Returns the text of a record.
+pub(super) fn text_of<'a>(raw: &Raw<'a>) -> Result<&'a str, Rejection> {
+    let Some(bytes) = raw.value else {
+        return Err(Rejection::malformed(None, "the record has no value"));
+    };
+    if bytes.len() > MAX_RECORD {
+        return Err(Rejection::malformed(
+            None,
+            format!("the record has {} bytes, more than 1 MiB", bytes.len()),
+        ));
+    }
+    std::str::from_utf8(bytes)
+        .map_err(|error| Rejection::malformed(None, format!("not UTF-8 at byte {}", error.valid_up_to())))
+}
+
+pub(super) fn leading_space(text: &str) -> usize {
     text.bytes().take_while(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t')).count()
 }
 
-fn not_json(SyntaxError { at, what }: SyntaxError) -> Rejection {
+pub(super) fn not_json(SyntaxError { at, what }: SyntaxError) -> Rejection {
     Rejection::malformed(None, format!("not a JSON object: {what} at byte {at}"))
 }
 
@@ -204,13 +214,7 @@ impl EventBuilder<'_> {
             Some(key) if key == self.str(name).as_bytes() => RecordKey::Usual,
             Some(key) => RecordKey::Other(key.into()),
         };
-        let key = self.append(
-            |text, out| {
-                out.push(char::from(kind.letter()));
-                out.push_str(text);
-            },
-            name,
-        );
+        let key = self.append(|text, out| kind.push_prefixed(text, out), name);
         let merchant =
             if merchant_id == Span::ABSENT { 0 } else { KeyHash::of(self.str(merchant_id).as_bytes()).0 };
         let key_hash = KeyHash::of(self.str(key).as_bytes());
@@ -275,7 +279,7 @@ impl EventBuilder<'_> {
         if self.strict || self.is_required(field) {
             return Err(rejection);
         }
-        self.errors.push(FieldError { field: FIELDS[field], message: rejection.message });
+        self.errors.push(FieldError { field: FIELDS[field].into(), message: rejection.message });
         self.members[field] = Value::Null;
         Ok(())
     }
@@ -479,7 +483,7 @@ impl EventBuilder<'_> {
 }
 
 /// Returns latitude and longitude of the object at `start`, which was scanned before and is well-formed.
-fn degrees(text: &str, start: usize) -> Result<(f64, f64), Rejection> {
+pub(super) fn degrees(text: &str, start: usize) -> Result<(f64, f64), Rejection> {
     let (mut lat, mut lon, mut lng) = (Value::Null, Value::Null, Value::Null);
     let _ = Scanner::new(text, start).members(2, &mut |name, value, _| {
         let mut unescaped = String::new();
@@ -508,7 +512,7 @@ fn degrees(text: &str, start: usize) -> Result<(f64, f64), Rejection> {
 
 /// Returns true if every number of a JSON text has at most 1,000 characters and an exponent of at most three digits. A
 /// number that a sink cannot store would stop the pipeline permanently.
-fn numbers_fit(text: &str) -> bool {
+pub(super) fn numbers_fit(text: &str) -> bool {
     let mut rest = text.as_bytes();
     while let Some(&byte) = rest.first() {
         match byte {

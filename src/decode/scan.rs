@@ -21,7 +21,7 @@ pub(super) struct Text {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
     Null,
-    Bool,
+    Bool(bool),
     Number(Range<usize>),
     Text(Text),
     Array,
@@ -47,7 +47,13 @@ impl<'a> Scanner<'a> {
         Err(SyntaxError { at: self.at, what })
     }
 
-    fn peek(&self) -> Option<u8> {
+    /// Returns the text between the quotes of a string.
+    pub fn text(&self, text: &Text) -> &'a str {
+        &self.text[text.range.clone()]
+    }
+
+    /// Returns the next byte.
+    pub fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
 
@@ -63,6 +69,22 @@ impl<'a> Scanner<'a> {
         &mut self,
         depth: usize,
         each: &mut dyn FnMut(Text, Value, Range<usize>),
+    ) -> Result<(), SyntaxError> {
+        self.visit_members(depth, |scanner, name| {
+            let start = scanner.at;
+            let value = scanner.value(depth + 1)?;
+            each(name, value, start..scanner.at);
+            Ok(())
+        })
+    }
+
+    /// Scans an object, and calls `visit` with the name of every member, at the beginning of its value; `visit` scans
+    /// the value.
+    #[inline]
+    pub fn visit_members(
+        &mut self,
+        depth: usize,
+        mut visit: impl FnMut(&mut Self, Text) -> Result<(), SyntaxError>,
     ) -> Result<(), SyntaxError> {
         if depth > MAX_DEPTH {
             return self.fail("values nest deeper than 64");
@@ -85,9 +107,7 @@ impl<'a> Scanner<'a> {
             }
             self.at += 1;
             self.space();
-            let start = self.at;
-            let value = self.value(depth + 1)?;
-            each(name, value, start..self.at);
+            visit(self, name)?;
             self.space();
             match self.peek() {
                 Some(b',') => self.at += 1,
@@ -100,6 +120,38 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Scans an array, and calls `visit` with the index of every element, at its beginning; `visit` scans the element.
+    #[inline]
+    pub fn visit_elements(
+        &mut self,
+        depth: usize,
+        mut visit: impl FnMut(&mut Self, usize) -> Result<(), SyntaxError>,
+    ) -> Result<(), SyntaxError> {
+        if depth > MAX_DEPTH {
+            return self.fail("values nest deeper than 64");
+        }
+        self.at += 1;
+        self.space();
+        if self.peek() == Some(b']') {
+            self.at += 1;
+            return Ok(());
+        }
+        for index in 0.. {
+            self.space();
+            visit(self, index)?;
+            self.space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b']') => {
+                    self.at += 1;
+                    break;
+                }
+                _ => return self.fail("expected ',' or ']'"),
+            }
+        }
+        Ok(())
+    }
+
     /// Checks that nothing but white space follows the outermost value.
     pub fn end(&mut self) -> Result<(), SyntaxError> {
         self.space();
@@ -107,7 +159,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Scans a value; an array or object is at nesting depth `depth`.
-    fn value(&mut self, depth: usize) -> Result<Value, SyntaxError> {
+    pub fn value(&mut self, depth: usize) -> Result<Value, SyntaxError> {
         let start = self.at;
         match self.peek() {
             Some(b'"') => self.string().map(Value::Text),
@@ -116,15 +168,15 @@ impl<'a> Scanner<'a> {
                 Ok(Value::Object(start..self.at))
             }
             Some(b'[') => {
-                self.array(depth)?;
+                self.visit_elements(depth, |scanner, _| scanner.value(depth + 1).map(drop))?;
                 Ok(Value::Array)
             }
             Some(b'-' | b'0'..=b'9') => {
                 self.number()?;
                 Ok(Value::Number(start..self.at))
             }
-            Some(b't') => self.literal("true", Value::Bool),
-            Some(b'f') => self.literal("false", Value::Bool),
+            Some(b't') => self.literal("true", Value::Bool(true)),
+            Some(b'f') => self.literal("false", Value::Bool(false)),
             Some(b'n') => self.literal("null", Value::Null),
             _ => self.fail("expected a value"),
         }
@@ -136,31 +188,6 @@ impl<'a> Scanner<'a> {
             Ok(value)
         } else {
             self.fail("expected a value")
-        }
-    }
-
-    fn array(&mut self, depth: usize) -> Result<(), SyntaxError> {
-        if depth > MAX_DEPTH {
-            return self.fail("values nest deeper than 64");
-        }
-        self.at += 1;
-        self.space();
-        if self.peek() == Some(b']') {
-            self.at += 1;
-            return Ok(());
-        }
-        loop {
-            self.space();
-            self.value(depth + 1)?;
-            self.space();
-            match self.peek() {
-                Some(b',') => self.at += 1,
-                Some(b']') => {
-                    self.at += 1;
-                    return Ok(());
-                }
-                _ => return self.fail("expected ',' or ']'"),
-            }
         }
     }
 

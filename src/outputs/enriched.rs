@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::window::MICROS;
 use super::{Envelope, Output, OutputMapping, Status};
-use crate::event::{Event, split_key};
+use crate::event::{Event, KeyKind, split_key};
+use crate::fields::Layout;
 use crate::json::{round6, write_int, write_rounded, write_string};
 
 /// The enrichment state of a key.
@@ -25,6 +26,7 @@ pub struct KeyHistory {
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival<'a> {
     event: &'a Event,
+    layout: &'a Layout,
     key_events: u64,
     amount_mean: Option<f64>,
     since_previous_ms: Option<i64>,
@@ -32,8 +34,12 @@ pub struct Arrival<'a> {
 }
 
 impl KeyHistory {
-    /// Adds the key's next event, in order of arrival, and returns it enriched.
-    pub fn arrive<'a>(&mut self, event: &'a Event) -> Arrival<'a> {
+    /// Adds the key's next event, in order of arrival, and returns it enriched. An event without a key is the first of
+    /// its own.
+    pub fn arrive<'a>(&mut self, event: &'a Event, layout: &'a Layout) -> Arrival<'a> {
+        if split_key(event.key()).0 == KeyKind::Absent {
+            *self = KeyHistory::default();
+        }
         let previous = (self.events > 0).then_some(self.previous);
         self.previous = event.event_time();
         self.events += 1;
@@ -46,7 +52,7 @@ impl KeyHistory {
             .location()
             .and_then(|here| self.located.replace(here).map(|before| round6(haversine_km(before, here))));
         let amount_mean = self.amount_mean();
-        Arrival { event, key_events: self.events, amount_mean, since_previous_ms, km_from_previous }
+        Arrival { event, layout, key_events: self.events, amount_mean, since_previous_ms, km_from_previous }
     }
 
     /// Returns the mean of the amounts, rounded; None if there are none.
@@ -100,7 +106,7 @@ impl Output for Arrival<'_> {
             .cell(event.device_id().map_or(Cell::Null, Cell::Text))
             .cell(location.map_or(Cell::Null, |at| Cell::Float(at.lat)))
             .cell(location.map_or(Cell::Null, |at| Cell::Float(at.lon)))
-            .cell(event.attributes().map_or(Cell::Null, Cell::Json))
+            .cell(event.all_attributes(self.layout).as_deref().map_or(Cell::Null, Cell::Json))
             .cell(Cell::Text(amount_band(event.amount())))
             .cell(Cell::Int(self.key_events as i64))
             .cell(self.amount_mean.map_or(Cell::Null, Cell::Float))
@@ -113,7 +119,7 @@ impl Output for Arrival<'_> {
         let (kind, key) = split_key(self.event.key());
         out.messages.push(topic, Some(key.as_bytes()), &[], |out| {
             out.push(b'{');
-            self.event.write_members(out);
+            self.event.write_members(self.layout, out);
             out.extend_from_slice(b",\"epoch\":");
             write_int(out, epoch.0 as i64);
             out.extend_from_slice(b",\"key_kind\":");

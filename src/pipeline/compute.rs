@@ -77,15 +77,20 @@ pub fn compute<'scope>(
     let mut all = vec![letters];
 
     if any_sink_takes_events(routes.iter().map(|route| &route.encoding)) {
-        let routes = Arc::clone(routes);
+        let (routes, layout) = (Arc::clone(routes), plan.decoding.layout());
         all.push(keyed.clone().accumulate(
             ENRICH,
             move |epoch, history: &mut KeyHistory, event: &Event, encoded: &mut EncodedOutputs| {
-                encode_for_sinks(&history.arrive(event), epoch, Status::Raised, &routes, encoded);
+                encode_for_sinks(&history.arrive(event, &layout), epoch, Status::Raised, &routes, encoded);
             },
         ));
     }
 
+    // Events without a key are in no rule or window of it. Standard events have one.
+    let keyed = match &plan.decoding.fields {
+        None => keyed,
+        Some(_) => keyed.only(|key| split_key(key).0 != KeyKind::Absent),
+    };
     let alerts = keyed.clone().scan_all(RULES, rules(&plan.pipeline, &plan.patterns));
     let counted = Arc::clone(metrics);
     all.push(encode_outputs("Alerts", alerts, Arc::clone(routes), move |alert: &Alert, epoch, status| {
@@ -191,8 +196,7 @@ mod tests {
     fn plan(windows: Vec<WindowPlan>, patterns: Patterns) -> Plan {
         Plan {
             pipeline: "fraud".into(),
-            strict_fields: false,
-            format: crate::decode::JSON,
+            decoding: crate::decode::JSON.standard(),
             source_topic: None,
             time: Time {
                 epoch: Duration::from_millis(10),

@@ -8,7 +8,7 @@ use headwater_dataflows::windows::EmitPolicy;
 use headwater_dataflows::{Emission, Epoch};
 
 use crate::coordination::WatermarkRule;
-use crate::decode::Format;
+use crate::decode::Decoding;
 use crate::outputs::{Provenance, Severity};
 
 /// A pipeline.
@@ -16,10 +16,8 @@ use crate::outputs::{Provenance, Severity};
 pub struct Plan {
     /// The name of the pipeline.
     pub pipeline: Arc<str>,
-    /// True if a malformed optional field rejects the record.
-    pub strict_fields: bool,
-    /// The format of records.
-    pub format: Format,
+    /// How records are decoded.
+    pub decoding: Decoding,
     /// The topic that is read, recorded in dead letters; None if the source is not a topic.
     pub source_topic: Option<Arc<str>>,
     /// Time settings and limits.

@@ -150,7 +150,7 @@ impl FlowInputs {
     }
 
     fn read_settings(&self, reports: bool) -> ReadSettings {
-        let Plan { time, limits, strict_fields, format, .. } = &self.plan;
+        let Plan { time, limits, decoding, .. } = &self.plan;
         ReadSettings {
             timing: Timing {
                 idle_timeout: time.idle_timeout,
@@ -162,8 +162,7 @@ impl FlowInputs {
             epoch_records: time.epoch_records,
             bytes_in_flight: limits.bytes_in_flight / self.local_workers.max(1),
             reports,
-            strict_fields: *strict_fields,
-            format: *format,
+            decoding: decoding.clone(),
         }
     }
 

@@ -92,8 +92,8 @@ impl Queries {
     ///
     /// # Errors
     /// If there is no answer.
-    pub async fn ask(&self, kind: KeyKind, key: &str, timeout: Duration) -> Result<KeyState, QueryError> {
-        let key = format!("{}{key}", char::from(kind.letter()));
+    pub async fn ask(&self, kind: KeyKind<'_>, key: &str, timeout: Duration) -> Result<KeyState, QueryError> {
+        let key = kind.prefixed(key);
         let (worker, answer) = self.send(key)?;
         match tokio::time::timeout(timeout, answer).await {
             Ok(Ok(reading)) => Ok(reading.into_state(worker)),

@@ -129,6 +129,11 @@ impl Node {
                 let items: Vec<_> = items.iter().map(|item| item.node.to_toml()).collect();
                 format!("[{}]", items.join(", "))
             }
+            Node::Table(entries) => {
+                let entries: Vec<_> =
+                    entries.iter().map(|(key, item)| format!("{key} = {}", item.node.to_toml())).collect();
+                format!("{{ {} }}", entries.join(", "))
+            }
             other => other.describe(),
         }
     }

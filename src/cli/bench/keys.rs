@@ -37,6 +37,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 pub fn keys(args: &KeysArgs) -> anyhow::Result<()> {
     const UNKNOWN: &str = "cannot measure memory on this system: this needs Linux and /proc";
     let pipeline = Arc::from("bench");
+    let layout = crate::fields::Layout::default();
     let mut engine = Engine::new(
         |events, control| {
             let (keyed, _) =
@@ -44,9 +45,12 @@ pub fn keys(args: &KeysArgs) -> anyhow::Result<()> {
             // The operators keep their state, but their results are dropped.
             let statistics = Statistics::new(Event::amount, Event::merchant);
             keyed.clone().tumbling("Minute", 60_000, EmitPolicy::Final, statistics, |row| row.summary.count);
-            keyed.clone().accumulate("Enrich", |_, history: &mut KeyHistory, event: &Event, _: &mut ()| {
-                black_box(history.arrive(event));
-            });
+            keyed.clone().accumulate(
+                "Enrich",
+                move |_, history: &mut KeyHistory, event: &Event, _: &mut ()| {
+                    black_box(history.arrive(event, &layout));
+                },
+            );
             let alerts = keyed.scan_all("Rules", rules(&pipeline, &cost::patterns(Emission::Immediate)));
             alerts.map(|alert: Alert| alert.position)
         },

@@ -19,8 +19,7 @@ fn store(rows: &[(i64, &str, Option<&str>, &str)]) -> (tempfile::TempDir, Letter
         source: None,
         mask: Vec::new(),
         producer_header: String::new(),
-        format: crate::decode::JSON,
-        strict_fields: false,
+        decoding: crate::decode::JSON.standard(),
         last_read: LastRead::default(),
     };
     (folder, store)

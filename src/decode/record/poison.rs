@@ -101,7 +101,7 @@ fn every_case_of_the_corpus_has_its_expected_result() {
         match decoder.decode(raw) {
             Ok(event) => {
                 let absent = case["absent"].as_object().expect("the fields that are absent");
-                let found = decoder.field_errors().iter().map(|error| error.field);
+                let found = decoder.field_errors().iter().map(|error| &*error.field);
                 if found.collect::<BTreeSet<_>>() != absent.keys().map(String::as_str).collect() {
                     wrong.push(format!("{name}: {:?}, expected {absent:?}", decoder.field_errors()));
                 }

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::decode::Reason;
+use crate::fields::Layout;
 
 const VALID: &str = r#"{"event_id":"e1","event_type":"transaction","user_id":"u1","event_time":"2026-01-02T03:04:05.678Z","amount":12.5,"currency":"EUR","merchant_id":"m1","location":{"lat":48.85,"lon":2.35},"attributes":{"a":1}}"#;
 
@@ -91,7 +92,7 @@ fn an_optional_field_with_an_error_is_absent_and_reported() {
     let event = decoder.decode(raw(text.as_bytes())).expect("an event");
     assert_eq!((event.location().is_none(), event.amount(), event.merchant_id()), (true, None, Some("m1")));
     let errors = [("amount", "amount is not a decimal number"), ("location", "location has no lat")];
-    let found = decoder.field_errors().iter().map(|error| (error.field, error.message.as_str()));
+    let found = decoder.field_errors().iter().map(|error| (&*error.field, error.message.as_str()));
     assert_eq!(found.collect::<Vec<_>>(), errors);
     decoder.decode(raw(VALID.as_bytes())).expect("valid");
     assert_eq!(decoder.field_errors(), [], "the errors belong to the last record");
@@ -217,12 +218,12 @@ proptest! {
         let event = decode(&text).expect("valid");
         prop_assert_eq!((event.id(), event.amount(), event.event_time().0), (id.as_str(), amount, time));
         let mut written = vec![b'{'];
-        event.write_members(&mut written);
+        event.write_members(&Layout::default(), &mut written);
         written.push(b'}');
         let again = JsonDecoder::default().decode(raw(&written)).expect("the encoded event is valid");
         let members = |event: &Event| {
             let mut out = Vec::new();
-            event.write_members(&mut out);
+            event.write_members(&Layout::default(), &mut out);
             (String::from_utf8_lossy(&out).into_owned(), event.key_hash, event.merchant(), event.location())
         };
         prop_assert_eq!(members(&event), members(&again));

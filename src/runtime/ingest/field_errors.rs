@@ -1,5 +1,6 @@
 //! Malformed optional fields: counts each, and logs examples.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 /// The field errors of one worker.
 pub struct FieldErrors {
     metrics: Arc<Metrics>,
-    fields: BTreeMap<&'static str, Sample>,
+    fields: BTreeMap<Cow<'static, str>, Sample>,
 }
 
 /// The time of the last logged example of a field, and the number of errors since.
@@ -47,9 +48,10 @@ impl FieldErrors {
     pub fn note(&mut self, position: Position, errors: &[FieldError]) {
         for FieldError { field, message } in errors {
             self.metrics.field_error(field);
-            if let Some(count) = self.fields.entry(field).or_default().count(Instant::now()) {
+            let sample = self.fields.entry(field.clone()).or_default();
+            if let Some(count) = sample.count(Instant::now()) {
                 tracing::warn!(
-                    field, example = message, record = %position, count,
+                    field = &**field, example = message, record = %position, count,
                     "malformed optional field treated as absent"
                 );
             }
@@ -76,12 +78,13 @@ mod tests {
     fn errors_are_counted_by_field_and_each_has_its_own_examples() {
         let metrics = Arc::<Metrics>::default();
         let mut errors = FieldErrors::new(Arc::clone(&metrics));
-        let error = |field| FieldError { field, message: "expected a number".to_owned() };
+        let error =
+            |field| FieldError { field: Cow::Borrowed(field), message: "expected a number".to_owned() };
         errors.note(Position::default(), &[error("amount"), error("currency")]);
         errors.note(Position::default(), &[error("amount")]);
         let counts = ["amount", "currency", "location"].map(|field| metrics.field_error_count(field));
         assert_eq!(counts, [2, 1, 0]);
-        let unlogged: Vec<_> = errors.fields.iter().map(|(&field, sample)| (field, sample.since)).collect();
+        let unlogged: Vec<_> = errors.fields.iter().map(|(field, sample)| (&**field, sample.since)).collect();
         assert_eq!(unlogged, [("amount", 1), ("currency", 0)], "the first one of each field is logged");
     }
 }

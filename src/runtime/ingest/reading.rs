@@ -26,7 +26,7 @@ use timely::dataflow::operators::probe::Handle as Probe;
 use crate::coordination::ingest::PartitionState;
 use crate::coordination::ingest::{Clocks, PartitionTracker, TimeRules, Timing, UnfinalBytes};
 use crate::coordination::{Binding, Closed, Position};
-use crate::decode::{Decoder, Format, Reason, Rejection};
+use crate::decode::{Decoder, Decoding, Reason, Rejection};
 use crate::event::Event;
 use crate::metrics::{Metrics, Share};
 use crate::outputs::DeadLetter;
@@ -48,10 +48,8 @@ pub struct ReadSettings {
     pub bytes_in_flight: usize,
     /// True if this worker reports the metrics that are equal on all workers of its process.
     pub reports: bool,
-    /// True if a malformed optional field rejects the record.
-    pub strict_fields: bool,
-    /// The format of records.
-    pub format: Format,
+    /// How records are decoded.
+    pub decoding: Decoding,
 }
 
 /// The amount that is read before the operator yields to others.
@@ -238,7 +236,7 @@ impl Reading {
         Reading {
             worker,
             reader,
-            decoder: settings.format.decoder(settings.strict_fields),
+            decoder: settings.decoding.decoder(),
             field_errors: FieldErrors::new(Arc::clone(&context.metrics)),
             share_in_flight: context.metrics.bytes_in_flight(),
             settings,

@@ -135,8 +135,7 @@ fn fixture_with(
         epoch_records: 3,
         bytes_in_flight,
         reports: true,
-        strict_fields: false,
-        format: crate::decode::JSON,
+        decoding: crate::decode::JSON.standard(),
     };
     let context = ReadContext {
         positions: [position].into(),

@@ -1,0 +1,274 @@
+//! The event of a record whose values were scanned.
+
+use std::sync::Arc;
+
+use headwater_dataflows::{EventTime, KeyHash};
+
+use super::convert::{self, Wrong};
+use super::{Const, FieldMap, FieldSource, MappedField};
+use crate::decode::record::{MAX_ATTRIBUTES, degrees, numbers_fit};
+use crate::decode::scan::{Scanner, Text, Value};
+use crate::decode::{FieldError, Reason, Rejection, number};
+use crate::event::{Body, Event, EventType, Extension, KeyKind, Kind, RecordKey, Slot, Span, absent_key};
+use crate::fields::{FieldId, FieldType, STANDARD};
+use crate::source::Raw;
+
+/// The maximum size of an event id, in bytes.
+const MAX_ID: usize = 128;
+/// The maximum size of a text in a standard field, in bytes.
+const MAX_STANDARD: usize = 256;
+/// The maximum size of a text in a field of one's own, in bytes.
+const MAX_TEXT: usize = 4096;
+
+/// The type of an event whose record says none.
+const EVENT: &str = "event";
+
+/// A builder of an event.
+pub(super) struct EventBuilder<'a> {
+    map: &'a FieldMap,
+    text: &'a str,
+    values: &'a [Value],
+    appended: &'a mut String,
+    strict: bool,
+    errors: &'a mut Vec<FieldError>,
+}
+
+impl<'a> EventBuilder<'a> {
+    pub fn new(
+        map: &'a FieldMap,
+        text: &'a str,
+        values: &'a [Value],
+        appended: &'a mut String,
+        strict: bool,
+        errors: &'a mut Vec<FieldError>,
+    ) -> EventBuilder<'a> {
+        EventBuilder { map, text, values, appended, strict, errors }
+    }
+
+    pub fn build(mut self, raw: &Raw<'_>) -> Result<Event, Rejection> {
+        let map = self.map;
+        let mut standard = [Slot::Absent; STANDARD.len()];
+        let mut own = vec![Slot::Absent; map.layout().own().count()].into_boxed_slice();
+        for field in map.fields() {
+            let slot = self.field(field, raw)?;
+            match field.field.own() {
+                Some(at) => own[at] = slot,
+                None => standard[usize::from(field.field.0)] = slot,
+            }
+        }
+        Ok(self.assemble(raw, &standard, own))
+    }
+
+    /// Returns the value of a field, if the event can do without it or the record has it.
+    fn field(&mut self, field: &MappedField, raw: &Raw<'_>) -> Result<Slot, Rejection> {
+        let appended = self.appended.len();
+        let reason = match self.convert(field, raw) {
+            Ok(Slot::Absent) if field.required => {
+                let message = format!("{} is missing", field.label);
+                return Err(Rejection::invalid(field.place.to_string(), message));
+            }
+            Ok(slot) => return Ok(slot),
+            Err(reason) => reason,
+        };
+        self.appended.truncate(appended);
+        let message = format!("{} {reason}", field.label);
+        if self.strict || field.required {
+            // What must be of another form was not understood; what is only beyond a range was.
+            let reason = if reason.starts_with("must") { Reason::Malformed } else { Reason::Invalid };
+            return Err(Rejection { reason, field: Some(field.place.to_string().into()), message });
+        }
+        self.errors.push(FieldError { field: field.name.to_string().into(), message });
+        Ok(Slot::Absent)
+    }
+
+    /// Converts the value of a field.
+    fn convert(&mut self, field: &MappedField, raw: &Raw<'_>) -> Result<Slot, Wrong> {
+        let form = match &field.source {
+            FieldSource::Const(value) => return Ok(self.constant(value)),
+            FieldSource::RecordTimestamp => {
+                return match number::in_range(raw.timestamp).filter(|_| raw.timestamp > 0) {
+                    Some(ms) => Ok(Slot::Timestamp(ms)),
+                    None => Err("is the record's timestamp, which this record does not have".into()),
+                };
+            }
+            FieldSource::Place { .. } => return self.place(field.read),
+            FieldSource::Path { form, .. } => form,
+        };
+        let value = &self.values[field.read];
+        if *value == Value::Null {
+            return Ok(Slot::Absent);
+        }
+        match field.kind {
+            FieldType::String => self.string(field.field, &value.clone()),
+            FieldType::Decimal => convert::decimal(self.text, value, form).map(Slot::Decimal),
+            FieldType::Integer => convert::integer(self.text, value).map(Slot::Integer),
+            FieldType::Float => convert::float(self.text, value).map(Slot::Float),
+            FieldType::Boolean => convert::boolean(self.text, value, form).map(Slot::Boolean),
+            FieldType::Timestamp => convert::timestamp(self.text, value, form).map(Slot::Timestamp),
+            FieldType::Location => self.location(value),
+            FieldType::Object => self.object(value),
+        }
+    }
+
+    fn constant(&mut self, value: &Const) -> Slot {
+        match value {
+            Const::String(text) => Slot::String(self.append(text)),
+            Const::Decimal(micros) => Slot::Decimal(*micros),
+            Const::Integer(integer) => Slot::Integer(*integer),
+            Const::Float(float) => Slot::Float(*float),
+            Const::Boolean(boolean) => Slot::Boolean(*boolean),
+            Const::Timestamp(ms) => Slot::Timestamp(*ms),
+        }
+    }
+
+    /// Converts to text: a string, or a whole number digit by digit.
+    fn string(&mut self, field: FieldId, value: &Value) -> Result<Slot, Wrong> {
+        let limit = match field {
+            FieldId::EVENT_ID => MAX_ID,
+            _ if field.own().is_some() => MAX_TEXT,
+            _ => MAX_STANDARD,
+        };
+        let span = match value {
+            Value::Text(Text { range, escaped: false }) => Span::new(range.clone()),
+            Value::Text(escaped) => {
+                let start = self.text.len() + self.appended.len();
+                Scanner::new(self.text, 0).unescape(escaped, self.appended);
+                Span::new(start..self.text.len() + self.appended.len())
+            }
+            Value::Number(range) if number::is_whole(&self.text[range.clone()]) => Span::new(range.clone()),
+            _ => return Err("must be a string or a whole number".into()),
+        };
+        let len = self.str(span).len();
+        let identifies = [FieldId::EVENT_ID, FieldId::USER_ID, FieldId::DEVICE_ID, FieldId::EVENT_TYPE];
+        if len > limit {
+            Err(format!("has {len} bytes, more than {limit}").into())
+        } else if len == 0 && identifies.contains(&field) {
+            Err("is empty".into())
+        } else {
+            Ok(Slot::String(span))
+        }
+    }
+
+    /// Converts an object with latitude and longitude.
+    fn location(&self, value: &Value) -> Result<Slot, Wrong> {
+        let Value::Object(range) = value else { return Err("must be an object with lat and lon".into()) };
+        match degrees(self.text, range.start) {
+            Ok((lat, lon)) => Ok(Slot::Location(lat, lon)),
+            Err(rejection) => Err(format!("is no location: {}", rejection.message).into()),
+        }
+    }
+
+    /// Converts latitude and longitude that are apart.
+    fn place(&self, read: usize) -> Result<Slot, Wrong> {
+        let (lat, lon) = (&self.values[read], &self.values[read + 1]);
+        if *lat == Value::Null && *lon == Value::Null {
+            return Ok(Slot::Absent);
+        }
+        let lat = convert::degrees(self.text, lat, "latitude", 90.0)?;
+        Ok(Slot::Location(lat, convert::degrees(self.text, lon, "longitude", 180.0)?))
+    }
+
+    /// Converts an object that is kept as it is.
+    fn object(&self, value: &Value) -> Result<Slot, Wrong> {
+        let Value::Object(range) = value else { return Err("must be an object".into()) };
+        let text = &self.text[range.clone()];
+        if text.len() > MAX_ATTRIBUTES {
+            Err(format!("has {} bytes, more than {MAX_ATTRIBUTES}", text.len()).into())
+        } else if !numbers_fit(text) {
+            Err("contains a number that is too large to store".into())
+        } else {
+            Ok(Slot::String(Span::new(range.clone())))
+        }
+    }
+
+    fn assemble(mut self, raw: &Raw<'_>, standard: &[Slot; STANDARD.len()], own: Box<[Slot]>) -> Event {
+        let span = |field: FieldId| match standard[usize::from(field.0)] {
+            Slot::String(span) => span,
+            _ => Span::ABSENT,
+        };
+        let event_time = match standard[usize::from(FieldId::EVENT_TIME.0)] {
+            Slot::Timestamp(ms) => EventTime(ms),
+            _ => unreachable!("the time of an event is required"),
+        };
+        let has_id = span(FieldId::EVENT_ID) != Span::ABSENT;
+        let id = match span(FieldId::EVENT_ID) {
+            Span::ABSENT => self.append(&format!("{}-{}", raw.position.partition.0, raw.position.offset.0)),
+            id => id,
+        };
+        let event_type = match span(FieldId::EVENT_TYPE) {
+            Span::ABSENT => self.append(EVENT),
+            event_type => event_type,
+        };
+        let (user_id, device_id) = (span(FieldId::USER_ID), span(FieldId::DEVICE_ID));
+        let (key, name) = self.key(event_type, user_id, device_id, id);
+        let record_key = match raw.key {
+            None => RecordKey::Absent,
+            Some(key) if name.is_some_and(|name| self.str(name).as_bytes() == key) => RecordKey::Usual,
+            Some(key) => RecordKey::Other(key.into()),
+        };
+        let merchant_id = span(FieldId::MERCHANT_ID);
+        let merchant = match merchant_id {
+            Span::ABSENT => 0,
+            id => KeyHash::of(self.str(id).as_bytes()).0,
+        };
+        let key_hash = KeyHash::of(self.str(key).as_bytes());
+        let mut text = String::with_capacity(self.text.len() + self.appended.len());
+        text.push_str(self.text);
+        text.push_str(self.appended);
+        let body = Body {
+            original: self.text.len() as u32,
+            text: text.into_boxed_str(),
+            retries: raw.retries,
+            timestamp: raw.timestamp,
+            amount: match standard[usize::from(FieldId::AMOUNT.0)] {
+                Slot::Decimal(micros) => Some(micros),
+                _ => None,
+            },
+            location: match standard[usize::from(FieldId::LOCATION.0)] {
+                Slot::Location(lat, lon) => Some((lat, lon)),
+                _ => None,
+            },
+            merchant,
+            record_key,
+            key,
+            id,
+            currency: span(FieldId::CURRENCY),
+            merchant_id,
+            merchant_category: span(FieldId::MERCHANT_CATEGORY),
+            ip_address: span(FieldId::IP_ADDRESS),
+            session_id: span(FieldId::SESSION_ID),
+            device_id,
+            attributes: span(FieldId::ATTRIBUTES),
+            kind: Kind::Extended(Box::new(Extension { event_type, user_id, has_id, own })),
+        };
+        Event { position: raw.position, event_time, key_hash, body: Arc::new(body) }
+    }
+
+    /// Appends the key of the event, with its prefix, and returns it and the span of its name. An event without a key is
+    /// admitted under one of a number of keys that stand for none.
+    fn key(&mut self, event_type: Span, user: Span, device: Span, id: Span) -> (Span, Option<Span>) {
+        let is_sensor = self.str(event_type) == EventType::IotSensor.as_str();
+        let (kind, name) = if is_sensor { (KeyKind::Device, device) } else { (KeyKind::User, user) };
+        if name == Span::ABSENT {
+            let key = absent_key(KeyHash::of(self.str(id).as_bytes()));
+            return (self.append(&key), None);
+        }
+        let key = kind.prefixed(self.str(name));
+        (self.append(&key), Some(name))
+    }
+
+    /// Returns the text of a span of the event's text under construction.
+    fn str(&self, span: Span) -> &str {
+        let (start, end) = span.bounds();
+        match start.checked_sub(self.text.len()) {
+            None => &self.text[start..end],
+            Some(start) => &self.appended[start..end - self.text.len()],
+        }
+    }
+
+    fn append(&mut self, piece: &str) -> Span {
+        let start = self.text.len() + self.appended.len();
+        self.appended.push_str(piece);
+        Span::new(start..start + piece.len())
+    }
+}
