@@ -22,7 +22,7 @@ use crate::{Control, Epoch, Event, EventTime, Load, OwnedKey};
 /// Made by [`Admit`](crate::Admit); consumed by [`Scan`](crate::Scan), the windows and
 /// [`Accumulate`](crate::Accumulate). Cloning is cheap: all clones read the same batches.
 pub struct Keyed<'scope, E: Event> {
-    batches: StreamVec<'scope, Epoch, Rc<Batch<E>>>,
+    pub(crate) batches: StreamVec<'scope, Epoch, Rc<Batch<E>>>,
     pub(crate) control: ControlStream<'scope>,
     pub(crate) keys: Rc<RefCell<Keys<E>>>,
     pub(crate) selection: Selection<E>,

@@ -13,6 +13,7 @@ mod dedup;
 mod due;
 mod engine;
 mod event;
+mod events;
 mod expiry;
 mod frontier;
 mod key_states;
@@ -36,6 +37,7 @@ pub use capture::{Captured, Captures, Checkpoint, Damage, Record, RestoreError, 
 pub use control::{Clock, Control, ControlStream};
 pub use engine::Engine;
 pub use event::{Event, Key, OwnedKey};
+pub use events::Events;
 pub use key_states::{AsOf, KeyStates, StatePart};
 pub use keyed::Keyed;
 pub use load::Load;

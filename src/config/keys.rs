@@ -41,7 +41,7 @@ const MIDDLE: &[Key] = keys! {
 const RESULTS: &[Key] = keys! {
     "windows.name" = required: "Name of the window: lower-case letters, digits and `_`."
     "windows.kind" = required: "`tumbling` (needs `size`), `sliding` (needs `size` and `slide`) or `session` (needs `gap`)."
-    "windows.by" = "\"user_id\"": "Keys to group by: `user_id`, `device_id`, or `key` for both. An event has one key, either a user or a device: only `iot_sensor` events are keyed by `device_id`. Other events that have a device are in no window by `device_id`."
+    "windows.by" = "\"user_id\"": "Keys to group by. `key` is the key of an event: its device if it is an `iot_sensor` event, else its user. `user_id` and `device_id` are those keys that are users, or devices. `user`, `device` and the names in `[keys]` are key spaces: every event that has the field."
     "windows.size": "Tumbling and sliding: length of a window."
     "windows.slide": "Sliding: distance between the starts of two windows; `size` must be a multiple of it. Each event is in `size` ÷ `slide` windows of its key, and each open window takes about 800 bytes. Above 10,000 windows per event a start warns; above 100,000 it is refused."
     "windows.gap": "Session: inactivity gap that ends a session."
@@ -160,6 +160,9 @@ pub fn reference() -> String {
          values of only those options that are known to hold no secret; errors and logs print neither.\n\n\
          `[routes.to.headers]` has further headers of a route's requests, by name, and `[otlp.headers]` those of requests to the\n\
          collector. Their values may be secret.\n\n\
+         **`[fields]`** says what an event is, for records of one's own schema: [docs/fields.md](fields.md). **`[keys]`** names further\n\
+         keys to group by: `card = \"card\"`, or of several fields `pair = [\"device_id\", \"ip_address\"]`, in which case an event\n\
+         needs all of them.\n\n\
          `[source.options]` and `[sinks.kafka.options]` are passed to the Kafka client unchanged, under\n\
          [librdkafka's names](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md): TLS, SASL, fetch sizes.\n\
          `headwater check --connect CONFIG` tests every connection, topic and permission.\n\n\

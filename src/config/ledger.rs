@@ -60,7 +60,7 @@ pub(super) fn read(
 pub(super) const STRICT_FIELDS: &str = "source.strict_fields";
 
 /// The keys that an epoch's results depend on, besides its records.
-const SEMANTIC_KEYS: [&str; 11] = [
+const SEMANTIC_KEYS: [&str; 12] = [
     "source.kind",
     "source.epoch_records",
     "source.max_jump",
@@ -70,6 +70,7 @@ const SEMANTIC_KEYS: [&str; 11] = [
     "limits.dedup_horizon",
     "state.ttl",
     "fields.",
+    "keys.",
     "windows",
     "patterns",
 ];

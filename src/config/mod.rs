@@ -10,10 +10,13 @@ mod http;
 mod keys;
 mod ledger;
 mod otlp;
+mod patterns;
 mod routes;
 mod sinks;
 mod source;
+mod spaces;
 mod state;
+mod windows;
 
 pub use crate::connectors::{
     FileSinkConfig, FileSourceConfig, KafkaSinkConfig, KafkaSourceConfig, OutputKind, PostgresSinkConfig,
@@ -32,19 +35,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_dataflows::windows::EmitPolicy;
-use headwater_dataflows::{Emission, Epoch};
+use headwater_dataflows::Epoch;
 
 use crate::coordination::{AcceptedLoss, Skip};
 use crate::decode::Decoding;
 use crate::outputs::Severity;
-use crate::pipeline::{
-    AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Resets, Time,
-    TravelPlan, WindowKind, WindowPlan,
-};
+use crate::pipeline::{Limits, Plan, Resets, Time};
 use crate::routes::Route;
 use crate::settings::{Diagnostics, Node, Section, environment, millis, renamed, tree};
 use crate::state::StateConfig;
+use spaces::Spaces;
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -289,10 +289,12 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let time = read_time(top.section_or_default("time", diagnostics), decode_settings, diagnostics);
     let limits = read_limits(top.section_or_default("limits", diagnostics), diagnostics);
     let epoch_ms = time.map_or(10, |time| time.epoch.as_millis() as u64).max(1);
-    let windows = read_windows(top.sections("windows", diagnostics), epoch_ms, diagnostics);
+    let layout = fields.as_ref().map(|fields| Arc::clone(fields.layout())).unwrap_or_default();
+    let spaces = Spaces::read(top.section_or_default("keys", diagnostics), &layout, diagnostics);
+    let windows = windows::read(top.sections("windows", diagnostics), epoch_ms, &spaces, diagnostics);
 
     let mut section = top.section_or_default("patterns", diagnostics);
-    let patterns = read_patterns(&mut section, diagnostics);
+    let patterns = patterns::read(&mut section, diagnostics);
     section.end(diagnostics);
 
     let state = state::read(top.section_or_default("state", diagnostics), &patterns, diagnostics);
@@ -383,176 +385,6 @@ fn read_time(
         held_timeout,
         idle_advance_ms,
     })
-}
-
-fn read_windows(sections: Vec<Section<'_>>, epoch_ms: u64, diagnostics: &mut Diagnostics) -> Vec<WindowPlan> {
-    let mut names = std::collections::BTreeSet::new();
-    let read = |section| read_window(section, epoch_ms, &mut names, diagnostics);
-    sections.into_iter().filter_map(read).collect()
-}
-
-fn read_window(
-    mut section: Section<'_>,
-    epoch_ms: u64,
-    names: &mut std::collections::BTreeSet<String>,
-    diagnostics: &mut Diagnostics,
-) -> Option<WindowPlan> {
-    #[derive(Clone, Copy)]
-    enum Kind {
-        Tumbling,
-        Sliding,
-        Session,
-    }
-    let name = section.text("name", diagnostics);
-    if let Some(name) = &name {
-        if !is_name(name, "_") {
-            section.report_error("name", "expected at most 63 lower-case letters, digits and _", diagnostics);
-        }
-        if !names.insert(name.clone()) {
-            section.report_error("name", format!("two windows have the name {name}"), diagnostics);
-        }
-    }
-    let kinds = [("tumbling", Kind::Tumbling), ("sliding", Kind::Sliding), ("session", Kind::Session)];
-    let by = section.choice(
-        "by",
-        &[("user_id", By::User), ("device_id", By::Device), ("key", By::Key)],
-        diagnostics,
-    );
-    let kind = section.choice("kind", &kinds, diagnostics);
-    let mut required_duration = |section: &mut Section<'_>, key: &str| {
-        let value = section.duration(key, 1, diagnostics);
-        if value.is_none() {
-            section.report_error(key, "this kind of window needs this key", diagnostics);
-        }
-        value
-    };
-    let kind = match kind {
-        None => None,
-        Some(Kind::Tumbling) => {
-            required_duration(&mut section, "size").map(|size_ms| WindowKind::Tumbling { size_ms })
-        }
-        Some(Kind::Session) => {
-            required_duration(&mut section, "gap").map(|gap_ms| WindowKind::Session { gap_ms })
-        }
-        Some(Kind::Sliding) => {
-            match (required_duration(&mut section, "size"), required_duration(&mut section, "slide")) {
-                (Some(size_ms), Some(slide_ms)) => {
-                    check_overlap(&section, size_ms, slide_ms, diagnostics);
-                    Some(WindowKind::Sliding { size_ms, slide_ms })
-                }
-                _ => None,
-            }
-        }
-    };
-    let early = section.choice("emit", &[("final", false), ("early", true)], diagnostics);
-    let revise_every = section.duration("revise_every", 1, diagnostics);
-    section.end(diagnostics);
-    let emit = match early? {
-        false => EmitPolicy::Final,
-        true => EmitPolicy::Early { epochs: (revise_every? as u64).div_ceil(epoch_ms) },
-    };
-    Some(WindowPlan { name: Arc::from(name?), kind: kind?, by: by?, emit })
-}
-
-/// Checks the number of sliding windows that each event is in: `size_ms / slide_ms`. Each window has its own state.
-fn check_overlap(section: &Section<'_>, size_ms: i64, slide_ms: i64, diagnostics: &mut Diagnostics) {
-    const MAX_OVERLAP: i64 = 100_000;
-    const WARN_OVERLAP: i64 = 10_000;
-    if size_ms % slide_ms != 0 {
-        section.report_error("slide", "`size` must be a multiple of `slide`", diagnostics);
-    }
-    let overlap = size_ms / slide_ms;
-    let cost = format!(
-        "each event is in {overlap} windows of its key, about {} of memory per key",
-        megabytes(overlap.saturating_mul(BYTES_PER_WINDOW))
-    );
-    if overlap > MAX_OVERLAP {
-        let message =
-            format!("{cost}; the most is {MAX_OVERLAP}: choose a larger `slide` or a smaller `size`");
-        section.report_error("slide", message, diagnostics);
-    } else if overlap > WARN_OVERLAP {
-        section.warn("slide", format!("{cost}; a larger `slide` needs less memory"), diagnostics);
-    }
-}
-
-/// The measured memory of an open window with one event, including the entry that removes the event again.
-const BYTES_PER_WINDOW: i64 = 800;
-
-fn megabytes(bytes: i64) -> String {
-    format!("{} MB", bytes / 1_000_000 + 1)
-}
-
-fn read_alert_policy(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<AlertPolicy> {
-    let severity = section.choice("severity", &SEVERITIES, diagnostics);
-    let emissions = [("immediate", Emission::Immediate), ("final", Emission::Final)];
-    let emission = section.choice("emit", &emissions, diagnostics);
-    Some(AlertPolicy { severity: severity?, emission: emission? })
-}
-
-fn read_frequency(
-    mut section: Section<'_>,
-    at_least: Option<i64>,
-    diagnostics: &mut Diagnostics,
-) -> Option<FrequencyPlan> {
-    let within_ms = section.duration("within", 1, diagnostics);
-    let alert_policy = read_alert_policy(&mut section, diagnostics);
-    section.end(diagnostics);
-    Some(FrequencyPlan { at_least: at_least? as usize, within_ms: within_ms?, alert_policy: alert_policy? })
-}
-
-fn read_patterns(patterns: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Patterns {
-    const COUNTS: std::ops::RangeInclusive<i64> = 1..=1_000_000;
-    let mut read = Patterns::default();
-    if let Some(mut section) = patterns.section("velocity_spike", diagnostics) {
-        let more_than = section.int("more_than", COUNTS, diagnostics);
-        read.velocity_spike = read_frequency(section, more_than.map(|more_than| more_than + 1), diagnostics);
-    }
-    if let Some(mut section) = patterns.section("rapid_fire_burst", diagnostics) {
-        let at_least = section.int("at_least", COUNTS, diagnostics);
-        read.rapid_fire_burst = read_frequency(section, at_least, diagnostics);
-    }
-    if let Some(mut section) = patterns.section("merchant_diversity", diagnostics) {
-        let at_least = section.int("at_least", 1..=10_000, diagnostics);
-        let within_ms = section.duration("within", 1, diagnostics);
-        let alert_policy = read_alert_policy(&mut section, diagnostics);
-        section.end(diagnostics);
-        read.merchant_diversity = (|| {
-            Some(DiversityPlan {
-                at_least: at_least? as usize,
-                within_ms: within_ms?,
-                alert_policy: alert_policy?,
-            })
-        })();
-    }
-    if let Some(mut section) = patterns.section("amount_anomaly", diagnostics) {
-        let sigmas = section.float("sigmas", 0.0..=1000.0, diagnostics);
-        let high_sigmas = section.float("high_sigmas", 0.0..=1000.0, diagnostics);
-        let at_least = section.int("at_least", 2..=1_000_000_000, diagnostics);
-        let min_sigma = section.float("min_sigma", 0.0..=1e12, diagnostics);
-        let min_relative_sigma = section.float("min_relative_sigma", 0.0..=1e3, diagnostics);
-        let per_currency = section.bool("per_currency", diagnostics);
-        let alert_policy = read_alert_policy(&mut section, diagnostics);
-        section.end(diagnostics);
-        read.amount_anomaly = (|| {
-            Some(AmountPlan {
-                sigmas: sigmas?,
-                high_sigmas: high_sigmas?,
-                at_least: at_least? as u64,
-                min_sigma: min_sigma?,
-                min_relative_sigma: min_relative_sigma?,
-                per_currency: per_currency?,
-                alert_policy: alert_policy?,
-            })
-        })();
-    }
-    if let Some(mut section) = patterns.section("impossible_travel", diagnostics) {
-        let km = section.float("more_than_km", 0.0..=20_100.0, diagnostics);
-        let kmh = section.float("more_than_kmh", 0.0..=1e9, diagnostics);
-        let alert_policy = read_alert_policy(&mut section, diagnostics);
-        section.end(diagnostics);
-        read.impossible_travel = (|| Some(TravelPlan { km: km?, kmh: kmh?, alert_policy: alert_policy? }))();
-    }
-    read
 }
 
 #[cfg(test)]

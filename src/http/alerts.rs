@@ -25,8 +25,11 @@ pub const SEVERITIES: [&str; 4] = ["low", "medium", "high", "critical"];
 /// The status of an alert.
 pub const STATUSES: [&str; 2] = ["raised", "revoked"];
 
-/// The kinds of keys.
-pub const KEY_KINDS: [&str; 2] = ["user", "device"];
+/// Returns true if a text can be the name of a key space.
+fn is_key_kind(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    (1..=63).contains(&text.len()) && text.chars().all(allowed)
+}
 
 /// The parameters of `/api/v1/alerts`.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -64,7 +67,9 @@ impl AlertParameters {
     fn query(self) -> Result<AlertQuery, Problem> {
         one_of("severity", self.severity.as_deref(), &SEVERITIES)?;
         one_of("status", self.status.as_deref(), &STATUSES)?;
-        one_of("key_kind", self.key_kind.as_deref(), &KEY_KINDS)?;
+        if let Some(kind) = self.key_kind.as_deref().filter(|kind| !is_key_kind(kind)) {
+            return Err(Problem::bad_request(format!("key_kind: {kind:?} is no name of a key space")));
+        }
         let time =
             |name: &str, text: Option<String>| text.map(|text| time_ms(name, &text).map(rfc3339)).transpose();
         let limit = self.limit.unwrap_or(LIMIT);

@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::dead_letters::LetterStore;
 use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
-use crate::pipeline::{RuleDescription, describe};
+use crate::pipeline::{KeySpace, Plan, RuleDescription, describe};
 use crate::results::{Explainer, Results, ResultsError};
 use crate::runtime::Queries;
 
@@ -52,6 +52,8 @@ pub struct Run {
     pub source: String,
     /// The names of the windows.
     pub windows: Vec<String>,
+    /// The names of the key spaces: users, devices, and those that windows and rules group by.
+    pub spaces: Vec<String>,
     /// The sinks: name, and the outputs that each accepts.
     pub sinks: Vec<SinkOutputs>,
     /// The patterns.
@@ -123,11 +125,21 @@ impl Run {
                 None => config.source.kind().name.to_owned(),
             },
             windows: plan.windows.iter().map(|window| window.name.to_string()).collect(),
+            spaces: spaces(plan),
             sinks: assembly::sinks(config, "").into_iter().map(outputs).collect(),
             patterns: plan.patterns.clone(),
             letters: assembly::dead_letters(config),
         }
     }
+}
+
+/// Returns the names of the key spaces of a plan.
+fn spaces(plan: &Plan) -> Vec<String> {
+    let mut names: Vec<_> = KeySpace::built_in().iter().map(|space| space.name.to_string()).collect();
+    names.extend(plan.spaces().iter().map(|space| space.name.to_string()));
+    names.sort();
+    names.dedup();
+    names
 }
 
 impl Api {

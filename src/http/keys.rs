@@ -31,7 +31,7 @@ const MAX_KEY: usize = 256;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct KeyPath {
-    /// The kind of the key: `user` or `device`.
+    /// The key space: `user`, `device` or one of `[keys]` that a window or a rule groups by.
     #[param(schema_with = key_kinds)]
     space: String,
     /// The key.
@@ -42,8 +42,8 @@ pub struct KeyPath {
 /// The live state of a key, and its alerts.
 #[derive(Serialize, ToSchema)]
 pub struct Key {
-    /// The kind of the key: `user` or `device`.
-    key_kind: &'static str,
+    /// The key space: `user`, `device` or one of `[keys]`.
+    key_kind: String,
     /// The key.
     key: String,
     /// The process that owns the key.
@@ -71,11 +71,13 @@ pub async fn show(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let kind = match space.as_str() {
-        "user" => KeyKind::User,
-        "device" => KeyKind::Device,
-        _ => return Err(Problem::bad_request(format!("space: {space:?} is neither user nor device"))),
-    };
+    if !api.run.spaces.iter().any(|known| **known == *space) {
+        let known = api.run.spaces.join(", ");
+        return Err(Problem::bad_request(format!(
+            "space: there is no key space {space:?}; there are {known}"
+        )));
+    }
+    let kind = KeyKind::parse(&space);
     if key.is_empty() || key.len() > MAX_KEY || key.contains('\0') {
         return Err(Problem::bad_request(format!("key: it must have 1 to {MAX_KEY} bytes and no NUL")));
     }
@@ -96,7 +98,7 @@ pub async fn show(
         let detail = format!("there is neither state nor an alert of {space} {key:?}");
         return Err(Problem::not_found(detail));
     }
-    Ok(Json(Key { key_kind: kind.as_str(), key, process: api.run.process, state, alerts }).into_response())
+    Ok(Json(Key { key_kind: space, key, process: api.run.process, state, alerts }).into_response())
 }
 
 fn problem(error: QueryError) -> Problem {

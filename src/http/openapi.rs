@@ -90,7 +90,7 @@ pub fn statuses() -> Schema {
     one_of(&alerts::STATUSES)
 }
 
-/// Returns the schema of kinds of keys.
+/// Returns the schema of the names of key spaces.
 pub fn key_kinds() -> Schema {
-    one_of(&alerts::KEY_KINDS)
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[a-z0-9_]{1,63}$")).build().into()
 }

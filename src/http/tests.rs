@@ -30,6 +30,7 @@ fn fixture(token: Option<&str>) -> Fixture {
         workers: 2,
         source: "raw-events".to_owned(),
         windows: Vec::new(),
+        spaces: vec!["device".to_owned(), "user".to_owned()],
         sinks: vec![SinkOutputs {
             name: "kafka".to_owned(),
             events: true,

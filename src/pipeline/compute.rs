@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use differential_dataflow::VecCollection;
 use headwater_dataflows::windows::{Row, Statistics, Summary};
-use headwater_dataflows::{Admission, Captured, Captures, ControlStream, Epoch, KeyStates, Load};
+use headwater_dataflows::{Admission, Captured, Captures, ControlStream, Epoch, Load};
 use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Concatenate;
 
+use super::key_state::States;
 use super::plan::{By, Limits, Plan, WindowKind, WindowPlan};
 use super::rules::rules;
+use super::spaces::SpaceEvent;
 use crate::coordination::Operator;
 use crate::event::{Event, KeyKind, split_key};
 use crate::metrics::Metrics;
@@ -25,6 +27,8 @@ const ADMIT: &str = "Admit";
 pub const ENRICH: &str = "Enrich";
 /// The operator that evaluates all patterns.
 pub const RULES: &str = "Rules";
+/// The prefix of the name of the admission of a key space.
+pub const SPACE: &str = "Key: ";
 /// The prefix of the name of a window's operator.
 pub const WINDOW: &str = "Window: ";
 
@@ -45,7 +49,7 @@ pub struct Computed<'scope> {
     /// The number of keys and windows that the operators hold.
     pub load: Load,
     /// Reads the state of a key in the operators.
-    pub states: KeyStates<Event>,
+    pub states: States,
 }
 
 /// Computes the results of a plan and encodes them for the sinks. Registers every operator that has state in
@@ -62,7 +66,8 @@ pub fn compute<'scope>(
     let scope = events.inner.scope();
     let Limits { dedup_horizon_ms, ttl_ms, .. } = plan.limits;
     let admission = Admission { dedup_horizon_ms, ttl_ms: Some(ttl_ms) };
-    let (keyed, refused) = captures.admit(ADMIT, events, control, admission);
+    let (keyed, refused) = captures.admit(ADMIT, events, control.clone(), admission);
+    let admitted = keyed.clone();
     let (load, states) = (keyed.load(), keyed.key_states());
     let letters =
         refused.map(|refused| DeadLetter::refused(&refused.event, refused.refusal)).concat(rejected);
@@ -100,11 +105,38 @@ pub fn compute<'scope>(
         }
     }));
 
-    for window in &plan.windows {
-        let rows = rows(keyed.clone(), window);
-        all.push(encode_outputs(&format!("Rows: {}", window.name), rows, Arc::clone(routes), |_, _, _| {}));
+    for window in plan.windows.iter().filter(|window| window.by.space().is_none()) {
+        let selected = match window.by {
+            By::KeyOfUser => keyed.clone().only(|key| split_key(key).0 == KeyKind::User),
+            By::KeyOfDevice => keyed.clone().only(|key| split_key(key).0 == KeyKind::Device),
+            By::Key | By::Space(_) => keyed.clone(),
+        };
+        all.push(encode_rows(rows(selected, window), window, routes));
     }
-    Computed { encoded: scope.concatenate(all), load, states }
+    let mut spaces = Vec::new();
+    for space in plan.spaces() {
+        let by_space = Arc::clone(&space);
+        let name = format!("{SPACE}{}", space.name);
+        let events = admitted.clone().events(&format!("Events: {}", space.name));
+        let events = events.flat_map(move |event| SpaceEvent::new(event, &by_space));
+        let admission = Admission { dedup_horizon_ms: 0, ttl_ms: Some(ttl_ms) };
+        // Nothing is refused: these events were admitted at the same watermark, and only they are in this collection.
+        let (keyed, _none) = captures.admit(&name, events, control.clone(), admission);
+        spaces.push((Arc::clone(&space.name), keyed.key_states()));
+        for window in plan.windows.iter().filter(|window| window.by.space() == Some(&space)) {
+            all.push(encode_rows(rows(keyed.clone(), window), window, routes));
+        }
+    }
+    Computed { encoded: scope.concatenate(all), load, states: States { keys: states, spaces } }
+}
+
+/// Encodes the rows of a window.
+fn encode_rows<'scope>(
+    rows: VecCollection<'scope, Epoch, WindowRow>,
+    window: &WindowPlan,
+    routes: &Arc<[SinkRoute]>,
+) -> StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)> {
+    encode_outputs(&format!("Rows: {}", window.name), rows, Arc::clone(routes), |_, _, _| {})
 }
 
 /// Returns true if any sink accepts events, so that they must be enriched.
@@ -117,6 +149,10 @@ fn any_sink_takes_events<'a>(encodings: impl IntoIterator<Item = &'a SinkEncodin
 pub fn operators<'a>(plan: &Plan, encodings: impl IntoIterator<Item = &'a SinkEncoding>) -> Vec<Operator> {
     let mut names = vec![ADMIT.to_owned(), headwater_dataflows::ids_of(ADMIT), RULES.to_owned()];
     names.extend(any_sink_takes_events(encodings).then(|| ENRICH.to_owned()));
+    for space in plan.spaces() {
+        let name = format!("{SPACE}{}", space.name);
+        names.extend([headwater_dataflows::ids_of(&name), name]);
+    }
     names.extend(plan.windows.iter().map(|window| format!("{WINDOW}{}", window.name)));
     names.sort_unstable();
     names
@@ -126,16 +162,12 @@ pub fn operators<'a>(plan: &Plan, encodings: impl IntoIterator<Item = &'a SinkEn
 }
 
 /// Returns the rows of one window.
-fn rows<'scope>(
-    keyed: Captured<'scope, Event>,
-    plan: &WindowPlan,
-) -> VecCollection<'scope, Epoch, WindowRow> {
-    let keyed = match plan.by {
-        By::Key => keyed,
-        By::User => keyed.only(|key| split_key(key).0 == KeyKind::User),
-        By::Device => keyed.only(|key| split_key(key).0 == KeyKind::Device),
-    };
-    let statistics = Statistics::new(Event::amount, Event::merchant);
+fn rows<'scope, E>(keyed: Captured<'scope, E>, plan: &WindowPlan) -> VecCollection<'scope, Epoch, WindowRow>
+where
+    E: headwater_dataflows::Event<Key = str> + AsRef<Event>,
+{
+    let statistics =
+        Statistics::new(|event: &E| event.as_ref().amount(), |event: &E| event.as_ref().merchant());
     let name = Arc::clone(&plan.name);
     let operator = format!("{WINDOW}{name}");
     let row = move |row: Row<'_, String, Summary>| {
@@ -296,8 +328,8 @@ mod tests {
         let without_events = OutputMapping { events: None, ..ALL };
         for (windows, sinks) in [
             (vec![], vec![]),
-            (vec![minute("a", By::User)], vec![without_events]),
-            (vec![minute("b", By::Key), minute("a", By::Device)], vec![without_events, ALL]),
+            (vec![minute("a", By::KeyOfUser)], vec![without_events]),
+            (vec![minute("b", By::Key), minute("a", By::KeyOfDevice)], vec![without_events, ALL]),
         ] {
             let plan = plan(windows, all_patterns());
             let encodings: Vec<_> = sinks.iter().map(|mapping| SinkEncoding::Rows(*mapping)).collect();
@@ -315,7 +347,7 @@ mod tests {
     /// Checkpoints name operators: a renamed one would lose its state.
     #[test]
     fn operators_have_the_names_of_stored_checkpoints() {
-        let plan = plan(vec![minute("user_1m", By::User)], Patterns::default());
+        let plan = plan(vec![minute("user_1m", By::KeyOfUser)], Patterns::default());
         let listed = operators(&plan, &[SinkEncoding::Rows(ALL)]);
         let names: Vec<_> = listed.iter().map(|operator| &*operator.name).collect();
         assert_eq!(names, ["Admit", "Admit: ids", "Enrich", "Rules", "Window: user_1m"]);
@@ -323,7 +355,7 @@ mod tests {
 
     #[test]
     fn each_sink_receives_the_kinds_of_outputs_it_accepts() {
-        let plan = plan(vec![minute("user_1m", By::User)], all_patterns());
+        let plan = plan(vec![minute("user_1m", By::KeyOfUser)], all_patterns());
         let alerts = OutputMapping { alerts: Some(tables::ALERTS), ..OutputMapping::default() };
         let windows = OutputMapping { windows: Some(tables::WINDOW_AGGREGATES), ..OutputMapping::default() };
         let epochs = vec![(vec![event(0, 0, ""), event(1, 1, "")], -1)];
@@ -350,7 +382,8 @@ mod tests {
 
     #[test]
     fn windows_aggregate_only_their_kind_of_key() {
-        let windows = vec![minute("user", By::User), minute("device", By::Device), minute("key", By::Key)];
+        let windows =
+            vec![minute("user", By::KeyOfUser), minute("device", By::KeyOfDevice), minute("key", By::Key)];
         let plan = plan(windows, Patterns::default());
         let device = typed(1, 1, r#""event_type":"iot_sensor","device_id":"ann""#);
         let only = OutputMapping { windows: Some(tables::WINDOW_AGGREGATES), ..OutputMapping::default() };

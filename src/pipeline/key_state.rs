@@ -10,13 +10,16 @@
 
 mod words;
 
+use std::sync::Arc;
+
 use headwater_dataflows::patterns::{Description, Location};
 use headwater_dataflows::{AsOf, EventTime, KeyStates, StatePart};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::rules::pattern_of;
-use crate::event::Event;
+use super::spaces::SpaceEvent;
+use crate::event::{Event, split_key};
 use crate::json::rfc3339;
 use crate::outputs::{KeyHistory, WindowRow};
 
@@ -31,19 +34,54 @@ pub struct KeyReading {
     rules: Vec<(u32, Description)>,
 }
 
-/// Reads the state of a key, given with its prefix. Call it between steps of the worker.
-pub fn read_key(states: &KeyStates<Event>, key: &str) -> KeyReading {
-    let (mut history, mut windows, mut windows_left_out, mut rules) = (None, Vec::new(), 0, Vec::new());
-    let known = states.visit(key, &mut |_operator, part| match part {
-        StatePart::Window(row) => windows.extend(row.downcast_ref::<WindowRow>().cloned()),
-        StatePart::MoreWindows(count) => windows_left_out += count,
-        StatePart::Running(state) => history = state.downcast_ref::<KeyHistory>().copied().or(history),
-        StatePart::Rule { rule, description } => rules.push((rule, description)),
-    });
-    let counts_nothing = rules.iter().all(|(_, description)| description.is_empty());
-    let is_new = history.is_none_or(|history| history.events == 0);
-    let found = known && !(is_new && windows.is_empty() && counts_nothing);
-    KeyReading { as_of: states.as_of(), found, history, windows, windows_left_out, rules }
+/// Reads the states of keys in the operators of a worker.
+#[derive(Clone)]
+pub struct States {
+    /// Those by the keys of events.
+    pub keys: KeyStates<Event>,
+    /// Those of key spaces, by the name of the space.
+    pub spaces: Vec<(Arc<str>, KeyStates<SpaceEvent>)>,
+}
+
+impl States {
+    /// Reads the state of a key, given with its prefix. Call it between steps of the worker.
+    pub fn read(&self, key: &str) -> KeyReading {
+        let mut reading = KeyReading {
+            as_of: self.keys.as_of(),
+            found: false,
+            history: None,
+            windows: Vec::new(),
+            windows_left_out: 0,
+            rules: Vec::new(),
+        };
+        let mut known = self.keys.visit(key, &mut |_operator, part| reading.add(part));
+        let kind = split_key(key).0.as_str();
+        for (_, states) in self.spaces.iter().filter(|(name, _)| **name == *kind) {
+            known |= states.visit(key, &mut |_operator, part| reading.add(part));
+            let AsOf { epoch, watermark } = states.as_of();
+            let before = reading.as_of;
+            reading.as_of =
+                AsOf { epoch: before.epoch.min(epoch), watermark: before.watermark.min(watermark) };
+        }
+        let counts_nothing = reading.rules.iter().all(|(_, description)| description.is_empty());
+        let is_new = reading.history.is_none_or(|history| history.events == 0);
+        reading.found = known && !(is_new && reading.windows.is_empty() && counts_nothing);
+        reading
+    }
+}
+
+impl KeyReading {
+    /// Adds a part of the state.
+    fn add(&mut self, part: StatePart<'_>) {
+        match part {
+            StatePart::Window(row) => self.windows.extend(row.downcast_ref::<WindowRow>().cloned()),
+            StatePart::MoreWindows(count) => self.windows_left_out += count,
+            StatePart::Running(state) => {
+                self.history = state.downcast_ref::<KeyHistory>().copied().or(self.history);
+            }
+            StatePart::Rule { rule, description } => self.rules.push((rule, description)),
+        }
+    }
 }
 
 /// The live state of a key, as the API serves it.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use headwater_dataflows::windows::EmitPolicy;
 use headwater_dataflows::{Emission, Epoch};
 
+use super::spaces::KeySpace;
 use crate::coordination::WatermarkRule;
 use crate::decode::Decoding;
 use crate::outputs::{Provenance, Severity};
@@ -37,6 +38,20 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Returns the key spaces that windows or rules use, each once, by name.
+    pub fn spaces(&self) -> Vec<Arc<KeySpace>> {
+        let mut spaces: Vec<Arc<KeySpace>> = Vec::new();
+        for by in self.windows.iter().map(|window| &window.by) {
+            if let Some(space) = by.space()
+                && !spaces.iter().any(|known| known.name == space.name)
+            {
+                spaces.push(Arc::clone(space));
+            }
+        }
+        spaces.sort_by(|a, b| a.name.cmp(&b.name));
+        spaces
+    }
+
     /// Returns the provenance of the outputs: the pipeline and its source topic.
     pub fn provenance(&self) -> Provenance {
         Provenance { pipeline: Arc::clone(&self.pipeline), source_topic: self.source_topic.clone() }
@@ -147,15 +162,27 @@ impl WindowKind {
     }
 }
 
-/// The keys that a window aggregates by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The keys that a window or a rule groups by.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum By {
-    /// Users.
-    User,
-    /// Devices.
-    Device,
-    /// Users and devices.
+    /// The key of an event: its device if it is of a sensor, else its user.
     Key,
+    /// The key of an event, where it is a user.
+    KeyOfUser,
+    /// The key of an event, where it is a device.
+    KeyOfDevice,
+    /// A key space.
+    Space(Arc<KeySpace>),
+}
+
+impl By {
+    /// Returns the key space; None if the keys are those of events.
+    pub fn space(&self) -> Option<&Arc<KeySpace>> {
+        match self {
+            By::Space(space) => Some(space),
+            By::Key | By::KeyOfUser | By::KeyOfDevice => None,
+        }
+    }
 }
 
 /// The enabled patterns.

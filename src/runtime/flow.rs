@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use differential_dataflow::AsCollection;
 use headwater_dataflows::{
-    Captures, Checkpoint, ControlStream, Epoch, EventTime, KeyStates, Offset, Partition, RestoreError,
+    Captures, Checkpoint, ControlStream, Epoch, EventTime, Offset, Partition, RestoreError,
 };
 use headwater_sinks::Generation;
 use timely::dataflow::operators::probe::Handle as Probe;
@@ -28,10 +28,9 @@ use timely::dataflow::{Scope, StreamVec};
 
 use crate::coordination::ingest::{Liveness, Pace, Timing, Unfinal};
 use crate::coordination::{Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark};
-use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::outputs::{EncodedOutputs, RecentAlerts, SinkRoute, split_by_sink};
-use crate::pipeline::{Computed, Inputs, Plan, compute, operators};
+use crate::pipeline::{Computed, Inputs, Plan, States, compute, operators};
 use crate::runtime::checkpoint::operators::{Concluder, Marked, conclude, marks, store};
 use crate::runtime::checkpoint::writer::CheckpointWriterHandle;
 use crate::runtime::commit::delivery::deliver;
@@ -107,7 +106,7 @@ pub struct Flow {
     /// Observes the dataflow for the metrics.
     pub watch: Watch,
     /// Reads the state of a key, for queries.
-    pub states: KeyStates<Event>,
+    pub states: States,
 }
 
 /// The state that the operators of a worker share with each other and with the worker.

@@ -14,12 +14,12 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::{KeyHash, KeyStates};
+use headwater_dataflows::KeyHash;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-use crate::event::{Event, KeyKind};
-use crate::pipeline::{KeyReading, KeyState, read_key};
+use crate::event::KeyKind;
+use crate::pipeline::{KeyReading, KeyState, States};
 
 /// The maximum number of queries that a worker has not taken.
 const QUEUE: usize = 16;
@@ -150,7 +150,7 @@ impl Mailbox {
     }
 
     /// Answers the next query, if there is one and queries have not taken their share of time. Call it between steps.
-    pub fn answer_next(&mut self, states: &KeyStates<Event>) {
+    pub fn answer_next(&mut self, states: &States) {
         if self.rests_until.is_some_and(|until| Instant::now() < until) {
             return;
         }
@@ -160,7 +160,7 @@ impl Mailbox {
         {
             let begun = Instant::now();
             // An error means that the thread that asked has stopped waiting meanwhile.
-            let _ = reply.send(read_key(states, &key));
+            let _ = reply.send(states.read(&key));
             self.rests_until = Some(begun + (TIME_SHARE * begun.elapsed()).min(MAX_REST));
         }
     }

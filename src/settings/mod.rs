@@ -17,7 +17,7 @@ mod values;
 pub use address::Server;
 pub use key::Key;
 pub(crate) use key::keys;
-pub use read::{ConfigError, Diagnostics, Section};
+pub use read::{ConfigError, Diagnostics, Section, nearest};
 pub use tree::{Node, Origin};
 pub use values::duration_ms;
 

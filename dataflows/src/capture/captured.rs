@@ -14,7 +14,7 @@ use crate::patterns::{Absence, Run};
 use crate::rules::{Missing, Rule, Rules};
 use crate::scan::Scanner;
 use crate::windows::{Aggregate, Aligned, EmitPolicy, Row, Sessions};
-use crate::{Emission, Epoch, Event, EventTime, KeyStates, Load, OwnedKey, Pattern};
+use crate::{Emission, Epoch, Event, EventTime, Events as _, KeyStates, Load, OwnedKey, Pattern};
 
 /// [`Keyed`] events, returned by [`Captures::admit`]. The operators are those of `Keyed`, and each captures its state
 /// under its name. The names must be unique.
@@ -68,6 +68,11 @@ impl<'scope, E: Event> Captured<'scope, E> {
     /// Like [`Keyed::key_states`].
     pub fn key_states(&self) -> KeyStates<E> {
         self.keyed.key_states()
+    }
+
+    /// Like [`Events::events`](crate::Events::events).
+    pub fn events(self, name: &str) -> VecCollection<'scope, Epoch, E> {
+        self.keyed.events(name)
     }
 
     /// Like [`Keyed::only`].

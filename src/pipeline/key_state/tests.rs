@@ -57,7 +57,7 @@ fn after_three_events(patterns: &Patterns) -> Vec<(&'static str, String, Value)>
         states = Some(keyed.key_states());
         keyed.scan_all("Rules", rules(&"fraud".into(), patterns)).map(|_: Alert| ())
     });
-    let states = states.expect("the dataflow is built");
+    let states = States { keys: states.expect("the dataflow is built"), spaces: Vec::new() };
     for (seconds, fields) in [
         (0, r#","amount":9,"currency":"EUR","merchant_id":"m""#),
         (10, r#","amount":11,"currency":"EUR","merchant_id":"m""#),
@@ -66,8 +66,8 @@ fn after_three_events(patterns: &Patterns) -> Vec<(&'static str, String, Value)>
         kit.push_at(T + 1000 * seconds, at(fields));
     }
     kit.expect_raised([()]);
-    let state = read_key(&states, "uann").into_state(0);
-    assert!(state.found && !read_key(&states, "dann").into_state(0).found);
+    let state = states.read("uann").into_state(0);
+    assert!(state.found && !states.read("dann").into_state(0).found);
     state.rules.into_iter().map(|RuleState { rule, text, state }| (rule, text, state)).collect()
 }
 

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::OutputKind;
 use crate::embed::{Pipeline, Stopper};
+use crate::event::Event;
 use crate::outputs::Alert;
 use crate::pipeline::{Patterns, RuleState, rules};
 
@@ -233,7 +234,7 @@ fn queries_take_a_limited_share_of_the_time() {
         states = Some(keyed.key_states());
         keyed.scan_all("Rules", rules(&"queries".into(), &Patterns::default()))
     });
-    let states = states.expect("the dataflow is built");
+    let states = States { keys: states.expect("the dataflow is built"), spaces: Vec::new() };
     let queries = Queries::default();
     let mut mailbox = queries.open(0..1, 1).remove(0);
     let (_, mut answer) = queries.send("uann".to_owned()).expect("the queue is empty");
