@@ -6,6 +6,7 @@
 
 mod accumulate;
 mod admit;
+mod anchor;
 mod batch;
 mod capture;
 mod control;
@@ -22,6 +23,7 @@ mod keys;
 mod load;
 pub mod patterns;
 mod prefetch;
+mod rule_set;
 mod rules;
 mod scan;
 mod shard;
@@ -33,6 +35,7 @@ pub mod windows;
 
 pub use accumulate::Accumulate;
 pub use admit::{Admission, Admit, Refusal, Refused, ids_of};
+pub use anchor::Anchor;
 pub use capture::{Captured, Captures, Checkpoint, Damage, Record, RestoreError, STATE_VERSION, Stored};
 pub use control::{Clock, Control, ControlStream};
 pub use engine::Engine;
@@ -42,6 +45,10 @@ pub use key_states::{AsOf, KeyStates, StatePart};
 pub use keyed::Keyed;
 pub use load::Load;
 pub use prefetch::prefetch;
+pub use rule_set::{
+    Condition, Course, Finding, Locate, Number, Predicate, ResultOf, ResultOfAbsence, RuleSet, RuleSetError,
+    SetRule, SetState, SetUndo, Step, Value, forget_rules_by_id,
+};
 pub use rules::{Missing, Rule, Rules};
 pub use scan::{Emission, Pattern, Scan, forget_rules, with_key};
 pub use shard::{KEY_HASH_VERSION, KeyHash, SHARDS, ShardId};

@@ -1,5 +1,6 @@
 //! Rules: patterns evaluated together in one pass over the events of a key.
 
+use crate::capture::Damage;
 use crate::patterns::{Absence, Description, Run, Waiting};
 use crate::{Emission, Event, EventTime, Pattern};
 
@@ -223,17 +224,19 @@ impl<E: Event, D, R: OneRule<E, D>> OneRule<E, D> for Option<R> {
 }
 
 /// Several rules with one type of result: `()`, or a [`Rule`] or [`Missing`] (or none: an `Option`) and further rules,
-/// `(rule, (rule, ()))`.
+/// `(rule, (rule, ()))`. Or a [`RuleSet`](crate::RuleSet), whose rules are known only when the program runs.
 ///
 /// They are stepped together, so that the states of a key are adjacent in memory and each event is read once. Not meant
 /// to be implemented elsewhere.
 pub trait Rules<E: Event, D>: 'static {
-    /// The number of rules. The number that identifies a rule is the count of rules after it.
-    const COUNT: u32;
     /// The states of a key.
     type State: Default + Clone + 'static;
     /// The data needed to undo one step.
     type Undo: Clone + 'static;
+
+    /// Returns the number of rules. The number that identifies a rule is the count of rules after it, or its index in a
+    /// [`RuleSet`](crate::RuleSet).
+    fn count(&self) -> u32;
 
     /// Processes the key's next event, and appends its results to `found`.
     fn step(&self, state: &mut Self::State, event: &E, found: &mut Vec<Found<D>>) -> Self::Undo;
@@ -260,6 +263,14 @@ pub trait Rules<E: Event, D>: 'static {
     /// Sets the states of the rules that are not live to the states `was` of the previous evaluation at the same event.
     fn restore(&self, live: Live, state: &mut Self::State, was: Self::State);
 
+    /// Returns a stored state in a form that these rules can process.
+    ///
+    /// # Errors
+    /// Fails if no rules can have stored this state.
+    fn adopt(&self, state: Self::State) -> Result<Self::State, Damage> {
+        Ok(state)
+    }
+
     /// Appends the results that are not due at `watermark`, given a state of final events only.
     fn waiting(&self, state: &Self::State, key: &E::Key, watermark: EventTime, found: &mut Vec<Found<D>>);
 
@@ -268,9 +279,13 @@ pub trait Rules<E: Event, D>: 'static {
 }
 
 impl<E: Event, D> Rules<E, D> for () {
-    const COUNT: u32 = 0;
     type State = ();
     type Undo = ();
+
+    #[inline]
+    fn count(&self) -> u32 {
+        0
+    }
 
     fn step(&self, _: &mut (), _: &E, _: &mut Vec<Found<D>>) {}
 
@@ -290,13 +305,17 @@ impl<E: Event, D> Rules<E, D> for () {
 }
 
 impl<E: Event, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest) {
-    const COUNT: u32 = Rest::COUNT + 1;
     type State = (R::State, Rest::State);
     type Undo = (R::Undo, Rest::Undo);
 
     #[inline]
+    fn count(&self) -> u32 {
+        self.1.count() + 1
+    }
+
+    #[inline]
     fn step(&self, state: &mut Self::State, event: &E, found: &mut Vec<Found<D>>) -> Self::Undo {
-        let emit = |answer, due, diff| found.push(Found { rule: Rest::COUNT, answer, due, diff });
+        let emit = |answer, due, diff| found.push(Found { rule: self.1.count(), answer, due, diff });
         let undo = self.0.step(&mut state.0, event, emit);
         (undo, self.1.step(&mut state.1, event, found))
     }
@@ -315,22 +334,22 @@ impl<E: Event, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest)
         undo: &mut Self::Undo,
         found: &mut Vec<Found<D>>,
     ) {
-        if live.has(Rest::COUNT) {
-            let emit = |answer, due, diff| found.push(Found { rule: Rest::COUNT, answer, due, diff });
+        if live.has(self.1.count()) {
+            let emit = |answer, due, diff| found.push(Found { rule: self.1.count(), answer, due, diff });
             undo.0 = self.0.step(&mut state.0, event, emit);
         }
         self.1.step_again(live, &mut state.1, event, &mut undo.1, found);
     }
 
     fn settle(&self, live: &mut Live, state: &Self::State, was: &Self::State) {
-        if live.has(Rest::COUNT) && self.0.same(&state.0, &was.0) {
-            live.remove(Rest::COUNT);
+        if live.has(self.1.count()) && self.0.same(&state.0, &was.0) {
+            live.remove(self.1.count());
         }
         self.1.settle(live, &state.1, &was.1);
     }
 
     fn restore(&self, live: Live, state: &mut Self::State, was: Self::State) {
-        if !live.has(Rest::COUNT) {
+        if !live.has(self.1.count()) {
             state.0 = was.0;
         }
         self.1.restore(live, &mut state.1, was.1);
@@ -343,14 +362,14 @@ impl<E: Event, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest)
     }
 
     fn waiting(&self, state: &Self::State, key: &E::Key, watermark: EventTime, found: &mut Vec<Found<D>>) {
-        let emit = |answer, due, diff| found.push(Found { rule: Rest::COUNT, answer, due, diff });
+        let emit = |answer, due, diff| found.push(Found { rule: self.1.count(), answer, due, diff });
         self.0.waiting(&state.0, key, watermark, emit);
         self.1.waiting(&state.1, key, watermark, found);
     }
 
     fn describe(&self, state: &Self::State, watermark: EventTime, each: &mut dyn FnMut(u32, Description)) {
         if let Some(description) = self.0.describe(&state.0, watermark) {
-            each(Rest::COUNT, description);
+            each(self.1.count(), description);
         }
         self.1.describe(&state.1, watermark, each);
     }
@@ -385,7 +404,8 @@ impl Live {
         self
     }
 
-    fn remove(&mut self, rule: u32) {
+    /// Removes a rule from the set.
+    pub fn remove(&mut self, rule: u32) {
         if rule < Self::LAST {
             self.0 &= !(1 << rule);
         }

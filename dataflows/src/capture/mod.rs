@@ -36,7 +36,7 @@ pub use captured::Captured;
 pub(crate) use logic::Capture;
 pub(crate) use operator::{Drain, build};
 pub use stored::{Damage, Record, RestoreError, STATE_VERSION, Stored};
-pub(crate) use stored::{decode, encode};
+pub(crate) use stored::{decode, encode, encode_unless_default};
 use stored::{hex, key_of};
 pub(crate) use tracker::{Mark, Saved, Tracker};
 

@@ -78,6 +78,11 @@ pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
     serialize_after(&[STATE_VERSION], value)
 }
 
+/// Encodes a state to be stored; `None` if it is the default state.
+pub(crate) fn encode_unless_default<S: Serialize + Default>(state: &S) -> Option<Vec<u8>> {
+    Some(encode(state)).filter(|value| *value != encode(&S::default()))
+}
+
 /// Decodes the result of [`encode`].
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damage> {
     match bytes.split_first() {

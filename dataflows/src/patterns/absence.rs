@@ -67,6 +67,21 @@ impl<E: Event, T: Clone + PartialEq + 'static> Absence<E, T> {
         undo
     }
 
+    /// Processes the key's next event. Returns the runs before it, if they changed.
+    pub(crate) fn advance(&self, runs: &mut Waiting<T>, event: &E) -> Option<Waiting<T>> {
+        self.0.step(runs, event).1
+    }
+
+    /// Returns the runs that wait only for the absent event, by their deadlines.
+    pub(crate) fn candidates<'a>(&self, runs: &'a Waiting<T>) -> impl Iterator<Item = &'a Rc<Run<T>>> {
+        runs.iter().filter(|run| self.0.lacks_one(run))
+    }
+
+    /// Returns stored runs in a form that this absence can process: see [`Sequence::adopt`].
+    pub(crate) fn adopt(&self, runs: Waiting<T>) -> Waiting<T> {
+        self.0.adopt(runs)
+    }
+
     /// Returns the runs that wait only for the absent event and whose deadline is above the watermark.
     pub(crate) fn waiting<'a>(
         &self,

@@ -1,6 +1,6 @@
 //! Descriptions of the states of patterns, for people.
 
-use super::Location;
+use super::{Bound, Location};
 use crate::EventTime;
 
 /// The state of a pattern for one key.
@@ -25,6 +25,43 @@ pub enum Description {
         distinct: u64,
         /// The number of distinct values that matches.
         at_least: u64,
+        /// The length of the interval, in milliseconds.
+        within_ms: i64,
+    },
+    /// The state of a [`Sum`](super::Sum).
+    Sum {
+        /// The sum of the numbers in the last `within_ms`.
+        sum: i128,
+        /// The count of these numbers.
+        n: u64,
+        /// The bound that matches.
+        bound: Bound,
+        /// The length of the interval, in milliseconds.
+        within_ms: i64,
+    },
+    /// The state of an [`Average`](super::Average).
+    Average {
+        /// The sum of the numbers in the last `within_ms`.
+        sum: i128,
+        /// The count of these numbers.
+        n: u64,
+        /// The bound of the average that matches.
+        bound: Bound,
+        /// The count of numbers from which on an average can match.
+        at_least_events: u64,
+        /// The length of the interval, in milliseconds.
+        within_ms: i64,
+    },
+    /// The state of a [`Share`](super::Share).
+    Share {
+        /// The number of events in the last `within_ms` that satisfy the predicate.
+        hits: u64,
+        /// The number of events in the last `within_ms`.
+        n: u64,
+        /// The share that must be exceeded, in millionths.
+        more_than_ppm: u32,
+        /// The number of events from which on a share can match.
+        at_least_events: u64,
         /// The length of the interval, in milliseconds.
         within_ms: i64,
     },
@@ -72,6 +109,9 @@ impl Description {
         match self {
             Description::Count { count: number, .. }
             | Description::Distinct { distinct: number, .. }
+            | Description::Sum { n: number, .. }
+            | Description::Average { n: number, .. }
+            | Description::Share { n: number, .. }
             | Description::Amounts { n: number, .. } => *number == 0,
             Description::Place { last, .. } => last.is_none(),
             Description::Runs { runs, .. } => runs.is_empty(),

@@ -4,9 +4,9 @@ use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
-use super::Description;
 use super::description::present;
 use super::frequency::make_room;
+use super::{Description, Holding};
 use crate::{Event, EventTime, Pattern, prefetch};
 
 /// Matches at least `n` distinct values of an attribute within the last `within_ms`, on the rising edge among the
@@ -53,14 +53,18 @@ impl<F> Diversity<F> {
     pub fn at_least(n: usize, within_ms: i64, value: F) -> Diversity<F> {
         Diversity { n: n.max(1), within_ms, value }
     }
+
+    /// Returns a stored state in a form that this pattern can process: the last `n` values. The pattern it was stored by
+    /// may have had another `n`.
+    pub(crate) fn adopt(&self, mut state: LastSeen) -> LastSeen {
+        state.values.drain(..state.values.len().saturating_sub(self.n));
+        state
+    }
 }
 
-impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
-    type State = LastSeen;
-    type Undo = Displaced;
-    type Match = Variety;
-
-    fn step(&self, state: &mut LastSeen, event: &E) -> (Option<Variety>, Displaced) {
+impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Holding<E> for Diversity<F> {
+    #[inline]
+    fn step_holding(&self, state: &mut LastSeen, event: &E) -> (Option<(Variety, bool)>, Displaced) {
         let mut undo = Displaced { has_value: false, held: state.held, from: None, value: (0, 0) };
         let Some(value) = (self.value)(event) else { return (None, undo) };
         undo.has_value = true;
@@ -74,9 +78,19 @@ impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
         state.values.push((value, now));
         let span = now.saturating_sub(state.values[0].1);
         state.held = state.values.len() == self.n && span < self.within_ms;
-        let found =
-            (state.held && !undo.held).then_some(Variety { distinct: self.n as u64, within_ms: span });
-        (found, undo)
+        let variety = Variety { distinct: self.n as u64, within_ms: span };
+        (state.held.then_some((variety, !undo.held)), undo)
+    }
+}
+
+impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
+    type State = LastSeen;
+    type Undo = Displaced;
+    type Match = Variety;
+
+    #[inline]
+    fn step(&self, state: &mut LastSeen, event: &E) -> (Option<Variety>, Displaced) {
+        self.step_edge(state, event)
     }
 
     fn undo(&self, state: &mut LastSeen, _event: &E, undo: Displaced) {

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Description;
 use super::description::present;
+use super::{Description, Holding};
 use crate::{Event, EventTime, Pattern, prefetch};
 
 /// Matches at least `n` events within the last `within_ms`, on the rising edge.
@@ -54,14 +54,23 @@ impl Frequency {
     pub fn at_least(n: usize, within_ms: i64) -> Frequency {
         Frequency { n: n.clamp(1, u32::MAX as usize), within_ms }
     }
+
+    /// Returns a stored state in a form that this pattern can process: the last `n` times, oldest first unless the ring
+    /// is full. The pattern it was stored by may have had another `n`.
+    pub(crate) fn adopt(&self, mut state: Recent) -> Recent {
+        let len = state.times.len();
+        if len != self.n || state.next as usize >= len {
+            state.times.rotate_left((state.next as usize).min(len));
+            state.times.drain(..len.saturating_sub(self.n));
+            state.next = 0;
+        }
+        state
+    }
 }
 
-impl<E: Event> Pattern<E> for Frequency {
-    type State = Recent;
-    type Undo = Overwritten;
-    type Match = Rate;
-
-    fn step(&self, state: &mut Recent, event: &E) -> (Option<Rate>, Overwritten) {
+impl<E: Event> Holding<E> for Frequency {
+    #[inline]
+    fn step_holding(&self, state: &mut Recent, event: &E) -> (Option<(Rate, bool)>, Overwritten) {
         let now = event.time().0;
         let mut undo =
             Overwritten { time: EventTime::MIN, full: state.times.len() == self.n, held: state.held };
@@ -75,8 +84,19 @@ impl<E: Event> Pattern<E> for Frequency {
         let full = state.times.len() == self.n;
         let span = now.saturating_sub(state.times[if full { state.next as usize } else { 0 }]);
         state.held = full && span < self.within_ms;
-        let found = (state.held && !undo.held).then_some(Rate { count: self.n as u64, within_ms: span });
-        (found, undo)
+        let rate = Rate { count: self.n as u64, within_ms: span };
+        (state.held.then_some((rate, !undo.held)), undo)
+    }
+}
+
+impl<E: Event> Pattern<E> for Frequency {
+    type State = Recent;
+    type Undo = Overwritten;
+    type Match = Rate;
+
+    #[inline]
+    fn step(&self, state: &mut Recent, event: &E) -> (Option<Rate>, Overwritten) {
+        self.step_edge(state, event)
     }
 
     fn undo(&self, state: &mut Recent, _event: &E, undo: Overwritten) {

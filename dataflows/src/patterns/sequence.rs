@@ -118,6 +118,13 @@ impl<E, T> Sequence<E, T> {
         run.start().plus_ms(self.within_ms - 1)
     }
 
+    /// Returns stored runs without those that have taken more events than this sequence has steps, which other
+    /// parameters may have left.
+    pub(crate) fn adopt(&self, mut runs: Vec<Rc<Run<T>>>) -> Vec<Rc<Run<T>>> {
+        runs.retain(|run| run.more.len() < self.steps.then.len());
+        runs
+    }
+
     /// Describes the runs that an event above the watermark can still advance.
     pub(super) fn describe_runs(&self, runs: &[Rc<Run<T>>], watermark: EventTime) -> Description {
         let live = runs.iter().filter(|run| self.deadline(run) > watermark);

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Description;
+use crate::anchor::Anchor;
 use crate::{Event, EventTime, Pattern, prefetch};
 
 /// A place on earth, in degrees.
@@ -56,6 +57,40 @@ impl<L, I> Travel<L, I> {
     }
 }
 
+/// Names events by their [`Anchor`].
+pub struct Anchored;
+
+impl<L> Travel<L, Anchored> {
+    /// Creates the pattern like [`beyond`](Travel::beyond), with anchors as the names of events.
+    pub(crate) fn anchored(km: f64, kmh: f64, location: L) -> Travel<L, Anchored> {
+        Travel { km, kmh, location, name: Anchored }
+    }
+}
+
+impl<E: Event, L: Fn(&E) -> Option<Location> + 'static> Pattern<E> for Travel<L, Anchored> {
+    type State = Option<Box<Sighting<Anchor>>>;
+    type Undo = Option<Box<Sighting<Anchor>>>;
+    type Match = Trip<Anchor>;
+
+    fn step(&self, state: &mut Self::State, event: &E) -> (Option<Trip<Anchor>>, Self::Undo) {
+        self.visit(state, event.time(), (self.location)(event), || Anchor::of(event))
+    }
+
+    fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo) {
+        if (self.location)(event).is_some() {
+            *state = undo;
+        }
+    }
+
+    fn same(&self, one: &Self::State, other: &Self::State) -> bool {
+        one == other
+    }
+
+    fn describe(&self, state: &Self::State, _watermark: EventTime) -> Option<Description> {
+        Some(self.describe_last(state))
+    }
+}
+
 impl<E, L, I, N> Pattern<E> for Travel<L, I>
 where
     E: Event,
@@ -69,10 +104,7 @@ where
     type Match = Trip<N::Owned>;
 
     fn step(&self, state: &mut Self::State, event: &E) -> (Option<Trip<N::Owned>>, Self::Undo) {
-        let Some(location) = (self.location)(event) else { return (None, None) };
-        let here = Box::new(Sighting { location, time: event.time(), name: (self.name)(event).to_owned() });
-        let found = state.as_deref().and_then(|before| self.judge(before, &here));
-        (found, state.replace(here))
+        self.visit(state, event.time(), (self.location)(event), || (self.name)(event).to_owned())
     }
 
     fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo) {
@@ -92,12 +124,31 @@ where
     }
 
     fn describe(&self, state: &Self::State, _watermark: EventTime) -> Option<Description> {
-        let last = state.as_deref().map(|sighting| (sighting.location, sighting.time));
-        Some(Description::Place { last, km: self.km, kmh: self.kmh })
+        Some(self.describe_last(state))
     }
 }
 
 impl<L, I> Travel<L, I> {
+    /// Replaces the last sighting, if the event has a location. Returns the match, and the sighting before.
+    #[inline]
+    fn visit<N: Clone>(
+        &self,
+        state: &mut Option<Box<Sighting<N>>>,
+        time: EventTime,
+        location: Option<Location>,
+        name: impl FnOnce() -> N,
+    ) -> (Option<Trip<N>>, Option<Box<Sighting<N>>>) {
+        let Some(location) = location else { return (None, None) };
+        let here = Box::new(Sighting { location, time, name: name() });
+        let found = state.as_deref().and_then(|before| self.judge(before, &here));
+        (found, state.replace(here))
+    }
+
+    fn describe_last<N>(&self, state: &Option<Box<Sighting<N>>>) -> Description {
+        let last = state.as_deref().map(|sighting| (sighting.location, sighting.time));
+        Description::Place { last, km: self.km, kmh: self.kmh }
+    }
+
     fn judge<N: Clone>(&self, before: &Sighting<N>, here: &Sighting<N>) -> Option<Trip<N>> {
         let km = haversine_km(before.location, here.location);
         if km <= self.km {

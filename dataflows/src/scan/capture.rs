@@ -7,7 +7,7 @@ use differential_dataflow::Data;
 
 use super::{Scanner, give};
 use crate::batch::{Batch, RunRef, Slot};
-use crate::capture::{Capture, Damage, Saved, Stored, decode, encode};
+use crate::capture::{Capture, Damage, Saved, Stored, decode, encode_unless_default};
 use crate::event::order;
 use crate::keyed::{Logic, Selection};
 use crate::rules::{Live, Rules};
@@ -24,14 +24,9 @@ where
     R: Rules<E, D, State: Stored>,
 {
     let mut state = decode(saved)?;
-    let kept = numbers.iter().fold(Live::all(R::COUNT), |live, &number| live.without(number));
+    let kept = numbers.iter().fold(Live::all(rules.count()), |live, &number| live.without(number));
     rules.restore(kept, &mut state, R::State::default());
-    Ok(value(&state))
-}
-
-/// Encodes a state to be stored; `None` if it is the default state.
-fn value<S: Stored + Default>(state: &S) -> Option<Vec<u8>> {
-    Some(encode(state)).filter(|value| *value != encode(&S::default()))
+    Ok(encode_unless_default(&state))
 }
 
 impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E, R, D> {
@@ -58,7 +53,7 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
             let (batch, _) = history.get(entry.batch).expect("for_each named a live batch");
             rules.undo(&mut state, batch.event(entry.entry as usize), undo.clone());
         }
-        Saved { value: value(&state), unsettled: steps.first().map(|((time, _), ..)| *time) }
+        Saved { value: encode_unless_default(&state), unsettled: steps.first().map(|((time, _), ..)| *time) }
     }
 
     fn load(
@@ -68,7 +63,7 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
         watermark: EventTime,
         saved: &[u8],
     ) -> Result<(), Damage> {
-        let state = decode(saved)?;
+        let state = self.rules.adopt(decode(saved)?)?;
         self.rules.waiting(&state, key.borrow(), watermark, &mut self.found);
         give(&mut self.waiting, self.found.drain(..), Epoch(0), 1, &mut Vec::new());
         *self.states.made(slot) = state;
@@ -95,7 +90,7 @@ mod tests {
         let rules = (rule(2), (rule(3), ()));
         let mut state = Default::default();
         Rules::<Line, ()>::step(&rules, &mut state, &Line::from(("ann", 10, 0, "a")), &mut Vec::new());
-        let saved = value(&state).expect("the state has an event");
+        let saved = encode_unless_default(&state).expect("the state has an event");
         let forget = |numbers: &[u32]| forget_rules::<Line, (), _>(&rules, numbers, &saved).expect("whole");
         assert_eq!(forget(&[]), Some(saved.clone()));
         let (first, second) = (forget(&[1]).expect("the other's"), forget(&[0]).expect("the other's"));

@@ -150,7 +150,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
     fn repeat_steps(&mut self, epoch: Epoch, run: &Run, out: &mut Vec<(D, Epoch, isize)>) {
         let Scanner { rules, states, waiting, history, walk, kept, found, .. } = self;
         let state = states.at_mut(run.slot);
-        let mut live = Live::all(R::COUNT);
+        let mut live = Live::all(rules.count());
         for (at, Walked { entry: EntryRef { batch, entry: number }, step, .. }) in walk.iter().enumerate() {
             // Only steps that were made before are skipped: all rules are live again before a change.
             if !live.is_empty() {
@@ -163,8 +163,10 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
                     (_, None) => *undo = Some(rules.step(state, batch.event(entry), found)),
                 }
                 let before = steps.found.remove(number).unwrap_or_default();
-                let (before, mut now): (Vec<_>, Vec<_>) =
+                let (mut before, mut now): (Vec<_>, Vec<_>) =
                     before.into_iter().partition(|found| live.has(found.rule));
+                before.sort_by_key(|found| Reverse(found.rule));
+                found.sort_by_key(|found| Reverse(found.rule));
                 if *found != before {
                     give(waiting, before.into_iter(), epoch, -1, out);
                     give(waiting, found.iter().cloned(), epoch, 1, out);
@@ -184,7 +186,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
                 Landmark::Resumed => {
                     let was = kept.pop().expect("a state is kept at each landmark");
                     rules.restore(live, state, was);
-                    live = Live::all(R::COUNT);
+                    live = Live::all(rules.count());
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use headwater_dataflows::KeyHash;
-use headwater_dataflows::patterns::Description;
+use headwater_dataflows::patterns::{Bound, Description};
 use serde_json::{Map, Value, json};
 
 use crate::json::{rfc3339, round6};
@@ -33,6 +33,26 @@ pub fn describe(rule: &str, description: &Description) -> (String, Value) {
             let merchants = counted(*distinct, "merchant", *distinct >= *at_least);
             let text = format!("{merchants} in the last {}; raises at {at_least}", span(*within_ms));
             (text, json!({ "distinct": distinct, "within_ms": within_ms, "at_least": at_least }))
+        }
+        Description::Sum { sum, n, bound, within_ms } => {
+            let (numbers, within) = (counted(*n, "number", false), span(*within_ms));
+            let text = format!("{numbers} with the sum {sum} in the last {within}; {}", raises(*bound));
+            (text, json!({ "sum": sum.to_string(), "n": n, "within_ms": within_ms }))
+        }
+        Description::Average { sum, n, bound, at_least_events, within_ms } => {
+            let average = (*n > 0).then(|| round6(*sum as f64 / *n as f64));
+            let (numbers, within) = (counted(*n, "number", false), span(*within_ms));
+            let of = average.map(|average| format!(" with the average {average}")).unwrap_or_default();
+            let raises = raises(*bound);
+            let text = format!("{numbers}{of} in the last {within}; {raises} of {at_least_events} or more");
+            (text, json!({ "average": average, "n": n, "within_ms": within_ms }))
+        }
+        Description::Share { hits, n, more_than_ppm, at_least_events, within_ms } => {
+            let (events, within) = (counted(*n, "event", false), span(*within_ms));
+            let share = f64::from(*more_than_ppm) / 1e6;
+            let raises = format!("raises above a share of {share} of {at_least_events} or more");
+            let text = format!("{hits} of {events} in the last {within}; {raises}");
+            (text, json!({ "hits": hits, "n": n, "within_ms": within_ms, "more_than": share }))
         }
         Description::Amounts { n, mean, stddev, at_least, bounds } => {
             amounts(*n, mean.zip(*stddev), *mean, *at_least, *bounds)
@@ -140,6 +160,13 @@ fn counted(count: u64, noun: &str, is_least: bool) -> String {
     let plural = if count == 1 { "" } else { "s" };
     let more = if is_least { " or more" } else { "" };
     format!("{count}{more} {noun}{plural}")
+}
+
+fn raises(bound: Bound) -> String {
+    match bound {
+        Bound::MoreThan(number) => format!("raises above {number}"),
+        Bound::AtLeast(number) => format!("raises at {number}"),
+    }
 }
 
 /// Returns a duration in the largest unit that gives a whole number.

@@ -1,0 +1,107 @@
+//! The states of the rules of a set for one key.
+
+use serde::{Deserialize, Serialize};
+
+use super::finding::Milestone;
+use crate::Anchor;
+use crate::capture::{Damage, decode, encode_unless_default};
+use crate::patterns::{
+    Displaced, Evicted, Groups, LastSeen, Moments, Overwritten, Recent, Sighting, Stepped, Trailing, Waiting,
+};
+
+/// The states of the rules that have processed an event of a key.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SetState {
+    /// Sorted by id.
+    pub(super) entries: Vec<Entry>,
+}
+
+/// The state of one rule.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Entry {
+    /// The id of the rule.
+    pub id: u64,
+    /// The time up to which results are suppressed; `i64::MIN` before the first result.
+    pub until: i64,
+    pub state: ConditionState,
+}
+
+/// The state of a condition. New variants are added at the end, so that stored states stay valid.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum ConditionState {
+    Nothing,
+    Count(Recent),
+    Distinct(LastSeen),
+    Trailing(Box<Trailing>),
+    Outlier(Box<Moments>),
+    Groups(Option<Box<Groups<Moments>>>),
+    Travel(Option<Box<Sighting<Anchor>>>),
+    Runs(Waiting<Milestone>),
+}
+
+/// The data needed to undo one step of a condition.
+#[derive(Clone, Debug)]
+pub(super) enum ConditionUndo {
+    /// The event is enough.
+    Event,
+    Count(Overwritten),
+    Distinct(Displaced),
+    Trailing(Evicted),
+    Groups(Stepped<()>),
+    Travel(Option<Box<Sighting<Anchor>>>),
+    /// The previous runs, if they changed.
+    Runs(Option<Waiting<Milestone>>),
+}
+
+/// The data needed to undo one step of a set: that of each rule that processed the event.
+#[derive(Clone, Debug, Default)]
+pub struct SetUndo(pub(super) Box<[RuleUndo]>);
+
+#[derive(Clone, Debug)]
+pub(super) struct RuleUndo {
+    /// The index of the rule among the rules sorted by id.
+    pub rule: u32,
+    /// The previous state of the rule; `None` if it had no state.
+    pub before: Option<Before>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Before {
+    pub until: i64,
+    pub undo: ConditionUndo,
+}
+
+impl SetState {
+    /// Returns the state at an index, if it is that of the rule.
+    pub(super) fn at(&self, at: usize, id: u64) -> Option<&Entry> {
+        self.entries.get(at).filter(|entry| entry.id == id)
+    }
+
+    /// Returns the index of the first state from `at` on whose rule has this id or a greater one.
+    #[inline]
+    pub(super) fn seek(&self, mut at: usize, id: u64) -> usize {
+        while self.entries.get(at).is_some_and(|entry| entry.id < id) {
+            at += 1;
+        }
+        at
+    }
+
+    /// Inserts a state. There may be millions of idle keys, so little memory is reserved.
+    pub(super) fn insert(&mut self, at: usize, entry: Entry) {
+        if self.entries.len() == self.entries.capacity() {
+            self.entries.reserve_exact(1 + self.entries.len() / 4);
+        }
+        self.entries.insert(at, entry);
+    }
+}
+
+/// Removes the state of the rules with these ids from `saved`, the captured state of a key in a scan of a
+/// [`RuleSet`](super::RuleSet). Returns the rest; `None` if no state is left.
+///
+/// # Errors
+/// Fails if `saved` cannot be decoded as such a state.
+pub fn forget_rules_by_id(ids: &[u64], saved: &[u8]) -> Result<Option<Vec<u8>>, Damage> {
+    let mut state: SetState = decode(saved)?;
+    state.entries.retain(|entry| !ids.contains(&entry.id));
+    Ok(encode_unless_default(&state))
+}
