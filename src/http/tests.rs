@@ -84,7 +84,7 @@ impl Fixture {
     fn raise(&self, offset: i64, epoch: u64, status: Status) -> String {
         let alert = Alert {
             position: Position { partition: Partition(0), offset: Offset(offset) },
-            rule: "velocity_spike",
+            rule: "velocity_spike".into(),
             rule_version: 1,
             severity: Severity::High,
             key: "uann".into(),

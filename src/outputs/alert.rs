@@ -41,7 +41,7 @@ pub struct Alert {
     /// The position of the triggering event.
     pub position: Position,
     /// The name of the rule.
-    pub rule: &'static str,
+    pub rule: std::sync::Arc<str>,
     /// The rule's version.
     pub rule_version: u32,
     /// Alert severity.
@@ -71,7 +71,7 @@ impl Alert {
             hash.update(text.as_bytes());
         };
         part(&self.pipeline);
-        part(self.rule);
+        part(&self.rule);
         part(&self.rule_version.to_string());
         part(kind.as_str());
         part(id);
@@ -97,7 +97,7 @@ impl Output for Alert {
             .row(table)
             .cell(Cell::Text(&self.id()))
             .cell(Cell::Text(status.as_str()))
-            .cell(Cell::Text(self.rule))
+            .cell(Cell::Text(&self.rule))
             .cell(Cell::Int(self.rule_version.into()))
             .cell(Cell::Text(self.severity.as_str()))
             .cell(Cell::Text(kind.as_str()))
@@ -130,7 +130,7 @@ impl Output for Alert {
         let message = Message {
             alert_id: &self.id(),
             status: status.as_str(),
-            rule: self.rule,
+            rule: &self.rule,
             rule_version: self.rule_version,
             severity: self.severity,
             key_kind: kind.as_str(),

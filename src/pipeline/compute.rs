@@ -99,7 +99,7 @@ pub fn compute<'scope>(
     let alerts = keyed.clone().scan_all(RULES, rules(&plan.pipeline, &plan.patterns));
     let counted = Arc::clone(metrics);
     all.push(encode_outputs("Alerts", alerts, Arc::clone(routes), move |alert: &Alert, epoch, status| {
-        counted.alert(alert.rule, status.as_str());
+        counted.alert(&alert.rule, status.as_str());
         if let Some(recent) = &recent {
             recent.add(alert, epoch, status);
         }

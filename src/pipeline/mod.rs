@@ -5,6 +5,7 @@
 //!   Config ─▶ Plan ─▶ compute(events, rejected, control) ─▶ encoded outputs, by sink
 //! ```
 
+mod alerts;
 mod change;
 mod compute;
 mod describe;

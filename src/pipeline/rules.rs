@@ -10,18 +10,16 @@ use std::sync::Arc;
 use headwater_dataflows::patterns::{
     Deviation, Diversity, Frequency, Grouped, Location, Outlier, Rate, Travel, Trip, Variety,
 };
-use headwater_dataflows::{Damage, Emission, KeyHash, Rule, Rules, Stored, forget_rules};
+use headwater_dataflows::{Damage, KeyHash, Rule, Rules, Stored, forget_rules};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::plan::{AlertPolicy, AmountPlan, DiversityPlan, FrequencyPlan, Patterns, TravelPlan};
+use super::alerts::AlertBuilder;
+use super::plan::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, TravelPlan};
 use crate::event::Event;
 use crate::json::{round6, write_micros};
 use crate::outputs::{Alert, MICROS, Severity};
-
-/// The version of the rules. Increment it when the semantics of a rule change, so that its alerts get new ids.
-const RULE_VERSION: u32 = 1;
 
 /// Defines the registry of rules: each entry is the name of its pattern, how far it looks back in milliseconds of event
 /// time if the plan has the pattern and it looks back, and its rule if the plan has the pattern. The number of a rule, by
@@ -90,46 +88,12 @@ pub fn discard(patterns: &[&str], saved: &[u8]) -> Result<Option<Vec<u8>>, Damag
     forget_rules::<Event, Alert, _>(&rules(&"".into(), &Patterns::default()), &numbers, saved)
 }
 
-/// A builder of the alerts of one rule.
-struct AlertBuilder {
-    pipeline: Arc<str>,
-    rule: &'static str,
-    emission: Emission,
-}
-
-impl AlertBuilder {
-    fn new(pipeline: &Arc<str>, rule: &'static str, alert_policy: AlertPolicy) -> AlertBuilder {
-        AlertBuilder { pipeline: Arc::clone(pipeline), rule, emission: alert_policy.emission }
-    }
-
-    fn alert(
-        &self,
-        event: &Event,
-        before: Option<Box<str>>,
-        severity: Severity,
-        details: impl Serialize,
-    ) -> Alert {
-        Alert {
-            position: event.position(),
-            rule: self.rule,
-            rule_version: RULE_VERSION,
-            severity,
-            key: event.key().into(),
-            event_ids: before.into_iter().chain([event.id().into()]).collect(),
-            event_time: event.event_time(),
-            settled: self.emission == Emission::Final,
-            details: serde_json::to_string(&details).expect("numbers and names are JSON").into(),
-            pipeline: Arc::clone(&self.pipeline),
-        }
-    }
-}
-
 fn frequency(
     pipeline: &Arc<str>,
     rule: &'static str,
     plan: FrequencyPlan,
 ) -> Rule<Frequency, impl Fn(&Event, Rate) -> Alert + use<>> {
-    let builder = AlertBuilder::new(pipeline, rule, plan.alert_policy);
+    let builder = AlertBuilder::new(pipeline, rule, plan.alert_policy.emission);
     Rule::new(
         Frequency::at_least(plan.at_least, plan.within_ms),
         plan.alert_policy.emission,
@@ -144,7 +108,7 @@ fn diversity(
     pipeline: &Arc<str>,
     plan: DiversityPlan,
 ) -> Rule<Diversity<impl Fn(&Event) -> Option<u64> + use<>>, impl Fn(&Event, Variety) -> Alert + use<>> {
-    let builder = AlertBuilder::new(pipeline, "merchant_diversity", plan.alert_policy);
+    let builder = AlertBuilder::new(pipeline, "merchant_diversity", plan.alert_policy.emission);
     let pattern = Diversity::at_least(plan.at_least, plan.within_ms, Event::merchant);
     Rule::new(pattern, plan.alert_policy.emission, move |event: &Event, variety: Variety| {
         let details = serde_json::json!({ "distinct": variety.distinct, "within_ms": plan.within_ms });
@@ -176,7 +140,7 @@ struct DeviantDetails<'a> {
 }
 
 fn deviant(pipeline: &Arc<str>, plan: AmountPlan) -> impl Fn(&Event, Deviation) -> Alert + use<> {
-    let builder = AlertBuilder::new(pipeline, "amount_anomaly", plan.alert_policy);
+    let builder = AlertBuilder::new(pipeline, "amount_anomaly", plan.alert_policy.emission);
     move |event, deviation| {
         let high = deviation.sigmas > plan.high_sigmas;
         let severity =
@@ -201,7 +165,7 @@ fn travel(
     Travel<impl Fn(&Event) -> Option<Location> + use<>, impl Fn(&Event) -> &str + use<>>,
     impl Fn(&Event, Trip<String>) -> Alert + use<>,
 > {
-    let builder = AlertBuilder::new(pipeline, "impossible_travel", plan.alert_policy);
+    let builder = AlertBuilder::new(pipeline, "impossible_travel", plan.alert_policy.emission);
     let pattern = Travel::beyond(plan.km, plan.kmh, Event::location, Event::id);
     Rule::new(pattern, plan.alert_policy.emission, move |event: &Event, trip: Trip<String>| {
         let details = serde_json::json!({
@@ -222,11 +186,12 @@ mod tests {
     use differential_dataflow::input::InputSession;
     use headwater_dataflows::testing::Kit;
     use headwater_dataflows::{
-        Admission, Captures, Clock, Epoch, EventTime, Offset, Partition, Position, Scan,
+        Admission, Captures, Clock, Emission, Epoch, EventTime, Offset, Partition, Position, Scan,
     };
     use timely::dataflow::operators::Inspect;
 
     use super::*;
+    use crate::pipeline::AlertPolicy;
     use crate::pipeline::fixtures::{T, all_patterns, at, event, policy};
 
     /// The time of an event `seconds` after [`T`].
@@ -245,7 +210,7 @@ mod tests {
     fn alert(rule: &'static str, offset: i64, seconds: i64, severity: Severity) -> Alert {
         Alert {
             position: Position { partition: Partition(0), offset: Offset(offset) },
-            rule,
+            rule: rule.into(),
             rule_version: 1,
             severity,
             key: "uann".into(),
@@ -372,7 +337,7 @@ mod tests {
         let again = Alert { severity: Severity::Low, details: "{}".into(), settled: true, ..base.clone() };
         assert_eq!(again.id(), base.id(), "a revised alert replaces the earlier one");
         let others = [
-            Alert { rule: "rapid_fire_burst", ..base.clone() },
+            Alert { rule: "rapid_fire_burst".into(), ..base.clone() },
             Alert { rule_version: 2, ..base.clone() },
             Alert { key: "dann".into(), ..base.clone() },
             Alert { key: "uanna".into(), ..base.clone() },

@@ -52,7 +52,7 @@ impl AlertRecord {
         AlertRecord {
             alert_id: alert.id(),
             status: status.as_str().to_owned(),
-            rule: alert.rule.to_owned(),
+            rule: alert.rule.to_string(),
             rule_version: alert.rule_version.into(),
             severity: alert.severity.as_str().to_owned(),
             key_kind: kind.as_str().to_owned(),
