@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod assembly;
+pub mod cel;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -6,12 +6,13 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 28] = [
+const LAYERS: [&str; 29] = [
     "json",
     "wall",
     "logging",
     "fields",
     "event",
+    "cel",
     "coordination",
     "rounds",
     "source",

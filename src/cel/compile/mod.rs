@@ -1,0 +1,414 @@
+//! From the tree of an expression to typed expressions.
+//!
+//! ```text
+//!   tree ─ names, literals ─▶ Typed ─ operators, functions: types must fit ─▶ Typed ─▶ Truth, Whole, Float, Text
+//! ```
+//!
+//! A literal number has no type of its own: next to a decimal it is read from its digits as a decimal, next to a
+//! floating-point number as one.
+
+mod compare;
+mod functions;
+mod numeric;
+
+use ::cel::common::ast::{CallExpr, ComprehensionExpr, Expr, IdedExpr, LiteralValue, SelectExpr, operators};
+
+use self::numeric::Number;
+use super::Scope;
+use super::error::{CelError, names};
+use super::eval::{Attribute, Float, Relation, Text, Truth, Whole};
+use super::syntax::Syntax;
+use crate::fields::{FieldId, FieldType};
+
+type Result<T> = std::result::Result<T, CelError>;
+
+/// The greatest number of nodes that are compiled, those of unrolled macros included.
+const MAX_NODES: usize = 20_000;
+
+/// An expression and its type.
+#[derive(Clone, Debug)]
+pub(super) enum Typed {
+    Boolean(Truth),
+    Integer(Whole),
+    Decimal(Whole),
+    Float(Float),
+    String(Text),
+    Timestamp(Whole),
+    Duration(Whole),
+    /// A constant number, which takes the type of what it meets.
+    Number(Number),
+    /// A member of an object; the object itself if the path is empty.
+    Attribute(Attribute),
+    Location(FieldId),
+}
+
+impl Typed {
+    /// Returns the name of the type.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Typed::Boolean(_) => "boolean",
+            Typed::Integer(_) => "integer",
+            Typed::Decimal(_) => "decimal",
+            Typed::Float(_) => "float",
+            Typed::String(_) => "string",
+            Typed::Timestamp(_) => "timestamp",
+            Typed::Duration(_) => "duration",
+            Typed::Number(_) => "number",
+            Typed::Attribute(attribute) if attribute.path.is_empty() => "object",
+            Typed::Attribute(_) => "attribute",
+            Typed::Location(_) => "location",
+        }
+    }
+
+    /// Returns the value as text, if it can be text.
+    fn text(&self) -> Option<Text> {
+        match self {
+            Typed::String(text) => Some(text.clone()),
+            Typed::Attribute(attribute) if !attribute.path.is_empty() => {
+                Some(Text::Attribute(attribute.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the value as a condition, if it can be one.
+    fn truth(&self) -> Option<Truth> {
+        match self {
+            Typed::Boolean(truth) => Some(truth.clone()),
+            Typed::Attribute(attribute) if !attribute.path.is_empty() => {
+                Some(Truth::Attribute(attribute.clone()))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// An operation on two values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arithmetic {
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    Remainder,
+}
+
+/// Returns the comparison or operation of an operator.
+fn binary(function: &str) -> Option<(std::result::Result<Relation, Arithmetic>, &'static str, &'static str)> {
+    Some(match function {
+        operators::EQUALS => (Ok(Relation::Equal), "compare", "with"),
+        operators::NOT_EQUALS => (Ok(Relation::NotEqual), "compare", "with"),
+        operators::LESS => (Ok(Relation::Less), "compare", "with"),
+        operators::LESS_EQUALS => (Ok(Relation::LessEqual), "compare", "with"),
+        operators::GREATER => (Ok(Relation::Greater), "compare", "with"),
+        operators::GREATER_EQUALS => (Ok(Relation::GreaterEqual), "compare", "with"),
+        operators::ADD => (Err(Arithmetic::Add), "add", "and"),
+        operators::SUBSTRACT => (Err(Arithmetic::Subtract), "subtract", "and"),
+        operators::MULTIPLY => (Err(Arithmetic::Multiply), "multiply", "and"),
+        operators::DIVIDE => (Err(Arithmetic::Divide), "divide", "by"),
+        operators::MODULO => (Err(Arithmetic::Remainder), "take the remainder of", "by"),
+        _ => return None,
+    })
+}
+
+/// The compiler of one expression.
+pub(super) struct Compiler<'a> {
+    scope: &'a Scope<'a>,
+    syntax: &'a Syntax<'a>,
+    /// The variables of enclosing macros, with their values.
+    variables: Vec<(&'a str, &'a IdedExpr)>,
+    nodes: usize,
+}
+
+impl<'a> Compiler<'a> {
+    pub fn new(scope: &'a Scope<'a>, syntax: &'a Syntax<'a>) -> Compiler<'a> {
+        Compiler { scope, syntax, variables: Vec::new(), nodes: 0 }
+    }
+
+    /// Compiles the whole expression.
+    pub fn root(&mut self) -> Result<Typed> {
+        self.expression(&self.syntax.root)
+    }
+
+    fn error<T>(&self, node: &IdedExpr, message: impl Into<String>) -> Result<T> {
+        Err(CelError::new(self.syntax.offset(node), message))
+    }
+
+    fn expression(&mut self, node: &'a IdedExpr) -> Result<Typed> {
+        self.nodes += 1;
+        if self.nodes > MAX_NODES {
+            return self
+                .error(node, format!("the expression has more than {MAX_NODES} parts, macros unrolled"));
+        }
+        match &node.expr {
+            Expr::Literal(literal) => self.literal(node, literal),
+            Expr::Ident(name) => self.name(node, name),
+            Expr::Select(select) => self.select(node, select),
+            Expr::Call(call) => self.call(node, call),
+            Expr::Comprehension(comprehension) => self.comprehension(node, comprehension),
+            Expr::List(_) => self.error(node, "a list can stand only after in, or before exists and all"),
+            Expr::Map(_) | Expr::Struct(_) => self.error(node, "maps and messages are not supported"),
+            Expr::Unspecified => self.error(node, "not an expression"),
+        }
+    }
+
+    fn literal(&self, node: &IdedExpr, literal: &LiteralValue) -> Result<Typed> {
+        Ok(match literal {
+            LiteralValue::Boolean(value) => Typed::Boolean(Truth::Const(*value.inner())),
+            LiteralValue::Int(value) => Typed::Number(Number::of_whole(*value.inner())),
+            LiteralValue::Double(value) => {
+                let digits = self.syntax.digits(node);
+                Typed::Number(Number::of_digits(digits, *value.inner()))
+            }
+            LiteralValue::String(value) => Typed::String(Text::Const(value.inner().into())),
+            LiteralValue::UInt(value) => {
+                let error = CelError::new(self.syntax.offset(node), "unsigned numbers are not supported");
+                return Err(error.suggest(format!("write {}", value.inner())));
+            }
+            LiteralValue::Bytes(_) => return self.error(node, "bytes are not supported"),
+            LiteralValue::Null => {
+                let error =
+                    CelError::new(self.syntax.offset(node), "a field is never null, but may be absent");
+                return Err(error.suggest("write has(event.amount) or !has(event.amount)"));
+            }
+        })
+    }
+
+    fn name(&mut self, node: &'a IdedExpr, name: &str) -> Result<Typed> {
+        if let Some(at) = self.variables.iter().rposition(|(variable, _)| *variable == name) {
+            // The value of a variable is not in the scope of the variable.
+            let inner = self.variables.split_off(at);
+            let typed = self.expression(inner[0].1);
+            self.variables.extend(inner);
+            return typed;
+        }
+        match name {
+            "key" => Ok(Typed::String(Text::Key)),
+            "event" => self.error(node, "event is not a value; name a field, such as event.amount"),
+            "lists" => self.error(node, "lists is not a value; name a list, such as lists.blocked"),
+            _ => {
+                let error = CelError::new(self.syntax.offset(node), format!("unknown name {name}"));
+                Err(match self.scope.layout.field(name) {
+                    Some(_) => error.suggest(format!("write event.{name}")),
+                    None => error.suggest(names(name, "names", ["event", "key"].into_iter())),
+                })
+            }
+        }
+    }
+
+    fn select(&mut self, node: &'a IdedExpr, select: &'a SelectExpr) -> Result<Typed> {
+        if let Expr::Ident(root) = &select.operand.expr
+            && !self.variables.iter().any(|(variable, _)| variable == root)
+        {
+            match root.as_str() {
+                "event" => return self.field(node, select),
+                "lists" => return self.error(node, format!("there is no list {}", select.field)),
+                _ => {}
+            }
+        }
+        match self.expression(&select.operand)? {
+            Typed::Attribute(mut attribute) => {
+                attribute.path.push(select.field.as_str().into());
+                Ok(match select.test {
+                    true => Typed::Boolean(Truth::HasAttribute(attribute)),
+                    false => Typed::Attribute(attribute),
+                })
+            }
+            Typed::Location(field) if !select.test => match select.field.as_str() {
+                "lat" => Ok(Typed::Float(Float::Latitude(field))),
+                "lon" => Ok(Typed::Float(Float::Longitude(field))),
+                _ => self.error(node, format!("a location has no {}; it has lat and lon", select.field)),
+            },
+            other => self.error(node, format!("a {} has no member {}", other.name(), select.field)),
+        }
+    }
+
+    fn field(&self, node: &IdedExpr, select: &SelectExpr) -> Result<Typed> {
+        let name = select.field.as_str();
+        let known = self.scope.layout.field(name);
+        let Some((id, kind)) =
+            known.or((name == "time").then_some((FieldId::EVENT_TIME, FieldType::Timestamp)))
+        else {
+            let fields = self.scope.layout.fields().map(|(name, _)| name);
+            let error = CelError::new(self.syntax.offset(node), format!("unknown field {name}"));
+            return Err(error.suggest(names(name, "fields", fields)));
+        };
+        if select.test {
+            return Ok(Typed::Boolean(Truth::Has(id)));
+        }
+        Ok(match kind {
+            FieldType::String => Typed::String(Text::Field(id)),
+            FieldType::Decimal => Typed::Decimal(Whole::Field(id)),
+            FieldType::Integer => Typed::Integer(Whole::Field(id)),
+            FieldType::Float => Typed::Float(Float::Field(id)),
+            FieldType::Boolean => Typed::Boolean(Truth::Field(id)),
+            FieldType::Timestamp => Typed::Timestamp(Whole::Field(id)),
+            FieldType::Location => Typed::Location(id),
+            FieldType::Object => Typed::Attribute(Attribute { field: id, path: Vec::new() }),
+        })
+    }
+
+    fn call(&mut self, node: &'a IdedExpr, call: &'a CallExpr) -> Result<Typed> {
+        if let Some((operation, verb, with)) = binary(&call.func_name)
+            && let [left_node, right_node] = &*call.args
+        {
+            let (left, right) = (self.expression(left_node)?, self.expression(right_node)?);
+            let at = self.syntax.offset(node);
+            let (left_at, right_at) = (self.syntax.start(left_node), self.syntax.start(right_node));
+            let typed = match operation {
+                Ok(relation) => {
+                    compare::compare(relation, &left, &right, (left_at, right_at))?.map(Typed::Boolean)
+                }
+                Err(operation) => numeric::arithmetic(operation, (&left, &right), (at, left_at, right_at))?,
+            };
+            return typed.ok_or_else(|| {
+                let message = format!("cannot {verb} {} {with} {}", left.name(), right.name());
+                let error = CelError::new(at, message);
+                match compare::advice((left_node, &left), (right_node, &right)) {
+                    Some(advice) => error.suggest(advice),
+                    None => error,
+                }
+            });
+        }
+        match (call.func_name.as_str(), &*call.args) {
+            (operators::LOGICAL_AND, [_, _]) => Ok(Typed::Boolean(Truth::And(self.terms(node)?.into()))),
+            (operators::LOGICAL_OR, [_, _]) => Ok(Typed::Boolean(Truth::Or(self.terms(node)?.into()))),
+            (operators::LOGICAL_NOT, [inner]) => {
+                Ok(Typed::Boolean(Truth::Not(Box::new(self.condition(inner)?))))
+            }
+            (operators::NEGATE, [inner]) => self.negated(node, inner),
+            (operators::CONDITIONAL, [condition, yes, no]) => self.conditional(node, condition, yes, no),
+            (operators::IN, [value, list]) => self.membership(value, list),
+            (operators::INDEX, [object, index]) => self.index(node, object, index),
+            _ => self.function(node, call),
+        }
+    }
+
+    /// Compiles an expression that must be true or false.
+    fn condition(&mut self, node: &'a IdedExpr) -> Result<Truth> {
+        let typed = self.expression(node)?;
+        typed.truth().ok_or_else(|| {
+            let at = self.syntax.start(node);
+            let error = CelError::new(at, format!("expected a condition, found a {}", typed.name()));
+            match &node.expr {
+                Expr::Select(select) => {
+                    error.suggest(format!("compare it, or write has(event.{})", select.field))
+                }
+                _ => error,
+            }
+        })
+    }
+
+    /// Returns the terms of a chain of the operator of this node, which the parser balances.
+    fn terms(&mut self, node: &'a IdedExpr) -> Result<Vec<Truth>> {
+        let Expr::Call(chain) = &node.expr else { return Ok(vec![self.condition(node)?]) };
+        let mut terms = Vec::new();
+        for side in &chain.args {
+            match &side.expr {
+                Expr::Call(inner) if inner.func_name == chain.func_name => terms.extend(self.terms(side)?),
+                _ => terms.push(self.condition(side)?),
+            }
+        }
+        Ok(terms)
+    }
+
+    fn negated(&mut self, node: &IdedExpr, inner: &'a IdedExpr) -> Result<Typed> {
+        let negate = |whole: Whole| Whole::Negate(Box::new(whole));
+        let typed = self.expression(inner)?;
+        Ok(match typed {
+            Typed::Number(number) => Typed::Number(number.negated()),
+            Typed::Integer(whole) => Typed::Integer(negate(whole)),
+            Typed::Duration(whole) => Typed::Duration(negate(whole)),
+            Typed::Float(float) => Typed::Float(Float::Negate(Box::new(float))),
+            other => match numeric::decimal(&other, self.syntax.start(inner))? {
+                Some(whole) => Typed::Decimal(negate(whole)),
+                None => return self.error(node, format!("cannot negate a {}", other.name())),
+            },
+        })
+    }
+
+    fn conditional(
+        &mut self,
+        node: &'a IdedExpr,
+        condition: &'a IdedExpr,
+        yes: &'a IdedExpr,
+        no: &'a IdedExpr,
+    ) -> Result<Typed> {
+        let condition = self.condition(condition)?;
+        let offsets = (self.syntax.start(yes), self.syntax.start(no));
+        let (mut yes, mut no) = (self.expression(yes)?, self.expression(no)?);
+        if let (Typed::Number(left), Typed::Number(right)) = (&yes, &no) {
+            let whole = left.whole.is_some() && right.whole.is_some();
+            let settle = |number: &Number, at| match whole {
+                true => number.settled(at),
+                false => Ok(Typed::Decimal(Whole::Const(number.micros(at)?))),
+            };
+            (yes, no) = (settle(left, offsets.0)?, settle(right, offsets.1)?);
+        }
+        let whole = |yes, no| Whole::If(Box::new((condition.clone(), yes, no)));
+        if let (Some(yes), Some(no)) = (yes.truth(), no.truth()) {
+            return Ok(Typed::Boolean(Truth::If(Box::new((condition, yes, no)))));
+        }
+        if let (Some(yes), Some(no)) = (yes.text(), no.text()) {
+            return Ok(Typed::String(Text::If(Box::new((condition, yes, no)))));
+        }
+        match (&yes, &no) {
+            (Typed::Timestamp(yes), Typed::Timestamp(no)) => {
+                return Ok(Typed::Timestamp(whole(yes.clone(), no.clone())));
+            }
+            (Typed::Duration(yes), Typed::Duration(no)) => {
+                return Ok(Typed::Duration(whole(yes.clone(), no.clone())));
+            }
+            _ => {}
+        }
+        match numeric::pair(&yes, &no, offsets)? {
+            Some(numeric::Pair::Integers(yes, no)) => Ok(Typed::Integer(whole(yes, no))),
+            Some(numeric::Pair::Decimals(yes, no)) => Ok(Typed::Decimal(whole(yes, no))),
+            Some(numeric::Pair::Floats(yes, no)) => {
+                Ok(Typed::Float(Float::If(Box::new((condition, yes, no)))))
+            }
+            None => {
+                let message =
+                    format!("the two results are of different types: {} and {}", yes.name(), no.name());
+                self.error(node, message)
+            }
+        }
+    }
+
+    fn index(&mut self, node: &'a IdedExpr, object: &'a IdedExpr, index: &'a IdedExpr) -> Result<Typed> {
+        match self.expression(object)? {
+            Typed::Attribute(mut attribute) => match self.expression(index)? {
+                Typed::String(Text::Const(name)) => {
+                    attribute.path.push(name);
+                    Ok(Typed::Attribute(attribute))
+                }
+                _ => self.error(index, "the name of an attribute is a text in quotes"),
+            },
+            other => self.error(node, format!("a {} has no members", other.name())),
+        }
+    }
+
+    /// Compiles `[…].exists(x, …)` and `[…].all(x, …)`, which are a chain of `||` or `&&`.
+    fn comprehension(&mut self, node: &'a IdedExpr, macro_: &'a ComprehensionExpr) -> Result<Typed> {
+        let step = match &macro_.loop_step.expr {
+            Expr::Call(step) => step,
+            _ => return self.error(node, "of the macros, has, exists and all are supported"),
+        };
+        let any = match (step.func_name.as_str(), &macro_.accu_init.expr) {
+            (operators::LOGICAL_OR, Expr::Literal(LiteralValue::Boolean(_))) => true,
+            (operators::LOGICAL_AND, Expr::Literal(LiteralValue::Boolean(_))) => false,
+            _ => return self.error(node, "of the macros, has, exists and all are supported"),
+        };
+        let (Expr::List(list), [_, condition]) = (&macro_.iter_range.expr, &*step.args) else {
+            return self.error(node, "exists and all need a list before them, such as ['a', 'b']");
+        };
+        let mut terms = Vec::new();
+        for element in &list.elements {
+            self.variables.push((&macro_.iter_var, element));
+            let term = self.condition(condition);
+            self.variables.pop();
+            terms.push(term?);
+        }
+        Ok(Typed::Boolean(if any { Truth::Or(terms.into()) } else { Truth::And(terms.into()) }))
+    }
+}
