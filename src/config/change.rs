@@ -8,7 +8,7 @@ use super::ledger::STRICT_FIELDS;
 use crate::pipeline::ConfigChange;
 
 /// The settings that a pipeline's results depend on, by key: see [`Config::semantics`](super::Config::semantics).
-/// Windows are identified by their names, not by their indexes.
+/// Windows and rules are identified by their names, not by their indexes.
 type Semantics<'a> = BTreeMap<String, &'a str>;
 
 /// A change of the configuration with which a pipeline cannot resume, even after a stop.
@@ -98,12 +98,18 @@ fn parse_semantics(text: &str) -> Semantics<'_> {
     let lines: Vec<_> = text.lines().filter_map(|line| line.split_once(" = ")).collect();
     let names: BTreeMap<_, _> = lines
         .iter()
-        .filter_map(|(key, value)| Some((key.strip_suffix(".name")?, value.trim_matches('"'))))
+        .filter_map(|(key, value)| {
+            let index = key.strip_suffix(".name").or_else(|| key.strip_suffix(".id"))?;
+            Some((index, value.trim_matches('"')))
+        })
         .collect();
     let by_name = |key: &str| {
-        let (index, field) = key.split_once("].").map_or((key, ""), |(index, field)| (index, field));
+        let (index, field) = key.split_once(']').unwrap_or((key, ""));
         match names.get(format!("{index}]").as_str()) {
-            Some(name) => format!("windows.{name}.{field}"),
+            Some(name) => {
+                let section = index.split('[').next().unwrap_or_default();
+                format!("{section}.{name}{field}")
+            }
             None => key.to_owned(),
         }
     };

@@ -73,6 +73,48 @@ const RESULTS: &[Key] = keys! {
     "patterns.impossible_travel.severity" = "\"critical\"": "Alert severity."
     "patterns.impossible_travel.emit" = "\"immediate\"": "Emission: `immediate` or `final`."
 
+    "rules.id" = required: "Id of the rule in alerts, metrics and the API: lower-case letters, digits and `_`."
+    "rules.by" = "\"key\"": "Keys to group by, as for windows."
+    "rules.where": "[CEL](cel.md) expression of the events that the rule considers, such as `event.event_type == 'transaction' && event.amount < 2.0`; without it, all events."
+    "rules.match": "`true`: each of these events raises an alert. A rule has exactly one condition: this one, or one of the following sections."
+    "rules.severity" = "\"medium\"": "Alert severity: `low`, `medium`, `high` or `critical`, or an expression of one, such as `event.amount > 1000.0 ? 'high' : 'low'`."
+    "rules.emit" = "\"immediate\"": "`immediate`: emit at once, and revoke the alert if an earlier event arrives later and disproves it; `final`: emit once, when the alert cannot change any more. Absences are always final."
+    "rules.suppress": "Event time after an alert in which the rule raises no further alert of the same key. A condition that still holds at the first event after it raises again."
+    "rules.description": "Description for people."
+    "rules.count.at_least": "Minimum number of events within the time span. Either this or `more_than`. It raises at the event that reaches it."
+    "rules.count.more_than": "Number of events that must be exceeded."
+    "rules.count.within" = required: "Time span: the event counts those in (t − `within`, t]."
+    "rules.sum.of" = required: "Number to add: a field, or an expression such as `event.amount * 2.0`. Events without it are not considered."
+    "rules.sum.more_than": "Sum that must be exceeded. Either this or `at_least`."
+    "rules.sum.at_least": "Minimum sum."
+    "rules.sum.within" = required: "Time span."
+    "rules.average.of" = required: "Number to average: a field or an expression."
+    "rules.average.more_than": "Average that must be exceeded. Either this or `at_least`."
+    "rules.average.at_least": "Minimum average."
+    "rules.average.at_least_events" = "1": "Minimum number of events within the time span."
+    "rules.average.within" = required: "Time span."
+    "rules.distinct.of" = required: "Value to distinguish: a field or an expression."
+    "rules.distinct.at_least" = required: "Minimum number of distinct values within the time span."
+    "rules.distinct.within" = required: "Time span."
+    "rules.share.of" = required: "Expression of the events that are counted, among those that `where` selects."
+    "rules.share.more_than" = required: "Share that must be exceeded, from 0 to 1."
+    "rules.share.at_least_events" = required: "Minimum number of events within the time span."
+    "rules.share.within" = required: "Time span."
+    "rules.outlier.of" = required: "Number to compare with the key's earlier ones: a field or an expression."
+    "rules.outlier.sigmas" = "3.0": "Number of standard deviations from the mean that must be exceeded."
+    "rules.outlier.high_sigmas": "Number of standard deviations above which the severity is at least `high`."
+    "rules.outlier.at_least" = "30": "Minimum number of earlier numbers."
+    "rules.outlier.min_sigma" = "0.01": "Lower bound of the standard deviation."
+    "rules.outlier.min_relative_sigma" = "0.01": "Lower bound of the standard deviation as a share of the mean; the greater of the two bounds applies."
+    "rules.outlier.group_by": "Field or expression: each value of it has statistics of its own, such as `currency`."
+    "rules.travel.more_than_km" = "50.0": "Distance from the key's previous located event that must be exceeded, in km."
+    "rules.travel.more_than_kmh" = "900.0": "Speed that must be exceeded, in km/h."
+    "rules.sequence.within" = required: "Time span from the first event to the last."
+    "rules.sequence.steps.where" = required: "Expression of the events of the step. Steps follow each other: `steps = [{ where = \"…\" }, { where = \"…\", times = 3 }, { not = \"…\" }]`."
+    "rules.sequence.steps.times" = "1": "Number of events that the step takes."
+    "rules.sequence.steps.not": "Last step only: expression of events of which none may follow within the time span. The alert is raised when the watermark has passed it."
+    "rules.absence.within" = required: "Time span: an alert is raised if no event of the key follows one within it."
+
     "ledger.kind" = required: "Database of the ledger, from which a start resumes exactly: `postgres`, or `sqlite` on a volume that follows the first process. Without this section, a start has empty state, and results near a crash may be lost or repeated."
     "ledger.path": "SQLite: file of the ledger. Do not use the file of a sink: each would wait for the other's locks."
     "ledger.url": "PostgreSQL: address of the database, as in `sinks.postgres.url`. The default is the database of `sinks.postgres`."
@@ -176,6 +218,8 @@ pub fn reference() -> String {
             let title = match of {
                 "" => "Top level".to_owned(),
                 "windows" => "`[[windows]]`".to_owned(),
+                "rules" => "`[[rules]]`".to_owned(),
+                "rules.sequence.steps" => "`[[rules.sequence.steps]]`".to_owned(),
                 "routes" => "`[[routes]]`".to_owned(),
                 "routes.to" => "`[routes.to]`".to_owned(),
                 of => format!("`[{of}]`"),

@@ -60,7 +60,7 @@ pub(super) fn read(
 pub(super) const STRICT_FIELDS: &str = "source.strict_fields";
 
 /// The keys that an epoch's results depend on, besides its records.
-const SEMANTIC_KEYS: [&str; 12] = [
+const SEMANTIC_KEYS: [&str; 13] = [
     "source.kind",
     "source.epoch_records",
     "source.max_jump",
@@ -73,6 +73,7 @@ const SEMANTIC_KEYS: [&str; 12] = [
     "keys.",
     "windows",
     "patterns",
+    "rules",
 ];
 
 impl Config {

@@ -12,6 +12,7 @@ mod ledger;
 mod otlp;
 mod patterns;
 mod routes;
+mod rules;
 mod sinks;
 mod source;
 mod spaces;
@@ -297,12 +298,18 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let patterns = patterns::read(&mut section, diagnostics);
     section.end(diagnostics);
 
-    let state = state::read(top.section_or_default("state", diagnostics), &patterns, diagnostics);
+    let names = rules::Names { layout: &layout, spaces: &spaces, patterns: &patterns.names() };
+    let rules = rules::read(top.sections("rules", diagnostics), &names, diagnostics);
+    let look_back_ms = Plan::longest_look_back_ms(&patterns, &rules);
+
+    let state = state::read(top.section_or_default("state", diagnostics), look_back_ms, diagnostics);
 
     let sinks = sinks::read(top, diagnostics);
     sinks::check(top, pipeline.as_deref(), source.as_ref(), &sinks, diagnostics);
-    sinks::check_retention(top, &sinks, (&windows, &patterns, time), diagnostics);
-    let routes = routes::read(top, &patterns.names(), diagnostics);
+    sinks::check_retention(top, &sinks, (&windows, look_back_ms, time), diagnostics);
+    let own = rules.iter().map(|rule| &*rule.id);
+    let rule_ids: Vec<&str> = patterns.names().into_iter().chain(own).collect();
+    let routes = routes::read(top, &rule_ids, diagnostics);
     routes::check_sinks(top, &sinks, diagnostics);
 
     let ledger =
@@ -334,6 +341,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
             limits: Limits { ttl_ms, ..limits },
             windows,
             patterns,
+            rules,
             first_epoch: Epoch(1),
             close_at_end: false,
             record_bindings: None,

@@ -6,7 +6,7 @@ use super::is_name;
 use crate::connectors::{
     PostgresSinkConfig, SINKS, SinkConfig, SinkContext, SinkKind, SinksConfig, SourceConfig,
 };
-use crate::pipeline::{Patterns, Time, WindowPlan, longest_look_back_ms};
+use crate::pipeline::{Time, WindowPlan};
 use crate::settings::{Diagnostics, Section, millis};
 
 /// Returns the error of a configuration without a sink.
@@ -114,13 +114,13 @@ pub(super) fn check(
 pub(super) fn check_retention(
     top: &Section<'_>,
     sinks: &SinksConfig,
-    plan: (&[WindowPlan], &Patterns, Option<Time>),
+    plan: (&[WindowPlan], i64, Option<Time>),
     diagnostics: &mut Diagnostics,
 ) {
-    let (windows, patterns, time) = plan;
+    let (windows, look_back_ms, time) = plan;
     let lateness = time.map_or(0, |time| time.max_out_of_orderness_ms);
     let longest = windows.iter().map(|window| window.kind.length_ms()).max().unwrap_or(0);
-    let least = longest.max(longest_look_back_ms(patterns)).saturating_add(lateness);
+    let least = longest.max(look_back_ms).saturating_add(lateness);
     for (name, sink) in &sinks.0 {
         let SinkConfig::Postgres(PostgresSinkConfig { partitioning: Some(partitioning), .. }) = sink else {
             continue;

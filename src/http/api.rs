@@ -58,6 +58,8 @@ pub struct Run {
     pub sinks: Vec<SinkOutputs>,
     /// The patterns.
     pub patterns: crate::pipeline::Patterns,
+    /// The rules of the user's own.
+    pub rules: Vec<crate::pipeline::RulePlan>,
     /// The dead letters, if a sink stores them where they can be read.
     pub letters: Option<LetterStore>,
 }
@@ -128,6 +130,7 @@ impl Run {
             spaces: spaces(plan),
             sinks: assembly::sinks(config, "").into_iter().map(outputs).collect(),
             patterns: plan.patterns.clone(),
+            rules: plan.rules.clone(),
             letters: assembly::dead_letters(config),
         }
     }
@@ -147,7 +150,7 @@ impl Api {
     pub fn new(run: Run, metrics: Arc<Metrics>, results: Arc<dyn Results>, queries: Queries) -> Api {
         Api {
             metrics,
-            rules: describe(&run.patterns),
+            rules: describe(&run.patterns, &run.rules),
             explainer: Explainer::new(run.patterns.clone()),
             letters: run.letters.clone().map(Arc::new),
             run,

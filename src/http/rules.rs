@@ -32,7 +32,7 @@ pub struct RuleStatus {
 #[utoipa::path(get, path = "/api/v1/rules", responses((status = 200, body = Rules)))]
 pub async fn list(State(api): State<Arc<Api>>) -> Json<Rules> {
     let status = |rule: &RuleDescription| {
-        let (raised, revoked) = api.metrics.rule_counts(rule.id);
+        let (raised, revoked) = api.metrics.rule_counts(&rule.id);
         RuleStatus { rule: rule.clone(), raised, revoked }
     };
     Json(Rules { rules: api.rules.iter().map(status).collect() })

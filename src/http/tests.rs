@@ -39,6 +39,7 @@ fn fixture(token: Option<&str>) -> Fixture {
             dead_letters: true,
         }],
         patterns: Patterns::default(),
+        rules: Vec::new(),
         letters: None,
     };
     let config = HttpConfig {

@@ -1,6 +1,7 @@
 //! The computation of a pipeline, independent of its source: admission, enrichment, rules and windows, encoded for
 //! sinks.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use differential_dataflow::VecCollection;
@@ -10,9 +11,10 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Concatenate;
 
 use super::key_state::States;
+use super::own::rule_set;
 use super::plan::{By, Limits, Plan, WindowKind, WindowPlan};
 use super::rules::rules;
-use super::spaces::SpaceEvent;
+use super::spaces::{KeySpace, SpaceEvent};
 use crate::coordination::Operator;
 use crate::event::{Event, KeyKind, split_key};
 use crate::metrics::Metrics;
@@ -27,6 +29,8 @@ const ADMIT: &str = "Admit";
 pub const ENRICH: &str = "Enrich";
 /// The operator that evaluates all patterns.
 pub const RULES: &str = "Rules";
+/// The prefix of the name of the operator of the user's own rules by a key space, or by `key`.
+pub const OWN_RULES: &str = "Rules: ";
 /// The prefix of the name of the admission of a key space.
 pub const SPACE: &str = "Key: ";
 /// The prefix of the name of a window's operator.
@@ -97,14 +101,10 @@ pub fn compute<'scope>(
         Some(_) => keyed.only(|key| split_key(key).0 != KeyKind::Absent),
     };
     let alerts = keyed.clone().scan_all(RULES, rules(&plan.pipeline, &plan.patterns));
-    let counted = Arc::clone(metrics);
-    all.push(encode_outputs("Alerts", alerts, Arc::clone(routes), move |alert: &Alert, epoch, status| {
-        counted.alert(&alert.rule, status.as_str());
-        if let Some(recent) = &recent {
-            recent.add(alert, epoch, status);
-        }
-    }));
-
+    all.push(encode_alerts(alerts, routes, metrics, recent.clone()));
+    if let Some(found) = own_rules(keyed.clone(), None, plan) {
+        all.push(encode_alerts(found, routes, metrics, recent.clone()));
+    }
     for window in plan.windows.iter().filter(|window| window.by.space().is_none()) {
         let selected = match window.by {
             By::KeyOfUser => keyed.clone().only(|key| split_key(key).0 == KeyKind::User),
@@ -123,11 +123,62 @@ pub fn compute<'scope>(
         // Nothing is refused: these events were admitted at the same watermark, and only they are in this collection.
         let (keyed, _none) = captures.admit(&name, events, control.clone(), admission);
         spaces.push((Arc::clone(&space.name), keyed.key_states()));
+        if let Some(found) = own_rules(keyed.clone(), Some(&space), plan) {
+            all.push(encode_alerts(found, routes, metrics, recent.clone()));
+        }
         for window in plan.windows.iter().filter(|window| window.by.space() == Some(&space)) {
             all.push(encode_rows(rows(keyed.clone(), window), window, routes));
         }
     }
-    Computed { encoded: scope.concatenate(all), load, states: States { keys: states, spaces } }
+    Computed {
+        encoded: scope.concatenate(all),
+        load,
+        states: States { keys: states, spaces, own_rules: own_rule_ids(plan) },
+    }
+}
+
+/// Returns the alerts of the user's own rules over events of one key space, or by the events' own keys. None if there
+/// are no such rules.
+fn own_rules<'scope, E>(
+    keyed: Captured<'scope, E>,
+    space: Option<&KeySpace>,
+    plan: &Plan,
+) -> Option<VecCollection<'scope, Epoch, Alert>>
+where
+    E: headwater_dataflows::Event<Key = str> + AsRef<Event>,
+{
+    let rules = plan.rules_by(space);
+    let operator = own_rules_of(space);
+    (!rules.is_empty()).then(|| keyed.scan_all(&operator, rule_set(&plan.pipeline, &rules)))
+}
+
+/// Returns the ids of the user's own rules, by operator, in the order of their numbers.
+fn own_rule_ids(plan: &Plan) -> BTreeMap<String, Vec<Arc<str>>> {
+    let spaces = plan.spaces();
+    let all = std::iter::once(None).chain(spaces.iter().map(|space| Some(&**space)));
+    let ids = |space| plan.rules_by(space).iter().map(|rule| Arc::clone(&rule.id)).collect();
+    all.map(|space| (own_rules_of(space), ids(space))).collect()
+}
+
+/// Returns the name of the operator of the user's own rules over events of one key space.
+fn own_rules_of(space: Option<&KeySpace>) -> String {
+    format!("{OWN_RULES}{}", space.map_or("key", |space| &space.name))
+}
+
+/// Encodes alerts, counts them, and adds them to `recent`.
+fn encode_alerts<'scope>(
+    alerts: VecCollection<'scope, Epoch, Alert>,
+    routes: &Arc<[SinkRoute]>,
+    metrics: &Arc<Metrics>,
+    recent: Option<Arc<RecentAlerts>>,
+) -> StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)> {
+    let counted = Arc::clone(metrics);
+    encode_outputs("Alerts", alerts, Arc::clone(routes), move |alert: &Alert, epoch, status| {
+        counted.alert(&alert.rule, status.as_str());
+        if let Some(recent) = &recent {
+            recent.add(alert, epoch, status);
+        }
+    })
 }
 
 /// Encodes the rows of a window.
@@ -149,10 +200,14 @@ fn any_sink_takes_events<'a>(encodings: impl IntoIterator<Item = &'a SinkEncodin
 pub fn operators<'a>(plan: &Plan, encodings: impl IntoIterator<Item = &'a SinkEncoding>) -> Vec<Operator> {
     let mut names = vec![ADMIT.to_owned(), headwater_dataflows::ids_of(ADMIT), RULES.to_owned()];
     names.extend(any_sink_takes_events(encodings).then(|| ENRICH.to_owned()));
-    for space in plan.spaces() {
+    let spaces = plan.spaces();
+    for space in &spaces {
         let name = format!("{SPACE}{}", space.name);
         names.extend([headwater_dataflows::ids_of(&name), name]);
     }
+    let of_rules = std::iter::once(None).chain(spaces.iter().map(|space| Some(&**space)));
+    let of_rules = of_rules.filter(|space| !plan.rules_by(*space).is_empty());
+    names.extend(of_rules.map(own_rules_of));
     names.extend(plan.windows.iter().map(|window| format!("{WINDOW}{}", window.name)));
     names.sort_unstable();
     names
@@ -253,6 +308,7 @@ mod tests {
             },
             windows,
             patterns,
+            rules: Vec::new(),
             first_epoch: Epoch(0),
             close_at_end: true,
             record_bindings: None,

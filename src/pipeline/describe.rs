@@ -5,17 +5,20 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
+use super::own::{RulePlan, SeverityPlan};
 use super::plan::{AlertPolicy, AmountPlan, FrequencyPlan, Patterns};
 
 /// A rule of a plan.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct RuleDescription {
-    /// The name in alerts and metrics.
-    pub id: &'static str,
-    /// The condition, in words.
+    /// The id in alerts and metrics.
+    pub id: String,
+    /// The condition, in words; of a rule of the user's own, its description.
     pub description: String,
-    /// The severity of its alerts.
-    pub severity: &'static str,
+    /// The keys that it groups by.
+    pub by: String,
+    /// The severity of its alerts, or an expression of it.
+    pub severity: String,
     /// The time of emission: `immediate` or `final`.
     pub emit: &'static str,
     /// The settings, under the names of the configuration.
@@ -26,18 +29,58 @@ pub struct RuleDescription {
 }
 
 impl RuleDescription {
-    fn new(id: &'static str, policy: AlertPolicy, description: String, settings: Value) -> RuleDescription {
-        let emit = match policy.emission {
-            Emission::Immediate => "immediate",
-            Emission::Final => "final",
-        };
-        let severity = policy.severity.as_str();
-        RuleDescription { id, description, severity, emit, settings, look_back_ms: None }
+    fn new(id: &str, policy: AlertPolicy, description: String, settings: Value) -> RuleDescription {
+        let emit = emit(policy.emission);
+        RuleDescription {
+            id: id.to_owned(),
+            description,
+            by: "key".to_owned(),
+            severity: policy.severity.as_str().to_owned(),
+            emit,
+            settings,
+            look_back_ms: None,
+        }
     }
 }
 
-/// Returns the rules of a plan, in the order of the reference.
-pub fn describe(patterns: &Patterns) -> Vec<RuleDescription> {
+fn emit(emission: Emission) -> &'static str {
+    match emission {
+        Emission::Immediate => "immediate",
+        Emission::Final => "final",
+    }
+}
+
+/// Returns the rules of a plan: those of patterns in the order of the reference, then the user's own.
+pub fn describe(patterns: &Patterns, own: &[RulePlan]) -> Vec<RuleDescription> {
+    let mut rules = of_patterns(patterns);
+    rules.extend(own.iter().map(of_own));
+    rules
+}
+
+/// Describes a rule of the user's own.
+fn of_own(rule: &RulePlan) -> RuleDescription {
+    let settings = rule.settings.iter().filter(|(key, _)| key != "by");
+    let words: Vec<_> = settings.clone().map(|(key, value)| format!("{key} = {value}")).collect();
+    let value = |text: &str| {
+        let table = toml::from_str::<toml::Table>(&format!("value = {text}")).ok();
+        let value = table.and_then(|mut table| serde_json::to_value(table.remove("value")?).ok());
+        value.unwrap_or_else(|| text.into())
+    };
+    RuleDescription {
+        id: rule.id.to_string(),
+        description: rule.description.as_deref().map_or_else(|| words.join(", "), str::to_owned),
+        by: rule.by.name().to_owned(),
+        severity: match &rule.severity {
+            SeverityPlan::Fixed(severity) => severity.as_str().to_owned(),
+            SeverityPlan::Chosen(choice) => choice.source().to_owned(),
+        },
+        emit: if rule.condition.is_absence() { "final" } else { emit(rule.emission) },
+        settings: settings.map(|(key, text)| (key.clone(), value(text))).collect(),
+        look_back_ms: rule.condition.look_back_ms(),
+    }
+}
+
+fn of_patterns(patterns: &Patterns) -> Vec<RuleDescription> {
     let mut rules = Vec::new();
     rules.extend(patterns.velocity_spike.map(|plan| {
         let more_than = plan.at_least - 1;
@@ -67,13 +110,7 @@ pub fn describe(patterns: &Patterns) -> Vec<RuleDescription> {
     rules
 }
 
-fn frequency(
-    id: &'static str,
-    plan: FrequencyPlan,
-    description: String,
-    key: &str,
-    count: usize,
-) -> RuleDescription {
+fn frequency(id: &str, plan: FrequencyPlan, description: String, key: &str, count: usize) -> RuleDescription {
     let settings = json!({ key: count, "within": span(plan.within_ms) });
     RuleDescription {
         look_back_ms: Some(plan.within_ms),
@@ -113,8 +150,8 @@ mod tests {
 
     #[test]
     fn every_rule_is_described_with_its_settings() {
-        let rules = describe(&all_patterns());
-        let ids: Vec<_> = rules.iter().map(|rule| rule.id).collect();
+        let rules = describe(&all_patterns(), &[]);
+        let ids: Vec<_> = rules.iter().map(|rule| &*rule.id).collect();
         let all: std::collections::BTreeSet<_> = crate::pipeline::patterns().collect();
         assert_eq!(ids.iter().copied().collect::<std::collections::BTreeSet<_>>(), all);
         assert_eq!(rules[0].description, "more than 2 events in 1m");

@@ -10,6 +10,7 @@
 
 mod words;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use headwater_dataflows::patterns::{Description, Location};
@@ -31,7 +32,16 @@ pub struct KeyReading {
     history: Option<KeyHistory>,
     windows: Vec<WindowRow>,
     windows_left_out: usize,
-    rules: Vec<(u32, Description)>,
+    rules: Vec<(RuleRef, Description)>,
+}
+
+/// A rule whose state was read.
+#[derive(Clone, Debug)]
+enum RuleRef {
+    /// That of a pattern, by its number.
+    Pattern(u32),
+    /// One of the user's own, by its id.
+    Own(Arc<str>),
 }
 
 /// Reads the states of keys in the operators of a worker.
@@ -41,6 +51,8 @@ pub struct States {
     pub keys: KeyStates<Event>,
     /// Those of key spaces, by the name of the space.
     pub spaces: Vec<(Arc<str>, KeyStates<SpaceEvent>)>,
+    /// The ids of the user's own rules, by operator, in the order of their numbers.
+    pub own_rules: BTreeMap<String, Vec<Arc<str>>>,
 }
 
 impl States {
@@ -54,10 +66,10 @@ impl States {
             windows_left_out: 0,
             rules: Vec::new(),
         };
-        let mut known = self.keys.visit(key, &mut |_operator, part| reading.add(part));
+        let mut known = self.keys.visit(key, &mut |operator, part| reading.add(part, operator, self));
         let kind = split_key(key).0.as_str();
         for (_, states) in self.spaces.iter().filter(|(name, _)| **name == *kind) {
-            known |= states.visit(key, &mut |_operator, part| reading.add(part));
+            known |= states.visit(key, &mut |operator, part| reading.add(part, operator, self));
             let AsOf { epoch, watermark } = states.as_of();
             let before = reading.as_of;
             reading.as_of =
@@ -72,14 +84,20 @@ impl States {
 
 impl KeyReading {
     /// Adds a part of the state.
-    fn add(&mut self, part: StatePart<'_>) {
+    fn add(&mut self, part: StatePart<'_>, operator: &str, states: &States) {
         match part {
             StatePart::Window(row) => self.windows.extend(row.downcast_ref::<WindowRow>().cloned()),
             StatePart::MoreWindows(count) => self.windows_left_out += count,
             StatePart::Running(state) => {
                 self.history = state.downcast_ref::<KeyHistory>().copied().or(self.history);
             }
-            StatePart::Rule { rule, description } => self.rules.push((rule, description)),
+            StatePart::Rule { rule, description } => {
+                let rule = match states.own_rules.get(operator).and_then(|ids| ids.get(rule as usize)) {
+                    Some(id) => RuleRef::Own(Arc::clone(id)),
+                    None => RuleRef::Pattern(rule),
+                };
+                self.rules.push((rule, description));
+            }
         }
     }
 }
@@ -154,7 +172,7 @@ pub struct OpenWindow {
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct RuleState {
     /// The name of the rule.
-    pub rule: &'static str,
+    pub rule: String,
     /// The state in words.
     pub text: String,
     /// The state in numbers, with the thresholds of the rule.
@@ -167,9 +185,12 @@ impl KeyReading {
     pub fn into_state(self, worker: usize) -> KeyState {
         let KeyReading { as_of, found, history, mut windows, windows_left_out, rules } = self;
         windows.sort_by(|a, b| (&a.name, a.window.start).cmp(&(&b.name, b.window.start)));
-        let rules = rules.into_iter().filter_map(|(number, description)| {
-            let rule = pattern_of(number)?;
-            let (text, state) = words::describe(rule, &description);
+        let rules = rules.into_iter().filter_map(|(rule, description)| {
+            let rule = match rule {
+                RuleRef::Pattern(number) => pattern_of(number)?.to_owned(),
+                RuleRef::Own(id) => id.to_string(),
+            };
+            let (text, state) = words::describe(&rule, &description);
             Some(RuleState { rule, text, state })
         });
         KeyState {

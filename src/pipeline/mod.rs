@@ -12,17 +12,19 @@ mod describe;
 #[cfg(test)]
 pub mod fixtures;
 mod key_state;
+mod own;
 mod plan;
 mod rules;
 mod spaces;
 
 pub use change::{ConfigChange, Resets};
-pub use compute::{Computed, ENRICH, Inputs, RULES, SPACE, WINDOW, compute, operators};
+pub use compute::{Computed, ENRICH, Inputs, OWN_RULES, RULES, SPACE, WINDOW, compute, operators};
 pub use describe::{RuleDescription, describe, span};
 pub use key_state::{KeyReading, KeyState, OpenWindow, Profile, RuleState, States};
+pub use own::{ConditionPlan, RulePlan, SeverityPlan};
 pub use plan::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Time, TravelPlan,
     WindowKind, WindowPlan,
 };
-pub use rules::{discard, longest_look_back_ms, patterns, rules};
+pub use rules::{discard, patterns, rules};
 pub use spaces::{KeySpace, SpaceEvent};

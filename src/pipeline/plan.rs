@@ -7,6 +7,8 @@ use std::time::Duration;
 use headwater_dataflows::windows::EmitPolicy;
 use headwater_dataflows::{Emission, Epoch};
 
+use super::own::RulePlan;
+use super::rules::longest_look_back_ms;
 use super::spaces::KeySpace;
 use crate::coordination::WatermarkRule;
 use crate::decode::Decoding;
@@ -29,6 +31,8 @@ pub struct Plan {
     pub windows: Vec<WindowPlan>,
     /// The patterns.
     pub patterns: Patterns,
+    /// The rules of the user's own.
+    pub rules: Vec<RulePlan>,
     /// The first epoch of this run.
     pub first_epoch: Epoch,
     /// True if the watermark goes to infinity at the end of the input, so that all windows close.
@@ -41,7 +45,8 @@ impl Plan {
     /// Returns the key spaces that windows or rules use, each once, by name.
     pub fn spaces(&self) -> Vec<Arc<KeySpace>> {
         let mut spaces: Vec<Arc<KeySpace>> = Vec::new();
-        for by in self.windows.iter().map(|window| &window.by) {
+        let rules = self.rules.iter().map(|rule| &rule.by);
+        for by in self.windows.iter().map(|window| &window.by).chain(rules) {
             if let Some(space) = by.space()
                 && !spaces.iter().any(|known| known.name == space.name)
             {
@@ -50,6 +55,22 @@ impl Plan {
         }
         spaces.sort_by(|a, b| a.name.cmp(&b.name));
         spaces
+    }
+
+    /// Returns the ids of all rules: of patterns and of the user's own.
+    pub fn rule_ids(&self) -> Vec<String> {
+        let own = self.rules.iter().map(|rule| rule.id.to_string());
+        self.patterns.names().into_iter().map(str::to_owned).chain(own).collect()
+    }
+
+    /// Returns the rules of the user's own over events of these keys: of a key space, or by the events' own keys.
+    pub fn rules_by(&self, space: Option<&KeySpace>) -> Vec<&RulePlan> {
+        self.rules.iter().filter(|rule| rule.by.space().map(|by| &**by) == space).collect()
+    }
+
+    /// Returns the longest time that a rule looks back or is suppressed, in milliseconds of event time.
+    pub fn longest_look_back_ms(patterns: &Patterns, rules: &[RulePlan]) -> i64 {
+        rules.iter().map(RulePlan::reach_ms).fold(longest_look_back_ms(patterns), i64::max)
     }
 
     /// Returns the provenance of the outputs: the pipeline and its source topic.
@@ -176,6 +197,16 @@ pub enum By {
 }
 
 impl By {
+    /// Returns the name in configurations.
+    pub fn name(&self) -> &str {
+        match self {
+            By::Key => "key",
+            By::KeyOfUser => "user_id",
+            By::KeyOfDevice => "device_id",
+            By::Space(space) => &space.name,
+        }
+    }
+
     /// Returns the key space; None if the keys are those of events.
     pub fn space(&self) -> Option<&Arc<KeySpace>> {
         match self {

@@ -147,7 +147,7 @@ impl headwater_dataflows::Event for SpaceEvent {
     }
 
     fn id(&self) -> Option<&[u8]> {
-        None
+        headwater_dataflows::Event::id(&self.event)
     }
 
     fn prefetch(&self) {

@@ -90,7 +90,7 @@ impl Explainer {
     /// # Errors
     /// If the events cannot be read.
     pub fn explain(&self, results: &dyn Results, alert: &AlertRecord) -> Result<Explanation, ResultsError> {
-        let rule = describe(&self.patterns).into_iter().find(|rule| rule.id == alert.rule);
+        let rule = describe(&self.patterns, &[]).into_iter().find(|rule| rule.id == alert.rule);
         let look_back_ms = rule.as_ref().and_then(|rule| rule.look_back_ms);
         let query = EventQuery {
             key_kind: alert.key_kind.clone(),

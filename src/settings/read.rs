@@ -130,19 +130,19 @@ impl<'a> Section<'a> {
             let message = format!("expected sections [[{key}]], got {}", item.node.kind());
             diagnostics.errors.push(ConfigError {
                 origin: item.origin.clone(),
-                key: key.to_owned(),
+                key: format!("{}{key}", self.path),
                 message,
             });
             return Vec::new();
         };
         let mut sections = Vec::new();
         for (at, item) in items.iter().enumerate() {
-            let path = format!("{key}[{at}]");
+            let path = format!("{}{key}[{at}]", self.path);
             match &item.node {
                 Node::Table(entries) => sections.push(Section {
                     find_key: self.find_key,
                     path: format!("{path}."),
-                    name: format!("{key}."),
+                    name: format!("{}{key}.", self.name),
                     entries: Some(entries),
                     read_keys: BTreeSet::new(),
                 }),

@@ -51,13 +51,17 @@ fn decimal_numbers_have_no_superfluous_digits() {
 }
 
 /// Returns the texts and states of the rules of ann after three events, 10 s apart.
-fn after_three_events(patterns: &Patterns) -> Vec<(&'static str, String, Value)> {
+fn after_three_events(patterns: &Patterns) -> Vec<(String, String, Value)> {
     let mut states = None;
     let mut kit = Kit::new(|keyed| {
         states = Some(keyed.key_states());
         keyed.scan_all("Rules", rules(&"fraud".into(), patterns)).map(|_: Alert| ())
     });
-    let states = States { keys: states.expect("the dataflow is built"), spaces: Vec::new() };
+    let states = States {
+        keys: states.expect("the dataflow is built"),
+        spaces: Vec::new(),
+        own_rules: BTreeMap::new(),
+    };
     for (seconds, fields) in [
         (0, r#","amount":9,"currency":"EUR","merchant_id":"m""#),
         (10, r#","amount":11,"currency":"EUR","merchant_id":"m""#),
@@ -106,7 +110,7 @@ fn every_rule_reports_its_state_and_thresholds() {
             }),
         ),
     ];
-    assert_eq!(rules, expected.map(|(rule, text, state)| (rule, text.to_owned(), state)));
+    assert_eq!(rules, expected.map(|(rule, text, state)| (rule.to_owned(), text.to_owned(), state)));
 }
 
 #[test]

@@ -234,7 +234,11 @@ fn queries_take_a_limited_share_of_the_time() {
         states = Some(keyed.key_states());
         keyed.scan_all("Rules", rules(&"queries".into(), &Patterns::default()))
     });
-    let states = States { keys: states.expect("the dataflow is built"), spaces: Vec::new() };
+    let states = States {
+        keys: states.expect("the dataflow is built"),
+        spaces: Vec::new(),
+        own_rules: std::collections::BTreeMap::new(),
+    };
     let queries = Queries::default();
     let mut mailbox = queries.open(0..1, 1).remove(0);
     let (_, mut answer) = queries.send("uann".to_owned()).expect("the queue is empty");

@@ -7,7 +7,7 @@ use headwater_dataflows::{Record, SHARDS, ShardId};
 use thiserror::Error;
 
 use crate::coordination::{Manifest, Operator, PartKind, PartName, Resume, chain};
-use crate::pipeline::{self, ConfigChange, ENRICH, RULES, WINDOW};
+use crate::pipeline::{self, ConfigChange, ENRICH, OWN_RULES, RULES, SPACE, WINDOW};
 use crate::runtime::checkpoint::writer::{WriterId, merge, put, read};
 use crate::runtime::failure::RunError;
 use crate::state::StateStore;
@@ -63,8 +63,13 @@ pub fn is_discardable(section: &str) -> bool {
 
 /// Returns the configuration section of an operator's state; None if the state cannot be discarded.
 fn section(operator: &str) -> Option<String> {
+    let space = operator.strip_prefix(SPACE).map(|space| space.strip_suffix(": ids").unwrap_or(space));
     match operator.strip_prefix(WINDOW) {
         Some(name) => Some(format!("windows.{name}")),
+        None if space.is_some() => space.map(|space| format!("keys.{space}")),
+        None if operator.starts_with(OWN_RULES) => {
+            operator.strip_prefix(OWN_RULES).map(|space| format!("rules.{space}"))
+        }
         None if operator == RULES => Some("patterns".into()),
         None if operator == ENRICH => Some("enrichment".into()),
         None => None,
@@ -83,6 +88,19 @@ pub fn config_change(
     permitted: &BTreeSet<String>,
 ) -> Result<Option<ConfigChange>, IncompatibleState> {
     let mut config_change = changes.cloned();
+    // Nobody reads the state of a key space or of rules that are no longer configured.
+    let is_gone = |operator: &&Operator| {
+        let name = &operator.name;
+        let of_rules = name.starts_with(SPACE) || name.starts_with(OWN_RULES);
+        of_rules && now.iter().all(|now| now.name != *name)
+    };
+    for operator in before.iter().filter(is_gone) {
+        let change = config_change.get_or_insert_with(|| ConfigChange {
+            reason: format!("operator {:?} is no longer configured", operator.name),
+            ..ConfigChange::default()
+        });
+        change.discarded.extend(section(&operator.name));
+    }
     for (operator, reason) in incompatible_operators(before, now) {
         let Some(section) = section(operator) else {
             return Err(IncompatibleState::Core { operator: operator.to_owned(), reason });
@@ -99,15 +117,21 @@ pub fn config_change(
     Ok(config_change)
 }
 
-/// Returns the operators that do not fit their state, each with the reason. Added and removed windows are changes of
-/// the configuration and are handled there.
+/// Returns true if an operator exists or not as the configuration says: that of a window, of a key space, or of rules of
+/// the user's own.
+fn is_configured(operator: &str) -> bool {
+    [WINDOW, SPACE, OWN_RULES].iter().any(|prefix| operator.starts_with(prefix))
+}
+
+/// Returns the operators that do not fit their state, each with the reason. Added and removed windows, rules and key
+/// spaces are changes of the configuration and are handled there.
 fn incompatible_operators<'a>(before: &'a [Operator], now: &'a [Operator]) -> Vec<(&'a str, String)> {
     let find =
         |operators: &'a [Operator], name: &str| operators.iter().find(|operator| operator.name == name);
     let mut incompatible_operators = Vec::new();
     for Operator { name, version } in before {
         match find(now, name) {
-            None if name.starts_with(WINDOW) => {}
+            None if is_configured(name) => {}
             None => incompatible_operators.push((
                 &**name,
                 "the checkpoint has its state, and the operator no longer exists".to_owned(),
@@ -122,8 +146,7 @@ fn incompatible_operators<'a>(before: &'a [Operator], now: &'a [Operator]) -> Ve
             Some(_) => {}
         }
     }
-    let new =
-        |operator: &&Operator| find(before, &operator.name).is_none() && !operator.name.starts_with(WINDOW);
+    let new = |operator: &&Operator| find(before, &operator.name).is_none() && !is_configured(&operator.name);
     for Operator { name, .. } in now.iter().filter(new) {
         incompatible_operators.push((name, "it is new and has no state in the checkpoint".to_owned()));
     }
