@@ -30,8 +30,12 @@ const RESERVED: [&str; 17] = [
     "has",
 ];
 
-/// Reads the section.
-pub(super) fn read(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<Arc<FieldMap>> {
+/// Reads the section. Returns the layout also if a field has an error, so that others can refer to it; the field is then
+/// a text.
+pub(super) fn read(
+    mut section: Section<'_>,
+    diagnostics: &mut Diagnostics,
+) -> (Option<Arc<FieldMap>>, Arc<Layout>) {
     let mut read = Vec::new();
     let mut own = Vec::new();
     let errors = diagnostics.errors.len();
@@ -47,15 +51,17 @@ pub(super) fn read(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> O
             continue;
         }
         let expected = standard.map(|at| STANDARD[at].1);
-        match Definition::of(item, name, expected) {
+        let definition = Definition::of(item, name, expected);
+        let id = match standard {
+            Some(at) => FieldId(at as u16),
+            None => {
+                let kind = definition.as_ref().map_or(FieldType::String, |definition| definition.kind);
+                own.push((name.as_str().into(), kind));
+                FieldId((STANDARD.len() + own.len() - 1) as u16)
+            }
+        };
+        match definition {
             Ok(Definition { kind, source, required }) => {
-                let id = match standard {
-                    Some(at) => FieldId(at as u16),
-                    None => {
-                        own.push((name.as_str().into(), kind));
-                        FieldId((STANDARD.len() + own.len() - 1) as u16)
-                    }
-                };
                 let always = [FieldId::EVENT_ID, FieldId::EVENT_TIME].contains(&id);
                 read.push(MappedField::new(name, id, kind, source, required || always));
                 diagnostics
@@ -75,7 +81,9 @@ pub(super) fn read(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> O
     }
     section.end(diagnostics);
     // Fields are ordered by name, whatever their order in the file.
-    (diagnostics.errors.len() == errors).then(|| Arc::new(FieldMap::new(Arc::new(Layout::new(own)), read)))
+    let layout = Arc::new(Layout::new(own));
+    let map = (diagnostics.errors.len() == errors).then(|| FieldMap::new(Arc::clone(&layout), read));
+    (map.map(Arc::new), layout)
 }
 
 fn is_own_name(name: &str) -> bool {

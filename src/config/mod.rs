@@ -285,12 +285,14 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         }
     };
 
-    let fields = top.section("fields", diagnostics).and_then(|section| fields::read(section, diagnostics));
+    let (fields, layout) = match top.section("fields", diagnostics) {
+        Some(section) => fields::read(section, diagnostics),
+        None => (None, Arc::default()),
+    };
 
     let time = read_time(top.section_or_default("time", diagnostics), decode_settings, diagnostics);
     let limits = read_limits(top.section_or_default("limits", diagnostics), diagnostics);
     let epoch_ms = time.map_or(10, |time| time.epoch.as_millis() as u64).max(1);
-    let layout = fields.as_ref().map(|fields| Arc::clone(fields.layout())).unwrap_or_default();
     let spaces = Spaces::read(top.section_or_default("keys", diagnostics), &layout, diagnostics);
     let windows = windows::read(top.sections("windows", diagnostics), epoch_ms, &spaces, diagnostics);
 

@@ -132,18 +132,14 @@ fn expression<T>(
     }
 }
 
-/// Reads an expression that a condition needs.
+/// Reads an expression that a condition needs. Its key is required in the reference, so that its absence is reported.
 fn required<T>(
     section: &mut Section<'_>,
     key: &str,
     diagnostics: &mut Diagnostics,
     compile: impl Fn(&str) -> Result<T, CelError>,
 ) -> Option<T> {
-    let read = expression(section, key, diagnostics, compile);
-    if let Ok(None) = read {
-        section.report_missing(key, diagnostics);
-    }
-    read.ok().flatten()
+    expression(section, key, diagnostics, compile).ok().flatten()
 }
 
 /// Reads the severity: a name, or an expression of one.

@@ -2,6 +2,8 @@ use headwater_sinks::postgres::{Partitioning, Period};
 
 use super::*;
 
+mod rules;
+
 const MINIMAL: &str =
     "pipeline = \"fraud\"\n[source]\nkind = \"generator\"\n[sinks.sqlite]\npath = \"a.db\"\n";
 
@@ -73,7 +75,7 @@ fn ttl_must_not_be_shorter_than_a_pattern_span() {
     assert_eq!(parse(MINIMAL).expect("valid").plan.limits.ttl_ms, 2_592_000_000);
     let velocity = format!("{MINIMAL}[patterns.velocity_spike]\n[state]\n");
     assert_eq!(parse(&format!("{velocity}ttl = \"1h\"\n")).expect("valid").plan.limits.ttl_ms, 3_600_000);
-    let short = "line 8: state.ttl: the longest pattern spans 3600000 ms: `ttl` must not be shorter";
+    let short = "line 8: state.ttl: the longest rule spans 3600000 ms: `ttl` must not be shorter";
     assert_eq!(errors(&format!("{velocity}ttl = \"59m\"\n")), [short]);
 }
 
