@@ -13,6 +13,7 @@
 
 mod attributes;
 mod compile;
+mod dynamic;
 mod error;
 mod eval;
 mod number;
@@ -223,7 +224,7 @@ fn compile<T>(
 }
 
 fn expected(what: &str, found: &Typed, at: usize) -> CelError {
-    CelError::new(at, format!("expected {what}, found a {}", found.name()))
+    CelError::new(at, format!("expected {what}, found {}", found.a_name()))
 }
 
 impl Predicate {

@@ -142,6 +142,7 @@ fn attributes_have_the_type_that_they_are_compared_as() {
             "int(event.attributes['tries']) == 3 && string(event.attributes['tries']) == '3'",
             "event.attributes['tries'] == event.attributes['tries'] && event.attributes.tries != event.attributes.vip",
             "(event.declined ? event.attributes.channel : 'none') == 'web'",
+            "event.attributes['big'] == 9007199254740993 && event.attributes['big'] > 2.5 && -2.5 < event.attributes['big']",
             // Of different types, they are not equal.
             "event.attributes['tries'] != '3' && !(event.attributes['channel'] == 3)",
         ],
