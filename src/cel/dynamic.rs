@@ -15,7 +15,7 @@ pub(super) struct Attribute {
     pub path: Vec<Box<str>>,
 }
 
-/// What an attribute is compared with.
+/// A value that an attribute is compared with.
 #[derive(Clone, Debug)]
 pub(super) enum Operand {
     Text(Text),

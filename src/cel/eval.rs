@@ -18,7 +18,7 @@ use crate::event::{Event, split_key};
 use crate::fields::{FieldId, Value};
 use crate::json;
 
-/// Why an expression has no value.
+/// The reason why an expression has no value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     /// A field or attribute is absent.

@@ -36,7 +36,7 @@ use self::syntax::Syntax;
 use crate::event::Event;
 use crate::fields::Layout;
 
-/// What expressions can name.
+/// The names that expressions can use: fields of events.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope<'a> {
     layout: &'a Layout,

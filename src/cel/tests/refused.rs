@@ -106,6 +106,12 @@ fn types_that_do_not_fit_are_refused() {
             "event.time - event.opened > 60",
             "column 27: cannot compare duration with number; write a duration such as duration('5m')",
         ),
+    ]);
+}
+
+#[test]
+fn operands_that_do_not_fit_are_refused() {
+    check(&[
         (
             "event.amount + event.country == 'x'",
             "column 14: cannot add decimal and string; write decimal(event.country)",
