@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Why an expression was refused.
+/// The reason why an expression was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CelError {
     /// The byte of the source at which the error is.
@@ -11,9 +11,9 @@ pub struct CelError {
     pub line: usize,
     /// The character of the line, from 1.
     pub column: usize,
-    /// What is wrong.
+    /// The error itself.
     pub message: String,
-    /// What to write instead.
+    /// The expression to write instead, or what else to do.
     pub suggestion: Option<String>,
 }
 

@@ -10,14 +10,15 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
-use super::attributes::{Member, member};
+use super::attributes::Member;
+use super::dynamic::{Attribute, Operand, compare_attribute};
 use super::number;
 use super::time::{self, Part};
 use crate::event::{Event, split_key};
 use crate::fields::{FieldId, Value};
 use crate::json;
 
-/// Why an expression has no value.
+/// The reason why an expression has no value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     /// A field or attribute is absent.
@@ -84,6 +85,8 @@ pub(super) enum Truth {
     /// True if one is true, else the first fault.
     Or(Box<[Truth]>),
     If(Choice<Truth>),
+    /// A condition on values of a list, each of which must have a value.
+    Given(Box<(Vec<Operand>, Truth)>),
     Equal(Box<(Truth, Truth)>, bool),
     /// A field of text equals a constant, or differs from it.
     FieldIs(FieldId, Box<str>, bool),
@@ -102,6 +105,8 @@ pub(super) enum Truth {
     TextIn(Box<(Text, Vec<Text>)>),
     /// In a sorted list of constants.
     TextInConst(Box<(Text, Box<[Box<str>]>)>),
+    /// A field of text, in a sorted list of constants.
+    FieldIn(FieldId, Box<[Box<str>]>),
     AttributeIn(Box<(Attribute, Vec<Operand>)>),
     StartsWith(Box<(Text, Text)>),
     EndsWith(Box<(Text, Text)>),
@@ -189,24 +194,6 @@ pub(super) enum Text {
     AttributeText(Attribute),
 }
 
-/// A member of an object, whose type is known when it is read.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Attribute {
-    pub field: FieldId,
-    pub path: Vec<Box<str>>,
-}
-
-/// What an attribute is compared with.
-#[derive(Clone, Debug)]
-pub(super) enum Operand {
-    Text(Text),
-    Decimal(Whole),
-    Integer(Whole),
-    Float(Float),
-    Boolean(Truth),
-    Attribute(Attribute),
-}
-
 fn checked(value: Option<i64>) -> Eval<i64> {
     value.ok_or(Fault::Error)
 }
@@ -230,10 +217,10 @@ impl Truth {
             },
             Truth::Has(field) => Ok(event.value(*field) != Value::Absent),
             Truth::Not(inner) => Ok(!inner.eval(event)?),
-            Truth::TextInConst(sides) => {
-                let text = sides.0.eval(event)?;
-                Ok(sides.1.binary_search_by(|constant| (**constant).cmp(&*text)).is_ok())
-            }
+            Truth::FieldIn(field, constants) => match event.value(*field) {
+                Value::String(text) => Ok(is_one(text, constants)),
+                _ => Err(Fault::Absent),
+            },
             Truth::WholeInConst(sides) => Ok(sides.1.binary_search(&sides.0.eval(event)?).is_ok()),
             _ => self.eval_more(event),
         }
@@ -251,6 +238,10 @@ impl Truth {
                     choice.2.eval(event)
                 }
             }
+            Truth::Given(sides) => {
+                sides.0.iter().try_for_each(|item| item.fault(event))?;
+                sides.1.eval(event)
+            }
             Truth::Equal(sides, expected) => Ok((sides.0.eval(event)? == sides.1.eval(event)?) == *expected),
             Truth::WholeCompare(relation, sides) => {
                 Ok(relation.holds(&sides.0.eval(event)?, &sides.1.eval(event)?))
@@ -260,7 +251,7 @@ impl Truth {
                 Ok(relation.is_of(order))
             }
             Truth::FloatCompare(relation, sides) => {
-                Ok(relation.holds(&sides.0.eval(event)?, &sides.1.eval(event)?))
+                compare_floats(*relation, sides.0.eval(event)?, sides.1.eval(event)?)
             }
             Truth::TextCompare(relation, sides) => {
                 Ok(relation.holds(&*sides.0.eval(event)?, &*sides.1.eval(event)?))
@@ -275,6 +266,7 @@ impl Truth {
             Truth::StartsWith(sides) => Ok(sides.0.eval(event)?.starts_with(&*sides.1.eval(event)?)),
             Truth::EndsWith(sides) => Ok(sides.0.eval(event)?.ends_with(&*sides.1.eval(event)?)),
             Truth::Contains(sides) => Ok(sides.0.eval(event)?.contains(&*sides.1.eval(event)?)),
+            Truth::TextInConst(sides) => Ok(is_one(&sides.0.eval(event)?, &sides.1)),
             Truth::Matches(sides) => Ok(sides.1.is_match(&sides.0.eval(event)?)),
             _ => self.eval_in(event),
         }
@@ -304,9 +296,29 @@ impl Truth {
     }
 }
 
+/// Returns true if a text is one of sorted constants.
+#[inline]
+fn is_one(text: &str, constants: &[Box<str>]) -> bool {
+    // Most texts of a few differ in their lengths, which is faster to see than an order.
+    match constants.len() {
+        0..=8 => constants.iter().any(|constant| **constant == *text),
+        _ => constants.binary_search_by(|constant| (**constant).cmp(text)).is_ok(),
+    }
+}
+
 /// Returns whether a condition holds for one of the items: of all of them, so that a fault of any is found.
 fn any<T>(items: &[T], mut holds: impl FnMut(&T) -> Eval<bool>) -> Eval<bool> {
     items.iter().try_fold(false, |found, item| Ok(holds(item)? | found))
+}
+
+/// Compares numbers. What is not a number, such as zero divided by zero, equals nothing and has no order.
+pub(super) fn compare_floats(relation: Relation, left: f64, right: f64) -> Eval<bool> {
+    match left.partial_cmp(&right) {
+        Some(order) => Ok(relation.is_of(order)),
+        None if relation == Relation::Equal => Ok(false),
+        None if relation == Relation::NotEqual => Ok(true),
+        None => Err(Fault::Error),
+    }
 }
 
 /// Returns `decisive` if it is the value of one of them, else an error of one, else an absence, else the opposite.
@@ -506,71 +518,6 @@ impl Text {
                 Member::Composite => Err(Fault::Error),
             },
             _ => unreachable!("all other expressions are evaluated before"),
-        }
-    }
-}
-
-impl Attribute {
-    pub fn read<'a>(&self, event: &'a Event) -> Eval<Member<'a>> {
-        match event.value(self.field) {
-            Value::Object(object) => member(object, &self.path).ok_or(Fault::Absent),
-            _ => Err(Fault::Absent),
-        }
-    }
-}
-
-/// Compares an attribute with a value. Values of different types are not equal, and cannot be ordered.
-fn compare_attribute(left: &Member<'_>, relation: Relation, right: &Operand, event: &Event) -> Eval<bool> {
-    let order = match (left, right) {
-        (_, Operand::Attribute(right)) => compare_members(left, &right.read(event)?),
-        (Member::Text(left), Operand::Text(right)) => Some((**left).cmp(&*right.eval(event)?)),
-        (Member::Number(left), Operand::Decimal(right)) => Some(decimal(left)?.cmp(&right.eval(event)?)),
-        (Member::Number(left), Operand::Integer(right)) => {
-            Some(number::compare_mixed(right.eval(event)?, decimal(left)?).reverse())
-        }
-        (Member::Number(left), Operand::Float(right)) => {
-            let left: f64 = left.parse().map_err(|_| Fault::Error)?;
-            return Ok(relation.holds(&left, &right.eval(event)?));
-        }
-        (Member::Boolean(left), Operand::Boolean(right)) => Some(left.cmp(&right.eval(event)?)),
-        (_, other) => {
-            other.fault(event)?;
-            None
-        }
-    };
-    match (order, relation) {
-        (Some(order), _) => Ok(relation.is_of(order)),
-        (None, Relation::Equal) => Ok(false),
-        (None, Relation::NotEqual) => Ok(true),
-        (None, _) => Err(Fault::Error),
-    }
-}
-
-fn decimal(text: &str) -> Eval<i64> {
-    checked(number::read_decimal(text).map(|read| read.micros))
-}
-
-fn compare_members(left: &Member<'_>, right: &Member<'_>) -> Option<Ordering> {
-    match (left, right) {
-        (Member::Text(left), Member::Text(right)) => Some(left.cmp(right)),
-        (Member::Boolean(left), Member::Boolean(right)) => Some(left.cmp(right)),
-        (Member::Number(left), Member::Number(right)) => match (decimal(left), decimal(right)) {
-            (Ok(left), Ok(right)) => Some(left.cmp(&right)),
-            _ => left.parse::<f64>().ok()?.partial_cmp(&right.parse::<f64>().ok()?),
-        },
-        _ => None,
-    }
-}
-
-impl Operand {
-    /// Returns the fault of the value, if it has one.
-    fn fault(&self, event: &Event) -> Eval<()> {
-        match self {
-            Operand::Text(text) => text.eval(event).map(drop),
-            Operand::Decimal(whole) | Operand::Integer(whole) => whole.eval(event).map(drop),
-            Operand::Float(float) => float.eval(event).map(drop),
-            Operand::Boolean(truth) => truth.eval(event).map(drop),
-            Operand::Attribute(attribute) => attribute.read(event).map(drop),
         }
     }
 }

@@ -13,6 +13,7 @@
 
 mod attributes;
 mod compile;
+mod dynamic;
 mod error;
 mod eval;
 mod number;
@@ -35,7 +36,7 @@ use self::syntax::Syntax;
 use crate::event::Event;
 use crate::fields::Layout;
 
-/// What expressions can name.
+/// The names that expressions can use: fields of events.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope<'a> {
     layout: &'a Layout,
@@ -223,7 +224,7 @@ fn compile<T>(
 }
 
 fn expected(what: &str, found: &Typed, at: usize) -> CelError {
-    CelError::new(at, format!("expected {what}, found a {}", found.name()))
+    CelError::new(at, format!("expected {what}, found {}", found.a_name()))
 }
 
 impl Predicate {

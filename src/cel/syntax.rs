@@ -31,16 +31,22 @@ impl<'s> Syntax<'s> {
         Ok(Syntax { root, source, info })
     }
 
-    /// Returns the position of a node: of its operator, if it has one.
+    /// Returns the position of a node: of its operator, if it has one, of the name of a field or a function.
     pub fn offset(&self, node: &IdedExpr) -> usize {
         let offset = self.info.offset_for(node.id).map_or(0, |(start, _)| start as usize);
         match &node.expr {
-            // The parser gives the position of the point, and of a call the parenthesis.
-            Expr::Select(select) if !select.test => self.word(offset + 1),
-            Expr::Call(call) if self.rest(offset).starts_with('(') => match &call.target {
-                Some(_) => self.source[..offset].trim_end().len().saturating_sub(call.func_name.len()),
-                None => offset.saturating_sub(call.func_name.len()),
-            },
+            // Of `has`, the parser gives the parenthesis.
+            Expr::Select(select) if select.test => {
+                let operand = self.offset(&select.operand);
+                let point = self.rest(operand).find('.').unwrap_or(0);
+                self.word(operand + point + 1)
+            }
+            // Of a field it gives the point, of a call the parenthesis.
+            Expr::Select(_) => self.word(offset + 1),
+            Expr::Call(call) if self.rest(offset).starts_with('(') => {
+                let name = self.source.get(..offset).unwrap_or_default().trim_end();
+                name.len().saturating_sub(call.func_name.len())
+            }
             _ => offset,
         }
     }
@@ -130,7 +136,9 @@ fn string_end(bytes: &[u8], start: usize) -> usize {
 
 /// Returns the first error of the parser in plain words.
 fn of_parser(source: &str, errors: ParseErrors) -> CelError {
-    let Some(first) = errors.errors.into_iter().next() else {
+    // What follows from an error of the syntax has no place.
+    let incidental = |message: &str| message.contains("Context") || message.starts_with("Unknown `");
+    let Some(first) = errors.errors.into_iter().find(|error| !incidental(&error.msg)) else {
         return CelError::new(0, "not an expression");
     };
     let offset = offset_of(source, first.pos);
@@ -143,32 +151,50 @@ fn of_parser(source: &str, errors: ParseErrors) -> CelError {
         let error = CelError::new(offset, "has() takes a field or a member of an object");
         return error.suggest("write has(event.amount) or has(event.attributes.channel)");
     }
-    if let Some(missing) = message.strip_prefix("missing ") {
-        let missing = missing.split(" at ").next().unwrap_or(missing);
-        return CelError::new(offset, format!("missing {missing} before {}", token(rest)));
+    if message.starts_with("invalid") && message.ends_with("int literal") {
+        return CelError::new(offset, "a whole number has at most 64 bits");
     }
-    let unexpected = ["mismatched input", "extraneous input", "no viable alternative"];
+    if message.contains("expecting ')'") || message.starts_with("missing ')'") {
+        return CelError::new(offset, format!("missing ')' before {}", token(rest)));
+    }
+    let unexpected = ["mismatched input", "extraneous input", "no viable alternative", "missing"];
     if unexpected.iter().any(|prefix| message.starts_with(prefix)) {
-        let expected = match message.contains("expecting ')'") {
-            true => "missing ')' before ",
-            false => "unexpected ",
-        };
-        return CelError::new(offset, format!("{expected}{}", token(rest)));
+        return unexpected_token(source, offset);
     }
     CelError::new(offset, message.lines().next().unwrap_or_default())
 }
 
-fn unknown_token(offset: usize, rest: &str) -> CelError {
-    let unclosed = rest.trim_start_matches(['r', 'R', 'b', 'B']).starts_with(['\'', '"']);
-    let (message, suggestion) = match rest.chars().next() {
-        _ if unclosed => {
-            ("text without a closing quote, or with an unknown escape", "write \\\\ for a backslash")
+fn unexpected_token(source: &str, offset: usize) -> CelError {
+    let rest = &source[offset..];
+    let found = token(rest);
+    let error = CelError::new(offset, format!("unexpected {found}"));
+    let digit = |text: &str| text.bytes().next().is_some_and(|byte| byte.is_ascii_digit());
+    match found.to_ascii_lowercase().as_str() {
+        "and" => error.suggest("write &&"),
+        "or" => error.suggest("write ||"),
+        "not" => error.suggest("write !"),
+        "','" if source[..offset].ends_with(|c: char| c.is_ascii_digit()) && digit(&rest[1..]) => {
+            error.suggest("write a point in a number, as in 2.5")
         }
-        Some('=') => ("unexpected =", "write == to compare"),
-        Some('&') => ("unexpected &", "write && for and"),
-        Some('|') => ("unexpected |", "write || for or"),
-        Some(other) => return CelError::new(offset, format!("unexpected character {other:?}")),
-        None => ("unexpected end of the expression", "complete it"),
+        _ => error,
+    }
+}
+
+/// Returns the error of characters that begin no token.
+fn unknown_token(offset: usize, rest: &str) -> CelError {
+    let quoted = rest.trim_start_matches(['r', 'R', 'b', 'B']);
+    let (message, suggestion) = match (quoted.chars().next(), rest.chars().next()) {
+        (Some(quote @ ('\'' | '"')), _) => match quoted[1..].contains(quote) {
+            true => {
+                ("unknown escape in a text", "write \\\\ for a backslash, or r'…' for a regular expression")
+            }
+            false => ("a text without its closing quote", "end it on the same line"),
+        },
+        (_, Some('=')) => ("unexpected =", "write == to compare"),
+        (_, Some('&')) => ("unexpected &", "write && for and"),
+        (_, Some('|')) => ("unexpected |", "write || for or"),
+        (_, Some(other)) => return CelError::new(offset, format!("unexpected character {other:?}")),
+        (_, None) => return CelError::new(offset, "unexpected end of the expression"),
     };
     CelError::new(offset, message).suggest(suggestion)
 }

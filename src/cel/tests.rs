@@ -65,7 +65,7 @@ fn event(fields: &str, own: &[(&str, Own)]) -> Event {
 fn full() -> Event {
     event(
         r#","amount":129.95,"currency":"EUR","merchant_id":"shop-1","location":{"lat":52.5,"lon":-13.25},
-        "attributes":{"channel":"web","tries":3,"price":"9.90","vip":true,"none":null,"device":{"os":"x\"y"}}"#,
+        "attributes":{"channel":"web","tries":3,"price":"9.90","vip":true,"none":null,"big":9007199254740993,"device":{"os":"x\"y"}}"#,
         &[
             ("n", Own::Slot(Slot::Integer(7))),
             ("m", Own::Slot(Slot::Integer(-2))),

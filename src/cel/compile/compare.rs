@@ -2,10 +2,11 @@
 
 use ::cel::common::ast::{Expr, IdedExpr};
 
+use super::super::dynamic::{Attribute, Operand};
 use super::super::error::CelError;
-use super::super::eval::{Attribute, Operand, Relation, Text, Truth, Whole};
+use super::super::eval::{Float, Relation, Text, Truth, Whole};
 use super::numeric::{self, Pair, scaled};
-use super::{Compiler, Result, Typed};
+use super::{Arithmetic, Compiler, Operation, Result, Typed};
 
 /// Returns a comparison of two values; None if they cannot be compared.
 pub(super) fn compare(
@@ -20,6 +21,9 @@ pub(super) fn compare(
             return Ok(attribute(relation.mirrored(), right, operand(left, offsets.0)?));
         }
         (Typed::Number(left), Typed::Number(right)) => {
+            if let (Some(left), Some(right)) = (left.whole, right.whole) {
+                return Ok(Some(Truth::Const(relation.holds(&left, &right))));
+            }
             let (left, right) = (left.micros(offsets.0)?, right.micros(offsets.1)?);
             return Ok(Some(Truth::Const(relation.holds(&left, &right))));
         }
@@ -93,14 +97,17 @@ fn attribute(relation: Relation, left: &Attribute, right: Option<Operand>) -> Op
 }
 
 /// Returns what an attribute can be compared with.
-fn operand(value: &Typed, offset: usize) -> Result<Option<Operand>> {
+pub(super) fn operand(value: &Typed, offset: usize) -> Result<Option<Operand>> {
     Ok(Some(match value {
         Typed::String(text) => Operand::Text(text.clone()),
         Typed::Boolean(truth) => Operand::Boolean(truth.clone()),
         Typed::Decimal(whole) => Operand::Decimal(whole.clone()),
         Typed::Integer(whole) => Operand::Integer(whole.clone()),
         Typed::Float(float) => Operand::Float(float.clone()),
-        Typed::Number(number) => Operand::Decimal(Whole::Const(number.micros(offset)?)),
+        Typed::Number(number) => match number.settled(offset)? {
+            Typed::Integer(whole) => Operand::Integer(whole),
+            _ => Operand::Decimal(Whole::Const(number.micros(offset)?)),
+        },
         Typed::Attribute(attribute) if !attribute.path.is_empty() => Operand::Attribute(attribute.clone()),
         Typed::Attribute(_) | Typed::Timestamp(_) | Typed::Duration(_) | Typed::Location(_) => {
             return Ok(None);
@@ -109,41 +116,42 @@ fn operand(value: &Typed, offset: usize) -> Result<Option<Operand>> {
 }
 
 /// Returns what to write so that two values can be compared or computed with.
-pub(super) fn advice(left: (&IdedExpr, &Typed), right: (&IdedExpr, &Typed)) -> Option<String> {
-    let one_way = |from: (&IdedExpr, &Typed), to: &Typed| {
-        let (node, value) = from;
-        let described = described(node);
-        match (value, to) {
-            (
-                Typed::String(Text::Const(_)),
-                Typed::Number(_) | Typed::Integer(_) | Typed::Decimal(_) | Typed::Float(_),
-            ) => Some("write the number without quotes".to_owned()),
-            (Typed::String(_), Typed::Number(_) | Typed::Integer(_) | Typed::Decimal(_)) => {
-                Some(format!("write decimal({described})"))
-            }
-            (Typed::String(_), Typed::Float(_))
-            | (Typed::Decimal(_) | Typed::Integer(_), Typed::Float(_)) => {
-                Some(format!("write double({described})"))
-            }
-            (Typed::String(_) | Typed::Attribute(_), Typed::Timestamp(_)) => {
-                Some(format!("write timestamp({described})"))
-            }
-            (Typed::String(_) | Typed::Attribute(_), Typed::Duration(_)) => {
-                Some(format!("write duration({described})"))
-            }
-            (Typed::Number(_) | Typed::Integer(_), Typed::Duration(_)) => {
-                Some("write a duration such as duration('5m')".to_owned())
-            }
-            (Typed::Number(_) | Typed::Integer(_), Typed::Timestamp(_)) => {
-                Some("write an instant such as timestamp('2026-01-02T03:04:05Z')".to_owned())
-            }
-            (Typed::Attribute(_), Typed::Attribute(_)) => {
-                Some(format!("write the type of one, as in decimal({described})"))
-            }
-            _ => None,
+pub(super) fn advice(
+    operation: Operation,
+    left: (&IdedExpr, &Typed),
+    right: (&IdedExpr, &Typed),
+) -> Option<String> {
+    one_way(operation, left, right.1).or_else(|| one_way(operation, right, left.1))
+}
+
+/// Returns what to write for a value so that it fits to another.
+fn one_way(operation: Operation, (node, value): (&IdedExpr, &Typed), other: &Typed) -> Option<String> {
+    use Typed::*;
+    let written = described(node);
+    let advice = match (value, other) {
+        (Boolean(_), Boolean(_)) => "a boolean has no order: write == or !=".to_owned(),
+        (Boolean(_), _) => format!("write {written} or !{written} alone"),
+        (Location(_), _) => format!("write {written}.lat or {written}.lon"),
+        (String(Text::Const(_)), Number(_) | Integer(_) | Decimal(_) | Float(_)) => {
+            "write the number without quotes".to_owned()
         }
+        (String(_), Number(_) | Integer(_) | Decimal(_)) => format!("write decimal({written})"),
+        (String(_) | Decimal(_) | Integer(_), Float(_)) => format!("write double({written})"),
+        (String(_) | Attribute(_), Timestamp(_)) => format!("write timestamp({written})"),
+        (String(_) | Attribute(_), Duration(_)) => format!("write duration({written})"),
+        (Number(_) | Integer(_), Timestamp(_)) if operation.is_ok() => {
+            "write an instant such as timestamp('2026-01-02T03:04:05Z')".to_owned()
+        }
+        (Number(_) | Integer(_), Timestamp(_) | Duration(_))
+            if operation.is_ok() || matches!(operation, Err(Arithmetic::Add | Arithmetic::Subtract)) =>
+        {
+            "write a duration such as duration('5m')".to_owned()
+        }
+        (Attribute(attribute), _) if attribute.path.is_empty() => format!("name a member: {written}['name']"),
+        (Attribute(_), Attribute(_)) => format!("write the type of one, as in decimal({written})"),
+        _ => return None,
     };
-    one_way(left, right.1).or_else(|| one_way(right, left.1))
+    Some(advice)
 }
 
 /// Returns the text of a simple expression.
@@ -175,10 +183,13 @@ impl<'a> Compiler<'a> {
                 }
                 (_, Typed::Attribute(_)) => self.error(value, "the name of an attribute is a text in quotes"),
                 (_, other) => {
-                    self.error(list, format!("expected a list such as ['a', 'b'], found a {}", other.name()))
+                    self.error(list, format!("expected a list such as ['a', 'b'], found {}", other.a_name()))
                 }
             };
         };
+        if matches!(typed, Typed::Boolean(_) | Typed::Location(_)) {
+            return self.error(value, format!("{} cannot be in a list", typed.a_name()));
+        }
         if items.elements.is_empty() {
             return self.error(list, "the list is empty");
         }
@@ -192,7 +203,7 @@ impl<'a> Compiler<'a> {
                 let (offset, item) = &all[at];
                 let message = format!("cannot compare {} with {}", typed.name(), item.name());
                 let error = CelError::new(*offset, message);
-                Err(match advice((value, &typed), (&items.elements[at], item)) {
+                Err(match advice(Ok(Relation::Equal), (value, &typed), (&items.elements[at], item)) {
                     Some(advice) => error.suggest(advice),
                     None => error,
                 })
@@ -238,7 +249,15 @@ fn member(value: &Typed, offset: usize, items: &Items) -> Result<std::result::Re
         }
         Typed::Integer(value) => decimals(scaled(value.clone()))?,
         Typed::Decimal(value) => decimals(value.clone())?,
-        Typed::Number(number) => decimals(Whole::Const(number.micros(offset)?))?,
+        Typed::Number(number) if items.iter().any(|(_, item)| matches!(item, Typed::Float(_))) => {
+            return member(&Typed::Float(Float::Const(number.float)), offset, items);
+        }
+        Typed::Number(number) => match number.settled(offset)? {
+            integer @ Typed::Integer(_) if items.iter().all(|(_, item)| is_whole(item)) => {
+                return member(&integer, offset, items);
+            }
+            _ => decimals(Whole::Const(number.micros(offset)?))?,
+        },
         Typed::Timestamp(value) => each(items, |_, item| {
             Ok(if let Typed::Timestamp(item) = item { Some(item.clone()) } else { None })
         })?
@@ -275,7 +294,10 @@ fn text_in(value: Text, items: Vec<Text>) -> Truth {
     match items.iter().map(constant).collect::<Option<Vec<Box<str>>>>() {
         Some(mut constants) => {
             constants.sort_unstable();
-            Truth::TextInConst(Box::new((value, constants.into())))
+            match value {
+                Text::Field(field) => Truth::FieldIn(field, constants.into()),
+                value => Truth::TextInConst(Box::new((value, constants.into()))),
+            }
         }
         None => Truth::TextIn(Box::new((value, items))),
     }

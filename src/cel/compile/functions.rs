@@ -87,7 +87,7 @@ impl<'a> Compiler<'a> {
         let failed = || {
             let error = CelError::new(
                 self.syntax.start(node),
-                format!("expected a string, found a {}", typed.name()),
+                format!("expected a string, found {}", typed.a_name()),
             );
             error.suggest("write string(…) of it")
         };
@@ -141,8 +141,14 @@ impl<'a> Compiler<'a> {
                 Ok(Typed::Integer(Whole::DurationPart(part, Box::new(whole))))
             }
             other => {
-                let found = format!("expected a timestamp, found a {}", other.name());
-                Err(CelError::new(self.syntax.start(value), found).suggest("write timestamp(…) of a text"))
+                let name = other.a_name();
+                let function = Part::NAMES.iter().find(|(_, known)| *known == part);
+                let function = function.map_or("", |(name, _)| name);
+                let error = CelError::new(self.syntax.offset(node), format!("{name} has no {function}"));
+                Err(match other.text() {
+                    Some(_) => error.suggest("write timestamp(…) of a text"),
+                    None => error,
+                })
             }
         }
     }
@@ -161,7 +167,7 @@ impl<'a> Compiler<'a> {
         let failed = || {
             CelError::new(
                 self.syntax.offset(node),
-                format!("a {} cannot be converted with {name}()", typed.name()),
+                format!("{} cannot be converted with {name}()", typed.a_name()),
             )
         };
         converted.ok_or_else(failed)

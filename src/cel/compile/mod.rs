@@ -15,8 +15,9 @@ use ::cel::common::ast::{CallExpr, ComprehensionExpr, Expr, IdedExpr, LiteralVal
 
 use self::numeric::Number;
 use super::Scope;
+use super::dynamic::Attribute;
 use super::error::{CelError, names};
-use super::eval::{Attribute, Float, Relation, Text, Truth, Whole};
+use super::eval::{Float, Relation, Text, Truth, Whole};
 use super::syntax::Syntax;
 use crate::fields::{FieldId, FieldType};
 
@@ -60,6 +61,12 @@ impl Typed {
         }
     }
 
+    /// Returns the name of the type with its article.
+    pub fn a_name(&self) -> String {
+        let name = self.name();
+        format!("{} {name}", if name.starts_with(['a', 'i', 'o']) { "an" } else { "a" })
+    }
+
     /// Returns the value as text, if it can be text.
     fn text(&self) -> Option<Text> {
         match self {
@@ -93,8 +100,10 @@ pub(super) enum Arithmetic {
     Remainder,
 }
 
-/// Returns the comparison or operation of an operator.
-fn binary(function: &str) -> Option<(std::result::Result<Relation, Arithmetic>, &'static str, &'static str)> {
+type Operation = std::result::Result<Relation, Arithmetic>;
+
+/// Returns the comparison or operation of an operator, and the words for it.
+fn binary(function: &str) -> Option<(Operation, &'static str, &'static str)> {
     Some(match function {
         operators::EQUALS => (Ok(Relation::Equal), "compare", "with"),
         operators::NOT_EQUALS => (Ok(Relation::NotEqual), "compare", "with"),
@@ -219,7 +228,7 @@ impl<'a> Compiler<'a> {
                 "lon" => Ok(Typed::Float(Float::Longitude(field))),
                 _ => self.error(node, format!("a location has no {}; it has lat and lon", select.field)),
             },
-            other => self.error(node, format!("a {} has no member {}", other.name(), select.field)),
+            other => self.error(node, format!("{} has no member {}", other.a_name(), select.field)),
         }
     }
 
@@ -264,7 +273,7 @@ impl<'a> Compiler<'a> {
             return typed.ok_or_else(|| {
                 let message = format!("cannot {verb} {} {with} {}", left.name(), right.name());
                 let error = CelError::new(at, message);
-                match compare::advice((left_node, &left), (right_node, &right)) {
+                match compare::advice(operation, (left_node, &left), (right_node, &right)) {
                     Some(advice) => error.suggest(advice),
                     None => error,
                 }
@@ -289,7 +298,7 @@ impl<'a> Compiler<'a> {
         let typed = self.expression(node)?;
         typed.truth().ok_or_else(|| {
             let at = self.syntax.start(node);
-            let error = CelError::new(at, format!("expected a condition, found a {}", typed.name()));
+            let error = CelError::new(at, format!("expected a condition, found {}", typed.a_name()));
             match &node.expr {
                 Expr::Select(select) => {
                     error.suggest(format!("compare it, or write has(event.{})", select.field))
@@ -316,13 +325,13 @@ impl<'a> Compiler<'a> {
         let negate = |whole: Whole| Whole::Negate(Box::new(whole));
         let typed = self.expression(inner)?;
         Ok(match typed {
-            Typed::Number(number) => Typed::Number(number.negated()),
+            Typed::Number(number) => Typed::Number(number.negated(self.syntax.offset(node))?),
             Typed::Integer(whole) => Typed::Integer(negate(whole)),
             Typed::Duration(whole) => Typed::Duration(negate(whole)),
             Typed::Float(float) => Typed::Float(Float::Negate(Box::new(float))),
             other => match numeric::decimal(&other, self.syntax.start(inner))? {
                 Some(whole) => Typed::Decimal(negate(whole)),
-                None => return self.error(node, format!("cannot negate a {}", other.name())),
+                None => return self.error(node, format!("cannot negate {}", other.a_name())),
             },
         })
     }
@@ -384,7 +393,7 @@ impl<'a> Compiler<'a> {
                 }
                 _ => self.error(index, "the name of an attribute is a text in quotes"),
             },
-            other => self.error(node, format!("a {} has no members", other.name())),
+            other => self.error(node, format!("{} has no members", other.a_name())),
         }
     }
 
@@ -402,13 +411,18 @@ impl<'a> Compiler<'a> {
         let (Expr::List(list), [_, condition]) = (&macro_.iter_range.expr, &*step.args) else {
             return self.error(node, "exists and all need a list before them, such as ['a', 'b']");
         };
-        let mut terms = Vec::new();
+        let (mut items, mut terms) = (Vec::new(), Vec::new());
         for element in &list.elements {
+            let typed = self.expression(element)?;
+            items.extend(
+                compare::operand(&typed, self.syntax.start(element))?.filter(|item| !item.is_const()),
+            );
             self.variables.push((&macro_.iter_var, element));
             let term = self.condition(condition);
             self.variables.pop();
             terms.push(term?);
         }
-        Ok(Typed::Boolean(if any { Truth::Or(terms.into()) } else { Truth::And(terms.into()) }))
+        let chain = if any { Truth::Or(terms.into()) } else { Truth::And(terms.into()) };
+        Ok(Typed::Boolean(if items.is_empty() { chain } else { Truth::Given(Box::new((items, chain))) }))
     }
 }

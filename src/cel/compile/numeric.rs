@@ -16,6 +16,7 @@ pub(in crate::cel) struct Number {
 }
 
 const TOO_LARGE: &str = "is beyond the range of decimals, which is about ±9.2×10^12";
+const FAILED: &str = "the constants overflow, or divide by zero";
 const TOO_FINE: &str = "has more than the six digits after the point that a decimal holds";
 
 impl Number {
@@ -35,17 +36,20 @@ impl Number {
         Number { whole: None, decimal, float }
     }
 
-    pub fn negated(&self) -> Number {
-        Number {
-            whole: self.whole.and_then(i64::checked_neg),
-            decimal: self.decimal.and_then(|micros| micros.checked_neg().ok_or(TOO_LARGE)),
-            float: -self.float,
+    pub fn negated(&self, at: usize) -> Result<Number> {
+        if let Some(whole) = self.whole {
+            return whole.checked_neg().map(Number::of_whole).ok_or_else(|| CelError::new(at, FAILED));
         }
+        let decimal = self.decimal.and_then(|micros| micros.checked_neg().ok_or(TOO_LARGE));
+        Ok(Number { whole: None, decimal, float: -self.float })
     }
 
     /// Returns the value in millionths.
     pub fn micros(&self, offset: usize) -> Result<i64> {
-        self.decimal.map_err(|reason| CelError::new(offset, format!("{} {reason}", self.float)))
+        self.decimal.map_err(|reason| match reason {
+            FAILED => CelError::new(offset, FAILED),
+            reason => CelError::new(offset, format!("{} {reason}", self.float)),
+        })
     }
 
     /// Returns the number as an integer if it is whole, else as a decimal.
@@ -209,7 +213,7 @@ fn fold(operation: Arithmetic, left: &Number, right: &Number, at: usize) -> Resu
             Arithmetic::Divide => left.checked_div(right),
             Arithmetic::Remainder => left.checked_rem(right),
         };
-        let failed = || CelError::new(at, "the constants overflow, or divide by zero");
+        let failed = || CelError::new(at, FAILED);
         return result.map(Number::of_whole).ok_or_else(failed);
     }
     let decimals = left.decimal.and_then(|left| Ok((left, right.decimal?)));
@@ -221,7 +225,7 @@ fn fold(operation: Arithmetic, left: &Number, right: &Number, at: usize) -> Resu
             Arithmetic::Divide => number::divide(left, right),
             Arithmetic::Remainder => left.checked_rem(right).ok_or(Fault::Error),
         };
-        result.map_err(|_| "overflows, or is a division by zero")
+        result.map_err(|_| FAILED)
     });
     let float = match operation {
         Arithmetic::Add => left.float + right.float,

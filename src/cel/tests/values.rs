@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What a condition is on an event.
+/// The outcome of a condition on an event.
 #[derive(Debug, PartialEq)]
 enum Outcome {
     Holds,
@@ -142,6 +142,7 @@ fn attributes_have_the_type_that_they_are_compared_as() {
             "int(event.attributes['tries']) == 3 && string(event.attributes['tries']) == '3'",
             "event.attributes['tries'] == event.attributes['tries'] && event.attributes.tries != event.attributes.vip",
             "(event.declined ? event.attributes.channel : 'none') == 'web'",
+            "event.attributes['big'] == 9007199254740993 && event.attributes['big'] > 2.5 && -2.5 < event.attributes['big']",
             // Of different types, they are not equal.
             "event.attributes['tries'] != '3' && !(event.attributes['channel'] == 3)",
         ],
@@ -244,6 +245,8 @@ fn errors_are_counted_by_all_clones() {
     let clone = predicate.clone();
     assert!(!predicate.holds(&full()) && !clone.holds(&full()));
     assert_eq!((predicate.errors(), clone.errors()), (2, 2));
+    let shared: &(dyn std::any::Any + Send + Sync) = &clone;
+    assert!(shared.is::<Predicate>());
     assert_eq!(clone.source(), "event.n / (event.m + 2) == 1");
 }
 
@@ -289,6 +292,19 @@ fn hashes_of_text_are_those_of_its_bytes() {
     let hashes: std::collections::BTreeSet<_> = distinct.map(hash).into();
     assert_eq!(hashes.len(), distinct.len());
     assert!(!hashes.contains(&None));
+}
+
+#[test]
+fn examples_of_the_documentation_are_expressions() {
+    let layout = layout();
+    let text = include_str!("../../../docs/cel.md");
+    let blocks = text.split("```cel\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let examples: Vec<&str> = blocks.flat_map(str::lines).collect();
+    assert_eq!(examples.len(), 6);
+    for example in examples {
+        let compiled = compile_scalar(example, &Scope::of_events(&layout));
+        assert!(compiled.is_ok(), "{example}: {compiled:?}");
+    }
 }
 
 #[test]
