@@ -247,6 +247,10 @@ pub trait Rules<E: Event, D>: 'static {
     /// Prefetches the memory that the state points to and that the step of `event` will read.
     fn prefetch(&self, state: &Self::State, event: &E);
 
+    /// Prefetches the memory that [`prefetch`](Rules::prefetch) will read, some time before it.
+    #[inline]
+    fn prefetch_ahead(&self, _state: &Self::State) {}
+
     /// Repeats the step of the key's next event for the live rules. `undo` is the value that the step returned before.
     fn step_again(
         &self,

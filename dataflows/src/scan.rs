@@ -314,7 +314,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
         }
     }
 
-    /// Prefetches the memory of later runs: state and event, then the memory that the event points to, then that of the
+    /// Prefetches the memory of later runs: state and event, then the memory that they point to, in two steps for the
     /// state.
     fn prefetch(&self, batch: &Batch<E>, at: usize) {
         let ahead = |runs: usize| {
@@ -325,8 +325,9 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             prefetch(self.states.at(slot));
             prefetch(event);
         }
-        if let Some((_, event)) = ahead(2 * AHEAD) {
+        if let Some((slot, event)) = ahead(2 * AHEAD) {
             event.prefetch();
+            self.rules.prefetch_ahead(self.states.at(slot));
         }
         if let Some((slot, event)) = ahead(AHEAD) {
             if let Some(id) = event.id() {

@@ -39,12 +39,12 @@ pub struct LastSeen {
 #[derive(Clone, Copy, Debug)]
 pub struct Displaced {
     /// True if the event had a value.
-    has_value: bool,
-    held: bool,
+    pub(crate) has_value: bool,
+    pub(crate) held: bool,
     /// The index plus one of the value that was removed from the list, if one was.
-    from: Option<NonZeroU32>,
+    pub(crate) from: Option<NonZeroU32>,
     /// The removed value and its time.
-    value: (u64, i64),
+    pub(crate) value: (u64, i64),
 }
 
 impl<F> Diversity<F> {
@@ -104,7 +104,7 @@ impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
     }
 
     fn prefetch(&self, state: &LastSeen, _event: &E) {
-        prefetch(&*state.values);
+        state.prefetch();
     }
 
     fn same(&self, one: &LastSeen, other: &LastSeen) -> bool {
@@ -118,5 +118,13 @@ impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Pattern<E> for Diversity<F> {
         });
         let (distinct, at_least) = (distinct as u64, self.n as u64);
         Some(Description::Distinct { distinct, at_least, within_ms: self.within_ms })
+    }
+}
+
+impl LastSeen {
+    /// Prefetches the values.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        prefetch(&*self.values);
     }
 }

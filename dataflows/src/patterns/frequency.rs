@@ -113,7 +113,7 @@ impl<E: Event> Pattern<E> for Frequency {
     }
 
     fn prefetch(&self, state: &Recent, _event: &E) {
-        [state.times.get(state.next as usize), state.times.last()].into_iter().flatten().for_each(prefetch);
+        state.prefetch();
     }
 
     fn same(&self, one: &Recent, other: &Recent) -> bool {
@@ -127,6 +127,12 @@ impl<E: Event> Pattern<E> for Frequency {
 }
 
 impl Recent {
+    /// Prefetches the times that a step reads and writes.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        [self.times.get(self.next as usize), self.times.last()].into_iter().flatten().for_each(prefetch);
+    }
+
     /// Returns the times oldest first, regardless of the index at which the ring starts.
     fn oldest_first(&self) -> impl Iterator<Item = &i64> {
         let (newer, older) = self.times.split_at(self.next as usize);

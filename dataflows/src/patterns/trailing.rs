@@ -22,10 +22,10 @@ pub struct Trailing {
 #[derive(Clone, Debug, Default)]
 pub struct Evicted {
     /// True if the event had a number.
-    has_number: bool,
-    held: bool,
+    pub(crate) has_number: bool,
+    pub(crate) held: bool,
     /// The numbers that left the interval, oldest first.
-    numbers: Box<[(i64, i64)]>,
+    pub(crate) numbers: Box<[(i64, i64)]>,
 }
 
 /// The state is below this capacity, or at least a quarter of its capacity is used.

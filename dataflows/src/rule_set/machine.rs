@@ -7,8 +7,8 @@ use super::finding::{Course, Finding, Milestone};
 use super::silence::Silence;
 use super::state::{ConditionState as State, ConditionUndo as Undo};
 use crate::patterns::{
-    Anchored, Average, Description, Diversity, Every, Frequency, Grouped, Holding, Outlier, Run, Sequence,
-    Share, Steps, Sum, Travel,
+    Anchored, Average, Description, Displaced, Diversity, Every, Evicted, Frequency, Grouped, Holding,
+    Outlier, Sequence, Share, Steps, Sum, Travel,
 };
 use crate::{Anchor, Event, EventTime, Pattern};
 
@@ -105,78 +105,91 @@ impl<E: Event> Machine<E> {
         })
     }
 
-    /// Processes the key's next event. Not for a [`Silence`], whose results need no event.
+    /// Processes the key's next event, and sets the data needed to undo it. Not for a [`Silence`], whose results need no
+    /// event.
     #[inline]
-    pub fn step(&self, state: &mut State, event: &E) -> (Held, Undo) {
+    pub fn step(&self, state: &mut State, event: &E, undo: &mut Undo) -> Held {
         match (self, state) {
-            (Machine::Match(_), _) => (Some((Finding::Match, true)), Undo::Event),
+            (Machine::Match(_), _) => Some((Finding::Match, true)),
             (Machine::Count(pattern), State::Count(state)) => {
-                let (held, undo) = pattern.step_holding(state, event);
-                (held.map(|(found, rises)| (Finding::Count(found), rises)), Undo::Count(undo))
+                let (held, before) = pattern.step_holding(state, event);
+                *undo = Undo::Count(before);
+                held.map(|(found, rises)| (Finding::Count(found), rises))
             }
+            (machine, state) => machine.step_other(state, event, undo),
+        }
+    }
+
+    /// Processes the next event with a condition that needs more time than a call.
+    fn step_other(&self, state: &mut State, event: &E, undo: &mut Undo) -> Held {
+        match (self, state) {
             (Machine::Sum(pattern), State::Trailing(state)) => {
-                let (held, undo) = pattern.step_holding(state, event);
-                (held.map(|(found, rises)| (Finding::Sum(found), rises)), Undo::Trailing(undo))
+                let (held, before) = pattern.step_holding(state, event);
+                *undo = before.into();
+                held.map(|(found, rises)| (Finding::Sum(found), rises))
             }
             (Machine::Average(pattern), State::Trailing(state)) => {
-                let (held, undo) = pattern.step_holding(state, event);
-                (held.map(|(found, rises)| (Finding::Average(found), rises)), Undo::Trailing(undo))
+                let (held, before) = pattern.step_holding(state, event);
+                *undo = before.into();
+                held.map(|(found, rises)| (Finding::Average(found), rises))
             }
             (Machine::Distinct(pattern), State::Distinct(state)) => {
-                let (held, undo) = pattern.step_holding(state, event);
-                (held.map(|(found, rises)| (Finding::Distinct(found), rises)), Undo::Distinct(undo))
+                let (held, before) = pattern.step_holding(state, event);
+                *undo = before.into();
+                held.map(|(found, rises)| (Finding::Distinct(found), rises))
             }
             (Machine::Share(pattern), State::Trailing(state)) => {
-                let (held, undo) = pattern.step_holding(state, event);
-                (held.map(|(found, rises)| (Finding::Share(found), rises)), Undo::Trailing(undo))
+                let (held, before) = pattern.step_holding(state, event);
+                *undo = before.into();
+                held.map(|(found, rises)| (Finding::Share(found), rises))
             }
-            (machine, state) => machine.step_each(state, event),
+            (machine, state) => machine.step_each(state, event, undo).map(|found| (found, true)),
         }
     }
 
     /// Processes the next event with a condition that matches at each event for which it holds.
-    fn step_each(&self, state: &mut State, event: &E) -> (Held, Undo) {
-        let (found, undo) = match (self, state) {
+    fn step_each(&self, state: &mut State, event: &E, undo: &mut Undo) -> Option<Finding> {
+        match (self, state) {
             (Machine::Outlier(pattern), State::Outlier(state)) => {
-                let (found, ()) = pattern.step(state, event);
-                (found.map(Finding::Outlier), Undo::Event)
+                pattern.step(state, event).0.map(Finding::Outlier)
             }
             (Machine::OutlierByGroup(pattern), State::Groups(state)) => {
-                let (found, undo) = pattern.step(state, event);
-                (found.map(Finding::Outlier), Undo::Groups(undo))
+                let (found, before) = pattern.step(state, event);
+                *undo = Undo::Groups(before);
+                found.map(Finding::Outlier)
             }
             (Machine::Travel(pattern), State::Travel(state)) => {
-                let (found, undo) = pattern.step(state, event);
-                (found.map(Finding::Travel), Undo::Travel(undo))
+                let (found, before) = pattern.step(state, event);
+                *undo = Undo::Travel(before);
+                found.map(Finding::Travel)
             }
             (Machine::Sequence(pattern, first_times), State::Runs(state)) => {
-                let (found, undo) = pattern.step(state, event);
-                let course = found.and_then(|run: Run<_>| Course::of(&run, *first_times));
-                (course.map(Finding::Sequence), Undo::Runs(undo))
+                let (found, before) = pattern.step(state, event);
+                *undo = Undo::Runs(before.map(Box::new));
+                found.and_then(|run| Course::of(&run, *first_times)).map(Finding::Sequence)
             }
             _ => unreachable!("a state is made or adopted by its condition"),
-        };
-        (found.map(|found| (found, true)), undo)
+        }
     }
 
     /// Undoes the latest step.
     pub fn undo(&self, state: &mut State, event: &E, undo: Undo) {
         match (self, state, undo) {
-            (Machine::Match(_), ..) => {}
+            (Machine::Match(_), ..) | (_, State::Trailing(_) | State::Distinct(_), Undo::Event) => {}
             (Machine::Count(pattern), State::Count(state), Undo::Count(undo)) => {
                 pattern.undo(state, event, undo);
             }
-            (Machine::Sum(pattern), State::Trailing(state), Undo::Trailing(undo)) => {
-                pattern.undo(state, event, undo);
+            (Machine::Sum(pattern), State::Trailing(state), Undo::Trailing { numbers, held }) => {
+                pattern.undo(state, event, Evicted { has_number: true, held, numbers });
             }
-            (Machine::Average(pattern), State::Trailing(state), Undo::Trailing(undo)) => {
-                pattern.undo(state, event, undo);
+            (Machine::Average(pattern), State::Trailing(state), Undo::Trailing { numbers, held }) => {
+                pattern.undo(state, event, Evicted { has_number: true, held, numbers });
             }
-            (Machine::Share(pattern), State::Trailing(state), Undo::Trailing(undo)) => {
-                pattern.undo(state, event, undo);
+            (Machine::Share(pattern), State::Trailing(state), Undo::Trailing { numbers, held }) => {
+                pattern.undo(state, event, Evicted { has_number: true, held, numbers });
             }
-            (Machine::Distinct(pattern), State::Distinct(state), Undo::Distinct(undo)) => {
-                pattern.undo(state, event, undo);
+            (Machine::Distinct(pattern), State::Distinct(state), Undo::Distinct { value, from, held }) => {
+                pattern.undo(state, event, Displaced { has_value: true, held, from, value });
             }
             (Machine::Outlier(pattern), State::Outlier(state), Undo::Event) => {
                 pattern.undo(state, event, ());
@@ -189,7 +202,7 @@ impl<E: Event> Machine<E> {
             }
             (Machine::Sequence(..) | Machine::Silence(_), State::Runs(state), Undo::Runs(undo)) => {
                 if let Some(before) = undo {
-                    *state = before;
+                    *state = *before;
                 }
             }
             _ => unreachable!("a step returns undo data of its own condition"),

@@ -24,7 +24,7 @@ use thiserror::Error;
 pub use condition::{Condition, Locate, Number, Predicate, Step, Value};
 pub use finding::{Course, Finding};
 use machine::Machine;
-use state::{Before, ConditionUndo, Entry, RuleUndo};
+use state::{ConditionUndo, Entry, Raised, RuleUndo};
 pub use state::{SetState, SetUndo, forget_rules_by_id};
 
 use crate::capture::Damage;
@@ -125,16 +125,20 @@ pub enum RuleSetError {
 pub struct RuleSet<E: Event, D> {
     /// Sorted by id.
     rules: Box<[Rule<E, D>]>,
+    /// The filter of each rule. They lie together because an event passes few of many.
+    filters: Box<[Option<Predicate<E>>]>,
     /// A buffer for the undo data of a step.
     undos: Cell<Vec<RuleUndo>>,
 }
+
+/// The number of states of a key that are prefetched.
+const PREFETCHED: usize = 8;
 
 /// A rule that can be evaluated.
 struct Rule<E: Event, D> {
     id: u64,
     /// The index in the list that the set was made of.
     number: u32,
-    filter: Option<Predicate<E>>,
     machine: Machine<E>,
     emission: Emission,
     suppress_ms: Option<i64>,
@@ -148,18 +152,20 @@ impl<E: Event, D> RuleSet<E, D> {
     /// # Errors
     /// Fails if two rules have the same id, or a sequence has no steps.
     pub fn new(rules: Vec<SetRule<E, D>>) -> Result<RuleSet<E, D>, RuleSetError> {
-        let rule = |(number, rule): (u32, SetRule<E, D>)| {
+        let mut list: Vec<(u32, SetRule<E, D>)> = (0..).zip(rules).collect();
+        list.sort_unstable_by_key(|(_, rule)| rule.id);
+        if let Some(pair) = list.windows(2).find(|pair| pair[0].1.id == pair[1].1.id) {
+            return Err(RuleSetError::Ambiguous(pair[0].1.id));
+        }
+        let (mut rules, mut filters) = (Vec::new(), Vec::new());
+        for (number, rule) in list {
             let SetRule { id, filter, condition, emission, suppress_ms, result, absent } = rule;
             let machine = Machine::new(condition).ok_or(RuleSetError::NoSteps(id))?;
             let suppress_ms = suppress_ms.filter(|suppress_ms| *suppress_ms > 0);
-            Ok(Rule { id, number, filter, machine, emission, suppress_ms, result, absent })
-        };
-        let mut rules = (0..).zip(rules).map(rule).collect::<Result<Box<[_]>, _>>()?;
-        rules.sort_unstable_by_key(|rule| rule.id);
-        match rules.windows(2).find(|pair| pair[0].id == pair[1].id) {
-            Some(pair) => Err(RuleSetError::Ambiguous(pair[0].id)),
-            None => Ok(RuleSet { rules, undos: Cell::default() }),
+            rules.push(Rule { id, number, machine, emission, suppress_ms, result, absent });
+            filters.push(filter);
         }
+        Ok(RuleSet { rules: rules.into(), filters: filters.into(), undos: Cell::default() })
     }
 
     fn rule(&self, id: u64) -> Option<&Rule<E, D>> {
@@ -175,13 +181,13 @@ impl<E: Event, D> RuleSet<E, D> {
         at: &mut usize,
         state: &mut SetState,
         event: &E,
+        undos: &mut Vec<RuleUndo>,
         found: &mut Vec<Found<D>>,
-    ) -> Option<RuleUndo> {
+    ) {
         let rule = &self.rules[index];
         if rule.has_no_state() {
             let mut until = i64::MIN;
-            rule.raise(&Finding::Match, true, &mut until, event, found);
-            return None;
+            return rule.raise(&Finding::Match, true, &mut until, event, found);
         }
         *at = state.seek(*at, rule.id);
         let fresh = state.entries.get(*at).is_none_or(|entry| entry.id != rule.id);
@@ -190,8 +196,16 @@ impl<E: Event, D> RuleSet<E, D> {
         }
         let entry = &mut state.entries[*at];
         let until = entry.until;
-        let undo = rule.step(entry, event, found);
-        Some(RuleUndo { rule: index as u32, before: (!fresh).then_some(Before { until, undo }) })
+        // Written in place, because the copy of what was just written is slow.
+        undos.push(RuleUndo { rule: index as u32, undo: ConditionUndo::Event });
+        let Some(RuleUndo { undo, .. }) = undos.last_mut() else { return };
+        rule.step(entry, event, undo, found);
+        if fresh {
+            *undo = ConditionUndo::Fresh;
+        } else if entry.until != until {
+            let undo_of_step = std::mem::replace(undo, ConditionUndo::Fresh);
+            *undo = ConditionUndo::Raised(Box::new(Raised { until, undo: undo_of_step }));
+        }
     }
 
     fn collect_undos(&self, mut undos: Vec<RuleUndo>) -> SetUndo {
@@ -201,6 +215,11 @@ impl<E: Event, D> RuleSet<E, D> {
     }
 }
 
+#[inline]
+fn considers<E>(filter: &Option<Predicate<E>>, event: &E) -> bool {
+    filter.as_ref().is_none_or(|filter| filter(event))
+}
+
 impl<E: Event, D> Rule<E, D> {
     /// Returns true if no event changes the state of the rule.
     fn has_no_state(&self) -> bool {
@@ -208,23 +227,18 @@ impl<E: Event, D> Rule<E, D> {
     }
 
     #[inline]
-    fn considers(&self, event: &E) -> bool {
-        self.filter.as_ref().is_none_or(|filter| filter(event))
-    }
-
-    #[inline]
-    fn step(&self, entry: &mut Entry, event: &E, found: &mut Vec<Found<D>>) -> ConditionUndo {
+    fn step(&self, entry: &mut Entry, event: &E, undo: &mut ConditionUndo, found: &mut Vec<Found<D>>) {
         let Entry { until, state, .. } = entry;
         if let (Machine::Silence(silence), state::ConditionState::Runs(runs)) = (&self.machine, &mut *state) {
-            return ConditionUndo::Runs(silence.step(runs, until, self.suppress_ms, event, |due, diff| {
+            let before = silence.step(runs, until, self.suppress_ms, event, |due, diff| {
                 found.push(self.expect(event.key(), &due, diff));
-            }));
+            });
+            *undo = ConditionUndo::Runs(before.map(Box::new));
+            return;
         }
-        let (held, undo) = self.machine.step(state, event);
-        if let Some((finding, rises)) = held {
+        if let Some((finding, rises)) = self.machine.step(state, event, undo) {
             self.raise(&finding, rises, until, event, found);
         }
-        undo
     }
 
     /// Appends the result of a condition that holds at an event, unless it is suppressed.
@@ -274,9 +288,9 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
     fn step(&self, state: &mut SetState, event: &E, found: &mut Vec<Found<D>>) -> SetUndo {
         let mut undos = self.undos.take();
         let mut at = 0;
-        for (index, rule) in self.rules.iter().enumerate() {
-            if rule.considers(event) {
-                undos.extend(self.step_rule(index, &mut at, state, event, found));
+        for (index, filter) in self.filters.iter().enumerate() {
+            if considers(filter, event) {
+                self.step_rule(index, &mut at, state, event, &mut undos, found);
             }
         }
         self.collect_undos(undos)
@@ -284,26 +298,30 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
 
     fn undo(&self, state: &mut SetState, event: &E, undo: SetUndo) {
         let mut end = state.entries.len();
-        for RuleUndo { rule, before } in undo.0.into_iter().rev() {
+        for RuleUndo { rule, undo } in undo.0.into_iter().rev() {
             let rule = &self.rules[rule as usize];
             let found = state.entries[..end].binary_search_by_key(&rule.id, |entry| entry.id);
             end = found.expect("a rule that stepped has a state");
-            match before {
-                None => drop(state.entries.remove(end)),
-                Some(Before { until, undo }) => {
-                    let entry = &mut state.entries[end];
-                    entry.until = until;
-                    rule.machine.undo(&mut entry.state, event, undo);
+            let entry = &mut state.entries[end];
+            match undo {
+                ConditionUndo::Fresh => drop(state.entries.remove(end)),
+                ConditionUndo::Raised(raised) => {
+                    entry.until = raised.until;
+                    rule.machine.undo(&mut entry.state, event, raised.undo);
                 }
+                undo => rule.machine.undo(&mut entry.state, event, undo),
             }
         }
     }
 
     #[inline]
+    fn prefetch_ahead(&self, state: &SetState) {
+        prefetch(&state.entries[..state.entries.len().min(PREFETCHED)]);
+    }
+
+    #[inline]
     fn prefetch(&self, state: &SetState, _event: &E) {
-        /// The number of states that are worth it.
-        const FIRST: usize = 8;
-        state.entries.iter().take(FIRST).for_each(prefetch);
+        state.entries.iter().take(PREFETCHED).for_each(|entry| entry.state.prefetch());
     }
 
     fn step_again(
@@ -321,8 +339,8 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
             let was = before.next_if(|undo| undo.rule as usize == index);
             if !live.has(rule.number) {
                 undos.extend(was);
-            } else if rule.considers(event) {
-                undos.extend(self.step_rule(index, &mut at, state, event, found));
+            } else if considers(&self.filters[index], event) {
+                self.step_rule(index, &mut at, state, event, &mut undos, found);
             }
         }
         *undo = self.collect_undos(undos);

@@ -1,5 +1,7 @@
 //! The states of the rules of a set for one key.
 
+use std::num::NonZeroU32;
+
 use serde::{Deserialize, Serialize};
 
 use super::finding::Milestone;
@@ -8,6 +10,7 @@ use crate::capture::{Damage, decode, encode_unless_default};
 use crate::patterns::{
     Displaced, Evicted, Groups, LastSeen, Moments, Overwritten, Recent, Sighting, Stepped, Trailing, Waiting,
 };
+use crate::prefetch::prefetch;
 
 /// The states of the rules that have processed an event of a key.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -39,18 +42,38 @@ pub(super) enum ConditionState {
     Runs(Waiting<Milestone>),
 }
 
-/// The data needed to undo one step of a condition.
+/// The data needed to undo one step of a rule. There is one for each rule and un-final event, so it is small.
 #[derive(Clone, Debug)]
 pub(super) enum ConditionUndo {
+    /// The rule had no state.
+    Fresh,
     /// The event is enough.
     Event,
     Count(Overwritten),
-    Distinct(Displaced),
-    Trailing(Evicted),
+    /// Like [`Displaced`], of an event with a value.
+    Distinct {
+        value: (u64, i64),
+        from: Option<NonZeroU32>,
+        held: bool,
+    },
+    /// Like [`Evicted`], of an event with a number.
+    Trailing {
+        numbers: Box<[(i64, i64)]>,
+        held: bool,
+    },
     Groups(Stepped<()>),
     Travel(Option<Box<Sighting<Anchor>>>),
     /// The previous runs, if they changed.
-    Runs(Option<Waiting<Milestone>>),
+    Runs(Option<Box<Waiting<Milestone>>>),
+    /// The step also changed the time up to which results are suppressed.
+    Raised(Box<Raised>),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Raised {
+    /// The previous time.
+    pub until: i64,
+    pub undo: ConditionUndo,
 }
 
 /// The data needed to undo one step of a set: that of each rule that processed the event.
@@ -61,14 +84,40 @@ pub struct SetUndo(pub(super) Box<[RuleUndo]>);
 pub(super) struct RuleUndo {
     /// The index of the rule among the rules sorted by id.
     pub rule: u32,
-    /// The previous state of the rule; `None` if it had no state.
-    pub before: Option<Before>,
+    pub undo: ConditionUndo,
 }
 
-#[derive(Clone, Debug)]
-pub(super) struct Before {
-    pub until: i64,
-    pub undo: ConditionUndo,
+const _: () = assert!(size_of::<RuleUndo>() <= 32);
+
+impl From<Displaced> for ConditionUndo {
+    #[inline]
+    fn from(Displaced { has_value, held, from, value }: Displaced) -> ConditionUndo {
+        if has_value { ConditionUndo::Distinct { value, from, held } } else { ConditionUndo::Event }
+    }
+}
+
+impl From<Evicted> for ConditionUndo {
+    #[inline]
+    fn from(Evicted { has_number, held, numbers }: Evicted) -> ConditionUndo {
+        if has_number { ConditionUndo::Trailing { numbers, held } } else { ConditionUndo::Event }
+    }
+}
+
+impl ConditionState {
+    /// Prefetches the memory that the state points to and that a step will read.
+    #[inline]
+    pub(super) fn prefetch(&self) {
+        match self {
+            ConditionState::Count(state) => state.prefetch(),
+            ConditionState::Distinct(state) => state.prefetch(),
+            ConditionState::Trailing(state) => prefetch(&**state),
+            ConditionState::Outlier(state) => prefetch(&**state),
+            ConditionState::Groups(Some(state)) => prefetch(&**state),
+            ConditionState::Travel(Some(state)) => prefetch(&**state),
+            ConditionState::Runs(runs) => runs.first().into_iter().for_each(prefetch),
+            ConditionState::Nothing | ConditionState::Groups(None) | ConditionState::Travel(None) => {}
+        }
+    }
 }
 
 impl SetState {
@@ -89,7 +138,7 @@ impl SetState {
     /// Inserts a state. There may be millions of idle keys, so little memory is reserved.
     pub(super) fn insert(&mut self, at: usize, entry: Entry) {
         if self.entries.len() == self.entries.capacity() {
-            self.entries.reserve_exact(1 + self.entries.len() / 4);
+            self.entries.reserve_exact(1 + self.entries.len() / 8);
         }
         self.entries.insert(at, entry);
     }

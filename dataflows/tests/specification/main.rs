@@ -16,6 +16,7 @@ mod event;
 mod expiry;
 mod harness;
 mod restore;
+mod rule_sets;
 mod scan;
 mod sequences;
 mod spec;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use differential_dataflow::{AsCollection, VecCollection, consolidation};
+use differential_dataflow::{AsCollection, Data, VecCollection, consolidation};
 use headwater_dataflows::windows::EmitPolicy;
 use headwater_dataflows::{
     Admission, Captures, Checkpoint, ControlStream, Emission, Epoch, EventTime, Record, Refused,
@@ -25,10 +25,10 @@ use crate::windows::{row, statistics};
 use crate::workers::recorded_input;
 
 /// The content of a checkpoint: the latest state by operator, shard and key.
-type State = BTreeMap<Name, Vec<u8>>;
+pub type State = BTreeMap<Name, Vec<u8>>;
 
 /// Operator, shard and key.
-type Name = (Arc<str>, ShardId, Vec<u8>);
+pub type Name = (Arc<str>, ShardId, Vec<u8>);
 
 /// The output of an accumulation for an event: its epoch, its key, and the offsets of the key's events so far.
 type Said = (u64, u16, Vec<i64>);
@@ -73,12 +73,28 @@ fn everything<'s>(
 }
 
 /// The output from an epoch on, and the records captured at each epoch, in the order of emission.
-struct Outcome {
-    changes: Changes<String>,
-    captured: BTreeMap<u64, Vec<Record>>,
+pub struct Outcome<D> {
+    pub changes: Changes<D>,
+    pub captured: BTreeMap<u64, Vec<Record>>,
 }
 
-fn run(rounds: &[Round], workers: usize, ttl_ms: Option<i64>, from: Option<Checkpoint>) -> Outcome {
+fn run(rounds: &[Round], workers: usize, ttl_ms: Option<i64>, from: Option<Checkpoint>) -> Outcome<String> {
+    run_captured(rounds, workers, from, move |captures, events, control| {
+        everything(captures, events, control, ttl_ms)
+    })
+}
+
+/// Runs a dataflow with captured state, from a checkpoint if there is one.
+pub fn run_captured<D, F>(rounds: &[Round], workers: usize, from: Option<Checkpoint>, build: F) -> Outcome<D>
+where
+    D: Data + Send,
+    F: for<'s> Fn(
+        &Captures<'s>,
+        VecCollection<'s, Epoch, Tx>,
+        ControlStream<'s>,
+    ) -> VecCollection<'s, Epoch, D>,
+    F: Send + Sync + 'static,
+{
     let captured = Arc::new(Mutex::new(BTreeMap::<u64, Vec<Record>>::new()));
     let first = from.as_ref().map_or(Epoch(0), |from| from.epoch.next());
     let records = Arc::clone(&captured);
@@ -88,7 +104,7 @@ fn run(rounds: &[Round], workers: usize, ttl_ms: Option<i64>, from: Option<Check
             None => Captures::new(scope),
             Some(checkpoint) => Captures::restore(scope, checkpoint.clone()),
         };
-        let all = everything(&captures, events, control, ttl_ms);
+        let all = build(&captures, events, control);
         let records = Arc::clone(&records);
         captures.finish().expect("the checkpoint is valid").inspect_core(move |seen| {
             if let Ok((stamp, new)) = seen {
@@ -104,7 +120,7 @@ fn run(rounds: &[Round], workers: usize, ttl_ms: Option<i64>, from: Option<Check
 }
 
 /// Applies the records up to `epoch` to an earlier state.
-fn merge(mut state: State, captured: &BTreeMap<u64, Vec<Record>>, epoch: u64) -> State {
+pub fn merge(mut state: State, captured: &BTreeMap<u64, Vec<Record>>, epoch: u64) -> State {
     for record in captured.range(..=epoch).flat_map(|(_, records)| records).cloned() {
         let name = (record.operator, record.shard, record.key);
         match record.value {
@@ -115,7 +131,7 @@ fn merge(mut state: State, captured: &BTreeMap<u64, Vec<Record>>, epoch: u64) ->
     state
 }
 
-fn checkpoint(state: &State, rounds: &[Round], epoch: u64) -> Checkpoint {
+pub fn checkpoint(state: &State, rounds: &[Round], epoch: u64) -> Checkpoint {
     let watermark = EventTime(watermarks(rounds)[epoch as usize]);
     let record = |((operator, shard, key), value): (&Name, &Vec<u8>)| Record {
         operator: Arc::clone(operator),

@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod patterns;
+pub mod rules;
 pub mod windows;
 
 use std::collections::BTreeMap;

@@ -28,6 +28,9 @@ pub enum Found {
     Trip { from: i64, km: String, ms: i64, kmh: Option<String> },
     Trail(Vec<i64>),
     Sequence(Vec<i64>),
+    Match,
+    Total { sum: i64, n: usize, within: i64 },
+    Part { hits: usize, n: usize, within: i64 },
 }
 
 impl Answer {
