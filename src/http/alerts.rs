@@ -1,10 +1,12 @@
 //! `/api/v1/alerts` and `/api/v1/alerts/{id}`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
 use utoipa::{IntoParams, ToSchema};
 
 use super::api::{Answer, Api, Parameters, time_ms};
@@ -18,6 +20,9 @@ const LIMIT: usize = 100;
 
 /// The maximum number of alerts in an answer.
 const MAX_LIMIT: usize = 1000;
+
+/// The maximum time to wait for another explanation that reads the source.
+const SOURCE_WAIT: Duration = Duration::from_secs(3);
 
 /// The severities of alerts.
 pub const SEVERITIES: [&str; 4] = ["low", "medium", "high", "critical"];
@@ -170,10 +175,26 @@ pub async fn show(
     if !is_id {
         return Err(Problem::not_found(missing));
     }
+    let permit = if explain && !api.has_events() { Some(source_permit(&api).await?) } else { None };
     let found = api.read(move |api, results| {
+        // Until reading has ended, also for a client that does not wait for it.
+        let _permit = permit;
         let Some(alert) = results.alert(&id)? else { return Ok(None) };
         let explanation = if explain { Some(api.explainer.explain(results, &alert)?) } else { None };
         Ok(Some(ExplainedAlert { alert, explanation }))
     });
     found.await?.map(Json).ok_or_else(|| Problem::not_found(missing))
+}
+
+/// Waits for the permit to read the source, which one request has at a time.
+async fn source_permit(api: &Api) -> Result<OwnedSemaphorePermit, Problem> {
+    let permit = Arc::clone(&api.source_reads).acquire_owned();
+    match tokio::time::timeout(SOURCE_WAIT, permit).await {
+        Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
+        Err(_) => Err(Problem::busy(
+            "the events of another alert are being read from the source: send the request again later, or store events in a \
+             table (`events` of a SQLite or PostgreSQL sink)",
+            SOURCE_WAIT,
+        )),
+    }
 }

@@ -14,6 +14,7 @@ pub mod dead_letters;
 mod ends;
 mod group;
 mod headers;
+pub mod history;
 pub mod produce;
 mod reader;
 pub mod retry;
