@@ -10,9 +10,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use utoipa::{IntoParams, ToSchema};
 
 use super::api::{Answer, Api, Parameters, time_ms};
-use super::openapi::{key_kinds, severities, statuses};
+use super::openapi;
 use super::problem::Problem;
 use crate::json::rfc3339;
+use crate::outputs::{Severity, Status};
 use crate::results::{AlertQuery, AlertRecord, ChangeCursor, Explanation};
 
 /// The number of alerts in an answer, unless the request asks for another.
@@ -23,12 +24,6 @@ const MAX_LIMIT: usize = 1000;
 
 /// The maximum time to wait for another explanation that reads the source.
 const SOURCE_WAIT: Duration = Duration::from_secs(3);
-
-/// The severities of alerts.
-pub const SEVERITIES: [&str; 4] = ["low", "medium", "high", "critical"];
-
-/// The status of an alert.
-pub const STATUSES: [&str; 2] = ["raised", "revoked"];
 
 /// The kinds of keys.
 pub const KEY_KINDS: [&str; 2] = ["user", "device"];
@@ -41,13 +36,13 @@ pub struct AlertParameters {
     /// Only alerts of this rule.
     rule: Option<String>,
     /// Only alerts of this severity: `low`, `medium`, `high` or `critical`.
-    #[param(schema_with = severities)]
+    #[param(schema_with = openapi::severities)]
     severity: Option<String>,
     /// Only alerts with this status: `raised` or `revoked`.
-    #[param(schema_with = statuses)]
+    #[param(schema_with = openapi::statuses)]
     status: Option<String>,
     /// Only alerts of keys of this kind: `user` or `device`.
-    #[param(schema_with = key_kinds)]
+    #[param(schema_with = openapi::key_kinds)]
     key_kind: Option<String>,
     /// Only alerts of this key.
     key: Option<String>,
@@ -67,8 +62,8 @@ pub struct AlertParameters {
 
 impl AlertParameters {
     fn query(self) -> Result<AlertQuery, Problem> {
-        one_of("severity", self.severity.as_deref(), &SEVERITIES)?;
-        one_of("status", self.status.as_deref(), &STATUSES)?;
+        one_of("severity", self.severity.as_deref(), &severities())?;
+        one_of("status", self.status.as_deref(), &statuses())?;
         one_of("key_kind", self.key_kind.as_deref(), &KEY_KINDS)?;
         let time =
             |name: &str, text: Option<String>| text.map(|text| time_ms(name, &text).map(rfc3339)).transpose();
@@ -99,6 +94,16 @@ impl AlertParameters {
             limit,
         })
     }
+}
+
+/// Returns the names of the severities of alerts.
+pub fn severities() -> [&'static str; Severity::ALL.len()] {
+    Severity::ALL.map(Severity::as_str)
+}
+
+/// Returns the names of the status of an alert.
+pub fn statuses() -> [&'static str; Status::ALL.len()] {
+    Status::ALL.map(Status::as_str)
 }
 
 /// Checks that a parameter has one of these values, if it is there.

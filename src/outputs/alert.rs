@@ -24,6 +24,9 @@ pub enum Severity {
 }
 
 impl Severity {
+    /// All severities, from the least on.
+    pub const ALL: [Severity; 4] = [Severity::Low, Severity::Medium, Severity::High, Severity::Critical];
+
     /// Returns the name in outputs.
     pub fn as_str(self) -> &'static str {
         match self {
