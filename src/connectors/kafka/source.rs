@@ -10,7 +10,7 @@ use crate::connectors::check::counted;
 use crate::connectors::{Check, SourceConfig, SourceConnector, SourceContext, SourceKind, StartFrom};
 use crate::settings::{Diagnostics, Section, keys, secrets};
 use crate::source::history::RecordHistory;
-use crate::source::kafka::history::TopicHistory;
+use crate::source::kafka::history::{RECORDS, TopicHistory};
 use crate::source::kafka::{self, KafkaSource, probe};
 use crate::source::{Source, SourceError};
 
@@ -110,6 +110,7 @@ impl SourceConnector for KafkaSourceConfig {
             options: self.options.clone(),
             topic: self.topic.clone(),
             is_from_first: self.start_from == StartFrom::Earliest,
+            max_records: RECORDS,
         }))
     }
 }

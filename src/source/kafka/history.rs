@@ -20,8 +20,8 @@ use crate::coordination::ingest::{Clocks, TimeRules};
 use crate::source::history::{Allowance, Bounds, Gap, HistoryQuery, HistoryRead, RecordHistory, Visitor};
 use crate::source::{Raw, SourceError};
 
-/// The maximum number of records of one reading. At 500 bytes each, they are 250 MB.
-const RECORDS: u64 = 500_000;
+/// The maximum number of records of one reading, by default. At 500 bytes each, they are 250 MB.
+pub const RECORDS: u64 = 500_000;
 
 /// The maximum number of bytes of one reading.
 const BYTES: u64 = 256 << 20;
@@ -43,6 +43,8 @@ pub struct TopicHistory {
     pub topic: String,
     /// True if the pipeline began to read it at the first record.
     pub is_from_first: bool,
+    /// The maximum number of records of one reading.
+    pub max_records: u64,
 }
 
 /// One reading of a topic.
@@ -65,7 +67,7 @@ impl RecordHistory for TopicHistory {
     }
 
     fn read(&self, query: &HistoryQuery, visitor: &mut dyn Visitor) -> Result<HistoryRead, SourceError> {
-        let bounds = Bounds::until(query.deadline, RECORDS, BYTES);
+        let bounds = Bounds::until(query.deadline, self.max_records, BYTES);
         let topic = TopicRanges::open(&self.brokers, &self.options, &self.topic, Fetch::Much)?;
         let starts: Vec<_> = topic.bounds().map(|(_, range)| range.start).collect();
         let firsts = vec![None; starts.len()];
