@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use headwater::coordination::ingest::PartitionState;
+use headwater::source::history::{Gap, HistoryQuery, HistoryRead, RecordHistory, Visitor};
+use headwater::source::kafka::history::TopicHistory;
 use headwater::source::kafka::produce::{Produced, Producer};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
-use headwater::source::{Budget, Reader, Source, SourceError};
+use headwater::source::{Budget, Raw, Reader, Source, SourceError};
 use headwater::topics::{TopicSpec, create_topics};
-use headwater_dataflows::{Offset, Partition};
+use headwater_dataflows::{Offset, Partition, Position};
 use headwater_sinks::Misconfigured;
 use headwater_sinks::kafka::client::Options;
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -514,4 +516,75 @@ fn measure_reading() {
         "read {count} records, {:.0} a second, {bytes} bytes",
         f64::from(count as u32) / begun.elapsed().as_secs_f64()
     );
+}
+
+/// Keeps the positions and timestamps of records; the wanted one has the value `80`.
+#[derive(Default)]
+struct Around(Vec<(u32, i64, i64)>);
+
+impl Visitor for Around {
+    fn is_wanted(&mut self, raw: Raw<'_>) -> bool {
+        raw.value == Some(b"80") && raw.position.partition == Partition(0)
+    }
+
+    fn record(&mut self, raw: Raw<'_>) {
+        self.0.push((raw.position.partition.0, raw.position.offset.0, raw.timestamp));
+    }
+
+    fn is_full(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn records_around_one_are_read_within_bounds() {
+    let topic = topic("history", 2, &[("retention.ms", "-1")]);
+    let (base, producer) = (1_795_939_200_000, producer(None));
+    for n in 0..100 {
+        for partition in 0..2 {
+            let value = n.to_string();
+            let record = BaseRecord::<[u8], str>::to(&topic).partition(partition).payload(&value);
+            let record = record.timestamp(base + 1000 * n);
+            producer.send(record).map_err(|(error, _)| error).expect("it is queued");
+        }
+    }
+    producer.flush(TEN_SECONDS).expect("it is written");
+    let trigger_ms = base + 80_000;
+    let position = Position { partition: Partition(0), offset: Offset(80) };
+    let read = |max_records, position, from_ms| {
+        let history = TopicHistory {
+            brokers: brokers(),
+            options: Options::new(),
+            topic: topic.clone(),
+            is_from_first: true,
+            max_records,
+        };
+        let deadline = Instant::now() + TEN_SECONDS;
+        let query =
+            HistoryQuery { position, earliest_ms: trigger_ms - 7000, from_ms, after_ms: 2500, deadline };
+        let mut around = Around::default();
+        let read = history.read(&query, &mut around).expect("readable");
+        around.0.sort_unstable();
+        (read, around.0)
+    };
+    let expected = |first: i64| -> Vec<_> {
+        (0..2).flat_map(|partition| (first..83).map(move |n| (partition, n, base + 1000 * n))).collect()
+    };
+    let whole = HistoryRead { is_found: true, ..HistoryRead::default() };
+    assert_eq!(read(1000, Some(position), None), (whole.clone(), expected(0)));
+    assert_eq!(read(1000, None, None), (whole, expected(0)), "it is found without its position");
+    let (of_time, records) = read(1000, Some(position), Some(base + 50_500));
+    assert_eq!((of_time.since_ms, of_time.gaps), (Some(base + 50_500), Vec::new()));
+    assert_eq!(records, expected(51));
+
+    let (cut, records) = read(40, Some(position), None);
+    assert!(records.len() <= 40 && matches!(cut.gaps[..], [Gap::Bound(_)]), "{cut:?}");
+    let since_ms = cut.since_ms.expect("it is cut");
+    let first = (since_ms - base + 999) / 1000;
+    assert!((62..=72).contains(&first), "{first}");
+    assert_eq!(records, expected(first), "nothing is missing from then on");
+
+    let gone = Position { offset: Offset(5000), ..position };
+    let (missing, records) = read(1000, Some(gone), None);
+    assert!(!missing.is_found && records.is_empty(), "{missing:?}");
 }

@@ -36,6 +36,7 @@ pub use crate::source::kafka::StartFrom;
 use crate::coordination::AcceptedLoss;
 use crate::outputs::SinkJob;
 use crate::settings::{Diagnostics, Key, Section};
+use crate::source::history::RecordHistory;
 use crate::source::{Source, SourceError};
 use crate::state::StateConfig;
 
@@ -79,6 +80,15 @@ pub(crate) trait SourceConnector {
 
     /// Tests what a run needs of the source.
     fn check(&self, context: &SourceContext) -> Vec<Check>;
+
+    /// Returns what reads records again, apart from a run. `epoch_records` is the number of records of a partition in an
+    /// epoch, for sources whose epochs are counted.
+    ///
+    /// # Errors
+    /// If they cannot be read again: the reason.
+    fn history(&self, _epoch_records: i64) -> Result<Box<dyn RecordHistory>, String> {
+        Err("its records are not stored".to_owned())
+    }
 
     /// Checks that the source can be read a second time, as `why` needs.
     fn check_repeatable(&self, _why: &str) -> Result<(), SourceError> {

@@ -110,7 +110,7 @@ impl LetterStore {
                 let topic = open(topic)?;
                 let ranges: Vec<_> = topic.bounds().collect();
                 let mut counts = Counts::default();
-                let complete = topic.read(&ranges, Instant::now() + READ_TIME, &mut |letter| {
+                let complete = topic.read_letters(&ranges, Instant::now() + READ_TIME, &mut |letter| {
                     if is_of_pipeline(&letter, &self.pipeline) && filter.matches(&letter) {
                         counts.add(&letter);
                     }

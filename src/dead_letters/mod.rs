@@ -34,8 +34,8 @@ use utoipa::ToSchema;
 use crate::decode::Decoding;
 use crate::source::SourceError;
 use crate::source::kafka::dead_letters::DeadLetter;
-use crate::source::kafka::letter_topic::LetterTopic;
 use crate::source::kafka::retry::{RetryError, RetryLedger, TABLE};
+use crate::source::kafka::topic_ranges::{Fetch, TopicRanges};
 use tables::{Rows, TableCursor};
 
 /// The largest page.
@@ -268,7 +268,7 @@ impl LetterStore {
                 if bounds.is_some_and(|(_, bounds)| bounds.contains(&id.offset)) {
                     let range = (Partition(id.partition), id.offset..id.offset + 1);
                     let deadline = Instant::now() + READ_TIME;
-                    if !topic.read(&[range], deadline, &mut |letter| found = Some(letter))? {
+                    if !topic.read_letters(&[range], deadline, &mut |letter| found = Some(letter))? {
                         return Err(LettersError::TimedOut(READ_TIME));
                     }
                 }
@@ -312,6 +312,6 @@ impl LetterStore {
     }
 }
 
-fn open(KafkaTopic { brokers, options, topic }: &KafkaTopic) -> Result<LetterTopic, LettersError> {
-    Ok(LetterTopic::open(brokers, options, topic)?)
+fn open(KafkaTopic { brokers, options, topic }: &KafkaTopic) -> Result<TopicRanges, LettersError> {
+    Ok(TopicRanges::open(brokers, options, topic, Fetch::Little)?)
 }

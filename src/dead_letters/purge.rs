@@ -42,14 +42,14 @@ impl LetterStore {
             .map(|((partition, bounds), &end)| (partition, bounds.start..end))
             .collect();
         let mut purged = Purged { dry_run, ..Purged::default() };
-        let complete = topic.read(
-            &ranges,
-            Instant::now() + READ_TIME,
-            &mut |letter| match is_of_pipeline(&letter, &self.pipeline) {
+        let complete =
+            topic.read_letters(&ranges, Instant::now() + READ_TIME, &mut |letter| match is_of_pipeline(
+                &letter,
+                &self.pipeline,
+            ) {
                 true => purged.deleted += 1,
                 false => purged.of_other_pipelines += 1,
-            },
-        )?;
+            })?;
         if !complete {
             return Err(LettersError::TimedOut(READ_TIME));
         }

@@ -16,8 +16,16 @@ use crate::decode::rfc3339_ms;
 use crate::json::rfc3339;
 use crate::source::kafka::dead_letters::{DeadLetter, header};
 
-/// The timeout of a query.
+/// The timeout of a call, with connecting and all its statements.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The time after which PostgreSQL itself cancels a statement that reads, so that none goes on for a client that has
+/// given up.
+const READ_TIMEOUT: &str = "20s";
+
+/// The same for statements that delete.
+const WRITE_TIMEOUT: &str = "30s";
+
 /// The number of rows that PostgreSQL sends at once.
 const ROWS: i32 = 16;
 /// The maximum number of groups.
@@ -41,8 +49,6 @@ pub enum Rows {
     ByPosition(Option<LetterId>),
     /// This row.
     One(LetterId),
-    /// The newest first, without a field.
-    WithoutField,
 }
 
 /// The last row of a page: its timestamp as the database writes it, and its id.
@@ -172,10 +178,6 @@ impl Query {
                 }
                 self.add(NEWEST_FIRST, []);
             }
-            Rows::WithoutField => {
-                self.add(" AND field IS NULL", []);
-                self.add(NEWEST_FIRST, []);
-            }
             Rows::ByPosition(after) => {
                 if let Some(id) = after {
                     self.add(" AND (partition, \"offset\") > (?, ?)", number(id));
@@ -219,9 +221,24 @@ fn at(ms: i64) -> Parameter {
 
 const COLUMNS: &str = "partition, \"offset\", reason, field, message, \"key\", value, retries";
 const NEWEST_FIRST: &str = " ORDER BY timestamp DESC, partition DESC, \"offset\" DESC";
-const GROUP: &str =
+/// The columns of a group in SQLite. The place of the newest row is a text that sorts like its columns.
+const SQLITE_GROUP: &str =
     "SELECT reason, field, count(*), min(CASE WHEN length(timestamp) = 24 THEN timestamp END),
-    max(CASE WHEN length(timestamp) = 24 THEN timestamp END)";
+    max(CASE WHEN length(timestamp) = 24 THEN timestamp END),
+    max(timestamp || printf(' %010d %020d', partition, \"offset\"))";
+
+/// The columns of a group in PostgreSQL. The place of the newest row is an array, which sorts by its elements.
+fn postgres_group() -> String {
+    let ms = |what| postgres_ms(&format!("{what}(timestamp) FILTER (WHERE isfinite(timestamp))"));
+    let of_row = postgres_ms("timestamp");
+    format!(
+        "SELECT reason, field, count(*), {}, {}, max(ARRAY[CASE WHEN isfinite(timestamp) THEN {of_row} ELSE {} END, \
+         partition::bigint, \"offset\"])",
+        ms("min"),
+        ms("max"),
+        i64::MAX
+    )
+}
 
 impl Database {
     /// Returns the name of the database, for errors.
@@ -283,46 +300,36 @@ impl Database {
         query.filter(filter);
         query.add(" GROUP BY reason, field ORDER BY count(*) DESC", []);
         query.limit(GROUPS);
-        let mut groups = match self {
+        match self {
             Database::Sqlite(path) => sqlite(path, false, |connection| {
                 let mut statement =
-                    connection.prepare(&format!("{GROUP} FROM dead_letters{}", query.text))?;
+                    connection.prepare(&format!("{SQLITE_GROUP} FROM dead_letters{}", query.text))?;
                 let mut rows = statement.query(rusqlite::params_from_iter(sqlite_values(&query)))?;
                 let mut groups = Vec::new();
                 while let Some(row) = rows.next()? {
                     let seen = |text: Option<String>| rfc3339_ms(&text?).ok();
-                    groups.push(group(
-                        row.get(0)?,
-                        row.get(1)?,
-                        row.get(2)?,
-                        seen(row.get(3)?),
-                        seen(row.get(4)?),
-                    ));
+                    let (first_ms, last_ms) = (seen(row.get(3)?), seen(row.get(4)?));
+                    let newest: String = row.get(5)?;
+                    let mut place = newest.rsplit(' ');
+                    let (offset, partition) = (place.next(), place.next());
+                    let number = |text: Option<&str>| text?.parse::<i64>().ok();
+                    let example = newest_row(number(partition), number(offset));
+                    groups.push(group(row.get(0)?, row.get(1)?, row.get(2)?, (first_ms, last_ms), example));
                 }
                 Ok(groups)
-            })?,
+            }),
             Database::Postgres(url, schema) => postgres(url, schema.as_deref(), true, async |client| {
-                let ms = |what| postgres_ms(&format!("{what}(timestamp) FILTER (WHERE isfinite(timestamp))"));
-                let select = format!("SELECT reason, field, count(*), {}, {}", ms("min"), ms("max"));
-                let text = format!("{select} FROM dead_letters{}", query.numbered());
+                let text = format!("{} FROM dead_letters{}", postgres_group(), query.numbered());
                 let values = parameters(&query);
                 let rows = client.query(&text, &references(&values)).await?;
-                Ok(rows
-                    .iter()
-                    .map(|row| group(row.get(0), row.get(1), row.get(2), row.get(3), row.get(4)))
-                    .collect())
-            })?,
-        };
-        for group in &mut groups {
-            let of =
-                Filter { reason: Some(group.reason.clone()), field: group.field.clone(), ..filter.clone() };
-            let rows = if group.field.is_some() { Rows::Newest(None) } else { Rows::WithoutField };
-            self.rows(&of, &rows, 1, &mut |row| {
-                group.example = Some(row.id);
-                false
-            })?;
+                let group_of = |row: &tokio_postgres::Row| {
+                    let newest: Vec<i64> = row.get(5);
+                    let example = newest_row(newest.get(1).copied(), newest.get(2).copied());
+                    group(row.get(0), row.get(1), row.get(2), (row.get(3), row.get(4)), example)
+                };
+                Ok(rows.iter().map(group_of).collect())
+            }),
         }
-        Ok(groups)
     }
 
     /// Counts the rows before a time or, unless `dry_run`, deletes them. Rows without a timestamp are kept.
@@ -374,8 +381,9 @@ fn postgres<T>(
         |source| LettersError::Database { action: "read dead letters in PostgreSQL".to_owned(), source };
     let mut target = Target::parse(url.expose()).map_err(|error| failed(error.into()))?;
     let own = format!(
-        "-c default_transaction_read_only={} -c statement_timeout=30s -c timezone=UTC",
-        if reads { "on" } else { "off" }
+        "-c default_transaction_read_only={} -c statement_timeout={} -c timezone=UTC",
+        if reads { "on" } else { "off" },
+        if reads { READ_TIMEOUT } else { WRITE_TIMEOUT }
     );
     let config = target.config();
     let options = [config.get_options().unwrap_or_default(), &own].join(" ");
@@ -406,8 +414,8 @@ fn group(
     reason: String,
     field: Option<String>,
     count: i64,
-    first_ms: Option<i64>,
-    last_ms: Option<i64>,
+    (first_ms, last_ms): (Option<i64>, Option<i64>),
+    example: Option<LetterId>,
 ) -> Group {
     Group {
         reason,
@@ -416,8 +424,13 @@ fn group(
         count: count.unsigned_abs(),
         first_seen: first_ms.and_then(time),
         last_seen: last_ms.and_then(time),
-        example: None,
+        example,
     }
+}
+
+/// Returns the id of a row.
+fn newest_row(partition: Option<i64>, offset: Option<i64>) -> Option<LetterId> {
+    Some(LetterId { partition: u32::try_from(partition?).ok()?, offset: offset? })
 }
 
 fn parameters(query: &Query) -> Vec<Box<dyn ToSql + Sync>> {

@@ -7,7 +7,7 @@ use headwater_dataflows::Partition;
 
 use super::{Filter, LettersError};
 use crate::source::kafka::dead_letters::{DeadLetter, header};
-use crate::source::kafka::letter_topic::LetterTopic;
+use crate::source::kafka::topic_ranges::TopicRanges;
 
 /// The maximum number of letters that are read for a page, and the maximum time. A page with fewer letters than asked
 /// for has a cursor.
@@ -72,7 +72,7 @@ impl Part {
 /// # Errors
 /// If the cursor is invalid, or the topic cannot be read.
 pub fn page(
-    topic: &LetterTopic,
+    topic: &TopicRanges,
     pipeline: &str,
     filter: &Filter,
     cursor: Option<&str>,
@@ -111,7 +111,7 @@ pub fn page(
 }
 
 /// Returns the parts of a topic before a cursor that may have letters in the filter's time.
-fn parts(topic: &LetterTopic, filter: &Filter, cursor: Option<&str>) -> Result<Vec<Part>, LettersError> {
+fn parts(topic: &TopicRanges, filter: &Filter, cursor: Option<&str>) -> Result<Vec<Part>, LettersError> {
     let ends = cursor.map(parse_cursor).transpose()?;
     let at = |time: Option<i64>, by| time.map(|time| topic.offsets_at(time.saturating_add(by))).transpose();
     let (first, end) = (at(filter.from_ms, -CLOCKS_MS)?, at(filter.to_ms, CLOCKS_MS)?);
@@ -142,7 +142,7 @@ fn parse_cursor(cursor: &str) -> Result<Vec<(u32, i64)>, LettersError> {
 
 /// Reads until every partition has letters or is read to its beginning. Returns false if the deadline came first.
 fn refill(
-    topic: &LetterTopic,
+    topic: &TopicRanges,
     parts: &mut [Part],
     deadline: Instant,
     is_chosen: &dyn Fn(&DeadLetter) -> bool,
@@ -155,7 +155,7 @@ fn refill(
             return Ok(true);
         }
         let mut read: Vec<Vec<(DeadLetter, bool)>> = parts.iter().map(|_| Vec::new()).collect();
-        let complete = topic.read(&ranges, deadline, &mut |mut letter| {
+        let complete = topic.read_letters(&ranges, deadline, &mut |mut letter| {
             let chosen = is_chosen(&letter);
             if !chosen {
                 (letter.key, letter.value) = (None, None);

@@ -1,16 +1,19 @@
 //! `/api/v1/alerts` and `/api/v1/alerts/{id}`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
 use utoipa::{IntoParams, ToSchema};
 
 use super::api::{Answer, Api, Parameters, time_ms};
-use super::openapi::{key_kinds, severities, statuses};
+use super::openapi;
 use super::problem::Problem;
 use crate::json::rfc3339;
+use crate::outputs::{Severity, Status};
 use crate::results::{AlertQuery, AlertRecord, ChangeCursor, Explanation};
 
 /// The number of alerts in an answer, unless the request asks for another.
@@ -19,11 +22,8 @@ const LIMIT: usize = 100;
 /// The maximum number of alerts in an answer.
 const MAX_LIMIT: usize = 1000;
 
-/// The severities of alerts.
-pub const SEVERITIES: [&str; 4] = ["low", "medium", "high", "critical"];
-
-/// The status of an alert.
-pub const STATUSES: [&str; 2] = ["raised", "revoked"];
+/// The maximum time to wait for another explanation that reads the source.
+const SOURCE_WAIT: Duration = Duration::from_secs(3);
 
 /// Returns true if a text can be the name of a key space.
 fn is_key_kind(text: &str) -> bool {
@@ -39,13 +39,13 @@ pub struct AlertParameters {
     /// Only alerts of this rule.
     rule: Option<String>,
     /// Only alerts of this severity: `low`, `medium`, `high` or `critical`.
-    #[param(schema_with = severities)]
+    #[param(schema_with = openapi::severities)]
     severity: Option<String>,
     /// Only alerts with this status: `raised` or `revoked`.
-    #[param(schema_with = statuses)]
+    #[param(schema_with = openapi::statuses)]
     status: Option<String>,
     /// Only alerts of keys of this kind: `user` or `device`.
-    #[param(schema_with = key_kinds)]
+    #[param(schema_with = openapi::key_kinds)]
     key_kind: Option<String>,
     /// Only alerts of this key.
     key: Option<String>,
@@ -65,8 +65,8 @@ pub struct AlertParameters {
 
 impl AlertParameters {
     fn query(self) -> Result<AlertQuery, Problem> {
-        one_of("severity", self.severity.as_deref(), &SEVERITIES)?;
-        one_of("status", self.status.as_deref(), &STATUSES)?;
+        one_of("severity", self.severity.as_deref(), &severities())?;
+        one_of("status", self.status.as_deref(), &statuses())?;
         if let Some(kind) = self.key_kind.as_deref().filter(|kind| !is_key_kind(kind)) {
             return Err(Problem::bad_request(format!("key_kind: {kind:?} is no name of a key space")));
         }
@@ -99,6 +99,16 @@ impl AlertParameters {
             limit,
         })
     }
+}
+
+/// Returns the names of the severities of alerts.
+pub fn severities() -> [&'static str; Severity::ALL.len()] {
+    Severity::ALL.map(Severity::as_str)
+}
+
+/// Returns the names of the status of an alert.
+pub fn statuses() -> [&'static str; Status::ALL.len()] {
+    Status::ALL.map(Status::as_str)
 }
 
 /// Checks that a parameter has one of these values, if it is there.
@@ -175,10 +185,26 @@ pub async fn show(
     if !is_id {
         return Err(Problem::not_found(missing));
     }
+    let permit = if explain && !api.has_events() { Some(source_permit(&api).await?) } else { None };
     let found = api.read(move |api, results| {
+        // Until reading has ended, also for a client that does not wait for it.
+        let _permit = permit;
         let Some(alert) = results.alert(&id)? else { return Ok(None) };
         let explanation = if explain { Some(api.explainer.explain(results, &alert)?) } else { None };
         Ok(Some(ExplainedAlert { alert, explanation }))
     });
     found.await?.map(Json).ok_or_else(|| Problem::not_found(missing))
+}
+
+/// Waits for the permit to read the source, which one request has at a time.
+async fn source_permit(api: &Api) -> Result<OwnedSemaphorePermit, Problem> {
+    let permit = Arc::clone(&api.source_reads).acquire_owned();
+    match tokio::time::timeout(SOURCE_WAIT, permit).await {
+        Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
+        Err(_) => Err(Problem::busy(
+            "the events of another alert are being read from the source: send the request again later, or store events in a \
+             table (`events` of a SQLite or PostgreSQL sink)",
+            SOURCE_WAIT,
+        )),
+    }
 }

@@ -26,7 +26,7 @@ use crate::dead_letters::LetterStore;
 use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
 use crate::pipeline::{KeySpace, Plan, RuleDescription, describe};
-use crate::results::{Explainer, Results, ResultsError};
+use crate::results::{Explainer, Results, ResultsError, SourceEvents};
 use crate::runtime::Queries;
 
 /// The maximum number of reads of stored results at a time.
@@ -62,6 +62,8 @@ pub struct Run {
     pub rules: Vec<crate::pipeline::RulePlan>,
     /// The dead letters, if a sink stores them where they can be read.
     pub letters: Option<LetterStore>,
+    /// The source, from which explanations read events if no sink stores them.
+    pub source_events: Option<SourceEvents>,
 }
 
 /// The outputs that a sink accepts.
@@ -101,6 +103,8 @@ pub struct Api {
     pub letters: Option<Arc<LetterStore>>,
     /// Permits one retry of dead letters at a time.
     pub retries: Semaphore,
+    /// Permits one reading of the source at a time.
+    pub source_reads: Arc<Semaphore>,
 }
 
 impl Run {
@@ -132,6 +136,7 @@ impl Run {
             patterns: plan.patterns.clone(),
             rules: plan.rules.clone(),
             letters: assembly::dead_letters(config),
+            source_events: Some(SourceEvents::of_config(config)),
         }
     }
 }
@@ -147,11 +152,11 @@ fn spaces(plan: &Plan) -> Vec<String> {
 
 impl Api {
     /// Returns the API of a run.
-    pub fn new(run: Run, metrics: Arc<Metrics>, results: Arc<dyn Results>, queries: Queries) -> Api {
+    pub fn new(mut run: Run, metrics: Arc<Metrics>, results: Arc<dyn Results>, queries: Queries) -> Api {
         Api {
             metrics,
             rules: describe(&run.patterns, &run.rules),
-            explainer: Explainer::new(run.patterns.clone()),
+            explainer: Explainer::new(run.patterns.clone(), run.rules.clone(), run.source_events.take()),
             letters: run.letters.clone().map(Arc::new),
             run,
             results,
@@ -160,6 +165,7 @@ impl Api {
             reads: Semaphore::new(READS),
             streams: Arc::new(Semaphore::new(stream::STREAMS)),
             retries: Semaphore::new(1),
+            source_reads: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -167,6 +173,11 @@ impl Api {
     #[must_use]
     pub fn with_forwarder(self, forwarder: Option<Forwarder>) -> Api {
         Api { forwarder, ..self }
+    }
+
+    /// Returns true if events are stored, so that the source need not be read for an explanation.
+    pub fn has_events(&self) -> bool {
+        self.results.has_events()
     }
 
     /// Reads results on another thread, so that slow storage delays no other request.

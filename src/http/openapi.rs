@@ -82,12 +82,12 @@ fn one_of(values: &[&str]) -> Schema {
 
 /// Returns the schema of severities.
 pub fn severities() -> Schema {
-    one_of(&alerts::SEVERITIES)
+    one_of(&alerts::severities())
 }
 
 /// Returns the schema of the status of an alert.
 pub fn statuses() -> Schema {
-    one_of(&alerts::STATUSES)
+    one_of(&alerts::statuses())
 }
 
 /// Returns the schema of the names of key spaces.

@@ -1,5 +1,7 @@
 //! Errors of the API, as problem details (RFC 9457).
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -21,12 +23,16 @@ pub struct Problem {
     status: u16,
     /// The error, and what to do.
     detail: String,
+    /// The number of seconds after which the request can be sent again, for the header `Retry-After`.
+    #[serde(skip)]
+    retry_after_s: Option<u64>,
 }
 
 impl Problem {
     fn new(status: StatusCode, detail: impl Into<String>) -> Problem {
         let title = status.canonical_reason().unwrap_or("Error");
-        Problem { kind: "about:blank", title, status: status.as_u16(), detail: detail.into() }
+        let (status, detail) = (status.as_u16(), detail.into());
+        Problem { kind: "about:blank", title, status, detail, retry_after_s: None }
     }
 
     /// Returns the problem of a request with a wrong parameter.
@@ -90,6 +96,11 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
+    /// Returns the problem of a request that can be answered after some time.
+    pub fn busy(detail: impl Into<String>, retry_after: Duration) -> Problem {
+        Problem { retry_after_s: Some(retry_after.as_secs()), ..Problem::unavailable(detail) }
+    }
+
     /// Returns the problem of another process that cannot be asked, or gives no valid answer.
     pub fn bad_gateway(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::BAD_GATEWAY, detail)
@@ -104,11 +115,15 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after_s = self.retry_after_s;
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = retry_after_s {
+            headers.insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }

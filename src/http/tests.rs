@@ -17,6 +17,8 @@ struct Fixture {
     server: Server,
     metrics: Arc<Metrics>,
     alerts: Arc<RecentAlerts>,
+    /// The permit to read the source.
+    source_reads: Arc<tokio::sync::Semaphore>,
 }
 
 fn fixture(token: Option<&str>) -> Fixture {
@@ -41,6 +43,7 @@ fn fixture(token: Option<&str>) -> Fixture {
         patterns: Patterns::default(),
         rules: Vec::new(),
         letters: None,
+        source_events: None,
     };
     let config = HttpConfig {
         listen: ([127, 0, 0, 1], 0).into(),
@@ -49,9 +52,10 @@ fn fixture(token: Option<&str>) -> Fixture {
         peer_ca_file: None,
         insecure: false,
     };
-    let server = serve(&config, Api::new(run, Arc::clone(&metrics), results, Queries::default()))
-        .expect("a free port");
-    Fixture { server, metrics, alerts }
+    let api = Api::new(run, Arc::clone(&metrics), results, Queries::default());
+    let source_reads = Arc::clone(&api.source_reads);
+    let server = serve(&config, api).expect("a free port");
+    Fixture { server, metrics, alerts, source_reads }
 }
 
 impl Fixture {
@@ -333,4 +337,26 @@ fn the_document_has_the_token_and_the_type_of_problems() {
     assert!(responses(&open)["200"]["content"]["application/json"].is_object());
     let at = &open["paths"]["/api/v1/frontier"]["get"]["parameters"][0];
     assert_eq!((&at["in"], &at["schema"]["format"]), (&"query".into(), &"date-time".into()));
+}
+
+#[test]
+fn one_explanation_at_a_time_reads_the_source() {
+    let fixture = fixture(None);
+    let id = fixture.raise(1, 2, Status::Raised);
+    fixture.metrics.frontier(Epoch(7), None);
+    let path = format!("/api/v1/alerts/{id}?explain=true");
+    let permit = fixture.source_reads.try_acquire().expect("no other request");
+    let mut stream = fixture.connect();
+    write!(stream, "GET {path} HTTP/1.1\r\nconnection: close\r\nhost: localhost\r\n\r\n").expect("sent");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("answered");
+    assert!(text.starts_with("HTTP/1.1 503") && text.contains("\r\nretry-after: 3\r\n"), "{text}");
+    assert_eq!(
+        fixture.get(&format!("/api/v1/alerts/{id}")).0,
+        200,
+        "without an explanation it is not needed"
+    );
+    drop(permit);
+    let explained = fixture.json(&path);
+    assert_eq!(explained["explanation"]["complete"], false, "{explained}");
 }

@@ -154,6 +154,9 @@ pub enum Status {
 }
 
 impl Status {
+    /// All changes.
+    pub const ALL: [Status; 2] = [Status::Raised, Status::Revoked];
+
     /// Returns the name in outputs.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -141,6 +141,11 @@ impl RulePlan {
         self.condition.look_back_ms().unwrap_or(0).max(self.suppress_ms.unwrap_or(0))
     }
 
+    /// Returns true if the rule considers an event, if the event has the key.
+    pub fn considers(&self, event: &Event) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.holds(event))
+    }
+
     fn severity(&self, event: &Event) -> Severity {
         match &self.severity {
             SeverityPlan::Fixed(severity) => *severity,

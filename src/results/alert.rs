@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use headwater_dataflows::Epoch;
+use headwater_dataflows::{Epoch, Position};
 
 use crate::event::split_key;
 use crate::json::rfc3339;
@@ -42,6 +42,9 @@ pub struct AlertRecord {
     /// The event time, in milliseconds since 1970.
     #[serde(skip)]
     pub event_time_ms: i64,
+    /// The position of the triggering event, where it is known. Tables do not store it.
+    #[serde(skip)]
+    pub position: Option<Position>,
 }
 
 impl AlertRecord {
@@ -63,6 +66,7 @@ impl AlertRecord {
             r#final: alert.settled,
             details: details.expect("a rule's details are JSON"),
             event_time_ms: alert.event_time.0,
+            position: Some(alert.position),
         }
     }
 

@@ -1,8 +1,9 @@
 //! The explanation of an alert: the events that took part, in the order in which its rule sees them, and the rule's state
 //! before each.
 //!
-//! The rule is evaluated again over the stored events of the key, so events that arrived after the alert, out of order,
-//! stand where they belong, and show why it was revoked.
+//! The rule is evaluated again over the events of the key, so events that arrived after the alert, out of order, stand where
+//! they belong, and show why it was revoked. The events are those of the table `events` or, if there is none, are read from
+//! the source again.
 
 use std::collections::HashMap;
 
@@ -13,13 +14,11 @@ use utoipa::ToSchema;
 
 use super::alert::AlertRecord;
 use super::query::EventQuery;
+use super::source_events::{SourceEvents, SourceRead};
 use super::stored::EventRecord;
-use super::{Results, ResultsError};
+use super::{MAX_EVENTS, Results, ResultsError};
 use crate::json::{rfc3339, round6};
-use crate::pipeline::{Patterns, RuleDescription, describe, span};
-
-/// The maximum number of events that are read for an explanation.
-const MAX_READ: usize = 5_000;
+use crate::pipeline::{Patterns, RuleDescription, RulePlan, describe, span};
 
 /// The maximum number of events in an explanation of a rule that looks at all earlier events.
 const MAX_SHOWN: usize = 50;
@@ -33,6 +32,8 @@ pub struct Explanation {
     pub complete: bool,
     /// The missing part, and how to have it; null if nothing is missing.
     pub note: Option<String>,
+    /// The place from which the events were read: the `table` of events, or the `source`, again; null if they are not known.
+    pub events_from: Option<String>,
     /// The time that the rule looks back, in milliseconds; null if it looks at all earlier events or at the one before.
     pub look_back_ms: Option<i64>,
     /// The events up to the triggering one, which is the last, in the order in which the rule sees them.
@@ -52,8 +53,8 @@ pub struct ExplainedEvent {
     pub partition: i64,
     /// The offset of the record.
     pub offset: i64,
-    /// The epoch in which it was read.
-    pub epoch: u64,
+    /// The epoch in which it was read; null if the event was read from the source again.
+    pub epoch: Option<u64>,
     /// True for the triggering event.
     pub trigger: bool,
     /// True if the rule counted the event.
@@ -77,20 +78,86 @@ pub struct ExplainedEvent {
 /// Explains the alerts of a plan's rules.
 pub struct Explainer {
     patterns: Patterns,
+    own: Vec<RulePlan>,
+    source: Option<SourceEvents>,
+}
+
+/// The events of a key up to a triggering event, as far as they are known.
+struct KnownEvents {
+    /// The place from which they were read.
+    from: &'static str,
+    /// The events, in the order in which the rule sees them.
+    events: Vec<EventRecord>,
+    /// The event time after which all events are known; None if all are.
+    known_from_ms: Option<i64>,
+    /// True if events may be missing even after that time.
+    has_gaps: bool,
+    /// True if not all events of the key are known.
+    is_partial: bool,
+    /// The missing events in words.
+    missing: String,
+    /// A remark on events that are known.
+    remark: Option<String>,
+}
+
+impl KnownEvents {
+    /// Returns the events of the table; `at` is the triggering one.
+    fn of_table(mut events: Vec<EventRecord>, at: usize) -> KnownEvents {
+        let is_truncated = events.len() == MAX_EVENTS;
+        let first_ms = events.first().map(|event| event.event_time_ms);
+        events.truncate(at + 1);
+        KnownEvents {
+            from: "table",
+            events,
+            known_from_ms: first_ms.filter(|_| is_truncated),
+            has_gaps: false,
+            is_partial: is_truncated,
+            missing: format!("only the newest {MAX_EVENTS} events of the key were read"),
+            remark: None,
+        }
+    }
+
+    /// Returns the events of the source; `at` is the triggering one.
+    fn of_source(read: SourceRead, at: usize) -> KnownEvents {
+        let SourceRead { place, mut events, known_from_ms, has_gaps, is_partial, missing, late } = read;
+        events.truncate(at + 1);
+        let missing =
+            missing.unwrap_or_else(|| format!("only the newest {MAX_EVENTS} events of the key are kept"));
+        let subject = match late {
+            1 => "1 event is".to_owned(),
+            late => format!("{late} events are"),
+        };
+        let remark = format!(
+            "{subject} left out: by the order of the records in {place}, probably refused as late; only a table of events \
+             tells that exactly"
+        );
+        KnownEvents {
+            from: "source",
+            events,
+            known_from_ms,
+            has_gaps,
+            is_partial,
+            missing: format!(
+                "the events were read from {place} again, because no sink stores them: {missing}"
+            ),
+            remark: (late > 0).then_some(remark),
+        }
+    }
 }
 
 impl Explainer {
-    /// Returns the explainer of these patterns.
-    pub fn new(patterns: Patterns) -> Explainer {
-        Explainer { patterns }
+    /// Returns the explainer of the rules of these patterns and of the user's own, which reads events from the source if no
+    /// sink stores them.
+    pub fn new(patterns: Patterns, own: Vec<RulePlan>, source: Option<SourceEvents>) -> Explainer {
+        Explainer { patterns, own, source }
     }
 
-    /// Explains an alert from the stored events of its key.
+    /// Explains an alert from the events of its key.
     ///
     /// # Errors
     /// If the events cannot be read.
     pub fn explain(&self, results: &dyn Results, alert: &AlertRecord) -> Result<Explanation, ResultsError> {
-        let rule = describe(&self.patterns, &[]).into_iter().find(|rule| rule.id == alert.rule);
+        let rule = describe(&self.patterns, &self.own).into_iter().find(|rule| rule.id == alert.rule);
         let look_back_ms = rule.as_ref().and_then(|rule| rule.look_back_ms);
         let query = EventQuery {
             key_kind: alert.key_kind.clone(),
@@ -98,35 +165,72 @@ impl Explainer {
             // The state before the first event that took part depends on what lies as far before it.
             after: look_back_ms.map(|ms| rfc3339(alert.event_time_ms.saturating_sub(2 * ms))),
             through: rfc3339(alert.event_time_ms),
-            limit: MAX_READ,
+            limit: MAX_EVENTS,
         };
-        let Some(mut events) = results.events(&query)? else {
-            return Ok(without_events(alert, rule.as_ref()));
+        let own = self.own.iter().find(|rule| *rule.id == *alert.rule);
+        // The table has neither the fields by which a rule of the user's own selects events, nor other keys.
+        let of_own = match own {
+            Some(_) => self.of_source(alert, look_back_ms, own)?.ok(),
+            None => None,
         };
-        let is_truncated = events.len() == MAX_READ;
-        let id = alert.event_ids.last();
-        let at = events
-            .iter()
-            .rposition(|event| event.event_time_ms == alert.event_time_ms && Some(&event.event_id) == id);
-        let Some(at) = at else {
-            let note = "the triggering event is not stored: it may be older than the table's retention, or the table of \
-                        events may be newer than the alert";
-            return Ok(Explanation { note: Some(note.to_owned()), ..without_events(alert, rule.as_ref()) });
+        if let Some(known) = of_own {
+            return Ok(self.of_events(alert, rule.as_ref(), known));
+        }
+        let known = match results.events(&query)? {
+            Some(events) => {
+                let not_found = "the triggering event is not stored: it may be older than the table's retention, or the \
+                                 table of events may be newer than the alert";
+                trigger(alert, own, &events)
+                    .map(|at| KnownEvents::of_table(events, at))
+                    .ok_or_else(|| not_found.to_owned())
+            }
+            None => self.of_source(alert, look_back_ms, own)?,
         };
-        events.truncate(at + 1);
-        Ok(self.of_events(alert, rule.as_ref(), &events, is_truncated))
+        Ok(match known {
+            Ok(known) => self.of_events(alert, rule.as_ref(), known),
+            Err(note) => without_events(alert, rule.as_ref(), note),
+        })
+    }
+
+    /// Returns the events of the source, or the reason why they are not known.
+    fn of_source(
+        &self,
+        alert: &AlertRecord,
+        look_back_ms: Option<i64>,
+        own: Option<&RulePlan>,
+    ) -> Result<Result<KnownEvents, String>, ResultsError> {
+        let table = "add `events` to the tables of the SQLite or PostgreSQL sink to see them";
+        let Some(source) = &self.source else {
+            return Ok(Err(format!("no sink stores events in a table: {table}")));
+        };
+        let Some(read) = source.read(alert, look_back_ms, own)? else {
+            let reason = source.objection().unwrap_or_default();
+            return Ok(Err(format!(
+                "no sink stores events in a table, and the source cannot be read again ({reason}): {table}"
+            )));
+        };
+        Ok(match trigger(alert, own, &read.events) {
+            Some(at) => Ok(KnownEvents::of_source(read, at)),
+            None => {
+                let reason = read.missing.map_or(String::new(), |missing| format!(": {missing}"));
+                Err(format!(
+                    "no sink stores events in a table, and the triggering event was not found in {}{reason}; {table}",
+                    read.place
+                ))
+            }
+        })
     }
 
     fn of_events(
         &self,
         alert: &AlertRecord,
         rule: Option<&RuleDescription>,
-        events: &[EventRecord],
-        is_truncated: bool,
+        known: KnownEvents,
     ) -> Explanation {
+        let events = &known.events;
         let trigger = events.last().expect("the triggering event is there");
         let look_back_ms = rule.and_then(|rule| rule.look_back_ms);
-        let states = self.states(alert, events, is_truncated);
+        let states = self.states(alert, &known);
         let shown = match look_back_ms {
             Some(ms) => {
                 events.iter().position(|event| event.event_time_ms > trigger.event_time_ms - ms).unwrap_or(0)
@@ -134,7 +238,7 @@ impl Explainer {
             None => events.len().saturating_sub(MAX_SHOWN),
         };
         let shown_events = || events.iter().zip(&states).skip(shown);
-        let late = shown_events().filter(|(event, _)| event.epoch > trigger.epoch).count();
+        let late = shown_events().filter(|(event, _)| event.arrival > trigger.arrival).count();
         let explained = shown_events().map(|(event, state)| ExplainedEvent {
             event_id: event.event_id.clone(),
             event_type: event.event_type.clone(),
@@ -144,7 +248,7 @@ impl Explainer {
             epoch: event.epoch,
             trigger: std::ptr::eq(event, trigger),
             took_part: self.took_part(alert, event),
-            arrived_after: event.epoch > trigger.epoch,
+            arrived_after: event.arrival > trigger.arrival,
             amount: event.amount.clone(),
             currency: event.currency.clone(),
             merchant_id: event.merchant_id.clone(),
@@ -152,21 +256,20 @@ impl Explainer {
             before: state.clone(),
         });
         let before = states.last().cloned().flatten();
-        let complete = match look_back_ms {
-            Some(_) => shown > 0 || !is_truncated,
-            None => !is_truncated,
-        };
+        let complete = is_complete(alert, look_back_ms, &known);
         let note = match (complete, look_back_ms) {
-            (false, _) => Some(format!("only the newest {MAX_READ} events of the key were read")),
+            (false, _) => Some(known.missing.clone()),
             (true, None) if shown > 0 => {
                 Some(format!("the newest {MAX_SHOWN} of {} events are shown", events.len()))
             }
             (true, _) => None,
         };
+        let notes: Vec<_> = [note, known.remark.clone()].into_iter().flatten().collect();
         Explanation {
             summary: summary(alert, rule, late, before.as_ref()),
             complete,
-            note,
+            note: (!notes.is_empty()).then(|| notes.join(". ")),
+            events_from: Some(known.from.to_owned()),
             look_back_ms,
             events: explained.collect(),
         }
@@ -174,6 +277,9 @@ impl Explainer {
 
     /// Returns true if a rule counts an event.
     fn took_part(&self, alert: &AlertRecord, event: &EventRecord) -> bool {
+        if let Some(considered) = event.considered {
+            return considered;
+        }
         match alert.rule.as_str() {
             "merchant_diversity" => event.merchant_id.is_some(),
             "amount_anomaly" => event.amount.is_some(),
@@ -183,7 +289,8 @@ impl Explainer {
     }
 
     /// Returns the rule's state before each event, where it is known.
-    fn states(&self, alert: &AlertRecord, events: &[EventRecord], is_truncated: bool) -> Vec<Option<Value>> {
+    fn states(&self, alert: &AlertRecord, known: &KnownEvents) -> Vec<Option<Value>> {
+        let KnownEvents { events, known_from_ms, .. } = known;
         let within = match alert.rule.as_str() {
             "velocity_spike" => self.patterns.velocity_spike.map(|plan| plan.within_ms),
             "rapid_fire_burst" => self.patterns.rapid_fire_burst.map(|plan| plan.within_ms),
@@ -191,9 +298,20 @@ impl Explainer {
             _ => None,
         };
         match (alert.rule.as_str(), within) {
-            ("merchant_diversity", Some(within_ms)) => distinct(events, within_ms),
-            (_, Some(within_ms)) => counts(events, within_ms),
-            ("amount_anomaly", None) if !is_truncated => {
+            (rule, Some(within_ms)) => {
+                let mut states = match rule {
+                    "merchant_diversity" => distinct(events, within_ms),
+                    _ => counts(events, within_ms),
+                };
+                for (state, event) in states.iter_mut().zip(events) {
+                    if known_from_ms.is_some_and(|from| event.event_time_ms.saturating_sub(within_ms) < from)
+                    {
+                        *state = None;
+                    }
+                }
+                states
+            }
+            ("amount_anomaly", None) if !known.is_partial => {
                 let per_currency = self.patterns.amount_anomaly.is_some_and(|plan| plan.per_currency);
                 moments(events, per_currency)
             }
@@ -203,13 +321,36 @@ impl Explainer {
     }
 }
 
-/// Returns the explanation of an alert whose events are not stored.
-fn without_events(alert: &AlertRecord, rule: Option<&RuleDescription>) -> Explanation {
-    let note = "no sink stores events in a table: add `events` to the tables of the SQLite or PostgreSQL sink to see them";
+/// Returns the index of the triggering event; of an absence, which is at the end of a time without events, that of the last
+/// event that it names.
+fn trigger(alert: &AlertRecord, own: Option<&RulePlan>, events: &[EventRecord]) -> Option<usize> {
+    let id = alert.event_ids.last();
+    let is_absence = own.is_some_and(|own| own.condition.is_absence());
+    events.iter().rposition(|event| {
+        (is_absence || event.event_time_ms == alert.event_time_ms) && Some(&event.event_id) == id
+    })
+}
+
+/// Returns true if all events that the rule looked at are known.
+fn is_complete(alert: &AlertRecord, look_back_ms: Option<i64>, known: &KnownEvents) -> bool {
+    let is_known = |id: &String| known.events.iter().any(|event| event.event_id == *id);
+    let from_ms = look_back_ms.map(|ms| alert.event_time_ms.saturating_sub(ms));
+    !known.has_gaps
+        && match (from_ms, alert.rule.as_str()) {
+            (Some(needed), _) => known.known_from_ms.is_none_or(|from| from <= needed),
+            // The rule compares two events, and names both.
+            (None, "impossible_travel") => alert.event_ids.iter().all(is_known),
+            (None, _) => !known.is_partial,
+        }
+}
+
+/// Returns the explanation of an alert whose events are not known.
+fn without_events(alert: &AlertRecord, rule: Option<&RuleDescription>, note: String) -> Explanation {
     Explanation {
         summary: summary(alert, rule, 0, None),
         complete: false,
-        note: Some(note.to_owned()),
+        note: Some(note),
+        events_from: None,
         look_back_ms: rule.and_then(|rule| rule.look_back_ms),
         events: Vec::new(),
     }

@@ -6,13 +6,15 @@
 //!                         └▶ Recent            the alerts of this process, if no sink stores them in a table
 //! ```
 //!
-//! Reading has connections of its own: it never waits for a round, and no round waits for it.
+//! Reading has connections of its own: it never waits for a round, and no round waits for it. An explanation takes the
+//! events of a key from the table `events` or, if no sink has it, from the source (`SourceEvents`).
 
 mod alert;
 mod explain;
 mod postgres;
 mod query;
 mod recent;
+mod source_events;
 mod sqlite;
 mod stored;
 
@@ -20,6 +22,7 @@ pub use alert::{AlertRecord, ChangeCursor};
 pub use explain::{ExplainedEvent, Explainer, Explanation};
 pub use query::{AlertQuery, EventQuery};
 pub use recent::Recent;
+pub use source_events::SourceEvents;
 pub use stored::{EventRecord, Stored};
 
 use std::sync::Arc;
@@ -31,6 +34,9 @@ use crate::metrics::Metrics;
 use crate::outputs::RecentAlerts;
 use postgres::Postgres;
 use sqlite::Sqlite;
+
+/// The maximum number of events that are read for an explanation.
+const MAX_EVENTS: usize = 5_000;
 
 /// An error of reading results.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +76,9 @@ pub trait Results: Send + Sync {
         before: Epoch,
         limit: usize,
     ) -> Result<Vec<AlertRecord>, ResultsError>;
+
+    /// Returns true if events are stored.
+    fn has_events(&self) -> bool;
 
     /// Returns the newest events of a key that match a query, the oldest first; None if no events are stored.
     ///

@@ -75,6 +75,10 @@ impl Results for Recent {
         Ok(changes.iter().map(record).collect())
     }
 
+    fn has_events(&self) -> bool {
+        false
+    }
+
     fn events(&self, _query: &EventQuery) -> Result<Option<Vec<EventRecord>>, ResultsError> {
         Ok(None)
     }

@@ -49,8 +49,12 @@ pub struct EventRecord {
     pub partition: i64,
     /// The offset.
     pub offset: i64,
-    /// The epoch in which it was read.
-    pub epoch: u64,
+    /// The epoch in which it was read; None if the event was read from the source again.
+    pub epoch: Option<u64>,
+    /// The place in the order of arrival: the epoch, or a number of its own.
+    pub arrival: u64,
+    /// True if the rule considers the event; None if that is not known.
+    pub considered: Option<bool>,
     /// The event's id.
     pub event_id: String,
     /// The event's type.
@@ -109,6 +113,10 @@ impl<D: Database> Results for Stored<D> {
         self.records(&query::changes(&D::DIALECT, after, before.0, limit))
     }
 
+    fn has_events(&self) -> bool {
+        self.has_events
+    }
+
     fn events(&self, event_query: &EventQuery) -> Result<Option<Vec<EventRecord>>, ResultsError> {
         if !self.has_events {
             return Ok(None);
@@ -164,6 +172,7 @@ fn alert(row: Row) -> Option<AlertRecord> {
         r#final: next()?.int()? != 0,
         details: RawValue::from_string(next()?.text()?).ok()?,
         event_time_ms,
+        position: None,
     })
 }
 
@@ -171,10 +180,13 @@ fn alert(row: Row) -> Option<AlertRecord> {
 fn event(row: Row) -> Option<EventRecord> {
     let mut cells = row.into_iter();
     let mut next = || cells.next();
+    let (partition, offset, epoch) = (next()?.int()?, next()?.int()?, next()?.int()?.unsigned_abs());
     Some(EventRecord {
-        partition: next()?.int()?,
-        offset: next()?.int()?,
-        epoch: next()?.int()?.unsigned_abs(),
+        considered: None,
+        partition,
+        offset,
+        epoch: Some(epoch),
+        arrival: epoch,
         event_id: next()?.text()?,
         event_type: next()?.text()?,
         event_time_ms: next()?.millis()?,

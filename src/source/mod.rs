@@ -5,6 +5,7 @@
 
 pub mod file;
 pub mod generator;
+pub mod history;
 pub mod kafka;
 
 use crate::coordination::ingest::PartitionState;

@@ -378,6 +378,15 @@ fn dead_letters_in_postgresql_are_listed_and_purged() {
     database.query(times);
     assert_eq!(ids("dead-letters list run.toml --until 2026-03-01T02:00:00.001Z"), ["0:4"]);
     assert_eq!(ids("dead-letters list run.toml"), ["0:5", "0:4"], "a page ends at the limit");
+    database.query(
+        "INSERT INTO shop.dead_letters SELECT 1, 2, reason, field, message, \"key\", value, timestamp, epoch, retries \
+         FROM shop.dead_letters WHERE \"offset\" = 4",
+    );
+    let groups = json("dead-letters groups run.toml");
+    let largest = &groups["groups"][0];
+    assert_eq!((&largest["count"], &largest["example"]), (&2.into(), &"1:2".into()), "the newest: {groups}");
+    assert_eq!(groups["groups"][1]["example"], "0:5", "a row without a time: {groups}");
+    database.query("DELETE FROM shop.dead_letters WHERE partition = 1");
     assert_eq!(json("dead-letters purge run.toml --before 1d --dry-run")["deleted"], 1);
     assert_eq!(json("dead-letters purge run.toml --before 1d")["deleted"], 1);
     assert_eq!(ids("dead-letters list run.toml"), ["0:5"]);

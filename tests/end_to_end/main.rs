@@ -11,6 +11,7 @@ mod common;
 mod crash;
 mod crash_points;
 mod dashboards;
+mod explain;
 mod faults;
 mod file_sink;
 mod files;

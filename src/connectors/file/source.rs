@@ -7,7 +7,9 @@ use headwater_dataflows::Offset;
 
 use crate::connectors::{Check, SourceConfig, SourceConnector, SourceContext, SourceKind};
 use crate::settings::{Diagnostics, Section, keys};
+use crate::source::file::history::FileHistory;
 use crate::source::file::{FileSource, check_repeatable};
+use crate::source::history::RecordHistory;
 use crate::source::{Source, SourceError};
 
 pub const SOURCE: SourceKind = SourceKind {
@@ -47,6 +49,10 @@ impl SourceConnector for FileSourceConfig {
             Check::of("source", format!("file {}", path.display()), opened)
         };
         self.paths.iter().map(check).collect()
+    }
+
+    fn history(&self, epoch_records: i64) -> Result<Box<dyn RecordHistory>, String> {
+        Ok(Box::new(FileHistory::new(self.paths.clone(), epoch_records)?))
     }
 
     fn check_repeatable(&self, why: &str) -> Result<(), SourceError> {

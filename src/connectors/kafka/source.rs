@@ -9,6 +9,8 @@ use super::topic_name;
 use crate::connectors::check::counted;
 use crate::connectors::{Check, SourceConfig, SourceConnector, SourceContext, SourceKind, StartFrom};
 use crate::settings::{Diagnostics, Section, keys, secrets};
+use crate::source::history::RecordHistory;
+use crate::source::kafka::history::{RECORDS, TopicHistory};
 use crate::source::kafka::{self, KafkaSource, probe};
 use crate::source::{Source, SourceError};
 
@@ -100,5 +102,15 @@ impl SourceConnector for KafkaSourceConfig {
             format!("{partitions}, not compacted; access to group {} permitted", context.pipeline)
         };
         vec![Check::of("source", format!("topic {} at {}", self.topic, self.brokers), probed.map(result))]
+    }
+
+    fn history(&self, _epoch_records: i64) -> Result<Box<dyn RecordHistory>, String> {
+        Ok(Box::new(TopicHistory {
+            brokers: self.brokers.clone(),
+            options: self.options.clone(),
+            topic: self.topic.clone(),
+            is_from_first: self.start_from == StartFrom::Earliest,
+            max_records: RECORDS,
+        }))
     }
 }

@@ -109,7 +109,7 @@ export class AlertDetail {
       has('location') && ['Place', (event) => ({ content: place(event.location), class: 'nowrap' })],
       has('before') && ['State before', (event) => ({ content: fields(event.before), class: 'before' })],
       [{ text: 'Record', number: true }, (event) => ({ content: `${event.partition}:${event.offset}`, number: true, class: 'nowrap' })],
-      [{ text: 'Epoch', number: true }, (event) => ({ content: number(event.epoch), number: true })],
+      has('epoch') && [{ text: 'Epoch', number: true }, (event) => ({ content: number(event.epoch), number: true })],
       ['Event', (event) => ({ content: el('code', {}, plain(event.event_id)), class: 'event' })],
     ].filter(Boolean);
     const rows = events.slice(-EVENTS).reverse().map((event) => {

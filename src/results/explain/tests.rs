@@ -24,6 +24,10 @@ impl Results for Events {
         Ok(Vec::new())
     }
 
+    fn has_events(&self) -> bool {
+        self.0.is_some()
+    }
+
     fn events(&self, query: &EventQuery) -> Result<Option<Vec<EventRecord>>, ResultsError> {
         let is_after = |event: &EventRecord| {
             query.after.as_ref().is_none_or(|after| rfc3339(event.event_time_ms) > *after)
@@ -35,9 +39,11 @@ impl Results for Events {
 /// The event `eN` in epoch `epoch`, `seconds` after [`T`].
 fn event(n: i64, seconds: i64, epoch: u64) -> EventRecord {
     EventRecord {
+        considered: None,
         partition: 0,
         offset: n,
-        epoch,
+        epoch: Some(epoch),
+        arrival: epoch,
         event_id: format!("e{n}"),
         event_type: "transaction".to_owned(),
         event_time_ms: T + 1000 * seconds,
@@ -64,11 +70,12 @@ fn alert(rule: &str, events: &[&EventRecord], status: &str, epoch: u64) -> Alert
         r#final: false,
         details: RawValue::from_string("{}".to_owned()).expect("JSON"),
         event_time_ms: time,
+        position: None,
     }
 }
 
 fn explain(alert: &AlertRecord, events: Option<Vec<EventRecord>>) -> Explanation {
-    Explainer::new(all_patterns()).explain(&Events(events), alert).expect("readable")
+    Explainer::new(all_patterns(), Vec::new(), None).explain(&Events(events), alert).expect("readable")
 }
 
 fn befores(explanation: &Explanation, name: &str) -> Vec<Value> {

@@ -1,6 +1,7 @@
 //! NDJSON files as a source: each file is a partition, in the given order, and each line has an offset.
 
 mod content;
+pub mod history;
 mod pipe;
 
 use std::fs::File;

@@ -14,11 +14,12 @@ pub mod dead_letters;
 mod ends;
 mod group;
 mod headers;
-pub mod letter_topic;
+pub mod history;
 pub mod produce;
 mod reader;
 pub mod retry;
 mod stats;
+pub mod topic_ranges;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

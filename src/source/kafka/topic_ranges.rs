@@ -1,4 +1,5 @@
-//! A dead-letter topic, read by ranges of offsets: backwards in parts, one letter, or all of it.
+//! A topic, read by ranges of offsets outside of a run: dead letters backwards in parts, one by one or all of them, and the
+//! source's records around an alert.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,40 +11,65 @@ use headwater_sinks::kafka::topics::Topics;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::dead_letters::DeadLetter;
 use super::{REQUEST_TIMEOUT, check_topic, kafka_partition, open_error, retry_transient, unavailable};
 use crate::source::SourceError;
 
-/// A dead-letter topic, with the offsets that it had when it was opened.
-pub struct LetterTopic {
+/// A topic, with the offsets that it had when it was opened.
+pub struct TopicRanges {
     consumer: BaseConsumer<Quiet>,
     topics: Topics,
     topic: String,
     bounds: Vec<Range<i64>>,
 }
 
+/// The amount that is fetched ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetch {
+    /// Little: the ranges are short, and behind their ends nothing is needed.
+    Little,
+    /// Much: the ranges are long.
+    Much,
+}
+
+impl Fetch {
+    fn options(self) -> &'static [(&'static str, &'static str)] {
+        // The end of a partition is reported when a fetch returns nothing.
+        const WAIT: (&str, &str) = ("fetch.wait.max.ms", "20");
+        match self {
+            Fetch::Little => &[WAIT, ("queued.min.messages", "256"), ("queued.max.messages.kbytes", "4096")],
+            Fetch::Much => &[
+                WAIT,
+                // With the default, a partition whose queue was full is not fetched for a second.
+                ("fetch.queue.backoff.ms", "10"),
+                ("queued.min.messages", "100000"),
+                ("queued.max.messages.kbytes", "2048"),
+            ],
+        }
+    }
+}
+
 /// A range of offsets of a partition.
 pub type Offsets = (Partition, Range<i64>);
 
-impl LetterTopic {
+impl TopicRanges {
     /// Opens a topic.
     ///
     /// # Errors
     /// If the topic is missing, or cannot be read.
-    pub fn open(brokers: &str, options: &Options, topic: &str) -> Result<LetterTopic, SourceError> {
+    pub fn open(
+        brokers: &str,
+        options: &Options,
+        topic: &str,
+        fetch: Fetch,
+    ) -> Result<TopicRanges, SourceError> {
         let failed = |error| unavailable(format!("read the ends of topic {topic}"), error);
         let topics = Topics::connect(brokers, options).map_err(open_error)?;
         let partitions = check_topic(&topics, topic)?;
-        let defaults = [
-            // The end of a partition is reported when a fetch returns nothing.
-            ("fetch.wait.max.ms", "20"),
-            // The consumer is stopped at the end of a range, behind which nothing is needed.
-            ("queued.min.messages", "256"),
-            ("queued.max.messages.kbytes", "4096"),
-        ];
-        let config = reader_config(brokers, options, topic, &defaults)
+        let config = reader_config(brokers, options, topic, fetch.options())
             .map_err(|error| unavailable("set up a consumer", error))?;
         let consumer: BaseConsumer<Quiet> = config
             .create_with_context(Quiet)
@@ -52,7 +78,7 @@ impl LetterTopic {
         let bounds = (0..partitions).map(|partition| retry_transient(|| ends(partition)));
         let bounds: Vec<_> =
             bounds.map(|ends| ends.map(|(low, end)| low..end).map_err(failed)).collect::<Result<_, _>>()?;
-        Ok(LetterTopic { consumer, topics, topic: topic.to_owned(), bounds })
+        Ok(TopicRanges { consumer, topics, topic: topic.to_owned(), bounds })
     }
 
     /// Returns the offsets that each partition had when the topic was opened.
@@ -89,11 +115,28 @@ impl LetterTopic {
     ///
     /// # Errors
     /// If the topic cannot be read.
-    pub fn read(
+    pub fn read_letters(
         &self,
         ranges: &[Offsets],
         deadline: Instant,
         each: &mut dyn FnMut(DeadLetter),
+    ) -> Result<bool, SourceError> {
+        self.read(ranges, deadline, &mut |partition, message| {
+            each(DeadLetter::of(partition, message));
+            true
+        })
+    }
+
+    /// Reads ranges of offsets, at most one of each partition, and passes on each record, in the order of offsets within
+    /// a partition, until `each` returns false. Returns true if all were read.
+    ///
+    /// # Errors
+    /// If the topic cannot be read.
+    pub(super) fn read(
+        &self,
+        ranges: &[Offsets],
+        deadline: Instant,
+        each: &mut dyn FnMut(Partition, &BorrowedMessage<'_>) -> bool,
     ) -> Result<bool, SourceError> {
         let failed = |error| unavailable(format!("read topic {}", self.topic), error);
         let mut open: BTreeMap<i32, i64> = BTreeMap::new();
@@ -113,8 +156,9 @@ impl LetterTopic {
             match self.consumer.poll(Duration::from_millis(50)) {
                 Some(Ok(message)) => {
                     let Some(&end) = open.get(&message.partition()) else { continue };
-                    if message.offset() < end {
-                        each(DeadLetter::of(Partition(message.partition().unsigned_abs()), &message));
+                    let partition = Partition(message.partition().unsigned_abs());
+                    if message.offset() < end && !each(partition, &message) {
+                        break;
                     }
                     if message.offset() + 1 >= end {
                         self.close(message.partition(), &mut open).map_err(failed)?;
