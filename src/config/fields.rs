@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::decode::{
-    Const, FieldMap, FieldSource, Form, MAX_OWN, MappedField, Path, TimeFormat, decimal_micros, rfc3339_ms,
+    Const, FieldMap, FieldSource, Form, Format, MAX_OWN, MappedField, Path, TimeFormat, decimal_micros,
+    rfc3339_ms,
 };
 use crate::fields::{FieldId, FieldType, Layout, STANDARD};
 use crate::settings::tree::Item;
@@ -34,6 +35,7 @@ const RESERVED: [&str; 17] = [
 /// a text.
 pub(super) fn read(
     mut section: Section<'_>,
+    format: Format,
     diagnostics: &mut Diagnostics,
 ) -> (Option<Arc<FieldMap>>, Arc<Layout>) {
     let mut read = Vec::new();
@@ -74,7 +76,12 @@ pub(super) fn read(
     if own.len() > MAX_OWN {
         section.report_error("", format!("at most {MAX_OWN} fields can be added"), diagnostics);
     }
-    if !section.has("event_time") {
+    for (name, path) in format.defaults.iter().filter(|(name, _)| !section.has(name)) {
+        let at = STANDARD.iter().position(|(known, _)| known == name).expect("a standard field");
+        let source = path_source(path, Form::Plain).expect("a valid path");
+        read.push(MappedField::new(name, FieldId(at as u16), STANDARD[at].1, source, true));
+    }
+    if !section.has("event_time") && format.defaults.is_empty() {
         let message = "is missing: name the path of the event's time, or `{ format = \"kafka\" }` for the record's \
                        timestamp";
         section.report_error("event_time", message, diagnostics);
@@ -82,7 +89,8 @@ pub(super) fn read(
     section.end(diagnostics);
     // Fields are ordered by name, whatever their order in the file.
     let layout = Arc::new(Layout::new(own));
-    let map = (diagnostics.errors.len() == errors).then(|| FieldMap::new(Arc::clone(&layout), read));
+    let map = (diagnostics.errors.len() == errors)
+        .then(|| FieldMap::new(Arc::clone(&layout), read, (format.envelope)()));
     (map.map(Arc::new), layout)
 }
 
@@ -110,8 +118,7 @@ impl Definition {
     fn of(item: &Item, name: &str, expected: Option<FieldType>) -> Result<Definition, String> {
         if let Some(text) = item.node.text() {
             let kind = expected.unwrap_or(FieldType::String);
-            let source = FieldSource::Path { path: path(text)?, form: Form::Plain };
-            return Ok(Definition { kind, source, required: false });
+            return Ok(Definition { kind, source: path_source(text, Form::Plain)?, required: false });
         }
         let Node::Table(entries) = item.node.value() else {
             return Err(format!(
@@ -156,10 +163,19 @@ impl Definition {
                 return Err("expected `path`, `const`, `lat` and `lon`, or `format = \"kafka\"`".to_owned());
             };
             let form = form(kind, get("scale"), flag("not")?, text("format")?, text("zone")?)?;
-            FieldSource::Path { path: path(at)?, form }
+            path_source(at, form)?
         };
         Ok(Definition { kind, source, required })
     }
+}
+
+/// Returns where a value is: a path in the data or, after `@`, in the envelope.
+fn path_source(text: &str, form: Form) -> Result<FieldSource, String> {
+    let (in_envelope, text) = match text.strip_prefix('@') {
+        Some(rest) => (true, format!("${rest}")),
+        None => (false, text.to_owned()),
+    };
+    Ok(FieldSource::Path { path: path(&text)?, in_envelope, form })
 }
 
 fn path(text: &str) -> Result<Path, String> {

@@ -9,7 +9,7 @@ const FIRST: &[Key] = keys! {
     "pipeline" = required: "Name of the pipeline: lower-case letters, digits, `-` and `_`. It prefixes rows, transactional ids and internal topics, and is the id of the consumer group."
 
     "source.kind" = required: "Kind of source: `kafka`, `file` (NDJSON: each file is a partition, each line an offset) or `generator`."
-    "source.format" = "\"json\"": "Format of the records: `json`, one object per record."
+    "source.format" = "\"json\"": "Format of the records: `json`, one object per record; `cloudevents`, events in the JSON format of CloudEvents 1.0; `debezium`, changes of rows by Debezium in JSON. The last two need [fields](fields.md)."
     "source.strict_fields" = "false": "`true`: a malformed optional field (an amount that is not a number, half a location) makes its record a dead letter. `false`: the field is treated as absent, counted in `headwater_field_errors_total` and named in the log; the event is processed without it."
     "source.epoch_records" = "1000": "File and generator: number of records per partition in an epoch. It decides which events are late, so that the same input gives the same results in every run, with any number of workers."
 };

@@ -285,10 +285,15 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         }
     };
 
+    let format = decode_settings.map_or(crate::decode::JSON, |settings| settings.format);
     let (fields, layout) = match top.section("fields", diagnostics) {
-        Some(section) => fields::read(section, diagnostics),
+        Some(section) => fields::read(section, format, diagnostics),
         None => (None, Arc::default()),
     };
+    if format.needs_fields && !top.has("fields") {
+        let message = format!("the format {} needs a section [fields], which names the fields", format.name);
+        top.report_error("fields", message, diagnostics);
+    }
 
     let time = read_time(top.section_or_default("time", diagnostics), decode_settings, diagnostics);
     let limits = read_limits(top.section_or_default("limits", diagnostics), diagnostics);

@@ -8,7 +8,9 @@ mod number;
 mod record;
 mod scan;
 
-pub use fields::{Const, FieldMap, FieldSource, Form, MAX_OWN, MappedDecoder, MappedField, Path, TimeFormat};
+pub use fields::{
+    Const, Envelope, FieldMap, FieldSource, Form, MAX_OWN, MappedDecoder, MappedField, Path, TimeFormat,
+};
 pub use record::{JSON, JsonDecoder};
 
 use std::borrow::Cow;
@@ -53,13 +55,33 @@ pub struct Format {
     pub name: &'static str,
     /// The version of the decoder. It is raised when the same bytes decode to another event, or to none.
     pub version: u32,
+    /// The envelope of the data.
+    pub envelope: fn() -> Envelope,
+    /// True if the fields must be named, because the envelope has no standard event.
+    pub needs_fields: bool,
+    /// The paths of standard fields that need not be named.
+    pub defaults: &'static [(&'static str, &'static str)],
     /// Creates a decoder of these fields, or of those of the standard event, which rejects records with a malformed
     /// optional field if the second argument is true.
     new: fn(Option<Arc<FieldMap>>, bool) -> Box<dyn Decoder>,
 }
 
 /// All formats; the first is the default.
-pub const FORMATS: &[Format] = &[JSON];
+pub const FORMATS: &[Format] = &[JSON, CLOUD_EVENTS, DEBEZIUM];
+
+/// The JSON format of CloudEvents.
+pub const CLOUD_EVENTS: Format = Format {
+    name: "cloudevents",
+    version: 1,
+    envelope: Envelope::cloud_events,
+    needs_fields: true,
+    defaults: &[("event_id", "@.id"), ("event_time", "@.time"), ("event_type", "@.type")],
+    ..JSON
+};
+
+/// Changes of rows by Debezium, in JSON.
+pub const DEBEZIUM: Format =
+    Format { name: "debezium", version: 1, envelope: Envelope::debezium, needs_fields: true, ..JSON };
 
 impl Format {
     /// Returns how records of this format are decoded into standard events.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use headwater_dataflows::{EventTime, KeyHash};
 
 use super::scan::{Scanner, SyntaxError, Text, Value};
-use super::{Decoder, FieldError, Format, MappedDecoder, Rejection, number};
+use super::{Decoder, Envelope, FieldError, Format, MappedDecoder, Rejection, number};
 use crate::event::{Body, Event, EventType, KeyKind, RecordKey, Span};
 use crate::source::Raw;
 
@@ -74,6 +74,9 @@ fn field(name: &str) -> Option<usize> {
 pub const JSON: Format = Format {
     name: "json",
     version: 2,
+    envelope: Envelope::none,
+    needs_fields: false,
+    defaults: &[],
     new: |fields, is_strict| match fields {
         None => Box::new(JsonDecoder::new(is_strict)),
         Some(fields) => Box::new(MappedDecoder::new(fields, is_strict)),

@@ -91,6 +91,14 @@ fn each_error_of_fields_names_its_place() {
 }
 
 #[test]
+fn an_envelope_needs_fields() {
+    let text = HEAD.replace("\"generator\"", "\"generator\"\nformat = \"debezium\"");
+    let errors = Config::parse_without_sinks(&text, std::iter::empty()).map(drop).expect_err("an error");
+    let expected = "fields: the format debezium needs a section [fields], which names the fields";
+    assert_eq!(errors.to_string(), expected);
+}
+
+#[test]
 fn each_error_of_keys_names_its_place() {
     expect_errors(
         "[keys]\nip = \"ip_adress\"\npair = [\"currency\", \"currency\"]\nuser = \"currency\"\nat = \"location\"\nnone_of = []\n",

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use headwater_dataflows::{EventTime, KeyHash};
 
 use super::convert::{self, Wrong};
+use super::envelope::Roots;
 use super::{Const, FieldMap, FieldSource, MappedField};
 use crate::decode::record::{MAX_ATTRIBUTES, degrees, numbers_fit};
 use crate::decode::scan::{Scanner, Text, Value};
@@ -25,30 +26,20 @@ const EVENT: &str = "event";
 
 /// A builder of an event.
 pub(super) struct EventBuilder<'a> {
-    map: &'a FieldMap,
-    text: &'a str,
-    values: &'a [Value],
-    appended: &'a mut String,
-    strict: bool,
-    errors: &'a mut Vec<FieldError>,
+    pub map: &'a FieldMap,
+    pub roots: Roots,
+    pub text: &'a str,
+    pub values: &'a [Value],
+    pub appended: &'a mut String,
+    pub strict: bool,
+    pub errors: &'a mut Vec<FieldError>,
 }
 
-impl<'a> EventBuilder<'a> {
-    pub fn new(
-        map: &'a FieldMap,
-        text: &'a str,
-        values: &'a [Value],
-        appended: &'a mut String,
-        strict: bool,
-        errors: &'a mut Vec<FieldError>,
-    ) -> EventBuilder<'a> {
-        EventBuilder { map, text, values, appended, strict, errors }
-    }
-
+impl EventBuilder<'_> {
     pub fn build(mut self, raw: &Raw<'_>) -> Result<Event, Rejection> {
         let map = self.map;
         let mut standard = [Slot::Absent; STANDARD.len()];
-        let mut own = vec![Slot::Absent; map.layout().own().count()].into_boxed_slice();
+        let mut own = vec![Slot::Absent; map.own].into_boxed_slice();
         for field in map.fields() {
             let slot = self.field(field, raw)?;
             match field.field.own() {
@@ -91,10 +82,11 @@ impl<'a> EventBuilder<'a> {
                     None => Err("is the record's timestamp, which this record does not have".into()),
                 };
             }
-            FieldSource::Place { .. } => return self.place(field.read),
+            FieldSource::Place { .. } => return self.place(field.read + 2 * self.roots.data),
             FieldSource::Path { form, .. } => form,
         };
-        let value = &self.values[field.read];
+        let root = if field.is_in_envelope() { self.roots.outer } else { self.roots.data };
+        let value = &self.values[field.read + root];
         if *value == Value::Null {
             return Ok(Slot::Absent);
         }

@@ -38,7 +38,10 @@ impl MappedDecoder {
         scanner.end().map_err(not_json)?;
         let Some(read) = duplicate else { return Ok(()) };
         let twice = self.map.fields().iter().rfind(|field| field.is_read() && field.read <= read);
-        let place = twice.map(|field| field.place.to_string());
+        let place = match self.map.envelope.root(read) {
+            Some(root) => Some(root.to_string()),
+            None => twice.map(|field| field.place.to_string()),
+        };
         Err(Rejection::malformed_at(place.clone(), format!("duplicate field {}", place.unwrap_or_default())))
     }
 }
@@ -54,6 +57,7 @@ impl Decoder for MappedDecoder {
         self.appended.clear();
         self.errors.clear();
         let MappedDecoder { map, strict, errors, appended, values } = self;
-        EventBuilder::new(map, text, values, appended, *strict, errors).build(&raw)
+        let roots = map.envelope.find(values).map_err(|what| Rejection::malformed(None, what))?;
+        EventBuilder { map, roots, text, values, appended, strict: *strict, errors }.build(&raw)
     }
 }

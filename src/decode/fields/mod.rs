@@ -7,6 +7,7 @@
 mod build;
 mod convert;
 mod decoder;
+mod envelope;
 mod path;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ mod trie;
 use std::sync::Arc;
 
 pub use decoder::MappedDecoder;
+pub use envelope::Envelope;
 pub use path::Path;
 use trie::Trie;
 
@@ -28,7 +30,10 @@ pub const MAX_OWN: usize = 1000;
 pub struct FieldMap {
     layout: Arc<Layout>,
     fields: Vec<MappedField>,
-    /// The paths of all fields. The values of a field are at the place of its first read and after it.
+    envelope: Envelope,
+    /// The number of fields of the user's own.
+    own: usize,
+    /// The paths: first those of the envelope's roots, then those of each field below each of its roots.
     trie: Trie,
 }
 
@@ -49,7 +54,7 @@ pub struct MappedField {
     pub place: Arc<str>,
     /// The name in messages, with the path if that differs.
     pub label: Arc<str>,
-    /// The index of the value among those that a scan returns.
+    /// The index of the value below the first root, among those that a scan returns.
     read: usize,
 }
 
@@ -63,7 +68,8 @@ impl MappedField {
         required: bool,
     ) -> MappedField {
         let place = match &source {
-            FieldSource::Path { path, .. } => path.to_string(),
+            FieldSource::Path { path, in_envelope: false, .. } => path.to_string(),
+            FieldSource::Path { path, .. } => format!("@.{path}"),
             _ => name.to_owned(),
         };
         let label = if place == name { name.to_owned() } else { format!("{name} ({place})") };
@@ -85,6 +91,11 @@ impl MappedField {
     fn is_read(&self) -> bool {
         matches!(self.source, FieldSource::Path { .. } | FieldSource::Place { .. })
     }
+
+    /// Returns true if the path begins at the envelope.
+    fn is_in_envelope(&self) -> bool {
+        matches!(self.source, FieldSource::Path { in_envelope: true, .. })
+    }
 }
 
 /// Where the value of a field is.
@@ -94,6 +105,8 @@ pub enum FieldSource {
     Path {
         /// The path of the value.
         path: Path,
+        /// True if the path begins at the envelope, not at the data in it.
+        in_envelope: bool,
         /// How the value is read.
         form: Form,
     },
@@ -164,20 +177,24 @@ pub enum TimeFormat {
 }
 
 impl FieldMap {
-    /// Compiles the map of these fields.
-    pub fn new(layout: Arc<Layout>, mut fields: Vec<MappedField>) -> FieldMap {
+    /// Compiles the map of these fields, in records with this envelope.
+    pub fn new(layout: Arc<Layout>, mut fields: Vec<MappedField>, envelope: Envelope) -> FieldMap {
         let mut trie = Trie::default();
+        envelope.add_roots(&mut trie);
         for field in &mut fields {
-            match &field.source {
-                FieldSource::Path { path, .. } => field.read = trie.add(path),
-                FieldSource::Place { lat, lon } => {
-                    field.read = trie.add(lat);
-                    trie.add(lon);
+            let (in_envelope, paths) = match &field.source {
+                FieldSource::Path { path, in_envelope, .. } => (*in_envelope, vec![path]),
+                FieldSource::Place { lat, lon } => (false, vec![lat, lon]),
+                FieldSource::Const(_) | FieldSource::RecordTimestamp => continue,
+            };
+            field.read = trie.reads;
+            for root in envelope.roots(in_envelope) {
+                for path in &paths {
+                    trie.add(&path.within(root));
                 }
-                FieldSource::Const(_) | FieldSource::RecordTimestamp => {}
             }
         }
-        FieldMap { layout, fields, trie }
+        FieldMap { own: layout.own().count(), layout, fields, envelope, trie }
     }
 
     /// Returns the names and types of the fields.

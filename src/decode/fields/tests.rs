@@ -32,7 +32,13 @@ const RECORD: &str = r#"{"txn":{"id":4711},"ts":1767323045.678,"account":{"id":"
 "items":[{"stock.unit":"sku-1"},{"stock.unit":"sku-2"}],"further":[1,{"deep":null}]}"#;
 
 fn map(fields: &str) -> Arc<FieldMap> {
-    let text = format!("pipeline = \"p\"\n[source]\nkind = \"generator\"\n[fields]\n{fields}");
+    map_of("json", fields)
+}
+
+fn map_of(format: &str, fields: &str) -> Arc<FieldMap> {
+    let text = format!(
+        "pipeline = \"p\"\n[source]\nkind = \"generator\"\nformat = \"{format}\"\n[fields]\n{fields}"
+    );
     let config = Config::parse_without_sinks(&text, std::iter::empty()).expect("a valid configuration");
     config.plan.decoding.fields.expect("fields")
 }
@@ -206,6 +212,45 @@ fn attributes_are_an_object_of_the_record() {
     assert_eq!(event.all_attributes(&layout).as_deref(), Some(r#"{"a":[1,2],"plan":"gold"}"#));
     let whole = decode("event_time = \"t\"\nattributes = \"$\"", r#" {"t":1767323045678} "#);
     assert_eq!(whole.attributes(), Some(r#"{"t":1767323045678}"#));
+}
+
+#[test]
+fn fields_of_a_cloud_event_are_in_its_data() {
+    let map = map_of("cloudevents", "user_id = \"user\"\nsource = \"@.source\"\namount = \"$.amount\"");
+    let record = r#"{"specversion":"1.0","id":"A-1","source":"/pos/7","type":"com.shop.paid","time":"2026-01-02T03:04:05Z",
+        "data":{"user":"ann","amount":"1.5","id":"other"}}"#;
+    let event = decode_by(&map, record, true).0.expect("a valid record");
+    assert_eq!((event.id(), event.event_type(), event.key()), ("A-1", "com.shop.paid", "uann"));
+    assert_eq!((event.event_time(), event.amount()), (EventTime(1_767_323_045_000), Some(1_500_000)));
+    assert_eq!(value(&map, &event, "source"), Value::String("/pos/7"));
+    for (was, is, message) in [
+        (r#""data":{"#, r#""data_base64":{"#, "no object at data"),
+        (r#""time""#, r#""when""#, "event_time (@.time) is missing"),
+        (r#""id":"A-1""#, r#""id":"A-1","id":"B""#, "duplicate field @.id"),
+        (r#""data":{"#, r#""data":{},"data":{"#, "duplicate field data"),
+    ] {
+        let rejection = decode_by(&map, &record.replacen(was, is, 1), true).0.expect_err(message);
+        assert_eq!(rejection.message, message);
+    }
+}
+
+#[test]
+fn fields_of_a_change_are_in_the_row_after_or_before_it() {
+    let fields = "event_time = { path = \"@.ts_ms\", format = \"unix_ms\" }\nuser_id = \"owner\"\ncity = \"city\"\nop = \"@.op\"";
+    let map = map_of("debezium", fields);
+    let update = r#"{"before":{"owner":"ann","city":"Rome"},"after":{"owner":"ann","city":null},"op":"u","ts_ms":1767323045678}"#;
+    let delete = r#"{"before":{"owner":"ann","city":"Rome"},"after":null,"op":"d","ts_ms":1767323045678}"#;
+    for (record, op, city) in [
+        (update, "u", Value::Absent),
+        (delete, "d", Value::String("Rome")),
+        (&*format!(r#"{{"schema":{{}},"payload":{update}}}"#), "u", Value::Absent),
+        (&*format!(r#"{{"schema":{{}},"payload":{delete}}}"#), "d", Value::String("Rome")),
+    ] {
+        let event = decode_by(&map, record, true).0.expect("a valid record");
+        assert_eq!((event.key(), event.event_time()), ("uann", EventTime(1_767_323_045_678)), "{record}");
+        assert_eq!(value(&map, &event, "op"), Value::String(op), "{record}");
+        assert_eq!(value(&map, &event, "city"), city, "{record}");
+    }
 }
 
 /// Events travel between processes and lie in checkpoints in this encoding.
