@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 27] = [
+const LAYERS: [&str; 28] = [
     "json",
     "wall",
     "logging",
@@ -16,6 +16,7 @@ const LAYERS: [&str; 27] = [
     "source",
     "decode",
     "outputs",
+    "database",
     "dead_letters",
     "metrics",
     "client",
