@@ -12,6 +12,7 @@ pub mod client;
 pub mod config;
 mod connectors;
 pub mod coordination;
+mod database;
 pub mod dead_letters;
 pub mod decode;
 pub mod embed;

@@ -549,8 +549,8 @@ fn records_around_one_are_read_within_bounds() {
         }
     }
     producer.flush(TEN_SECONDS).expect("it is written");
-    let trigger_ms = base + 80_000;
     let position = Position { partition: Partition(0), offset: Offset(80) };
+    let (trigger_ms, spare_ms) = (base + 80_000, 5000);
     let read = |max_records, position, from_ms| {
         let history = TopicHistory {
             brokers: brokers(),
@@ -560,8 +560,14 @@ fn records_around_one_are_read_within_bounds() {
             max_records,
         };
         let deadline = Instant::now() + TEN_SECONDS;
-        let query =
-            HistoryQuery { position, earliest_ms: trigger_ms - 7000, from_ms, after_ms: 2500, deadline };
+        let query = HistoryQuery {
+            position,
+            earliest_ms: trigger_ms - 7000,
+            from_ms,
+            spare_ms,
+            after_ms: 2500,
+            deadline,
+        };
         let mut around = Around::default();
         let read = history.read(&query, &mut around).expect("readable");
         around.0.sort_unstable();
@@ -575,7 +581,9 @@ fn records_around_one_are_read_within_bounds() {
     assert_eq!(read(1000, None, None), (whole, expected(0)), "it is found without its position");
     let (of_time, records) = read(1000, Some(position), Some(base + 50_500));
     assert_eq!((of_time.since_ms, of_time.gaps), (Some(base + 50_500), Vec::new()));
-    assert_eq!(records, expected(51));
+    assert_eq!(records, expected(46), "few records before that are read too");
+    let (of_time, records) = read(70, Some(position), Some(base + 60_500));
+    assert_eq!((of_time.since_ms, records), (Some(base + 60_500), expected(61)), "and more than few are not");
 
     let (cut, records) = read(40, Some(position), None);
     assert!(records.len() <= 40 && matches!(cut.gaps[..], [Gap::Bound(_)]), "{cut:?}");

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use headwater_dataflows::{Offset, Partition, Position};
 use headwater_sinks::Secret;
-use headwater_sinks::postgres::Target;
-use rusqlite::OpenFlags;
-use rusqlite::types::Value;
-use tokio_postgres::types::ToSql;
+use rusqlite::params_from_iter;
 
 use super::{Filter, Group, LetterId, LettersError, time};
+use crate::database::postgres::{Session, SessionError, Settings, millis, values};
+use crate::database::{Parameter, Statement, sqlite};
 use crate::decode::rfc3339_ms;
 use crate::json::rfc3339;
 use crate::source::kafka::dead_letters::{DeadLetter, header};
@@ -21,10 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The time after which PostgreSQL itself cancels a statement that reads, so that none goes on for a client that has
 /// given up.
-const READ_TIMEOUT: &str = "20s";
-
-/// The same for statements that delete.
-const WRITE_TIMEOUT: &str = "30s";
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The number of rows that PostgreSQL sends at once.
 const ROWS: i32 = 16;
@@ -121,94 +117,48 @@ impl TableRow {
     }
 }
 
-/// A query: its conditions and order, and its values. `?` stands for the next value.
-#[derive(Debug, Default)]
-struct Query {
-    is_sqlite: bool,
-    text: String,
-    values: Vec<Parameter>,
+/// Adds the conditions of a filter.
+fn add_filter(statement: &mut Statement, filter: &Filter, is_sqlite: bool) {
+    for (column, wanted) in [("reason", &filter.reason), ("field", &filter.field)] {
+        if let Some(wanted) = wanted {
+            statement.condition(&format!("{column} = ?"), [Parameter::Text(wanted.clone())]);
+        }
+    }
+    for (comparison, ms) in [(">=", filter.from_ms), ("<", filter.to_ms)] {
+        if let Some(ms) = ms {
+            statement.condition(&format!("timestamp {comparison} ?"), [at(ms)]);
+        }
+    }
+    // The rows without a timestamp have one that is far away.
+    if filter.from_ms.is_some() || filter.to_ms.is_some() {
+        statement.condition("timestamp >= ?", [at(0)]);
+        match is_sqlite {
+            // Its times are texts, and a year of more than four digits sorts by its first.
+            true => statement.condition("length(timestamp) = 24", []),
+            false => statement.condition("timestamp < ?", [at(END_MS)]),
+        }
+    }
 }
 
-#[derive(Clone, Debug)]
-enum Parameter {
-    Text(String),
-    /// A time, as the database reads it.
-    Time(String),
-    Number(i64),
-}
-
-impl Query {
-    fn add(&mut self, text: &str, values: impl IntoIterator<Item = Parameter>) {
-        self.text += text;
-        self.values.extend(values);
-    }
-
-    /// Adds the conditions of a filter.
-    fn filter(&mut self, filter: &Filter) {
-        self.add(" WHERE true", []);
-        for (column, wanted) in [("reason", &filter.reason), ("field", &filter.field)] {
-            if let Some(wanted) = wanted {
-                self.add(&format!(" AND {column} = ?"), [Parameter::Text(wanted.clone())]);
+/// Adds the first row and the order of rows.
+fn add_rows(statement: &mut Statement, rows: &Rows) {
+    let number = |id: &LetterId| [Parameter::Int(id.partition.into()), Parameter::Int(id.offset)];
+    match rows {
+        Rows::Newest(after) => {
+            if let Some(TableCursor { timestamp, id }) = after {
+                let [partition, offset] = number(id);
+                let values = [Parameter::Time(timestamp.clone()), partition, offset];
+                statement.condition("(timestamp, partition, \"offset\") < (?, ?, ?)", values);
             }
+            statement.add(NEWEST_FIRST, []);
         }
-        for (comparison, ms) in [(">=", filter.from_ms), ("<", filter.to_ms)] {
-            if let Some(ms) = ms {
-                self.add(&format!(" AND timestamp {comparison} ?"), [at(ms)]);
+        Rows::ByPosition(after) => {
+            if let Some(id) = after {
+                statement.condition("(partition, \"offset\") > (?, ?)", number(id));
             }
+            statement.add(" ORDER BY partition, \"offset\"", []);
         }
-        // The rows without a timestamp have one that is far away.
-        if filter.from_ms.is_some() || filter.to_ms.is_some() {
-            self.add(" AND timestamp >= ?", [at(0)]);
-            match self.is_sqlite {
-                // Its times are texts, and a year of more than four digits sorts by its first.
-                true => self.add(" AND length(timestamp) = 24", []),
-                false => self.add(" AND timestamp < ?", [at(END_MS)]),
-            }
-        }
-    }
-
-    fn rows(&mut self, rows: &Rows) {
-        let number = |id: &LetterId| [Parameter::Number(id.partition.into()), Parameter::Number(id.offset)];
-        match rows {
-            Rows::Newest(after) => {
-                if let Some(TableCursor { timestamp, id }) = after {
-                    let [partition, offset] = number(id);
-                    let values = [Parameter::Time(timestamp.clone()), partition, offset];
-                    self.add(" AND (timestamp, partition, \"offset\") < (?, ?, ?)", values);
-                }
-                self.add(NEWEST_FIRST, []);
-            }
-            Rows::ByPosition(after) => {
-                if let Some(id) = after {
-                    self.add(" AND (partition, \"offset\") > (?, ?)", number(id));
-                }
-                self.add(" ORDER BY partition, \"offset\"", []);
-            }
-            Rows::One(id) => self.add(" AND partition = ? AND \"offset\" = ?", number(id)),
-        }
-    }
-
-    fn limit(&mut self, limit: usize) {
-        self.add(" LIMIT ?", [Parameter::Number(i64::try_from(limit).unwrap_or(i64::MAX))]);
-    }
-
-    /// Returns the query with numbered parameters, which PostgreSQL needs with their types.
-    fn numbered(&self) -> String {
-        let mut values = self.values.iter().enumerate();
-        let mut text = String::new();
-        for (at, piece) in self.text.split('?').enumerate() {
-            if at > 0 {
-                let (number, value) = values.next().expect("each ? has a value");
-                let number = number + 1;
-                text += &match value {
-                    Parameter::Text(_) => format!("${number}"),
-                    Parameter::Time(_) => format!("${number}::text::timestamptz"),
-                    Parameter::Number(_) => format!("${number}::bigint"),
-                };
-            }
-            text += piece;
-        }
-        text
+        Rows::One(id) => statement.condition("partition = ? AND \"offset\" = ?", number(id)),
     }
 }
 
@@ -229,8 +179,8 @@ const SQLITE_GROUP: &str =
 
 /// The columns of a group in PostgreSQL. The place of the newest row is an array, which sorts by its elements.
 fn postgres_group() -> String {
-    let ms = |what| postgres_ms(&format!("{what}(timestamp) FILTER (WHERE isfinite(timestamp))"));
-    let of_row = postgres_ms("timestamp");
+    let ms = |what| millis(&format!("{what}(timestamp) FILTER (WHERE isfinite(timestamp))"));
+    let of_row = millis("timestamp");
     format!(
         "SELECT reason, field, count(*), {}, {}, max(ARRAY[CASE WHEN isfinite(timestamp) THEN {of_row} ELSE {} END, \
          partition::bigint, \"offset\"])",
@@ -249,8 +199,11 @@ impl Database {
         }
     }
 
-    fn query(&self) -> Query {
-        Query { is_sqlite: matches!(self, Database::Sqlite(_)), ..Query::default() }
+    /// Returns a statement on the rows that a filter chooses.
+    fn statement(&self, text: &str, filter: &Filter) -> Statement {
+        let mut statement = Statement::new(text);
+        add_filter(&mut statement, filter, matches!(self, Database::Sqlite(_)));
+        statement
     }
 
     /// Passes on rows until `each` returns false.
@@ -264,23 +217,22 @@ impl Database {
         limit: usize,
         each: &mut dyn FnMut(TableRow) -> bool,
     ) -> Result<(), LettersError> {
-        let mut query = self.query();
-        query.filter(filter);
-        query.rows(rows);
-        query.limit(limit);
+        let time = match self {
+            Database::Sqlite(_) => "timestamp".to_owned(),
+            Database::Postgres(..) => {
+                format!("timestamp::text, {}", millis("CASE WHEN isfinite(timestamp) THEN timestamp END"))
+            }
+        };
+        let mut statement = self.statement(&format!("SELECT {COLUMNS}, {time} FROM dead_letters"), filter);
+        add_rows(&mut statement, rows);
+        statement.limit(limit);
         match self {
             Database::Sqlite(path) => {
-                let select = format!("SELECT {COLUMNS}, timestamp FROM dead_letters");
-                sqlite(path, false, |connection| sqlite_rows(connection, &select, &query, each))
+                in_sqlite(path, false, |connection| sqlite_rows(connection, &statement, each))
             }
-            Database::Postgres(url, schema) => postgres(url, schema.as_deref(), true, async |mut client| {
-                let select = format!(
-                    "SELECT {COLUMNS}, timestamp::text, {} FROM dead_letters",
-                    postgres_ms("CASE WHEN isfinite(timestamp) THEN timestamp END")
-                );
+            Database::Postgres(url, schema) => in_postgres(url, schema.as_deref(), true, async |client| {
                 let transaction = client.transaction().await?;
-                let values = parameters(&query);
-                let portal = transaction.bind(&(select + &query.numbered()), &references(&values)).await?;
+                let portal = transaction.bind(&statement.numbered(), &values(statement.parameters())).await?;
                 loop {
                     let rows = transaction.query_portal(&portal, ROWS).await?;
                     if rows.is_empty() || !rows.iter().map(postgres_row).all(&mut *each) {
@@ -296,32 +248,21 @@ impl Database {
     /// # Errors
     /// If the table cannot be read.
     pub fn groups(&self, filter: &Filter) -> Result<Vec<Group>, LettersError> {
-        let mut query = self.query();
-        query.filter(filter);
-        query.add(" GROUP BY reason, field ORDER BY count(*) DESC", []);
-        query.limit(GROUPS);
+        let columns = match self {
+            Database::Sqlite(_) => SQLITE_GROUP.to_owned(),
+            Database::Postgres(..) => postgres_group(),
+        };
+        let mut statement = self.statement(&format!("{columns} FROM dead_letters"), filter);
+        statement.add(" GROUP BY reason, field ORDER BY count(*) DESC", []);
+        statement.limit(GROUPS);
         match self {
-            Database::Sqlite(path) => sqlite(path, false, |connection| {
-                let mut statement =
-                    connection.prepare(&format!("{SQLITE_GROUP} FROM dead_letters{}", query.text))?;
-                let mut rows = statement.query(rusqlite::params_from_iter(sqlite_values(&query)))?;
-                let mut groups = Vec::new();
-                while let Some(row) = rows.next()? {
-                    let seen = |text: Option<String>| rfc3339_ms(&text?).ok();
-                    let (first_ms, last_ms) = (seen(row.get(3)?), seen(row.get(4)?));
-                    let newest: String = row.get(5)?;
-                    let mut place = newest.rsplit(' ');
-                    let (offset, partition) = (place.next(), place.next());
-                    let number = |text: Option<&str>| text?.parse::<i64>().ok();
-                    let example = newest_row(number(partition), number(offset));
-                    groups.push(group(row.get(0)?, row.get(1)?, row.get(2)?, (first_ms, last_ms), example));
-                }
-                Ok(groups)
+            Database::Sqlite(path) => in_sqlite(path, false, |connection| {
+                let mut prepared = connection.prepare(statement.text())?;
+                let groups = prepared.query_map(params_from_iter(statement.parameters()), sqlite_group)?;
+                groups.collect()
             }),
-            Database::Postgres(url, schema) => postgres(url, schema.as_deref(), true, async |client| {
-                let text = format!("{} FROM dead_letters{}", postgres_group(), query.numbered());
-                let values = parameters(&query);
-                let rows = client.query(&text, &references(&values)).await?;
+            Database::Postgres(url, schema) => in_postgres(url, schema.as_deref(), true, async |client| {
+                let rows = client.query(&statement.numbered(), &values(statement.parameters())).await?;
                 let group_of = |row: &tokio_postgres::Row| {
                     let newest: Vec<i64> = row.get(5);
                     let example = newest_row(newest.get(1).copied(), newest.get(2).copied());
@@ -337,28 +278,25 @@ impl Database {
     /// # Errors
     /// If the table cannot be written.
     pub fn purge(&self, before_ms: i64, dry_run: bool) -> Result<u64, LettersError> {
-        let mut query = self.query();
-        query.filter(&Filter { to_ms: Some(before_ms), ..Filter::default() });
-        let count = "SELECT count(*) FROM dead_letters";
-        let delete = "DELETE FROM dead_letters";
+        let text = if dry_run { "SELECT count(*) FROM dead_letters" } else { "DELETE FROM dead_letters" };
+        let filter = Filter { to_ms: Some(before_ms), ..Filter::default() };
+        let statement = self.statement(text, &filter);
         match self {
-            Database::Sqlite(path) => sqlite(path, !dry_run, |connection| {
-                let values = rusqlite::params_from_iter(sqlite_values(&query));
+            Database::Sqlite(path) => in_sqlite(path, !dry_run, |connection| {
+                let parameters = params_from_iter(statement.parameters());
                 if dry_run {
-                    let counted =
-                        connection.query_row(&format!("{count}{}", query.text), values, |row| row.get(0));
+                    let counted = connection.query_row(statement.text(), parameters, |row| row.get(0));
                     return counted.map(i64::unsigned_abs);
                 }
-                Ok(connection.execute(&format!("{delete}{}", query.text), values)? as u64)
+                Ok(connection.execute(statement.text(), parameters)? as u64)
             }),
-            Database::Postgres(url, schema) => postgres(url, schema.as_deref(), dry_run, async |client| {
-                let values = parameters(&query);
-                let (text, values) = (query.numbered(), references(&values));
+            Database::Postgres(url, schema) => in_postgres(url, schema.as_deref(), dry_run, async |client| {
+                let (text, parameters) = (statement.numbered(), values(statement.parameters()));
                 if dry_run {
-                    let row = client.query_one(&format!("{count}{text}"), &values).await?;
+                    let row = client.query_one(&text, &parameters).await?;
                     return Ok(row.get::<_, i64>(0).unsigned_abs());
                 }
-                client.execute(&format!("{delete}{text}"), &values).await
+                client.execute(&text, &parameters).await
             }),
         }
         .map_err(|error| match error {
@@ -370,44 +308,29 @@ impl Database {
     }
 }
 
-/// Runs a query of PostgreSQL on a connection of its own.
-fn postgres<T>(
+/// Runs statements of PostgreSQL on a connection of their own.
+fn in_postgres<T>(
     url: &Secret,
     schema: Option<&str>,
-    reads: bool,
-    run: impl AsyncFnOnce(tokio_postgres::Client) -> Result<T, tokio_postgres::Error>,
+    is_read_only: bool,
+    statements: impl AsyncFnOnce(&mut tokio_postgres::Client) -> Result<T, tokio_postgres::Error>,
 ) -> Result<T, LettersError> {
-    let failed =
-        |source| LettersError::Database { action: "read dead letters in PostgreSQL".to_owned(), source };
-    let mut target = Target::parse(url.expose()).map_err(|error| failed(error.into()))?;
-    let own = format!(
-        "-c default_transaction_read_only={} -c statement_timeout={} -c timezone=UTC",
-        if reads { "on" } else { "off" },
-        if reads { READ_TIMEOUT } else { WRITE_TIMEOUT }
-    );
-    let config = target.config();
-    let options = [config.get_options().unwrap_or_default(), &own].join(" ");
-    config.options(options).application_name("headwater-dead-letters");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| failed(error.into()))?;
-    let answered = async {
-        let (client, _) = target.connect().await.map_err(|error| failed(error.into()))?;
-        let to_schema = "SELECT set_config('search_path', quote_ident($1), false)";
-        if let Some(schema) = schema {
-            client.query(to_schema, &[&schema]).await.map_err(|error| failed(describe(error)))?;
-        }
-        run(client).await.map_err(|error| failed(describe(error)))
+    let settings = Settings {
+        url,
+        schema,
+        application: "headwater-dead-letters",
+        is_read_only,
+        statement_timeout: if is_read_only { READ_TIMEOUT } else { TIMEOUT },
+        timeout: TIMEOUT,
     };
-    let answered = async { tokio::time::timeout(TIMEOUT, answered).await };
-    runtime.block_on(answered).map_err(|_| LettersError::TimedOut(TIMEOUT))?
-}
-
-/// Returns the error with the server's message, which the client's own text lacks.
-fn describe(error: tokio_postgres::Error) -> Box<dyn std::error::Error + Send + Sync> {
-    match error.as_db_error() {
-        Some(of_server) => of_server.message().to_owned().into(),
-        None => error.into(),
-    }
+    let answered = Session::connect(settings).and_then(|mut session| session.run(statements));
+    answered.map_err(|error| match error {
+        SessionError::TimedOut(timeout) => LettersError::TimedOut(timeout),
+        error => LettersError::Database {
+            action: "read dead letters in PostgreSQL".to_owned(),
+            source: error.into(),
+        },
+    })
 }
 
 fn group(
@@ -433,25 +356,6 @@ fn newest_row(partition: Option<i64>, offset: Option<i64>) -> Option<LetterId> {
     Some(LetterId { partition: u32::try_from(partition?).ok()?, offset: offset? })
 }
 
-fn parameters(query: &Query) -> Vec<Box<dyn ToSql + Sync>> {
-    let parameter = |value: &Parameter| -> Box<dyn ToSql + Sync> {
-        match value {
-            Parameter::Text(text) | Parameter::Time(text) => Box::new(text.clone()),
-            Parameter::Number(number) => Box::new(*number),
-        }
-    };
-    query.values.iter().map(parameter).collect()
-}
-
-fn references(values: &[Box<dyn ToSql + Sync>]) -> Vec<&(dyn ToSql + Sync)> {
-    values.iter().map(|value| &**value).collect()
-}
-
-/// Returns the milliseconds since 1970 of a time, in PostgreSQL.
-fn postgres_ms(time: &str) -> String {
-    format!("(extract(epoch FROM {time}) * 1000)::bigint")
-}
-
 fn postgres_row(row: &tokio_postgres::Row) -> TableRow {
     TableRow {
         id: LetterId { partition: row.get::<_, i32>(0).unsigned_abs(), offset: row.get(1) },
@@ -466,46 +370,40 @@ fn postgres_row(row: &tokio_postgres::Row) -> TableRow {
     }
 }
 
-fn sqlite_values(query: &Query) -> Vec<Value> {
-    let value = |value: &Parameter| match value {
-        Parameter::Text(text) | Parameter::Time(text) => Value::Text(text.clone()),
-        Parameter::Number(number) => Value::Integer(*number),
-    };
-    query.values.iter().map(value).collect()
-}
-
-/// Opens a SQLite file that exists, for one query.
-fn sqlite<T>(
+/// Runs statements on a SQLite file that exists.
+fn in_sqlite<T>(
     path: &Path,
     writes: bool,
-    run: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
+    statements: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
 ) -> Result<T, LettersError> {
-    if !path.exists() {
-        return Err(LettersError::Database {
-            action: format!("read dead letters in {}", path.display()),
-            source: "there is no such file; the first run creates it".into(),
-        });
-    }
-    let access = if writes { OpenFlags::SQLITE_OPEN_READ_WRITE } else { OpenFlags::SQLITE_OPEN_READ_ONLY };
-    let opened = rusqlite::Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX);
-    let answered = opened.and_then(|connection| {
-        connection.busy_timeout(TIMEOUT)?;
-        run(&connection)
-    });
-    answered.map_err(|source| LettersError::Database {
+    let failed = |source| LettersError::Database {
         action: format!("read dead letters in {}", path.display()),
-        source: source.into(),
-    })
+        source,
+    };
+    if !path.exists() {
+        return Err(failed("there is no such file; the first run creates it".into()));
+    }
+    let opened = sqlite::open(path, !writes, TIMEOUT);
+    opened.and_then(|connection| statements(&connection)).map_err(|error| failed(error.into()))
+}
+
+/// Returns the group of a row.
+fn sqlite_group(row: &rusqlite::Row<'_>) -> rusqlite::Result<Group> {
+    let seen = |text: Option<String>| rfc3339_ms(&text?).ok();
+    let times = (seen(row.get(3)?), seen(row.get(4)?));
+    let newest: String = row.get(5)?;
+    let mut place = newest.rsplit(' ').map(|number| number.parse::<i64>().ok());
+    let (offset, partition) = (place.next().flatten(), place.next().flatten());
+    Ok(group(row.get(0)?, row.get(1)?, row.get(2)?, times, newest_row(partition, offset)))
 }
 
 fn sqlite_rows(
     connection: &rusqlite::Connection,
-    select: &str,
-    query: &Query,
+    statement: &Statement,
     each: &mut dyn FnMut(TableRow) -> bool,
 ) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare(&format!("{select}{}", query.text))?;
-    let mut rows = statement.query(rusqlite::params_from_iter(sqlite_values(query)))?;
+    let mut prepared = connection.prepare(statement.text())?;
+    let mut rows = prepared.query(params_from_iter(statement.parameters()))?;
     while let Some(row) = rows.next()? {
         let timestamp: String = row.get(8)?;
         let row = TableRow {

@@ -170,7 +170,7 @@ impl Explainer {
         let own = self.own.iter().find(|rule| *rule.id == *alert.rule);
         // The table has neither the fields by which a rule of the user's own selects events, nor other keys.
         let of_own = match own {
-            Some(_) => self.of_source(alert, look_back_ms, own)?.ok(),
+            Some(_) => self.of_source(alert, look_back_ms, own).ok(),
             None => None,
         };
         if let Some(known) = of_own {
@@ -184,7 +184,7 @@ impl Explainer {
                     .map(|at| KnownEvents::of_table(events, at))
                     .ok_or_else(|| not_found.to_owned())
             }
-            None => self.of_source(alert, look_back_ms, own)?,
+            None => self.of_source(alert, look_back_ms, own),
         };
         Ok(match known {
             Ok(known) => self.of_events(alert, rule.as_ref(), known),
@@ -192,33 +192,37 @@ impl Explainer {
         })
     }
 
-    /// Returns the events of the source, or the reason why they are not known.
+    /// Returns the events of the source.
+    ///
+    /// # Errors
+    /// If they are not known: the reason.
     fn of_source(
         &self,
         alert: &AlertRecord,
         look_back_ms: Option<i64>,
         own: Option<&RulePlan>,
-    ) -> Result<Result<KnownEvents, String>, ResultsError> {
-        let table = "add `events` to the tables of the SQLite or PostgreSQL sink to see them";
-        let Some(source) = &self.source else {
-            return Ok(Err(format!("no sink stores events in a table: {table}")));
+    ) -> Result<KnownEvents, String> {
+        let unknown = |reason: &str| {
+            format!(
+                "no sink stores events in a table{reason}: add `events` to the tables of the SQLite or PostgreSQL sink to see \
+                 them"
+            )
         };
-        let Some(read) = source.read(alert, look_back_ms, own)? else {
+        let source = self.source.as_ref().ok_or_else(|| unknown(""))?;
+        // The alert is shown all the same.
+        let read =
+            source.read(alert, look_back_ms, own).map_err(|error| unknown(&format!(", and {error}")))?;
+        let Some(read) = read else {
             let reason = source.objection().unwrap_or_default();
-            return Ok(Err(format!(
-                "no sink stores events in a table, and the source cannot be read again ({reason}): {table}"
-            )));
+            return Err(unknown(&format!(", and the source cannot be read again ({reason})")));
         };
-        Ok(match trigger(alert, own, &read.events) {
+        match trigger(alert, own, &read.events) {
             Some(at) => Ok(KnownEvents::of_source(read, at)),
             None => {
-                let reason = read.missing.map_or(String::new(), |missing| format!(": {missing}"));
-                Err(format!(
-                    "no sink stores events in a table, and the triggering event was not found in {}{reason}; {table}",
-                    read.place
-                ))
+                let reason = read.missing.map_or(String::new(), |missing| format!(" ({missing})"));
+                Err(unknown(&format!(", and the triggering event was not found in {}{reason}", read.place)))
             }
-        })
+        }
     }
 
     fn of_events(

@@ -1,6 +1,7 @@
 //! Queries of results, and the SQL that answers them.
 
 use super::alert::ChangeCursor;
+use crate::database::{Parameter, Statement};
 
 /// A query of alerts. A field that is None selects all.
 #[derive(Clone, Debug, Default)]
@@ -40,23 +41,8 @@ pub struct EventQuery {
     pub limit: usize,
 }
 
-/// A parameter of a statement.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Parameter {
-    /// Text.
-    Text(String),
-    /// An integer.
-    Int(i64),
-}
-
 /// The differences between the databases' SQL.
 pub struct Dialect {
-    /// Writes the placeholder of a text parameter with a number.
-    pub text: fn(usize) -> String,
-    /// Writes the placeholder of an integer.
-    pub int: fn(usize) -> String,
-    /// Writes the placeholder of a time in RFC 3339.
-    pub time: fn(usize) -> String,
     /// Writes the milliseconds since 1970 of a time.
     pub millis: fn(&str) -> String,
     /// Writes the text of a JSON document.
@@ -65,60 +51,31 @@ pub struct Dialect {
     pub amount: &'static str,
 }
 
-/// A statement under construction.
-pub struct Statement {
-    /// The text.
-    pub sql: String,
-    /// The parameters, in the order of their numbers.
-    pub parameters: Vec<Parameter>,
-    has_condition: bool,
+/// Adds the condition that a column has a value, if it is given.
+fn equals(statement: &mut Statement, column: &str, value: Option<&String>) {
+    if let Some(value) = value {
+        statement.condition(&format!("{column} = ?"), [Parameter::Text(value.clone())]);
+    }
 }
 
-impl Statement {
-    fn new(sql: String) -> Statement {
-        Statement { sql, parameters: Vec::new(), has_condition: false }
+/// Adds a comparison of the event time with a time, if it is given.
+fn compares(statement: &mut Statement, comparison: &str, time: Option<&String>) {
+    if let Some(time) = time {
+        statement.condition(&format!("event_time {comparison} ?"), [Parameter::Time(time.clone())]);
     }
+}
 
-    /// Adds a condition; `write` receives the number of its parameter.
-    fn condition(&mut self, parameter: Parameter, write: impl FnOnce(usize) -> String) {
-        self.parameters.push(parameter);
-        let condition = write(self.parameters.len());
-        self.and(&condition);
-    }
+/// Adds a comparison with a place in the order of changes.
+fn change(statement: &mut Statement, comparison: &str, cursor: &ChangeCursor) {
+    let parameters = [Parameter::Int(signed(cursor.epoch.0)), Parameter::Text(cursor.alert_id.clone())];
+    statement.condition(&format!("(epoch, alert_id) {comparison} (?, ?)"), parameters);
+}
 
-    fn and(&mut self, condition: &str) {
-        self.sql.push_str(if self.has_condition { " AND " } else { " WHERE " });
-        self.sql.push_str(condition);
-        self.has_condition = true;
-    }
-
-    fn equals(&mut self, dialect: &Dialect, column: &str, value: Option<&String>) {
-        if let Some(value) = value {
-            self.condition(Parameter::Text(value.clone()), |n| format!("{column} = {}", (dialect.text)(n)));
-        }
-    }
-
-    fn compares(&mut self, dialect: &Dialect, column: &str, comparison: &str, time: Option<&String>) {
-        if let Some(time) = time {
-            self.condition(Parameter::Text(time.clone()), |n| {
-                format!("{column} {comparison} {}", (dialect.time)(n))
-            });
-        }
-    }
-
-    /// Adds a comparison with a place in the order of changes.
-    fn change(&mut self, dialect: &Dialect, comparison: &str, cursor: &ChangeCursor) {
-        self.parameters.push(Parameter::Int(signed(cursor.epoch.0)));
-        let epoch = (dialect.int)(self.parameters.len());
-        self.parameters.push(Parameter::Text(cursor.alert_id.clone()));
-        let id = (dialect.text)(self.parameters.len());
-        self.and(&format!("(epoch, alert_id) {comparison} ({epoch}, {id})"));
-    }
-
-    fn end(mut self, order: &str, limit: usize) -> Statement {
-        self.sql.push_str(&format!(" ORDER BY {order} LIMIT {limit}"));
-        self
-    }
+/// Ends a statement with the order of rows and their maximum number.
+fn end(mut statement: Statement, order: &str, limit: usize) -> Statement {
+    statement.add(&format!(" ORDER BY {order}"), []);
+    statement.limit(limit);
+    statement
 }
 
 /// Returns an integer for a store whose integers are signed.
@@ -138,32 +95,32 @@ fn select_alerts(dialect: &Dialect) -> Statement {
 /// Returns the statement that selects the alerts of a query.
 pub fn alerts(dialect: &Dialect, query: &AlertQuery) -> Statement {
     let mut statement = select_alerts(dialect);
-    statement.equals(dialect, "rule", query.rule.as_ref());
-    statement.equals(dialect, "severity", query.severity.as_ref());
-    statement.equals(dialect, "status", query.status.as_ref());
-    statement.equals(dialect, "key_kind", query.key_kind.as_ref());
-    statement.equals(dialect, "\"key\"", query.key.as_ref());
-    statement.compares(dialect, "event_time", ">=", query.from.as_ref());
-    statement.compares(dialect, "event_time", "<", query.to.as_ref());
+    equals(&mut statement, "rule", query.rule.as_ref());
+    equals(&mut statement, "severity", query.severity.as_ref());
+    equals(&mut statement, "status", query.status.as_ref());
+    equals(&mut statement, "key_kind", query.key_kind.as_ref());
+    equals(&mut statement, "\"key\"", query.key.as_ref());
+    compares(&mut statement, ">=", query.from.as_ref());
+    compares(&mut statement, "<", query.to.as_ref());
     if let Some(before) = &query.before {
-        statement.change(dialect, "<", before);
+        change(&mut statement, "<", before);
     }
-    statement.end("epoch DESC, alert_id DESC", query.limit)
+    end(statement, "epoch DESC, alert_id DESC", query.limit)
 }
 
 /// Returns the statement that selects one alert.
 pub fn alert(dialect: &Dialect, id: &str) -> Statement {
     let mut statement = select_alerts(dialect);
-    statement.equals(dialect, "alert_id", Some(&id.to_owned()));
-    statement.end("alert_id", 1)
+    equals(&mut statement, "alert_id", Some(&id.to_owned()));
+    end(statement, "alert_id", 1)
 }
 
 /// Returns the statement that selects changes after a cursor, of epochs before `before`.
 pub fn changes(dialect: &Dialect, after: &ChangeCursor, before: u64, limit: usize) -> Statement {
     let mut statement = select_alerts(dialect);
-    statement.change(dialect, ">", after);
-    statement.condition(Parameter::Int(signed(before)), |n| format!("epoch < {}", (dialect.int)(n)));
-    statement.end("epoch, alert_id", limit)
+    change(&mut statement, ">", after);
+    statement.condition("epoch < ?", [Parameter::Int(signed(before))]);
+    end(statement, "epoch, alert_id", limit)
 }
 
 /// Returns the statement that selects the newest events of a key.
@@ -173,9 +130,9 @@ pub fn events(dialect: &Dialect, query: &EventQuery) -> Statement {
         "SELECT partition, \"offset\", epoch, event_id, event_type, {time}, {amount}, currency, merchant_id, lat, lon \
          FROM events"
     ));
-    statement.equals(dialect, "\"key\"", Some(&query.key));
-    statement.equals(dialect, "key_kind", Some(&query.key_kind));
-    statement.compares(dialect, "event_time", ">", query.after.as_ref());
-    statement.compares(dialect, "event_time", "<=", Some(&query.through));
-    statement.end("event_time DESC, partition DESC, \"offset\" DESC", query.limit)
+    equals(&mut statement, "\"key\"", Some(&query.key));
+    equals(&mut statement, "key_kind", Some(&query.key_kind));
+    compares(&mut statement, ">", query.after.as_ref());
+    compares(&mut statement, "<=", Some(&query.through));
+    end(statement, "event_time DESC, partition DESC, \"offset\" DESC", query.limit)
 }

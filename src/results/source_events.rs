@@ -100,8 +100,9 @@ impl SourceEvents {
         let query = HistoryQuery {
             position: alert.position,
             earliest_ms: trigger_ms.saturating_sub(margin_ms),
+            from_ms: after_ms.map(|ms| ms.saturating_sub(margin_ms)),
             // An accepted event is never later than the timestamp of its record by more than `max_future_skew`.
-            from_ms: after_ms.map(|ms| ms.saturating_sub(time.max_future_skew_ms.max(margin_ms))),
+            spare_ms: time.max_future_skew_ms.saturating_sub(margin_ms).max(0),
             after_ms: margin_ms,
             deadline: Instant::now() + READ_TIME,
         };

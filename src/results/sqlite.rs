@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, OpenFlags, ToSql, params_from_iter};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, params_from_iter};
 
-use super::query::{Dialect, Parameter, Statement};
+use super::query::Dialect;
 use super::stored::{Database, Row, Value};
+use crate::database::{Statement, sqlite};
 
 /// The time to wait for a lock of a writer, which WAL makes rare.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,30 +25,10 @@ impl Sqlite {
     pub fn new(path: PathBuf) -> Sqlite {
         Sqlite { path, connection: Mutex::default() }
     }
-
-    fn open(&self) -> rusqlite::Result<Connection> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags)?;
-        connection.busy_timeout(LOCK_TIMEOUT)?;
-        connection.pragma_update(None, "query_only", true)?;
-        Ok(connection)
-    }
-}
-
-impl ToSql for Parameter {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        match self {
-            Parameter::Text(text) => text.to_sql(),
-            Parameter::Int(value) => value.to_sql(),
-        }
-    }
 }
 
 impl Database for Sqlite {
     const DIALECT: Dialect = Dialect {
-        text: |n| format!("?{n}"),
-        int: |n| format!("?{n}"),
-        time: |n| format!("?{n}"),
         millis: |column| format!("CAST(round(unixepoch({column}, 'subsec') * 1000) AS INTEGER)"),
         json: str::to_owned,
         amount: "amount_exact",
@@ -63,7 +44,7 @@ impl Database for Sqlite {
             if !self.path.exists() {
                 return Ok(Vec::new());
             }
-            *open = Some(self.open().map_err(|error| error.to_string())?);
+            *open = Some(sqlite::open(&self.path, true, LOCK_TIMEOUT).map_err(|error| error.to_string())?);
         }
         let connection = open.as_ref().expect("it has been opened");
         match read(connection, statement) {
@@ -75,9 +56,9 @@ impl Database for Sqlite {
 }
 
 fn read(connection: &Connection, statement: &Statement) -> rusqlite::Result<Vec<Row>> {
-    let mut prepared = connection.prepare_cached(&statement.sql)?;
+    let mut prepared = connection.prepare_cached(statement.text())?;
     let columns = prepared.column_count();
-    let rows = prepared.query_map(params_from_iter(&statement.parameters), |row| {
+    let rows = prepared.query_map(params_from_iter(statement.parameters()), |row| {
         (0..columns)
             .map(|column| {
                 Ok(match row.get_ref(column)? {

@@ -4,8 +4,9 @@ use headwater_dataflows::Epoch;
 use serde_json::value::RawValue;
 
 use super::alert::{AlertRecord, ChangeCursor};
-use super::query::{self, AlertQuery, Dialect, EventQuery, Statement};
+use super::query::{self, AlertQuery, Dialect, EventQuery};
 use super::{Results, ResultsError};
+use crate::database::Statement;
 use crate::json::rfc3339;
 
 /// A value of a row.

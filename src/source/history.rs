@@ -22,6 +22,8 @@ pub struct HistoryQuery {
     pub earliest_ms: i64,
     /// The timestamp from which on records before it are read; None for all.
     pub from_ms: Option<i64>,
+    /// The time before `from_ms` for which records are read too, if there are few.
+    pub spare_ms: i64,
     /// The time after it for which records are read.
     pub after_ms: i64,
     /// The end of the time for reading.

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 29] = [
+const LAYERS: [&str; 30] = [
     "json",
     "wall",
     "logging",
@@ -18,6 +18,7 @@ const LAYERS: [&str; 29] = [
     "source",
     "decode",
     "outputs",
+    "database",
     "dead_letters",
     "metrics",
     "client",

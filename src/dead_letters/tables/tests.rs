@@ -111,14 +111,14 @@ fn a_database_that_does_not_exist_is_not_created() {
 }
 
 #[test]
-fn parameters_of_postgresql_have_numbers_and_types() {
-    let mut query = Query::default();
-    query.filter(&Filter { reason: Some("it's".to_owned()), to_ms: Some(0), ..Filter::default() });
-    query.rows(&Rows::ByPosition(Some(LetterId { partition: 1, offset: 2 })));
+fn a_statement_of_postgresql_has_the_conditions_of_its_filter() {
+    let database = Database::Postgres("postgres://host/".to_owned().into(), None);
+    let filter = Filter { reason: Some("it's".to_owned()), to_ms: Some(0), ..Filter::default() };
+    let mut statement = database.statement("SELECT", &filter);
+    add_rows(&mut statement, &Rows::ByPosition(Some(LetterId { partition: 1, offset: 2 })));
     assert_eq!(
-        query.numbered(),
-        " WHERE true AND reason = $1 AND timestamp < $2::text::timestamptz AND timestamp >= $3::text::timestamptz AND \
-         timestamp < $4::text::timestamptz AND (partition, \"offset\") > ($5::bigint, $6::bigint) ORDER BY partition, \
-         \"offset\""
+        statement.numbered(),
+        "SELECT WHERE reason = $1 AND timestamp < $2::text::timestamptz AND timestamp >= $3::text::timestamptz AND timestamp < \
+         $4::text::timestamptz AND (partition, \"offset\") > ($5::bigint, $6::bigint) ORDER BY partition, \"offset\""
     );
 }

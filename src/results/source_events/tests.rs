@@ -101,6 +101,22 @@ fn the_trigger_that_is_not_found_is_named() {
 }
 
 #[test]
+fn an_alert_is_shown_even_if_the_source_cannot_be_read() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let text = format!(
+        "pipeline = \"p\"\n[source]\nkind = \"file\"\npaths = {:?}\n[patterns.rapid_fire_burst]\n[sinks.file]\npath = \"out\"\n",
+        file.path()
+    );
+    let config = Config::parse(&text, std::iter::empty()).expect("valid");
+    let source = SourceEvents::of_config(&config);
+    drop(file);
+    let results = Recent::new(std::sync::Arc::default(), std::sync::Arc::new(Metrics::default()));
+    let explainer = Explainer::new(config.plan.patterns.clone(), Vec::new(), Some(source));
+    let explanation = explainer.explain(&results, &alert("rapid_fire_burst", &["a0"], 0)).expect("an answer");
+    assert!(explanation.note.is_some_and(|note| note.contains("cannot read file")), "the reason");
+}
+
+#[test]
 fn all_amounts_of_a_file_are_known() {
     let lines = [line("a0", "ann", 0), line("b0", "bob", 1), line("a1", "ann", 2), line("a2", "ann", 3)];
     let explanation = explain(&lines, &alert("amount_anomaly", &["a2"], 3));
@@ -114,7 +130,11 @@ fn all_amounts_of_a_file_are_known() {
 fn a_source_that_cannot_be_read_again_is_named() {
     let explanation = explain_source("kind = \"generator\"", &alert("rapid_fire_burst", &["a0"], 0));
     let note = explanation.note.expect("a note");
-    assert!(note.contains("the source cannot be read again") && note.contains("are not stored"), "{note}");
+    assert!(
+        note.contains("the source cannot be read again (its records are not stored)")
+            && note.contains("add `events`"),
+        "{note}"
+    );
     assert!(!explanation.complete && explanation.events_from.is_none());
 }
 

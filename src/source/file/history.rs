@@ -110,7 +110,7 @@ mod tests {
 
     fn query(time: Duration) -> HistoryQuery {
         let deadline = Instant::now() + time;
-        HistoryQuery { position: None, earliest_ms: 0, from_ms: None, after_ms: 0, deadline }
+        HistoryQuery { position: None, earliest_ms: 0, from_ms: None, spare_ms: 0, after_ms: 0, deadline }
     }
 
     #[test]

@@ -87,6 +87,9 @@ impl RecordHistory for TopicHistory {
         let lows = reading.before(timestamp, query.from_ms, ends.clone())?;
         reading.note_start(&lows, query.from_ms, self.is_from_first);
         reading.after(&ends, timestamp, query.after_ms)?;
+        if let Some(from_ms) = query.from_ms {
+            reading.spare(from_ms.saturating_sub(query.spare_ms), &lows)?;
+        }
         Ok(reading.read)
     }
 }
@@ -237,6 +240,16 @@ impl Reading<'_> {
         let all = self.slice(lows, &ends)?;
         if !(all && is_whole) {
             self.read.gaps.push(Gap::After(self.bounds));
+        }
+        Ok(())
+    }
+
+    /// Reads from a time to these offsets, if nothing is missing after them and there are few records.
+    fn spare(&mut self, from_ms: i64, highs: &[i64]) -> Result<(), SourceError> {
+        let lows = self.topic.offsets_at(from_ms)?;
+        let few = self.left.records.min(self.bounds.records / 10);
+        if self.read.gaps.is_empty() && count(&lows, highs) <= few {
+            self.slice(&lows, highs)?;
         }
         Ok(())
     }
