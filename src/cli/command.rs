@@ -204,6 +204,9 @@ pub struct CheckArgs {
     /// Test every connection, topic and permission that a run needs, and change nothing.
     #[arg(long)]
     pub connect: bool,
+    /// Decode the first N records of the source, or the lines of a file, and print each event or why it is refused.
+    #[arg(long, value_name = "N|FILE", conflicts_with = "connect", value_hint = ValueHint::FilePath)]
+    pub sample: Option<String>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

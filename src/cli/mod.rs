@@ -10,6 +10,7 @@ mod demo;
 mod demo_console;
 mod hosts;
 pub mod output;
+mod sample;
 mod status;
 mod stop;
 mod summary;
@@ -194,6 +195,9 @@ fn warn(config: &Config) {
 
 /// Prints the effective configuration.
 fn check(args: &CheckArgs) -> anyhow::Result<()> {
+    if let Some(sample) = &args.sample {
+        return sample::sample(&load_source(&args.config)?, sample, args.json);
+    }
     let config = load(&args.config)?;
     warn(&config);
     Ok(output::report(args.json, || config.effective_json(), || config.effective())?)
