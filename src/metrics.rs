@@ -7,6 +7,7 @@ mod health;
 mod progress;
 mod registrar;
 mod renamed;
+mod rules;
 mod snapshot;
 mod spans;
 
@@ -28,6 +29,7 @@ use self::health::{Frontier, Health};
 pub use self::progress::PartitionTime;
 use self::progress::Progress;
 use self::registrar::Registrar;
+pub use self::rules::RuleErrors;
 pub use self::snapshot::{
     CheckpointStatus, FrontierStatus, LatencyStatus, PartitionStatus, SinkStatus, Snapshot, WatermarkStatus,
     time_text,
@@ -61,6 +63,8 @@ pub struct Metrics {
     deliveries: DeliveryMetrics,
     restarts: IntCounter,
     spans_dropped: IntCounter,
+    rule_errors: IntCounterVec,
+    rule_error_counts: OnceLock<Vec<RuleErrors>>,
     resident_memory: IntGauge,
     stalled: IntGaugeVec,
     partition_held: IntGaugeVec,
@@ -148,6 +152,12 @@ impl Metrics {
                 "Optional fields with a wrong type or value, which were treated as absent",
                 &["field"],
             )?,
+            rule_errors: add.counters(
+                "headwater_rule_errors_total",
+                "Evaluations of a rule's expressions that ended with an error",
+                &["rule"],
+            )?,
+            rule_error_counts: OnceLock::new(),
             alerts: add.counters("headwater_alerts_total", "Alerts raised and revoked", &["rule", "status"])?,
             epoch: add.gauge("headwater_epoch", "The latest epoch that has closed")?,
             epoch_time: add.register(Histogram::with_opts(
@@ -504,6 +514,7 @@ impl Metrics {
         if let Some(bytes) = resident_bytes() {
             self.resident_memory.set(bytes);
         }
+        self.update_rule_errors();
         let mut out = Vec::new();
         let families = renamed::with_old_names(self.registry.gather());
         let encoded = TextEncoder::new().encode(&families, &mut out);

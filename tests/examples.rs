@@ -13,7 +13,9 @@ use headwater::sinks::memory::Memory;
 fn names() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let files = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
-    let mut names: Vec<_> = files.filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned())).collect();
+    let programs = files.filter(|file| file.extension().is_some_and(|extension| extension == "rs"));
+    let mut names: Vec<_> =
+        programs.filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned())).collect();
     names.sort();
     names
 }
@@ -48,6 +50,39 @@ fn every_example_prints_what_its_comment_says() {
         assert!(output.status.success(), "{name} failed:\n{printed}{errors}");
         assert_eq!(printed, announced(&name), "{name}");
     }
+}
+
+/// The README begins with a rule of one's own over events of one's own.
+#[test]
+fn the_payments_of_the_readme_raise_an_alert() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = |path: &str| std::fs::read_to_string(root.join(path)).expect("readable");
+    let toml = text("examples/payments/payments.toml");
+    assert!(
+        text("README.md").contains(&format!("```toml\n{toml}```")),
+        "the README has another configuration"
+    );
+    assert!(toml.lines().count() <= 15);
+
+    let dir = tempfile::tempdir().expect("a directory");
+    for file in ["payments.toml", "payments.ndjson"] {
+        std::fs::copy(root.join("examples/payments").join(file), dir.path().join(file)).expect("copied");
+    }
+    let headwater = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_headwater"));
+        let output = command.args(arguments).current_dir(dir.path()).output().expect("started");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let sample = headwater(&["check", "payments.toml", "--sample", "3"]);
+    assert!(sample.ends_with("3 records: 3 events, 0 refused\n"), "{sample}");
+    headwater(&["run", "payments.toml"]);
+    let alerts = std::fs::read_to_string(dir.path().join("results/alerts.ndjson")).expect("alerts");
+    let alerts: Vec<serde_json::Value> =
+        alerts.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let [alert] = &alerts[..] else { panic!("{alerts:?}") };
+    assert_eq!((&alert["key_kind"], &alert["key"]), (&"ip".into(), &"203.0.113.9".into()));
+    assert_eq!(alert["details"], serde_json::json!({ "count": 20, "within_ms": 300_000 }));
 }
 
 const ENDLESS: &str = "pipeline = 'endless'\nsource = { kind = 'generator' }";

@@ -7,7 +7,7 @@ use headwater_dataflows::{EventTime, KeyHash};
 
 use super::scan::{Scanner, SyntaxError, Text, Value};
 use super::{Decoder, Envelope, FieldError, Format, MappedDecoder, Rejection, number};
-use crate::event::{Body, Event, EventType, KeyKind, RecordKey, Span};
+use crate::event::{Body, Event, EventType, Extension, KeyKind, Kind, RecordKey, Span};
 use crate::source::Raw;
 
 /// The maximum size of a record, in bytes.
@@ -73,7 +73,7 @@ fn field(name: &str) -> Option<usize> {
 /// The format JSON: one object per record.
 pub const JSON: Format = Format {
     name: "json",
-    version: 2,
+    version: 3,
     envelope: Envelope::none,
     needs_fields: false,
     defaults: &[],
@@ -188,7 +188,7 @@ impl EventBuilder<'_> {
     fn build(mut self, raw: &Raw<'_>) -> Result<Event, Rejection> {
         self.check_types()?;
         let id = self.required(EVENT_ID, 128)?;
-        let event_type = self.event_type()?;
+        let (event_type, type_span) = self.event_type()?;
         let user_id = self.optional(USER_ID)?;
         let device_id = self.optional(DEVICE_ID)?;
         let (kind, name, field) = match event_type {
@@ -242,7 +242,16 @@ impl EventBuilder<'_> {
             session_id,
             device_id,
             attributes,
-            kind: event_type.into(),
+            kind: match event_type {
+                // The key is the device; the user is beyond what events usually have.
+                EventType::IotSensor if user_id != Span::ABSENT => Kind::Extended(Box::new(Extension {
+                    event_type: type_span,
+                    user_id,
+                    has_id: true,
+                    own: Box::default(),
+                })),
+                event_type => event_type.into(),
+            },
         };
         Ok(Event { position: raw.position, event_time, key_hash, body: Arc::new(body) })
     }
@@ -367,9 +376,11 @@ impl EventBuilder<'_> {
         }
     }
 
-    fn event_type(&mut self) -> Result<EventType, Rejection> {
+    /// Returns the type, and its span.
+    fn event_type(&mut self) -> Result<(EventType, Span), Rejection> {
         let span = self.required(EVENT_TYPE, MAX_RECORD)?;
-        EventType::parse(self.str(span)).ok_or_else(|| {
+        let parsed = EventType::parse(self.str(span));
+        parsed.map(|event_type| (event_type, span)).ok_or_else(|| {
             Rejection::invalid(
                 "event_type",
                 "event_type must be transaction, user_activity, iot_sensor or api_call",

@@ -11,13 +11,13 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Concatenate;
 
 use super::key_state::States;
-use super::own::rule_set;
+use super::own::{RulePlan, rule_set};
 use super::plan::{By, Limits, Plan, WindowKind, WindowPlan};
 use super::rules::rules;
 use super::spaces::{KeySpace, SpaceEvent};
 use crate::coordination::Operator;
 use crate::event::{Event, KeyKind, split_key};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RuleErrors};
 use crate::outputs::{
     Alert, DeadLetter, EncodedOutputs, Identity, KeyHistory, RecentAlerts, SinkEncoding, SinkRoute, Status,
     WindowRow, encode_for_sinks, encode_outputs,
@@ -67,6 +67,7 @@ pub fn compute<'scope>(
     recent: Option<Arc<RecentAlerts>>,
 ) -> Computed<'scope> {
     let Inputs { events, rejected, control } = inputs;
+    metrics.watch_rules(plan.rules.iter().map(rule_errors).collect());
     let scope = events.inner.scope();
     let Limits { dedup_horizon_ms, ttl_ms, .. } = plan.limits;
     let admission = Admission { dedup_horizon_ms, ttl_ms: Some(ttl_ms) };
@@ -150,6 +151,12 @@ where
     let rules = plan.rules_by(space);
     let operator = own_rules_of(space);
     (!rules.is_empty()).then(|| keyed.scan_all(&operator, rule_set(&plan.pipeline, &rules)))
+}
+
+/// Returns the errors of a rule's expressions, for the metrics.
+fn rule_errors(rule: &RulePlan) -> RuleErrors {
+    let counted = rule.clone();
+    RuleErrors { rule: rule.id.to_string(), count: Box::new(move || counted.errors()) }
 }
 
 /// Returns the ids of the user's own rules, by operator, in the order of their numbers.

@@ -146,6 +146,31 @@ impl RulePlan {
         self.filter.as_ref().is_none_or(|filter| filter.holds(event))
     }
 
+    /// Returns the number of evaluations of its expressions that ended with an error, in this process.
+    pub fn errors(&self) -> u64 {
+        let of_condition = match &self.condition {
+            ConditionPlan::Sum { of, .. } | ConditionPlan::Average { of, .. } => of.errors(),
+            ConditionPlan::Distinct { of, .. } => of.errors(),
+            ConditionPlan::Share { of, .. } => of.errors(),
+            ConditionPlan::Outlier { of, group_by, .. } => {
+                of.errors() + group_by.as_ref().map_or(0, cel::Scalar::errors)
+            }
+            ConditionPlan::Sequence { steps, absent, .. } => {
+                let all = steps.iter().map(|(filter, _)| filter).chain(absent);
+                all.map(cel::Predicate::errors).sum()
+            }
+            ConditionPlan::Match
+            | ConditionPlan::Count { .. }
+            | ConditionPlan::Travel { .. }
+            | ConditionPlan::Absence { .. } => 0,
+        };
+        let of_severity = match &self.severity {
+            SeverityPlan::Fixed(_) => 0,
+            SeverityPlan::Chosen(choice) => choice.errors(),
+        };
+        self.filter.as_ref().map_or(0, cel::Predicate::errors) + of_condition + of_severity
+    }
+
     fn severity(&self, event: &Event) -> Severity {
         match &self.severity {
             SeverityPlan::Fixed(severity) => *severity,

@@ -47,6 +47,18 @@ fn a_record_becomes_an_event_with_all_its_fields() {
 }
 
 #[test]
+fn an_event_of_a_sensor_keeps_its_user() {
+    let text = VALID
+        .replace("transaction", "iot_sensor")
+        .replace(r#""user_id":"u1""#, r#""user_id":"u1","device_id":"d1""#);
+    let event = decode(&text).expect("valid");
+    assert_eq!((event.key(), event.event_type(), event.user_id()), ("dd1", "iot_sensor", Some("u1")));
+    assert_eq!(headwater_dataflows::Event::id(&event), Some(b"e1".as_slice()));
+    let without = decode(&text.replace(r#""user_id":"u1","#, "")).expect("valid");
+    assert_eq!((without.key(), without.user_id()), ("dd1", None));
+}
+
+#[test]
 fn each_broken_rule_has_its_reason_and_field() {
     let long = format!("\"{}\"", "x".repeat(257));
     let huge = format!("{{\"a\":\"{}\"}}", "x".repeat(70_000));
