@@ -388,3 +388,6 @@ fn condition<E: AsRef<Event> + 'static>(plan: &ConditionPlan) -> Condition<E> {
         ConditionPlan::Absence { within_ms } => Condition::Absence { within_ms: *within_ms },
     }
 }
+
+#[cfg(test)]
+mod tests;
