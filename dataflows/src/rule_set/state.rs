@@ -89,6 +89,40 @@ pub(super) struct RuleUndo {
 
 const _: () = assert!(size_of::<RuleUndo>() <= 32);
 
+/// A buffer for the undo data of a step. The data of each rule is written in place, because a copy of what was just
+/// written is slow.
+#[derive(Default)]
+pub(super) struct Undos {
+    slots: Vec<RuleUndo>,
+    /// The number of slots in use.
+    count: usize,
+}
+
+impl Undos {
+    /// Returns a place for the undo data of a rule.
+    #[inline]
+    pub fn next(&mut self, rule: u32) -> &mut ConditionUndo {
+        if self.count == self.slots.len() {
+            self.slots.push(RuleUndo { rule, undo: ConditionUndo::Event });
+        }
+        let slot = &mut self.slots[self.count];
+        self.count += 1;
+        slot.rule = rule;
+        &mut slot.undo
+    }
+
+    /// Moves the data out of the buffer.
+    #[inline]
+    pub fn collect(&mut self) -> SetUndo {
+        let used = &mut self.slots[..std::mem::take(&mut self.count)];
+        let undo = |slot: &mut RuleUndo| RuleUndo {
+            rule: slot.rule,
+            undo: std::mem::replace(&mut slot.undo, ConditionUndo::Event),
+        };
+        SetUndo(used.iter_mut().map(undo).collect())
+    }
+}
+
 impl From<Displaced> for ConditionUndo {
     #[inline]
     fn from(Displaced { has_value, held, from, value }: Displaced) -> ConditionUndo {
