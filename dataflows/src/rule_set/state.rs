@@ -25,8 +25,22 @@ pub(super) struct Entry {
     /// The id of the rule.
     pub id: u64,
     /// The time up to which results are suppressed; `i64::MIN` before the first result.
+    #[serde(with = "until")]
     pub until: i64,
     pub state: ConditionState,
+}
+
+/// Stores the time up to which results are suppressed: a byte if there was no result.
+mod until {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(until: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+        Some(until).filter(|until| **until != i64::MIN).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+        Ok(Option::deserialize(deserializer)?.unwrap_or(i64::MIN))
+    }
 }
 
 /// The state of a condition. New variants are added at the end, so that stored states stay valid.
