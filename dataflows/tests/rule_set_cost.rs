@@ -3,10 +3,10 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::patterns::Frequency;
+use headwater_dataflows::patterns::{Bound, Frequency};
 use headwater_dataflows::{
-    Admission, Admit, Condition, Emission, Engine, Event, EventTime, Offset, Partition, Position, Predicate,
-    Rule, RuleSet, Rules, Scan, SetRule,
+    Admission, Admit, Condition, Emission, Engine, Event, EventTime, Number, Offset, Partition, Position,
+    Predicate, Rule, RuleSet, Rules, Scan, SetRule, Step,
 };
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +74,33 @@ fn five_rules() -> RuleSet<Hit, i64> {
     RuleSet::new(rules.collect()).expect("the ids differ")
 }
 
+/// Returns conditions that do not hold for any event.
+fn each_condition() -> [(&'static str, Condition<Hit>); 7] {
+    let number = || Box::new(|hit: &Hit| Some(hit.offset % 100)) as Number<Hit>;
+    let step = |kind: u64| Step { filter: Box::new(move |hit: &Hit| hit.kind == kind), times: 1 };
+    let (bound, within_ms) = (Bound::MoreThan(1_000_000), 5000);
+    [
+        ("count", Condition::Count { at_least: 100, within_ms: HOUR_MS }),
+        ("sum", Condition::Sum { of: number(), bound, within_ms }),
+        ("average", Condition::Average { of: number(), bound, at_least_events: 3, within_ms }),
+        (
+            "distinct",
+            Condition::Distinct { of: Box::new(|hit: &Hit| Some(hit.kind)), at_least: 8, within_ms: HOUR_MS },
+        ),
+        (
+            "share",
+            Condition::Share {
+                of: Box::new(|hit: &Hit| hit.kind == 0),
+                more_than_ppm: 900_000,
+                at_least_events: 20,
+                within_ms,
+            },
+        ),
+        ("sequence", Condition::Sequence { steps: vec![step(0), step(1), step(9)], within_ms, absent: None }),
+        ("absence", Condition::Absence { within_ms: HOUR_MS }),
+    ]
+}
+
 /// Returns a set of rules, three for each kind of event.
 fn filtered_rules(kinds: u64) -> RuleSet<Hit, i64> {
     let rule = |id: u64| {
@@ -137,6 +164,15 @@ fn time_of_an_event() {
     };
     print("static/5", least(&|| scan(&hits, static_rules(), || {})));
     print("rule_set/5", least(&|| scan(&hits, five_rules(), || {})));
+    let five_kinds = self::hits(EVENTS, 10_000, 5);
+    for (what, _) in each_condition() {
+        let set = || {
+            let condition = each_condition().into_iter().find(|(name, _)| *name == what);
+            let (_, condition) = condition.expect("the condition is in the list");
+            RuleSet::new(vec![SetRule { condition, ..count_rule(1, 1, None) }]).expect("there is one rule")
+        };
+        print(what, least(&|| scan(&five_kinds, set(), || {})));
+    }
     for kinds in [1, 17, 67] {
         let hits = self::hits(EVENTS, 10_000, kinds);
         let what = format!("rule_set/{}, 3 of them", 3 * kinds);

@@ -107,10 +107,13 @@ pub enum Condition<E> {
     /// - All events of a run lie in `within_ms`: the time from the first to the last is below it.
     /// - An event that completes several runs raises one result, of the run that started last. All of these runs end, so
     ///   their events do not match again; runs that are not complete go on.
-    /// - With `absent`, a run that has completed all steps waits. It is raised when no event satisfied `absent` in the
-    ///   `within_ms` from its first event on. Each waiting run is raised on its own. Of the waiting runs of a key, the
-    ///   eight that started first are kept; one event of `absent` ends all of them.
-    /// - A run that is complete except for `n` events of a step occupies memory for each `n`, so `times` should be small.
+    /// - With `absent`, a run that has completed all steps waits. It is raised when no event satisfied `absent` up to the
+    ///   end, exclusive, of the `within_ms` from its first event on. Each waiting run is raised on its own: after the steps
+    ///   a, a, b without a c there are two results, one for each a. Of the waiting runs of a key, the eight that started
+    ///   first are kept, and of those with the same number of events before, the eight that started last. One event of
+    ///   `absent` ends all waiting runs.
+    /// - Runs overlap, one for each number of events taken, so the cost of an event and the memory of a key grow with the
+    ///   square of `times`. To wait for many events, use `Count`.
     Sequence {
         /// The steps, at least one.
         steps: Vec<Step<E>>,

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use crate::patterns::{Deviation, Part, Rate, Run, Total, Trip, Variety};
 use crate::{Anchor, EventTime};
 
-/// What a [`Condition`](super::Condition) found.
+/// The finding of a [`Condition`](super::Condition) at an event, or at a time without one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Finding {
     /// An event.
@@ -44,7 +44,7 @@ pub struct Course {
     pub completed: Vec<Rc<Anchor>>,
 }
 
-/// What a run stores of an event: its anchor, if it is the first of the run or completes a step.
+/// The value that a run stores of an event: its anchor, if it is the first of the run or completes a step.
 pub(super) type Milestone = Option<Rc<Anchor>>;
 
 impl Course {

@@ -24,7 +24,7 @@ use thiserror::Error;
 pub use condition::{Condition, Locate, Number, Predicate, Step, Value};
 pub use finding::{Course, Finding};
 use machine::Machine;
-use state::{ConditionUndo, Entry, Raised, RuleUndo};
+use state::{ConditionUndo, Entry, Raised, RuleUndo, Undos};
 pub use state::{SetState, SetUndo, forget_rules_by_id};
 
 use crate::capture::Damage;
@@ -128,7 +128,7 @@ pub struct RuleSet<E: Event, D> {
     /// The filter of each rule. They lie together because an event passes few of many.
     filters: Box<[Option<Predicate<E>>]>,
     /// A buffer for the undo data of a step.
-    undos: Cell<Vec<RuleUndo>>,
+    undos: Cell<Undos>,
 }
 
 /// The number of states of a key that are prefetched.
@@ -181,7 +181,7 @@ impl<E: Event, D> RuleSet<E, D> {
         at: &mut usize,
         state: &mut SetState,
         event: &E,
-        undos: &mut Vec<RuleUndo>,
+        undos: &mut Undos,
         found: &mut Vec<Found<D>>,
     ) {
         let rule = &self.rules[index];
@@ -196,9 +196,7 @@ impl<E: Event, D> RuleSet<E, D> {
         }
         let entry = &mut state.entries[*at];
         let until = entry.until;
-        // Written in place, because the copy of what was just written is slow.
-        undos.push(RuleUndo { rule: index as u32, undo: ConditionUndo::Event });
-        let Some(RuleUndo { undo, .. }) = undos.last_mut() else { return };
+        let undo = undos.next(index as u32);
         rule.step(entry, event, undo, found);
         if fresh {
             *undo = ConditionUndo::Fresh;
@@ -208,8 +206,9 @@ impl<E: Event, D> RuleSet<E, D> {
         }
     }
 
-    fn collect_undos(&self, mut undos: Vec<RuleUndo>) -> SetUndo {
-        let undo = SetUndo(undos.drain(..).collect());
+    #[inline]
+    fn collect_undos(&self, mut undos: Undos) -> SetUndo {
+        let undo = undos.collect();
         self.undos.set(undos);
         undo
     }
@@ -338,7 +337,7 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
         for (index, rule) in self.rules.iter().enumerate() {
             let was = before.next_if(|undo| undo.rule as usize == index);
             if !live.has(rule.number) {
-                undos.extend(was);
+                was.into_iter().for_each(|was| *undos.next(was.rule) = was.undo);
             } else if considers(&self.filters[index], event) {
                 self.step_rule(index, &mut at, state, event, &mut undos, found);
             }
@@ -396,3 +395,6 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,8 +25,22 @@ pub(super) struct Entry {
     /// The id of the rule.
     pub id: u64,
     /// The time up to which results are suppressed; `i64::MIN` before the first result.
+    #[serde(with = "until")]
     pub until: i64,
     pub state: ConditionState,
+}
+
+/// Stores the time up to which results are suppressed: a byte if there was no result.
+mod until {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(until: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+        Some(until).filter(|until| **until != i64::MIN).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+        Ok(Option::deserialize(deserializer)?.unwrap_or(i64::MIN))
+    }
 }
 
 /// The state of a condition. New variants are added at the end, so that stored states stay valid.
@@ -88,6 +102,40 @@ pub(super) struct RuleUndo {
 }
 
 const _: () = assert!(size_of::<RuleUndo>() <= 32);
+
+/// A buffer for the undo data of a step. The data of each rule is written in place, because a copy of what was just
+/// written is slow.
+#[derive(Default)]
+pub(super) struct Undos {
+    slots: Vec<RuleUndo>,
+    /// The number of slots in use.
+    count: usize,
+}
+
+impl Undos {
+    /// Returns a place for the undo data of a rule.
+    #[inline]
+    pub fn next(&mut self, rule: u32) -> &mut ConditionUndo {
+        if self.count == self.slots.len() {
+            self.slots.push(RuleUndo { rule, undo: ConditionUndo::Event });
+        }
+        let slot = &mut self.slots[self.count];
+        self.count += 1;
+        slot.rule = rule;
+        &mut slot.undo
+    }
+
+    /// Moves the data out of the buffer.
+    #[inline]
+    pub fn collect(&mut self) -> SetUndo {
+        let used = &mut self.slots[..std::mem::take(&mut self.count)];
+        let undo = |slot: &mut RuleUndo| RuleUndo {
+            rule: slot.rule,
+            undo: std::mem::replace(&mut slot.undo, ConditionUndo::Event),
+        };
+        SetUndo(used.iter_mut().map(undo).collect())
+    }
+}
 
 impl From<Displaced> for ConditionUndo {
     #[inline]

@@ -147,7 +147,7 @@ fn beyond<'a>(one: &'a State, other: &State) -> Vec<(&'a Name, &'a Vec<u8>)> {
     one.iter().filter(|(name, value)| other.get(name) != Some(value)).collect()
 }
 
-fn after(changes: &Changes<String>, epoch: u64) -> Changes<String> {
+pub fn after<D: Data>(changes: &Changes<D>, epoch: u64) -> Changes<D> {
     changes.iter().filter(|change| change.1 > epoch).cloned().collect()
 }
 
@@ -206,14 +206,14 @@ fn a_restored_dataflow_has_the_output_of_an_uninterrupted_one() {
     );
 }
 
-/// Returns the path of the recorded state of a version.
-fn recorded_path(version: u8) -> PathBuf {
+/// Returns the path of the recorded state of a version: of all operators (`state`), or of a rule set (`rule-set`).
+pub fn recorded_path(what: &str, version: u8) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/specification/recorded");
-    folder.join(format!("state-{version}.txt"))
+    folder.join(format!("{what}-{version}.txt"))
 }
 
 /// Formats a state, with a line for each record: operator, shard, key and value.
-fn format_state(state: &State) -> String {
+pub fn format_state(state: &State) -> String {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let line = |((operator, shard, key), value): (&Name, &Vec<u8>)| {
         format!("{operator}\t{}\t{}\t{}\n", shard.0, hex(key), hex(value))
@@ -221,7 +221,7 @@ fn format_state(state: &State) -> String {
     state.iter().map(line).collect()
 }
 
-fn parse_state(text: &str) -> Option<State> {
+pub fn parse_state(text: &str) -> Option<State> {
     let bytes = |hex: &str| -> Option<Vec<u8>> {
         (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()).collect()
     };
@@ -243,7 +243,7 @@ fn recorded_state_of_every_version_is_restored() {
     rounds[half].checkpoint = true;
     let uninterrupted = run(&rounds, 2, None, None);
     let state = merge(State::new(), &uninterrupted.captured, half as u64);
-    let today = recorded_path(STATE_VERSION);
+    let today = recorded_path("state", STATE_VERSION);
     if std::env::var_os("HEADWATER_RECORD").is_some() && !today.exists() {
         std::fs::write(&today, format_state(&state)).expect("the recorded state is writable");
     }
@@ -255,8 +255,8 @@ fn recorded_state_of_every_version_is_restored() {
         .map(|(was, _)| was.to_owned());
     assert!(text == format_state(&state), "the state format has changed without a new version: {differs:?}");
     for version in 1..=STATE_VERSION {
-        let text =
-            std::fs::read_to_string(recorded_path(version)).expect("the state of the version is recorded");
+        let text = std::fs::read_to_string(recorded_path("state", version))
+            .expect("the state of the version is recorded");
         let state = parse_state(&text).expect("the recorded state is valid");
         let again = run(&rounds, 3, None, Some(checkpoint(&state, &rounds, half as u64)));
         assert_eq!(

@@ -7,19 +7,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use differential_dataflow::consolidation;
 use headwater_dataflows::patterns::{Bound, Rate, Trip, Variety};
 use headwater_dataflows::{
-    Admission, Admit, Condition, Course, Emission, EventTime, Finding, Predicate, RuleSet, Scan, SetRule,
-    Step,
+    Admission, Admit, Condition, Course, Emission, EventTime, Finding, Predicate, RuleSet, STATE_VERSION,
+    Scan, SetRule, Step,
 };
 use proptest::prelude::*;
 
 use crate::event::Tx;
 use crate::harness::{Snapshots, check, demand, equal, run, snapshots, watermarks};
-use crate::restore::{State, checkpoint, merge, run_captured};
+use crate::restore::{
+    State, after, checkpoint, format_state, merge, parse_state, recorded_path, run_captured,
+};
 use crate::scan::{ADMISSION, deviation};
 use crate::spec::admission::admit;
 use crate::spec::patterns::{self, Answer, Fits, Found, trip};
 use crate::spec::{answers, rules as spec};
 use crate::streams::{Round, rounds, streams};
+use crate::workers::recorded_input;
 
 /// A kind of rule, with its specification: the results of a key's events, given the suppression.
 struct Kind {
@@ -418,6 +421,42 @@ fn a_restored_set_keeps_the_rules_that_it_still_has() {
     });
     let (streams, given, revoked) = counts.into_inner();
     demand("restored sets", streams, &[("given", given, 300), ("revoked", revoked, 10)]);
+}
+
+/// The recorded state of every version is kept forever, as that of the other operators:
+/// `recorded_state_of_every_version_is_restored`.
+#[test]
+fn recorded_state_of_sets_is_restored() {
+    let mut rounds = recorded_input(include_str!("recorded/input.txt")).expect("the recorded input is valid");
+    let half = rounds.len() / 2;
+    rounds[half].checkpoint = true;
+    let kind = |kind| {
+        let suppress = (kind % 2 == 0).then_some(20);
+        Chosen { id: 1000 - kind as u64, kind, emission: Emission::Immediate, suppress }
+    };
+    let chosen: Vec<Chosen> = (0..KINDS.len()).map(kind).collect();
+    let run = |from, workers| {
+        let rules = chosen.clone();
+        run_captured(&rounds, workers, from, move |captures, events, control| {
+            captures.admit("Admit", events, control, ADMISSION).0.scan_all("Rules", set(&rules))
+        })
+    };
+    let uninterrupted = run(None, 2);
+    let state = format_state(&merge(State::new(), &uninterrupted.captured, half as u64));
+    let today = recorded_path("rule-set", STATE_VERSION);
+    if std::env::var_os("HEADWATER_RECORD").is_some() && !today.exists() {
+        std::fs::write(&today, &state).expect("the recorded state is writable");
+    }
+    let recorded = std::fs::read_to_string(&today).expect("the state is recorded");
+    assert!(recorded == state, "the state format has changed without a new version");
+    for version in 1..=STATE_VERSION {
+        let path = recorded_path("rule-set", version);
+        let text = std::fs::read_to_string(path).expect("the state of the version is recorded");
+        let state = parse_state(&text).expect("the recorded state is valid");
+        let again = run(Some(checkpoint(&state, &rounds, half as u64)), 3);
+        assert_eq!(again.changes, after(&uninterrupted.changes, half as u64), "state of version {version}");
+        assert!(again.changes.len() > 10, "there are too few changes after the checkpoint");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::fmt::Debug;
 
 use headwater_dataflows::Pattern;
-use headwater_dataflows::patterns::{Frequency, Grouped, Outlier};
+use headwater_dataflows::patterns::{Average, Bound, Frequency, Grouped, Outlier, Share, Sum};
 use headwater_dataflows::windows::{Aggregate, Statistics, Summary};
 use proptest::prelude::*;
 
@@ -217,6 +217,31 @@ fn sequences_can_be_undone() {
     check_full_undo(related());
     check_same(unrelated());
     check_same(related());
+}
+
+fn sum() -> Sum<impl Fn(&Tx) -> Option<i64>> {
+    Sum::new(Bound::MoreThan(5), 20, |event: &Tx| event.amount)
+}
+
+fn average() -> Average<impl Fn(&Tx) -> Option<i64>> {
+    Average::new(Bound::AtLeast(2), 2, 20, |event: &Tx| event.amount)
+}
+
+fn share() -> Share<impl Fn(&Tx) -> bool> {
+    Share::more_than(500_000, 3, 20, |event: &Tx| event.place.is_some())
+}
+
+#[test]
+fn sums_averages_and_shares_can_be_undone() {
+    check_undo(sum());
+    check_full_undo(sum());
+    check_same(sum());
+    check_undo(average());
+    check_full_undo(average());
+    check_same(average());
+    check_undo(share());
+    check_full_undo(share());
+    check_same(share());
 }
 
 #[test]
