@@ -43,11 +43,12 @@ fn events() -> Vec<Event> {
         )
     };
     let decoded = (0..EVENTS).map(|at| {
+        let text = of(at);
         let raw = Raw {
             position: Default::default(),
             timestamp: 1_767_323_045_700,
             key: None,
-            value: Some(of(at).as_bytes()),
+            value: Some(text.as_bytes()),
             retries: 0,
             producer: None,
         };

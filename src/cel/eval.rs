@@ -170,7 +170,7 @@ pub(super) enum Float {
     /// An attribute.
     Attribute(Attribute),
     /// A text or number of an attribute.
-    AttributeFloat(Attribute),
+    Converted(Attribute),
 }
 
 /// Text.
@@ -191,7 +191,7 @@ pub(super) enum Text {
     /// An attribute.
     Attribute(Attribute),
     /// A text, number or boolean of an attribute as text.
-    AttributeText(Attribute),
+    Converted(Attribute),
 }
 
 fn checked(value: Option<i64>) -> Eval<i64> {
@@ -452,7 +452,7 @@ impl Float {
                 Member::Number(text) => finite(text),
                 _ => Err(Fault::Error),
             },
-            Float::AttributeFloat(attribute) => match attribute.read(event)? {
+            Float::Converted(attribute) => match attribute.read(event)? {
                 Member::Number(text) => finite(text),
                 Member::Text(text) => finite(&text),
                 _ => Err(Fault::Error),
@@ -511,7 +511,7 @@ impl Text {
                 written(&|out| json::write_time(out, ms))
             }
             Text::Float(float) => Ok(float.eval(event)?.to_string()),
-            Text::AttributeText(attribute) => match attribute.read(event)? {
+            Text::Converted(attribute) => match attribute.read(event)? {
                 Member::Text(text) => Ok(text.into_owned()),
                 Member::Number(text) => Ok(text.to_owned()),
                 Member::Boolean(value) => Ok(value.to_string()),

@@ -227,7 +227,7 @@ fn to_float(value: &Typed) -> Option<Float> {
         Typed::Integer(whole) => Float::Integer(Box::new(whole.clone())),
         Typed::Decimal(whole) => Float::Decimal(Box::new(whole.clone())),
         Typed::String(text) => Float::Read(Box::new(text.clone())),
-        Typed::Attribute(attribute) if !attribute.path.is_empty() => Float::AttributeFloat(attribute.clone()),
+        Typed::Attribute(attribute) if !attribute.path.is_empty() => Float::Converted(attribute.clone()),
         value => return numeric::float(value),
     })
 }
@@ -258,7 +258,7 @@ fn to_text(value: &Typed, at: usize) -> Result<Option<Text>> {
         Typed::Timestamp(whole) => Text::Instant(Box::new(whole.clone())),
         Typed::Float(float) => Text::Float(Box::new(float.clone())),
         Typed::Number(number) => return to_text(&number.settled(at)?, at),
-        Typed::Attribute(attribute) if !attribute.path.is_empty() => Text::AttributeText(attribute.clone()),
+        Typed::Attribute(attribute) if !attribute.path.is_empty() => Text::Converted(attribute.clone()),
         _ => return Ok(None),
     }))
 }
