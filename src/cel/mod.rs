@@ -40,12 +40,19 @@ use crate::fields::Layout;
 #[derive(Clone, Copy, Debug)]
 pub struct Scope<'a> {
     layout: &'a Layout,
+    /// True if `key` is the key by which the events are grouped.
+    has_key: bool,
 }
 
 impl<'a> Scope<'a> {
     /// Returns the scope of events with the fields of a layout.
     pub fn of_events(layout: &'a Layout) -> Scope<'a> {
-        Scope { layout }
+        Scope { layout, has_key: true }
+    }
+
+    /// Returns the scope without `key`, for events that are grouped by another key than their own.
+    pub fn without_key(self) -> Scope<'a> {
+        Scope { has_key: false, ..self }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::cel::{self, CelError, Scope};
 use crate::decode::decimal_micros;
 use crate::fields::Layout;
 use crate::outputs::Severity;
-use crate::pipeline::{ConditionPlan, RulePlan, SeverityPlan};
+use crate::pipeline::{By, ConditionPlan, RulePlan, SeverityPlan};
 use crate::settings::{Diagnostics, Node, Section};
 
 /// The names of conditions.
@@ -68,7 +68,10 @@ fn read_rule(
         }
     }
     let by = names.spaces.by(&mut section, diagnostics);
-    let scope = Scope::of_events(names.layout);
+    let scope = match by.as_ref().and_then(By::space) {
+        Some(_) => Scope::of_events(names.layout).without_key(),
+        None => Scope::of_events(names.layout),
+    };
     let filter = expression(&mut section, "where", diagnostics, |text| cel::compile_predicate(text, &scope));
     let condition = read_condition(&mut section, &scope, names.layout, diagnostics);
     let severity = read_severity(&mut section, &scope, diagnostics);

@@ -192,7 +192,9 @@ impl<'a> Compiler<'a> {
             return typed;
         }
         match name {
-            "key" => Ok(Typed::String(Text::Key)),
+            "key" if self.scope.has_key => Ok(Typed::String(Text::Key)),
+            "key" => self
+                .error(node, "key is the event's own key, and this rule groups by another; name its field"),
             "event" => self.error(node, "event is not a value; name a field, such as event.amount"),
             "lists" => self.error(node, "lists is not a value; name a list, such as lists.blocked"),
             _ => {

@@ -122,6 +122,7 @@ fn each_error_of_rules_names_its_place() {
          [[rules]]\nid = \"f\"\ncount = { at_least = 0, more_than = 3, within = \"5m\" }\n\
          [[rules]]\nid = \"g\"\nsequence = { within = \"1m\", steps = [{ not = \"true\" }] }\n\
          [[rules]]\nid = \"h\"\naverage = { of = \"currency\", more_than = 3, within = \"5m\" }\n\
+         [[rules]]\nid = \"j\"\nby = \"user\"\nwhere = \"key == 'ann'\"\nmatch = true\n\
          [[rules]]\nid = \"i\"\ndistinct = { at_least = 3, within = \"5m\" }\n",
         &[
             "line 6: rules[0].id: two rules have the id velocity_spike",
@@ -135,7 +136,9 @@ fn each_error_of_rules_names_its_place() {
             "line 23: rules[4].count.at_least: expected either `at_least` or `more_than`",
             "line 26: rules[5].sequence.steps: expected 1 to 16 steps such as { where = \"…\", times = 1 }",
             "line 29: rules[6].average.of: column 1: expected a number, found a string, in: currency",
-            "line 32: rules[7].distinct.of: is missing",
+            "line 33: rules[7].where: column 1: key is the event's own key, and this rule groups by another; name its field, in: \
+             key == 'ann'",
+            "line 36: rules[8].distinct.of: is missing",
         ],
     );
 }
