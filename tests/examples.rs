@@ -13,7 +13,9 @@ use headwater::sinks::memory::Memory;
 fn names() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let files = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
-    let mut names: Vec<_> = files.filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned())).collect();
+    let programs = files.filter(|file| file.extension().is_some_and(|extension| extension == "rs"));
+    let mut names: Vec<_> =
+        programs.filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned())).collect();
     names.sort();
     names
 }
