@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use headwater_dataflows::Epoch;
 
+use super::test::TestArgs;
 use crate::coordination::{AcceptedLoss, Skip};
 use crate::dead_letters::{Filter, LetterId};
 use crate::decode::rfc3339_ms;
@@ -43,6 +44,8 @@ pub enum Command {
     Run(RunArgs),
     /// Print the effective configuration, or every error in it.
     Check(CheckArgs),
+    /// Test rules: events at virtual times, and the alerts that they raise and revoke.
+    Test(TestArgs),
     /// Print how far a pipeline is, and what its next start would do.
     Status(StatusArgs),
     /// Manage the topics of a pipeline.

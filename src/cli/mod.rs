@@ -15,6 +15,7 @@ mod status;
 mod stop;
 mod summary;
 mod supervise;
+pub mod test;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -89,8 +90,9 @@ fn explain(error: &clap::Error) -> anyhow::Result<u8> {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let is_usage =
-        |cause: &(dyn std::error::Error + 'static)| cause.is::<ConfigErrors>() || cause.is::<Misconfigured>();
+    let is_usage = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<ConfigErrors>() || cause.is::<Misconfigured>() || cause.is::<test::WrongFiles>()
+    };
     let letters = error.downcast_ref::<LettersError>();
     if error.is::<HostsError>() || error.chain().any(is_usage) || letters.is_some_and(LettersError::is_usage)
     {
@@ -119,6 +121,10 @@ fn execute(command: Command) -> anyhow::Result<u8> {
         Command::Run(args) => run(&args)?,
         Command::Check(args) if args.connect => return connect(&args),
         Command::Check(args) => check(&args)?,
+        Command::Test(args) => {
+            crate::logging::init(false, "warn");
+            return Ok(if test::test(&args)? { DONE } else { FAILED });
+        }
         Command::Status(args) => return status(&args),
         Command::Topics(TopicsCommand::Create(args)) => topics_create(&args)?,
         Command::Produce(args) => produce_events(&args)?,

@@ -12,6 +12,7 @@ mod ledger;
 mod otlp;
 mod patterns;
 mod routes;
+mod rule_tests;
 mod rules;
 mod sinks;
 mod source;
@@ -151,11 +152,22 @@ impl Config {
         environment: impl Iterator<Item = (String, String)>,
         is_permitted: fn(&ConfigError) -> bool,
     ) -> Result<Config, ConfigErrors> {
+        Config::parse_completed(text, environment, |_| {}, is_permitted)
+    }
+
+    /// Parses a configuration. `complete` changes the tree of its values before they are read.
+    fn parse_completed(
+        text: &str,
+        environment: impl Iterator<Item = (String, String)>,
+        complete: fn(&mut tree::Item),
+        is_permitted: fn(&ConfigError) -> bool,
+    ) -> Result<Config, ConfigErrors> {
         let mut environment: Vec<_> = environment.collect();
         environment.sort();
         let mut tree = tree::parse(text, &environment).map_err(|(origin, message)| {
             ConfigErrors(vec![ConfigError { origin, key: "the file".into(), message }])
         })?;
+        complete(&mut tree);
         let (substituted, mut errors) = environment::substitute(&mut tree, &environment);
         let mut diagnostics = Diagnostics::default();
         renamed::modernize(&mut tree, &mut diagnostics);

@@ -16,7 +16,7 @@ use crate::pipeline::{By, ConditionPlan, RulePlan, SeverityPlan};
 use crate::settings::{Diagnostics, Node, Section};
 
 /// The names of conditions.
-const CONDITIONS: [&str; 10] =
+pub(super) const CONDITIONS: [&str; 10] =
     ["match", "count", "sum", "average", "distinct", "share", "outlier", "travel", "sequence", "absence"];
 
 /// The keys that do not decide which events match, so that changes of them keep a rule's state.

@@ -26,16 +26,36 @@ type Place = (Epoch, String);
 
 /// The last 10,000 changes of alerts. Workers add them when they compute them, so readers must leave out epochs that are
 /// not committed.
-#[derive(Debug, Default)]
-pub struct RecentAlerts(Mutex<BTreeMap<Place, RecentAlert>>);
+#[derive(Debug)]
+pub struct RecentAlerts {
+    changes: Mutex<BTreeMap<Place, RecentAlert>>,
+    /// The maximum number of changes.
+    most: usize,
+}
+
+impl Default for RecentAlerts {
+    fn default() -> RecentAlerts {
+        RecentAlerts { changes: Mutex::default(), most: CHANGES }
+    }
+}
 
 impl RecentAlerts {
+    /// Returns a buffer that keeps all changes until they are taken.
+    pub fn unbounded() -> RecentAlerts {
+        RecentAlerts { changes: Mutex::default(), most: usize::MAX }
+    }
+
+    /// Removes all changes and returns them, in their order.
+    pub fn take(&self) -> Vec<RecentAlert> {
+        std::mem::take(&mut *self.lock()).into_values().collect()
+    }
+
     /// Adds a change. A replayed epoch adds the same changes again.
     pub fn add(&self, alert: &Alert, epoch: Epoch, status: Status) {
         let change = RecentAlert { alert: alert.clone(), epoch, status };
         let mut changes = self.lock();
         changes.insert((epoch, alert.id()), change);
-        while changes.len() > CHANGES {
+        while changes.len() > self.most {
             changes.pop_first();
         }
     }
@@ -58,6 +78,6 @@ impl RecentAlerts {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Place, RecentAlert>> {
-        self.0.lock().expect("no holder of the lock panics")
+        self.changes.lock().expect("no holder of the lock panics")
     }
 }

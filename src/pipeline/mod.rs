@@ -16,6 +16,7 @@ mod own;
 mod plan;
 mod rules;
 mod spaces;
+mod virtual_run;
 
 pub use change::{ConfigChange, Resets};
 pub use compute::{Computed, ENRICH, Inputs, OWN_RULES, RULES, SPACE, WINDOW, compute, operators};
@@ -28,3 +29,4 @@ pub use plan::{
 };
 pub use rules::{discard, patterns, rules};
 pub use spaces::{KeySpace, SpaceEvent};
+pub use virtual_run::{EpochResults, RefusedEvent, VirtualRun};

@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::read::{ConfigError, nearest};
 use super::tree::{Item, Node, Origin};
 
+/// The key of errors about variables that set no key.
+pub const ENVIRONMENT: &str = "the environment";
+
 /// Known variables that are not configuration keys. A name that ends with `_` is a prefix of variables that the
 /// repository's tests and scripts use.
 const VARIABLES: [&str; 14] = [
@@ -37,7 +40,7 @@ pub fn from_process() -> Result<Vec<(String, String)>, ConfigError> {
             (Ok(name), Err(_)) if name.starts_with("HEADWATER") => {
                 return Err(ConfigError {
                     origin: Origin::Environment(name),
-                    key: "the environment".into(),
+                    key: ENVIRONMENT.into(),
                     message: "the value is not UTF-8".into(),
                 });
             }
@@ -139,7 +142,7 @@ pub fn unknown_variables(
             let near = suggestion(name, keys).map_or(String::new(), |near| format!("; did you mean {near}?"));
             ConfigError {
                 origin: Origin::Default,
-                key: "the environment".into(),
+                key: ENVIRONMENT.into(),
                 message: format!("{name} is not a variable of Headwater{near}"),
             }
         })

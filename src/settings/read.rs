@@ -160,6 +160,12 @@ impl<'a> Section<'a> {
         &self.path
     }
 
+    /// Returns the first place of the section's values; [`Origin::Default`] if it has none.
+    pub fn origin(&self) -> Origin {
+        let origins = self.entries.into_iter().flat_map(|entries| entries.values()).map(|item| &item.origin);
+        origins.min().cloned().unwrap_or(Origin::Default)
+    }
+
     /// Returns the value of a key and marks the key as read.
     pub fn item(&mut self, key: &str) -> Option<&'a Item> {
         self.read_keys.insert(key.to_owned());

@@ -75,7 +75,7 @@ fn without_wall_times(text: &str) -> String {
 }
 
 /// A folder in which commands are typed, and what they printed.
-struct Terminal {
+pub struct Terminal {
     dir: tempfile::TempDir,
     /// Texts that differ from run to run, and what stands for them.
     hidden: Vec<(String, &'static str)>,
@@ -83,18 +83,20 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn new() -> Terminal {
+    /// Returns a terminal in an empty folder.
+    pub fn new() -> Terminal {
         let dir = tempfile::tempdir().expect("a directory");
         let hidden = vec![(dir.path().display().to_string(), "DIR")];
         Terminal { dir, hidden, transcript: String::new() }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// Returns the path of a file in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Types a command and records what it prints.
-    fn type_in(&mut self, line: &str) {
+    pub fn type_in(&mut self, line: &str) {
         self.type_masked(line, str::to_owned);
     }
 
@@ -117,8 +119,13 @@ impl Terminal {
         writeln!(self.transcript, "exit code {code}\n").expect("written");
     }
 
+    /// Adds a text to what was printed.
+    pub fn note(&mut self, text: &str) {
+        self.transcript += text;
+    }
+
     /// Compares what was printed with a golden file.
-    fn compare(self, name: &str) {
+    pub fn compare(self, name: &str) {
         let path = root().join("tests/end_to_end/golden/commands").join(format!("{name}.txt"));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             fs::write(&path, &self.transcript).expect("written");

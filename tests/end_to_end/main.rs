@@ -31,6 +31,7 @@ mod rejected;
 mod remedies;
 mod restart;
 mod routes;
+mod rule_tests;
 mod services;
 mod several_sinks;
 mod side_by_side;
