@@ -207,7 +207,7 @@ impl From<EventType> for Kind {
     }
 }
 
-/// What an event has beyond the standard one.
+/// The parts of an event beyond the standard one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Extension {
     /// The type of the event, which may be any text.

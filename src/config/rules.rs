@@ -28,7 +28,7 @@ const MAX_RULES: usize = 10_000;
 /// The maximum count of events or values of a condition: each takes memory for each key.
 const COUNTS: std::ops::RangeInclusive<i64> = 1..=1_000_000;
 
-/// What rules can refer to.
+/// The names that rules can refer to.
 pub(super) struct Names<'a> {
     /// The fields of events.
     pub layout: &'a Layout,

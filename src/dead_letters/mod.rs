@@ -80,7 +80,7 @@ pub struct LetterStore {
     pub mask: Vec<String>,
     /// The header of source records that names their producer.
     pub producer_header: String,
-    /// How records are decoded, which decides whether an edited record is accepted.
+    /// The way in which records are decoded, which decides whether an edited record is accepted.
     pub decoding: Decoding,
     /// The retry ledger, as it was read last.
     pub last_read: LastRead,

@@ -90,7 +90,7 @@ impl Format {
     }
 }
 
-/// How records are decoded.
+/// The way in which records are decoded.
 #[derive(Clone, Debug)]
 pub struct Decoding {
     /// The format of records.

@@ -19,7 +19,7 @@ use crate::outputs::{Provenance, Severity};
 pub struct Plan {
     /// The name of the pipeline.
     pub pipeline: Arc<str>,
-    /// How records are decoded.
+    /// The way in which records are decoded.
     pub decoding: Decoding,
     /// The topic that is read, recorded in dead letters; None if the source is not a topic.
     pub source_topic: Option<Arc<str>>,

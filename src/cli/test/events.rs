@@ -12,7 +12,8 @@ use serde_json::{Map, Value};
 
 use super::offset::{self, BEGINNING_MS};
 use crate::decode::{
-    Const, Decoder, FieldMap, FieldSource, Form, MappedDecoder, MappedField, Path, Rejection, rfc3339_ms,
+    Const, Decoder, Envelope, FieldMap, FieldSource, Form, MappedDecoder, MappedField, Path, Rejection,
+    rfc3339_ms,
 };
 use crate::event::{Event, EventType};
 use crate::fields::{FieldId, FieldType, Layout, STANDARD};
@@ -46,10 +47,10 @@ impl TestFields {
             let path = Path::parse(&format!("['{name}']")).expect("a quoted name is a path");
             let id = FieldId(at as u16);
             let is_required = [FieldId::EVENT_ID, FieldId::EVENT_TIME].contains(&id);
-            let source = FieldSource::Path { path, form: Form::Plain };
+            let source = FieldSource::Path { path, in_envelope: false, form: Form::Plain };
             MappedField::new(name, id, kind, source, is_required)
         });
-        let map = Arc::new(FieldMap::new(Arc::clone(&layout), fields.collect()));
+        let map = Arc::new(FieldMap::new(Arc::clone(&layout), fields.collect(), Envelope::none()));
         let mapped = configured.map(|map| map.fields().iter());
         let of_records: Vec<(String, FieldType)> = match mapped.clone() {
             Some(fields) => fields.map(|field| (field.name.to_string(), field.kind)).collect(),

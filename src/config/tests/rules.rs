@@ -101,9 +101,9 @@ fn an_envelope_needs_fields() {
 #[test]
 fn each_error_of_keys_names_its_place() {
     expect_errors(
-        "[keys]\nip = \"ip_adress\"\npair = [\"currency\", \"currency\"]\nuser = \"currency\"\nat = \"location\"\nnone_of = []\n",
+        "[keys]\nip = \"ipaddress\"\npair = [\"currency\", \"currency\"]\nuser = \"currency\"\nat = \"location\"\nnone_of = []\n",
         &[
-            "line 5: keys.ip: there is no field \"ip_adress\"; did you mean \"ip_address\"?",
+            "line 5: keys.ip: there is no field \"ipaddress\"; did you mean \"ip_address\"?",
             "line 6: keys.pair: the field \"currency\" occurs twice",
             "line 7: keys.user: expected another name: this one is built in",
             "line 8: keys.at: the field \"location\" is a location, which is no key",

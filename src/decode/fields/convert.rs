@@ -6,7 +6,7 @@ use super::{Form, TimeFormat};
 use crate::decode::number;
 use crate::decode::scan::{Scanner, Text, Value};
 
-/// What is wrong with a value: a message that follows the name of the field.
+/// The fault of a value: a message that follows the name of the field.
 pub(super) type Wrong = Cow<'static, str>;
 
 /// Returns the text of a string value or a number.

@@ -4,7 +4,7 @@ use super::path::Path;
 use super::trie::Trie;
 use crate::decode::scan::Value;
 
-/// Where the data of an event is in a record. A path of a field begins at the first root that is an object.
+/// The place of an event's data in a record. A path of a field begins at the first root that is an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
     /// The roots of the data.

@@ -25,7 +25,7 @@ use crate::fields::{FieldId, FieldType, Layout};
 /// The maximum number of fields of one's own.
 pub const MAX_OWN: usize = 1000;
 
-/// What makes an event of a record.
+/// The fields that make an event of a record.
 #[derive(Clone, Debug)]
 pub struct FieldMap {
     layout: Arc<Layout>,
@@ -37,7 +37,7 @@ pub struct FieldMap {
     trie: Trie,
 }
 
-/// A field, and where its value is.
+/// A field, and the place of its value.
 #[derive(Clone, Debug)]
 pub struct MappedField {
     /// The field.
@@ -46,7 +46,7 @@ pub struct MappedField {
     pub name: Arc<str>,
     /// The type.
     pub kind: FieldType,
-    /// Where the value is.
+    /// The place of the value.
     pub source: FieldSource,
     /// True if a record without the value is rejected.
     pub required: bool,
@@ -98,7 +98,7 @@ impl MappedField {
     }
 }
 
-/// Where the value of a field is.
+/// The place of the value of a field.
 #[derive(Clone, Debug)]
 pub enum FieldSource {
     /// In the record.
@@ -107,7 +107,7 @@ pub enum FieldSource {
         path: Path,
         /// True if the path begins at the envelope, not at the data in it.
         in_envelope: bool,
-        /// How the value is read.
+        /// The form of the value.
         form: Form,
     },
     /// Latitude and longitude are apart.
@@ -140,7 +140,7 @@ pub enum Const {
     Timestamp(i64),
 }
 
-/// How a value in a record is read.
+/// The form of a value in a record.
 #[derive(Clone, Debug, Default)]
 pub enum Form {
     /// As its type is read without further settings.

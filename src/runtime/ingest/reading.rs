@@ -48,7 +48,7 @@ pub struct ReadSettings {
     pub bytes_in_flight: usize,
     /// True if this worker reports the metrics that are equal on all workers of its process.
     pub reports: bool,
-    /// How records are decoded.
+    /// The way in which records are decoded.
     pub decoding: Decoding,
 }
 
