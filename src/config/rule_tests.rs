@@ -96,9 +96,9 @@ mod tests {
 
     #[test]
     fn errors_name_the_line_of_the_file() {
-        let error = parse("[[rule]]\nid = \"a\"\n").err().expect("an unknown section");
+        let error = parse("[[rule]]\nid = \"a\"\n").expect_err("an unknown section");
         assert_eq!(error, "line 1: rule: unknown key; did you mean rules?");
-        let error = parse(&format!("\n{RULE}where = \"event.x\"\n")).err().expect("an unknown field");
+        let error = parse(&format!("\n{RULE}where = \"event.x\"\n")).expect_err("an unknown field");
         assert!(error.starts_with("line 5: rules[0].where: column 7: unknown field x"), "{error}");
     }
 }

@@ -27,6 +27,8 @@ pub struct Status {
     processes: usize,
     /// The number of workers of this process.
     workers: usize,
+    /// The names of the key spaces: users, devices, and those that windows and rules group by.
+    key_spaces: Vec<String>,
     #[serde(flatten)]
     snapshot: Snapshot,
     /// The sinks.
@@ -79,6 +81,7 @@ pub async fn status(State(api): State<Arc<Api>>) -> Json<Status> {
         process: api.run.process,
         processes: api.run.processes,
         workers: api.run.workers,
+        key_spaces: api.run.spaces.clone(),
         flow: flow(&api, &snapshot, &sinks),
         snapshot,
         sinks,

@@ -109,7 +109,9 @@ fn the_documentation_lists_exactly_the_metrics() {
     metrics.committed("sqlite", Epoch(1), 0);
     metrics.delivery("desk", DeliveryOutcome::Delivered);
     metrics.deliveries_waiting("desk", 2, 1500);
+    metrics.watch_rules(vec![RuleErrors { rule: "own".to_owned(), count: Box::new(|| 3) }]);
     let text = metrics.text();
+    assert!(text.contains("headwater_rule_errors_total{rule=\"own\"} 3\n"), "{text}");
     assert!(text.contains("headwater_deliveries_total{outcome=\"delivered\",route=\"desk\"} 1\n"), "{text}");
     assert!(
         text.contains("headwater_deliveries_total{outcome=\"dead\",route=\"desk\"} 0\n"),

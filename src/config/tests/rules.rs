@@ -138,7 +138,7 @@ fn each_error_of_rules_names_its_place() {
             "line 29: rules[6].average.of: column 1: expected a number, found a string, in: currency",
             "line 33: rules[7].where: column 1: key is the event's own key, and this rule groups by another; name its field, in: \
              key == 'ann'",
-            "line 36: rules[8].distinct.of: is missing",
+            "line 37: rules[8].distinct.of: is missing",
         ],
     );
 }

@@ -49,6 +49,13 @@ export class Keys {
     this.poller.stop();
   }
 
+  /** Offers these kinds of keys beside those that the page knows. */
+  offer(spaces) {
+    const { space } = this.form.elements;
+    const known = new Set([...space.options].map((option) => option.value));
+    for (const name of spaces ?? []) if (!known.has(name)) space.append(el('option', {}, name));
+  }
+
   #load() {
     return get(`/keys/${segment(this.key.space)}/${segment(this.key.key)}`);
   }

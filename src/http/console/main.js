@@ -87,6 +87,7 @@ function showStatus(status) {
   showState(level, text);
   setText(byId('updated'), '');
   overview.show(history);
+  keys.offer(status.key_spaces);
 }
 
 function showFailure(error) {

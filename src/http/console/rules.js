@@ -11,6 +11,8 @@ const EVERY_MS = 5_000;
 const SPAN_MS = 5 * 60_000;
 /** The number of bars of time in the small line. */
 const STEPS = 20;
+/** The severities with a badge; others are expressions. */
+const LEVELS = new Set(['low', 'medium', 'high', 'critical']);
 
 const percent = new Intl.NumberFormat(undefined, { style: 'percent', maximumFractionDigits: 0 });
 
@@ -57,11 +59,12 @@ export class Rules {
 
   #create(rule) {
     const back = typeof rule.look_back_ms === 'number' ? `, looks back ${seconds(rule.look_back_ms / 1000)}` : '';
+    const by = rule.by && rule.by !== 'key' ? `, by ${rule.by}` : '';
     const emission = rule.emit === 'final' ? 'when final' : rule.emit === 'immediate' ? 'at once, revised later' : rule.emit;
     return row(
       el('div', {}, el('span', { class: 'rule-id' }, ...breakable(rule.id)), el('span', { class: 'rule-text' }, rule.description)),
-      severityBadge(rule.severity),
-      { content: `${settingsText(rule.settings)}; alerts ${emission}${back}`, class: 'wide details' },
+      LEVELS.has(rule.severity) ? severityBadge(rule.severity) : el('code', {}, rule.severity),
+      { content: `${settingsText(rule.settings)}${by}; alerts ${emission}${back}`, class: 'wide details' },
       { content: '', number: true }, { content: '', number: true, class: 'share' }, { content: '', number: true },
       { content: '', class: 'wide' },
     );
