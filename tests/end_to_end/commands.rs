@@ -439,7 +439,10 @@ fn masks_hide_only_times_and_numbers() {
 #[test]
 fn golden_files_are_those_of_tests() {
     let dir = root().join("tests/end_to_end/golden/commands");
-    let source = include_str!("commands.rs");
+    let is_source = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "rs");
+    let files = fs::read_dir(root().join("tests/end_to_end")).expect("a folder");
+    let sources = files.map(|entry| entry.expect("an entry").path()).filter(is_source);
+    let source: String = sources.map(|path| fs::read_to_string(path).expect("a source")).collect();
     for entry in fs::read_dir(dir).expect("a folder") {
         let path: PathBuf = entry.expect("an entry").path();
         let name = Path::new(&path).file_stem().expect("a name").to_string_lossy().into_owned();
