@@ -76,15 +76,7 @@ pub fn compute<'scope>(
     let (load, states) = (keyed.load(), keyed.key_states());
     let letters =
         refused.map(|refused| DeadLetter::refused(&refused.event, refused.refusal)).concat(rejected);
-    let counted = Arc::clone(metrics);
-    let letters =
-        encode_outputs("Dead letters", letters, Arc::clone(routes), move |letter: &DeadLetter, _, _| {
-            counted.rejection(|| letter.to_string());
-            if matches!(letter.reason(), crate::decode::Reason::Late | crate::decode::Reason::Duplicate) {
-                counted.rejected(letter.reason().as_str(), 1);
-            }
-        });
-    let mut all = vec![letters];
+    let mut all = vec![encode_letters(letters, routes, metrics)];
 
     if any_sink_takes_events(routes.iter().map(|route| &route.encoding)) {
         let (routes, layout) = (Arc::clone(routes), plan.decoding.layout());
@@ -136,6 +128,21 @@ pub fn compute<'scope>(
         load,
         states: States { keys: states, spaces, own_rules: own_rule_ids(plan) },
     }
+}
+
+/// Encodes dead letters, and counts those that admission refused. Others were counted when they were read.
+fn encode_letters<'scope>(
+    letters: VecCollection<'scope, Epoch, DeadLetter>,
+    routes: &Arc<[SinkRoute]>,
+    metrics: &Arc<Metrics>,
+) -> StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)> {
+    let counted = Arc::clone(metrics);
+    encode_outputs("Dead letters", letters, Arc::clone(routes), move |letter: &DeadLetter, _, _| {
+        counted.rejection(|| letter.to_string());
+        if matches!(letter.reason(), crate::decode::Reason::Late | crate::decode::Reason::Duplicate) {
+            counted.rejected(letter.reason().as_str(), 1);
+        }
+    })
 }
 
 /// Returns the alerts of the user's own rules over events of one key space, or by the events' own keys. None if there
@@ -460,6 +467,43 @@ mod tests {
             ["user", "user", "ann"],
         ];
         assert_eq!(keys, expected);
+    }
+
+    #[test]
+    fn key_spaces_and_rules_have_operators_of_their_own() {
+        let text = "pipeline = \"p\"\n[source]\nkind = \"generator\"\n[keys]\nshop = \"merchant_id\"\nunused = \"currency\"\n\
+            [[windows]]\nname = \"w\"\nkind = \"tumbling\"\nby = \"shop\"\nsize = \"1m\"\n\
+            [[rules]]\nid = \"pair\"\nby = \"shop\"\ncount = { at_least = 2, within = \"1m\" }\n\
+            [[rules]]\nid = \"any\"\nwhere = \"event.amount > 1.0\"\nmatch = true\n";
+        let config = crate::config::Config::parse_without_sinks(text, std::iter::empty()).expect("valid");
+        let named = |n: i64, user: &str| {
+            typed(
+                n,
+                n,
+                &format!(r#""event_type":"transaction","user_id":"{user}","merchant_id":"m","amount":{n}"#),
+            )
+        };
+        // Two users pay at one shop; the last event is in no key space.
+        let events = vec![named(1, "ann"), named(2, "bob"), event(3, 3, "")];
+        let sinks = [OutputMapping { events: None, ..ALL }];
+        let Outputs { rows, metrics, operators: built } = run(&config.plan, &sinks, vec![(events, -1)]);
+        let encodings = sinks.map(SinkEncoding::Rows);
+        assert_eq!(operators(&config.plan, &encodings), built);
+        let names: Vec<_> = built.iter().map(|operator| &*operator.name).collect();
+        let expected = [
+            "Admit",
+            "Admit: ids",
+            "Key: shop",
+            "Key: shop: ids",
+            "Rules",
+            "Rules: key",
+            "Rules: shop",
+            "Window: w",
+        ];
+        assert_eq!(names, expected);
+        let windows: Vec<_> = rows[0].iter().filter(|name| name.starts_with("window")).collect();
+        assert_eq!(windows, ["window_aggregates/w/shop/m/2027-01-15T08:00:00.000Z"]);
+        assert_eq!([metrics.alert_count("pair", "raised"), metrics.alert_count("any", "raised")], [1, 1]);
     }
 
     #[test]
