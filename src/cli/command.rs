@@ -107,6 +107,8 @@ pub enum BenchCommand {
     Cost(CostArgs),
     /// Measure the memory of idle keys.
     Keys(KeysArgs),
+    /// Compare rules of one's own with the five patterns: of the same meaning, many, and by several keys.
+    Rules(RulesBenchArgs),
     /// Measure the CPU time of each stage, and the throughput of whole jobs, from Kafka.
     Stages(StagesArgs),
     /// Measure the time from when a record is due until its alert can be read.
@@ -479,6 +481,23 @@ pub struct CostArgs {
     /// Emit results only when they are final.
     #[arg(long = "final")]
     pub final_only: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bench rules`.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct RulesBenchArgs {
+    /// The number of events.
+    #[arg(long, value_name = "N", default_value = "1000000", value_parser = at_least_one())]
+    pub events: usize,
+    /// The number of repetitions.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one())]
+    pub rounds: usize,
+    /// The number of users. Each user is a key; devices are further keys.
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub users: u32,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

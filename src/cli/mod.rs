@@ -133,6 +133,7 @@ fn execute(command: Command) -> anyhow::Result<u8> {
         Command::Deliveries(DeliveriesCommand::Retry(args)) => deliveries::retry(&args)?,
         Command::Bench(BenchCommand::Cost(args)) => bench::cost(&args)?,
         Command::Bench(BenchCommand::Keys(args)) => bench::keys(&args)?,
+        Command::Bench(BenchCommand::Rules(args)) => bench::bench_rules(&args)?,
         Command::Bench(BenchCommand::Stages(args)) => bench::stages(&args)?,
         Command::Bench(BenchCommand::Latency(args)) => bench::latency(&args)?,
         Command::Completions { shell } => completions(shell)?,

@@ -101,11 +101,13 @@ fn report(events: usize, rounds: &[[Spent; 3]]) -> serde_json::Value {
     })
 }
 
-fn per_second(events: usize, elapsed: Duration) -> f64 {
+/// Returns events per second.
+pub fn per_second(events: usize, elapsed: Duration) -> f64 {
     events as f64 / elapsed.as_secs_f64()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// Returns the median.
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]
 }
