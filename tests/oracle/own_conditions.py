@@ -142,8 +142,9 @@ class Outlier:
         self.group = expression(given["group_by"]) if "group_by" in given else lambda event: ""
 
     def entry(self, event):
-        value, group = self.of(event), self.group(event)
-        return None if value is None or group is None else Entry(event, value, group)
+        # The events without a group are one, too.
+        value = self.of(event)
+        return None if value is None else Entry(event, value, self.group(event))
 
     def judge(self, history, index):
         this = history[index]

@@ -64,7 +64,8 @@ def kinds(text, step=1):
 
 class Fields(unittest.TestCase):
     def test_values_have_their_types(self):
-        made = event("12.3456", who=7, cents=1999, at={"lat": 1.5, "lon": -2}, ok=False, n="5", fee="0.0000015", dev=["x", "d"])
+        place = {"lat": 1.5, "lon": -2}
+        made = event("12.3456", who=7, cents=1999, at=place, ok=False, n="5", fee="0.0000015", dev=["x", "d"])
         self.assertEqual(made.time, 12_345)
         self.assertEqual((made.kind, made.key, made.amount), ("user", "7", 19_990_000))
         self.assertEqual(made.fields["location"], (1.5, -2.0))
@@ -126,6 +127,8 @@ class Conditions(unittest.TestCase):
         outlier = {"of": "amount", "at_least": 2, "sigmas": 3}
         self.assertEqual(found(events, outlier=outlier), [4])
         self.assertEqual(found(events, outlier={**outlier, "group_by": "event_type"}), [])
+        # The events without a group are one: "n" is absent.
+        self.assertEqual(found(events, outlier={**outlier, "group_by": "n"}), [4])
 
     def test_travel_compares_with_the_located_event_before(self):
         places = [event(0, 0, at={"lat": 0, "lon": 0}), event(1, 1), event(60, 2, at={"lat": 0, "lon": 1})]

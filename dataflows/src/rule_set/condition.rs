@@ -109,7 +109,8 @@ pub enum Condition<E> {
     ///   their events do not match again; runs that are not complete go on.
     /// - With `absent`, a run that has completed all steps waits. It is raised when no event satisfied `absent` in the
     ///   `within_ms` from its first event on. Each waiting run is raised on its own. Of the waiting runs of a key, the
-    ///   eight that started first are kept; one event of `absent` ends all of them.
+    ///   eight that started first are kept; one event of `absent` ends all of them. Of the runs that have taken the same
+    ///   number of events and do not wait yet, the eight that started last are kept.
     /// - A run that is complete except for `n` events of a step occupies memory for each `n`, so `times` should be small.
     Sequence {
         /// The steps, at least one.
