@@ -177,13 +177,15 @@ fn own_rules_survive_kills_and_crash_points() {
     files.judge();
 }
 
-/// The first rule is new; one rule and the only rule of a key space are gone; one has another severity.
+/// The first rule is new; one rule and the only rule of a key space are gone; one has another severity, and one other
+/// keys.
 fn changed_flow() -> String {
     let fresh =
         "[[rules]]\nid = \"fresh\"\nby = \"card\"\ncount = { at_least = 2, within = \"1m\" }\n[[rules]]";
     let flow = OWN_FLOW.replacen("[[rules]]", fresh, 1);
     let (flow, _) = flow.split_once("[[rules]]\nid = \"corridor_rush\"").expect("the last rule");
     let flow = flow.replace("corridor = [\"country\", \"currency\"]\n", "");
+    let flow = flow.replace("till = \"currency\"", "till = \"country\"");
     let (before, removed) = flow.split_once("[[rules]]\nid = \"user_shops\"").expect("a rule");
     let (_, after) = removed.split_once("[[rules]]").expect("another rule");
     let after = format!("{before}[[rules]]{after}");
@@ -204,7 +206,9 @@ fn changed_rules_leave_the_others_as_they_are() {
     configure(&files, &changed_flow());
     fs::copy(files.path("run.toml"), files.path("after.toml")).expect("copied");
     let discards = status(&files)["start"]["discards"].to_string();
-    assert!(discards.contains("keys.corridor") && discards.contains("rules.corridor"), "{discards}");
+    for section in ["keys.corridor", "rules.corridor", "keys.till", "rules.till"] {
+        assert!(discards.contains(section), "{discards}");
+    }
     crash_at(files.command("2"), CONFIG_CHANGE_POINTS[0], 1);
     crash_at(files.command("1"), CONFIG_CHANGE_POINTS[1], 1);
     assert_eq!(status(&files)["start"]["discards"], Value::Null, "the change is complete");
@@ -213,7 +217,9 @@ fn changed_rules_leave_the_others_as_they_are() {
 
     let results = files.path("results");
     let is_affected = |row: &Value| {
-        ["fresh", "user_shops", "corridor_rush", "shop_count"].iter().any(|rule| row["rule"] == *rule)
+        ["fresh", "user_shops", "corridor_rush", "shop_count", "till_cards"]
+            .iter()
+            .any(|rule| row["rule"] == *rule)
     };
     let is_later = |row: &Value| row["epoch"].as_i64() > Some(changed);
     let severity_changed = |row: &Value| row["rule"] == "shop_count";
@@ -225,7 +231,8 @@ fn changed_rules_leave_the_others_as_they_are() {
     let last = changes(&results).into_iter().filter(|row| !is_later(row));
     let last = last.filter_map(|row| row["event_time"].as_str().map(str::to_owned)).max().expect("alerts");
     files.expected(&files.path("after.toml")).judge_some(&results, |_, row| {
-        severity_changed(row) && is_later(row) || row["rule"] == "fresh" && is_after(row, &last)
+        let is_new = row["rule"] == "fresh" || row["rule"] == "till_cards";
+        severity_changed(row) && is_later(row) || is_new && is_after(row, &last)
     });
     for row in changes(&results).iter().filter(|row| is_later(row)) {
         assert!(row["rule"] != "user_shops" && row["rule"] != "corridor_rush", "{row}");
