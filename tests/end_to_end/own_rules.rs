@@ -77,11 +77,12 @@ fn record(random: &mut Random, n: u64) -> String {
     add(60, format!("\"fee\":\"0.{:02}\"", n % 100));
     add(90, format!("\"shop\":{{\"id\":\"m{}\"}}", (n * n + card) % 11));
     add(90, format!("\"card\":{{\"hash\":\"c\\\"é{card}\"}}"));
-    add(70, format!("\"resp\":{{\"ok\":{}}}", n % 3 == 0));
+    add(70, format!("\"resp\":{{\"ok\":{}}}", n.is_multiple_of(3)));
     add(80, format!("\"n\":{}", (n * 7) % 11));
-    let away = if n % 10 == 0 { n % 60 } else { 0 };
+    let away = if n.is_multiple_of(10) { n % 60 } else { 0 };
     let (lat, lon) = (40 + user % 20 + away / 6, n % 3 + away);
-    let place = if n % 4 == 0 { String::new() } else { format!("\"lat\":{lat}.25,\"lng\":-{lon}.5,") };
+    let place =
+        if n.is_multiple_of(4) { String::new() } else { format!("\"lat\":{lat}.25,\"lng\":-{lon}.5,") };
     line.push_str(&format!(",\"geo\":{{{place}\"cc\":\"{}\"}}}}", ["FR", "DE", "KP"][(n % 3) as usize]));
     line
 }
