@@ -606,6 +606,9 @@ fn parse_discard(text: &str) -> Result<DiscardState, String> {
     match text.strip_prefix("all:").map(str::parse) {
         Some(Ok(epoch)) => Ok(DiscardState::All(Epoch(epoch))),
         None if is_discardable(text) => Ok(DiscardState::Section(text.to_owned())),
-        _ => Err("expected windows.NAME, patterns.NAME, patterns, enrichment or all:EPOCH".to_owned()),
+        _ => Err(
+            "expected windows.NAME, keys.NAME, rules.KEY, patterns.NAME, patterns, enrichment or all:EPOCH"
+                .to_owned(),
+        ),
     }
 }

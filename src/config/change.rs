@@ -74,8 +74,34 @@ pub fn changes(
             }
             changes.discarded.insert(section.to_owned());
         }
+        if let Some(space) = redefined_space(key, &before, &now) {
+            changes.discarded.extend([format!("keys.{space}"), format!("rules.{space}")]);
+            for section in windows_by(space, &now).filter(|section| has_section(&before, section)) {
+                if !permitted.contains(section) && !permitted.contains("windows") {
+                    let section = section.to_owned();
+                    return Err(IncompatibleChange::State { section, before: was, now: is });
+                }
+                changes.discarded.insert(section.to_owned());
+            }
+        }
     }
     Ok(changes)
+}
+
+/// Returns the key space that a setting defines, if it had another definition before: the state of its keys belongs to
+/// other events. That of rules is discarded without a permission, as if the space were removed and added.
+fn redefined_space<'a>(key: &'a str, before: &Semantics<'_>, now: &Semantics<'_>) -> Option<&'a str> {
+    let space = key.strip_prefix("keys.")?;
+    (before.contains_key(key) && now.contains_key(key)).then_some(space)
+}
+
+/// Returns the sections of the windows that group by a key space.
+fn windows_by<'a>(space: &str, semantics: &'a Semantics<'_>) -> impl Iterator<Item = &'a str> {
+    let by = format!("{space:?}");
+    semantics.iter().filter_map(move |(key, value)| {
+        let section = key.strip_suffix(".by").filter(|section| section.starts_with("windows."))?;
+        (*value == by).then_some(section)
+    })
 }
 
 /// Returns true if the section exists.
@@ -166,6 +192,29 @@ mod tests {
             let permitted = changed(FLOW, &now, &[section, "windows.other"]);
             assert_eq!(permitted, Ok(Some(vec![section.to_owned()])), "only this section");
         }
+    }
+
+    /// Keys of another definition have nothing to do with those of the same text before.
+    #[test]
+    fn a_redefined_key_discards_its_state() {
+        let keys = "[keys]\nshop = \"merchant_id\"\nother = \"currency\"\n";
+        let rule = "[[rules]]\nid = \"r\"\nby = \"shop\"\nmatch = true\n";
+        let window = "[[windows]]\nname = \"w\"\nby = \"shop\"\nkind = \"tumbling\"\nsize = \"1m\"\n";
+        let redefined = keys.replace("merchant_id", "ip_address");
+        let of_space = vec!["keys.shop".to_owned(), "rules.shop".to_owned()];
+        assert_eq!(
+            changed(&format!("{keys}{rule}"), &format!("{redefined}{rule}"), &[]),
+            Ok(Some(of_space.clone()))
+        );
+        let added = keys.replace("[keys]\n", "[keys]\nnew = [\"currency\", \"merchant_id\"]\n");
+        for now in [added.as_str(), "[keys]\nshop = \"merchant_id\"\n"] {
+            assert_eq!(changed(&format!("{keys}{rule}"), &format!("{now}{rule}"), &[]), Ok(Some(vec![])));
+        }
+        let (before, now) = (format!("{keys}{rule}{window}"), format!("{redefined}{rule}{window}"));
+        let refused = changed(&before, &now, &[]).expect_err("a window needs a permission");
+        assert!(refused.contains("`--discard-state windows.w` discards it"), "{refused}");
+        let permitted = changed(&before, &now, &["windows.w"]);
+        assert_eq!(permitted, Ok(Some([of_space, vec!["windows.w".to_owned()]].concat())));
     }
 
     /// A pipeline that was started before `min_relative_sigma` existed has not recorded it.

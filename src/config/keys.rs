@@ -106,7 +106,7 @@ const RESULTS: &[Key] = keys! {
     "rules.outlier.at_least" = "30": "Minimum number of earlier numbers."
     "rules.outlier.min_sigma" = "0.01": "Lower bound of the standard deviation."
     "rules.outlier.min_relative_sigma" = "0.01": "Lower bound of the standard deviation as a share of the mean; the greater of the two bounds applies."
-    "rules.outlier.group_by": "Field or expression: each value of it has statistics of its own, such as `currency`."
+    "rules.outlier.group_by": "Field or expression: each value of it has statistics of its own, such as `currency`, and so have the events without one."
     "rules.travel.more_than_km" = "50.0": "Distance from the key's previous located event that must be exceeded, in km."
     "rules.travel.more_than_kmh" = "900.0": "Speed that must be exceeded, in km/h."
     "rules.sequence.within" = required: "Time span from the first event to the last."

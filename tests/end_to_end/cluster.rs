@@ -20,49 +20,63 @@ use crate::services::Services;
 /// The SQL expression for event times in the format of the topics.
 const TIME: &str = "to_char(event_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')";
 
-struct Cluster {
+pub struct Cluster {
     dir: tempfile::TempDir,
-    postgres: Database,
+    pub postgres: Database,
     services: Services,
 }
 
 impl Cluster {
     /// Creates a cluster that reads `records` generated records from a topic.
     fn new(records: u64) -> Cluster {
-        let services = Services::shared();
-        let topic = format!("raw-cluster-{}", std::process::id());
-        topics(&services.kafka).create(&[TopicSpec::new(&topic, 6)]).expect("created");
-        headwater::topics::create_topics(
-            &services.kafka,
-            &Default::default(),
-            &crate::kafka::standard_topics(),
-        )
-        .expect("created");
-        let postgres = Database::create("cluster");
-        let cluster = Cluster { dir: tempfile::tempdir().expect("a directory"), postgres, services };
-        let brokers = &cluster.services.kafka;
-        let text = format!(
-            "pipeline = \"cluster\"\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {brokers:?}\n{FLOW}\
-             [sinks.kafka]\nbrokers = {brokers:?}\n[sinks.postgres]\nurl = {:?}\n{CRASH_SECTIONS}{:?}\n",
-            cluster.postgres.url(),
-            cluster.services.redis,
-        );
-        fs::write(cluster.path("run.toml"), text).expect("written");
+        let brokers = Services::shared().kafka.clone();
+        headwater::topics::create_topics(&brokers, &Default::default(), &crate::kafka::standard_topics())
+            .expect("created");
+        let sink = format!("[sinks.kafka]\nbrokers = {brokers:?}\n");
+        let (cluster, topic) = Cluster::of("cluster", 6, FLOW, &sink);
         produce(&topic, &hard_settings(91), records, &cluster.path("records.ndjson"));
         cluster
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// Creates a cluster that reads a topic into PostgreSQL and these sinks. Returns it with the name of the topic.
+    pub fn of(name: &str, partitions: u32, flow: &str, sinks: &str) -> (Cluster, String) {
+        let services = Services::shared();
+        let topic = format!("raw-{name}-{}", std::process::id());
+        topics(&services.kafka).create(&[TopicSpec::new(&topic, partitions)]).expect("created");
+        let postgres = Database::create(name);
+        let cluster = Cluster { dir: tempfile::tempdir().expect("a directory"), postgres, services };
+        let brokers = &cluster.services.kafka;
+        let text = format!(
+            "pipeline = \"{name}\"\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {brokers:?}\n{flow}\
+             {sinks}[sinks.postgres]\nurl = {:?}\n{CRASH_SECTIONS}{:?}\n",
+            cluster.postgres.url(),
+            cluster.services.redis,
+        );
+        fs::write(cluster.path("run.toml"), text).expect("written");
+        (cluster, topic)
+    }
+
+    /// Returns the directory of the configuration and the bindings.
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Returns the last epoch that is committed in PostgreSQL.
-    fn through(&self) -> i64 {
+    pub fn through(&self) -> i64 {
         self.postgres.max_of("headwater_progress", "through")
     }
 
-    /// Starts the processes, with the given number of workers each.
+    /// Starts the processes, with the given number of workers each. At the end of the topic, they close the stream.
     fn start(&self, processes: usize, workers: usize) -> Vec<Process> {
+        self.start_with(&["--bounded", "--drain"], processes, workers)
+    }
+
+    /// Starts the processes with further arguments.
+    pub fn start_with(&self, arguments: &[&str], processes: usize, workers: usize) -> Vec<Process> {
         let durable = self.postgres.recorded();
         merge_bindings(self.dir.path(), durable);
         // All listeners stay open until every port is chosen, so that the ports differ.
@@ -74,8 +88,8 @@ impl Cluster {
         drop(free);
         (0..processes)
             .map(|process| {
-                let mut command = headwater(&["run", "--bounded", "--drain", "-h"]);
-                command.arg(self.path("hosts")).arg(self.path("run.toml"));
+                let mut command = headwater(&["run"]);
+                command.args(arguments).arg("-h").arg(self.path("hosts")).arg(self.path("run.toml"));
                 command.args(["-w", &workers.to_string(), "-n", &processes.to_string()]);
                 command.args(["-p", &process.to_string(), "--bindings"]).arg(self.path("bindings.ndjson"));
                 Process::start(command, self.path(&format!("log-{process}")))

@@ -121,8 +121,13 @@ pub struct Expected(PathBuf);
 impl Expected {
     /// Runs the oracle, which writes the expected results to `dir`. `input` are its arguments that name the input.
     pub fn of(dir: &Path, config: &Path, input: &[&str], bindings: &Path) -> Expected {
+        Expected::by("__main__.py", dir, config, input, bindings)
+    }
+
+    /// Runs this script of the oracle like [`of`](Expected::of).
+    pub fn by(script: &str, dir: &Path, config: &Path, input: &[&str], bindings: &Path) -> Expected {
         let out = dir.join("expected");
-        let mut command = oracle("__main__.py");
+        let mut command = oracle(script);
         command.arg("--config").arg(config).args(input);
         succeed(command.arg("--bindings").arg(bindings).arg("--out").arg(&out));
         Expected(out)

@@ -11,7 +11,7 @@ use crate::live::{Process, wait_for};
 
 /// The place to which a pipeline of files writes its results.
 #[derive(Clone, Copy)]
-enum Results {
+pub enum Results {
     /// The SQLite database `results.db`.
     Sqlite,
     /// The directory `results`, by the file sink.
@@ -23,6 +23,10 @@ pub struct Files {
     dir: tempfile::TempDir,
     names: Vec<String>,
     results: Results,
+    /// Further keys of the section `[source]`.
+    source: &'static str,
+    /// The script of the oracle.
+    oracle: &'static str,
 }
 
 impl Files {
@@ -38,11 +42,22 @@ impl Files {
 
     fn into(results: Results, seed: u64, records: u64) -> Files {
         let dir = tempfile::tempdir().expect("a directory");
-        let files = write_files(dir.path(), &hard_settings(seed), records);
-        let names: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
-        let files = Files { dir, names, results };
+        let paths = write_files(dir.path(), &hard_settings(seed), records);
+        let files = Files::of(results, dir, &paths, "", "__main__.py");
         files.configure(FLOW);
         files
+    }
+
+    /// Creates a pipeline of these files, whose results a script of the oracle judges, without a configuration.
+    pub fn of(
+        results: Results,
+        dir: tempfile::TempDir,
+        paths: &[PathBuf],
+        source: &'static str,
+        oracle: &'static str,
+    ) -> Files {
+        let names = paths.iter().map(|path| path.display().to_string()).collect();
+        Files { dir, names, results, source, oracle }
     }
 
     /// Rewrites every line of the files; `line` receives the line's number within its file and its text.
@@ -77,9 +92,10 @@ impl Files {
             Results::Directory => ("file", place("results")),
         };
         let text = format!(
-            "pipeline = \"crash\"\n[source]\nkind = \"file\"\npaths = {:?}\n[sinks.{sink}]\npath = {results:?}\n\
+            "pipeline = \"crash\"\n[source]\nkind = \"file\"\npaths = {:?}\n{}[sinks.{sink}]\npath = {results:?}\n\
              commit_interval = \"20ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n{limits}[ledger]\nkind = \"sqlite\"\npath = {:?}\n{flow}",
             self.names,
+            self.source,
             place("ledger.db"),
         );
         fs::write(self.path("run.toml"), text).expect("written");
@@ -109,7 +125,7 @@ impl Files {
         merge_bindings(self.dir.path(), i64::MAX);
         let mut input = vec!["--files"];
         input.extend(self.names.iter().map(String::as_str));
-        Expected::of(self.dir.path(), config, &input, &self.path("history.ndjson"))
+        Expected::by(self.oracle, self.dir.path(), config, &input, &self.path("history.ndjson"))
     }
 
     /// Returns the last epochs that the sink and the ledger have stored; 0 if none.

@@ -22,6 +22,7 @@ mod live;
 mod liveness;
 mod liveness_files;
 mod lost_input;
+mod own_rules;
 mod peers;
 mod postgres;
 mod profiles;

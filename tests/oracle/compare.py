@@ -5,8 +5,8 @@
 Both are directories of NDJSON with rows in the format of outputs.py. An engine's times may also be RFC 3339 texts, its
 decimals numbers, its documents parsed, its booleans 0 and 1, and instead of `value_sha256` a dead letter may have its
 `value` in base64. Only the columns of the oracle are compared. All values must be equal, except floats: mean and
-deviation of windows are compared to 1e-9, values rounded to six digits to 1e-5. The amount in the details of an alert
-is exact. Windows that are not final are ignored; without epochs, so are revoked alerts.
+deviation of windows are compared to 1e-9, values rounded to six digits to 1e-5. Decimals in the details of an alert
+are exact. Windows that are not final are ignored; without epochs, so are revoked alerts.
 """
 
 import argparse
@@ -29,6 +29,8 @@ BOOLEANS = frozenset(("final",))
 # Relative tolerances of floats; a value expected to be zero is compared with an absolute tolerance.
 TOLERANCES = {"mean": 1e-9, "stddev": 1e-9, "key_amount_mean": 1e-5, "km_from_previous": 1e-5, "details": 1e-5}
 NEXT_TO_ZERO = 1e-9
+# The decimals in the details of an alert, which are exact.
+EXACT = frozenset(("amount", "sum", "value"))
 
 
 def differences(table, expected, actual):
@@ -141,7 +143,7 @@ def same_document(wanted, got, tolerance):
         names_agree = wanted.keys() == got.keys()
         return names_agree and all(
             same_amount(wanted[name], got[name])
-            if tolerance and name == "amount"
+            if tolerance and name in EXACT
             else same_document(wanted[name], got[name], tolerance)
             for name in wanted
         )
@@ -154,7 +156,7 @@ def same_document(wanted, got, tolerance):
 
 
 def same_amount(wanted, got):
-    """Compares the amount of an alert exactly; the oracle writes it as text, since JSON's numbers are read as floats."""
+    """Compares a decimal of an alert exactly; the oracle writes it as text, since JSON's numbers are read as floats."""
     return isinstance(got, Decimal) and Decimal(str(wanted)) == got
 
 

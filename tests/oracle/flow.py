@@ -69,8 +69,8 @@ def without_epochs(records, settings):
     return flow
 
 
-def with_bindings(records, bound_epochs, settings, judge_future=True):
-    """Admits each record in the epoch that the bindings assign to it."""
+def with_bindings(records, bound_epochs, settings, judge_future=True, decode=decode):
+    """Admits each record in the epoch that the bindings assign to it. `decode` makes an event of a record's value."""
     flow = Flow()
     lookup = EpochLookup(bound_epochs, flow)
     skew = settings.max_future_skew if judge_future else END
@@ -83,7 +83,7 @@ def with_bindings(records, bound_epochs, settings, judge_future=True):
         if bound is None:
             flow.unbound += 1
             continue
-        event = decode_or_reject(record, bound.epoch, flow, settings.strict_fields)
+        event = decode_or_reject(record, bound.epoch, flow, settings.strict_fields, decode)
         if event is None:
             continue
         clocks = [clock for clock in (valid_timestamp(record), bound.wall_ms) if clock is not None]
@@ -119,7 +119,7 @@ def with_bindings(records, bound_epochs, settings, judge_future=True):
     return flow
 
 
-def decode_or_reject(record, epoch, flow, strict):
+def decode_or_reject(record, epoch, flow, strict, decode=decode):
     """Decodes a record; returns none if it becomes a dead letter."""
     try:
         event = decode(record.value, strict)

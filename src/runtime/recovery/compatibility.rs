@@ -55,7 +55,7 @@ pub enum IncompatibleState {
 /// Returns true if `section` is a valid argument of `--discard-state`.
 pub fn is_discardable(section: &str) -> bool {
     match section.split_once('.') {
-        Some(("windows", name)) => !name.is_empty(),
+        Some(("windows" | "keys" | "rules", name)) => !name.is_empty(),
         Some(("patterns", name)) => pipeline::patterns().any(|pattern| pattern == name),
         _ => ["patterns", "enrichment"].contains(&section),
     }
@@ -288,10 +288,16 @@ mod tests {
 
     #[test]
     fn only_sections_with_state_is_discardable() {
-        for section in ["windows.a", "patterns.amount_anomaly", "patterns", "enrichment"] {
+        for section in
+            ["windows.a", "patterns.amount_anomaly", "patterns", "enrichment", "keys.card", "rules.key"]
+        {
             assert!(is_discardable(section), "{section}");
         }
-        for section in ["windows", "windows.", "patterns.amounts", "Admit", ""] {
+        // What an error says can be discarded, the command line accepts.
+        for operator in [format!("{SPACE}card"), format!("{SPACE}card: ids"), format!("{OWN_RULES}card")] {
+            assert!(section(&operator).is_some_and(|section| is_discardable(&section)), "{operator}");
+        }
+        for section in ["windows", "windows.", "keys", "rules.", "patterns.amounts", "Admit", ""] {
             assert!(!is_discardable(section), "{section}");
         }
     }

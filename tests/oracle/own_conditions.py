@@ -1,0 +1,318 @@
+"""The conditions of rules of one's own, by brute force over the events of a key.
+
+A condition judges the event at an index of a list: the events of a key that it considers, in order. Nothing is kept
+from one event to the next except what the definition itself speaks of: the runs of a sequence.
+"""
+
+import bisect
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from own_fields import MICRO, decimal, rfc3339
+from patterns import haversine_km, round6
+
+# Of the runs that wait for an event that must not come, the number that is kept; likewise of the runs of each length.
+KEPT = 8
+
+
+@dataclass(slots=True)
+class Entry:
+    """An event that a condition considers, with the value of it that the condition looks at."""
+
+    event: object
+    value: object
+    group: object = None
+
+
+@dataclass(frozen=True)
+class Match:
+    """What was found: the position that names the alert, ids, time, and details."""
+
+    position: tuple
+    event_ids: tuple
+    time: int
+    details: tuple
+    severity: str = "medium"
+
+
+def within(history, index, span):
+    """Returns the entries in (t − span, t], up to and including the index."""
+    now = history[index].event.time
+    first = index
+    while first > 0 and history[first - 1].event.time > now - span:
+        first -= 1
+    return history[first : index + 1]
+
+
+def at_event(event, before, details):
+    return Match((event.partition, event.offset), (*before, event.event_id), event.time, tuple(details))
+
+
+class Every:
+    """Each event."""
+
+    on_edge = False
+
+    def __init__(self, given, expression):
+        pass
+
+    def entry(self, event):
+        return Entry(event, None)
+
+    def judge(self, history, index):
+        return at_event(history[index].event, (), ())
+
+
+class Trailing:
+    """A condition on the values of the events within a time, on the rising edge."""
+
+    on_edge = True
+
+    def __init__(self, given, expression):
+        self.given = given
+        self.span = given["within_ms"]
+        self.of = expression(given["of"]) if "of" in given else lambda event: True
+
+    def entry(self, event):
+        value = self.of(event)
+        return None if value is None else Entry(event, value)
+
+    def judge(self, history, index):
+        details = self.details([entry.value for entry in within(history, index, self.span)])
+        if details is None:
+            return None
+        return at_event(history[index].event, (), (*details, ("within_ms", self.span)))
+
+    def reaches(self, number, count=1):
+        """Returns true if a number satisfies the bound `more_than` or `at_least`, times a count."""
+        if "more_than" in self.given:
+            return number > Fraction(self.given["more_than"]) * MICRO * count
+        return number >= Fraction(self.given["at_least"]) * MICRO * count
+
+
+class Count(Trailing):
+    """A number of events. The details have the threshold, even if more events are within the time."""
+
+    def details(self, values):
+        at_least = self.given["at_least"] if "at_least" in self.given else self.given["more_than"] + 1
+        return (("count", at_least),) if len(values) >= at_least else None
+
+
+class Sum(Trailing):
+    def details(self, values):
+        return (("sum", decimal(sum(values))), ("n", len(values))) if self.reaches(sum(values)) else None
+
+
+class Average(Trailing):
+    def details(self, values):
+        if len(values) < self.given.get("at_least_events", 1) or not self.reaches(sum(values), len(values)):
+            return None
+        return ("average", round6(float(Fraction(sum(values), len(values) * MICRO)))), ("n", len(values))
+
+
+class Distinct(Trailing):
+    def details(self, values):
+        at_least = self.given["at_least"]
+        return (("distinct", at_least),) if len(set(values)) >= at_least else None
+
+
+class Share(Trailing):
+    def entry(self, event):
+        return Entry(event, self.of(event) is True)
+
+    def details(self, values):
+        hits, n = sum(values), len(values)
+        if n < self.given["at_least_events"] or not hits > Fraction(self.given["more_than"]) * n:
+            return None
+        return ("share", round6(hits / n)), ("hits", hits), ("n", n)
+
+
+class Outlier:
+    """A number too many sample deviations from the mean of all earlier ones of its group."""
+
+    on_edge = False
+    DEFAULTS = {
+        "sigmas": Fraction(3), "at_least": 30, "min_sigma": Fraction("0.01"), "min_relative_sigma": Fraction("0.01"),
+    }  # fmt: skip
+
+    def __init__(self, given, expression):
+        self.given = {**self.DEFAULTS, **given}
+        self.of = expression(given["of"])
+        self.group = expression(given["group_by"]) if "group_by" in given else lambda event: ""
+
+    def entry(self, event):
+        # The events without a group are one, too.
+        value = self.of(event)
+        return None if value is None else Entry(event, value, self.group(event))
+
+    def judge(self, history, index):
+        this = history[index]
+        earlier = [entry.value for entry in history[:index] if entry.group == this.group]
+        n, total, given = len(earlier), sum(earlier), self.given
+        if n < max(2, given["at_least"]):
+            return None
+        mean = Fraction(total, n)
+        variance = Fraction(n * sum(value * value for value in earlier) - total * total, n * (n - 1))
+        floor = max(Fraction(given["min_sigma"]) * MICRO, Fraction(given["min_relative_sigma"]) * abs(mean))
+        variance = max(variance, floor**2)
+        if variance == 0 or (this.value - mean) ** 2 <= Fraction(given["sigmas"]) ** 2 * variance:
+            return None
+        sigmas = math.sqrt((this.value - mean) ** 2 / variance)
+        return at_event(this.event, (), (
+            ("value", decimal(this.value)), ("mean", round6(float(mean / MICRO))), ("n", n),
+            ("sigmas", round6(sigmas)), ("stddev", round6(math.sqrt(variance) / MICRO)),
+        ))  # fmt: skip
+
+    def severity(self, match, severity, ranks):
+        high = self.given.get("high_sigmas")
+        if high is not None and dict(match.details)["sigmas"] > high:
+            return max(severity, "high", key=ranks.index)
+        return severity
+
+
+class Place:
+    """A location as `haversine_km` takes it."""
+
+    def __init__(self, location):
+        self.lat, self.lon = location
+
+
+class Travel:
+    """Too far from the key's previous located event, and too fast."""
+
+    on_edge = False
+
+    def __init__(self, given, expression):
+        self.km = given.get("more_than_km", 50)
+        self.kmh = given.get("more_than_kmh", 900)
+
+    def entry(self, event):
+        location = event.fields.get("location")
+        return None if location is None else Entry(event, Place(location))
+
+    def judge(self, history, index):
+        if index == 0:
+            return None
+        before, this = history[index - 1], history[index]
+        km = haversine_km(before.value, this.value)
+        seconds = (this.event.time - before.event.time) / 1000
+        kmh = km / seconds * 3600 if seconds > 0 else math.inf
+        if km <= self.km or kmh <= self.kmh:
+            return None
+        return at_event(this.event, (before.event.event_id,), (
+            ("km", round6(km)), ("seconds", round6(seconds)), ("kmh", None if kmh == math.inf else round6(kmh)),
+        ))  # fmt: skip
+
+
+class Sequence:
+    """Steps one after the other; with `not`, those that no further event followed.
+
+    A run is the list of the events that it has taken. Each event of the first step starts one; a run takes each event of
+    the step that it waits for.
+    """
+
+    on_edge = False
+
+    def __init__(self, given, expression):
+        self.span = given["within_ms"]
+        steps = list(given["steps"])
+        self.absent = expression(steps.pop()["not"]) if "not" in steps[-1] else None
+        self.times = [step.get("times", 1) for step in steps]
+        self.places = [expression(step["where"]) for step in steps for _ in range(step.get("times", 1))]
+
+    def entry(self, event):
+        """Only events of some step, or of the one that must not come, matter. The value has the runs after the event."""
+        matters = self.absent is not None and self.absent(event) is True
+        return Entry(event, None) if matters or any(place(event) is True for place in self.places) else None
+
+    def is_live(self, run, event):
+        return event.time - run[0].time < self.span
+
+    def judge(self, history, index):
+        """Judges the event after the runs that the events within the time before it started."""
+        first = bisect.bisect_right(history, history[index].event.time - self.span, key=lambda entry: entry.event.time)
+        # Runs from before `first` have ended: none of their events is within the time.
+        runs, completed = [], []
+        for entry in history[first : index + 1]:
+            runs, completed = self.advance(runs, entry.event)
+        if not completed:
+            return None
+        run = max(completed, key=lambda run: run[0].order)
+        seconds = (run[-1].time - run[0].time) / 1000
+        details = (("steps", len(self.times)), ("seconds", round6(seconds)), ("within_ms", self.span))
+        return at_event(run[-1], self.ids(run)[:-1], details)
+
+    def advance(self, runs, event):
+        """Returns the runs that go on after an event, and those that it completes."""
+        going, completed = [], []
+        for run in (run for run in runs if self.is_live(run, event)):
+            taken = [*run, event] if self.places[len(run)](event) is True else run
+            (completed if len(taken) == len(self.places) else going).append(taken)
+        if self.places[0](event) is True:
+            (completed if len(self.places) == 1 else going).append([event])
+        return going, completed
+
+    def ids(self, run):
+        """Returns the ids of the first event and of those that completed a step, each once."""
+        last, named = -1, [run[0].event_id]
+        for times in self.times:
+            last += times
+            if run[last].event_id != named[-1]:
+                named.append(run[last].event_id)
+        return named
+
+    def silences(self, history):
+        """Returns the runs that waited in vain, by their ends."""
+        runs, waiting, ended = [], [], []
+        for event in (entry.event for entry in history):
+            ended += [run for run in waiting if not self.is_live(run, event)]
+            waiting = [run for run in waiting if self.is_live(run, event)]
+            if self.absent(event) is True:
+                waiting = []
+            runs, completed = self.advance(runs, event)
+            waiting = sorted(waiting + completed, key=lambda run: run[0].order)[:KEPT]
+            runs = self.keep(runs)
+        return sorted(ended + waiting, key=lambda run: run[0].order)
+
+    def keep(self, runs):
+        """Of the runs with the same number of events, keeps those that started last."""
+        kept = []
+        for length in {len(run) for run in runs}:
+            kept += [run for run in runs if len(run) == length][-KEPT:]
+        return sorted(kept, key=lambda run: run[0].order)
+
+    def unfollowed(self, history):
+        return [silence(run[0], self.ids(run), self.span) for run in self.silences(history)]
+
+
+class Absence:
+    """No event for a time after one."""
+
+    on_edge = False
+    absent = True
+
+    def __init__(self, given, expression):
+        self.span = given["within_ms"]
+
+    def entry(self, event):
+        return Entry(event, None)
+
+    def unfollowed(self, history):
+        following = [entry.event.time for entry in history[1:]] + [math.inf]
+        return [
+            silence(entry.event, (entry.event.event_id,), self.span)
+            for entry, next_time in zip(history, following)
+            if next_time - entry.event.time >= self.span
+        ]
+
+
+def silence(first, ids, span):
+    details = (("since", rfc3339(first.time)), ("within_ms", span))
+    return Match((first.partition, first.offset), tuple(ids), first.time + span, details)
+
+
+CONDITIONS = {
+    "match": Every, "count": Count, "sum": Sum, "average": Average, "distinct": Distinct, "share": Share,
+    "outlier": Outlier, "travel": Travel, "sequence": Sequence, "absence": Absence,
+}  # fmt: skip
