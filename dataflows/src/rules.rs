@@ -267,6 +267,12 @@ pub trait Rules<E: Event, D>: 'static {
     /// Sets the states of the rules that are not live to the states `was` of the previous evaluation at the same event.
     fn restore(&self, live: Live, state: &mut Self::State, was: Self::State);
 
+    /// Returns true if a rule is not one of those that stored the restored state. What it finds among the restored events is
+    /// then a result that was never emitted.
+    fn is_fresh(&self, _rule: u32) -> bool {
+        false
+    }
+
     /// Returns a stored state in a form that these rules can process.
     ///
     /// # Errors

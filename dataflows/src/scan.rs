@@ -237,6 +237,8 @@ pub(crate) struct Scanner<E: Event, R: Rules<E, D>, D> {
     /// The states of the key at landmarks among these steps.
     kept: Vec<R::State>,
     found: Vec<Found<D>>,
+    /// The results of fresh rules among the restored events, which are emitted in the first epoch.
+    fresh: Vec<D>,
 }
 
 impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
@@ -247,6 +249,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
     }
 
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
+        out.extend(self.fresh.drain(..).map(|answer| (answer, batch.epoch, 1)));
         let mut steps = Steps { undos: Vec::with_capacity(batch.entries.len()), found: BTreeMap::new() };
         let mut disordered = false;
         if let Some(last) = batch.runs.last() {
@@ -283,6 +286,8 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
     }
 
     fn close(&mut self, epoch: Epoch, watermark: EventTime, _keys: &Keys<E>, out: &mut Vec<Self::Out>) {
+        // Of an epoch without events on this worker; others were processed by `step`.
+        out.extend(self.fresh.drain(..).map(|answer| (answer, epoch, 1)));
         self.history.settle(watermark);
         self.waiting.release(watermark, epoch, out);
     }
@@ -311,6 +316,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             walk: Vec::new(),
             kept: Vec::new(),
             found: Vec::new(),
+            fresh: Vec::new(),
         }
     }
 

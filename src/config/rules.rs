@@ -92,6 +92,7 @@ fn read_rule(
     Some(RulePlan {
         state_id: KeyHash::of(format!("{id}\n{text}").as_bytes()).0,
         id: id.into(),
+        is_fresh: false,
         by: by?,
         filter: filter.ok()?,
         condition: condition?,

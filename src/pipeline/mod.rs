@@ -22,7 +22,7 @@ pub use change::{ConfigChange, Resets};
 pub use compute::{Computed, ENRICH, Inputs, OWN_RULES, RULES, SPACE, WINDOW, compute, operators};
 pub use describe::{RuleDescription, describe, span};
 pub use key_state::{KeyReading, KeyState, OpenWindow, Profile, RuleState, States};
-pub use own::{ConditionPlan, RulePlan, SeverityPlan, rule_set};
+pub use own::{ConditionPlan, RECORDED_RULE, RulePlan, SeverityPlan, rule_set};
 pub use plan::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Time, TravelPlan,
     WindowKind, WindowPlan,

@@ -30,6 +30,9 @@ macro_rules! details {
     };
 }
 
+/// The prefix of the names under which checkpoints record the rules that they were written with.
+pub const RECORDED_RULE: &str = "Rule: ";
+
 /// A rule of the user's own.
 #[derive(Clone, Debug)]
 pub struct RulePlan {
@@ -37,6 +40,8 @@ pub struct RulePlan {
     pub id: Arc<str>,
     /// The identity of its state: a hash of what decides which events match.
     pub state_id: u64,
+    /// True if the checkpoint that the run resumes from was written without this rule.
+    pub is_fresh: bool,
     /// The keys that it groups by.
     pub by: By,
     /// The events that it considers; None: all.
@@ -136,6 +141,12 @@ impl ConditionPlan {
 }
 
 impl RulePlan {
+    /// Returns the name under which checkpoints record that they were written with this rule.
+    pub fn recorded_name(&self) -> String {
+        let space = self.by.space().map_or("key", |space| &space.name);
+        format!("{RECORDED_RULE}{space}/{}#{:016x}", self.id, self.state_id)
+    }
+
     /// Returns the time for which the state of a key must be kept after its last event, in milliseconds.
     pub fn reach_ms(&self) -> i64 {
         self.condition.look_back_ms().unwrap_or(0).max(self.suppress_ms.unwrap_or(0))
@@ -205,6 +216,7 @@ where
     let within_ms = rule.condition.look_back_ms().unwrap_or(0);
     SetRule {
         id: rule.state_id,
+        is_fresh: rule.is_fresh,
         filter: filter(rule),
         condition: condition(&rule.condition),
         emission,

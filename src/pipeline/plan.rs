@@ -10,6 +10,7 @@ use headwater_dataflows::{Emission, Epoch};
 use super::own::RulePlan;
 use super::rules::longest_look_back_ms;
 use super::spaces::KeySpace;
+use crate::coordination::Operator;
 use crate::coordination::WatermarkRule;
 use crate::decode::Decoding;
 use crate::outputs::{Provenance, Severity};
@@ -55,6 +56,23 @@ impl Plan {
         }
         spaces.sort_by(|a, b| a.name.cmp(&b.name));
         spaces
+    }
+
+    /// Marks the rules that are none of those that a checkpoint recorded as fresh.
+    pub fn mark_fresh_rules(&mut self, recorded: &[Operator]) {
+        for rule in &mut self.rules {
+            let name = rule.recorded_name();
+            rule.is_fresh = !recorded.iter().any(|operator| operator.name == name);
+        }
+    }
+
+    /// Returns the rules of the user's own, as a checkpoint records them.
+    pub fn recorded_rules(&self) -> Vec<Operator> {
+        let recorded = |rule: &RulePlan| Operator {
+            name: rule.recorded_name(),
+            version: headwater_dataflows::STATE_VERSION.into(),
+        };
+        self.rules.iter().map(recorded).collect()
     }
 
     /// Returns the ids of all rules: of patterns and of the user's own.

@@ -231,7 +231,7 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
     let (clock, settings) = (inputs.clock_settings(), inputs.read_settings(reports));
     let (context, binder) = (inputs.read_context(&state), inputs.binder(scope.peers(), &state));
     let FlowInputs {
-        plan,
+        mut plan,
         reader,
         sinks,
         origin,
@@ -270,6 +270,9 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
         (Some(_), Some(checkpoint)) => Captures::restore(scope, checkpoint),
     };
     let (events, rejected) = (events.as_collection(), rejected.as_collection());
+    if let Some(manifest) = &origin.manifest {
+        plan.mark_fresh_rules(&manifest.operators);
+    }
     let inputs = Inputs { events, rejected, control: control.clone() };
     let Computed { encoded, load, states } = compute(inputs, &captures, &plan, &routes, &metrics, recent);
     let computed = Probe::new();
@@ -287,8 +290,8 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
     if let Some(CheckpointSettings { checkpoint_writer, .. }) = checkpoints {
         let stored = store(captured, control, checkpoint_writer);
         let (before, marked) = (origin.parts().to_vec(), state.marked);
-        let concluder =
-            ledger.map(|ledger| Concluder { marked, operators: entered, before, ledger, failure });
+        let operators = entered.into_iter().chain(plan.recorded_rules()).collect();
+        let concluder = ledger.map(|ledger| Concluder { marked, operators, before, ledger, failure });
         conclude(stored, done, concluder);
     }
     let FlowState { committed, offsets, watermark, .. } = state;

@@ -45,6 +45,9 @@ pub struct SetRule<E: Event, D> {
     /// The identity of the rule, by which its state is stored. A rule whose filter or condition changes needs a new id,
     /// and an id must not be used again after its rule was removed: keys without events since then keep their state.
     pub id: u64,
+    /// True if the rule is not one of those that stored the restored state: what it finds among the restored events is
+    /// emitted in the first epoch, so that a later event can revoke it.
+    pub is_fresh: bool,
     /// The events that the rule considers; `None`: all.
     pub filter: Option<Predicate<E>>,
     /// The condition.
@@ -93,6 +96,7 @@ pub enum RuleSetError {
 ///
 /// let rule = |id, filter, condition, suppress_ms| SetRule::<Line, String> {
 ///     id,
+///     is_fresh: false,
 ///     filter,
 ///     condition,
 ///     emission: Emission::Immediate,
@@ -139,6 +143,7 @@ struct Rule<E: Event, D> {
     id: u64,
     /// The index in the list that the set was made of.
     number: u32,
+    is_fresh: bool,
     machine: Machine<E>,
     emission: Emission,
     suppress_ms: Option<i64>,
@@ -159,10 +164,10 @@ impl<E: Event, D> RuleSet<E, D> {
         }
         let (mut rules, mut filters) = (Vec::new(), Vec::new());
         for (number, rule) in list {
-            let SetRule { id, filter, condition, emission, suppress_ms, result, absent } = rule;
+            let SetRule { id, is_fresh, filter, condition, emission, suppress_ms, result, absent } = rule;
             let machine = Machine::new(condition).ok_or(RuleSetError::NoSteps(id))?;
             let suppress_ms = suppress_ms.filter(|suppress_ms| *suppress_ms > 0);
-            rules.push(Rule { id, number, machine, emission, suppress_ms, result, absent });
+            rules.push(Rule { id, number, is_fresh, machine, emission, suppress_ms, result, absent });
             filters.push(filter);
         }
         Ok(RuleSet { rules: rules.into(), filters: filters.into(), undos: Cell::default() })
@@ -282,6 +287,10 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
 
     fn count(&self) -> u32 {
         self.rules.len() as u32
+    }
+
+    fn is_fresh(&self, number: u32) -> bool {
+        self.rules.iter().any(|rule| rule.number == number && rule.is_fresh)
     }
 
     fn step(&self, state: &mut SetState, event: &E, found: &mut Vec<Found<D>>) -> SetUndo {

@@ -10,6 +10,7 @@ use crate::testing::{Kit, Line};
 
 fn rule(id: u64, condition: Condition<Line>) -> SetRule<Line, (u64, i64)> {
     SetRule {
+        is_fresh: false,
         id,
         filter: None,
         condition,

@@ -10,7 +10,7 @@ use crate::batch::{Batch, RunRef, Slot};
 use crate::capture::{Capture, Damage, Saved, Stored, decode, encode_unless_default};
 use crate::event::order;
 use crate::keyed::{Logic, Selection};
-use crate::rules::{Live, Rules};
+use crate::rules::{Found, Live, Rules};
 use crate::{Epoch, Event, EventTime, OwnedKey};
 
 /// Removes the state of the rules with these numbers from `saved`, the captured state of a key. Returns the rest;
@@ -71,9 +71,13 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
     }
 
     fn resume(&mut self, _: Epoch, batch: Option<&Rc<Batch<E>>>, selection: &Selection<E>) {
-        if let Some(batch) = batch {
-            self.step(batch, selection, &mut Vec::new());
-        }
+        let Some(batch) = batch else { return };
+        self.step(batch, selection, &mut Vec::new());
+        let Scanner { rules, history, fresh, .. } = self;
+        let found =
+            history.get(batch.number).into_iter().flat_map(|(_, steps)| steps.found.values().flatten());
+        let is_missing = |found: &&Found<D>| found.due.is_none() && rules.is_fresh(found.rule);
+        fresh.extend(found.filter(is_missing).map(|found| found.answer.clone()));
     }
 }
 

@@ -262,6 +262,7 @@ impl Chosen {
     fn rule(self) -> SetRule<Tx, Of> {
         let Chosen { id, emission, suppress, .. } = self;
         SetRule {
+            is_fresh: false,
             id,
             filter: self.kind().filter.map(|filter| Box::new(filter) as Predicate<Tx>),
             condition: (self.kind().condition)(),
@@ -464,6 +465,7 @@ fn an_absence_that_ends_lets_those_happen_that_it_suppressed() {
     use headwater_dataflows::testing::{Kit, Line};
     let is = |what: &'static str| move |line: &Line| line.id == what;
     let rule = SetRule {
+        is_fresh: false,
         id: 1,
         filter: None,
         condition: Condition::Sequence {
