@@ -12,6 +12,7 @@ mod ledger;
 mod otlp;
 mod patterns;
 mod routes;
+mod rule_files;
 mod rule_tests;
 mod rules;
 mod sinks;
@@ -168,8 +169,11 @@ impl Config {
             ConfigErrors(vec![ConfigError { origin, key: "the file".into(), message }])
         })?;
         complete(&mut tree);
-        let (substituted, mut errors) = environment::substitute(&mut tree, &environment);
+        let (mut substituted, mut errors) = environment::substitute(&mut tree, &environment);
         let mut diagnostics = Diagnostics::default();
+        let (of_files, mut errors_of_files) = rule_files::read(&mut tree, &environment, &mut diagnostics);
+        substituted.extend(of_files);
+        errors.append(&mut errors_of_files);
         renamed::modernize(&mut tree, &mut diagnostics);
         otlp::add_environment(&mut tree, &environment);
         let config = read_config(&mut Section::top(&tree, keys::find), &mut diagnostics);
