@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use headwater_dataflows::Epoch;
 
+use super::rules::RulesCommand;
 use super::test::TestArgs;
 use crate::coordination::{AcceptedLoss, Skip};
 use crate::dead_letters::{Filter, LetterId};
@@ -46,6 +47,9 @@ pub enum Command {
     Check(CheckArgs),
     /// Test rules: events at virtual times, and the alerts that they raise and revoke.
     Test(TestArgs),
+    /// List the rules of a configuration, or compare them with those of a changed one.
+    #[command(subcommand)]
+    Rules(RulesCommand),
     /// Print how far a pipeline is, and what its next start would do.
     Status(StatusArgs),
     /// Manage the topics of a pipeline.

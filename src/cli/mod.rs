@@ -10,6 +10,7 @@ mod demo;
 mod demo_console;
 mod hosts;
 pub mod output;
+pub mod rules;
 mod sample;
 mod status;
 mod stop;
@@ -125,6 +126,7 @@ fn execute(command: Command) -> anyhow::Result<u8> {
             crate::logging::init(false, "warn");
             return Ok(if test::test(&args)? { DONE } else { FAILED });
         }
+        Command::Rules(command) => rules::run(&command)?,
         Command::Status(args) => return status(&args),
         Command::Topics(TopicsCommand::Create(args)) => topics_create(&args)?,
         Command::Produce(args) => produce_events(&args)?,

@@ -111,7 +111,7 @@ fn has_section(semantics: &Semantics<'_>, section: &str) -> bool {
 
 /// Returns the section whose state depends on a key, if there is one. The state of `amount_anomaly`, sums of amounts,
 /// does not depend on `min_relative_sigma`; pipelines that were started before this key existed did not have it.
-fn stateful_section(key: &str) -> Option<&str> {
+pub(super) fn stateful_section(key: &str) -> Option<&str> {
     // These keys change only how alerts are decided or labelled from the same state.
     if [".severity", ".high_sigmas", ".min_relative_sigma"].iter().any(|free| key.ends_with(free)) {
         return None;

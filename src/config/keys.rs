@@ -7,6 +7,7 @@ use crate::settings::{Key, keys};
 /// The keys before those of the kinds of sources.
 const FIRST: &[Key] = keys! {
     "pipeline" = required: "Name of the pipeline: lower-case letters, digits, `-` and `_`. It prefixes rows, transactional ids and internal topics, and is the id of the consumer group."
+    "rules": "Files that contain `[[rules]]` sections and nothing else: a list of paths, relative to the working directory. A path whose last segment contains `*`, such as `rules/*.toml`, stands for all files that match it, by name, without those whose names begin with `.` or end with `_test.toml` or `.test.toml`. The rules are read as if they were here: in which file a rule is makes no difference. `[[rules]]` sections of this file are the alternative; a list can have both, `rules = [\"rules/*.toml\", { id = \"large\", match = true }]`."
 
     "source.kind" = required: "Kind of source: `kafka`, `file` (NDJSON: each file is a partition, each line an offset) or `generator`."
     "source.format" = "\"json\"": "Format of the records: `json`, one object per record; `cloudevents`, events in the JSON format of CloudEvents 1.0; `debezium`, changes of rows by Debezium in JSON. The last two need [fields](fields.md)."

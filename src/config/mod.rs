@@ -12,6 +12,8 @@ mod ledger;
 mod otlp;
 mod patterns;
 mod routes;
+mod rule_changes;
+mod rule_files;
 mod rule_tests;
 mod rules;
 mod sinks;
@@ -31,6 +33,7 @@ pub use http::{HttpConfig, TlsFiles};
 pub use keys::reference;
 pub use ledger::LedgerConfig;
 pub use otlp::OtlpConfig;
+pub use rule_changes::{ChangedRule, ChangedSetting, RemovedRule, RuleDifferences};
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -168,8 +171,11 @@ impl Config {
             ConfigErrors(vec![ConfigError { origin, key: "the file".into(), message }])
         })?;
         complete(&mut tree);
-        let (substituted, mut errors) = environment::substitute(&mut tree, &environment);
+        let (mut substituted, mut errors) = environment::substitute(&mut tree, &environment);
         let mut diagnostics = Diagnostics::default();
+        let (of_files, mut errors_of_files) = rule_files::read(&mut tree, &environment, &mut diagnostics);
+        substituted.extend(of_files);
+        errors.append(&mut errors_of_files);
         renamed::modernize(&mut tree, &mut diagnostics);
         otlp::add_environment(&mut tree, &environment);
         let config = read_config(&mut Section::top(&tree, keys::find), &mut diagnostics);
@@ -196,12 +202,7 @@ impl Config {
 
     /// Returns all effective keys and their values as one JSON object, without secrets.
     pub fn effective_json(&self) -> serde_json::Value {
-        let value = |text: &String| {
-            let parsed = toml::from_str::<toml::Table>(&format!("value = {text}")).ok();
-            let value = parsed.and_then(|mut table| serde_json::to_value(table.remove("value")?).ok());
-            value.unwrap_or_else(|| text.as_str().into())
-        };
-        self.effective.iter().map(|(key, text)| (key.clone(), value(text))).collect()
+        self.effective.iter().map(|(key, text)| (key.clone(), json_value(text))).collect()
     }
 
     /// Returns the environment variables of this process.
@@ -216,6 +217,13 @@ impl Config {
     pub fn effective(&self) -> String {
         self.effective.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
     }
+}
+
+/// Returns a value in TOML, as effective configurations have it, as JSON.
+pub(crate) fn json_value(text: &str) -> serde_json::Value {
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {text}")).ok();
+    let value = parsed.and_then(|mut table| serde_json::to_value(table.remove("value")?).ok());
+    value.unwrap_or_else(|| text.into())
 }
 
 const SEVERITIES: [(&str, Severity); 4] = [

@@ -20,8 +20,8 @@ const UNUSED: [&str; 10] =
 const NAME: &str = "rules";
 
 impl Config {
-    /// Parses a configuration to test its rules, or a file that has only fields, keys, rules and patterns. Source, sinks
-    /// and other sections that have no effect in such a test are not read: `headwater check` does that.
+    /// Parses a configuration to test, list or compare its rules, or a file that has only fields, keys, rules and patterns. Source, sinks
+    /// and other sections that have no effect on rules are not read: `headwater check` does that.
     ///
     /// # Errors
     /// Returns all errors of the sections that are read, and of unknown sections.

@@ -289,7 +289,7 @@ fn read_count(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Optio
         return None;
     }
     if more_than {
-        return section.int("more_than", 0..=999_999, diagnostics).map(|count| count as usize + 1);
+        return section.int("more_than", 0..=1_000_000, diagnostics).map(|count| count as usize + 1);
     }
     section.int("at_least", COUNTS, diagnostics).map(|count| count as usize)
 }

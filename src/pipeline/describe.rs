@@ -21,6 +21,8 @@ pub struct RuleDescription {
     pub severity: String,
     /// The time of emission: `immediate` or `final`.
     pub emit: &'static str,
+    /// The event time after an alert in which there is no further one of the key, in milliseconds; null if there is no such time.
+    pub suppress_ms: Option<i64>,
     /// The settings, under the names of the configuration.
     #[schema(value_type = Object)]
     pub settings: Value,
@@ -37,13 +39,14 @@ impl RuleDescription {
             by: "key".to_owned(),
             severity: policy.severity.as_str().to_owned(),
             emit,
+            suppress_ms: None,
             settings,
             look_back_ms: None,
         }
     }
 }
 
-fn emit(emission: Emission) -> &'static str {
+pub(super) fn emit(emission: Emission) -> &'static str {
     match emission {
         Emission::Immediate => "immediate",
         Emission::Final => "final",
@@ -75,6 +78,7 @@ fn of_own(rule: &RulePlan) -> RuleDescription {
             SeverityPlan::Chosen(choice) => choice.source().to_owned(),
         },
         emit: if rule.condition.is_absence() { "final" } else { emit(rule.emission) },
+        suppress_ms: rule.suppress_ms,
         settings: settings.map(|(key, text)| (key.clone(), value(text))).collect(),
         look_back_ms: rule.condition.look_back_ms(),
     }

@@ -14,6 +14,7 @@ pub mod fixtures;
 mod key_state;
 mod own;
 mod plan;
+mod presets;
 mod rules;
 mod spaces;
 mod virtual_run;
@@ -27,6 +28,7 @@ pub use plan::{
     AlertPolicy, AmountPlan, By, DiversityPlan, FrequencyPlan, Limits, Patterns, Plan, Time, TravelPlan,
     WindowKind, WindowPlan,
 };
+pub use presets::preset;
 pub use rules::{discard, patterns, rules};
 pub use spaces::{KeySpace, SpaceEvent};
 pub use virtual_run::{EpochResults, RefusedEvent, VirtualRun};

@@ -53,9 +53,18 @@ pub fn from_process() -> Result<Vec<(String, String)>, ConfigError> {
 /// Replaces `${NAME}` in the texts of the file by the variable, and `$${` by `${`. Returns the names of the variables,
 /// and an error for each variable that is not set.
 pub fn substitute(item: &mut Item, environment: &[(String, String)]) -> (BTreeSet<String>, Vec<ConfigError>) {
+    substitute_at(item, String::new(), environment)
+}
+
+/// Does the same as [`substitute`] for an item at this path, which errors name.
+pub fn substitute_at(
+    item: &mut Item,
+    path: String,
+    environment: &[(String, String)],
+) -> (BTreeSet<String>, Vec<ConfigError>) {
     let variables = environment.iter().map(|(name, value)| (&**name, &**value)).collect();
     let mut substitution = Substitution { variables, names: BTreeSet::new(), errors: Vec::new() };
-    substitution.visit(item, String::new());
+    substitution.visit(item, path);
     (substitution.names, substitution.errors)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
@@ -10,6 +11,8 @@ use toml::de::{DeTable, DeValue};
 pub enum Origin {
     /// A line of the file, counted from 1.
     Line(usize),
+    /// A line of a further file, whose path is as the configuration names it.
+    LineOf(Arc<str>, usize),
     /// An environment variable of this name.
     Environment(String),
     /// The default of the key.
@@ -20,6 +23,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::Line(line) => write!(f, "line {line}"),
+            Origin::LineOf(path, line) => write!(f, "{path} line {line}"),
             Origin::Environment(name) => f.write_str(name),
             Origin::Default => f.write_str("default"),
         }
@@ -144,10 +148,7 @@ impl Node {
 /// # Errors
 /// If the text is not TOML: the line, and the error.
 pub fn parse(text: &str, environment: &[(String, String)]) -> Result<Item, (Origin, String)> {
-    let line = |at: usize| Origin::Line(1 + text[..at.min(text.len())].matches('\n').count());
-    let table = DeTable::parse(text)
-        .map_err(|error| (line(error.span().map_or(0, |span| span.start)), error.message().to_owned()))?;
-    let mut root = table_item(table.get_ref(), Origin::Line(1), &line);
+    let mut root = parse_with(text, &Origin::Line)?;
     for (name, value) in environment {
         let Some(path) = name.strip_prefix("HEADWATER__") else { continue };
         let path: Vec<_> = path.split("__").map(str::to_lowercase).collect();
@@ -155,6 +156,21 @@ pub fn parse(text: &str, environment: &[(String, String)]) -> Result<Item, (Orig
         set(&mut root, &path, scalar(value, &origin), &origin);
     }
     Ok(root)
+}
+
+/// Parses the TOML text of a further file, whose lines are places in the file with this path.
+///
+/// # Errors
+/// If the text is not TOML: the line, and the error.
+pub fn parse_file(text: &str, path: &Arc<str>) -> Result<Item, (Origin, String)> {
+    parse_with(text, &|line| Origin::LineOf(Arc::clone(path), line))
+}
+
+fn parse_with(text: &str, origin: &dyn Fn(usize) -> Origin) -> Result<Item, (Origin, String)> {
+    let line = |at: usize| origin(1 + text[..at.min(text.len())].matches('\n').count());
+    let table = DeTable::parse(text)
+        .map_err(|error| (line(error.span().map_or(0, |span| span.start)), error.message().to_owned()))?;
+    Ok(table_item(table.get_ref(), origin(1), &line))
 }
 
 /// Converts the text of an environment variable. The item has the text and, if the text is TOML, its value.

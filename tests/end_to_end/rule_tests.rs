@@ -355,3 +355,61 @@ fn a_test_raises_what_a_run_raises() {
         assert!(raised.contains(rule), "{rule} raises nothing");
     }
 }
+
+/// Rules in files of their own: a run, its tests, an error in a file, and what is listed and compared.
+#[test]
+fn rules_are_read_from_files_of_their_own() {
+    let around = "pipeline = \"shop\"\nrules = [\"rules/*.toml\"]\n[source]\nkind = \"file\"\npaths = \"events.ndjson\"\n\
+        [sinks.file]\npath = \"results\"\n[patterns.rapid_fire_burst]\nat_least = 4\n";
+    let two = "[[rules]]\nid = \"two\"\ncount = { at_least = 2, within = \"1m\" }\ndescription = \"${TEAM}: two events\"\n";
+    let large =
+        "[[rules]]\nid = \"large\"\nwhere = \"event.amount > 100.0\"\nmatch = true\nsuppress = \"1h\"\n";
+    let test = "rules = \"../shop.toml\"\n[[test]]\nname = \"large\"\n\
+        events = [{ at = \"0s\", user_id = \"ann\", amount = 101 }]\n\
+        expect = [{ rule = \"large\", key = \"ann\", at = \"0s\" }]\n";
+    let (events, _) = disordered_events(1);
+    let mut terminal = terminal_with(&[
+        ("shop.toml", around),
+        ("events.ndjson", &events),
+        (
+            "new.toml",
+            "[[rules]]\nid = \"large\"\nwhere = \"event.amount > 200.0\"\nmatch = true\nsuppress = \"2h\"\n",
+        ),
+    ]);
+    fs::create_dir(terminal.path("rules")).expect("created");
+    for (name, text) in [("two.toml", two), ("large.toml", large), ("large_test.toml", test)] {
+        fs::write(terminal.path("rules").join(name), text).expect("written");
+    }
+    terminal.type_in("check shop.toml");
+    let two = two.replace("${TEAM}", "risk");
+    fs::write(terminal.path("rules/two.toml"), &two).expect("written");
+    for line in
+        ["test rules", "rules list shop.toml", "rules list shop.toml --json", "rules diff shop.toml new.toml"]
+    {
+        terminal.type_in(line);
+    }
+    terminal.type_in("rules diff shop.toml new.toml --json");
+    terminal.type_in("rules diff shop.toml shop.toml");
+    fs::write(terminal.path("rules/wrong.toml"), "\n[[rules]]\nid = \"wrong\"\ncuont = 1\n")
+        .expect("written");
+    for line in [
+        "check shop.toml",
+        "run shop.toml",
+        "test rules",
+        "rules list shop.toml",
+        "rules diff new.toml shop.toml",
+    ] {
+        terminal.type_in(line);
+    }
+    fs::remove_file(terminal.path("rules/wrong.toml")).expect("removed");
+    succeed(headwater(&["run", "shop.toml"]).current_dir(terminal.path("")));
+    let alerts = fs::read_to_string(terminal.path("results/alerts.ndjson")).expect("alerts");
+    let whole = around.replace("rules = [\"rules/*.toml\"]\n", "").replace("results", "whole") + large + &two;
+    fs::write(terminal.path("whole.toml"), whole).expect("written");
+    succeed(headwater(&["run", "whole.toml"]).current_dir(terminal.path("")));
+    let of_whole = fs::read_to_string(terminal.path("whole/alerts.ndjson")).expect("alerts");
+    let rules = |text: &str| -> Vec<_> { text.lines().map(|line| line.contains("\"two\"")).collect() };
+    assert!(rules(&alerts).contains(&true), "{alerts}");
+    assert_eq!(rules(&alerts).len(), rules(&of_whole).len());
+    terminal.compare("rule_files");
+}

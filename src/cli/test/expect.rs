@@ -64,7 +64,7 @@ impl Names {
 /// Returns the line of a place in a file.
 pub fn line(origin: &Origin) -> usize {
     match origin {
-        Origin::Line(line) => *line,
+        Origin::Line(line) | Origin::LineOf(_, line) => *line,
         Origin::Environment(_) | Origin::Default => 1,
     }
 }

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::events::{Arrival, TestFields};
 use super::expect::{self, ExpectedAlert, ExpectedLetter, Names};
 use super::keys::find;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Origin};
 use crate::decode::Decoding;
 use crate::pipeline::Plan;
 use crate::settings::{Diagnostics, Section, tree};
@@ -125,9 +125,13 @@ fn read_text(path: &Path) -> Result<String, WrongFiles> {
     std::fs::read_to_string(path).map_err(failed)
 }
 
-/// Returns errors with the file that they are in.
+/// Returns errors with the file that they are in. Those of further files name them.
 fn wrong(path: &Path, errors: &[ConfigError]) -> WrongFiles {
-    WrongFiles(errors.iter().map(|error| format!("{}: {error}", path.display())).collect())
+    let named = errors.iter().map(|error| match error.origin {
+        Origin::LineOf(..) => error.to_string(),
+        _ => format!("{}: {error}", path.display()),
+    });
+    WrongFiles(named.collect())
 }
 
 /// Returns the path and the text of the configuration that a file names.
