@@ -251,6 +251,9 @@ struct Chosen {
     suppress: Option<i64>,
 }
 
+/// The id of a rule that only a restored set has.
+const NEW: u64 = 50;
+
 /// A result, with the id of its rule.
 type Of = (u64, Answer);
 
@@ -262,7 +265,7 @@ impl Chosen {
     fn rule(self) -> SetRule<Tx, Of> {
         let Chosen { id, emission, suppress, .. } = self;
         SetRule {
-            is_fresh: false,
+            is_fresh: id == NEW,
             id,
             filter: self.kind().filter.map(|filter| Box::new(filter) as Predicate<Tx>),
             condition: (self.kind().condition)(),
@@ -403,11 +406,20 @@ fn a_restored_set_keeps_the_rules_that_it_still_has() {
         let state = merge(State::new(), &uninterrupted.captured, mark as u64);
         let mut after: Vec<Chosen> = before.iter().rev().skip(left_out).copied().collect();
         let common: BTreeSet<u64> = after.iter().map(|rule| rule.id).collect();
-        after.insert(after.len() / 2, Chosen { id: 50, kind: 1, emission: Emission::Final, suppress: None });
+        after.insert(
+            after.len() / 2,
+            Chosen { id: NEW, kind: 1, emission: Emission::Immediate, suppress: None },
+        );
         after.dedup_by_key(|rule| rule.id);
-        prop_assume!(!before.iter().any(|rule| rule.id == 50));
+        prop_assume!(!before.iter().any(|rule| rule.id == NEW));
 
         let restored = run(Some(checkpoint(&state, &rounds, mark as u64)), workers[1], after);
+        let mut of_new: BTreeMap<Of, isize> = BTreeMap::new();
+        for (answer, _, diff) in restored.changes.iter().filter(|change| change.0.0 == NEW) {
+            *of_new.entry(answer.clone()).or_default() += diff;
+        }
+        let is_real = of_new.values().all(|count| [0, 1].contains(count));
+        prop_assert!(is_real, "a new rule revokes what it did not raise: {of_new:?}");
         let later = |changes: Vec<(Of, u64, isize)>| -> Vec<(Of, u64, isize)> {
             let common = |change: &(Of, u64, isize)| change.1 > mark as u64 && common.contains(&change.0.0);
             changes.into_iter().filter(common).collect()
