@@ -43,9 +43,10 @@ use std::time::Duration;
 use headwater_dataflows::Epoch;
 
 use crate::coordination::{AcceptedLoss, Skip};
-use crate::decode::Decoding;
+use crate::decode::{Decoding, FieldMap};
+use crate::fields::Layout;
 use crate::outputs::Severity;
-use crate::pipeline::{Limits, Plan, Resets, Time};
+use crate::pipeline::{Limits, Patterns, Plan, Resets, RulePlan, Time, WindowPlan};
 use crate::routes::Route;
 use crate::settings::{Diagnostics, Node, Section, environment, millis, renamed, tree};
 use crate::state::StateConfig;
@@ -291,12 +292,16 @@ fn read_log(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<L
     Some(LogConfig { json: json?, level: level?.to_owned() })
 }
 
-/// Reads all sections; returns None if a required part has an error.
-fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Config> {
-    let pipeline = top.text("pipeline", diagnostics);
-    if pipeline.as_deref().is_some_and(|name| !is_name(name, "-_")) {
-        top.report_error("pipeline", "expected at most 63 lower-case letters, digits, - and _", diagnostics);
-    }
+/// The source of records, and their fields.
+struct Input {
+    source: Option<SourceConfig>,
+    decode_settings: Option<source::DecodeSettings>,
+    fields: Option<Arc<FieldMap>>,
+    layout: Arc<Layout>,
+}
+
+/// Reads the sections `[source]` and `[fields]`.
+fn read_input(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Input {
     let (source, decode_settings) = match top.section("source", diagnostics) {
         Some(section) => source::read(section, diagnostics).unzip(),
         None => {
@@ -314,19 +319,39 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         let message = format!("the format {} needs a section [fields], which names the fields", format.name);
         top.report_error("fields", message, diagnostics);
     }
+    Input { source, decode_settings, fields, layout }
+}
 
-    let time = read_time(top.section_or_default("time", diagnostics), decode_settings, diagnostics);
-    let limits = read_limits(top.section_or_default("limits", diagnostics), diagnostics);
-    let epoch_ms = time.map_or(10, |time| time.epoch.as_millis() as u64).max(1);
-    let spaces = Spaces::read(top.section_or_default("keys", diagnostics), &layout, diagnostics);
+/// The computation over events.
+struct Flow {
+    windows: Vec<WindowPlan>,
+    patterns: Patterns,
+    rules: Vec<RulePlan>,
+}
+
+/// Reads the sections `[keys]`, `[[windows]]`, `[patterns]` and `[[rules]]`.
+fn read_flow(top: &mut Section<'_>, layout: &Layout, epoch_ms: u64, diagnostics: &mut Diagnostics) -> Flow {
+    let spaces = Spaces::read(top.section_or_default("keys", diagnostics), layout, diagnostics);
     let windows = windows::read(top.sections("windows", diagnostics), epoch_ms, &spaces, diagnostics);
-
     let mut section = top.section_or_default("patterns", diagnostics);
     let patterns = patterns::read(&mut section, diagnostics);
     section.end(diagnostics);
-
-    let names = rules::Names { layout: &layout, spaces: &spaces, patterns: &patterns.names() };
+    let names = rules::Names { layout, spaces: &spaces, patterns: &patterns.names() };
     let rules = rules::read(top.sections("rules", diagnostics), &names, diagnostics);
+    Flow { windows, patterns, rules }
+}
+
+/// Reads all sections; returns None if a required part has an error.
+fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Config> {
+    let pipeline = top.text("pipeline", diagnostics);
+    if pipeline.as_deref().is_some_and(|name| !is_name(name, "-_")) {
+        top.report_error("pipeline", "expected at most 63 lower-case letters, digits, - and _", diagnostics);
+    }
+    let Input { source, decode_settings, fields, layout } = read_input(top, diagnostics);
+    let time = read_time(top.section_or_default("time", diagnostics), decode_settings, diagnostics);
+    let limits = read_limits(top.section_or_default("limits", diagnostics), diagnostics);
+    let epoch_ms = time.map_or(10, |time| time.epoch.as_millis() as u64).max(1);
+    let Flow { windows, patterns, rules } = read_flow(top, &layout, epoch_ms, diagnostics);
     let look_back_ms = Plan::longest_look_back_ms(&patterns, &rules);
 
     let state = state::read(top.section_or_default("state", diagnostics), look_back_ms, diagnostics);
