@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use headwater_dataflows::Epoch;
 
+use super::backtest::BacktestArgs;
 use super::test::TestArgs;
 use crate::coordination::{AcceptedLoss, Skip};
 use crate::dead_letters::{Filter, LetterId};
@@ -46,6 +47,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Test rules: events at virtual times, and the alerts that they raise and revoke.
     Test(TestArgs),
+    /// Evaluate other rules on retained records: the alerts that they add, lose and change.
+    Backtest(BacktestArgs),
     /// Print how far a pipeline is, and what its next start would do.
     Status(StatusArgs),
     /// Manage the topics of a pipeline.
@@ -563,7 +566,7 @@ fn parse_positive(text: &str) -> Result<f64, String> {
 }
 
 /// Parses a time, or a duration before now; returns milliseconds since 1970.
-fn parse_time(text: &str) -> Result<i64, String> {
+pub(super) fn parse_time(text: &str) -> Result<i64, String> {
     let ago = duration_ms(text).map(|ms| wall_ms().saturating_sub(ms));
     let time = ago.or_else(|| rfc3339_ms(text).ok());
     time.ok_or_else(|| "expected an RFC 3339 time, or a time ago such as 1h or 30d".to_owned())

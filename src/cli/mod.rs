@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod args;
+pub mod backtest;
 pub mod bench;
 pub mod command;
 mod connect;
@@ -125,6 +126,7 @@ fn execute(command: Command) -> anyhow::Result<u8> {
             crate::logging::init(false, "warn");
             return Ok(if test::test(&args)? { DONE } else { FAILED });
         }
+        Command::Backtest(args) => backtest::backtest(&args)?,
         Command::Status(args) => return status(&args),
         Command::Topics(TopicsCommand::Create(args)) => topics_create(&args)?,
         Command::Produce(args) => produce_events(&args)?,
