@@ -124,7 +124,8 @@ mod tests {
     fn a_configuration_needs_no_sink_or_service() {
         let config = Config::parse_to_backtest(IN_FORCE, std::iter::empty()).expect("valid");
         assert_eq!(config.plan.rule_ids(), ["velocity_spike", "a"]);
-        let error = Config::parse_to_backtest("pipeline = \"p\"\n", std::iter::empty()).expect_err("no source");
+        let error =
+            Config::parse_to_backtest("pipeline = \"p\"\n", std::iter::empty()).expect_err("no source");
         assert!(error.to_string().contains("source: the section is missing"), "{error}");
     }
 

@@ -169,8 +169,7 @@ impl Input {
             if at == 0 {
                 self.positions.advance(&bindings);
                 self.pace.add(&unfinal);
-                self.paced =
-                    self.pace.end_epoch(Duration::ZERO, self.positions.as_slice(), None, watermark);
+                self.paced = self.pace.end_epoch(Duration::ZERO, self.positions.as_slice(), None, watermark);
             }
             epoch.push(EpochInput { events: std::mem::take(&mut view.events), watermark });
         }
@@ -219,8 +218,7 @@ impl View {
     fn new(plan: &Plan, positions: &[Position], time: &Time) -> View {
         let tracker = |(at, position)| PartitionTracker::new(Partition(at), position);
         // The watermark follows events only: wall times of the backtest say nothing about those of the records.
-        let rule =
-            WatermarkRule { idle_advance_ms: None, ..time.watermark_rule() };
+        let rule = WatermarkRule { idle_advance_ms: None, ..time.watermark_rule() };
         View {
             decoder: plan.decoding.decoder(),
             trackers: (0..).zip(positions).map(tracker).collect(),

@@ -27,7 +27,8 @@ pub type Labels = HashMap<String, Label>;
 /// # Errors
 /// If it cannot be read, or is not in the form; the errors name its lines.
 pub fn read(path: &Path) -> anyhow::Result<Labels> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("--labels: cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("--labels: cannot read {}", path.display()))?;
     parse(&text).map_err(|errors| {
         let at = |(line, message): (usize, String)| format!("{}:{line}: {message}", path.display());
         WrongFiles(errors.into_iter().map(at).collect()).into()

@@ -145,7 +145,8 @@ impl Report {
 
     /// Returns the report as one JSON object.
     pub fn json(&self) -> Value {
-        let side = |Admitted { events, rejected }: &Admitted| json!({ "events": events, "rejected": rejected });
+        let side =
+            |Admitted { events, rejected }: &Admitted| json!({ "events": events, "rejected": rejected });
         let mut json = json!({
             "records": self.records,
             "before": side(&self.admitted[0]),
@@ -273,8 +274,7 @@ fn admitted_text(Admitted { events, rejected }: &Admitted) -> String {
 fn add_count(table: &mut Table, count: &Count) {
     let Count { rule, severity, before, after, added, gone, changed } = count;
     let severity = severity.as_deref().unwrap_or("-").to_owned();
-    let [before, after, added, gone, changed] =
-        [before, after, added, gone, changed].map(u64::to_string);
+    let [before, after, added, gone, changed] = [before, after, added, gone, changed].map(u64::to_string);
     table.add([rule.clone(), severity, before, after, added, gone, changed]);
 }
 
@@ -286,9 +286,8 @@ fn write_example(text: &mut String, difference: &Difference) {
         (Some(before), Some(after)) if before != after => format!("{before} → {after}"),
         (before, after) => after.or(before).cloned().unwrap_or_default(),
     };
-    let of = |part: fn(&(String, String)) -> &String| {
-        either(before.as_ref().map(part), after.as_ref().map(part))
-    };
+    let of =
+        |part: fn(&(String, String)) -> &String| either(before.as_ref().map(part), after.as_ref().map(part));
     let (severity, details) = (of(|side| &side.0), escaped(&of(|side| &side.1), 2 * SHOWN));
     line(text, format_args!("  {event_time}  {key_kind} {key}  {severity}  {ids}  {details}"));
 }

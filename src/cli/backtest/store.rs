@@ -204,7 +204,9 @@ impl Store {
             })
         };
         let mut counts = statement.query_map([], count)?.collect::<Result<Vec<_>, _>>()?;
-        for rule in rules.iter().filter(|rule| counts.iter().all(|count| count.rule != **rule)).collect::<Vec<_>>() {
+        for rule in
+            rules.iter().filter(|rule| counts.iter().all(|count| count.rule != **rule)).collect::<Vec<_>>()
+        {
             let (rule, severity) = (rule.clone(), None);
             counts.push(Count { rule, severity, before: 0, after: 0, added: 0, gone: 0, changed: 0 });
         }
@@ -273,7 +275,12 @@ impl Store {
                 );
                 let mut statement = self.connection.prepare(&text)?;
                 let of_rule = |row: &Row<'_>| {
-                    Ok(Found { rule: row.get(0)?, side, positive: unsigned(row, 1)?, negative: unsigned(row, 2)? })
+                    Ok(Found {
+                        rule: row.get(0)?,
+                        side,
+                        positive: unsigned(row, 1)?,
+                        negative: unsigned(row, 2)?,
+                    })
                 };
                 found.extend(statement.query_map([], of_rule)?.collect::<Result<Vec<_>, _>>()?);
             }

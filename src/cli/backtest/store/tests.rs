@@ -96,11 +96,8 @@ fn only_the_last_state_of_an_alert_counts() {
         change("a", 2, High, 3, Raised),
         change("a", 2, High, 3, Revoked),
     ];
-    let after = [
-        change("a", 1, High, 4, Raised),
-        change("a", 2, High, 3, Raised),
-        change("a", 3, High, 3, Revoked),
-    ];
+    let after =
+        [change("a", 1, High, 4, Raised), change("a", 2, High, 3, Raised), change("a", 3, High, 3, Revoked)];
     let store = store(&before, &after);
     let examples = store.examples().expect("read");
     let found: Vec<_> = examples.iter().map(|example| (&*example.kind, &*example.event_ids)).collect();
@@ -161,7 +158,8 @@ fn a_backtest_replaces_the_tables_of_an_earlier_one() {
         // One that fails leaves them.
         drop(Store::create(Some(&path)).expect("opened"));
         let kept = Connection::open(&path).expect("opened");
-        let count: i64 = kept.query_row("SELECT count(*) FROM differences", [], |row| row.get(0)).expect("read");
+        let count: i64 =
+            kept.query_row("SELECT count(*) FROM differences", [], |row| row.get(0)).expect("read");
         assert_eq!(count, alerts);
     }
     let error = Store::create(Some(&folder.path().join("none/out.db"))).err().expect("no folder");
