@@ -191,7 +191,7 @@ fn without_speed(text: &str) -> String {
 fn backtests_are_as_recorded() {
     let mut terminal = folder_with_events();
     let rule = "[patterns.amount_anomaly]\nat_least = 3\nsigmas = 1000.0\n[[rules]]\nid = \"large\"\n\
-        where = \"event.amount > 10.5\"\nmatch = true\nseverity = \"event.amount > 100.0 ? 'high' : 'low'\"\n";
+        where = \"event.amount / (event.amount - 10.0) > 1.0 && event.amount > 10.5\"\nmatch = true\nseverity = \"event.amount > 100.0 ? 'high' : 'low'\"\n";
     fs::write(terminal.path("new.toml"), rule).expect("written");
     let other = rule.replace("10.5", "11.5").replace("100.0", "9.0").replace("sigmas = 1000.0\n", "");
     fs::write(terminal.path("other.toml"), format!("pipeline = \"x\"\n{other}")).expect("written");
@@ -201,6 +201,16 @@ fn backtests_are_as_recorded() {
     fs::write(terminal.path("run.toml"), format!("{FROM_FILE}{}", &rule[rule.find("[[").expect("a rule")..]))
         .expect("written");
     terminal.type_masked("backtest run.toml --candidate other.toml --json", without_speed);
+    let fields = "[fields]\nevent_id = \"event_id\"\nevent_time = \"event_time\"\nevent_type = \"event_type\"\n\
+        user_id = \"user_id\"\namount = { path = \"amount\", type = \"decimal\", scale = 2, required = true }\n\
+        currency = { path = \"currency\", required = true }\n";
+    let with_fields = |fields: &str| format!("{fields}{}", &rule[rule.find("[[").expect("a rule")..]);
+    fs::write(terminal.path("fields.toml"), with_fields(fields)).expect("written");
+    terminal.type_masked("backtest run.toml --candidate fields.toml", without_speed);
+    let optional =
+        fields.replace(", required = true }\ncurrency = { path = \"currency\", required = true", "");
+    fs::write(terminal.path("fields.toml"), with_fields(&optional)).expect("written");
+    terminal.type_masked("backtest run.toml --candidate fields.toml", without_speed);
     terminal.compare("backtest");
 }
 

@@ -15,7 +15,7 @@ mod report;
 mod side;
 mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -207,12 +207,19 @@ fn report(
     // Without fields of its own, the candidate has the same events.
     let decoded: Vec<_> = input.decoded().collect();
     let mut decoded = decoded.iter().chain(decoded.last());
+    let mut plans = plans.iter();
     let admitted = refused.map(|refused| {
+        let rules = plans.next().map(|plan| plan.rules.as_slice()).unwrap_or_default();
+        let rule_errors = rules.iter().map(|rule| (rule.id.to_string(), rule.errors()));
         let decoded = decoded.next().expect("there is one for each side");
         let mut rejected: BTreeMap<String, u64> = refused;
         let late = rejected.values().sum::<u64>();
         rejected.extend(decoded.rejected.iter().map(|(reason, n)| ((*reason).to_owned(), *n)));
-        Admitted { events: decoded.accepted - late, rejected }
+        Admitted {
+            events: decoded.accepted - late,
+            rejected,
+            rule_errors: rule_errors.filter(|(_, n)| *n > 0).collect(),
+        }
     });
     let in_input = |is_positive| {
         let is_counted = |label: &&labels::Label| label.is_in_input && label.is_positive == is_positive;
@@ -226,7 +233,7 @@ fn report(
             found: store.found(labels)?,
         })
     };
-    let all_rules: Vec<_> = rules.iter().flatten().cloned().collect();
+    let all_rules: BTreeSet<_> = rules.iter().flatten().cloned().collect();
     Ok(Report {
         records: input.records(),
         admitted,

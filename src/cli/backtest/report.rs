@@ -20,6 +20,8 @@ pub struct Admitted {
     pub events: u64,
     /// The number of rejected and refused records, by reason.
     pub rejected: BTreeMap<String, u64>,
+    /// The number of evaluations of expressions that failed, by rule, if there are any.
+    pub rule_errors: BTreeMap<String, u64>,
 }
 
 /// Labelled events.
@@ -145,15 +147,18 @@ impl Report {
 
     /// Returns the report as one JSON object.
     pub fn json(&self) -> Value {
-        let side =
-            |Admitted { events, rejected }: &Admitted| json!({ "events": events, "rejected": rejected });
+        let side = |Admitted { events, rejected, rule_errors }: &Admitted| json!({ "events": events, "rejected": rejected, "rule_errors": rule_errors });
+        let Count { before, after, added, gone, changed, .. } = self.total();
+        let total = json!({
+            "before": before, "after": after, "added": added, "gone": gone, "changed": changed,
+        });
         let mut json = json!({
             "records": self.records,
             "before": side(&self.admitted[0]),
             "after": side(&self.admitted[1]),
             "seconds": (self.took.as_secs_f64() * 1000.0).round() / 1000.0,
             "events_per_s": self.events_per_s(),
-            "total": count_json(&self.total()),
+            "total": total,
             "rules": self.counts.iter().map(count_json).collect::<Vec<_>>(),
             "examples": self.examples.iter().map(difference_json).collect::<Vec<_>>(),
         });
@@ -192,11 +197,17 @@ impl Report {
             self.events_per_s()
         );
         let [before, after] = &self.admitted;
-        if before == after {
+        if (before.events, &before.rejected) == (after.events, &after.rejected) {
             line(&mut text, format_args!("{}", admitted_text(before)));
         } else {
             line(&mut text, format_args!("before: {}", admitted_text(before)));
             line(&mut text, format_args!("after: {}", admitted_text(after)));
+        }
+        for (Admitted { rule_errors, .. }, side) in self.admitted.iter().zip(Side::ALL.map(Side::as_str)) {
+            for (rule, n) in rule_errors {
+                let evaluations = counted(*n, "evaluation");
+                line(&mut text, format_args!("{side}: {rule}: {evaluations} failed, as false or absent"));
+            }
         }
         let mut table = Table::new(&["rule", "severity", "before", "after", "added", "gone", "changed"]);
         self.counts.iter().for_each(|count| add_count(&mut table, count));
@@ -264,7 +275,7 @@ fn line(text: &mut String, content: std::fmt::Arguments<'_>) {
     writeln!(text, "{content}").expect("a String can be written");
 }
 
-fn admitted_text(Admitted { events, rejected }: &Admitted) -> String {
+fn admitted_text(Admitted { events, rejected, .. }: &Admitted) -> String {
     let reasons: Vec<_> = rejected.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
     let all = rejected.values().sum::<u64>();
     let reasons = if all == 0 { String::new() } else { format!(" ({})", reasons.join(", ")) };

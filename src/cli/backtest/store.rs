@@ -8,13 +8,15 @@
 //! Alerts of both sides are the same if rule, key and the position of the triggering event are. All is one transaction, so
 //! that a backtest that fails leaves the database as it was.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Context;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::labels::Labels;
 use super::side::Side;
+use crate::cli::config_error;
 use crate::event::split_key;
 use crate::json::rfc3339;
 use crate::outputs::{RecentAlert, Severity};
@@ -96,6 +98,9 @@ impl Store {
             // A database without a name is on disk, and removed when it is closed.
             None => Connection::open("")?,
         };
+        if let Some(path) = path {
+            check_tables(&connection, path)?;
+        }
         let mut text = "BEGIN IMMEDIATE;".to_owned();
         for side in Side::ALL.map(Side::as_str) {
             text += &format!(
@@ -182,7 +187,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database cannot be read.
-    pub fn counts(&self, rules: &[String]) -> anyhow::Result<Vec<Count>> {
+    pub fn counts(&self, rules: &BTreeSet<String>) -> anyhow::Result<Vec<Count>> {
         let mut statement = self.connection.prepare(
             "SELECT rule, severity, sum(b), sum(a), sum(added), sum(gone), sum(changed) FROM (
                 SELECT rule, severity, 1 AS b, 0 AS a, 0 AS added, 0 AS gone, 0 AS changed FROM alerts_before
@@ -204,9 +209,8 @@ impl Store {
             })
         };
         let mut counts = statement.query_map([], count)?.collect::<Result<Vec<_>, _>>()?;
-        for rule in
-            rules.iter().filter(|rule| counts.iter().all(|count| count.rule != **rule)).collect::<Vec<_>>()
-        {
+        let named: BTreeSet<_> = counts.iter().map(|count| count.rule.clone()).collect();
+        for rule in rules.difference(&named) {
             let (rule, severity) = (rule.clone(), None);
             counts.push(Count { rule, severity, before: 0, after: 0, added: 0, gone: 0, changed: 0 });
         }
@@ -294,6 +298,24 @@ impl Store {
     /// If the database cannot be written.
     pub fn commit(self) -> anyhow::Result<()> {
         Ok(self.connection.execute_batch("COMMIT")?)
+    }
+}
+
+/// Checks that a database has no tables but those of a backtest. The tables are written in one transaction, during which a
+/// run could not write its own.
+fn check_tables(connection: &Connection, path: &Path) -> anyhow::Result<()> {
+    let query = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' \
+        AND name NOT IN ('alerts_before', 'alerts_after', 'differences') LIMIT 1";
+    let other = connection.query_row(query, [], |row| row.get::<_, String>(0)).optional();
+    match other.with_context(|| format!("--out: cannot read {}", path.display()))? {
+        None => Ok(()),
+        Some(table) => {
+            let message = format!(
+                "{} has a table {table:?}, which is none of a backtest: name a new file",
+                path.display()
+            );
+            Err(config_error("--out", message).into())
+        }
     }
 }
 

@@ -54,7 +54,7 @@ fn alerts_are_compared_by_rule_key_and_position() {
         change("c", 3, Low, 1, Raised),
     ];
     let store = store(&before, &after);
-    let counts = store.counts(&["a".into(), "b".into(), "c".into(), "d".into()]).expect("read");
+    let counts = store.counts(&["a", "b", "c", "d"].map(str::to_owned).into()).expect("read");
     let count = |rule: &str, severity: Option<Severity>, [before, after, added, gone, changed]: [u64; 5]| {
         let severity = severity.map(|severity| severity.as_str().to_owned());
         Count { rule: rule.into(), severity, before, after, added, gone, changed }
@@ -162,6 +162,12 @@ fn a_backtest_replaces_the_tables_of_an_earlier_one() {
             kept.query_row("SELECT count(*) FROM differences", [], |row| row.get(0)).expect("read");
         assert_eq!(count, alerts);
     }
+    let other = folder.path().join("results.db");
+    Connection::open(&other)
+        .and_then(|other| other.execute_batch("CREATE TABLE alerts (x)"))
+        .expect("a table");
+    let error = Store::create(Some(&other)).err().expect("the results of a run");
+    assert!(error.to_string().contains("has a table \"alerts\""), "{error}");
     let error = Store::create(Some(&folder.path().join("none/out.db"))).err().expect("no folder");
     assert!(error.to_string().starts_with("--out: cannot open"), "{error}");
 }
