@@ -301,6 +301,12 @@ fn a_backtest_over_a_topic_finds_what_one_over_files_finds() {
         let [files, topic] = ["files.db", "topic.db"].map(|name| rows(&folder.join(name), &query(side)));
         assert!(!files.is_empty() && files == topic, "{side}: {} and {}", files.len(), topic.len());
     }
+    // The records were written after all event times, and before the year 2100.
+    let part = backtest(folder, &["--from", "2000-01-01T00:00:00Z"]);
+    assert_eq!(part["total"], reports[1]["total"], "{part}");
+    let none = backtest(folder, &["--from", "2100-01-01T00:00:00Z"]);
+    assert_eq!((&none["records"], &none["total"]["before"]), (&0.into(), &0.into()), "{none}");
+
     let mut group = ClientConfig::new();
     group.set("bootstrap.servers", &brokers).set("group.id", &topic);
     let consumer: BaseConsumer = group.create().expect("a client");

@@ -191,9 +191,10 @@ fn without_speed(text: &str) -> String {
 fn backtests_are_as_recorded() {
     let mut terminal = folder_with_events();
     let rule = "[patterns.amount_anomaly]\nat_least = 3\nsigmas = 1000.0\n[[rules]]\nid = \"large\"\n\
-        where = \"event.amount / (event.amount - 10.0) > 1.0 && event.amount > 10.5\"\nmatch = true\nseverity = \"event.amount > 100.0 ? 'high' : 'low'\"\n";
+        where = \"event.amount / (event.amount - 10.0) > 1.0 && event.amount > 9.5\"\nmatch = true\n\
+        severity = \"event.amount > 100.0 ? 'high' : 'low'\"\n";
     fs::write(terminal.path("new.toml"), rule).expect("written");
-    let other = rule.replace("10.5", "11.5").replace("100.0", "9.0").replace("sigmas = 1000.0\n", "");
+    let other = rule.replace("9.5", "11.5").replace("100.0", "9.0").replace("sigmas = 1000.0\n", "");
     fs::write(terminal.path("other.toml"), format!("pipeline = \"x\"\n{other}")).expect("written");
     fs::write(terminal.path("labels.csv"), "event_id,label\nd,1\nb,0\nx,1\n").expect("written");
     terminal.type_masked("backtest run.toml --candidate new.toml --labels labels.csv", without_speed);
