@@ -75,7 +75,7 @@ pub struct Input {
     closes: bool,
     records: u64,
     is_ended: bool,
-    // The reader may need it.
+    // Kept open as long as its reader, as in a run.
     _source: Arc<dyn Source>,
 }
 
@@ -268,12 +268,12 @@ impl View {
     }
 }
 
-/// Returns the timestamp from which on a topic is read, so that everything is there which rules with this longest
-/// look-back need from `from_ms` on. An accepted event time is later than its record's timestamp by `max_future_skew` at
-/// most.
+/// Returns the timestamp from which on a topic is read, given the longest look-back of its rules: twice that before
+/// `from_ms`, because the edge of a condition depends on what held at the event before. An accepted event time is later
+/// than its record's timestamp by `max_future_skew` at most.
 pub fn since_ms(from_ms: i64, look_back_ms: i64, time: &Time) -> i64 {
     from_ms
-        .saturating_sub(look_back_ms)
+        .saturating_sub(look_back_ms.saturating_mul(2))
         .saturating_sub(time.max_out_of_orderness_ms)
         .saturating_sub(time.max_future_skew_ms)
         .max(0)
