@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use headwater_dataflows::Epoch;
 
+use super::backtest::BacktestArgs;
 use super::rules::RulesCommand;
 use super::test::TestArgs;
 use crate::coordination::{AcceptedLoss, Skip};
@@ -50,6 +51,8 @@ pub enum Command {
     /// List the rules of a configuration, or compare them with those of a changed one.
     #[command(subcommand)]
     Rules(RulesCommand),
+    /// Evaluate other rules on retained records: the alerts that they add, lose and change.
+    Backtest(BacktestArgs),
     /// Print how far a pipeline is, and what its next start would do.
     Status(StatusArgs),
     /// Manage the topics of a pipeline.
@@ -586,7 +589,7 @@ fn parse_positive(text: &str) -> Result<f64, String> {
 }
 
 /// Parses a time, or a duration before now; returns milliseconds since 1970.
-fn parse_time(text: &str) -> Result<i64, String> {
+pub(super) fn parse_time(text: &str) -> Result<i64, String> {
     let ago = duration_ms(text).map(|ms| wall_ms().saturating_sub(ms));
     let time = ago.or_else(|| rfc3339_ms(text).ok());
     time.ok_or_else(|| "expected an RFC 3339 time, or a time ago such as 1h or 30d".to_owned())

@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod args;
+pub mod backtest;
 pub mod bench;
 pub mod command;
 mod connect;
@@ -127,6 +128,7 @@ fn execute(command: Command) -> anyhow::Result<u8> {
             return Ok(if test::test(&args)? { DONE } else { FAILED });
         }
         Command::Rules(command) => rules::run(&command)?,
+        Command::Backtest(args) => backtest::backtest(&args)?,
         Command::Status(args) => return status(&args),
         Command::Topics(TopicsCommand::Create(args)) => topics_create(&args)?,
         Command::Produce(args) => produce_events(&args)?,

@@ -3,6 +3,7 @@
 //! A file and the environment are parsed into a tree of values with their origins. Reading the tree returns a valid
 //! [`Config`], or all errors at once.
 
+mod backtest;
 mod change;
 mod checkpoint;
 mod fields;
@@ -27,6 +28,7 @@ pub use crate::connectors::{
     SinkConfig, SinksConfig, SourceConfig, SqliteSinkConfig, StartFrom, TablesConfig,
 };
 pub use crate::settings::{ConfigError, Origin};
+pub use backtest::Candidate;
 pub use change::{IncompatibleChange, changes};
 pub use checkpoint::CheckpointConfig;
 pub use http::{HttpConfig, TlsFiles};
@@ -163,7 +165,7 @@ impl Config {
     fn parse_completed(
         text: &str,
         environment: impl Iterator<Item = (String, String)>,
-        complete: fn(&mut tree::Item),
+        complete: impl FnOnce(&mut tree::Item),
         is_permitted: fn(&ConfigError) -> bool,
     ) -> Result<Config, ConfigErrors> {
         let mut environment: Vec<_> = environment.collect();

@@ -40,11 +40,20 @@ impl Config {
 fn complete(tree: &mut Item) {
     let item = |node| Item { origin: Origin::Default, node, written: None };
     let Node::Table(entries) = &mut tree.node else { return };
-    entries.retain(|name, _| !UNUSED.contains(&name.as_str()));
+    remove_unused(entries, &[]);
     let kind = item(Node::Text("generator".to_owned()));
     entries.insert("source".to_owned(), item(Node::Table(BTreeMap::from([("kind".to_owned(), kind)]))));
     entries.entry("pipeline".to_owned()).or_insert_with(|| item(Node::Text(NAME.to_owned())));
-    // Of the state store only the time to live of keys matters.
+    keep_ttl(entries);
+}
+
+/// Removes the sections that decide nothing in an evaluation of rules, except these.
+pub(super) fn remove_unused(entries: &mut BTreeMap<String, Item>, except: &[&str]) {
+    entries.retain(|name, _| !UNUSED.contains(&name.as_str()) || except.contains(&name.as_str()));
+}
+
+/// Removes the settings of the state store, except the time to live of keys.
+pub(super) fn keep_ttl(entries: &mut BTreeMap<String, Item>) {
     if let Some(Item { node: Node::Table(state), .. }) = entries.get_mut("state") {
         state.retain(|key, _| key == "ttl" || keys::find(&format!("state.{key}")).is_none());
     }

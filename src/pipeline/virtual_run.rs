@@ -1,11 +1,12 @@
-//! A run of a plan in the caller's thread, at virtual times: for tests of rules.
+//! A run of a plan in the caller's thread, at virtual times: for tests of rules and backtests.
 //!
 //! ```text
 //!   events that arrive together ─▶ one epoch ─▶ compute, on one worker ─▶ changes of alerts, refused events
 //! ```
 //!
-//! All operators are those of a run, with its key spaces, suppression and watermark. Time passes only by events: the
-//! watermark follows the greatest event time, as that of one partition does, and [`VirtualRun::finish`] ends the input.
+//! All operators are those of a run, with its key spaces, suppression and watermark. Time passes only by events. In a
+//! test of rules, the watermark follows the greatest event time, as that of one partition does, and
+//! [`VirtualRun::finish`] ends the input. A backtest passes the watermark of its partitions with each epoch.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -114,6 +115,16 @@ impl VirtualRun {
     /// Ends the input: the watermark goes to infinity, so that whatever waits for it comes.
     pub fn finish(mut self) -> EpochResults {
         self.end_epoch(EventTime::MAX)
+    }
+
+    /// Lets events arrive together, in one epoch, after which the watermark is as given, and returns what follows.
+    pub fn arrive_with_watermark(
+        &mut self,
+        events: impl IntoIterator<Item = Event>,
+        watermark: EventTime,
+    ) -> EpochResults {
+        events.into_iter().for_each(|event| self.events.insert(event));
+        self.end_epoch(watermark)
     }
 
     fn end_epoch(&mut self, watermark: EventTime) -> EpochResults {

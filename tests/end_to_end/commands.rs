@@ -176,6 +176,45 @@ fn help_is_as_recorded() {
     terminal.compare("help");
 }
 
+/// Returns the wall time and the speed in a report of a backtest replaced by `N`.
+fn without_speed(text: &str) -> String {
+    let mut text = text.to_owned();
+    for (before, after) in [(" in ", " events/s\n"), ("\"events_per_s\":", ","), ("\"seconds\":", ",")] {
+        let Some((head, tail)) = text.split_once(before) else { continue };
+        let Some((_, tail)) = tail.split_once(after) else { continue };
+        text = format!("{head}{before}N{after}{tail}");
+    }
+    text
+}
+
+#[test]
+fn backtests_are_as_recorded() {
+    let mut terminal = folder_with_events();
+    let rule = "[patterns.amount_anomaly]\nat_least = 3\nsigmas = 1000.0\n[[rules]]\nid = \"large\"\n\
+        where = \"event.amount / (event.amount - 10.0) > 1.0 && event.amount > 9.5\"\nmatch = true\n\
+        severity = \"event.amount > 100.0 ? 'high' : 'low'\"\n";
+    fs::write(terminal.path("new.toml"), rule).expect("written");
+    let other = rule.replace("9.5", "11.5").replace("100.0", "9.0").replace("sigmas = 1000.0\n", "");
+    fs::write(terminal.path("other.toml"), format!("pipeline = \"x\"\n{other}")).expect("written");
+    fs::write(terminal.path("labels.csv"), "event_id,label\nd,1\nb,0\nx,1\n").expect("written");
+    terminal.type_masked("backtest run.toml --candidate new.toml --labels labels.csv", without_speed);
+    terminal.type_masked("backtest run.toml --candidate other.toml --out out.db", without_speed);
+    fs::write(terminal.path("run.toml"), format!("{FROM_FILE}{}", &rule[rule.find("[[").expect("a rule")..]))
+        .expect("written");
+    terminal.type_masked("backtest run.toml --candidate other.toml --json", without_speed);
+    let fields = "[fields]\nevent_id = \"event_id\"\nevent_time = \"event_time\"\nevent_type = \"event_type\"\n\
+        user_id = \"user_id\"\namount = { path = \"amount\", type = \"decimal\", scale = 2, required = true }\n\
+        currency = { path = \"currency\", required = true }\n";
+    let with_fields = |fields: &str| format!("{fields}{}", &rule[rule.find("[[").expect("a rule")..]);
+    fs::write(terminal.path("fields.toml"), with_fields(fields)).expect("written");
+    terminal.type_masked("backtest run.toml --candidate fields.toml", without_speed);
+    let optional =
+        fields.replace(", required = true }\ncurrency = { path = \"currency\", required = true", "");
+    fs::write(terminal.path("fields.toml"), with_fields(&optional)).expect("written");
+    terminal.type_masked("backtest run.toml --candidate fields.toml", without_speed);
+    terminal.compare("backtest");
+}
+
 #[test]
 fn usage_errors_are_as_recorded() {
     let mut terminal = folder_with_events();

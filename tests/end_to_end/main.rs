@@ -1,6 +1,7 @@
 //! End-to-end tests of the program, judged by an oracle that shares no code with it.
 
 mod api;
+mod backtest;
 mod bench;
 mod brokers;
 mod changes;

@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, VecDeque};
 use headwater_dataflows::{EventTime, Partition};
 use serde::{Deserialize, Serialize};
 
+/// The approximate memory that a record needs besides its value, in bytes.
+pub const RECORD_OVERHEAD: usize = 200;
+
 /// The bytes of the events that an epoch accepted from a partition, by when they become final.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct UnfinalBytes {

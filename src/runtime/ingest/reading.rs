@@ -24,7 +24,9 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::probe::Handle as Probe;
 
 use crate::coordination::ingest::PartitionState;
-use crate::coordination::ingest::{Clocks, PartitionTracker, TimeRules, Timing, UnfinalBytes};
+use crate::coordination::ingest::{
+    Clocks, PartitionTracker, RECORD_OVERHEAD, TimeRules, Timing, UnfinalBytes,
+};
 use crate::coordination::{Binding, Closed, Position};
 use crate::decode::{Decoder, Decoding, Reason, Rejection};
 use crate::event::Event;
@@ -578,9 +580,6 @@ impl Reading {
         }
     }
 }
-
-/// The approximate memory that a record needs besides its value, in bytes.
-const RECORD_OVERHEAD: usize = 200;
 
 #[cfg(test)]
 mod tests;
