@@ -167,8 +167,10 @@ impl Store {
         let only = |kind: &str, of: &str, other: &str, values: &str| {
             format!(
                 r#"INSERT INTO differences SELECT '{kind}', rule, key_kind, "key", event_time, event_ids, {values},
-                    "partition", "offset" FROM alerts_{of} WHERE status = 'raised' AND ({IDENTITY}) NOT IN
-                    (SELECT {IDENTITY} FROM alerts_{other} WHERE status = 'raised');"#
+                    "partition", "offset" FROM alerts_{of} AS own WHERE status = 'raised' AND NOT EXISTS (
+                    SELECT 1 FROM alerts_{other} AS other WHERE status = 'raised' AND other.rule = own.rule
+                    AND other.key_kind = own.key_kind AND other."key" = own."key"
+                    AND other."partition" = own."partition" AND other."offset" = own."offset");"#
             )
         };
         let added = only("added", "after", "before", "NULL, severity, NULL, details");
