@@ -58,7 +58,7 @@ pub struct Report {
     pub out: Option<String>,
 }
 
-/// How well a rule finds the events with label 1.
+/// The quality with which a rule finds the events with label 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Quality {
     true_positives: u64,
