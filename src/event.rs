@@ -216,6 +216,9 @@ pub(crate) struct Extension {
     pub user_id: Span,
     /// True if the id is that of a field, by which duplicates are recognised; false if it is made of the position.
     pub has_id: bool,
+    /// True if the record was mapped by `[fields]`. The user of a standard event of a sensor is for keys and rules only:
+    /// outputs do not have it.
+    pub is_mapped: bool,
     /// The values of the user's own fields, in the order of the layout.
     pub own: Box<[Slot]>,
 }
@@ -341,6 +344,11 @@ impl Event {
             Kind::ApiCall => EventType::ApiCall.as_str(),
             Kind::Extended(extension) => extension.event_type.of(&self.body.text).unwrap_or_default(),
         }
+    }
+
+    /// Returns true if outputs have the id of the user.
+    fn has_user_in_outputs(&self) -> bool {
+        self.body.extension().is_none_or(|extension| extension.is_mapped)
     }
 
     /// Returns the id of the user, whether or not it is the event's key.
@@ -473,7 +481,7 @@ impl Event {
         };
         text("\"event_id\":", Some(self.id()));
         text(",\"event_type\":", Some(self.event_type()));
-        text(",\"user_id\":", self.user_id());
+        text(",\"user_id\":", self.user_id().filter(|_| self.has_user_in_outputs()));
         text(",\"device_id\":", self.device_id());
         text(",\"currency\":", self.currency());
         text(",\"merchant_id\":", self.merchant_id());

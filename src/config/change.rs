@@ -247,7 +247,7 @@ mod tests {
             (semantics(BASE), semantics(&strict), "now configured with `source.strict_fields = true`"),
             (semantics(&strict), semantics(BASE), "now configured with no `source.strict_fields`"),
             (
-                semantics(BASE).replace("decoder = 3", "decoder = 1"),
+                semantics(BASE).replace("decoder = 2", "decoder = 1"),
                 semantics(BASE),
                 "was configured with `decoder = 1`",
             ),

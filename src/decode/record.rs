@@ -73,7 +73,7 @@ fn field(name: &str) -> Option<usize> {
 /// The format JSON: one object per record.
 pub const JSON: Format = Format {
     name: "json",
-    version: 3,
+    version: 2,
     envelope: Envelope::none,
     needs_fields: false,
     defaults: &[],
@@ -248,6 +248,7 @@ impl EventBuilder<'_> {
                     event_type: type_span,
                     user_id,
                     has_id: true,
+                    is_mapped: false,
                     own: Box::default(),
                 })),
                 event_type => event_type.into(),

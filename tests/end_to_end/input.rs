@@ -249,12 +249,12 @@ fn epochs_of_another_decoder_are_not_replayed() {
     let pipeline = Pipeline::new(transactions(["", ""]), "input.ndjson", LEDGER);
     pipeline.run();
     let ledger = rusqlite::Connection::open(pipeline.path("ledger.db")).expect("the ledger");
-    let older = "UPDATE headwater_ledger SET meaning = replace(meaning, 'decoder = 3', 'decoder = 2')";
+    let older = "UPDATE headwater_ledger SET meaning = replace(meaning, 'decoder = 2', 'decoder = 1')";
     assert_eq!(ledger.execute(older, []).expect("updated"), 1);
     drop(ledger);
     let stderr = pipeline.run_failing(3);
     assert!(
-        stderr.contains("was configured with `decoder = 2` and is now configured with `decoder = 3`"),
+        stderr.contains("was configured with `decoder = 1` and is now configured with `decoder = 2`"),
         "{stderr}"
     );
     assert!(stderr.contains("undo the change, start once, stop with SIGTERM"), "{stderr}");

@@ -231,7 +231,7 @@ impl EventBuilder<'_> {
             session_id: span(FieldId::SESSION_ID),
             device_id,
             attributes: span(FieldId::ATTRIBUTES),
-            kind: Kind::Extended(Box::new(Extension { event_type, user_id, has_id, own })),
+            kind: Kind::Extended(Box::new(Extension { event_type, user_id, has_id, is_mapped: true, own })),
         };
         Event { position: raw.position, event_time, key_hash, body: Arc::new(body) }
     }

@@ -47,13 +47,17 @@ fn a_record_becomes_an_event_with_all_its_fields() {
 }
 
 #[test]
-fn an_event_of_a_sensor_keeps_its_user() {
+fn keys_and_rules_know_the_user_of_a_sensor() {
     let text = VALID
         .replace("transaction", "iot_sensor")
         .replace(r#""user_id":"u1""#, r#""user_id":"u1","device_id":"d1""#);
     let event = decode(&text).expect("valid");
     assert_eq!((event.key(), event.event_type(), event.user_id()), ("dd1", "iot_sensor", Some("u1")));
     assert_eq!(headwater_dataflows::Event::id(&event), Some(b"e1".as_slice()));
+    let mut written = Vec::new();
+    event.write_members(&Layout::default(), &mut written);
+    let written = String::from_utf8(written).expect("UTF-8");
+    assert!(!written.contains("user_id") && written.contains(r#""device_id":"d1""#), "{written}");
     let without = decode(&text.replace(r#""user_id":"u1","#, "")).expect("valid");
     assert_eq!((without.key(), without.user_id()), ("dd1", None));
 }
