@@ -54,6 +54,7 @@ fn event(fields: &str, own: &[(&str, Own)]) -> Event {
         event_type: append("transaction"),
         user_id: append("ann"),
         has_id: true,
+        is_mapped: true,
         own: slots.into(),
     };
     body.kind = Kind::Extended(Box::new(extension));
