@@ -73,9 +73,7 @@ pub async fn show(
 ) -> Result<Response, Problem> {
     if !api.run.spaces.iter().any(|known| **known == *space) {
         let known = api.run.spaces.join(", ");
-        return Err(Problem::bad_request(format!(
-            "space: there is no key space {space:?}; there are {known}"
-        )));
+        return Err(Problem::not_found(format!("space: there is no key space {space:?}; there are {known}")));
     }
     let kind = KeyKind::parse(&space);
     if key.is_empty() || key.len() > MAX_KEY || key.contains('\0') {

@@ -269,7 +269,7 @@ fn read_until(stream: &mut TcpStream, end: &str) -> String {
 #[test]
 fn keys_are_answered_once_the_run_has_started() {
     let fixture = fixture(None);
-    assert_eq!(fixture.get("/api/v1/keys/card/1").0, 400);
+    assert_eq!(fixture.get("/api/v1/keys/card/1").0, 404);
     assert_eq!(fixture.get(&format!("/api/v1/keys/user/{}", "x".repeat(257))).0, 400);
     let (status, problem) = fixture.get("/api/v1/keys/user/ann");
     assert_eq!(status, 503, "{problem}");
