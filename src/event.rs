@@ -79,7 +79,8 @@ impl<'a> KeyKind<'a> {
 
     /// Returns a key of this kind with its prefix. It identifies the key among those of all kinds.
     pub fn prefixed(self, key: &str) -> String {
-        let mut prefixed = String::with_capacity(key.len() + 1);
+        let name = if let KeyKind::Own(name) = self { name.len() + 1 } else { 0 };
+        let mut prefixed = String::with_capacity(1 + name + key.len());
         self.push_prefixed(key, &mut prefixed);
         prefixed
     }

@@ -3,6 +3,7 @@
 //! A record is scanned once. The scan collects the values of its known fields, which are validated afterwards, so that
 //! a record that is not JSON is rejected as malformed, whatever else is wrong with it.
 
+mod event_text;
 mod fields;
 mod number;
 mod record;

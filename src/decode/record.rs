@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use headwater_dataflows::{EventTime, KeyHash};
+use headwater_dataflows::EventTime;
 
+use super::event_text::EventText;
 use super::scan::{Scanner, SyntaxError, Text, Value};
 use super::{Decoder, Envelope, FieldError, Format, MappedDecoder, Rejection, number};
-use crate::event::{Body, Event, EventType, Extension, KeyKind, Kind, RecordKey, Span};
+use crate::event::{Body, Event, EventType, Extension, KeyKind, Kind, Span};
 use crate::source::Raw;
 
 /// The maximum size of a record, in bytes.
@@ -107,7 +108,8 @@ impl Decoder for JsonDecoder {
         self.appended.clear();
         self.errors.clear();
         let JsonDecoder { strict, errors, appended, unknown } = self;
-        EventBuilder { text, members: &mut members, appended, unknown, strict: *strict, errors }.build(&raw)
+        let text = EventText { record: text, appended };
+        EventBuilder { text, members: &mut members, unknown, strict: *strict, errors }.build(&raw)
     }
 }
 
@@ -176,9 +178,8 @@ pub(super) fn not_json(SyntaxError { at, what }: SyntaxError) -> Rejection {
 
 /// A builder of an event, which validates the scanned fields.
 struct EventBuilder<'a> {
-    text: &'a str,
+    text: EventText<'a>,
     members: &'a mut [Value; FIELDS.len()],
-    appended: &'a mut String,
     unknown: &'a [(Text, std::ops::Range<usize>)],
     strict: bool,
     errors: &'a mut Vec<FieldError>,
@@ -197,7 +198,7 @@ impl EventBuilder<'_> {
         };
         let name = match name {
             Span::ABSENT => return Err(Rejection::invalid(field, format!("{field} is missing"))),
-            name if self.str(name).is_empty() => {
+            name if self.text.str(name).is_empty() => {
                 return Err(Rejection::invalid(field, format!("{field} is empty")));
             }
             name => name,
@@ -212,21 +213,13 @@ impl EventBuilder<'_> {
         let location = self.location()?;
         let attributes = self.attributes()?;
 
-        let record_key = match raw.key {
-            None => RecordKey::Absent,
-            Some(key) if key == self.str(name).as_bytes() => RecordKey::Usual,
-            Some(key) => RecordKey::Other(key.into()),
-        };
-        let key = self.append(|text, out| kind.push_prefixed(text, out), name);
-        let merchant =
-            if merchant_id == Span::ABSENT { 0 } else { KeyHash::of(self.str(merchant_id).as_bytes()).0 };
-        let key_hash = KeyHash::of(self.str(key).as_bytes());
-        let mut text = String::with_capacity(self.text.len() + self.appended.len());
-        text.push_str(self.text);
-        text.push_str(self.appended);
+        let record_key = self.text.record_key(raw, Some(name));
+        let key = self.text.append_key(kind, name);
+        let merchant = self.text.hash(merchant_id).0;
+        let key_hash = self.text.hash(key);
         let body = Body {
-            original: self.text.len() as u32,
-            text: text.into_boxed_str(),
+            original: self.text.record.len() as u32,
+            text: self.text.joined(),
             retries: raw.retries,
             timestamp: raw.timestamp,
             amount,
@@ -282,7 +275,7 @@ impl EventBuilder<'_> {
     fn is_text(&self, value: &Value) -> bool {
         match value {
             Value::Text(_) => true,
-            Value::Number(range) => number::is_whole(&self.text[range.clone()]),
+            Value::Number(range) => number::is_whole(&self.text.record[range.clone()]),
             _ => false,
         }
     }
@@ -302,7 +295,7 @@ impl EventBuilder<'_> {
         let is_sensor = || match &self.members[EVENT_TYPE] {
             Value::Text(text) => {
                 let mut unescaped = String::new();
-                Scanner::new(self.text, 0).unescape(text, &mut unescaped);
+                Scanner::new(self.text.record, 0).unescape(text, &mut unescaped);
                 unescaped == EventType::IotSensor.as_str()
             }
             _ => false,
@@ -315,45 +308,17 @@ impl EventBuilder<'_> {
         }
     }
 
-    /// Returns the text of a span of the event's text under construction.
-    fn str(&self, span: Span) -> &str {
-        let (start, end) = span.bounds();
-        match start.checked_sub(self.text.len()) {
-            None => &self.text[start..end],
-            Some(start) => &self.appended[start..end - self.text.len()],
-        }
-    }
-
-    /// Applies `write` to a span of the event's text, and appends the result to that text.
-    fn append(&mut self, write: impl FnOnce(&str, &mut String), of: Span) -> Span {
-        let start = self.text.len() + self.appended.len();
-        let mut piece = String::new();
-        write(self.str(of), &mut piece);
-        self.appended.push_str(&piece);
-        Span::new(start..start + piece.len())
-    }
-
-    /// Returns the span of a string without escapes; appends it to the event's text if it has any.
-    fn unescaped_span(&mut self, text: &Text) -> Span {
-        if !text.escaped {
-            return Span::new(text.range.clone());
-        }
-        let start = self.text.len() + self.appended.len();
-        Scanner::new(self.text, 0).unescape(text, self.appended);
-        Span::new(start..self.text.len() + self.appended.len())
-    }
-
     /// Returns the span of a string, or of a whole number's digits, of at most `limit` bytes.
     fn string(&mut self, field: usize, limit: usize) -> Result<Span, Rejection> {
         let span = match &self.members[field] {
             Value::Text(text) if text.escaped => {
                 let text = text.clone();
-                self.unescaped_span(&text)
+                self.text.literal(&text)
             }
             Value::Text(Text { range, .. }) | Value::Number(range) => Span::new(range.clone()),
             _ => return Ok(Span::ABSENT),
         };
-        let len = self.str(span).len();
+        let len = self.text.str(span).len();
         if len > limit {
             let name = FIELDS[field];
             return Err(Rejection::invalid(name, format!("{name} has {len} bytes, more than {limit}")));
@@ -372,7 +337,9 @@ impl EventBuilder<'_> {
         let name = FIELDS[field];
         match self.string(field, limit)? {
             Span::ABSENT => Err(Rejection::invalid(name, format!("{name} is missing"))),
-            span if self.str(span).is_empty() => Err(Rejection::invalid(name, format!("{name} is empty"))),
+            span if self.text.str(span).is_empty() => {
+                Err(Rejection::invalid(name, format!("{name} is empty")))
+            }
             span => Ok(span),
         }
     }
@@ -380,7 +347,7 @@ impl EventBuilder<'_> {
     /// Returns the type, and its span.
     fn event_type(&mut self) -> Result<(EventType, Span), Rejection> {
         let span = self.required(EVENT_TYPE, MAX_RECORD)?;
-        let parsed = EventType::parse(self.str(span));
+        let parsed = EventType::parse(self.text.str(span));
         parsed.map(|event_type| (event_type, span)).ok_or_else(|| {
             Rejection::invalid(
                 "event_type",
@@ -391,11 +358,11 @@ impl EventBuilder<'_> {
 
     fn event_time(&mut self) -> Result<EventTime, Rejection> {
         let ms = match &self.members[EVENT_TIME] {
-            Value::Number(range) => number::millis(&self.text[range.clone()]),
+            Value::Number(range) => number::millis(&self.text.record[range.clone()]),
             Value::Text(text) => {
                 let text = text.clone();
-                let span = self.unescaped_span(&text);
-                number::rfc3339(self.str(span)).map_err(Cow::Borrowed)
+                let span = self.text.literal(&text);
+                number::rfc3339(self.text.str(span)).map_err(Cow::Borrowed)
             }
             _ => Err("is missing".into()),
         };
@@ -404,11 +371,11 @@ impl EventBuilder<'_> {
 
     fn amount(&mut self) -> Result<Option<i64>, Rejection> {
         let micros = match &self.members[AMOUNT] {
-            Value::Number(range) => number::micros(&self.text[range.clone()]),
+            Value::Number(range) => number::micros(&self.text.record[range.clone()]),
             Value::Text(text) => {
                 let text = text.clone();
-                let span = self.unescaped_span(&text);
-                let text = self.str(span);
+                let span = self.text.literal(&text);
+                let text = self.text.str(span);
                 if number::is_number(text) { number::micros(text) } else { Err("is not a decimal number") }
             }
             _ => return Ok(None),
@@ -423,7 +390,7 @@ impl EventBuilder<'_> {
 
     fn location(&mut self) -> Result<Option<(f64, f64)>, Rejection> {
         let Value::Object(range) = &self.members[LOCATION] else { return Ok(None) };
-        match degrees(self.text, range.start) {
+        match degrees(self.text.record, range.start) {
             Ok(degrees) => Ok(Some(degrees)),
             Err(rejection) => self.handle_field_error(LOCATION, rejection).map(|()| None),
         }
@@ -435,21 +402,21 @@ impl EventBuilder<'_> {
             Value::Object(range) => Some(range.clone()),
             _ => None,
         };
-        let appended = self.appended.len();
+        let appended = self.text.appended.len();
         let span = match (own, self.unknown) {
             (None, []) => return Ok(Span::ABSENT),
             (Some(range), []) => Span::new(range),
             (own, unknown) => self.merge(own, unknown),
         };
-        let len = self.str(span).len();
+        let len = self.text.str(span).len();
         let message = if len > MAX_ATTRIBUTES {
             format!("attributes have {len} bytes, more than 65536")
-        } else if !numbers_fit(self.str(span)) {
+        } else if !numbers_fit(self.text.str(span)) {
             "attributes contain a number that is too large to store".to_owned()
         } else {
             return Ok(span);
         };
-        self.appended.truncate(appended);
+        self.text.appended.truncate(appended);
         self.handle_field_error(ATTRIBUTES, Rejection::invalid("attributes", message)).map(|()| Span::ABSENT)
     }
 
@@ -460,7 +427,7 @@ impl EventBuilder<'_> {
         own: Option<std::ops::Range<usize>>,
         unknown: &[(Text, std::ops::Range<usize>)],
     ) -> Span {
-        let text = self.text;
+        let text = self.text.record;
         let unescape = |name: &Text| {
             let mut unescaped = String::new();
             Scanner::new(text, 0).unescape(name, &mut unescaped);
@@ -491,9 +458,7 @@ impl EventBuilder<'_> {
             merged.push_str(&text[range.clone()]);
         }
         merged.push('}');
-        let start = text.len() + self.appended.len();
-        self.appended.push_str(&merged);
-        Span::new(start..start + merged.len())
+        self.text.append(&merged)
     }
 }
 

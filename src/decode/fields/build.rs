@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use headwater_dataflows::{EventTime, KeyHash};
+use headwater_dataflows::EventTime;
 
 use super::convert::{self, Wrong};
 use super::envelope::Roots;
 use super::{Const, FieldMap, FieldSource, MappedField};
+use crate::decode::event_text::EventText;
 use crate::decode::record::{MAX_ATTRIBUTES, degrees, numbers_fit};
-use crate::decode::scan::{Scanner, Text, Value};
+use crate::decode::scan::Value;
 use crate::decode::{FieldError, Reason, Rejection, number};
-use crate::event::{Body, Event, EventType, Extension, KeyKind, Kind, RecordKey, Slot, Span, absent_key};
+use crate::event::{Body, Event, EventType, Extension, KeyKind, Kind, Slot, Span, absent_key};
 use crate::fields::{FieldId, FieldType, STANDARD};
 use crate::source::Raw;
 
@@ -28,9 +29,9 @@ const EVENT: &str = "event";
 pub(super) struct EventBuilder<'a> {
     pub map: &'a FieldMap,
     pub roots: Roots,
-    pub text: &'a str,
-    pub values: &'a [Value],
-    pub appended: &'a mut String,
+    pub text: EventText<'a>,
+    /// The values by read; None where the record has none.
+    pub values: &'a [Option<Value>],
     pub strict: bool,
     pub errors: &'a mut Vec<FieldError>,
 }
@@ -52,7 +53,7 @@ impl EventBuilder<'_> {
 
     /// Returns the value of a field, if the event can do without it or the record has it.
     fn field(&mut self, field: &MappedField, raw: &Raw<'_>) -> Result<Slot, Rejection> {
-        let appended = self.appended.len();
+        let appended = self.text.appended.len();
         let reason = match self.convert(field, raw) {
             Ok(Slot::Absent) if field.required => {
                 let message = format!("{} is missing", field.label);
@@ -61,7 +62,7 @@ impl EventBuilder<'_> {
             Ok(slot) => return Ok(slot),
             Err(reason) => reason,
         };
-        self.appended.truncate(appended);
+        self.text.appended.truncate(appended);
         let message = format!("{} {reason}", field.label);
         if self.strict || field.required {
             // What must be of another form was not understood; what is only beyond a range was.
@@ -86,17 +87,17 @@ impl EventBuilder<'_> {
             FieldSource::Path { form, .. } => form,
         };
         let root = if field.is_in_envelope() { self.roots.outer } else { self.roots.data };
-        let value = &self.values[field.read + root];
-        if *value == Value::Null {
-            return Ok(Slot::Absent);
-        }
+        let value = match &self.values[field.read + root] {
+            None | Some(Value::Null) => return Ok(Slot::Absent),
+            Some(value) => value,
+        };
         match field.kind {
-            FieldType::String => self.string(field.field, &value.clone()),
-            FieldType::Decimal => convert::decimal(self.text, value, form).map(Slot::Decimal),
-            FieldType::Integer => convert::integer(self.text, value).map(Slot::Integer),
-            FieldType::Float => convert::float(self.text, value).map(Slot::Float),
-            FieldType::Boolean => convert::boolean(self.text, value, form).map(Slot::Boolean),
-            FieldType::Timestamp => convert::timestamp(self.text, value, form).map(Slot::Timestamp),
+            FieldType::String => self.string(field.field, value),
+            FieldType::Decimal => convert::decimal(self.text.record, value, form).map(Slot::Decimal),
+            FieldType::Integer => convert::integer(self.text.record, value).map(Slot::Integer),
+            FieldType::Float => convert::float(self.text.record, value).map(Slot::Float),
+            FieldType::Boolean => convert::boolean(self.text.record, value, form).map(Slot::Boolean),
+            FieldType::Timestamp => convert::timestamp(self.text.record, value, form).map(Slot::Timestamp),
             FieldType::Location => self.location(value),
             FieldType::Object => self.object(value),
         }
@@ -104,7 +105,7 @@ impl EventBuilder<'_> {
 
     fn constant(&mut self, value: &Const) -> Slot {
         match value {
-            Const::String(text) => Slot::String(self.append(text)),
+            Const::String(text) => Slot::String(self.text.append(text)),
             Const::Decimal(micros) => Slot::Decimal(*micros),
             Const::Integer(integer) => Slot::Integer(*integer),
             Const::Float(float) => Slot::Float(*float),
@@ -121,16 +122,13 @@ impl EventBuilder<'_> {
             _ => MAX_STANDARD,
         };
         let span = match value {
-            Value::Text(Text { range, escaped: false }) => Span::new(range.clone()),
-            Value::Text(escaped) => {
-                let start = self.text.len() + self.appended.len();
-                Scanner::new(self.text, 0).unescape(escaped, self.appended);
-                Span::new(start..self.text.len() + self.appended.len())
+            Value::Text(text) => self.text.literal(text),
+            Value::Number(range) if number::is_whole(&self.text.record[range.clone()]) => {
+                Span::new(range.clone())
             }
-            Value::Number(range) if number::is_whole(&self.text[range.clone()]) => Span::new(range.clone()),
             _ => return Err("must be a string or a whole number".into()),
         };
-        let len = self.str(span).len();
+        let len = self.text.str(span).len();
         let identifies = [FieldId::EVENT_ID, FieldId::USER_ID, FieldId::DEVICE_ID, FieldId::EVENT_TYPE];
         if len > limit {
             Err(format!("has {len} bytes, more than {limit}").into())
@@ -144,7 +142,7 @@ impl EventBuilder<'_> {
     /// Converts an object with latitude and longitude.
     fn location(&self, value: &Value) -> Result<Slot, Wrong> {
         let Value::Object(range) = value else { return Err("must be an object with lat and lon".into()) };
-        match degrees(self.text, range.start) {
+        match degrees(self.text.record, range.start) {
             Ok((lat, lon)) => Ok(Slot::Location(lat, lon)),
             Err(rejection) => Err(format!("is no location: {}", rejection.message).into()),
         }
@@ -152,18 +150,19 @@ impl EventBuilder<'_> {
 
     /// Converts latitude and longitude that are apart.
     fn place(&self, read: usize) -> Result<Slot, Wrong> {
-        let (lat, lon) = (&self.values[read], &self.values[read + 1]);
+        let value = |read: usize| self.values[read].as_ref().unwrap_or(&Value::Null);
+        let (lat, lon) = (value(read), value(read + 1));
         if *lat == Value::Null && *lon == Value::Null {
             return Ok(Slot::Absent);
         }
-        let lat = convert::degrees(self.text, lat, "latitude", 90.0)?;
-        Ok(Slot::Location(lat, convert::degrees(self.text, lon, "longitude", 180.0)?))
+        let lat = convert::degrees(self.text.record, lat, "latitude", 90.0)?;
+        Ok(Slot::Location(lat, convert::degrees(self.text.record, lon, "longitude", 180.0)?))
     }
 
     /// Converts an object that is kept as it is.
     fn object(&self, value: &Value) -> Result<Slot, Wrong> {
         let Value::Object(range) = value else { return Err("must be an object".into()) };
-        let text = &self.text[range.clone()];
+        let text = &self.text.record[range.clone()];
         if text.len() > MAX_ATTRIBUTES {
             Err(format!("has {} bytes, more than {MAX_ATTRIBUTES}", text.len()).into())
         } else if !numbers_fit(text) {
@@ -184,32 +183,24 @@ impl EventBuilder<'_> {
         };
         let has_id = span(FieldId::EVENT_ID) != Span::ABSENT;
         let id = match span(FieldId::EVENT_ID) {
-            Span::ABSENT => self.append(&format!("{}-{}", raw.position.partition.0, raw.position.offset.0)),
+            Span::ABSENT => {
+                self.text.append(&format!("{}-{}", raw.position.partition.0, raw.position.offset.0))
+            }
             id => id,
         };
         let event_type = match span(FieldId::EVENT_TYPE) {
-            Span::ABSENT => self.append(EVENT),
+            Span::ABSENT => self.text.append(EVENT),
             event_type => event_type,
         };
         let (user_id, device_id) = (span(FieldId::USER_ID), span(FieldId::DEVICE_ID));
         let (key, name) = self.key(event_type, user_id, device_id, id);
-        let record_key = match raw.key {
-            None => RecordKey::Absent,
-            Some(key) if name.is_some_and(|name| self.str(name).as_bytes() == key) => RecordKey::Usual,
-            Some(key) => RecordKey::Other(key.into()),
-        };
+        let record_key = self.text.record_key(raw, name);
         let merchant_id = span(FieldId::MERCHANT_ID);
-        let merchant = match merchant_id {
-            Span::ABSENT => 0,
-            id => KeyHash::of(self.str(id).as_bytes()).0,
-        };
-        let key_hash = KeyHash::of(self.str(key).as_bytes());
-        let mut text = String::with_capacity(self.text.len() + self.appended.len());
-        text.push_str(self.text);
-        text.push_str(self.appended);
+        let merchant = self.text.hash(merchant_id).0;
+        let key_hash = self.text.hash(key);
         let body = Body {
-            original: self.text.len() as u32,
-            text: text.into_boxed_str(),
+            original: self.text.record.len() as u32,
+            text: self.text.joined(),
             retries: raw.retries,
             timestamp: raw.timestamp,
             amount: match standard[usize::from(FieldId::AMOUNT.0)] {
@@ -239,28 +230,12 @@ impl EventBuilder<'_> {
     /// Appends the key of the event, with its prefix, and returns it and the span of its name. An event without a key is
     /// admitted under one of a number of keys that stand for none.
     fn key(&mut self, event_type: Span, user: Span, device: Span, id: Span) -> (Span, Option<Span>) {
-        let is_sensor = self.str(event_type) == EventType::IotSensor.as_str();
+        let is_sensor = self.text.str(event_type) == EventType::IotSensor.as_str();
         let (kind, name) = if is_sensor { (KeyKind::Device, device) } else { (KeyKind::User, user) };
         if name == Span::ABSENT {
-            let key = absent_key(KeyHash::of(self.str(id).as_bytes()));
-            return (self.append(&key), None);
+            let key = absent_key(self.text.hash(id));
+            return (self.text.append(&key), None);
         }
-        let key = kind.prefixed(self.str(name));
-        (self.append(&key), Some(name))
-    }
-
-    /// Returns the text of a span of the event's text under construction.
-    fn str(&self, span: Span) -> &str {
-        let (start, end) = span.bounds();
-        match start.checked_sub(self.text.len()) {
-            None => &self.text[start..end],
-            Some(start) => &self.appended[start..end - self.text.len()],
-        }
-    }
-
-    fn append(&mut self, piece: &str) -> Span {
-        let start = self.text.len() + self.appended.len();
-        self.appended.push_str(piece);
-        Span::new(start..start + piece.len())
+        (self.text.append_key(kind, name), Some(name))
     }
 }

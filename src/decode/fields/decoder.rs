@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::FieldMap;
 use super::build::EventBuilder;
+use crate::decode::event_text::EventText;
 use crate::decode::record::{leading_space, not_json, text_of};
 use crate::decode::scan::{Scanner, Value};
 use crate::decode::{Decoder, FieldError, Rejection};
@@ -19,8 +20,8 @@ pub struct MappedDecoder {
     errors: Vec<FieldError>,
     /// The part of the event's text after the original record.
     appended: String,
-    /// The values of the last record, by read.
-    values: Vec<Value>,
+    /// The values of the last record, by read; None where it has none.
+    values: Vec<Option<Value>>,
 }
 
 impl MappedDecoder {
@@ -32,7 +33,7 @@ impl MappedDecoder {
     /// Scans the values of the record's fields.
     fn scan(&mut self, text: &str) -> Result<(), Rejection> {
         self.values.clear();
-        self.values.resize(self.map.trie.reads, Value::Null);
+        self.values.resize(self.map.trie.reads, None);
         let mut scanner = Scanner::new(text, leading_space(text));
         let duplicate = self.map.trie.scan(&mut scanner, &mut self.values).map_err(not_json)?;
         scanner.end().map_err(not_json)?;
@@ -58,6 +59,7 @@ impl Decoder for MappedDecoder {
         self.errors.clear();
         let MappedDecoder { map, strict, errors, appended, values } = self;
         let roots = map.envelope.find(values).map_err(|what| Rejection::malformed(None, what))?;
-        EventBuilder { map, roots, text, values, appended, strict: *strict, errors }.build(&raw)
+        let text = EventText { record: text, appended };
+        EventBuilder { map, roots, text, values, strict: *strict, errors }.build(&raw)
     }
 }

@@ -58,9 +58,11 @@ impl Envelope {
     }
 
     /// Returns the roots of a record, given the values of the paths; the paths of the data's roots if the record has none.
-    pub(super) fn find(&self, values: &[Value]) -> Result<Roots, String> {
+    pub(super) fn find(&self, values: &[Option<Value>]) -> Result<Roots, String> {
         let (data, rest) = values.split_at(self.data.len());
-        let object = |values: &[Value]| values.iter().position(|value| matches!(value, Value::Object(_)));
+        let object = |values: &[Option<Value>]| {
+            values.iter().position(|value| matches!(value, Some(Value::Object(_))))
+        };
         match (object(data), object(&rest[..self.outer.len()])) {
             (Some(data), Some(outer)) => Ok(Roots { data, outer }),
             _ => {

@@ -41,13 +41,11 @@ impl Node {
 }
 
 /// The values that a scan found.
-pub(super) struct Found<'a> {
-    /// The value of each read; [`Value::Null`] where the record has none.
-    pub values: &'a mut [Value],
-    /// The place of the first mapped member that the record has twice.
-    pub duplicate: Option<usize>,
-    /// For each read, true if its member was found.
-    seen: Vec<bool>,
+struct Found<'a> {
+    /// The value of each read; None where the record has none.
+    values: &'a mut [Option<Value>],
+    /// The read of the first mapped member that the record has twice.
+    duplicate: Option<usize>,
 }
 
 impl Trie {
@@ -67,9 +65,9 @@ impl Trie {
     pub fn scan(
         &self,
         scanner: &mut Scanner<'_>,
-        values: &mut [Value],
+        values: &mut [Option<Value>],
     ) -> Result<Option<usize>, SyntaxError> {
-        let mut found = Found { values, duplicate: None, seen: vec![false; self.reads] };
+        let mut found = Found { values, duplicate: None };
         if scanner.peek() != Some(b'{') {
             // The error of the standard event.
             return scanner.visit_members(1, |_, _| Ok(())).map(|()| None);
@@ -117,10 +115,9 @@ fn walk(
         _ => scanner.value(depth)?,
     };
     for &read in &node.reads {
-        if std::mem::replace(&mut found.seen[read], true) {
+        if found.values[read].replace(value.clone()).is_some() {
             found.duplicate = found.duplicate.or(Some(read));
         }
-        found.values[read] = value.clone();
     }
     Ok(())
 }

@@ -1,0 +1,71 @@
+//! The text of an event under construction: the record, followed by the values that are not ranges of it.
+
+use headwater_dataflows::KeyHash;
+
+use super::scan::{Scanner, Text};
+use crate::event::{KeyKind, RecordKey, Span};
+use crate::source::Raw;
+
+/// The text of an event under construction.
+pub(super) struct EventText<'a> {
+    /// The original record.
+    pub record: &'a str,
+    /// The part after it, in a buffer of the decoder.
+    pub appended: &'a mut String,
+}
+
+impl EventText<'_> {
+    /// Returns the text of a span.
+    pub fn str(&self, span: Span) -> &str {
+        let (start, end) = span.bounds();
+        match start.checked_sub(self.record.len()) {
+            None => &self.record[start..end],
+            Some(start) => &self.appended[start..end - self.record.len()],
+        }
+    }
+
+    /// Appends a text and returns its span.
+    pub fn append(&mut self, piece: &str) -> Span {
+        let start = self.record.len() + self.appended.len();
+        self.appended.push_str(piece);
+        Span::new(start..start + piece.len())
+    }
+
+    /// Returns the span of a string literal of the record; appends its text if it has escapes.
+    pub fn literal(&mut self, text: &Text) -> Span {
+        if !text.escaped {
+            return Span::new(text.range.clone());
+        }
+        let start = self.record.len() + self.appended.len();
+        Scanner::new(self.record, 0).unescape(text, self.appended);
+        Span::new(start..self.record.len() + self.appended.len())
+    }
+
+    /// Appends the key of this kind and name, with its prefix.
+    pub fn append_key(&mut self, kind: KeyKind<'_>, name: Span) -> Span {
+        let key = kind.prefixed(self.str(name));
+        self.append(&key)
+    }
+
+    /// Returns the hash of the text of a span; 0 if it is absent.
+    pub fn hash(&self, span: Span) -> KeyHash {
+        if span == Span::ABSENT { KeyHash(0) } else { KeyHash::of(self.str(span).as_bytes()) }
+    }
+
+    /// Returns the key of the record of an event whose key has this name, if it has one.
+    pub fn record_key(&self, raw: &Raw<'_>, name: Option<Span>) -> RecordKey {
+        match raw.key {
+            None => RecordKey::Absent,
+            Some(key) if name.is_some_and(|name| self.str(name).as_bytes() == key) => RecordKey::Usual,
+            Some(key) => RecordKey::Other(key.into()),
+        }
+    }
+
+    /// Returns the whole text.
+    pub fn joined(&self) -> Box<str> {
+        let mut text = String::with_capacity(self.record.len() + self.appended.len());
+        text.push_str(self.record);
+        text.push_str(self.appended);
+        text.into_boxed_str()
+    }
+}
