@@ -543,7 +543,7 @@ impl Event {
 }
 
 /// Appends a value as JSON.
-fn write_value(value: Value<'_>, out: &mut Vec<u8>) {
+pub(crate) fn write_value(value: Value<'_>, out: &mut Vec<u8>) {
     match value {
         Value::Absent => out.extend_from_slice(b"null"),
         Value::String(text) => json::write_string(out, text),

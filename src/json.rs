@@ -66,6 +66,21 @@ pub fn write_micros(out: &mut Vec<u8>, micros: i64) {
     }
 }
 
+/// Returns millionths as a decimal number without trailing zeros.
+pub fn decimal(micros: i128) -> String {
+    let sign = if micros < 0 { "-" } else { "" };
+    let size = micros.unsigned_abs();
+    let text = format!("{sign}{}.{:06}", size / 1_000_000, size % 1_000_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// Returns a value in TOML, as effective configurations have it, as JSON.
+pub fn of_toml(text: &str) -> serde_json::Value {
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {text}")).ok();
+    let value = parsed.and_then(|mut table| serde_json::to_value(table.remove("value")?).ok());
+    value.unwrap_or_else(|| text.into())
+}
+
 /// Appends a number rounded to six significant digits; `null` if it is not finite.
 pub fn write_rounded(out: &mut Vec<u8>, value: f64) {
     use std::io::Write;
@@ -202,5 +217,13 @@ mod tests {
         }
         assert_eq!(rfc3339(1_767_323_045_678), "2026-01-02T03:04:05.678Z");
         assert_eq!(rfc3339(253_402_300_799_999), "9999-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn decimal_numbers_have_no_superfluous_digits() {
+        for (micros, text) in [(0, "0"), (120_500_000, "120.5"), (-1, "-0.000001"), (10_000_000, "10")] {
+            assert_eq!(decimal(micros), text);
+        }
+        assert_eq!(decimal(i128::MAX), "170141183460469231731687303715884.105727");
     }
 }

@@ -144,7 +144,7 @@ fn diff_json(differences: &RuleDifferences) -> Value {
         .map(|RemovedRule { id, discard_state }| json!({ "id": id, "discard_state": discard_state }));
     let changed = changed.iter().map(|ChangedRule { id, settings, keeps_state, discard_state }| {
         let settings = settings.iter().map(|ChangedSetting { key, before, now }| {
-            let value = |text: &Option<String>| text.as_deref().map(crate::config::json_value);
+            let value = |text: &Option<String>| text.as_deref().map(crate::json::of_toml);
             json!({ "key": key, "before": value(before), "now": value(now) })
         });
         json!({

@@ -47,6 +47,7 @@ use headwater_dataflows::Epoch;
 use crate::coordination::{AcceptedLoss, Skip};
 use crate::decode::{Decoding, FieldMap};
 use crate::fields::Layout;
+use crate::json::of_toml;
 use crate::outputs::Severity;
 use crate::pipeline::{Limits, Patterns, Plan, Resets, RulePlan, Time, WindowPlan};
 use crate::routes::Route;
@@ -205,7 +206,7 @@ impl Config {
 
     /// Returns all effective keys and their values as one JSON object, without secrets.
     pub fn effective_json(&self) -> serde_json::Value {
-        self.effective.iter().map(|(key, text)| (key.clone(), json_value(text))).collect()
+        self.effective.iter().map(|(key, text)| (key.clone(), of_toml(text))).collect()
     }
 
     /// Returns the environment variables of this process.
@@ -220,13 +221,6 @@ impl Config {
     pub fn effective(&self) -> String {
         self.effective.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
     }
-}
-
-/// Returns a value in TOML, as effective configurations have it, as JSON.
-pub(crate) fn json_value(text: &str) -> serde_json::Value {
-    let parsed = toml::from_str::<toml::Table>(&format!("value = {text}")).ok();
-    let value = parsed.and_then(|mut table| serde_json::to_value(table.remove("value")?).ok());
-    value.unwrap_or_else(|| text.into())
 }
 
 const SEVERITIES: [(&str, Severity); 4] = [

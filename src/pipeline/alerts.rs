@@ -1,12 +1,16 @@
 //! Alerts of the matches of a rule.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use headwater_dataflows::patterns::{Deviation, Trip};
 use headwater_dataflows::{Emission, EventTime, Position};
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::event::Event;
-use crate::outputs::{Alert, Severity};
+use crate::json::round6;
+use crate::outputs::{Alert, MICROS, Severity};
 
 /// The version of the rules. Increment it when the semantics of a rule change, so that its alerts get new ids.
 const RULE_VERSION: u32 = 1;
@@ -57,5 +61,42 @@ impl AlertBuilder {
             details: serde_json::to_string(&details).expect("numbers and names are JSON").into(),
             pipeline: Arc::clone(&self.pipeline),
         }
+    }
+}
+
+/// The details of an alert: a JSON object whose numbers have all their digits.
+pub(super) type Details = BTreeMap<&'static str, Box<RawValue>>;
+
+macro_rules! details {
+    ($($name:literal: $value:expr),* $(,)?) => {
+        Details::from([$(
+            ($name, serde_json::value::to_raw_value(&$value).expect("numbers and texts are JSON"))
+        ),*])
+    };
+}
+
+pub(super) use details;
+
+/// Returns millionths as a JSON number with all digits.
+pub(super) fn decimal(micros: i128) -> Box<RawValue> {
+    RawValue::from_string(crate::json::decimal(micros)).expect("a decimal number is JSON")
+}
+
+/// Returns the details of a number that is far from the mean of earlier ones, which `name` has.
+pub(super) fn deviation_details(name: &'static str, deviation: &Deviation) -> Details {
+    let mut details = details! {
+        "mean": round6(deviation.mean / MICROS),
+        "n": deviation.n,
+        "sigmas": round6(deviation.sigmas),
+        "stddev": round6(deviation.stddev / MICROS),
+    };
+    details.insert(name, decimal(deviation.amount.into()));
+    details
+}
+
+/// Returns the details of movement that is too fast.
+pub(super) fn trip_details<N>(trip: &Trip<N>) -> Details {
+    details! {
+        "km": round6(trip.km), "seconds": round6(trip.seconds), "kmh": trip.kmh.map(round6),
     }
 }

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::own::{RulePlan, SeverityPlan};
 use super::plan::{AlertPolicy, AmountPlan, FrequencyPlan, Patterns};
+use crate::json::of_toml;
 
 /// A rule of a plan.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -64,11 +65,6 @@ pub fn describe(patterns: &Patterns, own: &[RulePlan]) -> Vec<RuleDescription> {
 fn of_own(rule: &RulePlan) -> RuleDescription {
     let settings = rule.settings.iter().filter(|(key, _)| key != "by");
     let words: Vec<_> = settings.clone().map(|(key, value)| format!("{key} = {value}")).collect();
-    let value = |text: &str| {
-        let table = toml::from_str::<toml::Table>(&format!("value = {text}")).ok();
-        let value = table.and_then(|mut table| serde_json::to_value(table.remove("value")?).ok());
-        value.unwrap_or_else(|| text.into())
-    };
     RuleDescription {
         id: rule.id.to_string(),
         description: rule.description.as_deref().map_or_else(|| words.join(", "), str::to_owned),
@@ -79,7 +75,7 @@ fn of_own(rule: &RulePlan) -> RuleDescription {
         },
         emit: if rule.condition.is_absence() { "final" } else { emit(rule.emission) },
         suppress_ms: rule.suppress_ms,
-        settings: settings.map(|(key, text)| (key.clone(), value(text))).collect(),
+        settings: settings.map(|(key, text)| (key.clone(), of_toml(text))).collect(),
         look_back_ms: rule.condition.look_back_ms(),
     }
 }

@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 use super::rules::pattern_of;
 use super::spaces::SpaceEvent;
 use crate::event::{Event, split_key};
-use crate::json::rfc3339;
+use crate::json::{decimal, rfc3339};
 use crate::outputs::{KeyHistory, WindowRow};
 
 /// The state of a key as its worker reads it, in the terms of the operators.
@@ -228,9 +228,9 @@ fn open_window(row: &WindowRow) -> OpenWindow {
         end: rfc3339(row.window.end.0),
         count: row.count,
         amount_count: row.amounts.count(),
-        amount_sum: words::decimal(row.amounts.sum()),
-        min: row.extremes.map(|(min, _)| words::decimal(min.into())),
-        max: row.extremes.map(|(_, max)| words::decimal(max.into())),
+        amount_sum: decimal(row.amounts.sum()),
+        min: row.extremes.map(|(min, _)| decimal(min.into())),
+        max: row.extremes.map(|(_, max)| decimal(max.into())),
         distinct_merchants: row.distinct_merchants,
     }
 }

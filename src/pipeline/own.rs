@@ -4,31 +4,20 @@
 //!   [[rules]] ─▶ RulePlan ─▶ SetRule: filter ─▶ condition ─▶ suppression ─▶ alert
 //! ```
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use headwater_dataflows::patterns::{Bound, Deviation};
+use headwater_dataflows::patterns::Bound;
 use headwater_dataflows::{
     Anchor, Condition, Course, Emission, Finding, Locate, Number, Predicate, RuleSet, SetRule, Step, Value,
 };
-use serde_json::value::{RawValue, to_raw_value};
 
-use super::alerts::AlertBuilder;
+use super::alerts::{AlertBuilder, Details, decimal, details, deviation_details, trip_details};
 use super::plan::By;
 use crate::cel;
 use crate::event::{Event, KeyKind, split_key};
 use crate::fields::{FieldId, Value as FieldValue};
-use crate::json::{rfc3339, round6, write_micros};
+use crate::json::{rfc3339, round6};
 use crate::outputs::{Alert, MICROS, Severity};
-
-/// The details of an alert: a JSON object whose numbers have all their digits.
-type Details = BTreeMap<&'static str, Box<RawValue>>;
-
-macro_rules! details {
-    ($($name:literal: $value:expr),* $(,)?) => {
-        Details::from([$(($name, to_raw_value(&$value).expect("numbers and texts are JSON"))),*])
-    };
-}
 
 /// The prefix of the names under which checkpoints record the rules that they were written with.
 pub const RECORDED_RULE: &str = "Rule: ";
@@ -275,13 +264,11 @@ where
             {
                 severity = severity.max(Severity::High);
             }
-            outlier(deviation)
+            deviation_details("value", deviation)
         }
         Finding::Travel(trip) => {
             before.push(id_of(&trip.from));
-            details! {
-                "km": round6(trip.km), "seconds": round6(trip.seconds), "kmh": trip.kmh.map(round6),
-            }
+            trip_details(trip)
         }
         Finding::Sequence(course) => {
             before = course_ids(course);
@@ -294,27 +281,6 @@ where
     let mut event_ids = before;
     event_ids.push(event.as_ref().id().into());
     builder.of(event.key(), event.position(), event.time(), event_ids, severity, details)
-}
-
-fn outlier(deviation: &Deviation) -> Details {
-    details! {
-        "value": decimal(deviation.amount.into()),
-        "mean": round6(deviation.mean / MICROS),
-        "n": deviation.n,
-        "sigmas": round6(deviation.sigmas),
-        "stddev": round6(deviation.stddev / MICROS),
-    }
-}
-
-/// Returns millionths as a JSON number with all digits.
-fn decimal(micros: i128) -> Box<RawValue> {
-    let mut text = Vec::new();
-    match i64::try_from(micros) {
-        Ok(micros) => write_micros(&mut text, micros),
-        // Whole units are enough beyond 10^12.
-        Err(_) => text.extend_from_slice((micros / 1_000_000).to_string().as_bytes()),
-    }
-    serde_json::from_slice(&text).expect("a decimal number is JSON")
 }
 
 /// Returns the id of an event; without one, the id that outputs give it.

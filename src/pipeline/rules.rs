@@ -12,13 +12,9 @@ use headwater_dataflows::patterns::{
 };
 use headwater_dataflows::{Damage, KeyHash, Rule, Rules, Stored, forget_rules};
 
-use serde::Serialize;
-use serde_json::value::RawValue;
-
-use super::alerts::AlertBuilder;
+use super::alerts::{AlertBuilder, deviation_details, trip_details};
 use super::plan::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, TravelPlan};
 use crate::event::Event;
-use crate::json::{round6, write_micros};
 use crate::outputs::{Alert, MICROS, Severity};
 
 /// Defines the registry of rules: each entry is the name of its pattern, how far it looks back in milliseconds of event
@@ -129,32 +125,13 @@ fn by_currency(
     })
 }
 
-/// The details of an alert on an amount. `amount` keeps all digits of the event.
-#[derive(Serialize)]
-struct DeviantDetails<'a> {
-    amount: &'a RawValue,
-    mean: f64,
-    n: u64,
-    sigmas: f64,
-    stddev: f64,
-}
-
 fn deviant(pipeline: &Arc<str>, plan: AmountPlan) -> impl Fn(&Event, Deviation) -> Alert + use<> {
     let builder = AlertBuilder::new(pipeline, "amount_anomaly", plan.alert_policy.emission);
     move |event, deviation| {
         let high = deviation.sigmas > plan.high_sigmas;
         let severity =
             if high { plan.alert_policy.severity.max(Severity::High) } else { plan.alert_policy.severity };
-        let mut amount = Vec::new();
-        write_micros(&mut amount, deviation.amount);
-        let details = DeviantDetails {
-            amount: serde_json::from_slice(&amount).expect("a decimal number is JSON"),
-            mean: round6(deviation.mean / MICROS),
-            n: deviation.n,
-            sigmas: round6(deviation.sigmas),
-            stddev: round6(deviation.stddev / MICROS),
-        };
-        builder.alert(event, None, severity, details)
+        builder.alert(event, None, severity, deviation_details("amount", &deviation))
     }
 }
 
@@ -168,11 +145,7 @@ fn travel(
     let builder = AlertBuilder::new(pipeline, "impossible_travel", plan.alert_policy.emission);
     let pattern = Travel::beyond(plan.km, plan.kmh, Event::location, Event::id);
     Rule::new(pattern, plan.alert_policy.emission, move |event: &Event, trip: Trip<String>| {
-        let details = serde_json::json!({
-            "km": round6(trip.km),
-            "seconds": round6(trip.seconds),
-            "kmh": trip.kmh.map(round6),
-        });
+        let details = trip_details(&trip);
         builder.alert(event, Some(trip.from.into()), plan.alert_policy.severity, details)
     })
 }

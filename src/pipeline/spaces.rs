@@ -11,9 +11,9 @@ use std::sync::Arc;
 use headwater_dataflows::{EventTime, KeyHash, Position};
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Event, KeyKind};
+use crate::event::{Event, KeyKind, write_value};
 use crate::fields::{FieldId, Value};
-use crate::json::{rfc3339, write_float, write_int, write_micros, write_string};
+use crate::json::rfc3339;
 
 /// A key space: the fields whose values are the key of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,12 +40,13 @@ impl KeySpace {
     /// array of their values.
     pub fn key(&self, event: &Event) -> Option<String> {
         if let [field] = self.fields[..] {
-            let mut text = Vec::new();
             return match event.value(field) {
                 Value::Absent | Value::String("") => None,
                 Value::String(text) => Some(self.kind().prefixed(text)),
+                Value::Timestamp(ms) => Some(self.kind().prefixed(&rfc3339(ms))),
                 value => {
-                    write_plain(value, &mut text);
+                    let mut text = Vec::new();
+                    write_value(value, &mut text);
                     Some(self.kind().prefixed(std::str::from_utf8(&text).unwrap_or_default()))
                 }
             };
@@ -57,31 +58,11 @@ impl KeySpace {
             }
             match event.value(*field) {
                 Value::Absent | Value::String("") => return None,
-                Value::String(text) => write_string(&mut key, text),
-                value @ Value::Timestamp(_) => {
-                    key.push(b'"');
-                    write_plain(value, &mut key);
-                    key.push(b'"');
-                }
-                value => write_plain(value, &mut key),
+                value => write_value(value, &mut key),
             }
         }
         key.push(b']');
         Some(self.kind().prefixed(std::str::from_utf8(&key).unwrap_or_default()))
-    }
-}
-
-/// Appends a value that is no text.
-fn write_plain(value: Value<'_>, out: &mut Vec<u8>) {
-    match value {
-        Value::Decimal(micros) => write_micros(out, micros),
-        Value::Integer(integer) => write_int(out, integer),
-        Value::Float(float) => write_float(out, float),
-        Value::Boolean(boolean) => out.extend_from_slice(if boolean { b"true" } else { b"false" }),
-        Value::Timestamp(ms) => out.extend_from_slice(rfc3339(ms).as_bytes()),
-        Value::Absent | Value::String(_) | Value::Location(_) | Value::Object(_) => {
-            unreachable!("texts are written elsewhere, and locations and objects are no keys")
-        }
     }
 }
 

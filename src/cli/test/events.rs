@@ -17,7 +17,7 @@ use crate::decode::{
 };
 use crate::event::{Event, EventType};
 use crate::fields::{FieldId, FieldType, Layout, STANDARD};
-use crate::json::{rfc3339, write_micros};
+use crate::json::{decimal, rfc3339};
 use crate::settings::{Diagnostics, Node, Section};
 use crate::source::Raw;
 
@@ -249,11 +249,7 @@ pub fn json(node: &Node) -> Option<Value> {
 fn json_of(constant: &Const) -> Value {
     match constant {
         Const::String(text) => text.as_ref().into(),
-        Const::Decimal(micros) => {
-            let mut digits = Vec::new();
-            write_micros(&mut digits, *micros);
-            String::from_utf8(digits).expect("digits are UTF-8").into()
-        }
+        Const::Decimal(micros) => decimal((*micros).into()).into(),
         Const::Integer(integer) => (*integer).into(),
         Const::Float(float) => (*float).into(),
         Const::Boolean(boolean) => (*boolean).into(),

@@ -42,14 +42,6 @@ fn amounts_say_what_raises_next() {
     }
 }
 
-#[test]
-fn decimal_numbers_have_no_superfluous_digits() {
-    for (micros, text) in [(0, "0"), (120_500_000, "120.5"), (-1, "-0.000001"), (10_000_000, "10")] {
-        assert_eq!(words::decimal(micros), text);
-    }
-    assert_eq!(words::decimal(i128::MAX), "170141183460469231731687303715884.105727");
-}
-
 /// Returns the texts and states of the rules of ann after three events, 10 s apart.
 fn after_three_events(patterns: &Patterns) -> Vec<(String, String, Value)> {
     let mut states = None;

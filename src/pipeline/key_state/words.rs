@@ -176,11 +176,3 @@ fn span(ms: i64) -> String {
     let (unit, name) = fit.unwrap_or((1, "ms"));
     format!("{} {name}", ms / unit)
 }
-
-/// Returns millionths as a decimal number without trailing zeros.
-pub fn decimal(micros: i128) -> String {
-    let sign = if micros < 0 { "-" } else { "" };
-    let size = micros.unsigned_abs();
-    let text = format!("{sign}{}.{:06}", size / 1_000_000, size % 1_000_000);
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}

@@ -10,7 +10,7 @@ use super::{KEPT, Settings};
 use crate::coordination::ingest::{Clocks, TimeRules};
 use crate::decode::Decoder;
 use crate::event::{Event, split_key};
-use crate::json::write_micros;
+use crate::json::decimal;
 use crate::pipeline::RulePlan;
 use crate::results::alert::AlertRecord;
 use crate::results::stored::EventRecord;
@@ -204,11 +204,7 @@ fn order(event: &EventRecord) -> (i64, i64, i64) {
 fn record(event: &Event, arrival: i64, considered: Option<bool>) -> EventRecord {
     let text = |text: Option<&str>| text.map(str::to_owned);
     let position = event.position();
-    let amount = event.amount().map(|micros| {
-        let mut out = Vec::new();
-        write_micros(&mut out, micros);
-        String::from_utf8_lossy(&out).into_owned()
-    });
+    let amount = event.amount().map(|micros| decimal(micros.into()));
     EventRecord {
         partition: position.partition.0.into(),
         offset: position.offset.0,
