@@ -42,6 +42,26 @@ fn amounts_say_what_raises_next() {
     }
 }
 
+#[test]
+fn rules_of_ones_own_say_decimals_and_values() {
+    use headwater_dataflows::patterns::Bound;
+    let sum = Description::Sum { sum: 300_001, n: 3, bound: Bound::MoreThan(300_000), within_ms: 60_000 };
+    let (text, state) = words::describe("own", &sum);
+    assert_eq!(text, "3 numbers with the sum 0.300001 in the last 1 min; raises above 0.3");
+    assert_eq!(state, json!({ "sum": "0.300001", "n": 3, "within_ms": 60_000 }));
+    let bound = Bound::AtLeast(2_500_000);
+    let average = Description::Average { sum: 5_000_000, n: 2, bound, at_least_events: 2, within_ms: 1000 };
+    let (text, state) = words::describe("own", &average);
+    assert_eq!(text, "2 numbers with the average 2.5 in the last 1 s; raises at 2.5 of 2 or more");
+    assert_eq!(state["average"], json!(2.5));
+    let distinct = Description::Distinct { distinct: 2, at_least: 3, within_ms: 1000 };
+    assert_eq!(words::describe("own", &distinct).0, "2 distinct values in the last 1 s; raises at 3");
+    assert_eq!(
+        words::describe("merchant_diversity", &distinct).0,
+        "2 merchants in the last 1 s; raises at 3"
+    );
+}
+
 /// Returns the texts and states of the rules of ann after three events, 10 s apart.
 fn after_three_events(patterns: &Patterns) -> Vec<(String, String, Value)> {
     let mut states = None;

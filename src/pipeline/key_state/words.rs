@@ -6,7 +6,7 @@ use headwater_dataflows::KeyHash;
 use headwater_dataflows::patterns::{Bound, Description};
 use serde_json::{Map, Value, json};
 
-use crate::json::{rfc3339, round6};
+use crate::json::{decimal, rfc3339, round6};
 use crate::outputs::MICROS;
 
 /// The maximum number of currencies in a text. The numbers have all that the rule describes.
@@ -30,17 +30,18 @@ pub fn describe(rule: &str, description: &Description) -> (String, Value) {
             }
         }
         Description::Distinct { distinct, at_least, within_ms } => {
-            let merchants = counted(*distinct, "merchant", *distinct >= *at_least);
-            let text = format!("{merchants} in the last {}; raises at {at_least}", span(*within_ms));
+            let noun = if rule == "merchant_diversity" { "merchant" } else { "distinct value" };
+            let values = counted(*distinct, noun, *distinct >= *at_least);
+            let text = format!("{values} in the last {}; raises at {at_least}", span(*within_ms));
             (text, json!({ "distinct": distinct, "within_ms": within_ms, "at_least": at_least }))
         }
         Description::Sum { sum, n, bound, within_ms } => {
-            let (numbers, within) = (counted(*n, "number", false), span(*within_ms));
+            let (numbers, within, sum) = (counted(*n, "number", false), span(*within_ms), decimal(*sum));
             let text = format!("{numbers} with the sum {sum} in the last {within}; {}", raises(*bound));
-            (text, json!({ "sum": sum.to_string(), "n": n, "within_ms": within_ms }))
+            (text, json!({ "sum": sum, "n": n, "within_ms": within_ms }))
         }
         Description::Average { sum, n, bound, at_least_events, within_ms } => {
-            let average = (*n > 0).then(|| round6(*sum as f64 / *n as f64));
+            let average = (*n > 0).then(|| round6(*sum as f64 / *n as f64 / MICROS));
             let (numbers, within) = (counted(*n, "number", false), span(*within_ms));
             let of = average.map(|average| format!(" with the average {average}")).unwrap_or_default();
             let raises = raises(*bound);
@@ -164,8 +165,8 @@ fn counted(count: u64, noun: &str, is_least: bool) -> String {
 
 fn raises(bound: Bound) -> String {
     match bound {
-        Bound::MoreThan(number) => format!("raises above {number}"),
-        Bound::AtLeast(number) => format!("raises at {number}"),
+        Bound::MoreThan(micros) => format!("raises above {}", decimal(micros.into())),
+        Bound::AtLeast(micros) => format!("raises at {}", decimal(micros.into())),
     }
 }
 
