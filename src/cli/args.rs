@@ -134,7 +134,8 @@ mod tests {
     use headwater_dataflows::Epoch;
 
     use super::*;
-    use crate::cli::command::{BenchCommand, DeadLettersCommand, DiscardState, TopicsCommand};
+    use crate::cli::bench::BenchCommand;
+    use crate::cli::command::{DeadLettersCommand, DiscardState, TopicsCommand};
 
     fn parsed_with(line: &str, variables: &[(&str, &str)]) -> Result<Command, String> {
         let value = |name: &str| variables.iter().find(|(known, _)| *known == name);

@@ -28,8 +28,7 @@ use anyhow::Context;
 use args::Arguments;
 use clap::error::ErrorKind;
 use command::{
-    BenchCommand, CheckArgs, Command, DeliveriesCommand, ProduceArgs, RunArgs, StatusArgs, TopicsArgs,
-    TopicsCommand,
+    CheckArgs, Command, DeliveriesCommand, ProduceArgs, RunArgs, StatusArgs, TopicsArgs, TopicsCommand,
 };
 use headwater_sinks::Misconfigured;
 use hosts::HostsError;
@@ -135,11 +134,11 @@ fn execute(command: Command) -> anyhow::Result<u8> {
         Command::DeadLetters(command) => dead_letters::run(&command)?,
         Command::Deliveries(DeliveriesCommand::List(args)) => deliveries::list(&args)?,
         Command::Deliveries(DeliveriesCommand::Retry(args)) => deliveries::retry(&args)?,
-        Command::Bench(BenchCommand::Cost(args)) => bench::cost(&args)?,
-        Command::Bench(BenchCommand::Keys(args)) => bench::keys(&args)?,
-        Command::Bench(BenchCommand::Rules(args)) => bench::bench_rules(&args)?,
-        Command::Bench(BenchCommand::Stages(args)) => bench::stages(&args)?,
-        Command::Bench(BenchCommand::Latency(args)) => bench::latency(&args)?,
+        Command::Bench(bench::BenchCommand::Cost(args)) => bench::cost(&args)?,
+        Command::Bench(bench::BenchCommand::Keys(args)) => bench::keys(&args)?,
+        Command::Bench(bench::BenchCommand::Rules(args)) => bench::bench_rules(&args)?,
+        Command::Bench(bench::BenchCommand::Stages(args)) => bench::stages(&args)?,
+        Command::Bench(bench::BenchCommand::Latency(args)) => bench::latency(&args)?,
         Command::Completions { shell } => completions(shell)?,
     }
     Ok(DONE)

@@ -75,7 +75,7 @@ pub struct Input {
     closes: bool,
     records: u64,
     is_ended: bool,
-    // Kept open as long as its reader, as in a run.
+    // The reader needs the open source.
     _source: Arc<dyn Source>,
 }
 

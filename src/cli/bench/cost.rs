@@ -13,9 +13,9 @@ use headwater_dataflows::patterns::{Diversity, Frequency, Location, Outlier, Tra
 use headwater_dataflows::{Admission, Admit, Emission, Pattern, Scan};
 use serde_json::json;
 
+use super::args::CostArgs;
 use super::drive::{Drive, EPOCH, Spent, disordered, events, in_order};
 use super::usage;
-use crate::cli::command::CostArgs;
 use crate::cli::output::{self, OutputError, Table, counted, note};
 use crate::event::Event;
 use crate::outputs::Severity;

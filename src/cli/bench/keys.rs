@@ -11,9 +11,9 @@ use headwater_dataflows::{
 };
 use serde_json::json;
 
+use super::args::KeysArgs;
 use super::drive::EPOCH;
 use super::{cost, usage};
-use crate::cli::command::KeysArgs;
 use crate::cli::output::{self, note};
 use crate::decode::{Decoder, JsonDecoder};
 use crate::event::Event;

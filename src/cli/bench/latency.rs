@@ -22,9 +22,9 @@ use headwater_dataflows::{Offset, Partition};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::args::LatencyArgs;
 use super::scratch::Scratch;
 use crate::assembly;
-use crate::cli::command::LatencyArgs;
 use crate::cli::output::{self, Table, note};
 use crate::cli::{kafka_source, load, stop};
 use crate::config::{Config, KafkaSinkConfig, OutputKind};

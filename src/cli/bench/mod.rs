@@ -1,5 +1,6 @@
 //! `headwater bench`: benchmarks of the engine.
 
+mod args;
 mod cost;
 pub mod drive;
 mod keys;
@@ -10,6 +11,7 @@ mod scratch;
 mod stages;
 pub mod usage;
 
+pub use args::BenchCommand;
 pub use cost::cost;
 pub use keys::keys;
 pub use latency::latency;

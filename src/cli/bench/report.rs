@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cli::command::StagesArgs;
+use super::args::StagesArgs;
 
 /// The time that a number of events took.
 #[derive(Clone, Copy, Debug)]

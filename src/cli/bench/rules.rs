@@ -8,9 +8,9 @@ use headwater_dataflows::{Admission, Admit, ControlStream, Emission, Epoch, Even
 use serde_json::json;
 use timely::dataflow::StreamVec;
 
+use super::args::RulesBenchArgs;
 use super::cost::{median, patterns, per_second};
 use super::drive::{Drive, Spent, events, in_order};
-use crate::cli::command::RulesBenchArgs;
 use crate::cli::output::{self, OutputError, Table, note};
 use crate::config::Config;
 use crate::event::Event;

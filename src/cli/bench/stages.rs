@@ -26,12 +26,12 @@ use headwater_sinks::{Changes, CommitPermit, Generation, LedgerId, Shards, Write
 use timely::dataflow::operators::Inspect;
 use timely::dataflow::operators::generic::operator::empty;
 
+use super::args::StagesArgs;
 use super::drive::{Drive, events};
 use super::report::{Cpu, JobMeasurement, Report, StageMeasurement};
 use super::scratch::Scratch;
 use super::usage;
 use crate::assembly;
-use crate::cli::command::StagesArgs;
 use crate::cli::output::{self, note};
 use crate::cli::{kafka_source, load, stop};
 use crate::config::{Config, OutputKind, SinkConfig, SinksConfig};
