@@ -32,6 +32,7 @@ pub mod routes;
 pub mod runtime;
 mod settings;
 pub mod source;
+mod spelling;
 pub mod state;
 pub mod topics;
 pub mod wall;

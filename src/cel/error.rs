@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::spelling::nearest;
+
 /// The reason why an expression was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CelError {
@@ -55,24 +57,8 @@ impl std::error::Error for CelError {}
 /// Returns "did you mean X?" of the nearest of the known names, else the list of all of them.
 pub(super) fn names<'a>(word: &str, kind: &str, known: impl Iterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.collect();
-    let nearest = known.iter().map(|name| (distance(name, word), *name)).min();
-    match nearest.filter(|(distance, _)| *distance <= word.len().div_ceil(3).min(3)) {
-        Some((_, name)) => format!("did you mean {name}?"),
+    match nearest(word, known.iter().copied(), word.len().div_ceil(3).min(3)) {
+        Some(name) => format!("did you mean {name}?"),
         None => format!("known {kind}: {}", known.join(", ")),
     }
-}
-
-/// Returns the number of characters to insert, delete or replace to get from one word to the other.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.chars().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (diagonal + usize::from(from != to)).min(row[j] + 1).min(above + 1);
-            diagonal = above;
-        }
-    }
-    row[b.chars().count()]
 }

@@ -6,10 +6,9 @@
 //!   NEW ─ rules, patterns, fields, keys ───────────────────────────────────┴───────▶ Config of the candidate
 //! ```
 
-use super::rule_tests::{keep_ttl, remove_unused};
-use super::{Config, ConfigError, ConfigErrors, sinks};
+use super::rule_tests::{is_permitted, keep_ttl, remove_unused};
+use super::{Config, ConfigError, ConfigErrors};
 use crate::settings::Origin;
-use crate::settings::environment::ENVIRONMENT;
 use crate::settings::tree::{self, Item, Node};
 
 /// The sections of the configuration in force that apply to the candidate, too, whatever the candidate has.
@@ -65,12 +64,6 @@ impl Candidate {
         let config = Config::parse_completed(text, environment.into_iter(), complete, is_permitted)?;
         Ok(Candidate { config, has_fields: has("fields") })
     }
-}
-
-/// Returns true for errors that have no meaning in a backtest: there is no sink, and variables that only unused sections
-/// name are not known.
-fn is_permitted(error: &ConfigError) -> bool {
-    error.message == sinks::no_sink() || error.key == ENVIRONMENT
 }
 
 /// Removes the sections that a backtest does not use.

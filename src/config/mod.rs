@@ -230,7 +230,8 @@ const SEVERITIES: [(&str, Severity); 4] = [
     ("critical", Severity::Critical),
 ];
 
-fn is_name(text: &str, also: &str) -> bool {
+/// Returns true if a text has 1 to 63 lower-case letters, digits and characters of `also`.
+pub(crate) fn is_name(text: &str, also: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || also.contains(c);
     (1..=63).contains(&text.len()) && text.chars().all(allowed)
 }

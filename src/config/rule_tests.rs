@@ -29,9 +29,6 @@ impl Config {
         text: &str,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Config, ConfigErrors> {
-        // Variables that only the unused sections name are not known here.
-        let is_permitted =
-            |error: &ConfigError| error.message == sinks::no_sink() || error.key == ENVIRONMENT;
         Config::parse_completed(text, environment, complete, is_permitted)
     }
 }
@@ -45,6 +42,12 @@ fn complete(tree: &mut Item) {
     entries.insert("source".to_owned(), item(Node::Table(BTreeMap::from([("kind".to_owned(), kind)]))));
     entries.entry("pipeline".to_owned()).or_insert_with(|| item(Node::Text(NAME.to_owned())));
     keep_ttl(entries);
+}
+
+/// Returns true for errors that have no meaning where rules are evaluated without the unused sections: there is no sink,
+/// and variables that only those sections name are not known.
+pub(super) fn is_permitted(error: &ConfigError) -> bool {
+    error.message == sinks::no_sink() || error.key == ENVIRONMENT
 }
 
 /// Removes the sections that decide nothing in an evaluation of rules, except these.

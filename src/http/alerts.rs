@@ -12,6 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::api::{Answer, Api, Parameters, time_ms};
 use super::openapi;
 use super::problem::Problem;
+use crate::config::is_name;
 use crate::json::rfc3339;
 use crate::outputs::{Severity, Status};
 use crate::results::{AlertQuery, AlertRecord, ChangeCursor, Explanation};
@@ -24,12 +25,6 @@ const MAX_LIMIT: usize = 1000;
 
 /// The maximum time to wait for another explanation that reads the source.
 const SOURCE_WAIT: Duration = Duration::from_secs(3);
-
-/// Returns true if a text can be the name of a key space.
-fn is_key_kind(text: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    (1..=63).contains(&text.len()) && text.chars().all(allowed)
-}
 
 /// The parameters of `/api/v1/alerts`.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -67,7 +62,7 @@ impl AlertParameters {
     fn query(self) -> Result<AlertQuery, Problem> {
         one_of("severity", self.severity.as_deref(), &severities())?;
         one_of("status", self.status.as_deref(), &statuses())?;
-        if let Some(kind) = self.key_kind.as_deref().filter(|kind| !is_key_kind(kind)) {
+        if let Some(kind) = self.key_kind.as_deref().filter(|kind| !is_name(kind, "_")) {
             return Err(Problem::bad_request(format!("key_kind: {kind:?} is no name of a key space")));
         }
         let time =

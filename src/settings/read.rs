@@ -428,20 +428,5 @@ impl<'a> Section<'a> {
 /// Returns the known word that `word` is probably a misspelling of: their edit distance is at most 3 and at most a
 /// third of the length.
 pub fn nearest<'a>(word: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let nearest = words.map(|known| (distance(known, word), known)).min();
-    nearest.filter(|&(distance, _)| distance <= (word.len().max(3) / 3).min(3)).map(|(_, known)| known)
-}
-
-/// Returns the Levenshtein distance of two short words.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let next = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], next);
-        }
-    }
-    row[b.len()]
+    crate::spelling::nearest(word, words, (word.len().max(3) / 3).min(3))
 }

@@ -6,8 +6,9 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 30] = [
+const LAYERS: [&str; 31] = [
     "json",
+    "spelling",
     "wall",
     "logging",
     "fields",
