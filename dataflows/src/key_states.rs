@@ -29,7 +29,7 @@ pub enum StatePart<'a> {
     Running(&'a dyn Any),
     /// The state of a rule.
     Rule {
-        /// The number of the rule: the count of rules after it, or its index in a [`RuleSet`](crate::RuleSet).
+        /// The number of the rule: the count of rules after it, or its number in a [`RuleSet`](crate::RuleSet).
         rule: u32,
         /// The description of its state.
         description: Description,

@@ -27,6 +27,7 @@ mod rule_set;
 mod rules;
 mod scan;
 mod shard;
+mod since;
 mod slots;
 mod time;
 
@@ -47,9 +48,10 @@ pub use load::Load;
 pub use prefetch::prefetch;
 pub use rule_set::{
     Condition, Course, Finding, Locate, Number, Predicate, ResultOf, ResultOfAbsence, RuleSet, RuleSetError,
-    SetRule, SetState, SetUndo, Step, Value, forget_rules_by_id,
+    RuleVersions, SetRule, SetState, SetUndo, Step, Value, forget_rules_by_id,
 };
 pub use rules::{Missing, Rule, Rules};
 pub use scan::{Emission, Pattern, Scan, forget_rules, with_key};
 pub use shard::{KEY_HASH_VERSION, KeyHash, SHARDS, ShardId};
+pub use since::Since;
 pub use time::{Epoch, EventTime, Offset, Partition, Position, millis};

@@ -2,7 +2,7 @@
 
 use crate::capture::Damage;
 use crate::patterns::{Absence, Description, Run, Waiting};
-use crate::{Emission, Event, EventTime, Pattern};
+use crate::{Emission, Epoch, Event, EventTime, Pattern};
 
 /// A pattern, the function that makes results of its matches, and the time of their emission.
 pub struct Rule<P, F> {
@@ -234,9 +234,14 @@ pub trait Rules<E: Event, D>: 'static {
     /// The data needed to undo one step.
     type Undo: Clone + 'static;
 
-    /// Returns the number of rules. The number that identifies a rule is the count of rules after it, or its index in a
+    /// Returns a bound of the numbers of rules. The number of a rule is the count of rules after it, or that in a
     /// [`RuleSet`](crate::RuleSet).
     fn count(&self) -> u32;
+
+    /// Returns the set of all rules.
+    fn all(&self) -> Live {
+        Live::all(self.count())
+    }
 
     /// Processes the key's next event, and appends its results to `found`.
     fn step(&self, state: &mut Self::State, event: &E, found: &mut Vec<Found<D>>) -> Self::Undo;
@@ -267,11 +272,26 @@ pub trait Rules<E: Event, D>: 'static {
     /// Sets the states of the rules that are not live to the states `was` of the previous evaluation at the same event.
     fn restore(&self, live: Live, state: &mut Self::State, was: Self::State);
 
-    /// Returns true if a rule is not one of those that stored the restored state. What it finds among the restored events is
-    /// then a result that was never emitted.
-    fn is_fresh(&self, _rule: u32) -> bool {
+    /// Takes over changes of the rules. Called before the events or the watermark of `epoch` are processed. Returns true
+    /// if rules were [removed](Rules::is_removed) by a change that comes into force with this epoch.
+    fn begin(&mut self, _epoch: Epoch) -> bool {
         false
     }
+
+    /// Returns true if results of this rule that wait for the watermark are not emitted any more.
+    #[inline]
+    fn is_removed(&self, _rule: u32) -> bool {
+        false
+    }
+
+    /// Forgets rules that judge no event above this watermark. Returns true if their states are to be
+    /// [swept](Rules::sweep).
+    fn forget(&mut self, _watermark: EventTime) -> bool {
+        false
+    }
+
+    /// Removes the states of forgotten rules.
+    fn sweep(&self, _state: &mut Self::State) {}
 
     /// Returns a stored state in a form that these rules can process.
     ///
@@ -406,6 +426,11 @@ impl Live {
     /// Returns true if the rule is live.
     pub fn has(self, rule: u32) -> bool {
         self.0 & (1 << rule.min(Self::LAST)) != 0
+    }
+
+    /// Returns the set with the rule.
+    pub fn with(self, rule: u32) -> Live {
+        Live(self.0 | 1 << rule.min(Self::LAST))
     }
 
     /// Returns the set without the rule.

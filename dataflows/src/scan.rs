@@ -2,6 +2,7 @@
 
 mod capture;
 mod rewrite;
+mod sweep;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -19,6 +20,7 @@ use crate::slots::Slots;
 use crate::{Epoch, Event, EventTime, OwnedKey, StatePart};
 pub use capture::forget_rules;
 use rewrite::Walked;
+use sweep::Sweep;
 
 /// A pattern: a small state machine over the events of one key.
 ///
@@ -237,8 +239,7 @@ pub(crate) struct Scanner<E: Event, R: Rules<E, D>, D> {
     /// The states of the key at landmarks among these steps.
     kept: Vec<R::State>,
     found: Vec<Found<D>>,
-    /// The results of fresh rules among the restored events, which are emitted in the first epoch.
-    fresh: Vec<D>,
+    sweep: Sweep,
 }
 
 impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
@@ -249,7 +250,12 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
     }
 
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
-        out.extend(self.fresh.drain(..).map(|answer| (answer, batch.epoch, 1)));
+        self.begin(batch.epoch);
+        // Without rules, nothing is known of any event. Batches follow each other in the history, so none is left out once
+        // it has one.
+        if self.rules.all().is_empty() && self.history.oldest().is_none() {
+            return;
+        }
         let mut steps = Steps { undos: Vec::with_capacity(batch.entries.len()), found: BTreeMap::new() };
         let mut disordered = false;
         if let Some(last) = batch.runs.last() {
@@ -271,7 +277,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
                 let undo = self.rules.step(state, batch.event(entry), &mut self.found);
                 steps.undos.push(Some(undo));
                 if !self.found.is_empty() {
-                    give(&mut self.waiting, self.found.iter().cloned(), batch.epoch, 1, out);
+                    give(&self.rules, &mut self.waiting, self.found.iter().cloned(), batch.epoch, 1, out);
                     steps.found.insert(entry as u32, std::mem::take(&mut self.found));
                 }
             }
@@ -286,10 +292,15 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
     }
 
     fn close(&mut self, epoch: Epoch, watermark: EventTime, _keys: &Keys<E>, out: &mut Vec<Self::Out>) {
-        // Of an epoch without events on this worker; others were processed by `step`.
-        out.extend(self.fresh.drain(..).map(|answer| (answer, epoch, 1)));
+        self.begin(epoch);
         self.history.settle(watermark);
         self.waiting.release(watermark, epoch, out);
+        // Captures in progress undo steps of events above the watermark of their mark.
+        if self.rules.forget(self.history.held(watermark)) {
+            self.sweep.start();
+        }
+        let rules = &self.rules;
+        self.sweep.advance(&mut self.states, |state| rules.sweep(state));
     }
 
     fn visit(
@@ -316,7 +327,15 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             walk: Vec::new(),
             kept: Vec::new(),
             found: Vec::new(),
-            fresh: Vec::new(),
+            sweep: Sweep::default(),
+        }
+    }
+
+    /// Takes over changes of the rules, before an epoch is processed.
+    fn begin(&mut self, epoch: Epoch) {
+        if self.rules.begin(epoch) {
+            let rules = &self.rules;
+            self.waiting.retain(|rule| !rules.is_removed(rule));
         }
     }
 
@@ -344,18 +363,21 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
     }
 }
 
-/// Emits results, or revokes them if `sign` is −1: to `out`, or to `waiting` if they wait for the watermark.
-fn give<D: Data>(
+/// Emits results, or revokes them if `sign` is −1: to `out`, or to `waiting` if they wait for the watermark. Those that
+/// were removed are not emitted.
+fn give<E: Event, D: Data>(
+    rules: &impl Rules<E, D>,
     waiting: &mut Due<D>,
     answers: impl Iterator<Item = Found<D>>,
     epoch: Epoch,
     sign: isize,
     out: &mut Vec<(D, Epoch, isize)>,
 ) {
-    for Found { answer, due, diff, .. } in answers {
+    for Found { rule, answer, due, diff } in answers {
         match due {
             None => out.push((answer, epoch, sign * diff)),
-            Some(due) => waiting.add(due, answer, sign * diff),
+            Some(_) if rules.is_removed(rule) => {}
+            Some(due) => waiting.add(due, answer, rule, sign * diff),
         }
     }
 }

@@ -58,8 +58,8 @@ fn static_rules() -> impl Rules<Hit, i64> {
 
 fn count_rule(id: u64, at_least: usize, filter: Option<Predicate<Hit>>) -> SetRule<Hit, i64> {
     SetRule {
-        is_fresh: false,
         id,
+        definition: 1,
         filter,
         condition: Condition::Count { at_least, within_ms: HOUR_MS },
         emission: Emission::Immediate,

@@ -204,6 +204,7 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
         let mut watermark = EventTime::MIN;
         if let Some((epoch, restored)) = register.from() {
             watermark = restored;
+            logic.begin_restore(epoch);
             register.load(records, &mut keyed.keys.borrow_mut(), |slot, key, saved| {
                 tracker.restored(slot);
                 logic.load(slot, key, watermark, saved)

@@ -14,7 +14,7 @@ use crate::{Epoch, Event, EventTime, OwnedKey, StatePart};
 /// The logic of an operator whose state can be captured and restored, key by key.
 ///
 /// # Contract
-/// `save` returns the effect of the final events of a key. After `load` of every key and `resume` with the un-final
+/// `save` returns the effect of the final events of a key. After `begin_restore`, `load` of every key and `resume` with the un-final
 /// events, the logic has the same output for later events as the logic that was saved.
 pub(crate) trait Capture<E: Event>: Logic<E> {
     /// Keeps the events that are un-final at `watermark`, until the next call. [`EventTime::MAX`] keeps none.
@@ -26,6 +26,9 @@ pub(crate) trait Capture<E: Event>: Logic<E> {
     /// Returns the state of a key without the effect of its events above the watermark. These events are in the run
     /// `newest` and the runs before it.
     fn save(&mut self, slot: Slot, newest: Option<RunRef>, watermark: EventTime) -> Saved;
+
+    /// Prepares for the restore of the state at the end of `epoch`.
+    fn begin_restore(&mut self, _epoch: Epoch) {}
 
     /// Restores the saved state of a key.
     fn load(

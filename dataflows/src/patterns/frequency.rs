@@ -117,7 +117,7 @@ impl<E: Event> Pattern<E> for Frequency {
     }
 
     fn same(&self, one: &Recent, other: &Recent) -> bool {
-        one.held == other.held && one.oldest_first().eq(other.oldest_first())
+        one.same(other)
     }
 
     fn describe(&self, state: &Recent, watermark: EventTime) -> Option<Description> {
@@ -131,6 +131,11 @@ impl Recent {
     #[inline]
     pub(crate) fn prefetch(&self) {
         [self.times.get(self.next as usize), self.times.last()].into_iter().flatten().for_each(prefetch);
+    }
+
+    /// Returns true if one state can replace the other.
+    pub(crate) fn same(&self, other: &Recent) -> bool {
+        self.held == other.held && self.oldest_first().eq(other.oldest_first())
     }
 
     /// Returns the times oldest first, regardless of the index at which the ring starts.

@@ -48,7 +48,8 @@ impl<S> Default for Groups<S> {
     }
 }
 
-fn all<S>(groups: &Option<Box<Groups<S>>>) -> &[(Option<u64>, S)] {
+/// Returns the groups, each with its state.
+pub(crate) fn all<S>(groups: &Option<Box<Groups<S>>>) -> &[(Option<u64>, S)] {
     groups.as_ref().map_or(&[], |groups| &groups.by_group)
 }
 

@@ -29,6 +29,7 @@ pub use diversity::{Diversity, Variety};
 pub use every::Every;
 pub use frequency::{Frequency, Rate};
 pub(crate) use frequency::{Overwritten, Recent};
+pub(crate) use grouped::all;
 pub use grouped::{Grouped, Groups, Stepped};
 pub use moments::Moments;
 pub use outlier::{Deviation, Outlier};

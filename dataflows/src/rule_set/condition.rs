@@ -140,6 +140,11 @@ pub struct Step<E> {
 }
 
 impl<E: Event> Condition<E> {
+    /// Returns true if the results are absences, which no event triggers.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Condition::Absence { .. } | Condition::Sequence { absent: Some(_), .. })
+    }
+
     /// Returns the time before an event that decides about it, in milliseconds; 0 if no such time is defined: `Match`
     /// needs no other events, and `Outlier` and `Travel` need any earlier ones.
     pub fn look_back_ms(&self) -> i64 {

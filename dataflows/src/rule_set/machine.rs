@@ -209,25 +209,6 @@ impl<E: Event> Machine<E> {
         }
     }
 
-    /// Returns true if one state can replace the other: see [`Pattern::same`].
-    pub fn same(&self, one: &State, other: &State) -> bool {
-        match (self, one, other) {
-            (Machine::Count(pattern), State::Count(one), State::Count(other)) => {
-                Pattern::<E>::same(pattern, one, other)
-            }
-            (_, State::Nothing, State::Nothing) => true,
-            (_, State::Distinct(one), State::Distinct(other)) => one == other,
-            (_, State::Trailing(one), State::Trailing(other)) => one == other,
-            (_, State::Outlier(one), State::Outlier(other)) => one == other,
-            (Machine::OutlierByGroup(pattern), State::Groups(one), State::Groups(other)) => {
-                pattern.same(one, other)
-            }
-            (_, State::Travel(one), State::Travel(other)) => one == other,
-            (_, State::Runs(one), State::Runs(other)) => one == other,
-            _ => false,
-        }
-    }
-
     /// Describes a state: see [`Pattern::describe`].
     pub fn describe(&self, state: &State, watermark: EventTime) -> Option<Description> {
         match (self, state) {

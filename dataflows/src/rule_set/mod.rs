@@ -1,21 +1,27 @@
-//! A set of rules that is known only when the program runs, evaluated in one pass over the states of a key.
+//! A set of rules that is known only when the program runs, and can change while it runs, evaluated in one pass over the
+//! states of a key.
 //!
 //! ```text
-//!   rules, by id   3          8          9          12             each: filter ─▶ condition ─▶ suppression ─▶ result
-//!                  │ holds    │          │ holds    │ holds
-//!   event ─────────┼──────────┼──────────┼──────────┤
-//!                  ▼                     ▼          ▼
-//!   states of key  3: count             9: runs    12: sum         sorted by id; only of rules that processed an event
+//!   event ─▶ version of its position ─▶ rules, by id   3          8          9          12
+//!                                                      │ holds    │          │ holds    │ holds
+//!            each: filter ─▶ condition ─▶ suppression ─▶ result   │          │          │
+//!                                                      ▼                     ▼          ▼
+//!                                    states of key     3: count             9: runs    12: sum
+//!                                    last stepped by   definition a         b          c
 //! ```
 //!
-//! A state is stored with the id of its rule. So another set, with rules added, removed or in another order, restores the
-//! states of the rules that it has.
+//! The states of a key are sorted by id, and only rules that processed an event have one. A state is stored with the id
+//! of its rule and the definition that stepped it last. So another version, or another set after a restore, continues the
+//! states of the rules that it has. If a definition has changed, the next step [adopts](SetRule::definition) the state,
+//! and undoing this step restores the state before.
 
 mod condition;
 mod finding;
 mod machine;
+mod rule;
 mod silence;
 mod state;
+mod versions;
 
 use std::cell::Cell;
 
@@ -23,15 +29,17 @@ use thiserror::Error;
 
 pub use condition::{Condition, Locate, Number, Predicate, Step, Value};
 pub use finding::{Course, Finding};
-use machine::Machine;
-use state::{ConditionUndo, Entry, Raised, RuleUndo, Undos};
+use rule::considers;
+use state::{ConditionUndo, Entry, RuleUndo, Undos};
 pub use state::{SetState, SetUndo, forget_rules_by_id};
+pub use versions::RuleVersions;
+use versions::{Version, Versions};
 
 use crate::capture::Damage;
 use crate::patterns::Description;
 use crate::prefetch::prefetch;
 use crate::rules::{Found, Live, Rules};
-use crate::{Anchor, Emission, Event, EventTime};
+use crate::{Anchor, Emission, Epoch, Event, EventTime};
 
 /// Makes a result of an event and what was found at it.
 pub type ResultOf<E, D> = Box<dyn Fn(&E, &Finding) -> D>;
@@ -42,12 +50,28 @@ pub type ResultOfAbsence<E, D> = Box<dyn Fn(&<E as Event>::Key, &Anchor, &Findin
 
 /// A rule of a [`RuleSet`].
 pub struct SetRule<E: Event, D> {
-    /// The identity of the rule, by which its state is stored. A rule whose filter or condition changes needs a new id,
-    /// and an id must not be used again after its rule was removed: keys without events since then keep their state.
+    /// The identity of the rule's state. It is not used again after the rule was removed. An absence whose results change
+    /// in any way needs another id.
     pub id: u64,
-    /// True if the rule is not one of those that stored the restored state: what it finds among the restored events is
-    /// emitted in the first epoch, so that a later event can revoke it.
-    pub is_fresh: bool,
+    /// The identity of all that decides: filter, condition with its parameters, suppression. At the first event that the
+    /// filter of another definition than the last accepts, the rule starts from what the last one has kept, and keeps of
+    /// it what this one needs:
+    ///
+    /// - `Count`: the times of the last `at_least` events.
+    /// - `Sum`, `Average`, `Share`: the numbers of the last `within_ms` at the last event with a number.
+    /// - `Distinct`: the last `at_least` distinct values, with their times; another definition forgets those beyond its own
+    ///   at the first event that it considers, also one without a value.
+    /// - `Outlier`: the count, sum and sum of squares of all numbers, for each group.
+    /// - `Travel`: the last known location.
+    /// - `Sequence`: the events of each run, if they are fewer than the steps now take. Runs that have taken too long are
+    ///   forgotten when a run begins or goes on.
+    /// - whether the condition held at the last event, and the time up to which results are suppressed.
+    ///
+    /// What it did not keep stays forgotten, also for late events that an earlier definition judges: if one of them comes
+    /// after an event that a later definition has stepped, it finds what the later one has kept.
+    ///
+    /// A condition of another kind, or of other numbers or values, needs another id.
+    pub definition: u64,
     /// The events that the rule considers; `None`: all.
     pub filter: Option<Predicate<E>>,
     /// The condition.
@@ -76,7 +100,7 @@ impl<E: Event, D> SetRule<E, D> {
     }
 }
 
-/// An invalid rule of a set.
+/// A rule or a version that a set cannot have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum RuleSetError {
     /// Two rules have the same id.
@@ -85,10 +109,24 @@ pub enum RuleSetError {
     /// A sequence has no steps.
     #[error("the sequence of the rule with the id {0} has no steps")]
     NoSteps(u64),
+    /// A rule has the id of a rule that an earlier version has removed.
+    #[error("the id {0} was that of a rule that has been removed")]
+    Reused(u64),
+    /// A rule whose results are absences has another definition than in the version before.
+    #[error("the rule with the id {0} is an absence, whose definition cannot change: it needs another id")]
+    ChangedAbsence(u64),
+    /// A version begins before the one that was added before it.
+    #[error("a version since epoch {epoch} cannot follow one since epoch {newest}")]
+    Unordered {
+        /// The epoch of the version.
+        epoch: Epoch,
+        /// The epoch of the newest version.
+        newest: Epoch,
+    },
 }
 
 /// Any number of rules, for [`scan_all`](crate::Scan::scan_all). The number of a rule, in descriptions of its state, is
-/// its index in the list that the set was made of.
+/// its index in the list that the set was made of, or what [`RuleVersions::add`] returned for it.
 ///
 /// ```
 /// use headwater_dataflows::testing::{Kit, Line};
@@ -96,7 +134,7 @@ pub enum RuleSetError {
 ///
 /// let rule = |id, filter, condition, suppress_ms| SetRule::<Line, String> {
 ///     id,
-///     is_fresh: false,
+///     definition: 1,
 ///     filter,
 ///     condition,
 ///     emission: Emission::Immediate,
@@ -127,10 +165,7 @@ pub enum RuleSetError {
 /// kit.finish();
 /// ```
 pub struct RuleSet<E: Event, D> {
-    /// Sorted by id.
-    rules: Box<[Rule<E, D>]>,
-    /// The filter of each rule. They lie together because an event passes few of many.
-    filters: Box<[Option<Predicate<E>>]>,
+    versions: Versions<E, D>,
     /// A buffer for the undo data of a step.
     undos: Cell<Undos>,
 }
@@ -138,77 +173,18 @@ pub struct RuleSet<E: Event, D> {
 /// The number of states of a key that are prefetched.
 const PREFETCHED: usize = 8;
 
-/// A rule that can be evaluated.
-struct Rule<E: Event, D> {
-    id: u64,
-    /// The index in the list that the set was made of.
-    number: u32,
-    is_fresh: bool,
-    machine: Machine<E>,
-    emission: Emission,
-    suppress_ms: Option<i64>,
-    result: ResultOf<E, D>,
-    absent: ResultOfAbsence<E, D>,
-}
-
 impl<E: Event, D> RuleSet<E, D> {
-    /// Creates a set.
+    /// Creates a set. Its rules are in force for all events until a version is added, and have the numbers 0, 1 and so on.
     ///
     /// # Errors
     /// Fails if two rules have the same id, or a sequence has no steps.
     pub fn new(rules: Vec<SetRule<E, D>>) -> Result<RuleSet<E, D>, RuleSetError> {
-        let mut list: Vec<(u32, SetRule<E, D>)> = (0..).zip(rules).collect();
-        list.sort_unstable_by_key(|(_, rule)| rule.id);
-        if let Some(pair) = list.windows(2).find(|pair| pair[0].1.id == pair[1].1.id) {
-            return Err(RuleSetError::Ambiguous(pair[0].1.id));
-        }
-        let (mut rules, mut filters) = (Vec::new(), Vec::new());
-        for (number, rule) in list {
-            let SetRule { id, is_fresh, filter, condition, emission, suppress_ms, result, absent } = rule;
-            let machine = Machine::new(condition).ok_or(RuleSetError::NoSteps(id))?;
-            let suppress_ms = suppress_ms.filter(|suppress_ms| *suppress_ms > 0);
-            rules.push(Rule { id, number, is_fresh, machine, emission, suppress_ms, result, absent });
-            filters.push(filter);
-        }
-        Ok(RuleSet { rules: rules.into(), filters: filters.into(), undos: Cell::default() })
+        Ok(RuleSet { versions: Versions::new(rules)?, undos: Cell::default() })
     }
 
-    fn rule(&self, id: u64) -> Option<&Rule<E, D>> {
-        let at = self.rules.binary_search_by_key(&id, |rule| rule.id).ok()?;
-        self.rules.get(at)
-    }
-
-    /// Processes the key's next event with a rule that considers it. The rule's state is at `at` or later.
-    #[inline]
-    fn step_rule(
-        &self,
-        index: usize,
-        at: &mut usize,
-        state: &mut SetState,
-        event: &E,
-        undos: &mut Undos,
-        found: &mut Vec<Found<D>>,
-    ) {
-        let rule = &self.rules[index];
-        if rule.has_no_state() {
-            let mut until = i64::MIN;
-            return rule.raise(&Finding::Match, true, &mut until, event, found);
-        }
-        *at = state.seek(*at, rule.id);
-        let fresh = state.entries.get(*at).is_none_or(|entry| entry.id != rule.id);
-        if fresh {
-            state.insert(*at, Entry { id: rule.id, until: i64::MIN, state: rule.machine.initial() });
-        }
-        let entry = &mut state.entries[*at];
-        let until = entry.until;
-        let undo = undos.next(index as u32);
-        rule.step(entry, event, undo, found);
-        if fresh {
-            *undo = ConditionUndo::Fresh;
-        } else if entry.until != until {
-            let undo_of_step = std::mem::replace(undo, ConditionUndo::Fresh);
-            *undo = ConditionUndo::Raised(Box::new(Raised { until, undo: undo_of_step }));
-        }
+    /// Returns a handle that adds versions.
+    pub fn versions(&self) -> RuleVersions<E, D> {
+        self.versions.handle()
     }
 
     #[inline]
@@ -219,105 +195,60 @@ impl<E: Event, D> RuleSet<E, D> {
     }
 }
 
-#[inline]
-fn considers<E>(filter: &Option<Predicate<E>>, event: &E) -> bool {
-    filter.as_ref().is_none_or(|filter| filter(event))
-}
-
-impl<E: Event, D> Rule<E, D> {
-    /// Returns true if no event changes the state of the rule.
-    fn has_no_state(&self) -> bool {
-        matches!(self.machine, Machine::Match(_)) && self.suppress_ms.is_none()
-    }
-
-    #[inline]
-    fn step(&self, entry: &mut Entry, event: &E, undo: &mut ConditionUndo, found: &mut Vec<Found<D>>) {
-        let Entry { until, state, .. } = entry;
-        if let (Machine::Silence(silence), state::ConditionState::Runs(runs)) = (&self.machine, &mut *state) {
-            let before = silence.step(runs, until, self.suppress_ms, event, |due, diff| {
-                found.push(self.expect(event.key(), &due, diff));
-            });
-            *undo = ConditionUndo::Runs(before.map(Box::new));
-            return;
-        }
-        if let Some((finding, rises)) = self.machine.step(state, event, undo) {
-            self.raise(&finding, rises, until, event, found);
-        }
-    }
-
-    /// Appends the result of a condition that holds at an event, unless it is suppressed.
-    ///
-    /// With suppression no edge is needed. The first result is at a rising edge, as none is suppressed yet. Later, if the
-    /// condition holds at the first event that is not suppressed, this event is a result; if it does not, the next event
-    /// at which it holds is a rising edge.
-    #[inline]
-    fn raise(&self, finding: &Finding, rises: bool, until: &mut i64, event: &E, found: &mut Vec<Found<D>>) {
-        let now = event.time();
-        match self.suppress_ms {
-            None if !rises => return,
-            None => {}
-            Some(_) if now.0 < *until => return,
-            Some(suppress_ms) => *until = now.plus_ms(suppress_ms).0,
-        }
-        let answer = (self.result)(event, finding);
-        let due = (self.emission == Emission::Final).then_some(now);
-        found.push(Found { rule: self.number, answer, due, diff: 1 });
-    }
-
-    fn expect(&self, key: &E::Key, due: &silence::Due, diff: isize) -> Found<D> {
-        let answer = (self.absent)(key, &due.anchor, &due.finding);
-        Found { rule: self.number, answer, due: Some(due.due), diff }
-    }
-
-    /// Returns true if one state can replace the other.
-    fn same(&self, one: Option<&Entry>, other: Option<&Entry>) -> bool {
-        match (one, other) {
-            (None, None) => true,
-            (Some(one), Some(other)) => {
-                one.until == other.until && self.machine.same(&one.state, &other.state)
-            }
-            _ => false,
-        }
-    }
-}
-
 impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
     type State = SetState;
     type Undo = SetUndo;
 
     fn count(&self) -> u32 {
-        self.rules.len() as u32
+        self.versions.count()
     }
 
-    fn is_fresh(&self, number: u32) -> bool {
-        self.rules.iter().any(|rule| rule.number == number && rule.is_fresh)
+    fn all(&self) -> Live {
+        self.versions.all()
+    }
+
+    fn begin(&mut self, epoch: Epoch) -> bool {
+        self.versions.begin(epoch)
+    }
+
+    fn is_removed(&self, number: u32) -> bool {
+        self.versions.is_removed(number)
+    }
+
+    fn forget(&mut self, watermark: EventTime) -> bool {
+        self.versions.forget(watermark)
+    }
+
+    fn sweep(&self, state: &mut SetState) {
+        let is_known = |entry: &Entry| self.versions.number(entry.id()).is_some();
+        if !state.entries.iter().all(is_known) {
+            state.entries.retain(is_known);
+            state.entries.shrink_to_fit();
+        }
     }
 
     fn step(&self, state: &mut SetState, event: &E, found: &mut Vec<Found<D>>) -> SetUndo {
+        let Version { rules, filters, .. } = self.versions.of(event);
         let mut undos = self.undos.take();
         let mut at = 0;
-        for (index, filter) in self.filters.iter().enumerate() {
+        for (index, filter) in filters.iter().enumerate() {
             if considers(filter, event) {
-                self.step_rule(index, &mut at, state, event, &mut undos, found);
+                rules[index].step(index, &mut at, state, event, &mut undos, found);
             }
         }
         self.collect_undos(undos)
     }
 
     fn undo(&self, state: &mut SetState, event: &E, undo: SetUndo) {
+        let Version { rules, .. } = self.versions.of(event);
         let mut end = state.entries.len();
         for RuleUndo { rule, undo } in undo.0.into_iter().rev() {
-            let rule = &self.rules[rule as usize];
-            let found = state.entries[..end].binary_search_by_key(&rule.id, |entry| entry.id);
+            let rule = &rules[rule as usize];
+            let found = state.entries[..end].binary_search_by_key(&rule.id(), Entry::id);
             end = found.expect("a rule that stepped has a state");
-            let entry = &mut state.entries[end];
             match undo {
                 ConditionUndo::Fresh => drop(state.entries.remove(end)),
-                ConditionUndo::Raised(raised) => {
-                    entry.until = raised.until;
-                    rule.machine.undo(&mut entry.state, event, raised.undo);
-                }
-                undo => rule.machine.undo(&mut entry.state, event, undo),
+                undo => rule.undo(&mut state.entries[end], event, undo),
             }
         }
     }
@@ -340,15 +271,16 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
         undo: &mut SetUndo,
         found: &mut Vec<Found<D>>,
     ) {
+        let Version { rules, filters, .. } = self.versions.of(event);
         let mut undos = self.undos.take();
         let mut before = std::mem::take(&mut undo.0).into_iter().peekable();
         let mut at = 0;
-        for (index, rule) in self.rules.iter().enumerate() {
+        for (index, rule) in rules.iter().enumerate() {
             let was = before.next_if(|undo| undo.rule as usize == index);
             if !live.has(rule.number) {
                 was.into_iter().for_each(|was| *undos.next(was.rule) = was.undo);
-            } else if considers(&self.filters[index], event) {
-                self.step_rule(index, &mut at, state, event, &mut undos, found);
+            } else if considers(&filters[index], event) {
+                rule.step(index, &mut at, state, event, &mut undos, found);
             }
         }
         *undo = self.collect_undos(undos);
@@ -356,49 +288,56 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
 
     fn settle(&self, live: &mut Live, state: &SetState, was: &SetState) {
         let (mut at, mut of_was) = (0, 0);
-        for rule in &self.rules {
-            at = state.seek(at, rule.id);
-            of_was = was.seek(of_was, rule.id);
-            if rule.same(state.at(at, rule.id), was.at(of_was, rule.id)) {
-                live.remove(rule.number);
+        for &(id, number) in self.versions.ids() {
+            at = state.seek(at, id);
+            of_was = was.seek(of_was, id);
+            let is_same = match (state.at(at, id), was.at(of_was, id)) {
+                (None, None) => true,
+                (Some(one), Some(other)) => one.same(other),
+                _ => false,
+            };
+            if is_same {
+                live.remove(number);
             }
         }
     }
 
     fn restore(&self, live: Live, state: &mut SetState, was: SetState) {
-        let is_live = |entry: &Entry| self.rule(entry.id).is_some_and(|rule| live.has(rule.number));
+        let is_live = |entry: &Entry| self.versions.number(entry.id()).is_some_and(|number| live.has(number));
         state.entries.retain(is_live);
         state.entries.extend(was.entries.into_iter().filter(|entry| !is_live(entry)));
-        state.entries.sort_unstable_by_key(|entry| entry.id);
+        state.entries.sort_unstable_by_key(Entry::id);
     }
 
     fn adopt(&self, state: SetState) -> Result<SetState, Damage> {
         let mut entries = state.entries;
-        if !entries.is_sorted_by(|one, other| one.id < other.id) {
+        if !entries.is_sorted_by(|one, other| one.id() < other.id()) {
             return Err(Damage::Impossible("the states are not sorted by rule"));
         }
         let mut adopted = Vec::with_capacity(entries.len());
-        for Entry { id, until, state } in entries.drain(..) {
-            let state = self.rule(id).and_then(|rule| rule.machine.adopt(state));
-            adopted.extend(state.map(|state| Entry { id, until, state }));
+        for entry in entries.drain(..) {
+            match self.versions.rule_like(&entry.identity) {
+                Some(rule) => adopted.extend(rule.adopted(entry)),
+                // The first step by another definition adopts it, as if it had not been stored.
+                None if self.versions.number(entry.id()).is_some() => adopted.push(entry),
+                None => {}
+            }
         }
         Ok(SetState { entries: adopted })
     }
 
     fn waiting(&self, state: &SetState, key: &E::Key, watermark: EventTime, found: &mut Vec<Found<D>>) {
-        for Entry { id, until, state } in &state.entries {
-            let Some(rule) = self.rule(*id) else { continue };
-            if let (Machine::Silence(silence), state::ConditionState::Runs(runs)) = (&rule.machine, state) {
-                let waiting = silence.waiting(runs, *until, rule.suppress_ms, watermark);
-                found.extend(waiting.map(|due| rule.expect(key, &due, 1)));
+        for entry in &state.entries {
+            if let Some(rule) = self.versions.rule(entry.id()) {
+                rule.waiting(entry, key, watermark, found);
             }
         }
     }
 
     fn describe(&self, state: &SetState, watermark: EventTime, each: &mut dyn FnMut(u32, Description)) {
-        for Entry { id, state, .. } in &state.entries {
-            let Some(rule) = self.rule(*id) else { continue };
-            if let Some(description) = rule.machine.describe(state, watermark) {
+        for entry in &state.entries {
+            let Some(rule) = self.versions.in_force().rule(entry.id()) else { continue };
+            if let Some(description) = rule.describe(entry, watermark) {
                 each(rule.number, description);
             }
         }

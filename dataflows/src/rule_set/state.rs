@@ -1,14 +1,16 @@
 //! The states of the rules of a set for one key.
 
 use std::num::NonZeroU32;
+use std::rc::Rc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::finding::Milestone;
 use crate::Anchor;
 use crate::capture::{Damage, decode, encode_unless_default};
 use crate::patterns::{
     Displaced, Evicted, Groups, LastSeen, Moments, Overwritten, Recent, Sighting, Stepped, Trailing, Waiting,
+    all,
 };
 use crate::prefetch::prefetch;
 
@@ -19,27 +21,76 @@ pub struct SetState {
     pub(super) entries: Vec<Entry>,
 }
 
-/// The state of one rule.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Entry {
+/// The identity of a state, and of the rule that stepped it last. All keys share it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Identity {
     /// The id of the rule.
     pub id: u64,
+    /// The definition of the rule; `None` if the state was stored without.
+    pub definition: Option<u64>,
+}
+
+/// The state of one rule.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub identity: Rc<Identity>,
     /// The time up to which results are suppressed; `i64::MIN` before the first result.
-    #[serde(with = "until")]
     pub until: i64,
     pub state: ConditionState,
 }
 
-/// Stores the time up to which results are suppressed: a byte if there was no result.
-mod until {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+/// The part of a stored entry between its id and its state. The first two variants have the form of `Option<i64>`, which
+/// was stored before there were definitions.
+#[derive(Serialize, Deserialize)]
+enum Mark {
+    Undefined,
+    UndefinedUntil(i64),
+    Defined(u64),
+    DefinedUntil(u64, i64),
+}
 
-    pub fn serialize<S: Serializer>(until: &i64, serializer: S) -> Result<S::Ok, S::Error> {
-        Some(until).filter(|until| **until != i64::MIN).serialize(serializer)
+impl Serialize for Entry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Entry { identity, until, state } = self;
+        let mark = match (identity.definition, *until) {
+            (None, i64::MIN) => Mark::Undefined,
+            (None, until) => Mark::UndefinedUntil(until),
+            (Some(definition), i64::MIN) => Mark::Defined(definition),
+            (Some(definition), until) => Mark::DefinedUntil(definition, until),
+        };
+        (identity.id, mark, state).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Entry, D::Error> {
+        let (id, mark, state) = Deserialize::deserialize(deserializer)?;
+        let (definition, until) = match mark {
+            Mark::Undefined => (None, i64::MIN),
+            Mark::UndefinedUntil(until) => (None, until),
+            Mark::Defined(definition) => (Some(definition), i64::MIN),
+            Mark::DefinedUntil(definition, until) => (Some(definition), until),
+        };
+        Ok(Entry { identity: Rc::new(Identity { id, definition }), until, state })
+    }
+}
+
+impl Entry {
+    /// Returns the id of the rule.
+    #[inline]
+    pub fn id(&self) -> u64 {
+        self.identity.id
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-        Ok(Option::deserialize(deserializer)?.unwrap_or(i64::MIN))
+    /// Returns true if the rule with this identity stepped the state last.
+    #[inline]
+    pub fn is_of(&self, identity: &Rc<Identity>) -> bool {
+        Rc::ptr_eq(&self.identity, identity) || self.identity == *identity
+    }
+
+    /// Returns true if one state can replace the other: see [`Pattern::same`](crate::Pattern::same).
+    pub fn same(&self, other: &Entry) -> bool {
+        self.until == other.until && self.is_of(&other.identity) && self.state.same(&other.state)
     }
 }
 
@@ -81,6 +132,8 @@ pub(super) enum ConditionUndo {
     Runs(Option<Box<Waiting<Milestone>>>),
     /// The step also changed the time up to which results are suppressed.
     Raised(Box<Raised>),
+    /// A rule with another definition had stepped the previous entry.
+    Adopted(Box<Entry>),
 }
 
 #[derive(Clone, Debug)]
@@ -96,7 +149,7 @@ pub struct SetUndo(pub(super) Box<[RuleUndo]>);
 
 #[derive(Clone, Debug)]
 pub(super) struct RuleUndo {
-    /// The index of the rule among the rules sorted by id.
+    /// The index of the rule in the version that judges the event.
     pub rule: u32,
     pub undo: ConditionUndo,
 }
@@ -152,6 +205,21 @@ impl From<Evicted> for ConditionUndo {
 }
 
 impl ConditionState {
+    /// Returns true if one state can replace the other: see [`Pattern::same`](crate::Pattern::same).
+    fn same(&self, other: &ConditionState) -> bool {
+        match (self, other) {
+            (ConditionState::Nothing, ConditionState::Nothing) => true,
+            (ConditionState::Count(one), ConditionState::Count(other)) => one.same(other),
+            (ConditionState::Distinct(one), ConditionState::Distinct(other)) => one == other,
+            (ConditionState::Trailing(one), ConditionState::Trailing(other)) => one == other,
+            (ConditionState::Outlier(one), ConditionState::Outlier(other)) => one == other,
+            (ConditionState::Groups(one), ConditionState::Groups(other)) => all(one) == all(other),
+            (ConditionState::Travel(one), ConditionState::Travel(other)) => one == other,
+            (ConditionState::Runs(one), ConditionState::Runs(other)) => one == other,
+            _ => false,
+        }
+    }
+
     /// Prefetches the memory that the state points to and that a step will read.
     #[inline]
     pub(super) fn prefetch(&self) {
@@ -171,16 +239,23 @@ impl ConditionState {
 impl SetState {
     /// Returns the state at an index, if it is that of the rule.
     pub(super) fn at(&self, at: usize, id: u64) -> Option<&Entry> {
-        self.entries.get(at).filter(|entry| entry.id == id)
+        self.entries.get(at).filter(|entry| entry.id() == id)
     }
 
     /// Returns the index of the first state from `at` on whose rule has this id or a greater one.
     #[inline]
     pub(super) fn seek(&self, mut at: usize, id: u64) -> usize {
-        while self.entries.get(at).is_some_and(|entry| entry.id < id) {
+        while self.entries.get(at).is_some_and(|entry| entry.id() < id) {
             at += 1;
         }
         at
+    }
+
+    /// Returns the index of the first state from `at` on whose rule has the id of this identity or a greater one.
+    #[inline]
+    pub(super) fn find(&self, at: usize, identity: &Rc<Identity>) -> usize {
+        let is_next = self.entries.get(at).is_some_and(|entry| Rc::ptr_eq(&entry.identity, identity));
+        if is_next { at } else { self.seek(at, identity.id) }
     }
 
     /// Inserts a state. There may be millions of idle keys, so little memory is reserved.
@@ -199,6 +274,6 @@ impl SetState {
 /// Fails if `saved` cannot be decoded as such a state.
 pub fn forget_rules_by_id(ids: &[u64], saved: &[u8]) -> Result<Option<Vec<u8>>, Damage> {
     let mut state: SetState = decode(saved)?;
-    state.entries.retain(|entry| !ids.contains(&entry.id));
+    state.entries.retain(|entry| !ids.contains(&entry.id()));
     Ok(encode_unless_default(&state))
 }

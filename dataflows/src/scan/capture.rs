@@ -10,7 +10,7 @@ use crate::batch::{Batch, RunRef, Slot};
 use crate::capture::{Capture, Damage, Saved, Stored, decode, encode_unless_default};
 use crate::event::order;
 use crate::keyed::{Logic, Selection};
-use crate::rules::{Found, Live, Rules};
+use crate::rules::Rules;
 use crate::{Epoch, Event, EventTime, OwnedKey};
 
 /// Removes the state of the rules with these numbers from `saved`, the captured state of a key. Returns the rest;
@@ -24,7 +24,7 @@ where
     R: Rules<E, D, State: Stored>,
 {
     let mut state = decode(saved)?;
-    let kept = numbers.iter().fold(Live::all(rules.count()), |live, &number| live.without(number));
+    let kept = numbers.iter().fold(rules.all(), |live, &number| live.without(number));
     rules.restore(kept, &mut state, R::State::default());
     Ok(encode_unless_default(&state))
 }
@@ -32,6 +32,10 @@ where
 impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E, R, D> {
     fn hold(&mut self, watermark: EventTime) {
         self.history.hold(watermark);
+    }
+
+    fn begin_restore(&mut self, epoch: Epoch) {
+        self.begin(epoch.next());
     }
 
     /// Returns no keys: the results emitted follow from the state.
@@ -65,19 +69,15 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
     ) -> Result<(), Damage> {
         let state = self.rules.adopt(decode(saved)?)?;
         self.rules.waiting(&state, key.borrow(), watermark, &mut self.found);
-        give(&mut self.waiting, self.found.drain(..), Epoch(0), 1, &mut Vec::new());
+        give(&self.rules, &mut self.waiting, self.found.drain(..), Epoch(0), 1, &mut Vec::new());
         *self.states.made(slot) = state;
         Ok(())
     }
 
     fn resume(&mut self, _: Epoch, batch: Option<&Rc<Batch<E>>>, selection: &Selection<E>) {
-        let Some(batch) = batch else { return };
-        self.step(batch, selection, &mut Vec::new());
-        let Scanner { rules, history, fresh, .. } = self;
-        let found =
-            history.get(batch.number).into_iter().flat_map(|(_, steps)| steps.found.values().flatten());
-        let is_missing = |found: &&Found<D>| found.due.is_none() && rules.is_fresh(found.rule);
-        fresh.extend(found.filter(is_missing).map(|found| found.answer.clone()));
+        if let Some(batch) = batch {
+            self.step(batch, selection, &mut Vec::new());
+        }
     }
 }
 

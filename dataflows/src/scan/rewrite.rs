@@ -19,7 +19,7 @@ use differential_dataflow::Data;
 use super::{Scanner, give};
 use crate::batch::{Batch, Change, EntryRef, Run};
 use crate::event::order;
-use crate::rules::{Live, Rules};
+use crate::rules::Rules;
 use crate::{Epoch, Event, EventTime, Position};
 
 /// A step at or after the first change.
@@ -150,10 +150,12 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
     fn repeat_steps(&mut self, epoch: Epoch, run: &Run, out: &mut Vec<(D, Epoch, isize)>) {
         let Scanner { rules, states, waiting, history, walk, kept, found, .. } = self;
         let state = states.at_mut(run.slot);
-        let mut live = Live::all(rules.count());
+        let all = rules.all();
+        let mut live = all;
         for (at, Walked { entry: EntryRef { batch, entry: number }, step, .. }) in walk.iter().enumerate() {
-            // Only steps that were made before are skipped: all rules are live again before a change.
-            if !live.is_empty() {
+            // Only steps that were made before are skipped: all rules are live again before a change. If there are no rules,
+            // no step is skipped.
+            if !live.is_empty() || all.is_empty() {
                 let entry = *number as usize;
                 let (batch, steps) = history.get_mut(*batch).expect("for_each named a live batch");
                 let undo = &mut steps.undos[entry];
@@ -168,8 +170,8 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
                 before.sort_by_key(|found| Reverse(found.rule));
                 found.sort_by_key(|found| Reverse(found.rule));
                 if *found != before {
-                    give(waiting, before.into_iter(), epoch, -1, out);
-                    give(waiting, found.iter().cloned(), epoch, 1, out);
+                    give(rules, waiting, before.into_iter(), epoch, -1, out);
+                    give(rules, waiting, found.iter().cloned(), epoch, 1, out);
                 }
                 now.append(found);
                 if !now.is_empty() {
@@ -186,7 +188,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
                 Landmark::Resumed => {
                     let was = kept.pop().expect("a state is kept at each landmark");
                     rules.restore(live, state, was);
-                    live = Live::all(rules.count());
+                    live = all;
                 }
             }
         }

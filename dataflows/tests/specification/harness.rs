@@ -33,17 +33,20 @@ where
     F: for<'s> Fn(VecCollection<'s, Epoch, Tx>, ControlStream<'s>) -> VecCollection<'s, Epoch, D>,
     F: Send + Sync + 'static,
 {
-    run_from(Epoch(0), workers, rounds, build)
+    run_from(Epoch(0), workers, rounds, move |events, control| (build(events, control), Box::new(|_| ())))
 }
 
-/// Like [`run`], with `first` as the first epoch.
+/// A function that each worker calls before it reads an epoch.
+pub type Before = Box<dyn FnMut(Epoch)>;
+
+/// Like [`run`], with `first` as the first epoch, and a function to be called before each epoch.
 ///
 /// # Panics
 /// Panics if a worker panics.
 pub fn run_from<D, F>(first: Epoch, workers: usize, rounds: &[Round], build: F) -> Changes<D>
 where
     D: Data + Send,
-    F: for<'s> Fn(VecCollection<'s, Epoch, Tx>, ControlStream<'s>) -> VecCollection<'s, Epoch, D>,
+    F: for<'s> Fn(VecCollection<'s, Epoch, Tx>, ControlStream<'s>) -> (VecCollection<'s, Epoch, D>, Before),
     F: Send + Sync + 'static,
 {
     let mut rounds = rounds.to_vec();
@@ -54,19 +57,20 @@ where
     let guards = timely::execute(timely::Config::process(workers), move |worker| {
         let panicked = PanicFlag(Arc::clone(&failed));
         let results = Arc::clone(&results);
-        let (mut events, mut clock) = worker.dataflow::<Epoch, _, _>(|scope| {
+        let (mut events, mut clock, mut before) = worker.dataflow::<Epoch, _, _>(|scope| {
             let mut events = InputSession::new();
             let (clock, control) = Clock::new(scope);
-            let collected = build(events.to_collection(scope), control);
+            let (collected, before) = build(events.to_collection(scope), control);
             collected.inner.inspect(move |(data, epoch, diff): &(D, Epoch, isize)| {
                 results.lock().expect("no worker panicked").push((data.clone(), epoch.0, *diff));
             });
-            (events, clock)
+            (events, clock, before)
         });
         clock.advance_to(first);
         events.advance_to(first);
         events.flush();
         for (epoch, round) in (first.0..).zip(&rounds) {
+            before(Epoch(epoch));
             // Every worker reads a share of the updates, like readers of partitions.
             for (event, diff) in round.updates.iter().skip(worker.index()).step_by(worker.peers()) {
                 events.update(event.clone(), *diff);

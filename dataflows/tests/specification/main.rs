@@ -17,6 +17,7 @@ mod expiry;
 mod harness;
 mod restore;
 mod rule_sets;
+mod rule_versions;
 mod scan;
 mod sequences;
 mod spec;

@@ -17,7 +17,7 @@ use timely::dataflow::operators::Inspect;
 use timely::dataflow::operators::vec::Map;
 
 use crate::event::Tx;
-use crate::harness::{Changes, check, run_from, watermarks};
+use crate::harness::{Before, Changes, check, run_from, watermarks};
 use crate::scan::{ADMISSION, all_rules};
 use crate::sequences::{offsets, offsets_of_all, related, unplaced, unrelated};
 use crate::streams::{Round, rounds};
@@ -95,6 +95,27 @@ where
     ) -> VecCollection<'s, Epoch, D>,
     F: Send + Sync + 'static,
 {
+    run_captured_with(rounds, workers, from, move |captures, events, control| {
+        (build(captures, events, control), Box::new(|_| ()))
+    })
+}
+
+/// Like [`run_captured`], with a function to be called before each epoch.
+pub fn run_captured_with<D, F>(
+    rounds: &[Round],
+    workers: usize,
+    from: Option<Checkpoint>,
+    build: F,
+) -> Outcome<D>
+where
+    D: Data + Send,
+    F: for<'s> Fn(
+        &Captures<'s>,
+        VecCollection<'s, Epoch, Tx>,
+        ControlStream<'s>,
+    ) -> (VecCollection<'s, Epoch, D>, Before),
+    F: Send + Sync + 'static,
+{
     let captured = Arc::new(Mutex::new(BTreeMap::<u64, Vec<Record>>::new()));
     let first = from.as_ref().map_or(Epoch(0), |from| from.epoch.next());
     let records = Arc::clone(&captured);
@@ -104,7 +125,7 @@ where
             None => Captures::new(scope),
             Some(checkpoint) => Captures::restore(scope, checkpoint.clone()),
         };
-        let all = build(&captures, events, control);
+        let built = build(&captures, events, control);
         let records = Arc::clone(&records);
         captures.finish().expect("the checkpoint is valid").inspect_core(move |seen| {
             if let Ok((stamp, new)) = seen {
@@ -112,7 +133,7 @@ where
                 records.lock().expect("no panic").entry(epoch).or_default().extend_from_slice(new);
             }
         });
-        all
+        built
     });
     consolidation::consolidate_updates(&mut changes);
     let captured = std::mem::take(&mut *captured.lock().expect("no panic"));

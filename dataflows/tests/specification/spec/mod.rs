@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod patterns;
 pub mod rules;
+pub mod versions;
 pub mod windows;
 
 use std::collections::BTreeMap;
