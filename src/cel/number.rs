@@ -1,6 +1,7 @@
 //! Exact arithmetic of decimals, which are whole numbers of millionths.
 
 use super::eval::Fault;
+use crate::exact::{self, Decimal};
 
 /// The number of millionths in one.
 pub(super) const MICROS: i64 = 1_000_000;
@@ -44,50 +45,18 @@ pub(super) fn to_float(micros: i64) -> f64 {
     micros as f64 / MICROS as f64
 }
 
-/// A number read as a decimal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Read {
-    /// The value, rounded half to even.
-    pub micros: i64,
-    /// False if digits were lost.
-    pub exact: bool,
-}
-
-/// Reads a number such as `-1.5` or `25e-3`: None if it is not one, or beyond the range of decimals.
-pub(super) fn read_decimal(text: &str) -> Option<Read> {
-    let (negative, digits) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text),
-    };
-    let (mantissa, exponent) = match digits.split_once(['e', 'E']) {
-        Some((mantissa, exponent)) => (mantissa, exponent.parse::<i64>().ok()?.clamp(-100_000, 100_000)),
-        None => (digits, 0),
-    };
+/// Reads a number such as `-1.5`, `.5` or `25e-3`: None if it is not one, or beyond the range of decimals.
+pub(super) fn read_decimal(text: &str) -> Option<Decimal> {
+    let are_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let mut all = whole.bytes().chain(fraction.bytes());
-    if whole.len() + fraction.len() == 0 || !all.clone().all(|byte| byte.is_ascii_digit()) {
+    let exponent = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+    let is_number = whole.len() + fraction.len() > 0 && !exponent.is_empty();
+    if !is_number || ![whole, fraction, exponent].into_iter().all(are_digits) {
         return None;
     }
-    // How many of the digits stand before the end of the sixth decimal.
-    let kept = whole.len() as i64 + exponent + 6;
-    let mut micros: i128 = 0;
-    for _ in 0..kept.max(0) {
-        match all.next() {
-            Some(digit) => micros = micros * 10 + i128::from(digit - b'0'),
-            None if micros == 0 => break,
-            None => micros *= 10,
-        }
-        if micros > i128::from(i64::MAX) + 1 {
-            return None;
-        }
-    }
-    // Below zero kept digits, the first dropped digit is a zero.
-    let first = if kept < 0 { 0 } else { all.next().map_or(0, |digit| digit - b'0') };
-    let rest = all.any(|digit| digit != b'0');
-    let up = first > 5 || (first == 5 && (rest || micros % 2 == 1));
-    micros += i128::from(up);
-    let micros = i64::try_from(if negative { -micros } else { micros }).ok()?;
-    Some(Read { micros, exact: first == 0 && !rest })
+    exact::read_decimal(text, 0, 1 << 63)
 }
 
 /// Compares a whole number with a decimal, exactly.
@@ -129,7 +98,7 @@ mod tests {
 
     #[test]
     fn decimals_are_read_from_their_digits() {
-        for (text, micros, exact) in [
+        for (text, micros, is_exact) in [
             ("0", 0, true),
             ("1", 1_000_000, true),
             ("-1.50", -1_500_000, true),
@@ -144,10 +113,11 @@ mod tests {
             ("9e-8", 0, false),
             ("0.0000000", 0, true),
             ("0e99999999999", 0, true),
+            ("1e-99999999999999999999", 0, false),
             ("9223372036854.775807", i64::MAX, true),
             ("-9223372036854.775808", i64::MIN, true),
         ] {
-            assert_eq!(read_decimal(text), Some(Read { micros, exact }), "{text}");
+            assert_eq!(read_decimal(text), Some(Decimal { micros, is_exact }), "{text}");
         }
         for text in ["", "-", ".", "1.2.3", "1e", "1e+", "x", "1e20", "9223372036854.775808", "--1", "1e5000"]
         {

@@ -1,5 +1,8 @@
 //! Instants and spans of time, in milliseconds.
 
+use std::ops::RangeInclusive;
+
+use crate::exact;
 use crate::json::{civil_from_days, days_from_civil};
 
 const SECOND: i64 = 1000;
@@ -106,32 +109,12 @@ pub(super) fn read_offset(text: &str) -> Option<i64> {
     rest.is_empty().then_some(sign * (hours * HOUR + minutes * MINUTE))
 }
 
-/// Reads an instant in RFC 3339 between the years 1 and 9999; digits finer than milliseconds are dropped.
+/// The first and the last millisecond of the years 1 to 9999.
+const INSTANTS: RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999;
+
+/// Reads an instant in RFC 3339 between the years 1 and 9999: see [`exact::read_instant`].
 pub(super) fn read_instant(text: &str) -> Option<i64> {
-    let mut rest = text.as_bytes();
-    let year = digits(&mut rest, 4).filter(|&year| year > 0)?;
-    expect(&mut rest, b'-')?;
-    let month = digits(&mut rest, 2).filter(|month| (1..=12).contains(month))? as u32;
-    expect(&mut rest, b'-')?;
-    let day = digits(&mut rest, 2)? as u32;
-    expect(&mut rest, b'T')?;
-    let hours = digits(&mut rest, 2).filter(|&hours| hours < 24)?;
-    expect(&mut rest, b':')?;
-    let minutes = digits(&mut rest, 2).filter(|&minutes| minutes < 60)?;
-    expect(&mut rest, b':')?;
-    let seconds = digits(&mut rest, 2).filter(|&seconds| seconds < 60)?;
-    let mut ms = 0;
-    if let Some(fraction) = rest.strip_prefix(b".") {
-        let len = fraction.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let all = fraction[..len].iter().map(|digit| i64::from(digit - b'0')).chain([0, 0]);
-        ms = (len > 0).then(|| all.take(3).fold(0, |ms, digit| ms * 10 + digit))?;
-        rest = &fraction[len..];
-    }
-    let offset = std::str::from_utf8(rest).ok().filter(|rest| *rest != "UTC").and_then(read_offset)?;
-    let days = days_from_civil(year, month, day);
-    // A day that the month does not have is another date.
-    let exists = civil_from_days(days) == (year, month, day);
-    exists.then_some(days * DAY + hours * HOUR + minutes * MINUTE + seconds * SECOND + ms - offset)
+    exact::read_instant(text).ok().filter(|ms| INSTANTS.contains(ms))
 }
 
 /// Reads a duration such as `1h30m`, `-1.5s` or `250ms`; None if it is not one, or not of whole milliseconds.
@@ -186,6 +169,10 @@ mod tests {
             ("2026-01-02t04:04:05.6789+01:00", 1_767_323_045_678),
             ("2026-01-02T03:04:05.6z", 1_767_323_045_600),
             ("2024-02-29T00:00:00-00:30", 1_709_166_600_000),
+            ("2026-01-02 03:04:05+0100", 1_767_319_445_000),
+            ("2016-12-31T23:59:60Z", 1_483_228_800_000),
+            ("0001-01-01T00:00:00Z", *INSTANTS.start()),
+            ("9999-12-31T23:59:59.999Z", *INSTANTS.end()),
         ] {
             assert_eq!(read_instant(text), Some(ms), "{text}");
         }
@@ -199,6 +186,8 @@ mod tests {
             "2026-01-02T03:04:05.Z",
             "2026-13-02T03:04:05Z",
             "2026-01-02T03:04:05+25:00",
+            "0000-12-31T23:59:59Z",
+            "9999-12-31T23:59:59-00:01",
         ] {
             assert_eq!(read_instant(text), None, "{text}");
         }

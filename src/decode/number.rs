@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::exact::{NoInstant, read_decimal, read_instant};
+
 /// The maximum amount, in millionths: 10^12.
 const MAX_AMOUNT: u64 = 10u64.pow(18);
 
@@ -13,59 +15,8 @@ pub(super) fn micros(text: &str) -> Result<i64, &'static str> {
 
 /// Parses a JSON number that counts units of ten to the power of −`scale`, as [`micros`] does.
 pub(super) fn scaled_micros(text: &str, scale: i64) -> Result<i64, &'static str> {
-    const TOO_LARGE: &str = "is larger than 10^12";
-    let (negative, digits) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text),
-    };
-    let (mantissa, exponent) = match digits.split_once(['e', 'E']) {
-        Some((mantissa, exponent)) => (mantissa, Some(exponent)),
-        None => (digits, None),
-    };
-    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let exponent = match exponent {
-        None => 0,
-        Some(text) => {
-            let size = text.trim_start_matches(['+', '-']).trim_start_matches('0');
-            // An exponent with more digits is out of range for any number of decimals that fit into a record.
-            let size = if size.len() > 12 { 1_000_000_000_000 } else { size.parse().unwrap_or(0) };
-            if text.starts_with('-') { -size } else { size }
-        }
-    };
-    let decimals = fraction.len() as i64 - exponent + scale;
-    // The number of digits after the sixth decimal.
-    let dropped = usize::try_from(decimals - 6).unwrap_or(0);
-    let kept = (whole.len() + fraction.len()).saturating_sub(dropped);
-    let mut micros: u64 = 0;
-    for digit in whole.bytes().chain(fraction.bytes()).take(kept) {
-        // No overflow: ten times the largest amount and a digit fit.
-        micros = micros * 10 + u64::from(digit - b'0');
-        if micros > MAX_AMOUNT {
-            return Err(TOO_LARGE);
-        }
-    }
-    if dropped > 0 {
-        // If more digits are dropped than there are, the first dropped digit is a zero.
-        let rest =
-            if dropped > whole.len() + fraction.len() { (false, false) } else { half(whole, fraction, kept) };
-        micros += u64::from(rest.0 && (rest.1 || micros % 2 == 1));
-    } else if micros > 0 {
-        let power = u32::try_from(6 - decimals).ok().filter(|&power| power <= 18).ok_or(TOO_LARGE)?;
-        micros = micros.checked_mul(10u64.pow(power)).ok_or(TOO_LARGE)?;
-    }
-    if micros > MAX_AMOUNT {
-        return Err(TOO_LARGE);
-    }
-    let size = micros as i64;
-    Ok(if negative { -size } else { size })
-}
-
-/// Compares the digits from `kept` on with half a unit of the last kept digit: returns whether they are at least half,
-/// and whether they are more than half.
-fn half(whole: &str, fraction: &str, kept: usize) -> (bool, bool) {
-    let mut rest = whole.bytes().chain(fraction.bytes()).skip(kept);
-    let first = rest.next().unwrap_or(b'0');
-    (first >= b'5', first > b'5' || rest.any(|digit| digit != b'0'))
+    let read = read_decimal(text, scale, MAX_AMOUNT);
+    read.map(|decimal| decimal.micros).ok_or("is larger than 10^12")
 }
 
 /// Returns true if the whole text is a JSON number.
@@ -136,80 +87,13 @@ pub(super) fn in_range(ms: i64) -> Option<i64> {
     (0..=LAST_MS).contains(&ms).then_some(ms)
 }
 
-/// Parses an RFC 3339 time with an offset. Returns milliseconds since 1970; finer digits are dropped. A space instead
-/// of the `T` and an offset without a colon are accepted, too. A leap second is the instant that follows it.
+/// Parses an RFC 3339 time with an offset, within the years 1970 to 9999: see [`read_instant`].
 pub(super) fn rfc3339(text: &str) -> Result<i64, &'static str> {
-    const NO_TIME: &str = "is not a date and time of day that exists";
-    const FORM: &str = "is not an RFC 3339 time with an offset, such as 2026-01-02T03:04:05.678Z";
-    let bytes = text.as_bytes();
-    let number = |range: std::ops::Range<usize>| -> Result<u32, &'static str> {
-        let digits = bytes.get(range).ok_or(FORM)?;
-        digits.iter().try_fold(0, |sum, byte| {
-            if byte.is_ascii_digit() { Ok(sum * 10 + u32::from(byte - b'0')) } else { Err(FORM) }
-        })
-    };
-    let expect =
-        |at: usize, any: &[u8]| bytes.get(at).filter(|byte| any.contains(byte)).map(drop).ok_or(FORM);
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    expect(4, b"-")?;
-    expect(7, b"-")?;
-    expect(10, b"Tt ")?;
-    expect(13, b":")?;
-    expect(16, b":")?;
-    let mut at = 19;
-    let mut ms = 0;
-    if bytes.get(at) == Some(&b'.') {
-        let digits = bytes[at + 1..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-        if digits == 0 {
-            return Err(FORM);
-        }
-        for place in 0..3 {
-            ms = ms * 10 + if place < digits { i64::from(bytes[at + 1 + place] - b'0') } else { 0 };
-        }
-        at += 1 + digits;
-    }
-    let offset_minutes = match bytes.get(at) {
-        Some(b'Z' | b'z') => {
-            at += 1;
-            0
-        }
-        Some(sign @ (b'+' | b'-')) => {
-            let colon = usize::from(bytes.get(at + 3) == Some(&b':'));
-            let (hours, minutes) = (number(at + 1..at + 3)?, number(at + 3 + colon..at + 5 + colon)?);
-            if hours > 23 || minutes > 59 {
-                return Err(FORM);
-            }
-            at += 5 + colon;
-            let offset = i64::from(hours * 60 + minutes);
-            if *sign == b'-' { -offset } else { offset }
-        }
-        _ => return Err(FORM),
-    };
-    if at != bytes.len() {
-        return Err(FORM);
-    }
-    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let days_in_month = match month {
-        2 => 28 + u32::from(leap),
-        4 | 6 | 9 | 11 => 30,
-        1..=12 => 31,
-        _ => 0,
-    };
-    if day == 0 || day > days_in_month || hour > 23 || minute > 59 || second > 60 {
-        return Err(NO_TIME);
-    }
-    let days = crate::json::days_from_civil(year.into(), month, day);
-    let minutes = days * 1440 + i64::from(hour * 60 + minute) - offset_minutes;
-    if second == 60 && !is_first_of_month(minutes + 1) {
-        return Err(NO_TIME);
-    }
-    in_range(minutes * 60_000 + i64::from(second) * 1000 + ms).ok_or("is not within the years 1970 to 9999")
-}
-
-/// Returns true if a minute is the first of a month in UTC: leap seconds precede such a minute.
-fn is_first_of_month(minutes: i64) -> bool {
-    minutes % 1440 == 0 && crate::json::civil_from_days(minutes / 1440).2 == 1
+    let ms = read_instant(text).map_err(|reason| match reason {
+        NoInstant::Form => "is not an RFC 3339 time with an offset, such as 2026-01-02T03:04:05.678Z",
+        NoInstant::Missing => "is not a date and time of day that exists",
+    })?;
+    in_range(ms).ok_or("is not within the years 1970 to 9999")
 }
 
 #[cfg(test)]
