@@ -1,10 +1,17 @@
-//! The cost of decoding a record on one core, by kind of record.
+//! The cost of decoding a record on one core, by kind of record and by format.
+
+#[allow(dead_code, reason = "the end-to-end tests use the rest")]
+#[path = "../tests/end_to_end/encode.rs"]
+mod encode;
 
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use headwater::cli::bench::drive::in_order;
-use headwater::decode::{Decoder, JsonDecoder};
+use headwater::decode::{
+    AVRO, Binary, BinaryKind, Decoder, Decoding, Fetched, Format, JSON, JsonDecoder, PROTOBUF,
+    SchemaRegistry, Schemas, UnknownId,
+};
 use headwater::source::Raw;
 use headwater::source::generator::RecordMaker;
 
@@ -75,5 +82,56 @@ fn decode(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode);
+/// A registry with the schemas of the end-to-end tests: 1 of Avro, 2 of Protobuf.
+#[derive(Debug)]
+struct Registry;
+
+impl SchemaRegistry for Registry {
+    fn fetch(&self, id: u32) -> Fetched {
+        let (kind, schema, reference) = match id {
+            1 => (BinaryKind::Avro, encode::avro_schema(1), encode::KIND),
+            _ => (BinaryKind::Protobuf, encode::PROTO_EVENT.to_owned(), encode::PROTO_PLACE),
+        };
+        Fetched::Schema(kind.compile(&schema, &[reference.to_owned()]).expect("valid"))
+    }
+
+    fn place(&self) -> String {
+        String::new()
+    }
+}
+
+/// The same records in each format.
+fn formats(criterion: &mut Criterion) {
+    let mut maker = RecordMaker::new(in_order());
+    let events: Vec<_> = (0..RECORDS)
+        .filter_map(|offset| {
+            maker.make(0, offset, None);
+            serde_json::from_slice::<serde_json::Map<_, _>>(&maker.value).ok()
+        })
+        .collect();
+    let of = |encode: &dyn Fn(&serde_json::Map<String, serde_json::Value>) -> Vec<u8>| {
+        events.iter().map(encode).collect::<Vec<_>>()
+    };
+    let formats: [(Format, Vec<Vec<u8>>); 3] = [
+        (JSON, of(&|event| serde_json::to_vec(event).expect("JSON"))),
+        (AVRO, of(&|event| encode::avro_record(1, 1, event))),
+        (PROTOBUF, of(&|event| encode::proto_record(2, event))),
+    ];
+    let mut group = criterion.benchmark_group("formats");
+    group.throughput(Throughput::Elements(events.len() as u64));
+    for (format, records) in formats {
+        let schemas = Schemas::new(Box::new(Registry), UnknownId::Hold);
+        let binary = format.binary.map(|_| Binary::Registry(schemas));
+        let mut decoder = Decoding { binary, ..format.standard() }.decoder();
+        let bytes: usize = records.iter().map(Vec::len).sum();
+        println!("{}: {} bytes a record", format.name, bytes / records.len());
+        let mut accepted =
+            || records.iter().filter(|record| decoder.decode(raw(black_box(record))).is_ok()).count();
+        assert!(accepted() * 100 > records.len() * 95, "the records are events");
+        group.bench_function(format.name, |bencher| bencher.iter(&mut accepted));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decode, formats);
 criterion_main!(benches);

@@ -1,5 +1,7 @@
 //! Events: decoded records.
 
+mod kind;
+
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -10,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::fields::{FieldId, Layout, Value};
 use crate::json;
+
+pub(crate) use kind::{Extension, Kind, Slot, Transcoded};
 
 /// The type of a standard event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -155,7 +159,7 @@ pub struct Event {
     pub(crate) body: Arc<Body>,
 }
 
-/// The content of an event. Its text is the original record, followed by the values that are not ranges of it: the key
+/// The content of an event. Its text is the original record, or what that was transcoded to, followed by the values that are not ranges of it: the key
 /// with its prefix, unescaped strings and merged attributes.
 ///
 /// The fields that operators use come first, so that they are in one or two cache lines.
@@ -185,58 +189,6 @@ pub(crate) struct Body {
     pub kind: Kind,
 }
 
-/// The type of an event, and what an event has beyond the standard one.
-///
-/// Checkpoints store the first four variants as earlier releases stored the event type.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Kind {
-    Transaction,
-    UserActivity,
-    IotSensor,
-    ApiCall,
-    Extended(Box<Extension>),
-}
-
-impl From<EventType> for Kind {
-    fn from(event_type: EventType) -> Kind {
-        match event_type {
-            EventType::Transaction => Kind::Transaction,
-            EventType::UserActivity => Kind::UserActivity,
-            EventType::IotSensor => Kind::IotSensor,
-            EventType::ApiCall => Kind::ApiCall,
-        }
-    }
-}
-
-/// The parts of an event beyond the standard one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Extension {
-    /// The type of the event, which may be any text.
-    pub event_type: Span,
-    /// The user, also if the event's key is another.
-    pub user_id: Span,
-    /// True if the id is that of a field, by which duplicates are recognised; false if it is made of the position.
-    pub has_id: bool,
-    /// True if the record was mapped by `[fields]`. The user of a standard event of a sensor is for keys and rules only:
-    /// outputs do not have it.
-    pub is_mapped: bool,
-    /// The values of the user's own fields, in the order of the layout.
-    pub own: Box<[Slot]>,
-}
-
-/// The value of one of the user's own fields.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Slot {
-    Absent,
-    String(Span),
-    Decimal(i64),
-    Integer(i64),
-    Float(f64),
-    Boolean(bool),
-    Timestamp(i64),
-    Location(f64, f64),
-}
-
 impl Body {
     /// Returns true if all spans lie within the text.
     fn is_valid(&self) -> bool {
@@ -259,13 +211,22 @@ impl Body {
             extension.map_or(Span::ABSENT, |extension| extension.event_type),
         ];
         self.text.get(..self.original as usize).is_some()
+            && !matches!(self.kind(), Kind::Transcoded(_))
             && required.iter().all(|span| span.of(&self.text).is_some())
             && (optional.into_iter().chain(own))
                 .all(|span| span == Span::ABSENT || span.of(&self.text).is_some())
     }
 
-    fn extension(&self) -> Option<&Extension> {
+    /// Returns the kind of the event, whatever its record was.
+    fn kind(&self) -> &Kind {
         match &self.kind {
+            Kind::Transcoded(transcoded) => &transcoded.kind,
+            kind => kind,
+        }
+    }
+
+    fn extension(&self) -> Option<&Extension> {
+        match self.kind() {
             Kind::Extended(extension) => Some(extension),
             _ => None,
         }
@@ -338,12 +299,13 @@ impl Event {
 
     /// Returns the event type: one of those of [`EventType`], or a text of the user's own.
     pub fn event_type(&self) -> &str {
-        match &self.body.kind {
+        match self.body.kind() {
             Kind::Transaction => EventType::Transaction.as_str(),
             Kind::UserActivity => EventType::UserActivity.as_str(),
             Kind::IotSensor => EventType::IotSensor.as_str(),
             Kind::ApiCall => EventType::ApiCall.as_str(),
             Kind::Extended(extension) => extension.event_type.of(&self.body.text).unwrap_or_default(),
+            Kind::Transcoded(_) => unreachable!("checked when it was made and received"),
         }
     }
 
@@ -354,7 +316,7 @@ impl Event {
 
     /// Returns the id of the user, whether or not it is the event's key.
     pub fn user_id(&self) -> Option<&str> {
-        match &self.body.kind {
+        match self.body.kind() {
             Kind::Extended(extension) => extension.user_id.of(&self.body.text),
             _ => match split_key(self.key()) {
                 (KeyKind::User, id) => Some(id),
@@ -459,8 +421,26 @@ impl Event {
     }
 
     /// Returns the original record.
-    pub fn original(&self) -> &str {
-        &self.body.text[..self.body.original as usize]
+    pub fn original(&self) -> &[u8] {
+        match &self.body.kind {
+            Kind::Transcoded(transcoded) => &transcoded.record,
+            _ => &self.body.text.as_bytes()[..self.body.original as usize],
+        }
+    }
+
+    /// Returns the size of the text that the event has beside its record, because the record was transcoded to it.
+    pub fn transcoded_bytes(&self) -> usize {
+        match &self.body.kind {
+            Kind::Transcoded(_) => self.body.original as usize,
+            _ => 0,
+        }
+    }
+
+    /// Keeps the original record of an event that was decoded from what the record was transcoded to.
+    pub(crate) fn keep_record(&mut self, record: &[u8]) {
+        let body = Arc::get_mut(&mut self.body).expect("an event that was just decoded is not shared");
+        let kind = std::mem::replace(&mut body.kind, Kind::Transaction);
+        body.kind = Kind::Transcoded(Box::new(Transcoded { record: record.into(), kind }));
     }
 
     /// Returns the original key of the record.

@@ -1,14 +1,17 @@
 //! The section `[source]`.
 
+use super::schemas;
 use crate::connectors::{SOURCES, SourceConfig, SourceKind};
-use crate::decode::{FORMATS, Format};
+use crate::decode::{Binary, FORMATS, Format};
 use crate::settings::{Diagnostics, Section};
 
 /// The settings that apply to every kind of source.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct DecodeSettings {
     /// The format of records.
     pub format: Format,
+    /// The schemas of records, if they are not text.
+    pub binary: Option<Binary>,
     /// True if a malformed optional field makes its record a dead letter.
     pub strict_fields: bool,
     /// The number of records per partition in an epoch, for sources that are complete.
@@ -36,7 +39,11 @@ pub(super) fn read(
         max_jump_ms = section.duration("max_jump", 0, diagnostics);
     }
     let source = (kind.read)(&mut section, diagnostics);
+    let binary = format.map(|format| {
+        let is_topic = kind.name == crate::connectors::TOPIC;
+        schemas::read(&mut section, format, is_topic, diagnostics)
+    });
     section.end(diagnostics);
     let (format, strict_fields) = (format?, strict_fields?);
-    Some((source?, DecodeSettings { format, strict_fields, epoch_records, max_jump_ms }))
+    Some((source?, DecodeSettings { format, binary: binary?, strict_fields, epoch_records, max_jump_ms }))
 }

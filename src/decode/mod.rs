@@ -3,16 +3,22 @@
 //! A record is scanned once. The scan collects the values of its known fields, which are validated afterwards, so that
 //! a record that is not JSON is rejected as malformed, whatever else is wrong with it.
 
+mod binary;
 mod event_text;
 mod fields;
 mod number;
 mod record;
 mod scan;
+mod withholding;
 
+pub use binary::{
+    Binary, BinaryKind, Fetched, FileSchema, Framing, SchemaGate, SchemaRegistry, Schemas, UnknownId,
+};
 pub use fields::{
     Const, Envelope, FieldMap, FieldSource, Form, MAX_OWN, MappedDecoder, MappedField, Path, TimeFormat,
 };
 pub use record::{JSON, JsonDecoder};
+pub use withholding::withholding;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -20,6 +26,7 @@ use std::sync::Arc;
 use headwater_dataflows::EventTime;
 use serde::{Deserialize, Serialize};
 
+use self::binary::BinaryDecoder;
 use crate::event::Event;
 use crate::fields::Layout;
 use crate::source::Raw;
@@ -62,13 +69,22 @@ pub struct Format {
     pub needs_fields: bool,
     /// The paths of standard fields that need not be named.
     pub defaults: &'static [(&'static str, &'static str)],
+    /// The kind of the format, if records are not text.
+    pub binary: Option<BinaryKind>,
     /// Creates a decoder of these fields, or of those of the standard event, which rejects records with a malformed
     /// optional field if the second argument is true.
     new: fn(Option<Arc<FieldMap>>, bool) -> Box<dyn Decoder>,
 }
 
 /// All formats; the first is the default.
-pub const FORMATS: &[Format] = &[JSON, CLOUD_EVENTS, DEBEZIUM];
+pub const FORMATS: &[Format] = &[JSON, AVRO, PROTOBUF, CLOUD_EVENTS, DEBEZIUM];
+
+/// Avro, by schemas.
+pub const AVRO: Format = Format { name: "avro", version: 1, binary: Some(BinaryKind::Avro), ..JSON };
+
+/// Protobuf, by schemas.
+pub const PROTOBUF: Format =
+    Format { name: "protobuf", version: 1, binary: Some(BinaryKind::Protobuf), ..JSON };
 
 /// The JSON format of CloudEvents.
 pub const CLOUD_EVENTS: Format = Format {
@@ -87,7 +103,7 @@ pub const DEBEZIUM: Format =
 impl Format {
     /// Returns how records of this format are decoded into standard events.
     pub fn standard(self) -> Decoding {
-        Decoding { format: self, fields: None, strict: false }
+        Decoding { format: self, binary: None, fields: None, strict: false }
     }
 }
 
@@ -96,6 +112,8 @@ impl Format {
 pub struct Decoding {
     /// The format of records.
     pub format: Format,
+    /// The schemas of records, if they are not text.
+    pub binary: Option<Binary>,
     /// The fields of events; None for those of the standard event.
     pub fields: Option<Arc<FieldMap>>,
     /// True if a malformed optional field rejects the record; false if the field is treated as absent.
@@ -105,7 +123,16 @@ pub struct Decoding {
 impl Decoding {
     /// Creates a decoder.
     pub fn decoder(&self) -> Box<dyn Decoder> {
-        (self.format.new)(self.fields.clone(), self.strict)
+        let decoder = (self.format.new)(self.fields.clone(), self.strict);
+        match &self.binary {
+            Some(binary) => Box::new(BinaryDecoder::new(binary.clone(), decoder)),
+            None => decoder,
+        }
+    }
+
+    /// Returns the gate of records whose schemas are not known yet; None if all records can be decoded at once.
+    pub fn gate(&self) -> Option<SchemaGate> {
+        self.binary.as_ref()?.gate()
     }
 
     /// Returns the names and types of the fields of events.
@@ -141,7 +168,7 @@ pub const OPTIONAL_FIELDS: [&str; 10] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reason {
-    /// The record cannot be parsed: it is not JSON, a known field has the wrong type, or it is too large.
+    /// The record cannot be parsed: it is not of its format, a known field has the wrong type, or it is too large.
     Malformed,
     /// The record can be parsed, but a field has an invalid value.
     Invalid,

@@ -12,7 +12,7 @@ use crate::event::{Body, Event, EventType, Extension, KeyKind, Kind, Span};
 use crate::source::Raw;
 
 /// The maximum size of a record, in bytes.
-const MAX_RECORD: usize = 1 << 20;
+pub(super) const MAX_RECORD: usize = 1 << 20;
 
 /// The maximum size of the attributes' text, in bytes.
 pub(super) const MAX_ATTRIBUTES: usize = 64 << 10;
@@ -78,6 +78,7 @@ pub const JSON: Format = Format {
     envelope: Envelope::none,
     needs_fields: false,
     defaults: &[],
+    binary: None,
     new: |fields, is_strict| match fields {
         None => Box::new(JsonDecoder::new(is_strict)),
         Some(fields) => Box::new(MappedDecoder::new(fields, is_strict)),

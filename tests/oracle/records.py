@@ -14,10 +14,13 @@ class Record:
     offset: int
     timestamp: int | None
     value: bytes | None
+    # The bytes of the record, if `value` is what they are in JSON.
+    original: bytes | None = None
 
     @property
     def digest(self):
-        return None if self.value is None else hashlib.sha256(self.value).digest()
+        original = self.value if self.original is None else self.original
+        return None if original is None else hashlib.sha256(original).digest()
 
 
 @dataclass(slots=True)
@@ -42,19 +45,23 @@ class BoundEpoch:
     watermark: int | None
     close: bool
     bindings: list = field(default_factory=list)
+    # The text of the rules that are in force for events of later epochs, if they change.
+    rules: str | None = None
 
 
 def recorded(path):
-    """Reads lines of {"partition", "offset", "timestamp", "value": base64 or null}; the key of a record has no effect."""
+    """Reads lines of {"partition", "offset", "timestamp", "value": base64 or null}; the key of a record has no effect. If the
+    record is in another format than JSON, "original" has its bytes, in base64."""
     with open(path, "rb") as lines:
         for line in lines:
             record = json.loads(line)
-            value = record["value"]
+            value, original = record["value"], record.get("original")
             yield Record(
                 record["partition"],
                 record["offset"],
                 record["timestamp"],
                 None if value is None else base64.b64decode(value, validate=True),
+                None if original is None else base64.b64decode(original, validate=True),
             )
 
 
@@ -70,7 +77,7 @@ def files(paths):
 
 def bindings(path):
     """Reads lines of {"epoch", "wall_ms", "partitions": [{"partition", "end", "timestamp", "max_event_time", "idle"}],
-    "watermark", "close"}, one per epoch, in ascending order."""
+    "watermark", "close", "change"}, one per epoch, in ascending order."""
     epochs = []
     with open(path, "rb") as lines:
         for line in lines:
@@ -84,7 +91,8 @@ def bindings(path):
             ]
             epochs.append(
                 BoundEpoch(
-                    bound["epoch"], bound.get("wall_ms"), bound.get("watermark"), bound.get("close", False), parsed
+                    bound["epoch"], bound.get("wall_ms"), bound.get("watermark"), bound.get("close", False), parsed,
+                    bound.get("change", {}).get("rules"),
                 )
             )
     return epochs

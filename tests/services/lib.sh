@@ -7,6 +7,7 @@ die() { say "$*"; exit 1; }
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${HEADWATER_SERVICES_CACHE:-${HOME:-/tmp}/.cache/headwater-services}
 kafka_version=${HEADWATER_KAFKA_VERSION:-4.1.0}
+registry_version=2.6.13.Final
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
@@ -82,6 +83,25 @@ prepare_kafka() {
 }
 
 prepare_kafka3() { prepare_kafka; }
+
+# Apicurio, a schema registry with Confluent's interface, which keeps schemas in memory.
+prepare_registry() {
+    command -v java >/dev/null || install_packages openjdk-17-jre-headless
+    if [ ! -e "$cache/registry-$registry_version" ]; then
+        command -v mvn >/dev/null || install_packages maven
+        mkdir -p "$cache"
+        local staging
+        staging=$(mktemp -d "$cache/staging.XXXXXX")
+        say "fetching Apicurio Registry $registry_version"
+        mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy -DoutputDirectory="$staging" \
+            -Dartifact="io.apicurio:apicurio-registry-app:$registry_version:tar.gz:all" >&2
+        tar xzf "$staging"/*.tar.gz -C "$staging"
+        rm "$staging"/*.tar.gz
+        chmod 755 "$staging"
+        mv -T "$staging" "$cache/registry-$registry_version" 2>/dev/null || rm -rf "$staging"
+    fi
+}
+
 prepare_postgres() { [ -n "$(pg_bin)" ] || install_packages postgresql; }
 prepare_redis() { command -v redis-server >/dev/null || install_packages redis-server; }
 
@@ -261,6 +281,18 @@ EOF
         fi
         touch "$1/postgres.made"
     fi
+}
+
+configure_registry() { free_port > "$1/registry.port"; } # DIR
+
+start_registry() { # DIR
+    local port
+    port=$(cat "$1/registry.port")
+    java -Xmx384m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Dquarkus.http.host=127.0.0.1 -Dquarkus.http.port="$port" \
+        -jar "$cache/registry-$registry_version/apicurio-registry-app-$registry_version-runner.jar" \
+        >> "$1/registry.log" 2>&1 < /dev/null &
+    echo $! > "$1/registry.pid"
+    wait_for registry "$1/registry.pid" port_answers "$port"
 }
 
 configure_redis() { # DIR

@@ -15,6 +15,8 @@ pub enum Cause {
     Transaction,
     /// The leader of a partition does not answer.
     Leader,
+    /// A schema is not known.
+    Schema,
     /// Records are read, but none of them advances event time: they are rejected, late or duplicates.
     Records,
     /// Un-final events have used up their memory, and the slowest partition does not advance.
@@ -31,9 +33,10 @@ pub enum Cause {
 
 impl Cause {
     /// All causes.
-    pub const ALL: [Cause; 8] = [
+    pub const ALL: [Cause; 9] = [
         Cause::Transaction,
         Cause::Leader,
+        Cause::Schema,
         Cause::Records,
         Cause::Memory,
         Cause::Sink,
@@ -47,6 +50,7 @@ impl Cause {
         match self {
             Cause::Transaction => "transaction",
             Cause::Leader => "leader",
+            Cause::Schema => "schema",
             Cause::Records => "records",
             Cause::Memory => "memory",
             Cause::Sink => "sink",
@@ -75,6 +79,7 @@ impl Stall {
             (Some(_), _) => Cause::Memory,
             (None, Waiting::Transaction { .. }) => Cause::Transaction,
             (None, Waiting::Leader { .. }) => Cause::Leader,
+            (None, Waiting::Schema { .. }) => Cause::Schema,
             (None, Waiting::Backlog { .. } | Waiting::Silence) => Cause::Records,
         }
     }
@@ -103,6 +108,13 @@ impl fmt::Display for Stall {
             Waiting::Leader { for_ms } => write!(
                 f,
                 "the leader of source partition {partition} has not responded for {} s; final results wait for it",
+                for_ms / 1000
+            ),
+            Waiting::Schema { offset, for_ms } => write!(
+                f,
+                "the record at offset {} of source partition {partition} has been waiting for its schema for {} s; final \
+                 results wait for it, and the log says why the schema registry does not return it",
+                offset.0,
                 for_ms / 1000
             ),
             Waiting::Silence => write!(

@@ -44,6 +44,13 @@ pub enum Waiting {
         /// The time since the last response, in milliseconds.
         for_ms: u64,
     },
+    /// The schema of the next record is not known.
+    Schema {
+        /// The offset of the record.
+        offset: Offset,
+        /// The time for which it has been waiting, in milliseconds.
+        for_ms: u64,
+    },
     /// Records are waiting to be read.
     Backlog {
         /// The number of known records.
@@ -99,6 +106,7 @@ pub struct PartitionTracker {
     leader_failures: u64,
     unavailable_since: Option<Duration>,
     held: Option<(Offset, Duration)>,
+    withheld: Option<(Offset, Duration)>,
     at_end_since: Option<Duration>,
     observed_at: Option<Duration>,
     /// The time for which its records have not been requested.
@@ -123,6 +131,7 @@ impl PartitionTracker {
             leader_failures: 0,
             unavailable_since: None,
             held: None,
+            withheld: None,
             at_end_since: None,
             observed_at: None,
             unread: Duration::ZERO,
@@ -210,8 +219,14 @@ impl PartitionTracker {
         let has_failed =
             std::mem::replace(&mut self.leader_failures, state.leader_failures) != state.leader_failures;
         self.unread = if reading { since } else { self.unread + since };
-        if has_failed || !state.available || self.unread >= timing.idle_timeout {
-            // A partition is not known to be silent if its leader does not respond, or if it was not read.
+        self.withheld = match self.withheld {
+            _ if !state.is_withheld => None,
+            Some((offset, since)) if offset == state.position => Some((offset, since)),
+            _ => Some((state.position, now)),
+        };
+        if has_failed || !state.available || state.is_withheld || self.unread >= timing.idle_timeout {
+            // A partition is not known to be silent if its leader does not respond, if it was not read, or if records of it
+            // wait for a schema.
             self.idle = false;
             self.restart_timer = true;
         }
@@ -254,6 +269,11 @@ impl PartitionTracker {
         self.held.map(|(offset, since)| (offset, now.saturating_sub(since)))
     }
 
+    /// Returns the offset of the record that waits for its schema, and the time for which it does.
+    pub fn withheld_for(&self, now: Duration) -> Option<(Offset, Duration)> {
+        self.withheld.map(|(offset, since)| (offset, now.saturating_sub(since)))
+    }
+
     /// Returns the time for which the position has equalled the high watermark, as last reported by the leader.
     pub fn at_end_for(&self, now: Duration) -> Option<Duration> {
         self.at_end_since.map(|since| now.saturating_sub(since))
@@ -266,6 +286,9 @@ impl PartitionTracker {
         }
         let for_ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let waiting = match (self.unavailable_since, self.held_for(now)) {
+            _ if let Some((offset, time)) = self.withheld_for(now) => {
+                Waiting::Schema { offset, for_ms: for_ms(time) }
+            }
             (Some(since), _) => Waiting::Leader { for_ms: for_ms(now.saturating_sub(since)) },
             (None, Some((offset, time))) => Waiting::Transaction { offset, for_ms: for_ms(time) },
             (None, None) if state.backlog > 0 => Waiting::Backlog { records: state.backlog },
@@ -312,5 +335,50 @@ impl PartitionTracker {
             self.push.candidate = target.candidate;
         }
         (Some(binding), unfinal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMING: Timing = Timing {
+        idle_timeout: Duration::from_millis(100),
+        held_timeout: None,
+        max_future_skew_ms: 0,
+        max_jump_ms: None,
+        counted: false,
+    };
+
+    /// Otherwise its records would be late once their schema is known.
+    #[test]
+    fn a_partition_that_waits_for_a_schema_is_not_idle() {
+        let mut tracker = PartitionTracker::new(Partition(3), &Position::starting(Offset(0)));
+        let mut now = Duration::ZERO;
+        let mut observe = |tracker: &mut PartitionTracker, position, is_withheld| {
+            let state = PartitionState {
+                high_watermark: Some(Offset(position)),
+                observation: now.as_millis() as u64,
+                is_withheld,
+                ..PartitionState::finite(Partition(3), Offset(position), false, 0)
+            };
+            for _ in 0..20 {
+                now += Duration::from_millis(10);
+                let observation = now.as_millis() as u64;
+                tracker.observe(&PartitionState { observation, ..state }, now, true, &TIMING);
+            }
+            let (binding, _) = tracker.close(&state, false, TimeRules::default());
+            (binding.map(|binding| (binding.end, binding.idle)), tracker.slowness(&state, now))
+        };
+        assert_eq!(observe(&mut tracker, 7, false), (Some((Offset(7), true)), None), "it is silent");
+        let (binding, slowest) = observe(&mut tracker, 7, true);
+        assert_eq!(binding, Some((Offset(7), false)), "a record that waits ends the idleness");
+        let waiting = slowest.map(|slowest| slowest.waiting);
+        assert_eq!(waiting, Some(Waiting::Schema { offset: Offset(7), for_ms: 190 }));
+        assert_eq!(
+            observe(&mut tracker, 8, false).0,
+            Some((Offset(8), true)),
+            "it is read, and silent again"
+        );
     }
 }

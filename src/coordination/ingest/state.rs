@@ -20,6 +20,8 @@ pub struct PartitionState {
     pub leader_failures: u64,
     /// True if the leader responds.
     pub available: bool,
+    /// True if the record at the position was read, but cannot be decoded yet, because its schema is not known.
+    pub is_withheld: bool,
     /// True if the position has reached the end offset of a bounded run: no records follow.
     pub ended: bool,
     /// The number of records that are known to exist at or after the position.
@@ -37,6 +39,7 @@ impl PartitionState {
             observation: 0,
             leader_failures: 0,
             available: true,
+            is_withheld: false,
             ended,
             backlog,
         }

@@ -124,6 +124,11 @@ impl Unfinal {
         }
     }
 
+    /// Returns a time that no un-final event is after; None if every event is final.
+    pub fn last_time(&self) -> Option<EventTime> {
+        self.by_partition.values().filter_map(|entries| entries.back()).map(|(through, _)| *through).max()
+    }
+
     /// Returns the number of un-final bytes.
     pub fn total(&self) -> u64 {
         self.total

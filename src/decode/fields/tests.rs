@@ -76,7 +76,7 @@ fn a_record_of_ones_own_schema_becomes_an_event() {
     assert_eq!((event.id(), event.key(), event.event_type()), ("4711", "uaé", "payment"));
     assert_eq!(event.event_time(), EventTime(1_767_323_045_678));
     assert_eq!((event.amount(), event.user_id(), event.device_id()), (Some(19_990_000), Some("aé"), None));
-    assert_eq!((event.original(), event.retries()), (RECORD, 2));
+    assert_eq!((event.original(), event.retries()), (RECORD.as_bytes(), 2));
     assert_eq!(event.record_key(), Some("aé".as_bytes()));
     let values = ["card", "country", "declined", "first_item", "tries", "score", "opened", "location"]
         .map(|name| value(&map, &event, name));

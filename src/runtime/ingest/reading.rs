@@ -28,7 +28,7 @@ use crate::coordination::ingest::{
     Clocks, PartitionTracker, RECORD_OVERHEAD, TimeRules, Timing, UnfinalBytes,
 };
 use crate::coordination::{Binding, Closed, Position};
-use crate::decode::{Decoder, Decoding, Reason, Rejection};
+use crate::decode::{Decoder, Decoding, Reason, Rejection, withholding};
 use crate::event::Event;
 use crate::metrics::{Metrics, Share};
 use crate::outputs::DeadLetter;
@@ -202,13 +202,14 @@ struct OwnedPartition {
     until: Option<Offset>,
     lag: IntGauge,
     held: IntGauge,
+    withheld: IntGauge,
 }
 
 impl OwnedPartition {
     fn new(tracker: PartitionTracker, metrics: &Metrics) -> OwnedPartition {
-        let (lag, held) =
-            (metrics.consumer_lag(tracker.partition()), metrics.partition_held(tracker.partition()));
-        OwnedPartition { tracker, paused: false, until: None, lag, held }
+        let partition = tracker.partition();
+        let (lag, [held, withheld]) = (metrics.consumer_lag(partition), metrics.partition_waits(partition));
+        OwnedPartition { tracker, paused: false, until: None, lag, held, withheld }
     }
 
     /// Returns true if the partition may be read in this epoch.
@@ -219,7 +220,8 @@ impl OwnedPartition {
 }
 
 impl Reading {
-    fn new(worker: usize, mut reader: Box<dyn Reader>, settings: ReadSettings, context: ReadContext) -> Self {
+    fn new(worker: usize, reader: Box<dyn Reader>, settings: ReadSettings, context: ReadContext) -> Self {
+        let mut reader = withholding(reader, Vec::from_iter(settings.decoding.gate()));
         if context.metrics.rounds().is_some() {
             reader.collect_contexts(MAX_LINKS);
         }
@@ -478,6 +480,7 @@ impl Reading {
                 Ok(event) => {
                     field_errors.note(raw.position, decoder.field_errors());
                     let time = event.event_time();
+                    let size = size + event.transcoded_bytes();
                     if clocks.is_future(time, skew_ms) {
                         future += 1;
                         let rejection = Rejection::future(time, clocks.timestamp_ms, clocks.wall_ms, skew_ms);
@@ -485,6 +488,7 @@ impl Reading {
                         return;
                     }
                     accepted += 1;
+                    bytes += event.transcoded_bytes();
                     tracker.accept(time, clocks.pushing_time(time), size, timing, watermark);
                     give(Ok(event));
                 }
@@ -534,7 +538,9 @@ impl Reading {
         for (owned, state) in self.partitions.iter().zip(states) {
             owned.lag.set(i64::try_from(state.backlog).unwrap_or(i64::MAX));
             let held = owned.tracker.held_for(now);
-            owned.held.set(held.map_or(0, |(_, time)| i64::try_from(time.as_secs()).unwrap_or(i64::MAX)));
+            let seconds = |(_, time): (Offset, Duration)| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+            owned.held.set(held.map_or(0, seconds));
+            owned.withheld.set(owned.tracker.withheld_for(now).map_or(0, seconds));
             // A held partition that counts as idle, by `time.held_timeout`, no longer holds the watermark.
             let holds = held.filter(|_| !owned.tracker.is_idle());
             self.context.metrics.partition_holds(state.partition, holds);

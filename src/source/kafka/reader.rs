@@ -440,6 +440,7 @@ impl PartitionReader {
             observation: self.observation,
             leader_failures: self.leader_failures,
             available: known.is_some(),
+            is_withheld: false,
             ended: self.ended(),
             backlog: self.backlog(end),
         }
