@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The names of all crash points.
-pub const POINTS: [&str; 27] = [
+pub const POINTS: [&str; 33] = [
     "start.claimed",
     "sink.open.before",
     "sink.open.after",
@@ -15,6 +15,8 @@ pub const POINTS: [&str; 27] = [
     "ledger.amend.after",
     "start.loaded",
     "start.begun",
+    "rules.requested",
+    "rules.bound",
     "ledger.append.before",
     "ledger.append.after",
     "sink.stage",
@@ -33,6 +35,10 @@ pub const POINTS: [&str; 27] = [
     "ledger.conclude.before",
     "ledger.conclude.after",
     "part.deleted",
+    "lists.stored",
+    "lists.requested",
+    "lists.bound",
+    "lists.deleted",
     "group.commit.before",
     "group.commit.after",
 ];

@@ -106,6 +106,7 @@ pub const TABLES: [Table; 4] = [
         columns: columns![
             "alert_id" Text, "status" Text, "rule" Text, "rule_version" Int, "severity" Text, "key_kind" Text,
             "key" Text, "event_ids" Json, "event_time" Time, "epoch" BigInt, "final" Bool, "details" Json,
+            "mode" Text,
         ],
     },
     Table {
@@ -129,13 +130,19 @@ pub const TABLES: [Table; 4] = [
     },
 ];
 
-/// All tables: those of outputs, then the outbox of routes, which has the columns of `alerts`.
+/// The columns of the outbox: those of `alerts` without the mode, since it has live alerts only.
+const OUTBOX_COLUMNS: &[Column] = match TABLES[ALERTS as usize].columns.split_last() {
+    Some((_mode, others)) => others,
+    None => &[],
+};
+
+/// All tables: those of outputs, then the outbox of routes.
 pub const ALL: [Table; 5] = [
     TABLES[0],
     TABLES[1],
     TABLES[2],
     TABLES[3],
-    Table { name: "headwater_outbox", mode: Mode::Append, time: 8, columns: TABLES[ALERTS as usize].columns },
+    Table { name: "headwater_outbox", mode: Mode::Append, time: 8, columns: OUTBOX_COLUMNS },
 ];
 
 /// The tables that a database holds for a sink.
@@ -162,6 +169,12 @@ impl TableSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_outbox_has_the_columns_of_alerts_without_the_mode() {
+        let names = |index: u8| ALL[usize::from(index)].columns.iter().map(|column| column.name);
+        assert_eq!(names(OUTBOX).chain(["mode"]).collect::<Vec<_>>(), names(ALERTS).collect::<Vec<_>>());
+    }
 
     #[test]
     fn every_table_has_a_column_of_times() {

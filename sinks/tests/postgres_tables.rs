@@ -42,11 +42,12 @@ fn events(first: i64, times: &[i64]) -> Changes {
     changes
 }
 
-fn add_alert_at(changes: &mut Changes, id: &str, status: &str, key: &str, time: i64) {
+fn add_alert_at(changes: &mut Changes, id: &str, status: &str, mode: &str, key: &str, time: i64) {
     let mut row = changes.rows.row(tables::ALERTS);
     row.cell(Cell::Text(id)).cell(Cell::Text(status)).cell(Cell::Text("velocity_spike")).cell(Cell::Int(1));
     row.cell(Cell::Text("high")).cell(Cell::Text("user")).cell(Cell::Text(key)).cell(Cell::Json("[\"e\"]"));
-    row.cell(Cell::Time(time)).cell(Cell::Int(1)).cell(Cell::Bool(false)).cell(Cell::Json("{}")).end();
+    row.cell(Cell::Time(time)).cell(Cell::Int(1)).cell(Cell::Bool(false)).cell(Cell::Json("{}"));
+    row.cell(Cell::Text(mode)).end();
 }
 
 fn wait_for(database: &Database, sql: &str, expected: &str) {
@@ -74,6 +75,29 @@ fn partition(database: &Database, ms: i64) -> String {
     database.one(&format!(
         "SELECT to_char(to_timestamp({ms} / 1000) AT TIME ZONE 'UTC', '\"events\"_YYYY_MM_DD')"
     ))
+}
+
+/// Tables that were made before alerts had a mode, and the views over them.
+#[test]
+fn alerts_of_earlier_versions_are_live() {
+    for partitioning in [None, days(None)] {
+        let database = Database::create();
+        let mut sink = opened(&database, partitioning, 1);
+        sink.stage(Epoch(1), alert("a", "raised")).expect("staged");
+        sink.commit(permit(1)).expect("committed");
+        drop(sink);
+        database
+            .rows("ALTER TABLE alerts DROP COLUMN mode; DELETE FROM headwater_migrations WHERE number = 3");
+
+        let mut sink = opened(&database, partitioning, 2);
+        assert_eq!(database.rows("SELECT alert_id, status, mode FROM alerts"), ["a|raised|live"]);
+        sink.stage(Epoch(2), alert("a", "revoked")).expect("staged");
+        sink.commit(permit(2)).expect("committed");
+        assert_eq!(database.rows("SELECT alert_id, status, mode FROM alerts"), ["a|revoked|live"]);
+        let index =
+            "SELECT count(*) FROM pg_indexes WHERE tablename = 'alerts' AND indexname = 'alerts_shadow'";
+        assert_eq!(database.one(index), "1");
+    }
 }
 
 #[test]
@@ -319,7 +343,8 @@ fn views_of_dashboards_are_refreshed_until_they_are_turned_off() {
         sink.open(&context(1)).expect("opened");
         for (epoch, (user, status)) in (1..).zip([("ann", "raised"), ("ann", "raised"), ("bob", "revoked")]) {
             let mut changes = events(epoch * 10, &[now, now - DAY, now - 8 * DAY]);
-            add_alert_at(&mut changes, &format!("alert-{epoch}"), status, user, now);
+            add_alert_at(&mut changes, &format!("alert-{epoch}"), status, "live", user, now);
+            add_alert_at(&mut changes, &format!("shadow-{epoch}"), status, "shadow", user, now);
             sink.stage(Epoch(epoch as u64), changes).expect("staged");
             sink.stage(Epoch(epoch as u64), dead_letter(0, epoch)).expect("staged");
             // A round that meets the creation of a partition fails, and is retried.
@@ -350,7 +375,7 @@ fn views_of_dashboards_are_refreshed_until_they_are_turned_off() {
         let mut sink = PostgresConfig { dashboards: None, ..config }.build();
         sink.open(&context(2)).expect("opened");
         let mut changes = Changes::default();
-        add_alert_at(&mut changes, "alert-9", "raised", "ann", now);
+        add_alert_at(&mut changes, "alert-9", "raised", "live", "ann", now);
         sink.stage(Epoch(9), changes).expect("staged");
         sink.commit(permit(9)).expect("committed");
         std::thread::sleep(Duration::from_millis(300));

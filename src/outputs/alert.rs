@@ -1,6 +1,7 @@
 //! Alerts: matches of rules.
 
 use headwater_dataflows::{Epoch, EventTime, Position, ShardId};
+use headwater_sinks::tables::OUTBOX;
 use headwater_sinks::{Cell, Changes};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -38,6 +39,29 @@ impl Severity {
     }
 }
 
+/// The mode of a rule, and of its alerts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RuleMode {
+    /// Alerts are stored and sent.
+    #[default]
+    Live,
+    /// Alerts are stored in tables and files, and sent to no one: a rule on trial.
+    Shadow,
+}
+
+impl RuleMode {
+    /// All modes.
+    pub const ALL: [RuleMode; 2] = [RuleMode::Live, RuleMode::Shadow];
+
+    /// Returns the name in configurations and outputs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RuleMode::Live => "live",
+            RuleMode::Shadow => "shadow",
+        }
+    }
+}
+
 /// A match of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Alert {
@@ -61,6 +85,8 @@ pub struct Alert {
     pub details: Box<str>,
     /// The pipeline's name.
     pub pipeline: std::sync::Arc<str>,
+    /// The mode of the rule. It is no part of the id.
+    pub mode: RuleMode,
 }
 
 impl Alert {
@@ -85,8 +111,8 @@ impl Alert {
 }
 
 impl Output for Alert {
-    fn of(mapping: &OutputMapping) -> Option<u8> {
-        mapping.alerts
+    fn accepted_by(&self, mapping: &OutputMapping) -> Option<u8> {
+        mapping.alerts.filter(|_| self.mode == RuleMode::Live || mapping.shadow_alerts)
     }
 
     fn shard(&self) -> ShardId {
@@ -96,9 +122,8 @@ impl Output for Alert {
     fn row(&self, epoch: Epoch, status: Status, table: u8, out: &mut Changes) {
         let (kind, id) = split_key(&self.key);
         let event_ids = serde_json::to_string(&self.event_ids).expect("strings encode as JSON");
-        out.rows
-            .row(table)
-            .cell(Cell::Text(&self.id()))
+        let mut row = out.rows.row(table);
+        row.cell(Cell::Text(&self.id()))
             .cell(Cell::Text(status.as_str()))
             .cell(Cell::Text(&self.rule))
             .cell(Cell::Int(self.rule_version.into()))
@@ -109,8 +134,12 @@ impl Output for Alert {
             .cell(Cell::Time(self.event_time.0))
             .cell(Cell::Int(epoch.0 as i64))
             .cell(Cell::Bool(self.settled))
-            .cell(Cell::Json(&self.details))
-            .end();
+            .cell(Cell::Json(&self.details));
+        // The outbox has live alerts only.
+        if table != OUTBOX {
+            row.cell(Cell::Text(self.mode.as_str()));
+        }
+        row.end();
     }
 
     fn message(&self, epoch: Epoch, status: Status, topic: u8, _: &Envelope<'_>, out: &mut Changes) {

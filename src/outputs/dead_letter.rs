@@ -57,7 +57,7 @@ impl DeadLetter {
             position: event.position(),
             timestamp: event.timestamp(),
             key: event.record_key().map(Box::from),
-            value: Some(event.original().as_bytes().into()),
+            value: Some(event.original().into()),
             retries: event.retries(),
             rejection,
             producer: None,
@@ -83,7 +83,7 @@ impl std::fmt::Display for DeadLetter {
 }
 
 impl Output for DeadLetter {
-    fn of(mapping: &OutputMapping) -> Option<u8> {
+    fn accepted_by(&self, mapping: &OutputMapping) -> Option<u8> {
         mapping.dead_letters
     }
 

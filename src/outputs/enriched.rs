@@ -75,7 +75,7 @@ fn amount_band(amount: Option<i64>) -> &'static str {
 }
 
 impl Output for Arrival<'_> {
-    fn of(mapping: &OutputMapping) -> Option<u8> {
+    fn accepted_by(&self, mapping: &OutputMapping) -> Option<u8> {
         mapping.events
     }
 

@@ -10,7 +10,7 @@ mod enriched;
 mod recent;
 mod window;
 
-pub use alert::{Alert, Severity};
+pub use alert::{Alert, RuleMode, Severity};
 pub use dead_letter::DeadLetter;
 pub use encode::{Identity, encode_outputs, split_by_sink};
 pub use enriched::{Arrival, KeyHistory};
@@ -37,6 +37,8 @@ pub struct OutputMapping {
     pub windows: Option<u8>,
     /// Dead letters.
     pub dead_letters: Option<u8>,
+    /// True if the sink accepts alerts of shadow rules, too.
+    pub shadow_alerts: bool,
 }
 
 /// The encoding of outputs for one sink.
@@ -122,8 +124,8 @@ pub type EncodedOutputs = Vec<Changes>;
 
 /// An output that can be encoded for sinks.
 pub trait Output {
-    /// Returns the index of the table or topic for this kind of output, if the sink accepts it.
-    fn of(mapping: &OutputMapping) -> Option<u8>;
+    /// Returns the index of the table or topic for this output, if the sink accepts it.
+    fn accepted_by(&self, mapping: &OutputMapping) -> Option<u8>;
 
     /// Returns the shard of the output's key, or of its record's partition if it has no key.
     fn shard(&self) -> ShardId;
@@ -179,7 +181,7 @@ pub fn encode_for_sinks<O: Output>(
         if Some(epoch) <= *most && committed_through.has(output.shard(), epoch) {
             continue;
         }
-        match (encoding, O::of(encoding.mapping())) {
+        match (encoding, output.accepted_by(encoding.mapping())) {
             (_, None) => {}
             (SinkEncoding::Rows(_), Some(table)) => output.row(epoch, status, table, changes),
             (SinkEncoding::Messages(_, largest), Some(topic)) => {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use headwater_dataflows::Epoch;
 
-use super::{Alert, Status};
+use super::{Alert, RuleMode, Status};
 
 /// The maximum number of changes in memory.
 const CHANGES: usize = 10_000;
@@ -69,12 +69,21 @@ impl RecentAlerts {
         visible().filter(|((epoch, id), _)| is_last(epoch, id)).map(|(_, change)| change.clone()).collect()
     }
 
-    /// Returns at most `limit` changes after a place, in epochs before `before`, in their order.
-    pub fn changes(&self, after: &Place, before: Epoch, limit: usize) -> Vec<RecentAlert> {
+    /// Returns at most `limit` changes of alerts of a mode after a place, in epochs before `before`, in their order.
+    pub fn changes(
+        &self,
+        mode: Option<RuleMode>,
+        after: &Place,
+        before: Epoch,
+        limit: usize,
+    ) -> Vec<RecentAlert> {
         let changes = self.lock();
         let later = changes.iter().skip_while(|(place, _)| *place <= after);
         let visible = later.take_while(|((epoch, _), _)| *epoch < before);
-        visible.take(limit).map(|(_, change)| change.clone()).collect()
+        let of_mode = visible
+            .map(|(_, change)| change)
+            .filter(|change| mode.is_none_or(|mode| change.alert.mode == mode));
+        of_mode.take(limit).cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Place, RecentAlert>> {

@@ -47,7 +47,7 @@ impl WindowRow {
 pub(crate) const MICROS: f64 = 1e6;
 
 impl Output for WindowRow {
-    fn of(mapping: &OutputMapping) -> Option<u8> {
+    fn accepted_by(&self, mapping: &OutputMapping) -> Option<u8> {
         mapping.windows
     }
 

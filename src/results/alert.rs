@@ -39,6 +39,8 @@ pub struct AlertRecord {
     /// Details of the rule.
     #[schema(value_type = Object)]
     pub details: Box<RawValue>,
+    /// The mode of the rule: `live`, or `shadow` for an alert that was sent to no one.
+    pub mode: String,
     /// The event time, in milliseconds since 1970.
     #[serde(skip)]
     pub event_time_ms: i64,
@@ -65,6 +67,7 @@ impl AlertRecord {
             epoch: epoch.0,
             r#final: alert.settled,
             details: details.expect("a rule's details are JSON"),
+            mode: alert.mode.as_str().to_owned(),
             event_time_ms: alert.event_time.0,
             position: Some(alert.position),
         }

@@ -18,7 +18,9 @@ use super::source_events::{SourceEvents, SourceRead};
 use super::stored::EventRecord;
 use super::{MAX_EVENTS, Results, ResultsError};
 use crate::json::{rfc3339, round6};
-use crate::pipeline::{Patterns, RuleDescription, RulePlan, describe, span};
+use crate::pipeline::{
+    ConditionPlan, LiveRules, Patterns, RuleDescription, RulePlan, StateBefore, describe, span, states_before,
+};
 
 /// The maximum number of events in an explanation of a rule that looks at all earlier events.
 const MAX_SHOWN: usize = 50;
@@ -70,7 +72,7 @@ pub struct ExplainedEvent {
     /// The location: `lat` and `lon`, in degrees.
     #[schema(value_type = Option<Object>)]
     pub location: Option<Location>,
-    /// The rule's state before the event; null if it is not known.
+    /// The rule's state before the event; null if it is not known, or if the rule considered no event before.
     #[schema(value_type = Option<Object>)]
     pub before: Option<Value>,
 }
@@ -78,7 +80,7 @@ pub struct ExplainedEvent {
 /// Explains the alerts of a plan's rules.
 pub struct Explainer {
     patterns: Patterns,
-    own: Vec<RulePlan>,
+    own: LiveRules,
     source: Option<SourceEvents>,
 }
 
@@ -148,7 +150,7 @@ impl KnownEvents {
 impl Explainer {
     /// Returns the explainer of the rules of these patterns and of the user's own, which reads events from the source if no
     /// sink stores them.
-    pub fn new(patterns: Patterns, own: Vec<RulePlan>, source: Option<SourceEvents>) -> Explainer {
+    pub fn new(patterns: Patterns, own: LiveRules, source: Option<SourceEvents>) -> Explainer {
         Explainer { patterns, own, source }
     }
 
@@ -157,7 +159,8 @@ impl Explainer {
     /// # Errors
     /// If the events cannot be read.
     pub fn explain(&self, results: &dyn Results, alert: &AlertRecord) -> Result<Explanation, ResultsError> {
-        let rule = describe(&self.patterns, &self.own).into_iter().find(|rule| rule.id == alert.rule);
+        let set = self.own.current();
+        let rule = describe(&self.patterns, &set.rules).into_iter().find(|rule| rule.id == alert.rule);
         let look_back_ms = rule.as_ref().and_then(|rule| rule.look_back_ms);
         let query = EventQuery {
             key_kind: alert.key_kind.clone(),
@@ -167,14 +170,14 @@ impl Explainer {
             through: rfc3339(alert.event_time_ms),
             limit: MAX_EVENTS,
         };
-        let own = self.own.iter().find(|rule| *rule.id == *alert.rule);
+        let own = set.rules.iter().find(|rule| *rule.id == *alert.rule);
         // The table has neither the fields by which a rule of the user's own selects events, nor other keys.
         let of_own = match own {
             Some(_) => self.of_source(alert, look_back_ms, own).ok(),
             None => None,
         };
         if let Some(known) = of_own {
-            return Ok(self.of_events(alert, rule.as_ref(), known));
+            return Ok(self.of_events(alert, rule.as_ref(), own, known));
         }
         let known = match results.events(&query)? {
             Some(events) => {
@@ -187,7 +190,7 @@ impl Explainer {
             None => self.of_source(alert, look_back_ms, own),
         };
         Ok(match known {
-            Ok(known) => self.of_events(alert, rule.as_ref(), known),
+            Ok(known) => self.of_events(alert, rule.as_ref(), own, known),
             Err(note) => without_events(alert, rule.as_ref(), note),
         })
     }
@@ -229,12 +232,20 @@ impl Explainer {
         &self,
         alert: &AlertRecord,
         rule: Option<&RuleDescription>,
+        own: Option<&RulePlan>,
         known: KnownEvents,
     ) -> Explanation {
         let events = &known.events;
         let trigger = events.last().expect("the triggering event is there");
         let look_back_ms = rule.and_then(|rule| rule.look_back_ms);
-        let states = self.states(alert, &known);
+        let (states, now) = match own {
+            Some(own) => split(own_states(own, &known)),
+            None => {
+                let states = self.states(alert, &known);
+                let now = states.last().and_then(|state| state.as_ref().map(words));
+                (states, now)
+            }
+        };
         let shown = match look_back_ms {
             Some(ms) => {
                 events.iter().position(|event| event.event_time_ms > trigger.event_time_ms - ms).unwrap_or(0)
@@ -259,7 +270,6 @@ impl Explainer {
             location: event.location.map(|(lat, lon)| Location { lat, lon }),
             before: state.clone(),
         });
-        let before = states.last().cloned().flatten();
         let complete = is_complete(alert, look_back_ms, &known);
         let note = match (complete, look_back_ms) {
             (false, _) => Some(known.missing.clone()),
@@ -270,7 +280,7 @@ impl Explainer {
         };
         let notes: Vec<_> = [note, known.remark.clone()].into_iter().flatten().collect();
         Explanation {
-            summary: summary(alert, rule, late, before.as_ref()),
+            summary: summary(alert, rule, late, now.as_deref()),
             complete,
             note: (!notes.is_empty()).then(|| notes.join(". ")),
             events_from: Some(known.from.to_owned()),
@@ -360,14 +370,38 @@ fn without_events(alert: &AlertRecord, rule: Option<&RuleDescription>, note: Str
     }
 }
 
-/// Describes an alert in a sentence or two. `late` is the number of events that arrived out of order, and `before` the
-/// state before the triggering event as it is known now.
-fn summary(
-    alert: &AlertRecord,
-    rule: Option<&RuleDescription>,
-    late: usize,
-    before: Option<&Value>,
-) -> String {
+/// Returns the state of a rule of the user's own before each event, where it is known.
+fn own_states(rule: &RulePlan, known: &KnownEvents) -> Vec<Option<StateBefore>> {
+    let KnownEvents { events, known_from_ms, has_gaps, is_partial, .. } = known;
+    let read: Vec<_> = events.iter().filter_map(|event| event.event.as_ref()).collect();
+    let mut states = states_before(rule, read.iter().copied());
+    let look_back_ms = rule.condition.look_back_ms();
+    let is_partial = *has_gaps || look_back_ms.is_none() && *is_partial;
+    // Which courses wait for an event that does not come depends on any earlier ones.
+    let depends_on_all = matches!(rule.condition, ConditionPlan::Sequence { absent: Some(_), .. });
+    // Events of a table lack what the rule looks at.
+    if is_partial || depends_on_all || states.len() < events.len() {
+        return vec![None; events.len()];
+    }
+    for (state, event) in states.iter_mut().zip(events) {
+        let from_ms = event.event_time_ms.saturating_sub(look_back_ms.unwrap_or(0));
+        if known_from_ms.is_some_and(|known| from_ms < known) {
+            *state = None;
+        }
+    }
+    states
+}
+
+/// Returns the numbers of states, and the words for the last one.
+fn split(states: Vec<Option<StateBefore>>) -> (Vec<Option<Value>>, Option<String>) {
+    let last = states.last().and_then(|state| state.as_ref());
+    let now = last.map(|last| format!("the state before it is {}", last.text));
+    (states.into_iter().map(|state| state.map(|state| state.state)).collect(), now)
+}
+
+/// Describes an alert in a sentence or two. `late` is the number of events that arrived out of order, and `now` are words
+/// for the state before the triggering event as it is known now.
+fn summary(alert: &AlertRecord, rule: Option<&RuleDescription>, late: usize, now: Option<&str>) -> String {
     let AlertRecord { rule: id, key_kind, key, event_time, .. } = alert;
     let condition = rule.map_or(String::new(), |rule| format!(" ({})", rule.description));
     let raised = format!("{key_kind} {key} matched {id}{condition} at {event_time}.");
@@ -379,7 +413,7 @@ fn summary(
         1 => "1 event".to_owned(),
         late => format!("{late} events"),
     };
-    let now = before.map_or(String::new(), |state| format!(": {}", words(state)));
+    let now = now.map_or(String::new(), |now| format!(": {now}"));
     format!(
         "{raised} Revoked in epoch {}: {arrived} with an earlier event time arrived after it, out of order, and with it the \
          rule no longer matches at this event{now}.",

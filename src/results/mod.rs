@@ -31,7 +31,7 @@ use headwater_dataflows::Epoch;
 
 use crate::config::{Config, OutputKind, SinkConfig};
 use crate::metrics::Metrics;
-use crate::outputs::RecentAlerts;
+use crate::outputs::{RecentAlerts, RuleMode};
 use postgres::Postgres;
 use sqlite::Sqlite;
 
@@ -65,13 +65,14 @@ pub trait Results: Send + Sync {
     /// If the store cannot be read.
     fn alert(&self, id: &str) -> Result<Option<AlertRecord>, ResultsError>;
 
-    /// Returns at most `limit` alerts that changed after `after` in an epoch before `before`, in the order of their
+    /// Returns at most `limit` alerts, of one mode or of both, that changed after `after` in an epoch before `before`, in the order of their
     /// changes.
     ///
     /// # Errors
     /// If the store cannot be read.
     fn changes(
         &self,
+        mode: Option<RuleMode>,
         after: &ChangeCursor,
         before: Epoch,
         limit: usize,

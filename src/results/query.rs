@@ -2,6 +2,7 @@
 
 use super::alert::ChangeCursor;
 use crate::database::{Parameter, Statement};
+use crate::outputs::RuleMode;
 
 /// A query of alerts. A field that is None selects all.
 #[derive(Clone, Debug, Default)]
@@ -12,6 +13,8 @@ pub struct AlertQuery {
     pub severity: Option<String>,
     /// The status.
     pub status: Option<String>,
+    /// The mode of the rule.
+    pub mode: Option<RuleMode>,
     /// The kind of the key.
     pub key_kind: Option<String>,
     /// The key.
@@ -58,6 +61,14 @@ fn equals(statement: &mut Statement, column: &str, value: Option<&String>) {
     }
 }
 
+/// Adds the condition that alerts have a mode, if it is given. It is written out, since SQLite uses the index of shadow
+/// alerts only for a constant.
+fn of_mode(statement: &mut Statement, mode: Option<RuleMode>) {
+    if let Some(mode) = mode {
+        statement.condition(&format!("mode = '{}'", mode.as_str()), []);
+    }
+}
+
 /// Adds a comparison of the event time with a time, if it is given.
 fn compares(statement: &mut Statement, comparison: &str, time: Option<&String>) {
     if let Some(time) = time {
@@ -88,7 +99,7 @@ fn select_alerts(dialect: &Dialect) -> Statement {
     let time = (dialect.millis)("event_time");
     Statement::new(format!(
         "SELECT alert_id, status, rule, rule_version, severity, key_kind, \"key\", {event_ids}, {time}, epoch, final, \
-         {details} FROM alerts"
+         {details}, mode FROM alerts"
     ))
 }
 
@@ -98,6 +109,7 @@ pub fn alerts(dialect: &Dialect, query: &AlertQuery) -> Statement {
     equals(&mut statement, "rule", query.rule.as_ref());
     equals(&mut statement, "severity", query.severity.as_ref());
     equals(&mut statement, "status", query.status.as_ref());
+    of_mode(&mut statement, query.mode);
     equals(&mut statement, "key_kind", query.key_kind.as_ref());
     equals(&mut statement, "\"key\"", query.key.as_ref());
     compares(&mut statement, ">=", query.from.as_ref());
@@ -115,9 +127,16 @@ pub fn alert(dialect: &Dialect, id: &str) -> Statement {
     end(statement, "alert_id", 1)
 }
 
-/// Returns the statement that selects changes after a cursor, of epochs before `before`.
-pub fn changes(dialect: &Dialect, after: &ChangeCursor, before: u64, limit: usize) -> Statement {
+/// Returns the statement that selects changes of alerts of a mode after a cursor, of epochs before `before`.
+pub fn changes(
+    dialect: &Dialect,
+    mode: Option<RuleMode>,
+    after: &ChangeCursor,
+    before: u64,
+    limit: usize,
+) -> Statement {
     let mut statement = select_alerts(dialect);
+    of_mode(&mut statement, mode);
     change(&mut statement, ">", after);
     statement.condition("epoch < ?", [Parameter::Int(signed(before))]);
     end(statement, "epoch, alert_id", limit)

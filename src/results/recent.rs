@@ -10,7 +10,7 @@ use super::stored::EventRecord;
 use super::{Results, ResultsError};
 use crate::decode::rfc3339_ms;
 use crate::metrics::Metrics;
-use crate::outputs::{RecentAlert, RecentAlerts};
+use crate::outputs::{RecentAlert, RecentAlerts, RuleMode};
 
 /// The recent alerts, of epochs that all sinks have committed.
 pub struct Recent {
@@ -50,6 +50,7 @@ impl Results for Recent {
             is(&query.rule, &alert.rule)
                 && is(&query.severity, &alert.severity)
                 && is(&query.status, &alert.status)
+                && query.mode.is_none_or(|mode| alert.mode == mode.as_str())
                 && is(&query.key_kind, &alert.key_kind)
                 && is(&query.key, &alert.key)
                 && from.is_none_or(|from| alert.event_time_ms >= from)
@@ -66,12 +67,13 @@ impl Results for Recent {
 
     fn changes(
         &self,
+        mode: Option<RuleMode>,
         after: &ChangeCursor,
         before: Epoch,
         limit: usize,
     ) -> Result<Vec<AlertRecord>, ResultsError> {
         let before = before.min(self.metrics.frontier_epoch());
-        let changes = self.alerts.changes(&(after.epoch, after.alert_id.clone()), before, limit);
+        let changes = self.alerts.changes(mode, &(after.epoch, after.alert_id.clone()), before, limit);
         Ok(changes.iter().map(record).collect())
     }
 

@@ -7,7 +7,9 @@ use super::alert::{AlertRecord, ChangeCursor};
 use super::query::{self, AlertQuery, Dialect, EventQuery};
 use super::{Results, ResultsError};
 use crate::database::Statement;
+use crate::event::Event;
 use crate::json::rfc3339;
+use crate::outputs::RuleMode;
 
 /// A value of a row.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +58,8 @@ pub struct EventRecord {
     pub arrival: u64,
     /// True if the rule considers the event; None if that is not known.
     pub considered: Option<bool>,
+    /// The event itself, if it was read from the source again for a rule of the user's own.
+    pub event: Option<Event>,
     /// The event's id.
     pub event_id: String,
     /// The event's type.
@@ -107,11 +111,12 @@ impl<D: Database> Results for Stored<D> {
 
     fn changes(
         &self,
+        mode: Option<RuleMode>,
         after: &ChangeCursor,
         before: Epoch,
         limit: usize,
     ) -> Result<Vec<AlertRecord>, ResultsError> {
-        self.records(&query::changes(&D::DIALECT, after, before.0, limit))
+        self.records(&query::changes(&D::DIALECT, mode, after, before.0, limit))
     }
 
     fn has_events(&self) -> bool {
@@ -172,6 +177,7 @@ fn alert(row: Row) -> Option<AlertRecord> {
         epoch: epoch.unsigned_abs(),
         r#final: next()?.int()? != 0,
         details: RawValue::from_string(next()?.text()?).ok()?,
+        mode: next()?.text()?,
         event_time_ms,
         position: None,
     })
@@ -184,6 +190,7 @@ fn event(row: Row) -> Option<EventRecord> {
     let (partition, offset, epoch) = (next()?.int()?, next()?.int()?, next()?.int()?.unsigned_abs());
     Some(EventRecord {
         considered: None,
+        event: None,
         partition,
         offset,
         epoch: Some(epoch),

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cel::{AlertPredicate, AlertValues, CurrentValues};
+use crate::decode::rfc3339_ms;
 use crate::outputs::Severity;
 
 /// A change of an alert, with the fields of its message in other sinks.
@@ -98,7 +100,7 @@ pub fn labels_of(labels: &[Label], alert: &AlertChange) -> BTreeMap<String, Stri
 }
 
 /// The alerts that a route delivers. A condition that is not set holds for every alert.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct AlertFilter {
     /// The names of the rules.
     pub rules: Option<BTreeSet<String>>,
@@ -106,22 +108,48 @@ pub struct AlertFilter {
     pub min_severity: Option<Severity>,
     /// The keys.
     pub keys: Option<BTreeSet<String>>,
+    /// The condition on alerts.
+    pub condition: Option<AlertPredicate>,
     /// True if revocations are delivered, too.
     pub send_revoked: bool,
 }
 
 impl AlertFilter {
     /// Returns true if the route delivers this alert. With `keeps_state`, the receiver keeps a raised alert open until it
-    /// is revoked: its revocation then passes whatever its severity, which may have been higher when it was raised.
+    /// is revoked: its revocation then passes whatever its severity and details, which may have been others when it was
+    /// raised.
     pub fn accepts(&self, alert: &AlertChange, keeps_state: bool) -> bool {
         let has = |set: &Option<BTreeSet<String>>, value: &String| {
             set.as_ref().is_none_or(|set| set.contains(value))
         };
         let is_severe = self.min_severity.is_none_or(|least| alert.severity >= least);
+        let resolves = keeps_state && !alert.is_raised();
         has(&self.rules, &alert.rule)
             && has(&self.keys, &alert.key)
-            && (is_severe || keeps_state && !alert.is_raised())
+            && (is_severe || resolves)
+            && self.condition.as_ref().is_none_or(|condition| is_met(condition, alert, resolves))
     }
+
+    /// Returns the number of evaluations of the condition that ended with an error, in this process.
+    pub fn errors(&self) -> u64 {
+        self.condition.as_ref().map_or(0, AlertPredicate::errors)
+    }
+}
+
+/// Returns true if a condition holds for an alert; if it `resolves` what was raised, also if it may have held then.
+fn is_met(condition: &AlertPredicate, alert: &AlertChange, resolves: bool) -> bool {
+    let details = alert.details.to_string();
+    let current =
+        CurrentValues { severity: alert.severity.as_str(), status: &alert.status, details: &details };
+    let values = AlertValues {
+        rule: &alert.rule,
+        key_kind: &alert.key_kind,
+        key: &alert.key,
+        // The outbox has only times that were written by a sink.
+        event_time_ms: rfc3339_ms(&alert.event_time).unwrap_or(i64::MAX),
+        current: Some(current),
+    };
+    condition.holds(&values) || resolves && condition.can_hold(&AlertValues { current: None, ..values })
 }
 
 #[cfg(test)]
@@ -160,5 +188,23 @@ pub mod tests {
         let by_rule = AlertFilter { rules: set(&["velocity_spike"]), keys: set(&["bob"]), ..all.clone() };
         assert!(!by_rule.accepts(&alert, false), "another key");
         assert!(AlertFilter { keys: set(&["ann"]), ..by_rule }.accepts(&alert, false));
+    }
+
+    #[test]
+    fn a_revocation_passes_a_condition_that_may_have_held() {
+        let of = |source: &str| {
+            let condition = Some(crate::cel::compile_alert_predicate(source).expect("valid"));
+            AlertFilter { condition, ..AlertFilter::default() }
+        };
+        let (raised, revoked) = (change("a", "raised", 1), change("a", "revoked", 2));
+        let counts = of("alert.details.count > 200 && alert.key == 'ann'");
+        assert!(!counts.accepts(&raised, true));
+        assert!(counts.accepts(&revoked, true), "the count may have been greater");
+        assert!(!counts.accepts(&revoked, false));
+        assert!(!of("alert.details.count > 200 && alert.key == 'bob'").accepts(&revoked, true));
+        let only_raised =
+            of("alert.status == 'raised' && alert.event_time < timestamp('2026-03-01T10:00:01Z')");
+        assert!(only_raised.accepts(&raised, false) && !only_raised.accepts(&revoked, false));
+        assert!(only_raised.accepts(&revoked, true), "an incident must not stay open");
     }
 }

@@ -393,7 +393,8 @@ impl Deliveries {
         }
         self.counted = Some(Instant::now());
         let (waiting, now_ms) = (self.outbox()?.waiting().await?, wall_ms());
-        for Route { name, .. } in &self.settings.routes {
+        for Route { name, filter, .. } in &self.settings.routes {
+            self.metrics.route_errors(name, filter.errors());
             let found = waiting.iter().find(|waiting| waiting.route == *name);
             let age_ms = found.map_or(0, |found| (now_ms - found.oldest_ms).max(0));
             self.metrics.deliveries_waiting(name, found.map_or(0, |found| found.count), age_ms);

@@ -289,7 +289,7 @@ test('the place counts characters, and payloads stay text', async (t) => {
 test('a revoked alert is marked in its place', async (t) => {
   const raised = {
     alert_id: 'a1', status: 'raised', rule: 'velocity_spike', rule_version: 1, severity: 'high', key_kind: 'user', key: '1', event_ids: ['e'],
-    event_time: '2026-01-01T00:00:00.000Z', epoch: 5, final: false, details: { count: 101 },
+    event_time: '2026-01-01T00:00:00.000Z', epoch: 5, final: false, details: { count: 101 }, mode: 'live',
   };
   const other = { ...raised, alert_id: 'a2', epoch: 6 };
   const events = [raised, other, { ...raised, status: 'revoked', epoch: 7 }];
@@ -297,12 +297,42 @@ test('a revoked alert is marked in its place', async (t) => {
   const page = await open(t, '#/alerts', {
     routes: {
       '/alerts?*': (route) => route.fulfill(json({ alerts: [], next_cursor: null })),
-      '/alerts/stream': (route) => route.fulfill({ status: 200, contentType: 'text/event-stream', body }),
+      '/alerts/stream?*': (route) => route.fulfill({ status: 200, contentType: 'text/event-stream', body }),
     },
   });
   await until(page, () => document.querySelectorAll('#alerts tbody tr').length === 2);
   assert.deepEqual(await page.locator('#alerts tbody .status').allTextContents(), ['raised', 'revoked']);
   assert.match(await page.locator('#alerts tbody tr').nth(1).locator('th').evaluate((cell) => getComputedStyle(cell).textDecorationLine), /line-through/);
+});
+
+test('shadow alerts are shown to who asks for them', async (t) => {
+  const alert = (id, mode) => ({
+    alert_id: id, status: 'raised', rule: `${mode}_rule`, rule_version: 1, severity: 'high', key_kind: 'user', key: '1', event_ids: ['e'],
+    event_time: '2026-01-01T00:00:00.000Z', epoch: 5, final: false, details: {}, mode,
+  });
+  const all = [alert('a1', 'live'), alert('a2', 'shadow')];
+  const modes = [];
+  const asked = (route) => new URL(route.request().url()).searchParams.get('mode');
+  const of = (mode) => all.filter((one) => mode === 'all' || one.mode === mode);
+  const page = await open(t, '#/alerts', {
+    routes: {
+      '/alerts?*': (route) => route.fulfill(json({ alerts: of(asked(route)), next_cursor: null })),
+      '/alerts/stream?*': (route) => {
+        modes.push(asked(route));
+        return route.fulfill({ status: 200, contentType: 'text/event-stream', body: ': nothing\n\n' });
+      },
+    },
+  });
+  for (const [mode, rows] of [['live', ['live_rule']], ['shadow', ['shadow_ruleshadow']], ['all', ['live_rule', 'shadow_ruleshadow']]]) {
+    await page.locator('#alert-filters [name=mode]').selectOption(mode);
+    await until(page, (wanted) => {
+      const shown = [...document.querySelectorAll('#alerts tbody th')].map((one) => one.textContent.replace(/\u200b/g, ''));
+      return JSON.stringify(shown) === JSON.stringify(wanted);
+    }, rows);
+    assert.equal(modes.at(-1), mode);
+  }
+  await page.goto(`${BASE}/#/`);
+  assert.deepEqual(await page.locator('#recent .badge[data-level=shadow]').count(), 0, 'the overview has live alerts only');
 });
 
 test('a stall is named, and marked in the flow', async (t) => {

@@ -7,7 +7,7 @@ const console_ = new URL('../../src/http/console/', import.meta.url);
 const load = (name) => import(new URL(name, console_));
 const { findings, headline, epochsBehind } = await load('findings.js');
 const { History, engineNow } = await load('history.js');
-const { AlertList, SHOWN } = await load('alert_list.js');
+const { AlertList, SHOWN, isFiltered } = await load('alert_list.js');
 const { EventParser } = await load('stream.js');
 const { place } = await load('layout.js');
 const { resultText } = await load('retry.js');
@@ -76,6 +76,17 @@ test('a filter keeps what it shows when that is revoked', () => {
   list.add(alert('b', { status: 'revoked' }));
   list.add(alert('a', { status: 'revoked', epoch: 2 }));
   assert.deepEqual(list.sorted().map((one) => [one.alert_id, one.status]), [['a', 'revoked']]);
+});
+
+test('a filter of modes leaves out alerts of the other', () => {
+  const of = (mode) => {
+    const list = new AlertList({ mode, status: '' });
+    list.add(alert('a', { mode: 'live' }));
+    list.add(alert('b', { mode: 'shadow' }));
+    return list.sorted().map((one) => one.alert_id);
+  };
+  assert.deepEqual([of('live'), of('shadow'), of('all')], [['a'], ['b'], ['a', 'b']]);
+  assert.deepEqual([{ mode: 'live' }, { mode: 'live', key: '' }, { mode: 'all' }, { mode: 'live', key: '1' }].map(isFiltered), [false, false, true, true]);
 });
 
 test('a list of alerts is bounded and keeps the newest', () => {

@@ -27,7 +27,8 @@ fn alert(id: &str, details: &str) -> Changes {
     let mut row = changes.rows.row(ALERTS);
     row.cell(Cell::Text(id)).cell(Cell::Text("raised")).cell(Cell::Text("velocity_spike")).cell(Cell::Int(1));
     row.cell(Cell::Text("high")).cell(Cell::Text("user")).cell(Cell::Text("u1")).cell(Cell::Json("[\"e\"]"));
-    row.cell(Cell::Time(0)).cell(Cell::Int(7)).cell(Cell::Bool(false)).cell(Cell::Json(details)).end();
+    row.cell(Cell::Time(0)).cell(Cell::Int(7)).cell(Cell::Bool(false)).cell(Cell::Json(details));
+    row.cell(Cell::Text("live")).end();
     changes
 }
 

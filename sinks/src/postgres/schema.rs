@@ -6,12 +6,17 @@ use super::sql;
 use crate::migrations::{Migration, pending};
 use crate::tables::TableSet;
 
-const MIGRATIONS: [Migration; 2] = [
+const MIGRATIONS: [Migration; 3] = [
     Migration { number: 1, name: "tables", sql: include_str!("../../migrations/postgres/0001_tables.sql") },
     Migration {
         number: 2,
         name: "alerts by change",
         sql: include_str!("../../migrations/postgres/0002_alerts_by_change.sql"),
+    },
+    Migration {
+        number: 3,
+        name: "modes of alerts",
+        sql: include_str!("../../migrations/postgres/0003_modes_of_alerts.sql"),
     },
 ];
 

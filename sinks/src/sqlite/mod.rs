@@ -19,7 +19,7 @@ use crate::migrations::{Migration, pending};
 use crate::tables::{Column, ColumnType, Mode, Table, TableSet};
 use crate::{Cell, Changes, Row, private, row_name, text};
 
-const MIGRATIONS: [Migration; 4] = [
+const MIGRATIONS: [Migration; 5] = [
     Migration { number: 1, name: "tables", sql: include_str!("../../migrations/sqlite/0001_tables.sql") },
     Migration { number: 2, name: "numbers", sql: include_str!("../../migrations/sqlite/0002_numbers.sql") },
     Migration { number: 3, name: "starts", sql: include_str!("../../migrations/sqlite/0003_starts.sql") },
@@ -27,6 +27,11 @@ const MIGRATIONS: [Migration; 4] = [
         number: 4,
         name: "alerts by change",
         sql: include_str!("../../migrations/sqlite/0004_alerts_by_change.sql"),
+    },
+    Migration {
+        number: 5,
+        name: "modes of alerts",
+        sql: include_str!("../../migrations/sqlite/0005_modes_of_alerts.sql"),
     },
 ];
 

@@ -136,7 +136,7 @@ fn a_file_of_the_first_version_is_migrated_with_its_rows() {
     assert_eq!(texts(&path, "SELECT max(amount) FROM events"), ["25000"]);
     let row = "SELECT amount_sum || ' ' || amount_sum_exact || ' ' || min || ' ' || (max IS NULL) FROM window_aggregates";
     assert_eq!(texts(&path, row), ["10.5 10.5 9.99 1"]);
-    assert_eq!(texts(&path, "SELECT number FROM headwater_migrations ORDER BY 1"), ["1", "2", "3", "4"]);
+    assert_eq!(texts(&path, "SELECT number FROM headwater_migrations ORDER BY 1"), ["1", "2", "3", "4", "5"]);
 }
 
 /// Unlike the table of alerts, the outbox keeps every change of a round, and its order.

@@ -136,6 +136,7 @@ pub fn add_alert(changes: &mut Changes, key: &str, id: &str, status: &str, secon
         .cell(Cell::Int(1))
         .cell(Cell::Bool(true))
         .cell(Cell::Json("{}"))
+        .cell(Cell::Text("live"))
         .end();
 }
 

@@ -39,12 +39,15 @@ pub fn add_alert(changes: &mut Changes, id: &str, status: &str) {
     add_change(changes, tables::ALERTS, id, status);
 }
 
-/// Adds the row of an alert to a table with the columns of alerts.
+/// Adds the row of an alert to the table of alerts, or the outbox.
 pub fn add_change(changes: &mut Changes, table: u8, id: &str, status: &str) {
     let mut row = changes.rows.row(table);
     row.cell(Cell::Text(id)).cell(Cell::Text(status)).cell(Cell::Text("velocity_spike")).cell(Cell::Int(1));
     row.cell(Cell::Text("high")).cell(Cell::Text("user")).cell(Cell::Text("u1")).cell(Cell::Json("[\"e\"]"));
     row.cell(Cell::Time(1_700_000_000_000)).cell(Cell::Int(1)).cell(Cell::Bool(false)).cell(Cell::Json("{}"));
+    if table == tables::ALERTS {
+        row.cell(Cell::Text("live"));
+    }
     row.end();
 }
 

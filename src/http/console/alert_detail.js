@@ -1,7 +1,7 @@
 // One alert with its explanation: why it was raised, the events that took part, and whether it still stands.
 
 import { get, segment } from './api.js';
-import { keyLink, severityBadge, statusBadge } from './alert_list.js';
+import { keyLink, severityBadge, shadowBadge, statusBadge } from './alert_list.js';
 import { badge, el, facts, makeScrollable, notice, row, table } from './dom.js';
 import { count, fields, number, place, plain, seconds, time } from './format.js';
 import { explain } from './poll.js';
@@ -54,7 +54,7 @@ export class AlertDetail {
   }
 
   #show(alert) {
-    this.drawer.title.replaceChildren(alert.rule, ' ', severityBadge(alert.severity), ' ', statusBadge(alert));
+    this.drawer.title.replaceChildren(alert.rule, ' ', severityBadge(alert.severity), ' ', statusBadge(alert), ...[shadowBadge(alert)].filter(Boolean));
     const list = el('dl', { class: 'facts' });
     facts(list, [
       ['Key', keyLink(alert.key_kind, alert.key)],

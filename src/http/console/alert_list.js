@@ -24,6 +24,16 @@ export function statusBadge(alert) {
   return badge('raised', alert.final ? 'raised, final' : 'raised');
 }
 
+/** Returns the badge of a rule or alert whose mode is shadow; null for a live one. */
+export function shadowBadge({ mode }) {
+  return mode === 'shadow' ? badge('shadow', 'shadow') : null;
+}
+
+/** Returns true if a filter leaves out live alerts, or shows others. */
+export function isFiltered({ mode, ...others }) {
+  return mode !== 'live' || Object.values(others).some(Boolean);
+}
+
 export function keyLink(kind, key) {
   return el('a', { href: `#/keys/${segment(kind)}/${segment(key)}`, class: 'key' }, `${kind} ${key}`);
 }
@@ -40,7 +50,9 @@ export class AlertList {
   }
 
   matches(alert) {
-    return Object.entries(this.filter).every(([field, wanted]) => !wanted || String(alert[field]) === wanted);
+    return Object.entries(this.filter).every(
+      ([field, wanted]) => !wanted || (field === 'mode' && wanted === 'all') || String(alert[field]) === wanted,
+    );
   }
 
   /**
@@ -94,7 +106,7 @@ export class AlertTable {
 
   #create(alert, isNew) {
     const cells = [
-      el('th', { scope: 'row' }, el('a', { href: `#/alerts/${segment(alert.alert_id)}`, 'aria-label': `${alert.rule}, ${alert.key_kind} ${alert.key}` }, ...breakable(alert.rule))),
+      el('th', { scope: 'row' }, el('a', { href: `#/alerts/${segment(alert.alert_id)}`, 'aria-label': `${alert.rule}, ${alert.key_kind} ${alert.key}` }, ...breakable(alert.rule)), shadowBadge(alert)),
       el('td', {}, severityBadge(alert.severity)),
       this.columns.key && el('td', {}, keyLink(alert.key_kind, alert.key)),
       el('td', { class: 'nowrap' }, time(alert.event_time)),

@@ -1,7 +1,7 @@
 // The view of alerts and the latest alerts of the overview: what is stored, then what the stream brings.
 
 import { get } from './api.js';
-import { AlertList, AlertTable, SHOWN } from './alert_list.js';
+import { AlertList, AlertTable, SHOWN, isFiltered } from './alert_list.js';
 import { byId, el, makeScrollable, notice, setText } from './dom.js';
 import { count } from './format.js';
 import { explain, updates } from './poll.js';
@@ -15,7 +15,8 @@ const ANNOUNCE_MS = 15_000;
 
 export class Alerts {
   constructor(stream) {
-    this.list = new AlertList();
+    this.stream = stream;
+    this.list = new AlertList({ mode: 'live' });
     this.recent = new AlertList();
     this.table = new AlertTable(byId('alerts'), 'Alerts, the newest first', { details: true });
     this.recentTable = new AlertTable(byId('recent'), 'Latest alerts');
@@ -62,7 +63,7 @@ export class Alerts {
   }
 
   #take(alert) {
-    this.recent.add(alert);
+    if (alert.mode === 'live') this.recent.add(alert);
     if (this.list.add(alert) && updates.paused) this.waiting += 1;
     this.news[alert.status] += 1;
     this.setRules([alert.rule]);
@@ -78,9 +79,10 @@ export class Alerts {
   }
 
   #filter() {
-    const { rule, severity, status, key } = this.form.elements;
-    const filter = { rule: rule.value, severity: severity.value, status: status.value, key: key.value.trim() };
+    const { rule, severity, status, mode, key } = this.form.elements;
+    const filter = { mode: mode.value, rule: rule.value, severity: severity.value, status: status.value, key: key.value.trim() };
     if (JSON.stringify(filter) === JSON.stringify(this.list.filter)) return;
+    this.stream.setMode(filter.mode);
     this.list.reset(filter);
     this.table.shown = false;
     this.load();
@@ -96,7 +98,7 @@ export class Alerts {
       this.loaded = true;
       this.cursor = page.next_cursor;
       page.alerts.forEach((alert) => list.add(alert));
-      if (!Object.values(filter).some(Boolean)) page.alerts.forEach((alert) => this.recent.add(alert));
+      if (!isFiltered(filter)) page.alerts.forEach((alert) => this.recent.add(alert));
       this.setRules(page.alerts.map((alert) => alert.rule));
       this.problem = null;
     } catch (error) {
@@ -148,8 +150,7 @@ export class Alerts {
 
   #say() {
     const shown = this.list.alerts.size;
-    const filtered = Object.values(this.list.filter).some(Boolean);
-    const empty = filtered ? 'No alert matches.' : 'No alerts yet.';
+    const empty = isFiltered(this.list.filter) ? 'No alert matches.' : 'No alerts yet.';
     const none = this.loaded && shown === 0;
     const level = this.problem ? 'warn' : 'info';
     notice(byId('alerts-notice'), level, this.problem ? explain(this.problem) : none ? empty : null);

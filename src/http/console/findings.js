@@ -57,6 +57,12 @@ export function findings(status, growth) {
       add('bad', `sink:${sink.name}`, `Sink ${sink.name} has been committing for ${seconds(sink.committing_s)}`);
     }
   }
+  for (const list of status.lists ?? []) {
+    if (list.error) {
+      const holds = list.version ? 'rules go on with its last contents' : 'it is empty';
+      add('warn', null, `List ${list.name} cannot be read; ${holds}: ${list.error}`);
+    }
+  }
   for (const node of status.flow?.nodes ?? []) {
     const named = found.some((finding) => finding.node === node.id);
     if (node.held && !named) add('warn', node.id, `${node.label} holds the frontier`);

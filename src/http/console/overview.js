@@ -14,6 +14,7 @@ const DRIFT_MS = 1_000;
 const CHECKPOINTS = 6;
 
 const SIGNS = { ok: 'M5 13l4 4L19 7', warn: 'M12 5v9M12 18v.5', bad: 'M6 6l12 12M18 6L6 18', unknown: 'M6 12h12' };
+const LISTS = { ok: 'ok', failing: 'bad', unread: 'warn' };
 const STATES = { live: 'ok', idle: 'info', held: 'bad' };
 
 export class Overview {
@@ -41,6 +42,7 @@ export class Overview {
     const num = (text) => ({ text, number: true });
     this.partitions = put('partitions', 'Partitions of the source', ['Partition', 'State', num('Events'), num('Lag'), num('Behind'), { text: 'Watermark', class: 'wide' }]);
     this.sinks = put('sinks', 'Sinks', ['Sink', { ...num('Through epoch'), class: 'wide' }, num('Behind'), num('Commits'), num('Mean commit'), num('Retries')]);
+    this.lists = put('lists', 'Lists that rules look values up in', ['List', 'State', num('Entries'), num('After epoch'), num('Read')]);
     this.checkpointRows = put('checkpoints', 'Checkpoints, the newest first', ['Taken', num('Epoch'), num('Size'), num('After')]);
     this.noCheckpoint = el('p', { class: 'empty' });
     byId('checkpoints').append(this.noCheckpoint);
@@ -57,6 +59,7 @@ export class Overview {
     this.#flow(status, history, found);
     this.#partitions(status, history);
     this.#sinks(status, history);
+    this.#lists(status);
     this.#checkpoints(status);
     this.#rejected(status, history);
     this.#process(status);
@@ -154,6 +157,23 @@ export class Overview {
         ];
         values.forEach((value, index) => setText(line.children[index + 1], value));
         setAttribute(line, 'data-level', sink.committing_s >= 5 ? 'bad' : null);
+      },
+    );
+  }
+
+  #lists(status) {
+    const lists = status.lists ?? [];
+    byId('lists-panel').hidden = lists.length === 0;
+    reconcile(
+      this.lists, lists, (list) => list.name,
+      (list) => row(list.name, '', ...[0, 1, 2].map(() => ({ content: '', number: true }))),
+      (line, list) => {
+        const [, state, entries, after, read] = line.children;
+        state.replaceChildren(badge(LISTS[list.state] ?? 'info', list.state));
+        setAttribute(line, 'title', list.error ? `${list.source}: ${list.error}` : list.source);
+        setText(entries, number(list.entries));
+        setText(after, list.version ? number(list.version.after_epoch) : '–');
+        setText(read, typeof list.age_s === 'number' ? `${seconds(list.age_s)} ago` : '–');
       },
     );
   }

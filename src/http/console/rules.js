@@ -1,10 +1,10 @@
 // The view of rules: what each looks for, and how many alerts it raises and revokes.
 
 import { get } from './api.js';
-import { severityBadge } from './alert_list.js';
+import { severityBadge, shadowBadge } from './alert_list.js';
 import { spark } from './chart.js';
 import { breakable, byId, el, makeScrollable, notice, reconcile, row, setText, table } from './dom.js';
-import { decimal, number, plain, seconds } from './format.js';
+import { decimal, number, plain, seconds, timeText } from './format.js';
 import { Poller, explain } from './poll.js';
 
 const EVERY_MS = 5_000;
@@ -18,6 +18,18 @@ const percent = new Intl.NumberFormat(undefined, { style: 'percent', maximumFrac
 
 function settingsText(settings) {
   return Object.entries(settings ?? {}).map(([name, value]) => `${name} = ${plain(value)}`).join(', ') || '–';
+}
+
+/** Returns what must be shown anew if it differs: a rule can change while the run goes on. */
+function identity(rule) {
+  const { raised, revoked, ...shown } = rule;
+  return JSON.stringify(shown);
+}
+
+/** Returns from when on the alerts of a rule are complete, if not of all events. */
+function completeness(rule) {
+  if (rule.complete_from) return `; complete from ${timeText(rule.complete_from)} on`;
+  return rule.knows_since ? `; knows events after ${timeText(rule.knows_since)}` : '';
 }
 
 export class Rules {
@@ -54,7 +66,7 @@ export class Rules {
     this.node.hidden = rules.length === 0;
     const span = (at - this.samples[0].at) / 1000;
     setText(byId('rules-note'), span ? `Totals since the start; rates of the last ${seconds(Math.round(span))}.` : 'Totals since the start.');
-    reconcile(this.body, rules, (rule) => rule.id, (rule) => this.#create(rule), (line, rule) => this.#update(line, rule));
+    reconcile(this.body, rules, identity, (rule) => this.#create(rule), (line, rule) => this.#update(line, rule));
   }
 
   #create(rule) {
@@ -62,9 +74,9 @@ export class Rules {
     const by = rule.by && rule.by !== 'key' ? `, by ${rule.by}` : '';
     const emission = rule.emit === 'final' ? 'when final' : rule.emit === 'immediate' ? 'at once, revised later' : rule.emit;
     return row(
-      el('div', {}, el('span', { class: 'rule-id' }, ...breakable(rule.id)), el('span', { class: 'rule-text' }, rule.description)),
+      el('div', {}, el('span', { class: 'rule-id' }, ...breakable(rule.id)), shadowBadge(rule), el('span', { class: 'rule-text' }, rule.description)),
       LEVELS.has(rule.severity) ? severityBadge(rule.severity) : el('code', {}, rule.severity),
-      { content: `${settingsText(rule.settings)}${by}; alerts ${emission}${back}`, class: 'wide details' },
+      { content: `${settingsText(rule.settings)}${by}; alerts ${emission}${back}${completeness(rule)}`, class: 'wide details' },
       { content: '', number: true }, { content: '', number: true, class: 'share' }, { content: '', number: true },
       { content: '', class: 'wide' },
     );

@@ -42,6 +42,7 @@ export class EventParser {
  */
 export class AlertStream extends EventTarget {
   #last = null;
+  #mode = 'live';
   #abort = null;
   #timer = null;
   #delay = FASTEST_MS;
@@ -49,6 +50,13 @@ export class AlertStream extends EventTarget {
   start() {
     document.addEventListener('visibilitychange', () => (document.hidden ? this.#stop() : this.#restart()));
     authority.addEventListener('token', () => this.#restart());
+    if (!document.hidden) this.#restart();
+  }
+
+  /** Follows alerts of `live` rules, of those in `shadow`, or of `all`. */
+  setMode(mode) {
+    if (mode === this.#mode) return;
+    this.#mode = mode;
     if (!document.hidden) this.#restart();
   }
 
@@ -86,7 +94,7 @@ export class AlertStream extends EventTarget {
   async #read(abort) {
     const headers = { accept: 'text/event-stream' };
     if (this.#last) headers['last-event-id'] = this.#last;
-    const response = await request('/alerts/stream', { headers, signal: abort.signal });
+    const response = await request(`/alerts/stream?mode=${this.#mode}`, { headers, signal: abort.signal });
     this.dispatchEvent(new Event('open'));
     this.#delay = FASTEST_MS;
     const parser = new EventParser();

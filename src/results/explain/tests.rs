@@ -1,4 +1,5 @@
 use super::*;
+use crate::outputs::RuleMode;
 use crate::pipeline::fixtures::{T, all_patterns};
 use crate::results::{AlertQuery, ChangeCursor};
 use headwater_dataflows::Epoch;
@@ -20,7 +21,13 @@ impl Results for Events {
         Ok(None)
     }
 
-    fn changes(&self, _: &ChangeCursor, _: Epoch, _: usize) -> Result<Vec<AlertRecord>, ResultsError> {
+    fn changes(
+        &self,
+        _: Option<RuleMode>,
+        _: &ChangeCursor,
+        _: Epoch,
+        _: usize,
+    ) -> Result<Vec<AlertRecord>, ResultsError> {
         Ok(Vec::new())
     }
 
@@ -40,6 +47,7 @@ impl Results for Events {
 fn event(n: i64, seconds: i64, epoch: u64) -> EventRecord {
     EventRecord {
         considered: None,
+        event: None,
         partition: 0,
         offset: n,
         epoch: Some(epoch),
@@ -69,13 +77,16 @@ fn alert(rule: &str, events: &[&EventRecord], status: &str, epoch: u64) -> Alert
         epoch,
         r#final: false,
         details: RawValue::from_string("{}".to_owned()).expect("JSON"),
+        mode: "live".to_owned(),
         event_time_ms: time,
         position: None,
     }
 }
 
 fn explain(alert: &AlertRecord, events: Option<Vec<EventRecord>>) -> Explanation {
-    Explainer::new(all_patterns(), Vec::new(), None).explain(&Events(events), alert).expect("readable")
+    Explainer::new(all_patterns(), LiveRules::of(Vec::new()), None)
+        .explain(&Events(events), alert)
+        .expect("readable")
 }
 
 fn befores(explanation: &Explanation, name: &str) -> Vec<Value> {

@@ -182,7 +182,7 @@ impl Visitor for Collector<'_> {
         if is_within && self.is_of_key(&event) {
             self.unfound.remove(event.id());
             let considered = self.own.map(|own| own.considers(&event));
-            self.events.push(record(&event, arrival, considered));
+            self.events.push(record(event, arrival, considered));
             if self.events.len() >= 4 * KEPT {
                 self.keep_newest(2 * KEPT);
             }
@@ -201,7 +201,8 @@ fn order(event: &EventRecord) -> (i64, i64, i64) {
     (event.event_time_ms, event.partition, event.offset)
 }
 
-fn record(event: &Event, arrival: i64, considered: Option<bool>) -> EventRecord {
+/// Returns the record of an event; with the event itself if a rule of the user's own judges it.
+fn record(event: Event, arrival: i64, considered: Option<bool>) -> EventRecord {
     let text = |text: Option<&str>| text.map(str::to_owned);
     let position = event.position();
     let amount = event.amount().map(|micros| decimal(micros.into()));
@@ -218,5 +219,6 @@ fn record(event: &Event, arrival: i64, considered: Option<bool>) -> EventRecord 
         currency: text(event.currency()),
         merchant_id: text(event.merchant_id()),
         location: event.location().map(|place| (place.lat, place.lon)),
+        event: considered.map(|_| event),
     }
 }

@@ -30,6 +30,7 @@ fn alert(rule: &str, ids: &[&str], ms: i64) -> AlertRecord {
         epoch: 5,
         r#final: false,
         details: RawValue::from_string("{}".to_owned()).expect("JSON"),
+        mode: "live".to_owned(),
         event_time_ms: T + ms,
         position: None,
     }
@@ -53,7 +54,7 @@ fn explain_source(source: &str, alert: &AlertRecord) -> Explanation {
     let config = Config::parse(&text, std::iter::empty()).expect("valid");
     let results = Recent::new(std::sync::Arc::default(), std::sync::Arc::new(Metrics::default()));
     let source = SourceEvents::of_config(&config);
-    let (patterns, own) = (config.plan.patterns.clone(), config.plan.rules.clone());
+    let (patterns, own) = (config.plan.patterns.clone(), config.live_rules());
     Explainer::new(patterns, own, Some(source)).explain(&results, alert).expect("readable")
 }
 
@@ -111,7 +112,11 @@ fn an_alert_is_shown_even_if_the_source_cannot_be_read() {
     let source = SourceEvents::of_config(&config);
     drop(file);
     let results = Recent::new(std::sync::Arc::default(), std::sync::Arc::new(Metrics::default()));
-    let explainer = Explainer::new(config.plan.patterns.clone(), Vec::new(), Some(source));
+    let explainer = Explainer::new(
+        config.plan.patterns.clone(),
+        crate::pipeline::LiveRules::of(Vec::new()),
+        Some(source),
+    );
     let explanation = explainer.explain(&results, &alert("rapid_fire_burst", &["a0"], 0)).expect("an answer");
     assert!(explanation.note.is_some_and(|note| note.contains("cannot read file")), "the reason");
 }
@@ -156,6 +161,15 @@ fn a_rule_of_ones_own_shows_which_events_it_considered() {
     assert_eq!(considered, [("e0", true), ("e1", false), ("e3", true)], "{explanation:?}");
     assert!(explanation.complete && explanation.events[2].trigger, "{explanation:?}");
     assert!(explanation.summary.starts_with("merchant m matched large ("), "{}", explanation.summary);
+    let before: Vec<_> = explanation.events.iter().map(|event| event.before.clone()).collect();
+    let one = Some(json!({ "count": 1, "within_ms": 60_000, "at_least": 2 }));
+    assert_eq!(before, [None, one.clone(), one]);
+    let revoked = AlertRecord { status: "revoked".to_owned(), ..raised };
+    let summary = explain(&lines, &revoked).summary;
+    assert!(
+        summary.ends_with("at this event: the state before it is 1 event in the last 1 min; raises at 2."),
+        "{summary}"
+    );
 
     let explanation = explain(&lines, &alert("silent", &["e0"], 60_000));
     assert_eq!(ids(&explanation), ["e0"], "{explanation:?}");

@@ -1,4 +1,4 @@
-//! Materialised views for dashboards, over the rows of the last seven days. With partitions, a refresh reads only the
+//! Materialised views for dashboards, over the rows of the last seven days; of alerts, over live ones. With partitions, a refresh reads only the
 //! partitions of these days.
 
 use sha2::{Digest, Sha256};
@@ -22,17 +22,19 @@ pub(super) const VIEWS: [View; 4] = [
     View {
         name: "headwater_alerts_by_hour",
         key: "hour, rule, severity",
-        select: "SELECT date_trunc('hour', event_time, 'UTC') AS hour, rule, severity,
+        select:
+            "SELECT date_trunc('hour', event_time, 'UTC') AS hour, rule, severity,
                         count(*) FILTER (WHERE status = 'raised') AS raised,
                         count(*) FILTER (WHERE status = 'revoked') AS revoked
-                 FROM alerts WHERE event_time >= now() - interval '7 days' GROUP BY 1, 2, 3",
+                 FROM alerts WHERE mode = 'live' AND event_time >= now() - interval '7 days' GROUP BY 1, 2, 3",
     },
     View {
         name: "headwater_top_keys",
         key: "key_kind, \"key\"",
         select: "SELECT top.key_kind, top.\"key\", top.alerts, top.last_alert, counted.events
                  FROM (SELECT key_kind, \"key\", count(*) AS alerts, max(event_time) AS last_alert
-                       FROM alerts WHERE status = 'raised' AND event_time >= now() - interval '7 days'
+                       FROM alerts
+                       WHERE mode = 'live' AND status = 'raised' AND event_time >= now() - interval '7 days'
                        GROUP BY 1, 2 ORDER BY alerts DESC, 1, 2 LIMIT 100) AS top
                  CROSS JOIN LATERAL (SELECT count(*) AS events FROM events
                        WHERE events.\"key\" = top.\"key\" AND events.key_kind = top.key_kind
