@@ -1,12 +1,15 @@
 //! The cost of evaluating the conditions of rules on one core, per event.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use headwater::cel::{Scope, compile_number, compile_predicate};
+use headwater::dataflows::{EventTime, Since};
 use headwater::decode::{Decoder, JsonDecoder};
 use headwater::event::Event;
-use headwater::fields::Layout;
+use headwater::fields::{FieldType, Layout};
+use headwater::lists::{Cell, Key, KeyType, Lists, Row, Schema, Table, Version};
 use headwater::source::Raw;
 
 /// The allocator of the program.
@@ -14,7 +17,7 @@ use headwater::source::Raw;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Conditions, from the cheapest to the dearest.
-const CONDITIONS: [&str; 7] = [
+const CONDITIONS: [&str; 10] = [
     "event.amount < 2.0",
     "event.event_type == 'transaction' && event.amount < 2.0",
     "event.currency in ['EUR', 'USD', 'GBP'] && event.amount >= 5.0",
@@ -22,6 +25,9 @@ const CONDITIONS: [&str; 7] = [
     "event.time.getHours() < 6 && event.ip_address.startsWith('10.')",
     "event.attributes['channel'] == 'web'",
     "event.merchant_id.matches('^shop-[0-9]+$')",
+    "event.ip_address in lists.blocked",
+    "lists.risks[event.ip_address].risk > 3.0",
+    "event.ip_address in lists.changed",
 ];
 
 /// The number of events in one iteration, so that branches are not always predicted.
@@ -57,9 +63,31 @@ fn events() -> Vec<Event> {
     decoded.collect()
 }
 
+/// Returns lists of 100,000 addresses, of which the events have some; one of them has two versions.
+fn lists() -> Lists {
+    let table = Schema { key: KeyType::String, columns: vec![("risk".into(), FieldType::Decimal)] };
+    let lists = Lists::new([
+        ("blocked".into(), Schema::set()),
+        ("changed".into(), Schema::set()),
+        ("risks".into(), table),
+    ]);
+    let key = |at: u32| Key::Text(format!("10.{}.{}.{}", at >> 16, at >> 8 & 255, at & 255).into());
+    let version = |row: Row| {
+        let entries = (0..200_000u32).step_by(2).map(|at| (key(at), row.clone()));
+        Version { since: Since::beginning(), hash: None, table: Arc::new(Table::new(entries)) }
+    };
+    let set = || version(Row::default());
+    let list = |name: &str| lists.get(name).expect("a list");
+    list("blocked").begin([set()]);
+    lists.settle(EventTime::MAX);
+    list("changed").begin([set(), set()]);
+    list("risks").begin([version([Cell::Whole(3_500_000)].into())]);
+    lists
+}
+
 fn rules(criterion: &mut Criterion) {
-    let layout = Layout::default();
-    let scope = Scope::of_events(&layout);
+    let (layout, lists) = (Layout::default(), lists());
+    let scope = Scope::of_events(&layout).with_lists(&lists);
     let events = events();
     let mut group = criterion.benchmark_group("rules");
     group.throughput(Throughput::Elements(EVENTS as u64));

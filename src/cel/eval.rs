@@ -12,6 +12,7 @@ use std::cmp::Ordering;
 
 use super::attributes::Member;
 use super::dynamic::{Attribute, Operand, compare_attribute};
+use super::lists::{Column, Lookup};
 use super::number;
 use super::time::{self, Part};
 use crate::event::{Event, split_key};
@@ -113,6 +114,9 @@ pub(super) enum Truth {
     Contains(Box<(Text, Text)>),
     Matches(Box<(Text, regex_lite::Regex)>),
     Attribute(Attribute),
+    InList(Box<Lookup>),
+    Column(Box<Column>),
+    HasColumn(Box<Column>),
 }
 
 /// An expression held in 64 bits: an integer, a decimal in millionths, an instant or a duration in milliseconds.
@@ -149,6 +153,7 @@ pub(super) enum Whole {
     AttributeDecimal(Attribute),
     /// A text or number of an attribute as an integer.
     AttributeInteger(Attribute),
+    Column(Box<Column>),
 }
 
 /// A floating-point number.
@@ -171,6 +176,7 @@ pub(super) enum Float {
     Attribute(Attribute),
     /// A text or number of an attribute.
     Converted(Attribute),
+    Column(Box<Column>),
 }
 
 /// Text.
@@ -192,6 +198,7 @@ pub(super) enum Text {
     Attribute(Attribute),
     /// A text, number or boolean of an attribute as text.
     Converted(Attribute),
+    Column(Box<Column>),
 }
 
 fn checked(value: Option<i64>) -> Eval<i64> {
@@ -222,6 +229,7 @@ impl Truth {
                 _ => Err(Fault::Absent),
             },
             Truth::WholeInConst(sides) => Ok(sides.1.binary_search(&sides.0.eval(event)?).is_ok()),
+            Truth::InList(lookup) => lookup.is_found(event),
             _ => self.eval_more(event),
         }
     }
@@ -231,6 +239,8 @@ impl Truth {
     fn eval_more(&self, event: &Event) -> Eval<bool> {
         match self {
             Truth::HasAttribute(attribute) => Ok(attribute.read(event).is_ok()),
+            Truth::Column(column) => column.boolean(event),
+            Truth::HasColumn(column) => Ok(column.has(event)),
             Truth::If(choice) => {
                 if choice.0.eval(event)? {
                     choice.1.eval(event)
@@ -386,6 +396,7 @@ impl Whole {
             Whole::ReadDecimal(text) => decimal(&text.eval(event)?),
             Whole::ReadInstant(text) => checked(time::read_instant(&text.eval(event)?)),
             Whole::ReadDuration(text) => checked(time::read_duration(&text.eval(event)?)),
+            Whole::Column(column) => column.whole(event),
             Whole::Characters(text) => Ok(text.eval(event)?.chars().count() as i64),
             Whole::Attribute(attribute) => match attribute.read(event)? {
                 Member::Number(text) => decimal(text),
@@ -447,6 +458,7 @@ impl Float {
             Float::Divide(sides) => Ok(sides.0.eval(event)? / sides.1.eval(event)?),
             Float::Integer(whole) => Ok(whole.eval(event)? as f64),
             Float::Decimal(whole) => Ok(number::to_float(whole.eval(event)?)),
+            Float::Column(column) => column.float(event),
             Float::Read(text) => finite(&text.eval(event)?),
             Float::Attribute(attribute) => match attribute.read(event)? {
                 Member::Number(text) => finite(text),
@@ -498,6 +510,7 @@ impl Text {
                 all.push_str(&part.eval(event)?);
                 Ok(all)
             }),
+            Text::Column(column) => column.text(event),
             Text::Lower(text) => Ok(text.eval(event)?.to_ascii_lowercase()),
             Text::Upper(text) => Ok(text.eval(event)?.to_ascii_uppercase()),
             Text::Boolean(truth) => Ok(truth.eval(event)?.to_string()),

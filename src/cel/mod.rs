@@ -1,4 +1,4 @@
-//! Expressions over events, in the Common Expression Language (CEL).
+//! Expressions over events and alerts, in the Common Expression Language (CEL).
 //!
 //! ```text
 //!   source ─ syntax ─▶ tree ─ compile: names, types ─▶ typed expression ─ eval ─▶ bool, number, hash
@@ -11,11 +11,13 @@
 //! is false, `true || fault` is true, any other operation with a fault is a fault, and a predicate with a fault is false.
 //! Errors are counted, absences are not. See `docs/cel.md`.
 
+mod alert;
 mod attributes;
 mod compile;
 mod dynamic;
 mod error;
 mod eval;
+mod lists;
 mod number;
 mod syntax;
 #[cfg(test)]
@@ -28,31 +30,71 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use headwater_dataflows::KeyHash;
 
+pub use self::alert::{AlertValues, CurrentValues, compile_alert_predicate};
 use self::attributes::Member;
 use self::compile::{Compiler, Typed};
 pub use self::error::CelError;
 use self::eval::{Eval, Fault, Float, Text, Truth, Whole};
 use self::syntax::Syntax;
 use crate::event::Event;
-use crate::fields::Layout;
+use crate::fields::{FieldId, FieldType, Layout};
+use crate::lists::Lists;
 
-/// The names that expressions can use: fields of events.
+/// The names that expressions can use: fields of events, or members of alerts.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope<'a> {
     layout: &'a Layout,
+    subject: Subject,
+    lists: &'a Lists,
     /// True if `key` is the key by which the events are grouped.
     has_key: bool,
+}
+
+/// The subject of an expression.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    Event,
+    Alert,
 }
 
 impl<'a> Scope<'a> {
     /// Returns the scope of events with the fields of a layout.
     pub fn of_events(layout: &'a Layout) -> Scope<'a> {
-        Scope { layout, has_key: true }
+        Scope { layout, lists: Lists::none(), subject: Subject::Event, has_key: true }
+    }
+
+    /// Returns the scope with these lists.
+    pub fn with_lists(self, lists: &'a Lists) -> Scope<'a> {
+        Scope { lists, ..self }
+    }
+
+    /// Returns the scope of alerts, whose values are in the slots of this layout.
+    fn of_alerts(layout: &'a Layout) -> Scope<'a> {
+        Scope { layout, lists: Lists::none(), subject: Subject::Alert, has_key: false }
     }
 
     /// Returns the scope without `key`, for events that are grouped by another key than their own.
     pub fn without_key(self) -> Scope<'a> {
         Scope { has_key: false, ..self }
+    }
+
+    /// Returns the name of the subject in expressions.
+    fn name(&self) -> &'static str {
+        match self.subject {
+            Subject::Event => "event",
+            Subject::Alert => "alert",
+        }
+    }
+
+    /// Returns the id and the type of a field of the subject.
+    fn field(&self, name: &str) -> Option<(FieldId, FieldType)> {
+        match self.subject {
+            Subject::Event => self
+                .layout
+                .field(name)
+                .or((name == "time").then_some((FieldId::EVENT_TIME, FieldType::Timestamp))),
+            Subject::Alert => alert::field(name),
+        }
     }
 }
 
@@ -113,6 +155,8 @@ macro_rules! compiled {
 compiled! {
     /// A condition on an event.
     Predicate(Truth);
+    /// A condition on an alert.
+    AlertPredicate(Truth);
     /// A number of an event, in millionths.
     Number(Numeric);
     /// A value of an event, by its hash: values are distinct if their hashes are.
@@ -147,12 +191,15 @@ struct OneOf {
 /// assert_eq!(error.to_string(), "column 7: unknown field amuont; did you mean amount?");
 /// ```
 pub fn compile_predicate(source: &str, scope: &Scope<'_>) -> Result<Predicate, CelError> {
-    compile(source, scope, |typed, at| match typed {
+    compile(source, scope, condition).map(|truth| Predicate::new(source, truth))
+}
+
+fn condition(typed: Typed, at: usize) -> Result<Truth, CelError> {
+    match typed {
         Typed::Boolean(truth) => Ok(truth),
         Typed::Attribute(attribute) if !attribute.path.is_empty() => Ok(Truth::Attribute(attribute)),
         other => Err(expected("a condition", &other, at)),
-    })
-    .map(|truth| Predicate::new(source, truth))
+    }
 }
 
 /// Compiles a number.
@@ -182,7 +229,9 @@ pub fn compile_scalar(source: &str, scope: &Scope<'_>) -> Result<Scalar, CelErro
         Typed::Attribute(attribute) if attribute.path.is_empty() => {
             Err(expected("a single value", &Typed::Attribute(attribute), at))
         }
-        location @ Typed::Location(_) => Err(expected("a single value", &location, at)),
+        other @ (Typed::Location(_) | Typed::List(_) | Typed::Row(_)) => {
+            Err(expected("a single value", &other, at))
+        }
         other => Ok(other),
     })
     .map(|typed| Scalar::new(source, typed))
@@ -268,7 +317,7 @@ impl Scalar {
             Typed::Float(float) => float.eval(event).map(hash_of_float),
             Typed::Number(number) => Ok(hash_of_float(number.float)),
             Typed::Attribute(attribute) => attribute.read(event).and_then(hash_of_member),
-            Typed::Location(_) => Err(Fault::Error),
+            Typed::Location(_) | Typed::List(_) | Typed::Row(_) => Err(Fault::Error),
         })
     }
 }

@@ -3,6 +3,7 @@ use crate::event::{Body, Event, Extension, Kind, Slot, Span};
 use crate::fields::FieldType;
 use crate::pipeline::fixtures::{T, typed};
 
+mod lists;
 mod reference;
 mod refused;
 mod values;

@@ -7,10 +7,12 @@
 //! ```
 
 mod check;
+mod csv;
 mod file;
 mod fjall;
 mod generator;
 mod kafka;
+mod lists;
 mod outputs;
 mod postgres;
 mod redis;
@@ -24,8 +26,12 @@ use std::sync::Arc;
 use headwater_dataflows::Offset;
 
 pub(crate) use self::check::{Check, causes, counted, databases, writable};
+pub(crate) use self::csv::fields as csv_fields;
 pub use self::file::{FileSinkConfig, FileSourceConfig};
 pub use self::kafka::{KafkaSinkConfig, KafkaSourceConfig};
+pub(crate) use self::lists::values::{Raw as ListValue, key as list_key, row as list_row};
+pub(crate) use self::lists::{Defaults as ListDefaults, LISTS as LIST_KEYS, read as read_list_source};
+pub use self::lists::{ListBounds, ListConfig, ListReader, ListReading};
 pub use self::outputs::{OutputKind, TablesConfig, index_of, table_of};
 pub use self::postgres::PostgresSinkConfig;
 pub use self::redis::RedisSinkConfig;
@@ -39,6 +45,9 @@ use crate::settings::{Diagnostics, Key, Section};
 use crate::source::history::RecordHistory;
 use crate::source::{Source, SourceError};
 use crate::state::StateConfig;
+
+/// The name of the kind of source whose records can be any bytes.
+pub(crate) const TOPIC: &str = kafka::SOURCE.name;
 
 /// A kind of source.
 pub(crate) struct SourceKind {
@@ -80,6 +89,15 @@ pub(crate) trait SourceConnector {
 
     /// Tests what a run needs of the source.
     fn check(&self, context: &SourceContext) -> Vec<Check>;
+
+    /// Returns the offsets from which on the newest `records` records are, in each partition; None of a source whose sample
+    /// is its first records. The offsets of no consumer group are read.
+    ///
+    /// # Errors
+    /// If the source cannot be asked.
+    fn newest(&self, _records: u64) -> Result<Option<Vec<Offset>>, SourceError> {
+        Ok(None)
+    }
 
     /// Returns what reads records again, apart from a run. `epoch_records` is the number of records of a partition in an
     /// epoch, for sources whose epochs are counted.

@@ -70,9 +70,9 @@ impl TablesConfig {
         Some(TablesConfig { tables: tables?, commit_interval: millis(interval?) })
     }
 
-    /// Returns the job of a sink that stores these tables.
-    pub(super) fn job(&self, sink: Box<dyn Sink>) -> SinkJob {
-        let mut mapping = OutputMapping::default();
+    /// Returns the job of a sink that stores these tables, and alerts of shadow rules if `shadow_alerts` is true.
+    pub(super) fn job(&self, sink: Box<dyn Sink>, shadow_alerts: bool) -> SinkJob {
+        let mut mapping = OutputMapping { shadow_alerts, ..OutputMapping::default() };
         for &kind in &self.tables {
             *index_of(&mut mapping, kind) = Some(table_of(kind));
         }

@@ -75,7 +75,7 @@ impl SinkConnector for PostgresSinkConfig {
         let PostgresSinkConfig { url, schema, tables, partitioning, dashboards } = self.clone();
         let (name, skip_stored, set) = (name.into(), !context.has_ledger, TableSet::Outputs);
         let sink = PostgresConfig { name, url, schema, skip_stored, set, partitioning, dashboards }.build();
-        vec![tables.job(Box::new(sink))]
+        vec![tables.job(Box::new(sink), true)]
     }
 
     fn check(&self, name: &str, _context: SinkContext<'_>) -> Vec<Check> {

@@ -40,7 +40,7 @@ impl SinkConnector for SqliteSinkConfig {
         let (name, path) = (name.into(), self.path.clone());
         let sink =
             SqliteConfig { name, path, skip_stored: !context.has_ledger, set: TableSet::Outputs }.build();
-        vec![self.tables.job(Box::new(sink))]
+        vec![self.tables.job(Box::new(sink), true)]
     }
 
     fn check(&self, name: &str, _context: SinkContext<'_>) -> Vec<Check> {

@@ -9,6 +9,7 @@ pub(super) struct DeliveryMetrics {
     pub total: IntCounterVec,
     pub waiting: IntGaugeVec,
     pub oldest: IntGaugeVec,
+    pub condition_errors: IntCounterVec,
 }
 
 /// The outcome of an attempt to deliver, or of a delivery.
@@ -46,6 +47,12 @@ impl Metrics {
     /// Counts an outcome of a route's deliveries.
     pub fn delivery(&self, route: &str, outcome: DeliveryOutcome) {
         self.deliveries.total.with_label_values(&[route, outcome.as_str()]).inc();
+    }
+
+    /// Sets the number of evaluations of a route's condition that ended with an error.
+    pub fn route_errors(&self, route: &str, count: u64) {
+        let counter = self.deliveries.condition_errors.with_label_values(&[route]);
+        counter.inc_by(count.saturating_sub(counter.get()));
     }
 
     /// Sets the number of a route's deliveries that wait, and the age of the oldest.

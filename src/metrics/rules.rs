@@ -8,20 +8,25 @@ pub struct RuleErrors {
     pub rule: String,
     /// Returns the number of errors so far.
     pub count: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// The number of errors that the metric has.
+    pub reported: u64,
 }
 
 impl Metrics {
-    /// Reports the errors of these rules from now on. Only the first rules of a process are used.
+    /// Reports the errors of these rules from now on, instead of those of other rules before.
     pub fn watch_rules(&self, rules: Vec<RuleErrors>) {
-        let _ = self.rule_error_counts.set(rules);
+        self.update_rule_errors();
+        *self.rule_error_counts.lock().expect("no thread panics while it holds the lock") = rules;
         self.update_rule_errors();
     }
 
     /// Brings the metric up to date.
     pub(super) fn update_rule_errors(&self) {
-        for RuleErrors { rule, count } in self.rule_error_counts.get().into_iter().flatten() {
-            let counter = self.rule_errors.with_label_values(&[rule]);
-            counter.inc_by(count().saturating_sub(counter.get()));
+        let mut rules = self.rule_error_counts.lock().expect("no thread panics while it holds the lock");
+        for RuleErrors { rule, count, reported } in &mut *rules {
+            let now = count();
+            self.rule_errors.with_label_values(&[&*rule]).inc_by(now.saturating_sub(*reported));
+            *reported = now;
         }
     }
 }

@@ -273,6 +273,26 @@ impl Metrics {
         self.progress().watermark_at(Epoch(self.frontier_epoch().0.checked_sub(1)?))
     }
 
+    /// Returns the number of alerts of all rules with this status and of this mode.
+    pub fn alert_total(&self, status: &str, mode: &str) -> u64 {
+        self.alerts_with(&[("status", status), ("mode", mode)])
+    }
+
+    /// Returns the number of alerts of this rule with this status, of any mode.
+    pub fn alert_count(&self, rule: &str, status: &str) -> u64 {
+        self.alerts_with(&[("rule", rule), ("status", status)])
+    }
+
+    fn alerts_with(&self, labels: &[(&str, &str)]) -> u64 {
+        let families = self.alerts.collect();
+        let metrics = families.iter().flat_map(|family| family.get_metric());
+        let has = |metric: &Sample, (name, value): &(&str, &str)| {
+            metric.get_label().iter().any(|label| label.name() == *name && label.value() == *value)
+        };
+        let selected = metrics.filter(|metric| labels.iter().all(|label| has(metric, label)));
+        selected.map(|metric| metric.get_counter().get_value()).sum::<f64>() as u64
+    }
+
     /// Returns the number of alerts of each rule: raised and revoked.
     pub fn rule_counts(&self, rule: &str) -> (u64, u64) {
         (self.alert_count(rule, "raised"), self.alert_count(rule, "revoked"))

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::lists::{Lists, Schema};
 
 #[test]
 fn a_stalled_frontier_is_not_ready_and_names_the_cause() {
@@ -102,16 +103,23 @@ fn dropping_a_workers_share_lowers_the_gauge() {
 #[test]
 fn the_documentation_lists_exactly_the_metrics() {
     let metrics = Metrics::default();
-    metrics.alert("velocity_spike", "raised");
+    metrics.alert("velocity_spike", "raised", "live");
     metrics.consumer_lag(Partition(0));
-    metrics.partition_held(Partition(0));
+    metrics.partition_waits(Partition(0));
     metrics.committing("sqlite");
     metrics.committed("sqlite", Epoch(1), 0);
     metrics.delivery("desk", DeliveryOutcome::Delivered);
     metrics.deliveries_waiting("desk", 2, 1500);
-    metrics.watch_rules(vec![RuleErrors { rule: "own".to_owned(), count: Box::new(|| 3) }]);
+    metrics.route_errors("desk", 3);
+    metrics.route_errors("desk", 4);
+    metrics.watch_rules(vec![RuleErrors { rule: "own".to_owned(), count: Box::new(|| 3), reported: 0 }]);
+    let lists = Lists::new([("blocked".into(), Schema::set())]);
+    lists.iter().for_each(|list| list.note(|health| (health.is_reader, health.errors) = (true, 2)));
+    metrics.watch_lists(lists);
     let text = metrics.text();
+    assert!(text.contains("headwater_list_errors_total{list=\"blocked\"} 2\n"), "{text}");
     assert!(text.contains("headwater_rule_errors_total{rule=\"own\"} 3\n"), "{text}");
+    assert!(text.contains("headwater_route_errors_total{route=\"desk\"} 4\n"), "{text}");
     assert!(text.contains("headwater_deliveries_total{outcome=\"delivered\",route=\"desk\"} 1\n"), "{text}");
     assert!(
         text.contains("headwater_deliveries_total{outcome=\"dead\",route=\"desk\"} 0\n"),

@@ -109,9 +109,12 @@ pub(super) fn operand(value: &Typed, offset: usize) -> Result<Option<Operand>> {
             _ => Operand::Decimal(Whole::Const(number.micros(offset)?)),
         },
         Typed::Attribute(attribute) if !attribute.path.is_empty() => Operand::Attribute(attribute.clone()),
-        Typed::Attribute(_) | Typed::Timestamp(_) | Typed::Duration(_) | Typed::Location(_) => {
-            return Ok(None);
-        }
+        Typed::Attribute(_)
+        | Typed::Timestamp(_)
+        | Typed::Duration(_)
+        | Typed::Location(_)
+        | Typed::List(_)
+        | Typed::Row(_) => return Ok(None),
     }))
 }
 
@@ -132,6 +135,11 @@ fn one_way(operation: Operation, (node, value): (&IdedExpr, &Typed), other: &Typ
         (Boolean(_), Boolean(_)) => "a boolean has no order: write == or !=".to_owned(),
         (Boolean(_), _) => format!("write {written} or !{written} alone"),
         (Location(_), _) => format!("write {written}.lat or {written}.lon"),
+        (List(list), _) => format!("write … in lists.{}", list.name()),
+        (Row(lookup), _) => match lookup.list.schema().columns.first() {
+            Some((column, _)) => format!("name a column: {written}.{column}"),
+            None => format!("write … in lists.{}", lookup.list.name()),
+        },
         (String(Text::Const(_)), Number(_) | Integer(_) | Decimal(_) | Float(_)) => {
             "write the number without quotes".to_owned()
         }
@@ -174,19 +182,25 @@ impl<'a> Compiler<'a> {
     /// Compiles `value in list`.
     pub(super) fn membership(&mut self, value: &'a IdedExpr, list: &'a IdedExpr) -> Result<Typed> {
         let offset = self.syntax.start(value);
-        let typed = self.expression(value)?;
         let Expr::List(items) = &list.expr else {
-            return match (&typed, self.expression(list)?) {
+            let list_typed = match self.expression(list)? {
+                Typed::List(list) => return self.in_list(list, value),
+                other => other,
+            };
+            let typed = self.expression(value)?;
+            return match (&typed, list_typed) {
                 (Typed::String(Text::Const(name)), Typed::Attribute(mut attribute)) => {
                     attribute.path.push(name.clone());
                     Ok(Typed::Boolean(Truth::HasAttribute(attribute)))
                 }
                 (_, Typed::Attribute(_)) => self.error(value, "the name of an attribute is a text in quotes"),
-                (_, other) => {
-                    self.error(list, format!("expected a list such as ['a', 'b'], found {}", other.a_name()))
-                }
+                (_, other) => self.error(
+                    list,
+                    format!("expected a list such as ['a', 'b'] or lists.NAME, found {}", other.a_name()),
+                ),
             };
         };
+        let typed = self.expression(value)?;
         if matches!(typed, Typed::Boolean(_) | Typed::Location(_)) {
             return self.error(value, format!("{} cannot be in a list", typed.a_name()));
         }
@@ -270,7 +284,9 @@ fn member(value: &Typed, offset: usize, items: &Items) -> Result<std::result::Re
             let all = each(items, |offset, item| operand(item, offset))?;
             all.map(|all| Truth::AttributeIn(Box::new((value.clone(), all))))
         }
-        Typed::Boolean(_) | Typed::Attribute(_) | Typed::Location(_) => Err(0),
+        Typed::Boolean(_) | Typed::Attribute(_) | Typed::Location(_) | Typed::List(_) | Typed::Row(_) => {
+            Err(0)
+        }
     })
 }
 

@@ -9,17 +9,23 @@
 
 mod compare;
 mod functions;
+mod lists;
 mod numeric;
+
+use std::sync::Arc;
 
 use ::cel::common::ast::{CallExpr, ComprehensionExpr, Expr, IdedExpr, LiteralValue, SelectExpr, operators};
 
 use self::numeric::Number;
-use super::Scope;
+use super::alert::MEMBERS;
 use super::dynamic::Attribute;
 use super::error::{CelError, names};
 use super::eval::{Float, Relation, Text, Truth, Whole};
+use super::lists::Lookup;
 use super::syntax::Syntax;
+use super::{Scope, Subject};
 use crate::fields::{FieldId, FieldType};
+use crate::lists::List;
 
 type Result<T> = std::result::Result<T, CelError>;
 
@@ -41,6 +47,9 @@ pub(super) enum Typed {
     /// A member of an object; the object itself if the path is empty.
     Attribute(Attribute),
     Location(FieldId),
+    List(Arc<List>),
+    /// An entry of a list.
+    Row(Lookup),
 }
 
 impl Typed {
@@ -58,6 +67,8 @@ impl Typed {
             Typed::Attribute(attribute) if attribute.path.is_empty() => "object",
             Typed::Attribute(_) => "attribute",
             Typed::Location(_) => "location",
+            Typed::List(_) => "list",
+            Typed::Row(_) => "row",
         }
     }
 
@@ -139,6 +150,22 @@ impl<'a> Compiler<'a> {
         self.expression(&self.syntax.root)
     }
 
+    /// Returns the word for what the subject of the expression has.
+    fn member(&self) -> &'static str {
+        match self.scope.subject {
+            Subject::Event => "field",
+            Subject::Alert => "member",
+        }
+    }
+
+    /// Returns an example of a value of the subject.
+    fn example(&self) -> &'static str {
+        match self.scope.subject {
+            Subject::Event => "event.amount",
+            Subject::Alert => "alert.details.count",
+        }
+    }
+
     fn error<T>(&self, node: &IdedExpr, message: impl Into<String>) -> Result<T> {
         Err(CelError::new(self.syntax.offset(node), message))
     }
@@ -178,7 +205,8 @@ impl<'a> Compiler<'a> {
             LiteralValue::Null => {
                 let error =
                     CelError::new(self.syntax.offset(node), "a field is never null, but may be absent");
-                return Err(error.suggest("write has(event.amount) or !has(event.amount)"));
+                let example = self.example();
+                return Err(error.suggest(format!("write has({example}) or !has({example})")));
             }
         })
     }
@@ -193,14 +221,19 @@ impl<'a> Compiler<'a> {
         }
         match name {
             "key" if self.scope.has_key => Ok(Typed::String(Text::Key)),
-            "key" => self
+            "key" if self.scope.subject == Subject::Event => self
                 .error(node, "key is the event's own key, and this rule groups by another; name its field"),
-            "event" => self.error(node, "event is not a value; name a field, such as event.amount"),
+            _ if name == self.scope.name() => {
+                let (what, example) = (self.member(), self.example());
+                self.error(node, format!("{name} is not a value; name a {what}, such as {example}"))
+            }
             "lists" => self.error(node, "lists is not a value; name a list, such as lists.blocked"),
             _ => {
                 let error = CelError::new(self.syntax.offset(node), format!("unknown name {name}"));
-                Err(match self.scope.layout.field(name) {
-                    Some(_) => error.suggest(format!("write event.{name}")),
+                let subject = self.scope.name();
+                Err(match self.scope.field(name) {
+                    Some(_) => error.suggest(format!("write {subject}.{name}")),
+                    None if self.scope.subject == Subject::Alert => error.suggest("did you mean alert?"),
                     None => error.suggest(names(name, "names", ["event", "key"].into_iter())),
                 })
             }
@@ -212,8 +245,8 @@ impl<'a> Compiler<'a> {
             && !self.variables.iter().any(|(variable, _)| variable == root)
         {
             match root.as_str() {
-                "event" => return self.field(node, select),
-                "lists" => return self.error(node, format!("there is no list {}", select.field)),
+                _ if root == self.scope.name() => return self.field(node, select),
+                "lists" => return self.list(node, select),
                 _ => {}
             }
         }
@@ -225,6 +258,7 @@ impl<'a> Compiler<'a> {
                     false => Typed::Attribute(attribute),
                 })
             }
+            Typed::Row(lookup) => self.column(node, lookup, select),
             Typed::Location(field) if !select.test => match select.field.as_str() {
                 "lat" => Ok(Typed::Float(Float::Latitude(field))),
                 "lon" => Ok(Typed::Float(Float::Longitude(field))),
@@ -236,13 +270,16 @@ impl<'a> Compiler<'a> {
 
     fn field(&self, node: &IdedExpr, select: &SelectExpr) -> Result<Typed> {
         let name = select.field.as_str();
-        let known = self.scope.layout.field(name);
-        let Some((id, kind)) =
-            known.or((name == "time").then_some((FieldId::EVENT_TIME, FieldType::Timestamp)))
-        else {
-            let fields = self.scope.layout.fields().map(|(name, _)| name);
-            let error = CelError::new(self.syntax.offset(node), format!("unknown field {name}"));
-            return Err(error.suggest(names(name, "fields", fields)));
+        let Some((id, kind)) = self.scope.field(name) else {
+            let at = self.syntax.offset(node);
+            return Err(match self.scope.subject {
+                Subject::Event => {
+                    let fields = self.scope.layout.fields().map(|(name, _)| name);
+                    CelError::new(at, format!("unknown field {name}")).suggest(names(name, "fields", fields))
+                }
+                Subject::Alert => CelError::new(at, format!("unknown member {name} of an alert"))
+                    .suggest(names(name, "members", MEMBERS.into_iter())),
+            });
         };
         if select.test {
             return Ok(Typed::Boolean(Truth::Has(id)));
@@ -303,7 +340,7 @@ impl<'a> Compiler<'a> {
             let error = CelError::new(at, format!("expected a condition, found {}", typed.a_name()));
             match &node.expr {
                 Expr::Select(select) => {
-                    error.suggest(format!("compare it, or write has(event.{})", select.field))
+                    error.suggest(format!("compare it, or write has({}.{})", self.scope.name(), select.field))
                 }
                 _ => error,
             }
@@ -395,6 +432,7 @@ impl<'a> Compiler<'a> {
                 }
                 _ => self.error(index, "the name of an attribute is a text in quotes"),
             },
+            Typed::List(list) => self.row(list, index),
             other => self.error(node, format!("{} has no members", other.a_name())),
         }
     }

@@ -29,7 +29,7 @@ impl Number {
     pub fn of_digits(digits: &str, float: f64) -> Number {
         let decimal = match number::read_decimal(digits) {
             None => Err(TOO_LARGE),
-            Some(read) if !read.exact => Err(TOO_FINE),
+            Some(read) if !read.is_exact => Err(TOO_FINE),
             Some(read) if float.is_sign_negative() => Ok(-read.micros),
             Some(read) => Ok(read.micros),
         };

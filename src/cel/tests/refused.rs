@@ -37,7 +37,10 @@ fn unknown_names_are_refused() {
         ("evnt.amount < 2.0", "column 1: unknown name evnt; did you mean event?"),
         ("country", "column 1: unknown name country; write event.country"),
         ("event", "column 1: event is not a value; name a field, such as event.amount"),
-        ("event.ip_address in lists.blocked", "column 27: there is no list blocked"),
+        (
+            "event.ip_address in lists.blocked",
+            "column 27: there is no list blocked; declare it in a section [[lists]]",
+        ),
         ("event.country.name == 'x'", "column 15: a string has no member name"),
         ("event.location.latitude > 1.0", "column 16: a location has no latitude; it has lat and lon"),
         (
@@ -150,7 +153,10 @@ fn operands_that_do_not_fit_are_refused() {
         ),
         ("event.declined in [true]", "column 7: a boolean cannot be in a list"),
         ("event.country in []", "column 18: the list is empty"),
-        ("event.country in event.city", "column 24: expected a list such as ['a', 'b'], found a string"),
+        (
+            "event.country in event.city",
+            "column 24: expected a list such as ['a', 'b'] or lists.NAME, found a string",
+        ),
         ("event.country in event.attributes", "column 7: the name of an attribute is a text in quotes"),
         ("event.attributes[event.country] == 1", "column 24: the name of an attribute is a text in quotes"),
         ("event.country[0] == 'D'", "column 14: a string has no members"),

@@ -53,7 +53,7 @@ impl Names {
     /// Returns the names of a plan.
     pub fn of(plan: &Plan) -> Names {
         let own = plan.rules.iter().map(|rule| rule.id.to_string());
-        let spaces = plan.spaces();
+        let spaces = plan.all_spaces();
         let mut key_kinds = vec!["user".to_owned(), "device".to_owned()];
         let own_spaces = spaces.iter().map(|space| space.name.to_string());
         key_kinds.extend(own_spaces.filter(|name| name != "user" && name != "device"));

@@ -8,8 +8,10 @@ use thiserror::Error;
 use super::events::{Arrival, TestFields};
 use super::expect::{self, ExpectedAlert, ExpectedLetter, Names};
 use super::keys::find;
+use super::lists;
 use crate::config::{Config, ConfigError, Origin};
 use crate::decode::Decoding;
+use crate::lists::Lists;
 use crate::pipeline::Plan;
 use crate::settings::{Diagnostics, Section, tree};
 
@@ -25,6 +27,10 @@ pub struct TestFile {
     pub path: PathBuf,
     /// The computation whose rules are tested, without windows.
     pub plan: Plan,
+    /// The lists that the rules look values up in.
+    pub registry: Lists,
+    /// The contents of lists, unless a test has others.
+    pub lists: lists::Contents,
     /// The tests, in their order.
     pub tests: Vec<TestCase>,
 }
@@ -36,6 +42,8 @@ pub struct TestCase {
     pub name: String,
     /// The line of the name.
     pub line: usize,
+    /// The contents of lists.
+    pub lists: lists::Contents,
     /// The events, in the order of arrival.
     pub arrivals: Vec<Arrival>,
     /// The expected changes of alerts.
@@ -107,17 +115,19 @@ fn read(path: &Path) -> Result<TestFile, WrongFiles> {
     let configuration = read_configuration(&mut top, path, &mut diagnostics);
     // Without the configuration, the names of rules and fields are not known.
     let Some((configuration, text)) = configuration else { return Err(wrong(path, &diagnostics.errors)) };
-    let mut plan = parse_plan(&configuration, &text)?;
+    let (mut plan, registry) = parse_plan(&configuration, &text)?;
+    let contents = lists::read(&mut top, &registry, &mut diagnostics);
     let fields = TestFields::new(plan.decoding.fields.as_deref());
-    let tests = read_tests(&mut top, &plan, &fields, &mut diagnostics);
+    let tests = read_tests(&mut top, &plan, &registry, &fields, &mut diagnostics);
     Section::end_of(&mut top, &mut diagnostics);
     if !diagnostics.errors.is_empty() {
         let mut errors = diagnostics.errors;
         errors.sort_by(|a, b| (&a.origin, &a.key).cmp(&(&b.origin, &b.key)));
         return Err(wrong(path, &errors));
     }
-    plan.decoding = Decoding { fields: Some(fields.map().clone()), ..plan.decoding };
-    Ok(TestFile { path: path.to_owned(), plan, tests })
+    // Events are written by the names of their fields, whatever the format of records.
+    plan.decoding = Decoding { fields: Some(fields.map().clone()), binary: None, ..plan.decoding };
+    Ok(TestFile { path: path.to_owned(), plan, registry, lists: contents, tests })
 }
 
 fn read_text(path: &Path) -> Result<String, WrongFiles> {
@@ -154,17 +164,19 @@ fn read_configuration(
     }
 }
 
-/// Returns the computation of a configuration, without windows.
-fn parse_plan(path: &Path, text: &str) -> Result<Plan, WrongFiles> {
+/// Returns the computation of a configuration, without windows, and its lists.
+fn parse_plan(path: &Path, text: &str) -> Result<(Plan, Lists), WrongFiles> {
     let environment = Config::environment().map_err(|errors| wrong(path, &errors.0))?;
     let config = Config::parse_to_test_rules(text, environment.into_iter())
         .map_err(|errors| wrong(path, &errors.0))?;
-    Ok(config.plan)
+    let lists = config.rule_scope.lists().clone();
+    Ok((config.plan, lists))
 }
 
 fn read_tests(
     top: &mut Section<'_>,
     plan: &Plan,
+    registry: &Lists,
     fields: &TestFields,
     diagnostics: &mut Diagnostics,
 ) -> Vec<TestCase> {
@@ -186,6 +198,7 @@ fn read_tests(
                 section.report_missing(required, diagnostics);
             }
         }
+        let lists = lists::read(&mut section, registry, diagnostics);
         let events = section.sections("events", diagnostics);
         if section.has("events") && events.is_empty() {
             section.report_error("events", "a test has at least one event", diagnostics);
@@ -197,7 +210,7 @@ fn read_tests(
         let letters = section.sections("dead_letters", diagnostics).into_iter();
         let letters = letters.filter_map(|section| expect::read_letter(section, diagnostics)).collect();
         section.end(diagnostics);
-        tests.push(TestCase { name: name.unwrap_or_default(), line, arrivals, alerts, letters });
+        tests.push(TestCase { name: name.unwrap_or_default(), line, lists, arrivals, alerts, letters });
     }
     tests
 }

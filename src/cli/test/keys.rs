@@ -5,7 +5,9 @@ use crate::settings::{Key, keys};
 /// All keys. `docs/rules.md` has their table.
 pub const KEYS: &[Key] = keys! {
     "rules" = required: "Path of the configuration whose rules are tested, relative to this file."
+    "lists": "Contents of lists, by name: a list of keys, or a table of entries by key, such as `{ blocked = [\"10.0.0.1\"], merchants = { m1 = { risk = \"4.5\" } } }`. A list that is not named is empty."
     "test.name" = required: "Name of the test, different from those of the other tests of the file."
+    "test.lists": "Contents of lists in this test, instead of those of the file."
     "test.events" = required: "Events, with their fields by name: `{ at = \"0s\", user_id = \"ann\", amount = \"1.50\" }`."
     "test.events.at" = required: "Event time, after the beginning of the test: `\"90s\"`, `\"1h30m\"`."
     "test.events.arrives": "Time of arrival, if that is later than the event time."

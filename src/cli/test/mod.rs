@@ -10,6 +10,7 @@ mod events;
 mod expect;
 mod file;
 mod keys;
+mod lists;
 mod offset;
 mod report;
 
@@ -62,6 +63,7 @@ pub fn test(args: &TestArgs) -> anyhow::Result<bool> {
 fn run_file(file: &TestFile) -> FileOutcome {
     let tests = file.tests.iter().map(|test| {
         let started = Instant::now();
+        lists::begin(&file.registry, &file.lists, &test.lists);
         let differences = run_test(&file.plan, test);
         Outcome { name: test.name.clone(), line: test.line, differences, took: started.elapsed() }
     });

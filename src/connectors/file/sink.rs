@@ -48,7 +48,7 @@ fn read(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<File
 impl SinkConnector for FileSinkConfig {
     fn jobs(&self, name: &str, _context: SinkContext<'_>) -> Vec<SinkJob> {
         let sink = FileConfig { name: name.into(), path: self.path.clone() }.build();
-        vec![self.tables.job(Box::new(sink))]
+        vec![self.tables.job(Box::new(sink), true)]
     }
 
     fn check(&self, name: &str, context: SinkContext<'_>) -> Vec<Check> {

@@ -9,7 +9,7 @@ pub use source::KafkaSourceConfig;
 pub(super) use source::SOURCE;
 
 /// Checks a topic name by Kafka's rules.
-fn topic_name(text: Option<&str>) -> Result<String, String> {
+pub(super) fn topic_name(text: Option<&str>) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let name = text.filter(|name| (1..=249).contains(&name.len()) && name.chars().all(allowed));
     name.filter(|name| *name != "." && *name != "..")

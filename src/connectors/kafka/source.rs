@@ -1,5 +1,6 @@
 //! A topic as source.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use headwater_dataflows::Offset;
@@ -11,6 +12,7 @@ use crate::connectors::{Check, SourceConfig, SourceConnector, SourceContext, Sou
 use crate::settings::{Diagnostics, Section, keys, secrets};
 use crate::source::history::RecordHistory;
 use crate::source::kafka::history::{RECORDS, TopicHistory};
+use crate::source::kafka::topic_ranges::{Fetch, TopicRanges};
 use crate::source::kafka::{self, KafkaSource, probe};
 use crate::source::{Source, SourceError};
 
@@ -102,6 +104,14 @@ impl SourceConnector for KafkaSourceConfig {
             format!("{partitions}, not compacted; access to group {} permitted", context.pipeline)
         };
         vec![Check::of("source", format!("topic {} at {}", self.topic, self.brokers), probed.map(result))]
+    }
+
+    fn newest(&self, records: u64) -> Result<Option<Vec<Offset>>, SourceError> {
+        // Markers of transactions and aborted records have offsets, too.
+        let back = i64::try_from(2 * records + 64).unwrap_or(i64::MAX);
+        let topic = TopicRanges::open(&self.brokers, &self.options, &self.topic, Fetch::Little)?;
+        let start = |bounds: Range<i64>| Offset(bounds.end.saturating_sub(back).max(bounds.start));
+        Ok(Some(topic.bounds().map(|(_, bounds)| start(bounds)).collect()))
     }
 
     fn history(&self, _epoch_records: i64) -> Result<Box<dyn RecordHistory>, String> {

@@ -69,7 +69,8 @@ impl SinkConnector for RedisSinkConfig {
     fn jobs(&self, name: &str, _context: SinkContext<'_>) -> Vec<SinkJob> {
         let RedisSinkConfig { server, prefix, ttl, outputs } = self.clone();
         let sink = headwater_sinks::redis::RedisSinkConfig { name: name.into(), server, prefix, ttl }.build();
-        vec![outputs.job(Box::new(sink))]
+        // Services decide by profiles.
+        vec![outputs.job(Box::new(sink), false)]
     }
 
     fn check(&self, name: &str, _context: SinkContext<'_>) -> Vec<Check> {

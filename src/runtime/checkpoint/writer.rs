@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -14,6 +14,7 @@ use timely::scheduling::activate::SyncActivator;
 
 use crate::coordination::{Part, PartKind, PartName, chain, wants_base};
 use crate::runtime::background::{self, Waiters};
+use crate::runtime::checkpoint::contents;
 use crate::runtime::failure::{Failure, RunError};
 use crate::state::StateStore;
 use crate::state::part::{Content, Malformed};
@@ -39,7 +40,27 @@ pub enum Command {
     },
     /// Deletes parts that no manifest refers to.
     Delete(BTreeSet<PartName>),
+    /// Puts contents of a list, by their hash, makes them durable, and keeps them at least until their epoch is recorded.
+    PutContents([u8; 32], Arc<Vec<u8>>, Done),
+    /// Contents are referred to by a recorded epoch.
+    Recorded(Vec<[u8; 32]>),
+    /// Deletes contents that neither a manifest nor a recorded epoch refers to.
+    DeleteContents(BTreeSet<[u8; 32]>),
 }
+
+/// The means to say that a command is carried out.
+#[derive(Debug)]
+pub struct Done(SyncSender<()>);
+
+impl PartialEq for Done {
+    fn eq(&self, _: &Done) -> bool {
+        true
+    }
+}
+
+/// The writer has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriterEnded;
 
 /// A handle of the checkpoint writer. Its thread ends when all handles are dropped.
 #[derive(Clone)]
@@ -80,6 +101,26 @@ impl CheckpointWriterHandle {
     /// Requests the deletion of parts.
     pub fn delete(&self, parts: BTreeSet<PartName>) {
         let _ = self.sender.send(Command::Delete(parts));
+    }
+
+    /// Puts contents of a list; returns when they are durable.
+    ///
+    /// # Errors
+    /// If the writer has ended.
+    pub fn put_contents(&self, hash: [u8; 32], bytes: Arc<Vec<u8>>) -> Result<(), WriterEnded> {
+        let (done, is_done) = sync_channel(1);
+        let _ = self.sender.send(Command::PutContents(hash, bytes, Done(done)));
+        is_done.recv().map_err(|_| WriterEnded)
+    }
+
+    /// Notes that recorded epochs refer to contents.
+    pub fn recorded_contents(&self, hashes: Vec<[u8; 32]>) {
+        let _ = self.sender.send(Command::Recorded(hashes));
+    }
+
+    /// Requests the deletion of contents.
+    pub fn delete_contents(&self, hashes: BTreeSet<[u8; 32]>) {
+        let _ = self.sender.send(Command::DeleteContents(hashes));
     }
 
     /// Takes the parts that were put for a worker since the last call.
@@ -133,8 +174,8 @@ pub fn spawn(
 ) -> std::io::Result<(CheckpointWriterHandle, JoinHandle<()>)> {
     let (handle, receiver) = queue(workers);
     let shared = Arc::clone(&handle.shared);
-    let checkpoint_writer =
-        CheckpointWriter { store, writer_id, parts: before, buffered: BTreeMap::new(), shared };
+    let (buffered, requested) = (BTreeMap::new(), BTreeMap::new());
+    let checkpoint_writer = CheckpointWriter { store, writer_id, parts: before, buffered, requested, shared };
     let thread =
         background::spawn("checkpoints".into(), failure, move || ((), checkpoint_writer.run(&receiver)))?;
     Ok((handle, thread))
@@ -147,6 +188,8 @@ struct CheckpointWriter {
     parts: Vec<Part>,
     /// The records that are not yet put, by epoch and worker, then by shard.
     buffered: BTreeMap<(Epoch, usize), BTreeMap<ShardId, Vec<Record>>>,
+    /// The contents of lists that were put and whose epoch is not recorded yet, with their number.
+    requested: BTreeMap<[u8; 32], usize>,
     shared: Arc<Shared>,
 }
 
@@ -174,9 +217,36 @@ impl CheckpointWriter {
                         crash::point("part.deleted");
                     }
                 }
+                Command::PutContents(hash, bytes, Done(done)) => {
+                    *self.requested.entry(hash).or_default() += 1;
+                    contents::put(&mut *self.store, &self.writer_id, hash, &bytes)?;
+                    // The run may be ending, so that nobody waits.
+                    let _ = done.try_send(());
+                }
+                Command::Recorded(hashes) => hashes.iter().for_each(|hash| self.recorded(hash)),
+                Command::DeleteContents(hashes) => self.delete_contents(&hashes),
             }
         }
         Ok(())
+    }
+
+    /// Notes that a recorded epoch refers to contents: from now on, the ledger's writer knows when they can be deleted.
+    fn recorded(&mut self, hash: &[u8; 32]) {
+        if let Some(count) = self.requested.get_mut(hash) {
+            *count -= 1;
+            if *count == 0 {
+                self.requested.remove(hash);
+            }
+        }
+    }
+
+    /// Deletes contents, except those that have been requested again.
+    fn delete_contents(&mut self, hashes: &BTreeSet<[u8; 32]>) {
+        for hash in hashes.iter().filter(|hash| !self.requested.contains_key(*hash)) {
+            if let Err(error) = contents::delete(&mut *self.store, &self.writer_id, *hash) {
+                tracing::warn!(%error, "cannot delete unused contents of a list; a later start deletes them");
+            }
+        }
     }
 
     /// Puts records as parts, one for each shard that has any. They are durable when it returns.
@@ -301,6 +371,7 @@ mod tests {
             writer_id,
             parts: before,
             buffered: BTreeMap::new(),
+            requested: BTreeMap::new(),
             shared: Arc::clone(&shared),
         };
         Fixture { store, writer, shared }
@@ -440,6 +511,29 @@ mod tests {
         outcome.expect("a later start deletes it");
         assert_eq!(store.calls.take(), ["delete a/1/1/6.base", "sync"]);
         assert_eq!(put[0].len(), 1);
+    }
+
+    /// A deletion that was decided before contents were requested again must not delete them.
+    #[test]
+    fn requested_contents_are_kept_until_their_epoch_is_recorded() {
+        let hash = [7; 32];
+        let (done, _is_done) = sync_channel(9);
+        let put = || Command::PutContents(hash, Arc::new(vec![1]), Done(done.clone()));
+        let delete = || Command::DeleteContents([hash].into());
+        let recorded = || Command::Recorded(vec![hash]);
+        for (commands, is_kept) in [
+            (vec![put(), delete()], true),
+            (vec![put(), recorded(), delete()], false),
+            (vec![put(), recorded(), put(), delete()], true),
+            (vec![put(), put(), recorded(), delete()], true),
+            (vec![put(), recorded(), put(), recorded(), delete()], false),
+            // Of an earlier start, which had requested them.
+            (vec![recorded(), put(), delete()], true),
+        ] {
+            let (outcome, store, _) = fixture(Vec::new()).run(commands);
+            outcome.expect("stored");
+            assert_eq!(!store.blobs.lock().expect("unlocked").is_empty(), is_kept);
+        }
     }
 
     #[test]
