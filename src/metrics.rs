@@ -4,6 +4,7 @@
 
 mod deliveries;
 mod health;
+mod lists;
 mod progress;
 mod registrar;
 mod renamed;
@@ -26,6 +27,7 @@ use self::deliveries::DeliveryMetrics;
 pub use self::deliveries::DeliveryOutcome;
 pub use self::health::Unready;
 use self::health::{Frontier, Health};
+use self::lists::ListMetrics;
 pub use self::progress::PartitionTime;
 use self::progress::Progress;
 use self::registrar::Registrar;
@@ -64,10 +66,12 @@ pub struct Metrics {
     restarts: IntCounter,
     spans_dropped: IntCounter,
     rule_errors: IntCounterVec,
-    rule_error_counts: OnceLock<Vec<RuleErrors>>,
+    rule_error_counts: Mutex<Vec<RuleErrors>>,
+    lists: ListMetrics,
     resident_memory: IntGauge,
     stalled: IntGaugeVec,
     partition_held: IntGaugeVec,
+    partition_withheld: IntGaugeVec,
     first_rejection: OnceLock<String>,
     started: Instant,
     health: Mutex<Health>,
@@ -157,8 +161,8 @@ impl Metrics {
                 "Evaluations of a rule's expressions that ended with an error",
                 &["rule"],
             )?,
-            rule_error_counts: OnceLock::new(),
-            alerts: add.counters("headwater_alerts_total", "Alerts raised and revoked", &["rule", "status"])?,
+            rule_error_counts: Mutex::default(),
+            alerts: add.counters("headwater_alerts_total", "Alerts raised and revoked", &["rule", "status", "mode"])?,
             epoch: add.gauge("headwater_epoch", "The latest epoch that has closed")?,
             epoch_time: add.register(Histogram::with_opts(
                 HistogramOpts::new(
@@ -192,15 +196,18 @@ impl Metrics {
                 total: add.counters("headwater_deliveries_total", "Attempts to deliver alerts, and deliveries given up", &["route", "outcome"])?,
                 waiting: add.gauges("headwater_deliveries_waiting", "Deliveries that wait to be sent", &["route"])?,
                 oldest: add.gauges("headwater_delivery_oldest_seconds", "Age of the oldest delivery that waits; 0 if none does", &["route"])?,
+                condition_errors: add.counters("headwater_route_errors_total", "Errors of conditions of routes", &["route"])?,
             },
             restarts: add.register(IntCounter::new(
                 "headwater_restarts_total",
                 "Restarts of this run by the supervisor after a failure",
             )?)?,
             spans_dropped: add.register(IntCounter::new("headwater_spans_dropped_total", "Spans that were not exported")?)?,
+            lists: ListMetrics::new(&add)?,
             resident_memory: add
                 .gauge("process_resident_memory_bytes", "Resident memory of the process, in bytes")?,
             stalled: add.gauges("headwater_stalled", "1 if this cause delays results", &["cause"])?,
+            partition_withheld: add.gauges("headwater_partition_withheld_seconds", "Time for which records of the partition have waited for a schema", &["partition"])?,
             partition_held: add.gauges("headwater_partition_held_seconds", "Time for which an open upstream transaction has held the partition", &["partition"])?,
             first_rejection: OnceLock::new(),
             started: Instant::now(),
@@ -270,22 +277,8 @@ impl Metrics {
     }
 
     /// Counts an alert of this rule that was raised or revoked.
-    pub fn alert(&self, rule: &str, status: &str) {
-        self.alerts.with_label_values(&[rule, status]).inc();
-    }
-
-    /// Returns the number of alerts of all rules with this status.
-    pub fn alert_total(&self, status: &str) -> u64 {
-        let families = self.alerts.collect();
-        let metrics = families.iter().flat_map(|family| family.get_metric());
-        let of_status =
-            metrics.filter(|metric| metric.get_label().iter().any(|label| label.value() == status));
-        of_status.map(|metric| metric.get_counter().get_value()).sum::<f64>() as u64
-    }
-
-    /// Returns the number of alerts of this rule with this status.
-    pub fn alert_count(&self, rule: &str, status: &str) -> u64 {
-        self.alerts.with_label_values(&[rule, status]).get()
+    pub fn alert(&self, rule: &str, status: &str, mode: &str) {
+        self.alerts.with_label_values(&[rule, status, mode]).inc();
     }
 
     /// Records that an epoch has closed, with this watermark.
@@ -334,9 +327,11 @@ impl Metrics {
         self.health().watermark = stall.copied();
     }
 
-    /// Returns the gauge of the time for which a transaction has held a partition, in seconds.
-    pub fn partition_held(&self, partition: Partition) -> IntGauge {
-        self.partition_held.with_label_values(&[&partition.0.to_string()])
+    /// Returns the gauges of the time, in seconds, for which a transaction has held a partition, and for which records of it
+    /// have waited for a schema.
+    pub fn partition_waits(&self, partition: Partition) -> [IntGauge; 2] {
+        let number = partition.0.to_string();
+        [&self.partition_held, &self.partition_withheld].map(|gauge| gauge.with_label_values(&[&number]))
     }
 
     /// Sets the offset and duration for which a transaction has held a partition; None if none holds it.
@@ -515,6 +510,7 @@ impl Metrics {
             self.resident_memory.set(bytes);
         }
         self.update_rule_errors();
+        self.update_lists();
         let mut out = Vec::new();
         let families = renamed::with_old_names(self.registry.gather());
         let encoded = TextEncoder::new().encode(&families, &mut out);

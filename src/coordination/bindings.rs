@@ -7,6 +7,7 @@ use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::Change;
 use super::ingest::{Slowest, TimeRules, UnfinalBytes};
 
 /// The records that one epoch read from one partition.
@@ -101,12 +102,14 @@ pub struct EpochRecord {
     pub closes: bool,
     /// The time rules that were applied to the records of the epoch.
     pub rules: TimeRules,
+    /// The change of rules and lists that later epochs are judged by, if there is one.
+    pub change: Change,
 }
 
 impl EpochRecord {
     /// Returns true if nothing happened in the epoch. Such epochs are not recorded.
     pub fn is_empty(&self) -> bool {
-        self.bindings.is_empty() && !self.closes
+        self.bindings.is_empty() && !self.closes && self.change.is_empty()
     }
 }
 

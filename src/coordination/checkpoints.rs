@@ -300,6 +300,24 @@ fn referenced<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> BTreeSet
     manifests.into_iter().flat_map(|manifest| &manifest.parts).map(|part| &part.name).collect()
 }
 
+/// Returns the contents of lists that dropped manifests and pruned epochs refer to, and no kept ones.
+pub fn unreferenced_lists<'a, 'b>(
+    (dropped, pruned): (impl IntoIterator<Item = &'a Manifest>, &[[u8; 32]]),
+    (kept, recorded): (impl IntoIterator<Item = &'a Manifest>, impl IntoIterator<Item = &'b [u8; 32]>),
+) -> BTreeSet<[u8; 32]> {
+    let mut kept = lists_of(kept);
+    kept.extend(recorded);
+    let mut dropped = lists_of(dropped);
+    dropped.extend(pruned);
+    dropped.difference(&kept).copied().collect()
+}
+
+/// Returns the contents of lists that manifests refer to.
+pub fn lists_of<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> BTreeSet<[u8; 32]> {
+    let in_force = manifests.into_iter().flat_map(|manifest| manifest.in_force.as_slice());
+    in_force.flat_map(|in_force| &in_force.change.lists).map(|list| list.hash).collect()
+}
+
 /// Returns those parts among the names `found` in a state store that were written by starts before generation `mine`
 /// and are in no manifest. `manifests` must be all manifests, read *after* `mine` was claimed, so that none of the
 /// earlier starts can write another one. Names that are not parts of this ledger are not returned.

@@ -126,7 +126,7 @@ mod tests {
 
     use super::*;
     use crate::coordination::ingest::TimeRules;
-    use crate::coordination::{Binding, Watermark, WatermarkRule};
+    use crate::coordination::{Binding, Change, Watermark, WatermarkRule};
 
     #[test]
     fn permissions_are_formatted_as_they_are_parsed() {
@@ -184,6 +184,7 @@ mod tests {
             bindings,
             closes: false,
             rules: TimeRules::EarliestClock,
+            change: Change::default(),
         };
         bindings.into_iter().enumerate().map(record).collect()
     }

@@ -7,7 +7,7 @@ use headwater_sinks::{Generation, LedgerId};
 use serde::{Deserialize, Serialize};
 
 use super::ingest::PushTime;
-use super::{AllIdle, Binding, EpochRecord};
+use super::{AllIdle, Binding, EpochRecord, Versions};
 
 /// The description of a checkpoint: everything that is needed to resume after an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Manifest {
     pub unfinal: Vec<(Partition, EventTime, u64)>,
     /// The time since which every partition is idle, if they all are and the watermark then follows the wall time.
     pub all_idle: Option<AllIdle>,
+    /// The rules and lists in force, and those before them that un-final events need.
+    pub in_force: Versions,
     /// The operators whose state the parts contain, in the order of the dataflow.
     pub operators: Vec<Operator>,
     /// The number of keys with state, if it was counted.

@@ -7,6 +7,7 @@
 //! ```
 
 mod bindings;
+mod changes;
 mod checkpoints;
 pub mod ingest;
 mod losses;
@@ -22,9 +23,10 @@ mod trials;
 mod watermark;
 
 pub use bindings::{Binding, Bound, Closed, Collector, EpochRecord, Protocol};
+pub use changes::{Change, InForce, ListVersion, Versions};
 pub use checkpoints::{
     Checkpoint, InvalidPart, Marks, NoOrigin, Prune, are_chains, chain, durable, is_closed, left_behind,
-    origins, prune, unreferenced, wants_base,
+    lists_of, origins, prune, unreferenced, unreferenced_lists, wants_base,
 };
 pub use losses::{AcceptedLoss, Loss, apply_losses, go_on_at};
 pub use manifest::{Manifest, Operator, Part, PartKind, PartName, Position, Positions};

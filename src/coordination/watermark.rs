@@ -147,7 +147,7 @@ mod tests {
     use headwater_sinks::Generation;
 
     use super::*;
-    use crate::coordination::Positions;
+    use crate::coordination::{Positions, Versions};
 
     const NOW: TimeRules = TimeRules::EarliestClock;
     const RULE: WatermarkRule = WatermarkRule { max_out_of_orderness_ms: 100, idle_advance_ms: Some(2_000) };
@@ -228,6 +228,7 @@ mod tests {
                 positions: positions.as_slice().to_vec(),
                 unfinal: Vec::new(),
                 all_idle: whole.all_idle(),
+                in_force: Versions::default(),
                 operators: Vec::new(),
                 keys: None,
                 parts: Vec::new(),

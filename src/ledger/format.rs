@@ -1,22 +1,27 @@
 //! The byte format of rounds of bindings and of start offsets, and the number encoding that all ledger formats share.
 //!
-//! A round consists of the version, the number of epochs, and for each epoch: the epoch, its wall time, a flag if the
-//! input was closed, and its bindings by partition. Version 2 adds pushing times and candidates to bindings; epochs of
-//! version 1 are replayed by the rules of version 1. Numbers are LEB128 varints, signed numbers are zigzag-encoded;
+//! A round consists of the version, the number of epochs, and for each epoch: the epoch, its wall time, flags, and its
+//! bindings by partition. Version 2 adds pushing times and candidates to bindings; epochs of version 1 are replayed by the
+//! rules of version 1. Version 3 adds changes of rules and lists, after the bindings of an epoch with that flag. Numbers are LEB128 varints, signed numbers are zigzag-encoded;
 //! epochs and wall times are differences to the previous epoch.
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 use thiserror::Error;
 
 use crate::coordination::ingest::TimeRules;
-use crate::coordination::{Binding, EpochRecord};
+use crate::coordination::{Binding, Change, EpochRecord, ListVersion};
 
 /// The version of rounds and manifests that this program writes.
-pub(super) const VERSION: u8 = 2;
-/// The previous version, which this program still reads.
+pub(super) const VERSION: u8 = 3;
+/// The first version, which this program still reads.
 const FIRST_VERSION: u8 = 1;
+/// The first version with changes of rules and lists.
+pub(super) const CHANGES_VERSION: u8 = 3;
 /// The version of start offsets.
 const STARTS_VERSION: u8 = 1;
+
+const CLOSES: u8 = 1;
+const CHANGES: u8 = 2;
 
 const TIMESTAMP: u64 = 1;
 const MAX_EVENT_TIME: u64 = 2;
@@ -47,7 +52,8 @@ pub fn encode(epochs: &[EpochRecord]) -> Vec<u8> {
         unsigned(&mut out, record.epoch.0.wrapping_sub(epoch));
         signed(&mut out, record.wall_ms.wrapping_sub(wall_ms));
         (epoch, wall_ms) = (record.epoch.0, record.wall_ms);
-        out.push(u8::from(record.closes));
+        let has_change = !record.change.is_empty();
+        out.push(if record.closes { CLOSES } else { 0 } | if has_change { CHANGES } else { 0 });
         unsigned(&mut out, record.bindings.len() as u64);
         for binding in &record.bindings {
             unsigned(&mut out, u64::from(binding.partition.0));
@@ -66,8 +72,37 @@ pub fn encode(epochs: &[EpochRecord]) -> Vec<u8> {
                 time.into_iter().for_each(|time| signed(&mut out, time.0));
             }
         }
+        if has_change {
+            encode_change(&mut out, &record.change);
+        }
     }
     out
+}
+
+/// Encodes a change: the rules as an optional text, and the lists.
+pub(super) fn encode_change(out: &mut Vec<u8>, change: &Change) {
+    out.push(u8::from(change.rules.is_some()));
+    change.rules.iter().for_each(|rules| text(out, rules));
+    unsigned(out, change.lists.len() as u64);
+    for ListVersion { name, hash, bytes } in &change.lists {
+        text(out, name);
+        out.extend_from_slice(hash);
+        unsigned(out, *bytes);
+    }
+}
+
+pub(super) fn decode_change(reader: &mut Reader<'_>) -> Result<Change, Damaged> {
+    let rules = match reader.byte()? {
+        0 => None,
+        1 => Some(reader.text()?.to_owned()),
+        _ => return Err(reader.malformed()),
+    };
+    let lists = (0..reader.unsigned()?).map(|_| {
+        let name = reader.text()?.to_owned();
+        let hash = *reader.chunk::<32>()?;
+        Ok(ListVersion { name, hash, bytes: reader.unsigned()? })
+    });
+    Ok(Change { rules, lists: lists.collect::<Result<_, _>>()? })
 }
 
 /// Decodes a round.
@@ -83,19 +118,21 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<EpochRecord>, Damaged> {
     for _ in 0..count {
         epoch = epoch.wrapping_add(reader.unsigned()?);
         wall_ms = wall_ms.wrapping_add(reader.signed()?);
-        let closes = match reader.byte()? {
-            0 => false,
-            1 => true,
-            _ => return Err(reader.malformed()),
-        };
+        let flags = reader.byte()?;
+        let known = if reader.version < CHANGES_VERSION { CLOSES } else { CLOSES | CHANGES };
+        if flags & !known != 0 {
+            return Err(reader.malformed());
+        }
+        let closes = flags & CLOSES != 0;
         let mut bindings = Vec::new();
         for _ in 0..reader.unsigned()? {
             bindings.push(decode_binding(&mut reader)?);
         }
+        let change = if flags & CHANGES != 0 { decode_change(&mut reader)? } else { Change::default() };
         if epochs.last().is_some_and(|last: &EpochRecord| last.epoch.0 >= epoch) {
             return Err(reader.malformed());
         }
-        epochs.push(EpochRecord { epoch: Epoch(epoch), wall_ms, bindings, closes, rules });
+        epochs.push(EpochRecord { epoch: Epoch(epoch), wall_ms, bindings, closes, rules, change });
     }
     reader.end()?;
     Ok(epochs)
@@ -153,6 +190,12 @@ pub(super) fn unsigned(out: &mut Vec<u8>, mut value: u64) {
         value >>= 7;
     }
     out.push(value as u8);
+}
+
+/// Appends text after its length.
+pub(super) fn text(out: &mut Vec<u8>, text: &str) {
+    unsigned(out, text.len() as u64);
+    out.extend_from_slice(text.as_bytes());
 }
 
 pub(super) fn signed(out: &mut Vec<u8>, value: i64) {
@@ -237,7 +280,19 @@ mod tests {
 
     fn record(epoch: u64, bindings: Vec<Binding>) -> EpochRecord {
         let rules = TimeRules::EarliestClock;
-        EpochRecord { epoch: Epoch(epoch), wall_ms: 1_760_000_000_000, bindings, closes: false, rules }
+        let change = Change::default();
+        EpochRecord {
+            epoch: Epoch(epoch),
+            wall_ms: 1_760_000_000_000,
+            bindings,
+            closes: false,
+            rules,
+            change,
+        }
+    }
+
+    fn list(name: &str) -> ListVersion {
+        ListVersion { name: name.to_owned(), hash: [0xab; 32], bytes: 200 }
     }
 
     /// The encoding of each version, which must never change.
@@ -259,6 +314,17 @@ mod tests {
         let second = Binding { pushing_time: Some(EventTime(3)), candidate: Some(EventTime(-1)), ..first };
         let bytes = [2, 1, 7, 128, 128, 230, 130, 185, 102, 0, 1, 5, 216, 4, 31, 1, 128, 1, 6, 1];
         let record = record(7, vec![second]);
+        assert_eq!(decode(&bytes), Ok(vec![record.clone()]));
+
+        let change = Change { rules: Some("ab".into()), lists: vec![list("c")] };
+        let record = EpochRecord { change, ..record };
+        let bytes = [
+            &[3, 1, 7, 128, 128, 230, 130, 185, 102, 2, 1, 5, 216, 4, 31, 1, 128, 1, 6, 1][..],
+            &[1, 2, b'a', b'b', 1, 1, b'c'],
+            &[0xab; 32],
+            &[200, 1],
+        ]
+        .concat();
         assert_eq!(encode(std::slice::from_ref(&record)), bytes);
         assert_eq!(decode(&bytes), Ok(vec![record]));
         assert_eq!(encode_starts(&[Offset(0), Offset(64)]), [1, 2, 0, 128, 1]);
@@ -267,7 +333,7 @@ mod tests {
 
     #[test]
     fn unknown_versions_and_repeated_epochs_are_rejected() {
-        assert_eq!(decode(&[3, 0]), Err(Damaged::Version(3)));
+        assert_eq!(decode(&[4, 0]), Err(Damaged::Version(4)));
         assert_eq!(decode(&[]), Err(Damaged::Malformed(0)));
         let twice = [record(7, vec![]), record(7, vec![])];
         assert!(matches!(decode(&encode(&twice)), Err(Damaged::Malformed(_))));
@@ -292,14 +358,17 @@ mod tests {
     proptest! {
         #[test]
         fn rounds_round_trip(
-            rounds in prop::collection::vec((1u64..1 << 40, any::<i64>(), bindings(), any::<bool>()), 0..5)
+            rounds in prop::collection::vec(
+                (1u64..1 << 40, any::<i64>(), bindings(), any::<bool>(), (any::<Option<String>>(), 0usize..3)), 0..5
+            )
         ) {
             let mut last = 0;
             let epochs: Vec<_> = rounds
                 .into_iter()
-                .map(|(step, wall_ms, bindings, closes)| {
+                .map(|(step, wall_ms, bindings, closes, (rules, lists))| {
                     last += step;
-                    EpochRecord { closes, wall_ms, ..record(last, bindings) }
+                    let change = Change { rules, lists: vec![list("x"); lists] };
+                    EpochRecord { closes, wall_ms, change, ..record(last, bindings) }
                 })
                 .collect();
             let bytes = encode(&epochs);

@@ -3,16 +3,20 @@
 //! A manifest consists of the version, the epoch, the generation, the wall time, the watermark, the number of keys,
 //! and then positions, operators and parts, each list preceded by its length. In version 2, positions have pushing
 //! times, candidates and timestamps, and the parts are followed by the un-final bytes and by the time since which all
-//! partitions are idle. The last eight bytes are the first eight bytes of the SHA-256 of everything before them.
+//! partitions are idle. Version 3 adds the changes in force. The last eight bytes are the first eight bytes of the SHA-256 of everything before them.
 //! Numbers are encoded as in rounds; an optional value is preceded by a 1, or is a 0 if it is absent.
 
-use headwater_dataflows::{Epoch, EventTime, Offset, Partition, SHARDS, ShardId};
+use headwater_dataflows::{Epoch, EventTime, Offset, Partition, SHARDS, ShardId, Since};
 use headwater_sinks::{Generation, LedgerId};
 use sha2::{Digest, Sha256};
 
-use super::format::{Damaged, Reader, VERSION, signed, unsigned};
+use super::format::{
+    CHANGES_VERSION, Damaged, Reader, VERSION, decode_change, encode_change, signed, text, unsigned,
+};
 use crate::coordination::ingest::PushTime;
-use crate::coordination::{AllIdle, Manifest, Operator, Part, PartKind, PartName, Position, are_chains};
+use crate::coordination::{
+    AllIdle, InForce, Manifest, Operator, Part, PartKind, PartName, Position, Versions, are_chains,
+};
 
 /// The number of bytes of the hash that are stored.
 const CHECKSUM_BYTES: usize = 8;
@@ -79,6 +83,15 @@ pub fn encode(manifest: &Manifest) -> Vec<u8> {
         signed(&mut out, since_ms);
         signed(&mut out, lag_ms);
     }
+    let in_force = manifest.in_force.as_slice();
+    unsigned(&mut out, in_force.len() as u64);
+    for InForce { since: Since { epoch, ends, last_time }, change } in in_force {
+        unsigned(&mut out, epoch.0);
+        unsigned(&mut out, ends.len() as u64);
+        ends.iter().for_each(|end| signed(&mut out, end.0));
+        signed(&mut out, last_time.0);
+        encode_change(&mut out, change);
+    }
     let checksum = checksum(&out);
     out.extend_from_slice(&checksum);
     out
@@ -129,6 +142,15 @@ pub fn decode(bytes: &[u8]) -> Result<Manifest, Damaged> {
             _ => return Err(reader.malformed()),
         };
     }
+    let mut in_force = Vec::new();
+    if reader.version >= CHANGES_VERSION {
+        in_force = read_list(&mut reader, |reader| {
+            let epoch = Epoch(reader.unsigned()?);
+            let ends = read_list(reader, |reader| Ok(Offset(reader.signed()?)))?;
+            let last_time = EventTime(reader.signed()?);
+            Ok(InForce { since: Since { epoch, ends, last_time }, change: decode_change(reader)? })
+        })?;
+    }
     reader.end()?;
     Ok(Manifest {
         epoch,
@@ -138,6 +160,7 @@ pub fn decode(bytes: &[u8]) -> Result<Manifest, Damaged> {
         positions,
         unfinal,
         all_idle,
+        in_force: Versions::of(in_force),
         operators,
         keys,
         parts,
@@ -184,11 +207,6 @@ fn read_list<'a, T>(
     (0..count).map(|_| one(reader)).collect()
 }
 
-fn text(out: &mut Vec<u8>, text: &str) {
-    unsigned(out, text.len() as u64);
-    out.extend_from_slice(text.as_bytes());
-}
-
 fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
     let hash = Sha256::digest(bytes);
     std::array::from_fn(|at| hash[at])
@@ -199,6 +217,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::coordination::{Change, ListVersion};
 
     fn part(epoch: u64, shard: u32, kind: PartKind) -> Part {
         let (ledger_id, generation) = (LedgerId("a".into()), Generation(3));
@@ -221,6 +240,7 @@ mod tests {
             positions: vec![position(Some(EventTime(64))), position(None)],
             unfinal: Vec::new(),
             all_idle: None,
+            in_force: Versions::default(),
             operators: vec![Operator { name: "scan".into(), version: 2 }],
             keys: Some(5),
             parts: vec![
@@ -272,9 +292,24 @@ mod tests {
             &[1, 1, 128, 1, 172, 2, 1, 2, 1],
         ]
         .concat();
+        let checksum = [0x59, 0x77, 0xcd, 0xce, 0x65, 0x41, 0x5e, 0x39];
+        assert_eq!(decode(&[&second[..], &checksum].concat()), Ok(manifest.clone()));
+
+        let since = Since { epoch: Epoch(129), ends: vec![Offset(64)], last_time: EventTime(-1) };
+        let list = ListVersion { name: "c".into(), hash: [0xab; 32], bytes: 200 };
+        let change = Change { rules: Some("ab".into()), lists: vec![list] };
+        manifest.in_force = Versions::of(vec![InForce { since, change }]);
+        let third = [
+            &[3],
+            &second[1..],
+            // One change: its beginning, the rules, and one list.
+            &[1, 129, 1, 1, 128, 1, 1, 1, 2, b'a', b'b', 1, 1, b'c'],
+            &[0xab; 32],
+            &[200, 1],
+        ]
+        .concat();
         let encoded = encode(&manifest);
-        assert_eq!(encoded[..encoded.len() - CHECKSUM_BYTES], second);
-        assert_eq!(encoded[second.len()..], [0x59, 0x77, 0xcd, 0xce, 0x65, 0x41, 0x5e, 0x39]);
+        assert_eq!(encoded[..encoded.len() - CHECKSUM_BYTES], third);
         assert_eq!(decode(&encoded), Ok(manifest));
     }
 
@@ -302,6 +337,15 @@ mod tests {
         }
     }
 
+    fn in_force_of(
+        (epoch, ends, last, rules, lists): (u64, Vec<i64>, i64, Option<String>, Vec<String>),
+    ) -> InForce {
+        let ends = ends.into_iter().map(Offset).collect();
+        let since = Since { epoch: Epoch(epoch), ends, last_time: EventTime(last) };
+        let list = |name| ListVersion { name, hash: [0xcd; 32], bytes: 7 };
+        InForce { since, change: Change { rules, lists: lists.into_iter().map(list).collect() } }
+    }
+
     proptest! {
         #[test]
         fn manifests_round_trip(
@@ -310,6 +354,7 @@ mod tests {
             positions in prop::collection::vec(any::<(i64, [Option<i64>; 3], bool)>(), 0..4),
             unfinal in prop::collection::vec(any::<(u32, i64, u64)>(), 0..4),
             all_idle in any::<Option<(i64, i64)>>(),
+            in_force in prop::collection::vec(any::<(u64, Vec<i64>, i64, Option<String>, Vec<String>)>(), 0..3),
             operators in prop::collection::vec((".{0,9}", any::<u32>()), 0..4),
             shards in prop::collection::btree_map(0..SHARDS, (0u64..9, any::<u64>(), any::<[u8; 32]>()), 0..5),
         ) {
@@ -339,6 +384,7 @@ mod tests {
                 unfinal: unfinal.into_iter().map(|(p, time, bytes)| (Partition(p), EventTime(time), bytes)).collect(),
                 all_idle: all_idle.map(|(since_ms, lag_ms)| AllIdle { since_ms, lag_ms }),
                 operators: operators.into_iter().map(|(name, version)| Operator { name, version }).collect(),
+                in_force: Versions::of(in_force.into_iter().map(in_force_of).collect()),
                 keys,
                 parts: parts.collect(),
             };

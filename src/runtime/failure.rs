@@ -56,6 +56,41 @@ pub enum RunError {
         /// The difference.
         detail: String,
     },
+    /// The rules of a change cannot be read in this process.
+    #[error(
+        "the rules that are bound to epoch {epoch} are not valid in this process: {reason}; start all processes with the same \
+         program and configuration"
+    )]
+    Rules {
+        /// The epoch.
+        epoch: Epoch,
+        /// The reason.
+        reason: String,
+    },
+    /// The contents of a list that the start needs cannot be read.
+    #[error(
+        "the contents {hash} of the list {list}, which events are judged by, cannot be read from the state store: {damage}; \
+         restore the state store, or discard all state: `--discard-state all:EPOCH`, where EPOCH is the last recorded epoch, \
+         which `headwater status` prints; the lists are read again then"
+    )]
+    ListContents {
+        /// The name of the list.
+        list: String,
+        /// The SHA-256 of the contents.
+        hash: String,
+        /// The damage.
+        damage: String,
+    },
+    /// The contents of a list that a change names did not come with it.
+    #[error("the contents of the list {list} that are bound to epoch {epoch} are missing: {reason}")]
+    ListChange {
+        /// The epoch.
+        epoch: Epoch,
+        /// The name of the list.
+        list: String,
+        /// The reason.
+        reason: String,
+    },
     /// Several runs were killed at the same epoch.
     #[error(
         "the last {runs} runs were killed before they recorded anything after epoch {durable}, while records waited \
@@ -149,6 +184,7 @@ impl RunError {
                     | RunError::IncompatibleState(_)
                     | RunError::State(StateError::Refused(_))
                     | RunError::Part { .. }
+                    | RunError::ListContents { .. }
                     | RunError::Restore(_)
             )
     }

@@ -21,7 +21,9 @@ use timely::dataflow::operators::Inspect;
 use timely::worker::Worker;
 
 use crate::coordination::ingest::TimeRules;
-use crate::coordination::{Binding, EpochRecord, Loss, Manifest, Part, PartKind, PartName, Skip, Takeovers};
+use crate::coordination::{
+    Binding, Change, EpochRecord, Loss, Manifest, Part, PartKind, PartName, Skip, Takeovers, Versions,
+};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, StoredManifest};
 use crate::runtime::recovery::origin::Origin;
 use crate::state::{StateError, StateStore};
@@ -262,7 +264,8 @@ pub fn binding(end: i64) -> Binding {
 /// Returns the record of an epoch that reads through an offset.
 pub fn record(epoch: u64, end: i64) -> EpochRecord {
     let bindings = vec![binding(end)];
-    EpochRecord { epoch: Epoch(epoch), wall_ms: 0, bindings, closes: false, rules: TimeRules::default() }
+    let (rules, change) = (TimeRules::default(), Change::default());
+    EpochRecord { epoch: Epoch(epoch), wall_ms: 0, bindings, closes: false, rules, change }
 }
 
 /// Returns the name of a part of generation 1.
@@ -286,6 +289,7 @@ pub fn manifest(epoch: u64, parts: Vec<Part>) -> Manifest {
         positions: Vec::new(),
         unfinal: Vec::new(),
         all_idle: None,
+        in_force: Versions::default(),
         operators: Vec::new(),
         keys: None,
         parts,

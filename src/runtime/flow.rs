@@ -10,10 +10,11 @@
 //!                      └▶ Record (ledger) ─▶ durable epochs, which Deliver may let a sink commit
 //! ```
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use differential_dataflow::AsCollection;
@@ -27,21 +28,28 @@ use timely::dataflow::operators::{Concat, Concatenate, Inspect, Probe as _};
 use timely::dataflow::{Scope, StreamVec};
 
 use crate::coordination::ingest::{Liveness, Pace, Timing, Unfinal};
-use crate::coordination::{Collector, GroupOffsets, Marks, Operator, Position, Positions, Watermark};
+use crate::coordination::{
+    Collector, GroupOffsets, InForce, ListVersion, Marks, Operator, Position, Positions, Versions, Watermark,
+};
+use crate::lists::{Lists, Table};
 use crate::metrics::Metrics;
 use crate::outputs::{EncodedOutputs, RecentAlerts, SinkRoute, split_by_sink};
-use crate::pipeline::{Computed, Inputs, Plan, States, compute, operators};
+use crate::pipeline::{
+    Computed, Inputs, LiveRules, Plan, RuleHistory, RuleOperators, States, compute, operators,
+};
 use crate::runtime::checkpoint::operators::{Concluder, Marked, conclude, marks, store};
 use crate::runtime::checkpoint::writer::CheckpointWriterHandle;
 use crate::runtime::commit::delivery::deliver;
 use crate::runtime::commit::ledger_writer::{LedgerWriterHandle, durable};
 use crate::runtime::commit::sink_writer::WriterHandle;
-use crate::runtime::failure::Failure;
+use crate::runtime::failure::{Failure, RunError};
 use crate::runtime::ingest::binding::{Binder, Marker, bind};
-use crate::runtime::ingest::clock::{ClockControl, ClockSettings, ticks};
+use crate::runtime::ingest::changes::{ChangeRequests, Contents, apply};
+use crate::runtime::ingest::clock::{ClockControl, ClockSettings, committed, ticks};
 use crate::runtime::ingest::reading::{Read, ReadContext, ReadSettings, read};
 use crate::runtime::ingest::rejections::Rejections;
 use crate::runtime::ingest::trace::TraceWriter;
+use crate::runtime::recovery::lists::Preloaded;
 use crate::runtime::recovery::origin::Origin;
 use crate::runtime::watch::{Probes, StreamObserver, Watch};
 use crate::source::Reader;
@@ -70,6 +78,18 @@ pub struct FlowInputs {
     pub origin: Arc<Origin>,
     /// The writer with which worker 0 makes epochs durable.
     pub ledger: Option<LedgerWriterHandle>,
+    /// The changes in force before the first epoch.
+    pub in_force: Versions,
+    /// The rules of the user's own that are in force before the first epoch.
+    pub history: RuleHistory,
+    /// The rules of the process, which those of changes join.
+    pub rules: LiveRules,
+    /// The lists of the process.
+    pub lists: Lists,
+    /// The contents of lists that the replay needs.
+    pub preloaded: Arc<Mutex<Preloaded>>,
+    /// The changes that are requested.
+    pub requests: ChangeRequests,
     /// The settings of checkpoints; None if checkpoints are disabled.
     pub checkpoints: Option<CheckpointSettings>,
     /// The checkpoint that the operators resume from; None at the beginning of the pipeline.
@@ -107,6 +127,28 @@ pub struct Flow {
     pub watch: Watch,
     /// Reads the state of a key, for queries.
     pub states: States,
+    /// The lists, and the watermarks of the epochs that some sink has not committed, on one worker of the process.
+    lists: Option<(Lists, Settling)>,
+}
+
+/// Watermarks of epochs, in order.
+type Settling = Rc<RefCell<VecDeque<(Epoch, EventTime)>>>;
+
+impl Flow {
+    /// Forgets the contents of lists that no event needs: those that were replaced before an epoch that every worker has
+    /// computed and whose watermark has passed every event before the replacement.
+    pub fn settle_lists(&self) {
+        let Some((lists, settling)) = &self.lists else { return };
+        let mut last = None;
+        while let Some((_, watermark)) =
+            settling.borrow_mut().pop_front_if(|(epoch, _)| committed(&self.committed, *epoch))
+        {
+            last = Some(watermark);
+        }
+        if let Some(watermark) = last {
+            lists.settle(watermark);
+        }
+    }
 }
 
 /// The state that the operators of a worker share with each other and with the worker.
@@ -207,6 +249,8 @@ impl FlowInputs {
             started: Instant::now(),
             counted: self.counted,
             positions: Positions::of(known),
+            requests: self.requests.clone(),
+            in_force: self.in_force.clone(),
             marker: self.checkpoints.as_ref().map(marker),
             close_at_end: *close_at_end,
             clock_control: Rc::clone(&state.clock_control),
@@ -231,13 +275,17 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
     let (clock, settings) = (inputs.clock_settings(), inputs.read_settings(reports));
     let (context, binder) = (inputs.read_context(&state), inputs.binder(scope.peers(), &state));
     let FlowInputs {
-        mut plan,
+        plan,
         reader,
         sinks,
         origin,
         ledger,
         checkpoints,
         restored,
+        history,
+        rules,
+        lists,
+        preloaded,
         failure,
         metrics,
         recent,
@@ -251,14 +299,26 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
     let bindings = bind(observer.closed(closed), binder);
     let durable = durable(bindings.clone(), ledger.as_ref().map(LedgerWriterHandle::durable));
     let observed = reports.then(|| Arc::clone(&metrics));
-    let control = bindings
-        .broadcast()
+    let rule_operators: Rc<OnceCell<RuleOperators>> = Rc::default();
+    let mut change_rules = apply_rules(Rc::clone(&rule_operators), rules, failure.clone(), observed.clone());
+    let mut change_lists = apply_lists(lists.clone(), preloaded, failure.clone());
+    let change = move |in_force: &InForce, contents: &[Contents]| {
+        change_lists(in_force, contents);
+        change_rules(in_force);
+    };
+    let settling = (reports && !lists.is_empty()).then(Settling::default);
+    let passed = settling.clone();
+    let control = apply(bindings.broadcast(), change)
         .inspect_core(move |event| {
             let Ok((stamp, controls)) = event else { return };
             let Some(watermark) = controls.iter().map(|control| control.watermark).max() else { return };
             newest.set(newest.get().max(watermark));
+            let epoch = *stamp.least().expect("data travels with a time");
+            if let Some(settling) = &passed {
+                settling.borrow_mut().push_back((epoch, watermark));
+            }
             if let Some(metrics) = &observed {
-                metrics.watermark_at(*stamp.least().expect("data travels with a time"), watermark);
+                metrics.watermark_at(epoch, watermark);
             }
         })
         .probe_with(&bound);
@@ -270,11 +330,10 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
         (Some(_), Some(checkpoint)) => Captures::restore(scope, checkpoint),
     };
     let (events, rejected) = (events.as_collection(), rejected.as_collection());
-    if let Some(manifest) = &origin.manifest {
-        plan.mark_fresh_rules(&manifest.operators);
-    }
     let inputs = Inputs { events, rejected, control: control.clone() };
-    let Computed { encoded, load, states } = compute(inputs, &captures, &plan, &routes, &metrics, recent);
+    let Computed { encoded, load, states, rules } =
+        compute(inputs, &captures, &plan, &history, &routes, &metrics, recent);
+    assert!(rule_operators.set(rules).is_ok(), "a dataflow is built once");
     let computed = Probe::new();
     let encoded = encoded.probe_with(&computed);
     let operator = |(name, version): (Arc<str>, u32)| Operator { name: name.to_string(), version };
@@ -290,14 +349,65 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
     if let Some(CheckpointSettings { checkpoint_writer, .. }) = checkpoints {
         let stored = store(captured, control, checkpoint_writer);
         let (before, marked) = (origin.parts().to_vec(), state.marked);
-        let operators = entered.into_iter().chain(plan.recorded_rules()).collect();
-        let concluder = ledger.map(|ledger| Concluder { marked, operators, before, ledger, failure });
+        let concluder =
+            ledger.map(|ledger| Concluder { marked, operators: entered, before, ledger, failure });
         conclude(stored, done, concluder);
     }
     let FlowState { committed, offsets, watermark, .. } = state;
     let probes =
         Probes { observer, closed: bound, computed, committed: committed.clone(), alerted, watermark, load };
-    Ok(Flow { committed, offsets, watch: Watch::new(probes, reports, metrics), states })
+    let lists = settling.map(|settling| (lists, settling));
+    Ok(Flow { committed, offsets, watch: Watch::new(probes, reports, metrics), states, lists })
+}
+
+/// Returns a function that lets the rules of a change come into force on this worker and, once a process has read them, in
+/// its metrics.
+fn apply_rules(
+    operators: Rc<OnceCell<RuleOperators>>,
+    rules: LiveRules,
+    failure: Failure,
+    metrics: Option<Arc<Metrics>>,
+) -> impl FnMut(&InForce) {
+    move |InForce { since, change }| {
+        let Some(text) = &change.rules else { return };
+        match rules.read(text) {
+            Ok(set) => {
+                operators.get().expect("the dataflow is built before it runs").add(since, &set);
+                rules.enter(&set);
+                if let Some(metrics) = &metrics {
+                    metrics.watch_rules(set.errors());
+                }
+            }
+            Err(reason) => failure.report(RunError::Rules { epoch: since.epoch, reason }),
+        }
+    }
+}
+
+/// Returns a function that lets the lists of a change come into force in this process.
+fn apply_lists(
+    lists: Lists,
+    preloaded: Arc<Mutex<Preloaded>>,
+    failure: Failure,
+) -> impl FnMut(&InForce, &[Contents]) {
+    move |InForce { since, change }, contents| {
+        // A change with contents is not a replayed one.
+        if !contents.is_empty() {
+            preloaded.lock().expect("no thread panics while it holds the lock").forget();
+        }
+        for ListVersion { name, hash, .. } in &change.lists {
+            // A list that the configuration does not have any more.
+            let Some(list) = lists.get(name) else { continue };
+            let make = || {
+                let of_list = contents.iter().find(|contents| contents.hash == *hash);
+                let bytes = of_list.ok_or_else(|| "they did not come with the change".to_owned())?;
+                let table = Table::decode(list.schema(), &bytes.bytes).map_err(|error| error.to_string())?;
+                Ok(Arc::new(table))
+            };
+            if let Err(reason) = list.add(since, *hash, make) {
+                failure.report(RunError::ListChange { epoch: since.epoch, list: name.clone(), reason });
+            }
+        }
+    }
 }
 
 /// Delivers encoded outputs to the writer of each sink. The returned stream has no data; its frontier is what all sinks

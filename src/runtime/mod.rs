@@ -8,13 +8,16 @@ mod failure;
 pub mod fakes;
 mod flow;
 mod ingest;
+mod lists;
 mod peers;
 mod queries;
 mod recovery;
+mod rule_control;
 mod threads;
 mod watch;
 
 pub use failure::RunError;
+pub use ingest::changes::{ChangeRequest, ChangeRequests};
 pub use peers::{HttpAddress, Peer, PeerError, Peers};
 pub use queries::{Queries, QueryError};
 pub use recovery::bootstrap::processes;
@@ -23,7 +26,9 @@ pub use recovery::discard::reset_epoch;
 pub use recovery::origin::{
     Checkpoints, History, Records, duplicate_risk_of, needs_checkpoints, readable_origin, resume_from,
 };
+pub use recovery::rules::{add_spaces, all_rules, first_rules, newest_rules, permitted_rules};
 pub use recovery::start::{Following, Role, positions_of, read_from, repeated_kill};
+pub use rule_control::{FollowingRule, RuleChangeError, RuleControl, RuleSetChange};
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,13 +41,14 @@ use headwater_sinks::WriterContext;
 
 use timely::worker::Worker;
 
-use crate::config::OtlpConfig;
-use crate::coordination::Position;
+use crate::config::{ListConfig, OtlpConfig};
+use crate::coordination::{Position, Versions};
 use crate::ledger::Ledger;
+use crate::lists::Lists;
 use crate::metrics::Metrics;
 use crate::otlp::Exporter;
 use crate::outputs::{RecentAlerts, SinkJob, SinkRoute};
-use crate::pipeline::{Limits, Plan};
+use crate::pipeline::{Limits, LiveRules, Plan, RuleHistory};
 use crate::routes::{Deliverer, DeliverySettings};
 use crate::source::{Opening, Source};
 use commit::ledger_writer::LedgerWriterHandle;
@@ -52,11 +58,13 @@ use flow::{CheckpointSettings, Flow, FlowInputs};
 use ingest::clock::committed;
 use ingest::rejections::Rejections;
 use ingest::trace::TraceWriter;
+use lists::{ListReaders, Requester};
 use queries::Mailbox;
 use recovery::bootstrap::spawn_join_watchdog;
 use recovery::joining::JoinPhase;
+use recovery::lists::{Preloaded, StartLists};
 use recovery::origin::{Origin, attribute_fencing, fenced_by_zombie};
-use recovery::start::{PreparedRun, prepare};
+use recovery::start::{PreparedRun, StartContext, prepare};
 use threads::Threads;
 
 /// The inputs of a run.
@@ -81,6 +89,14 @@ pub struct Job {
     pub recent: Option<Arc<RecentAlerts>>,
     /// The handle that other threads query the state of keys with.
     pub queries: Queries,
+    /// The rules of the user's own that are in force.
+    pub rules: LiveRules,
+    /// The changes that other threads request.
+    pub requests: ChangeRequests,
+    /// The lists that rules look values up in.
+    pub lists: Lists,
+    /// The lists whose sources this process reads.
+    pub list_configs: Vec<ListConfig>,
     /// The HTTP addresses of the processes, of which this run receives those of the others.
     pub peers: Peers,
     /// The routes whose deliveries this process makes while the run goes on, if there are any.
@@ -114,6 +130,10 @@ pub fn run(job: Job) -> Result<(), RunError> {
         metrics,
         recent,
         queries,
+        rules,
+        requests,
+        lists,
+        list_configs,
         peers,
         deliveries,
         otlp,
@@ -123,8 +143,22 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let follows = matches!(role, Role::Follower(_));
     let has_ledger = !matches!(role, Role::Unrecorded);
     let recorded_cluster = processes(&workers) > 1 && has_ledger;
-    let prepared = prepare(role, source, &mut sinks, context, &plan, &workers, &metrics)?;
-    let PreparedRun { context, mut origin, source, positions, known, first_epoch, skips, .. } = prepared;
+    metrics.watch_lists(lists.clone());
+    let readers = start_list_readers(&list_configs, &lists, &stopping)?;
+    let start_lists = StartLists { lists: &lists, readers: readers.as_ref() };
+    let start = StartContext {
+        workers: &workers,
+        metrics: &metrics,
+        live: &rules,
+        requests: &requests,
+        lists: start_lists,
+    };
+    let prepared = prepare(role, source, &mut sinks, context, &mut plan, &start)?;
+    let PreparedRun { context, mut origin, source, positions, known, first_epoch, skips, in_force, .. } =
+        prepared;
+    let (newest_lists, preloaded) = (prepared.newest_lists, prepared.preloaded);
+    let history = recovery::rules::history(&in_force, &rules)?;
+    metrics.watch_rules(history.newest().errors());
     plan.first_epoch = plan.first_epoch.max(first_epoch);
     let before: Vec<_> = positions.as_slice().iter().map(|position| position.timestamp_ms).collect();
     source.expect_before(&before);
@@ -148,6 +182,10 @@ pub fn run(job: Job) -> Result<(), RunError> {
         }
     };
     let provenance = plan.provenance();
+    let store =
+        checkpoints.as_ref().map(|settings| settings.checkpoint_writer.clone()).filter(|_| has_ledger);
+    let requester = readers.map(|readers| Requester::start(readers, newest_lists, requests.clone(), store));
+    let requester = requester.transpose().map_err(threads::cannot_start)?;
     let writers =
         threads.start_sink_writers(sinks, &origin, &context, &skips, ledger.as_ref(), &provenance)?;
     let trace = match &plan.record_bindings {
@@ -170,6 +208,12 @@ pub fn run(job: Job) -> Result<(), RunError> {
         local_workers,
         trace: Mutex::new(trace),
         ledger: Mutex::new(ledger),
+        in_force,
+        history,
+        rules,
+        requests,
+        lists,
+        preloaded: Arc::new(Mutex::new(preloaded)),
         stopping,
         failure: failure.clone(),
         metrics,
@@ -179,11 +223,25 @@ pub fn run(job: Job) -> Result<(), RunError> {
         mailboxes: Mutex::new(queries.open(own, processes(&workers) * local_workers)),
     };
     run_workers(workers, shared, recorded_cluster)?;
+    // It has a handle of the checkpoint writer.
+    drop(requester);
     let ledger = threads.join();
     // After the last commit of the sinks, so that it can deliver all that is in the outbox.
     drop(deliverer);
     exporter.into_iter().for_each(Exporter::end);
     end(failure.into_result(), ledger, &context, follows)
+}
+
+/// Starts to read lists, if this process reads any.
+fn start_list_readers(
+    configs: &[ListConfig],
+    lists: &Lists,
+    stopping: &Arc<AtomicBool>,
+) -> Result<Option<ListReaders>, RunError> {
+    if configs.is_empty() {
+        return Ok(None);
+    }
+    ListReaders::start(configs, lists, stopping).map(Some).map_err(threads::cannot_start)
 }
 
 /// Starts the export of traces, if it is enabled.
@@ -251,6 +309,13 @@ struct RunShared {
     local_workers: usize,
     trace: Mutex<Option<TraceWriter>>,
     ledger: Mutex<Option<LedgerWriterHandle>>,
+    in_force: Versions,
+    history: RuleHistory,
+    rules: LiveRules,
+    requests: ChangeRequests,
+    lists: Lists,
+    /// The contents that the replay needs.
+    preloaded: Arc<Mutex<Preloaded>>,
     stopping: Arc<AtomicBool>,
     failure: Failure,
     rejections: Option<Arc<Rejections>>,
@@ -313,6 +378,12 @@ impl RunShared {
             trace: if first { self.trace.lock().expect(lock).take() } else { None },
             origin: Arc::clone(&self.origin),
             ledger: if first { self.ledger.lock().expect(lock).take() } else { None },
+            in_force: self.in_force.clone(),
+            history: self.history.clone(),
+            rules: self.rules.clone(),
+            lists: self.lists.clone(),
+            preloaded: Arc::clone(&self.preloaded),
+            requests: self.requests.clone(),
             checkpoints,
             restored: self.origin.state(worker.index(), worker.peers())?,
             stopping: Arc::clone(&self.stopping),
@@ -347,6 +418,7 @@ impl RunShared {
             }
             if last_sent.elapsed() >= OFFSETS_EVERY {
                 last_sent = Instant::now();
+                flow.settle_lists();
                 send_offsets(&flow, group_offsets.as_ref());
             }
         }

@@ -2,7 +2,7 @@ use crate::coordination::ingest::TimeRules;
 use headwater_dataflows::{EventTime, Offset, Partition};
 
 use super::*;
-use crate::coordination::Binding;
+use crate::coordination::{Binding, Change, Versions};
 
 fn record(epoch: u64, wall_ms: i64) -> EpochRecord {
     let binding = Binding {
@@ -15,7 +15,14 @@ fn record(epoch: u64, wall_ms: i64) -> EpochRecord {
         idle: false,
     };
     let rules = TimeRules::default();
-    EpochRecord { epoch: Epoch(epoch), wall_ms, bindings: vec![binding], closes: false, rules }
+    EpochRecord {
+        epoch: Epoch(epoch),
+        wall_ms,
+        bindings: vec![binding],
+        closes: false,
+        rules,
+        change: Change::default(),
+    }
 }
 
 fn part(generation: u64, epoch: u64, shard: u32, kind: PartKind, bytes: u64) -> Part {
@@ -33,6 +40,7 @@ fn manifest(epoch: u64, parts: Vec<Part>) -> Manifest {
         positions: Vec::new(),
         unfinal: Vec::new(),
         all_idle: None,
+        in_force: Versions::default(),
         operators: Vec::new(),
         keys: None,
         parts,

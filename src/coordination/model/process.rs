@@ -10,8 +10,8 @@ use super::world::{Commit, Content, Incarnation, State, World, Write, WriteResul
 use super::{PROCESSES, Random, SHARDED, Violation};
 use crate::coordination::ingest::TimeRules;
 use crate::coordination::{
-    Binding, Checkpoint, CommittedThrough, EpochRecord, Manifest, Marks, Part, PartKind, PartName, Position,
-    Prune, Recorded, Resume, chain, left_behind, prune, resume, unreferenced, wants_base,
+    Binding, Change, Checkpoint, CommittedThrough, EpochRecord, Manifest, Marks, Part, PartKind, PartName,
+    Position, Prune, Recorded, Resume, Versions, chain, left_behind, prune, resume, unreferenced, wants_base,
 };
 
 /// The checkpoint interval, in milliseconds of the epochs' wall time.
@@ -312,6 +312,7 @@ impl Process {
                     bindings: vec![binding],
                     closes: false,
                     rules: TimeRules::default(),
+                    change: Change::default(),
                 };
                 self.unrecorded.push(record.clone());
                 record
@@ -455,6 +456,7 @@ impl Process {
             positions: vec![marked.position],
             unfinal: Vec::new(),
             all_idle: None,
+            in_force: Versions::default(),
             operators: Vec::new(),
             keys: None,
             parts: marked

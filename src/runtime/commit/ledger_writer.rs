@@ -7,14 +7,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use headwater_dataflows::{Control, ControlStream, Epoch};
+use headwater_dataflows::Epoch;
 use headwater_sinks::crash;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::Operator;
 
-use crate::coordination::{EpochRecord, Manifest, Prune, prune, unreferenced};
+use crate::coordination::{EpochRecord, Manifest, Prune, prune, unreferenced, unreferenced_lists};
 use crate::ledger::{Ledger, LedgerError, StoredManifest, readable};
 use crate::metrics::Metrics;
 use crate::rounds::{Step, Transaction};
@@ -35,6 +35,30 @@ pub enum Entry {
     Manifest(Box<Manifest>),
     /// The name of a sink that has committed.
     Committed(String),
+    /// A call once all epochs before it are durable.
+    Durable(Callback),
+}
+
+/// A function that is called once. No two are equal.
+pub struct Callback(Box<dyn FnOnce() + Send>);
+
+impl Callback {
+    /// Calls the function.
+    pub fn call(self) {
+        (self.0)();
+    }
+}
+
+impl PartialEq for Callback {
+    fn eq(&self, _: &Callback) -> bool {
+        false
+    }
+}
+
+impl std::fmt::Debug for Callback {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Callback")
+    }
 }
 
 /// Worker 0's handle of the thread that writes the ledger.
@@ -57,6 +81,11 @@ impl LedgerWriterHandle {
     /// Queues an epoch to be recorded. After a failure the writer discards it: the run is about to end.
     pub fn record(&self, record: EpochRecord) {
         let _ = self.sender.send(Entry::Epoch(record));
+    }
+
+    /// Queues a call once all epochs that are queued are durable. It is never called if they do not become so.
+    pub fn when_durable(&self, call: Box<dyn FnOnce() + Send>) {
+        let _ = self.sender.send(Entry::Durable(Callback(call)));
     }
 
     /// Queues a manifest to be recorded. The epochs through its own are durable already, since sinks have committed
@@ -109,6 +138,8 @@ pub struct ManifestRetention {
     pub keep: usize,
     /// The manifests in the ledger, in order.
     pub manifests: Vec<StoredManifest>,
+    /// The contents of lists that recorded epochs let come into force, from the oldest kept manifest on, in order.
+    pub recorded_lists: Vec<(Epoch, Vec<[u8; 32]>)>,
     /// Deletes the parts that only dropped manifests refer to.
     pub checkpoint_writer: CheckpointWriterHandle,
 }
@@ -142,12 +173,13 @@ impl Writer {
     fn run(&mut self, entries: &Receiver<Entry>) -> Result<(), LedgerError> {
         while let Ok(first) = entries.recv() {
             let mut round = Vec::new();
-            let mut manifest = None;
+            let (mut manifest, mut calls) = (None, Vec::new());
             for entry in std::iter::once(first).chain(entries.try_iter()) {
                 match entry {
                     Entry::Epoch(record) => round.push(record),
                     Entry::Manifest(concluded) => manifest = Some(concluded),
                     Entry::Committed(sink) => self.ledger.committed(&sink)?,
+                    Entry::Durable(call) => calls.push(call),
                 }
                 if manifest.is_some() || round.len() == ROUND {
                     break;
@@ -164,8 +196,10 @@ impl Writer {
                     rounds.appended(Transaction { first: round[0].epoch, last: last.epoch, step });
                 }
                 crash::point("ledger.append.after");
+                self.note_lists(&round);
                 self.shared.publish(last.epoch);
             }
+            calls.into_iter().for_each(Callback::call);
             if let Some(manifest) = manifest {
                 self.conclude(*manifest)?;
             }
@@ -173,9 +207,24 @@ impl Writer {
         Ok(())
     }
 
+    /// Notes the contents of lists that recorded epochs refer to.
+    fn note_lists(&mut self, round: &[EpochRecord]) {
+        let Some(ManifestRetention { recorded_lists, checkpoint_writer, .. }) = &mut self.retention else {
+            return;
+        };
+        for EpochRecord { epoch, change, .. } in round.iter().filter(|record| !record.change.lists.is_empty())
+        {
+            let hashes: Vec<_> = change.lists.iter().map(|list| list.hash).collect();
+            recorded_lists.push((*epoch, hashes.clone()));
+            checkpoint_writer.recorded_contents(hashes);
+        }
+    }
+
     /// Records a manifest. Deletes the parts that only older manifests refer to, once those are durably removed.
     fn conclude(&mut self, manifest: Manifest) -> Result<(), LedgerError> {
-        let Some(ManifestRetention { keep, manifests, checkpoint_writer }) = &mut self.retention else {
+        let Some(ManifestRetention { keep, manifests, recorded_lists, checkpoint_writer }) =
+            &mut self.retention
+        else {
             return Ok(());
         };
         crash::point("ledger.conclude.before");
@@ -191,6 +240,16 @@ impl Writer {
             let kept = manifests.split_off(manifests.partition_point(|stored| stored.epoch < oldest));
             let dropped = std::mem::replace(manifests, kept);
             checkpoint_writer.delete(unreferenced(readable(&dropped), readable(manifests)));
+            // No start replays the epoch of the oldest manifest, nor one before.
+            let pruned = recorded_lists.partition_point(|(epoch, _)| *epoch <= oldest);
+            let pruned: Vec<_> = recorded_lists.drain(..pruned).flat_map(|(_, hashes)| hashes).collect();
+            let unused = unreferenced_lists(
+                (readable(&dropped), &pruned),
+                (readable(manifests), recorded_lists.iter().flat_map(|(_, hashes)| hashes)),
+            );
+            if !unused.is_empty() {
+                checkpoint_writer.delete_contents(unused);
+            }
         }
         Ok(())
     }
@@ -209,15 +268,15 @@ impl LedgerWriterHandle {
     }
 }
 
-/// Returns a stream without data whose frontier stays at the first epoch of `control` that is not durable. On worker 0
-/// of a run with a ledger, `durable` is the last durable epoch, and `control` has all epochs; without it, nothing is
+/// Returns a stream without data whose frontier stays at the first epoch of `notices` that is not durable. On worker 0
+/// of a run with a ledger, `durable` is the last durable epoch, and `notices` has all epochs; without it, nothing is
 /// held back.
-pub fn durable<'scope>(
-    control: ControlStream<'scope>,
+pub fn durable<'scope, D: Clone + 'static>(
+    notices: StreamVec<'scope, Epoch, D>,
     durable: Option<DurableEpoch>,
 ) -> StreamVec<'scope, Epoch, ()> {
-    let scope = control.scope();
-    control.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(
+    let scope = notices.scope();
+    notices.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(
         Pipeline,
         "Record",
         move |capability, info| {
@@ -227,9 +286,9 @@ pub fn durable<'scope>(
             }
             let mut open = BTreeMap::new();
             move |(input, _), _output| {
-                input.for_each(|stamp, data: &mut Vec<Control>| {
+                input.for_each(|stamp, data: &mut Vec<D>| {
                     data.clear();
-                    let epoch = *stamp.least().expect("control travels with a time");
+                    let epoch = *stamp.least().expect("a notice travels with a time");
                     if durable.is_some() {
                         open.entry(epoch).or_insert_with(|| stamp.delayed(&epoch, 0));
                     }
@@ -246,16 +305,19 @@ pub fn durable<'scope>(
 mod tests {
     use std::collections::BTreeSet;
 
-    use headwater_dataflows::{Clock, EventTime};
+    use headwater_dataflows::{Clock, EventTime, Since};
     use timely::dataflow::operators::Probe as _;
     use timely::dataflow::operators::probe::Handle as Probe;
+    use timely::dataflow::operators::vec::Map;
 
     use super::*;
     use crate::coordination::PartKind::{Base, Delta};
+    use crate::coordination::{Change, InForce, ListVersion, Versions};
     use crate::runtime::checkpoint::writer::Command;
     use crate::runtime::fakes::{
         Calls, FakeLedger, manifest, part, part_name, record, settle, wait_until, worker,
     };
+    use crate::runtime::ingest::changes::Notice;
     use crate::runtime::ingest::clock::committed;
 
     /// A writer, driven without its thread.
@@ -276,7 +338,12 @@ mod tests {
         let manifests = manifests.into_iter().map(stored).collect();
         let writer = Writer {
             ledger: Box::new(FakeLedger(calls.clone())),
-            retention: Some(ManifestRetention { keep: 2, manifests, checkpoint_writer }),
+            retention: Some(ManifestRetention {
+                keep: 2,
+                manifests,
+                recorded_lists: Vec::new(),
+                checkpoint_writer,
+            }),
             shared: Arc::clone(&handle.shared),
             metrics: Arc::default(),
         };
@@ -371,6 +438,44 @@ mod tests {
         assert_eq!(deleted, [Command::Delete(first), Command::Delete(second)]);
     }
 
+    fn list_change(hash: u8) -> Change {
+        let list = ListVersion { name: "blocked".into(), hash: [hash; 32], bytes: 1 };
+        Change { rules: None, lists: vec![list] }
+    }
+
+    /// Returns a manifest without parts, with contents of a list in force.
+    fn manifest_with(epoch: u64, hash: u8) -> Manifest {
+        let since = Since { epoch: Epoch(0), ends: Vec::new(), last_time: EventTime::MIN };
+        let in_force = Versions::of(vec![InForce { since, change: list_change(hash) }]);
+        Manifest { in_force, ..manifest(epoch, Vec::new()) }
+    }
+
+    #[test]
+    fn contents_are_deleted_when_no_manifest_or_epoch_has_them() {
+        let mut fixture = fixture(vec![manifest_with(1, 7), manifest_with(2, 7)]);
+        let changed = |epoch, hash| EpochRecord { change: list_change(hash), ..record(epoch, 10) };
+        fixture.handle.record(changed(4, 8));
+        fixture.handle.record(changed(5, 7));
+        fixture.handle.conclude(manifest_with(6, 7));
+        fixture.handle.conclude(manifest_with(7, 7));
+        fixture.handle.record(changed(8, 9));
+        fixture.handle.conclude(manifest_with(9, 9));
+        fixture.handle.conclude(manifest_with(10, 9));
+        fixture.run().expect("written");
+        let of_lists: Vec<_> =
+            fixture.deleted.try_iter().filter(|command| !matches!(command, Command::Delete(_))).collect();
+        let hashes = |hash: u8| [[hash; 32]];
+        let expected = [
+            Command::Recorded(hashes(8).to_vec()),
+            Command::Recorded(hashes(7).to_vec()),
+            // The manifests of epochs 6 and 7 are kept, so that nothing goes back to epoch 4.
+            Command::DeleteContents(hashes(8).into()),
+            Command::Recorded(hashes(9).to_vec()),
+            Command::DeleteContents(hashes(7).into()),
+        ];
+        assert_eq!(of_lists, expected);
+    }
+
     #[test]
     fn no_part_is_deleted_before_its_manifest_is_dropped() {
         let mut fixture = fixture(vec![manifest(1, vec![part(1, 7, Base)]), manifest(2, Vec::new())]);
@@ -389,7 +494,8 @@ mod tests {
         let behind = Probe::new();
         let mut clock = worker.dataflow(|scope| {
             let (clock, control) = Clock::new(scope);
-            durable(control, ledger.then(|| handle.durable())).probe_with(&behind);
+            let notices = control.map(|control| Notice { control, change: None });
+            durable(notices, ledger.then(|| handle.durable())).probe_with(&behind);
             clock
         });
         clock.advance_to(Epoch(1));

@@ -1,6 +1,7 @@
 //! Ingest: the clock that opens epochs, reading and decoding of records, their bindings to epochs, and the trace of bindings.
 
 pub mod binding;
+pub mod changes;
 pub mod clock;
 pub mod field_errors;
 pub mod reading;

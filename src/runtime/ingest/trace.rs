@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use headwater_dataflows::EventTime;
 use headwater_sinks::private;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::coordination::EpochRecord;
+use crate::coordination::{Change, EpochRecord, ListVersion};
+use crate::lists::hex;
 use crate::runtime::failure::RunError;
 
-/// A file with one JSON object per epoch that has a binding or closes the windows.
+/// A file with one JSON object per epoch that has a binding or a change, or closes the windows.
 pub struct TraceWriter {
     path: PathBuf,
     out: BufWriter<File>,
@@ -58,19 +59,28 @@ impl TraceWriter {
             })
             .collect();
         let known = watermark != EventTime::MIN && watermark != EventTime::MAX;
-        let line = json!({
+        let mut line = json!({
             "epoch": record.epoch.0,
             "wall_ms": (!counted).then_some(record.wall_ms),
             "partitions": partitions,
             "watermark": known.then_some(watermark.0),
             "close": record.closes,
         });
+        if !record.change.is_empty() {
+            line["change"] = describe(&record.change);
+        }
         let written = serde_json::to_writer(&mut self.out, &line).map_err(std::io::Error::from);
         written
             .and_then(|()| self.out.write_all(b"\n"))
             .and_then(|()| self.out.flush())
             .map_err(|source| failed(&self.path, source))
     }
+}
+
+/// Returns the rules and lists that are in force for events of later epochs.
+fn describe(change: &Change) -> Value {
+    let list = |list: &ListVersion| json!({ "name": list.name, "hash": hex(&list.hash) });
+    json!({ "rules": change.rules, "lists": change.lists.iter().map(list).collect::<Vec<_>>() })
 }
 
 fn failed(path: &Path, source: std::io::Error) -> RunError {
@@ -103,6 +113,16 @@ mod tests {
             json!({"epoch": 8, "wall_ms": 5000, "partitions": [binding], "watermark": 7, "close": false});
         let last = json!({"epoch": 9, "wall_ms": null, "partitions": [], "watermark": null, "close": true});
         assert_eq!(lines, [first, last]);
+    }
+
+    #[test]
+    fn a_change_is_part_of_its_epoch() {
+        let list = ListVersion { name: "blocked".to_owned(), hash: [10; 32], bytes: 7 };
+        let described = describe(&Change { rules: None, lists: vec![list] });
+        let hash = "0a".repeat(32);
+        assert_eq!(described, json!({"rules": null, "lists": [{"name": "blocked", "hash": hash}]}));
+        let rules = Change { rules: Some("text".to_owned()), lists: Vec::new() };
+        assert_eq!(describe(&rules), json!({"rules": "text", "lists": []}));
     }
 
     #[test]

@@ -237,7 +237,7 @@ fn queries_take_a_limited_share_of_the_time() {
     let states = States {
         keys: states.expect("the dataflow is built"),
         spaces: Vec::new(),
-        own_rules: std::collections::BTreeMap::new(),
+        own_rules: crate::pipeline::RuleNumbers::default(),
     };
     let queries = Queries::default();
     let mut mailbox = queries.open(0..1, 1).remove(0);

@@ -11,7 +11,7 @@ use timely::CommunicationConfig::Cluster;
 use timely::dataflow::operators::vec::{Broadcast, ToStream};
 use timely::dataflow::operators::{Inspect, Probe};
 
-use crate::coordination::{CommittedThrough, Positions, Skip};
+use crate::coordination::{CommittedThrough, ListVersion, Positions, Skip};
 use crate::runtime::failure::RunError;
 use crate::runtime::recovery::joining::{self, JoinPhase};
 
@@ -26,6 +26,10 @@ pub struct ClusterBootstrap {
     pub semantics: String,
     /// The encoded manifest of the checkpoint to resume from; None at the beginning of the pipeline.
     pub manifest: Option<Vec<u8>>,
+    /// The texts of all rules that may be in force, those at the point to resume from without a manifest first.
+    pub rules: Vec<String>,
+    /// The contents of lists that the replay lets come into force.
+    pub lists: Vec<ListVersion>,
     /// The positions to read from.
     pub positions: Positions,
     /// The last epoch of the ledger.

@@ -7,7 +7,7 @@ use headwater_dataflows::{Record, SHARDS, ShardId};
 use thiserror::Error;
 
 use crate::coordination::{Manifest, Operator, PartKind, PartName, Resume, chain};
-use crate::pipeline::{self, ConfigChange, ENRICH, OWN_RULES, RECORDED_RULE, RULES, SPACE, WINDOW};
+use crate::pipeline::{self, ConfigChange, ENRICH, OWN_RULES, RULES, SPACE, WINDOW};
 use crate::runtime::checkpoint::writer::{WriterId, merge, put, read};
 use crate::runtime::failure::RunError;
 use crate::state::StateStore;
@@ -117,10 +117,13 @@ pub fn config_change(
     Ok(config_change)
 }
 
+/// The prefix under which checkpoints recorded each rule of the user's own, before they recorded the rules in force.
+const EARLIER_RULE: &str = "Rule: ";
+
 /// Returns true if an operator exists or not as the configuration says: that of a window, of a key space, or of rules of
 /// the user's own; or if it stands for such a rule.
 fn is_configured(operator: &str) -> bool {
-    [WINDOW, SPACE, OWN_RULES, RECORDED_RULE].iter().any(|prefix| operator.starts_with(prefix))
+    [WINDOW, SPACE, OWN_RULES, EARLIER_RULE].iter().any(|prefix| operator.starts_with(prefix))
 }
 
 /// Returns the operators that do not fit their state, each with the reason. Added and removed windows, rules and key
@@ -176,14 +179,7 @@ pub fn with_changes(
     config_change: &ConfigChange,
     now: &[Operator],
 ) -> Result<Manifest, RunError> {
-    // The rules are still those that the state was captured with, so that a new one is known as such.
-    let is_kept = |operator: &&Operator| {
-        let rule = operator.name.strip_prefix(RECORDED_RULE).and_then(|rule| rule.split_once('/'));
-        rule.is_some_and(|(space, _)| !config_change.discarded.contains(&format!("rules.{space}")))
-    };
-    let rules = manifest.operators.iter().filter(is_kept);
-    let operators = now.iter().chain(rules).cloned().collect();
-    let mut with_changes = Manifest { operators, ..manifest.clone() };
+    let mut with_changes = Manifest { operators: now.to_vec(), ..manifest.clone() };
     if config_change.discarded.is_empty() {
         return Ok(with_changes);
     }

@@ -4,14 +4,17 @@
 use headwater_dataflows::{Epoch, EventTime};
 use headwater_sinks::{WriterContext, crash};
 
+use crate::config::with_recorded_rules;
 use crate::coordination::{
     EpochRecord, Manifest, NoOrigin, NoResume, Operator, Positions, Watermark, WatermarkRule,
     committed_through,
 };
 use crate::ledger::{LedgerError, StoredManifest, readable};
 use crate::outputs::SinkJob;
+use crate::pipeline::LiveRules;
 use crate::runtime::failure::RunError;
 use crate::runtime::recovery::origin::{History, OpenedSink, Records, adopt_sink};
+use crate::runtime::recovery::rules::{permitted_rules, settled};
 
 /// The parameters of a start that discards all state.
 pub struct DiscardContext<'a> {
@@ -21,6 +24,8 @@ pub struct DiscardContext<'a> {
     pub operators: &'a [Operator],
     /// The parameters from which the watermark is computed.
     pub rule: WatermarkRule,
+    /// The rules of the process.
+    pub rules: &'a LiveRules,
 }
 
 /// Returns the epoch at which all state is discarded: the last one of the ledger, if `permitted` is that epoch and
@@ -70,7 +75,8 @@ pub fn discard_state(
         }
     }
     crash::point("ledger.amend.before");
-    history.ledger.amend(&history.semantics, Some(&manifest))?;
+    let rules = manifest.in_force.rules().unwrap_or(&history.first_rules);
+    history.ledger.amend(&with_recorded_rules(&history.semantics, rules), Some(&manifest))?;
     crash::point("ledger.amend.after");
     history.config_change = None;
     tracing::warn!(
@@ -109,6 +115,8 @@ fn manifest_without_state(
     if closes {
         watermark.close();
     }
+    let mut in_force = settled(&history.first_rules, records);
+    in_force.replace_rules(|text| permitted_rules(text, discarding.rules))?;
     Ok(Manifest {
         epoch: durable,
         generation: history.claim.generation,
@@ -117,6 +125,7 @@ fn manifest_without_state(
         positions: positions.as_slice().to_vec(),
         unfinal: Vec::new(),
         all_idle: watermark.all_idle(),
+        in_force,
         operators: discarding.operators.to_vec(),
         keys: Some(0),
         parts: Vec::new(),

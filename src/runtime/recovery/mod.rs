@@ -4,5 +4,7 @@ pub mod bootstrap;
 pub mod compatibility;
 pub mod discard;
 pub mod joining;
+pub mod lists;
 pub mod origin;
+pub mod rules;
 pub mod start;

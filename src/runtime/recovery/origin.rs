@@ -6,15 +6,18 @@ use std::sync::Mutex;
 use headwater_dataflows::{Checkpoint, Epoch, EventTime, Offset, Partition, Record, SHARDS, ShardId};
 use headwater_sinks::{CommitError, OpenError, Progress, Shards, Sink, WriterContext, crash};
 
+use crate::config::with_recorded_rules;
 use crate::coordination::{
     Binding, CommittedThrough, EpochRecord, Loss, Manifest, NoOrigin, NoResume, Operator, Part, Positions,
-    Recorded, Resume, Skip, apply_losses, chain, durable, is_closed, left_behind, resume,
+    Recorded, Resume, Skip, apply_losses, chain, durable, is_closed, left_behind, lists_of, resume,
 };
 use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
-use crate::pipeline::{ConfigChange, Resets};
+use crate::pipeline::{ConfigChange, LiveRules, Resets};
+use crate::runtime::checkpoint::contents;
 use crate::runtime::checkpoint::writer::{LoadedPart, WriterId, merge, read};
 use crate::runtime::failure::RunError;
 use crate::runtime::recovery::compatibility::{check_finished, config_change, with_changes};
+use crate::runtime::recovery::rules::{newest_rules, permitted_rules};
 use crate::state::StateStore;
 
 /// A claimed ledger, with the decisions that the start is based on.
@@ -25,6 +28,8 @@ pub struct History {
     pub claim: Claim,
     /// The part of the configuration that determines results; recorded at the first start and at each change.
     pub semantics: String,
+    /// The text of the rules with which the pipeline began.
+    pub first_rules: String,
     /// The difference to the recorded configuration, if any.
     pub config_change: Option<ConfigChange>,
     /// The permitted resets.
@@ -69,6 +74,8 @@ pub struct Origin {
     pub durable: Epoch,
     /// The committed epochs of each sink.
     pub committed_through: Vec<CommittedThrough>,
+    /// The contents of lists that recorded epochs let come into force, in order.
+    pub recorded_lists: Vec<(Epoch, Vec<[u8; 32]>)>,
     /// The first offset to read of each partition that has lost records to be replayed.
     pub read_from: BTreeMap<Partition, Offset>,
 }
@@ -166,9 +173,19 @@ pub fn origin(
     history: &mut History,
     sinks: &[(&str, &[Progress])],
     operators: &[Operator],
+    live: &LiveRules,
 ) -> Result<Origin, RunError> {
-    let History { ledger, claim, checkpoints, semantics, config_change: changes, resets, committed, .. } =
-        history;
+    let History {
+        ledger,
+        claim,
+        checkpoints,
+        semantics,
+        first_rules,
+        config_change: changes,
+        resets,
+        committed,
+        ..
+    } = history;
     let Records { manifests, pruned, mut epochs } = Records::read(&mut **ledger)?;
     if checkpoints.is_none() && !manifests.is_empty() {
         return Err(needs_checkpoints().into());
@@ -186,12 +203,16 @@ pub fn origin(
         let manifest = match (newest, &mut *checkpoints) {
             (Some(manifest), Some(Checkpoints { store, .. })) => {
                 let writer_id = WriterId { ledger_id: claim.ledger_id.clone(), generation: claim.generation };
-                Some(with_changes(&mut **store, &writer_id, manifest, &config_change, operators)?)
+                let mut changed =
+                    with_changes(&mut **store, &writer_id, manifest, &config_change, operators)?;
+                changed.in_force.replace_rules(|text| permitted_rules(text, live))?;
+                Some(changed)
             }
             _ => None,
         };
         crash::point("ledger.amend.before");
-        ledger.amend(semantics, manifest.as_ref())?;
+        let rules = permitted_rules(newest_rules(first_rules, newest, &epochs), live)?;
+        ledger.amend(&with_recorded_rules(semantics, &rules), manifest.as_ref())?;
         crash::point("ledger.amend.after");
         tracing::info!(
             reason = config_change.reason,
@@ -199,15 +220,16 @@ pub fn origin(
             "resuming with a changed configuration"
         );
         *changes = None;
-        return origin(history, sinks, operators);
+        return origin(history, sinks, operators, live);
     }
+    let recorded_lists = recorded_lists(&epochs);
     let (manifest, state) = match checkpoints {
         None => (None, Vec::new()),
         Some(Checkpoints { store, .. }) => {
             let chosen = first_readable(&resume.origins, &manifests, &mut **store)?;
             let chosen =
                 chosen.ok_or(NoResume::from(NoOrigin::Unreadable { pruned, durable: resume.durable }))?;
-            delete_unused_parts(&mut **store, claim, &manifests)?;
+            delete_unused(&mut **store, claim, &manifests, &recorded_lists)?;
             chosen
         }
     };
@@ -221,8 +243,16 @@ pub fn origin(
         replay: epochs,
         durable: resume.durable,
         committed_through: resume.committed_through,
+        recorded_lists,
         read_from: BTreeMap::new(),
     })
+}
+
+/// Returns the contents of lists that epochs let come into force.
+fn recorded_lists(epochs: &[EpochRecord]) -> Vec<(Epoch, Vec<[u8; 32]>)> {
+    let changes = epochs.iter().filter(|record| !record.change.lists.is_empty());
+    let hashes = |record: &EpochRecord| record.change.lists.iter().map(|list| list.hash).collect();
+    changes.map(|record| (record.epoch, hashes(record))).collect()
 }
 
 /// Returns the refusal of a start without checkpoints of a pipeline that has them.
@@ -431,12 +461,13 @@ pub fn readable_origin(
     Ok(chosen.map(|(manifest, _)| manifest.map_or(Epoch(0), |manifest| manifest.epoch)))
 }
 
-/// Deletes parts of earlier starts that no manifest needs from the state store. Deletes nothing if a manifest is
-/// unreadable: another version may be able to read it, and the parts that it needs are unknown.
-fn delete_unused_parts(
+/// Deletes parts and contents of lists of earlier starts that the ledger does not need from the state store. Deletes nothing
+/// if a manifest is unreadable: another version may be able to read it, and what it needs is unknown.
+fn delete_unused(
     store: &mut dyn StateStore,
     claim: &Claim,
     manifests: &[StoredManifest],
+    recorded_lists: &[(Epoch, Vec<[u8; 32]>)],
 ) -> Result<(), RunError> {
     if manifests.iter().any(|stored| stored.manifest.is_err()) {
         return Ok(());
@@ -446,6 +477,9 @@ fn delete_unused_parts(
     for name in left_behind(found, &claim.ledger_id, claim.generation, readable(manifests)) {
         store.delete(&name.to_string())?;
     }
+    let mut needed = lists_of(readable(manifests));
+    needed.extend(recorded_lists.iter().flat_map(|(_, hashes)| hashes));
+    contents::delete_unused(store, &claim.ledger_id, claim.generation, &needed)?;
     Ok(())
 }
 

@@ -6,16 +6,27 @@ use std::sync::Arc;
 use headwater_dataflows::{Epoch, Offset, Partition};
 use headwater_sinks::{Generation, LedgerId, Progress, WriterContext, crash};
 
-use crate::coordination::{CommittedThrough, EpochRecord, Loss, Manifest, Position, Positions, Skip};
-use crate::ledger::{Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
+use crate::config::with_recorded_rules;
+use crate::coordination::{
+    CommittedThrough, EpochRecord, ListVersion, Loss, Manifest, Position, Positions, Skip, Versions,
+};
+use crate::ledger::{Claim, Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
 use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
-use crate::pipeline::{Plan, operators};
+use crate::pipeline::{LiveRules, Plan, RuleSetPlan, operators};
+use crate::runtime::checkpoint::writer::WriterId;
 use crate::runtime::failure::RunError;
+use crate::runtime::ingest::changes::ChangeRequests;
 use crate::runtime::recovery::bootstrap::{ClusterBootstrap, exchange_bootstrap, processes};
 use crate::runtime::recovery::discard::{DiscardContext, discard_state, reset_epoch};
+use crate::runtime::recovery::lists::{
+    Preloaded, StartLists, add_first, begin, newest, read_first, record_changed, replayed, retain_known,
+};
 use crate::runtime::recovery::origin::{
     Checkpoints, History, OpenedSink, Origin, Records, fenced_by_zombie, open_sink, origin,
+};
+use crate::runtime::recovery::rules::{
+    add_spaces, all_rules, first_rules, in_force, permitted_rules, request_configured,
 };
 use crate::source::{Opening, Source};
 
@@ -57,6 +68,26 @@ pub struct PreparedRun {
     pub ledger: Option<Box<dyn Ledger>>,
     /// The settings of checkpoints; None if checkpoints are disabled.
     pub checkpoints: Option<Checkpoints>,
+    /// The changes in force at the point to resume from.
+    pub in_force: Versions,
+    /// The contents of lists that are in force after the replay.
+    pub newest_lists: Vec<ListVersion>,
+    /// The contents of lists that the replay needs.
+    pub preloaded: Preloaded,
+}
+
+/// The parts of a process that a start uses: its workers and metrics, and its rules and lists with requests of others.
+pub struct StartContext<'a> {
+    /// The configuration of workers, processes and hosts.
+    pub workers: &'a timely::Config,
+    /// The metrics, which say what the start waits for.
+    pub metrics: &'a Metrics,
+    /// The rules in force, of which the ledger has the text.
+    pub live: &'a LiveRules,
+    /// The changes that are requested.
+    pub requests: &'a ChangeRequests,
+    /// The lists.
+    pub lists: StartLists<'a>,
 }
 
 /// Opens the sinks and the source of a run. The order of the steps ensures that nothing is lost or duplicated.
@@ -68,10 +99,10 @@ pub fn prepare(
     source: Opening,
     sinks: &mut [SinkJob],
     context: WriterContext,
-    plan: &Plan,
-    workers: &timely::Config,
-    metrics: &Metrics,
+    plan: &mut Plan,
+    start: &StartContext<'_>,
 ) -> Result<PreparedRun, RunError> {
+    let StartContext { workers, metrics, .. } = *start;
     match role {
         Role::Unrecorded => {
             let context = with_newer_generation(sinks, context, metrics)?;
@@ -84,6 +115,13 @@ pub fn prepare(
             let positions = Positions::starting(source.start());
             let (origin, first_epoch) = (Origin::unrecorded(sinks.len()), latest.next());
             let (skips, ledger, checkpoints) = (Vec::new(), None, None);
+            let first = RuleSetPlan::first(plan.rules.clone()).to_text();
+            let mut in_force = in_force(&origin, first);
+            request_configured(&in_force, &[], plan, start.live, start.requests)?;
+            // In a cluster, the other processes receive the contents with a change.
+            let first = if processes(workers) == 1 { read_first(&start.lists) } else { Vec::new() };
+            add_first(&first, &mut in_force);
+            let preloaded = begin(start.lists.lists, &in_force, &[], None)?;
             let known = positions.as_slice().len();
             Ok(PreparedRun {
                 context,
@@ -95,10 +133,13 @@ pub fn prepare(
                 skips,
                 ledger,
                 checkpoints,
+                newest_lists: newest(&in_force, &[]),
+                in_force,
+                preloaded,
             })
         }
-        Role::Leader(history) => prepare_leader(*history, source, sinks, context, plan, workers, metrics),
-        Role::Follower(following) => prepare_follower(*following, source, sinks, context, workers, metrics),
+        Role::Leader(history) => prepare_leader(*history, source, sinks, context, plan, start),
+        Role::Follower(following) => prepare_follower(*following, source, sinks, context, plan, start),
     }
 }
 
@@ -143,27 +184,35 @@ fn prepare_leader(
     source: Opening,
     sinks: &mut [SinkJob],
     context: WriterContext,
-    plan: &Plan,
-    workers: &timely::Config,
-    metrics: &Metrics,
+    plan: &mut Plan,
+    start: &StartContext<'_>,
 ) -> Result<PreparedRun, RunError> {
+    let StartContext { workers, metrics, .. } = *start;
     let mut found = Vec::new();
     for job in sinks.iter_mut() {
         found.push((job.sink.name().to_owned(), open(job, &context, Some(&mut history), metrics)?));
     }
     let encodings: Vec<_> = sinks.iter().map(|sink| sink.encoding).collect();
-    let operators = operators(plan, &encodings);
     let records = Records::read(&mut *history.ledger)?;
+    history.first_rules = first_rules(history.claim.genesis.as_ref(), plan);
+    let mut texts = all_rules(&history.first_rules, &records.manifests, &records.epochs);
+    if history.config_change.is_some() || history.resets.all.is_some() {
+        for text in texts.iter_mut().chain([&mut history.first_rules]) {
+            *text = permitted_rules(text, start.live)?;
+        }
+    }
+    add_spaces(plan, &texts, start.live)?;
+    let operators = operators(plan, &encodings);
     if let Some(durable) = reset_epoch(&records.manifests, &records.epochs, history.resets.all) {
         let rule = plan.time.watermark_rule();
-        let discarding = DiscardContext { context: &context, operators: &operators, rule };
+        let discarding = DiscardContext { context: &context, operators: &operators, rule, rules: start.live };
         discard_state(&mut history, &records, durable, sinks, &mut found, &discarding)?;
     }
     drop(records);
     let latest = found.iter().map(|(_, found)| found.latest).max().unwrap_or_default();
     let found: Vec<_> = found.iter().map(|(name, found)| (&**name, &found.progress[..])).collect();
     metrics.starting("reading the newest checkpoint");
-    let mut origin = origin(&mut history, &found, &operators)?;
+    let mut origin = origin(&mut history, &found, &operators, start.live)?;
     for (sink, _) in found.iter().filter(|(_, progress)| !progress.is_empty()) {
         history.ledger.committed(sink)?;
     }
@@ -181,13 +230,25 @@ fn prepare_leader(
         check_attempts(&mut history, &origin, &*source, &positions, has_new_losses)?;
     }
     crash::point("start.begun");
+    let in_force = retain_known(in_force(&origin, history.first_rules.clone()), start.lists.lists);
+    let replayed = begin_lists(&mut history, &mut origin, &in_force, latest, &start.lists, metrics)?;
+    let stored = history.checkpoints.as_mut().map(|checkpoints| (checkpoints, &context.ledger_id));
+    let preloaded = begin(start.lists.lists, &in_force, &replayed, stored)?;
     if processes(workers) > 1 {
         let names = found.iter().map(|(name, _)| (*name).to_owned());
         let committed_through = names.zip(origin.committed_through.iter().cloned()).collect();
         metrics.starting("waiting for the other processes");
-        send_bootstrap(workers, &context, &history, &origin, &positions, committed_through)?;
+        send_bootstrap(
+            workers,
+            &context,
+            &history,
+            &origin,
+            &positions,
+            (committed_through, texts, &replayed),
+        )?;
     }
     let History { ledger, checkpoints, skips, .. } = history;
+    request_configured(&in_force, &origin.replay, plan, start.live, start.requests)?;
     // New epochs are above every epoch that was ever recorded or committed, also of another ledger.
     let first_epoch = origin.durable.max(latest).next();
     Ok(PreparedRun {
@@ -200,7 +261,29 @@ fn prepare_leader(
         skips,
         ledger: Some(ledger),
         checkpoints,
+        newest_lists: newest(&in_force, &replayed),
+        in_force,
+        preloaded,
     })
+}
+
+/// Lets what the lists are now come into force after the replay. Returns the contents that the replay lets come into force.
+fn begin_lists(
+    history: &mut History,
+    origin: &mut Origin,
+    in_force: &Versions,
+    latest: Epoch,
+    lists: &StartLists<'_>,
+    metrics: &Metrics,
+) -> Result<Vec<ListVersion>, RunError> {
+    if lists.readers.is_some() {
+        metrics.starting("reading the lists");
+    }
+    let Claim { ledger_id, generation, .. } = &history.claim;
+    let writer_id = WriterId { ledger_id: ledger_id.clone(), generation: *generation };
+    let stored = history.checkpoints.as_mut().map(|checkpoints| (checkpoints, writer_id));
+    record_changed(lists, in_force, origin, latest, &mut *history.ledger, stored)?;
+    Ok(replayed(&origin.replay))
 }
 
 /// Sends the other processes of the cluster what they need to start.
@@ -210,13 +293,15 @@ fn send_bootstrap(
     history: &History,
     origin: &Origin,
     positions: &Positions,
-    committed_through: Vec<(String, CommittedThrough)>,
+    (committed_through, rules, lists): (Vec<(String, CommittedThrough)>, Vec<String>, &[ListVersion]),
 ) -> Result<(), RunError> {
     let bootstrap = ClusterBootstrap {
         ledger_id: context.ledger_id.0.clone(),
         generation: context.generation.0,
         semantics: history.semantics.clone(),
         manifest: origin.manifest.as_ref().map(encode_manifest),
+        rules,
+        lists: lists.to_vec(),
         positions: positions.clone(),
         durable: origin.durable,
         committed_through,
@@ -239,9 +324,10 @@ fn prepare_follower(
     source: Opening,
     sinks: &mut [SinkJob],
     mut context: WriterContext,
-    workers: &timely::Config,
-    metrics: &Metrics,
+    plan: &mut Plan,
+    start: &StartContext<'_>,
 ) -> Result<PreparedRun, RunError> {
+    let StartContext { workers, metrics, .. } = *start;
     metrics.starting("waiting for the leader");
     let Following { semantics: own_semantics, mut checkpoints } = following;
     let refused = |reason: String| RunError::from(LedgerError::Refused(reason));
@@ -250,6 +336,8 @@ fn prepare_follower(
         generation,
         semantics,
         manifest,
+        rules: texts,
+        lists: replayed,
         positions,
         durable,
         committed_through,
@@ -258,6 +346,7 @@ fn prepare_follower(
     if semantics != own_semantics {
         return Err(refused("the processes of the cluster have different configurations".into()));
     }
+    add_spaces(plan, &texts, start.live)?;
     (context.ledger_id, context.generation) = (LedgerId(ledger_id), Generation(generation));
     tracing::info!(generation, "received the start data from the first process");
     let mut committed_by_own = Vec::new();
@@ -277,6 +366,10 @@ fn prepare_follower(
     let source = source(Some(positions.as_slice().iter().map(|position| position.next).collect()))?;
     let first_epoch = durable.next();
     let known = positions.as_slice().len();
+    let first = texts.into_iter().next().unwrap_or_default();
+    let in_force = retain_known(in_force(&origin, first), start.lists.lists);
+    let stored = checkpoints.as_mut().map(|checkpoints| (checkpoints, &context.ledger_id));
+    let preloaded = begin(start.lists.lists, &in_force, &replayed, stored)?;
     Ok(PreparedRun {
         context,
         origin,
@@ -287,6 +380,9 @@ fn prepare_follower(
         skips,
         ledger: None,
         checkpoints,
+        newest_lists: Vec::new(),
+        in_force,
+        preloaded,
     })
 }
 
@@ -296,7 +392,7 @@ fn open_source(
     origin: &mut Origin,
     history: &mut History,
 ) -> Result<(Arc<dyn Source>, Positions, usize), RunError> {
-    let History { ledger, claim, semantics, losses, .. } = history;
+    let History { ledger, claim, semantics, first_rules, losses, .. } = history;
     let starts = claim.genesis.as_ref().map(|genesis| &genesis.starts[..]);
     let positions = positions_of(origin.manifest.as_ref(), starts);
     let known = positions.as_ref().map(|positions| positions.as_slice().len());
@@ -314,7 +410,8 @@ fn open_source(
         return Err(LedgerError::Refused(reason).into());
     }
     if claim.genesis.is_none() {
-        ledger.begin(&Genesis { starts: starts.to_vec(), semantics: semantics.clone() })?;
+        let semantics = with_recorded_rules(semantics, first_rules);
+        ledger.begin(&Genesis { starts: starts.to_vec(), semantics })?;
     }
     let wanted = read_from(&positions, losses);
     for (partition, (&first, &next)) in (0..).map(Partition).zip(wanted.iter().zip(starts)) {
