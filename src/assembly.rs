@@ -22,7 +22,9 @@ use crate::metrics::Metrics;
 use crate::outputs::{OutputMapping, SinkEncoding, SinkJob};
 use crate::pipeline::ConfigChange;
 use crate::routes::{self, DeliverySettings, OutboxPlace, Route};
-use crate::runtime::{Checkpoints, Following, History, Job, Peers, Queries, Role, RunError, processes};
+use crate::runtime::{
+    ChangeRequests, Checkpoints, Following, History, Job, Peers, Queries, Role, RunError, processes,
+};
 use crate::source::Opening;
 use crate::wall::wall_ms;
 
@@ -262,7 +264,18 @@ fn open_history(
     let checkpoints = checkpoints(config)?;
     tracing::info!(generation = %claim.generation, "claimed the ledger");
     let resets = config.resets.clone();
-    Ok(History { ledger, claim, semantics, config_change, resets, skips, losses, committed, checkpoints })
+    Ok(History {
+        ledger,
+        claim,
+        semantics,
+        first_rules: String::new(),
+        config_change,
+        resets,
+        skips,
+        losses,
+        committed,
+        checkpoints,
+    })
 }
 
 /// Returns the changes of the configuration since the pipeline's settings were recorded; None if there are none.
@@ -348,6 +361,10 @@ pub fn job(
         metrics,
         recent: None,
         queries: Queries::default(),
+        rules: config.live_rules(),
+        requests: ChangeRequests::default(),
+        lists: config.rule_scope.lists().clone(),
+        list_configs: if process == 0 { config.lists.clone() } else { Vec::new() },
         peers: Peers::default(),
         deliveries,
         otlp: config.otlp.clone(),

@@ -80,10 +80,11 @@ impl Pipeline {
         self.sink(sink, SinkEncoding::Messages(mapping, usize::MAX))
     }
 
-    /// Adds a sink that receives these outputs as rows of [`TABLES`](headwater_sinks::tables::TABLES).
+    /// Adds a sink that receives these outputs as rows of [`TABLES`](headwater_sinks::tables::TABLES), alerts of shadow
+    /// rules included.
     #[must_use]
     pub fn row_sink(self, sink: impl Sink + 'static, outputs: &[OutputKind]) -> Pipeline {
-        let mut mapping = OutputMapping::default();
+        let mut mapping = OutputMapping { shadow_alerts: true, ..OutputMapping::default() };
         for &kind in outputs {
             *index_of(&mut mapping, kind) = Some(table_of(kind));
         }

@@ -201,7 +201,8 @@ pub struct CheckArgs {
     /// Test every connection, topic and permission that a run needs, and change nothing.
     #[arg(long)]
     pub connect: bool,
-    /// Decode the first N records of the source, or the lines of a file, and print each event or why it is refused.
+    /// Decode the newest N records of the topic (of other sources the first N), or the lines of a file, and print each
+    /// event or why it is refused.
     #[arg(long, value_name = "N|FILE", conflicts_with = "connect", value_hint = ValueHint::FilePath)]
     pub sample: Option<String>,
     /// Print one JSON object.

@@ -7,8 +7,9 @@ use serde_json::json;
 use super::output;
 use super::{DONE, FAILED, USAGE};
 use crate::assembly;
-use crate::config::{Config, LedgerConfig};
+use crate::config::{Config, LedgerConfig, ListConfig};
 use crate::connectors::{Check, databases, writable};
+use crate::decode::Binary;
 use crate::ledger::postgres_tables;
 
 /// Runs all checks and prints one line for each. Returns the exit code.
@@ -17,9 +18,11 @@ use crate::ledger::postgres_tables;
 /// If the results cannot be printed.
 pub fn check(config: &Config, json: bool) -> anyhow::Result<u8> {
     let mut checks = config.source.connector().check(&assembly::source_context(config, false));
+    checks.extend(schemas(config));
     for (name, sink) in &config.sinks.0 {
         checks.extend(sink.connector().check(name, assembly::sink_context(config, "")));
     }
+    checks.extend(config.lists.iter().map(ListConfig::check));
     checks.extend(ledger(config));
     checks.extend(assembly::check_routes(config));
     if config.checkpoint.is_some() {
@@ -33,6 +36,13 @@ pub fn check(config: &Config, json: bool) -> anyhow::Result<u8> {
         false if ok => DONE,
         false => FAILED,
     })
+}
+
+fn schemas(config: &Config) -> Option<Check> {
+    match &config.plan.decoding.binary {
+        Some(Binary::Registry(schemas)) => Some(Check::of("source", "schema registry", schemas.check())),
+        _ => None,
+    }
 }
 
 fn ledger(config: &Config) -> Option<Check> {

@@ -12,7 +12,7 @@ use super::output::{note, outln};
 use super::stop;
 use crate::config::{Config, HttpConfig};
 use crate::metrics::Metrics;
-use crate::runtime::Queries;
+use crate::runtime::{Queries, RuleControl};
 use crate::source::Source;
 use crate::source::generator::{GeneratorSettings, GeneratorSource};
 use crate::{assembly, http, results};
@@ -34,7 +34,8 @@ pub fn demo_console(args: &DemoArgs) -> anyhow::Result<()> {
     stop::handle_requests(stop::signals().context("cannot handle signals")?, &stopping, None);
 
     let (stored, _) = results::of_config(&config, &metrics);
-    let run = http::Run::of_config(&config, 0, 1, args.workers);
+    let control = RuleControl::of_config(&config);
+    let run = http::Run::of_config(&config, control.clone(), 0, 1, args.workers);
     let listen =
         HttpConfig { listen: args.http, token: None, tls: None, peer_ca_file: None, insecure: false };
     let queries = Queries::default();
@@ -56,6 +57,7 @@ pub fn demo_console(args: &DemoArgs) -> anyhow::Result<()> {
     let workers = timely::Config::process(args.workers);
     let mut job = assembly::job(&config, false, workers, metrics)?;
     (job.stopping, job.queries) = (Arc::clone(&stopping), queries);
+    (job.rules, job.requests) = (control.live, control.requests);
     job.source = Box::new(move |_| Ok(source as Arc<dyn Source>));
     if let Some(seconds) = args.seconds {
         stop_after(Duration::from_secs_f64(seconds), stopping);

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod apply_rules;
 pub mod args;
 pub mod backtest;
 pub mod bench;
@@ -11,6 +12,7 @@ mod demo;
 mod demo_console;
 mod hosts;
 pub mod output;
+mod rule_watcher;
 pub mod rules;
 mod sample;
 mod status;
@@ -33,6 +35,7 @@ use command::{
 use headwater_sinks::Misconfigured;
 use hosts::HostsError;
 use output::{OutputError, Table, note, out};
+use rule_watcher::RuleWatcher;
 use serde_json::json;
 
 use crate::assembly;
@@ -44,7 +47,7 @@ use crate::metrics::Metrics;
 use crate::outputs::RecentAlerts;
 use crate::pipeline::Resets;
 use crate::results;
-use crate::runtime::{Job, Peers, Queries, RunError};
+use crate::runtime::{Job, Peers, Queries, RuleControl, RunError};
 use crate::source::SourceError;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce;
@@ -299,20 +302,26 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     // Start the HTTP server before opening services that may not respond, so that it can report what the start waits
     // for.
     let (queries, peers) = (Queries::default(), Peers::default());
-    let (server, recent) = serve_http(&config, args, &metrics, &queries, &peers)?;
+    let control = RuleControl::of_config(&config);
+    let (server, recent) = serve_http(&config, args, &control, &metrics, &queries, &peers)?;
+    let watcher = RuleWatcher::start(&args.config, &config, args.process, &control);
     tracing::info!(pipeline = %config.plan.pipeline, workers = args.workers, processes = args.processes, "running");
     metrics.starting("looking up the hosts of the cluster");
     let workers = hosts::timely_config(args)?;
     peers.take_hosts(&workers);
     metrics.starting("opening the ledger");
     let mut started = Instant::now();
+    let changes = control.requests.clone();
     let result = assembly::job(&config, args.bounded, workers, Arc::clone(&metrics)).and_then(|job| {
         if matches!(config.source, SourceConfig::Kafka(_)) && config.ledger.is_none() {
             tracing::info!("without a ledger: starting at the group's committed offsets with empty state");
         }
         started = Instant::now();
-        crate::runtime::run(Job { stopping, recent, queries, peers, ..job })
+        let RuleControl { live: rules, requests, .. } = control;
+        crate::runtime::run(Job { stopping, recent, queries, rules, requests, peers, ..job })
     });
+    // Nobody waits for a change that no epoch will have.
+    changes.end();
     // In a cluster, only process 0 records the takeover.
     if args.process == 0
         && result.as_ref().is_err_and(RunError::is_replacement)
@@ -322,7 +331,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     result?;
     summary::log(&metrics, started.elapsed());
-    drop(server);
+    drop((server, watcher));
     Ok(())
 }
 
@@ -333,12 +342,13 @@ type HttpServer = (Option<http::Server>, Option<Arc<RecentAlerts>>);
 fn serve_http(
     config: &Config,
     args: &RunArgs,
+    control: &RuleControl,
     metrics: &Arc<Metrics>,
     queries: &Queries,
     peers: &Peers,
 ) -> anyhow::Result<HttpServer> {
     let Some(http) = &config.http else { return Ok((None, None)) };
-    let run = http::Run::of_config(config, args.process, args.processes, args.workers);
+    let run = http::Run::of_config(config, control.clone(), args.process, args.processes, args.workers);
     let (results, recent) = results::of_config(config, metrics);
     let forwarder = || http::Forwarder::new(http, args.process, peers.clone());
     let forwarder = (args.processes > 1).then(forwarder).transpose();

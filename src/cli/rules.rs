@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::output;
 use super::{load_with, warn};
 use crate::config::{ChangedRule, ChangedSetting, Config, ConfigErrors, RemovedRule, RuleDifferences};
+use crate::outputs::RuleMode;
 use crate::pipeline::{Patterns, RuleDescription, RulePlan, describe, preset, span};
 
 /// Commands on rules.
@@ -17,6 +18,8 @@ pub enum RulesCommand {
     List(ListRulesArgs),
     /// Compare the rules of two configurations by their ids: added, removed and changed ones, and which lose their state.
     Diff(DiffRulesArgs),
+    /// Let the rules of a configuration come into force in its run, without a stop.
+    Apply(ApplyRulesArgs),
 }
 
 /// Arguments of `rules list`.
@@ -44,6 +47,23 @@ pub struct DiffRulesArgs {
     pub json: bool,
 }
 
+/// Arguments of `rules apply`.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct ApplyRulesArgs {
+    /// The configuration file of the run, with its changed rules.
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// Change nothing, and only print what would change.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The address of the run's HTTP server, such as http://127.0.0.1:9464; by default `http.listen`.
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
+    pub url: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Runs a command on rules.
 ///
 /// # Errors
@@ -61,6 +81,7 @@ pub fn run(command: &RulesCommand) -> anyhow::Result<()> {
             let differences = before.rule_differences(&now);
             Ok(output::report(args.json, || diff_json(&differences), || diff_text(&differences))?)
         }
+        RulesCommand::Apply(args) => super::apply_rules::apply(args),
     }
 }
 
@@ -117,9 +138,10 @@ fn list_text(rules: &[ListedRule]) -> String {
 }
 
 fn rule_text(rule: &ListedRule) -> String {
-    let labels = |RuleDescription { by, severity, emit, suppress_ms, .. }: &RuleDescription| {
+    let labels = |RuleDescription { by, severity, emit, mode, suppress_ms, .. }: &RuleDescription| {
         let suppress = suppress_ms.map_or(String::new(), |ms| format!(", suppress {}", span(ms)));
-        format!("  by {by}, severity {severity}, emit {emit}{suppress}\n")
+        let shadow = if *mode == RuleMode::Shadow.as_str() { ", mode shadow" } else { "" };
+        format!("  by {by}, severity {severity}, emit {emit}{suppress}{shadow}\n")
     };
     match rule {
         ListedRule::Pattern(rule, as_rule) => {

@@ -1,4 +1,12 @@
 //! `check --sample`: decodes records and prints each event, or why it was refused.
+//!
+//! ```text
+//!   a topic:      the newest N records, from offsets before the end of each partition on ─┐
+//!   other sources: the first N records                                                   ─┴─▶ decoder ─▶ event or reason
+//!   a file:        its lines                                                             ─┘
+//! ```
+//!
+//! No consumer group is asked, and nothing is committed.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,16 +32,20 @@ const QUIET: Duration = Duration::from_secs(5);
 /// The maximum number of characters of a refused record in a text.
 const SHOWN: usize = 300;
 
+/// The number of records of a topic that are read at once.
+const READ_RECORDS: usize = 10_000;
+
 /// A decoded record.
 struct Sampled {
     position: Position,
+    timestamp: i64,
     outcome: Result<Value, Rejection>,
     field_errors: Vec<FieldError>,
     /// The record's text, if it was refused.
     record: Option<String>,
 }
 
-/// Decodes a sample: the first records of the source if `sample` is their number, else the lines of a file.
+/// Decodes a sample: records of the source if `sample` is their number, else the lines of a file.
 ///
 /// # Errors
 /// If there is no such file, or the source cannot be read.
@@ -46,6 +58,10 @@ pub fn sample(config: &Config, sample: &str, as_json: bool) -> anyhow::Result<()
     match sample.parse::<usize>() {
         Ok(records) if (1..=MAX_RECORDS).contains(&records) => read_source(config, records, &mut sampler)?,
         Ok(records) => bail!("--sample: {records} is not between 1 and {MAX_RECORDS} records"),
+        Err(_) if config.plan.decoding.format.binary.is_some() => bail!(
+            "--sample: records in {} are no lines of a file; give a number, to read as many from the source",
+            config.plan.decoding.format.name
+        ),
         Err(_) => read_file(Path::new(sample), &mut sampler)?,
     }
     Ok(output::report(as_json, || sampler.json(), || sampler.text())?)
@@ -72,21 +88,29 @@ fn read_file(path: &Path, sampler: &mut Sampler) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads the first records of the source, with a reader of its own.
+/// Reads records of the source, with a reader of its own: the newest of a topic, else the first.
 fn read_source(config: &Config, records: usize, sampler: &mut Sampler) -> anyhow::Result<()> {
-    let source = assembly::source(config, true)(None)?;
+    let newest = config.source.connector().newest(records as u64)?;
+    let is_newest = newest.is_some();
+    let source = assembly::source(config, true)(newest)?;
     let owned: Vec<_> = (0..).map(Partition).zip(source.start().iter().copied()).collect();
     let mut reader = source.reader(&owned)?;
     let mut last = Instant::now();
-    while sampler.sampled.len() < records && last.elapsed() < QUIET {
-        let budget = Budget::records(records - sampler.sampled.len());
-        if reader.read(budget, &mut |raw| sampler.add(raw))? > 0 {
+    while (is_newest || sampler.sampled.len() < records) && last.elapsed() < QUIET {
+        let budget = if is_newest { READ_RECORDS } else { records - sampler.sampled.len() };
+        if reader.read(Budget::records(budget), &mut |raw| sampler.add(raw))? > 0 {
             last = Instant::now();
+            if is_newest && sampler.sampled.len() > 2 * records {
+                sampler.keep_newest(records);
+            }
         } else if reader.partitions().iter().all(|partition| partition.ended) {
             break;
         } else {
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+    if is_newest {
+        sampler.keep_newest(records);
     }
     Ok(())
 }
@@ -103,7 +127,14 @@ impl Sampler {
         let record =
             outcome.is_err().then(|| String::from_utf8_lossy(raw.value.unwrap_or_default()).into_owned());
         let field_errors = if outcome.is_ok() { self.decoder.field_errors().to_vec() } else { Vec::new() };
-        self.sampled.push(Sampled { position: raw.position, outcome, field_errors, record });
+        let Raw { position, timestamp, .. } = raw;
+        self.sampled.push(Sampled { position, timestamp, outcome, field_errors, record });
+    }
+
+    /// Removes all records but the newest by their timestamps.
+    fn keep_newest(&mut self, records: usize) {
+        self.sampled.sort_by_key(|sampled| (sampled.timestamp, sampled.position));
+        self.sampled.drain(..self.sampled.len().saturating_sub(records));
     }
 
     fn refused(&self) -> usize {

@@ -1,7 +1,11 @@
 //! `headwater status`: shows the state of the ledger and the sinks, and predicts the outcome of a start. It does not
 //! claim or fence anything.
 
+mod rules;
+
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use headwater_dataflows::Epoch;
 use headwater_sinks::{LedgerId, OpenError, Progress, Shards, WriterContext};
@@ -10,15 +14,17 @@ use serde_json::{Value, json};
 use super::output::{self, counted};
 use super::{DONE, FAILED, REFUSED, config_error};
 use crate::assembly;
-use crate::config::{Config, LedgerConfig};
+use crate::config::{Config, LedgerConfig, changes};
 use crate::coordination::{
-    EpochRecord, Loss, NoOrigin, NoResume, Operator, Skip, committed_through, is_closed,
+    EpochRecord, ListVersion, Loss, NoOrigin, NoResume, Operator, Skip, committed_through, is_closed,
 };
 use crate::ledger::{self, Claim, Ledger, LedgerError, StoredManifest};
-use crate::pipeline::{ConfigChange, Resets, operators};
+use crate::lists::hex;
+use crate::pipeline::{ConfigChange, Resets, RuleSetPlan, operators};
 use crate::runtime::{
-    IncompatibleState, RunError, check_finished, config_change, duplicate_risk_of, needs_checkpoints,
-    positions_of, read_from, readable_origin, repeated_kill, reset_epoch, resume_from,
+    IncompatibleState, RunError, add_spaces, all_rules, check_finished, config_change, duplicate_risk_of,
+    first_rules, needs_checkpoints, newest_rules, permitted_rules, positions_of, read_from, readable_origin,
+    repeated_kill, reset_epoch, resume_from,
 };
 use crate::source::SourceError;
 use crate::state::{self, ExistingStore};
@@ -36,11 +42,27 @@ pub fn status(config: &Config, json: bool) -> anyhow::Result<u8> {
         )
         .into());
     };
-    let state = PipelineState::collect(config, ledger)?;
+    let mut state = PipelineState::collect(config, ledger)?;
     let encodings: Vec<_> = assembly::sinks(config, "").iter().map(|job| job.encoding).collect();
+    let mut plan = config.plan.clone();
+    let genesis = state.claim.as_ref().and_then(|claim| claim.genesis.as_ref());
+    let (first, live) = (first_rules(genesis, &plan), config.live_rules());
+    let mut texts = all_rules(&first, &state.manifests, &state.epochs);
+    let has_changed = genesis.is_some_and(|genesis| has_changed(config, &genesis.semantics));
+    if config.resets.all.is_some() || has_changed {
+        for text in &mut texts {
+            *text = permitted_rules(text, &live)?;
+        }
+    }
+    add_spaces(&mut plan, &texts, &live)?;
+    if genesis.is_some() {
+        let newest = newest_rules(&first, ledger::readable(&state.manifests).last(), &state.epochs);
+        let newest = if has_changed { permitted_rules(newest, &live)? } else { newest.to_owned() };
+        state.rules = Some(live.read(&newest).map_err(LedgerError::Refused)?);
+    }
     let outcome = state.predict(&StartRequest {
         semantics: config.semantics(),
-        operators: operators(&config.plan, &encodings),
+        operators: operators(&plan, &encodings),
         resets: config.resets.clone(),
     });
     let outcome = state.check_resources(config, outcome);
@@ -51,6 +73,11 @@ pub fn status(config: &Config, json: bool) -> anyhow::Result<u8> {
         StartOutcome::Refuse(_) => REFUSED,
         StartOutcome::Unknown(_) => FAILED,
     })
+}
+
+/// Returns true if settings that results depend on differ from the recorded ones.
+fn has_changed(config: &Config, recorded: &str) -> bool {
+    !matches!(changes(recorded, &config.semantics(), &config.resets.sections), Ok(None))
 }
 
 /// The recorded state of a pipeline.
@@ -71,6 +98,8 @@ struct PipelineState {
     committed: Vec<String>,
     /// The number of runs since the last recorded epoch that were killed or are still running.
     attempts: u64,
+    /// The rules of the user's own in force at the end of the ledger; None if the pipeline has never begun.
+    rules: Option<Arc<RuleSetPlan>>,
 }
 
 /// The reason why the progress of a sink cannot be read.
@@ -143,6 +172,7 @@ impl PipelineState {
             losses: Vec::new(),
             committed: Vec::new(),
             attempts: 0,
+            rules: None,
         };
         if let Some(ledger) = &mut ledger {
             state.skips = ledger.skips()?;
@@ -359,6 +389,19 @@ impl PipelineState {
         last.max(self.manifests.last().map(|stored| stored.epoch))
     }
 
+    /// Returns the contents of lists that are in force at the end of the ledger, by name, with the epochs that they were bound
+    /// to.
+    fn lists(&self) -> Vec<(Epoch, &ListVersion)> {
+        let newest = ledger::readable(&self.manifests).last();
+        let of_manifest = newest.iter().flat_map(|manifest| manifest.in_force.as_slice());
+        let of_manifest = of_manifest.map(|in_force| (in_force.since.epoch, &in_force.change));
+        let of_epochs = self.epochs.iter().map(|record| (record.epoch, &record.change));
+        let all = of_manifest.chain(of_epochs);
+        let all = all.flat_map(|(epoch, change)| change.lists.iter().map(move |list| (epoch, list)));
+        let by_name: BTreeMap<_, _> = all.map(|(epoch, list)| (&list.name, (epoch, list))).collect();
+        by_name.into_values().collect()
+    }
+
     fn text(&self, outcome: &StartOutcome, now_ms: i64) -> String {
         let mut lines = vec![match &self.claim {
             None => format!("pipeline {}: never started", self.pipeline),
@@ -380,6 +423,10 @@ impl PipelineState {
             ),
             Err(error) => format!("checkpoint of epoch {}: {error}", stored.epoch),
         }));
+        lines.extend(self.lists().into_iter().map(|(after, list)| {
+            let (hash, bytes) = (&hex(&list.hash)[..12], list.bytes);
+            format!("list {}: {bytes} bytes, SHA-256 {hash}…, in force after epoch {after}", list.name)
+        }));
         lines.extend(self.sinks.iter().map(|(sink, progress)| match progress {
             Ok(progress) => {
                 format!("sink {sink}: {}", through(newest(progress).map(|newest| newest.through)))
@@ -391,6 +438,8 @@ impl PipelineState {
             let Loss { partition, first, next } = loss;
             format!("never read: partition {}, offsets {} to {}", partition.0, first.0, next.0 - 1)
         }));
+        let has_rules = |set: &&Arc<RuleSetPlan>| !set.rules.is_empty() || set.version > 1;
+        lines.extend(self.rules.iter().filter(has_rules).flat_map(|set| rules::text(set)));
         lines.push(outcome.to_string());
         lines.into_iter().map(|line| line + "\n").collect()
     }
@@ -436,9 +485,13 @@ impl PipelineState {
             "recorded_through": self.durable().map(|durable| durable.0),
             "pruned_through": self.pruned.0,
             "checkpoints": self.manifests.iter().rev().map(checkpoint).collect::<Vec<_>>(),
+            "lists": self.lists().into_iter().map(|(after, list)| json!({
+                "name": list.name, "hash": hex(&list.hash), "bytes": list.bytes, "after_epoch": after.0,
+            })).collect::<Vec<_>>(),
             "sinks": self.sinks.iter().map(sink).collect::<Vec<_>>(),
             "skips": self.skips.iter().map(Skip::to_string).collect::<Vec<_>>(),
             "losses": self.losses.iter().map(loss).collect::<Vec<_>>(),
+            "rules": self.rules.as_ref().map(|set| rules::json(set)),
             "start": start,
         })
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::decode::Reason;
 use crate::metrics::Metrics;
+use crate::outputs::RuleMode;
 
 /// Logs the numbers of events, dead letters and alerts of a run. In a cluster, each process counts those of its own
 /// workers.
@@ -13,7 +14,9 @@ pub fn log(metrics: &Metrics, elapsed: Duration) {
             .map(|reason| metrics.rejected_count(reason.as_str()));
     let events = metrics.event_count().saturating_sub(late + duplicate);
     let dead_letters = malformed + invalid + late + future + duplicate;
-    let [alerts, revoked] = ["raised", "revoked"].map(|status| metrics.alert_total(status));
+    let [live, shadow] = RuleMode::ALL.map(RuleMode::as_str);
+    let [alerts, revoked] = ["raised", "revoked"].map(|status| metrics.alert_total(status, live));
+    let shadow_alerts = Some(metrics.alert_total("raised", shadow)).filter(|count| *count > 0);
     if events == 0
         && let Some(first) = metrics.first_rejection()
     {
@@ -31,6 +34,7 @@ pub fn log(metrics: &Metrics, elapsed: Duration) {
         duplicate,
         alerts,
         revoked,
+        shadow_alerts,
         seconds,
         events_per_s,
         "done"

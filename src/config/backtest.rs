@@ -2,20 +2,19 @@
 //!
 //! ```text
 //!   CONFIG ─ without windows, sinks, ledger, … ────────────────────────────────────▶ Config in force
-//!     └─ source, time, limits, state; fields and keys unless NEW has them ─┐
+//!     └─ source, time, limits, state; fields, keys and lists unless NEW has them ─┐
 //!   NEW ─ rules, patterns, fields, keys ───────────────────────────────────┴───────▶ Config of the candidate
 //! ```
 
 use super::rule_tests::{is_permitted, keep_ttl, remove_unused};
 use super::{Config, ConfigError, ConfigErrors};
-use crate::settings::Origin;
 use crate::settings::tree::{self, Item, Node};
 
 /// The sections of the configuration in force that apply to the candidate, too, whatever the candidate has.
 const SHARED: [&str; 5] = ["pipeline", "source", "time", "limits", "state"];
 
 /// The sections of the configuration in force that apply to a candidate without them.
-const INHERITED: [&str; 2] = ["fields", "keys"];
+const INHERITED: [&str; 3] = ["fields", "keys", "lists"];
 
 /// The configuration of a candidate.
 pub struct Candidate {
@@ -80,23 +79,11 @@ fn share(tree: &mut Item, mut in_force: Item, inherited: &[&str]) {
     for name in SHARED.iter().chain(inherited) {
         entries.remove(*name);
         if let Some(mut item) = others.remove(*name) {
-            clear_lines(&mut item);
+            tree::clear_places(&mut item);
             entries.insert((*name).to_owned(), item);
         }
     }
     keep_ttl(entries);
-}
-
-/// Removes the lines of values, which are not those of the candidate's file.
-fn clear_lines(item: &mut Item) {
-    if let Origin::Line(_) = item.origin {
-        item.origin = Origin::Default;
-    }
-    match &mut item.node {
-        Node::Table(entries) => entries.values_mut().for_each(clear_lines),
-        Node::Array(items) => items.iter_mut().for_each(clear_lines),
-        _ => {}
-    }
 }
 
 #[cfg(test)]

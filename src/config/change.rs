@@ -11,6 +11,9 @@ use crate::pipeline::ConfigChange;
 /// Windows and rules are identified by their names, not by their indexes.
 type Semantics<'a> = BTreeMap<String, &'a str>;
 
+/// The beginnings of the keys that, like the decoder version, change how records are decoded, not which records are read.
+const DECODING: [&str; 4] = [STRICT_FIELDS, "source.schema", "source.avro.", "source.protobuf."];
+
 /// A change of the configuration with which a pipeline cannot resume, even after a stop.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum IncompatibleChange {
@@ -59,8 +62,7 @@ pub fn changes(
             None => format!("no `{key}`"),
         };
         let (was, is) = (describe(&before), describe(&now));
-        // Like the decoder version, `strict_fields` changes how records are decoded, not which records are read.
-        if key.starts_with("source.") && key != STRICT_FIELDS {
+        if key.starts_with("source.") && !DECODING.iter().any(|prefix| key.starts_with(prefix)) {
             return Err(IncompatibleChange::Input { before: was, now: is });
         }
         let changes = changes.get_or_insert_with(|| ConfigChange {
@@ -86,6 +88,34 @@ pub fn changes(
         }
     }
     Ok(changes)
+}
+
+/// The key under which a pipeline's settings have the text of the rules that were in force when they were recorded.
+const RULES_IN_FORCE: &str = "rules_in_force = ";
+
+/// The rules that a pipeline's settings were recorded with.
+pub enum RecordedRules<'a> {
+    /// Their text.
+    Text(&'a str),
+    /// Their ids: settings that were recorded before rules could change while a run goes on.
+    Ids(Vec<&'a str>),
+}
+
+/// Returns the settings of a pipeline together with the text of its rules, which has one line.
+pub fn with_recorded_rules(semantics: &str, rules: &str) -> String {
+    format!("{semantics}{RULES_IN_FORCE}{rules}\n")
+}
+
+/// Returns the rules that a pipeline's settings were recorded with.
+pub fn recorded_rules(semantics: &str) -> RecordedRules<'_> {
+    if let Some(text) = semantics.lines().find_map(|line| line.strip_prefix(RULES_IN_FORCE)) {
+        return RecordedRules::Text(text);
+    }
+    let ids = semantics.lines().filter_map(|line| {
+        let (key, value) = line.split_once(" = ")?;
+        (key.starts_with("rules[") && key.ends_with("].id")).then(|| value.trim_matches('"'))
+    });
+    RecordedRules::Ids(ids.collect())
 }
 
 /// Returns the key space that a setting defines, if it had another definition before: the state of its keys belongs to
@@ -121,7 +151,10 @@ pub(super) fn stateful_section(key: &str) -> Option<&str> {
 }
 
 fn parse_semantics(text: &str) -> Semantics<'_> {
-    let lines: Vec<_> = text.lines().filter_map(|line| line.split_once(" = ")).collect();
+    // Rules of the user's own change by themselves: see `recorded_rules`.
+    let is_of_rules = |line: &&str| line.starts_with("rules[") || line.starts_with(RULES_IN_FORCE);
+    let lines: Vec<_> =
+        text.lines().filter(|line| !is_of_rules(line)).filter_map(|line| line.split_once(" = ")).collect();
     let names: BTreeMap<_, _> = lines
         .iter()
         .filter_map(|(key, value)| {
@@ -234,6 +267,21 @@ mod tests {
              `patterns.amount_anomaly.min_relative_sigma = 0.01`"
         );
         assert!(change.discarded.is_empty());
+    }
+
+    /// Rules change by themselves, also those that earlier versions recorded here.
+    #[test]
+    fn rules_are_no_part_of_the_settings() {
+        let rule = "[[rules]]\nid = \"r\"\nmatch = true\n";
+        assert_eq!(changed(rule, "", &[]), Ok(None));
+        let semantics = Config::parse(BASE, std::iter::empty()).expect("valid").semantics();
+        let earlier = format!("{semantics}rules[0].id = \"a\"\nrules[0].match = true\nrules[1].id = \"b\"\n");
+        let recorded = with_recorded_rules(&semantics, "{\"version\":1}");
+        for before in [&earlier, &recorded] {
+            assert_eq!(changes(before, &semantics, &BTreeSet::new()), Ok(None));
+        }
+        assert!(matches!(recorded_rules(&earlier), RecordedRules::Ids(ids) if ids == ["a", "b"]));
+        assert!(matches!(recorded_rules(&recorded), RecordedRules::Text("{\"version\":1}")));
     }
 
     #[test]

@@ -1,22 +1,38 @@
 //! All configuration keys, with their defaults and the reasons for them: those of connectors and the others. The reader
 //! looks keys up here, and the reference in `docs/configuration.md` is generated from them.
 
-use crate::connectors::{SINKS, SOURCES, STORES};
+use crate::connectors::{LIST_KEYS, SINKS, SOURCES, STORES};
 use crate::settings::{Key, keys};
 
 /// The keys before those of the kinds of sources.
 const FIRST: &[Key] = keys! {
     "pipeline" = required: "Name of the pipeline: lower-case letters, digits, `-` and `_`. It prefixes rows, transactional ids and internal topics, and is the id of the consumer group."
     "rules": "Files that contain `[[rules]]` sections and nothing else: a list of paths, relative to the working directory. A path whose last segment contains `*`, such as `rules/*.toml`, stands for all files that match it, by name, without those whose names begin with `.` or end with `_test.toml` or `.test.toml`. The rules are read as if they were here: in which file a rule is makes no difference. `[[rules]]` sections of this file are the alternative; a list can have both, `rules = [\"rules/*.toml\", { id = \"large\", match = true }]`."
+    "rules_reload" = "\"off\"": "`auto`: this file and its files of rules are watched; changed rules come into force within about a second, without a stop. If a file is not valid, or more than rules has changed, the rules stay as they are, and the log says why. `off`: rules change with `headwater rules apply`, or with a start."
 
     "source.kind" = required: "Kind of source: `kafka`, `file` (NDJSON: each file is a partition, each line an offset) or `generator`."
-    "source.format" = "\"json\"": "Format of the records: `json`, one object per record; `cloudevents`, events in the JSON format of CloudEvents 1.0; `debezium`, changes of rows by Debezium in JSON. The last two need [fields](fields.md)."
+    "source.format" = "\"json\"": "Format of the records: `json`, one object per record; `cloudevents`, events in the JSON format of CloudEvents 1.0; `debezium`, changes of rows by Debezium in JSON; both need [fields](fields.md). `avro` and `protobuf`: records of a topic by [schemas](fields.md#avro-and-protobuf), which need `[source.schema_registry]` or a schema in a file."
     "source.strict_fields" = "false": "`true`: a malformed optional field (an amount that is not a number, half a location) makes its record a dead letter. `false`: the field is treated as absent, counted in `headwater_field_errors_total` and named in the log; the event is processed without it."
     "source.epoch_records" = "1000": "File and generator: number of records per partition in an epoch. It decides which events are late, so that the same input gives the same results in every run, with any number of workers."
 };
 
 /// The keys between those of sources and those of state stores.
 const MIDDLE: &[Key] = keys! {
+    "source.schema_registry.url" = required: "Avro and Protobuf: URL of a schema registry with Confluent's interface (Confluent, Karapace, Redpanda; Apicurio at `/apis/ccompat/v7`), such as `http://127.0.0.1:8081`. Each record is decoded by the schema that it was written with, whose id is in its first bytes. https needs a build with `--features tls`."
+    "source.schema_registry.user": "User of the registry, with `password`."
+    "source.schema_registry.password": "Password of the user."
+    "source.schema_registry.password_file": "File that contains the password."
+    "source.schema_registry.token": "Bearer token, instead of a user."
+    "source.schema_registry.token_file": "File that contains the token."
+    "source.schema_registry.ca_file": "File with the certificate authorities to trust, in PEM, instead of the system's."
+    "source.schema_registry.timeout" = "\"5s\"": "Maximum time of a request. While the registry does not answer, records that need a schema which is not known yet wait, and so do those behind them in their partitions; no worker waits."
+    "source.schema_registry.unknown_id" = "\"hold\"": "Fate of records whose id has no schema in the registry, or one that cannot be used. `hold`: they wait until it has one, and final results wait for them; `headwater_stalled{cause=\"schema\"}` and the log say so. `dead_letter`: they become dead letters, `malformed`, once the registry has said so twice within a second. The default is exact: whether an id is known depends on when it is asked for, so that with `dead_letter` a replay after a crash can decode a record that was a dead letter before."
+    "source.avro.schema_file" = required: "Avro without a registry: file with the schema of all records, in JSON."
+    "source.avro.framing" = "\"confluent\"": "Bytes before the record: `confluent`, a zero and the four bytes of an id, which is not looked at; `none`."
+    "source.protobuf.descriptor_file" = required: "Protobuf without a registry: file with the descriptors that `protoc --include_imports --descriptor_set_out=FILE` writes."
+    "source.protobuf.message" = required: "Full name of the message that records have, such as `shop.v1.Payment`."
+    "source.protobuf.framing" = "\"confluent\"": "Bytes before the message: `confluent`, a zero, the four bytes of an id and the indexes of the message, which are not looked at; `none`."
+
     "time.epoch" = "\"10ms\"": "Minimum length of an epoch. Shorter epochs reduce latency; longer epochs reduce cost."
     "time.max_out_of_orderness" = "\"5s\"": "Maximum time by which an event may be older than the newest event of its partition without being late. Final results are delayed by this time."
     "time.idle_timeout" = "\"1s\"": "Time without new records after which a partition that has been read to its end no longer holds back the watermark."
@@ -81,6 +97,7 @@ const RESULTS: &[Key] = keys! {
     "rules.severity" = "\"medium\"": "Alert severity: `low`, `medium`, `high` or `critical`, or an expression of one, such as `event.amount > 1000.0 ? 'high' : 'low'`."
     "rules.emit" = "\"immediate\"": "`immediate`: emit at once, and revoke the alert if an earlier event arrives later and disproves it; `final`: emit once, when the alert cannot change any more. Absences are always final."
     "rules.suppress": "Event time after an alert in which the rule raises no further alert of the same key. A condition that still holds at the first event after it raises again."
+    "rules.mode" = "\"live\"": "`live`, or `shadow`: a rule on trial. Its alerts are stored in tables and files of sinks, with this mode; they go to no topic, no profile in Redis and no route. A change of the mode keeps the state of the rule."
     "rules.description": "Description for people."
     "rules.count.at_least": "Minimum number of events within the time span. Either this or `more_than`. It raises at the event that reaches it."
     "rules.count.more_than": "Number of events that must be exceeded."
@@ -134,6 +151,7 @@ const LAST: &[Key] = keys! {
     "routes.rules": "Names of the rules whose alerts are delivered; without it, those of all rules."
     "routes.min_severity": "Least severity: `low`, `medium`, `high` or `critical`. Revocations for PagerDuty and Alertmanager pass whatever their severity, so that no incident stays open."
     "routes.keys": "Keys whose alerts are delivered; without it, those of all keys."
+    "routes.where": "[CEL](cel.md#alerts) expression of the alerts that are delivered, such as `alert.severity in ['high', 'critical'] && alert.details.count > 50`; all of `rules`, `min_severity`, `keys` and `where` must accept an alert. Revocations for PagerDuty and Alertmanager pass if it may have held when the alert was raised."
     "routes.send_revoked" = "true": "True to deliver revocations. PagerDuty and Alertmanager resolve the alert."
     "routes.group_by" = "[]": "Fields that the alerts of a group have in common: `rule`, `severity`, `key_kind`, `key`. A delivery has the changes of a group, at most 100. Without it, each change of an alert is a delivery."
     "routes.group_wait" = "\"10s\"": "Time from the first alert of a group to its first delivery, to collect others. An alert that is revoked before is not delivered."
@@ -176,7 +194,8 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
     let sources = SOURCES.iter().map(|kind| kind.keys);
     let stores = STORES.iter().map(|kind| kind.keys);
     let sinks = SINKS.iter().map(|kind| kind.keys);
-    let all = [FIRST].into_iter().chain(sources).chain([MIDDLE]).chain(stores).chain([RESULTS]);
+    let all = [FIRST].into_iter().chain(sources).chain([MIDDLE]).chain(stores);
+    let all = all.chain([LIST_KEYS, RESULTS]);
     all.chain(sinks).chain([LAST]).flatten()
 }
 
@@ -221,6 +240,8 @@ pub fn reference() -> String {
                 "windows" => "`[[windows]]`".to_owned(),
                 "rules" => "`[[rules]]`".to_owned(),
                 "rules.sequence.steps" => "`[[rules.sequence.steps]]`".to_owned(),
+                "lists" => "`[[lists]]`".to_owned(),
+                "lists.source" => "`[lists.source]`".to_owned(),
                 "routes" => "`[[routes]]`".to_owned(),
                 "routes.to" => "`[routes.to]`".to_owned(),
                 of => format!("`[{of}]`"),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use headwater_sinks::Secret;
 
-use crate::decode::Format;
+use crate::decode::{Binary, Format};
 use crate::settings::{Diagnostics, Section, Server, renamed, secrets};
 
 use super::{Config, SinksConfig};
@@ -60,8 +60,12 @@ pub(super) fn read(
 pub(super) const STRICT_FIELDS: &str = "source.strict_fields";
 
 /// The keys that an epoch's results depend on, besides its records.
-const SEMANTIC_KEYS: [&str; 13] = [
+const SEMANTIC_KEYS: [&str; 16] = [
     "source.kind",
+    "source.schema_registry.unknown_id",
+    "source.avro.framing",
+    "source.protobuf.framing",
+    "source.protobuf.message",
     "source.epoch_records",
     "source.max_jump",
     "time.max_out_of_orderness",
@@ -73,8 +77,10 @@ const SEMANTIC_KEYS: [&str; 13] = [
     "keys.",
     "windows",
     "patterns",
-    "rules",
 ];
+
+/// The keys of lists on which no result depends: contents are recorded as they come into force.
+const LIST_BOUNDS: [&str; 3] = ["].max_entries", "].max_bytes", "].wait"];
 
 impl Config {
     /// Returns the settings that the pipeline's results depend on, one `key = value` per line. They are recorded when
@@ -84,7 +90,10 @@ impl Config {
             STRICT_FIELDS => value == "true",
             key => {
                 let identity = self.source.kind().identity.contains(&key);
-                identity || SEMANTIC_KEYS.iter().any(|prefix| key.starts_with(prefix))
+                let is_of_list = key.starts_with("lists[")
+                    && !key.contains("].source.")
+                    && !LIST_BOUNDS.iter().any(|bound| key.ends_with(bound));
+                identity || is_of_list || SEMANTIC_KEYS.iter().any(|prefix| key.starts_with(prefix))
             }
         });
         let lines = semantic.map(|(key, value)| match key.as_str() {
@@ -101,6 +110,10 @@ impl Config {
             Format { name: "json", version, .. } => format!("decoder = {version}\n"),
             Format { name, version, .. } => format!("decoder = {name} {version}\n"),
         };
-        std::iter::once(decoder).chain(lines).collect()
+        let schema = match &self.plan.decoding.binary {
+            Some(Binary::File { digest, .. }) => Some(format!("source.schema = {digest}\n")),
+            _ => None,
+        };
+        std::iter::once(decoder).chain(schema).chain(lines).collect()
     }
 }

@@ -10,6 +10,7 @@ mod fields;
 mod http;
 mod keys;
 mod ledger;
+mod lists;
 mod otlp;
 mod patterns;
 mod routes;
@@ -17,6 +18,7 @@ mod rule_changes;
 mod rule_files;
 mod rule_tests;
 mod rules;
+mod schemas;
 mod sinks;
 mod source;
 mod spaces;
@@ -24,21 +26,23 @@ mod state;
 mod windows;
 
 pub use crate::connectors::{
-    FileSinkConfig, FileSourceConfig, KafkaSinkConfig, KafkaSourceConfig, OutputKind, PostgresSinkConfig,
-    SinkConfig, SinksConfig, SourceConfig, SqliteSinkConfig, StartFrom, TablesConfig,
+    FileSinkConfig, FileSourceConfig, KafkaSinkConfig, KafkaSourceConfig, ListConfig, OutputKind,
+    PostgresSinkConfig, SinkConfig, SinksConfig, SourceConfig, SqliteSinkConfig, StartFrom, TablesConfig,
 };
 pub use crate::settings::{ConfigError, Origin};
 pub use backtest::Candidate;
-pub use change::{IncompatibleChange, changes};
+pub use change::{IncompatibleChange, RecordedRules, changes, recorded_rules, with_recorded_rules};
 pub use checkpoint::CheckpointConfig;
 pub use http::{HttpConfig, TlsFiles};
 pub use keys::reference;
 pub use ledger::LedgerConfig;
 pub use otlp::OtlpConfig;
 pub use rule_changes::{ChangedRule, ChangedSetting, RemovedRule, RuleDifferences};
+pub use rules::RuleScope;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,8 +52,9 @@ use crate::coordination::{AcceptedLoss, Skip};
 use crate::decode::{Decoding, FieldMap};
 use crate::fields::Layout;
 use crate::json::of_toml;
+use crate::lists::Lists;
 use crate::outputs::Severity;
-use crate::pipeline::{Limits, Patterns, Plan, Resets, RulePlan, Time, WindowPlan};
+use crate::pipeline::{Limits, LiveRules, Patterns, Plan, Resets, RulePlan, RuleSetPlan, Time, WindowPlan};
 use crate::routes::Route;
 use crate::settings::{Diagnostics, Node, Section, environment, millis, renamed, tree};
 use crate::state::StateConfig;
@@ -60,10 +65,16 @@ use spaces::Spaces;
 pub struct Config {
     /// The computation. The run decides where it begins and ends.
     pub plan: Plan,
+    /// The fields and keys that rules can refer to, for those that are changed while a run goes on.
+    pub rule_scope: RuleScope,
+    /// True if files of rules are watched while a run goes on.
+    pub reloads_rules: bool,
     /// The source of records.
     pub source: SourceConfig,
     /// The sinks of results.
     pub sinks: SinksConfig,
+    /// The lists that rules look values up in.
+    pub lists: Vec<ListConfig>,
     /// The routes of alerts to receivers.
     pub routes: Vec<Route>,
     /// The ledger, if there is one.
@@ -204,9 +215,21 @@ impl Config {
         }
     }
 
+    /// Returns the rules of the configuration, as they are until a run begins, and the means to read others.
+    pub fn live_rules(&self) -> LiveRules {
+        let scope = self.rule_scope.clone();
+        let compile = move |rules: &[&str]| scope.compile(rules).map_err(|errors| errors.to_string());
+        LiveRules::new(RuleSetPlan::first(self.plan.rules.clone()), compile)
+    }
+
     /// Returns all effective keys and their values as one JSON object, without secrets.
     pub fn effective_json(&self) -> serde_json::Value {
         self.effective.iter().map(|(key, text)| (key.clone(), of_toml(text))).collect()
+    }
+
+    /// Returns the paths of the files of rules that a configuration names. It may contain errors.
+    pub fn rule_files(text: &str) -> Vec<PathBuf> {
+        tree::parse(text, &[]).map(|tree| rule_files::paths(&tree)).unwrap_or_default()
     }
 
     /// Returns the environment variables of this process.
@@ -307,7 +330,7 @@ fn read_input(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Input {
         }
     };
 
-    let format = decode_settings.map_or(crate::decode::JSON, |settings| settings.format);
+    let format = decode_settings.as_ref().map_or(crate::decode::JSON, |settings| settings.format);
     let (fields, layout) = match top.section("fields", diagnostics) {
         Some(section) => fields::read(section, format, diagnostics),
         None => (None, Arc::default()),
@@ -324,18 +347,27 @@ struct Flow {
     windows: Vec<WindowPlan>,
     patterns: Patterns,
     rules: Vec<RulePlan>,
+    /// The fields and keys that rules can refer to, as yet without the time to live of keys.
+    rule_scope: RuleScope,
 }
 
 /// Reads the sections `[keys]`, `[[windows]]`, `[patterns]` and `[[rules]]`.
-fn read_flow(top: &mut Section<'_>, layout: &Layout, epoch_ms: u64, diagnostics: &mut Diagnostics) -> Flow {
+fn read_flow(
+    top: &mut Section<'_>,
+    layout: &Arc<Layout>,
+    lists: Lists,
+    epoch_ms: u64,
+    diagnostics: &mut Diagnostics,
+) -> Flow {
     let spaces = Spaces::read(top.section_or_default("keys", diagnostics), layout, diagnostics);
     let windows = windows::read(top.sections("windows", diagnostics), epoch_ms, &spaces, diagnostics);
     let mut section = top.section_or_default("patterns", diagnostics);
     let patterns = patterns::read(&mut section, diagnostics);
     section.end(diagnostics);
-    let names = rules::Names { layout, spaces: &spaces, patterns: &patterns.names() };
-    let rules = rules::read(top.sections("rules", diagnostics), &names, diagnostics);
-    Flow { windows, patterns, rules }
+    let (layout, patterns_of) = (Arc::clone(layout), patterns.names());
+    let rule_scope = RuleScope { layout, spaces, lists, patterns: patterns_of, ttl_ms: 0 };
+    let rules = rules::read(top.sections("rules", diagnostics), &rule_scope, diagnostics);
+    Flow { windows, patterns, rules, rule_scope }
 }
 
 /// Reads all sections; returns None if a required part has an error.
@@ -344,11 +376,14 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     if pipeline.as_deref().is_some_and(|name| !is_name(name, "-_")) {
         top.report_error("pipeline", "expected at most 63 lower-case letters, digits, - and _", diagnostics);
     }
+    let reloads_rules = top.choice("rules_reload", &[("auto", true), ("off", false)], diagnostics);
     let Input { source, decode_settings, fields, layout } = read_input(top, diagnostics);
-    let time = read_time(top.section_or_default("time", diagnostics), decode_settings, diagnostics);
+    let time = read_time(top.section_or_default("time", diagnostics), decode_settings.as_ref(), diagnostics);
     let limits = read_limits(top.section_or_default("limits", diagnostics), diagnostics);
     let epoch_ms = time.map_or(10, |time| time.epoch.as_millis() as u64).max(1);
-    let Flow { windows, patterns, rules } = read_flow(top, &layout, epoch_ms, diagnostics);
+    let declared = lists::read(top, diagnostics);
+    let Flow { windows, patterns, rules, rule_scope } =
+        read_flow(top, &layout, lists::registry(&declared), epoch_ms, diagnostics);
     let look_back_ms = Plan::longest_look_back_ms(&patterns, &rules);
 
     let state = state::read(top.section_or_default("state", diagnostics), look_back_ms, diagnostics);
@@ -356,6 +391,8 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let sinks = sinks::read(top, diagnostics);
     sinks::check(top, pipeline.as_deref(), source.as_ref(), &sinks, diagnostics);
     sinks::check_retention(top, &sinks, (&windows, look_back_ms, time), diagnostics);
+    let lists = lists::read_sources(declared, source.as_ref(), &sinks, diagnostics);
+    lists::check_store(top, diagnostics);
     let own = rules.iter().map(|rule| &*rule.id);
     let rule_ids: Vec<&str> = patterns.names().into_iter().chain(own).collect();
     let routes = routes::read(top, &rule_ids, diagnostics);
@@ -374,14 +411,11 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         if routes.is_empty() { BTreeSet::new() } else { BTreeSet::from([crate::routes::SINK.to_owned()]) };
     let (state, ttl_ms) = state?;
     let (limits, shutdown_timeout) = limits?;
+    let source::DecodeSettings { format, binary, strict_fields, .. } = decode_settings?;
     Some(Config {
         plan: Plan {
             pipeline: pipeline?.into(),
-            decoding: Decoding {
-                format: decode_settings?.format,
-                fields,
-                strict: decode_settings?.strict_fields,
-            },
+            decoding: Decoding { format, binary, fields, strict: strict_fields },
             source_topic: match &source {
                 Some(SourceConfig::Kafka(kafka)) => Some(kafka.topic.as_str().into()),
                 _ => None,
@@ -391,12 +425,16 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
             windows,
             patterns,
             rules,
+            spaces: rule_scope.spaces.declared().cloned().collect(),
             first_epoch: Epoch(1),
             close_at_end: false,
             record_bindings: None,
         },
+        rule_scope: RuleScope { ttl_ms, ..rule_scope },
+        reloads_rules: reloads_rules?,
         source: source?,
         sinks,
+        lists,
         routes,
         ledger,
         state,
@@ -417,7 +455,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
 /// Reads the section `[time]`.
 fn read_time(
     mut section: Section<'_>,
-    decode_settings: Option<source::DecodeSettings>,
+    decode_settings: Option<&source::DecodeSettings>,
     diagnostics: &mut Diagnostics,
 ) -> Option<Time> {
     let epoch = section.duration("epoch", 1, diagnostics);
@@ -429,7 +467,7 @@ fn read_time(
     let held_timeout = section.duration("held_timeout", 0, diagnostics).map(millis);
     let idle_advance_ms = section.duration("idle_advance", 0, diagnostics);
     section.end(diagnostics);
-    let source::DecodeSettings { epoch_records, max_jump_ms, .. } = decode_settings?;
+    let &source::DecodeSettings { epoch_records, max_jump_ms, .. } = decode_settings?;
     Some(Time {
         epoch: millis(epoch?),
         epoch_records,

@@ -6,6 +6,7 @@ use headwater_sinks::Secret;
 use hyper::header::{HeaderName, HeaderValue};
 
 use super::{SEVERITIES, is_name};
+use crate::cel::{AlertPredicate, compile_alert_predicate};
 use crate::client::{Endpoint, HttpOptions, is_private};
 use crate::routes::{AlertFilter, Grouping, Label, Route, SINK, Target, TargetKind, check_secret};
 use crate::settings::{Diagnostics, Node, Section, millis, secrets};
@@ -59,11 +60,6 @@ fn read_route(
             section.report_error("name", format!("two routes have the name {name}"), diagnostics);
         }
     }
-    if section.item("where").is_some() {
-        let message =
-            "conditions in CEL are not supported yet: select alerts with `rules`, `min_severity` and `keys`";
-        section.report_error("where", message, diagnostics);
-    }
     let filter = read_filter(&mut section, rules, diagnostics);
     let grouping = read_grouping(&mut section, diagnostics);
     let give_up_after_ms = section.duration("give_up_after", 1, diagnostics);
@@ -100,8 +96,16 @@ fn read_filter(
         section.warn("rules", message, diagnostics);
     }
     let min_severity = section.choice("min_severity", &SEVERITIES, diagnostics);
+    let condition = read_condition(section, diagnostics);
     let send_revoked = section.bool("send_revoked", diagnostics);
-    Some(AlertFilter { rules: wanted, min_severity, keys, send_revoked: send_revoked? })
+    Some(AlertFilter { rules: wanted, min_severity, keys, condition, send_revoked: send_revoked? })
+}
+
+/// Reads the condition on alerts, if there is one without an error.
+fn read_condition(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<AlertPredicate> {
+    let text = section.text("where", diagnostics)?;
+    let compiled = compile_alert_predicate(&text);
+    compiled.map_err(|error| section.report_error("where", format!("{error}, in: {text}"), diagnostics)).ok()
 }
 
 fn read_grouping(section: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<Grouping> {

@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 
 use super::Config;
 use super::change::stateful_section;
+use crate::pipeline::{RulePlan, keeps_state};
 
 /// A rule of the user's own, or a pattern, with all its effective settings.
 struct Settings<'a> {
-    /// The identity of the state; None for a pattern, whose state is identified by its section.
-    state_id: Option<u64>,
+    /// The rule; None for a pattern, whose state is identified by its section.
+    own: Option<&'a RulePlan>,
     /// The values as TOML, by key.
     values: BTreeMap<&'a str, &'a str>,
 }
@@ -73,7 +74,7 @@ impl Config {
             // A pattern and a rule with the same id have nothing else in common.
             let same = now.remove(&id);
             let Some(now) = same else {
-                let discard_state = before.state_id.is_none().then(|| section(id.1));
+                let discard_state = before.own.is_none().then(|| section(id.1));
                 differences.removed.push(RemovedRule { id: id.1.to_owned(), discard_state });
                 continue;
             };
@@ -90,10 +91,10 @@ impl Config {
     fn rules_by_id(&self) -> BTreeMap<(bool, &str), Settings<'_>> {
         let mut rules: BTreeMap<(bool, &str), Settings<'_>> = BTreeMap::new();
         for pattern in self.plan.patterns.names() {
-            rules.insert((false, pattern), Settings { state_id: None, values: BTreeMap::new() });
+            rules.insert((false, pattern), Settings { own: None, values: BTreeMap::new() });
         }
         for rule in &self.plan.rules {
-            let settings = Settings { state_id: Some(rule.state_id), values: BTreeMap::new() };
+            let settings = Settings { own: Some(rule), values: BTreeMap::new() };
             rules.insert((true, &rule.id), settings);
         }
         for (key, value) in &self.effective {
@@ -133,8 +134,8 @@ fn compare(id: &str, before: &Settings<'_>, now: &Settings<'_>) -> Option<Change
     if settings.is_empty() {
         return None;
     }
-    let (keeps_state, discard_state) = match before.state_id {
-        Some(state_id) => (Some(state_id) == now.state_id, None),
+    let (keeps_state, discard_state) = match before.own {
+        Some(before) => (now.own.is_some_and(|now| keeps_state(now, before)), None),
         None => {
             let section = section(id);
             let is_stateful =
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_keep_state_and_conditions_do_not() {
+    fn labels_and_bounds_keep_state_and_filters_do_not() {
         let changed = |before: &str, now: &str| config(before).rule_differences(&config(now)).changed;
         let labels =
             format!("{A}severity = \"low\"\nsuppress = \"1h\"\n").replace(" }", ", high_sigmas = 6.0 }");
@@ -208,7 +209,18 @@ mod tests {
         );
         let other = changed(A, &A.replace(" }", ", at_least = 9 }"));
         assert_eq!(other[0].settings, [setting("outlier.at_least", Some("30"), Some("9"))]);
-        assert!(!other[0].keeps_state && other[0].discard_state.is_none());
+        assert!(other[0].keeps_state && other[0].discard_state.is_none());
+        for now in [
+            A.replace("\"amount\"", "\"event.amount * 2.0\""),
+            format!("{A}where = \"event.amount > 1.0\"\n"),
+            format!("{A}by = \"user\"\n"),
+            "[[rules]]\nid = \"a\"\nmatch = true\n".to_owned(),
+        ] {
+            assert!(!changed(A, &now)[0].keeps_state, "{now}");
+        }
+        let absence =
+            |within: &str| format!("[[rules]]\nid = \"a\"\nabsence = {{ within = \"{within}\" }}\n");
+        assert!(!changed(&absence("1m"), &absence("2m"))[0].keeps_state, "what waits has its time");
     }
 
     #[test]

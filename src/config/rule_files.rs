@@ -21,6 +21,17 @@ const RULES: &str = "rules";
 /// The names of environment variables that were replaced, and the errors of those that are not set.
 type Substituted = (BTreeSet<String>, Vec<ConfigError>);
 
+/// Returns the paths of the files that a configuration names, as far as they are found.
+pub(super) fn paths(tree: &Item) -> Vec<PathBuf> {
+    let Node::Table(entries) = &tree.node else { return Vec::new() };
+    let patterns: Vec<&str> = match entries.get(RULES).map(|item| item.node.value()) {
+        Some(Node::Array(items)) => items.iter().filter_map(|item| item.node.text()).collect(),
+        Some(node) => node.text().into_iter().collect(),
+        None => Vec::new(),
+    };
+    patterns.into_iter().filter_map(|pattern| find(pattern).ok()).flatten().collect()
+}
+
 /// Replaces each path in `rules` by the rules of its files, and `${NAME}` in the texts of the files.
 pub(super) fn read(
     tree: &mut Item,

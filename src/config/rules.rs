@@ -7,20 +7,22 @@ use headwater_dataflows::patterns::Bound;
 use headwater_dataflows::{Emission, KeyHash};
 
 use super::spaces::Spaces;
-use super::{SEVERITIES, is_name};
+use super::{ConfigErrors, SEVERITIES, is_name, keys};
 use crate::cel::{self, CelError, Scope};
 use crate::decode::decimal_micros;
 use crate::fields::Layout;
-use crate::outputs::Severity;
-use crate::pipeline::{By, ConditionPlan, RulePlan, SeverityPlan};
-use crate::settings::{Diagnostics, Node, Section};
+use crate::lists::Lists;
+use crate::outputs::{RuleMode, Severity};
+use crate::pipeline::{By, Completeness, ConditionPlan, RulePlan, SeverityPlan};
+use crate::settings::tree::{self, Item};
+use crate::settings::{ConfigError, Diagnostics, Node, Origin, Section};
 
 /// The names of conditions.
 pub(super) const CONDITIONS: [&str; 10] =
     ["match", "count", "sum", "average", "distinct", "share", "outlier", "travel", "sequence", "absence"];
 
 /// The keys that do not decide which events match, so that changes of them keep a rule's state.
-const LABELS: [&str; 5] = ["severity", "emit", "suppress", "description", "high_sigmas"];
+const LABELS: [&str; 6] = ["severity", "emit", "suppress", "mode", "description", "high_sigmas"];
 
 /// The maximum number of rules.
 const MAX_RULES: usize = 10_000;
@@ -28,20 +30,67 @@ const MAX_RULES: usize = 10_000;
 /// The maximum count of events or values of a condition: each takes memory for each key.
 const COUNTS: std::ops::RangeInclusive<i64> = 1..=1_000_000;
 
-/// The names that rules can refer to.
-pub(super) struct Names<'a> {
+/// The fields and keys that rules can refer to, and the bounds of rules.
+#[derive(Clone, Debug)]
+pub struct RuleScope {
     /// The fields of events.
-    pub layout: &'a Layout,
+    pub(super) layout: Arc<Layout>,
     /// The key spaces.
-    pub spaces: &'a Spaces,
+    pub(super) spaces: Spaces,
+    /// The lists.
+    pub(super) lists: Lists,
     /// The ids that are taken, by patterns.
-    pub patterns: &'a [&'static str],
+    pub(super) patterns: Vec<&'static str>,
+    /// The time for which the state of a key is kept after its last event, in milliseconds.
+    pub(super) ttl_ms: i64,
+}
+
+impl RuleScope {
+    /// Returns the lists that the rules refer to.
+    pub fn lists(&self) -> &Lists {
+        &self.lists
+    }
+
+    /// Compiles rules, each of which is an inline table in TOML.
+    ///
+    /// # Errors
+    /// Returns all errors of the rules. They have no lines.
+    pub fn compile(&self, rules: &[&str]) -> Result<Vec<RulePlan>, ConfigErrors> {
+        let mut diagnostics = Diagnostics::default();
+        let mut items = Vec::new();
+        for (at, rule) in rules.iter().enumerate() {
+            match tree::parse(&format!("rule = {rule}"), &[]) {
+                Ok(Item { node: Node::Table(mut entries), .. }) => items.extend(entries.remove("rule")),
+                Ok(_) => {}
+                Err((_, message)) => {
+                    let (origin, key) = (Origin::Default, format!("rules[{at}]"));
+                    diagnostics.errors.push(ConfigError { origin, key, message });
+                }
+            }
+        }
+        items.iter_mut().for_each(tree::clear_places);
+        let rules = Item::of_default(Node::Array(items));
+        let top = Item::of_default(Node::Table([("rules".to_owned(), rules)].into()));
+        let sections = Section::top(&top, keys::find).sections("rules", &mut diagnostics);
+        let plans = read(sections, self, &mut diagnostics);
+        for (at, plan) in plans.iter().enumerate().filter(|(_, plan)| plan.reach_ms() > self.ttl_ms) {
+            let message = format!(
+                "the rule spans {} ms, and keys are kept for {} ms after their last event (state.ttl): shorten it, or raise \
+                 state.ttl and start again",
+                plan.reach_ms(),
+                self.ttl_ms
+            );
+            let (origin, key) = (Origin::Default, format!("rules[{at}].{}", plan.condition.name()));
+            diagnostics.errors.push(ConfigError { origin, key, message });
+        }
+        if diagnostics.errors.is_empty() { Ok(plans) } else { Err(ConfigErrors(diagnostics.errors)) }
+    }
 }
 
 /// Reads the sections.
 pub(super) fn read(
     sections: Vec<Section<'_>>,
-    names: &Names<'_>,
+    names: &RuleScope,
     diagnostics: &mut Diagnostics,
 ) -> Vec<RulePlan> {
     let mut ids: BTreeSet<String> = names.patterns.iter().map(|&name| name.to_owned()).collect();
@@ -53,12 +102,13 @@ pub(super) fn read(
 
 fn read_rule(
     mut section: Section<'_>,
-    names: &Names<'_>,
+    names: &RuleScope,
     ids: &mut BTreeSet<String>,
     diagnostics: &mut Diagnostics,
 ) -> Option<RulePlan> {
     let first = diagnostics.effective.len();
     let path = section.path().to_owned();
+    let text_of_rule = section.to_toml();
     let id = section.text("id", diagnostics);
     if let Some(id) = &id {
         if !is_name(id, "_") {
@@ -69,15 +119,17 @@ fn read_rule(
     }
     let by = names.spaces.by(&mut section, diagnostics);
     let scope = match by.as_ref().and_then(By::space) {
-        Some(_) => Scope::of_events(names.layout).without_key(),
-        None => Scope::of_events(names.layout),
+        Some(_) => Scope::of_events(&names.layout).without_key(),
+        None => Scope::of_events(&names.layout),
     };
+    let scope = scope.with_lists(&names.lists);
     let filter = expression(&mut section, "where", diagnostics, |text| cel::compile_predicate(text, &scope));
-    let condition = read_condition(&mut section, &scope, names.layout, diagnostics);
+    let condition = read_condition(&mut section, &scope, &names.layout, diagnostics);
     let severity = read_severity(&mut section, &scope, diagnostics);
     let emissions = [("immediate", Emission::Immediate), ("final", Emission::Final)];
     let emission = section.choice("emit", &emissions, diagnostics);
     let suppress_ms = section.duration("suppress", 1, diagnostics);
+    let mode = section.choice("mode", &RuleMode::ALL.map(|mode| (mode.as_str(), mode)), diagnostics);
     let description = section.text("description", diagnostics);
     let is_absence = condition.as_ref().is_some_and(ConditionPlan::is_absence);
     if is_absence && matches!(severity, Some(SeverityPlan::Chosen(_))) {
@@ -92,13 +144,16 @@ fn read_rule(
     Some(RulePlan {
         state_id: KeyHash::of(format!("{id}\n{text}").as_bytes()).0,
         id: id.into(),
-        is_fresh: false,
+        revision: 1,
+        complete: Completeness::Always,
+        text: text_of_rule.into(),
         by: by?,
         filter: filter.ok()?,
         condition: condition?,
         severity: severity?,
         emission: emission?,
         suppress_ms,
+        mode: mode?,
         description: description.map(Arc::from),
         settings,
     })

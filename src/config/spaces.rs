@@ -14,6 +14,7 @@ const RESERVED: [&str; 6] = ["key", "user", "device", "user_id", "device_id", "n
 const MAX_FIELDS: usize = 8;
 
 /// The key spaces of a configuration.
+#[derive(Clone, Debug)]
 pub(super) struct Spaces(Vec<Arc<KeySpace>>);
 
 impl Spaces {
@@ -41,6 +42,11 @@ impl Spaces {
         }
         section.end(diagnostics);
         Spaces(spaces)
+    }
+
+    /// Returns the key spaces of the section, without those that every pipeline has.
+    pub fn declared(&self) -> impl Iterator<Item = &Arc<KeySpace>> {
+        self.0.iter().filter(|space| !RESERVED.contains(&&*space.name))
     }
 
     /// Reads the key `by` of a window or a rule.

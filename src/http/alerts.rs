@@ -14,7 +14,7 @@ use super::openapi;
 use super::problem::Problem;
 use crate::config::is_name;
 use crate::json::rfc3339;
-use crate::outputs::{Severity, Status};
+use crate::outputs::{RuleMode, Severity, Status};
 use crate::results::{AlertQuery, AlertRecord, ChangeCursor, Explanation};
 
 /// The number of alerts in an answer, unless the request asks for another.
@@ -39,6 +39,9 @@ pub struct AlertParameters {
     /// Only alerts with this status: `raised` or `revoked`.
     #[param(schema_with = openapi::statuses)]
     status: Option<String>,
+    /// Only alerts of rules of this mode: `live`, `shadow` or `all`; `live` by default.
+    #[param(schema_with = openapi::modes)]
+    mode: Option<String>,
     /// Only alerts of keys of this kind: `user` or `device`.
     #[param(schema_with = openapi::key_kinds)]
     key_kind: Option<String>,
@@ -86,6 +89,7 @@ impl AlertParameters {
             rule: self.rule,
             severity: self.severity,
             status: self.status,
+            mode: mode_of(self.mode.as_deref())?,
             key_kind: self.key_kind,
             key: self.key,
             from: time("from", self.from)?,
@@ -104,6 +108,18 @@ pub fn severities() -> [&'static str; Severity::ALL.len()] {
 /// Returns the names of the status of an alert.
 pub fn statuses() -> [&'static str; Status::ALL.len()] {
     Status::ALL.map(Status::as_str)
+}
+
+/// Returns the names of the modes of alerts, and of all of them.
+pub fn modes() -> [&'static str; 3] {
+    [RuleMode::Live.as_str(), RuleMode::Shadow.as_str(), "all"]
+}
+
+/// Returns the mode that a request asks for: live alerts if it does not say; None for all.
+pub fn mode_of(parameter: Option<&str>) -> Result<Option<RuleMode>, Problem> {
+    one_of("mode", parameter, &modes())?;
+    let mode = parameter.unwrap_or(RuleMode::Live.as_str());
+    Ok(RuleMode::ALL.into_iter().find(|known| known.as_str() == mode))
 }
 
 /// Checks that a parameter has one of these values, if it is there.

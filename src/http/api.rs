@@ -6,9 +6,9 @@ use std::time::Duration;
 use axum::extract::DefaultBodyLimit;
 use axum::extract::FromRequestParts;
 use axum::extract::Query;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
 use crate::pipeline::{KeySpace, Plan, RuleDescription, describe};
 use crate::results::{Explainer, Results, ResultsError, SourceEvents};
-use crate::runtime::Queries;
+use crate::runtime::{Queries, RuleControl};
 
 /// The maximum number of reads of stored results at a time.
 const READS: usize = 8;
@@ -58,8 +58,8 @@ pub struct Run {
     pub sinks: Vec<SinkOutputs>,
     /// The patterns.
     pub patterns: crate::pipeline::Patterns,
-    /// The rules of the user's own.
-    pub rules: Vec<crate::pipeline::RulePlan>,
+    /// The rules of the user's own, and the means to change them.
+    pub control: RuleControl,
     /// The dead letters, if a sink stores them where they can be read.
     pub letters: Option<LetterStore>,
     /// The source, from which explanations read events if no sink stores them.
@@ -87,8 +87,8 @@ pub struct Api {
     pub run: Run,
     /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// The rules.
-    pub rules: Vec<RuleDescription>,
+    /// The rules of the user's own, and the means to change them.
+    pub control: RuleControl,
     /// Explains alerts.
     pub explainer: Explainer,
     /// Queries the state of keys.
@@ -109,7 +109,13 @@ pub struct Api {
 
 impl Run {
     /// Returns the run of a configuration.
-    pub fn of_config(config: &Config, process: usize, processes: usize, workers: usize) -> Run {
+    pub fn of_config(
+        config: &Config,
+        control: RuleControl,
+        process: usize,
+        processes: usize,
+        workers: usize,
+    ) -> Run {
         let plan = &config.plan;
         let outputs = |job: SinkJob| {
             let mapping = job.encoding.mapping();
@@ -134,7 +140,7 @@ impl Run {
             spaces: spaces(plan),
             sinks: assembly::sinks(config, "").into_iter().map(outputs).collect(),
             patterns: plan.patterns.clone(),
-            rules: plan.rules.clone(),
+            control,
             letters: assembly::dead_letters(config),
             source_events: Some(SourceEvents::of_config(config)),
         }
@@ -144,7 +150,7 @@ impl Run {
 /// Returns the names of the key spaces of a plan.
 fn spaces(plan: &Plan) -> Vec<String> {
     let mut names: Vec<_> = KeySpace::built_in().iter().map(|space| space.name.to_string()).collect();
-    names.extend(plan.spaces().iter().map(|space| space.name.to_string()));
+    names.extend(plan.all_spaces().iter().map(|space| space.name.to_string()));
     names.sort();
     names.dedup();
     names
@@ -155,8 +161,12 @@ impl Api {
     pub fn new(mut run: Run, metrics: Arc<Metrics>, results: Arc<dyn Results>, queries: Queries) -> Api {
         Api {
             metrics,
-            rules: describe(&run.patterns, &run.rules),
-            explainer: Explainer::new(run.patterns.clone(), run.rules.clone(), run.source_events.take()),
+            explainer: Explainer::new(
+                run.patterns.clone(),
+                run.control.live.clone(),
+                run.source_events.take(),
+            ),
+            control: run.control.clone(),
             letters: run.letters.clone().map(Arc::new),
             run,
             results,
@@ -173,6 +183,11 @@ impl Api {
     #[must_use]
     pub fn with_forwarder(self, forwarder: Option<Forwarder>) -> Api {
         Api { forwarder, ..self }
+    }
+
+    /// Returns the rules in force: those of patterns in the order of the reference, then the user's own.
+    pub fn rules(&self) -> Vec<RuleDescription> {
+        describe(&self.run.patterns, &self.control.live.current().rules)
     }
 
     /// Returns true if events are stored, so that the source need not be read for an explanation.
@@ -225,7 +240,7 @@ pub fn router(api: Arc<Api>, access: Access) -> Router {
         .route("/api/v1/alerts", get(alerts::list))
         .route("/api/v1/alerts/stream", get(stream::stream))
         .route("/api/v1/alerts/{id}", get(alerts::show))
-        .route("/api/v1/rules", get(rules::list))
+        .route("/api/v1/rules", get(rules::list).put(rules::apply))
         .route("/api/v1/keys/{space}/{key}", get(keys::show))
         .route("/api/v1/dead-letters", get(dead_letters::list))
         .route("/api/v1/dead-letters/groups", get(dead_letters::groups))
@@ -271,6 +286,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> 
 
 /// The answer to a request.
 pub type Answer<T> = Result<Json<T>, Problem>;
+
+/// Returns the JSON object that a request has as its body.
+///
+/// # Errors
+/// If it has none that can be read.
+pub fn json_body<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Problem> {
+    body.map(|Json(body)| body).map_err(|rejection| match rejection.status() {
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => Problem::unsupported_media_type(
+            "send a JSON object with the header Content-Type: application/json",
+        ),
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::too_large("the body is too large: the limit is 2 MB"),
+        _ => Problem::bad_request(rejection.body_text()),
+    })
+}
 
 /// Parses a time. Returns it in milliseconds since 1970.
 pub fn time_ms(name: &str, text: &str) -> Result<i64, Problem> {

@@ -6,11 +6,10 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
-use super::api::{Answer, Api, Parameters, time_ms};
+use super::api::{Answer, Api, Parameters, json_body, time_ms};
 use super::problem::Problem;
 use crate::connectors::causes;
 use crate::dead_letters::{
@@ -141,14 +140,7 @@ pub async fn retry(
     State(api): State<Arc<Api>>,
     body: Result<Json<RetryBody>, JsonRejection>,
 ) -> Answer<RetryReport> {
-    let Json(body) = body.map_err(|rejection| match rejection.status() {
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => Problem::unsupported_media_type(
-            "send a JSON object with the header Content-Type: application/json",
-        ),
-        StatusCode::PAYLOAD_TOO_LARGE => Problem::too_large("the body is too large: the limit is 2 MB"),
-        _ => Problem::bad_request(rejection.body_text()),
-    })?;
-    let request = retry_request(body)?;
+    let request = retry_request(json_body(body)?)?;
     // Two retries at a time would fence each other.
     let Ok(_only) = api.retries.try_acquire() else {
         return Err(Problem::unavailable(

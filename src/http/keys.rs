@@ -14,6 +14,7 @@ use super::api::Api;
 use super::openapi::key_kinds;
 use super::problem::Problem;
 use crate::event::KeyKind;
+use crate::outputs::RuleMode;
 use crate::pipeline::KeyState;
 use crate::results::{AlertQuery, AlertRecord};
 use crate::runtime::QueryError;
@@ -88,6 +89,7 @@ pub async fn show(
     let query = AlertQuery {
         key_kind: Some(kind.as_str().to_owned()),
         key: Some(key.clone()),
+        mode: Some(RuleMode::Live),
         limit: ALERTS,
         ..AlertQuery::default()
     };

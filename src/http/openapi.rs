@@ -27,6 +27,7 @@ use crate::results::{AlertRecord, Explanation};
         alerts::show,
         stream::stream,
         rules::list,
+        rules::apply,
         keys::show,
         dead_letters::list,
         dead_letters::groups,
@@ -41,7 +42,7 @@ struct Document;
 pub fn document(requires_token: bool) -> utoipa::openapi::OpenApi {
     let mut document = Document::openapi();
     for item in document.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+        for operation in [&mut item.get, &mut item.post, &mut item.put].into_iter().flatten() {
             describe_problems(operation, if requires_token { "401" } else { "403" });
         }
     }
@@ -88,6 +89,11 @@ pub fn severities() -> Schema {
 /// Returns the schema of the status of an alert.
 pub fn statuses() -> Schema {
     one_of(&alerts::statuses())
+}
+
+/// Returns the schema of the modes of alerts.
+pub fn modes() -> Schema {
+    one_of(&alerts::modes())
 }
 
 /// Returns the schema of the names of key spaces.

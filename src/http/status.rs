@@ -12,7 +12,9 @@ use super::api::{Answer, Api, Parameters, SinkOutputs, time_ms};
 use super::problem::Problem;
 use crate::decode::Reason;
 use crate::json::rfc3339;
+use crate::lists::ListStatus;
 use crate::metrics::{SinkStatus, Snapshot, time_text};
+use crate::outputs::RuleMode;
 
 /// The state of a process and its run.
 #[derive(Serialize, ToSchema)]
@@ -33,6 +35,8 @@ pub struct Status {
     snapshot: Snapshot,
     /// The sinks.
     sinks: Vec<SinkStatus>,
+    /// The lists that rules look values up in.
+    lists: Vec<ListStatus>,
     /// The flow of records.
     flow: Flow,
 }
@@ -85,6 +89,7 @@ pub async fn status(State(api): State<Arc<Api>>) -> Json<Status> {
         flow: flow(&api, &snapshot, &sinks),
         snapshot,
         sinks,
+        lists: api.metrics.list_status(),
     })
 }
 
@@ -96,7 +101,8 @@ fn flow(api: &Api, snapshot: &Snapshot, sinks: &[SinkStatus]) -> Flow {
     let undecoded = rejected(&[Reason::Malformed, Reason::Invalid, Reason::Future]);
     let refused = rejected(&[Reason::Late, Reason::Duplicate]);
     let admitted = snapshot.events.saturating_sub(refused);
-    let (raised, revoked) = (api.metrics.alert_total("raised"), api.metrics.alert_total("revoked"));
+    let [raised, revoked] =
+        ["raised", "revoked"].map(|status| api.metrics.alert_total(status, RuleMode::Live.as_str()));
     let mut graph = Flow { nodes: Vec::new(), edges: Vec::new() };
     graph.node("source", &api.run.source, "source", false);
     graph.node("decode", "Decode", "operator", false);
@@ -109,7 +115,8 @@ fn flow(api: &Api, snapshot: &Snapshot, sinks: &[SinkStatus]) -> Flow {
         graph.node("enrich", "Enrich", "operator", false);
         graph.edge("admit", "enrich", Some(admitted));
     }
-    if !api.rules.is_empty() {
+    let has_rules = !api.rules().is_empty();
+    if has_rules {
         graph.node("rules", "Rules", "operator", false);
         graph.node("alerts", "Alerts", "output", false);
         graph.edge("admit", "rules", Some(admitted));
@@ -128,7 +135,7 @@ fn flow(api: &Api, snapshot: &Snapshot, sinks: &[SinkStatus]) -> Flow {
         graph.node(&id, &sink.name, "sink", held);
         let inputs = [
             ("enrich", sink.events, Some(admitted)),
-            ("alerts", sink.alerts && !api.rules.is_empty(), Some(raised + revoked)),
+            ("alerts", sink.alerts && has_rules, Some(raised + revoked)),
             ("windows", sink.windows && !api.run.windows.is_empty(), None),
             ("dead_letters", sink.dead_letters, Some(undecoded + refused)),
         ];

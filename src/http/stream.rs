@@ -14,9 +14,12 @@ use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 use utoipa::IntoParams;
 
+use super::alerts::mode_of;
 use super::api::{Api, Parameters};
 use super::connections::LastRequest;
+use super::openapi;
 use super::problem::Problem;
+use crate::outputs::RuleMode;
 use crate::results::{AlertRecord, ChangeCursor};
 
 /// The maximum number of streams at a time.
@@ -39,6 +42,9 @@ pub struct StreamParameters {
     /// The id of the last event that was received, like the header `Last-Event-ID`.
     #[param(pattern = "^[0-9]{1,18}-[0-9a-f]{32}$")]
     after: Option<String>,
+    /// Only alerts of rules of this mode: `live`, `shadow` or `all`; `live` by default.
+    #[param(schema_with = openapi::modes)]
+    mode: Option<String>,
 }
 
 /// A stream to one client.
@@ -46,6 +52,7 @@ struct Changes {
     api: Arc<Api>,
     last_request: LastRequest,
     cursor: ChangeCursor,
+    mode: Option<RuleMode>,
     /// The frontier at the last poll.
     polled: Epoch,
     sent: Instant,
@@ -67,8 +74,9 @@ pub async fn stream(
     State(api): State<Arc<Api>>,
     Extension(last_request): Extension<LastRequest>,
     headers: HeaderMap,
-    Parameters(StreamParameters { after }): Parameters<StreamParameters>,
+    Parameters(StreamParameters { after, mode }): Parameters<StreamParameters>,
 ) -> Result<Response, Problem> {
+    let mode = mode_of(mode.as_deref())?;
     let sent = headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?").to_owned());
     let cursor = match after.or(sent) {
         Some(text) => ChangeCursor::parse(&text).ok_or_else(|| {
@@ -81,7 +89,7 @@ pub async fn stream(
         return Err(Problem::unavailable(detail));
     };
     let (polled, sent) = (Epoch(0), Instant::now());
-    let changes = Changes { api, last_request, cursor, polled, sent, is_first: true, _permit: permit };
+    let changes = Changes { api, last_request, cursor, mode, polled, sent, is_first: true, _permit: permit };
     let body = Body::from_stream(stream::unfold(changes, |mut changes| async move {
         let text = changes.next().await;
         Some((Ok::<_, std::convert::Infallible>(text), changes))
@@ -118,8 +126,8 @@ impl Changes {
         if frontier == self.polled {
             return Vec::new();
         }
-        let after = self.cursor.clone();
-        let read = self.api.read(move |_, results| results.changes(&after, frontier, PAGE)).await;
+        let (mode, after) = (self.mode, self.cursor.clone());
+        let read = self.api.read(move |_, results| results.changes(mode, &after, frontier, PAGE)).await;
         let Ok(changes) = read else { return Vec::new() };
         if changes.len() < PAGE {
             self.polled = frontier;

@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::*;
 use crate::metrics::Metrics;
-use crate::outputs::{Alert, RecentAlerts, Severity, Status};
-use crate::pipeline::Patterns;
+use crate::outputs::{Alert, RecentAlerts, RuleMode, Severity, Status};
+use crate::pipeline::{LiveRules, Patterns};
 use crate::results::Recent;
-use crate::runtime::Queries;
+use crate::runtime::{ChangeRequests, Queries, RuleControl};
 
 /// A server with recent alerts in memory.
 struct Fixture {
@@ -25,6 +25,7 @@ fn fixture(token: Option<&str>) -> Fixture {
     let metrics = Arc::new(Metrics::default());
     let alerts = Arc::new(RecentAlerts::default());
     let results = Arc::new(Recent::new(Arc::clone(&alerts), Arc::clone(&metrics)));
+    let live = LiveRules::of(Vec::new());
     let run = Run {
         pipeline: "fraud".to_owned(),
         process: 0,
@@ -41,7 +42,7 @@ fn fixture(token: Option<&str>) -> Fixture {
             dead_letters: true,
         }],
         patterns: Patterns::default(),
-        rules: Vec::new(),
+        control: RuleControl { live, requests: ChangeRequests::default(), semantics: "".into() },
         letters: None,
         source_events: None,
     };
@@ -87,6 +88,10 @@ impl Fixture {
     }
 
     fn raise(&self, offset: i64, epoch: u64, status: Status) -> String {
+        self.raise_in(RuleMode::Live, offset, epoch, status)
+    }
+
+    fn raise_in(&self, mode: RuleMode, offset: i64, epoch: u64, status: Status) -> String {
         let alert = Alert {
             position: Position { partition: Partition(0), offset: Offset(offset) },
             rule: "velocity_spike".into(),
@@ -98,6 +103,7 @@ impl Fixture {
             settled: false,
             details: r#"{"count":101}"#.into(),
             pipeline: "fraud".into(),
+            mode,
         };
         self.alerts.add(&alert, Epoch(epoch), status);
         alert.id()
@@ -223,12 +229,52 @@ fn alerts_are_served_once_they_are_committed() {
     let alert = fixture.json(&format!("/api/v1/alerts/{first}?explain=true"));
     assert_eq!((&alert["status"], &alert["explanation"]["complete"]), (&"revoked".into(), &false.into()));
     assert_eq!(fixture.get(&format!("/api/v1/alerts/{}", "0".repeat(32))).0, 404);
-    for wrong in ["severity=huge", "status=open", "limit=0", "limit=x", "cursor=1", "from=now", "colour=red"]
-    {
+    for wrong in [
+        "severity=huge",
+        "status=open",
+        "mode=dark",
+        "limit=0",
+        "limit=x",
+        "cursor=1",
+        "from=now",
+        "colour=red",
+    ] {
         let (status, problem) = fixture.get(&format!("/api/v1/alerts?{wrong}"));
         assert_eq!(status, 400, "{wrong}: {problem}");
         assert!(problem.contains("\"status\":400"), "{problem}");
     }
+}
+
+#[test]
+fn shadow_alerts_are_served_to_who_asks_for_them() {
+    let fixture = fixture(None);
+    let live = fixture.raise(1, 3, Status::Raised);
+    let shadow = fixture.raise_in(RuleMode::Shadow, 2, 4, Status::Raised);
+    fixture.metrics.frontier(Epoch(5), None);
+    let ids = |parameters: &str| -> Vec<Value> {
+        let alerts = fixture.json(&format!("/api/v1/alerts{parameters}"));
+        alerts["alerts"].as_array().expect("alerts").iter().map(|alert| alert["alert_id"].clone()).collect()
+    };
+    assert_eq!(ids(""), [live.as_str()]);
+    assert_eq!(ids("?mode=live"), [live.as_str()]);
+    assert_eq!(ids("?mode=shadow"), [shadow.as_str()]);
+    assert_eq!(ids("?mode=all"), [shadow.as_str(), live.as_str()]);
+    assert_eq!(fixture.json(&format!("/api/v1/alerts/{shadow}"))["mode"], "shadow");
+    assert_eq!(fixture.get("/api/v1/alerts/stream?mode=dark").0, 400);
+
+    let stream_of = |mode: &str, last: &str| {
+        let mut stream = fixture.connect();
+        let after = format!("0-{}", "0".repeat(32));
+        let head =
+            format!("GET /api/v1/alerts/stream?after={after}{mode} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        stream.write_all(head.as_bytes()).expect("sent");
+        read_until(&mut stream, last)
+    };
+    let later = fixture.raise(3, 5, Status::Raised);
+    fixture.metrics.frontier(Epoch(6), None);
+    assert!(!stream_of("", &later).contains(&shadow));
+    assert!(stream_of("&mode=all", &later).contains(&shadow));
+    assert!(!stream_of("&mode=shadow", &shadow).contains(&live));
 }
 
 #[test]

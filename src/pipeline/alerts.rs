@@ -10,21 +10,27 @@ use serde_json::value::RawValue;
 
 use crate::event::Event;
 use crate::json::round6;
-use crate::outputs::{Alert, MICROS, Severity};
-
-/// The version of the rules. Increment it when the semantics of a rule change, so that its alerts get new ids.
-const RULE_VERSION: u32 = 1;
+use crate::outputs::{Alert, MICROS, RuleMode, Severity};
 
 /// A builder of the alerts of one rule.
 pub(super) struct AlertBuilder {
     pipeline: Arc<str>,
     rule: Arc<str>,
+    /// The number of the rule's definition. Alerts of another definition have other ids.
+    version: u32,
     emission: Emission,
+    mode: RuleMode,
 }
 
 impl AlertBuilder {
-    pub fn new(pipeline: &Arc<str>, rule: &str, emission: Emission) -> AlertBuilder {
-        AlertBuilder { pipeline: Arc::clone(pipeline), rule: rule.into(), emission }
+    pub fn new(pipeline: &Arc<str>, rule: &str, version: u32, emission: Emission) -> AlertBuilder {
+        let mode = RuleMode::Live;
+        AlertBuilder { pipeline: Arc::clone(pipeline), rule: rule.into(), version, emission, mode }
+    }
+
+    /// Sets the mode of the rule.
+    pub fn in_mode(self, mode: RuleMode) -> AlertBuilder {
+        AlertBuilder { mode, ..self }
     }
 
     /// Returns the alert of an event. `before` are the ids of earlier events that match.
@@ -52,7 +58,7 @@ impl AlertBuilder {
         Alert {
             position,
             rule: Arc::clone(&self.rule),
-            rule_version: RULE_VERSION,
+            rule_version: self.version,
             severity,
             key: key.into(),
             event_ids,
@@ -60,6 +66,7 @@ impl AlertBuilder {
             settled: self.emission == Emission::Final,
             details: serde_json::to_string(&details).expect("numbers and names are JSON").into(),
             pipeline: Arc::clone(&self.pipeline),
+            mode: self.mode,
         }
     }
 }

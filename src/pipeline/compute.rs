@@ -1,23 +1,23 @@
 //! The computation of a pipeline, independent of its source: admission, enrichment, rules and windows, encoded for
 //! sinks.
 
-use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use differential_dataflow::VecCollection;
 use headwater_dataflows::windows::{Row, Statistics, Summary};
-use headwater_dataflows::{Admission, Captured, Captures, ControlStream, Epoch, Load};
+use headwater_dataflows::{Admission, Captured, Captures, ControlStream, Epoch, Load, RuleVersions};
 use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Concatenate;
 
 use super::key_state::States;
-use super::own::{RulePlan, rule_set};
 use super::plan::{By, Limits, Plan, WindowKind, WindowPlan};
+use super::rule_operators::{RuleHistory, RuleMaker, RuleOperators, SpaceUse};
 use super::rules::rules;
 use super::spaces::{KeySpace, SpaceEvent};
 use crate::coordination::Operator;
 use crate::event::{Event, KeyKind, split_key};
-use crate::metrics::{Metrics, RuleErrors};
+use crate::metrics::Metrics;
 use crate::outputs::{
     Alert, DeadLetter, EncodedOutputs, Identity, KeyHistory, RecentAlerts, SinkEncoding, SinkRoute, Status,
     WindowRow, encode_for_sinks, encode_outputs,
@@ -54,20 +54,22 @@ pub struct Computed<'scope> {
     pub load: Load,
     /// Reads the state of a key in the operators.
     pub states: States,
+    /// The operators that evaluate rules of the user's own.
+    pub rules: RuleOperators,
 }
 
 /// Computes the results of a plan and encodes them for the sinks. Registers every operator that has state in
-/// `captures`. Every change of an alert is added to `recent`, if there is one.
+/// `captures`. Every change of an alert is added to `recent`, if there is one. `history` has the rules of the user's own.
 pub fn compute<'scope>(
     inputs: Inputs<'scope>,
     captures: &Captures<'scope>,
     plan: &Plan,
+    history: &RuleHistory,
     routes: &Arc<[SinkRoute]>,
     metrics: &Arc<Metrics>,
     recent: Option<Arc<RecentAlerts>>,
 ) -> Computed<'scope> {
     let Inputs { events, rejected, control } = inputs;
-    metrics.watch_rules(plan.rules.iter().map(rule_errors).collect());
     let scope = events.inner.scope();
     let Limits { dedup_horizon_ms, ttl_ms, .. } = plan.limits;
     let admission = Admission { dedup_horizon_ms, ttl_ms: Some(ttl_ms) };
@@ -95,9 +97,10 @@ pub fn compute<'scope>(
     };
     let alerts = keyed.clone().scan_all(RULES, rules(&plan.pipeline, &plan.patterns));
     all.push(encode_alerts(alerts, routes, metrics, recent.clone()));
-    if let Some(found) = own_rules(keyed.clone(), None, plan) {
-        all.push(encode_alerts(found, routes, metrics, recent.clone()));
-    }
+    let maker = RuleMaker::new(&plan.pipeline);
+    let (found, versions) = own_rules(keyed.clone(), None, &maker, history);
+    all.push(encode_alerts(found, routes, metrics, recent.clone()));
+    let mut rule_operators = RuleOperators::new(maker.clone(), versions);
     for window in plan.windows.iter().filter(|window| window.by.space().is_none()) {
         let selected = match window.by {
             By::KeyOfUser => keyed.clone().only(|key| split_key(key).0 == KeyKind::User),
@@ -107,26 +110,33 @@ pub fn compute<'scope>(
         all.push(encode_rows(rows(selected, window), window, routes));
     }
     let mut spaces = Vec::new();
-    for space in plan.spaces() {
+    for space in plan.all_spaces() {
         let by_space = Arc::clone(&space);
+        let is_of_space = |window: &&WindowPlan| window.by.space() == Some(&space);
+        let by_window = plan.windows.iter().any(|window| is_of_space(&window));
+        let used = Rc::new(SpaceUse::new(by_window, &space, history));
+        let space_use = Rc::clone(&used);
         let name = format!("{SPACE}{}", space.name);
         let events = admitted.clone().events(&format!("Events: {}", space.name));
-        let events = events.flat_map(move |event| SpaceEvent::new(event, &by_space));
+        let events = events.flat_map(move |event| {
+            if used.has(event.position()) { SpaceEvent::new(event, &by_space) } else { None }
+        });
         let admission = Admission { dedup_horizon_ms: 0, ttl_ms: Some(ttl_ms) };
         // Nothing is refused: these events were admitted at the same watermark, and only they are in this collection.
         let (keyed, _none) = captures.admit(&name, events, control.clone(), admission);
         spaces.push((Arc::clone(&space.name), keyed.key_states()));
-        if let Some(found) = own_rules(keyed.clone(), Some(&space), plan) {
-            all.push(encode_alerts(found, routes, metrics, recent.clone()));
-        }
-        for window in plan.windows.iter().filter(|window| window.by.space() == Some(&space)) {
+        let (found, versions) = own_rules(keyed.clone(), Some(&space), &maker, history);
+        all.push(encode_alerts(found, routes, metrics, recent.clone()));
+        for window in plan.windows.iter().filter(is_of_space) {
             all.push(encode_rows(rows(keyed.clone(), window), window, routes));
         }
+        rule_operators.push(Arc::clone(&space), versions, space_use);
     }
     Computed {
         encoded: scope.concatenate(all),
         load,
-        states: States { keys: states, spaces, own_rules: own_rule_ids(plan) },
+        states: States { keys: states, spaces, own_rules: maker.numbers() },
+        rules: rule_operators,
     }
 }
 
@@ -145,37 +155,24 @@ fn encode_letters<'scope>(
     })
 }
 
-/// Returns the alerts of the user's own rules over events of one key space, or by the events' own keys. None if there
-/// are no such rules.
+/// Returns the alerts of the user's own rules over events of one key space, or by the events' own keys, and the handle that
+/// changes the rules.
 fn own_rules<'scope, E>(
     keyed: Captured<'scope, E>,
     space: Option<&KeySpace>,
-    plan: &Plan,
-) -> Option<VecCollection<'scope, Epoch, Alert>>
+    maker: &RuleMaker,
+    history: &RuleHistory,
+) -> (VecCollection<'scope, Epoch, Alert>, RuleVersions<E, Alert>)
 where
     E: headwater_dataflows::Event<Key = str> + AsRef<Event>,
 {
-    let rules = plan.rules_by(space);
-    let operator = own_rules_of(space);
-    (!rules.is_empty()).then(|| keyed.scan_all(&operator, rule_set(&plan.pipeline, &rules)))
-}
-
-/// Returns the errors of a rule's expressions, for the metrics.
-fn rule_errors(rule: &RulePlan) -> RuleErrors {
-    let counted = rule.clone();
-    RuleErrors { rule: rule.id.to_string(), count: Box::new(move || counted.errors()) }
-}
-
-/// Returns the ids of the user's own rules, by operator, in the order of their numbers.
-fn own_rule_ids(plan: &Plan) -> BTreeMap<String, Vec<Arc<str>>> {
-    let spaces = plan.spaces();
-    let all = std::iter::once(None).chain(spaces.iter().map(|space| Some(&**space)));
-    let ids = |space| plan.rules_by(space).iter().map(|rule| Arc::clone(&rule.id)).collect();
-    all.map(|space| (own_rules_of(space), ids(space))).collect()
+    let rules = maker.begin(space, history);
+    let versions = rules.versions();
+    (keyed.scan_all(&own_rules_of(space), rules), versions)
 }
 
 /// Returns the name of the operator of the user's own rules over events of one key space.
-fn own_rules_of(space: Option<&KeySpace>) -> String {
+pub(super) fn own_rules_of(space: Option<&KeySpace>) -> String {
     format!("{OWN_RULES}{}", space.map_or("key", |space| &space.name))
 }
 
@@ -188,7 +185,7 @@ fn encode_alerts<'scope>(
 ) -> StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)> {
     let counted = Arc::clone(metrics);
     encode_outputs("Alerts", alerts, Arc::clone(routes), move |alert: &Alert, epoch, status| {
-        counted.alert(&alert.rule, status.as_str());
+        counted.alert(&alert.rule, status.as_str(), alert.mode.as_str());
         if let Some(recent) = &recent {
             recent.add(alert, epoch, status);
         }
@@ -214,13 +211,12 @@ fn any_sink_takes_events<'a>(encodings: impl IntoIterator<Item = &'a SinkEncodin
 pub fn operators<'a>(plan: &Plan, encodings: impl IntoIterator<Item = &'a SinkEncoding>) -> Vec<Operator> {
     let mut names = vec![ADMIT.to_owned(), headwater_dataflows::ids_of(ADMIT), RULES.to_owned()];
     names.extend(any_sink_takes_events(encodings).then(|| ENRICH.to_owned()));
-    let spaces = plan.spaces();
+    let spaces = plan.all_spaces();
     for space in &spaces {
         let name = format!("{SPACE}{}", space.name);
         names.extend([headwater_dataflows::ids_of(&name), name]);
     }
     let of_rules = std::iter::once(None).chain(spaces.iter().map(|space| Some(&**space)));
-    let of_rules = of_rules.filter(|space| !plan.rules_by(*space).is_empty());
     names.extend(of_rules.map(own_rules_of));
     names.extend(plan.windows.iter().map(|window| format!("{WINDOW}{}", window.name)));
     names.sort_unstable();

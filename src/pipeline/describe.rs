@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use super::own::{RulePlan, SeverityPlan};
 use super::plan::{AlertPolicy, AmountPlan, FrequencyPlan, Patterns};
 use crate::json::of_toml;
+use crate::outputs::RuleMode;
 
 /// A rule of a plan.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -22,6 +23,8 @@ pub struct RuleDescription {
     pub severity: String,
     /// The time of emission: `immediate` or `final`.
     pub emit: &'static str,
+    /// The mode: `live`, or `shadow` for a rule whose alerts are stored and sent to no one.
+    pub mode: &'static str,
     /// The event time after an alert in which there is no further one of the key, in milliseconds; null if there is no such time.
     pub suppress_ms: Option<i64>,
     /// The settings, under the names of the configuration.
@@ -40,6 +43,7 @@ impl RuleDescription {
             by: "key".to_owned(),
             severity: policy.severity.as_str().to_owned(),
             emit,
+            mode: RuleMode::Live.as_str(),
             suppress_ms: None,
             settings,
             look_back_ms: None,
@@ -74,6 +78,7 @@ fn of_own(rule: &RulePlan) -> RuleDescription {
             SeverityPlan::Chosen(choice) => choice.source().to_owned(),
         },
         emit: if rule.condition.is_absence() { "final" } else { emit(rule.emission) },
+        mode: rule.mode.as_str(),
         suppress_ms: rule.suppress_ms,
         settings: settings.map(|(key, text)| (key.clone(), of_toml(text))).collect(),
         look_back_ms: rule.condition.look_back_ms(),

@@ -8,9 +8,8 @@
 //! It is *live* state, which [`KeyState::as_of_epoch`] dates: ahead of the committed results by the epochs in flight, and
 //! with un-final events, which an out-of-order event can still follow.
 
-mod words;
+pub(super) mod words;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use headwater_dataflows::patterns::{Description, Location};
@@ -18,6 +17,7 @@ use headwater_dataflows::{AsOf, EventTime, KeyStates, StatePart};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::rule_operators::RuleNumbers;
 use super::rules::pattern_of;
 use super::spaces::SpaceEvent;
 use crate::event::{Event, split_key};
@@ -52,7 +52,7 @@ pub struct States {
     /// Those of key spaces, by the name of the space.
     pub spaces: Vec<(Arc<str>, KeyStates<SpaceEvent>)>,
     /// The ids of the user's own rules, by operator, in the order of their numbers.
-    pub own_rules: BTreeMap<String, Vec<Arc<str>>>,
+    pub own_rules: RuleNumbers,
 }
 
 impl States {
@@ -92,7 +92,8 @@ impl KeyReading {
                 self.history = state.downcast_ref::<KeyHistory>().copied().or(self.history);
             }
             StatePart::Rule { rule, description } => {
-                let rule = match states.own_rules.get(operator).and_then(|ids| ids.get(rule as usize)) {
+                let own_rules = states.own_rules.borrow();
+                let rule = match own_rules.get(operator).and_then(|ids| ids.get(rule as usize)) {
                     Some(id) => RuleRef::Own(Arc::clone(id)),
                     None => RuleRef::Pattern(rule),
                 };

@@ -8,29 +8,32 @@ use std::sync::Arc;
 
 use headwater_dataflows::patterns::Bound;
 use headwater_dataflows::{
-    Anchor, Condition, Course, Emission, Finding, Locate, Number, Predicate, RuleSet, SetRule, Step, Value,
+    Anchor, Condition, Course, Emission, Finding, KeyHash, Locate, Number, Predicate, RuleSet, SetRule, Step,
+    Value,
 };
 
 use super::alerts::{AlertBuilder, Details, decimal, details, deviation_details, trip_details};
 use super::plan::By;
+use super::rule_sets::Completeness;
 use crate::cel;
 use crate::event::{Event, KeyKind, split_key};
 use crate::fields::{FieldId, Value as FieldValue};
 use crate::json::{rfc3339, round6};
-use crate::outputs::{Alert, MICROS, Severity};
-
-/// The prefix of the names under which checkpoints record the rules that they were written with.
-pub const RECORDED_RULE: &str = "Rule: ";
+use crate::outputs::{Alert, MICROS, RuleMode, Severity};
 
 /// A rule of the user's own.
 #[derive(Clone, Debug)]
 pub struct RulePlan {
     /// The id in outputs and metrics.
     pub id: Arc<str>,
-    /// The identity of its state: a hash of what decides which events match.
+    /// The identity of its state.
     pub state_id: u64,
-    /// True if the checkpoint that the run resumes from was written without this rule.
-    pub is_fresh: bool,
+    /// The number of the rule's definition: one more with each change of what decides which events match.
+    pub revision: u32,
+    /// The events for which its alerts are complete.
+    pub complete: Completeness,
+    /// The rule as an inline table in TOML.
+    pub text: Arc<str>,
     /// The keys that it groups by.
     pub by: By,
     /// The events that it considers; None: all.
@@ -43,6 +46,8 @@ pub struct RulePlan {
     pub emission: Emission,
     /// The event time after an alert in which there is no further one of the key, in milliseconds.
     pub suppress_ms: Option<i64>,
+    /// The mode, which decides where its alerts go.
+    pub mode: RuleMode,
     /// The description for people.
     pub description: Option<Arc<str>>,
     /// The condition and the filter as they are configured, for people: `count = { at_least = 3, within = "1m" }`.
@@ -56,6 +61,16 @@ pub enum SeverityPlan {
     Fixed(Severity),
     /// Chosen by the triggering event, as the index of [`Severity::ALL`].
     Chosen(cel::Choice),
+}
+
+impl SeverityPlan {
+    /// Returns the severity that no event chooses: that of an absence, which has no event.
+    pub(super) fn fixed(&self) -> Severity {
+        match self {
+            SeverityPlan::Fixed(severity) => *severity,
+            SeverityPlan::Chosen(_) => Severity::Medium,
+        }
+    }
 }
 
 /// The condition of a rule. Times are in milliseconds, and numbers in millionths.
@@ -109,6 +124,22 @@ impl ConditionPlan {
         }
     }
 
+    /// Returns the names of its bounds: settings that do not decide what the condition remembers of an event.
+    pub(super) fn bounds(&self) -> &'static [&'static str] {
+        match self {
+            ConditionPlan::Match | ConditionPlan::Absence { .. } => &[],
+            ConditionPlan::Count { .. } | ConditionPlan::Sum { .. } | ConditionPlan::Distinct { .. } => {
+                &["at_least", "more_than", "within"]
+            }
+            ConditionPlan::Average { .. } | ConditionPlan::Share { .. } => {
+                &["at_least", "more_than", "at_least_events", "within"]
+            }
+            ConditionPlan::Outlier { .. } => &["sigmas", "at_least", "min_sigma", "min_relative_sigma"],
+            ConditionPlan::Travel { .. } => &["more_than_km", "more_than_kmh"],
+            ConditionPlan::Sequence { .. } => &["within"],
+        }
+    }
+
     /// Returns true if the condition is met by time: its alerts are final.
     pub fn is_absence(&self) -> bool {
         matches!(self, ConditionPlan::Absence { .. } | ConditionPlan::Sequence { absent: Some(_), .. })
@@ -130,10 +161,10 @@ impl ConditionPlan {
 }
 
 impl RulePlan {
-    /// Returns the name under which checkpoints record that they were written with this rule.
-    pub fn recorded_name(&self) -> String {
-        let space = self.by.space().map_or("key", |space| &space.name);
-        format!("{RECORDED_RULE}{space}/{}#{:016x}", self.id, self.state_id)
+    /// Returns the identity of what decides which events match.
+    fn definition(&self) -> u64 {
+        let text: String = self.settings.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        KeyHash::of(format!("{text}{:?}", self.suppress_ms).as_bytes()).0
     }
 
     /// Returns the time for which the state of a key must be kept after its last event, in milliseconds.
@@ -191,21 +222,19 @@ where
     RuleSet::new(rules).expect("the ids of rules differ, and sequences have steps: both are validated")
 }
 
-fn set_rule<E>(pipeline: &Arc<str>, rule: &RulePlan) -> SetRule<E, Alert>
+pub(super) fn set_rule<E>(pipeline: &Arc<str>, rule: &RulePlan) -> SetRule<E, Alert>
 where
     E: headwater_dataflows::Event<Key = str> + AsRef<Event>,
 {
     let emission = if rule.condition.is_absence() { Emission::Final } else { rule.emission };
-    let builder = Arc::new(AlertBuilder::new(pipeline, &rule.id, emission));
+    let builder = AlertBuilder::new(pipeline, &rule.id, rule.revision, emission);
+    let builder = Arc::new(builder.in_mode(rule.mode));
     let (plan, absent) = (rule.clone(), Arc::clone(&builder));
-    let severity = match &rule.severity {
-        SeverityPlan::Fixed(severity) => *severity,
-        SeverityPlan::Chosen(_) => Severity::Medium,
-    };
+    let severity = rule.severity.fixed();
     let within_ms = rule.condition.look_back_ms().unwrap_or(0);
     SetRule {
         id: rule.state_id,
-        is_fresh: rule.is_fresh,
+        definition: rule.definition(),
         filter: filter(rule),
         condition: condition(&rule.condition),
         emission,

@@ -10,7 +10,6 @@ use headwater_dataflows::{Emission, Epoch};
 use super::own::RulePlan;
 use super::rules::longest_look_back_ms;
 use super::spaces::KeySpace;
-use crate::coordination::Operator;
 use crate::coordination::WatermarkRule;
 use crate::decode::Decoding;
 use crate::outputs::{Provenance, Severity};
@@ -32,8 +31,10 @@ pub struct Plan {
     pub windows: Vec<WindowPlan>,
     /// The patterns.
     pub patterns: Patterns,
-    /// The rules of the user's own.
+    /// The rules of the user's own, as the configuration has them.
     pub rules: Vec<RulePlan>,
+    /// The key spaces of the user's own, which rules may use at any time.
+    pub spaces: Vec<Arc<KeySpace>>,
     /// The first epoch of this run.
     pub first_epoch: Epoch,
     /// True if the watermark goes to infinity at the end of the input, so that all windows close.
@@ -43,47 +44,20 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns the key spaces that windows or rules use, each once, by name.
-    pub fn spaces(&self) -> Vec<Arc<KeySpace>> {
-        let mut spaces: Vec<Arc<KeySpace>> = Vec::new();
-        let rules = self.rules.iter().map(|rule| &rule.by);
-        for by in self.windows.iter().map(|window| &window.by).chain(rules) {
-            if let Some(space) = by.space()
-                && !spaces.iter().any(|known| known.name == space.name)
-            {
-                spaces.push(Arc::clone(space));
-            }
-        }
+    /// Returns the key spaces that windows or rules use or may use, each once, by name.
+    pub fn all_spaces(&self) -> Vec<Arc<KeySpace>> {
+        let (windows, rules) = (self.windows.iter(), self.rules.iter());
+        let used = windows.map(|window| &window.by).chain(rules.map(|rule| &rule.by)).filter_map(By::space);
+        let mut spaces: Vec<_> = self.spaces.iter().chain(used).cloned().collect();
         spaces.sort_by(|a, b| a.name.cmp(&b.name));
+        spaces.dedup_by(|a, b| a.name == b.name);
         spaces
-    }
-
-    /// Marks the rules that are none of those that a checkpoint recorded as fresh.
-    pub fn mark_fresh_rules(&mut self, recorded: &[Operator]) {
-        for rule in &mut self.rules {
-            let name = rule.recorded_name();
-            rule.is_fresh = !recorded.iter().any(|operator| operator.name == name);
-        }
-    }
-
-    /// Returns the rules of the user's own, as a checkpoint records them.
-    pub fn recorded_rules(&self) -> Vec<Operator> {
-        let recorded = |rule: &RulePlan| Operator {
-            name: rule.recorded_name(),
-            version: headwater_dataflows::STATE_VERSION.into(),
-        };
-        self.rules.iter().map(recorded).collect()
     }
 
     /// Returns the ids of all rules: of patterns and of the user's own.
     pub fn rule_ids(&self) -> Vec<String> {
         let own = self.rules.iter().map(|rule| rule.id.to_string());
         self.patterns.names().into_iter().map(str::to_owned).chain(own).collect()
-    }
-
-    /// Returns the rules of the user's own over events of these keys: of a key space, or by the events' own keys.
-    pub fn rules_by(&self, space: Option<&KeySpace>) -> Vec<&RulePlan> {
-        self.rules.iter().filter(|rule| rule.by.space().map(|by| &**by) == space).collect()
     }
 
     /// Returns the longest time that a rule looks back or is suppressed, in milliseconds of event time.

@@ -17,6 +17,9 @@ use super::plan::{AmountPlan, DiversityPlan, FrequencyPlan, Patterns, TravelPlan
 use crate::event::Event;
 use crate::outputs::{Alert, MICROS, Severity};
 
+/// The version of the patterns. Increment it when the semantics of one change, so that its alerts get new ids.
+const PATTERN_VERSION: u32 = 1;
+
 /// Defines the registry of rules: each entry is the name of its pattern, how far it looks back in milliseconds of event
 /// time if the plan has the pattern and it looks back, and its rule if the plan has the pattern. The number of a rule, by
 /// which its state is stored, is the count of entries after it: new entries come first.
@@ -89,7 +92,7 @@ fn frequency(
     rule: &'static str,
     plan: FrequencyPlan,
 ) -> Rule<Frequency, impl Fn(&Event, Rate) -> Alert + use<>> {
-    let builder = AlertBuilder::new(pipeline, rule, plan.alert_policy.emission);
+    let builder = AlertBuilder::new(pipeline, rule, PATTERN_VERSION, plan.alert_policy.emission);
     Rule::new(
         Frequency::at_least(plan.at_least, plan.within_ms),
         plan.alert_policy.emission,
@@ -104,7 +107,8 @@ fn diversity(
     pipeline: &Arc<str>,
     plan: DiversityPlan,
 ) -> Rule<Diversity<impl Fn(&Event) -> Option<u64> + use<>>, impl Fn(&Event, Variety) -> Alert + use<>> {
-    let builder = AlertBuilder::new(pipeline, "merchant_diversity", plan.alert_policy.emission);
+    let builder =
+        AlertBuilder::new(pipeline, "merchant_diversity", PATTERN_VERSION, plan.alert_policy.emission);
     let pattern = Diversity::at_least(plan.at_least, plan.within_ms, Event::merchant);
     Rule::new(pattern, plan.alert_policy.emission, move |event: &Event, variety: Variety| {
         let details = serde_json::json!({ "distinct": variety.distinct, "within_ms": plan.within_ms });
@@ -126,7 +130,7 @@ fn by_currency(
 }
 
 fn deviant(pipeline: &Arc<str>, plan: AmountPlan) -> impl Fn(&Event, Deviation) -> Alert + use<> {
-    let builder = AlertBuilder::new(pipeline, "amount_anomaly", plan.alert_policy.emission);
+    let builder = AlertBuilder::new(pipeline, "amount_anomaly", PATTERN_VERSION, plan.alert_policy.emission);
     move |event, deviation| {
         let high = deviation.sigmas > plan.high_sigmas;
         let severity =
@@ -142,7 +146,8 @@ fn travel(
     Travel<impl Fn(&Event) -> Option<Location> + use<>, impl Fn(&Event) -> &str + use<>>,
     impl Fn(&Event, Trip<String>) -> Alert + use<>,
 > {
-    let builder = AlertBuilder::new(pipeline, "impossible_travel", plan.alert_policy.emission);
+    let builder =
+        AlertBuilder::new(pipeline, "impossible_travel", PATTERN_VERSION, plan.alert_policy.emission);
     let pattern = Travel::beyond(plan.km, plan.kmh, Event::location, Event::id);
     Rule::new(pattern, plan.alert_policy.emission, move |event: &Event, trip: Trip<String>| {
         let details = trip_details(&trip);
@@ -164,6 +169,7 @@ mod tests {
     use timely::dataflow::operators::Inspect;
 
     use super::*;
+    use crate::outputs::RuleMode;
     use crate::pipeline::AlertPolicy;
     use crate::pipeline::fixtures::{T, all_patterns, at, event, policy};
 
@@ -192,6 +198,7 @@ mod tests {
             settled: false,
             details: "".into(),
             pipeline: "fraud".into(),
+            mode: RuleMode::Live,
         }
     }
 

@@ -26,13 +26,19 @@ use timely::worker::Worker;
 
 use super::compute::{Computed, Inputs, compute};
 use super::plan::Plan;
+use super::rule_operators::RuleHistory;
 use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::outputs::{EncodedOutputs, OutputMapping, RecentAlert, RecentAlerts, SinkEncoding, SinkRoute};
 
 /// The outputs that are encoded: dead letters. Alerts are observed before they are encoded.
-const DEAD_LETTERS: OutputMapping =
-    OutputMapping { events: None, alerts: None, windows: None, dead_letters: Some(tables::DEAD_LETTERS) };
+const DEAD_LETTERS: OutputMapping = OutputMapping {
+    events: None,
+    alerts: None,
+    windows: None,
+    dead_letters: Some(tables::DEAD_LETTERS),
+    shadow_alerts: false,
+};
 
 /// An event that was not admitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +79,7 @@ impl VirtualRun {
         let routes: Arc<[SinkRoute]> = Arc::new([SinkRoute::to_all(SinkEncoding::Rows(DEAD_LETTERS))]);
         let (metrics, alerts) = (Arc::<Metrics>::default(), Arc::new(RecentAlerts::unbounded()));
         let (encoded, recent) = (Rc::<RefCell<Vec<_>>>::default(), Arc::clone(&alerts));
+        let history = RuleHistory::of(plan);
         let (list, probe) = (Rc::clone(&encoded), ProbeHandle::new());
         let (events, clock) = worker.dataflow::<Epoch, _, _>(|scope| {
             let mut events = InputSession::new();
@@ -81,7 +88,8 @@ impl VirtualRun {
             let (_, rejected) = scope.new_input();
             let inputs =
                 Inputs { events: events.to_collection(scope), rejected: rejected.as_collection(), control };
-            let Computed { encoded, .. } = compute(inputs, &captures, plan, &routes, &metrics, Some(recent));
+            let Computed { encoded, .. } =
+                compute(inputs, &captures, plan, &history, &routes, &metrics, Some(recent));
             encoded
                 .inspect(move |(_, encoded): &(Epoch, EncodedOutputs)| {
                     list.borrow_mut().push(encoded.clone())

@@ -160,6 +160,11 @@ impl<'a> Section<'a> {
         &self.path
     }
 
+    /// Returns the section as an inline table in TOML, as it was written.
+    pub fn to_toml(&self) -> String {
+        Node::Table(self.entries.cloned().unwrap_or_default()).to_toml()
+    }
+
     /// Returns the first place of the section's values; [`Origin::Default`] if it has none.
     pub fn origin(&self) -> Origin {
         let origins = self.entries.into_iter().flat_map(|entries| entries.values()).map(|item| &item.origin);

@@ -56,6 +56,11 @@ impl Item {
         Item { origin, node, written: None }
     }
 
+    /// Returns a value that was written nowhere.
+    pub fn of_default(node: Node) -> Item {
+        Item::new(Origin::Default, node)
+    }
+
     /// Returns the text that an environment variable of another program sets.
     pub fn of_variable(name: &str, text: &str) -> Item {
         Item::new(Origin::Environment(name.to_owned()), Node::Text(text.to_owned()))
@@ -185,6 +190,18 @@ fn scalar(text: &str, origin: &Origin) -> Item {
     });
     let value = parsed.unwrap_or_else(|| Node::Text(text.to_owned()));
     Item::new(origin.clone(), Node::Environment(text.to_owned(), Box::new(value)))
+}
+
+/// Removes the lines of values, where they would not be those of the file that is read.
+pub fn clear_places(item: &mut Item) {
+    if let Origin::Line(_) = item.origin {
+        item.origin = Origin::Default;
+    }
+    match &mut item.node {
+        Node::Table(entries) => entries.values_mut().for_each(clear_places),
+        Node::Array(items) => items.iter_mut().for_each(clear_places),
+        _ => {}
+    }
 }
 
 fn set(item: &mut Item, path: &[String], value: Item, origin: &Origin) {

@@ -22,7 +22,7 @@ use crate::coordination::ingest::{
     Unfinal, UnfinalBytes,
 };
 use crate::coordination::{Binding, Position, Positions, Watermark, WatermarkRule};
-use crate::decode::{Decoder, Reason};
+use crate::decode::{Decoder, Reason, withholding};
 use crate::event::Event;
 use crate::pipeline::{Plan, Time};
 use crate::source::kafka::StartFrom;
@@ -97,7 +97,8 @@ impl Input {
     pub fn open(config: &Config, plans: &[&Plan], since_ms: Option<i64>) -> Result<Input, SourceError> {
         let source = open_source(config, since_ms)?;
         let owned: Vec<_> = (0..).map(Partition).zip(source.start().iter().copied()).collect();
-        let mut reader = source.reader(&owned)?;
+        let gates = plans.iter().filter_map(|plan| plan.decoding.gate()).collect();
+        let mut reader = withholding(source.reader(&owned)?, gates);
         for &(partition, _) in &owned {
             reader.set_paused(partition, true)?;
         }
@@ -190,10 +191,13 @@ impl Input {
             if read > 0 {
                 last = Instant::now();
             } else if last.elapsed() > MAX_SILENCE {
-                return Err(SourceError::Unavailable {
-                    action: format!("read partition {at} to its end"),
-                    source: format!("no record for {} s", MAX_SILENCE.as_secs()).into(),
-                });
+                let seconds = MAX_SILENCE.as_secs();
+                let reason = match reader.partitions()[at].is_withheld {
+                    true => format!("the next record has been waiting for its schema for {seconds} s"),
+                    false => format!("no record for {seconds} s"),
+                };
+                let action = format!("read partition {at} to its end");
+                return Err(SourceError::Unavailable { action, source: reason.into() });
             } else if !reader.partitions()[at].ended {
                 std::thread::sleep(PAUSE);
             }
@@ -237,7 +241,7 @@ impl View {
                 let (time, clocks) =
                     (event.event_time(), Clocks::new(TimeRules::default(), raw.timestamp, None));
                 if !clocks.is_future(time, timing.max_future_skew_ms) {
-                    let size = RECORD_OVERHEAD + raw.value.map_or(0, <[u8]>::len);
+                    let size = RECORD_OVERHEAD + raw.value.map_or(0, <[u8]>::len) + event.transcoded_bytes();
                     tracker.accept(time, clocks.pushing_time(time), size, timing, self.watermark.current());
                     self.decoded.accepted += 1;
                     self.events.push(event);

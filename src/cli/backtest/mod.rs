@@ -18,12 +18,13 @@ mod store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, ValueHint};
+use headwater_dataflows::Since;
 use input::{EpochInput, Input};
 use labels::Labels;
 use report::{Admitted, Labelled, Report};
@@ -33,6 +34,7 @@ use store::Store;
 use super::command::parse_time;
 use super::{config_error, output, warn};
 use crate::config::{Candidate, Config, SourceConfig};
+use crate::lists::{Table, Version};
 use crate::pipeline::Plan;
 
 /// Arguments of `backtest`.
@@ -88,6 +90,8 @@ pub fn backtest(args: &BacktestArgs) -> anyhow::Result<()> {
     let mut labels = args.labels.as_deref().map(labels::read).transpose()?;
     let store = Mutex::new(Store::create(args.out.as_deref())?);
     let started = Instant::now();
+    read_lists(&config)?;
+    read_lists(&candidate.config)?;
     let plans = [plan(&config), plan(&candidate.config)];
     let decoders = if candidate.has_fields { 2 } else { 1 };
     let decoded_by: Vec<&Plan> = plans.iter().take(decoders).collect();
@@ -114,6 +118,18 @@ fn load(args: &BacktestArgs) -> anyhow::Result<(Config, Candidate)> {
     let candidate = Candidate::parse(&read(&args.candidate)?, &text, environment.into_iter())
         .with_context(|| format!("--candidate {}", args.candidate.display()))?;
     Ok((config, candidate))
+}
+
+/// Reads the lists of a side once: their contents are in force for all events.
+fn read_lists(config: &Config) -> anyhow::Result<()> {
+    for list_config in &config.lists {
+        let name = &list_config.name;
+        let entries = list_config.read_once().map_err(|error| anyhow::anyhow!("list {name}: {error}"))?;
+        let list = config.rule_scope.lists().get(name).expect("each list is in the registry");
+        let (since, table) = (Since::beginning(), Arc::new(Table::new(entries)));
+        list.begin([Version { since, hash: None, table }]);
+    }
+    Ok(())
 }
 
 /// Returns the computation of a side. Windows raise no alerts.

@@ -15,7 +15,7 @@ use crate::cli::output::{self, OutputError, Table, note};
 use crate::config::Config;
 use crate::event::Event;
 use crate::outputs::Alert;
-use crate::pipeline::{Plan, SpaceEvent, rule_set, rules};
+use crate::pipeline::{Plan, SpaceEvent, rule_set, rules, rules_by};
 use crate::source::generator::GeneratorSettings;
 
 /// The lag of the watermark behind the newest event, in milliseconds.
@@ -151,13 +151,13 @@ fn by_rules<'scope>(
     plan: &Plan,
 ) -> StreamVec<'scope, Epoch, (Alert, Epoch, isize)> {
     let (keyed, _) = events.admit(control.clone(), Admission::default());
-    let of_key = plan.rules_by(None);
+    let of_key = rules_by(&plan.rules, None);
     let mut alerts = keyed.clone().scan_all("Rules", rule_set::<Event>(&plan.pipeline, &of_key));
-    for space in plan.spaces() {
+    for space in plan.all_spaces() {
         let by_space = Arc::clone(&space);
         let events = keyed.clone().events("Events").flat_map(move |event| SpaceEvent::new(event, &by_space));
         let (keyed, _): (Keyed<'_, SpaceEvent>, _) = events.admit(control.clone(), Admission::default());
-        let of_space = rule_set::<SpaceEvent>(&plan.pipeline, &plan.rules_by(Some(&space)));
+        let of_space = rule_set::<SpaceEvent>(&plan.pipeline, &rules_by(&plan.rules, Some(&space)));
         alerts = alerts.concat(keyed.scan_all("Rules", of_space));
     }
     alerts.inner

@@ -40,7 +40,7 @@ use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
 use crate::outputs::{SinkEncoding, SinkRoute};
-use crate::pipeline::{Inputs, compute};
+use crate::pipeline::{Inputs, RuleHistory, compute};
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce::{Produced, Producer};
 use crate::source::{Budget, Raw};
@@ -285,7 +285,16 @@ impl Bench<'_> {
         let spent = drive.run(events, move |events, control| {
             let scope = events.inner.scope();
             let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
-            compute(Inputs { events, rejected, control }, &captures, &plan, &routes, &metrics, None).encoded
+            compute(
+                Inputs { events, rejected, control },
+                &captures,
+                &plan,
+                &RuleHistory::of(&plan),
+                &routes,
+                &metrics,
+                None,
+            )
+            .encoded
         });
         self.check_interrupted()?;
         let alone = spent.cpu.context(NO_CPU_TIME)?;
@@ -347,8 +356,16 @@ fn encode_events(config: &Config, events: &[Event], encoding: SinkEncoding) -> V
         let scope = events.inner.scope();
         let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
         let all = Arc::clone(&gathered);
-        let encoded =
-            compute(Inputs { events, rejected, control }, &captures, &plan, &routes, &metrics, None).encoded;
+        let encoded = compute(
+            Inputs { events, rejected, control },
+            &captures,
+            &plan,
+            &RuleHistory::of(&plan),
+            &routes,
+            &metrics,
+            None,
+        )
+        .encoded;
         encoded.inspect(move |(epoch, encoded)| {
             let changes = encoded.iter().filter(|changes| !changes.is_empty()).cloned();
             all.lock()

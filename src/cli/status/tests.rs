@@ -2,8 +2,8 @@ use headwater_dataflows::EventTime;
 use headwater_sinks::{Generation, LedgerId, Shards};
 
 use super::*;
-use crate::coordination::Manifest;
 use crate::coordination::ingest::TimeRules;
+use crate::coordination::{Change, Manifest, Versions};
 use crate::ledger::Genesis;
 
 const UNCHANGED: &str = "patterns.velocity_spike.more_than = 1\n";
@@ -21,6 +21,7 @@ fn manifest(epoch: u64, readable: bool) -> StoredManifest {
         positions: Vec::new(),
         unfinal: Vec::new(),
         all_idle: None,
+        in_force: Versions::default(),
         operators: Vec::new(),
         keys: Some(12),
         parts: Vec::new(),
@@ -40,6 +41,7 @@ fn state() -> PipelineState {
         bindings: Vec::new(),
         closes: false,
         rules: TimeRules::default(),
+        change: Change::default(),
     };
     let progress = |through| Progress {
         ledger_id: ledger_id.clone(),
@@ -58,6 +60,7 @@ fn state() -> PipelineState {
         losses: Vec::new(),
         committed: vec!["a".into()],
         attempts: 0,
+        rules: None,
     }
 }
 

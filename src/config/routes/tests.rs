@@ -31,13 +31,15 @@ fn a_route_has_defaults_and_needs_no_sink() {
 #[test]
 fn the_keys_of_a_route_are_read() {
     let config = parse(
-        "name = 'oncall'\nrules = ['velocity_spike']\nmin_severity = 'high'\nkeys = ['ann']\ngroup_by = ['key', 'rule']\n\
+        "name = 'oncall'\nrules = ['velocity_spike']\nmin_severity = 'high'\nkeys = ['ann']\nwhere = \"alert.details.count > 5\"\ngroup_by = ['key', 'rule']\n\
          group_wait = '1s'\nrepeat_interval = '4h'\nsend_revoked = false\nallow_private = true\n\
          to = { kind = 'alertmanager', url = 'http://127.0.0.1:9093', headers = { authorization = 'Bearer x' } }",
     )
     .expect("valid");
     let route = &config.routes[0];
     assert_eq!(route.filter.min_severity, Some(Severity::High));
+    let condition = route.filter.condition.as_ref().map(|condition| condition.source());
+    assert_eq!(condition, Some("alert.details.count > 5"));
     assert_eq!((&route.grouping.by[..], route.grouping.wait_ms), (&[Label::Key, Label::Rule][..], 1000));
     assert_eq!(route.grouping.repeat_ms, Some(14_400_000));
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
@@ -54,7 +56,11 @@ fn errors_of_routes_name_the_key_and_a_way_on() {
     for (route, expected) in [
         ("name = 'x'".to_owned(), "routes[0].to: is missing: for example"),
         (format!("name = 'X'\nto = {}", webhook("")), "routes[0].name: expected at most 63"),
-        (format!("name = 'x'\nwhere = 'true'\nto = {}", webhook("")), "select alerts with `rules`"),
+        (
+            format!("name = 'x'\nwhere = 'alert.sevrity == 1'\nto = {}", webhook("")),
+            "line 7: routes[0].where: column 7: unknown member sevrity of an alert; did you mean severity?, in: \
+             alert.sevrity == 1",
+        ),
         (format!("name = 'x'\ngroup_by = ['user']\nto = {}", webhook("")), "a list of some of"),
         (
             format!("name = 'x'\nto = {}", webhook(", routing_key = 'x'")),

@@ -53,7 +53,13 @@ fn the_state_of_a_rule_depends_on_what_decides_which_events_match() {
         parse(&text).expect("valid").plan.rules[0].state_id
     };
     let plain = state_id("");
-    for same in ["severity = \"high\"", "suppress = \"1m\"", "emit = \"final\"", "description = \"x\""] {
+    for same in [
+        "severity = \"high\"",
+        "suppress = \"1m\"",
+        "emit = \"final\"",
+        "mode = \"shadow\"",
+        "description = \"x\"",
+    ] {
         assert_eq!(state_id(same), plain, "{same}");
     }
     for other in ["by = \"user\"", "where = \"event.amount > 2.5\""] {

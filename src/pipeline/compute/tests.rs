@@ -20,6 +20,7 @@ use super::*;
 use crate::outputs::OutputMapping;
 use crate::pipeline::fixtures::{T, all_patterns, event, typed};
 use crate::pipeline::plan::{Patterns, Time};
+use crate::pipeline::rule_operators::RuleHistory;
 
 fn plan(windows: Vec<WindowPlan>, patterns: Patterns) -> Plan {
     Plan {
@@ -50,6 +51,7 @@ fn plan(windows: Vec<WindowPlan>, patterns: Patterns) -> Plan {
         windows,
         patterns,
         rules: Vec::new(),
+        spaces: Vec::new(),
         first_epoch: Epoch(0),
         close_at_end: true,
         record_bindings: None,
@@ -67,6 +69,7 @@ const ALL: OutputMapping = OutputMapping {
     alerts: Some(tables::ALERTS),
     windows: Some(tables::WINDOW_AGGREGATES),
     dead_letters: Some(tables::DEAD_LETTERS),
+    shadow_alerts: true,
 };
 
 /// The outputs of a pipeline for a test.
@@ -93,7 +96,8 @@ fn run(plan: &Plan, sinks: &[OutputMapping], epochs: Vec<(Vec<Event>, i64)>) -> 
         let (_, rejected) = scope.new_input();
         let inputs =
             Inputs { events: events.to_collection(scope), rejected: rejected.as_collection(), control };
-        let Computed { encoded, .. } = compute(inputs, &captures, plan, &routes, &metrics, None);
+        let Computed { encoded, .. } =
+            compute(inputs, &captures, plan, &RuleHistory::of(plan), &routes, &metrics, None);
         encoded.inspect(move |(_, encoded)| list.borrow_mut().push(encoded.clone()));
         let registered = captures.operators().into_iter();
         let operators = registered.map(|(name, version)| Operator { name: name.to_string(), version });
@@ -143,7 +147,7 @@ fn operators_have_the_names_of_stored_checkpoints() {
     let plan = plan(vec![minute("user_1m", By::KeyOfUser)], Patterns::default());
     let listed = operators(&plan, &[SinkEncoding::Rows(ALL)]);
     let names: Vec<_> = listed.iter().map(|operator| &*operator.name).collect();
-    assert_eq!(names, ["Admit", "Admit: ids", "Enrich", "Rules", "Window: user_1m"]);
+    assert_eq!(names, ["Admit", "Admit: ids", "Enrich", "Rules", "Rules: key", "Window: user_1m"]);
 }
 
 #[test]
@@ -218,15 +222,31 @@ fn key_spaces_and_rules_have_operators_of_their_own() {
         "Admit: ids",
         "Key: shop",
         "Key: shop: ids",
+        "Key: unused",
+        "Key: unused: ids",
         "Rules",
         "Rules: key",
         "Rules: shop",
+        "Rules: unused",
         "Window: w",
     ];
     assert_eq!(names, expected);
     let windows: Vec<_> = rows[0].iter().filter(|name| name.starts_with("window")).collect();
     assert_eq!(windows, ["window_aggregates/w/shop/m/2027-01-15T08:00:00.000Z"]);
     assert_eq!([metrics.alert_count("pair", "raised"), metrics.alert_count("any", "raised")], [1, 1]);
+}
+
+#[test]
+fn shadow_alerts_reach_only_sinks_that_store_them() {
+    let text = "pipeline = \"p\"\n[source]\nkind = \"generator\"\n\
+        [[rules]]\nid = \"tried\"\nmode = \"shadow\"\nmatch = true\n[[rules]]\nid = \"any\"\nmatch = true\n";
+    let config = crate::config::Config::parse_without_sinks(text, std::iter::empty()).expect("valid");
+    let stored = OutputMapping { events: None, windows: None, ..ALL };
+    let sinks = [stored, OutputMapping { shadow_alerts: false, ..stored }];
+    let Outputs { rows, metrics, .. } = run(&config.plan, &sinks, vec![(vec![event(1, 1, "")], -1)]);
+    assert_eq!((rows[0].len(), rows[1].len()), (2, 1), "{rows:?}");
+    let total = |mode| metrics.alert_total("raised", mode);
+    assert_eq!((total("live"), total("shadow"), metrics.rule_counts("tried")), (1, 1, (1, 0)));
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn after_three_events(patterns: &Patterns) -> Vec<(String, String, Value)> {
     let states = States {
         keys: states.expect("the dataflow is built"),
         spaces: Vec::new(),
-        own_rules: BTreeMap::new(),
+        own_rules: RuleNumbers::default(),
     };
     for (seconds, fields) in [
         (0, r#","amount":9,"currency":"EUR","merchant_id":"m""#),

@@ -4,7 +4,7 @@ use headwater_dataflows::{Epoch, EventTime, Offset, Partition, Position};
 
 use super::super::labels::Label;
 use super::*;
-use crate::outputs::{Alert, Severity, Status};
+use crate::outputs::{Alert, RuleMode, Severity, Status};
 
 /// A change of the alert of a rule for the key `k` of user `ann`, triggered by the record at `offset`, whose event has the
 /// offset as its id.
@@ -20,6 +20,7 @@ fn change(rule: &str, offset: i64, severity: Severity, count: u32, status: Statu
         settled: false,
         details: format!("{{\"count\":{count}}}").into(),
         pipeline: "p".into(),
+        mode: RuleMode::Live,
     };
     RecentAlert { alert, epoch: Epoch(1), status }
 }
