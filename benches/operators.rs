@@ -10,7 +10,7 @@ use headwater::cli::bench::drive::{Drive, Spent, events, in_order};
 use headwater::config::Config;
 use headwater::event::Event;
 use headwater::metrics::Metrics;
-use headwater::pipeline::{Inputs, Plan, compute};
+use headwater::pipeline::{Inputs, Plan, RuleHistory, compute};
 use headwater::source::generator::GeneratorSettings;
 use headwater_dataflows::{Admission, Admit, Captures, Epoch};
 use timely::dataflow::operators::generic::operator::empty;
@@ -62,15 +62,17 @@ fn operators(criterion: &mut Criterion) {
         });
         for (name, section) in OPERATORS {
             let (plan, metrics) = (plan(section), Arc::new(Metrics::default()));
+            let history = RuleHistory::of(&plan);
             group.bench_function(name, |bencher| {
                 bencher.iter_custom(|runs| {
                     times(runs, || {
-                        let (plan, metrics) = (plan.clone(), Arc::clone(&metrics));
+                        let (plan, history, metrics) = (plan.clone(), history.clone(), Arc::clone(&metrics));
                         drive.run(&events, move |events, control| {
                             let scope = events.inner.scope();
                             let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
                             let inputs = Inputs { events, rejected, control };
-                            compute(inputs, &captures, &plan, &Arc::from([]), &metrics, None).encoded
+                            compute(inputs, &captures, &plan, &history, &Arc::from([]), &metrics, None)
+                                .encoded
                         })
                     })
                 });

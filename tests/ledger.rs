@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use headwater::coordination::ingest::TimeRules;
 use headwater::coordination::{
-    Binding, EpochRecord, Loss, Manifest, Operator, Part, PartKind, PartName, Position, Skip,
-    TAKEOVERS_WITHIN_MS, Takeovers,
+    Binding, Change, EpochRecord, Loss, Manifest, Operator, Part, PartKind, PartName, Position, Skip,
+    TAKEOVERS_WITHIN_MS, Takeovers, Versions,
 };
 use headwater::ledger::{Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition, ShardId};
@@ -27,8 +27,15 @@ fn record(epoch: u64) -> EpochRecord {
         candidate: None,
         idle: false,
     };
-    let rules = TimeRules::default();
-    EpochRecord { epoch: Epoch(epoch), wall_ms: 2_000, bindings: vec![binding], closes: epoch == 9, rules }
+    let (rules, change) = (TimeRules::default(), Change::default());
+    EpochRecord {
+        epoch: Epoch(epoch),
+        wall_ms: 2_000,
+        bindings: vec![binding],
+        closes: epoch == 9,
+        rules,
+        change,
+    }
 }
 
 fn manifest(epoch: u64) -> Manifest {
@@ -47,6 +54,7 @@ fn manifest(epoch: u64) -> Manifest {
         positions: vec![Position { timestamp_ms: Some(1_000), idle: true, ..Position::starting(Offset(17)) }],
         unfinal: vec![(Partition(1), EventTime(-5), 300)],
         all_idle: None,
+        in_force: Versions::default(),
         operators: vec![Operator { name: "scan".into(), version: 1 }],
         keys: None,
         parts: vec![Part { name, hash: [7; 32], bytes: 9 }],

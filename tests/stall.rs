@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use headwater::config::Config;
+use headwater::lists::Lists;
 use headwater::metrics::Metrics;
 use headwater::outputs::SinkJob;
 use headwater::outputs::{OutputMapping, SinkEncoding};
-use headwater::runtime::{Job, Peers, Queries, Role, run};
+use headwater::runtime::{ChangeRequests, Job, Peers, Queries, Role, run};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
 use headwater::topics::{TopicSpec, create_topics};
 use headwater::wall::wall_ms;
@@ -113,7 +114,8 @@ fn a_stalled_sink_causes_backpressure_and_no_loss() {
     std::fs::write(&config, &text).expect("written");
     create_topics(&brokers(), &BTreeMap::new(), &[TopicSpec::new(&name, PARTITIONS as u32)])
         .expect("created");
-    let plan = Config::parse(&text, std::iter::empty()).expect("a configuration").plan;
+    let parsed = Config::parse(&text, std::iter::empty()).expect("a configuration");
+    let (rules, plan) = (parsed.live_rules(), parsed.plan);
     assert_eq!(plan.limits.bytes_in_flight, BYTES_IN_FLIGHT);
 
     let (stalled, free) = (Memory::default(), Memory::default());
@@ -157,6 +159,10 @@ fn a_stalled_sink_causes_backpressure_and_no_loss() {
         metrics: Arc::clone(&metrics),
         recent: None,
         queries: Queries::default(),
+        rules,
+        requests: ChangeRequests::default(),
+        lists: Lists::default(),
+        list_configs: Vec::new(),
         peers: Peers::default(),
         deliveries: None,
         otlp: None,

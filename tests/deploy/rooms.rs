@@ -6,13 +6,15 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 31] = [
+const LAYERS: [&str; 34] = [
     "json",
+    "exact",
     "spelling",
     "wall",
     "logging",
     "fields",
     "event",
+    "lists",
     "cel",
     "coordination",
     "rounds",
@@ -23,6 +25,7 @@ const LAYERS: [&str; 31] = [
     "dead_letters",
     "metrics",
     "client",
+    "registry",
     "routes",
     "ledger",
     "state",

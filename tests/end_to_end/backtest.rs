@@ -264,6 +264,59 @@ fn wrong_files_exit_with_code_2() {
     }
 }
 
+/// Both sides name files of rules; what is wrong in one is reported with the name of the file.
+#[test]
+fn files_of_rules_are_read_for_both_sides() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let folder = dir.path();
+    write_input(folder, 9, 6_000);
+    let whole = backtest(folder, &[]);
+    assert!(
+        whole["total"]["added"].as_u64() > Some(0) && whole["total"]["gone"].as_u64() > Some(0),
+        "{whole}"
+    );
+    for (name, rules) in [("run", "rules"), ("new", "stricter")] {
+        let text = fs::read_to_string(folder.join(format!("{name}.toml"))).expect("readable");
+        let at = text.find("[[rules]]").expect("rules");
+        let (others, of_files) = (&text[..at], &text[at..]);
+        let (of_files, sinks) = of_files.split_at(of_files.find("[sinks").unwrap_or(of_files.len()));
+        fs::write(
+            folder.join(format!("{name}.toml")),
+            format!("rules = [\"{rules}/*.toml\"]\n{others}{sinks}"),
+        )
+        .expect("written");
+        fs::create_dir(folder.join(rules)).expect("made");
+        for (n, rule) in of_files.split("[[rules]]").skip(1).enumerate() {
+            fs::write(folder.join(rules).join(format!("{n}.toml")), format!("[[rules]]{rule}"))
+                .expect("written");
+        }
+    }
+    let of_files = backtest(folder, &[]);
+    for member in ["records", "before", "after", "rules", "total"] {
+        assert_eq!(of_files[member], whole[member], "{member}");
+    }
+
+    for (rules, expected) in [
+        (
+            "stricter",
+            "--candidate new.toml: stricter/0.toml line 3: rules[0].where: column 7: unknown field amuont",
+        ),
+        ("rules", "headwater: rules/0.toml line 3: rules[0].where: column 7: unknown field amuont"),
+    ] {
+        let path = folder.join(rules).join("0.toml");
+        let rule = fs::read_to_string(&path).expect("readable");
+        let start = rule.find("where").expect("a filter");
+        let end = start + rule[start..].find('\n').expect("a line");
+        fs::write(&path, format!("{}where = \"event.amuont > 1.0\"{}", &rule[..start], &rule[end..]))
+            .expect("written");
+        let mut command = headwater(&["backtest", "run.toml", "--candidate", "new.toml"]);
+        let output = command.current_dir(folder).output().expect("started");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
 /// The offset that the group of a pipeline has committed is neither used nor changed.
 #[test]
 fn a_backtest_over_a_topic_finds_what_one_over_files_finds() {

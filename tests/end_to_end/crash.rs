@@ -18,13 +18,15 @@ pub enum Results {
     Directory,
 }
 
-/// A pipeline that reads files, with a ledger, in its own directory.
+/// A pipeline that reads files, or a topic, with a ledger, in its own directory.
 pub struct Files {
     dir: tempfile::TempDir,
     names: Vec<String>,
     results: Results,
-    /// Further keys of the section `[source]`.
-    source: &'static str,
+    /// The keys of the section `[source]`.
+    source: String,
+    /// The arguments of the oracle that name the input.
+    input: Vec<String>,
     /// The script of the oracle.
     oracle: &'static str,
 }
@@ -56,8 +58,17 @@ impl Files {
         source: &'static str,
         oracle: &'static str,
     ) -> Files {
-        let names = paths.iter().map(|path| path.display().to_string()).collect();
-        Files { dir, names, results, source, oracle }
+        let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+        let source = format!("kind = \"file\"\npaths = {names:?}\n{source}");
+        let input = [vec!["--files".to_owned()], names.clone()].concat();
+        Files { dir, names, results, source, input, oracle }
+    }
+
+    /// Creates a pipeline of a topic that is recorded in `records.ndjson`, without a configuration.
+    pub fn of_topic(dir: tempfile::TempDir, brokers: &str, topic: &str, oracle: &'static str) -> Files {
+        let source = format!("kind = \"kafka\"\nbrokers = {brokers:?}\ntopic = {topic:?}\n");
+        let input = vec!["--records".to_owned(), dir.path().join("records.ndjson").display().to_string()];
+        Files { dir, names: Vec::new(), results: Results::Directory, source, input, oracle }
     }
 
     /// Rewrites every line of the files; `line` receives the line's number within its file and its text.
@@ -74,6 +85,11 @@ impl Files {
         }
     }
 
+    /// Returns the directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Returns the path of a file in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -86,28 +102,35 @@ impl Files {
 
     /// Writes the configuration with additional limits.
     pub fn configure_limits(&self, limits: &str, flow: &str) {
+        fs::write(self.path("run.toml"), self.configuration(limits, flow)).expect("written");
+    }
+
+    /// Returns the configuration with additional limits.
+    pub fn configuration(&self, limits: &str, flow: &str) -> String {
         let place = |name: &str| self.path(name).display().to_string();
         let (sink, results) = match self.results {
             Results::Sqlite => ("sqlite", place("results.db")),
             Results::Directory => ("file", place("results")),
         };
-        let text = format!(
-            "pipeline = \"crash\"\n[source]\nkind = \"file\"\npaths = {:?}\n{}[sinks.{sink}]\npath = {results:?}\n\
+        format!(
+            "pipeline = \"crash\"\n[source]\n{}[sinks.{sink}]\npath = {results:?}\n\
              commit_interval = \"20ms\"\n[limits]\nbytes_in_flight = \"1MiB\"\n{limits}[ledger]\nkind = \"sqlite\"\npath = {:?}\n{flow}",
-            self.names,
             self.source,
             place("ledger.db"),
-        );
-        fs::write(self.path("run.toml"), text).expect("written");
+        )
     }
 
     /// Returns the command for a run that ends at the end of the files.
     pub fn command(&self, workers: &str) -> Command {
+        self.command_with(workers, &["--bounded"])
+    }
+
+    /// Returns the command for a run with these arguments.
+    pub fn command_with(&self, workers: &str, arguments: &[&str]) -> Command {
         merge_bindings(self.dir.path(), self.frontiers().1);
         let (config, bindings) = (self.path("run.toml"), self.path("bindings.ndjson"));
-        let mut command =
-            headwater(&["run", config.to_str().expect("UTF-8"), "-w", workers, "--bounded", "--bindings"]);
-        command.arg(bindings);
+        let mut command = headwater(&["run", config.to_str().expect("UTF-8"), "-w", workers, "--bindings"]);
+        command.arg(bindings).args(arguments);
         command
     }
 
@@ -123,8 +146,7 @@ impl Files {
     /// Returns the results that the oracle expects for a configuration and all bindings so far.
     pub fn expected(&self, config: &Path) -> Expected {
         merge_bindings(self.dir.path(), i64::MAX);
-        let mut input = vec!["--files"];
-        input.extend(self.names.iter().map(String::as_str));
+        let input: Vec<_> = self.input.iter().map(String::as_str).collect();
         Expected::by(self.oracle, self.dir.path(), config, &input, &self.path("history.ndjson"))
     }
 

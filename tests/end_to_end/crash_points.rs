@@ -23,15 +23,22 @@ const SERVICE_POINTS: [&str; 7] = [
 /// The crash points of a start whose configuration has changed.
 pub const CONFIG_CHANGE_POINTS: [&str; 2] = ["ledger.amend.before", "ledger.amend.after"];
 
+/// The crash points of a change of rules.
+pub const RULE_POINTS: [&str; 2] = ["rules.requested", "rules.bound"];
+
 /// The crash points of the file sink.
 pub const FILE_POINTS: [&str; 2] = ["file.appended", "file.written"];
 
 /// The crash points of the Redis sink.
 pub const REDIS_POINTS: [&str; 2] = ["redis.chunk", "redis.written"];
 
-/// Returns the crash points that any run reaches, except those of the sinks of files and Redis.
+/// The crash points of lists.
+pub const LIST_POINTS: [&str; 4] = ["lists.stored", "lists.requested", "lists.bound", "lists.deleted"];
+
+/// Returns the crash points that any run reaches, except those of lists and of the sinks of files and Redis.
 pub fn common_points() -> Vec<&'static str> {
-    let others = [CONFIG_CHANGE_POINTS, FILE_POINTS, REDIS_POINTS].concat();
+    let others =
+        [&CONFIG_CHANGE_POINTS[..], &RULE_POINTS, &FILE_POINTS, &REDIS_POINTS, &LIST_POINTS].concat();
     POINTS.into_iter().filter(|point| !others.contains(point)).collect()
 }
 

@@ -88,7 +88,7 @@ impl Drop for Database {
     }
 }
 
-fn query(url: &str, sql: &str) -> Vec<String> {
+pub fn query(url: &str, sql: &str) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let answer = runtime.block_on(async {
         let (client, connection): (Client, _) = tokio_postgres::connect(url, NoTls).await.expect("connected");

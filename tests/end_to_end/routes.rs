@@ -171,6 +171,39 @@ fn retry_dead(files: &Files, receiver: &Receiver, listed: &[Value]) {
     assert_eq!(of_route(&deliveries(&config), "refuse").count(), 0);
 }
 
+/// A condition decides by the values of an alert, and one with an error delivers nothing. Alerts of shadow rules are stored
+/// and delivered by no route.
+#[test]
+fn a_condition_selects_what_a_route_delivers() {
+    const RULES: &str = "[[rules]]\nid = \"tried\"\ncount = { at_least = 2, within = \"1m\" }\n\
+                         severity = \"critical\"\nmode = \"shadow\"\n\
+                         [[rules]]\nid = \"pair\"\ncount = { at_least = 2, within = \"1m\" }\nseverity = \"low\"\n";
+    let (files, receiver) = (Files::into_directory(72, 3_000), Receiver::start());
+    let condition = "alert.severity in ['high', 'critical'] || alert.details.distinct >= 4";
+    let routes = [
+        route(&receiver, "all", ""),
+        route(&receiver, "chosen", &format!("where = {condition:?}\n")),
+        route(&receiver, "wrong", "where = \"alert.details.within_ms > 'x'\"\n"),
+    ];
+    configure(&files, &format!("{FLOW}{RULES}{}", routes.concat()));
+    succeed(&mut files.command("2"));
+    let lines = fs::read_to_string(files.path("results/alerts.ndjson")).expect("readable");
+    let stored: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let (live, shadow): (Vec<_>, Vec<_>) = stored.iter().partition(|alert| alert["mode"] == "live");
+    assert!(shadow.len() > 10 && shadow.iter().all(|alert| alert["rule"] == "tried"), "{}", shadow.len());
+    let is_chosen =
+        |alert: &&&Value| alert["severity"] == "high" || alert["details"]["distinct"].as_u64() >= Some(4);
+    let (all, chosen): (BTreeSet<_>, BTreeSet<_>) = (
+        live.iter().map(|alert| change(alert)).collect(),
+        live.iter().filter(is_chosen).map(|alert| change(alert)).collect(),
+    );
+    assert!(chosen.len() > 5 && chosen.len() < all.len(), "{} of {}", chosen.len(), all.len());
+    let arrived = |path: &str| -> BTreeSet<_> { accepted(&receiver.requests(path)).into_iter().collect() };
+    run_until(&files, || arrived("all") == all && arrived("chosen").len() >= chosen.len());
+    assert_eq!(arrived("chosen"), chosen);
+    assert_eq!(arrived("wrong"), BTreeSet::new());
+}
+
 /// The example of a receiver accepts what is signed with its secret, and prints each change once.
 #[test]
 fn the_example_receiver_prints_every_change_once() {

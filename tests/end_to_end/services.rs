@@ -54,7 +54,7 @@ fn required_variable(name: &str, lookup: impl Fn(&str) -> Option<String>) -> Str
 }
 
 /// Starts services with `tests/services/start_services` and returns the variables that it prints.
-fn start_services(command: &mut Command) -> BTreeMap<String, String> {
+pub fn start_services(command: &mut Command) -> BTreeMap<String, String> {
     // The services outlive the script and must not keep our pipe open.
     let output = command.stderr(Stdio::inherit()).output().expect("started");
     assert!(output.status.success(), "services: {}", output.status);

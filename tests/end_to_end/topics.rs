@@ -2,7 +2,13 @@
 
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 
+use std::time::Duration;
+
 use headwater_sinks::kafka::topics::TopicSpec;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::producer::{BaseRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::common::{headwater, succeed};
 use crate::crash::assert_refused;
@@ -120,4 +126,63 @@ fn a_topic_is_refused_while_it_is_compacted() {
     let run = pipeline.start(&[]);
     pipeline.wait_count(EVENTS, 2);
     stop_cleanly(run);
+}
+
+/// A sample has the newest records, wherever the group of the pipeline is, and leaves it there.
+#[test]
+fn a_sample_has_the_newest_records_of_a_topic() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let name = format!("sample-{}", std::process::id());
+    topics(&brokers()).create(&[TopicSpec::new(&name, 3)]).expect("created");
+    let text = format!(
+        "pipeline = {name:?}\n[source]\nkind = \"kafka\"\ntopic = {name:?}\nbrokers = {:?}\n",
+        brokers()
+    );
+    std::fs::write(
+        dir.path().join("run.toml"),
+        format!("{text}start_from = \"latest\"\n[sinks.file]\npath = \"out\"\n"),
+    )
+    .expect("written");
+    let sample = |records: &str| {
+        let mut command = headwater(&["check", "run.toml", "--json", "--sample", records]);
+        let output = succeed(command.current_dir(dir.path()));
+        let sample: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let ids = sample["sample"]
+            .as_array()
+            .expect("records")
+            .iter()
+            .map(|one| one["event"]["event_id"].as_str().expect("an event").to_owned());
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(sample("5"), [""; 0], "an empty topic");
+
+    // One record a transaction, so that every second offset is a marker; the second half is in one partition.
+    let timeout = Duration::from_secs(30);
+    let sender = crate::kafka::producer(&brokers(), &[], Some((&name, timeout)));
+    let first = wall_ms() - 60_000;
+    for n in 0..60 {
+        sender.begin_transaction().expect("begun");
+        let (value, partition) =
+            (event(&format!("e{n}"), "ann", first + n), if n < 30 { n as i32 % 3 } else { 1 });
+        let record =
+            BaseRecord::<[u8], str>::to(&name).partition(partition).payload(&value).timestamp(first + n);
+        sender.send(record).expect("queued");
+        sender.commit_transaction(timeout).expect("committed");
+    }
+    let mut group = ClientConfig::new();
+    group.set("bootstrap.servers", brokers()).set("group.id", &name);
+    let consumer: BaseConsumer = group.create().expect("a client");
+    let mut committed = TopicPartitionList::new();
+    for (partition, offset) in [(0, 20), (1, 3), (2, 0)] {
+        committed.add_partition_offset(&name, partition, Offset::Offset(offset)).expect("an offset");
+    }
+    consumer.commit(&committed, CommitMode::Sync).expect("committed");
+
+    let ids = |from: usize| (from..60).map(|n| format!("e{n}")).collect::<Vec<_>>();
+    assert_eq!(sample("1"), ids(59));
+    assert_eq!(sample("5"), ids(55));
+    assert_eq!(sample("45"), ids(15), "of all partitions");
+    assert_eq!(sample("1000"), ids(0));
+    let found = consumer.committed_offsets(committed.clone(), timeout).expect("asked");
+    assert_eq!(found, committed);
 }

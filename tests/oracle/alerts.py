@@ -37,9 +37,9 @@ def changes(flow, settings, emission=None):
     return found
 
 
-def identity(pipeline, rule, event):
+def identity(pipeline, rule, event, version=RULE_VERSION):
     """Returns the first 16 bytes, in hex, of SHA-256 over the parts, each after its length (4 bytes, big-endian)."""
-    parts = (pipeline, rule, RULE_VERSION, event.kind, event.key, event.partition, event.offset)
+    parts = (pipeline, rule, version, event.kind, event.key, event.partition, event.offset)
     hashed = hashlib.sha256()
     for part in parts:
         text = str(part).encode("utf-8")

@@ -49,7 +49,26 @@ def at_event(event, before, details):
     return Match((event.partition, event.offset), (*before, event.event_id), event.time, tuple(details))
 
 
-class Every:
+class Condition:
+    """What all conditions have in common.
+
+    A rule that follows another one, with other bounds, knows of the events before it what that one has remembered.
+    """
+
+    def kept(self, base, entries):
+        """Returns what the condition remembers after entries that it has judged after `base`."""
+        return (*base, *entries)
+
+    def judge_after(self, base, entries):
+        """Judges the last one of the entries, after what another version of the rule has left."""
+        return self.judge([*base, *entries] if base else entries, len(base) + len(entries) - 1)
+
+    def skips(self, entry):
+        """Returns true if the condition does not look at an entry."""
+        return False
+
+
+class Every(Condition):
     """Each event."""
 
     on_edge = False
@@ -64,7 +83,7 @@ class Every:
         return at_event(history[index].event, (), ())
 
 
-class Trailing:
+class Trailing(Condition):
     """A condition on the values of the events within a time, on the rising edge."""
 
     on_edge = True
@@ -84,6 +103,11 @@ class Trailing:
             return None
         return at_event(history[index].event, (), (*details, ("within_ms", self.span)))
 
+    def kept(self, base, entries):
+        """The values of the time before the last event with a value."""
+        known = [*base, *entries]
+        return tuple(within(known, len(known) - 1, self.span)) if entries else base
+
     def reaches(self, number, count=1):
         """Returns true if a number satisfies the bound `more_than` or `at_least`, times a count."""
         if "more_than" in self.given:
@@ -94,9 +118,16 @@ class Trailing:
 class Count(Trailing):
     """A number of events. The details have the threshold, even if more events are within the time."""
 
+    @property
+    def at_least(self):
+        return self.given["at_least"] if "at_least" in self.given else self.given["more_than"] + 1
+
     def details(self, values):
-        at_least = self.given["at_least"] if "at_least" in self.given else self.given["more_than"] + 1
-        return (("count", at_least),) if len(values) >= at_least else None
+        return (("count", self.at_least),) if len(values) >= self.at_least else None
+
+    def kept(self, base, entries):
+        """As many events as it counts."""
+        return (*base, *entries)[-self.at_least :]
 
 
 class Sum(Trailing):
@@ -112,7 +143,23 @@ class Average(Trailing):
 
 
 class Distinct(Trailing):
+    def entry(self, event):
+        # An event without a value changes no answer, but a rule with other bounds forgets at each event that it considers.
+        return Entry(event, self.of(event))
+
+    def skips(self, entry):
+        return entry.value is None
+
+    def judge(self, history, index):
+        return None if self.skips(history[index]) else super().judge(history, index)
+
+    def kept(self, base, entries):
+        """As many distinct values as it counts, at the last event of each."""
+        last = {entry.value: entry for entry in (*base, *entries) if entry.value is not None}
+        return tuple(sorted(last.values(), key=lambda entry: entry.event.order)[-self.given["at_least"] :])
+
     def details(self, values):
+        values = [value for value in values if value is not None]
         at_least = self.given["at_least"]
         return (("distinct", at_least),) if len(set(values)) >= at_least else None
 
@@ -128,7 +175,7 @@ class Share(Trailing):
         return ("share", round6(hits / n)), ("hits", hits), ("n", n)
 
 
-class Outlier:
+class Outlier(Condition):
     """A number too many sample deviations from the mean of all earlier ones of its group."""
 
     on_edge = False
@@ -178,7 +225,7 @@ class Place:
         self.lat, self.lon = location
 
 
-class Travel:
+class Travel(Condition):
     """Too far from the key's previous located event, and too fast."""
 
     on_edge = False
@@ -205,7 +252,7 @@ class Travel:
         ))  # fmt: skip
 
 
-class Sequence:
+class Sequence(Condition):
     """Steps one after the other; with `not`, those that no further event followed.
 
     A run is the list of the events that it has taken. Each event of the first step starts one; a run takes each event of
@@ -229,6 +276,20 @@ class Sequence:
     def is_live(self, run, event):
         return event.time - run[0].time < self.span
 
+    def kept(self, base, entries):
+        """The runs that have not ended."""
+        runs = base
+        for entry in entries:
+            runs, _ = self.advance(runs, entry.event)
+        return tuple(runs)
+
+    def judge_after(self, base, entries):
+        if not base:
+            return self.judge(entries, len(entries) - 1)
+        *earlier, last = entries
+        _, completed = self.advance(self.kept(base, earlier), last.event)
+        return self.match(completed)
+
     def judge(self, history, index):
         """Judges the event after the runs that the events within the time before it started."""
         first = bisect.bisect_right(history, history[index].event.time - self.span, key=lambda entry: entry.event.time)
@@ -236,6 +297,10 @@ class Sequence:
         runs, completed = [], []
         for entry in history[first : index + 1]:
             runs, completed = self.advance(runs, entry.event)
+        return self.match(completed)
+
+    def match(self, completed):
+        """Returns the result of an event that completes runs: that of the one that started last."""
         if not completed:
             return None
         run = max(completed, key=lambda run: run[0].order)
@@ -244,14 +309,16 @@ class Sequence:
         return at_event(run[-1], self.ids(run)[:-1], details)
 
     def advance(self, runs, event):
-        """Returns the runs that go on after an event, and those that it completes."""
-        going, completed = [], []
+        """Returns the runs that go on after an event, and those that it completes. Runs end by time only when another one
+        begins or goes on."""
+        going, completed, changes = [], [], self.places[0](event) is True
         for run in (run for run in runs if self.is_live(run, event)):
-            taken = [*run, event] if self.places[len(run)](event) is True else run
+            takes = self.places[len(run)](event) is True
+            taken, changes = [*run, event] if takes else run, changes or takes
             (completed if len(taken) == len(self.places) else going).append(taken)
         if self.places[0](event) is True:
             (completed if len(self.places) == 1 else going).append([event])
-        return going, completed
+        return (going if changes else runs), completed
 
     def ids(self, run):
         """Returns the ids of the first event and of those that completed a step, each once."""
@@ -286,7 +353,7 @@ class Sequence:
         return [silence(run[0], self.ids(run), self.span) for run in self.silences(history)]
 
 
-class Absence:
+class Absence(Condition):
     """No event for a time after one."""
 
     on_edge = False

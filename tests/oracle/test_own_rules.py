@@ -4,6 +4,7 @@ import json
 import unittest
 
 import own_rules
+import own_versions
 from flow import Flow
 from own_conditions import haversine_km, Place
 from own_fields import MICRO, Rejected, Schema
@@ -44,7 +45,8 @@ def changes(events, **rule):
     result = Flow(accepted=events)
     result.epochs = sorted({of.epoch for of in events}) + [99]
     result.watermarks = [0] * (len(result.epochs) - 1) + [float("inf")]
-    rows = own_rules.alerts(result, [own_rules.Rule({"id": "r", **rule}, find)], SCHEMA, "p")
+    sets = own_versions.sets([{"id": "r", **rule}], [], lambda given: own_rules.Rule(given, find), result.errors)
+    rows = own_rules.alerts(result, sets, SCHEMA, "p")
     offsets = {of.event_id: of.offset for of in events}
     return [(row["epoch"], row["status"], offsets[row["event_ids"][-1]], row["details"]) for row in rows]
 
