@@ -119,7 +119,7 @@ fn an_emptied_sink_needs_reset_sink_to_continue() {
     crash_at(with_resets(), "start.loaded", 1);
     assert_eq!(files.frontiers().0, through, "the adoption is durable at once");
     // A permission that is no longer needed has no effect.
-    crash_at(with_resets(), "sink.commit.after", 3);
+    crash_at(with_resets(), "sink.commit.after", 1);
     succeed(&mut with_resets());
     files.expected(&files.path("run.toml")).judge_some(&files.path("results.db"), |table, row| {
         table != "dead_letters" && row["epoch"].as_i64() > Some(through)

@@ -83,16 +83,17 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
     /// Fills `walk`, in the order of evaluation.
     fn collect(&mut self, batch: &Rc<Batch<E>>, run: &Run) {
         let Scanner { history, walk, .. } = self;
+        // An event of a batch that is not in the history was not stepped: there were no rules.
         let place = |entry: usize| match batch.change(entry) {
             Change::Insert => {
-                (order(batch.event(entry)), EntryRef { batch: batch.number, entry: entry as u32 })
+                Some((order(batch.event(entry)), EntryRef { batch: batch.number, entry: entry as u32 }))
             }
             Change::Retract(target) => {
-                let (from, _) = history.get(target.batch).expect("admission found a live entry");
-                (order(from.event(target.entry as usize)), target)
+                let (from, _) = history.get(target.batch)?;
+                Some((order(from.event(target.entry as usize)), target))
             }
         };
-        let (first, _) = run.entries().map(place).min().expect("a run is not empty");
+        let Some((first, _)) = run.entries().filter_map(place).min() else { return };
         history.for_each(run.previous, |entry, batch, index| {
             if batch.entries[index].time < first.0 {
                 return;
@@ -106,7 +107,8 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
         walk.sort_unstable_by_key(Walked::key);
 
         // The retractions of a run come first.
-        for (change, (order, entry)) in run.entries().map(|entry| (batch.change(entry), place(entry))) {
+        for (change, placed) in run.entries().map(|entry| (batch.change(entry), place(entry))) {
+            let Some((order, entry)) = placed else { continue };
             match change {
                 Change::Retract(_) => {
                     let found = walk.binary_search_by_key(&(order, entry), Walked::key);
