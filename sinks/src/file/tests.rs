@@ -103,7 +103,7 @@ fn a_line_has_the_columns_of_its_table() {
         r#"{"alert_id":"a","status":"raised","rule":"velocity_spike","rule_version":1,"severity":"high","#
             .to_owned()
             + r#""key_kind":"user","key":"u1","event_ids":["e"],"event_time":"1970-01-01T00:00:00.000Z","epoch":7,"#
-            + r#""final":false,"details":{"n":  1}}"#;
+            + r#""final":false,"details":{"n":  1},"mode":"live"}"#;
     assert_eq!(place.text("alerts.ndjson"), alert + "\n");
     let letter = |bytes: &str| {
         r#"{"partition":3,"offset":42,"reason":"late","field":null,"message":"\"too\" late","#.to_owned()
