@@ -163,9 +163,15 @@ pub fn checkpoint(state: &State, rounds: &[Round], epoch: u64) -> Checkpoint {
     Checkpoint { epoch: Epoch(epoch), watermark, records: state.iter().map(record).collect() }
 }
 
-/// Returns the entries of one state that another does not have, or has with another value.
+/// Returns the entries of one state that another does not have, or has with another value. The times of a frequency lie in a
+/// ring, which may start elsewhere after steps were repeated, so of these operators only the lengths are compared.
 fn beyond<'a>(one: &'a State, other: &State) -> Vec<(&'a Name, &'a Vec<u8>)> {
-    one.iter().filter(|(name, value)| other.get(name) != Some(value)).collect()
+    let has_ring = |name: &Name| ["Now", "Final", "Some"].contains(&&*name.0);
+    let is_same = |name: &Name, value: &Vec<u8>| {
+        let other = other.get(name);
+        other == Some(value) || has_ring(name) && other.map(Vec::len) == Some(value.len())
+    };
+    one.iter().filter(|(name, value)| !is_same(name, value)).collect()
 }
 
 pub fn after<D: Data>(changes: &Changes<D>, epoch: u64) -> Changes<D> {
