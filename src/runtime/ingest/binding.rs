@@ -82,7 +82,8 @@ impl Binder {
     /// needed.
     fn end_epoch(&mut self, bound: &Bound) -> Option<Notice> {
         let before = self.watermark.current();
-        let replayed = self.origin.replay.get(self.replayed);
+        let origin = Arc::clone(&self.origin);
+        let replayed = origin.replay.get(self.replayed);
         let rules = replayed.map_or_else(TimeRules::default, |before| before.rules);
         let mut bindings = bound.bindings.clone();
         if let Some(recorded) = replayed {
@@ -105,8 +106,7 @@ impl Binder {
         if closes {
             watermark = self.watermark.close();
         }
-        let (change, answer) = self.change(bound, watermark);
-        let replayed = self.origin.replay.get(self.replayed);
+        let (change, answer) = self.change(bound, watermark, replayed);
         let record = EpochRecord {
             epoch: bound.epoch,
             wall_ms: bound.wall_ms,
@@ -165,13 +165,14 @@ impl Binder {
         &mut self,
         bound: &Bound,
         watermark: EventTime,
+        replayed: Option<&EpochRecord>,
     ) -> (Option<(InForce, Vec<Contents>)>, Option<Answer>) {
         let since = || Since {
             epoch: bound.epoch,
             ends: self.positions.as_slice().iter().map(|position| position.next).collect(),
             last_time: self.pace.unfinal.last_time().unwrap_or(EventTime::MIN).max(watermark),
         };
-        let (change, answer) = match self.origin.replay.get(self.replayed) {
+        let (change, answer) = match replayed {
             Some(before) if before.change.is_empty() => (None, None),
             Some(before) => {
                 (Some((InForce { since: since(), change: before.change.clone() }, Vec::new())), None)
