@@ -2,7 +2,7 @@ use headwater_sinks::postgres::{Partitioning, Period};
 
 use super::*;
 
-mod rules;
+pub(super) mod rules;
 
 const MINIMAL: &str =
     "pipeline = \"fraud\"\n[source]\nkind = \"generator\"\n[sinks.sqlite]\npath = \"a.db\"\n";

@@ -8,11 +8,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock};
 
+use headwater_dataflows::{Epoch, KeyHash, Since};
+use serde::{Deserialize, Serialize};
+
 use super::own::{ConditionPlan, RulePlan};
 use super::spaces::KeySpace;
 use crate::metrics::RuleErrors;
-use headwater_dataflows::{Epoch, KeyHash, Since};
-use serde::{Deserialize, Serialize};
 
 /// The rules of the user's own that are in force together.
 #[derive(Clone, Debug)]

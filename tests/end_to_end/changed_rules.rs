@@ -433,7 +433,7 @@ fn crashes_around_a_change_lose_and_repeat_nothing() {
             changing.check();
         }
     }
-    // The same by a command, to which nothing is said in time.
+    // The same with a command, which times out without an answer.
     for point in RULE_POINTS {
         variant.change(&mut random);
         let mut command = changing.files.command("2");

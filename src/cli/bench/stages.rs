@@ -20,9 +20,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use differential_dataflow::AsCollection;
-use headwater_dataflows::{Captures, Epoch, Partition};
+use differential_dataflow::{AsCollection, VecCollection};
+use headwater_dataflows::{Captures, ControlStream, Epoch, Partition};
 use headwater_sinks::{Changes, CommitPermit, Generation, LedgerId, Shards, WriterContext};
+use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Inspect;
 use timely::dataflow::operators::generic::operator::empty;
 
@@ -39,8 +40,8 @@ use crate::decode::{Decoder, JsonDecoder};
 use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::outputs::SinkJob;
-use crate::outputs::{SinkEncoding, SinkRoute};
-use crate::pipeline::{Inputs, RuleHistory, compute};
+use crate::outputs::{EncodedOutputs, SinkEncoding, SinkRoute};
+use crate::pipeline::{Inputs, Plan, RuleHistory, compute};
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 use crate::source::kafka::produce::{Produced, Producer};
 use crate::source::{Budget, Raw};
@@ -282,20 +283,8 @@ impl Bench<'_> {
         let metrics = Arc::new(Metrics::default());
         let behind_ms = plan.time.max_out_of_orderness_ms;
         let drive = Drive { workers: self.args.workers, behind_ms, close: true };
-        let spent = drive.run(events, move |events, control| {
-            let scope = events.inner.scope();
-            let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
-            compute(
-                Inputs { events, rejected, control },
-                &captures,
-                &plan,
-                &RuleHistory::of(&plan),
-                &routes,
-                &metrics,
-                None,
-            )
-            .encoded
-        });
+        let spent =
+            drive.run(events, move |events, control| encode(events, control, &plan, &routes, &metrics));
         self.check_interrupted()?;
         let alone = spent.cpu.context(NO_CPU_TIME)?;
         let cpu = Cpu { process: alone, machine: alone };
@@ -345,6 +334,20 @@ impl Bench<'_> {
     }
 }
 
+/// Builds the dataflow of a plan, without rejected records and captures, and returns its output, encoded for the routes.
+fn encode<'scope>(
+    events: VecCollection<'scope, Epoch, Event>,
+    control: ControlStream<'scope>,
+    plan: &Plan,
+    routes: &Arc<[SinkRoute]>,
+    metrics: &Arc<Metrics>,
+) -> StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)> {
+    let scope = events.inner.scope();
+    let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
+    let inputs = Inputs { events, rejected, control };
+    compute(inputs, &captures, plan, &RuleHistory::of(plan), routes, metrics, None).encoded
+}
+
 /// Runs the dataflow over these events and returns its encoded output for a sink, by epoch.
 fn encode_events(config: &Config, events: &[Event], encoding: SinkEncoding) -> Vec<(Epoch, Vec<Changes>)> {
     let plan = config.plan.clone();
@@ -353,19 +356,8 @@ fn encode_events(config: &Config, events: &[Event], encoding: SinkEncoding) -> V
     let (metrics, gathered) = (Arc::new(Metrics::default()), Arc::clone(&all));
     let drive = Drive { workers: 1, behind_ms: plan.time.max_out_of_orderness_ms, close: true };
     drive.run(events, move |events, control| {
-        let scope = events.inner.scope();
-        let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
         let all = Arc::clone(&gathered);
-        let encoded = compute(
-            Inputs { events, rejected, control },
-            &captures,
-            &plan,
-            &RuleHistory::of(&plan),
-            &routes,
-            &metrics,
-            None,
-        )
-        .encoded;
+        let encoded = encode(events, control, &plan, &routes, &metrics);
         encoded.inspect(move |(epoch, encoded)| {
             let changes = encoded.iter().filter(|changes| !changes.is_empty()).cloned();
             all.lock()

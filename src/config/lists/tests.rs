@@ -1,20 +1,9 @@
 use std::collections::BTreeSet;
 
+use crate::config::tests::rules::{expect_errors, parse};
 use crate::config::{Config, ListConfig, changes};
 use crate::fields::FieldType;
 use crate::lists::KeyType;
-
-const HEAD: &str = "pipeline = \"p\"\n[source]\nkind = \"generator\"\n";
-
-fn parse(text: &str) -> Result<Config, Vec<String>> {
-    Config::parse_without_sinks(&format!("{HEAD}{text}"), std::iter::empty())
-        .map_err(|errors| errors.0.iter().map(ToString::to_string).collect())
-}
-
-#[track_caller]
-fn expect_errors(text: &str, expected: &[&str]) {
-    assert_eq!(parse(text).map(drop).expect_err("errors"), expected, "{text}");
-}
 
 #[test]
 fn a_list_has_types_bounds_and_a_source() {

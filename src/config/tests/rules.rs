@@ -7,14 +7,14 @@ use crate::pipeline::{By, ConditionPlan, SeverityPlan};
 
 const HEAD: &str = "pipeline = \"p\"\n[source]\nkind = \"generator\"\n";
 
-fn parse(text: &str) -> Result<Config, Vec<String>> {
+pub(in crate::config) fn parse(text: &str) -> Result<Config, Vec<String>> {
     Config::parse_without_sinks(&format!("{HEAD}{text}"), std::iter::empty())
         .map_err(|errors| errors.0.iter().map(ToString::to_string).collect())
 }
 
 /// Checks the errors of lines that follow three others.
 #[track_caller]
-fn expect_errors(text: &str, expected: &[&str]) {
+pub(in crate::config) fn expect_errors(text: &str, expected: &[&str]) {
     assert_eq!(parse(text).map(drop).expect_err("errors"), expected, "{text}");
 }
 
