@@ -278,6 +278,21 @@ impl<E: Event> Admitter<E> {
         self.dedup.expire(self.watermark);
     }
 
+    /// Watches and captures the keys that operators have added.
+    fn adopt(&mut self) {
+        let keys = Rc::clone(&self.keys);
+        let mut keys = keys.borrow_mut();
+        for slot in keys.take_adopted() {
+            let info = keys.info_mut(slot);
+            if let Some(expiry) = &mut self.expiry
+                && !std::mem::replace(&mut info.watched, true)
+            {
+                expiry.watch(slot, info.last.0);
+            }
+            self.touch(slot);
+        }
+    }
+
     /// Removes the keys that have expired, and frees the slots of those whose state all operators have removed.
     fn expire(&mut self) {
         let Some(expiry) = &mut self.expiry else { return };
@@ -312,6 +327,7 @@ impl<E: Event> Admitter<E> {
         epoch: Epoch,
         containers: Containers<E>,
     ) -> (Option<Rc<Batch<E>>>, Vec<RefusedUpdate<E>>) {
+        self.adopt();
         self.expire();
         let keys = Rc::clone(&self.keys);
         let mut keys = keys.borrow_mut();
@@ -557,25 +573,21 @@ mod tests {
             batch.expect("the epoch has events")
         };
         epoch(0..4, 0, -1);
-        assert_eq!((keys.borrow().load().keys(), keys.borrow().slots_in_all()), (4, 4));
+        assert_eq!((keys.borrow().load().keys(), keys.borrow().slot_count()), (4, 4));
 
         let news = epoch(4..6, 150, 140);
         assert_eq!(news.expired.len(), 4);
-        assert_eq!(
-            (keys.borrow().load().keys(), keys.borrow().slots_in_all()),
-            (2, 6),
-            "no slot is free yet"
-        );
+        assert_eq!((keys.borrow().load().keys(), keys.borrow().slot_count()), (2, 6), "no slot is free yet");
         let unread_news = Rc::clone(&news);
         drop(news);
         epoch(6..7, 150, 145);
-        assert_eq!(keys.borrow().slots_in_all(), 7, "an operator has yet to read the expired keys");
+        assert_eq!(keys.borrow().slot_count(), 7, "an operator has yet to read the expired keys");
 
         drop(unread_news);
         // The batch itself is dropped once its events are final.
         epoch(7..10, 200, 160);
         assert_eq!(
-            (keys.borrow().load().keys(), keys.borrow().slots_in_all()),
+            (keys.borrow().load().keys(), keys.borrow().slot_count()),
             (6, 7),
             "three of four slots are reused"
         );

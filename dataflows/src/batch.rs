@@ -173,6 +173,11 @@ impl<E: Event, L> History<E, L> {
         }
     }
 
+    /// Returns the batches, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &(Rc<Batch<E>>, L)> {
+        self.batches.iter()
+    }
+
     /// Returns the oldest batch.
     pub fn oldest(&self) -> Option<&Rc<Batch<E>>> {
         self.batches.front().map(|(batch, _)| batch)

@@ -91,6 +91,9 @@ pub(crate) trait Logic<E: Event>: 'static {
     /// Processes the events of an epoch.
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>);
 
+    /// Prepares for the end of an epoch: the only time at which an operator adds keys that admission does not know.
+    fn prepare(&mut self, _epoch: Epoch, _keys: &mut Keys<E>, _selection: &Selection<E>) {}
+
     /// Ends an epoch with its watermark, and evicts what is final.
     fn close(&mut self, epoch: Epoch, watermark: EventTime, keys: &Keys<E>, out: &mut Vec<Self::Out>);
 
@@ -203,6 +206,7 @@ impl<'scope, E: Event> Keyed<'scope, E> {
                         }
                         let closed = passed(control_frontier, epoch);
                         if let Some(control) = current.control.take_if(|_| closed) {
+                            logic.prepare(epoch, &mut keys.borrow_mut(), &selection);
                             let keys = keys.borrow();
                             logic.close(epoch, control.watermark, &keys, &mut out);
                             progress.closed(control.watermark);

@@ -89,6 +89,8 @@ pub(crate) struct Keys<E: Event> {
     /// The time to live of a key after its last event, in milliseconds; `None` if keys are kept forever.
     ttl_ms: Option<i64>,
     load: Load,
+    /// Keys that an operator has added, of which admission has to know.
+    adopted: Vec<Slot>,
 }
 
 impl<E: Event> Keys<E> {
@@ -101,6 +103,7 @@ impl<E: Event> Keys<E> {
             reach_ms: 0,
             ttl_ms: None,
             load: Load::default(),
+            adopted: Vec::new(),
         }
     }
 
@@ -208,6 +211,47 @@ impl<E: Event> Keys<E> {
         slot
     }
 
+    /// Returns the slot of a key that had its last event at `last`, which is added unless it is known; `None` if it has
+    /// expired at this watermark.
+    pub fn adopt(
+        &mut self,
+        hash: KeyHash,
+        key: &E::Key,
+        last: EventTime,
+        watermark: EventTime,
+    ) -> Option<Slot> {
+        if let Some(slot) = self.find(hash, key).filter(|slot| self.last(*slot) != NEVER) {
+            return Some(slot);
+        }
+        if self.ttl_ms.is_some_and(|ttl_ms| last.plus_ms(ttl_ms.max(self.reach_ms)) <= watermark) {
+            return None;
+        }
+        let slot = self.slot_of(hash, key);
+        self.info_mut(slot).last = (last, NEVER.1);
+        self.adopted.push(slot);
+        Some(slot)
+    }
+
+    /// Returns the number of slots that were ever in use.
+    pub fn slot_count(&self) -> u32 {
+        self.slots_in_all
+    }
+
+    /// Adds the keys in the slots from `first` on to those that admission has to know, with a last event at `last`.
+    pub fn adopt_from(&mut self, first: u32, last: EventTime) {
+        // Without a time to live, admission knows only keys with un-final events.
+        let first = if self.ttl_ms.is_some() { first } else { self.slots_in_all };
+        for slot in (first..self.slots_in_all).map(Slot) {
+            self.info_mut(slot).last = (last, NEVER.1);
+            self.adopted.push(slot);
+        }
+    }
+
+    /// Removes and returns the keys that were added by [`adopt`](Keys::adopt) since the last call.
+    pub fn take_adopted(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.adopted)
+    }
+
     /// Removes a key. Its slot remains valid until it is [freed](Keys::free), because operators may still refer to it.
     pub fn remove(&mut self, slot: Slot) {
         let KeyInfo { hash, same_hash, .. } = *self.info(slot);
@@ -234,11 +278,6 @@ impl<E: Event> Keys<E> {
     /// Makes the slots of removed keys available to new keys.
     pub fn free(&mut self, slots: Vec<Slot>) {
         self.free.extend(slots);
-    }
-
-    #[cfg(test)]
-    pub fn slots_in_all(&self) -> usize {
-        self.slots_in_all as usize
     }
 
     /// Requires that keys are kept for at least `reach_ms` milliseconds after their last event.

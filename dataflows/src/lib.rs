@@ -23,6 +23,7 @@ mod keys;
 mod load;
 pub mod patterns;
 mod prefetch;
+mod refused;
 mod rule_set;
 mod rules;
 mod scan;
@@ -41,16 +42,18 @@ pub use capture::{Captured, Captures, Checkpoint, Damage, Record, RestoreError, 
 pub use control::{Clock, Control, ControlStream};
 pub use engine::Engine;
 pub use event::{Event, Key, OwnedKey};
-pub use events::Events;
+pub use events::{EventUse, Events};
 pub use key_states::{AsOf, KeyStates, StatePart};
 pub use keyed::Keyed;
 pub use load::Load;
 pub use prefetch::prefetch;
+pub use refused::{RefusedEvents, RefusedLog};
 pub use rule_set::{
-    Condition, Course, Finding, Locate, Number, Predicate, ResultOf, ResultOfAbsence, RuleSet, RuleSetError,
-    RuleVersions, SetRule, SetState, SetUndo, Step, Value, forget_rules_by_id,
+    Backfill, Condition, Course, Finding, Locate, Number, Predicate, ResultOf, ResultOfAbsence, RuleSet,
+    RuleSetError, RuleVersions, SetRule, SetState, SetUndo, Step, Value, forget_rules_by_id, last_of,
+    shard_of,
 };
-pub use rules::{Missing, Rule, Rules};
+pub use rules::{Entering, KeyedState, Missing, Rule, Rules};
 pub use scan::{Emission, Pattern, Scan, forget_rules, with_key};
 pub use shard::{KEY_HASH_VERSION, KeyHash, SHARDS, ShardId};
 pub use since::Since;

@@ -2,7 +2,7 @@
 
 use crate::capture::Damage;
 use crate::patterns::{Absence, Description, Run, Waiting};
-use crate::{Emission, Epoch, Event, EventTime, Pattern};
+use crate::{Emission, Epoch, Event, EventTime, KeyHash, OwnedKey, Pattern};
 
 /// A pattern, the function that makes results of its matches, and the time of their emission.
 pub struct Rule<P, F> {
@@ -223,6 +223,27 @@ impl<E: Event, D, R: OneRule<E, D>> OneRule<E, D> for Option<R> {
     }
 }
 
+/// The states of rules that enter as if they had always been there.
+pub struct Entering<E: Event, S> {
+    /// The time up to which the states are.
+    pub after: EventTime,
+    /// The states, by key.
+    pub states: Vec<KeyedState<E, S>>,
+}
+
+/// The states of rules for one key.
+#[derive(Clone, Debug)]
+pub struct KeyedState<E: Event, S> {
+    /// The hash of the key.
+    pub hash: KeyHash,
+    /// The key.
+    pub key: OwnedKey<E>,
+    /// The time of the last event of the key among those that the states are of.
+    pub last: EventTime,
+    /// The states.
+    pub state: S,
+}
+
 /// Several rules with one type of result: `()`, or a [`Rule`] or [`Missing`] (or none: an `Option`) and further rules,
 /// `(rule, (rule, ()))`. Or a [`RuleSet`](crate::RuleSet), whose rules are known only when the program runs.
 ///
@@ -292,6 +313,19 @@ pub trait Rules<E: Event, D>: 'static {
 
     /// Removes the states of forgotten rules.
     fn sweep(&self, _state: &mut Self::State) {}
+
+    /// Removes and returns the states of rules that enter at the end of `epoch`, as if they had always been there. Called
+    /// after [`begin`](Rules::begin).
+    fn entering(&mut self, _epoch: Epoch) -> Option<Entering<E, Self::State>> {
+        None
+    }
+
+    /// Lets rules judge the events after the time that [`entering`](Rules::entering) returned for this epoch. All steps of
+    /// such events are undone.
+    fn enter(&mut self, _epoch: Epoch) {}
+
+    /// Adds the states of rules that enter to the states of a key.
+    fn merge(&self, _state: &mut Self::State, _entering: Self::State) {}
 
     /// Returns a stored state in a form that these rules can process.
     ///

@@ -1,6 +1,7 @@
 //! `scan`: evaluates a pattern over the events of each key in event-time order, regardless of the order of arrival.
 
 mod capture;
+mod enter;
 mod rewrite;
 mod sweep;
 
@@ -19,6 +20,7 @@ use crate::rules::{Found, Missing, Rule, Rules};
 use crate::slots::Slots;
 use crate::{Epoch, Event, EventTime, OwnedKey, StatePart};
 pub use capture::forget_rules;
+use enter::Placed;
 use rewrite::Walked;
 use sweep::Sweep;
 
@@ -223,9 +225,16 @@ const AHEAD: usize = 6;
 
 /// The undo data and results of the steps of a batch, by entry.
 struct Steps<U, D> {
-    /// The undo data of each entry; `None` if the entry is not a step, or not any more.
+    /// The undo data of each entry; `None` if the entry is not a step, or not any more. Empty if there were no rules.
     undos: Vec<Option<U>>,
     found: BTreeMap<u32, Vec<Found<D>>>,
+}
+
+impl<U, D> Steps<U, D> {
+    /// Returns the undo data of an entry; `None` if it is not a step.
+    fn undo(&self, entry: usize) -> Option<&U> {
+        self.undos.get(entry)?.as_ref()
+    }
 }
 
 pub(crate) struct Scanner<E: Event, R: Rules<E, D>, D> {
@@ -240,6 +249,8 @@ pub(crate) struct Scanner<E: Event, R: Rules<E, D>, D> {
     kept: Vec<R::State>,
     found: Vec<Found<D>>,
     sweep: Sweep,
+    /// The states of rules that enter at the end of this epoch.
+    entering: Option<Placed<E, R::State>>,
 }
 
 impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
@@ -251,12 +262,12 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
 
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
         self.begin(batch.epoch);
-        // Without rules, nothing is known of any event. Batches follow each other in the history, so none is left out once
-        // it has one.
-        if self.rules.all().is_empty() && self.history.oldest().is_none() {
-            return;
+        // Without rules, no event is stepped. Rules that enter later need the events.
+        let mut steps = Steps { undos: Vec::new(), found: BTreeMap::new() };
+        if self.rules.all().is_empty() {
+            return self.history.push(Rc::clone(batch), steps);
         }
-        let mut steps = Steps { undos: Vec::with_capacity(batch.entries.len()), found: BTreeMap::new() };
+        steps.undos.reserve_exact(batch.entries.len());
         let mut disordered = false;
         if let Some(last) = batch.runs.last() {
             self.states.make(last.slot);
@@ -291,8 +302,18 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
         }
     }
 
-    fn close(&mut self, epoch: Epoch, watermark: EventTime, _keys: &Keys<E>, out: &mut Vec<Self::Out>) {
+    fn prepare(&mut self, epoch: Epoch, keys: &mut Keys<E>, selection: &Selection<E>) {
         self.begin(epoch);
+        if let Some(entering) = self.rules.entering(epoch) {
+            self.entering = Some(Placed::new(entering, keys, selection));
+        }
+    }
+
+    fn close(&mut self, epoch: Epoch, watermark: EventTime, keys: &Keys<E>, out: &mut Vec<Self::Out>) {
+        self.begin(epoch);
+        if let Some(entering) = self.entering.take() {
+            self.enter(epoch, entering, keys, out);
+        }
         self.history.settle(watermark);
         self.waiting.release(watermark, epoch, out);
         // Captures in progress undo steps of events above the watermark of their mark.
@@ -328,6 +349,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             kept: Vec::new(),
             found: Vec::new(),
             sweep: Sweep::default(),
+            entering: None,
         }
     }
 

@@ -195,6 +195,7 @@ impl<E: Event> Admitter<E> {
         }
         // Only one mark is captured at a time: two would need two copies of the state.
         self.drain(usize::MAX);
+        self.adopt();
         // Keys expire with the next batch, which reports them to the other operators.
         self.advance(watermark);
         let Admitter { capture, dedup, history, watermark, .. } = self;
@@ -226,6 +227,13 @@ impl<E: Event> Admitter<E> {
         self.save(slot, keys);
         if let Some(Tracked { tracker, .. }) = &mut self.capture {
             tracker.removed(slot, keys);
+        }
+    }
+
+    /// Marks a key as changed that no event has changed.
+    pub(super) fn touch(&mut self, slot: Slot) {
+        if let Some(Tracked { tracker, .. }) = &mut self.capture {
+            tracker.touch(slot, None);
         }
     }
 

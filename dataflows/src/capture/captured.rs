@@ -14,7 +14,7 @@ use crate::patterns::{Absence, Run};
 use crate::rules::{Missing, Rule, Rules};
 use crate::scan::Scanner;
 use crate::windows::{Aggregate, Aligned, EmitPolicy, Row, Sessions};
-use crate::{Emission, Epoch, Event, EventTime, Events as _, KeyStates, Load, OwnedKey, Pattern};
+use crate::{Emission, Epoch, Event, EventTime, EventUse, Events as _, KeyStates, Load, OwnedKey, Pattern};
 
 /// [`Keyed`] events, returned by [`Captures::admit`]. The operators are those of `Keyed`, and each captures its state
 /// under its name. The names must be unique.
@@ -73,6 +73,11 @@ impl<'scope, E: Event> Captured<'scope, E> {
     /// Like [`Events::events`](crate::Events::events).
     pub fn events(self, name: &str) -> VecCollection<'scope, Epoch, E> {
         self.keyed.events(name)
+    }
+
+    /// Like [`Events::events_while`](crate::Events::events_while).
+    pub fn events_while(self, name: &str, used: EventUse) -> VecCollection<'scope, Epoch, E> {
+        self.keyed.events_while_from(name, used, self.resumed)
     }
 
     /// Like [`Keyed::only`].
@@ -205,10 +210,13 @@ impl<'scope, E: Event<Key: ToOwned<Owned: Stored>>> Captured<'scope, E> {
         if let Some((epoch, restored)) = register.from() {
             watermark = restored;
             logic.begin_restore(epoch);
+            let known = keyed.keys.borrow().slot_count();
             register.load(records, &mut keyed.keys.borrow_mut(), |slot, key, saved| {
                 tracker.restored(slot);
                 logic.load(slot, key, watermark, saved)
             });
+            // Keys that this operator had added, and admission had not captured.
+            keyed.keys.borrow_mut().adopt_from(known, watermark);
             if let Some(batch) = &resumed {
                 tracker.resumed(batch, keyed.selection.numbered_runs(batch));
             }

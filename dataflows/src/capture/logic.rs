@@ -110,6 +110,10 @@ impl<E: Event, L: Capture<E>> Logic<E> for Rc<RefCell<Capturing<E, L>>> {
         this.logic.step(batch, selection, out);
     }
 
+    fn prepare(&mut self, epoch: Epoch, keys: &mut Keys<E>, selection: &Selection<E>) {
+        self.borrow_mut().logic.prepare(epoch, keys, selection);
+    }
+
     fn close(&mut self, epoch: Epoch, watermark: EventTime, keys: &Keys<E>, out: &mut Vec<Self::Out>) {
         let this = &mut *self.borrow_mut();
         this.watermark = this.watermark.max(watermark);

@@ -35,9 +35,9 @@ use crate::{Epoch, Event, EventTime, KeyHash, OwnedKey};
 pub use captured::Captured;
 pub(crate) use logic::Capture;
 pub(crate) use operator::{Drain, build};
+use stored::hex;
 pub use stored::{Damage, Record, RestoreError, STATE_VERSION, Stored};
-pub(crate) use stored::{decode, encode, encode_unless_default};
-use stored::{hex, key_of};
+pub(crate) use stored::{decode, decode_first, encode, encode_unless_default, key_of};
 pub(crate) use tracker::{Mark, Saved, Tracker};
 
 /// The state of a dataflow at the end of an epoch.

@@ -92,6 +92,18 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damage> {
     }
 }
 
+/// Decodes the first part of what [`encode`] was given, a tuple.
+pub(crate) fn decode_first<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damage> {
+    match bytes.split_first() {
+        Some((&STATE_VERSION, rest)) => {
+            let decoded = bincode::options().allow_trailing_bytes().deserialize(rest);
+            decoded.map_err(|error| Damage::Undecodable(error.to_string()))
+        }
+        Some((&found, _)) => Err(Damage::Version { found }),
+        None => Err(Damage::Impossible("the value is empty")),
+    }
+}
+
 /// Encodes a key for its records: its hash, then the key. The hash is stored because an event type may define its own.
 pub(crate) fn key_bytes(hash: KeyHash, key: &impl Serialize) -> Vec<u8> {
     serialize_after(&hash.0.to_be_bytes(), key)

@@ -21,6 +21,7 @@ mod machine;
 mod rule;
 mod silence;
 mod state;
+mod stored;
 mod versions;
 
 use std::cell::Cell;
@@ -32,13 +33,14 @@ pub use finding::{Course, Finding};
 use rule::considers;
 use state::{ConditionUndo, Entry, RuleUndo, Undos};
 pub use state::{SetState, SetUndo, forget_rules_by_id};
-pub use versions::RuleVersions;
-use versions::{Version, Versions};
+pub use stored::{last_of, shard_of};
+pub use versions::{Backfill, RuleVersions};
+use versions::{Judges, Versions};
 
 use crate::capture::Damage;
 use crate::patterns::Description;
 use crate::prefetch::prefetch;
-use crate::rules::{Found, Live, Rules};
+use crate::rules::{Entering, Found, Live, Rules};
 use crate::{Anchor, Emission, Epoch, Event, EventTime};
 
 /// Makes a result of an event and what was found at it.
@@ -115,6 +117,9 @@ pub enum RuleSetError {
     /// A rule whose results are absences has another definition than in the version before.
     #[error("the rule with the id {0} is an absence, whose definition cannot change: it needs another id")]
     ChangedAbsence(u64),
+    /// A rule with a backfill is not in its version, or an earlier version has it.
+    #[error("the rule with the id {0} has a backfill, and is not new in its version")]
+    NotNew(u64),
     /// A version begins before the one that was added before it.
     #[error("a version since epoch {epoch} cannot follow one since epoch {newest}")]
     Unordered {
@@ -228,7 +233,7 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
     }
 
     fn step(&self, state: &mut SetState, event: &E, found: &mut Vec<Found<D>>) -> SetUndo {
-        let Version { rules, filters, .. } = self.versions.of(event);
+        let Judges { rules, filters } = self.versions.of(event);
         let mut undos = self.undos.take();
         let mut at = 0;
         for (index, filter) in filters.iter().enumerate() {
@@ -240,7 +245,7 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
     }
 
     fn undo(&self, state: &mut SetState, event: &E, undo: SetUndo) {
-        let Version { rules, .. } = self.versions.of(event);
+        let Judges { rules, .. } = self.versions.of(event);
         let mut end = state.entries.len();
         for RuleUndo { rule, undo } in undo.0.into_iter().rev() {
             let rule = &rules[rule as usize];
@@ -271,7 +276,7 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
         undo: &mut SetUndo,
         found: &mut Vec<Found<D>>,
     ) {
-        let Version { rules, filters, .. } = self.versions.of(event);
+        let Judges { rules, filters } = self.versions.of(event);
         let mut undos = self.undos.take();
         let mut before = std::mem::take(&mut undo.0).into_iter().peekable();
         let mut at = 0;
@@ -307,6 +312,24 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
         state.entries.retain(is_live);
         state.entries.extend(was.entries.into_iter().filter(|entry| !is_live(entry)));
         state.entries.sort_unstable_by_key(Entry::id);
+    }
+
+    fn entering(&mut self, epoch: Epoch) -> Option<Entering<E, SetState>> {
+        self.versions.entering(epoch)
+    }
+
+    fn enter(&mut self, epoch: Epoch) {
+        self.versions.enter(epoch);
+    }
+
+    fn merge(&self, state: &mut SetState, entering: SetState) {
+        let entering = entering
+            .entries
+            .into_iter()
+            .filter_map(|entry| self.versions.rule(entry.id()).and_then(|rule| rule.adopted(entry)));
+        state.entries.extend(entering);
+        state.entries.sort_unstable_by_key(Entry::id);
+        state.entries.shrink_to_fit();
     }
 
     fn adopt(&self, state: SetState) -> Result<SetState, Damage> {

@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 
-use super::condition::Predicate;
 use super::finding::Finding;
 use super::machine::Machine;
 use super::silence::Due;
@@ -25,18 +24,21 @@ pub(super) struct Rule<E: Event, D> {
     absent: ResultOfAbsence<E, D>,
 }
 
+/// The filter of a rule, which versions share; `None`: all events.
+pub(super) type Filter<E> = Option<Rc<dyn Fn(&E) -> bool>>;
+
 #[inline]
-pub(super) fn considers<E>(filter: &Option<Predicate<E>>, event: &E) -> bool {
+pub(super) fn considers<E>(filter: &Filter<E>, event: &E) -> bool {
     filter.as_ref().is_none_or(|filter| filter(event))
 }
 
 impl<E: Event, D> Rule<E, D> {
     /// Returns the rule, and its filter. A sequence must have steps.
-    pub fn new(rule: SetRule<E, D>, identity: Rc<Identity>, number: u32) -> (Self, Option<Predicate<E>>) {
+    pub fn new(rule: SetRule<E, D>, identity: Rc<Identity>, number: u32) -> (Self, Filter<E>) {
         let SetRule { filter, condition, emission, suppress_ms, result, absent, .. } = rule;
         let machine = Machine::new(condition).expect("a sequence has steps: the version was checked");
         let suppress_ms = suppress_ms.filter(|suppress_ms| *suppress_ms > 0);
-        (Rule { identity, number, machine, emission, suppress_ms, result, absent }, filter)
+        (Rule { identity, number, machine, emission, suppress_ms, result, absent }, filter.map(Rc::from))
     }
 
     pub fn id(&self) -> u64 {

@@ -11,17 +11,30 @@
 //!
 //! An event is judged by the newest version that begins at or before its offset, whenever it is stepped. So nothing is
 //! stored with events, and a late event between events of earlier versions is judged by its own.
+//!
+//! A rule with a [`Backfill`] also judges the events of earlier versions that come after the time up to which its states
+//! are.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::condition::{Condition, Predicate};
-use super::rule::Rule;
-use super::state::Identity;
+use super::condition::Condition;
+use super::rule::{Filter, Rule};
+use super::state::{Identity, SetState};
 use super::{RuleSetError, SetRule};
-use crate::rules::Live;
+use crate::rules::{Entering, KeyedState, Live};
 use crate::{Epoch, Event, EventTime, Position, Since};
+
+/// The past of rules that enter with a version as if they had always been there.
+pub struct Backfill<E: Event> {
+    /// The ids of the rules.
+    pub rules: Vec<u64>,
+    /// The time up to which the states are. It is the watermark of the epoch of the version and of the one before it.
+    pub after: EventTime,
+    /// The states of all events up to that time, of keys of this worker. Empty if a restored set has them.
+    pub states: Vec<KeyedState<E, SetState>>,
+}
 
 /// A handle that adds versions to a [`RuleSet`](super::RuleSet) while the dataflow runs. Cloning is cheap.
 pub struct RuleVersions<E: Event, D>(Rc<Shared<E, D>>);
@@ -48,7 +61,31 @@ impl<E: Event, D> RuleVersions<E, D> {
     /// Fails if [`RuleSet::new`](super::RuleSet::new) would fail, or the rules or the order of versions contradict those
     /// added before: see [`RuleSetError`]. The set does not change then.
     pub fn add(&self, since: Since, rules: Vec<SetRule<E, D>>) -> Result<Vec<u32>, RuleSetError> {
-        let (version, numbers) = self.0.make(Some(since), rules)?;
+        self.add_backfilled(since, rules, None)
+    }
+
+    /// Like [`add`](RuleVersions::add), with the past of rules that are new in the version. At the end of `since.epoch`,
+    /// which has no events, these rules raise what they find at un-final events; from then on, their results are those of
+    /// rules that have always been there.
+    ///
+    /// # Errors
+    /// Fails if [`add`](RuleVersions::add) would fail, or a rule with a backfill is not new.
+    pub fn add_backfilled(
+        &self,
+        since: Since,
+        rules: Vec<SetRule<E, D>>,
+        backfill: Option<Backfill<E>>,
+    ) -> Result<Vec<u32>, RuleSetError> {
+        if let Some(Backfill { rules: ids, .. }) = &backfill {
+            let known = self.0.known.borrow();
+            let is_new =
+                |id: &&u64| !known.rules.contains_key(*id) && rules.iter().any(|rule| rule.id == **id);
+            if let Some(id) = ids.iter().find(|id| !is_new(id)) {
+                return Err(RuleSetError::NotNew(*id));
+            }
+        }
+        let (mut version, numbers) = self.0.make(Some(since), rules)?;
+        version.backfill = backfill;
         self.0.added.borrow_mut().push(version);
         Ok(numbers)
     }
@@ -144,11 +181,34 @@ impl<E: Event, D> Shared<E, D> {
         for rule in rules {
             let KnownRule { number, identity, .. } = known.rule(&rule);
             numbers.push(number);
-            list.push(Rule::new(rule, identity, number));
+            let (rule, filter) = Rule::new(rule, identity, number);
+            list.push((Rc::new(rule), filter));
         }
-        list.sort_unstable_by_key(|(rule, _)| rule.id());
-        let (rules, filters): (Vec<_>, Vec<_>) = list.into_iter().unzip();
-        Ok((Version { since, rules: rules.into(), filters: filters.into() }, numbers))
+        let judges = Judges::of(list);
+        Ok((Version { since, judges, with_entered: Vec::new(), backfill: None }, numbers))
+    }
+}
+
+/// A rule and its filter, which versions share.
+type Filtered<E, D> = (Rc<Rule<E, D>>, Filter<E>);
+
+/// The rules that judge an event.
+pub(super) struct Judges<E: Event, D> {
+    /// Sorted by id.
+    pub rules: Box<[Rc<Rule<E, D>>]>,
+    /// The filter of each rule. They lie together because an event passes few of many.
+    pub filters: Box<[Filter<E>]>,
+}
+
+impl<E: Event, D> Judges<E, D> {
+    fn of(mut rules: Vec<Filtered<E, D>>) -> Judges<E, D> {
+        rules.sort_unstable_by_key(|(rule, _)| rule.id());
+        let (rules, filters): (Vec<_>, Vec<_>) = rules.into_iter().unzip();
+        Judges { rules: rules.into(), filters: filters.into() }
+    }
+
+    fn each(&self) -> impl Iterator<Item = Filtered<E, D>> + '_ {
+        self.rules.iter().cloned().zip(self.filters.iter().cloned())
     }
 }
 
@@ -156,10 +216,11 @@ impl<E: Event, D> Shared<E, D> {
 pub(super) struct Version<E: Event, D> {
     /// `None` for the first.
     since: Option<Since>,
-    /// Sorted by id.
-    pub rules: Box<[Rule<E, D>]>,
-    /// The filter of each rule. They lie together because an event passes few of many.
-    pub filters: Box<[Option<Predicate<E>>]>,
+    judges: Judges<E, D>,
+    /// The rules with those that have entered later with a backfill, which judge the events after these times, in order.
+    with_entered: Vec<(EventTime, Judges<E, D>)>,
+    /// The past of some rules, until they have entered.
+    backfill: Option<Backfill<E>>,
 }
 
 impl<E: Event, D> Version<E, D> {
@@ -175,8 +236,28 @@ impl<E: Event, D> Version<E, D> {
 
     /// Returns the rule with this id, if the version has it.
     pub fn rule(&self, id: u64) -> Option<&Rule<E, D>> {
-        let at = self.rules.binary_search_by_key(&id, Rule::id).ok()?;
-        self.rules.get(at)
+        let rules = &self.judges.rules;
+        let at = rules.binary_search_by_key(&id, |rule| rule.id()).ok()?;
+        rules.get(at).map(|rule| &**rule)
+    }
+
+    /// Returns the rules that judge an event of the version of this time.
+    #[inline]
+    fn at(&self, time: EventTime) -> &Judges<E, D> {
+        match &*self.with_entered {
+            [] => &self.judges,
+            entered => {
+                let entered = entered.iter().rfind(|(after, _)| time > *after);
+                entered.map_or(&self.judges, |(_, judges)| judges)
+            }
+        }
+    }
+
+    /// Lets rules of a later version judge the events after a time.
+    fn let_enter(&mut self, after: EventTime, entering: &[Filtered<E, D>]) {
+        let before = self.with_entered.last().map_or(&self.judges, |(_, judges)| judges);
+        let judges = Judges::of(before.each().chain(entering.iter().cloned()).collect());
+        self.with_entered.push((after, judges));
     }
 }
 
@@ -216,17 +297,42 @@ impl<E: Event, D> Versions<E, D> {
         RuleVersions(Rc::clone(&self.shared))
     }
 
-    /// Returns the version that judges an event.
+    /// Returns the rules that judge an event.
     #[inline]
-    pub fn of(&self, event: &E) -> &Version<E, D> {
+    pub fn of(&self, event: &E) -> &Judges<E, D> {
         match &*self.kept {
-            [only] => only,
+            [only] => only.at(event.time()),
             several => {
                 let position = event.position();
                 let newest = several.iter().rfind(|version| version.has_begun_at(position));
                 // An older event is final: its result is not needed.
-                newest.unwrap_or(&several[0])
+                newest.unwrap_or(&several[0]).at(event.time())
             }
+        }
+    }
+
+    /// Removes and returns the states of rules that enter at the end of an epoch, and the time up to which they are.
+    pub fn entering(&mut self, epoch: Epoch) -> Option<Entering<E, SetState>> {
+        let enters = |version: &&mut Version<E, D>| {
+            version.since.as_ref().is_some_and(|since| since.epoch == epoch) && version.backfill.is_some()
+        };
+        let version = self.kept.iter_mut().find(enters)?;
+        let backfill = version.backfill.as_mut()?;
+        Some(Entering { after: backfill.after, states: std::mem::take(&mut backfill.states) })
+    }
+
+    /// Lets rules enter whose version begins with this epoch or an earlier one.
+    pub fn enter(&mut self, epoch: Epoch) {
+        for at in 0..self.kept.len() {
+            let (older, version) = self.kept.split_at_mut(at);
+            let version = &mut version[0];
+            if version.since.as_ref().is_some_and(|since| since.epoch > epoch) {
+                return;
+            }
+            let Some(Backfill { rules, after, .. }) = version.backfill.take() else { continue };
+            let entering: Vec<_> =
+                version.judges.each().filter(|(rule, _)| rules.contains(&rule.id())).collect();
+            older.iter_mut().for_each(|older| older.let_enter(after, &entering));
         }
     }
 
@@ -276,19 +382,23 @@ impl<E: Event, D> Versions<E, D> {
     /// Takes over the versions that were added, of which some may come into force with this epoch. Returns true if
     /// absences were removed.
     pub fn begin(&mut self, epoch: Epoch) -> bool {
-        let mut added = self.shared.added.borrow_mut();
+        let mut added = std::mem::take(&mut *self.shared.added.borrow_mut());
         if !added.is_empty() {
             self.kept.append(&mut added);
-            drop(added);
             self.index();
         }
         let begun = self.kept.iter().take_while(|version| version.has_begun_in(epoch)).count();
         if begun <= self.begun {
             return false;
         }
+        // In a restored set: else they have entered at the end of the epoch before.
+        if let Some(ended) = epoch.0.checked_sub(1) {
+            self.enter(Epoch(ended));
+        }
         self.begun = begun;
         let (newest, older) = self.kept[..begun].split_last().expect("a set has a version");
-        let absences = older.iter().flat_map(|version| &version.rules).filter(|rule| rule.is_absence());
+        let absences = older.iter().flat_map(|version| &version.judges.rules);
+        let absences = absences.filter(|rule| rule.is_absence());
         let removed = absences.filter(|rule| newest.rule(rule.id()).is_none());
         self.removed = removed.map(|rule| rule.number).collect();
         self.removed.sort_unstable();
@@ -316,7 +426,7 @@ impl<E: Event, D> Versions<E, D> {
     }
 
     fn index(&mut self) {
-        let rules = self.kept.iter().flat_map(|version| &version.rules);
+        let rules = self.kept.iter().flat_map(|version| &version.judges.rules);
         let ids: BTreeMap<u64, u32> = rules.map(|rule| (rule.id(), rule.number)).collect();
         self.ids = ids.into_iter().collect();
         self.all = self.ids.iter().fold(Live::all(0), |all, (_, number)| all.with(*number));

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use differential_dataflow::Data;
 
+use super::enter::Placed;
 use super::{Scanner, give};
 use crate::batch::{Batch, RunRef, Slot};
 use crate::capture::{Capture, Damage, Saved, Stored, decode, encode_unless_default};
@@ -38,8 +39,10 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
         self.begin(epoch.next());
     }
 
-    /// Returns no keys: the results emitted follow from the state.
-    fn closes(&self, _: Epoch, _: EventTime, _: &mut Vec<Slot>) {}
+    /// Returns the keys for which rules enter. The results emitted follow from the state.
+    fn closes(&self, _: Epoch, _: EventTime, keys: &mut Vec<Slot>) {
+        keys.extend(self.entering.iter().flat_map(Placed::slots));
+    }
 
     /// Undoes the key's un-final steps on a copy of its state.
     fn save(&mut self, slot: Slot, newest: Option<RunRef>, watermark: EventTime) -> Saved {
@@ -47,7 +50,7 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
         let mut state = states.made(slot).clone();
         let mut steps = Vec::new();
         history.for_each(newest, |entry, batch, index| {
-            let undo = history.get(entry.batch).and_then(|(_, steps)| steps.undos[index].as_ref());
+            let undo = history.get(entry.batch).and_then(|(_, steps)| steps.undo(index));
             if let Some(undo) = undo.filter(|_| batch.entries[index].time > watermark) {
                 steps.push((order(batch.event(index)), entry, undo));
             }

@@ -83,13 +83,14 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
     /// Fills `walk`, in the order of evaluation.
     fn collect(&mut self, batch: &Rc<Batch<E>>, run: &Run) {
         let Scanner { history, walk, .. } = self;
-        // An event of a batch that is not in the history was not stepped: there were no rules.
+        // An event that was not stepped had no rules.
         let place = |entry: usize| match batch.change(entry) {
             Change::Insert => {
                 Some((order(batch.event(entry)), EntryRef { batch: batch.number, entry: entry as u32 }))
             }
             Change::Retract(target) => {
-                let (from, _) = history.get(target.batch)?;
+                let (from, steps) = history.get(target.batch)?;
+                steps.undo(target.entry as usize)?;
                 Some((order(from.event(target.entry as usize)), target))
             }
         };
@@ -99,7 +100,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
                 return;
             }
             let order = order(batch.event(index));
-            let stepped = history.get(entry.batch).is_some_and(|(_, steps)| steps.undos[index].is_some());
+            let stepped = history.get(entry.batch).is_some_and(|(_, steps)| steps.undo(index).is_some());
             if order >= first && stepped {
                 walk.push(Walked { order, entry, step: Step::Existing(0) });
             }

@@ -11,6 +11,7 @@
 
 mod accumulate;
 mod admission;
+mod backfill;
 mod downstream;
 mod event;
 mod expiry;

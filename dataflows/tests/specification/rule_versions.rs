@@ -95,7 +95,7 @@ fn condition(judge: Judge) -> Condition<Tx> {
     }
 }
 
-fn set_rule(chosen: &Chosen) -> SetRule<Tx, Of> {
+pub fn set_rule(chosen: &Chosen) -> SetRule<Tx, Of> {
     let Chosen { id, version, judge, filter, suppress, emission } = *chosen;
     let mut definition = DefaultHasher::new();
     (judge, filter, suppress).hash(&mut definition);
@@ -140,8 +140,8 @@ fn set(versions: &[Version], first: usize, restored: Option<u64>) -> (RuleSet<Tx
 
 /// The random properties of a rule.
 #[derive(Clone, Copy, Debug)]
-struct Draw {
-    kind: usize,
+pub struct Draw {
+    pub kind: usize,
     n: usize,
     within: i64,
     filter: Filter,
@@ -150,7 +150,7 @@ struct Draw {
 }
 
 impl Draw {
-    fn chosen(self, id: u64, version: usize, kind: usize) -> Chosen {
+    pub fn chosen(self, id: u64, version: usize, kind: usize) -> Chosen {
         let Draw { n, within, filter, suppress, emission, .. } = self;
         Chosen { id, version, judge: judge(kind, n, within), filter, suppress, emission }
     }
@@ -176,7 +176,7 @@ struct Change {
     is_short: bool,
 }
 
-fn draw() -> impl Strategy<Value = Draw> {
+pub fn draw() -> impl Strategy<Value = Draw> {
     let filter = prop_oneof![
         3 => Just(Filter::All),
         1 => Just(Filter::Placed),
@@ -206,7 +206,7 @@ fn changes() -> impl Strategy<Value = (Vec<Draw>, Vec<Change>)> {
 }
 
 /// Returns the beginning of the version that is in force after this epoch.
-fn since(rounds: &[Round], epoch: usize, is_short: bool) -> Since {
+pub fn since(rounds: &[Round], epoch: usize, is_short: bool) -> Since {
     let read = rounds[..=epoch].iter().flat_map(|round| &round.updates);
     let mut ends = vec![Offset(0); 3];
     for (event, _) in read {
