@@ -70,7 +70,7 @@ fn operators(criterion: &mut Criterion) {
                         drive.run(&events, move |events, control| {
                             let scope = events.inner.scope();
                             let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
-                            let inputs = Inputs { events, rejected, control };
+                            let inputs = Inputs { events, rejected, control, refused: None };
                             compute(inputs, &captures, &plan, &history, &Arc::from([]), &metrics, None)
                                 .encoded
                         })

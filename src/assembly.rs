@@ -14,7 +14,7 @@ use crate::config::{
     CheckpointConfig, Config, KafkaSourceConfig, LedgerConfig, OutputKind, SinkConfig, SourceConfig,
     TablesConfig, changes,
 };
-use crate::connectors::{Check, SinkContext, SourceContext, writable};
+use crate::connectors::{Check, SinkContext, SourceContext, causes, writable};
 use crate::coordination::{TAKEOVERS_WITHIN_MS, Takeovers};
 use crate::dead_letters::{Database, KafkaTopic, LastRead, LetterStore, Storage};
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, PostgresLedger, SqliteLedger};
@@ -25,13 +25,30 @@ use crate::routes::{self, DeliverySettings, OutboxPlace, Route};
 use crate::runtime::{
     ChangeRequests, Checkpoints, Following, History, Job, Peers, Queries, Role, RunError, processes,
 };
-use crate::source::Opening;
+use crate::source::kafka::StartFrom;
+use crate::source::{Opening, Reopening};
 use crate::wall::wall_ms;
 
 /// Returns a function that opens the source of a configuration.
 pub fn source(config: &Config, is_bounded: bool) -> Opening {
     let (source, context) = (config.source.clone(), source_context(config, is_bounded));
     Box::new(move |starts| source.connector().open(context, starts))
+}
+
+/// Returns a function that opens the source of a configuration again, beside a run or without one, without the offsets of a
+/// consumer group: a topic from the first record with a given timestamp or a later one, other sources from their first
+/// record. It has its present end if it is bounded.
+pub fn reopening(config: &Config, is_bounded: bool) -> Reopening {
+    let (source, context) = (config.source.clone(), source_context(config, is_bounded));
+    Arc::new(move |since_ms| {
+        let (mut source, mut context) = (source.clone(), context.clone());
+        if let SourceConfig::Kafka(kafka) = &mut source {
+            kafka.start_from = since_ms.map_or(StartFrom::Earliest, StartFrom::Time);
+            // Together, they make the start independent of the group's offsets.
+            (kafka.start_from_is_set, context.has_ledger) = (true, true);
+        }
+        source.connector().open(context, None)
+    })
 }
 
 /// Returns the circumstances in which the source of a configuration is opened.
@@ -363,6 +380,10 @@ pub fn job(
         queries: Queries::default(),
         rules: config.live_rules(),
         requests: ChangeRequests::default(),
+        reopen: match config.source.connector().check_repeatable("with rules that have a backfill") {
+            Ok(()) => Ok(reopening(config, false)),
+            Err(error) => Err(causes(&error)),
+        },
         lists: config.rule_scope.lists().clone(),
         list_configs: if process == 0 { config.lists.clone() } else { Vec::new() },
         peers: Peers::default(),

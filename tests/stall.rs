@@ -161,6 +161,7 @@ fn a_stalled_sink_causes_backpressure_and_no_loss() {
         queries: Queries::default(),
         rules,
         requests: ChangeRequests::default(),
+        reopen: Err("no rule has a backfill".to_owned()),
         lists: Lists::default(),
         list_configs: Vec::new(),
         peers: Peers::default(),

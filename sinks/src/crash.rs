@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The names of all crash points.
-pub const POINTS: [&str; 33] = [
+pub const POINTS: [&str; 37] = [
     "start.claimed",
     "sink.open.before",
     "sink.open.after",
@@ -35,6 +35,10 @@ pub const POINTS: [&str; 33] = [
     "ledger.conclude.before",
     "ledger.conclude.after",
     "part.deleted",
+    "backfill.read",
+    "backfill.stored",
+    "backfill.offered",
+    "backfill.bound",
     "lists.stored",
     "lists.requested",
     "lists.bound",

@@ -123,6 +123,10 @@ fn text(change: &Value, dry_run: bool) -> String {
 
 /// Returns the events for which the alerts of a rule are complete.
 fn complete(rule: &Value) -> String {
+    if rule["waits"] == true {
+        return ": reads its past first, and then enters as if it had always been there (`headwater status`)"
+            .to_owned();
+    }
     match (rule["complete_from"].as_str(), rule["knows_since"].as_str()) {
         (Some(from), _) => format!(": complete from {from} on"),
         (_, Some(since)) => format!(": knows events after {since}"),

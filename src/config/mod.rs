@@ -265,6 +265,7 @@ fn read_limits(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Optio
     let unfinal_bytes = section.size("unfinal_bytes", diagnostics);
     let epochs_in_flight = section.int("epochs_in_flight", 2..=1_000_000, diagnostics);
     let dedup_horizon_ms = section.duration("dedup_horizon", 0, diagnostics);
+    let backfill_horizon_ms = section.duration("backfill_horizon", 0, diagnostics);
     let max_rejected_share = read_share(&mut section, diagnostics);
     let rejected_window = section.duration("rejected_window", 1000, diagnostics);
     let shutdown_timeout = section.duration("shutdown_timeout", 0, diagnostics);
@@ -277,6 +278,7 @@ fn read_limits(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Optio
         max_rejected_share: max_rejected_share?,
         rejected_window: millis(rejected_window?),
         ttl_ms: 0,
+        backfill_horizon_ms: backfill_horizon_ms?,
     };
     Some((limits, millis(shutdown_timeout?)))
 }
@@ -357,6 +359,7 @@ fn read_flow(
     layout: &Arc<Layout>,
     lists: Lists,
     epoch_ms: u64,
+    backfill_horizon_ms: i64,
     diagnostics: &mut Diagnostics,
 ) -> Flow {
     let spaces = Spaces::read(top.section_or_default("keys", diagnostics), layout, diagnostics);
@@ -365,7 +368,8 @@ fn read_flow(
     let patterns = patterns::read(&mut section, diagnostics);
     section.end(diagnostics);
     let (layout, patterns_of) = (Arc::clone(layout), patterns.names());
-    let rule_scope = RuleScope { layout, spaces, lists, patterns: patterns_of, ttl_ms: 0 };
+    let rule_scope =
+        RuleScope { layout, spaces, lists, patterns: patterns_of, ttl_ms: 0, backfill_horizon_ms };
     let rules = rules::read(top.sections("rules", diagnostics), &rule_scope, diagnostics);
     Flow { windows, patterns, rules, rule_scope }
 }
@@ -382,8 +386,9 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let limits = read_limits(top.section_or_default("limits", diagnostics), diagnostics);
     let epoch_ms = time.map_or(10, |time| time.epoch.as_millis() as u64).max(1);
     let declared = lists::read(top, diagnostics);
+    let horizon_ms = limits.as_ref().map_or(i64::MAX, |(limits, _)| limits.backfill_horizon_ms);
     let Flow { windows, patterns, rules, rule_scope } =
-        read_flow(top, &layout, lists::registry(&declared), epoch_ms, diagnostics);
+        read_flow(top, &layout, lists::registry(&declared), epoch_ms, horizon_ms, diagnostics);
     let look_back_ms = Plan::longest_look_back_ms(&patterns, &rules);
 
     let state = state::read(top.section_or_default("state", diagnostics), look_back_ms, diagnostics);

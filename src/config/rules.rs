@@ -13,7 +13,7 @@ use crate::decode::decimal_micros;
 use crate::fields::Layout;
 use crate::lists::Lists;
 use crate::outputs::{RuleMode, Severity};
-use crate::pipeline::{By, Completeness, ConditionPlan, RulePlan, SeverityPlan};
+use crate::pipeline::{By, Completeness, ConditionPlan, RulePlan, SeverityPlan, span};
 use crate::settings::tree::{self, Item};
 use crate::settings::{ConfigError, Diagnostics, Node, Origin, Section};
 
@@ -22,7 +22,7 @@ pub(super) const CONDITIONS: [&str; 10] =
     ["match", "count", "sum", "average", "distinct", "share", "outlier", "travel", "sequence", "absence"];
 
 /// The keys that do not decide which events match, so that changes of them keep a rule's state.
-const LABELS: [&str; 6] = ["severity", "emit", "suppress", "mode", "description", "high_sigmas"];
+const LABELS: [&str; 7] = ["severity", "emit", "suppress", "mode", "description", "high_sigmas", "backfill"];
 
 /// The maximum number of rules.
 const MAX_RULES: usize = 10_000;
@@ -43,6 +43,8 @@ pub struct RuleScope {
     pub(super) patterns: Vec<&'static str>,
     /// The time for which the state of a key is kept after its last event, in milliseconds.
     pub(super) ttl_ms: i64,
+    /// The event time before the watermark of which a backfill can read, in milliseconds.
+    pub(super) backfill_horizon_ms: i64,
 }
 
 impl RuleScope {
@@ -131,10 +133,16 @@ fn read_rule(
     let suppress_ms = section.duration("suppress", 1, diagnostics);
     let mode = section.choice("mode", &RuleMode::ALL.map(|mode| (mode.as_str(), mode)), diagnostics);
     let description = section.text("description", diagnostics);
+    let has_backfill = section.bool("backfill", diagnostics);
     let is_absence = condition.as_ref().is_some_and(ConditionPlan::is_absence);
     if is_absence && matches!(severity, Some(SeverityPlan::Chosen(_))) {
         let message = "no event raises an absence, so its severity is one of low, medium, high and critical";
         section.report_error("severity", message, diagnostics);
+    }
+    if has_backfill == Some(true)
+        && let Some(reason) = objection(&text_of_rule, condition.as_ref(), suppress_ms, names)
+    {
+        section.report_error("backfill", reason, diagnostics);
     }
     section.end(diagnostics);
 
@@ -154,8 +162,34 @@ fn read_rule(
         emission: emission?,
         suppress_ms,
         mode: mode?,
+        has_backfill: has_backfill?,
         description: description.map(Arc::from),
         settings,
+    })
+}
+
+/// Returns the reason why a rule cannot have a backfill; None if it can.
+fn objection(
+    text: &str,
+    condition: Option<&ConditionPlan>,
+    suppress_ms: Option<i64>,
+    names: &RuleScope,
+) -> Option<String> {
+    if let Some(list) = names.lists.iter().find(|list| text.contains(&format!("lists.{}", list.name()))) {
+        return Some(format!(
+            "the rule looks values up in the list {}, and what it said of earlier events is not kept: leave out backfill",
+            list.name()
+        ));
+    }
+    let reach_ms = condition?.look_back_ms().unwrap_or(0).max(suppress_ms.unwrap_or(0));
+    let (past, horizon) = (reach_ms.saturating_mul(2), names.backfill_horizon_ms);
+    (past > horizon).then(|| {
+        format!(
+            "the rule spans {}, of which a backfill needs twice as much, and limits.backfill_horizon is {}: raise it and start again, \
+             or leave out backfill",
+            span(reach_ms),
+            span(horizon)
+        )
     })
 }
 

@@ -18,6 +18,17 @@ pub struct Change {
     pub rules: Option<String>,
     /// The lists that have other contents from then on.
     pub lists: Vec<ListVersion>,
+    /// The pasts of rules that enter as if they had always been there.
+    pub pasts: Option<StoredPasts>,
+}
+
+/// The pasts of rules: their states of all events before they enter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StoredPasts {
+    /// The SHA-256 of their bytes, under which the state store has them.
+    pub hash: [u8; 32],
+    /// The number of bytes.
+    pub bytes: u64,
 }
 
 /// The contents of a list at a time.
@@ -34,7 +45,12 @@ pub struct ListVersion {
 impl Change {
     /// Returns true if nothing changes.
     pub fn is_empty(&self) -> bool {
-        self.rules.is_none() && self.lists.is_empty()
+        self.rules.is_none() && self.lists.is_empty() && self.pasts.is_none()
+    }
+
+    /// Returns the hashes of the contents in the state store that it needs.
+    pub fn hashes(&self) -> impl Iterator<Item = [u8; 32]> + '_ {
+        self.lists.iter().map(|list| list.hash).chain(self.pasts.map(|pasts| pasts.hash))
     }
 }
 
@@ -83,9 +99,10 @@ impl Versions {
         Ok(())
     }
 
-    /// Adds a change.
+    /// Adds a change. Once it is in force, operators have the pasts of its rules.
     pub fn add(&mut self, in_force: InForce) {
-        self.0.push(in_force);
+        let InForce { since, change } = in_force;
+        self.0.push(InForce { since, change: Change { pasts: None, ..change } });
     }
 
     /// Removes what no un-final event needs at a watermark: rules or contents that a later change has replaced, if every
@@ -113,7 +130,8 @@ mod tests {
 
     fn in_force(epoch: u64, last_time: i64, rules: Option<&str>, lists: &[&str]) -> InForce {
         let list = |name: &&str| ListVersion { name: (*name).to_owned(), hash: [epoch as u8; 32], bytes: 1 };
-        let change = Change { rules: rules.map(str::to_owned), lists: lists.iter().map(list).collect() };
+        let lists = lists.iter().map(list).collect();
+        let change = Change { rules: rules.map(str::to_owned), lists, pasts: None };
         let since =
             Since { epoch: Epoch(epoch), ends: vec![Offset(epoch as i64)], last_time: EventTime(last_time) };
         InForce { since, change }

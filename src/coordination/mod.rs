@@ -23,7 +23,7 @@ mod trials;
 mod watermark;
 
 pub use bindings::{Binding, Bound, Closed, Collector, EpochRecord, Protocol};
-pub use changes::{Change, InForce, ListVersion, Versions};
+pub use changes::{Change, InForce, ListVersion, StoredPasts, Versions};
 pub use checkpoints::{
     Checkpoint, InvalidPart, Marks, NoOrigin, Prune, are_chains, chain, durable, is_closed, left_behind,
     lists_of, origins, prune, unreferenced, unreferenced_lists, wants_base,

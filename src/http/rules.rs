@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::api::{Answer, Api, json_body};
 use super::problem::Problem;
 use crate::json::rfc3339;
-use crate::pipeline::RuleDescription;
+use crate::pipeline::{RuleDescription, RulePlan};
 use crate::runtime::{RuleChangeError, RuleSetChange};
 
 /// The maximum time until a change is bound to an epoch.
@@ -27,8 +27,19 @@ pub struct Rules {
     /// The number of the set of the user's own rules that is in force: 1 for the first one of a pipeline, and one more with
     /// each change.
     version: u64,
-    /// The rules.
+    /// The rules in force.
     rules: Vec<RuleStatus>,
+    /// The rules that wait until their past has been read, as `backfill` asks for it.
+    waiting: Vec<WaitingRule>,
+}
+
+/// A rule that is not in force yet.
+#[derive(Serialize, ToSchema)]
+pub struct WaitingRule {
+    /// The id.
+    id: String,
+    /// The progress of reading its past, for people. Empty in other processes than the first, which reads it.
+    progress: String,
 }
 
 /// A rule and the number of its alerts.
@@ -80,7 +91,10 @@ pub async fn list(State(api): State<Arc<Api>>) -> Json<Rules> {
             revoked,
         }
     };
-    Json(Rules { version: set.version, rules: api.rules().into_iter().map(status).collect() })
+    let live = &api.control.live;
+    let waits = |rule: &RulePlan| WaitingRule { id: rule.id.to_string(), progress: live.backfill() };
+    let rules = api.rules().into_iter().map(status).collect();
+    Json(Rules { version: set.version, rules, waiting: set.waiting.iter().map(waits).collect() })
 }
 
 /// Lets other rules of the user's own come into force, instead of all that are, without a stop. Either all are valid, or

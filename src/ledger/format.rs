@@ -9,7 +9,7 @@ use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 use thiserror::Error;
 
 use crate::coordination::ingest::TimeRules;
-use crate::coordination::{Binding, Change, EpochRecord, ListVersion};
+use crate::coordination::{Binding, Change, EpochRecord, ListVersion, StoredPasts};
 
 /// The version of rounds and manifests that this program writes.
 pub(super) const VERSION: u8 = 3;
@@ -19,6 +19,10 @@ const FIRST_VERSION: u8 = 1;
 pub(super) const CHANGES_VERSION: u8 = 3;
 /// The version of start offsets.
 const STARTS_VERSION: u8 = 1;
+
+/// Flags of a change.
+const RULES: u8 = 1;
+const PASTS: u8 = 2;
 
 const CLOSES: u8 = 1;
 const CHANGES: u8 = 2;
@@ -79,10 +83,15 @@ pub fn encode(epochs: &[EpochRecord]) -> Vec<u8> {
     out
 }
 
-/// Encodes a change: the rules as an optional text, and the lists.
+/// Encodes a change: flags, the rules as text, the pasts of rules, and the lists.
 pub(super) fn encode_change(out: &mut Vec<u8>, change: &Change) {
-    out.push(u8::from(change.rules.is_some()));
+    let flag = |flag, is_set| if is_set { flag } else { 0 };
+    out.push(flag(RULES, change.rules.is_some()) | flag(PASTS, change.pasts.is_some()));
     change.rules.iter().for_each(|rules| text(out, rules));
+    if let Some(StoredPasts { hash, bytes }) = &change.pasts {
+        out.extend_from_slice(hash);
+        unsigned(out, *bytes);
+    }
     unsigned(out, change.lists.len() as u64);
     for ListVersion { name, hash, bytes } in &change.lists {
         text(out, name);
@@ -92,17 +101,22 @@ pub(super) fn encode_change(out: &mut Vec<u8>, change: &Change) {
 }
 
 pub(super) fn decode_change(reader: &mut Reader<'_>) -> Result<Change, Damaged> {
-    let rules = match reader.byte()? {
-        0 => None,
-        1 => Some(reader.text()?.to_owned()),
-        _ => return Err(reader.malformed()),
-    };
+    let flags = reader.byte()?;
+    if flags & !(RULES | PASTS) != 0 {
+        return Err(reader.malformed());
+    }
+    let rules = (flags & RULES != 0).then(|| reader.text().map(str::to_owned)).transpose()?;
+    let pasts = (flags & PASTS != 0).then(|| {
+        let hash = *reader.chunk::<32>()?;
+        Ok(StoredPasts { hash, bytes: reader.unsigned()? })
+    });
+    let pasts = pasts.transpose()?;
     let lists = (0..reader.unsigned()?).map(|_| {
         let name = reader.text()?.to_owned();
         let hash = *reader.chunk::<32>()?;
         Ok(ListVersion { name, hash, bytes: reader.unsigned()? })
     });
-    Ok(Change { rules, lists: lists.collect::<Result<_, _>>()? })
+    Ok(Change { rules, lists: lists.collect::<Result<_, _>>()?, pasts })
 }
 
 /// Decodes a round.
@@ -316,7 +330,7 @@ mod tests {
         let record = record(7, vec![second]);
         assert_eq!(decode(&bytes), Ok(vec![record.clone()]));
 
-        let change = Change { rules: Some("ab".into()), lists: vec![list("c")] };
+        let change = Change { rules: Some("ab".into()), lists: vec![list("c")], pasts: None };
         let record = EpochRecord { change, ..record };
         let bytes = [
             &[3, 1, 7, 128, 128, 230, 130, 185, 102, 2, 1, 5, 216, 4, 31, 1, 128, 1, 6, 1][..],
@@ -339,6 +353,14 @@ mod tests {
         assert!(matches!(decode(&encode(&twice)), Err(Damaged::Malformed(_))));
     }
 
+    fn changes() -> impl Strategy<Value = Change> {
+        (any::<Option<String>>(), 0usize..3, any::<Option<u64>>()).prop_map(|(rules, lists, pasts)| Change {
+            rules,
+            lists: vec![list("x"); lists],
+            pasts: pasts.map(|bytes| StoredPasts { hash: [7; 32], bytes }),
+        })
+    }
+
     fn bindings() -> impl Strategy<Value = Vec<Binding>> {
         let times = any::<[Option<i64>; 4]>();
         let binding = (any::<u32>(), any::<i64>(), times, any::<bool>());
@@ -359,15 +381,14 @@ mod tests {
         #[test]
         fn rounds_round_trip(
             rounds in prop::collection::vec(
-                (1u64..1 << 40, any::<i64>(), bindings(), any::<bool>(), (any::<Option<String>>(), 0usize..3)), 0..5
+                (1u64..1 << 40, any::<i64>(), bindings(), any::<bool>(), changes()), 0..5
             )
         ) {
             let mut last = 0;
             let epochs: Vec<_> = rounds
                 .into_iter()
-                .map(|(step, wall_ms, bindings, closes, (rules, lists))| {
+                .map(|(step, wall_ms, bindings, closes, change)| {
                     last += step;
-                    let change = Change { rules, lists: vec![list("x"); lists] };
                     EpochRecord { closes, wall_ms, change, ..record(last, bindings) }
                 })
                 .collect();

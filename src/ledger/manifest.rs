@@ -297,7 +297,7 @@ mod tests {
 
         let since = Since { epoch: Epoch(129), ends: vec![Offset(64)], last_time: EventTime(-1) };
         let list = ListVersion { name: "c".into(), hash: [0xab; 32], bytes: 200 };
-        let change = Change { rules: Some("ab".into()), lists: vec![list] };
+        let change = Change { rules: Some("ab".into()), lists: vec![list], pasts: None };
         manifest.in_force = Versions::of(vec![InForce { since, change }]);
         let third = [
             &[3],
@@ -343,7 +343,7 @@ mod tests {
         let ends = ends.into_iter().map(Offset).collect();
         let since = Since { epoch: Epoch(epoch), ends, last_time: EventTime(last) };
         let list = |name| ListVersion { name, hash: [0xcd; 32], bytes: 7 };
-        InForce { since, change: Change { rules, lists: lists.into_iter().map(list).collect() } }
+        InForce { since, change: Change { rules, lists: lists.into_iter().map(list).collect(), pasts: None } }
     }
 
     proptest! {

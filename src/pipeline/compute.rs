@@ -1,18 +1,19 @@
 //! The computation of a pipeline, independent of its source: admission, enrichment, rules and windows, encoded for
 //! sinks.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use differential_dataflow::VecCollection;
 use headwater_dataflows::windows::{Row, Statistics, Summary};
-use headwater_dataflows::{Admission, Captured, Captures, ControlStream, Epoch, Load, RuleVersions};
+use headwater_dataflows::{
+    Admission, Captured, Captures, ControlStream, Epoch, Load, RefusedLog, RuleVersions,
+};
 use timely::dataflow::StreamVec;
 use timely::dataflow::operators::Concatenate;
 
 use super::key_state::States;
 use super::plan::{By, Limits, Plan, WindowKind, WindowPlan};
-use super::rule_operators::{RuleHistory, RuleMaker, RuleOperators, SpaceUse};
+use super::rule_operators::{RuleHistory, RuleMaker, RuleOperators, use_of};
 use super::rules::rules;
 use super::spaces::{KeySpace, SpaceEvent};
 use crate::coordination::Operator;
@@ -24,11 +25,13 @@ use crate::outputs::{
 };
 
 /// The operator that admits events.
-const ADMIT: &str = "Admit";
+pub const ADMIT: &str = "Admit";
 /// The operator that enriches events.
 pub const ENRICH: &str = "Enrich";
 /// The operator that evaluates all patterns.
 pub const RULES: &str = "Rules";
+/// The operator that keeps the positions of refused events.
+pub const REFUSED: &str = "Refused";
 /// The prefix of the name of the operator of the user's own rules by a key space, or by `key`.
 pub const OWN_RULES: &str = "Rules: ";
 /// The prefix of the name of the admission of a key space.
@@ -44,6 +47,8 @@ pub struct Inputs<'scope> {
     pub rejected: VecCollection<'scope, Epoch, DeadLetter>,
     /// The watermark.
     pub control: ControlStream<'scope>,
+    /// Receives the positions of refused events, if they are kept.
+    pub refused: Option<RefusedLog>,
 }
 
 /// The results of the computation.
@@ -69,13 +74,22 @@ pub fn compute<'scope>(
     metrics: &Arc<Metrics>,
     recent: Option<Arc<RecentAlerts>>,
 ) -> Computed<'scope> {
-    let Inputs { events, rejected, control } = inputs;
+    let Inputs { events, rejected, control, refused: log } = inputs;
     let scope = events.inner.scope();
     let Limits { dedup_horizon_ms, ttl_ms, .. } = plan.limits;
     let admission = Admission { dedup_horizon_ms, ttl_ms: Some(ttl_ms) };
     let (keyed, refused) = captures.admit(ADMIT, events, control.clone(), admission);
     let admitted = keyed.clone();
     let (load, states) = (keyed.load(), keyed.key_states());
+    if let Some(log) = log {
+        captures.log_refused(
+            REFUSED,
+            refused.clone(),
+            control.clone(),
+            plan.limits.backfill_horizon_ms,
+            &log,
+        );
+    }
     let letters =
         refused.map(|refused| DeadLetter::refused(&refused.event, refused.refusal)).concat(rejected);
     let mut all = vec![encode_letters(letters, routes, metrics)];
@@ -114,13 +128,10 @@ pub fn compute<'scope>(
         let by_space = Arc::clone(&space);
         let is_of_space = |window: &&WindowPlan| window.by.space() == Some(&space);
         let by_window = plan.windows.iter().any(|window| is_of_space(&window));
-        let used = Rc::new(SpaceUse::new(by_window, &space, history));
-        let space_use = Rc::clone(&used);
+        let used = use_of(by_window, &space, history);
         let name = format!("{SPACE}{}", space.name);
-        let events = admitted.clone().events(&format!("Events: {}", space.name));
-        let events = events.flat_map(move |event| {
-            if used.has(event.position()) { SpaceEvent::new(event, &by_space) } else { None }
-        });
+        let events = admitted.clone().events_while(&format!("Events: {}", space.name), used.clone());
+        let events = events.flat_map(move |event| SpaceEvent::new(event, &by_space));
         let admission = Admission { dedup_horizon_ms: 0, ttl_ms: Some(ttl_ms) };
         // Nothing is refused: these events were admitted at the same watermark, and only they are in this collection.
         let (keyed, _none) = captures.admit(&name, events, control.clone(), admission);
@@ -130,7 +141,7 @@ pub fn compute<'scope>(
         for window in plan.windows.iter().filter(is_of_space) {
             all.push(encode_rows(rows(keyed.clone(), window), window, routes));
         }
-        rule_operators.push(Arc::clone(&space), versions, space_use);
+        rule_operators.push(Arc::clone(&space), versions, used);
     }
     Computed {
         encoded: scope.concatenate(all),
@@ -209,7 +220,8 @@ fn any_sink_takes_events<'a>(encodings: impl IntoIterator<Item = &'a SinkEncodin
 /// Returns the operators that [`compute`] registers in its captures, sorted by name, each with the version of its
 /// state.
 pub fn operators<'a>(plan: &Plan, encodings: impl IntoIterator<Item = &'a SinkEncoding>) -> Vec<Operator> {
-    let mut names = vec![ADMIT.to_owned(), headwater_dataflows::ids_of(ADMIT), RULES.to_owned()];
+    let ids = headwater_dataflows::ids_of(ADMIT);
+    let mut names = vec![ADMIT.to_owned(), ids, REFUSED.to_owned(), RULES.to_owned()];
     names.extend(any_sink_takes_events(encodings).then(|| ENRICH.to_owned()));
     let spaces = plan.all_spaces();
     for space in &spaces {

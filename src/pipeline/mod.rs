@@ -17,13 +17,14 @@ mod own_states;
 mod plan;
 mod presets;
 mod rule_operators;
+mod rule_pasts;
 mod rule_sets;
 mod rules;
 mod spaces;
 mod virtual_run;
 
 pub use change::{ConfigChange, Resets};
-pub use compute::{Computed, ENRICH, Inputs, OWN_RULES, RULES, SPACE, WINDOW, compute, operators};
+pub use compute::{Computed, ENRICH, Inputs, OWN_RULES, REFUSED, RULES, SPACE, WINDOW, compute, operators};
 pub use describe::{RuleDescription, describe, span};
 pub use key_state::{KeyReading, KeyState, OpenWindow, Profile, RuleState, States};
 pub use own::{ConditionPlan, RulePlan, SeverityPlan, rule_set};
@@ -34,7 +35,8 @@ pub use plan::{
 };
 pub use presets::preset;
 pub use rule_operators::{RuleHistory, RuleNumbers, RuleOperators, rules_by};
-pub use rule_sets::{Completeness, LiveRules, RuleSetPlan, identity, keeps_state};
+pub use rule_pasts::RulePasts;
+pub use rule_sets::{Completeness, LiveRules, RuleSetPlan, SetEntry, identity, keeps_state};
 pub use rules::{discard, patterns, rules};
 pub use spaces::{KeySpace, SpaceEvent};
-pub use virtual_run::{EpochResults, RefusedEvent, VirtualRun};
+pub use virtual_run::{Captured, EpochResults, RefusedEvent, VirtualRun};

@@ -48,6 +48,8 @@ pub struct RulePlan {
     pub suppress_ms: Option<i64>,
     /// The mode, which decides where its alerts go.
     pub mode: RuleMode,
+    /// True if it enters a run with its past: as if it had always been there.
+    pub has_backfill: bool,
     /// The description for people.
     pub description: Option<Arc<str>>,
     /// The condition and the filter as they are configured, for people: `count = { at_least = 3, within = "1m" }`.
@@ -170,6 +172,15 @@ impl RulePlan {
     /// Returns the time for which the state of a key must be kept after its last event, in milliseconds.
     pub fn reach_ms(&self) -> i64 {
         self.condition.look_back_ms().unwrap_or(0).max(self.suppress_ms.unwrap_or(0))
+    }
+
+    /// Returns the time before its entry of which the rule needs the events, in milliseconds; None if it needs all. It is
+    /// twice the reach, because the edge of a condition depends on what held at the event before.
+    pub fn past_ms(&self) -> Option<i64> {
+        match self.condition {
+            ConditionPlan::Outlier { .. } | ConditionPlan::Travel { .. } => None,
+            _ => Some(self.reach_ms().saturating_mul(2)),
+        }
     }
 
     /// Returns true if the rule considers an event, if the event has the key.

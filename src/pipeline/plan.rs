@@ -128,6 +128,8 @@ pub struct Limits {
     pub rejected_window: Duration,
     /// The time after its last event for which the state of a key is kept, in milliseconds.
     pub ttl_ms: i64,
+    /// The event time before the watermark for which the positions of refused events are kept, in milliseconds.
+    pub backfill_horizon_ms: i64,
 }
 
 /// A window.

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use headwater_dataflows::{Position, RuleSet, RuleVersions, SetRule, Since};
+use headwater_dataflows::{Backfill, Damage, EventTime, EventUse, RuleSet, RuleVersions, SetRule, Since};
 
 use super::compute::own_rules_of;
 use super::own::{RulePlan, rule_set, set_rule};
 use super::plan::Plan;
+use super::rule_pasts::RulePasts;
 use super::rule_sets::RuleSetPlan;
 use super::spaces::{KeySpace, SpaceEvent};
 use crate::event::Event;
@@ -82,25 +83,47 @@ impl RuleMaker {
         let set = rule_set(&self.pipeline, &first);
         self.name(space, &first, &(0..first.len() as u32).collect::<Vec<_>>());
         let versions = set.versions();
-        history.sets()[1..].iter().for_each(|(since, set)| self.add(&versions, space, since, set));
+        // The states of rules that entered with their past are in the operator's.
+        let past = RulePasts::default();
+        for (since, set) in &history.sets()[1..] {
+            self.add(&versions, space, since, set, &past).expect("nothing has to be decoded");
+        }
         set
     }
 
-    /// Adds the rules of a set that is in force for the events from `since` on.
+    /// Adds the rules of a set that is in force for the events from `since` on. Those that enter with their past have it in
+    /// `pasts`.
+    ///
+    /// # Errors
+    /// If a past cannot be decoded.
     fn add<E>(
         &self,
         versions: &RuleVersions<E, Alert>,
         space: Option<&KeySpace>,
         since: &Since,
         set: &RuleSetPlan,
-    ) where
+        pasts: &RulePasts,
+    ) -> Result<(), Damage>
+    where
         E: headwater_dataflows::Event<Key = str> + AsRef<Event>,
     {
         let rules = rules_by(&set.rules, space);
+        let entering = set.entry.iter().flat_map(|entry| &entry.rules);
+        let entering = entering.filter(|id| rules.iter().any(|rule| rule.state_id == **id)).copied();
+        let entering: Vec<u64> = entering.collect();
+        let backfill = match &set.entry {
+            Some(entry) if !entering.is_empty() => Some(Backfill {
+                rules: entering,
+                after: EventTime(entry.after_ms),
+                states: pasts.states(&own_rules_of(space))?,
+            }),
+            _ => None,
+        };
         let made: Vec<SetRule<E, Alert>> = rules.iter().map(|rule| set_rule(&self.pipeline, rule)).collect();
-        let numbers = versions.add(since.clone(), made);
+        let numbers = versions.add_backfilled(since.clone(), made, backfill);
         let numbers = numbers.expect("the ids of rules differ, and sequences have steps: both are validated");
         self.name(space, &rules, &numbers);
+        Ok(())
     }
 
     fn name(&self, space: Option<&KeySpace>, rules: &[&RulePlan], numbers: &[u32]) {
@@ -125,7 +148,7 @@ pub struct RuleOperators {
 struct SpaceOperator {
     space: Arc<KeySpace>,
     versions: RuleVersions<SpaceEvent, Alert>,
-    space_use: Rc<SpaceUse>,
+    used: EventUse,
 }
 
 impl RuleOperators {
@@ -139,56 +162,35 @@ impl RuleOperators {
         &mut self,
         space: Arc<KeySpace>,
         versions: RuleVersions<SpaceEvent, Alert>,
-        space_use: Rc<SpaceUse>,
+        used: EventUse,
     ) {
-        self.of_spaces.push(SpaceOperator { space, versions, space_use });
+        self.of_spaces.push(SpaceOperator { space, versions, used });
     }
 
-    /// Adds a set that is in force for the events from `since` on.
-    pub fn add(&self, since: &Since, set: &RuleSetPlan) {
-        self.maker.add(&self.of_keys, None, since, set);
-        for SpaceOperator { space, versions, space_use } in &self.of_spaces {
-            space_use.add(since.clone(), !rules_by(&set.rules, Some(space)).is_empty());
-            self.maker.add(versions, Some(space), since, set);
+    /// Adds a set that is in force for the events from `since` on, with the past of the rules that enter with it.
+    ///
+    /// # Errors
+    /// If the past cannot be decoded.
+    pub fn add(&self, since: &Since, set: &RuleSetPlan, pasts: &RulePasts) -> Result<(), Damage> {
+        self.maker.add(&self.of_keys, None, since, set, pasts)?;
+        for SpaceOperator { space, versions, used } in &self.of_spaces {
+            used.add(since.clone(), set.uses(space));
+            self.maker.add(versions, Some(space), since, set, pasts)?;
         }
+        Ok(())
     }
 }
 
-/// The events of which a key space is used, so that no others are exchanged.
-pub struct SpaceUse {
-    /// True if a window uses the key space, of all events.
-    by_window: bool,
-    /// True from there on if a rule uses it.
-    by_rules: RefCell<Vec<(Since, bool)>>,
-}
-
-impl SpaceUse {
-    /// Returns the use by windows and by the rules of a history.
-    pub(super) fn new(by_window: bool, space: &KeySpace, history: &RuleHistory) -> SpaceUse {
-        let space_use = SpaceUse { by_window, by_rules: RefCell::default() };
-        for (at, (since, set)) in history.sets().iter().enumerate() {
-            let since = if at == 0 { Since::beginning() } else { since.clone() };
-            space_use.add(since, !rules_by(&set.rules, Some(space)).is_empty());
-        }
-        space_use
+/// Returns the events of which a key space is used, by windows and by the rules of a history, so that no others are
+/// exchanged.
+pub(super) fn use_of(by_window: bool, space: &KeySpace, history: &RuleHistory) -> EventUse {
+    if by_window {
+        return EventUse::always();
     }
-
-    fn add(&self, since: Since, is_used: bool) {
-        let mut by_rules = self.by_rules.borrow_mut();
-        if by_rules.last().is_none_or(|(_, before)| *before != is_used) {
-            by_rules.push((since, is_used));
-        }
+    let used = EventUse::changing();
+    for (at, (since, set)) in history.sets().iter().enumerate() {
+        let since = if at == 0 { Since::beginning() } else { since.clone() };
+        used.add(since, set.uses(space));
     }
-
-    /// Returns true if the key space is used for the event at a position.
-    pub(super) fn has(&self, position: Position) -> bool {
-        self.by_window || {
-            let by_rules = self.by_rules.borrow();
-            by_rules
-                .iter()
-                .rev()
-                .find(|(since, _)| since.includes(position))
-                .is_some_and(|(_, is_used)| *is_used)
-        }
-    }
+    used
 }

@@ -5,6 +5,7 @@
 //!   set in force ─────────────────┴─▶ RuleSetPlan ─▶ text, in the ledger ─▶ RuleSetPlan, in each process and replay
 //! ```
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -25,6 +26,19 @@ pub struct RuleSetPlan {
     pub file: u64,
     /// The rules.
     pub rules: Vec<RulePlan>,
+    /// The rules that judge no event yet: they enter with a later set, once their past is known.
+    pub waiting: Vec<RulePlan>,
+    /// The rules that enter with this set as if they had always been there.
+    pub entry: Option<SetEntry>,
+}
+
+/// The rules that enter with a set as if they had always been there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetEntry {
+    /// The event time up to which their states are, in milliseconds since 1970.
+    pub after_ms: i64,
+    /// The ids of their states.
+    pub rules: Vec<u64>,
 }
 
 /// The events for which a rule's alerts are those of a rule that has always been there.
@@ -63,6 +77,10 @@ struct SetText {
     version: u64,
     file: u64,
     rules: Vec<RuleText>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    waiting: Vec<RuleText>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    entry: Option<SetEntry>,
 }
 
 /// The text of a rule.
@@ -80,25 +98,64 @@ pub type Compile = dyn Fn(&[&str]) -> Result<Vec<RulePlan>, String> + Send + Syn
 impl RuleSetPlan {
     /// Returns the first set of a pipeline.
     pub fn first(rules: Vec<RulePlan>) -> RuleSetPlan {
-        RuleSetPlan { version: 1, file: identity(&rules), rules }
+        RuleSetPlan { version: 1, file: identity(&rules), rules, waiting: Vec::new(), entry: None }
+    }
+
+    /// Returns all rules, those that wait included.
+    pub fn all(&self) -> Vec<&RulePlan> {
+        self.rules.iter().chain(&self.waiting).collect()
     }
 
     /// Returns true if these rules, in any order, are those of the set.
     pub fn has(&self, rules: &[RulePlan]) -> bool {
-        identity(&self.rules) == identity(rules)
+        identity(&self.all()) == identity(rules)
+    }
+
+    /// Returns true if a rule groups by a key space, or will do so.
+    pub fn uses(&self, space: &KeySpace) -> bool {
+        self.all().iter().any(|rule| rule.by.space().is_some_and(|by| **by == *space))
     }
 
     /// Returns the set that follows with these rules, from the events of `since` on. A rule that another one with its id
-    /// precedes keeps that one's state, unless it considers other events or has another kind of condition.
+    /// precedes keeps that one's state, unless it considers other events or has another kind of condition. A new rule with a
+    /// backfill waits.
     #[must_use]
     pub fn followed_by(&self, rules: Vec<RulePlan>, since: &Since) -> RuleSetPlan {
         let version = self.version + u64::from(!self.has(&rules));
         let before: BTreeMap<_, _> = self.rules.iter().map(|rule| (&*rule.id, rule)).collect();
-        let follow = |rule: RulePlan| match before.get(&*rule.id) {
-            Some(before) => follow(rule, before, version, since),
+        let (mut now, mut waiting) = (Vec::new(), Vec::new());
+        for rule in rules {
+            let waits = self.waiting.iter().find(|waits| waits.text == rule.text);
+            match (before.get(&*rule.id), waits) {
+                (Some(before), _) => now.push(follow(rule, before, version, since)),
+                (None, Some(waits)) => waiting.push(waits.clone()),
+                (None, None) if rule.has_backfill && !since.ends.is_empty() => {
+                    waiting.push(added(rule, version, since));
+                }
+                (None, None) => now.push(added(rule, version, since)),
+            }
+        }
+        RuleSetPlan { version, file: self.file, rules: now, waiting, entry: None }
+    }
+
+    /// Returns the set that follows when rules that wait enter, by the ids of their states; None if none of them waits any
+    /// more. Their past is known up to `after_ms`; without one, they are rules that had no predecessor.
+    pub fn entered(&self, ids: &[u64], after_ms: Option<i64>, since: &Since) -> Option<RuleSetPlan> {
+        let (entering, waiting): (Vec<_>, Vec<_>) =
+            self.waiting.iter().cloned().partition(|rule| ids.contains(&rule.state_id));
+        if entering.is_empty() {
+            return None;
+        }
+        let version = self.version + 1;
+        let ids = entering.iter().map(|rule| rule.state_id).collect();
+        let enter = |rule: RulePlan| match after_ms {
+            Some(after_ms) => RulePlan { complete: Completeness::From(after_ms), ..rule },
             None => added(rule, version, since),
         };
-        RuleSetPlan { version, file: self.file, rules: rules.into_iter().map(follow).collect() }
+        let mut rules = self.rules.clone();
+        rules.extend(entering.into_iter().map(enter));
+        let entry = after_ms.map(|after_ms| SetEntry { after_ms, rules: ids });
+        Some(RuleSetPlan { version, file: self.file, rules, waiting, entry })
     }
 
     /// Returns the errors of the rules' expressions, for the metrics.
@@ -120,8 +177,14 @@ impl RuleSetPlan {
             revision: rule.revision,
             complete: rule.complete,
         };
-        let RuleSetPlan { version, file, rules } = self;
-        let set = SetText { version: *version, file: *file, rules: rules.iter().map(text).collect() };
+        let RuleSetPlan { version, file, rules, waiting, entry } = self;
+        let set = SetText {
+            version: *version,
+            file: *file,
+            rules: rules.iter().map(text).collect(),
+            waiting: waiting.iter().map(text).collect(),
+            entry: entry.clone(),
+        };
         serde_json::to_string(&set).expect("texts and numbers are JSON")
     }
 
@@ -130,8 +193,10 @@ impl RuleSetPlan {
     /// # Errors
     /// If it is not a text that [`to_text`](RuleSetPlan::to_text) has written, or a rule is not valid in this program.
     pub fn of_text(text: &str, compile: &Compile) -> Result<RuleSetPlan, String> {
-        let SetText { version, file, rules } =
+        let SetText { version, file, rules, waiting, entry } =
             serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let in_force = rules.len();
+        let rules: Vec<_> = rules.into_iter().chain(waiting).collect();
         let texts: Vec<_> = rules.iter().map(|rule| &*rule.toml).collect();
         let mut compiled = compile(&texts)?;
         if compiled.len() != rules.len() {
@@ -140,13 +205,14 @@ impl RuleSetPlan {
         for (plan, text) in compiled.iter_mut().zip(rules) {
             (plan.state_id, plan.revision, plan.complete) = (text.state, text.revision, text.complete);
         }
-        Ok(RuleSetPlan { version, file, rules: compiled })
+        let waiting = compiled.split_off(in_force);
+        Ok(RuleSetPlan { version, file, rules: compiled, waiting, entry })
     }
 }
 
 /// Returns the identity of rules, whatever their order.
-pub fn identity(rules: &[RulePlan]) -> u64 {
-    let mut texts: Vec<_> = rules.iter().map(|rule| &*rule.text).collect();
+pub fn identity(rules: &[impl Borrow<RulePlan>]) -> u64 {
+    let mut texts: Vec<_> = rules.iter().map(|rule| &*rule.borrow().text).collect();
     texts.sort_unstable();
     KeyHash::of(texts.join("\n").as_bytes()).0
 }
@@ -228,7 +294,14 @@ struct Shared {
     spaces: Mutex<Option<Vec<Arc<KeySpace>>>>,
     /// The sets that were read, by their texts: each is compiled once, so that its errors are counted together.
     read: Mutex<BTreeMap<String, Arc<RuleSetPlan>>>,
+    /// The pasts of rules that the replay needs.
+    pasts: Mutex<Pasts>,
+    /// The progress of reading the past of the rules that wait, for people.
+    backfill: Mutex<String>,
 }
+
+/// Pasts of rules by the hash of their bytes, each with the number of workers that will take it.
+type Pasts = BTreeMap<[u8; 32], (Arc<Vec<u8>>, usize)>;
 
 struct Bound {
     set: Arc<RuleSetPlan>,
@@ -249,6 +322,8 @@ impl LiveRules {
             bound: Mutex::new(Bound { set: current, follows: None }),
             spaces: Mutex::default(),
             read: Mutex::default(),
+            pasts: Mutex::default(),
+            backfill: Mutex::default(),
         }))
     }
 
@@ -274,8 +349,8 @@ impl LiveRules {
         }
         let mut set = RuleSetPlan::of_text(text, &*self.0.compile)?;
         let current = self.current();
-        for rule in &mut set.rules {
-            if let Some(same) = current.rules.iter().find(|same| same.text == rule.text) {
+        for rule in set.rules.iter_mut().chain(&mut set.waiting) {
+            if let Some(same) = current.all().into_iter().find(|same| same.text == rule.text) {
                 let RulePlan { state_id, revision, complete, .. } = *rule;
                 *rule = RulePlan { state_id, revision, complete, ..same.clone() };
             }
@@ -293,13 +368,15 @@ impl LiveRules {
     pub fn without_invalid(&self, text: &str) -> Result<(String, Vec<String>), String> {
         let mut set: SetText = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let mut removed = Vec::new();
-        set.rules.retain(|rule| match (self.0.compile)(&[&rule.toml]) {
+        let mut is_valid = |rule: &RuleText| match (self.0.compile)(&[&rule.toml]) {
             Ok(_) => true,
             Err(error) => {
                 removed.push(error);
                 false
             }
-        });
+        };
+        set.rules.retain(&mut is_valid);
+        set.waiting.retain(is_valid);
         Ok((serde_json::to_string(&set).expect("texts and numbers are JSON"), removed))
     }
 
@@ -345,6 +422,42 @@ impl LiveRules {
         let set = Arc::new(RuleSetPlan { file, ..before.followed_by(rules, since) });
         *bound = Bound { set: Arc::clone(&set), follows: Some((since.epoch, before)) };
         set
+    }
+
+    /// Binds the set that follows when rules that wait [enter](RuleSetPlan::entered); None if they wait no more. No other
+    /// set is bound to the same epoch.
+    pub fn bind_entry(&self, ids: &[u64], after_ms: Option<i64>, since: &Since) -> Option<Arc<RuleSetPlan>> {
+        let mut bound = self.0.bound.lock().expect(LOCK);
+        let set = Arc::new(bound.set.entered(ids, after_ms, since)?);
+        *bound = Bound { set: Arc::clone(&set), follows: None };
+        Some(set)
+    }
+
+    /// Keeps the pasts of rules at hand that a replay needs, by the hash of their bytes, for this number of workers.
+    pub fn keep_pasts(&self, hash: [u8; 32], bytes: Vec<u8>, workers: usize) {
+        self.0.pasts.lock().expect(LOCK).insert(hash, (Arc::new(bytes), workers));
+    }
+
+    /// Returns pasts that are at hand, once to each worker.
+    pub fn take_pasts(&self, hash: &[u8; 32]) -> Option<Arc<Vec<u8>>> {
+        let mut pasts = self.0.pasts.lock().expect(LOCK);
+        let (bytes, workers) = pasts.get_mut(hash)?;
+        let bytes = Arc::clone(bytes);
+        *workers = workers.saturating_sub(1);
+        if *workers == 0 {
+            pasts.remove(hash);
+        }
+        Some(bytes)
+    }
+
+    /// Notes how far the past of the rules that wait has been read, for people.
+    pub fn note_backfill(&self, progress: String) {
+        *self.0.backfill.lock().expect(LOCK) = progress;
+    }
+
+    /// Returns how far the past of the rules that wait has been read, for people; empty in processes that do not read it.
+    pub fn backfill(&self) -> String {
+        self.0.backfill.lock().expect(LOCK).clone()
     }
 
     /// Lets a set come into force, unless a newer one has.

@@ -9,12 +9,14 @@
 //! [`VirtualRun::finish`] ends the input. A backtest passes the watermark of its partitions with each epoch.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use differential_dataflow::AsCollection;
 use differential_dataflow::input::InputSession;
-use headwater_dataflows::{Captures, Clock, Epoch, EventTime, Offset, Partition, Position};
+use headwater_dataflows::{Captures, Clock, Epoch, EventTime, Offset, Partition, Position, Record};
 use headwater_sinks::{Cell, tables};
 use timely::WorkerConfig;
 use timely::communication::Allocator;
@@ -58,6 +60,9 @@ pub struct EpochResults {
     pub refused: Vec<RefusedEvent>,
 }
 
+/// Captured states, by operator and key.
+pub type Captured = BTreeMap<(Arc<str>, Vec<u8>), Vec<u8>>;
+
 /// A run of a plan on one worker, in the thread that owns it.
 pub struct VirtualRun {
     worker: Worker,
@@ -66,6 +71,9 @@ pub struct VirtualRun {
     probe: ProbeHandle<Epoch>,
     encoded: Rc<RefCell<Vec<EncodedOutputs>>>,
     alerts: Arc<RecentAlerts>,
+    /// The latest captured record of each operator and key.
+    captured: Rc<RefCell<Captured>>,
+    captures: ProbeHandle<Epoch>,
     epoch: Epoch,
     max_out_of_orderness_ms: i64,
     /// The greatest event time that has arrived.
@@ -81,13 +89,19 @@ impl VirtualRun {
         let (encoded, recent) = (Rc::<RefCell<Vec<_>>>::default(), Arc::clone(&alerts));
         let history = RuleHistory::of(plan);
         let (list, probe) = (Rc::clone(&encoded), ProbeHandle::new());
+        let (states, stored) = (Rc::<RefCell<Captured>>::default(), ProbeHandle::new());
+        let captured = Rc::clone(&states);
         let (events, clock) = worker.dataflow::<Epoch, _, _>(|scope| {
             let mut events = InputSession::new();
             let (clock, control) = Clock::new(scope);
             let captures = Captures::new(scope);
             let (_, rejected) = scope.new_input();
-            let inputs =
-                Inputs { events: events.to_collection(scope), rejected: rejected.as_collection(), control };
+            let inputs = Inputs {
+                events: events.to_collection(scope),
+                rejected: rejected.as_collection(),
+                control,
+                refused: None,
+            };
             let Computed { encoded, .. } =
                 compute(inputs, &captures, plan, &history, &routes, &metrics, Some(recent));
             encoded
@@ -95,6 +109,8 @@ impl VirtualRun {
                     list.borrow_mut().push(encoded.clone())
                 })
                 .probe_with(&probe);
+            let records = captures.finish().expect("nothing was restored");
+            records.inspect(move |record| store(&mut states.borrow_mut(), record)).probe_with(&stored);
             (events, clock)
         });
         VirtualRun {
@@ -104,6 +120,8 @@ impl VirtualRun {
             probe,
             encoded,
             alerts,
+            captured,
+            captures: stored,
             epoch: Epoch(0),
             max_out_of_orderness_ms: plan.time.max_out_of_orderness_ms,
             greatest: EventTime::MIN,
@@ -118,6 +136,21 @@ impl VirtualRun {
             self.events.insert(event);
         }
         self.end_epoch(self.greatest.minus_ms(self.max_out_of_orderness_ms).minus_ms(1))
+    }
+
+    /// Returns the states of all operators at this watermark, which is not below the current one: the effect of the events
+    /// up to it.
+    pub fn states(&mut self, watermark: EventTime) -> Captured {
+        self.epoch = self.epoch.next();
+        self.events.advance_to(self.epoch);
+        self.events.flush();
+        self.clock.checkpoint(watermark);
+        while self.captures.less_than(&self.epoch) {
+            self.worker.step_or_park(Some(Duration::from_millis(1)));
+        }
+        self.encoded.take();
+        self.alerts.take();
+        self.captured.borrow().clone()
     }
 
     /// Ends the input: the watermark goes to infinity, so that whatever waits for it comes.
@@ -146,6 +179,14 @@ impl VirtualRun {
         }
         let refused = self.encoded.take().iter().flatten().flat_map(refused_events).collect();
         EpochResults { alerts: self.alerts.take(), refused }
+    }
+}
+
+fn store(captured: &mut Captured, record: &Record) {
+    let name = (Arc::clone(&record.operator), record.key.clone());
+    match &record.value {
+        Some(value) => drop(captured.insert(name, value.clone())),
+        None => drop(captured.remove(&name)),
     }
 }
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use differential_dataflow::AsCollection;
 use headwater_dataflows::{
-    Captures, Checkpoint, ControlStream, Epoch, EventTime, Offset, Partition, RestoreError,
+    Captures, Checkpoint, ControlStream, Epoch, EventTime, Offset, Partition, RefusedLog, RestoreError,
 };
 use headwater_sinks::Generation;
 use timely::dataflow::operators::probe::Handle as Probe;
@@ -29,14 +29,16 @@ use timely::dataflow::{Scope, StreamVec};
 
 use crate::coordination::ingest::{Liveness, Pace, Timing, Unfinal};
 use crate::coordination::{
-    Collector, GroupOffsets, InForce, ListVersion, Marks, Operator, Position, Positions, Versions, Watermark,
+    Collector, GroupOffsets, InForce, ListVersion, Marks, Operator, Position, Positions, StoredPasts,
+    Versions, Watermark,
 };
 use crate::lists::{Lists, Table};
 use crate::metrics::Metrics;
 use crate::outputs::{EncodedOutputs, RecentAlerts, SinkRoute, split_by_sink};
 use crate::pipeline::{
-    Computed, Inputs, LiveRules, Plan, RuleHistory, RuleOperators, States, compute, operators,
+    Computed, Inputs, LiveRules, Plan, RuleHistory, RuleOperators, RulePasts, States, compute, operators,
 };
+use crate::runtime::backfill::Gate;
 use crate::runtime::checkpoint::operators::{Concluder, Marked, conclude, marks, store};
 use crate::runtime::checkpoint::writer::CheckpointWriterHandle;
 use crate::runtime::commit::delivery::deliver;
@@ -90,6 +92,10 @@ pub struct FlowInputs {
     pub preloaded: Arc<Mutex<Preloaded>>,
     /// The changes that are requested.
     pub requests: ChangeRequests,
+    /// The exchange with the thread that makes the pasts of rules.
+    pub gate: Gate,
+    /// Receives the positions of refused events, in the process of worker 0.
+    pub refused: RefusedLog,
     /// The settings of checkpoints; None if checkpoints are disabled.
     pub checkpoints: Option<CheckpointSettings>,
     /// The checkpoint that the operators resume from; None at the beginning of the pipeline.
@@ -250,6 +256,7 @@ impl FlowInputs {
             counted: self.counted,
             positions: Positions::of(known),
             requests: self.requests.clone(),
+            gate: self.gate.clone(),
             in_force: self.in_force.clone(),
             marker: self.checkpoints.as_ref().map(marker),
             close_at_end: *close_at_end,
@@ -286,6 +293,7 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
         rules,
         lists,
         preloaded,
+        refused,
         failure,
         metrics,
         recent,
@@ -300,11 +308,13 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
     let durable = durable(bindings.clone(), ledger.as_ref().map(LedgerWriterHandle::durable));
     let observed = reports.then(|| Arc::clone(&metrics));
     let rule_operators: Rc<OnceCell<RuleOperators>> = Rc::default();
-    let mut change_rules = apply_rules(Rc::clone(&rule_operators), rules, failure.clone(), observed.clone());
+    let of_worker = (scope.index(), scope.peers());
+    let mut change_rules =
+        apply_rules(Rc::clone(&rule_operators), rules, of_worker, failure.clone(), observed.clone());
     let mut change_lists = apply_lists(lists.clone(), preloaded, failure.clone());
     let change = move |in_force: &InForce, contents: &[Contents]| {
         change_lists(in_force, contents);
-        change_rules(in_force);
+        change_rules(in_force, contents);
     };
     let settling = (reports && !lists.is_empty()).then(Settling::default);
     let passed = settling.clone();
@@ -330,7 +340,7 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
         (Some(_), Some(checkpoint)) => Captures::restore(scope, checkpoint),
     };
     let (events, rejected) = (events.as_collection(), rejected.as_collection());
-    let inputs = Inputs { events, rejected, control: control.clone() };
+    let inputs = Inputs { events, rejected, control: control.clone(), refused: Some(refused) };
     let Computed { encoded, load, states, rules } =
         compute(inputs, &captures, &plan, &history, &routes, &metrics, recent);
     assert!(rule_operators.set(rules).is_ok(), "a dataflow is built once");
@@ -365,14 +375,30 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
 fn apply_rules(
     operators: Rc<OnceCell<RuleOperators>>,
     rules: LiveRules,
+    (worker, peers): (usize, usize),
     failure: Failure,
     metrics: Option<Arc<Metrics>>,
-) -> impl FnMut(&InForce) {
-    move |InForce { since, change }| {
+) -> impl FnMut(&InForce, &[Contents]) {
+    move |InForce { since, change }, contents| {
         let Some(text) = &change.rules else { return };
-        match rules.read(text) {
+        let pasts = match change.pasts {
+            None => Ok(RulePasts::default()),
+            Some(StoredPasts { hash, .. }) => {
+                let arrived = contents.iter().find(|contents| contents.hash == hash);
+                let bytes =
+                    arrived.map(|contents| Arc::clone(&contents.bytes)).or_else(|| rules.take_pasts(&hash));
+                let bytes = bytes.ok_or_else(|| "their pasts did not come with the change".to_owned());
+                bytes.and_then(|bytes| RulePasts::decode(&bytes, worker, peers))
+            }
+        };
+        let operators = operators.get().expect("the dataflow is built before it runs");
+        let added = pasts.and_then(|pasts| {
+            let set = rules.read(text)?;
+            operators.add(since, &set, &pasts).map_err(|damage| damage.to_string())?;
+            Ok(set)
+        });
+        match added {
             Ok(set) => {
-                operators.get().expect("the dataflow is built before it runs").add(since, &set);
                 rules.enter(&set);
                 if let Some(metrics) = &metrics {
                     metrics.watch_rules(set.errors());

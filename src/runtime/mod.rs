@@ -1,5 +1,6 @@
 //! The runtime: workers, the dataflow, the driver that carries out the decisions of `coordination`, and shutdown.
 
+mod backfill;
 mod background;
 mod checkpoint;
 mod commit;
@@ -12,6 +13,7 @@ mod lists;
 mod peers;
 mod queries;
 mod recovery;
+pub mod rereading;
 mod rule_control;
 mod threads;
 mod watch;
@@ -36,7 +38,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::{Epoch, Offset, Partition, ShardId};
+use headwater_dataflows::{Epoch, Offset, Partition, RefusedLog, ShardId};
 use headwater_sinks::WriterContext;
 
 use timely::worker::Worker;
@@ -50,7 +52,8 @@ use crate::otlp::Exporter;
 use crate::outputs::{RecentAlerts, SinkJob, SinkRoute};
 use crate::pipeline::{Limits, LiveRules, Plan, RuleHistory};
 use crate::routes::{Deliverer, DeliverySettings};
-use crate::source::{Opening, Source};
+use crate::source::{Opening, Reopening, Source};
+use backfill::{BackfillSettings, Backfiller, Gate};
 use commit::ledger_writer::LedgerWriterHandle;
 use commit::sink_writer::WriterHandle;
 use failure::Failure;
@@ -60,7 +63,7 @@ use ingest::rejections::Rejections;
 use ingest::trace::TraceWriter;
 use lists::{ListReaders, Requester};
 use queries::Mailbox;
-use recovery::bootstrap::spawn_join_watchdog;
+use recovery::bootstrap::{local_workers, spawn_join_watchdog};
 use recovery::joining::JoinPhase;
 use recovery::lists::{Preloaded, StartLists};
 use recovery::origin::{Origin, attribute_fencing, fenced_by_zombie};
@@ -93,6 +96,8 @@ pub struct Job {
     pub rules: LiveRules,
     /// The changes that other threads request.
     pub requests: ChangeRequests,
+    /// Opens the source again for the pasts of rules; the reason if it cannot be read again.
+    pub reopen: Result<Reopening, String>,
     /// The lists that rules look values up in.
     pub lists: Lists,
     /// The lists whose sources this process reads.
@@ -107,6 +112,10 @@ pub struct Job {
 
 /// The offset of the next record of each partition.
 type Offsets = Vec<(Partition, Offset)>;
+
+/// The reason why rules cannot enter with their past in a run with a ledger and without checkpoints.
+const NO_STORE: &str =
+    "the run has a [ledger] and no [checkpoint], so that a replay would not have the past of rules";
 
 /// The interval at which offsets are committed to the consumer group.
 const OFFSETS_EVERY: Duration = Duration::from_millis(500);
@@ -132,6 +141,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         queries,
         rules,
         requests,
+        reopen,
         lists,
         list_configs,
         peers,
@@ -156,7 +166,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let prepared = prepare(role, source, &mut sinks, context, &mut plan, &start)?;
     let PreparedRun { context, mut origin, source, positions, known, first_epoch, skips, in_force, .. } =
         prepared;
-    let (newest_lists, preloaded) = (prepared.newest_lists, prepared.preloaded);
+    let (newest_lists, preloaded, starts) = (prepared.newest_lists, prepared.preloaded, prepared.starts);
     let history = recovery::rules::history(&in_force, &rules)?;
     metrics.watch_rules(history.newest().errors());
     plan.first_epoch = plan.first_epoch.max(first_epoch);
@@ -188,6 +198,23 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let requester = requester.transpose().map_err(threads::cannot_start)?;
     let writers =
         threads.start_sink_writers(sinks, &origin, &context, &skips, ledger.as_ref(), &provenance)?;
+    let (gate, refused) = (Gate::default(), RefusedLog::default());
+    let store =
+        checkpoints.as_ref().map(|settings| settings.checkpoint_writer.clone()).filter(|_| has_ledger);
+    let backfiller = (first_worker == 0).then(|| {
+        Backfiller::start(BackfillSettings {
+            plan: plan.clone(),
+            live: rules.clone(),
+            requests: requests.clone(),
+            gate: gate.clone(),
+            refused: refused.clone(),
+            reopen: if has_ledger && store.is_none() { Err(NO_STORE.to_owned()) } else { reopen },
+            is_topic: source.ends().is_some(),
+            starts,
+            store,
+        })
+    });
+    let backfiller = backfiller.transpose().map_err(threads::cannot_start)?;
     let trace = match &plan.record_bindings {
         Some(path) if first_worker == 0 => Some(TraceWriter::create(path)?),
         _ => None,
@@ -212,6 +239,8 @@ pub fn run(job: Job) -> Result<(), RunError> {
         history,
         rules,
         requests,
+        gate,
+        refused,
         lists,
         preloaded: Arc::new(Mutex::new(preloaded)),
         stopping,
@@ -223,8 +252,8 @@ pub fn run(job: Job) -> Result<(), RunError> {
         mailboxes: Mutex::new(queries.open(own, processes(&workers) * local_workers)),
     };
     run_workers(workers, shared, recorded_cluster)?;
-    // It has a handle of the checkpoint writer.
-    drop(requester);
+    // They have a handle of the checkpoint writer.
+    drop((requester, backfiller));
     let ledger = threads.join();
     // After the last commit of the sinks, so that it can deliver all that is in the outbox.
     drop(deliverer);
@@ -290,11 +319,10 @@ fn end(
 
 /// Returns the index of the first worker of this process, and the number of its workers.
 fn local(config: &timely::Config) -> (usize, usize) {
-    use timely::CommunicationConfig::{Cluster, Process, ProcessBinary, Thread};
+    let workers = local_workers(config);
     match &config.communication {
-        Thread => (0, 1),
-        Process(threads) | ProcessBinary(threads) => (0, *threads),
-        Cluster { threads, process, .. } => (process * threads, *threads),
+        timely::CommunicationConfig::Cluster { process, .. } => (process * workers, workers),
+        _ => (0, workers),
     }
 }
 
@@ -313,6 +341,8 @@ struct RunShared {
     history: RuleHistory,
     rules: LiveRules,
     requests: ChangeRequests,
+    gate: Gate,
+    refused: RefusedLog,
     lists: Lists,
     /// The contents that the replay needs.
     preloaded: Arc<Mutex<Preloaded>>,
@@ -384,6 +414,8 @@ impl RunShared {
             lists: self.lists.clone(),
             preloaded: Arc::clone(&self.preloaded),
             requests: self.requests.clone(),
+            gate: self.gate.clone(),
+            refused: self.refused.clone(),
             checkpoints,
             restored: self.origin.state(worker.index(), worker.peers())?,
             stopping: Arc::clone(&self.stopping),

@@ -90,6 +90,8 @@ pub struct FollowingRule {
     pub id: String,
     /// True if it goes on with its state; false if it begins without state.
     pub keeps_state: bool,
+    /// True if its past is read first: it comes into force with a later set, as if it had always been there.
+    pub waits: bool,
     /// The event time after which its alerts are those of a rule that has always been there; null if they all are, if that
     /// is not certain of any, or if the change was not applied.
     pub complete_from: Option<String>,
@@ -138,7 +140,10 @@ impl RuleControl {
     /// Returns what a change to these rules would do.
     pub fn preview(&self, rules: &[RulePlan]) -> RuleSetChange {
         let before = self.live.bound();
-        RuleSetChange { version: before.version, ..differences(&before.rules, rules) }
+        RuleSetChange {
+            version: before.version,
+            ..differences(&before.all(), &rules.iter().collect::<Vec<_>>())
+        }
     }
 
     /// Lets these rules come into force. `file` is the identity of the rules of the configuration, if these are they.
@@ -170,7 +175,7 @@ impl RuleControl {
         Ok(RuleSetChange {
             version: set.version,
             epoch: Some(in_force.since.epoch.0),
-            ..differences(&before.rules, &set.rules)
+            ..differences(&before.all(), &set.all())
         }
         .with_completeness(&set))
     }
@@ -178,7 +183,13 @@ impl RuleControl {
 
 impl FollowingRule {
     fn new(rule: &RulePlan, keeps_state: bool) -> FollowingRule {
-        FollowingRule { id: rule.id.to_string(), keeps_state, complete_from: None, knows_since: None }
+        FollowingRule {
+            id: rule.id.to_string(),
+            keeps_state,
+            waits: false,
+            complete_from: None,
+            knows_since: None,
+        }
     }
 }
 
@@ -186,6 +197,7 @@ impl RuleSetChange {
     fn with_completeness(mut self, set: &RuleSetPlan) -> RuleSetChange {
         for changed in self.added.iter_mut().chain(&mut self.changed) {
             let rule = set.rules.iter().find(|rule| *rule.id == *changed.id);
+            changed.waits = set.waiting.iter().any(|rule| *rule.id == *changed.id);
             changed.complete_from = rule.and_then(|rule| rule.complete.from_ms()).map(rfc3339);
             changed.knows_since = rule.and_then(|rule| rule.complete.since_ms()).map(rfc3339);
         }
@@ -194,12 +206,13 @@ impl RuleSetChange {
 }
 
 /// Returns the differences between rules, which are identified by their ids.
-fn differences(before: &[RulePlan], now: &[RulePlan]) -> RuleSetChange {
-    let find = |rules: &'_ [RulePlan], id: &str| rules.iter().position(|rule| *rule.id == *id);
+fn differences(before: &[&RulePlan], now: &[&RulePlan]) -> RuleSetChange {
+    let find = |rules: &'_ [&RulePlan], id: &str| rules.iter().position(|rule| *rule.id == *id);
     let mut change = RuleSetChange::default();
     for rule in now {
-        let Some(before) = find(before, &rule.id).map(|at| &before[at]) else {
-            change.added.push(FollowingRule::new(rule, false));
+        let Some(before) = find(before, &rule.id).map(|at| before[at]) else {
+            let added = FollowingRule::new(rule, false);
+            change.added.push(FollowingRule { waits: rule.has_backfill, ..added });
             continue;
         };
         if before.text == rule.text {

@@ -62,12 +62,12 @@ impl Threads {
         let (checkpoint_writer, thread) = spawned.map_err(cannot_start)?;
         self.writers.push(thread);
         let manifests = std::mem::take(&mut origin.manifests);
-        let recorded_lists = std::mem::take(&mut origin.recorded_lists);
+        let recorded_contents = std::mem::take(&mut origin.recorded_contents);
         let checkpoint_writer_of_ledger = checkpoint_writer.clone();
         let retention = ManifestRetention {
             keep,
             manifests,
-            recorded_lists,
+            recorded_contents,
             checkpoint_writer: checkpoint_writer_of_ledger,
         };
         Ok((CheckpointSettings { checkpoint_writer, interval_ms, generation }, retention))

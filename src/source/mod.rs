@@ -131,6 +131,9 @@ pub trait Source: Send + Sync {
 /// A function that opens a source, to be read from these offsets, by partition, or from its configured start.
 pub type Opening = Box<dyn FnOnce(Option<Vec<Offset>>) -> Result<Arc<dyn Source>, SourceError> + Send>;
 
+/// A function that opens a source again: a topic at the first record with this timestamp, in milliseconds, or a later one.
+pub type Reopening = Arc<dyn Fn(Option<i64>) -> Result<Arc<dyn Source>, SourceError> + Send + Sync>;
+
 /// An error of a source.
 #[derive(Debug, Error)]
 pub enum SourceError {

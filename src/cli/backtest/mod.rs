@@ -2,14 +2,13 @@
 //!
 //! ```text
 //!   CONFIG, NEW ─▶ Plan in force, Plan of the candidate
-//!   topic or files ─▶ Input: epochs ─┬▶ VirtualRun, rules in force ──────┬▶ Store: alerts_before, alerts_after
+//!   topic or files ─▶ Rereading ─────┬▶ VirtualRun, rules in force ──────┬▶ Store: alerts_before, alerts_after
 //!        (read once)                 └▶ VirtualRun, rules of the candidate ┘     └─▶ differences ─▶ Report
 //! ```
 //!
 //! The dataflow is that of a run, without sinks, ledger, consumer group and clock. Each side has a thread of its own, and
 //! waits for records in a short queue, so that memory is bounded by the operators.
 
-mod input;
 mod labels;
 mod report;
 mod side;
@@ -25,7 +24,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::{Args, ValueHint};
 use headwater_dataflows::Since;
-use input::{EpochInput, Input};
 use labels::Labels;
 use report::{Admitted, Labelled, Report};
 use side::{Refused, Side, evaluate};
@@ -33,9 +31,12 @@ use store::Store;
 
 use super::command::parse_time;
 use super::{config_error, output, warn};
+use crate::assembly;
 use crate::config::{Candidate, Config, SourceConfig};
 use crate::lists::{Table, Version};
 use crate::pipeline::Plan;
+use crate::runtime::rereading::{self, EpochInput, RereadSettings, Rereading};
+use crate::source::SourceError;
 
 /// Arguments of `backtest`.
 #[derive(Args, Clone, Debug, PartialEq)]
@@ -95,7 +96,7 @@ pub fn backtest(args: &BacktestArgs) -> anyhow::Result<()> {
     let plans = [plan(&config), plan(&candidate.config)];
     let decoders = if candidate.has_fields { 2 } else { 1 };
     let decoded_by: Vec<&Plan> = plans.iter().take(decoders).collect();
-    let mut input = Input::open(&config, &decoded_by, since_ms(args, &plans))?;
+    let mut input = open(&config, &decoded_by, since_ms(args, &plans))?;
     let refused = evaluate_both(&plans, &mut input, &times, &store, labels.as_mut())?;
     let took = started.elapsed();
     let store = store.into_inner().expect("no holder of the lock panics");
@@ -137,17 +138,26 @@ fn plan(config: &Config) -> Plan {
     Plan { windows: Vec::new(), ..config.plan.clone() }
 }
 
+/// Opens the source, to be read to its present end and decoded by these plans.
+fn open(config: &Config, plans: &[&Plan], since_ms: Option<i64>) -> Result<Rereading, SourceError> {
+    let source = assembly::reopening(config, true)(since_ms)?;
+    let is_topic = matches!(config.source, SourceConfig::Kafka(_));
+    let settings = RereadSettings { is_topic, closes: config.source.is_bounded(), ends: None };
+    let starts = source.start().to_vec();
+    Rereading::begin(source, &starts, plans, settings)
+}
+
 /// Returns the timestamp from which on a topic is read.
 fn since_ms(args: &BacktestArgs, plans: &[Plan]) -> Option<i64> {
     let look_back = |plan: &Plan| Plan::longest_look_back_ms(&plan.patterns, &plan.rules);
     let longest = plans.iter().map(look_back).max().unwrap_or(0);
-    args.from.map(|from| input::since_ms(from, longest, &plans[0].time))
+    args.from.map(|from| rereading::since_ms(from, longest, &plans[0].time))
 }
 
 /// Evaluates both sides, each in a thread. Returns the events that each has refused.
 fn evaluate_both(
     plans: &[Plan; 2],
-    input: &mut Input,
+    input: &mut Rereading,
     times: &Range<i64>,
     store: &Mutex<Store>,
     labels: Option<&mut Labels>,
@@ -175,7 +185,7 @@ fn evaluate_both(
 
 /// Reads the input, and sends each epoch to both sides, until the end of the input or of the times.
 fn feed(
-    input: &mut Input,
+    input: &mut Rereading,
     senders: Vec<SyncSender<EpochInput>>,
     times: &Range<i64>,
     mut labels: Option<&mut Labels>,
@@ -212,7 +222,7 @@ fn note_labelled(epoch: &EpochInput, times: &Range<i64>, labels: &mut Labels) {
 
 fn report(
     plans: &[Plan; 2],
-    input: &Input,
+    input: &Rereading,
     refused: [Refused; 2],
     took: Duration,
     store: &Store,

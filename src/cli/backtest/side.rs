@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::mpsc::Receiver;
 
-use super::input::EpochInput;
 use super::store::Store;
 use crate::outputs::RecentAlert;
 use crate::pipeline::{EpochResults, Plan, VirtualRun};
+use crate::runtime::rereading::EpochInput;
 
 /// A side of a backtest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use differential_dataflow::{AsCollection, VecCollection};
+use headwater_dataflows::RefusedLog;
 use headwater_dataflows::{Captures, ControlStream, Epoch, Partition};
 use headwater_sinks::{Changes, CommitPermit, Generation, LedgerId, Shards, WriterContext};
 use timely::dataflow::StreamVec;
@@ -344,7 +345,7 @@ fn encode<'scope>(
 ) -> StreamVec<'scope, Epoch, (Epoch, EncodedOutputs)> {
     let scope = events.inner.scope();
     let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
-    let inputs = Inputs { events, rejected, control };
+    let inputs = Inputs { events, rejected, control, refused: Some(RefusedLog::default()) };
     compute(inputs, &captures, plan, &RuleHistory::of(plan), routes, metrics, None).encoded
 }
 

@@ -19,7 +19,9 @@ pub fn text(set: &RuleSetPlan) -> Vec<String> {
         (_, Some(since)) => Some(format!("rule {}: knows events after {}", rule.id, rfc3339(since))),
         _ => None,
     };
-    std::iter::once(first).chain(incomplete(set).filter_map(of_rule)).collect()
+    let waits = |rule: &RulePlan| format!("rule {}: waits until its past has been read", rule.id);
+    let waiting = set.waiting.iter().map(waits);
+    std::iter::once(first).chain(incomplete(set).filter_map(of_rule)).chain(waiting).collect()
 }
 
 /// Returns the set as JSON.
@@ -32,5 +34,6 @@ pub fn json(set: &RuleSetPlan) -> Value {
         })
     };
     let incomplete: Vec<_> = incomplete(set).map(of_rule).collect();
-    json!({ "version": set.version, "rules": set.rules.len(), "incomplete": incomplete })
+    let waiting: Vec<_> = set.waiting.iter().map(|rule| &*rule.id).collect();
+    json!({ "version": set.version, "rules": set.rules.len(), "incomplete": incomplete, "waiting": waiting })
 }

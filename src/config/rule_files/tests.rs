@@ -89,7 +89,7 @@ fn errors_name_the_file_and_the_line() {
     assert_eq!(
         errors,
         [
-            "DIR/a.toml line 4: rules[0].colour: unknown key; known keys: by, count, description, emit, id, mode, \
+            "DIR/a.toml line 4: rules[0].colour: unknown key; known keys: backfill, by, count, description, emit, id, mode, \
              severity, suppress, where",
             "DIR/b.toml line 6: rules[1].where: column 7: unknown field amuont; did you mean amount?, in: event.amuont > 1.0",
             "DIR/b.toml line 7: fields: a file of rules has only sections [[rules]]; move this to the configuration that names \

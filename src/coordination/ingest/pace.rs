@@ -68,6 +68,6 @@ impl Paced {
     /// and its records would become late while they wait.
     pub fn allows(&self, partition: Partition, greatest: Option<EventTime>, idle: bool) -> bool {
         let within = self.drift_bound.is_none_or(|bound| greatest.is_none_or(|time| time <= bound));
-        idle || (self.permission.allows(partition) && within)
+        (idle && self.permission != ReadPermission::None) || (self.permission.allows(partition) && within)
     }
 }

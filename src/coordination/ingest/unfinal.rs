@@ -49,6 +49,8 @@ pub enum ReadPermission {
     All,
     /// Only the slowest partition: all others are too far ahead of it.
     Only(Partition),
+    /// No partition.
+    None,
 }
 
 impl ReadPermission {
@@ -57,6 +59,7 @@ impl ReadPermission {
         match self {
             ReadPermission::All => true,
             ReadPermission::Only(slowest) => partition == slowest,
+            ReadPermission::None => false,
         }
     }
 }

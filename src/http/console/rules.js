@@ -32,6 +32,13 @@ function completeness(rule) {
   return rule.knows_since ? `; knows events after ${timeText(rule.knows_since)}` : '';
 }
 
+/** Returns which rules wait until their past has been read, if any do. */
+function waitingText(waiting) {
+  if (!waiting.length) return null;
+  const { progress } = waiting[0];
+  return `Reading the past of ${waiting.map((rule) => rule.id).join(', ')}${progress ? `: ${progress}` : ''}`;
+}
+
 export class Rules {
   constructor(onRules) {
     this.onRules = onRules;
@@ -45,7 +52,7 @@ export class Rules {
     node.hidden = true;
     byId('rules').append(node);
     makeScrollable(byId('rules'), 'Rules');
-    this.poller = new Poller(EVERY_MS, () => get('/rules'), ({ rules }) => this.#show(rules), (error) => this.#fail(error));
+    this.poller = new Poller(EVERY_MS, () => get('/rules'), ({ rules, waiting }) => this.#show(rules, waiting), (error) => this.#fail(error));
     this.poller.start();
   }
 
@@ -53,7 +60,7 @@ export class Rules {
     notice(byId('rules-notice'), 'warn', explain(error));
   }
 
-  #show(rules) {
+  #show(rules, waiting) {
     const at = Date.now();
     const totals = new Map(rules.map((rule) => [rule.id, rule.raised]));
     const last = this.samples.at(-1);
@@ -62,7 +69,7 @@ export class Rules {
     this.samples.push({ at, totals });
     while (this.samples.length > 2 && at - this.samples[0].at > SPAN_MS) this.samples.shift();
     this.onRules(rules.map((rule) => rule.id));
-    notice(byId('rules-notice'), 'info', rules.length ? null : 'No rules are configured.');
+    notice(byId('rules-notice'), 'info', waitingText(waiting) ?? (rules.length ? null : 'No rules are configured.'));
     this.node.hidden = rules.length === 0;
     const span = (at - this.samples[0].at) / 1000;
     setText(byId('rules-note'), span ? `Totals since the start; rates of the last ${seconds(Math.round(span))}.` : 'Totals since the start.');

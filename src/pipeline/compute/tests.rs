@@ -7,7 +7,7 @@ use std::time::Duration;
 use differential_dataflow::AsCollection;
 use differential_dataflow::input::InputSession;
 use headwater_dataflows::windows::EmitPolicy;
-use headwater_dataflows::{Clock, EventTime};
+use headwater_dataflows::{Clock, EventTime, RefusedLog};
 use headwater_sinks::{Changes, row_name, tables};
 use timely::WorkerConfig;
 use timely::communication::Allocator;
@@ -47,6 +47,7 @@ fn plan(windows: Vec<WindowPlan>, patterns: Patterns) -> Plan {
             max_rejected_share: None,
             rejected_window: Duration::from_secs(60),
             ttl_ms: 3_600_000,
+            backfill_horizon_ms: 3_600_000,
         },
         windows,
         patterns,
@@ -94,8 +95,13 @@ fn run(plan: &Plan, sinks: &[OutputMapping], epochs: Vec<(Vec<Event>, i64)>) -> 
         let (clock, control) = Clock::new(scope);
         let captures = Captures::new(scope);
         let (_, rejected) = scope.new_input();
-        let inputs =
-            Inputs { events: events.to_collection(scope), rejected: rejected.as_collection(), control };
+        let log = RefusedLog::default();
+        let inputs = Inputs {
+            events: events.to_collection(scope),
+            rejected: rejected.as_collection(),
+            control,
+            refused: Some(log),
+        };
         let Computed { encoded, .. } =
             compute(inputs, &captures, plan, &RuleHistory::of(plan), &routes, &metrics, None);
         encoded.inspect(move |(_, encoded)| list.borrow_mut().push(encoded.clone()));
@@ -147,7 +153,7 @@ fn operators_have_the_names_of_stored_checkpoints() {
     let plan = plan(vec![minute("user_1m", By::KeyOfUser)], Patterns::default());
     let listed = operators(&plan, &[SinkEncoding::Rows(ALL)]);
     let names: Vec<_> = listed.iter().map(|operator| &*operator.name).collect();
-    assert_eq!(names, ["Admit", "Admit: ids", "Enrich", "Rules", "Rules: key", "Window: user_1m"]);
+    assert_eq!(names, ["Admit", "Admit: ids", "Enrich", "Refused", "Rules", "Rules: key", "Window: user_1m"]);
 }
 
 #[test]
@@ -224,6 +230,7 @@ fn key_spaces_and_rules_have_operators_of_their_own() {
         "Key: shop: ids",
         "Key: unused",
         "Key: unused: ids",
+        "Refused",
         "Rules",
         "Rules: key",
         "Rules: shop",

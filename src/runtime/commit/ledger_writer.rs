@@ -138,8 +138,8 @@ pub struct ManifestRetention {
     pub keep: usize,
     /// The manifests in the ledger, in order.
     pub manifests: Vec<StoredManifest>,
-    /// The contents of lists that recorded epochs let come into force, from the oldest kept manifest on, in order.
-    pub recorded_lists: Vec<(Epoch, Vec<[u8; 32]>)>,
+    /// The contents of lists and the pasts of rules that recorded epochs let come into force, from the oldest kept manifest on, in order.
+    pub recorded_contents: Vec<(Epoch, Vec<[u8; 32]>)>,
     /// Deletes the parts that only dropped manifests refer to.
     pub checkpoint_writer: CheckpointWriterHandle,
 }
@@ -196,7 +196,7 @@ impl Writer {
                     rounds.appended(Transaction { first: round[0].epoch, last: last.epoch, step });
                 }
                 crash::point("ledger.append.after");
-                self.note_lists(&round);
+                self.note_contents(&round);
                 self.shared.publish(last.epoch);
             }
             calls.into_iter().for_each(Callback::call);
@@ -207,22 +207,24 @@ impl Writer {
         Ok(())
     }
 
-    /// Notes the contents of lists that recorded epochs refer to.
-    fn note_lists(&mut self, round: &[EpochRecord]) {
-        let Some(ManifestRetention { recorded_lists, checkpoint_writer, .. }) = &mut self.retention else {
+    /// Notes the contents that recorded epochs refer to.
+    fn note_contents(&mut self, round: &[EpochRecord]) {
+        let Some(ManifestRetention { recorded_contents, checkpoint_writer, .. }) = &mut self.retention else {
             return;
         };
-        for EpochRecord { epoch, change, .. } in round.iter().filter(|record| !record.change.lists.is_empty())
-        {
-            let hashes: Vec<_> = change.lists.iter().map(|list| list.hash).collect();
-            recorded_lists.push((*epoch, hashes.clone()));
+        for EpochRecord { epoch, change, .. } in round {
+            let hashes: Vec<_> = change.hashes().collect();
+            if hashes.is_empty() {
+                continue;
+            }
+            recorded_contents.push((*epoch, hashes.clone()));
             checkpoint_writer.recorded_contents(hashes);
         }
     }
 
     /// Records a manifest. Deletes the parts that only older manifests refer to, once those are durably removed.
     fn conclude(&mut self, manifest: Manifest) -> Result<(), LedgerError> {
-        let Some(ManifestRetention { keep, manifests, recorded_lists, checkpoint_writer }) =
+        let Some(ManifestRetention { keep, manifests, recorded_contents, checkpoint_writer }) =
             &mut self.retention
         else {
             return Ok(());
@@ -241,11 +243,11 @@ impl Writer {
             let dropped = std::mem::replace(manifests, kept);
             checkpoint_writer.delete(unreferenced(readable(&dropped), readable(manifests)));
             // No start replays the epoch of the oldest manifest, nor one before.
-            let pruned = recorded_lists.partition_point(|(epoch, _)| *epoch <= oldest);
-            let pruned: Vec<_> = recorded_lists.drain(..pruned).flat_map(|(_, hashes)| hashes).collect();
+            let pruned = recorded_contents.partition_point(|(epoch, _)| *epoch <= oldest);
+            let pruned: Vec<_> = recorded_contents.drain(..pruned).flat_map(|(_, hashes)| hashes).collect();
             let unused = unreferenced_lists(
                 (readable(&dropped), &pruned),
-                (readable(manifests), recorded_lists.iter().flat_map(|(_, hashes)| hashes)),
+                (readable(manifests), recorded_contents.iter().flat_map(|(_, hashes)| hashes)),
             );
             if !unused.is_empty() {
                 checkpoint_writer.delete_contents(unused);
@@ -341,7 +343,7 @@ mod tests {
             retention: Some(ManifestRetention {
                 keep: 2,
                 manifests,
-                recorded_lists: Vec::new(),
+                recorded_contents: Vec::new(),
                 checkpoint_writer,
             }),
             shared: Arc::clone(&handle.shared),
@@ -440,7 +442,7 @@ mod tests {
 
     fn list_change(hash: u8) -> Change {
         let list = ListVersion { name: "blocked".into(), hash: [hash; 32], bytes: 1 };
-        Change { rules: None, lists: vec![list] }
+        Change { rules: None, lists: vec![list], pasts: None }
     }
 
     /// Returns a manifest without parts, with contents of a list in force.

@@ -13,16 +13,17 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::Operator;
 
-use crate::coordination::ingest::{Pace, TimeRules};
+use crate::coordination::ingest::{Pace, Paced, ReadPermission, TimeRules};
 use crate::coordination::{
     Binding, Bound, Closed, Collector, EpochRecord, GroupOffsets, InForce, Manifest, Marks, Positions,
     Versions, Watermark,
 };
 use crate::metrics::{Metrics, PartitionTime};
+use crate::runtime::backfill::{BoundState, Gate};
 use crate::runtime::checkpoint::operators::Marked;
 use crate::runtime::commit::ledger_writer::LedgerWriterHandle;
 use crate::runtime::failure::{Failure, RunError};
-use crate::runtime::ingest::changes::{Answer, BoundChange, ChangeRequests, Contents, Notice};
+use crate::runtime::ingest::changes::{Answer, BoundChange, ChangeRequests, Contents, Notice, bind_all};
 use crate::runtime::ingest::clock::ClockControl;
 use crate::runtime::ingest::trace::TraceWriter;
 use crate::runtime::recovery::origin::Origin;
@@ -41,6 +42,8 @@ pub struct Binder {
     pub positions: Positions,
     /// The changes of rules and lists that are requested.
     pub requests: ChangeRequests,
+    /// The exchange with the thread that makes the pasts of rules.
+    pub gate: Gate,
     /// The changes that are in force, and those that un-final events need.
     pub in_force: Versions,
     /// Marks the epochs whose state is captured; None if checkpoints are disabled.
@@ -89,7 +92,12 @@ impl Binder {
         if let Some(recorded) = replayed {
             self.origin.use_recorded_bindings(recorded, &mut bindings, &self.positions);
         }
-        let mut watermark = self.watermark.advance(&bindings, bound.wall_ms, rules);
+        let is_held = replayed.is_none() && bindings.is_empty() && self.gate.is_held();
+        let mut watermark = match is_held {
+            // The pasts of rules are those up to this watermark.
+            true => before,
+            false => self.watermark.advance(&bindings, bound.wall_ms, rules),
+        };
         self.positions.advance(&bindings);
         let times = self.watermark.partitions().zip(self.positions.as_slice());
         self.metrics.partition_times(times.map(|((watermark, idle), position)| PartitionTime {
@@ -116,12 +124,13 @@ impl Binder {
             change: change.as_ref().map(|(in_force, _)| in_force.change.clone()).unwrap_or_default(),
         };
         let now = self.started.elapsed();
-        self.clock_control.paced.set(self.pace.end_epoch(
-            now,
-            self.positions.as_slice(),
-            bound.slowest,
-            watermark,
-        ));
+        let positions = self.positions.as_slice();
+        let paced = self.pace.end_epoch(now, positions, bound.slowest, watermark);
+        let permission = if self.gate.is_held() { ReadPermission::None } else { paced.permission };
+        self.clock_control.paced.set(Paced { permission, ..paced });
+        if replayed.is_none() {
+            self.gate.note(|| self.bound_state(bound.epoch, watermark));
+        }
         self.clock_control.bound.set(bound.epoch);
         self.clock_control.wake();
         if let Some(before) = replayed.filter(|before| **before != record) {
@@ -167,10 +176,9 @@ impl Binder {
         watermark: EventTime,
         replayed: Option<&EpochRecord>,
     ) -> (Option<(InForce, Vec<Contents>)>, Option<Answer>) {
-        let since = || Since {
-            epoch: bound.epoch,
-            ends: self.positions.as_slice().iter().map(|position| position.next).collect(),
-            last_time: self.pace.unfinal.last_time().unwrap_or(EventTime::MIN).max(watermark),
+        let since = || {
+            let BoundState { epoch, positions, last_time, .. } = self.bound_state(bound.epoch, watermark);
+            Since { epoch, ends: positions, last_time }
         };
         let (change, answer) = match replayed {
             Some(before) if before.change.is_empty() => (None, None),
@@ -179,16 +187,36 @@ impl Binder {
             }
             // The last epochs of a run that stops are not those of a change.
             None if self.clock_control.stop.get() => (None, None),
-            None => match self.requests.bind(since).map(BoundChange::split) {
-                Some((change, answer)) => (change, Some(answer)),
-                None => (None, None),
-            },
+            None => {
+                let entry = || self.gate.take_entry(&self.bound_state(bound.epoch, watermark));
+                let entry = if bound.bindings.is_empty() { entry() } else { None };
+                let requested = match entry {
+                    Some(entry) => Some(bind_all(vec![entry], since())),
+                    None => self.requests.bind(since),
+                };
+                match requested.map(BoundChange::split) {
+                    Some((change, answer)) => (change, Some(answer)),
+                    None => (None, None),
+                }
+            }
         };
         if let Some((in_force, _)) = &change {
             self.in_force.add(in_force.clone());
         }
         self.in_force.settle(watermark);
         (change, answer)
+    }
+
+    /// Returns the state at the end of an epoch with this watermark.
+    fn bound_state(&self, epoch: Epoch, watermark: EventTime) -> BoundState {
+        let positions = self.positions.as_slice();
+        BoundState {
+            epoch,
+            positions: positions.iter().map(|position| position.next).collect(),
+            timestamps_ms: positions.iter().map(|position| position.timestamp_ms).collect(),
+            watermark,
+            last_time: self.pace.unfinal.last_time().unwrap_or(EventTime::MIN).max(watermark),
+        }
     }
 
     /// Decides whether to mark the epoch; if so, adds its manifest without parts to `marked` and returns true.
@@ -198,7 +226,8 @@ impl Binder {
             marks.concluded(ledger.concluded());
         }
         let last = self.clock_control.stop.get() && record.epoch == self.clock_control.newest.get();
-        if !(if last { marks.mark_last(record) } else { marks.mark(record) }) {
+        // What a change causes in the next epoch would not be captured.
+        if !record.change.is_empty() || !(if last { marks.mark_last(record) } else { marks.mark(record) }) {
             return false;
         }
         marked.borrow_mut().push_back(Manifest {

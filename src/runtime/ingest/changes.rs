@@ -22,7 +22,7 @@ use timely::dataflow::operators::generic::Operator;
 use crate::coordination::{Change, InForce};
 use crate::pipeline::{LiveRules, RulePlan};
 
-/// The contents of a list, by their SHA-256.
+/// The contents of a list, or the pasts of rules, by their SHA-256.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contents {
     /// The SHA-256.
@@ -51,7 +51,7 @@ mod shared {
 pub struct ChangeRequest {
     /// Makes the change, given where it begins.
     pub make: Box<dyn FnOnce(&Since) -> Change + Send>,
-    /// The contents of the lists in the change.
+    /// The contents of the lists in the change, and the pasts of its rules.
     pub contents: Vec<Contents>,
     /// Receives the change once its epoch is durable, so that no start can do without it.
     pub bound: SyncSender<InForce>,
@@ -114,20 +114,24 @@ impl ChangeRequests {
         if requests.is_empty() {
             return None;
         }
-        let since = since();
-        let (mut all, mut contents, mut waiting) = (Change::default(), Vec::new(), Vec::new());
-        for ChangeRequest { make, contents: of_request, bound } in requests {
-            let Change { rules, lists } = make(&since);
-            all.rules = rules.or(all.rules);
-            all.lists.retain(|before| lists.iter().all(|list| list.name != before.name));
-            all.lists.extend(lists);
-            contents.extend(of_request);
-            waiting.push(bound);
-        }
-        contents.retain(|contents| all.lists.iter().any(|list| list.hash == contents.hash));
-        crash::point("rules.bound");
-        Some(BoundChange { in_force: InForce { since, change: all }, contents, waiting })
+        Some(bind_all(requests, since()))
     }
+}
+
+/// Makes one change of requests, in order, with its contents.
+pub fn bind_all(requests: Vec<ChangeRequest>, since: Since) -> BoundChange {
+    let (mut all, mut contents, mut waiting) = (Change::default(), Vec::new(), Vec::new());
+    for ChangeRequest { make, contents: of_request, bound } in requests {
+        let Change { rules, lists, pasts } = make(&since);
+        (all.rules, all.pasts) = (rules.or(all.rules), pasts.or(all.pasts));
+        all.lists.retain(|before| lists.iter().all(|list| list.name != before.name));
+        all.lists.extend(lists);
+        contents.extend(of_request);
+        waiting.push(bound);
+    }
+    contents.retain(|contents| all.hashes().any(|hash| hash == contents.hash));
+    crash::point("rules.bound");
+    BoundChange { in_force: InForce { since, change: all }, contents, waiting }
 }
 
 /// Answers those who asked for a change.

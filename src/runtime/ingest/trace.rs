@@ -118,10 +118,10 @@ mod tests {
     #[test]
     fn a_change_is_part_of_its_epoch() {
         let list = ListVersion { name: "blocked".to_owned(), hash: [10; 32], bytes: 7 };
-        let described = describe(&Change { rules: None, lists: vec![list] });
+        let described = describe(&Change { rules: None, lists: vec![list], pasts: None });
         let hash = "0a".repeat(32);
         assert_eq!(described, json!({"rules": null, "lists": [{"name": "blocked", "hash": hash}]}));
-        let rules = Change { rules: Some("text".to_owned()), lists: Vec::new() };
+        let rules = Change { rules: Some("text".to_owned()), lists: Vec::new(), pasts: None };
         assert_eq!(describe(&rules), json!({"rules": "text", "lists": []}));
     }
 

@@ -11,7 +11,7 @@ use timely::CommunicationConfig::Cluster;
 use timely::dataflow::operators::vec::{Broadcast, ToStream};
 use timely::dataflow::operators::{Inspect, Probe};
 
-use crate::coordination::{CommittedThrough, ListVersion, Positions, Skip};
+use crate::coordination::{CommittedThrough, ListVersion, Positions, Skip, StoredPasts};
 use crate::runtime::failure::RunError;
 use crate::runtime::recovery::joining::{self, JoinPhase};
 
@@ -30,6 +30,8 @@ pub struct ClusterBootstrap {
     pub rules: Vec<String>,
     /// The contents of lists that the replay lets come into force.
     pub lists: Vec<ListVersion>,
+    /// The pasts of rules that enter in the replay.
+    pub pasts: Vec<StoredPasts>,
     /// The positions to read from.
     pub positions: Positions,
     /// The last epoch of the ledger.
@@ -45,6 +47,16 @@ pub fn processes(workers: &timely::Config) -> usize {
     match &workers.communication {
         Cluster { addresses, .. } => addresses.len(),
         _ => 1,
+    }
+}
+
+/// Returns the number of workers of this process.
+pub fn local_workers(workers: &timely::Config) -> usize {
+    match &workers.communication {
+        timely::CommunicationConfig::Thread => 1,
+        timely::CommunicationConfig::Process(threads)
+        | timely::CommunicationConfig::ProcessBinary(threads)
+        | Cluster { threads, .. } => *threads,
     }
 }
 

@@ -7,7 +7,7 @@ use headwater_dataflows::{Record, SHARDS, ShardId};
 use thiserror::Error;
 
 use crate::coordination::{Manifest, Operator, PartKind, PartName, Resume, chain};
-use crate::pipeline::{self, ConfigChange, ENRICH, OWN_RULES, RULES, SPACE, WINDOW};
+use crate::pipeline::{self, ConfigChange, ENRICH, OWN_RULES, REFUSED, RULES, SPACE, WINDOW};
 use crate::runtime::checkpoint::writer::{WriterId, merge, put, read};
 use crate::runtime::failure::RunError;
 use crate::state::StateStore;
@@ -123,7 +123,9 @@ const EARLIER_RULE: &str = "Rule: ";
 /// Returns true if an operator exists or not as the configuration says: that of a window, of a key space, or of rules of
 /// the user's own; or if it stands for such a rule.
 fn is_configured(operator: &str) -> bool {
-    [WINDOW, SPACE, OWN_RULES, EARLIER_RULE].iter().any(|prefix| operator.starts_with(prefix))
+    // Earlier programs did not keep the positions of refused events.
+    operator == REFUSED
+        || [WINDOW, SPACE, OWN_RULES, EARLIER_RULE].iter().any(|prefix| operator.starts_with(prefix))
 }
 
 /// Returns the operators that do not fit their state, each with the reason. Added and removed windows, rules and key

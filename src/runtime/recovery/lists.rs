@@ -172,7 +172,7 @@ pub fn record_changed(
     ledger.append(std::slice::from_ref(&record))?;
     crash::point("ledger.append.after");
     origin.durable = record.epoch;
-    origin.recorded_lists.push((record.epoch, record.change.lists.iter().map(|list| list.hash).collect()));
+    origin.recorded_contents.push((record.epoch, record.change.lists.iter().map(|list| list.hash).collect()));
     origin.replay.push(record);
     Ok(())
 }

@@ -74,8 +74,8 @@ pub struct Origin {
     pub durable: Epoch,
     /// The committed epochs of each sink.
     pub committed_through: Vec<CommittedThrough>,
-    /// The contents of lists that recorded epochs let come into force, in order.
-    pub recorded_lists: Vec<(Epoch, Vec<[u8; 32]>)>,
+    /// The contents of lists and the pasts of rules that recorded epochs let come into force, in order.
+    pub recorded_contents: Vec<(Epoch, Vec<[u8; 32]>)>,
     /// The first offset to read of each partition that has lost records to be replayed.
     pub read_from: BTreeMap<Partition, Offset>,
 }
@@ -222,14 +222,14 @@ pub fn origin(
         *changes = None;
         return origin(history, sinks, operators, live);
     }
-    let recorded_lists = recorded_lists(&epochs);
+    let recorded_contents = recorded_contents(&epochs);
     let (manifest, state) = match checkpoints {
         None => (None, Vec::new()),
         Some(Checkpoints { store, .. }) => {
             let chosen = first_readable(&resume.origins, &manifests, &mut **store)?;
             let chosen =
                 chosen.ok_or(NoResume::from(NoOrigin::Unreadable { pruned, durable: resume.durable }))?;
-            delete_unused(&mut **store, claim, &manifests, &recorded_lists)?;
+            delete_unused(&mut **store, claim, &manifests, &recorded_contents)?;
             chosen
         }
     };
@@ -243,16 +243,15 @@ pub fn origin(
         replay: epochs,
         durable: resume.durable,
         committed_through: resume.committed_through,
-        recorded_lists,
+        recorded_contents,
         read_from: BTreeMap::new(),
     })
 }
 
-/// Returns the contents of lists that epochs let come into force.
-fn recorded_lists(epochs: &[EpochRecord]) -> Vec<(Epoch, Vec<[u8; 32]>)> {
-    let changes = epochs.iter().filter(|record| !record.change.lists.is_empty());
-    let hashes = |record: &EpochRecord| record.change.lists.iter().map(|list| list.hash).collect();
-    changes.map(|record| (record.epoch, hashes(record))).collect()
+/// Returns the contents in the state store that recorded epochs refer to.
+fn recorded_contents(epochs: &[EpochRecord]) -> Vec<(Epoch, Vec<[u8; 32]>)> {
+    let of_epoch = |record: &EpochRecord| (record.epoch, record.change.hashes().collect::<Vec<_>>());
+    epochs.iter().map(of_epoch).filter(|(_, hashes)| !hashes.is_empty()).collect()
 }
 
 /// Returns the refusal of a start without checkpoints of a pipeline that has them.
@@ -467,7 +466,7 @@ fn delete_unused(
     store: &mut dyn StateStore,
     claim: &Claim,
     manifests: &[StoredManifest],
-    recorded_lists: &[(Epoch, Vec<[u8; 32]>)],
+    recorded_contents: &[(Epoch, Vec<[u8; 32]>)],
 ) -> Result<(), RunError> {
     if manifests.iter().any(|stored| stored.manifest.is_err()) {
         return Ok(());
@@ -478,7 +477,7 @@ fn delete_unused(
         store.delete(&name.to_string())?;
     }
     let mut needed = lists_of(readable(manifests));
-    needed.extend(recorded_lists.iter().flat_map(|(_, hashes)| hashes));
+    needed.extend(recorded_contents.iter().flat_map(|(_, hashes)| hashes));
     contents::delete_unused(store, &claim.ledger_id, claim.generation, &needed)?;
     Ok(())
 }

@@ -7,14 +7,16 @@
 use std::sync::mpsc::sync_channel;
 
 use headwater_dataflows::{EventTime, Since};
+use headwater_sinks::LedgerId;
 
 use crate::config::{RecordedRules, recorded_rules};
-use crate::coordination::{Change, EpochRecord, InForce, Manifest, Versions};
+use crate::coordination::{Change, EpochRecord, InForce, Manifest, StoredPasts, Versions};
 use crate::ledger::{Genesis, LedgerError, StoredManifest, readable};
 use crate::pipeline::{LiveRules, Plan, RuleHistory, RuleSetPlan, identity};
+use crate::runtime::checkpoint::contents;
 use crate::runtime::failure::RunError;
 use crate::runtime::ingest::changes::{ChangeRequest, ChangeRequests};
-use crate::runtime::recovery::origin::{Origin, Records};
+use crate::runtime::recovery::origin::{Checkpoints, Origin, Records};
 
 /// Returns the text of the rules with which a pipeline began. Pipelines that began before rules could change have not
 /// recorded a text, but the ids of the rules, of which the configuration's may have changed since.
@@ -56,7 +58,7 @@ pub fn permitted_rules(text: &str, live: &LiveRules) -> Result<String, RunError>
 pub fn add_spaces(plan: &mut Plan, texts: &[String], live: &LiveRules) -> Result<(), RunError> {
     for text in texts {
         let set = live.read(text).map_err(unreadable)?;
-        plan.spaces.extend(set.rules.iter().filter_map(|rule| rule.by.space().cloned()));
+        plan.spaces.extend(set.all().into_iter().filter_map(|rule| rule.by.space().cloned()));
     }
     Ok(())
 }
@@ -96,6 +98,29 @@ pub fn history(in_force: &Versions, live: &LiveRules) -> Result<RuleHistory, Run
     let history = RuleHistory::new(sets);
     live.begin(history.newest());
     Ok(history)
+}
+
+/// Returns the pasts of rules that enter in the replay of these epochs.
+pub fn replayed_pasts(replay: &[EpochRecord]) -> Vec<StoredPasts> {
+    replay.iter().filter_map(|record| record.change.pasts).collect()
+}
+
+/// Reads the pasts of rules that a replay needs, for the workers of this process.
+///
+/// # Errors
+/// If they are missing or damaged.
+pub fn load_pasts(
+    live: &LiveRules,
+    pasts: &[StoredPasts],
+    workers: usize,
+    stored: Option<(&mut Checkpoints, &LedgerId)>,
+) -> Result<(), RunError> {
+    let Some((Checkpoints { store, .. }, ledger_id)) = stored else { return Ok(()) };
+    for StoredPasts { hash, .. } in pasts {
+        let bytes = contents::get(&mut **store, ledger_id, "the pasts of rules", *hash)?;
+        live.keep_pasts(*hash, bytes, workers);
+    }
+    Ok(())
 }
 
 /// Requests that the rules of the configuration come into force after the replay, if they have changed since the

@@ -17,7 +17,7 @@ use crate::pipeline::{LiveRules, Plan, RuleSetPlan, operators};
 use crate::runtime::checkpoint::writer::WriterId;
 use crate::runtime::failure::RunError;
 use crate::runtime::ingest::changes::ChangeRequests;
-use crate::runtime::recovery::bootstrap::{ClusterBootstrap, exchange_bootstrap, processes};
+use crate::runtime::recovery::bootstrap::{ClusterBootstrap, exchange_bootstrap, local_workers, processes};
 use crate::runtime::recovery::discard::{DiscardContext, discard_state, reset_epoch};
 use crate::runtime::recovery::lists::{
     Preloaded, StartLists, add_first, begin, newest, read_first, record_changed, replayed, retain_known,
@@ -26,7 +26,8 @@ use crate::runtime::recovery::origin::{
     Checkpoints, History, OpenedSink, Origin, Records, fenced_by_zombie, open_sink, origin,
 };
 use crate::runtime::recovery::rules::{
-    add_spaces, all_rules, first_rules, in_force, permitted_rules, request_configured,
+    add_spaces, all_rules, first_rules, in_force, load_pasts, permitted_rules, replayed_pasts,
+    request_configured,
 };
 use crate::source::{Opening, Source};
 
@@ -70,6 +71,8 @@ pub struct PreparedRun {
     pub checkpoints: Option<Checkpoints>,
     /// The changes in force at the point to resume from.
     pub in_force: Versions,
+    /// The offset at which the pipeline began, by partition; empty in a follower.
+    pub starts: Vec<Offset>,
     /// The contents of lists that are in force after the replay.
     pub newest_lists: Vec<ListVersion>,
     /// The contents of lists that the replay needs.
@@ -123,7 +126,9 @@ pub fn prepare(
             add_first(&first, &mut in_force);
             let preloaded = begin(start.lists.lists, &in_force, &[], None)?;
             let known = positions.as_slice().len();
+            let starts = source.start().to_vec();
             Ok(PreparedRun {
+                starts,
                 context,
                 origin,
                 source,
@@ -234,6 +239,10 @@ fn prepare_leader(
     let replayed = begin_lists(&mut history, &mut origin, &in_force, latest, &start.lists, metrics)?;
     let stored = history.checkpoints.as_mut().map(|checkpoints| (checkpoints, &context.ledger_id));
     let preloaded = begin(start.lists.lists, &in_force, &replayed, stored)?;
+    let stored = history.checkpoints.as_mut().map(|checkpoints| (checkpoints, &context.ledger_id));
+    load_pasts(start.live, &replayed_pasts(&origin.replay), local_workers(workers), stored)?;
+    let genesis = history.claim.genesis.as_ref();
+    let starts = genesis.map_or_else(|| source.start().to_vec(), |genesis| genesis.starts.clone());
     if processes(workers) > 1 {
         let names = found.iter().map(|(name, _)| (*name).to_owned());
         let committed_through = names.zip(origin.committed_through.iter().cloned()).collect();
@@ -252,6 +261,7 @@ fn prepare_leader(
     // New epochs are above every epoch that was ever recorded or committed, also of another ledger.
     let first_epoch = origin.durable.max(latest).next();
     Ok(PreparedRun {
+        starts,
         context,
         origin,
         source,
@@ -302,6 +312,7 @@ fn send_bootstrap(
         manifest: origin.manifest.as_ref().map(encode_manifest),
         rules,
         lists: lists.to_vec(),
+        pasts: replayed_pasts(&origin.replay),
         positions: positions.clone(),
         durable: origin.durable,
         committed_through,
@@ -338,6 +349,7 @@ fn prepare_follower(
         manifest,
         rules: texts,
         lists: replayed,
+        pasts,
         positions,
         durable,
         committed_through,
@@ -370,7 +382,10 @@ fn prepare_follower(
     let in_force = retain_known(in_force(&origin, first), start.lists.lists);
     let stored = checkpoints.as_mut().map(|checkpoints| (checkpoints, &context.ledger_id));
     let preloaded = begin(start.lists.lists, &in_force, &replayed, stored)?;
+    let stored = checkpoints.as_mut().map(|checkpoints| (checkpoints, &context.ledger_id));
+    load_pasts(start.live, &pasts, local_workers(workers), stored)?;
     Ok(PreparedRun {
+        starts: Vec::new(),
         context,
         origin,
         source,

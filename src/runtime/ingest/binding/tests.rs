@@ -10,6 +10,7 @@ use timely::worker::Worker;
 use super::*;
 use crate::coordination::ingest::{Liveness, Unfinal};
 use crate::coordination::{Change, WatermarkRule};
+use crate::runtime::backfill::Gate;
 use crate::runtime::commit::ledger_writer::{Entry, durable};
 use crate::runtime::fakes::{self, Collected, binding, collect, record, settle, worker};
 use crate::runtime::ingest::changes::ChangeRequest;
@@ -42,6 +43,7 @@ fn fixture(replay: Vec<EpochRecord>) -> Fixture {
         started: Instant::now(),
         positions: Positions::starting(&[Offset(0)]),
         requests: ChangeRequests::default(),
+        gate: Gate::default(),
         in_force: Versions::default(),
         marker: Some(Marker {
             marks: Marks::new(100, Epoch(0)),
@@ -198,8 +200,39 @@ fn a_checkpoint_has_the_changes_that_are_in_force() {
     request_rules(&fixture);
     fixture.binder.end_epoch(&bound(4, vec![binding(10)]));
     fixture.binder.end_epoch(&Bound { wall_ms: 100, ..bound(5, vec![binding(20)]) });
+    fixture.binder.end_epoch(&Bound { wall_ms: 200, ..bound(6, vec![binding(30)]) });
     let manifests = fixture.marked.take();
     assert_eq!(manifests[0].in_force.rules(), Some("rules since 4 at 9"));
+}
+
+#[test]
+fn rules_enter_in_an_epoch_without_records_while_the_run_holds() {
+    let mut fixture = fixture(Vec::new());
+    let gate = fixture.binder.gate.clone();
+    let newest = || gate.bound_after(Epoch(0), Duration::ZERO).expect("the run goes on");
+    assert_eq!(newest(), None);
+    fixture.binder.end_epoch(&bound(4, vec![binding(10)]));
+    gate.hold();
+    fixture.binder.end_epoch(&bound(5, vec![binding(20)]));
+    let state = newest().expect("a bound epoch");
+    assert_eq!(
+        (state.epoch, &state.positions[..], state.watermark),
+        (Epoch(5), &[Offset(20)][..], EventTime(19))
+    );
+    assert_eq!(fixture.binder.clock_control.paced.get().permission, ReadPermission::None);
+    let (bound_entry, entry) = std::sync::mpsc::sync_channel(1);
+    let make = |since: &Since| Change { rules: Some(since.epoch.to_string()), ..Change::default() };
+    gate.offer(state, ChangeRequest { make: Box::new(make), contents: Vec::new(), bound: bound_entry });
+    let other = request_rules(&fixture);
+    let notice = fixture.binder.end_epoch(&bound(6, Vec::new())).expect("a notice");
+    assert_eq!(notice.control, Control { watermark: EventTime(19), checkpoint: false });
+    fixture.recorded();
+    assert_eq!(entry.try_recv().expect("bound").change.rules.as_deref(), Some("6"));
+    assert!(other.try_recv().is_err() && !gate.is_held(), "another change follows in a later epoch");
+    fixture.binder.end_epoch(&bound(7, vec![binding(30)]));
+    fixture.recorded();
+    assert!(other.try_recv().is_ok());
+    assert_eq!(fixture.binder.clock_control.paced.get().permission, ReadPermission::All);
 }
 
 #[test]

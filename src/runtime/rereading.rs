@@ -1,4 +1,4 @@
-//! The records of a backtest, in epochs.
+//! Records that are read beside or without a run, in epochs: for a backtest, and for the pasts of rules.
 //!
 //! ```text
 //!   source ─▶ reader ─ the same number of records from each partition that may be read ─▶ one epoch
@@ -13,10 +13,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::{EventTime, Partition};
+use headwater_dataflows::{EventTime, Offset, Partition};
 
-use crate::assembly;
-use crate::config::{Config, SourceConfig};
 use crate::coordination::ingest::{
     Clocks, Liveness, Pace, Paced, PartitionState, PartitionTracker, RECORD_OVERHEAD, TimeRules, Timing,
     Unfinal, UnfinalBytes,
@@ -25,7 +23,6 @@ use crate::coordination::{Binding, Position, Positions, Watermark, WatermarkRule
 use crate::decode::{Decoder, Reason, withholding};
 use crate::event::Event;
 use crate::pipeline::{Plan, Time};
-use crate::source::kafka::StartFrom;
 use crate::source::{Budget, Raw, Reader, Source, SourceError};
 
 /// The number of records that an epoch takes from each partition of a topic.
@@ -62,8 +59,19 @@ pub struct Decoded {
     pub rejected: BTreeMap<&'static str, u64>,
 }
 
+/// The way in which records are read again.
+#[derive(Clone, Debug)]
+pub struct RereadSettings {
+    /// True if the records are those of a topic.
+    pub is_topic: bool,
+    /// True if the watermark goes to infinity at the end of the input.
+    pub closes: bool,
+    /// The offset after the last record to read, by partition; None: all that there are now.
+    pub ends: Option<Vec<Offset>>,
+}
+
 /// The records of a source, decoded by one plan or by two.
-pub struct Input {
+pub struct Rereading {
     reader: Box<dyn Reader>,
     views: Vec<View>,
     timing: Timing,
@@ -71,8 +79,7 @@ pub struct Input {
     positions: Positions,
     pace: Pace,
     paced: Paced,
-    /// True if the watermark goes to infinity at the end of the input.
-    closes: bool,
+    settings: RereadSettings,
     records: u64,
     is_ended: bool,
     // The reader needs the open source.
@@ -88,33 +95,36 @@ struct View {
     decoded: Decoded,
 }
 
-impl Input {
-    /// Opens the source of a configuration, to be decoded by these plans. A topic is read from the first record with a
-    /// timestamp of `since_ms` or later, other sources from their first record.
+impl Rereading {
+    /// Begins to read a source from these offsets, by partition, to be decoded by these plans.
     ///
     /// # Errors
-    /// If the source cannot be opened.
-    pub fn open(config: &Config, plans: &[&Plan], since_ms: Option<i64>) -> Result<Input, SourceError> {
-        let source = open_source(config, since_ms)?;
-        let owned: Vec<_> = (0..).map(Partition).zip(source.start().iter().copied()).collect();
+    /// If the source cannot be read.
+    pub fn begin(
+        source: Arc<dyn Source>,
+        starts: &[Offset],
+        plans: &[&Plan],
+        settings: RereadSettings,
+    ) -> Result<Rereading, SourceError> {
+        let owned: Vec<_> = (0..).map(Partition).zip(starts.iter().copied()).collect();
         let gates = plans.iter().filter_map(|plan| plan.decoding.gate()).collect();
         let mut reader = withholding(source.reader(&owned)?, gates);
         for &(partition, _) in &owned {
             reader.set_paused(partition, true)?;
         }
-        let (time, is_topic) = (config.plan.time, matches!(config.source, SourceConfig::Kafka(_)));
-        let positions = Positions::starting(source.start());
+        let time = plans[0].time;
+        let positions = Positions::starting(starts);
         let drift_ms = time.max_drift_ms.unwrap_or(TOPIC_DRIFT_MS).min(TOPIC_DRIFT_MS);
         let mut pace = Pace {
             unfinal: Unfinal::default(),
-            unfinal_limit: config.plan.limits.unfinal_bytes,
-            max_drift_ms: if is_topic { Some(drift_ms) } else { time.max_drift_ms },
+            unfinal_limit: plans[0].limits.unfinal_bytes,
+            max_drift_ms: if settings.is_topic { Some(drift_ms) } else { time.max_drift_ms },
             liveness: Liveness::new(time.standstill(), time.held_warning),
         };
         let paced = pace.end_epoch(Duration::ZERO, positions.as_slice(), None, EventTime::MIN);
-        Ok(Input {
+        let mut rereading = Rereading {
             reader,
-            views: plans.iter().map(|plan| View::new(plan, positions.as_slice(), &time)).collect(),
+            views: plans.iter().map(|plan| View::new(plan, positions.as_slice(), &plan.time)).collect(),
             timing: Timing {
                 idle_timeout: time.idle_timeout,
                 held_timeout: time.held_timeout,
@@ -122,15 +132,49 @@ impl Input {
                 max_jump_ms: time.max_jump_ms,
                 counted: true,
             },
-            epoch_records: if is_topic { TOPIC_EPOCH_RECORDS } else { time.epoch_records },
+            epoch_records: if settings.is_topic { TOPIC_EPOCH_RECORDS } else { time.epoch_records },
             positions,
             pace,
             paced,
-            closes: config.source.is_bounded(),
+            settings,
             records: 0,
             is_ended: owned.is_empty(),
             _source: source,
-        })
+        };
+        rereading.limit()?;
+        Ok(rereading)
+    }
+
+    /// Goes on from where it is to these ends. A partition that was not among the starts is read from its first record.
+    ///
+    /// # Errors
+    /// If the source cannot be read.
+    pub fn go_on(&mut self, ends: Vec<Offset>) -> Result<(), SourceError> {
+        let position = Position::starting(Offset(0));
+        for (partition, _) in (0..).map(Partition).zip(&ends).skip(self.views[0].trackers.len()) {
+            self.reader.add(partition, position.next)?;
+            self.reader.set_paused(partition, true)?;
+            let tracker = || PartitionTracker::new(partition, &position);
+            self.views.iter_mut().for_each(|view| view.trackers.push(tracker()));
+        }
+        (self.is_ended, self.settings.ends) = (ends.is_empty(), Some(ends));
+        self.limit()
+    }
+
+    fn limit(&mut self) -> Result<(), SourceError> {
+        for (partition, end) in (0..).map(Partition).zip(self.settings.ends.iter().flatten()) {
+            self.reader.set_limit(partition, Some(*end))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the states of the partitions. One whose records have all been read has ended.
+    fn states(&self) -> Vec<PartitionState> {
+        let mut states = self.reader.partitions();
+        for (state, end) in states.iter_mut().zip(self.settings.ends.iter().flatten()) {
+            state.ended |= state.position >= *end;
+        }
+        states
     }
 
     /// Returns the number of records that were read.
@@ -151,7 +195,7 @@ impl Input {
         if self.is_ended {
             return Ok(None);
         }
-        for at in 0..self.positions.as_slice().len() {
+        for at in 0..self.views[0].trackers.len() {
             let partition = Partition(at as u32);
             let tracker = &self.views[0].trackers[at];
             if self.paced.allows(partition, tracker.greatest(), tracker.is_idle()) {
@@ -160,9 +204,9 @@ impl Input {
                 self.reader.set_paused(partition, true)?;
             }
         }
-        let states = self.reader.partitions();
+        let states = self.states();
         self.is_ended = states.iter().all(|state| state.ended);
-        let closes = self.is_ended && self.closes;
+        let closes = self.is_ended && self.settings.closes;
         let mut epoch = Vec::new();
         for (at, view) in self.views.iter_mut().enumerate() {
             let (bindings, unfinal) = view.close(&states);
@@ -179,26 +223,20 @@ impl Input {
 
     /// Reads the share of an epoch from a partition, or the rest of the partition.
     fn read_share(&mut self, at: usize) -> Result<(), SourceError> {
-        let Input { reader, views, timing, epoch_records, records, .. } = self;
-        let (mut left, mut last) = (*epoch_records as usize, Instant::now());
-        while left > 0 && !reader.partitions()[at].ended {
+        let (mut left, mut last) = (self.epoch_records as usize, Instant::now());
+        while left > 0 && !self.states()[at].ended {
             let budget = Budget { records: left, bytes: READ_BYTES };
+            let Rereading { reader, views, timing, .. } = self;
             let read = reader.read(budget, &mut |raw| {
                 views.iter_mut().for_each(|view| view.accept(raw, timing));
             })?;
             left -= read.min(left);
-            *records += read as u64;
+            self.records += read as u64;
             if read > 0 {
                 last = Instant::now();
             } else if last.elapsed() > MAX_SILENCE {
-                let seconds = MAX_SILENCE.as_secs();
-                let reason = match reader.partitions()[at].is_withheld {
-                    true => format!("the next record has been waiting for its schema for {seconds} s"),
-                    false => format!("no record for {seconds} s"),
-                };
-                let action = format!("read partition {at} to its end");
-                return Err(SourceError::Unavailable { action, source: reason.into() });
-            } else if !reader.partitions()[at].ended {
+                return Err(silent(&self.states()[at], last.elapsed()));
+            } else if !self.states()[at].ended {
                 std::thread::sleep(PAUSE);
             }
         }
@@ -206,16 +244,15 @@ impl Input {
     }
 }
 
-/// Opens the source to be read to its present end, without the offsets of a consumer group.
-fn open_source(config: &Config, since_ms: Option<i64>) -> Result<Arc<dyn Source>, SourceError> {
-    let mut source = config.source.clone();
-    let mut context = assembly::source_context(config, true);
-    if let SourceConfig::Kafka(kafka) = &mut source {
-        kafka.start_from = since_ms.map_or(StartFrom::Earliest, StartFrom::Time);
-        // Together, they make the start independent of the group's offsets.
-        (kafka.start_from_is_set, context.has_ledger) = (true, true);
-    }
-    source.connector().open(context, None)
+/// Returns the error of a partition without records for this long.
+fn silent(state: &PartitionState, silence: Duration) -> SourceError {
+    let seconds = silence.as_secs();
+    let reason = match state.is_withheld {
+        true => format!("the next record has been waiting for its schema for {seconds} s"),
+        false => format!("no record for {seconds} s"),
+    };
+    let action = format!("read partition {} to its end", state.partition.0);
+    SourceError::Unavailable { action, source: reason.into() }
 }
 
 impl View {
