@@ -138,8 +138,8 @@ impl Variant {
 }
 
 /// A pipeline of files whose rules change.
-struct Changing {
-    files: Files,
+pub struct Changing {
+    pub files: Files,
     /// Sections beside fields, keys, windows and rules.
     sections: String,
     /// The epochs that changes were bound to, as commands said.
@@ -152,19 +152,24 @@ impl Changing {
     }
 
     fn of(files: Files) -> Changing {
+        Changing::of_flow(files, OWN_FLOW)
+    }
+
+    /// Returns a pipeline that begins with these rules.
+    pub fn of_flow(files: Files, first: &str) -> Changing {
         let state = files.path("state").display().to_string();
         let sections = format!(
             "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n[checkpoint]\ninterval = \"100ms\"\nkeep = 2\n\
              [state]\npath = {state:?}\n"
         );
         let changing = Changing { files, sections, acknowledged: Vec::new() };
-        changing.write("first.toml", OWN_FLOW);
-        changing.write("run.toml", OWN_FLOW);
+        changing.write("first.toml", first);
+        changing.write("run.toml", first);
         changing
     }
 
     /// Writes a configuration with these rules to a file, which is replaced at once, as an editor does.
-    fn write(&self, name: &str, flow: &str) -> PathBuf {
+    pub fn write(&self, name: &str, flow: &str) -> PathBuf {
         // Few epochs at once, so that a run can be disturbed often before the end of the input.
         let text = self.files.configuration("epochs_in_flight = 2\n", &format!("{flow}{}", self.sections));
         let (path, new) = (self.files.path(name), self.files.path("new.toml"));
@@ -178,7 +183,7 @@ impl Changing {
     }
 
     /// Lets rules come into force with a command. Returns false if the run has ended before it could answer.
-    fn apply(&mut self, run: &mut Process, flow: &str) -> bool {
+    pub fn apply(&mut self, run: &mut Process, flow: &str) -> bool {
         let candidate = self.write("candidate.toml", flow);
         let Some(address) = address(run) else { return false };
         let output = wait_for("the rules to be in force", || {
@@ -197,7 +202,7 @@ impl Changing {
     }
 
     /// Checks that no change that was said to be in force is lost.
-    fn check(&self) {
+    pub fn check(&self) {
         let (sink, ledger) = self.files.frontiers();
         assert!(sink <= ledger, "the sink has epoch {sink}, the ledger {ledger}");
         let newest = self.acknowledged.last();
@@ -205,12 +210,12 @@ impl Changing {
     }
 
     /// Returns the epochs of the durable changes, once no run goes on.
-    fn changes(&self) -> Vec<i64> {
+    pub fn changes(&self) -> Vec<i64> {
         merge_bindings(self.files.dir(), self.files.frontiers().1);
         changes(self.files.dir())
     }
 
-    fn judge(&self) {
+    pub fn judge(&self) {
         let expected = self.files.expected(&self.files.path("first.toml"));
         expected.judge_directory(&self.files.path("results"));
         let changes = self.changes();
@@ -284,7 +289,7 @@ fn rules_change_while_files_are_read_through_kills() {
 }
 
 /// A feed of a topic, in a thread of its own.
-fn feed(mut feed: Feed, records: Vec<(usize, String)>) -> JoinHandle<()> {
+pub fn feed(mut feed: Feed, records: Vec<(usize, String)>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         for piece in records.chunks(40) {
             feed.produce(piece);
@@ -294,7 +299,7 @@ fn feed(mut feed: Feed, records: Vec<(usize, String)>) -> JoinHandle<()> {
 }
 
 /// Creates a topic and returns its name.
-fn create_topic(name: &str) -> String {
+pub fn create_topic(name: &str) -> String {
     let topic = format!("raw-{name}-{}", std::process::id());
     topics(&brokers()).create(&[TopicSpec::new(&topic, PARTITIONS as u32)]).expect("created");
     topic

@@ -26,6 +26,10 @@ pub const CONFIG_CHANGE_POINTS: [&str; 2] = ["ledger.amend.before", "ledger.amen
 /// The crash points of a change of rules.
 pub const RULE_POINTS: [&str; 2] = ["rules.requested", "rules.bound"];
 
+/// The crash points of the entry of rules with a backfill.
+pub const BACKFILL_POINTS: [&str; 4] =
+    ["backfill.read", "backfill.stored", "backfill.offered", "backfill.bound"];
+
 /// The crash points of the file sink.
 pub const FILE_POINTS: [&str; 2] = ["file.appended", "file.written"];
 
@@ -37,8 +41,15 @@ pub const LIST_POINTS: [&str; 4] = ["lists.stored", "lists.requested", "lists.bo
 
 /// Returns the crash points that any run reaches, except those of lists and of the sinks of files and Redis.
 pub fn common_points() -> Vec<&'static str> {
-    let others =
-        [&CONFIG_CHANGE_POINTS[..], &RULE_POINTS, &FILE_POINTS, &REDIS_POINTS, &LIST_POINTS].concat();
+    let others = [
+        &CONFIG_CHANGE_POINTS[..],
+        &RULE_POINTS,
+        &BACKFILL_POINTS,
+        &FILE_POINTS,
+        &REDIS_POINTS,
+        &LIST_POINTS,
+    ]
+    .concat();
     POINTS.into_iter().filter(|point| !others.contains(point)).collect()
 }
 

@@ -2,6 +2,7 @@
 
 mod api;
 mod applied_rules;
+mod backfill;
 mod backtest;
 mod bench;
 mod brokers;

@@ -160,7 +160,13 @@ def alerts(result, sets, schema, pipeline):
     """Returns every change of every alert, as rows by epoch."""
     rows = []
     histories = defaultdict(History)  # by state and key
-    for epoch, batch in result.arrivals():
+    entering = [(rules.epoch, version) for rules in sets for version in rules.versions if version.after is not None]
+    arrivals = [*result.arrivals(), (math.inf, [])]
+    seen = []
+    for epoch, batch in arrivals:
+        while entering and entering[0][0] < epoch:
+            rows += enter(pipeline, *entering.pop(0), seen, schema, histories)
+        seen += batch
         by_history = defaultdict(list)
         versions = own_versions.of_epoch(sets, epoch).versions
         for event in batch:
@@ -178,6 +184,25 @@ def alerts(result, sets, schema, pipeline):
     return sorted(rows, key=lambda row: (row["epoch"], row["alert_id"]))
 
 
+def enter(pipeline, epoch, version, seen, schema, histories):
+    """Lets a rule judge all events so far. Yields what it finds at those after which the watermark may still come."""
+    by_key = defaultdict(list)
+    for event in seen:
+        key = schema.key(version.rule.by, event)
+        entry = None if key is None else version.rule.entry(event)
+        if entry is not None:
+            by_key[key].append((version, entry))
+    for key, entries in by_key.items():
+        before, now = histories[version.state, key].add(entries)
+        now = {position: judged for position, judged in now.items() if not is_past(judged)}
+        yield from changes(pipeline, key, epoch, before, now)
+
+
+def is_past(judged):
+    after = judged.version.after
+    return after is not None and judged.match.time <= after
+
+
 def changes(pipeline, key, epoch, before, now):
     """Yields the changes of the results that do not wait for the watermark."""
     for position, judged in now.items():
@@ -193,13 +218,14 @@ def finals(result, pipeline, sets, state, key, history):
     """Yields the results that the watermark has reached. An absence is not emitted once the rule is removed."""
     for judged in history.found().values():
         epoch = result.first_epoch_reaching(judged.match.time)
-        if judged.version.rule.final and epoch is not None:
+        if judged.version.rule.final and epoch is not None and not is_past(judged):
             yield alert(pipeline, judged.version, key, epoch, "raised", judged.match)
     version = history.versions[-1]
     if version.rule.absence:
         for match in version.rule.unfollowed(history.entries):
             epoch = result.first_epoch_reaching(match.time - 1)
-            if epoch is not None and own_versions.of_epoch(sets, epoch).has(state):
+            is_past_due = version.after is not None and match.time - 1 <= version.after
+            if epoch is not None and not is_past_due and own_versions.of_epoch(sets, epoch).has(state):
                 yield alert(pipeline, version, key, epoch, "raised", severe(version.rule, match))
 
 

@@ -4,6 +4,9 @@ An event is judged by the newest set of rules that an earlier epoch than its own
 follows the one with its id. It goes on with what that one remembers if it considers the same events and differs in
 bounds only; an absence only if nothing that decides its results has changed. Otherwise it begins without history.
 
+A rule may wait: it is in no set. When it enters with its past, it judges all earlier events as well, as if it had always
+been there, and says what it finds at those that the watermark has not passed.
+
 The engine writes each set as a text, with a number for the state of each rule, its revision, and since when its alerts
 are complete. All but the last is decided here again, and must agree.
 """
@@ -16,7 +19,7 @@ from fractions import Fraction
 from config import in_milliseconds
 
 # The settings that do not decide which events match.
-LABELS = frozenset(("id", "severity", "emit", "mode", "description"))
+LABELS = frozenset(("id", "severity", "emit", "mode", "description", "backfill"))
 # The settings of each condition that do not decide what it remembers of an event.
 BOUNDS = {
     "match": (), "absence": (),
@@ -44,6 +47,8 @@ class Version:
     complete: object = "always"
     # The epoch after which its set is in force.
     set_epoch: float = float("-inf")
+    # The time up to which all is past when it enters as if it had always been there; None if it does not enter so.
+    after: object = None
 
     def __post_init__(self):
         self.definition = definition(self.given)
@@ -61,6 +66,8 @@ class RuleSet:
 
     epoch: float
     versions: list = field(default_factory=list)
+    # The settings of the rules that wait.
+    waiting: list = field(default_factory=list)
 
     def has(self, state):
         return any(version.state == state for version in self.versions)
@@ -114,10 +121,13 @@ def sets(first, changes, make, errors):
         before = {version.given["id"]: version for version in made[-1].versions}
         read = json.loads(text)
         made.append(RuleSet(epoch))
+        entry = read.get("entry") or {"rules": []}
+        made[-1].waiting = [given_of(written) for written in read.get("waiting", [])]
         for written in read["rules"]:
-            parsed = tomllib.loads(f"rule = {written['toml']}", parse_float=Fraction)
-            version = follow(in_milliseconds(parsed)["rule"], before, len(made), make)
+            version = follow(given_of(written), before, len(made), make)
             version.complete, version.set_epoch = written["complete"], epoch
+            if written["state"] in entry["rules"]:
+                version.after = entry["after_ms"]
             made[-1].versions.append(version)
             check(version, written, epoch, numbers, errors)
         # A set with the same rules, which the configuration now has as well, has the same number.
@@ -127,8 +137,13 @@ def sets(first, changes, make, errors):
     return made
 
 
+def given_of(written):
+    return in_milliseconds(tomllib.loads(f"rule = {written['toml']}", parse_float=Fraction))["rule"]
+
+
 def settings(rules):
-    return sorted((version.given for version in rules.versions), key=lambda given: given["id"])
+    given = [version.given for version in rules.versions]
+    return [sorted(some, key=lambda given: given["id"]) for some in (given, rules.waiting)]
 
 
 def follow(given, before, number, make):
