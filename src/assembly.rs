@@ -215,7 +215,7 @@ fn check_shareable(config: &Config) -> Result<(), RunError> {
     }
     if config.checkpoint.is_some() && !config.state.is_shareable() {
         return refused(
-            "several processes need a shared state store: set `state.kind = \"redis\"`, or start one process",
+            "several processes need a shared state store: set `state.kind = \"redis\"` or `\"object_store\"`, or start one process",
         );
     }
     Ok(())

@@ -7,6 +7,8 @@
 //! ```
 
 mod address;
+#[cfg(feature = "object-store")]
+pub mod pooled;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

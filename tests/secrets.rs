@@ -61,6 +61,20 @@ const OPTIONS: &[&str] = &[
     "\"group.id\" = \"hunter2\"",
 ];
 
+/// Keys of `[state]` in an object store that contain the secret.
+const OBJECT_STORES: &[&str] = &[
+    "url = \"s3://127.0.0.1/a\"\nendpoint = \"http://127.0.0.1:1\"\nallow_http = true\naccess_key_id = \"a\"\nsecret_access_key = \"hunter2\"",
+    "url = \"s3://a:hunter2@b/c\"",
+    "url = \"s3://b/c?secret=hunter2\"",
+    "url = \"s3://b/hunt-er#er-hunt\"",
+    "url = [\"hunter2\"]",
+    "url = \"s3://b/c\"\nendpoint = \"https://a:hunter2@b:1\"",
+    "url = \"s3://b/c\"\nsecret_access_key = \"hunter2\"",
+    "url = \"s3://b/c\"\naccess_key_id = \"a\"\nsecret_access_key = [\"hunter2\"]",
+    "url = \"s3://b/c\"\naccount_key = \"hunter2\"",
+    "url = \"az://b/c\"\naccount = \"a\"\naccount_key = \"hunter2\"",
+];
+
 /// Returns complete configurations, each with the secret in a different place.
 fn configurations() -> Vec<String> {
     let ledger = "[ledger]\nkind = \"sqlite\"\npath = \"ledger.db\"\n[checkpoint]\n";
@@ -79,6 +93,9 @@ fn configurations() -> Vec<String> {
     for address in REDIS {
         configurations
             .push(format!("{GENERATOR}{SQLITE}{ledger}[state]\nkind = \"redis\"\nurl = {address:?}\n"));
+    }
+    for keys in OBJECT_STORES {
+        configurations.push(format!("{GENERATOR}{SQLITE}{ledger}[state]\nkind = \"object_store\"\n{keys}\n"));
     }
     for option in OPTIONS {
         configurations.push(format!("{kafka}[source.options]\n{option}\n{SQLITE}"));
@@ -143,6 +160,10 @@ fn failing_commands_print_no_secret() {
         ),
         (
             format!("{GENERATOR}{SQLITE}{ledger}[state]\nkind = \"redis\"\nurl = {:?}\n", REDIS[1]),
+            &["run", "c.toml"],
+        ),
+        (
+            format!("{GENERATOR}{SQLITE}{ledger}[state]\nkind = \"object_store\"\n{}\n", OBJECT_STORES[0]),
             &["run", "c.toml"],
         ),
         (format!("{kafka}{}\n{SQLITE}", OPTIONS[0]), &["topics", "create", "c.toml"]),

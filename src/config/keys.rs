@@ -51,7 +51,7 @@ const MIDDLE: &[Key] = keys! {
     "limits.rejected_window" = "\"1m\"": "Wall time over which `limits.max_rejected_share` is taken."
     "limits.shutdown_timeout" = "\"30s\"": "Maximum time that a run takes to finish the records that it has read, after a request to stop. Then it exits with code 1 and names the sink that does not respond."
 
-    "state.kind" = "\"fjall\"": "State store for checkpoints: `fjall` or `rocksdb` (if built with that feature), a directory that belongs to one process, or `redis`, which several processes can share. Without `[checkpoint]`, nothing is stored."
+    "state.kind" = "\"fjall\"": "State store for checkpoints: `fjall` or `rocksdb` (if built with that feature), a directory that belongs to one process, or `redis` or `object_store` (if built with the feature `object-store`), which several processes can share. Without `[checkpoint]`, nothing is stored."
     "state.ttl" = "\"30d\"": "Time for which the state of a key is kept after its last event, in event time. A later event counts as the first of a new key. It must not be shorter than the time span of any pattern. State of a window is always kept until the window closes."
 };
 

@@ -231,6 +231,73 @@ fn kinds_that_were_not_built_are_refused() {
 }
 
 #[test]
+#[cfg(not(feature = "object-store"))]
+fn object_stores_that_were_not_built_are_refused() {
+    assert_eq!(
+        errors(&format!("{MINIMAL}[state]\nkind = \"object_store\"\nurl = \"s3://a\"\nregion = \"b\"\n")),
+        [
+            "line 7: state.kind: this program was built without object stores: build it with `cargo build --release --features object-store`"
+        ]
+    );
+}
+
+#[test]
+#[cfg(feature = "object-store")]
+fn settings_of_object_stores_fit_their_url() {
+    let of = |keys: &str| errors(&format!("{MINIMAL}[state]\nkind = \"object_store\"\n{keys}"));
+    for (keys, expected) in [
+        ("", "state.url: state in an object store needs a url, such as `s3://bucket/prefix`"),
+        ("url = \"https://a/b\"\n", "line 8: state.url: expected s3://BUCKET/PREFIX, gs://"),
+        (
+            "url = \"s3://hunter2@a\"\n",
+            "line 8: state.url: expected a bucket and a prefix without credentials",
+        ),
+        (
+            "url = \"s3://a\"\naccount = \"b\"\n",
+            "line 9: state.account: applies to `az://` only: remove this key",
+        ),
+        (
+            "url = \"gs://a\"\nregion = \"b\"\n",
+            "line 9: state.region: applies to `s3://` only: remove this key",
+        ),
+        (
+            "url = \"s3://a\"\naccess_key_id = \"b\"\n",
+            "line 9: state.access_key_id: `access_key_id` and `secret_access_key`, or",
+        ),
+        (
+            "url = \"s3://a\"\nsecret_access_key = \"hunter2\"\n",
+            "line 9: state.secret_access_key: `access_key_id` and `secret_access_key`, or",
+        ),
+        (
+            "url = \"s3://a\"\nendpoint = \"http://b:1\"\n",
+            "line 9: state.endpoint: the endpoint is not encrypted: use https://, or, for tests",
+        ),
+        (
+            "url = \"s3://a\"\nendpoint = \"b\"\n",
+            "line 9: state.endpoint: expected a URL such as \"https://minio",
+        ),
+        (
+            "url = \"s3://a\"\nretry_timeout = \"1ms\"\n",
+            "line 9: state.retry_timeout: expected a duration of at least",
+        ),
+        ("url = \"s3://a\"\npath = \"b\"\n", "line 9: state.path: "),
+    ] {
+        let errors = of(keys);
+        assert!(errors.len() == 1 && errors[0].contains(expected), "{keys}: {errors:?}");
+    }
+    for keys in [
+        "url = \"s3://a/b\"\nregion = \"r\"\naccess_key_id = \"i\"\nsecret_access_key = \"s\"\nendpoint = \"https://h:1\"\n",
+        "url = \"s3://a\"\nendpoint = \"http://h:1/\"\nallow_http = true\n",
+        "url = \"gs://a\"\nservice_account_file = \"f.json\"\n",
+        "url = \"az://a/b\"\naccount = \"c\"\naccount_key = \"d\"\n",
+        "url = \"file:///var/lib/headwater\"\n",
+    ] {
+        let text = format!("{MINIMAL}[state]\nkind = \"object_store\"\n{keys}");
+        assert!(Config::parse(&text, std::iter::empty()).is_ok(), "{keys}");
+    }
+}
+
+#[test]
 fn environment_overrides_any_key() {
     let environment = [
         set("HEADWATER__TIME__MAX_OUT_OF_ORDERNESS", "7s"),

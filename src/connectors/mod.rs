@@ -13,6 +13,7 @@ mod fjall;
 mod generator;
 mod kafka;
 mod lists;
+mod object_store;
 mod outputs;
 mod postgres;
 mod redis;
@@ -267,7 +268,7 @@ pub(crate) struct StoreKind {
 }
 
 /// All kinds of state stores.
-pub(crate) const STORES: &[StoreKind] = &[fjall::STORE, redis::STORE, rocksdb::STORE];
+pub(crate) const STORES: &[StoreKind] = &[fjall::STORE, redis::STORE, object_store::STORE, rocksdb::STORE];
 
 impl StateConfig {
     /// Tests what checkpoints need of the store.
@@ -282,12 +283,25 @@ impl StateConfig {
                 let opened = crate::state::open(self, pipeline);
                 Check::of("state", "Redis", opened.map(|_| "reachable, with durable settings".to_owned()))
             }
+            #[cfg(feature = "object-store")]
+            StateConfig::Object(config) => {
+                let opened = crate::state::open(self, pipeline);
+                let found = opened.map(|_| "reachable, can be written and read".to_owned());
+                Check::of("state", format!("objects in {}", config.url), found)
+            }
         }
     }
 
     /// Returns true if several processes can share the store.
     pub(crate) fn is_shareable(&self) -> bool {
-        matches!(self, StateConfig::Redis(_))
+        match self {
+            StateConfig::Redis(_) => true,
+            #[cfg(feature = "object-store")]
+            StateConfig::Object(_) => true,
+            #[cfg(feature = "rocksdb")]
+            StateConfig::RocksDb(_) => false,
+            StateConfig::Fjall(_) => false,
+        }
     }
 }
 

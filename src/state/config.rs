@@ -16,6 +16,9 @@ pub enum StateConfig {
     /// RocksDB, in a directory that belongs to one process.
     #[cfg(feature = "rocksdb")]
     RocksDb(PathBuf),
+    /// An object store, or a directory that several hosts share.
+    #[cfg(feature = "object-store")]
+    Object(Box<super::object::ObjectStoreConfig>),
 }
 
 impl fmt::Display for StateConfig {
@@ -26,6 +29,8 @@ impl fmt::Display for StateConfig {
             StateConfig::Redis(_) => f.write_str("Redis"),
             #[cfg(feature = "rocksdb")]
             StateConfig::RocksDb(path) => write!(f, "RocksDB in {}", path.display()),
+            #[cfg(feature = "object-store")]
+            StateConfig::Object(config) => write!(f, "the object store {}", config.url),
         }
     }
 }

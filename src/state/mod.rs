@@ -5,6 +5,8 @@
 
 mod config;
 mod fjall;
+#[cfg(feature = "object-store")]
+pub mod object;
 pub mod part;
 mod redis;
 #[cfg(feature = "rocksdb")]
@@ -12,10 +14,13 @@ mod rocksdb;
 
 use std::time::{Duration, Instant};
 
+use headwater_sinks::crash;
 use thiserror::Error;
 
 pub use self::config::{Durability, RedisConfig, StateConfig};
 pub use self::fjall::FjallStore;
+#[cfg(feature = "object-store")]
+pub use self::object::ObjectStore;
 pub use self::redis::RedisStore;
 #[cfg(feature = "rocksdb")]
 pub use self::rocksdb::RocksStore;
@@ -36,11 +41,13 @@ pub enum StateError {
     Refused(String),
 }
 
-/// A store of blobs by name. Names are ASCII without wildcards, such as `9f…/7/1200/63.delta`.
+/// A store of blobs by name. Names are ASCII without wildcards, such as `9f…/7/1200/63.delta`, and no name continues
+/// another one after a slash.
 ///
 /// # Contract
 /// A name is never reused for another blob, so storing a blob again stores the same bytes. A stored blob can be read
-/// at once, and survives a power failure once a later [`sync`](StateStore::sync) has returned. Methods block.
+/// at once, and survives a power failure once a later [`sync`](StateStore::sync) has returned. Methods block. A store may
+/// put in the background: then the error of a put is that of a later method, at the latest of `sync`.
 pub trait StateStore: Send {
     /// Stores a blob.
     ///
@@ -54,11 +61,33 @@ pub trait StateStore: Send {
     /// If the store fails.
     fn get(&mut self, name: &str) -> Result<Option<Vec<u8>>, StateError>;
 
+    /// Returns several blobs, as [`get`](StateStore::get) does, in the order of their names.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn get_all(&mut self, names: &[String]) -> Result<Vec<Option<Vec<u8>>>, StateError> {
+        names.iter().map(|name| self.get(name)).collect()
+    }
+
     /// Deletes a blob, if it exists.
     ///
     /// # Errors
     /// If the store fails; the blob may have been deleted.
     fn delete(&mut self, name: &str) -> Result<(), StateError>;
+
+    /// Deletes several blobs, if they exist: all of them, even if one cannot be deleted.
+    ///
+    /// # Errors
+    /// If the store fails for a blob; others may have been deleted.
+    fn delete_all(&mut self, names: &[String]) -> Result<(), StateError> {
+        let mut all = Ok(());
+        for name in names {
+            let one = self.delete(name);
+            crash::point("part.deleted");
+            all = all.and(one);
+        }
+        all
+    }
 
     /// Returns the names that begin with `prefix`, in order.
     ///
@@ -83,6 +112,8 @@ pub fn open(config: &StateConfig, pipeline: &str) -> Result<Box<dyn StateStore>,
         StateConfig::Redis(redis) => Box::new(RedisStore::open(redis, pipeline)?),
         #[cfg(feature = "rocksdb")]
         StateConfig::RocksDb(path) => Box::new(RocksStore::open(path)?),
+        #[cfg(feature = "object-store")]
+        StateConfig::Object(config) => Box::new(ObjectStore::open(config, pipeline)?),
     })
 }
 
@@ -112,6 +143,11 @@ pub fn open_existing(config: &StateConfig, pipeline: &str) -> Result<ExistingSto
         StateConfig::RocksDb(path) if !path.exists() => ExistingStore::Absent,
         #[cfg(feature = "rocksdb")]
         StateConfig::RocksDb(path) => ExistingStore::Open(Box::new(RocksStore::open(path)?)),
+        #[cfg(feature = "object-store")]
+        StateConfig::Object(config) => match ObjectStore::open_existing(config, pipeline)? {
+            Some(store) => ExistingStore::Open(Box::new(store)),
+            None => ExistingStore::Absent,
+        },
     })
 }
 

@@ -164,6 +164,27 @@ fn killing_any_process_loses_and_repeats_nothing() {
 }
 
 #[test]
+#[cfg(feature = "object-store")]
+fn processes_share_checkpoints_in_an_object_store() {
+    let _lock = lock_output_topics();
+    let cluster = Cluster::new(100_000);
+    let text = fs::read_to_string(cluster.path("run.toml")).expect("readable");
+    let (rest, _) = text.split_once("[state]").expect("a section");
+    let state = crate::object_store::section(cluster.dir(), &crate::object_store::server(), "cluster");
+    fs::write(cluster.path("run.toml"), format!("{rest}{state}")).expect("written");
+    let mut random = Random(0x517c_c1b7_2722_0a95);
+    for (processes, workers) in [(2, 1), (3, 1), (1, 2), (2, 2)] {
+        cluster.kill_one(cluster.start(processes, workers), &mut random);
+    }
+    cluster.start(3, 1).iter_mut().for_each(Process::expect_success);
+    cluster.judge();
+    assert!(
+        cluster.postgres.max_of("headwater_pruned", "through") > 0,
+        "no checkpoint was used: the ledger was never pruned"
+    );
+}
+
+#[test]
 fn unshareable_settings_are_refused_for_several_processes() {
     let dir = tempfile::tempdir().expect("a directory");
     let (hosts, config) = (dir.path().join("hosts"), dir.path().join("run.toml"));

@@ -28,6 +28,8 @@ mod live;
 mod liveness;
 mod liveness_files;
 mod lost_input;
+#[cfg(feature = "object-store")]
+mod object_store;
 mod own_rules;
 mod peers;
 mod postgres;

@@ -8,6 +8,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${HEADWATER_SERVICES_CACHE:-${HOME:-/tmp}/.cache/headwater-services}
 kafka_version=${HEADWATER_KAFKA_VERSION:-4.1.0}
 registry_version=2.6.13.Final
+s3_version=0.14.1
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
@@ -99,6 +100,21 @@ prepare_registry() {
         rm "$staging"/*.tar.gz
         chmod 755 "$staging"
         mv -T "$staging" "$cache/registry-$registry_version" 2>/dev/null || rm -rf "$staging"
+    fi
+}
+
+# s3s-fs, an S3 server in Rust, which stores objects as files. It is compiled once, in about a minute.
+prepare_s3() {
+    if [ ! -e "$cache/s3s-fs-$s3_version" ]; then
+        mkdir -p "$cache"
+        local staging
+        staging=$(mktemp -d "$cache/staging.XXXXXX")
+        say "compiling s3s-fs $s3_version"
+        cargo install s3s-fs --version "$s3_version" --locked --debug --features binary --no-track --quiet \
+            --root "$staging" --target-dir "$staging/target" >&2
+        rm -rf "$staging/target"
+        chmod 755 "$staging"
+        mv -T "$staging" "$cache/s3s-fs-$s3_version" 2>/dev/null || rm -rf "$staging"
     fi
 }
 
@@ -293,6 +309,19 @@ start_registry() { # DIR
         >> "$1/registry.log" 2>&1 < /dev/null &
     echo $! > "$1/registry.pid"
     wait_for registry "$1/registry.pid" port_answers "$port"
+}
+
+# The bucket `states` belongs to the keys in `start_s3`.
+configure_s3() { # DIR
+    free_port > "$1/s3.port"
+    mkdir -p "$1/s3/states"
+}
+
+start_s3() { # DIR
+    "$cache/s3s-fs-$s3_version/bin/s3s-fs" --host 127.0.0.1 --port "$(cat "$1/s3.port")" \
+        --access-key headwater --secret-key headwater-secret "$1/s3" >> "$1/s3.log" 2>&1 < /dev/null &
+    echo $! > "$1/s3.pid"
+    wait_for s3 "$1/s3.pid" port_answers "$(cat "$1/s3.port")"
 }
 
 configure_redis() { # DIR

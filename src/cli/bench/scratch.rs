@@ -79,6 +79,8 @@ impl Scratch {
                 #[cfg(feature = "rocksdb")]
                 StateConfig::RocksDb(path) => (path.clone(), StateConfig::RocksDb),
                 StateConfig::Redis(_) => (PathBuf::from("state"), StateConfig::Fjall),
+                #[cfg(feature = "object-store")]
+                StateConfig::Object(_) => (PathBuf::from("state"), StateConfig::Fjall),
             };
             let directory = beside.with_file_name(format!("{prefix}state"));
             self.directories.push(directory.clone());

@@ -208,13 +208,10 @@ impl CheckpointWriter {
                     let parts = self.put(epoch, records)?;
                     self.shared.publish(worker, epoch, parts);
                 }
-                // A later start deletes the parts that could not be deleted here.
                 Command::Delete(names) => {
-                    for name in names {
-                        if let Err(error) = self.store.delete(&name.to_string()) {
-                            tracing::warn!(%name, %error, "cannot delete an unused part; a later start deletes it");
-                        }
-                        crash::point("part.deleted");
+                    let names: Vec<_> = names.iter().map(PartName::to_string).collect();
+                    if let Err(error) = self.store.delete_all(&names) {
+                        tracing::warn!(%error, "cannot delete all unused parts; a later start deletes them");
                     }
                 }
                 Command::PutContents(hash, bytes, Done(done)) => {
@@ -319,16 +316,16 @@ pub fn read<'a>(
     store: &mut dyn StateStore,
     parts: impl IntoIterator<Item = &'a Part>,
 ) -> Result<Vec<LoadedPart>, RunError> {
-    let loaded = parts.into_iter().map(|part| {
-        let name = part.name.to_string();
-        match store.get(&name)? {
-            Some(bytes) if Sha256::digest(&bytes)[..] == part.hash => Ok(LoadedPart { name, bytes }),
-            Some(_) => Err(RunError::Part {
-                name,
-                damage: "its content does not match the hash in the manifest".to_owned(),
-            }),
-            None => Err(RunError::Part { name, damage: "it is missing".to_owned() }),
-        }
+    let parts: Vec<_> = parts.into_iter().collect();
+    let names: Vec<_> = parts.iter().map(|part| part.name.to_string()).collect();
+    let blobs = store.get_all(&names)?;
+    let loaded = parts.iter().zip(names).zip(blobs).map(|((part, name), blob)| match blob {
+        Some(bytes) if Sha256::digest(&bytes)[..] == part.hash => Ok(LoadedPart { name, bytes }),
+        Some(_) => Err(RunError::Part {
+            name,
+            damage: "its content does not match the hash in the manifest".to_owned(),
+        }),
+        None => Err(RunError::Part { name, damage: "it is missing".to_owned() }),
     });
     loaded.collect()
 }

@@ -8,8 +8,9 @@ use headwater_sinks::{CommitError, OpenError, Progress, Shards, Sink, WriterCont
 
 use crate::config::with_recorded_rules;
 use crate::coordination::{
-    Binding, CommittedThrough, EpochRecord, Loss, Manifest, NoOrigin, NoResume, Operator, Part, Positions,
-    Recorded, Resume, Skip, apply_losses, chain, durable, is_closed, left_behind, lists_of, resume,
+    Binding, CommittedThrough, EpochRecord, Loss, Manifest, NoOrigin, NoResume, Operator, Part, PartName,
+    Positions, Recorded, Resume, Skip, apply_losses, chain, durable, is_closed, left_behind, lists_of,
+    resume,
 };
 use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
 use crate::pipeline::{ConfigChange, LiveRules, Resets};
@@ -473,22 +474,20 @@ fn delete_unused(
     }
     let found = store.list(&format!("{}/", claim.ledger_id.0))?;
     let found = found.iter().map(String::as_str);
-    for name in left_behind(found, &claim.ledger_id, claim.generation, readable(manifests)) {
-        store.delete(&name.to_string())?;
-    }
+    let unused = left_behind(found, &claim.ledger_id, claim.generation, readable(manifests));
+    store.delete_all(&unused.iter().map(PartName::to_string).collect::<Vec<_>>())?;
     let mut needed = lists_of(readable(manifests));
     needed.extend(recorded_contents.iter().flat_map(|(_, hashes)| hashes));
     contents::delete_unused(store, &claim.ledger_id, claim.generation, &needed)?;
     Ok(())
 }
 
-/// Loads the parts of a checkpoint for these shards.
+/// Loads the parts of a checkpoint for these shards, all at once: a store may read several at a time.
 fn load(store: &mut dyn StateStore, manifest: &Manifest, shards: Shards) -> Result<State, RunError> {
-    let of_shard = |shard| {
-        let parts = chain(&manifest.parts, shard).filter(|_| shards.contains(shard));
-        read(store, parts).map(Mutex::new)
-    };
-    (0..SHARDS).map(ShardId).map(of_shard).collect()
+    let chain = |shard| chain(&manifest.parts, shard).filter(move |_| shards.contains(shard));
+    let mut loaded = read(store, (0..SHARDS).map(ShardId).flat_map(chain))?.into_iter();
+    let of_shard = |shard| Mutex::new(loaded.by_ref().take(chain(shard).count()).collect());
+    Ok((0..SHARDS).map(ShardId).map(of_shard).collect())
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! The contract of a state store: one suite for every kind.
 //!
-//! `HEADWATER_TEST_REDIS` is the URL of a durable Redis.
+//! `HEADWATER_TEST_REDIS` is the URL of a durable Redis, and `HEADWATER_TEST_S3` that of an S3 server.
+
+#[cfg(feature = "object-store")]
+mod object_store;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -36,12 +39,25 @@ fn refusal(outcome: Result<Box<dyn StateStore>, StateError>) -> String {
     }
 }
 
+/// Returns a store of every kind that several processes can share, new ones in a directory.
+#[cfg_attr(
+    not(feature = "object-store"),
+    expect(unused_variables, reason = "only object stores may be in a directory")
+)]
+fn shareable(dir: &Path) -> Vec<StateConfig> {
+    vec![
+        redis(),
+        #[cfg(feature = "object-store")]
+        object_store::s3(),
+        #[cfg(feature = "object-store")]
+        object_store::directory(&dir.join("objects")),
+    ]
+}
+
 /// Runs a test on a new, empty store of each kind; the test may open it again.
 fn on_every_store(name: &str, test: impl Fn(&dyn Fn() -> Box<dyn StateStore>)) {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut kinds = folders(dir.path());
-    kinds.push(redis());
-    for config in kinds {
+    for config in folders(dir.path()).into_iter().chain(shareable(dir.path())) {
         test(&|| open(&config, &pipeline(name)).expect("it can be opened"));
     }
 }
@@ -72,13 +88,31 @@ fn names_with_a_prefix_are_listed_in_order() {
     on_every_store("list", |open| {
         let mut store = open();
         let names: Vec<_> = (0..2500).map(|n| format!("ab/{n:04}.base")).collect();
-        for name in names.iter().rev().map(String::as_str).chain(["a", "ab", "ac/1", "b"]) {
+        for name in names.iter().rev().map(String::as_str).chain(["a", "ab.x", "ac/1", "b"]) {
             store.put(name, b"x").expect("put");
         }
         assert_eq!(store.list("ab/").expect("an answer"), names);
         assert_eq!(store.list("ac/").expect("an answer"), ["ac/1"]);
         assert!(store.list("ad/").expect("an answer").is_empty());
         assert_eq!(store.list("").expect("an answer").len(), 2504);
+    });
+}
+
+#[test]
+fn several_blobs_are_read_and_deleted_together() {
+    on_every_store("several", |open| {
+        let mut store = open();
+        let names: Vec<_> = (0..100).map(|n| format!("a/1/{n}.delta")).collect();
+        for name in &names[1..] {
+            store.put(name, name.as_bytes()).expect("put");
+        }
+        let blobs = store.get_all(&names).expect("answers");
+        assert_eq!(blobs[0], None);
+        for (name, blob) in names.iter().zip(&blobs).skip(1) {
+            assert_eq!(blob.as_deref(), Some(name.as_bytes()));
+        }
+        store.delete_all(&names[..99]).expect("deleted, and one was missing");
+        assert_eq!(store.list("").expect("an answer"), ["a/1/99.delta"]);
     });
 }
 
@@ -102,7 +136,7 @@ fn large_blobs_round_trip() {
 }
 
 #[test]
-fn folders_are_exclusive_and_redis_is_divided_by_pipeline() {
+fn folders_are_exclusive_and_others_divided_by_pipeline() {
     let dir = tempfile::tempdir().expect("a directory");
     for folder in folders(dir.path()) {
         let opened = open(&folder, "a").expect("it can be opened");
@@ -116,11 +150,15 @@ fn folders_are_exclusive_and_redis_is_divided_by_pipeline() {
         closer.join().expect("it does not panic");
     }
 
-    let (mut one, mut other) =
-        (open(&redis(), &pipeline("one")).expect("open"), open(&redis(), &pipeline("other")).expect("open"));
-    one.put("a", b"1").expect("put");
-    assert_eq!(other.get("a").expect("an answer"), None);
-    assert!(other.list("").expect("an answer").is_empty());
+    for config in shareable(dir.path()) {
+        let [mut one, mut same, mut other] =
+            ["one", "one", "one-2"].map(|name| open(&config, &pipeline(name)).expect("open"));
+        one.put("a", b"1").expect("put");
+        one.sync().expect("synced");
+        assert_eq!(same.get("a").expect("an answer").as_deref(), Some(&b"1"[..]), "{config}");
+        assert_eq!(other.get("a").expect("an answer"), None, "{config}");
+        assert!(other.list("").expect("an answer").is_empty(), "{config}");
+    }
 }
 
 /// One test for all settings, because two tests would interfere with each other.
