@@ -111,7 +111,7 @@ impl From<RequestFailure> for HttpError {
     }
 }
 
-/// What makes a client for the requests of an object store.
+/// Creates clients for the requests of object stores.
 #[derive(Clone)]
 pub struct PooledConnector {
     pool: Pool<Dialer, HttpRequestBody>,
@@ -236,7 +236,7 @@ fn describe(error: &dyn Error) -> String {
     text
 }
 
-/// What makes the connections of a pool.
+/// Creates the connections of a pool.
 #[derive(Clone)]
 struct Dialer {
     client: Client,

@@ -1,4 +1,4 @@
-//! What only object stores do: outages, credentials, and servers that are something else.
+//! Behaviour that only object stores have: outages, credentials, and servers that are something else.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -60,7 +60,7 @@ fn opening(config: ObjectStoreConfig) -> String {
     }
 }
 
-/// A server that passes connections on, and misbehaves when it is told to.
+/// A server that passes connections on, and misbehaves while it has a fault.
 struct Gate {
     address: String,
     fault: Arc<Mutex<Fault>>,

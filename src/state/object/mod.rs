@@ -62,7 +62,7 @@ struct Bucket {
     place: String,
     /// The beginning of all names.
     base: Path,
-    /// What to check if the store denies access.
+    /// The advice if the store denies access.
     advice: &'static str,
     /// The time for which a request is repeated.
     retry_timeout: Duration,
