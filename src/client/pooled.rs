@@ -167,7 +167,8 @@ impl HttpService for PooledClient {
         let limit = CONNECT_TIMEOUT + RESPONSE_TIMEOUT + upload;
         let late = |_| no_response(format!("no response within {limit:?}"));
         let response = timeout(limit, self.pool.request(request)).await.map_err(late)?;
-        let response = response.map_err(|error| no_response(describe(&error)))?;
+        // The pool's own words say no more than that there is an error.
+        let response = response.map_err(|error| no_response(describe(error.source().unwrap_or(&error))))?;
         let response = read(response).await.map_err(no_response)?;
         judge(server, &response)?;
         let (parts, body) = response.into_parts();
