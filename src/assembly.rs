@@ -10,6 +10,7 @@ use headwater_sinks::sqlite::SqliteConfig;
 use headwater_sinks::tables::{OUTBOX, TableSet};
 use headwater_sinks::{Generation, LedgerId, OpenError, Shards, Sink, WriterContext, crash};
 
+use crate::cluster::{ClusterError, ClusterSettings};
 use crate::config::{
     CheckpointConfig, Config, KafkaSourceConfig, LedgerConfig, OutputKind, SinkConfig, SourceConfig,
     TablesConfig, changes,
@@ -311,6 +312,19 @@ pub fn config_changes(
     }
 }
 
+/// Returns the settings of the cluster; None if the process is the only one.
+fn cluster_settings(
+    config: &Config,
+    workers: &timely::Config,
+) -> Result<Option<ClusterSettings>, ClusterError> {
+    let timely::CommunicationConfig::Cluster { threads, process, addresses, .. } = &workers.communication
+    else {
+        return Ok(None);
+    };
+    let results = (&*config.plan.pipeline, config.semantics());
+    ClusterSettings::new(&config.cluster, results, addresses, (*process, *threads)).map(Some)
+}
+
 /// Builds the run of a configuration on these workers.
 ///
 /// # Errors
@@ -331,6 +345,7 @@ pub fn job(
     };
     let processes = processes(&workers);
     let local = peers / processes;
+    let cluster = cluster_settings(config, &workers)?;
     if processes > 1 {
         check_shareable(config)?;
     }
@@ -374,6 +389,7 @@ pub fn job(
         context,
         role,
         workers,
+        cluster,
         stopping: Arc::new(AtomicBool::new(false)),
         metrics,
         recent: None,

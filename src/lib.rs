@@ -9,6 +9,7 @@ mod assembly;
 pub mod cel;
 pub mod cli;
 pub mod client;
+pub mod cluster;
 pub mod config;
 mod connectors;
 pub mod coordination;

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 use prometheus::core::{Collector, Metric};
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder, exponential_buckets,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
 };
 
 use self::deliveries::DeliveryMetrics;
@@ -63,6 +63,7 @@ pub struct Metrics {
     open_windows: IntGauge,
     commits: CommitMetrics,
     deliveries: DeliveryMetrics,
+    peer_silence: GaugeVec,
     restarts: IntCounter,
     spans_dropped: IntCounter,
     rule_errors: IntCounterVec,
@@ -198,6 +199,10 @@ impl Metrics {
                 oldest: add.gauges("headwater_delivery_oldest_seconds", "Age of the oldest delivery that waits; 0 if none does", &["route"])?,
                 condition_errors: add.counters("headwater_route_errors_total", "Errors of conditions of routes", &["route"])?,
             },
+            peer_silence: add.register(GaugeVec::new(
+                Opts::new("headwater_peer_silence_seconds", "Time since another process of the cluster last sent something"),
+                &["process"],
+            )?)?,
             restarts: add.register(IntCounter::new(
                 "headwater_restarts_total",
                 "Restarts of this run by the supervisor after a failure",
@@ -458,6 +463,11 @@ impl Metrics {
     /// Returns the current step of the start, until it is complete.
     pub fn start(&self) -> Option<String> {
         self.health().starting.as_ref().map(|(what, _)| what.clone())
+    }
+
+    /// Returns the gauge of the time since another process of the cluster last sent something.
+    pub fn peer_silence(&self, process: usize) -> Gauge {
+        self.peer_silence.with_label_values(&[&process.to_string()])
     }
 
     /// Adds restarts of this run by the supervisor.

@@ -308,6 +308,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     tracing::info!(pipeline = %config.plan.pipeline, workers = args.workers, processes = args.processes, "running");
     metrics.starting("looking up the hosts of the cluster");
     let workers = hosts::timely_config(args)?;
+    check_cluster_secret(&config, &workers)?;
     peers.take_hosts(&workers);
     metrics.starting("opening the ledger");
     let mut started = Instant::now();
@@ -333,6 +334,24 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     summary::log(&metrics, started.elapsed());
     drop((server, watcher));
     Ok(())
+}
+
+/// Checks that the processes of a cluster that other machines can reach have a secret.
+fn check_cluster_secret(config: &Config, workers: &timely::Config) -> Result<(), ConfigErrors> {
+    let timely::CommunicationConfig::Cluster { addresses, .. } = &workers.communication else {
+        return Ok(());
+    };
+    match crate::cluster::exposed_address(addresses).filter(|_| config.cluster.secret.is_none()) {
+        None => Ok(()),
+        Some(address) => Err(config_error(
+            "cluster.secret_file",
+            format!(
+                "{address} in the host file can be reached from other machines, and the processes of the cluster need a \
+                 secret by which they know each other: write one to a file (`openssl rand -hex 32`), the same for all \
+                 processes, and name it here, or set HEADWATER__CLUSTER__SECRET"
+            ),
+        )),
+    }
 }
 
 /// The HTTP server of a run, and the buffer of recent alerts that the run fills for it.

@@ -42,7 +42,7 @@ pub fn read(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<H
     });
     let token = secrets::text(&mut section, "token", diagnostics);
     let insecure = section.bool("insecure", diagnostics);
-    let tls = section.section("tls", diagnostics).map(|section| read_tls(section, diagnostics));
+    let tls = section.section("tls", diagnostics).map(|section| read_tls(section, "http.tls", diagnostics));
     let peer_ca_file = section.file("peer_ca_file", diagnostics);
     if peer_ca_file.is_some() && !cfg!(feature = "tls") {
         let message = "this program was built without TLS: build it with `--features tls`, or remove the key";
@@ -71,12 +71,13 @@ pub fn read(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<H
     Some(HttpConfig { listen: listen?, token, tls, peer_ca_file, insecure: insecure? })
 }
 
-fn read_tls(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<TlsFiles> {
+/// Reads the certificate and key of a section of this name.
+pub fn read_tls(mut section: Section<'_>, name: &str, diagnostics: &mut Diagnostics) -> Option<TlsFiles> {
     let cert_file = section.file("cert_file", diagnostics);
     let key_file = section.file("key_file", diagnostics);
     if !cfg!(feature = "tls") {
         let message =
-            "this program was built without TLS: build it with `--features tls`, or remove `http.tls`";
+            format!("this program was built without TLS: build it with `--features tls`, or remove `{name}`");
         section.report_error("cert_file", message, diagnostics);
     }
     section.end(diagnostics);

@@ -181,6 +181,13 @@ const LAST: &[Key] = keys! {
     "http.tls.cert_file" = required: "PEM file with the server's certificate, followed by its intermediate certificates. With this section the server speaks HTTPS only. It needs a build with `--features tls`."
     "http.tls.key_file" = required: "PEM file with the private key."
 
+    "cluster.secret": "Secret that the processes of a cluster prove to each other before they exchange anything, at least 16 bytes: `openssl rand -hex 32` makes one. All have the same. Addresses in the host file that other machines can reach need it. Set it as `HEADWATER__CLUSTER__SECRET`, or in a file."
+    "cluster.secret_file": "File that contains the secret."
+    "cluster.heartbeat_timeout" = "\"5s\"": "Time without a sign of life after which a process of the cluster is lost, and the others end with exit code 1. Processes send one five times as often. The default is far above the pauses of a loaded machine; a shorter one finds a host that hangs sooner, and at least `500ms`."
+    "cluster.tls.cert_file" = required: "PEM file with the certificate of this process, followed by its intermediate certificates. With this section, the connections between processes are encrypted, and both ends show a certificate, which must be valid for the name in the host file and for both server and client. It needs a build with `--features tls`."
+    "cluster.tls.key_file" = required: "PEM file with the private key."
+    "cluster.tls.ca_file" = required: "PEM file with the certificate authorities by which the other processes are verified: those of the cluster alone, not the system's."
+
     "otlp.endpoint" = "\"http://localhost:4318\"": "Address of an OpenTelemetry collector, which receives traces by OTLP over HTTP at `/v1/traces` below it. The default is the collector's own. https needs a build with `--features tls`. Without this key, the environment variable `OTEL_EXPORTER_OTLP_ENDPOINT` applies. The section needs a build with `--features otlp`."
     "otlp.service_name" = "\"headwater\"": "The attribute `service.name` of all spans. Without this key, the environment variable `OTEL_SERVICE_NAME` applies."
     "otlp.sample_ratio" = "1.0": "Share of the rounds whose spans are exported, from 0 to 1. There are up to 100 rounds a second, with about five spans each."
@@ -218,7 +225,7 @@ pub fn reference() -> String {
          is an error, except the variables that Kubernetes and Docker set for services.\n\n\
          `${NAME}` in a text of the file is replaced by the value of that environment variable, which must be set. The value is\n\
          text. Write `$${` for the characters `${`.\n\n\
-         **Secrets** are addresses (`url`), keys of routes and the options of the Kafka client. Each can be read from a file instead: `url_file`,\n\
+         **Secrets** are addresses (`url`), keys of routes, the secret of a cluster and the options of the Kafka client. Each can be read from a file instead: `url_file`,\n\
          and for options for example `\"sasl.password_file\" = \"/run/secrets/kafka\"`. A line end at the end of the file is\n\
          ignored. `password_file` adds a password to an address without one. `check` prints addresses without passwords, and the\n\
          values of only those options that are known to hold no secret; errors and logs print neither.\n\n\

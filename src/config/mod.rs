@@ -6,6 +6,7 @@
 mod backtest;
 mod change;
 mod checkpoint;
+mod cluster;
 mod fields;
 mod http;
 mod keys;
@@ -33,6 +34,7 @@ pub use crate::settings::{ConfigError, Origin};
 pub use backtest::Candidate;
 pub use change::{IncompatibleChange, RecordedRules, changes, recorded_rules, with_recorded_rules};
 pub use checkpoint::CheckpointConfig;
+pub use cluster::{ClusterConfig, ClusterTls};
 pub use http::{HttpConfig, TlsFiles};
 pub use keys::reference;
 pub use ledger::LedgerConfig;
@@ -89,6 +91,8 @@ pub struct Config {
     pub masked_fields: Vec<String>,
     /// The HTTP server, if it is enabled.
     pub http: Option<HttpConfig>,
+    /// The connections between the processes of a cluster.
+    pub cluster: ClusterConfig,
     /// The export of traces, if it is enabled.
     pub otlp: Option<OtlpConfig>,
     /// The format and level of the log.
@@ -408,6 +412,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     let checkpoint = checkpoint::read(top, diagnostics);
     let masked_fields = read_dead_letters(top.section_or_default("dead_letters", diagnostics), diagnostics);
     let http = top.section("http", diagnostics).and_then(|section| http::read(section, diagnostics));
+    let cluster = cluster::read(top.section_or_default("cluster", diagnostics), diagnostics);
     let otlp = top.section("otlp", diagnostics).and_then(|section| otlp::read(section, diagnostics));
     let log = read_log(top.section_or_default("log", diagnostics), diagnostics);
     Section::end_of(top, diagnostics);
@@ -447,6 +452,7 @@ fn read_config(top: &mut Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
         shutdown_timeout,
         masked_fields,
         http,
+        cluster: cluster?,
         otlp,
         log: log?,
         resets: Resets { joining, ..Resets::default() },

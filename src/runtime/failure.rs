@@ -6,6 +6,7 @@ use headwater_dataflows::{Epoch, RestoreError};
 use headwater_sinks::{CommitError, OpenError, StageError};
 use thiserror::Error;
 
+use crate::cluster::{ClusterError, PeerLost};
 use crate::coordination::{InvalidPart, NoResume, Protocol};
 use crate::ledger::LedgerError;
 use crate::runtime::recovery::compatibility::IncompatibleState;
@@ -41,6 +42,12 @@ pub enum RunError {
     /// The workers could not be started.
     #[error("cannot start workers: {0}")]
     Workers(String),
+    /// The process cannot be part of its cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// Another process of the cluster was lost.
+    #[error(transparent)]
+    PeerLost(#[from] PeerLost),
     /// The ledger failed, or refused the operation.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -229,6 +236,11 @@ impl Failure {
     /// Returns true if there was a failure.
     pub fn is_some(&self) -> bool {
         self.0.first.get().is_some()
+    }
+
+    /// Returns the message of the failure, if there was one.
+    pub fn reason(&self) -> Option<String> {
+        self.0.first.get().map(ToString::to_string)
     }
 
     /// Returns the failure or refusal, if there was one. Must be called on the last clone: other clones make it return

@@ -33,7 +33,7 @@ pub use recovery::start::{Following, Role, positions_of, read_from, repeated_kil
 pub use rule_control::{FollowingRule, RuleChangeError, RuleControl, RuleSetChange};
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -43,6 +43,7 @@ use headwater_sinks::WriterContext;
 
 use timely::worker::Worker;
 
+use crate::cluster::{Cluster, ClusterSettings};
 use crate::config::{ListConfig, OtlpConfig};
 use crate::coordination::{Position, Versions};
 use crate::ledger::Ledger;
@@ -63,8 +64,7 @@ use ingest::rejections::Rejections;
 use ingest::trace::TraceWriter;
 use lists::{ListReaders, Requester};
 use queries::Mailbox;
-use recovery::bootstrap::{local_workers, spawn_join_watchdog};
-use recovery::joining::JoinPhase;
+use recovery::bootstrap::local_workers;
 use recovery::lists::{Preloaded, StartLists};
 use recovery::origin::{Origin, attribute_fencing, fenced_by_zombie};
 use recovery::start::{PreparedRun, StartContext, prepare};
@@ -84,6 +84,8 @@ pub struct Job {
     pub role: Role,
     /// The configuration of workers, processes and hosts.
     pub workers: timely::Config,
+    /// The settings of the cluster; None if this process is the only one.
+    pub cluster: Option<ClusterSettings>,
     /// A flag that stops the run: it reads no more, finishes what it has read, and ends.
     pub stopping: Arc<AtomicBool>,
     /// The metrics, updated during the run.
@@ -135,6 +137,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         context,
         role,
         workers,
+        cluster,
         stopping,
         metrics,
         recent,
@@ -152,12 +155,12 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let (first_worker, local_workers) = local(&workers);
     let follows = matches!(role, Role::Follower(_));
     let has_ledger = !matches!(role, Role::Unrecorded);
-    let recorded_cluster = processes(&workers) > 1 && has_ledger;
     metrics.watch_lists(lists.clone());
     let readers = start_list_readers(&list_configs, &lists, &stopping)?;
     let start_lists = StartLists { lists: &lists, readers: readers.as_ref() };
     let start = StartContext {
         workers: &workers,
+        cluster: cluster.as_ref(),
         metrics: &metrics,
         live: &rules,
         requests: &requests,
@@ -167,6 +170,8 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let PreparedRun { context, mut origin, source, positions, known, first_epoch, skips, in_force, .. } =
         prepared;
     let (newest_lists, preloaded, starts) = (prepared.newest_lists, prepared.preloaded, prepared.starts);
+    // Dropped once all other threads have ended.
+    let cluster = prepared.cluster;
     let history = recovery::rules::history(&in_force, &rules)?;
     metrics.watch_rules(history.newest().errors());
     plan.first_epoch = plan.first_epoch.max(first_epoch);
@@ -251,13 +256,14 @@ pub fn run(job: Job) -> Result<(), RunError> {
         peers,
         mailboxes: Mutex::new(queries.open(own, processes(&workers) * local_workers)),
     };
-    run_workers(workers, shared, recorded_cluster)?;
+    run_workers(workers, shared, cluster.as_ref())?;
     // They have a handle of the checkpoint writer.
     drop((requester, backfiller));
     let ledger = threads.join();
     // After the last commit of the sinks, so that it can deliver all that is in the outbox.
     drop(deliverer);
     exporter.into_iter().for_each(Exporter::end);
+    drop(cluster);
     end(failure.into_result(), ledger, &context, follows)
 }
 
@@ -284,18 +290,27 @@ fn start_exporter(
 }
 
 /// Runs all workers of this process until they end. When it returns, no handle of a thread is left.
-fn run_workers(workers: timely::Config, shared: RunShared, recorded_cluster: bool) -> Result<(), RunError> {
+fn run_workers(
+    workers: timely::Config,
+    shared: RunShared,
+    cluster: Option<&Cluster>,
+) -> Result<(), RunError> {
     let shared = Arc::new(shared);
-    let of_workers = Arc::clone(&shared);
-    let joined = recorded_cluster.then(spawn_join_watchdog);
-    shared.metrics.starting("waiting for the other processes");
-    let guards = recovery::joining::execute(workers, JoinPhase::Run, move |worker| {
-        of_workers.metrics.started();
-        if let Some(joined) = &joined {
-            joined.store(true, Ordering::Relaxed);
+    let (metrics, failure) = (Arc::clone(&shared.metrics), shared.failure.clone());
+    let work = move |worker: &mut Worker| {
+        shared.metrics.started();
+        shared.work(worker);
+    };
+    let guards = match cluster {
+        None => timely::execute(workers, work).map_err(RunError::Workers)?,
+        Some(cluster) => {
+            metrics.starting("waiting for the other processes to read their state");
+            let prepared = cluster.prepare()?;
+            let of_loss = failure.clone();
+            cluster.on_loss(move |lost| of_loss.report(lost.into()));
+            prepared.execute(workers.worker, move || failure.reason(), work)?
         }
-        of_workers.work(worker);
-    })?;
+    };
     drop(guards.join());
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{path, rust_sources};
 
 /// The modules from the bottom to the top: each may import only modules before it.
-const LAYERS: [&str; 34] = [
+const LAYERS: [&str; 35] = [
     "json",
     "exact",
     "spelling",
@@ -33,6 +33,7 @@ const LAYERS: [&str; 34] = [
     "settings",
     "connectors",
     "config",
+    "cluster",
     "otlp",
     "topics",
     "results",

@@ -1,9 +1,8 @@
-//! Recovery: where a start resumes, whether its configuration fits the state, and how the processes of a cluster join.
+//! Recovery: where a start resumes, whether its configuration fits the state, and what a cluster starts with.
 
 pub mod bootstrap;
 pub mod compatibility;
 pub mod discard;
-pub mod joining;
 pub mod lists;
 pub mod origin;
 pub mod rules;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use headwater_dataflows::{Epoch, Offset, Partition};
 use headwater_sinks::{Generation, LedgerId, Progress, WriterContext, crash};
 
+use crate::cluster::{Cluster, ClusterSettings, ClusterStart};
 use crate::config::with_recorded_rules;
 use crate::coordination::{
     CommittedThrough, EpochRecord, ListVersion, Loss, Manifest, Position, Positions, Skip, Versions,
@@ -77,14 +78,18 @@ pub struct PreparedRun {
     pub newest_lists: Vec<ListVersion>,
     /// The contents of lists that the replay needs.
     pub preloaded: Preloaded,
+    /// The cluster that the process has joined; None if it is the only one.
+    pub cluster: Option<Cluster>,
 }
 
 /// The parts of a process that a start uses: its workers and metrics, and its rules and lists with requests of others.
 pub struct StartContext<'a> {
     /// The configuration of workers, processes and hosts.
     pub workers: &'a timely::Config,
+    /// The settings of the cluster; None if the process is the only one.
+    pub cluster: Option<&'a ClusterSettings>,
     /// The metrics, which say what the start waits for.
-    pub metrics: &'a Metrics,
+    pub metrics: &'a Arc<Metrics>,
     /// The rules in force, of which the ledger has the text.
     pub live: &'a LiveRules,
     /// The changes that are requested.
@@ -127,6 +132,10 @@ pub fn prepare(
             let preloaded = begin(start.lists.lists, &in_force, &[], None)?;
             let known = positions.as_slice().len();
             let starts = source.start().to_vec();
+            let is_first = context.process == 0;
+            let first_start = || is_first.then(|| ClusterStart { generation: None, data: Vec::new() });
+            let join = |settings| Cluster::join(settings, first_start(), metrics);
+            let cluster = start.cluster.map(join).transpose()?;
             Ok(PreparedRun {
                 starts,
                 context,
@@ -141,6 +150,7 @@ pub fn prepare(
                 newest_lists: newest(&in_force, &[]),
                 in_force,
                 preloaded,
+                cluster,
             })
         }
         Role::Leader(history) => prepare_leader(*history, source, sinks, context, plan, start),
@@ -243,19 +253,14 @@ fn prepare_leader(
     load_pasts(start.live, &replayed_pasts(&origin.replay), local_workers(workers), stored)?;
     let genesis = history.claim.genesis.as_ref();
     let starts = genesis.map_or_else(|| source.start().to_vec(), |genesis| genesis.starts.clone());
-    if processes(workers) > 1 {
+    let cluster = if processes(workers) > 1 {
         let names = found.iter().map(|(name, _)| (*name).to_owned());
         let committed_through = names.zip(origin.committed_through.iter().cloned()).collect();
-        metrics.starting("waiting for the other processes");
-        send_bootstrap(
-            workers,
-            &context,
-            &history,
-            &origin,
-            &positions,
-            (committed_through, texts, &replayed),
-        )?;
-    }
+        let contents = (committed_through, texts, &replayed[..]);
+        Some(send_bootstrap(start, &context, &history, &origin, &positions, contents)?)
+    } else {
+        None
+    };
     let History { ledger, checkpoints, skips, .. } = history;
     request_configured(&in_force, &origin.replay, plan, start.live, start.requests)?;
     // New epochs are above every epoch that was ever recorded or committed, also of another ledger.
@@ -274,6 +279,7 @@ fn prepare_leader(
         newest_lists: newest(&in_force, &replayed),
         in_force,
         preloaded,
+        cluster,
     })
 }
 
@@ -296,15 +302,15 @@ fn begin_lists(
     Ok(replayed(&origin.replay))
 }
 
-/// Sends the other processes of the cluster what they need to start.
+/// Joins the cluster and sends its other processes what they need to start.
 fn send_bootstrap(
-    workers: &timely::Config,
+    start: &StartContext<'_>,
     context: &WriterContext,
     history: &History,
     origin: &Origin,
     positions: &Positions,
     (committed_through, rules, lists): (Vec<(String, CommittedThrough)>, Vec<String>, &[ListVersion]),
-) -> Result<(), RunError> {
+) -> Result<Cluster, RunError> {
     let bootstrap = ClusterBootstrap {
         ledger_id: context.ledger_id.0.clone(),
         generation: context.generation.0,
@@ -318,7 +324,7 @@ fn send_bootstrap(
         committed_through,
         skips: history.skips.clone(),
     };
-    exchange_bootstrap(workers, Some(&bootstrap)).map(drop)
+    exchange_bootstrap(start.cluster, Some(&bootstrap), start.metrics).map(|(cluster, _)| cluster)
 }
 
 /// Returns the offset through which each partition is read after the replay.
@@ -339,9 +345,10 @@ fn prepare_follower(
     start: &StartContext<'_>,
 ) -> Result<PreparedRun, RunError> {
     let StartContext { workers, metrics, .. } = *start;
-    metrics.starting("waiting for the leader");
+    metrics.starting("waiting for the other processes");
     let Following { semantics: own_semantics, mut checkpoints } = following;
     let refused = |reason: String| RunError::from(LedgerError::Refused(reason));
+    let (cluster, bootstrap) = exchange_bootstrap(start.cluster, None, metrics)?;
     let ClusterBootstrap {
         ledger_id,
         generation,
@@ -354,7 +361,7 @@ fn prepare_follower(
         durable,
         committed_through,
         skips,
-    } = exchange_bootstrap(workers, None)?;
+    } = bootstrap;
     if semantics != own_semantics {
         return Err(refused("the processes of the cluster have different configurations".into()));
     }
@@ -363,6 +370,7 @@ fn prepare_follower(
     tracing::info!(generation, "received the start data from the first process");
     let mut committed_by_own = Vec::new();
     for job in sinks.iter_mut() {
+        cluster.check()?;
         open(job, &context, None, metrics).map_err(fenced_by_zombie)?;
         let committed_through = committed_through.iter().find(|(name, _)| name == job.sink.name());
         let unknown = || refused(format!("the first process of the cluster has no sink {}", job.sink.name()));
@@ -372,6 +380,7 @@ fn prepare_follower(
     let manifest = manifest.map_err(|damaged| {
         refused(format!("the manifest from the first process of the cluster is damaged: {damaged}"))
     })?;
+    cluster.check()?;
     let origin =
         Origin::from_leader(manifest, checkpoints.as_mut(), context.shards, durable, committed_by_own)?;
     metrics.starting("opening the source");
@@ -398,6 +407,7 @@ fn prepare_follower(
         newest_lists: Vec::new(),
         in_force,
         preloaded,
+        cluster: Some(cluster),
     })
 }
 
