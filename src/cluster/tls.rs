@@ -128,7 +128,9 @@ mod with_tls {
                     return Ok(None);
                 }
                 connection.read_tls(received)?;
-                connection.process_new_packets().map_err(io::Error::other)?;
+                connection
+                    .process_new_packets()
+                    .map_err(|error| io::Error::other(format!("TLS: {error}")))?;
             }
         }
 

@@ -222,7 +222,11 @@ struct Slots {
 impl Failure {
     /// Reports a failure, which ends the run at once.
     pub fn report(&self, error: RunError) {
-        if let Err(later) = self.0.first.set(error) {
+        let Err(later) = self.0.first.set(error) else { return };
+        if matches!(self.0.first.get(), Some(RunError::PeerLost(_))) {
+            // The workers of this process stop in the middle of whatever they do.
+            tracing::debug!(error = %later, "a consequence of the loss of a process");
+        } else {
             tracing::warn!(error = %later, "another failure while the run ends");
         }
     }

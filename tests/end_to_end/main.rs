@@ -22,6 +22,7 @@ mod file_sink;
 mod files;
 mod input;
 mod input_faults;
+mod joining;
 mod kafka;
 mod lists;
 mod live;
@@ -30,6 +31,7 @@ mod liveness_files;
 mod lost_input;
 #[cfg(feature = "object-store")]
 mod object_store;
+mod lost_peers;
 mod own_rules;
 mod peers;
 mod postgres;

@@ -48,7 +48,7 @@ impl Cluster {
         let start = |(process, section): (usize, &String)| {
             let text = format!(
                 "pipeline = \"peers\"\n[source]\nkind = \"file\"\npaths = {names:?}\n{FLOW}[sinks.sqlite]\npath = \
-                 \"results-{process}.db\"\n{section}[log]\nformat = \"json\"\n"
+                 \"results-{process}.db\"\n{section}[log]\nformat = \"json\"\n[cluster]\nheartbeat_timeout = \"1m\"\n"
             );
             fs::write(at(&format!("config-{process}.toml")), text).expect("written");
             let mut command = headwater(&["run", &format!("config-{process}.toml"), "-h", "hosts"]);
@@ -252,7 +252,7 @@ fn processes_that_cannot_be_asked_are_named() {
 
 /// Makes a certificate authority, and a certificate of it for 127.0.0.1, with the command `openssl`.
 #[cfg(feature = "tls")]
-fn certify(dir: &Path, name: &str) {
+pub fn certify(dir: &Path, name: &str) {
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout"];
     let openssl = |arguments: &[&[&str]]| {
         let mut command = Command::new("openssl");
