@@ -155,6 +155,7 @@ fn a_stalled_sink_causes_backpressure_and_no_loss() {
         },
         role: Role::Unrecorded,
         workers: timely::Config::process(2),
+        cluster: None,
         stopping: Arc::clone(&stopping),
         metrics: Arc::clone(&metrics),
         recent: None,

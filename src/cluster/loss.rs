@@ -21,11 +21,11 @@ pub struct PeerLost {
     pub address: String,
     /// The wall time at which the process last sent something.
     pub last_heard_ms: i64,
-    /// How the loss was noticed.
+    /// The evidence of the loss.
     pub noticed: Noticed,
 }
 
-/// How the loss of a process was noticed.
+/// The evidence that a process is lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Noticed {
     /// Its connection was closed, by the process, its operating system or the network.

@@ -1,4 +1,4 @@
-//! What a process knows of the others: which have joined, are prepared for the run, or are lost. Threads that connect,
+//! The other processes as one of them knows them: which have joined, are prepared for the run, or are lost. Threads that connect,
 //! accept and read change it; the start and the run wait for it.
 
 use std::collections::BTreeMap;

@@ -24,7 +24,7 @@ struct Receiving {
     reader: LinkReader,
     /// The number of bytes of the current content that were read.
     position: usize,
-    /// What is left of the message that ends the dataflow, once it is to be read.
+    /// The rest of the message that ends the dataflow, once it is to be read.
     end: Option<Vec<u8>>,
 }
 

@@ -29,9 +29,9 @@ mod live;
 mod liveness;
 mod liveness_files;
 mod lost_input;
+mod lost_peers;
 #[cfg(feature = "object-store")]
 mod object_store;
-mod lost_peers;
 mod own_rules;
 mod peers;
 mod postgres;

@@ -18,6 +18,10 @@
 - name: HEADWATER__HTTP__TOKEN_FILE
   value: /etc/headwater/secrets/{{ .Values.http.tokenKey }}
 {{- end }}
+{{- if gt (int .Values.replicas) 1 }}
+- name: HEADWATER__CLUSTER__SECRET_FILE
+  value: /etc/headwater/secrets/{{ .Values.clusterSecretKey }}
+{{- end }}
 - name: HEADWATER__LIMITS__SHUTDOWN_TIMEOUT
   value: {{ .Values.shutdownTimeout }}s
 {{- with .Values.extraEnv }}
