@@ -199,10 +199,7 @@ impl Metrics {
                 oldest: add.gauges("headwater_delivery_oldest_seconds", "Age of the oldest delivery that waits; 0 if none does", &["route"])?,
                 condition_errors: add.counters("headwater_route_errors_total", "Errors of conditions of routes", &["route"])?,
             },
-            peer_silence: add.register(GaugeVec::new(
-                Opts::new("headwater_peer_silence_seconds", "Time since another process of the cluster last sent something"),
-                &["process"],
-            )?)?,
+            peer_silence: add.float_gauges("headwater_peer_silence_seconds", "Time since another process of the cluster last sent something", &["process"])?,
             restarts: add.register(IntCounter::new(
                 "headwater_restarts_total",
                 "Restarts of this run by the supervisor after a failure",
