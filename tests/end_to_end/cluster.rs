@@ -189,7 +189,7 @@ fn killing_any_process_loses_and_repeats_nothing() {
 #[cfg(feature = "object-store")]
 fn processes_share_checkpoints_in_an_object_store() {
     let _lock = lock_output_topics();
-    let cluster = Cluster::new(100_000);
+    let cluster = Cluster::new("object_store", 100_000);
     let text = fs::read_to_string(cluster.path("run.toml")).expect("readable");
     let (rest, _) = text.split_once("[state]").expect("a section");
     let state = crate::object_store::section(cluster.dir(), &crate::object_store::server(), "cluster");
