@@ -15,7 +15,7 @@ use headwater_dataflows::{Offset, Partition, Position};
 use super::SchemaGate;
 use crate::coordination::ingest::PartitionState;
 use crate::rounds::TraceContext;
-use crate::source::{Budget, Raw, Reader, SourceError};
+use crate::source::{Budget, Raw, Reader, SourceError, Wake};
 
 /// The maximum number of bytes that are withheld: at it, no partition is read.
 const MAX_BYTES: usize = 32 << 20;
@@ -128,6 +128,10 @@ impl Withholding {
 }
 
 impl Reader for Withholding {
+    fn wake_with(&mut self, wake: Wake) -> bool {
+        self.reader.wake_with(wake)
+    }
+
     fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
         let left = self.release(budget, each)?;
         let Withholding { reader, gates, partitions, bytes } = self;

@@ -45,6 +45,7 @@ use crate::runtime::commit::delivery::deliver;
 use crate::runtime::commit::ledger_writer::{LedgerWriterHandle, durable};
 use crate::runtime::commit::sink_writer::WriterHandle;
 use crate::runtime::failure::{Failure, RunError};
+use crate::runtime::ingest::activity::Activity;
 use crate::runtime::ingest::binding::{Binder, Marker, bind};
 use crate::runtime::ingest::changes::{ChangeRequests, Contents, apply};
 use crate::runtime::ingest::clock::{ClockControl, ClockSettings, committed, ticks};
@@ -55,6 +56,9 @@ use crate::runtime::recovery::lists::Preloaded;
 use crate::runtime::recovery::origin::Origin;
 use crate::runtime::watch::{Probes, StreamObserver, Watch};
 use crate::source::Reader;
+
+/// The length of an epoch without records that follows one in which nothing happened.
+const QUIET: Duration = Duration::from_millis(200);
 
 /// The inputs from which the dataflow of one worker is built.
 pub struct FlowInputs {
@@ -72,6 +76,10 @@ pub struct FlowInputs {
     pub local_workers: usize,
     /// True if epochs close by a count of records.
     pub counted: bool,
+    /// True if this is the only process.
+    pub is_alone: bool,
+    /// The signal of the readers of this process to its clock.
+    pub activity: Activity,
     /// The writers and routes of the sinks.
     pub sinks: Vec<(WriterHandle, SinkRoute)>,
     /// The trace that worker 0 writes the bindings to, if any.
@@ -193,6 +201,8 @@ impl FlowInputs {
             length: self.plan.time.epoch,
             in_flight: self.plan.limits.epochs_in_flight,
             counted: self.counted,
+            quiet: self.is_alone.then_some(QUIET),
+            activity: self.activity.clone(),
         }
     }
 
@@ -218,6 +228,7 @@ impl FlowInputs {
             positions: Arc::clone(&self.positions),
             added: Rc::clone(&self.added),
             stopping: Arc::clone(&self.stopping),
+            activity: self.activity.clone(),
             watermark: Rc::clone(&state.watermark),
             committed: state.committed.clone(),
             failure: self.failure.clone(),

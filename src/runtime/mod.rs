@@ -59,6 +59,7 @@ use commit::ledger_writer::LedgerWriterHandle;
 use commit::sink_writer::WriterHandle;
 use failure::Failure;
 use flow::{CheckpointSettings, Flow, FlowInputs};
+use ingest::activity::Activity;
 use ingest::clock::committed;
 use ingest::rejections::Rejections;
 use ingest::trace::TraceWriter;
@@ -122,8 +123,11 @@ const NO_STORE: &str =
 /// The interval at which offsets are committed to the consumer group.
 const OFFSETS_EVERY: Duration = Duration::from_millis(500);
 
-/// The maximum time that a worker sleeps when it has nothing to do.
-const PARK: Duration = Duration::from_millis(1);
+/// The maximum time that a worker sleeps when it has nothing to do and nothing wakes it.
+const PARK: Duration = Duration::from_millis(100);
+
+/// The maximum time that a worker sleeps while queries may wait.
+const SHORT_PARK: Duration = Duration::from_millis(1);
 
 /// Runs a pipeline until its input ends, it is stopped, or it fails.
 ///
@@ -244,6 +248,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         history,
         rules,
         requests,
+        activity: Activity::default(),
         gate,
         refused,
         lists,
@@ -356,6 +361,7 @@ struct RunShared {
     history: RuleHistory,
     rules: LiveRules,
     requests: ChangeRequests,
+    activity: Activity,
     gate: Gate,
     refused: RefusedLog,
     lists: Lists,
@@ -419,6 +425,8 @@ impl RunShared {
             added: Rc::new(added),
             local_workers: self.local_workers,
             counted: self.source.is_counted(),
+            is_alone: worker.peers() == self.local_workers,
+            activity: self.activity.clone(),
             sinks: writers,
             trace: if first { self.trace.lock().expect(lock).take() } else { None },
             origin: Arc::clone(&self.origin),
@@ -455,13 +463,16 @@ impl RunShared {
         let lock = "no thread panics while it holds the lock";
         let group_offsets = if first { self.group_offsets.lock().expect(lock).take() } else { None };
         let mut last_sent = Instant::now();
-        while worker.step_or_park(Some(PARK)) {
+        mailbox.iter().for_each(Mailbox::answer_here);
+        let mut park = PARK;
+        while worker.step_or_park(Some(park)) {
             if self.failure.is_some() {
                 return drop_dataflows(worker);
             }
             flow.watch.observe();
             if let Some(mailbox) = &mut mailbox {
                 mailbox.answer_next(&flow.states);
+                park = if mailbox.is_resting() { SHORT_PARK } else { PARK };
             }
             if last_sent.elapsed() >= OFFSETS_EVERY {
                 last_sent = Instant::now();

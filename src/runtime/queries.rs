@@ -6,12 +6,12 @@
 //! ```
 //!
 //! A worker takes at most one query between two steps, and spends at most a tenth of its time on them. It never waits: its
-//! queue is lock-free to it, and an answer that nobody waits for any more is not computed. An idle worker wakes every
-//! millisecond.
+//! queue is lock-free to it, and an answer that nobody waits for any more is not computed. A query wakes an idle worker.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::KeyHash;
@@ -43,7 +43,15 @@ struct Workers {
     first: usize,
     /// The number of workers in all processes.
     peers: usize,
-    queues: Vec<SyncSender<Query>>,
+    queues: Vec<Queue>,
+}
+
+/// The queue of a worker.
+#[derive(Clone)]
+struct Queue {
+    sender: SyncSender<Query>,
+    /// The thread of the worker, which is woken.
+    thread: Arc<OnceLock<Thread>>,
 }
 
 struct Query {
@@ -110,8 +118,11 @@ impl Queries {
             return Err(QueryError::NotHere { process: worker / queues.len().max(1) });
         };
         let (reply, answer) = oneshot::channel();
-        match queue.try_send(Query { key, reply }) {
-            Ok(()) => Ok((worker, answer)),
+        match queue.sender.try_send(Query { key, reply }) {
+            Ok(()) => {
+                queue.thread.get().into_iter().for_each(Thread::unpark);
+                Ok((worker, answer))
+            }
             Err(TrySendError::Full(_)) => Err(QueryError::TooMany { worker }),
             Err(TrySendError::Disconnected(_)) => Err(QueryError::Ended { worker }),
         }
@@ -125,8 +136,12 @@ impl Queries {
     /// Opens a queue to each worker of this process, of `peers` in all processes. Returns their ends at the workers.
     pub(super) fn open(&self, own: Range<usize>, peers: usize) -> Vec<Mailbox> {
         let channels = own.clone().map(|worker| {
-            let (queue, queries) = sync_channel(QUEUE);
-            (queue, Mailbox { worker, queries, rests_until: None })
+            let (sender, queries) = sync_channel(QUEUE);
+            let thread = Arc::<OnceLock<Thread>>::default();
+            (
+                Queue { sender, thread: Arc::clone(&thread) },
+                Mailbox { worker, queries, thread, rests_until: None },
+            )
         });
         let (queues, mailboxes) = channels.unzip();
         let workers = Workers { first: own.start, peers, queues };
@@ -139,6 +154,7 @@ impl Queries {
 pub(super) struct Mailbox {
     worker: usize,
     queries: Receiver<Query>,
+    thread: Arc<OnceLock<Thread>>,
     /// The time before which no query is taken; None if there is no such time.
     rests_until: Option<Instant>,
 }
@@ -147,6 +163,16 @@ impl Mailbox {
     /// Returns the index of the worker.
     pub fn worker(&self) -> usize {
         self.worker
+    }
+
+    /// Notes that this thread answers, so that queries wake it.
+    pub fn answer_here(&self) {
+        let _ = self.thread.set(std::thread::current());
+    }
+
+    /// Returns true if there may be queries that wait for other work.
+    pub fn is_resting(&self) -> bool {
+        self.rests_until.is_some()
     }
 
     /// Answers the next query, if there is one and queries have not taken their share of time. Call it between steps.

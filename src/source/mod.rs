@@ -54,11 +54,20 @@ impl Budget {
     }
 }
 
+/// A function that wakes a reader's thread.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
 /// Reads the partitions that one worker owns.
 pub trait Reader {
     /// Emits at most `budget` records, in offset order within each partition, and returns their number. Does not block.
     /// With an empty budget, it only processes errors and statistics of the client.
     fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError>;
+
+    /// Sets a function that is called from any thread when records have arrived after a read that found none, so that nobody
+    /// has to ask often. Returns false if it is never called.
+    fn wake_with(&mut self, _wake: Wake) -> bool {
+        false
+    }
 
     /// Collects the contexts of the next `most` records whose traces are sampled. Without a call none is collected. Most
     /// kinds of records have no context.

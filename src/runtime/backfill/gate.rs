@@ -106,6 +106,11 @@ impl Gate {
         self.lock().entry.take().is_some()
     }
 
+    /// Returns true if the thread waits for epochs.
+    pub fn is_watched(&self) -> bool {
+        self.lock().is_watched
+    }
+
     /// Returns true if nothing is to be read, and the watermark stays.
     pub fn is_held(&self) -> bool {
         self.lock().is_held

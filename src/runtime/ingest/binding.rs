@@ -123,6 +123,8 @@ impl Binder {
             rules,
             change: change.as_ref().map(|(in_force, _)| in_force.change.clone()).unwrap_or_default(),
         };
+        let is_quiet = record.is_empty() && bound.bindings.is_empty() && watermark == before;
+        self.clock_control.is_quiet.set(is_quiet && !self.gate.is_watched());
         let now = self.started.elapsed();
         let positions = self.positions.as_slice();
         let paced = self.pace.end_epoch(now, positions, bound.slowest, watermark);

@@ -17,6 +17,7 @@ use timely::scheduling::Activator;
 
 use crate::coordination::Binding;
 use crate::coordination::ingest::{Paced, TimeRules, WallClock};
+use crate::runtime::ingest::activity::{Activity, Alarm};
 use crate::runtime::recovery::origin::Origin;
 use crate::wall::wall_ms;
 
@@ -53,6 +54,11 @@ pub struct ClockSettings {
     pub in_flight: u64,
     /// True if epochs close by a count of records: each starts when the one before it is bound, and time has no effect.
     pub counted: bool,
+    /// The length of an epoch that follows one in which nothing happened, as long as it has no records; None if readers of
+    /// other processes cannot say that it has.
+    pub quiet: Option<Duration>,
+    /// The signal of the readers that the open epoch has records.
+    pub activity: Activity,
 }
 
 /// The control of the clock by the binding operator, on worker 0.
@@ -64,6 +70,8 @@ pub struct ClockControl {
     pub newest: Cell<Epoch>,
     /// The newest epoch that is bound.
     pub bound: Cell<Epoch>,
+    /// True if nothing happened in the newest bound epoch.
+    pub is_quiet: Cell<bool>,
     /// See [`Tick::paced`].
     pub paced: Cell<Paced>,
     /// Activates the clock.
@@ -92,8 +100,9 @@ pub fn ticks<'scope>(
     let worker = scope.index();
     source::<_, CapacityContainerBuilder<Vec<Tick>>, _, _>(scope, "Clock", move |capability, info| {
         let mut capability = (worker == 0).then_some(capability);
-        let activator = scope.activator_for(Rc::clone(&info.address));
+        let mut alarm = Alarm::new(scope.activator_for(Rc::clone(&info.address)));
         if worker == 0 {
+            settings.activity.wake(scope.worker().sync_activator_for(info.address.to_vec()));
             *clock_control.wake.borrow_mut() = Some(scope.activator_for(info.address));
         }
         let mut epoch_clock = EpochClock::new(settings, Rc::clone(&clock_control));
@@ -112,11 +121,11 @@ pub fn ticks<'scope>(
                         open.downgrade(&epoch.next());
                     }
                     match epoch_clock.is_replaying() {
-                        true => activator.activate(),
-                        false => activator.activate_after(epoch_clock.settings.length),
+                        true => alarm.now(),
+                        false => alarm.within(epoch_clock.settings.length),
                     }
                 }
-                NextAction::Wait(time) => activator.activate_after(time),
+                NextAction::Wait(time) => alarm.within(time),
             }
         }
     })
@@ -132,6 +141,8 @@ struct EpochClock {
     last_start: Option<Instant>,
     /// The number of epochs that were replayed.
     replayed: usize,
+    /// The epoch before the open one.
+    previous: Epoch,
 }
 
 /// The next action of the clock.
@@ -145,7 +156,8 @@ enum NextAction {
 impl EpochClock {
     fn new(settings: ClockSettings, clock_control: Rc<ClockControl>) -> EpochClock {
         let wall = WallClock::after(settings.origin.recorded_wall_ms(), Duration::ZERO);
-        EpochClock { settings, clock_control, started: Instant::now(), wall, last_start: None, replayed: 0 }
+        let (started, last_start, previous) = (Instant::now(), None, Epoch(0));
+        EpochClock { settings, clock_control, started, wall, last_start, replayed: 0, previous }
     }
 
     /// Returns true if there are epochs to replay.
@@ -174,6 +186,21 @@ impl EpochClock {
         {
             return NextAction::Wait(rest);
         }
+        let mut steps = 1;
+        if !is_replaying
+            && !counted
+            && let Some(quiet) = self.settings.quiet
+            && let Some(elapsed) = elapsed
+            && self.clock_control.is_quiet.get()
+            && self.clock_control.bound.get() >= self.previous
+            && !self.settings.activity.has_records()
+        {
+            if let Some(rest) = quiet.checked_sub(elapsed).filter(|rest| !rest.is_zero()) {
+                return NextAction::Wait(rest);
+            }
+            // Epochs count time, for all that is due after a number of them.
+            steps = u64::try_from(elapsed.as_nanos() / length.as_nanos().max(1)).unwrap_or(1).max(1);
+        }
         if self.last_start.is_some() && behind >= self.settings.in_flight {
             return NextAction::Wait(length);
         }
@@ -183,15 +210,16 @@ impl EpochClock {
                 (record.epoch, Tick { rules: record.rules, replay, ..Tick::new(record.wall_ms) })
             }
             None => {
-                let next = if counted { open } else { open.next() };
+                let next = if counted { open } else { Epoch(open.0 + steps) };
                 let wall_ms = self.wall.read(wall_ms(), self.started.elapsed());
                 let tick = Tick { paced: self.clock_control.paced.get(), ..Tick::new(wall_ms) };
                 (self.settings.first.max(next), tick)
             }
         };
         self.replayed += usize::from(tick.replay.is_some());
-        self.clock_control.newest.set(epoch);
+        self.previous = self.clock_control.newest.replace(epoch);
         self.last_start = Some(Instant::now());
+        self.settings.activity.reset();
         NextAction::Begin(epoch, tick)
     }
 }
@@ -213,7 +241,16 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn settings(length: Duration, counted: bool) -> ClockSettings {
-        ClockSettings { origin: Arc::default(), first: Epoch(7), length, in_flight: 5, counted }
+        let (quiet, activity) = (None, Activity::default());
+        ClockSettings {
+            origin: Arc::default(),
+            first: Epoch(7),
+            length,
+            in_flight: 5,
+            counted,
+            quiet,
+            activity,
+        }
     }
 
     /// A clock whose newest epoch is bound at once.
@@ -243,6 +280,28 @@ mod tests {
         assert!(rest <= HOUR && rest > HOUR / 2, "{rest:?}");
         let mut short = clock(settings(Duration::ZERO, false));
         assert_eq!([short.begins(0, 0), short.begins(7, 1), short.begins(8, 2)], [7, 8, 9].map(Some));
+    }
+
+    #[test]
+    fn an_epoch_without_records_is_longer_while_nothing_happens() {
+        let settings = ClockSettings { quiet: Some(HOUR), ..settings(Duration::from_nanos(1), false) };
+        let activity = settings.activity.clone();
+        let mut clock = clock(settings);
+        assert_eq!(clock.begins(0, 0), Some(7));
+        clock.clock_control.bound.set(Epoch(6));
+        clock.clock_control.is_quiet.set(true);
+        assert_eq!(clock.begins(7, 0), None, "it waits for records");
+        activity.note();
+        assert_eq!(clock.begins(7, 0), Some(8), "it has some");
+        assert_eq!(clock.begins(8, 0), Some(9), "the epoch before is not bound, so it may have had records");
+        clock.clock_control.bound.set(Epoch(8));
+        assert_eq!(clock.begins(9, 0), None);
+        clock.settings.quiet = Some(Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(3));
+        let next = clock.begins(9, 0).expect("its time is over");
+        assert!(next > 1_000_000, "epochs go on with the time: {next}");
+        clock.clock_control.is_quiet.set(false);
+        assert_eq!(clock.begins(next, 0), Some(next + 1));
     }
 
     #[test]

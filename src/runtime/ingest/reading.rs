@@ -34,10 +34,11 @@ use crate::metrics::{Metrics, Share};
 use crate::outputs::DeadLetter;
 use crate::rounds::{MAX_LINKS, TraceContext};
 use crate::runtime::failure::Failure;
+use crate::runtime::ingest::activity::{Activity, Alarm};
 use crate::runtime::ingest::clock::{Tick, committed};
 use crate::runtime::ingest::field_errors::FieldErrors;
 use crate::runtime::ingest::rejections::{Batch, Rejections};
-use crate::source::{Budget, Raw, Reader, SourceError};
+use crate::source::{Budget, Raw, Reader, SourceError, Wake};
 
 /// Settings of a worker's reading operator.
 #[derive(Clone, Debug)]
@@ -60,8 +61,11 @@ const BUDGET: Budget = Budget { records: 1024, bytes: 8 << 20 };
 /// The time at the end of a partition after which a record to be replayed, not reached yet, counts as missing.
 const MISSING: Duration = Duration::from_secs(15);
 
-/// The pause after a read that returned nothing.
+/// The pause after a read that returned nothing, if nothing wakes the reader.
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// The pause after a read that returned nothing, if records wake the reader.
+const LONG_PAUSE: Duration = Duration::from_millis(50);
 
 /// The interval at which lag and held partitions are reported.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
@@ -85,6 +89,8 @@ pub struct ReadContext {
     pub added: Rc<dyn Fn() -> Vec<(Partition, Offset)>>,
     /// True once a shutdown was requested.
     pub stopping: Arc<AtomicBool>,
+    /// The signal to the clock that the open epoch has records.
+    pub activity: Activity,
     /// The newest watermark that this worker has received.
     pub watermark: Rc<Cell<EventTime>>,
     /// The probe behind all sinks.
@@ -107,7 +113,10 @@ pub fn read<'scope>(
     let scope = ticks.scope();
     let worker = scope.index();
     let mut builder = OperatorBuilder::new("Read".to_owned(), scope);
-    let activator = scope.activator_for(builder.operator_info().address);
+    let address = builder.operator_info().address;
+    let mut alarm = Alarm::new(scope.activator_for(Rc::clone(&address)));
+    let awakened = scope.worker().sync_activator_for(address.to_vec());
+    let wakes: Wake = Arc::new(move || _ = awakened.activate());
     let mut ticks = builder.new_input(ticks, Pipeline);
     let (events, event_stream) = builder.new_output();
     let (rejected, rejected_stream) = builder.new_output();
@@ -121,6 +130,7 @@ pub fn read<'scope>(
         drop(capabilities);
         let mut open: VecDeque<OpenEpoch> = VecDeque::new();
         let mut reading = Reading::new(worker, reader, settings, context);
+        reading.is_woken = reading.reader.wake_with(wakes);
         move |frontiers| {
             ticks.for_each(|stamp, data| {
                 let epoch = *stamp.least().expect("a tick travels with its epoch");
@@ -141,7 +151,7 @@ pub fn read<'scope>(
             }
             let Some(current) = open.front() else {
                 if !frontiers[0].is_empty() {
-                    activator.activate_after(PAUSE);
+                    alarm.within(PAUSE);
                 }
                 return;
             };
@@ -154,10 +164,25 @@ pub fn read<'scope>(
                 Ok(event) => events.give((event, epoch, 1)),
                 Err(letter) => rejected.give((letter, epoch, 1)),
             });
-            if read { activator.activate() } else { activator.activate_after(PAUSE) }
+            match read {
+                NextRead::Now => alarm.now(),
+                NextRead::Soon => alarm.within(PAUSE),
+                NextRead::Later => alarm.within(LONG_PAUSE),
+            }
         }
     });
     Read { events: event_stream, rejected: rejected_stream, closed: closed_stream }
+}
+
+/// The time of the next read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NextRead {
+    /// There may be more records.
+    Now,
+    /// Something is waited for that does not wake the reader.
+    Soon,
+    /// Records wake the reader.
+    Later,
 }
 
 struct OpenEpoch {
@@ -191,6 +216,8 @@ struct Reading {
     records: u64,
     contexts: Vec<TraceContext>,
     ended: bool,
+    /// True if records wake the reader.
+    is_woken: bool,
 }
 
 /// A partition that this worker reads.
@@ -257,6 +284,7 @@ impl Reading {
             records: 0,
             contexts: Vec::new(),
             ended: false,
+            is_woken: false,
         }
     }
 
@@ -387,20 +415,28 @@ impl Reading {
         Ok(())
     }
 
-    /// Reads one budget's worth of records into the open epoch; returns true if more may be available at once.
-    fn read(&mut self, epoch: Epoch, tick: &Tick, give: &mut dyn FnMut(Result<Event, DeadLetter>)) -> bool {
+    /// Reads one budget's worth of records into the open epoch; returns when to read again.
+    fn read(
+        &mut self,
+        epoch: Epoch,
+        tick: &Tick,
+        give: &mut dyn FnMut(Result<Event, DeadLetter>),
+    ) -> NextRead {
         self.release();
         if self.ended {
-            return false;
+            return NextRead::Soon;
         }
         let budget = self.budget(epoch);
         let (read, bytes) = match self.read_records(budget, tick, give) {
             Ok(read) => read,
             Err(error) => {
                 self.fail(error);
-                return false;
+                return NextRead::Soon;
             }
         };
+        if read > 0 && self.records == 0 {
+            self.context.activity.note();
+        }
         self.records += read as u64;
         if self.context.metrics.rounds().is_some() {
             self.contexts.append(&mut self.reader.take_contexts());
@@ -423,7 +459,12 @@ impl Reading {
         {
             self.fail(error);
         }
-        budget != Budget::NONE && (read == budget.records || bytes >= budget.bytes)
+        let is_held = budget == Budget::NONE || self.replaying || self.settings.timing.counted;
+        match budget != Budget::NONE && (read == budget.records || bytes >= budget.bytes) {
+            true => NextRead::Now,
+            false if self.is_woken && !is_held => NextRead::Later,
+            false => NextRead::Soon,
+        }
     }
 
     /// Releases the bytes of epochs that every sink has committed.

@@ -29,7 +29,7 @@ use super::stats::{self, PartitionStats};
 use super::{REQUEST_TIMEOUT, kafka_partition, unavailable};
 use crate::coordination::ingest::PartitionState;
 use crate::rounds::{TRACEPARENT, TraceContext};
-use crate::source::{Budget, Raw, Reader, SourceError};
+use crate::source::{Budget, Raw, Reader, SourceError, Wake};
 
 /// The header with the number of times that a record was retried from the dead letters, in decimal.
 pub const RETRIES: &str = "headwater-retries";
@@ -53,6 +53,8 @@ pub(super) struct KafkaReader {
     /// The header that names the producer of a record.
     producer_header: Vec<u8>,
     sampled: Sampled,
+    /// Wakes the thread that reads.
+    wake: Option<Wake>,
 }
 
 /// The contexts of sampled records.
@@ -126,7 +128,19 @@ impl KafkaReader {
         let (topic, stop) = (topic.to_owned(), stop.to_vec());
         let (readers, errors, ends) = (Vec::new(), HashMap::new(), ends.clone());
         let (producer_header, sampled) = (Vec::new(), Sampled::default());
-        Ok(KafkaReader { readers, consumer, topic, stop, first: 0, ends, errors, producer_header, sampled })
+        let wake = None;
+        Ok(KafkaReader {
+            readers,
+            consumer,
+            topic,
+            stop,
+            first: 0,
+            ends,
+            errors,
+            producer_header,
+            sampled,
+            wake,
+        })
     }
 
     /// Sets the header that names the producer of a record.
@@ -150,7 +164,8 @@ impl KafkaReader {
             .split_partition_queue(topic, number)
             .ok_or_else(|| SourceError::Refused(format!("topic {topic} has no partition {number}")))?;
         let stop = self.stop.get(partition.0 as usize).map(|stop| stop.0);
-        let reader = PartitionReader::new(partition, queue, position, stop, before);
+        let mut reader = PartitionReader::new(partition, queue, position, stop, before);
+        self.wake.iter().for_each(|wake| reader.wake_with(wake));
         if !reader.ended() {
             let mut assignment = TopicPartitionList::new();
             let from = KafkaOffset::Offset(position - i64::from(before.is_some()));
@@ -317,6 +332,11 @@ fn permanent_error_remedy(error: &KafkaError) -> Option<&'static str> {
 }
 
 impl PartitionReader {
+    fn wake_with(&mut self, wake: &Wake) {
+        let wake = Arc::clone(wake);
+        self.queue.set_nonempty_callback(move || wake());
+    }
+
     fn new(
         partition: Partition,
         queue: PartitionQueue<StatsContext>,
@@ -497,6 +517,12 @@ impl Reader for KafkaReader {
         });
         (self.producer_header, self.sampled) = (producer_header, sampled);
         read
+    }
+
+    fn wake_with(&mut self, wake: Wake) -> bool {
+        self.readers.iter_mut().for_each(|reader| reader.wake_with(&wake));
+        self.wake = Some(wake);
+        true
     }
 
     fn collect_contexts(&mut self, most: usize) {

@@ -138,6 +138,7 @@ fn fixture_with(
         decoding: crate::decode::JSON.standard(),
     };
     let context = ReadContext {
+        activity: Activity::default(),
         positions: [position].into(),
         added: Rc::new(Vec::new),
         stopping: Arc::default(),
@@ -157,7 +158,7 @@ impl Fixture {
         self.epoch = self.epoch.next();
         self.reading.begin_epoch(self.epoch, tick);
         let Fixture { reading, given, epoch, .. } = self;
-        while reading.read(*epoch, tick, &mut |outcome| given.push(outcome)) {}
+        while reading.read(*epoch, tick, &mut |outcome| given.push(outcome)) == NextRead::Now {}
         self.reading.close(tick).bindings
     }
 }
@@ -232,7 +233,8 @@ fn reading_stops_at_the_byte_limit_before_the_record_limit() {
     }
     let mut given = 0;
     fixture.reading.begin_epoch(Epoch(1), &Tick::new(T));
-    assert!(fixture.reading.read(Epoch(1), &Tick::new(T), &mut |_| given += 1), "more records are available");
+    let next = fixture.reading.read(Epoch(1), &Tick::new(T), &mut |_| given += 1);
+    assert_eq!(next, NextRead::Now, "more records are available");
     assert_eq!(given, 3, "the third reaches the limit");
 }
 
