@@ -97,6 +97,8 @@ fn configurations() -> Vec<String> {
     for keys in OBJECT_STORES {
         configurations.push(format!("{GENERATOR}{SQLITE}{ledger}[state]\nkind = \"object_store\"\n{keys}\n"));
     }
+    let of_cluster = "[cluster]\nsecret = \"hunter2 of a cluster\"\n";
+    configurations.push(format!("{GENERATOR}{SQLITE}{of_cluster}"));
     for option in OPTIONS {
         configurations.push(format!("{kafka}[source.options]\n{option}\n{SQLITE}"));
         configurations.push(format!(

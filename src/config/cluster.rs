@@ -58,3 +58,50 @@ pub fn read(mut section: Section<'_>, diagnostics: &mut Diagnostics) -> Option<C
     };
     Some(ClusterConfig { secret, heartbeat_timeout: millis(heartbeat_timeout?), tls })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    fn parse(section: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+        let text = format!(
+            "pipeline = 'p'\nsource = {{ kind = 'generator' }}\nsinks.sqlite.path = 'p.db'\n[cluster]\n{section}"
+        );
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::parse(&text, environment).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn a_secret_comes_from_a_file_or_the_environment_and_is_not_shown() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "a secret in a file\n").expect("written");
+        let of_file = format!("secret_file = '{}'", file.path().display());
+        let variable = ("HEADWATER__CLUSTER__SECRET", "a secret of the environment");
+        for (section, environment, expected) in [
+            (&*of_file, &[][..], "a secret in a file"),
+            ("", &[variable], "a secret of the environment"),
+            (&of_file, &[variable], "a secret of the environment"),
+        ] {
+            let config = parse(section, environment).expect("valid");
+            let secret = config.cluster.secret.as_ref().map(|secret| secret.expose().to_owned());
+            assert_eq!(secret.as_deref(), Some(expected));
+            let shown = format!("{:?}{}", config.cluster, config.effective());
+            assert!(!shown.contains("a secret"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn errors_of_the_section_say_what_to_do() {
+        for (section, parts) in [
+            (
+                "secret = 'too short'",
+                ["line 5: cluster.secret: the secret has 9 bytes", "openssl rand -hex 32"],
+            ),
+            ("heartbeat_timeout = '10ms'", ["line 5: cluster.heartbeat_timeout", "at least 500 ms"]),
+            ("tls.cert_file = 'a.pem'", ["cluster.tls.key_file", "cluster.tls.ca_file"]),
+        ] {
+            let message = parse(section, &[]).expect_err(section);
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+        }
+    }
+}
