@@ -50,11 +50,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Results as JSON messages, or as rows of tables; the run ends once the sinks have committed all of them.
     let (alerts, windows) = (Memory::default(), Memory::default());
-    let metrics = pipeline
+    let metrics = pipeline.metrics();
+    pipeline
         .workers(2)
         .message_sink(alerts.sink("alerts"), &[OutputKind::Alerts])
         .row_sink(windows.sink("windows"), &[OutputKind::Windows])
-        .run()?;
+        .run()
+        .map(drop)?;
 
     let mut report = String::new();
     for (_epoch, changes) in alerts.committed() {

@@ -191,7 +191,7 @@ fn checkpoints(config: &Config) -> Result<Option<Checkpoints>, RunError> {
 ///
 /// # Errors
 /// If they cannot: the resource, and an alternative.
-fn check_shareable(config: &Config) -> Result<(), RunError> {
+pub fn check_shareable(config: &Config) -> Result<(), RunError> {
     let refused = |reason: &str| Err(LedgerError::Refused(reason.into()).into());
     let has_ledger = config.ledger.is_some();
     for (name, sink) in &config.sinks.0 {

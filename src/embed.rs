@@ -3,7 +3,7 @@
 //! ```text
 //!   configuration (TOML) ──▶ Pipeline ──▶ run() ──▶ the sinks of the configuration
 //!                               ▲                └─▶ sinks of the program: a Memory, or a Sink of its own
-//!                               └─ Stopper: ends a run whose input does not end
+//!                               └─ Stopper: ends a run whose input does not end, or one that another run follows
 //! ```
 //!
 //! A run in a program gives the same guarantees as `headwater run`. `examples/embed.rs` and `examples/own_sink.rs` show
@@ -30,7 +30,7 @@ use crate::runtime::{Job, Queries, RunError};
 ///
 /// let memory = Memory::default();
 /// let configuration = "pipeline = 'docs'\nsource = { kind = 'generator', records = 100 }";
-/// Pipeline::from_toml(configuration)?.message_sink(memory.sink("memory"), &[OutputKind::Events]).run()?;
+/// Pipeline::from_toml(configuration)?.message_sink(memory.sink("memory"), &[OutputKind::Events]).run().map(drop)?;
 /// let events: usize = memory.committed().iter().map(|(_, changes)| changes.messages.len()).sum();
 /// assert!(events > 90);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -39,9 +39,19 @@ pub struct Pipeline {
     config: Config,
     sinks: Vec<SinkJob>,
     workers: usize,
-    stopping: Arc<AtomicBool>,
+    stopper: Stopper,
     metrics: Arc<Metrics>,
     queries: Queries,
+}
+
+/// The outcome of a run that has not failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Outcome {
+    /// The input has ended, or the run was stopped.
+    Done,
+    /// The run was stopped by [`Stopper::rescale`]: the program is to run the pipeline again.
+    Rescale,
 }
 
 impl Pipeline {
@@ -58,8 +68,8 @@ impl Pipeline {
     pub fn from_config(mut config: Config) -> Pipeline {
         config.plan.close_at_end = config.source.is_bounded();
         let (sinks, workers) = (Vec::new(), 1);
-        let (stopping, metrics, queries) = Default::default();
-        Pipeline { config, sinks, workers, stopping, metrics, queries }
+        let (stopper, metrics, queries) = Default::default();
+        Pipeline { config, sinks, workers, stopper, metrics, queries }
     }
 
     /// Sets the number of worker threads. The results do not depend on it. The default is one.
@@ -98,7 +108,7 @@ impl Pipeline {
 
     /// Returns a handle that stops the run from another thread.
     pub fn stopper(&self) -> Stopper {
-        Stopper(Arc::clone(&self.stopping))
+        self.stopper.clone()
     }
 
     /// Returns the metrics, which the run updates.
@@ -113,13 +123,16 @@ impl Pipeline {
 
     /// Runs the pipeline until its input ends or it is stopped, and all sinks have committed all results. Blocks.
     ///
+    /// With `[ledger]` and `[checkpoint]`, the next run of the same configuration resumes from here with any number of
+    /// workers. So a program changes that number with [`Stopper::rescale`], after which it builds the pipeline again.
+    ///
     /// A worker that panics leaves the others waiting. The command therefore aborts the process then; a program does
     /// so with [`abort_on_panic`](crate::logging::abort_on_panic).
     ///
     /// # Errors
     /// The failure that ended the run, or the refusal to start it: see [`RunError::is_refusal`].
-    pub fn run(self) -> Result<Arc<Metrics>, RunError> {
-        let Pipeline { config, sinks, workers, stopping, metrics, queries } = self;
+    pub fn run(self) -> Result<Outcome, RunError> {
+        let Pipeline { config, sinks, workers, stopper, metrics, queries } = self;
         for SinkJob { sink, encoding, .. } in &sinks {
             if matches!(encoding, SinkEncoding::Messages(mapping, _) if mapping.windows.is_some()) {
                 let reason = "windows have no messages: add the sink with `row_sink`".to_owned();
@@ -128,19 +141,31 @@ impl Pipeline {
         }
         let mut job = Job::of_config(&config, timely::Config::process(workers), Arc::clone(&metrics))?;
         job.sinks.extend(sinks);
-        (job.stopping, job.queries) = (stopping, queries);
+        (job.stopping, job.queries) = (Arc::clone(&stopper.stopping), queries);
         crate::runtime::run(job)?;
-        Ok(metrics)
+        Ok(match stopper.rescaling.load(Ordering::Relaxed) {
+            true => Outcome::Rescale,
+            false => Outcome::Done,
+        })
     }
 }
 
 /// A handle that stops a run.
-#[derive(Clone, Debug)]
-pub struct Stopper(Arc<AtomicBool>);
+#[derive(Clone, Debug, Default)]
+pub struct Stopper {
+    stopping: Arc<AtomicBool>,
+    rescaling: Arc<AtomicBool>,
+}
 
 impl Stopper {
     /// Stops the run: it reads no more, finishes what it has read, and ends.
     pub fn stop(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Stops the run as [`stop`](Stopper::stop) does, with [`Outcome::Rescale`].
+    pub fn rescale(&self) {
+        self.rescaling.store(true, Ordering::Relaxed);
+        self.stop();
     }
 }

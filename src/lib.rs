@@ -41,6 +41,6 @@ pub mod state;
 pub mod topics;
 pub mod wall;
 
-pub use embed::Pipeline;
+pub use embed::{Outcome, Pipeline};
 pub use headwater_dataflows as dataflows;
 pub use headwater_sinks as sinks;

@@ -99,10 +99,43 @@ fn a_stopped_run_commits_what_it_has_read() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     stopper.stop();
-    run.join().expect("no panic").expect("a stop is no failure");
+    let outcome = run.join().expect("no panic").expect("a stop is no failure");
+    assert_eq!(outcome, headwater::Outcome::Done);
     let committed: usize = memory.committed().iter().map(|(_, changes)| changes.messages.len()).sum();
     let rejected = metrics.rejected_count("late") + metrics.rejected_count("duplicate");
     assert_eq!(committed as u64, metrics.event_count() - rejected);
+}
+
+#[test]
+fn a_program_goes_on_with_more_workers() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name);
+    let configuration = format!(
+        "pipeline = 'rescaled'\nsource = {{ kind = 'generator', records = 200000 }}\n\
+         ledger = {{ kind = 'sqlite', path = {:?} }}\ncheckpoint = {{}}\nstate = {{ kind = 'fjall', path = {:?} }}\n\
+         sinks = {{ sqlite = {{ path = {:?} }} }}",
+        path("ledger.db"),
+        path("state"),
+        path("results.db")
+    );
+    let run = |workers| {
+        let pipeline = Pipeline::from_toml(&configuration).expect("valid").workers(workers);
+        let (stopper, metrics) = (pipeline.stopper(), pipeline.metrics());
+        let run = std::thread::spawn(move || pipeline.run().expect("no failure"));
+        (run, stopper, metrics)
+    };
+    let (first, stopper, metrics) = run(1);
+    while metrics.event_count() < 1_000 {
+        assert!(!first.is_finished(), "there are many more");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    stopper.rescale();
+    assert_eq!(first.join().expect("no panic"), headwater::Outcome::Rescale);
+    let read = metrics.event_count();
+    let (second, _, metrics) = run(3);
+    assert_eq!(second.join().expect("no panic"), headwater::Outcome::Done);
+    let (all, later) = (read + metrics.event_count(), metrics.event_count());
+    assert!(later > 0 && (190_000..=200_000).contains(&all), "{read} and {later} events");
 }
 
 #[test]

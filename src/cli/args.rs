@@ -7,6 +7,7 @@ use clap::{CommandFactory, FromArgMatches};
 use headwater_dataflows::SHARDS;
 
 use super::command::{Command, CommandLine, RunArgs};
+use super::hosts::{ProcessName, Service};
 
 /// Options that were renamed: the old and the current name.
 const RENAMED: [(&str, &str); 5] = [
@@ -18,7 +19,7 @@ const RENAMED: [(&str, &str); 5] = [
 ];
 
 /// The variables that are the defaults of options: path of the command, option, variable.
-const VARIABLES: [(&[&str], &str, &str); 7] = [
+const VARIABLES: [(&[&str], &str, &str); 9] = [
     (&["run"], "workers", "HEADWATER_WORKERS"),
     (&["demo"], "workers", "HEADWATER_WORKERS"),
     (&["bench", "stages"], "workers", "HEADWATER_WORKERS"),
@@ -26,6 +27,8 @@ const VARIABLES: [(&[&str], &str, &str); 7] = [
     (&["run"], "processes", "HEADWATER_PROCESSES"),
     (&["run"], "process", "HEADWATER_PROCESS"),
     (&["run"], "hostfile", "HEADWATER_HOSTFILE"),
+    (&["run"], "peers", "HEADWATER_PEERS"),
+    (&["run"], "settle", "HEADWATER_SETTLE"),
 ];
 
 /// The arguments of a command line, in the current spelling.
@@ -111,11 +114,35 @@ pub fn parse(
 
 /// Checks the numbers of workers and processes.
 fn check_cluster(run: &RunArgs) -> Result<(), String> {
-    let RunArgs { workers, processes, process, hostfile, .. } = run;
-    if process >= processes {
+    let RunArgs { workers, processes, process, hostfile, peers, .. } = run;
+    if let (Some(Service { name, port }), Some(processes)) = (peers, processes) {
         return Err(format!(
-            "--process is from 0 to the number of processes minus 1, not {process} of {processes}"
+            "--peers dns:{name}:{port} finds the number of processes itself: leave out --processes {processes} (also as \
+             HEADWATER_PROCESSES), or use --hostfile"
         ));
+    }
+    if peers.is_some() && !matches!(process, ProcessName::Pod { .. }) {
+        return Err(format!(
+            "--peers needs the name of this pod, such as --process headwater-0 or HEADWATER_PROCESS from the field \
+             metadata.name, not {process:?}"
+        ));
+    }
+    // The members of a cluster that changes are not known yet.
+    let is_elastic = run.is_elastic();
+    let processes = &processes.unwrap_or(1);
+    match process.index() {
+        _ if is_elastic => {}
+        None => {
+            return Err("--process HOST:PORT needs a host file whose changes are followed: give the index, or leave out \
+                        --processes"
+                .to_owned());
+        }
+        Some(process) if process >= *processes => {
+            return Err(format!(
+                "--process is from 0 to the number of processes minus 1, not {process} of {processes}"
+            ));
+        }
+        Some(_) => {}
     }
     if workers.checked_mul(*processes).is_none_or(|all| all > SHARDS as usize) {
         return Err(format!(
@@ -217,6 +244,33 @@ mod tests {
         for line in ["run -h", "run a -h", "status -h", "-h", "bench stages -h"] {
             assert!(parsed(line).is_err_and(|help| help.contains("Usage: headwater")), "{line}");
         }
+    }
+
+    #[test]
+    fn members_follow_a_host_file_or_a_service() {
+        let is_elastic = |line: &str, variables: &[(&str, &str)]| match parsed_with(line, variables) {
+            Ok(Command::Run(run)) => run.is_elastic(),
+            other => panic!("{line}: {other:?}"),
+        };
+        assert!(is_elastic("run a --hostfile hosts -p 7", &[]), "it may have more lines later");
+        assert!(is_elastic("run a --hostfile hosts -p 10.0.0.7:2101", &[]));
+        assert!(!is_elastic("run a --hostfile hosts -n 2 -p 1", &[]) && !is_elastic("run a", &[]));
+        let pod = [("HEADWATER_PEERS", "dns:peers:2101"), ("HEADWATER_PROCESS", "headwater-3")];
+        assert!(is_elastic("run a", &pod) && is_elastic("run a --settle 10s", &pod));
+        for (line, expected) in [
+            ("run a --processes 2", "finds the number of processes itself"),
+            ("run a -p 3", "needs the name of this pod"),
+            ("run a --settle soon", "expected a duration"),
+            ("run a --peers peers:2101", "dns:NAME:PORT"),
+        ] {
+            assert!(parsed_with(line, &pod).is_err_and(|message| message.contains(expected)), "{line}");
+        }
+        assert!(
+            parsed("run a --peers dns:b:1 --hostfile c -p d-0")
+                .is_err_and(|m| m.contains("cannot be used with"))
+        );
+        let fixed = "run a -n 2 --hostfile hosts -p 10.0.0.7:2101";
+        assert!(parsed(fixed).is_err_and(|message| message.contains("give the index")));
     }
 
     #[test]

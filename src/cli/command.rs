@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueHint};
@@ -9,6 +10,7 @@ use clap_complete::Shell;
 use headwater_dataflows::Epoch;
 
 use super::backtest::BacktestArgs;
+use super::hosts::{ProcessName, Service};
 use super::rules::RulesCommand;
 use super::test::TestArgs;
 use crate::coordination::{AcceptedLoss, Skip};
@@ -22,8 +24,8 @@ use crate::wall::wall_ms;
 /// The text below the list of commands.
 const AFTER_HELP: &str = "\
 Each option of `run` for workers and processes has a variable as its default: HEADWATER_WORKERS,
-HEADWATER_PROCESSES, HEADWATER_PROCESS, HEADWATER_HOSTFILE. HEADWATER__SECTION__KEY overrides a key of
-the configuration, and HEADWATER_LOG the level of the log.
+HEADWATER_PROCESSES, HEADWATER_PROCESS, HEADWATER_HOSTFILE, HEADWATER_PEERS, HEADWATER_SETTLE.
+HEADWATER__SECTION__KEY overrides a key of the configuration, and HEADWATER_LOG the level of the log.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused to protect results,
 141 the reader closed standard output.";
@@ -116,15 +118,21 @@ pub struct RunArgs {
     /// The number of workers per process, at most 64 for all processes together.
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = parse_workers)]
     pub workers: usize,
-    /// The number of processes of the cluster. With it, -h means --hostfile, as in timely.
-    #[arg(short = 'n', long, value_name = "N", default_value = "1", value_parser = parse_processes)]
-    pub processes: usize,
-    /// The index of this process in the cluster, from 0.
-    #[arg(short, long, value_name = "INDEX", default_value = "0", value_parser = parse_process)]
-    pub process: usize,
-    /// The file with one `host:port` per line, for each process of the cluster.
+    /// The number of processes of the cluster, which then does not change. With it, -h means --hostfile, as in timely.
+    #[arg(short = 'n', long, value_name = "N", value_parser = parse_processes)]
+    pub processes: Option<usize>,
+    /// This process of the cluster: its index from 0, its pod such as headwater-3, or its own HOST:PORT.
+    #[arg(short, long, value_name = "PROCESS", default_value = "0", value_parser = ProcessName::parse)]
+    pub process: ProcessName,
+    /// The file with one `host:port` per line, for each process of the cluster. Without -n, changes of it are followed.
     #[arg(long, alias = "hosts", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub hostfile: Option<PathBuf>,
+    /// The headless Service of a StatefulSet, whose pods are the processes of the cluster. Changes are followed.
+    #[arg(long, value_name = "dns:NAME:PORT", value_parser = Service::parse, conflicts_with = "hostfile")]
+    pub peers: Option<Service>,
+    /// The time for which a changed list of processes has to stay the same before the cluster follows it.
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = parse_settle)]
+    pub settle: Duration,
     /// Stop at the end that the input has at the start.
     #[arg(long)]
     pub bounded: bool,
@@ -143,6 +151,13 @@ pub struct RunArgs {
     /// Write the bindings of epochs to offsets to this file, for tests.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub bindings: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// Returns true if the members of the cluster change while it runs.
+    pub fn is_elastic(&self) -> bool {
+        self.peers.is_some() || (self.hostfile.is_some() && self.processes.is_none())
+    }
 }
 
 /// Arguments that permit a start to give up state, progress or input. Each takes effect only where the start would be
@@ -465,8 +480,9 @@ fn parse_processes(text: &str) -> Result<usize, String> {
     parse_count(text, 1, "HEADWATER_PROCESSES")
 }
 
-fn parse_process(text: &str) -> Result<usize, String> {
-    parse_count(text, 0, "HEADWATER_PROCESS")
+fn parse_settle(text: &str) -> Result<Duration, String> {
+    let ms = duration_ms(text).and_then(|ms| u64::try_from(ms).ok());
+    ms.map(Duration::from_millis).ok_or_else(|| "expected a duration such as 3s or 500ms".to_owned())
 }
 
 /// Parses a number that an environment variable may have given.

@@ -10,7 +10,8 @@ mod dead_letters;
 mod deliveries;
 mod demo;
 mod demo_console;
-mod hosts;
+mod elastic;
+pub mod hosts;
 pub mod output;
 mod rule_watcher;
 pub mod rules;
@@ -21,6 +22,7 @@ mod summary;
 mod supervise;
 pub mod test;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,7 +35,7 @@ use command::{
     CheckArgs, Command, DeliveriesCommand, ProduceArgs, RunArgs, StatusArgs, TopicsArgs, TopicsCommand,
 };
 use headwater_sinks::Misconfigured;
-use hosts::HostsError;
+use hosts::{HostsError, Placement};
 use output::{OutputError, Table, note, out};
 use rule_watcher::RuleWatcher;
 use serde_json::json;
@@ -121,6 +123,7 @@ fn execute(command: Command) -> anyhow::Result<u8> {
             crate::logging::init(false, "warn");
             return Ok(if demo::demo(&args)? { DONE } else { FAILED });
         }
+        Command::Run(args) if args.is_elastic() && !hosts::is_placed() => return run_member(args),
         Command::Run(args) if args.restart => return supervise_run(&args),
         Command::Run(args) => run(&args)?,
         Command::Check(args) if args.connect => return connect(&args),
@@ -274,15 +277,32 @@ fn config_error(key: &str, message: impl Into<String>) -> ConfigErrors {
 /// Runs the command without `--restart` in a supervised child process.
 fn supervise_run(args: &RunArgs) -> anyhow::Result<u8> {
     let config = load_to_run(&args.config)?;
-    let words = Arguments::of_process().words.into_iter();
-    let arguments: Vec<_> = words.filter(|argument| argument != "--restart").collect();
     // The child does not inherit standard input, so it cannot read a file from there.
     config.source.connector().check_repeatable("by --restart")?;
-    supervise::supervise(&arguments)
+    supervise::supervise(child_arguments())
+}
+
+/// Returns the arguments of this process for a child that it supervises.
+fn child_arguments() -> Vec<OsString> {
+    Arguments::of_process().words.into_iter().filter(|argument| argument != "--restart").collect()
+}
+
+/// Runs this process's part of a cluster whose members change, each run in a child process.
+fn run_member(args: RunArgs) -> anyhow::Result<u8> {
+    let config = load_to_run(&args.config)?;
+    let has_checkpoints = config.ledger.is_some() && config.checkpoint.is_some();
+    if !has_checkpoints {
+        let message = "a cluster whose members change needs [ledger] and [checkpoint], from which it goes on after a \
+                       change; add them, or fix the number of processes with --processes";
+        return Err(config_error("ledger", message).into());
+    }
+    assembly::check_shareable(&config)?;
+    elastic::run(args, config, child_arguments())
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut config = load_to_run(&args.config)?;
+    let placement = Placement::of(args)?;
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     config.plan.close_at_end = args.drain || config.source.is_bounded();
     config.plan.record_bindings = args.bindings.clone();
@@ -303,11 +323,12 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     // for.
     let (queries, peers) = (Queries::default(), Peers::default());
     let control = RuleControl::of_config(&config);
-    let (server, recent) = serve_http(&config, args, &control, &metrics, &queries, &peers)?;
-    let watcher = RuleWatcher::start(&args.config, &config, args.process, &control);
-    tracing::info!(pipeline = %config.plan.pipeline, workers = args.workers, processes = args.processes, "running");
+    let (server, recent) = serve_http(&config, &placement, &control, &metrics, &queries, &peers)?;
+    let watcher = RuleWatcher::start(&args.config, &config, placement.process, &control);
+    let (workers, processes) = (placement.workers, placement.processes());
+    tracing::info!(pipeline = %config.plan.pipeline, workers, processes, "running");
     metrics.starting("looking up the hosts of the cluster");
-    let workers = hosts::timely_config(args)?;
+    let workers = placement.timely_config()?;
     check_cluster_secret(&config, &workers)?;
     peers.take_hosts(&workers);
     metrics.starting("opening the ledger");
@@ -324,7 +345,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     // Nobody waits for a change that no epoch will have.
     changes.end();
     // In a cluster, only process 0 records the takeover.
-    if args.process == 0
+    if placement.process == 0
         && result.as_ref().is_err_and(RunError::is_replacement)
         && let Err(error) = assembly::record_takeover(&config)
     {
@@ -360,17 +381,18 @@ type HttpServer = (Option<http::Server>, Option<Arc<RecentAlerts>>);
 /// Starts the HTTP server, if the configuration has one.
 fn serve_http(
     config: &Config,
-    args: &RunArgs,
+    placement: &Placement,
     control: &RuleControl,
     metrics: &Arc<Metrics>,
     queries: &Queries,
     peers: &Peers,
 ) -> anyhow::Result<HttpServer> {
     let Some(http) = &config.http else { return Ok((None, None)) };
-    let run = http::Run::of_config(config, control.clone(), args.process, args.processes, args.workers);
+    let (process, processes) = (placement.process, placement.processes());
+    let run = http::Run::of_config(config, control.clone(), process, processes, placement.workers);
     let (results, recent) = results::of_config(config, metrics);
-    let forwarder = || http::Forwarder::new(http, args.process, peers.clone());
-    let forwarder = (args.processes > 1).then(forwarder).transpose();
+    let forwarder = || http::Forwarder::new(http, process, peers.clone());
+    let forwarder = (processes > 1).then(forwarder).transpose();
     let forwarder = forwarder.context("cannot ask the other processes of the cluster over HTTP")?;
     let api = http::Api::new(run, Arc::clone(metrics), results, queries.clone()).with_forwarder(forwarder);
     let server = http::serve(http, api).with_context(|| format!("cannot serve HTTP on {}", http.listen))?;

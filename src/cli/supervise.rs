@@ -6,8 +6,9 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -24,67 +25,131 @@ const MIN_DELAY: Duration = Duration::from_secs(1);
 const MAX_DELAY: Duration = Duration::from_secs(60);
 
 /// The interval of polling the child's exit status.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
+pub const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The program of this process with the arguments of a run, which child processes execute.
+pub struct Program {
+    path: PathBuf,
+    arguments: Vec<OsString>,
+    restarts: u64,
+    delay: Duration,
+}
+
+impl Program {
+    /// Returns this program with these arguments.
+    ///
+    /// # Errors
+    /// If its path cannot be determined.
+    pub fn new(arguments: Vec<OsString>) -> anyhow::Result<Program> {
+        let path = std::env::current_exe().context("cannot determine the path of this program")?;
+        Ok(Program { path, arguments, restarts: 0, delay: MIN_DELAY })
+    }
+
+    /// Starts the program in a child process with these variables.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(&self, variables: &[(&str, String)]) -> anyhow::Result<Run> {
+        let mut child = Command::new(&self.path)
+            .args(&self.arguments)
+            .env(RESTARTS_VARIABLE, self.restarts.to_string())
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::piped())
+            // A terminal sends SIGINT to the whole process group; in its own group the child gets only one request.
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.path.display()))?;
+        tracing::info!(pid = child.id(), restarts = self.restarts, "supervising");
+        let pipe = child.stdin.take();
+        Ok(Run { child, pipe, started: Instant::now() })
+    }
+
+    /// Counts a failure of this run. Returns the delay before the next one.
+    pub fn failed(&mut self, run: &Run, status: ExitStatus) -> Duration {
+        if run.started.elapsed() >= MAX_DELAY {
+            self.delay = MIN_DELAY;
+        }
+        self.restarts += 1;
+        let (pause, restarts) = (self.delay, self.restarts);
+        self.delay = (2 * pause).min(MAX_DELAY);
+        tracing::warn!(reason = %status, restarts, ?pause, "the run failed; restarting it after a pause");
+        pause
+    }
+}
+
+/// A run in a child process. A run that is dropped is killed.
+pub struct Run {
+    child: Child,
+    /// The child runs until this pipe is dropped.
+    pipe: Option<ChildStdin>,
+    started: Instant,
+}
+
+impl Run {
+    /// Requests the child to stop, or kills it if that was requested before.
+    ///
+    /// # Errors
+    /// If it cannot be killed.
+    pub fn stop(&mut self) -> std::io::Result<()> {
+        match self.pipe.take() {
+            Some(pipe) => {
+                drop(pipe);
+                Ok(())
+            }
+            None => self.child.kill(),
+        }
+    }
+
+    /// Returns the status of the child if it has ended.
+    ///
+    /// # Errors
+    /// If the status cannot be read.
+    pub fn ended(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // After the end of the child both have no effect.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
 
 /// Runs this program with these arguments until it succeeds, fails permanently, or is requested to stop. Returns the
 /// exit code of the last run; 1 if a signal ended it.
 ///
 /// # Errors
 /// If the program cannot be started, or signals cannot be handled.
-pub fn supervise(arguments: &[OsString]) -> anyhow::Result<u8> {
-    let program = std::env::current_exe().context("cannot determine the path of this program")?;
+pub fn supervise(arguments: Vec<OsString>) -> anyhow::Result<u8> {
+    let mut program = Program::new(arguments)?;
     let requests = stop::signals().context("cannot handle signals")?;
-    let (mut delay, mut restarts) = (MIN_DELAY, 0_u64);
     loop {
-        let started = Instant::now();
-        let mut child = Command::new(&program)
-            .args(arguments)
-            .env(RESTARTS_VARIABLE, restarts.to_string())
-            .stdin(Stdio::piped())
-            // A terminal sends SIGINT to the whole process group; in its own group the child gets only one request.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        tracing::info!(pid = child.id(), restarts, "supervising");
-        let (status, is_stopping) = wait(&mut child, &requests)?;
+        let mut run = program.start(&[])?;
+        let mut is_stopping = false;
+        let status = loop {
+            if let Some(status) = run.ended()? {
+                break status;
+            }
+            if requests.recv_timeout(POLL_INTERVAL).is_ok() {
+                is_stopping = true;
+                run.stop()?;
+            }
+        };
         let code = code(status);
         if is_stopping || code != FAILED {
             return Ok(code);
         }
-        if started.elapsed() >= MAX_DELAY {
-            delay = MIN_DELAY;
-        }
-        restarts += 1;
-        tracing::warn!(reason = %status, restarts, pause = ?delay, "the run failed; restarting it after a pause");
+        let delay = program.failed(&run, status);
         if requests.recv_timeout(delay) != Err(RecvTimeoutError::Timeout) {
             return Ok(FAILED);
-        }
-        delay = (2 * delay).min(MAX_DELAY);
-    }
-}
-
-/// Waits for the child to exit; the boolean is true if a stop was requested. The first request is forwarded to the
-/// child; a second one kills it.
-fn wait(child: &mut Child, requests: &Receiver<()>) -> std::io::Result<(ExitStatus, bool)> {
-    // The child runs until this pipe is dropped.
-    let mut pipe = child.stdin.take();
-    let mut is_stopping = false;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok((status, is_stopping));
-        }
-        if requests.recv_timeout(POLL_INTERVAL).is_ok() {
-            is_stopping = true;
-            match pipe.take() {
-                Some(pipe) => drop(pipe),
-                None => child.kill()?,
-            }
         }
     }
 }
 
 /// Returns the exit code for the status of a child. A status that is not final counts as a failure.
-fn code(status: ExitStatus) -> u8 {
+pub fn code(status: ExitStatus) -> u8 {
     match status.code().and_then(|code| u8::try_from(code).ok()) {
         Some(code @ (DONE | USAGE | REFUSED)) => code,
         _ => FAILED,

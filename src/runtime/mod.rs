@@ -225,7 +225,10 @@ pub fn run(job: Job) -> Result<(), RunError> {
     });
     let backfiller = backfiller.transpose().map_err(threads::cannot_start)?;
     let trace = match &plan.record_bindings {
-        Some(path) if first_worker == 0 => Some(TraceWriter::create(path)?),
+        Some(path) if first_worker == 0 => {
+            let before = origin.manifest.as_ref().map_or(Epoch(0), |manifest| manifest.epoch);
+            Some(TraceWriter::after(before, path)?)
+        }
         _ => None,
     };
     let group_offsets = threads.start_group_commits(Arc::clone(&source));

@@ -11,21 +11,24 @@ pub const ENVIRONMENT: &str = "the environment";
 
 /// Known variables that are not configuration keys. A name that ends with `_` is a prefix of variables that the
 /// repository's tests and scripts use.
-const VARIABLES: [&str; 14] = [
-    "HEADWATER_WORKERS",
-    "HEADWATER_PROCESSES",
-    "HEADWATER_PROCESS",
-    "HEADWATER_HOSTFILE",
-    "HEADWATER_LOG",
-    "HEADWATER_RESTARTS",
+const VARIABLES: [&str; 17] = [
     "HEADWATER_CRASH_AT",
-    "HEADWATER_MODEL_STEPS",
-    "HEADWATER_SIMULATED_HISTORIES",
+    "HEADWATER_HOSTFILE",
     "HEADWATER_KAFKA_PROXY",
+    "HEADWATER_LOG",
+    "HEADWATER_MODEL_STEPS",
+    "HEADWATER_PEERS",
+    "HEADWATER_PLACEMENT",
+    "HEADWATER_PROCESS",
+    "HEADWATER_PROCESSES",
     "HEADWATER_RECORD",
-    "HEADWATER_TEST_",
+    "HEADWATER_RESTARTS",
     "HEADWATER_SERVICES_",
+    "HEADWATER_SETTLE",
+    "HEADWATER_SIMULATED_HISTORIES",
+    "HEADWATER_TEST_",
     "HEADWATER_TORTURE_",
+    "HEADWATER_WORKERS",
 ];
 
 /// Returns the environment variables of this process that are UTF-8.

@@ -163,7 +163,7 @@ fn commands_and_configuration_are_parsed_as_intended() {
         panic!("the producer has a time limit")
     };
     configuration(&services["producer"], &config);
-    let Command::Run(RunArgs { config, workers: 2, processes: 1, bounded: false, .. }) = command("engine")
+    let Command::Run(RunArgs { config, workers: 2, processes: None, bounded: false, .. }) = command("engine")
     else {
         panic!("the engine does not run for ever with two workers")
     };

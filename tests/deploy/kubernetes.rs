@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use headwater::cli::args;
 use headwater::cli::command::{Command, RunArgs};
+use headwater::cli::hosts::{ProcessName, Service};
 use headwater::config::Config;
 use serde::Deserialize;
 use serde_json::Value;
@@ -52,10 +53,6 @@ impl Manifest {
         self.object("ConfigMap")["data"][key].as_str().expect("a text")
     }
 
-    fn hosts(&self) -> Vec<&str> {
-        self.data("hosts.txt").lines().collect()
-    }
-
     /// Returns the environment of the process with an index.
     fn environment(&self, process: usize) -> BTreeMap<String, String> {
         let variables = self.engine()["env"].as_array().expect("a list");
@@ -63,8 +60,11 @@ impl Manifest {
             Some(value) => value.to_owned(),
             None => {
                 let field = &variable["valueFrom"]["fieldRef"]["fieldPath"];
-                assert_eq!(field, "metadata.labels['apps.kubernetes.io/pod-index']");
-                process.to_string()
+                assert_eq!(field, "metadata.name");
+                format!(
+                    "{}-{process}",
+                    self.object("StatefulSet")["metadata"]["name"].as_str().expect("a name")
+                )
             }
         };
         let named = |variable: &Value| variable["name"].as_str().expect("a name").to_owned();
@@ -149,21 +149,29 @@ fn arguments_and_configuration_are_parsed_as_intended() {
 }
 
 #[test]
-fn each_pod_is_a_process_with_a_line_in_the_host_file() {
+fn each_pod_of_a_cluster_follows_the_service() {
     for manifest in Manifest::all() {
         let (name, set) = (manifest.name, manifest.object("StatefulSet"));
         let replicas = set["spec"]["replicas"].as_u64().expect("a number") as usize;
         assert_eq!(replicas > 1, name == "cluster");
-        let hosts = manifest.hosts();
-        assert_eq!(hosts.len(), replicas, "{name}");
         let (pods, service) = (&set["metadata"]["name"], &manifest.object("Service")["metadata"]["name"]);
         assert_eq!(set["spec"]["serviceName"], *service, "{name}");
-        for (process, host) in hosts.into_iter().enumerate() {
+        for process in 0..replicas {
             let args = manifest.run_args(process);
-            assert_eq!((args.process, args.processes), (process, replicas), "{name}");
-            assert!(args.hostfile.is_some_and(|file| file.ends_with("config/hosts.txt")), "{name}");
-            let pod = format!("{}-{process}", pods.as_str().expect("a name"));
-            assert_eq!(host, format!("{pod}.{}:2101", service.as_str().expect("a name")), "{name}");
+            assert_eq!(args.is_elastic(), replicas > 1, "{name}");
+            let Some(peers) = args.peers else { continue };
+            let set = pods.as_str().expect("a name").to_owned();
+            assert_eq!(args.process, ProcessName::Pod { set, ordinal: process }, "{name}");
+            assert_eq!(
+                peers,
+                Service { name: service.as_str().expect("a name").to_owned(), port: 2101 },
+                "{name}"
+            );
+            let ports = manifest.engine()["ports"].as_array().expect("a list");
+            assert!(
+                ports.iter().any(|port| port["name"] == "cluster" && port["containerPort"] == 2101),
+                "{name}"
+            );
         }
     }
 }

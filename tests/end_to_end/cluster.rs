@@ -96,18 +96,13 @@ impl Cluster {
             // The first start finds none.
             let _ = fs::remove_file(self.path(&format!("log-{process}")));
         }
-        // All listeners stay open until every port is chosen, so that the ports differ.
-        let free: Vec<_> =
-            (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-        let mut hosts: Vec<_> =
-            free.iter().map(|free| free.local_addr().expect("bound").to_string()).collect();
+        let mut hosts = free_addresses(processes);
         fs::write(self.path("hosts"), hosts.join("\n")).expect("written");
         for (host, proxy) in hosts.iter_mut().zip(proxies) {
             proxy.forward_to(host);
             *host = proxy.address().to_string();
         }
         fs::write(self.path("hosts-of-last"), hosts.join("\n")).expect("written");
-        drop(free);
         (0..processes)
             .map(|process| {
                 let mut command = headwater(&["run"]);
@@ -142,16 +137,29 @@ impl Cluster {
         self.postgres.number(last) > 1
     }
 
-    pub fn judge(&self) {
+    /// Compares the tables with those of the oracle.
+    pub fn judge_tables(&self) {
         merge_bindings(self.dir.path(), i64::MAX);
         let (records, history) = (self.path("records.ndjson"), self.path("history.ndjson"));
         let input = ["--records", records.to_str().expect("UTF-8")];
         let expected = Expected::of(self.dir.path(), &self.path("run.toml"), &input, &history);
         self.postgres.dump("public", &self.path("postgres"));
         expected.judge(&self.path("postgres"));
+    }
+
+    /// Compares the tables with those of the oracle, and the topics with the tables.
+    pub fn judge(&self) {
+        self.judge_tables();
         assert_topics_match_tables(&self.services.kafka, TIME, |sql| self.postgres.query(sql));
         topics(&self.services.kafka).delete(&OUTPUTS).expect("deleted");
     }
+}
+
+/// Returns different loopback addresses that nothing listens on.
+pub fn free_addresses(count: usize) -> Vec<String> {
+    // All listeners stay open until every port is chosen, so that the ports differ.
+    let free: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    free.iter().map(|free| free.local_addr().expect("bound").to_string()).collect()
 }
 
 #[test]

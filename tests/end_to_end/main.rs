@@ -15,6 +15,7 @@ mod common;
 mod crash;
 mod crash_points;
 mod dashboards;
+mod elastic;
 mod encode;
 mod explain;
 mod faults;

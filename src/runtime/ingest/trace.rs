@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use headwater_dataflows::EventTime;
+use headwater_dataflows::{Epoch, EventTime};
 use headwater_sinks::private;
 use serde_json::{Value, json};
 
@@ -19,16 +19,25 @@ pub struct TraceWriter {
 }
 
 impl TraceWriter {
-    /// Creates the file, or truncates it.
+    /// Creates the file, or continues it after this epoch: what earlier runs have traced of later ones is traced again.
     ///
     /// # Errors
     /// If it cannot be created.
-    pub fn create(path: &Path) -> Result<TraceWriter, RunError> {
-        let truncate = || {
-            let file = private::file(path)?;
-            file.set_len(0).map(|()| file)
+    pub fn after(epoch: Epoch, path: &Path) -> Result<TraceWriter, RunError> {
+        let continued = || {
+            let mut file = private::file(path)?;
+            let text = std::fs::read_to_string(path)?;
+            let is_before = |line: &&str| {
+                let traced = serde_json::from_str::<Value>(line).ok().and_then(|line| line["epoch"].as_u64());
+                traced.is_some_and(|traced| traced <= epoch.0)
+            };
+            file.set_len(0)?;
+            // A killed run may leave a part of a line.
+            let before: String =
+                text.split_inclusive('\n').filter(|line| line.ends_with('\n')).filter(is_before).collect();
+            file.write_all(before.as_bytes()).map(|()| file)
         };
-        let file = truncate().map_err(|source| failed(path, source))?;
+        let file = continued().map_err(|source| failed(path, source))?;
         Ok(TraceWriter { path: path.to_owned(), out: BufWriter::new(file) })
     }
 
@@ -97,7 +106,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("trace.ndjson");
         std::fs::write(&path, "a longer line of an earlier run\n".repeat(100)).expect("written");
-        let mut trace = TraceWriter::create(&path).expect("created");
+        let mut trace = TraceWriter::after(Epoch(0), &path).expect("created");
         let closing = EpochRecord { closes: true, bindings: Vec::new(), ..record(9, 0) };
         let epoch = EpochRecord { wall_ms: 5_000, ..record(8, 12) };
         trace.record(&epoch, EventTime(7), false).expect("written");
@@ -116,6 +125,19 @@ mod tests {
     }
 
     #[test]
+    fn a_later_run_continues_after_its_checkpoint() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("trace.ndjson");
+        std::fs::write(&path, "{\"epoch\":3}\n{\"epoch\":4}\n{\"epoch\":5}\n{\"epoch\":4").expect("written");
+        let mut trace = TraceWriter::after(Epoch(4), &path).expect("opened");
+        trace.record(&record(5, 0), EventTime(7), true).expect("written");
+        let text = std::fs::read_to_string(&path).expect("flushed");
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[..2], ["{\"epoch\":3}", "{\"epoch\":4}"]);
+        assert!(lines.len() == 3 && lines[2].contains("partitions"), "{text}");
+    }
+
+    #[test]
     fn a_change_is_part_of_its_epoch() {
         let list = ListVersion { name: "blocked".to_owned(), hash: [10; 32], bytes: 7 };
         let described = describe(&Change { rules: None, lists: vec![list], pasts: None });
@@ -128,7 +150,7 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_written_is_named() {
         let dir = tempfile::tempdir().expect("a directory");
-        let error = TraceWriter::create(dir.path()).map(|_| ()).expect_err("it is a directory");
+        let error = TraceWriter::after(Epoch(0), dir.path()).map(|_| ()).expect_err("it is a directory");
         let RunError::Record { path, .. } = error else { panic!("{error:?}") };
         assert_eq!(path, dir.path().display().to_string());
     }

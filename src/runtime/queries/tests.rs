@@ -52,7 +52,7 @@ impl Run {
         let pipeline = pipeline.workers(workers).row_sink(sink, &[OutputKind::Events]);
         let (queries, stopper) = (pipeline.queries(), pipeline.stopper());
         assert_eq!(ask(&queries, "ann"), Err(QueryError::Starting));
-        let thread = std::thread::spawn(move || drop(pipeline.run().expect("the run ends well")));
+        let thread = std::thread::spawn(move || _ = pipeline.run().expect("the run ends well"));
         let input = File::options().write(true).open(path).expect("the pipe has a reader");
         Run { queries, input, stopper, thread, _folder: folder }
     }
@@ -191,7 +191,7 @@ fn answers_under_load_are_of_one_epoch() {
     let pipeline = Pipeline::from_toml(source).expect("valid").workers(2);
     let pipeline = pipeline.row_sink(Memory::default().sink("memory"), &[OutputKind::Events]);
     let (queries, stopper) = (pipeline.queries(), pipeline.stopper());
-    let run = std::thread::spawn(move || drop(pipeline.run().expect("the run ends well")));
+    let run = std::thread::spawn(move || _ = pipeline.run().expect("the run ends well"));
     let (started, mut epochs) = (Instant::now(), std::collections::BTreeSet::new());
     while epochs.len() < 10 {
         assert!(started.elapsed() < TIMEOUT, "answers are of too few epochs: {epochs:?}");

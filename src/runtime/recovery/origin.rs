@@ -1,6 +1,6 @@
 //! Recovery: decides where a run resumes, from the contents of the ledger, the sinks and the state store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use headwater_dataflows::{Checkpoint, Epoch, EventTime, Offset, Partition, Record, SHARDS, ShardId};
@@ -165,8 +165,8 @@ impl Origin {
     }
 }
 
-/// Decides where a start with these operators resumes, from the progress of each sink, and reads the state. A changed
-/// configuration is recorded first. Deletes parts of earlier starts that no manifest needs from the state store.
+/// Decides where a start with these operators resumes, from the progress of each sink, and reads the state of these shards. A
+/// changed configuration is recorded first. Deletes parts of earlier starts that no manifest needs from the state store.
 ///
 /// # Errors
 /// If there is no point to resume from, or its state cannot be read.
@@ -175,6 +175,7 @@ pub fn origin(
     sinks: &[(&str, &[Progress])],
     operators: &[Operator],
     live: &LiveRules,
+    shards: Shards,
 ) -> Result<Origin, RunError> {
     let History {
         ledger,
@@ -221,13 +222,13 @@ pub fn origin(
             "resuming with a changed configuration"
         );
         *changes = None;
-        return origin(history, sinks, operators, live);
+        return origin(history, sinks, operators, live, shards);
     }
     let recorded_contents = recorded_contents(&epochs);
     let (manifest, state) = match checkpoints {
         None => (None, Vec::new()),
         Some(Checkpoints { store, .. }) => {
-            let chosen = first_readable(&resume.origins, &manifests, &mut **store)?;
+            let chosen = first_readable(&resume.origins, &manifests, &mut **store, shards)?;
             let chosen =
                 chosen.ok_or(NoResume::from(NoOrigin::Unreadable { pruned, durable: resume.durable }))?;
             delete_unused(&mut **store, claim, &manifests, &recorded_contents)?;
@@ -426,18 +427,20 @@ pub fn fenced_by_zombie(error: RunError) -> RunError {
     }
 }
 
-/// Returns the best of these origins whose state can be read, with that state; None if there is none.
+/// Returns the best of these origins whose state can be read, with the state of these shards; None if there is none. Of other
+/// shards, which other processes read, all parts must exist.
 fn first_readable(
     origins: &[Epoch],
     manifests: &[StoredManifest],
     store: &mut dyn StateStore,
+    shards: Shards,
 ) -> Result<Option<(Option<Manifest>, State)>, RunError> {
     for &origin in origins {
         let Some(manifest) = readable(manifests).find(|manifest| manifest.epoch == origin) else {
             // The beginning of the pipeline.
             return Ok(Some((None, State::new())));
         };
-        match load(store, manifest, Shards::ALL) {
+        match require_parts(store, manifest, shards).and_then(|()| load(store, manifest, shards)) {
             Ok(state) => return Ok(Some((Some(manifest.clone()), state))),
             Err(error @ RunError::Part { .. }) => {
                 tracing::warn!(epoch = %origin, %error, "skipping unreadable checkpoint");
@@ -457,7 +460,7 @@ pub fn readable_origin(
     manifests: &[StoredManifest],
     store: &mut dyn StateStore,
 ) -> Result<Option<Epoch>, RunError> {
-    let chosen = first_readable(origins, manifests, store)?;
+    let chosen = first_readable(origins, manifests, store, Shards::ALL)?;
     Ok(chosen.map(|(manifest, _)| manifest.map_or(Epoch(0), |manifest| manifest.epoch)))
 }
 
@@ -480,6 +483,19 @@ fn delete_unused(
     needed.extend(recorded_contents.iter().flat_map(|(_, hashes)| hashes));
     contents::delete_unused(store, &claim.ledger_id, claim.generation, &needed)?;
     Ok(())
+}
+
+/// Checks that all parts of a checkpoint for other shards than these exist.
+fn require_parts(store: &mut dyn StateStore, manifest: &Manifest, shards: Shards) -> Result<(), RunError> {
+    let is_of_others = |part: &&Part| !shards.contains(part.name.shard);
+    let Some(first) = manifest.parts.iter().find(is_of_others) else { return Ok(()) };
+    let names = store.list(&format!("{}/", first.name.ledger_id.0))?;
+    let found: BTreeSet<_> = names.iter().map(String::as_str).collect();
+    let missing = |part: &&Part| !found.contains(&*part.name.to_string());
+    match manifest.parts.iter().filter(is_of_others).find(missing) {
+        Some(part) => Err(RunError::Part { name: part.name.to_string(), damage: "it is missing".to_owned() }),
+        None => Ok(()),
+    }
 }
 
 /// Loads the parts of a checkpoint for these shards, all at once: a store may read several at a time.

@@ -227,7 +227,7 @@ fn prepare_leader(
     let latest = found.iter().map(|(_, found)| found.latest).max().unwrap_or_default();
     let found: Vec<_> = found.iter().map(|(name, found)| (&**name, &found.progress[..])).collect();
     metrics.starting("reading the newest checkpoint");
-    let mut origin = origin(&mut history, &found, &operators, start.live)?;
+    let mut origin = origin(&mut history, &found, &operators, start.live, context.shards)?;
     for (sink, _) in found.iter().filter(|(_, progress)| !progress.is_empty()) {
         history.ledger.committed(sink)?;
     }

@@ -62,11 +62,30 @@ readOnlyRootFilesystem: true
 capabilities: { drop: [ALL] }
 {{- end -}}
 
+{{- define "headwater.isAutoscaled" -}}
+{{- if or .Values.autoscaling.hpa.enabled .Values.autoscaling.keda.enabled -}}true{{- end -}}
+{{- end -}}
+
+{{/* The greatest number of pods that the values allow. */}}
+{{- define "headwater.maxReplicas" -}}
+{{- if include "headwater.isAutoscaled" . -}}
+{{- max (int .Values.replicas) (int .Values.autoscaling.maxReplicas) -}}
+{{- else -}}
+{{- int .Values.replicas -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Not empty if there can be several processes. */}}
+{{- define "headwater.isCluster" -}}
+{{- if gt (include "headwater.maxReplicas" . | int) 1 -}}true{{- end -}}
+{{- end -}}
+
 {{/* Fails on values that do not fit together, which the schema cannot express. */}}
 {{- define "headwater.validate" -}}
 {{- $v := .Values -}}
-{{- if gt (mul $v.workers $v.replicas) 64 -}}
-{{- fail (printf "workers: at most 64 for all replicas together, but there are %d with %d each: state is divided into 64 shards" (int $v.replicas) (int $v.workers)) -}}
+{{- $most := include "headwater.maxReplicas" . | int -}}
+{{- if gt (mul $v.workers $most) 64 -}}
+{{- fail (printf "workers: at most 64 for all replicas together, but there are up to %d with %d each: state is divided into 64 shards" $most (int $v.workers)) -}}
 {{- end -}}
 {{- if le (int $v.terminationGracePeriodSeconds) (int $v.shutdownTimeout) -}}
 {{- fail (printf "terminationGracePeriodSeconds: %d is not above shutdownTimeout, %d: the pod would be killed before it has finished what it read" (int $v.terminationGracePeriodSeconds) (int $v.shutdownTimeout)) -}}
@@ -83,11 +102,8 @@ capabilities: { drop: [ALL] }
 {{- if and $v.autoscaling.hpa.enabled $v.autoscaling.keda.enabled -}}
 {{- fail "autoscaling: an HPA and a ScaledObject would both set the number of pods; enable one of the two" -}}
 {{- end -}}
-{{- if or $v.autoscaling.hpa.enabled $v.autoscaling.keda.enabled -}}
+{{- if include "headwater.isAutoscaled" . -}}
 {{- $least := include "headwater.minReplicas" . | int -}}
-{{- if and (gt (int $v.replicas) 1) (lt $least (int $v.replicas)) -}}
-{{- fail (printf "autoscaling.minReplicas: %d is below replicas, %d: the processes of a cluster wait for each one that is taken away" $least (int $v.replicas)) -}}
-{{- end -}}
 {{- if lt (int $v.autoscaling.maxReplicas) (max $least 1 | int) -}}
 {{- fail (printf "autoscaling.maxReplicas: %d is below the minimum, %d" (int $v.autoscaling.maxReplicas) $least) -}}
 {{- end -}}

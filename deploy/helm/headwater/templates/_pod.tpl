@@ -1,14 +1,17 @@
-{{/* The environment of the program: what the chart decides, and the index of the process. */}}
+{{/* The environment of the program: what the chart decides, and the name of the process in its cluster. */}}
 {{- define "headwater.env" -}}
 - name: HEADWATER_WORKERS
   value: {{ .Values.workers | quote }}
-- name: HEADWATER_PROCESSES
-  value: {{ .Values.replicas | quote }}
+{{- if include "headwater.isCluster" . }}
+# The pods of the StatefulSet are the processes; a change of their number is followed.
+- name: HEADWATER_PEERS
+  value: dns:{{ include "headwater.peers" . }}:{{ .Values.clusterPort }}
 - name: HEADWATER_PROCESS
   valueFrom:
-    fieldRef: { fieldPath: "metadata.labels['apps.kubernetes.io/pod-index']" }
-- name: HEADWATER_HOSTFILE
-  value: /etc/headwater/config/hosts.txt
+    fieldRef: { fieldPath: metadata.name }
+- name: HEADWATER_SETTLE
+  value: {{ .Values.settleSeconds }}s
+{{- end }}
 - name: HEADWATER__HTTP__LISTEN
   value: "0.0.0.0:{{ .Values.http.port }}"
 {{- if .Values.http.insecure }}
