@@ -11,6 +11,7 @@ mod renamed;
 mod rules;
 mod snapshot;
 mod spans;
+mod workers;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -36,6 +37,7 @@ pub use self::snapshot::{
     CheckpointStatus, FrontierStatus, LatencyStatus, PartitionStatus, SinkStatus, Snapshot, WatermarkStatus,
     time_text,
 };
+pub use self::workers::BusyMeter;
 use crate::coordination::ingest::{Cause, Stall};
 use crate::decode::{OPTIONAL_FIELDS, Reason};
 use crate::rounds::RoundRecorder;
@@ -61,6 +63,7 @@ pub struct Metrics {
     bytes_in_flight: IntGauge,
     keys: IntGauge,
     open_windows: IntGauge,
+    worker_busy: GaugeVec,
     commits: CommitMetrics,
     deliveries: DeliveryMetrics,
     peer_silence: GaugeVec,
@@ -192,6 +195,7 @@ impl Metrics {
                 .gauge("headwater_bytes_in_flight", "Bytes that were read and not yet committed by all sinks")?,
             keys: add.gauge("headwater_keys", "Keys with state")?,
             open_windows: add.gauge("headwater_open_windows", "Windows that are not final")?,
+            worker_busy: add.float_gauges("headwater_worker_busy_ratio", "Share of time in which a worker runs or waits for a processor", &["worker"])?,
             commits: CommitMetrics::new(&add)?,
             deliveries: DeliveryMetrics {
                 total: add.counters("headwater_deliveries_total", "Attempts to deliver alerts, and deliveries given up", &["route", "outcome"])?,

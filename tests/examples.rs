@@ -142,7 +142,7 @@ fn a_program_goes_on_with_more_workers() {
 fn windows_are_refused_as_messages() {
     let pipeline = Pipeline::from_toml(ENDLESS).expect("valid");
     let sink = Memory::default().sink("memory");
-    let error = pipeline.message_sink(sink, &[OutputKind::Windows]).run().err().expect("a refusal");
+    let error = pipeline.message_sink(sink, &[OutputKind::Windows]).run().expect_err("a refusal");
     assert!(error.is_refusal() && error.to_string().contains("row_sink"), "{error}");
 }
 

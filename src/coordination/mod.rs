@@ -15,6 +15,7 @@ mod manifest;
 #[cfg(test)]
 mod model;
 mod offsets;
+mod owners;
 mod recovery;
 mod skips;
 mod takeovers;
@@ -31,6 +32,7 @@ pub use checkpoints::{
 pub use losses::{AcceptedLoss, Loss, apply_losses, go_on_at};
 pub use manifest::{Manifest, Operator, Part, PartKind, PartName, Position, Positions};
 pub use offsets::GroupOffsets;
+pub use owners::Owners;
 pub use recovery::{CommittedThrough, Mismatch, NoResume, Recorded, Resume, committed_through, resume};
 pub use skips::{Skip, Skips};
 pub use takeovers::{TAKEOVERS_WITHIN_MS, Takeovers};

@@ -126,6 +126,8 @@ pub struct Snapshot {
     pub keys: i64,
     /// The number of windows that are not final.
     pub open_windows: i64,
+    /// The share of time in which each worker of this process is busy, by its index, where the system measures it.
+    pub workers_busy: BTreeMap<String, f64>,
     /// The bytes that were read and not yet committed.
     pub bytes_in_flight: i64,
     /// The resident memory of the process in bytes; null if it is not known.
@@ -181,6 +183,7 @@ impl Metrics {
             lag_records: self.waiting(),
             keys: self.keys.get(),
             open_windows: self.open_windows.get(),
+            workers_busy: self.workers_busy(),
             bytes_in_flight: self.bytes_in_flight.get(),
             resident_bytes: resident_bytes(),
             field_errors: by_label(&self.field_errors).into_iter().filter(|(_, count)| *count > 0).collect(),

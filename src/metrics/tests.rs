@@ -106,6 +106,7 @@ fn the_documentation_lists_exactly_the_metrics() {
     metrics.alert("velocity_spike", "raised", "live");
     metrics.consumer_lag(Partition(0));
     metrics.partition_waits(Partition(0));
+    drop(metrics.worker_busy(0));
     metrics.committing("sqlite");
     metrics.committed("sqlite", Epoch(1), 0);
     metrics.delivery("desk", DeliveryOutcome::Delivered);

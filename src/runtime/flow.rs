@@ -289,7 +289,8 @@ impl FlowInputs {
 /// If the operators cannot resume from the checkpoint. The dataflow must not run then.
 pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, RestoreError> {
     let state = FlowState::starting(&inputs.origin);
-    let reports = scope.index().is_multiple_of(inputs.local_workers.max(1));
+    let worker = scope.index();
+    let reports = worker.is_multiple_of(inputs.local_workers.max(1));
     let (clock, settings) = (inputs.clock_settings(), inputs.read_settings(reports));
     let (context, binder) = (inputs.read_context(&state), inputs.binder(scope.peers(), &state));
     let FlowInputs {
@@ -378,7 +379,7 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
     let probes =
         Probes { observer, closed: bound, computed, committed: committed.clone(), alerted, watermark, load };
     let lists = settling.map(|settling| (lists, settling));
-    Ok(Flow { committed, offsets, watch: Watch::new(probes, reports, metrics), states, lists })
+    Ok(Flow { committed, offsets, watch: Watch::new(probes, worker, reports, metrics), states, lists })
 }
 
 /// Returns a function that lets the rules of a change come into force on this worker and, once a process has read them, in

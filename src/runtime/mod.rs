@@ -38,7 +38,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::{Epoch, Offset, Partition, RefusedLog, ShardId};
+use headwater_dataflows::{Epoch, Offset, Partition, RefusedLog};
 use headwater_sinks::WriterContext;
 
 use timely::worker::Worker;
@@ -403,7 +403,8 @@ impl RunShared {
     /// Returns the inputs of a worker's dataflow.
     fn flow_inputs(&self, worker: &Worker) -> Result<FlowInputs, RunError> {
         let (index, peers) = (worker.index(), worker.peers());
-        let is_own = move |partition| ShardId::of_partition(partition).worker(peers) == index;
+        let origin = Arc::clone(&self.origin);
+        let is_own = move |partition| origin.owners.worker(partition, peers) == index;
         let owned: Vec<_> = (0..)
             .map(Partition)
             .zip(self.positions.iter().map(|position| position.next))

@@ -14,7 +14,7 @@ use timely::dataflow::operators::Inspect;
 use timely::dataflow::operators::probe::Handle as Probe;
 
 use crate::coordination::Closed;
-use crate::metrics::{Metrics, Share};
+use crate::metrics::{BusyMeter, Metrics, Share};
 use crate::rounds::{Advances, Epochs};
 use crate::runtime::ingest::clock::{Tick, committed};
 use crate::wall::wall_ms;
@@ -99,12 +99,14 @@ pub struct Watch {
     keys: Share,
     open_windows: Share,
     counted: Option<Instant>,
+    busy: BusyMeter,
     metrics: Arc<Metrics>,
 }
 
 impl Watch {
-    /// Returns a monitor. Exactly one worker of each process has `reports_frontiers` set.
-    pub fn new(probes: Probes, reports_frontiers: bool, metrics: Arc<Metrics>) -> Watch {
+    /// Returns a monitor of the worker with this index, on its thread. Exactly one worker of each process has
+    /// `reports_frontiers` set.
+    pub fn new(probes: Probes, worker: usize, reports_frontiers: bool, metrics: Arc<Metrics>) -> Watch {
         let (keys, open_windows) = (metrics.keys(), metrics.open_windows());
         Watch {
             probes,
@@ -116,6 +118,7 @@ impl Watch {
             keys,
             open_windows,
             counted: None,
+            busy: metrics.worker_busy(worker),
             metrics,
         }
     }
@@ -168,6 +171,7 @@ impl Watch {
             self.counted = Some(Instant::now());
             self.keys.set(load.keys());
             self.open_windows.set(load.open_windows());
+            self.busy.measure();
             if self.reports_frontiers {
                 self.metrics.log_stalls();
             }
@@ -223,7 +227,7 @@ mod tests {
         let (watermark, load) = (Rc::new(Cell::new(EventTime::MIN)), Load::default());
         let (cell, metrics) = (Rc::clone(&watermark), Arc::<Metrics>::default());
         let probes = Probes { observer, closed: bound, computed, committed, alerted, watermark: cell, load };
-        let watch = Watch::new(probes, reports_frontiers, Arc::clone(&metrics));
+        let watch = Watch::new(probes, 0, reports_frontiers, Arc::clone(&metrics));
         Fixture { worker, watch, ticks, closed, behind, watermark, metrics }
     }
 

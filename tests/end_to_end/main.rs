@@ -49,6 +49,7 @@ mod schemas;
 mod services;
 mod several_sinks;
 mod side_by_side;
+mod skew;
 mod skip;
 mod slow_commit;
 mod status;

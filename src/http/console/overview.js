@@ -225,6 +225,7 @@ export class Overview {
     facts(byId('process'), [
       ['Process', `${status.process + 1} of ${status.processes}`],
       ['Workers', number(status.workers)],
+      ['Busy', Object.values(status.workers_busy).map((busy) => `${Math.round(busy * 100)} %`).join(', ') || 'not measured'],
       ['Generation', status.generation === null ? 'no ledger' : number(status.generation)],
       ['Restarts', number(status.restarts)],
       ['Epoch', number(status.epoch)],

@@ -7,7 +7,7 @@ use headwater_dataflows::Epoch;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, ClusterSettings, ClusterStart};
-use crate::coordination::{CommittedThrough, ListVersion, Positions, Skip, StoredPasts};
+use crate::coordination::{CommittedThrough, ListVersion, Owners, Positions, Skip, StoredPasts};
 use crate::metrics::Metrics;
 use crate::runtime::failure::RunError;
 
@@ -36,6 +36,8 @@ pub struct ClusterBootstrap {
     pub committed_through: Vec<(String, CommittedThrough)>,
     /// The outputs that sinks do not receive.
     pub skips: Vec<Skip>,
+    /// The workers that read the partitions.
+    pub owners: Owners,
 }
 
 /// Returns the number of processes.

@@ -8,7 +8,7 @@ use headwater_sinks::{CommitError, OpenError, Progress, Shards, Sink, WriterCont
 
 use crate::config::with_recorded_rules;
 use crate::coordination::{
-    Binding, CommittedThrough, EpochRecord, Loss, Manifest, NoOrigin, NoResume, Operator, Part, PartName,
+    Binding, CommittedThrough, EpochRecord, Loss, Manifest, NoOrigin, NoResume, Operator, Owners, Part, PartName,
     Positions, Recorded, Resume, Skip, apply_losses, chain, durable, is_closed, left_behind, lists_of,
     resume,
 };
@@ -79,6 +79,8 @@ pub struct Origin {
     pub recorded_contents: Vec<(Epoch, Vec<[u8; 32]>)>,
     /// The first offset to read of each partition that has lost records to be replayed.
     pub read_from: BTreeMap<Partition, Offset>,
+    /// The workers that read the partitions.
+    pub owners: Owners,
 }
 
 impl Origin {
@@ -247,6 +249,7 @@ pub fn origin(
         committed_through: resume.committed_through,
         recorded_contents,
         read_from: BTreeMap::new(),
+        owners: Owners::default(),
     })
 }
 

@@ -9,7 +9,7 @@ use headwater_sinks::{Generation, LedgerId, Progress, WriterContext, crash};
 use crate::cluster::{Cluster, ClusterSettings, ClusterStart};
 use crate::config::with_recorded_rules;
 use crate::coordination::{
-    CommittedThrough, EpochRecord, ListVersion, Loss, Manifest, Position, Positions, Skip, Versions,
+    CommittedThrough, EpochRecord, ListVersion, Loss, Manifest, Owners, Position, Positions, Skip, Versions,
 };
 use crate::ledger::{Claim, Genesis, Ledger, LedgerError, decode_manifest, encode_manifest};
 use crate::metrics::Metrics;
@@ -18,6 +18,7 @@ use crate::pipeline::{LiveRules, Plan, RuleSetPlan, operators};
 use crate::runtime::checkpoint::writer::WriterId;
 use crate::runtime::failure::RunError;
 use crate::runtime::ingest::changes::ChangeRequests;
+use crate::runtime::local;
 use crate::runtime::recovery::bootstrap::{ClusterBootstrap, exchange_bootstrap, local_workers, processes};
 use crate::runtime::recovery::discard::{DiscardContext, discard_state, reset_epoch};
 use crate::runtime::recovery::lists::{
@@ -235,6 +236,7 @@ fn prepare_leader(
     metrics.starting("opening the source");
     let losses_before = history.losses.len();
     let (source, positions, known) = open_source(source, &mut origin, &mut history)?;
+    origin.owners = owners(&*source, &positions, workers);
     if origin.is_closed() {
         let unread = source.unread(&ends(&positions, &origin))?;
         unread.iter().for_each(|unread| tracing::warn!("{unread}"));
@@ -323,6 +325,7 @@ fn send_bootstrap(
         durable: origin.durable,
         committed_through,
         skips: history.skips.clone(),
+        owners: origin.owners.clone(),
     };
     exchange_bootstrap(start.cluster, Some(&bootstrap), start.metrics).map(|(cluster, _)| cluster)
 }
@@ -361,6 +364,7 @@ fn prepare_follower(
         durable,
         committed_through,
         skips,
+        owners,
     } = bootstrap;
     if semantics != own_semantics {
         return Err(refused("the processes of the cluster have different configurations".into()));
@@ -381,8 +385,9 @@ fn prepare_follower(
         refused(format!("the manifest from the first process of the cluster is damaged: {damaged}"))
     })?;
     cluster.check()?;
-    let origin =
+    let mut origin =
         Origin::from_leader(manifest, checkpoints.as_mut(), context.shards, durable, committed_by_own)?;
+    origin.owners = owners;
     metrics.starting("opening the source");
     let source = source(Some(positions.as_slice().iter().map(|position| position.next).collect()))?;
     let first_epoch = durable.next();
@@ -457,6 +462,16 @@ fn open_source(
     let known = known.unwrap_or(starts.len());
     let positions = positions.reading_from(starts);
     Ok((source, positions, known))
+}
+
+/// Spreads the partitions over all workers by what waits in them, replayed records included, if the source says.
+fn owners(source: &dyn Source, positions: &Positions, workers: &timely::Config) -> Owners {
+    let Some((_topic, ends)) = source.ends() else { return Owners::default() };
+    let nexts = positions.as_slice().iter().map(|position| position.next);
+    let lags: Vec<_> =
+        ends.iter().zip(nexts).map(|(end, next)| end.0.saturating_sub(next.0) as u64).collect();
+    let (_, local_workers) = local(workers);
+    Owners::by_lag(&lags, processes(workers) * local_workers)
 }
 
 /// The number of consecutive runs killed without recording anything after which a start is refused. Other causes of
