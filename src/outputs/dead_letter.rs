@@ -28,7 +28,7 @@ pub struct DeadLetter {
     pub rejection: Rejection,
     /// The producer of the record, if a header names it and the record was rejected before it was an event.
     pub producer: Option<Box<str>>,
-    /// The shard of the event's key if the record was decoded; else that of the partition, on the worker that reads it.
+    /// The shard of the event's key if the record was decoded; else that of the partition.
     shard: ShardId,
 }
 

@@ -24,7 +24,7 @@ use headwater_dataflows::{
 use headwater_sinks::Generation;
 use timely::dataflow::operators::probe::Handle as Probe;
 use timely::dataflow::operators::vec::{Broadcast, Map};
-use timely::dataflow::operators::{Concat, Concatenate, Inspect, Probe as _};
+use timely::dataflow::operators::{Concat, Concatenate, Exchange, Inspect, Probe as _};
 use timely::dataflow::{Scope, StreamVec};
 
 use crate::coordination::ingest::{Liveness, Pace, Timing, Unfinal};
@@ -34,7 +34,7 @@ use crate::coordination::{
 };
 use crate::lists::{Lists, Table};
 use crate::metrics::Metrics;
-use crate::outputs::{EncodedOutputs, RecentAlerts, SinkRoute, split_by_sink};
+use crate::outputs::{EncodedOutputs, Output, RecentAlerts, SinkRoute, split_by_sink};
 use crate::pipeline::{
     Computed, Inputs, LiveRules, Plan, RuleHistory, RuleOperators, RulePasts, States, compute, operators,
 };
@@ -351,6 +351,8 @@ pub fn build(scope: Scope<'_, Epoch>, mut inputs: FlowInputs) -> Result<Flow, Re
         (Some(_), None) => Captures::new(scope),
         (Some(_), Some(checkpoint)) => Captures::restore(scope, checkpoint),
     };
+    // Another worker may read the partition than the one that owns its shard, and a sink's progress is kept by shard.
+    let rejected = rejected.exchange(|(letter, _, _)| u64::from(letter.shard().0));
     let (events, rejected) = (events.as_collection(), rejected.as_collection());
     let inputs = Inputs { events, rejected, control: control.clone(), refused: Some(refused) };
     let Computed { encoded, load, states, rules } =
