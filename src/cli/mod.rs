@@ -359,9 +359,14 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
 
 /// Checks that the processes of a cluster that other machines can reach have a secret.
 fn check_cluster_secret(config: &Config, workers: &timely::Config) -> Result<(), ConfigErrors> {
-    let timely::CommunicationConfig::Cluster { addresses, .. } = &workers.communication else {
-        return Ok(());
-    };
+    match &workers.communication {
+        timely::CommunicationConfig::Cluster { addresses, .. } => check_secret(config, addresses),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that processes with these addresses have a secret, if other machines can reach one of them.
+fn check_secret(config: &Config, addresses: &[String]) -> Result<(), ConfigErrors> {
     match crate::cluster::exposed_address(addresses).filter(|_| config.cluster.secret.is_none()) {
         None => Ok(()),
         Some(address) => Err(config_error(

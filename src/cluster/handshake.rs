@@ -24,6 +24,7 @@ use sha2::Sha256;
 use thiserror::Error;
 
 use super::identity::Identity;
+use super::proof::NO_SECRET;
 use super::transport::{ReadHalf, WriteHalf};
 
 /// The first bytes of both ends.
@@ -39,9 +40,6 @@ const NONCE: usize = 32;
 
 /// The length of a proof.
 const PROOF: usize = 32;
-
-/// The key of proofs without a secret.
-const NO_SECRET: &[u8] = b"a cluster without a secret";
 
 /// The greatest length of a message: an identity is much shorter.
 const MAX_MESSAGE: usize = 4096;

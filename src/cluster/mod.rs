@@ -21,6 +21,7 @@ mod join;
 mod link;
 mod loss;
 mod members;
+pub mod proof;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,7 @@ use timely::worker::Worker;
 
 use crate::config::ClusterConfig;
 use crate::metrics::Metrics;
+pub use handshake::printable;
 use identity::Identity;
 use members::Members;
 use stream::PeerStream;

@@ -69,7 +69,7 @@ struct End {
 impl Leader<'_> {
     /// Returns the first process, with this address.
     pub fn new(agent: &mut Agent, own: String) -> Leader<'_> {
-        let (sessions, membership) = (Sessions::new(&agent.pipeline), Membership::new(agent.args.settle));
+        let (sessions, membership) = (Sessions::new(&agent.shared), Membership::new(agent.args.settle));
         Leader { agent, own, sessions, membership, began: Instant::now(), awaited: None }
     }
 
@@ -102,7 +102,7 @@ impl Leader<'_> {
             let mut objection = None;
             if self.awaited.is_none() {
                 objection = self.agent.open_door(&self.own, &mut door);
-                let accepted = door.as_mut().and_then(|door| door.accept(&self.agent.pipeline));
+                let accepted = door.as_mut().and_then(|door| door.accept(&self.agent.shared));
                 if let Some((connection, true)) = accepted {
                     return Gathered::End(Led::Yield(connection));
                 }

@@ -52,7 +52,7 @@ impl Agent {
                     return Waited::Lead(own.clone(), door);
                 }
             }
-            if let Some((connection, _)) = door.as_mut().and_then(|door| door.accept(&self.pipeline)) {
+            if let Some((connection, _)) = door.as_mut().and_then(|door| door.accept(&self.shared)) {
                 connection.send(&FromMember::Ready);
                 tracing::info!("the first process of the cluster has connected");
                 leader = Some(connection);

@@ -27,7 +27,7 @@ use anyhow::Context;
 use super::command::RunArgs;
 use super::hosts::{PLACEMENT_VARIABLE, Placement};
 use super::supervise::{Program, Run};
-use super::{serve_http, stop};
+use super::{check_secret, serve_http, stop};
 use crate::config::Config;
 use crate::http;
 use crate::metrics::Metrics;
@@ -35,7 +35,7 @@ use crate::runtime::{Peers, Queries, RuleControl};
 use leader::{Leader, Led};
 use member::{Ran, Waited};
 use members::{ListWatcher, Own};
-use wire::Door;
+use wire::{Door, Shared};
 
 /// The interval of looking for messages and at the engine.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -53,7 +53,7 @@ const KILL_AFTER: Duration = Duration::from_secs(5);
 pub struct Agent {
     args: RunArgs,
     config: Config,
-    pipeline: String,
+    shared: Shared,
     program: Program,
     /// The requests to stop.
     requests: Receiver<()>,
@@ -77,7 +77,7 @@ struct Waiting {
 pub fn run(args: RunArgs, config: Config, arguments: Vec<OsString>) -> anyhow::Result<u8> {
     let (list, own) = members::of_args(&args).context("the arguments name no list of members")?;
     let mut agent = Agent {
-        pipeline: config.plan.pipeline.to_string(),
+        shared: Shared { pipeline: config.plan.pipeline.to_string(), secret: config.cluster.secret.clone() },
         program: Program::new(arguments)?,
         requests: stop::signals().context("cannot handle signals")?,
         list: ListWatcher::start(list).context("cannot watch the list of members")?,
@@ -105,6 +105,9 @@ pub fn run(args: RunArgs, config: Config, arguments: Vec<OsString>) -> anyhow::R
 impl Agent {
     /// Opens the port of this process, if it is not open. Returns the reason if it cannot be opened.
     fn open_door(&self, own: &str, door: &mut Option<Door>) -> Option<String> {
+        if let Err(error) = check_secret(&self.config, std::slice::from_ref(&own.to_owned())) {
+            return Some(error.to_string());
+        }
         if door.is_none() {
             match Door::open(own) {
                 Ok(opened) => *door = Some(opened),
@@ -146,6 +149,7 @@ impl Agent {
 
     /// Starts the engine of this process in this place among the members of a run.
     fn start(&mut self, process: usize, members: &[String]) -> anyhow::Result<Engine> {
+        check_secret(&self.config, members)?;
         // The engine uses the port of the probes.
         drop(self.waiting.take().and_then(|waiting| waiting.server));
         let placement = Placement { process, workers: self.args.workers, members: members.to_vec() };

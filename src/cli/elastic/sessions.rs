@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use super::wire::{Connection, FromLeader, FromMember, Received, greet};
+use super::wire::{Connection, FromLeader, FromMember, Received, Shared, greet};
 use crate::cli::hosts::Placement;
 
 /// The interval between two attempts to connect to a member.
@@ -29,7 +29,7 @@ pub enum Event {
 
 /// The connections by the addresses of the members.
 pub struct Sessions {
-    pipeline: String,
+    shared: Shared,
     members: BTreeMap<String, Session>,
     /// The answers to attempts to connect.
     answers: Receiver<(String, Result<Connection<FromMember>, String>)>,
@@ -50,10 +50,10 @@ struct Session {
 }
 
 impl Sessions {
-    /// Returns no connections, to be made for this pipeline.
-    pub fn new(pipeline: &str) -> Sessions {
+    /// Returns no connections, to be made for this pipeline with its secret.
+    pub fn new(shared: &Shared) -> Sessions {
         let (answer, answers) = channel();
-        Sessions { pipeline: pipeline.to_owned(), members: BTreeMap::new(), answers, answer }
+        Sessions { shared: shared.clone(), members: BTreeMap::new(), answers, answer }
     }
 
     /// Makes connections to these members, and keeps those that there are.
@@ -97,10 +97,11 @@ impl Sessions {
                 && session.tried.is_none_or(|at| at.elapsed() >= RETRY)
             {
                 (session.is_trying, session.tried) = (true, Some(Instant::now()));
-                let hello = FromLeader::Hello { pipeline: self.pipeline.clone(), has_run };
-                let (member, answer) = (member.clone(), self.answer.clone());
+                let (member, shared, answer) = (member.clone(), self.shared.clone(), self.answer.clone());
                 // The receiver is gone once this process leads no more.
-                std::thread::spawn(move || drop(answer.send((member.clone(), greet(&member, &hello)))));
+                std::thread::spawn(move || {
+                    drop(answer.send((member.clone(), greet(&member, &shared, has_run))))
+                });
             }
         }
         events
@@ -173,7 +174,9 @@ impl Session {
                 return Some(Event::Leaving);
             }
             Received::Message(FromMember::Done) => Event::Done,
-            Received::Message(FromMember::Refused(_)) | Received::Closed => Event::Lost,
+            Received::Message(FromMember::Refused(_) | FromMember::Challenge { .. }) | Received::Closed => {
+                Event::Lost
+            }
         };
         let has_said = self.leaves;
         (self.connection, self.runs) = (None, false);

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   leader, between two runs and during them           member, between two runs
-//!     connects ─ hello {pipeline} ────────────────────▶ accepts
+//!     connects ─ hello {pipeline, nonce} ─────────────▶ accepts
+//!              ◀──────────────── challenge {nonce, proof} ─
+//!              ─ proof ───────────────────────────────▶
 //!              ◀──────────────────────────────── ready ─
 //!              ─ start {process, workers, members} ───▶ runs; the engine uses the port now
 //!              ─ stop ────────────────────────────────▶ the engine stops at a checkpoint
@@ -11,17 +13,20 @@
 //! ```
 //!
 //! A member that is asked to stop says `leaving`, one whose input has ended `done`. A connection that ends otherwise means
-//! that its process is lost.
+//! that its process is lost. Both ends prove that they know the secret of the cluster, by an HMAC over both nonces.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
+use headwater_sinks::Secret;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::hosts::Placement;
+use crate::cluster::printable;
+use crate::cluster::proof::{Nonces, nonce};
 
 /// The timeout for connecting, for the first message, and for sending.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -42,7 +47,11 @@ pub enum FromLeader {
         pipeline: String,
         /// True if the first process has already run the pipeline.
         has_run: bool,
+        /// A nonce.
+        nonce: String,
     },
+    /// The proof that the first process knows the secret.
+    Proof(String),
     /// Start the engine.
     Start(Placement),
     /// Stop the engine, to start it again.
@@ -57,6 +66,13 @@ pub enum FromLeader {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FromMember {
+    /// The answer to a hello.
+    Challenge {
+        /// A nonce.
+        nonce: String,
+        /// The proof that the member knows the secret.
+        proof: String,
+    },
     /// The engine does not run and can be started.
     Ready,
     /// The process was asked to stop.
@@ -158,11 +174,37 @@ fn read<T: DeserializeOwned>(reader: &mut impl BufRead) -> Option<T> {
     serde_json::from_slice(line.strip_suffix(b"\n")?).ok()
 }
 
-/// Connects to a member and says hello. Waits for its answer.
+/// The roles in proofs.
+const LEADER: &str = "first process";
+const MEMBER: &str = "member";
+
+/// The reason of a refusal.
+const WRONG_SECRET: &str = "the two processes have different secrets: set the same `cluster.secret_file` in all processes of the cluster";
+
+/// The part of a cluster's configuration that its processes prove to share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The name of the pipeline.
+    pub pipeline: String,
+    /// The secret; None if all addresses are of this machine.
+    pub secret: Option<Secret>,
+}
+
+impl Shared {
+    fn prove(&self, nonces: &Nonces, role: &str) -> String {
+        nonces.prove(role, &self.pipeline, self.secret.as_ref())
+    }
+
+    fn is_proved(&self, nonces: &Nonces, role: &str, proof: &str) -> bool {
+        nonces.is_proved(role, &self.pipeline, self.secret.as_ref(), proof)
+    }
+}
+
+/// Connects to a member, says hello and proves to know the secret. Waits until the member is ready.
 ///
 /// # Errors
-/// If it does not answer, or refuses: the reason.
-pub fn greet(member: &str, hello: &FromLeader) -> Result<Connection<FromMember>, String> {
+/// If it does not answer, does not know the secret, or refuses: the reason.
+pub fn greet(member: &str, shared: &Shared, has_run: bool) -> Result<Connection<FromMember>, String> {
     let addresses = member.to_socket_addrs().map_err(|error| error.to_string())?;
     let mut last = "it has no address".to_owned();
     for address in addresses {
@@ -174,20 +216,51 @@ pub fn greet(member: &str, hello: &FromLeader) -> Result<Connection<FromMember>,
             }
         };
         let connection = Connection::new(stream).map_err(|error| error.to_string())?;
-        connection.send(hello);
-        return match connection.wait(TIMEOUT) {
-            Received::Message(FromMember::Ready) => Ok(connection),
-            Received::Message(FromMember::Refused(reason)) => Err(reason),
-            _ => Err("it accepts connections and does not answer".to_owned()),
-        };
+        return introduce(connection, shared, has_run);
     }
     Err(last)
+}
+
+/// Says hello over a connection, and proves to know the secret.
+fn introduce(
+    connection: Connection<FromMember>,
+    shared: &Shared,
+    has_run: bool,
+) -> Result<Connection<FromMember>, String> {
+    let silent = || "it accepts connections and does not answer".to_owned();
+    let connects = nonce().map_err(|error| error.to_string())?;
+    let pipeline = shared.pipeline.clone();
+    connection.send(&FromLeader::Hello { pipeline, has_run, nonce: connects.clone() });
+    match connection.wait(TIMEOUT) {
+        Received::Message(FromMember::Challenge { nonce: accepts, proof }) => {
+            let nonces = Nonces { connects, accepts };
+            if !shared.is_proved(&nonces, MEMBER, &proof) {
+                return Err(WRONG_SECRET.to_owned());
+            }
+            connection.send(&FromLeader::Proof(shared.prove(&nonces, LEADER)));
+        }
+        Received::Message(FromMember::Refused(reason)) => return Err(printable(&reason)),
+        _ => return Err(silent()),
+    }
+    match connection.wait(TIMEOUT) {
+        Received::Message(FromMember::Ready) => Ok(connection),
+        Received::Message(FromMember::Refused(reason)) => Err(printable(&reason)),
+        _ => Err(silent()),
+    }
 }
 
 /// The port of this process between two runs, on which the first process connects.
 pub struct Door {
     listener: TcpListener,
-    pending: Vec<(Connection<FromLeader>, SocketAddr)>,
+    pending: Vec<Pending>,
+}
+
+/// A connection that has not proved to come from the first process.
+struct Pending {
+    connection: Connection<FromLeader>,
+    address: SocketAddr,
+    /// The nonces, and whether its process has run the pipeline, once it has said hello.
+    challenged: Option<(Nonces, bool)>,
 }
 
 impl Door {
@@ -201,26 +274,45 @@ impl Door {
         Ok(Door { listener, pending: Vec::new() })
     }
 
-    /// Returns a connection whose hello is for this pipeline, if there is one, and whether its process has run the pipeline.
-    /// It has not been answered.
-    pub fn accept(&mut self, pipeline: &str) -> Option<(Connection<FromLeader>, bool)> {
+    /// Returns a connection whose process is of this pipeline and knows the secret, if there is one, and whether it has run
+    /// the pipeline. It waits for an answer.
+    pub fn accept(&mut self, shared: &Shared) -> Option<(Connection<FromLeader>, bool)> {
         while let Ok((stream, address)) = self.listener.accept() {
             if self.pending.len() >= PENDING {
                 self.pending.remove(0);
             }
-            self.pending.extend(Connection::new(stream).ok().map(|connection| (connection, address)));
+            let pending = |connection| Pending { connection, address, challenged: None };
+            self.pending.extend(Connection::new(stream).ok().map(pending));
         }
-        for (connection, address) in std::mem::take(&mut self.pending) {
-            match connection.receive() {
-                Received::Nothing if connection.since.elapsed() < TIMEOUT => {
-                    self.pending.push((connection, address));
+        for pending in std::mem::take(&mut self.pending) {
+            let Pending { connection, address, challenged } = pending;
+            match (connection.receive(), challenged) {
+                (Received::Nothing, challenged) if connection.since.elapsed() < TIMEOUT => {
+                    self.pending.push(Pending { connection, address, challenged });
                 }
-                Received::Message(FromLeader::Hello { pipeline: other, .. }) if other != pipeline => {
-                    let reason = format!("it belongs to the pipeline {pipeline:?}, not {other:?}");
+                (Received::Message(FromLeader::Hello { pipeline, .. }), None)
+                    if pipeline != shared.pipeline =>
+                {
+                    let reason =
+                        format!("it belongs to the pipeline {:?}, not {pipeline:?}", shared.pipeline);
                     tracing::warn!(%address, reason, "refused the first process of another cluster");
                     connection.send(&FromMember::Refused(reason));
                 }
-                Received::Message(FromLeader::Hello { has_run, .. }) => return Some((connection, has_run)),
+                (Received::Message(FromLeader::Hello { has_run, nonce: connects, .. }), None) => {
+                    let Ok(accepts) = nonce() else { continue };
+                    let nonces = Nonces { connects, accepts: accepts.clone() };
+                    let proof = shared.prove(&nonces, MEMBER);
+                    connection.send(&FromMember::Challenge { nonce: accepts, proof });
+                    let challenged = Some((nonces, has_run));
+                    self.pending.push(Pending { connection, address, challenged });
+                }
+                (Received::Message(FromLeader::Proof(proof)), Some((nonces, has_run))) => {
+                    if shared.is_proved(&nonces, LEADER, &proof) {
+                        return Some((connection, has_run));
+                    }
+                    tracing::warn!(%address, reason = WRONG_SECRET, "refused a connection to the cluster's port");
+                    connection.send(&FromMember::Refused(WRONG_SECRET.to_owned()));
+                }
                 // A process of the cluster that still tries to join a run that has ended is one of them.
                 _ => {
                     tracing::debug!(%address, "closed a connection that does not come from the first process")
@@ -240,17 +332,17 @@ mod tests {
         listener.local_addr().expect("bound").to_string()
     }
 
-    fn accepted(door: &mut Door, pipeline: &str) -> Connection<FromLeader> {
+    fn accepted(door: &mut Door, shared: &Shared) -> Connection<FromLeader> {
         loop {
-            if let Some((connection, _)) = door.accept(pipeline) {
+            if let Some((connection, _)) = door.accept(shared) {
                 return connection;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    fn hello(pipeline: &str) -> FromLeader {
-        FromLeader::Hello { pipeline: pipeline.to_owned(), has_run: false }
+    fn shared(pipeline: &str, secret: &str) -> Shared {
+        Shared { pipeline: pipeline.to_owned(), secret: Some(Secret::from(secret)) }
     }
 
     #[test]
@@ -266,8 +358,8 @@ mod tests {
             })
             .collect();
         let address = own.clone();
-        let leader = std::thread::spawn(move || greet(&address, &hello("fraud")));
-        let member = accepted(&mut door, "fraud");
+        let leader = std::thread::spawn(move || greet(&address, &shared("fraud", "a"), false));
+        let member = accepted(&mut door, &shared("fraud", "a"));
         member.send(&FromMember::Ready);
         let leader = leader.join().expect("no panic").expect("answered");
         let placement = Placement { process: 1, workers: 2, members: vec![own.clone(), own] };
@@ -279,17 +371,54 @@ mod tests {
         drop(foreign);
     }
 
-    #[test]
-    fn another_pipeline_is_refused_with_the_reason() {
+    /// Returns the reason why a member refuses a first process.
+    fn refusal(leader: Shared, member: &Shared) -> Option<String> {
         let own = free();
         let mut door = Door::open(&own).expect("listening");
-        let leader = std::thread::spawn(move || greet(&own, &hello("orders")).err());
+        let leader = std::thread::spawn(move || greet(&own, &leader, false).err());
         while !leader.is_finished() {
-            assert!(door.accept("fraud").is_none());
+            assert!(door.accept(member).is_none());
             std::thread::sleep(Duration::from_millis(1));
         }
-        let reason = leader.join().expect("no panic");
-        assert_eq!(reason.as_deref(), Some("it belongs to the pipeline \"fraud\", not \"orders\""));
+        leader.join().expect("no panic")
+    }
+
+    #[test]
+    fn another_pipeline_or_secret_is_refused_with_the_reason() {
+        assert_eq!(
+            refusal(shared("orders", "a"), &shared("fraud", "a")).as_deref(),
+            Some("it belongs to the pipeline \"fraud\", not \"orders\"")
+        );
+        let none = Shared { secret: None, ..shared("fraud", "a") };
+        for (leader, member) in [
+            (shared("fraud", "a"), shared("fraud", "b")),
+            (none.clone(), shared("fraud", "b")),
+            (shared("fraud", "a"), none),
+        ] {
+            assert_eq!(refusal(leader, &member).as_deref(), Some(WRONG_SECRET));
+        }
+    }
+
+    /// A process without the secret that pretends to have found the member's proof right.
+    #[test]
+    fn only_a_process_that_knows_the_secret_is_accepted() {
+        let own = free();
+        let mut door = Door::open(&own).expect("listening");
+        let stream = TcpStream::connect(&own).expect("connected");
+        let thief = Connection::<FromMember>::new(stream).expect("connected");
+        let hello = FromLeader::Hello { pipeline: "fraud".into(), has_run: true, nonce: "n".into() };
+        thief.send(&hello);
+        let member = shared("fraud", "a");
+        let mut answer = || loop {
+            assert!(door.accept(&member).is_none());
+            if let Received::Message(message) = thief.wait(Duration::from_millis(1)) {
+                return message;
+            }
+        };
+        let FromMember::Challenge { proof, .. } = answer() else { panic!("a challenge") };
+        // The member's own proof is not that of the first process.
+        thief.send(&FromLeader::Proof(proof));
+        assert_eq!(answer(), FromMember::Refused(WRONG_SECRET.to_owned()));
     }
 
     #[test]

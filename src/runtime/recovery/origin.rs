@@ -8,9 +8,9 @@ use headwater_sinks::{CommitError, OpenError, Progress, Shards, Sink, WriterCont
 
 use crate::config::with_recorded_rules;
 use crate::coordination::{
-    Binding, CommittedThrough, EpochRecord, Loss, Manifest, NoOrigin, NoResume, Operator, Owners, Part, PartName,
-    Positions, Recorded, Resume, Skip, apply_losses, chain, durable, is_closed, left_behind, lists_of,
-    resume,
+    Binding, CommittedThrough, EpochRecord, Loss, Manifest, NoOrigin, NoResume, Operator, Owners, Part,
+    PartName, Positions, Recorded, Resume, Skip, apply_losses, chain, durable, is_closed, left_behind,
+    lists_of, resume,
 };
 use crate::ledger::{Claim, Ledger, LedgerError, StoredManifest, readable};
 use crate::pipeline::{ConfigChange, LiveRules, Resets};
