@@ -1,10 +1,16 @@
-//! The cost of moving events between two workers: an exchange by shard, compared with no exchange. The measure is wall
-//! time, which is meaningful only with two free cores.
+//! The cost of moving events between two workers: an exchange by shard, compared with no exchange, and the forms in which
+//! events are sent between processes. The measure is wall time, which of the exchange is meaningful only with two free cores.
 
+use std::hint::black_box;
+use std::sync::Arc;
+
+use columnar::bytes::indexed;
+use columnar::{Borrow, Columnar, FromBytes, Index, Len, Push};
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use headwater::cli::bench::drive::{Drive, events, in_order};
 use headwater::event::Event;
 use headwater_dataflows::{Epoch, Event as _};
+use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::Exchange;
 
 /// The allocator of the program.
@@ -39,5 +45,133 @@ fn exchange(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, exchange);
+type Update = (Event, Epoch, isize);
+
+/// The batches of events that are encoded in one iteration, as large as timely makes them.
+fn batches() -> Vec<Vec<Update>> {
+    let size = timely::container::buffer::default_capacity::<Update>();
+    let events = events(in_order(), 200 * size);
+    let update = |(at, event): (usize, &Event)| (event.clone(), Epoch(1 + (at / 6000) as u64), 1);
+    let updates: Vec<_> = events.iter().enumerate().map(update).collect();
+    updates.chunks(size).map(<[_]>::to_vec).collect()
+}
+
+/// An event of the generator, with its epoch and multiplicity, with all fields as a crate for columns can see them. Bincode
+/// writes it as it writes an [`Update`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Columnar)]
+struct Row {
+    position: (u32, i64),
+    times: (i64, u64),
+    text: String,
+    key: (u32, u32),
+    amount: Option<i64>,
+    merchant: (u64, (u32, u32)),
+    location: Option<(f64, f64)>,
+    id: (u32, u32),
+    sizes: (u32, u32),
+    timestamp: i64,
+    record_key: u32,
+    currency: (u32, u32),
+    merchant_category: (u32, u32),
+    ip_address: (u32, u32),
+    session_id: (u32, u32),
+    device_id: (u32, u32),
+    attributes: (u32, u32),
+    kind: u32,
+    epoch: (u64, i64),
+}
+
+type Columns = <Row as Columnar>::Container;
+
+/// A received event: operators share it.
+type Received = (u64, Arc<Row>);
+
+/// A form of events between processes.
+struct Codec<T, R> {
+    name: &'static str,
+    encode: fn(&[T], &mut Vec<u64>, &mut Vec<u8>),
+    decode: fn(&[u64], &[u8]) -> Vec<R>,
+}
+
+/// timely's own form of a vector: the length is computed before the bytes are written.
+const BINCODE: Codec<Update, Update> = Codec {
+    name: "bincode",
+    encode: |batch, _, bytes| {
+        bytes.reserve(bincode::serialized_size(batch).expect("a size") as usize);
+        bincode::serialize_into(bytes, batch).expect("written");
+    },
+    decode: |_, bytes| bincode::deserialize(bytes).expect("valid"),
+};
+
+/// The form that the program uses.
+const PACKED: Codec<Update, Update> = Codec {
+    name: "packed",
+    encode: |batch, _, bytes| {
+        let mut packed = Vec::new();
+        Event::pack(batch, &mut packed);
+        // The bytes are kept from the question for their length on, and then copied.
+        bytes.extend_from_slice(&packed);
+    },
+    decode: |_, bytes| Event::unpack(bytes).expect("valid"),
+};
+
+const COLUMNAR: Codec<Row, Received> = Codec {
+    name: "columnar",
+    encode: |batch, words, _| {
+        let mut columns = Columns::default();
+        batch.iter().for_each(|row| columns.push(row));
+        indexed::encode(words, &columns.borrow());
+    },
+    decode: |words, _| {
+        let columns = <Columns as Borrow>::Borrowed::from_bytes(&mut indexed::decode(words));
+        let received = |at| {
+            let row = Row::into_owned(columns.get(at));
+            (row.times.1, Arc::new(row))
+        };
+        (0..columns.len()).map(received).collect()
+    },
+};
+
+fn codec<T, R>(criterion: &mut Criterion, batches: &[Vec<T>], codec: &Codec<T, R>) {
+    let events = batches.iter().map(Vec::len).sum::<usize>() as u64;
+    let encode = || {
+        batches.iter().map(|batch| {
+            let (mut words, mut bytes) = (Vec::new(), Vec::new());
+            (codec.encode)(batch, &mut words, &mut bytes);
+            (words, bytes)
+        })
+    };
+    let encoded: Vec<_> = encode().collect();
+    let bytes: usize = encoded.iter().map(|(words, bytes)| 8 * words.len() + bytes.len()).sum();
+    println!("{}: {:.1} bytes an event", codec.name, bytes as f64 / events as f64);
+    let mut group = criterion.benchmark_group("between processes");
+    group.throughput(Throughput::Elements(events));
+    group.bench_function(format!("{}: encode", codec.name), |bencher| {
+        bencher.iter(|| encode().for_each(|encoded| drop(black_box(encoded))));
+    });
+    group.bench_function(format!("{}: decode", codec.name), |bencher| {
+        bencher.iter(|| {
+            encoded.iter().for_each(|(words, bytes)| drop(black_box((codec.decode)(words, bytes))));
+        });
+    });
+    group.finish();
+}
+
+fn codecs(criterion: &mut Criterion) {
+    let batches = batches();
+    let text = batches.iter().flatten().map(|(event, ..)| event.original().len()).sum::<usize>();
+    let events = batches.iter().map(Vec::len).sum::<usize>();
+    println!("records: {:.1} bytes each", text as f64 / events as f64);
+    let rows: Vec<Vec<Row>> = batches
+        .iter()
+        .map(|batch| {
+            bincode::deserialize(&bincode::serialize(batch).expect("written")).expect("the same fields")
+        })
+        .collect();
+    codec(criterion, &batches, &BINCODE);
+    codec(criterion, &batches, &PACKED);
+    codec(criterion, &rows, &COLUMNAR);
+}
+
+criterion_group!(benches, exchange, codecs);
 criterion_main!(benches);

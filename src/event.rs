@@ -1,13 +1,14 @@
 //! Events: decoded records.
 
 mod kind;
+pub(crate) mod packed;
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
 use headwater_dataflows::patterns::Location;
-use headwater_dataflows::{EventTime, KeyHash, Position, prefetch};
+use headwater_dataflows::{Epoch, EventTime, KeyHash, Position, prefetch};
 use serde::{Deserialize, Serialize};
 
 use crate::fields::{FieldId, Layout, Value};
@@ -576,5 +577,13 @@ impl headwater_dataflows::Event for Event {
 
     fn prefetch(&self) {
         prefetch(&*self.body);
+    }
+
+    fn pack(batch: &[(Event, Epoch, isize)], out: &mut Vec<u8>) {
+        packed::write(batch, out, |_, _| {});
+    }
+
+    fn unpack(bytes: &[u8]) -> Result<Vec<(Event, Epoch, isize)>, String> {
+        packed::read(bytes, |event, _| Ok(event))
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use timely::ExchangeData;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::StreamVec;
-use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use timely::dataflow::channels::pact::{ExchangeCore, Pipeline};
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
@@ -20,6 +20,7 @@ use crate::batch::{Batch, Containers, Entry, EntryRef, History, Run, RunRef, Slo
 use crate::control::ControlStream;
 use crate::dedup::Dedup;
 use crate::event::order;
+use crate::exchanged::{Exchanged, exchanged};
 use crate::expiry::Expiry;
 use crate::frontier::{Watermarks, passed, reached};
 use crate::keyed::Keyed;
@@ -112,8 +113,10 @@ fn build<'scope, E: Event + ExchangeData>(
     admitter: Rc<RefCell<Admitter<E>>>,
 ) -> Outputs<'scope, E> {
     let mut builder = OperatorBuilder::new("Admit".to_owned(), events.scope());
-    let by_shard = Exchange::new(|(event, _, _): &(E, Epoch, isize)| u64::from(event.key_hash().shard().0));
-    let mut events = builder.new_input(events, by_shard);
+    let by_shard = ExchangeCore::<CapacityContainerBuilder<Exchanged<E>>, _>::new(
+        |(event, _, _): &(E, Epoch, isize)| u64::from(event.key_hash().shard().0),
+    );
+    let mut events = builder.new_input(exchanged(events), by_shard);
     let mut control = builder.new_input(control, Pipeline);
     let (batches, batch_stream) = builder.new_output();
     let (refused, refused_stream) = builder.new_output();
@@ -133,7 +136,7 @@ fn build<'scope, E: Event + ExchangeData>(
                     refused: stamp.delayed(&epoch, 1),
                     containers: Vec::new(),
                 });
-                arrived.containers.push(std::mem::take(data));
+                arrived.containers.push(std::mem::take(&mut data.updates));
             });
             control.for_each(|stamp, data| {
                 let epoch = *stamp.least().expect("a message has a timestamp");

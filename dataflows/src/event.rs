@@ -2,7 +2,10 @@
 
 use std::fmt::Debug;
 
-use crate::{EventTime, KeyHash, Position};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{Epoch, EventTime, KeyHash, Position};
 
 /// A key by which events are grouped. Keys are hashed once, and compared by hash first.
 ///
@@ -83,6 +86,27 @@ pub trait Event: Clone + Debug + Eq + 'static {
     /// Worth implementing for an event that is little more than a pointer.
     #[inline]
     fn prefetch(&self) {}
+
+    /// Appends events, with their epochs and multiplicities, in the form in which they are sent to another process. Override
+    /// both this and [`unpack`](Event::unpack) for a form that is smaller or faster than bincode.
+    fn pack(batch: &[(Self, Epoch, isize)], out: &mut Vec<u8>)
+    where
+        Self: Serialize,
+    {
+        bincode::serialize_into(out, batch).expect("bytes can be written to memory");
+    }
+
+    /// Reads the output of [`pack`](Event::pack). There may be further bytes after it.
+    ///
+    /// # Errors
+    /// If the bytes are anything else.
+    fn unpack(bytes: &[u8]) -> Result<Vec<(Self, Epoch, isize)>, String>
+    where
+        Self: DeserializeOwned,
+    {
+        bincode::deserialize(bytes)
+            .map_err(|error| format!("events from another process are malformed: {error}"))
+    }
 }
 
 /// The owned form of the key, used in results.

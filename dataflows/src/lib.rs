@@ -15,6 +15,7 @@ mod due;
 mod engine;
 mod event;
 mod events;
+mod exchanged;
 mod expiry;
 mod frontier;
 mod key_states;

@@ -207,7 +207,10 @@ fn judge(server: String, response: &Response<Bytes>) -> Result<(), RequestFailur
         return Ok(());
     }
     let mut detail = String::new();
-    for part in [code, element(&text, "Message")].into_iter().flatten() {
+    // Some servers answer with text instead of XML.
+    let plain = if code.is_none() && !text.starts_with('<') { text.get(..200.min(text.len())) } else { None };
+    for part in [code, element(&text, "Message"), plain].into_iter().flatten().filter(|part| !part.is_empty())
+    {
         detail += &format!(": {}", part.lines().next().unwrap_or_default());
     }
     if let Some(region) = response.headers().get("x-amz-bucket-region").and_then(|name| name.to_str().ok()) {
@@ -339,6 +342,7 @@ mod tests {
             (301, "", Some(("301 Moved Permanently", false))),
             (503, "<html>", Some(("503 Service Unavailable", true))),
             (429, "", Some(("429 Too Many Requests", true))),
+            (400, "no such API\n", Some(("400 Bad Request: no such API", false))),
         ] {
             match (judge("http://s3".to_owned(), &response(status, body)), expected) {
                 (Ok(()), None) => {}
