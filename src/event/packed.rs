@@ -51,6 +51,8 @@ struct Previous {
 
 /// Appends a batch; `extra` appends what an element has beyond the event.
 pub fn write<E: AsRef<Event>>(batch: &[Update<E>], out: &mut Vec<u8>, extra: impl Fn(&E, &mut Vec<u8>)) {
+    // What a usual event takes beside its text is less than 80 bytes.
+    out.reserve(16 + batch.iter().map(|(element, ..)| element.as_ref().body.text.len() + 80).sum::<usize>());
     write_varint(batch.len() as u64, out);
     let mut previous = Previous::default();
     for (element, epoch, count) in batch {
