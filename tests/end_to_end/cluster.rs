@@ -28,7 +28,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Creates a cluster of this name that reads `records` generated records from a topic.
+    /// Creates a cluster that reads `records` generated records from a topic. The name is that of its pipeline, whose progress
+    /// Kafka keeps beyond the test.
     pub fn new(name: &str, records: u64) -> Cluster {
         let brokers = Services::shared().kafka.clone();
         headwater::topics::create_topics(&brokers, &Default::default(), &crate::kafka::standard_topics())
@@ -197,10 +198,10 @@ fn killing_any_process_loses_and_repeats_nothing() {
 #[cfg(feature = "object-store")]
 fn processes_share_checkpoints_in_an_object_store() {
     let _lock = lock_output_topics();
-    let cluster = Cluster::new("object_store", 100_000);
+    let cluster = Cluster::new("shared_state", 100_000);
     let text = fs::read_to_string(cluster.path("run.toml")).expect("readable");
     let (rest, _) = text.split_once("[state]").expect("a section");
-    let state = crate::object_store::section(cluster.dir(), &crate::object_store::server(), "cluster");
+    let state = crate::object_store::section(cluster.dir(), &crate::object_store::server(), "shared");
     fs::write(cluster.path("run.toml"), format!("{rest}{state}")).expect("written");
     let mut random = Random(0x517c_c1b7_2722_0a95);
     for (processes, workers) in [(2, 1), (3, 1), (1, 2), (2, 2)] {
