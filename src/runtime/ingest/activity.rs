@@ -1,4 +1,4 @@
-//! What happens while little arrives: operators wait for longer, and are woken.
+//! Waiting of operators while little arrives, and what wakes them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
