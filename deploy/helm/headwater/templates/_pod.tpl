@@ -21,7 +21,7 @@
 - name: HEADWATER__HTTP__TOKEN_FILE
   value: /etc/headwater/secrets/{{ .Values.http.tokenKey }}
 {{- end }}
-{{- if gt (int .Values.replicas) 1 }}
+{{- if include "headwater.isCluster" . }}
 - name: HEADWATER__CLUSTER__SECRET_FILE
   value: /etc/headwater/secrets/{{ .Values.clusterSecretKey }}
 {{- end }}
