@@ -107,6 +107,7 @@ fn the_documentation_lists_exactly_the_metrics() {
     metrics.consumer_lag(Partition(0));
     metrics.partition_waits(Partition(0));
     drop(metrics.worker_busy(0));
+    drop(metrics.peer_silence(1));
     metrics.committing("sqlite");
     metrics.committed("sqlite", Epoch(1), 0);
     metrics.delivery("desk", DeliveryOutcome::Delivered);

@@ -119,7 +119,7 @@ fn the_command_says_what_a_change_does() {
     );
     assert_eq!((text, code), (expected, Some(0)));
     let (text, _) = running.apply(&changed, &["--dry-run", "--json"]);
-    let following = |id: &str, keeps_state: bool| json!({ "id": id, "keeps_state": keeps_state, "complete_from": null, "knows_since": null });
+    let following = |id: &str, keeps_state: bool| json!({ "id": id, "keeps_state": keeps_state, "waits": false, "complete_from": null, "knows_since": null });
     let expected = json!({
         "added": [following("silent", false)], "changed": [following("busy", true)], "epoch": null,
         "removed": ["quiet"], "unchanged": 1, "version": 1,

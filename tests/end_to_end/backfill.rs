@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::api::json;
-use crate::changed_rules::{Changing, address, apply, create_topic, feed};
+use crate::changed_rules::{Changing, address, apply, create_topic, feed, served};
 use crate::cluster::Cluster;
-use crate::common::{Expected, headwater, merge_bindings, succeed};
+use crate::common::{headwater, succeed};
 use crate::crash::Files;
 use crate::crash_points::{BACKFILL_POINTS, crash_at};
 use crate::kafka::brokers;
@@ -97,18 +97,13 @@ fn crashes_around_an_entry_lose_and_repeat_nothing() {
 #[test]
 fn rules_enter_all_processes_of_a_cluster() {
     let (first, all) = flows();
-    let flow = |flow: &str| {
-        let sections = "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n";
-        let (before, rules) = flow.split_once("[time]").expect("a section");
-        format!("{before}{sections}[time]{rules}")
-    };
-    let (cluster, topic) = Cluster::of("backfill_of_all", PARTITIONS as u32, &flow(&first), "");
+    let (cluster, topic) = Cluster::of("backfill_of_all", PARTITIONS as u32, &served(&first), "");
     let begins = cluster.path("first.toml");
     fs::copy(cluster.path("run.toml"), &begins).expect("copied");
     let feeding = feed(Feed::new(topic, cluster.dir()), records(93, 9_000));
     let mut running = cluster.start_with(&[], 2, 2);
     let at = address(&mut running[0]).expect("it does not end");
-    let text = fs::read_to_string(&begins).expect("readable").replace(&flow(&first), &flow(&all));
+    let text = fs::read_to_string(&begins).expect("readable").replace(&served(&first), &served(&all));
     let candidate = cluster.path("candidate.toml");
     fs::write(&candidate, &text).expect("written");
     wait_for("the rules to wait", || apply(&candidate, at, &[]).status.success().then_some(()));
@@ -124,10 +119,5 @@ fn rules_enter_all_processes_of_a_cluster() {
     let mut last = cluster.start_with(&["--bounded", "--drain"], 2, 2);
     last.iter_mut().for_each(Process::expect_success);
 
-    merge_bindings(cluster.dir(), i64::MAX);
-    let (recorded, history) = (cluster.path("records.ndjson"), cluster.path("history.ndjson"));
-    let input = ["--records", recorded.to_str().expect("UTF-8"), "--partitions", "4"];
-    let expected = Expected::by("own_rules.py", cluster.dir(), &begins, &input, &history);
-    cluster.postgres.dump("public", &cluster.path("postgres"));
-    expected.judge(&cluster.path("postgres"));
+    cluster.judge_own_rules(&begins);
 }

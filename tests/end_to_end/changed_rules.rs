@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::api::json;
 use crate::cluster::Cluster;
-use crate::common::{Expected, Random, headwater, merge_bindings, succeed};
+use crate::common::{Random, headwater, merge_bindings, succeed};
 use crate::crash::{Files, Results};
 use crate::crash_points::{RULE_POINTS, crash_at};
 use crate::kafka::{brokers, topics};
@@ -345,15 +345,17 @@ fn rules_change_while_a_topic_is_read_through_kills() {
     assert!(changing.files.pruned_through() > 0, "no checkpoint was used: the ledger was never pruned");
 }
 
+/// Returns a flow whose processes serve HTTP and log as JSON.
+pub fn served(flow: &str) -> String {
+    let sections = "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n";
+    let (before, rules) = flow.split_once("[time]").expect("a section");
+    format!("{before}{sections}[time]{rules}")
+}
+
 /// Two processes with two workers each: one of them takes a change, and all judge by it.
 #[test]
 fn a_change_is_in_force_in_all_processes_at_once() {
-    let flow = |flow: &str| {
-        let sections = "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n";
-        let (before, rules) = flow.split_once("[time]").expect("a section");
-        format!("{before}{sections}[time]{rules}")
-    };
-    let (cluster, topic) = Cluster::of("rules_of_all", PARTITIONS as u32, &flow(OWN_FLOW), "");
+    let (cluster, topic) = Cluster::of("rules_of_all", PARTITIONS as u32, &served(OWN_FLOW), "");
     let first = cluster.path("first.toml");
     fs::copy(cluster.path("run.toml"), &first).expect("copied");
     let feeding = feed(Feed::new(topic, cluster.dir()), records(83, 10_000));
@@ -367,7 +369,7 @@ fn a_change_is_in_force_in_all_processes_at_once() {
             variant.change(&mut random);
             let text = fs::read_to_string(&first)
                 .expect("readable")
-                .replace(&flow(OWN_FLOW), &flow(&variant.flow()));
+                .replace(&served(OWN_FLOW), &served(&variant.flow()));
             let candidate = cluster.path("candidate.toml");
             fs::write(&candidate, text).expect("written");
             let applied = wait_for("the rules to be in force", || {
@@ -398,12 +400,7 @@ fn a_change_is_in_force_in_all_processes_at_once() {
     let mut last = cluster.start_with(&["--bounded", "--drain"], 2, 2);
     last.iter_mut().for_each(Process::expect_success);
 
-    merge_bindings(cluster.dir(), i64::MAX);
-    let (recorded, history) = (cluster.path("records.ndjson"), cluster.path("history.ndjson"));
-    let input = ["--records", recorded.to_str().expect("UTF-8"), "--partitions", "4"];
-    let expected = Expected::by("own_rules.py", cluster.dir(), &first, &input, &history);
-    cluster.postgres.dump("public", &cluster.path("postgres"));
-    expected.judge(&cluster.path("postgres"));
+    cluster.judge_own_rules(&first);
     assert_eq!(changes(cluster.dir()), acknowledged);
     assert!(acknowledged.len() >= 10, "{acknowledged:?}");
 }

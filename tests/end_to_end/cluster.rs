@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use headwater_sinks::kafka::topics::TopicSpec;
@@ -144,6 +144,16 @@ impl Cluster {
         let (records, history) = (self.path("records.ndjson"), self.path("history.ndjson"));
         let input = ["--records", records.to_str().expect("UTF-8")];
         let expected = Expected::of(self.dir.path(), &self.path("run.toml"), &input, &history);
+        self.postgres.dump("public", &self.path("postgres"));
+        expected.judge(&self.path("postgres"));
+    }
+
+    /// Compares the tables with those of the oracle of rules of one's own, given the configuration with the first rules.
+    pub fn judge_own_rules(&self, first: &Path) {
+        merge_bindings(self.dir.path(), i64::MAX);
+        let (records, history) = (self.path("records.ndjson"), self.path("history.ndjson"));
+        let input = ["--records", records.to_str().expect("UTF-8"), "--partitions", "4"];
+        let expected = Expected::by("own_rules.py", self.dir.path(), first, &input, &history);
         self.postgres.dump("public", &self.path("postgres"));
         expected.judge(&self.path("postgres"));
     }

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::checkpoints::{CHECKPOINT, run_until_pruned, status};
 use crate::cluster::Cluster;
-use crate::common::{Expected, Random, merge_bindings, succeed};
+use crate::common::{Random, succeed};
 use crate::crash::{Files, Results, kill_when, rows};
 use crate::crash_points::{CONFIG_CHANGE_POINTS, common_points, crash_at, needs_services};
 use crate::kafka::{assert_alerts_match_table, brokers, oracle_line, producer, topics};
@@ -337,13 +337,7 @@ fn own_rules_from_kafka_survive_kills_of_any_process() {
     let mut last = cluster.start_with(&["--bounded", "--drain"], 2, 2);
     last.iter_mut().for_each(Process::expect_success);
 
-    merge_bindings(cluster.dir(), i64::MAX);
-    let (recorded, history) = (cluster.path("records.ndjson"), cluster.path("history.ndjson"));
-    let input = ["--records", recorded.to_str().expect("UTF-8"), "--partitions", "4"];
-    let config = cluster.path("run.toml");
-    let expected = Expected::by("own_rules.py", cluster.dir(), &config, &input, &history);
-    cluster.postgres.dump("public", &cluster.path("postgres"));
-    expected.judge(&cluster.path("postgres"));
+    cluster.judge_own_rules(&cluster.path("run.toml"));
     assert!(cluster.postgres.number("SELECT count(*) FROM alerts WHERE status = 'revoked'") > 50);
     assert!(cluster.postgres.number("SELECT count(*) FROM alerts WHERE mode = 'shadow'") > 500);
     assert_alerts_match_table(&brokers(), &alerts, |sql| cluster.postgres.query(sql));
