@@ -35,7 +35,7 @@ fn expect_loss(process: &mut Process, expected: &str) {
 #[test]
 fn a_process_that_wakes_up_after_its_successors_changes_nothing() {
     let _lock = lock_output_topics();
-    let cluster = Cluster::new("frozen", 150_000);
+    let cluster = Cluster::new("frozen_host", 150_000);
     let mut running = cluster.start(3, 1);
     for frozen in [1, 0, 2] {
         wait_for_results(&cluster, &mut running);
