@@ -15,7 +15,7 @@ use crate::cli::output::{self, OutputError, Table, note};
 use crate::config::Config;
 use crate::event::Event;
 use crate::outputs::Alert;
-use crate::pipeline::{Plan, SpaceEvent, rule_set, rules, rules_by};
+use crate::pipeline::{KeySpace, Plan, SpaceEvent, rule_set, rules, rules_by};
 use crate::source::generator::GeneratorSettings;
 
 /// The lag of the watermark behind the newest event, in milliseconds.
@@ -153,7 +153,9 @@ fn by_rules<'scope>(
     let (keyed, _) = events.admit(control.clone(), Admission::default());
     let of_key = rules_by(&plan.rules, None);
     let mut alerts = keyed.clone().scan_all("Rules", rule_set::<Event>(&plan.pipeline, &of_key));
-    for space in plan.all_spaces() {
+    // In a run, events are exchanged for the key spaces that rules use, and for no others.
+    let is_used = |space: &Arc<KeySpace>| plan.rules.iter().any(|rule| rule.by.space() == Some(space));
+    for space in plan.all_spaces().into_iter().filter(is_used) {
         let by_space = Arc::clone(&space);
         let events = keyed.clone().events("Events").flat_map(move |event| SpaceEvent::new(event, &by_space));
         let (keyed, _): (Keyed<'_, SpaceEvent>, _) = events.admit(control.clone(), Admission::default());
