@@ -1,7 +1,6 @@
 //! The admitted events as a collection, for further keys: events that one key admitted are admitted again by another.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::rc::Rc;
 
 use differential_dataflow::{AsCollection, VecCollection};
@@ -11,9 +10,9 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::{Operator, OutputBuilder};
 use timely::progress::Antichain;
 
-use crate::batch::{Batch, Change, EntryRef, History};
-use crate::keyed::{Keyed, Selection};
-use crate::{Control, Epoch, Event, EventTime, Position, Since};
+use crate::batch::{Batch, Change, History};
+use crate::keyed::Keyed;
+use crate::{Control, Epoch, Event, Position, Since};
 
 /// Extension trait for reading the admitted events as a collection.
 pub trait Events<'scope, E: Event> {
@@ -175,8 +174,11 @@ impl<'scope, E: Event> Keyed<'scope, E> {
                         if used.begins_after(epoch) {
                             let capability = stamp.delayed(&epoch.next(), 0);
                             let mut session = output.session(&capability);
-                            for event in left_out(&history, &selection, &used, watermark) {
-                                session.give((event, epoch.next(), 1));
+                            // The un-final events of which the key was not used.
+                            for (_, _, event) in selection.live_after(&history, watermark) {
+                                if !used.has(event.position()) {
+                                    session.give((event.clone(), epoch.next(), 1));
+                                }
                             }
                         }
                     }
@@ -185,26 +187,4 @@ impl<'scope, E: Event> Keyed<'scope, E> {
         });
         stream.as_collection()
     }
-}
-
-/// Returns the un-final events of which the key was not used.
-fn left_out<E: Event>(
-    history: &History<E, ()>,
-    selection: &Selection<E>,
-    used: &EventUse,
-    watermark: EventTime,
-) -> Vec<E> {
-    let retracted: HashSet<EntryRef> =
-        history.iter().flat_map(|(batch, ())| batch.targets.iter().copied()).collect();
-    let mut events = Vec::new();
-    for (batch, ()) in history.iter() {
-        for index in selection.runs(batch).flat_map(|run| run.entries()) {
-            let (entry, event) = (EntryRef { batch: batch.number, entry: index as u32 }, batch.event(index));
-            let is_there = batch.change(index) == Change::Insert && !retracted.contains(&entry);
-            if is_there && event.time() > watermark && !used.has(event.position()) {
-                events.push(event.clone());
-            }
-        }
-    }
-    events
 }

@@ -1,7 +1,7 @@
 //! Admitted events, sorted by key, and the driver that runs every operator over them.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 
 use timely::container::CapacityContainerBuilder;
@@ -10,7 +10,7 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::Operator;
 
-use crate::batch::{Batch, Run, RunRef, Slot};
+use crate::batch::{Batch, Change, EntryRef, History, Run, RunRef, Slot};
 use crate::control::ControlStream;
 use crate::frontier::{passed, reached};
 use crate::key_states::{KeyStates, StatePart};
@@ -61,6 +61,28 @@ impl<E: Event> Selection<E> {
     /// Returns the runs of the selected keys, each with its reference.
     pub fn numbered_runs<'a>(&'a self, batch: &'a Batch<E>) -> impl Iterator<Item = (RunRef, &'a Run)> {
         batch.numbered_runs().filter(move |(_, run)| self.holds(batch, run))
+    }
+
+    /// Returns the events of the selected keys in a history that are later than a time and not retracted, each with the slot
+    /// of its key and its reference.
+    pub fn live_after<'a, L>(
+        &'a self,
+        history: &'a History<E, L>,
+        after: EventTime,
+    ) -> impl Iterator<Item = (Slot, EntryRef, &'a E)> {
+        let retracted: HashSet<EntryRef> =
+            history.iter().flat_map(|(batch, _)| batch.targets.iter().copied()).collect();
+        let batches = history.iter().map(|(batch, _)| batch).filter(move |batch| batch.max_time > after);
+        let entries = batches.flat_map(move |batch| {
+            self.runs(batch).flat_map(move |run| run.entries().map(move |entry| (batch, run.slot, entry)))
+        });
+        entries.filter_map(move |(batch, slot, index)| {
+            let entry = EntryRef { batch: batch.number, entry: index as u32 };
+            let is_live = batch.entries[index].time > after
+                && batch.change(index) == Change::Insert
+                && !retracted.contains(&entry);
+            is_live.then(|| (slot, entry, batch.event(index)))
+        })
     }
 
     /// Returns true if a run belongs to a selected key.

@@ -8,12 +8,10 @@
 //!   stepped, results compared          → →  →  →             raises what the rules find; other results are the same
 //! ```
 
-use std::collections::HashSet;
-
 use differential_dataflow::Data;
 
 use super::{Scanner, Selection, give};
-use crate::batch::{Change, EntryRef, Slot};
+use crate::batch::{EntryRef, Slot};
 use crate::event::order;
 use crate::keys::Keys;
 use crate::rules::{Entering, KeyedState, Rules};
@@ -76,19 +74,8 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
 
     /// Returns the events above a time, by key and order, stepped or not.
     fn places_after(&self, after: EventTime, selection: &Selection<E>) -> Vec<Place> {
-        let retracted: HashSet<EntryRef> =
-            self.history.iter().flat_map(|(batch, _)| batch.targets.iter().copied()).collect();
-        let mut places = Vec::new();
-        for (batch, _) in self.history.iter().filter(|(batch, _)| batch.max_time > after) {
-            for run in selection.runs(batch) {
-                for index in run.entries().filter(|index| batch.entries[*index].time > after) {
-                    let entry = EntryRef { batch: batch.number, entry: index as u32 };
-                    if batch.change(index) == Change::Insert && !retracted.contains(&entry) {
-                        places.push((run.slot, order(batch.event(index)), entry));
-                    }
-                }
-            }
-        }
+        let live = selection.live_after(&self.history, after);
+        let mut places: Vec<Place> = live.map(|(slot, entry, event)| (slot, order(event), entry)).collect();
         places.sort_unstable();
         places
     }
