@@ -19,12 +19,12 @@ use std::io;
 use std::time::Instant;
 
 use headwater_sinks::Secret;
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use thiserror::Error;
 
 use super::identity::Identity;
-use super::proof::NO_SECRET;
+use super::proof::{NONCE, mac, random};
 use super::transport::{ReadHalf, WriteHalf};
 
 /// The first bytes of both ends.
@@ -35,8 +35,6 @@ const VERSION: u8 = b'2';
 
 /// The length of the first message: the magic bytes, the version, whether there is a secret, and the nonce.
 const HELLO: usize = MAGIC.len() + 2 + NONCE;
-
-const NONCE: usize = 32;
 
 /// The length of a proof.
 const PROOF: usize = 32;
@@ -94,7 +92,7 @@ impl Handshake<'_> {
         secret: Option<&Secret>,
         admit: impl FnOnce(&Identity) -> Result<(), String>,
     ) -> Result<Identity, HandshakeError> {
-        let connects = nonce()?;
+        let connects = random()?;
         self.write.write(&hello(secret, &connects), &[])?;
         let accepts = self.read_hello(own, secret)?;
         let session = Session { connects, accepts, binding: self.read.binding()? };
@@ -116,7 +114,7 @@ impl Handshake<'_> {
         admit: impl FnOnce(&Identity) -> Result<(), String>,
     ) -> Result<Identity, HandshakeError> {
         let connects = self.read_hello(own, secret)?;
-        let accepts = nonce()?;
+        let accepts = random()?;
         self.write.write(&hello(secret, &accepts), &[])?;
         let session = Session { connects, accepts, binding: self.read.binding()? };
         let other = self.read_claim(b"connects", &session, own, secret)?;
@@ -253,8 +251,7 @@ impl Handshake<'_> {
 
 impl Session {
     fn mac(&self, role: &[u8], identity: &[u8], secret: Option<&Secret>) -> Hmac<Sha256> {
-        let key = secret.map_or(NO_SECRET, |secret| secret.expose().as_bytes());
-        let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+        let mut mac = mac(secret);
         // All but the last have a fixed length; the roles do not begin with each other.
         for part in [role, &self.connects, &self.accepts, &self.binding, identity] {
             mac.update(part);
@@ -265,12 +262,6 @@ impl Session {
 
 fn hello(secret: Option<&Secret>, nonce: &[u8; NONCE]) -> Vec<u8> {
     [&MAGIC[..], &[VERSION, u8::from(secret.is_some())], nonce].concat()
-}
-
-fn nonce() -> io::Result<[u8; NONCE]> {
-    let mut nonce = [0; NONCE];
-    getrandom::fill(&mut nonce).map_err(io::Error::other)?;
-    Ok(nonce)
 }
 
 fn not_a_process() -> HandshakeError {

@@ -5,7 +5,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 /// The key of proofs without a secret, between processes of one machine.
-pub(super) const NO_SECRET: &[u8] = b"a cluster without a secret";
+const NO_SECRET: &[u8] = b"a cluster without a secret";
+
+/// The length of a nonce.
+pub(super) const NONCE: usize = 32;
 
 /// The nonces of both ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,15 +24,25 @@ pub struct Nonces {
 /// # Errors
 /// If the system has no random numbers.
 pub fn nonce() -> std::io::Result<String> {
-    let mut bytes = [0; 32];
+    random().map(|bytes| crate::lists::hex(&bytes))
+}
+
+/// Returns the bytes of a nonce.
+pub(super) fn random() -> std::io::Result<[u8; NONCE]> {
+    let mut bytes = [0; NONCE];
     getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
-    Ok(crate::lists::hex(&bytes))
+    Ok(bytes)
+}
+
+/// Returns an HMAC of nothing yet, with the secret as its key.
+pub(super) fn mac(secret: Option<&Secret>) -> Hmac<Sha256> {
+    let key = secret.map_or(NO_SECRET, |secret| secret.expose().as_bytes());
+    Hmac::new_from_slice(key).expect("HMAC takes keys of any length")
 }
 
 impl Nonces {
     fn mac(&self, role: &str, text: &str, secret: Option<&Secret>) -> Hmac<Sha256> {
-        let key = secret.map_or(NO_SECRET, |secret| secret.expose().as_bytes());
-        let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+        let mut mac = mac(secret);
         for part in [role, &self.connects, &self.accepts, text] {
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part.as_bytes());
