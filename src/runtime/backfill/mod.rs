@@ -18,19 +18,19 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::{Epoch, EventTime, Offset, RefusedEvents, RefusedLog, Since};
+use headwater_dataflows::{Epoch, EventTime, Offset, RefusedEvents, RefusedLog};
 use headwater_sinks::crash;
 use tracing::subscriber::{NoSubscriber, with_default};
 
 use self::engine::{Engine, EngineError, plan_of};
 pub use self::gate::{BoundState, Gate, RunEnded};
 use crate::connectors::causes;
-use crate::coordination::{Change, StoredPasts};
 use crate::json::rfc3339;
 use crate::lists::hash;
 use crate::pipeline::{LiveRules, Plan, RulePlan, span};
 use crate::runtime::checkpoint::writer::CheckpointWriterHandle;
 use crate::runtime::ingest::changes::{ChangeRequest, ChangeRequests, Contents};
+use crate::runtime::rereading;
 use crate::source::{Reopening, Source, SourceError};
 
 /// The time after which the thread looks again whether rules wait, or the run ends.
@@ -270,16 +270,9 @@ impl Work {
                 store.put_contents(hash, Arc::clone(&bytes)).map_err(|_| Failed::Ended)?;
             }
             crash::point("backfill.stored");
-            let pasts = StoredPasts { hash, bytes: bytes.len() as u64 };
-            let (live, after_ms) = (live.clone(), state.watermark.0);
-            let ids: Vec<u64> = rules.iter().map(|rule| rule.state_id).collect();
-            let make = move |since: &Since| match live.bind_entry(&ids, Some(after_ms), since) {
-                Some(set) => Change { rules: Some(set.to_text()), pasts: Some(pasts), ..Change::default() },
-                None => Change::default(),
-            };
             let (bound, is_bound) = sync_channel(1);
-            let contents = vec![Contents { hash, bytes }];
-            gate.offer(state.clone(), ChangeRequest { make: Box::new(make), contents, bound });
+            let pasts = (state.watermark, Contents { hash, bytes });
+            gate.offer(state.clone(), ChangeRequest::of_entry(live, ids(rules), Some(pasts), bound));
             crash::point("backfill.offered");
             loop {
                 match is_bound.recv_timeout(STEP) {
@@ -303,20 +296,13 @@ impl Work {
 
     /// Lets rules enter without their past.
     fn enter_without(&self, rules: &[RulePlan], reason: &str) {
-        let live = self.settings.live.clone();
         tracing::warn!(
             rules = names(rules),
             reason,
             "rules enter without their past, which cannot be known: `headwater status` says from when on their alerts are complete"
         );
-        let ids: Vec<u64> = rules.iter().map(|rule| rule.state_id).collect();
-        let make = move |since: &Since| match live.bind_entry(&ids, None, since) {
-            Some(set) => Change { rules: Some(set.to_text()), ..Change::default() },
-            None => Change::default(),
-        };
         let (bound, is_bound) = sync_channel(1);
-        let request = ChangeRequest { make: Box::new(make), contents: Vec::new(), bound };
-        self.settings.requests.add(request);
+        self.settings.requests.add(ChangeRequest::of_entry(&self.settings.live, ids(rules), None, bound));
         while !self.is_stopping() && matches!(is_bound.recv_timeout(STEP), Err(RecvTimeoutError::Timeout)) {}
     }
 
@@ -361,10 +347,8 @@ impl Work {
                 None => Ok((source, (0..state.positions.len()).map(begun).collect())),
             };
         }
-        // An accepted event time is later than its record's timestamp by `max_future_skew` at most.
-        let time = plan.time;
-        let since_ms =
-            since.minus_ms(time.max_future_skew_ms).minus_ms(time.max_out_of_orderness_ms).0.max(0);
+        // `since` is before all that the rules look back to.
+        let since_ms = rereading::since_ms(since.0, 0, &plan.time);
         let at_time = quietly(Some(since_ms))?.start().to_vec();
         let mut from = Vec::new();
         for (partition, &next) in state.positions.iter().enumerate() {
@@ -406,6 +390,11 @@ fn unknown_before(refused: &RefusedEvents, past_ms: Option<i64>) -> String {
              limits.backfill_horizon is shorter than the pipeline is old"
         ),
     }
+}
+
+/// Returns the ids of the states of rules.
+fn ids(rules: &[RulePlan]) -> Vec<u64> {
+    rules.iter().map(|rule| rule.state_id).collect()
 }
 
 /// Returns the ids of rules.

@@ -11,7 +11,7 @@
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use headwater_dataflows::{Control, ControlStream, Epoch, Since};
+use headwater_dataflows::{Control, ControlStream, Epoch, EventTime, Since};
 use headwater_sinks::crash;
 use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
@@ -19,7 +19,7 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::Operator;
 
-use crate::coordination::{Change, InForce};
+use crate::coordination::{Change, InForce, StoredPasts};
 use crate::pipeline::{LiveRules, RulePlan};
 
 /// The contents of a list, or the pasts of rules, by their SHA-256.
@@ -72,6 +72,26 @@ impl ChangeRequest {
             Change { rules: Some(text), ..Change::default() }
         };
         ChangeRequest { make: Box::new(make), contents: Vec::new(), bound }
+    }
+
+    /// Returns the request that rules enter that wait, by the ids of their states: with their pasts up to a time, or without.
+    /// It changes nothing if they wait no more.
+    pub fn of_entry(
+        live: &LiveRules,
+        ids: Vec<u64>,
+        pasts: Option<(EventTime, Contents)>,
+        bound: SyncSender<InForce>,
+    ) -> ChangeRequest {
+        let live = live.clone();
+        let (after, contents) = pasts.unzip();
+        let stored = contents
+            .as_ref()
+            .map(|Contents { hash, bytes }| StoredPasts { hash: *hash, bytes: bytes.len() as u64 });
+        let make = move |since: &Since| match live.bind_entry(&ids, after.map(|after| after.0), since) {
+            Some(set) => Change { rules: Some(set.to_text()), pasts: stored, ..Change::default() },
+            None => Change::default(),
+        };
+        ChangeRequest { make: Box::new(make), contents: contents.into_iter().collect(), bound }
     }
 }
 
