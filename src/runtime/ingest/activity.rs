@@ -6,6 +6,23 @@ use std::time::{Duration, Instant};
 
 use timely::scheduling::{Activator, SyncActivator};
 
+/// The pause after a read that returned nothing, if nothing wakes the reader.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The pause after a read that returned nothing, if records wake the reader.
+const LONG_PAUSE: Duration = Duration::from_millis(50);
+
+/// The time of the next read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextRead {
+    /// There may be more records.
+    Now,
+    /// Something is waited for that does not wake the reader.
+    Soon,
+    /// Records wake the reader.
+    Later,
+}
+
 /// Activates an operator after a time. An activation that is due earlier makes a later one needless, so that repeated
 /// calls do not add up.
 pub struct Alarm {
@@ -22,6 +39,15 @@ impl Alarm {
     /// Activates the operator at once.
     pub fn now(&self) {
         self.activator.activate();
+    }
+
+    /// Activates the operator for its next read.
+    pub fn at(&mut self, next: NextRead) {
+        match next {
+            NextRead::Now => self.now(),
+            NextRead::Soon => self.within(PAUSE),
+            NextRead::Later => self.within(LONG_PAUSE),
+        }
     }
 
     /// Activates the operator after a time at most.

@@ -34,7 +34,7 @@ use crate::metrics::{Metrics, Share};
 use crate::outputs::DeadLetter;
 use crate::rounds::{MAX_LINKS, TraceContext};
 use crate::runtime::failure::Failure;
-use crate::runtime::ingest::activity::{Activity, Alarm};
+use crate::runtime::ingest::activity::{Activity, Alarm, NextRead};
 use crate::runtime::ingest::clock::{Tick, committed};
 use crate::runtime::ingest::field_errors::FieldErrors;
 use crate::runtime::ingest::rejections::{Batch, Rejections};
@@ -60,12 +60,6 @@ const BUDGET: Budget = Budget { records: 1024, bytes: 8 << 20 };
 
 /// The time at the end of a partition after which a record to be replayed, not reached yet, counts as missing.
 const MISSING: Duration = Duration::from_secs(15);
-
-/// The pause after a read that returned nothing, if nothing wakes the reader.
-const PAUSE: Duration = Duration::from_millis(1);
-
-/// The pause after a read that returned nothing, if records wake the reader.
-const LONG_PAUSE: Duration = Duration::from_millis(50);
 
 /// The interval at which lag and held partitions are reported.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
@@ -151,7 +145,7 @@ pub fn read<'scope>(
             }
             let Some(current) = open.front() else {
                 if !frontiers[0].is_empty() {
-                    alarm.within(PAUSE);
+                    alarm.at(NextRead::Soon);
                 }
                 return;
             };
@@ -164,25 +158,10 @@ pub fn read<'scope>(
                 Ok(event) => events.give((event, epoch, 1)),
                 Err(letter) => rejected.give((letter, epoch, 1)),
             });
-            match read {
-                NextRead::Now => alarm.now(),
-                NextRead::Soon => alarm.within(PAUSE),
-                NextRead::Later => alarm.within(LONG_PAUSE),
-            }
+            alarm.at(read);
         }
     });
     Read { events: event_stream, rejected: rejected_stream, closed: closed_stream }
-}
-
-/// The time of the next read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum NextRead {
-    /// There may be more records.
-    Now,
-    /// Something is waited for that does not wake the reader.
-    Soon,
-    /// Records wake the reader.
-    Later,
 }
 
 struct OpenEpoch {
