@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+#[cfg(feature = "tls")]
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -43,7 +43,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// The time of waiting after which the agent says what it waits for, and serves the probes.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The interval at which it is said again.
+/// The interval at which an unchanged state of waiting is logged again.
 const LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// The time after the limit of a stop, at which an engine ends itself, for killing it.
@@ -185,7 +185,8 @@ impl Engine {
     fn ended(&mut self) -> std::io::Result<Option<ExitStatus>> {
         let status = self.run.ended()?;
         if status.is_none() && self.stopping.is_some_and(|at| at.elapsed() >= self.limit) {
-            tracing::error!("the engine has not stopped within {:?}: killing it", self.limit);
+            let seconds = self.limit.as_secs();
+            tracing::error!("the engine has not stopped within {seconds} s: killing it");
             self.stopping = Some(Instant::now());
             self.run.stop()?;
         }

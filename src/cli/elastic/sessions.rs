@@ -5,14 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use super::LOG_EVERY;
 use super::wire::{Connection, FromLeader, FromMember, Received, Shared, greet};
 use crate::cli::hosts::Placement;
 
 /// The interval between two attempts to connect to a member.
 const RETRY: Duration = Duration::from_millis(200);
-
-/// The interval at which members that do not answer are logged.
-const LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// A change of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
