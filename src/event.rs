@@ -349,10 +349,47 @@ impl Event {
         }
     }
 
+    /// Returns true if the event has the field. Reads no text.
+    pub(crate) fn has(&self, field: FieldId) -> bool {
+        let body = &self.body;
+        let span = match field {
+            FieldId::EVENT_ID | FieldId::EVENT_TYPE | FieldId::EVENT_TIME => return true,
+            FieldId::USER_ID => return self.user_id().is_some(),
+            FieldId::AMOUNT => return body.amount.is_some(),
+            FieldId::LOCATION => return body.location.is_some(),
+            FieldId::DEVICE_ID => body.device_id,
+            FieldId::CURRENCY => body.currency,
+            FieldId::MERCHANT_ID => body.merchant_id,
+            FieldId::MERCHANT_CATEGORY => body.merchant_category,
+            FieldId::IP_ADDRESS => body.ip_address,
+            FieldId::SESSION_ID => body.session_id,
+            FieldId::ATTRIBUTES => body.attributes,
+            own => return !matches!(self.slot(own), Slot::Absent),
+        };
+        span != Span::ABSENT
+    }
+
+    /// Returns the value of a field that is held as a whole number, if the event has it.
+    #[inline]
+    pub(crate) fn whole(&self, field: FieldId) -> Option<i64> {
+        match field {
+            FieldId::AMOUNT => self.body.amount,
+            FieldId::EVENT_TIME => Some(self.event_time.0),
+            own => match *self.slot(own) {
+                Slot::Decimal(value) | Slot::Integer(value) | Slot::Timestamp(value) => Some(value),
+                _ => None,
+            },
+        }
+    }
+
+    /// Returns the slot of one of the user's own fields; `Absent` for other fields.
+    fn slot(&self, field: FieldId) -> &Slot {
+        field.own().and_then(|at| self.body.extension()?.own.get(at)).unwrap_or(&Slot::Absent)
+    }
+
     /// Returns the value of one of the user's own fields.
     fn own(&self, field: FieldId) -> Value<'_> {
-        let slot = field.own().and_then(|at| self.body.extension()?.own.get(at));
-        match *slot.unwrap_or(&Slot::Absent) {
+        match *self.slot(field) {
             Slot::Absent => Value::Absent,
             Slot::String(span) => span.of(&self.body.text).map_or(Value::Absent, Value::String),
             Slot::Decimal(micros) => Value::Decimal(micros),

@@ -200,9 +200,13 @@ impl<E: Event, L> History<E, L> {
 
     /// Evicts the oldest batches while all of their events are at or below the watermark.
     pub fn settle(&mut self, watermark: EventTime) {
+        while self.settle_one(watermark).is_some() {}
+    }
+
+    /// Evicts the oldest batch if all of its events are at or below the watermark. Returns the data stored with it.
+    pub fn settle_one(&mut self, watermark: EventTime) -> Option<L> {
         let watermark = self.held(watermark);
-        while self.oldest().is_some_and(|batch| batch.max_time <= watermark) {
-            self.pop();
-        }
+        self.oldest().filter(|batch| batch.max_time <= watermark)?;
+        self.batches.pop_front().map(|(_, log)| log)
     }
 }

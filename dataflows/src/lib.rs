@@ -32,6 +32,7 @@ mod shard;
 mod since;
 mod slots;
 mod time;
+mod undos;
 
 pub mod testing;
 pub mod windows;
@@ -51,10 +52,9 @@ pub use prefetch::prefetch;
 pub use refused::{RefusedEvents, RefusedLog};
 pub use rule_set::{
     Backfill, Condition, Course, Finding, Locate, Number, Predicate, ResultOf, ResultOfAbsence, RuleSet,
-    RuleSetError, RuleVersions, SetRule, SetState, SetUndo, Step, Value, forget_rules_by_id, last_of,
-    shard_of,
+    RuleSetError, RuleVersions, SetRule, SetState, Step, Value, forget_rules_by_id, last_of, shard_of,
 };
-pub use rules::{Entering, KeyedState, Missing, Rule, Rules};
+pub use rules::{Entering, KeyedState, Missing, Rule, Rules, UndoSink};
 pub use scan::{Emission, Pattern, Scan, forget_rules, with_key};
 pub use shard::{KEY_HASH_VERSION, KeyHash, SHARDS, ShardId};
 pub use since::Since;

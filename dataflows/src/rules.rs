@@ -223,6 +223,27 @@ impl<E: Event, D, R: OneRule<E, D>> OneRule<E, D> for Option<R> {
     }
 }
 
+/// A place for the items of undo data of a step: a list, or an `Option` for at most one. Not meant to be implemented
+/// elsewhere.
+pub trait UndoSink<U> {
+    /// Adds an item, and returns it: to change it in place takes less time than to copy it afterwards.
+    fn push(&mut self, item: U) -> &mut U;
+}
+
+impl<U> UndoSink<U> for Vec<Option<U>> {
+    #[inline]
+    fn push(&mut self, item: U) -> &mut U {
+        self.push_mut(Some(item)).as_mut().expect("it was just added")
+    }
+}
+
+impl<U> UndoSink<U> for Option<U> {
+    #[inline]
+    fn push(&mut self, item: U) -> &mut U {
+        self.insert(item)
+    }
+}
+
 /// The states of rules that enter as if they had always been there.
 pub struct Entering<E: Event, S> {
     /// The time up to which the states are.
@@ -252,7 +273,7 @@ pub struct KeyedState<E: Event, S> {
 pub trait Rules<E: Event, D>: 'static {
     /// The states of a key.
     type State: Default + Clone + 'static;
-    /// The data needed to undo one step.
+    /// An item of the data needed to undo one step.
     type Undo: Clone + 'static;
 
     /// Returns a bound of the numbers of rules. The number of a rule is the count of rules after it, or that in a
@@ -264,11 +285,18 @@ pub trait Rules<E: Event, D>: 'static {
         Live::all(self.count())
     }
 
-    /// Processes the key's next event, and appends its results to `found`.
-    fn step(&self, state: &mut Self::State, event: &E, found: &mut Vec<Found<D>>) -> Self::Undo;
+    /// Processes the key's next event, and appends its results to `found`, and to `undo` each item of the data needed to
+    /// undo the step.
+    fn step(
+        &self,
+        state: &mut Self::State,
+        event: &E,
+        undo: &mut impl UndoSink<Self::Undo>,
+        found: &mut Vec<Found<D>>,
+    );
 
-    /// Undoes the latest step.
-    fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo);
+    /// Undoes the latest step, given the items of its undo data.
+    fn undo(&self, state: &mut Self::State, event: &E, undo: impl DoubleEndedIterator<Item = Self::Undo>);
 
     /// Prefetches the memory that the state points to and that the step of `event` will read.
     fn prefetch(&self, state: &Self::State, event: &E);
@@ -277,13 +305,15 @@ pub trait Rules<E: Event, D>: 'static {
     #[inline]
     fn prefetch_ahead(&self, _state: &Self::State) {}
 
-    /// Repeats the step of the key's next event for the live rules. `undo` is the value that the step returned before.
+    /// Repeats the step of the key's next event for the live rules. `before` are the items of the step's undo data before,
+    /// which remain those of the other rules.
     fn step_again(
         &self,
         live: Live,
         state: &mut Self::State,
         event: &E,
-        undo: &mut Self::Undo,
+        before: impl Iterator<Item = Self::Undo>,
+        undo: &mut impl UndoSink<Self::Undo>,
         found: &mut Vec<Found<D>>,
     );
 
@@ -342,6 +372,9 @@ pub trait Rules<E: Event, D>: 'static {
     fn describe(&self, state: &Self::State, watermark: EventTime, each: &mut dyn FnMut(u32, Description));
 }
 
+/// The undo data of a list of rules is one item: that of the first rule, and the item of the others.
+const ONE_ITEM: &str = "a list of rules has one item of undo data";
+
 impl<E: Event, D> Rules<E, D> for () {
     type State = ();
     type Undo = ();
@@ -351,13 +384,26 @@ impl<E: Event, D> Rules<E, D> for () {
         0
     }
 
-    fn step(&self, _: &mut (), _: &E, _: &mut Vec<Found<D>>) {}
+    #[inline]
+    fn step(&self, _: &mut (), _: &E, undo: &mut impl UndoSink<()>, _: &mut Vec<Found<D>>) {
+        undo.push(());
+    }
 
-    fn undo(&self, _: &mut (), _: &E, _: ()) {}
+    fn undo(&self, _: &mut (), _: &E, _: impl DoubleEndedIterator<Item = ()>) {}
 
     fn prefetch(&self, _: &(), _: &E) {}
 
-    fn step_again(&self, _: Live, _: &mut (), _: &E, _: &mut (), _: &mut Vec<Found<D>>) {}
+    fn step_again(
+        &self,
+        _: Live,
+        _: &mut (),
+        _: &E,
+        _: impl Iterator<Item = ()>,
+        undo: &mut impl UndoSink<()>,
+        _: &mut Vec<Found<D>>,
+    ) {
+        undo.push(());
+    }
 
     fn settle(&self, _: &mut Live, _: &(), _: &()) {}
 
@@ -378,16 +424,26 @@ impl<E: Event, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest)
     }
 
     #[inline]
-    fn step(&self, state: &mut Self::State, event: &E, found: &mut Vec<Found<D>>) -> Self::Undo {
+    fn step(
+        &self,
+        state: &mut Self::State,
+        event: &E,
+        undo: &mut impl UndoSink<Self::Undo>,
+        found: &mut Vec<Found<D>>,
+    ) {
         let emit = |answer, due, diff| found.push(Found { rule: self.1.count(), answer, due, diff });
-        let undo = self.0.step(&mut state.0, event, emit);
-        (undo, self.1.step(&mut state.1, event, found))
+        let first = self.0.step(&mut state.0, event, emit);
+        let mut others = None;
+        self.1.step(&mut state.1, event, &mut others, found);
+        undo.push((first, others.expect(ONE_ITEM)));
     }
 
     #[inline]
-    fn undo(&self, state: &mut Self::State, event: &E, (undo, others): Self::Undo) {
-        self.1.undo(&mut state.1, event, others);
-        self.0.undo(&mut state.0, event, undo);
+    fn undo(&self, state: &mut Self::State, event: &E, undo: impl DoubleEndedIterator<Item = Self::Undo>) {
+        for (undo, others) in undo {
+            self.1.undo(&mut state.1, event, std::iter::once(others));
+            self.0.undo(&mut state.0, event, undo);
+        }
     }
 
     fn step_again(
@@ -395,14 +451,19 @@ impl<E: Event, D, R: OneRule<E, D>, Rest: Rules<E, D>> Rules<E, D> for (R, Rest)
         live: Live,
         state: &mut Self::State,
         event: &E,
-        undo: &mut Self::Undo,
+        mut before: impl Iterator<Item = Self::Undo>,
+        undo: &mut impl UndoSink<Self::Undo>,
         found: &mut Vec<Found<D>>,
     ) {
+        let (mut first, others) = before.next().expect(ONE_ITEM);
         if live.has(self.1.count()) {
             let emit = |answer, due, diff| found.push(Found { rule: self.1.count(), answer, due, diff });
-            undo.0 = self.0.step(&mut state.0, event, emit);
+            first = self.0.step(&mut state.0, event, emit);
         }
-        self.1.step_again(live, &mut state.1, event, &mut undo.1, found);
+        let before = std::iter::once(others);
+        let mut others = None;
+        self.1.step_again(live, &mut state.1, event, before, &mut others, found);
+        undo.push((first, others.expect(ONE_ITEM)));
     }
 
     fn settle(&self, live: &mut Live, state: &Self::State, was: &Self::State) {

@@ -18,6 +18,7 @@ use crate::patterns;
 use crate::prefetch::prefetch;
 use crate::rules::{Found, Missing, Rule, Rules};
 use crate::slots::Slots;
+use crate::undos::Undos;
 use crate::{Epoch, Event, EventTime, OwnedKey, StatePart};
 pub use capture::forget_rules;
 use enter::Placed;
@@ -223,18 +224,13 @@ impl<'scope, E: Event> Scan<'scope, E> for Keyed<'scope, E> {
 /// The number of runs between prefetching memory and reading it.
 const AHEAD: usize = 6;
 
+/// The maximum number of spare stores.
+const SPARE: usize = 2;
+
 /// The undo data and results of the steps of a batch, by entry.
 struct Steps<U, D> {
-    /// The undo data of each entry; `None` if the entry is not a step, or not any more. Empty if there were no rules.
-    undos: Vec<Option<U>>,
+    undos: Undos<U>,
     found: BTreeMap<u32, Vec<Found<D>>>,
-}
-
-impl<U, D> Steps<U, D> {
-    /// Returns the undo data of an entry; `None` if it is not a step.
-    fn undo(&self, entry: usize) -> Option<&U> {
-        self.undos.get(entry)?.as_ref()
-    }
 }
 
 pub(crate) struct Scanner<E: Event, R: Rules<E, D>, D> {
@@ -248,6 +244,12 @@ pub(crate) struct Scanner<E: Event, R: Rules<E, D>, D> {
     /// The states of the key at landmarks among these steps.
     kept: Vec<R::State>,
     found: Vec<Found<D>>,
+    /// A buffer for the undo data of a step that is made again.
+    again: Vec<Option<R::Undo>>,
+    /// The numbers of entries and of items of undo data of the last batch.
+    last: (usize, usize),
+    /// Stores of settled batches, whose memory is used again: the system clears the pages of new memory.
+    spare: Vec<Undos<R::Undo>>,
     sweep: Sweep,
     /// The states of rules that enter at the end of this epoch.
     entering: Option<Placed<E, R::State>>,
@@ -263,11 +265,11 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, out: &mut Vec<Self::Out>) {
         self.begin(batch.epoch);
         // Without rules, no event is stepped. Rules that enter later need the events.
-        let mut steps = Steps { undos: Vec::new(), found: BTreeMap::new() };
         if self.rules.all().is_empty() {
+            let steps = Steps { undos: Undos::default(), found: BTreeMap::new() };
             return self.history.push(Rc::clone(batch), steps);
         }
-        steps.undos.reserve_exact(batch.entries.len());
+        let mut steps = self.new_steps(batch.entries.len());
         let mut disordered = false;
         if let Some(last) = batch.runs.last() {
             self.states.make(last.slot);
@@ -282,18 +284,17 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
                 continue;
             }
             let state = self.states.at_mut(run.slot);
-            // Entries of runs that were skipped are not steps.
-            steps.undos.resize_with(run.start as usize, || None);
             for entry in run.entries() {
-                let undo = self.rules.step(state, batch.event(entry), &mut self.found);
-                steps.undos.push(Some(undo));
+                steps.undos.push(entry, |items| {
+                    self.rules.step(state, batch.event(entry), items, &mut self.found);
+                });
                 if !self.found.is_empty() {
                     give(&self.rules, &mut self.waiting, self.found.iter().cloned(), batch.epoch, 1, out);
                     steps.found.insert(entry as u32, std::mem::take(&mut self.found));
                 }
             }
         }
-        steps.undos.resize_with(batch.entries.len(), || None);
+        self.last = (batch.entries.len().max(1), steps.undos.items());
         self.history.push(Rc::clone(batch), steps);
         if disordered {
             for run in selection.runs(batch).filter(|run| !run.in_order) {
@@ -314,7 +315,12 @@ impl<E: Event, R: Rules<E, D>, D: Data> Logic<E> for Scanner<E, R, D> {
         if let Some(entering) = self.entering.take() {
             self.enter(epoch, entering, keys, out);
         }
-        self.history.settle(watermark);
+        while let Some(Steps { mut undos, .. }) = self.history.settle_one(watermark) {
+            undos.clear();
+            if self.spare.len() < SPARE {
+                self.spare.push(undos);
+            }
+        }
         self.waiting.release(watermark, epoch, out);
         // Captures in progress undo steps of events above the watermark of their mark.
         if self.rules.forget(self.history.held(watermark)) {
@@ -348,6 +354,9 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             walk: Vec::new(),
             kept: Vec::new(),
             found: Vec::new(),
+            again: Vec::new(),
+            last: (1, 1),
+            spare: Vec::new(),
             sweep: Sweep::default(),
             entering: None,
         }
@@ -359,6 +368,16 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             let rules = &self.rules;
             self.waiting.retain(|rule| !rules.is_removed(rule));
         }
+    }
+
+    /// Returns a store for the steps of a batch with this number of entries.
+    fn new_steps(&mut self, entries: usize) -> Steps<R::Undo, D> {
+        let (last_entries, last_items) = self.last;
+        let items = entries * last_items / last_entries;
+        let spare = self.spare.pop().filter(|spare| !spare.is_oversized(entries, items));
+        let mut undos = spare.unwrap_or_default();
+        undos.reserve(entries, items + items / 8);
+        Steps { undos, found: BTreeMap::new() }
     }
 
     /// Prefetches the memory of later runs: state and event, then the memory that they point to, in two steps for the

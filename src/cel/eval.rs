@@ -222,7 +222,7 @@ impl Truth {
                 Value::Boolean(value) => Ok(value),
                 _ => Err(Fault::Absent),
             },
-            Truth::Has(field) => Ok(event.value(*field) != Value::Absent),
+            Truth::Has(field) => Ok(event.has(*field)),
             Truth::Not(inner) => Ok(!inner.eval(event)?),
             Truth::FieldIn(field, constants) => match event.value(*field) {
                 Value::String(text) => Ok(is_one(text, constants)),
@@ -349,10 +349,7 @@ fn join(all: &[Truth], event: &Event, decisive: bool) -> Eval<bool> {
 /// Returns the value of a field that is held as a whole number.
 #[inline]
 fn whole(event: &Event, field: FieldId) -> Eval<i64> {
-    match event.value(field) {
-        Value::Decimal(value) | Value::Integer(value) | Value::Timestamp(value) => Ok(value),
-        _ => Err(Fault::Absent),
-    }
+    event.whole(field).ok_or(Fault::Absent)
 }
 
 impl Whole {

@@ -308,6 +308,8 @@ impl Scalar {
     pub fn hash(&self, event: &Event) -> Option<u64> {
         let whole = |whole: &Whole| whole.eval(event).map(|value| KeyHash::of(&value.to_le_bytes()).0);
         self.0.counted(match &self.0.expression {
+            // Its hash is known.
+            Typed::String(Text::Field(FieldId::MERCHANT_ID)) => event.merchant().ok_or(Fault::Absent),
             Typed::String(text) => text.eval(event).map(|text| KeyHash::of(text.as_bytes()).0),
             Typed::Integer(value)
             | Typed::Decimal(value)

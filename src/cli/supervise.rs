@@ -18,11 +18,15 @@ use super::{DONE, FAILED, REFUSED, USAGE, stop};
 /// The environment variable of a child process with the number of restarts. Its presence marks the process as a child.
 pub const RESTARTS_VARIABLE: &str = "HEADWATER_RESTARTS";
 
-/// The delay before the first restart; each further delay is twice as long.
+/// The delay before a restart after a run that failed soon; each further delay is twice as long.
 const MIN_DELAY: Duration = Duration::from_secs(1);
 
-/// The maximum delay. After a run of at least this length, the delay is reset.
+/// The maximum delay.
 const MAX_DELAY: Duration = Duration::from_secs(60);
+
+/// A run of at least this length is restarted without a delay, and earlier failures are forgotten: what ended it came from
+/// outside and may be over, such as a lost process of the cluster, whose other processes wait for this one.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// The interval of polling the child's exit status.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -32,6 +36,7 @@ pub struct Program {
     path: PathBuf,
     arguments: Vec<OsString>,
     restarts: u64,
+    /// The delay before the next restart, unless the run is steady.
     delay: Duration,
 }
 
@@ -66,13 +71,20 @@ impl Program {
 
     /// Counts a failure of this run. Returns the delay before the next one.
     pub fn failed(&mut self, run: &Run, status: ExitStatus) -> Duration {
-        if run.started.elapsed() >= MAX_DELAY {
-            self.delay = MIN_DELAY;
-        }
         self.restarts += 1;
-        let (pause, restarts) = (self.delay, self.restarts);
-        self.delay = (2 * pause).min(MAX_DELAY);
-        tracing::warn!(reason = %status, restarts, ?pause, "the run failed; restarting it after a pause");
+        let pause = self.next_delay(run.started.elapsed());
+        let (seconds, restarts) = (pause.as_secs(), self.restarts);
+        tracing::warn!(reason = %status, restarts, "the run failed; restarting it in {seconds} s");
+        pause
+    }
+
+    /// Returns the delay after a run that failed after this time.
+    fn next_delay(&mut self, ran: Duration) -> Duration {
+        if ran >= STEADY {
+            self.delay = Duration::ZERO;
+        }
+        let pause = self.delay;
+        self.delay = (2 * pause).clamp(MIN_DELAY, MAX_DELAY);
         pause
     }
 }
@@ -153,5 +165,19 @@ pub fn code(status: ExitStatus) -> u8 {
     match status.code().and_then(|code| u8::try_from(code).ok()) {
         Some(code @ (DONE | USAGE | REFUSED)) => code,
         _ => FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_runs_that_fail_soon_wait_for_their_restart() {
+        let mut program = Program::new(Vec::new()).expect("the program has a path");
+        let mut after = |seconds| program.next_delay(Duration::from_secs(seconds)).as_secs();
+        assert_eq!([0, 9, 9, 9].map(&mut after), [1, 2, 4, 8]);
+        assert_eq!([10, 0, 1, 3600, 5].map(&mut after), [0, 1, 2, 0, 1]);
+        assert_eq!([0; 8].map(&mut after), [2, 4, 8, 16, 32, 60, 60, 60]);
     }
 }

@@ -17,7 +17,6 @@ use super::plan::By;
 use super::rule_sets::Completeness;
 use crate::cel;
 use crate::event::{Event, KeyKind, split_key};
-use crate::fields::{FieldId, Value as FieldValue};
 use crate::json::{rfc3339, round6};
 use crate::outputs::{Alert, MICROS, RuleMode, Severity};
 
@@ -354,10 +353,7 @@ fn value<E: AsRef<Event> + 'static>(scalar: &cel::Scalar) -> Value<E> {
 }
 
 fn location<E: AsRef<Event> + 'static>() -> Locate<E> {
-    Box::new(|event| match event.as_ref().value(FieldId::LOCATION) {
-        FieldValue::Location(location) => Some(location),
-        _ => None,
-    })
+    Box::new(|event| event.as_ref().location())
 }
 
 fn condition<E: AsRef<Event> + 'static>(plan: &ConditionPlan) -> Condition<E> {

@@ -44,7 +44,7 @@ where
             let (text, state) = words::describe(&rule.id, &description);
             before = Some(StateBefore { text, state });
         });
-        rules.step(&mut state, &event, &mut found);
+        rules.step(&mut state, &event, &mut None, &mut found);
         found.clear();
         before
     });

@@ -63,7 +63,7 @@ impl<F> Diversity<F> {
 }
 
 impl<E: Event, F: Fn(&E) -> Option<u64> + 'static> Holding<E> for Diversity<F> {
-    #[inline]
+    #[inline(always)]
     fn step_holding(&self, state: &mut LastSeen, event: &E) -> (Option<(Variety, bool)>, Displaced) {
         let mut undo = Displaced { has_value: false, held: state.held, from: None, value: (0, 0) };
         let Some(value) = (self.value)(event) else { return (None, undo) };

@@ -69,7 +69,7 @@ impl Frequency {
 }
 
 impl<E: Event> Holding<E> for Frequency {
-    #[inline]
+    #[inline(always)]
     fn step_holding(&self, state: &mut Recent, event: &E) -> (Option<(Rate, bool)>, Overwritten) {
         let now = event.time().0;
         let mut undo =

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Description;
+use super::{Description, Located};
 use crate::anchor::Anchor;
 use crate::{Event, EventTime, Pattern, prefetch};
 
@@ -40,9 +40,9 @@ pub struct Trip<N> {
 /// A located event: its location, event time and name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sighting<N> {
-    location: Location,
-    time: EventTime,
-    name: N,
+    pub(super) location: Location,
+    pub(super) time: EventTime,
+    pub(super) name: N,
 }
 
 impl<L, I> Travel<L, I> {
@@ -68,12 +68,17 @@ impl<L> Travel<L, Anchored> {
 }
 
 impl<E: Event, L: Fn(&E) -> Option<Location> + 'static> Pattern<E> for Travel<L, Anchored> {
-    type State = Option<Box<Sighting<Anchor>>>;
-    type Undo = Option<Box<Sighting<Anchor>>>;
+    type State = Option<Located>;
+    type Undo = Option<Located>;
     type Match = Trip<Anchor>;
 
     fn step(&self, state: &mut Self::State, event: &E) -> (Option<Trip<Anchor>>, Self::Undo) {
-        self.visit(state, event.time(), (self.location)(event), || Anchor::of(event))
+        let Some(location) = (self.location)(event) else { return (None, None) };
+        let found = state.as_ref().and_then(|before| {
+            let trip = self.judge((before.location(), before.time()), (location, event.time()))?;
+            Some(trip.from(before.anchor()))
+        });
+        (found, state.replace(Located::of(location, event)))
     }
 
     fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo) {
@@ -87,7 +92,7 @@ impl<E: Event, L: Fn(&E) -> Option<Location> + 'static> Pattern<E> for Travel<L,
     }
 
     fn describe(&self, state: &Self::State, _watermark: EventTime) -> Option<Description> {
-        Some(self.describe_last(state))
+        Some(self.describe_last(state.as_ref().map(|last| (last.location(), last.time()))))
     }
 }
 
@@ -104,7 +109,13 @@ where
     type Match = Trip<N::Owned>;
 
     fn step(&self, state: &mut Self::State, event: &E) -> (Option<Trip<N::Owned>>, Self::Undo) {
-        self.visit(state, event.time(), (self.location)(event), || (self.name)(event).to_owned())
+        let Some(location) = (self.location)(event) else { return (None, None) };
+        let here = Sighting { location, time: event.time(), name: (self.name)(event).to_owned() };
+        let found = state.as_deref().and_then(|before| {
+            let trip = self.judge((before.location, before.time), (location, here.time))?;
+            Some(trip.from(before.name.clone()))
+        });
+        (found, state.replace(Box::new(here)))
     }
 
     fn undo(&self, state: &mut Self::State, event: &E, undo: Self::Undo) {
@@ -124,39 +135,32 @@ where
     }
 
     fn describe(&self, state: &Self::State, _watermark: EventTime) -> Option<Description> {
-        Some(self.describe_last(state))
+        Some(self.describe_last(state.as_deref().map(|sighting| (sighting.location, sighting.time))))
     }
 }
 
 impl<L, I> Travel<L, I> {
-    /// Replaces the last sighting, if the event has a location. Returns the match, and the sighting before.
-    #[inline]
-    fn visit<N: Clone>(
-        &self,
-        state: &mut Option<Box<Sighting<N>>>,
-        time: EventTime,
-        location: Option<Location>,
-        name: impl FnOnce() -> N,
-    ) -> (Option<Trip<N>>, Option<Box<Sighting<N>>>) {
-        let Some(location) = location else { return (None, None) };
-        let here = Box::new(Sighting { location, time, name: name() });
-        let found = state.as_deref().and_then(|before| self.judge(before, &here));
-        (found, state.replace(here))
-    }
-
-    fn describe_last<N>(&self, state: &Option<Box<Sighting<N>>>) -> Description {
-        let last = state.as_deref().map(|sighting| (sighting.location, sighting.time));
+    fn describe_last(&self, last: Option<(Location, EventTime)>) -> Description {
         Description::Place { last, km: self.km, kmh: self.kmh }
     }
 
-    fn judge<N: Clone>(&self, before: &Sighting<N>, here: &Sighting<N>) -> Option<Trip<N>> {
-        let km = haversine_km(before.location, here.location);
+    /// Returns the trip from the place and time of one event to those of the next, if it matches.
+    #[inline]
+    fn judge(&self, before: (Location, EventTime), here: (Location, EventTime)) -> Option<Trip<()>> {
+        let km = haversine_km(before.0, here.0);
         if km <= self.km {
             return None;
         }
-        let seconds = here.time.0.saturating_sub(before.time.0) as f64 / 1000.0;
+        let seconds = here.1.0.saturating_sub(before.1.0) as f64 / 1000.0;
         let kmh = (seconds > 0.0).then(|| km / seconds * 3600.0);
-        kmh.is_none_or(|kmh| kmh > self.kmh).then(|| Trip { from: before.name.clone(), km, seconds, kmh })
+        kmh.is_none_or(|kmh| kmh > self.kmh).then_some(Trip { from: (), km, seconds, kmh })
+    }
+}
+
+impl Trip<()> {
+    fn from<N>(self, from: N) -> Trip<N> {
+        let Trip { km, seconds, kmh, .. } = self;
+        Trip { from, km, seconds, kmh }
     }
 }
 

@@ -113,7 +113,7 @@ impl<E: Event> Machine<E> {
             (Machine::Match(_), _) => Some((Finding::Match, true)),
             (Machine::Count(pattern), State::Count(state)) => {
                 let (held, before) = pattern.step_holding(state, event);
-                *undo = Undo::Count(before);
+                undo.put(Undo::Count(before));
                 held.map(|(found, rises)| (Finding::Count(found), rises))
             }
             (machine, state) => machine.step_other(state, event, undo),
@@ -125,22 +125,22 @@ impl<E: Event> Machine<E> {
         match (self, state) {
             (Machine::Sum(pattern), State::Trailing(state)) => {
                 let (held, before) = pattern.step_holding(state, event);
-                *undo = before.into();
+                undo.put(before.into());
                 held.map(|(found, rises)| (Finding::Sum(found), rises))
             }
             (Machine::Average(pattern), State::Trailing(state)) => {
                 let (held, before) = pattern.step_holding(state, event);
-                *undo = before.into();
+                undo.put(before.into());
                 held.map(|(found, rises)| (Finding::Average(found), rises))
             }
             (Machine::Distinct(pattern), State::Distinct(state)) => {
                 let (held, before) = pattern.step_holding(state, event);
-                *undo = before.into();
+                undo.put(before.into());
                 held.map(|(found, rises)| (Finding::Distinct(found), rises))
             }
             (Machine::Share(pattern), State::Trailing(state)) => {
                 let (held, before) = pattern.step_holding(state, event);
-                *undo = before.into();
+                undo.put(before.into());
                 held.map(|(found, rises)| (Finding::Share(found), rises))
             }
             (machine, state) => machine.step_each(state, event, undo).map(|found| (found, true)),
@@ -155,17 +155,17 @@ impl<E: Event> Machine<E> {
             }
             (Machine::OutlierByGroup(pattern), State::Groups(state)) => {
                 let (found, before) = pattern.step(state, event);
-                *undo = Undo::Groups(before);
+                undo.put(Undo::Groups(before));
                 found.map(Finding::Outlier)
             }
             (Machine::Travel(pattern), State::Travel(state)) => {
                 let (found, before) = pattern.step(state, event);
-                *undo = Undo::Travel(before);
+                undo.put(Undo::Travel(before));
                 found.map(Finding::Travel)
             }
             (Machine::Sequence(pattern, first_times), State::Runs(state)) => {
                 let (found, before) = pattern.step(state, event);
-                *undo = Undo::Runs(before.map(Box::new));
+                undo.put(Undo::Runs(before.map(Box::new)));
                 found.and_then(|run| Course::of(&run, *first_times)).map(Finding::Sequence)
             }
             _ => unreachable!("a state is made or adopted by its condition"),

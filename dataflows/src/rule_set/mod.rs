@@ -24,15 +24,15 @@ mod state;
 mod stored;
 mod versions;
 
-use std::cell::Cell;
+use std::rc::Rc;
 
 use thiserror::Error;
 
 pub use condition::{Condition, Locate, Number, Predicate, Step, Value};
 pub use finding::{Course, Finding};
-use rule::considers;
-use state::{ConditionUndo, Entry, RuleUndo, Undos};
-pub use state::{SetState, SetUndo, forget_rules_by_id};
+use rule::{Filter, Rule, considers};
+use state::{ConditionUndo, Entry};
+pub use state::{RuleUndo, SetState, forget_rules_by_id};
 pub use stored::{last_of, shard_of};
 pub use versions::{Backfill, RuleVersions};
 use versions::{Judges, Versions};
@@ -40,7 +40,7 @@ use versions::{Judges, Versions};
 use crate::capture::Damage;
 use crate::patterns::Description;
 use crate::prefetch::prefetch;
-use crate::rules::{Entering, Found, Live, Rules};
+use crate::rules::{Entering, Found, Live, Rules, UndoSink};
 use crate::{Anchor, Emission, Epoch, Event, EventTime};
 
 /// Makes a result of an event and what was found at it.
@@ -171,8 +171,6 @@ pub enum RuleSetError {
 /// ```
 pub struct RuleSet<E: Event, D> {
     versions: Versions<E, D>,
-    /// A buffer for the undo data of a step.
-    undos: Cell<Undos>,
 }
 
 /// The number of states of a key that are prefetched.
@@ -184,25 +182,24 @@ impl<E: Event, D> RuleSet<E, D> {
     /// # Errors
     /// Fails if two rules have the same id, or a sequence has no steps.
     pub fn new(rules: Vec<SetRule<E, D>>) -> Result<RuleSet<E, D>, RuleSetError> {
-        Ok(RuleSet { versions: Versions::new(rules)?, undos: Cell::default() })
+        Ok(RuleSet { versions: Versions::new(rules)? })
     }
 
     /// Returns a handle that adds versions.
     pub fn versions(&self) -> RuleVersions<E, D> {
         self.versions.handle()
     }
+}
 
-    #[inline]
-    fn collect_undos(&self, mut undos: Undos) -> SetUndo {
-        let undo = undos.collect();
-        self.undos.set(undos);
-        undo
-    }
+/// Returns the number of rules that consider an event and keep a state: the states that a key has after its first event.
+fn kept<E: Event, D>(rules: &[Rc<Rule<E, D>>], filters: &[Filter<E>], event: &E) -> usize {
+    let judging = rules.iter().zip(filters);
+    judging.filter(|(rule, filter)| !rule.has_no_state() && considers(filter, event)).count()
 }
 
 impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
     type State = SetState;
-    type Undo = SetUndo;
+    type Undo = RuleUndo;
 
     fn count(&self) -> u32 {
         self.versions.count()
@@ -232,28 +229,39 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
         }
     }
 
-    fn step(&self, state: &mut SetState, event: &E, found: &mut Vec<Found<D>>) -> SetUndo {
+    fn step(
+        &self,
+        state: &mut SetState,
+        event: &E,
+        undo: &mut impl UndoSink<RuleUndo>,
+        found: &mut Vec<Found<D>>,
+    ) {
         let Judges { rules, filters } = self.versions.of(event);
-        let mut undos = self.undos.take();
         let mut at = 0;
         for (index, filter) in filters.iter().enumerate() {
             if considers(filter, event) {
-                rules[index].step(index, &mut at, state, event, &mut undos, found);
+                if state.entries.capacity() == 0 && !rules[index].has_no_state() {
+                    state.entries.reserve_exact(kept(&rules[index..], &filters[index..], event));
+                }
+                rules[index].step(index, &mut at, state, event, undo, found);
             }
         }
-        self.collect_undos(undos)
     }
 
-    fn undo(&self, state: &mut SetState, event: &E, undo: SetUndo) {
+    fn undo(&self, state: &mut SetState, event: &E, undo: impl DoubleEndedIterator<Item = RuleUndo>) {
         let Judges { rules, .. } = self.versions.of(event);
         let mut end = state.entries.len();
-        for RuleUndo { rule, undo } in undo.0.into_iter().rev() {
+        for RuleUndo { rule, undo } in undo.rev() {
             let rule = &rules[rule as usize];
             let found = state.entries[..end].binary_search_by_key(&rule.id(), Entry::id);
-            end = found.expect("a rule that stepped has a state");
+            let at = found.expect("a rule that stepped has a state");
+            end = at + 1;
             match undo {
-                ConditionUndo::Fresh => drop(state.entries.remove(end)),
-                undo => rule.undo(&mut state.entries[end], event, undo),
+                ConditionUndo::Fresh => {
+                    state.entries.remove(at);
+                    end = at;
+                }
+                undo => rule.undo(&mut state.entries[at], event, undo),
             }
         }
     }
@@ -273,22 +281,24 @@ impl<E: Event, D: 'static> Rules<E, D> for RuleSet<E, D> {
         live: Live,
         state: &mut SetState,
         event: &E,
-        undo: &mut SetUndo,
+        before: impl Iterator<Item = RuleUndo>,
+        undo: &mut impl UndoSink<RuleUndo>,
         found: &mut Vec<Found<D>>,
     ) {
         let Judges { rules, filters } = self.versions.of(event);
-        let mut undos = self.undos.take();
-        let mut before = std::mem::take(&mut undo.0).into_iter().peekable();
+        let mut before = before.peekable();
         let mut at = 0;
         for (index, rule) in rules.iter().enumerate() {
-            let was = before.next_if(|undo| undo.rule as usize == index);
-            if !live.has(rule.number) {
-                was.into_iter().for_each(|was| *undos.next(was.rule) = was.undo);
-            } else if considers(&filters[index], event) {
-                rule.step(index, &mut at, state, event, &mut undos, found);
+            let is_live = live.has(rule.number);
+            while let Some(was) = before.next_if(|undo| undo.rule as usize == index) {
+                if !is_live {
+                    undo.push(was);
+                }
+            }
+            if is_live && considers(&filters[index], event) {
+                rule.step(index, &mut at, state, event, undo, found);
             }
         }
-        *undo = self.collect_undos(undos);
     }
 
     fn settle(&self, live: &mut Live, state: &SetState, was: &SetState) {

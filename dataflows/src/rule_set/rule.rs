@@ -5,10 +5,10 @@ use std::rc::Rc;
 use super::finding::Finding;
 use super::machine::Machine;
 use super::silence::Due;
-use super::state::{ConditionState, ConditionUndo, Entry, Identity, Raised, SetState, Undos};
+use super::state::{ConditionState, ConditionUndo, Entry, Identity, RuleUndo, SetState};
 use super::{ResultOf, ResultOfAbsence, SetRule};
 use crate::patterns::Description;
-use crate::rules::Found;
+use crate::rules::{Found, UndoSink};
 use crate::{Emission, Event, EventTime};
 
 /// A rule of one version of a set.
@@ -51,7 +51,7 @@ impl<E: Event, D> Rule<E, D> {
     }
 
     /// Returns true if no event changes the state of the rule.
-    fn has_no_state(&self) -> bool {
+    pub fn has_no_state(&self) -> bool {
         matches!(self.machine, Machine::Match(_)) && self.suppress_ms.is_none()
     }
 
@@ -64,7 +64,7 @@ impl<E: Event, D> Rule<E, D> {
         at: &mut usize,
         state: &mut SetState,
         event: &E,
-        undos: &mut Undos,
+        undos: &mut impl UndoSink<RuleUndo>,
         found: &mut Vec<Found<D>>,
     ) {
         if self.has_no_state() {
@@ -84,13 +84,12 @@ impl<E: Event, D> Rule<E, D> {
         };
         let entry = &mut state.entries[place];
         let until = entry.until;
-        let undo = undos.next(index as u32);
+        let undo = &mut undos.push(RuleUndo { rule: index as u32, undo: ConditionUndo::Event }).undo;
         self.advance(entry, event, undo, found);
         if let Some(undo_of_entry) = undo_of_entry {
             *undo = undo_of_entry;
         } else if entry.until != until {
-            let undo_of_step = std::mem::replace(undo, ConditionUndo::Fresh);
-            *undo = ConditionUndo::Raised(Box::new(Raised { until, undo: undo_of_step }));
+            undos.push(RuleUndo { rule: index as u32, undo: ConditionUndo::Until(until) });
         }
     }
 
@@ -120,7 +119,7 @@ impl<E: Event, D> Rule<E, D> {
             let before = silence.step(runs, until, self.suppress_ms, event, |due, diff| {
                 found.push(self.expect(event.key(), &due, diff));
             });
-            *undo = ConditionUndo::Runs(before.map(Box::new));
+            undo.put(ConditionUndo::Runs(before.map(Box::new)));
             return;
         }
         if let Some((finding, rises)) = self.machine.step(state, event, undo) {
@@ -128,13 +127,10 @@ impl<E: Event, D> Rule<E, D> {
         }
     }
 
-    /// Undoes the latest step, which was of this rule. Not for a step that made the entry.
+    /// Undoes an item of the latest step, which was of this rule. Not for a step that made the entry.
     pub fn undo(&self, entry: &mut Entry, event: &E, undo: ConditionUndo) {
         match undo {
-            ConditionUndo::Raised(raised) => {
-                entry.until = raised.until;
-                self.machine.undo(&mut entry.state, event, raised.undo);
-            }
+            ConditionUndo::Until(until) => entry.until = until,
             ConditionUndo::Adopted(before) => *entry = *before,
             undo => self.machine.undo(&mut entry.state, event, undo),
         }

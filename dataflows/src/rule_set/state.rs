@@ -6,10 +6,9 @@ use std::rc::Rc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::finding::Milestone;
-use crate::Anchor;
 use crate::capture::{Damage, decode, encode_unless_default};
 use crate::patterns::{
-    Displaced, Evicted, Groups, LastSeen, Moments, Overwritten, Recent, Sighting, Stepped, Trailing, Waiting,
+    Displaced, Evicted, Groups, LastSeen, Located, Moments, Overwritten, Recent, Stepped, Trailing, Waiting,
     all,
 };
 use crate::prefetch::prefetch;
@@ -103,11 +102,11 @@ pub(super) enum ConditionState {
     Trailing(Box<Trailing>),
     Outlier(Box<Moments>),
     Groups(Option<Box<Groups<Moments>>>),
-    Travel(Option<Box<Sighting<Anchor>>>),
+    Travel(Option<Located>),
     Runs(Waiting<Milestone>),
 }
 
-/// The data needed to undo one step of a rule. There is one for each rule and un-final event, so it is small.
+/// What is undone. There is one for each rule and un-final event, so it is small.
 #[derive(Clone, Debug)]
 pub(super) enum ConditionUndo {
     /// The rule had no state.
@@ -127,66 +126,31 @@ pub(super) enum ConditionUndo {
         held: bool,
     },
     Groups(Stepped<()>),
-    Travel(Option<Box<Sighting<Anchor>>>),
+    Travel(Option<Located>),
     /// The previous runs, if they changed.
     Runs(Option<Box<Waiting<Milestone>>>),
-    /// The step also changed the time up to which results are suppressed.
-    Raised(Box<Raised>),
+    /// The time up to which results were suppressed, if the step changed it: another item after that of the step.
+    Until(i64),
     /// A rule with another definition had stepped the previous entry.
     Adopted(Box<Entry>),
 }
 
+/// An item of the data needed to undo the step of one rule.
 #[derive(Clone, Debug)]
-pub(super) struct Raised {
-    /// The previous time.
-    pub until: i64,
-    pub undo: ConditionUndo,
-}
-
-/// The data needed to undo one step of a set: that of each rule that processed the event.
-#[derive(Clone, Debug, Default)]
-pub struct SetUndo(pub(super) Box<[RuleUndo]>);
-
-#[derive(Clone, Debug)]
-pub(super) struct RuleUndo {
+pub struct RuleUndo {
     /// The index of the rule in the version that judges the event.
-    pub rule: u32,
-    pub undo: ConditionUndo,
+    pub(super) rule: u32,
+    pub(super) undo: ConditionUndo,
 }
 
-const _: () = assert!(size_of::<RuleUndo>() <= 32);
+const _: () = assert!(size_of::<Option<RuleUndo>>() <= 32);
 
-/// A buffer for the undo data of a step. The data of each rule is written in place, because a copy of what was just
-/// written is slow.
-#[derive(Default)]
-pub(super) struct Undos {
-    slots: Vec<RuleUndo>,
-    /// The number of slots in use.
-    count: usize,
-}
-
-impl Undos {
-    /// Returns a place for the undo data of a rule.
+impl ConditionUndo {
+    /// Replaces [`Event`](ConditionUndo::Event), which need not be dropped.
     #[inline]
-    pub fn next(&mut self, rule: u32) -> &mut ConditionUndo {
-        if self.count == self.slots.len() {
-            self.slots.push(RuleUndo { rule, undo: ConditionUndo::Event });
-        }
-        let slot = &mut self.slots[self.count];
-        self.count += 1;
-        slot.rule = rule;
-        &mut slot.undo
-    }
-
-    /// Moves the data out of the buffer.
-    #[inline]
-    pub fn collect(&mut self) -> SetUndo {
-        let used = &mut self.slots[..std::mem::take(&mut self.count)];
-        let undo = |slot: &mut RuleUndo| RuleUndo {
-            rule: slot.rule,
-            undo: std::mem::replace(&mut slot.undo, ConditionUndo::Event),
-        };
-        SetUndo(used.iter_mut().map(undo).collect())
+    pub fn put(&mut self, undo: ConditionUndo) {
+        debug_assert!(matches!(self, ConditionUndo::Event));
+        std::mem::forget(std::mem::replace(self, undo));
     }
 }
 
@@ -229,7 +193,7 @@ impl ConditionState {
             ConditionState::Trailing(state) => prefetch(&**state),
             ConditionState::Outlier(state) => prefetch(&**state),
             ConditionState::Groups(Some(state)) => prefetch(&**state),
-            ConditionState::Travel(Some(state)) => prefetch(&**state),
+            ConditionState::Travel(Some(state)) => state.prefetch(),
             ConditionState::Runs(runs) => runs.first().into_iter().for_each(prefetch),
             ConditionState::Nothing | ConditionState::Groups(None) | ConditionState::Travel(None) => {}
         }

@@ -50,17 +50,18 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
         let mut state = states.made(slot).clone();
         let mut steps = Vec::new();
         history.for_each(newest, |entry, batch, index| {
-            let undo = history.get(entry.batch).and_then(|(_, steps)| steps.undo(index));
+            let undo = history.get(entry.batch).and_then(|(_, steps)| steps.undos.copy(index));
             if let Some(undo) = undo.filter(|_| batch.entries[index].time > watermark) {
                 steps.push((order(batch.event(index)), entry, undo));
             }
         });
         steps.sort_unstable_by_key(|&(order, entry, _)| (order, entry));
-        for &(_, entry, undo) in steps.iter().rev() {
+        let unsettled = steps.first().map(|((time, _), ..)| *time);
+        for (_, entry, undo) in steps.into_iter().rev() {
             let (batch, _) = history.get(entry.batch).expect("for_each named a live batch");
-            rules.undo(&mut state, batch.event(entry.entry as usize), undo.clone());
+            rules.undo(&mut state, batch.event(entry.entry as usize), undo);
         }
-        Saved { value: encode_unless_default(&state), unsettled: steps.first().map(|((time, _), ..)| *time) }
+        Saved { value: encode_unless_default(&state), unsettled }
     }
 
     fn load(
@@ -96,7 +97,8 @@ mod tests {
         let rule = |count| Rule::new(Frequency::at_least(count, 10), Emission::Final, |_: &Line, _| ());
         let rules = (rule(2), (rule(3), ()));
         let mut state = Default::default();
-        Rules::<Line, ()>::step(&rules, &mut state, &Line::from(("ann", 10, 0, "a")), &mut Vec::new());
+        let line = Line::from(("ann", 10, 0, "a"));
+        Rules::<Line, ()>::step(&rules, &mut state, &line, &mut None, &mut Vec::new());
         let saved = encode_unless_default(&state).expect("the state has an event");
         let forget = |numbers: &[u32]| forget_rules::<Line, (), _>(&rules, numbers, &saved).expect("whole");
         assert_eq!(forget(&[]), Some(saved.clone()));

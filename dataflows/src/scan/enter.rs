@@ -84,20 +84,19 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
         let Scanner { rules, states, history, .. } = self;
         for (slot, _, EntryRef { batch, entry }) in places.iter().rev() {
             let (batch, steps) = history.get_mut(*batch).expect("its batch is in the history");
-            let undo = steps.undos.get_mut(*entry as usize).and_then(Option::take);
-            if let Some(undo) = undo {
+            if let Some(undo) = steps.undos.take(*entry as usize) {
                 rules.undo(states.at_mut(*slot), batch.event(*entry as usize), undo);
             }
         }
     }
 
     fn step_places(&mut self, places: &[Place], epoch: Epoch, out: &mut Vec<(D, Epoch, isize)>) {
-        let Scanner { rules, states, waiting, history, found, .. } = self;
+        let Scanner { rules, states, waiting, history, found, again, .. } = self;
         for (slot, _, EntryRef { batch, entry }) in places {
             let (batch, steps) = history.get_mut(*batch).expect("its batch is in the history");
-            steps.undos.resize_with(batch.entries.len(), || None);
-            let undo = rules.step(states.made(*slot), batch.event(*entry as usize), found);
-            steps.undos[*entry as usize] = Some(undo);
+            let event = batch.event(*entry as usize);
+            rules.step(states.made(*slot), event, again, found);
+            steps.undos.set(*entry as usize, again);
             let mut before = steps.found.remove(entry).unwrap_or_default();
             before.sort_by_key(|found| std::cmp::Reverse(found.rule));
             found.sort_by_key(|found| std::cmp::Reverse(found.rule));

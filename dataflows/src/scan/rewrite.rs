@@ -49,6 +49,8 @@ enum Step {
 /// Keeping a state costs about as much as repeating a step.
 const FIRST_LANDMARK: u32 = 8;
 
+const COLLECTED: &str = "only steps were collected";
+
 /// The use of the state kept at a step.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Landmark {
@@ -90,7 +92,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             }
             Change::Retract(target) => {
                 let (from, steps) = history.get(target.batch)?;
-                steps.undo(target.entry as usize)?;
+                steps.undos.is_step(target.entry as usize).then_some(())?;
                 Some((order(from.event(target.entry as usize)), target))
             }
         };
@@ -100,7 +102,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
                 return;
             }
             let order = order(batch.event(index));
-            let stepped = history.get(entry.batch).is_some_and(|(_, steps)| steps.undo(index).is_some());
+            let stepped = history.get(entry.batch).is_some_and(|(_, steps)| steps.undos.is_step(index));
             if order >= first && stepped {
                 walk.push(Walked { order, entry, step: Step::Existing(0) });
             }
@@ -140,18 +142,20 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             }
             let entry = walked.entry.entry as usize;
             let (batch, steps) = history.get_mut(walked.entry.batch).expect("for_each named a live batch");
-            let undo = match walked.step {
+            let event = batch.event(entry);
+            match walked.step {
                 // Rules that have converged by then keep this undo data.
-                Step::Existing(nth) if nth > FIRST_LANDMARK => steps.undos[entry].clone(),
-                _ => steps.undos[entry].take(),
-            };
-            rules.undo(state, batch.event(entry), undo.expect("only steps were collected"));
+                Step::Existing(nth) if nth > FIRST_LANDMARK => {
+                    rules.undo(state, event, steps.undos.copy(entry).expect(COLLECTED));
+                }
+                _ => rules.undo(state, event, steps.undos.take(entry).expect(COLLECTED)),
+            }
         }
     }
 
     /// Repeats the steps in order, with the changes of the run, and emits the differences between old and new results.
     fn repeat_steps(&mut self, epoch: Epoch, run: &Run, out: &mut Vec<(D, Epoch, isize)>) {
-        let Scanner { rules, states, waiting, history, walk, kept, found, .. } = self;
+        let Scanner { rules, states, waiting, history, walk, kept, found, again, .. } = self;
         let state = states.at_mut(run.slot);
         let all = rules.all();
         let mut live = all;
@@ -161,11 +165,13 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             if !live.is_empty() || all.is_empty() {
                 let entry = *number as usize;
                 let (batch, steps) = history.get_mut(*batch).expect("for_each named a live batch");
-                let undo = &mut steps.undos[entry];
-                match (step, undo.as_mut()) {
-                    (Step::Retracted, _) => {}
-                    (_, Some(undo)) => rules.step_again(live, state, batch.event(entry), undo, found),
-                    (_, None) => *undo = Some(rules.step(state, batch.event(entry), found)),
+                if *step != Step::Retracted {
+                    let event = batch.event(entry);
+                    match steps.undos.take(entry) {
+                        Some(before) => rules.step_again(live, state, event, before, again, found),
+                        None => rules.step(state, event, again, found),
+                    }
+                    steps.undos.set(entry, again);
                 }
                 let before = steps.found.remove(number).unwrap_or_default();
                 let (mut before, mut now): (Vec<_>, Vec<_>) =

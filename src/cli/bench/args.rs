@@ -59,6 +59,9 @@ pub struct RulesBenchArgs {
     /// The number of users. Each user is a key; devices are further keys.
     #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub users: u32,
+    /// Measure only this form, beside the patterns.
+    #[arg(long, value_name = "NAME")]
+    pub form: Option<String>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -42,6 +42,9 @@ id = "travel"
 travel = {}
 "#;
 
+/// The name of the form that others are compared with.
+const PATTERNS: &str = "patterns";
+
 /// A form that is measured: its name, and its keys and rules. None: the patterns.
 type Form = (&'static str, Option<String>);
 
@@ -53,7 +56,7 @@ fn forms() -> Vec<Form> {
         format!("{keys}{rules}")
     };
     vec![
-        ("patterns", None),
+        (PATTERNS, None),
         ("five rules", Some(SAME.to_owned())),
         ("50 rules", Some(many(50))),
         ("200 rules", Some(many(200))),
@@ -83,7 +86,9 @@ fn counting(n: usize, by: &str) -> String {
 pub fn bench_rules(args: &RulesBenchArgs) -> Result<(), OutputError> {
     let settings = GeneratorSettings { users: args.users, ..in_order() };
     let events = events(settings, args.events);
-    let forms = forms();
+    let is_measured =
+        |(name, _): &Form| *name == PATTERNS || args.form.as_deref().is_none_or(|form| form == *name);
+    let forms: Vec<_> = forms().into_iter().filter(is_measured).collect();
     let mut rounds: Vec<Vec<Spent>> = Vec::new();
     for round in 1..=args.rounds.max(1) {
         let spent: Vec<_> = forms.iter().map(|(_, rules)| run(&events, rules.as_deref())).collect();
