@@ -444,7 +444,8 @@ impl<E: Event> Admitter<E> {
         let end = parts.entries.len();
         if end > start {
             let previous = info.run.replace(RunRef::new(self.next_batch, parts.runs.len()));
-            parts.runs.push(Run { slot, start: start as u32, end: end as u32, in_order, previous });
+            let newest = info.last.0;
+            parts.runs.push(Run { slot, start: start as u32, end: end as u32, in_order, newest, previous });
         }
     }
 
@@ -519,7 +520,7 @@ impl<E: Event> Admitter<E> {
             return None;
         }
         let mut found = None;
-        self.history.for_each(newest, |entry, batch, index| {
+        self.history.for_each_since(newest, event.time(), |entry, batch, index| {
             if found.is_none()
                 && batch.entries[index].time == event.time()
                 && batch.event(index) == event

@@ -77,6 +77,8 @@ pub(crate) struct Run {
     pub end: u32,
     /// True if all entries are insertions that come after all events admitted for the key before.
     pub in_order: bool,
+    /// The greatest event time of the key in this and all earlier runs.
+    pub newest: EventTime,
     /// The previous run of the key.
     pub previous: Option<RunRef>,
 }
@@ -159,11 +161,25 @@ impl<E: Event, L> History<E, L> {
     }
 
     /// Calls `each` for every un-final insertion of a key, newest batch first, starting at the run `from`.
-    pub fn for_each(&self, from: Option<RunRef>, mut each: impl FnMut(EntryRef, &Batch<E>, usize)) {
+    pub fn for_each(&self, from: Option<RunRef>, each: impl FnMut(EntryRef, &Batch<E>, usize)) {
+        self.for_each_since(from, EventTime::MIN, each);
+    }
+
+    /// Like [`for_each`](History::for_each), for all insertions at or after a time, and some of those before: an event that
+    /// is a little late does not cost the time of all un-final events of its key.
+    pub fn for_each_since(
+        &self,
+        from: Option<RunRef>,
+        time: EventTime,
+        mut each: impl FnMut(EntryRef, &Batch<E>, usize),
+    ) {
         let mut next = from;
         while let Some(at) = next {
             let Some((batch, _)) = self.get(at.batch) else { return };
             let run = &batch.runs[at.index()];
+            if run.newest < time {
+                return;
+            }
             for entry in run.entries().rev() {
                 if batch.entries[entry].retracts.is_none() {
                     each(EntryRef { batch: at.batch, entry: entry as u32 }, batch, entry);

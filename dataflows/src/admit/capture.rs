@@ -167,7 +167,7 @@ impl<E: Event> Admitter<E> {
             let end = entries.len() as u32;
             if end > start {
                 keys.info_mut(slot).run = Some(RunRef::new(self.next_batch, runs.len()));
-                runs.push(Run { slot, start, end, in_order: true, previous: None });
+                runs.push(Run { slot, start, end, in_order: true, newest: last.0, previous: None });
             }
         }
         if entries.is_empty() {
@@ -249,7 +249,7 @@ impl<E: Event> Admitter<E> {
         let Some(Tracked { tracker, write, .. }) = capture else { return };
         tracker.before(slot, keys, |newest, watermark| {
             let mut events = Vec::new();
-            history.for_each(newest, |entry, batch, index| {
+            history.for_each_since(newest, watermark, |entry, batch, index| {
                 if batch.entries[index].time > watermark && !retracted.contains(&entry) {
                     events.push(batch.event(index).clone());
                 }

@@ -49,7 +49,7 @@ impl<E: Event, R: Rules<E, D, State: Stored>, D: Data> Capture<E> for Scanner<E,
         let Scanner { rules, states, history, .. } = self;
         let mut state = states.made(slot).clone();
         let mut steps = Vec::new();
-        history.for_each(newest, |entry, batch, index| {
+        history.for_each_since(newest, watermark, |entry, batch, index| {
             let undo = history.get(entry.batch).and_then(|(_, steps)| steps.undos.copy(index));
             if let Some(undo) = undo.filter(|_| batch.entries[index].time > watermark) {
                 steps.push((order(batch.event(index)), entry, undo));

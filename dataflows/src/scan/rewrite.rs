@@ -97,7 +97,7 @@ impl<E: Event, R: Rules<E, D>, D: Data> Scanner<E, R, D> {
             }
         };
         let Some((first, _)) = run.entries().filter_map(place).min() else { return };
-        history.for_each(run.previous, |entry, batch, index| {
+        history.for_each_since(run.previous, first.0, |entry, batch, index| {
             if batch.entries[index].time < first.0 {
                 return;
             }
