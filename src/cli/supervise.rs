@@ -73,8 +73,8 @@ impl Program {
     pub fn failed(&mut self, run: &Run, status: ExitStatus) -> Duration {
         self.restarts += 1;
         let pause = self.next_delay(run.started.elapsed());
-        let (seconds, restarts) = (pause.as_secs(), self.restarts);
-        tracing::warn!(reason = %status, restarts, "the run failed; restarting it in {seconds} s");
+        let when = if pause.is_zero() { "now".to_owned() } else { format!("in {} s", pause.as_secs()) };
+        tracing::warn!(reason = %status, restarts = self.restarts, "the run failed; restarting it {when}");
         pause
     }
 

@@ -55,5 +55,6 @@ mod slow_commit;
 mod status;
 mod topics;
 mod torture;
+mod torture_cluster;
 mod transactions;
 mod upgrade;

@@ -269,12 +269,14 @@ fn a_frozen_process_writes_nothing_after_a_takeover() {
     target.judge();
 }
 
+/// Returns the number in an environment variable.
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().expect("a number"))
+}
+
 #[test]
 #[ignore = "runs for a chosen time: scripts/torture"]
 fn torture() {
-    let number = |name: &str, default: u64| {
-        std::env::var(name).map_or(default, |value| value.parse().expect("a number"))
-    };
     let (minutes, seed) = (number("HEADWATER_TORTURE_MINUTES", 5), number("HEADWATER_TORTURE_SEED", 1));
     let started = Instant::now();
     let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
