@@ -25,7 +25,7 @@ struct Target {
     most: u64,
 }
 
-/// What became of a run before its fault.
+/// The state of a run before its fault.
 enum Work {
     Goes,
     /// It has reached the end of the input.

@@ -172,7 +172,9 @@ def one(name, given):
 
 
 def steps(path):
-    """Splits a path such as `a.b[0]` into its members and elements."""
+    """Splits a path such as `a.b[0]` into its members and elements. Refuses other forms of paths."""
+    if re.search(r"['$]", path):
+        raise ValueError(f"the oracle does not know the path {path}")
     found = re.findall(r"([^.\[\]]+)|\[([0-9]+)\]", path)
     return [int(index) if index else name for name, index in found]
 

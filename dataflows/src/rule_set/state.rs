@@ -106,7 +106,7 @@ pub(super) enum ConditionState {
     Runs(Waiting<Milestone>),
 }
 
-/// What is undone. There is one for each rule and un-final event, so it is small.
+/// The effect that is undone. There is one for each rule and un-final event, so it is small.
 #[derive(Clone, Debug)]
 pub(super) enum ConditionUndo {
     /// The rule had no state.

@@ -5,10 +5,8 @@ use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Offset, Partition, Position};
 use headwater_sinks::kafka::client::Options;
-use rdkafka::Message;
-use rdkafka::message::BorrowedMessage;
 
-use super::headers::headers;
+use super::fetched::Fetched;
 use super::reader::{KafkaReader, retry_count};
 use super::{KafkaSource, KafkaSourceConfig, StartFrom, consumer_config, unavailable};
 use crate::source::{Budget, SourceError};
@@ -83,16 +81,16 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    pub(super) fn of(partition: Partition, message: &BorrowedMessage<'_>) -> DeadLetter {
+    pub(super) fn of(partition: Partition, record: &Fetched<'_>) -> DeadLetter {
         let owned = |(name, value): (&[u8], Option<&[u8]>)| {
             (String::from_utf8_lossy(name).into_owned(), value.unwrap_or_default().to_vec())
         };
         DeadLetter {
-            position: Position { partition, offset: Offset(message.offset()) },
-            timestamp: message.timestamp().to_millis().unwrap_or(-1),
-            key: message.key().map(<[u8]>::to_vec),
-            value: message.payload().map(<[u8]>::to_vec),
-            headers: headers(message).map(owned).collect(),
+            position: Position { partition, offset: Offset(record.offset()) },
+            timestamp: record.timestamp(),
+            key: record.key().map(<[u8]>::to_vec),
+            value: record.value().map(<[u8]>::to_vec),
+            headers: record.headers().map(owned).collect(),
         }
     }
 
@@ -150,8 +148,8 @@ impl DeadLetters {
         let deadline = Instant::now() + READ_TIMEOUT;
         while self.read.is_empty() && !self.reader.ended() {
             let read = &mut self.read;
-            let count = self.reader.records(Budget::records(RECORDS), &mut |partition, message| {
-                read.push_back(DeadLetter::of(partition, message));
+            let count = self.reader.records(Budget::records(RECORDS), &mut |partition, record| {
+                read.push_back(DeadLetter::of(partition, record));
             })?;
             if Instant::now() > deadline {
                 return Err(unavailable(

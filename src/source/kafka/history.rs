@@ -12,9 +12,8 @@ use std::time::Instant;
 
 use headwater_dataflows::{Offset, Partition, Position};
 use headwater_sinks::kafka::client::Options;
-use rdkafka::Message;
-use rdkafka::message::BorrowedMessage;
 
+use super::fetched::Fetched;
 use super::topic_ranges::{Fetch, Offsets, TopicRanges};
 use crate::coordination::ingest::{Clocks, TimeRules};
 use crate::source::history::{Allowance, Bounds, Gap, HistoryQuery, HistoryRead, RecordHistory, Visitor};
@@ -281,12 +280,12 @@ fn count(lows: &[i64], highs: &[i64]) -> u64 {
     lows.iter().zip(highs).map(|(low, high)| u64::try_from(high - low).unwrap_or(0)).sum()
 }
 
-fn raw<'a>(partition: Partition, message: &'a BorrowedMessage<'_>) -> Raw<'a> {
+fn raw<'a>(partition: Partition, record: &Fetched<'a>) -> Raw<'a> {
     Raw {
-        position: Position { partition, offset: Offset(message.offset()) },
-        timestamp: message.timestamp().to_millis().unwrap_or(-1),
-        key: message.key(),
-        value: message.payload(),
+        position: Position { partition, offset: Offset(record.offset()) },
+        timestamp: record.timestamp(),
+        key: record.key(),
+        value: record.value(),
         retries: 0,
         producer: None,
     }

@@ -10,11 +10,13 @@
 //! read only while the ledger has none. The source does not guess: it refuses an offset that the log no longer has, and
 //! a topic that is missing or compacted, with an error that names it.
 
+mod batch_queue;
 pub mod dead_letters;
 mod ends;
+mod fetched;
 mod group;
-mod headers;
 pub mod history;
+mod partition;
 pub mod produce;
 mod reader;
 pub mod retry;

@@ -3,29 +3,21 @@
 //! librdkafka fetches on its own threads into bounded queues, and the worker takes records from them without blocking.
 //! A partition is paused by not taking records from its queue: the queue fills up and fetching stops. Pausing the
 //! consumer instead would drop fetched records and fetch them again.
-//!
-//! Offsets without a visible record (transaction markers, aborted records) are passed in two steps: statistics contain
-//! the next offset to fetch, and once the partition's queue has been found empty after that, all records before that
-//! offset have been emitted.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use headwater_dataflows::{Offset, Partition, Position};
-use headwater_sinks::kafka::client::{log_error, log_line};
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 use rdkafka::{ClientConfig, Message};
 
 use super::ends::PartitionEnds;
-use super::headers::headers;
-use super::stats::{self, PartitionStats};
+use super::fetched::Fetched;
+use super::partition::{PartitionReader, StatsContext, split};
+use super::stats;
 use super::{REQUEST_TIMEOUT, kafka_partition, unavailable};
 use crate::coordination::ingest::PartitionState;
 use crate::rounds::{TRACEPARENT, TraceContext};
@@ -35,7 +27,7 @@ use crate::source::{Budget, Raw, Reader, SourceError, Wake};
 pub const RETRIES: &str = "headwater-retries";
 
 /// A callback for each record, with its partition.
-pub(super) type OnRecord<'a> = dyn FnMut(Partition, &BorrowedMessage<'_>) + 'a;
+pub(super) type OnRecord<'a> = dyn FnMut(Partition, &Fetched<'_>) + 'a;
 
 /// Reads the partitions of one worker.
 pub(super) struct KafkaReader {
@@ -64,51 +56,6 @@ struct Sampled {
     wanted: usize,
     contexts: Vec<TraceContext>,
 }
-
-/// The reader of one partition.
-struct PartitionReader {
-    partition: Partition,
-    queue: PartitionQueue<StatsContext>,
-    position: i64,
-    stop: Option<i64>,
-    limit: Option<i64>,
-    paused: bool,
-    /// The expected timestamp of the record before the start, until that record was checked or found to be gone.
-    before: Option<i64>,
-    /// The difference of that record's timestamp, if there is one.
-    changed: Option<String>,
-    /// The last statistics of a fresh leader, until the queue has been found empty after them.
-    unconfirmed: Option<PartitionStats>,
-    /// The last statistics.
-    stats: Option<PartitionStats>,
-    /// The number of statistics that came from a responding leader.
-    observation: u64,
-    /// The number of times that the last observation of the partition's end became stale.
-    leader_failures: u64,
-}
-
-/// The consumer's callbacks, which store the last statistics.
-struct StatsContext {
-    topic: String,
-    stats: Mutex<Vec<(i32, PartitionStats)>>,
-}
-
-impl ClientContext for StatsContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log_line(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        log_error(&error, reason);
-    }
-
-    fn stats_raw(&self, statistics: &[u8]) {
-        let stats = stats::parse(statistics, &self.topic);
-        *self.stats.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = stats;
-    }
-}
-
-impl ConsumerContext for StatsContext {}
 
 impl KafkaReader {
     /// Creates a reader without partitions; [`assign`](KafkaReader::assign) adds them. Unless `stop` is empty, it holds
@@ -159,12 +106,10 @@ impl KafkaReader {
         let (topic, number) = (&self.topic, kafka_partition(partition.0));
         let failed = |error| unavailable(format!("read topic {topic}"), error);
         // The queue is split before the assignment, so that no record is fetched into the shared queue.
-        let queue = self
-            .consumer
-            .split_partition_queue(topic, number)
+        let queues = split(&self.consumer, topic, number)
             .ok_or_else(|| SourceError::Refused(format!("topic {topic} has no partition {number}")))?;
         let stop = self.stop.get(partition.0 as usize).map(|stop| stop.0);
-        let mut reader = PartitionReader::new(partition, queue, position, stop, before);
+        let mut reader = PartitionReader::new(partition, queues, position, stop, before);
         self.wake.iter().for_each(|wake| reader.wake_with(wake));
         if !reader.ended() {
             let mut assignment = TopicPartitionList::new();
@@ -176,7 +121,7 @@ impl KafkaReader {
         Ok(())
     }
 
-    /// Reads like [`Reader::read`], but passes the whole Kafka message.
+    /// Reads like [`Reader::read`], but passes the whole record.
     pub fn records(&mut self, budget: Budget, each: &mut OnRecord<'_>) -> Result<usize, SourceError> {
         self.poll_events()?;
         if let Some(changed) = self.ends.changed() {
@@ -331,150 +276,14 @@ fn permanent_error_remedy(error: &KafkaError) -> Option<&'static str> {
     }
 }
 
-impl PartitionReader {
-    fn wake_with(&mut self, wake: &Wake) {
-        let wake = Arc::clone(wake);
-        self.queue.set_nonempty_callback(move || wake());
-    }
-
-    fn new(
-        partition: Partition,
-        queue: PartitionQueue<StatsContext>,
-        position: i64,
-        stop: Option<i64>,
-        before: Option<i64>,
-    ) -> PartitionReader {
-        PartitionReader {
-            partition,
-            queue,
-            position,
-            stop,
-            limit: None,
-            paused: false,
-            before,
-            changed: None,
-            unconfirmed: None,
-            stats: None,
-            observation: 0,
-            leader_failures: 0,
-        }
-    }
-
-    fn ended(&self) -> bool {
-        self.before.is_none() && self.stop.is_some_and(|stop| self.position >= stop)
-    }
-
-    /// Returns the number of offsets left to read, if committed records extend to `end` at least.
-    fn backlog(&self, end: i64) -> u64 {
-        let stable = self.stats.and_then(|stats| stats.stable_offset);
-        let end = stable.map_or(end, |stable| stable.max(end));
-        let end = self.stop.map_or(end, |stop| stop.min(end));
-        u64::try_from(end - self.position).unwrap_or(0)
-    }
-
-    /// Returns the first offset that must not be emitted.
-    fn bound(&self) -> i64 {
-        self.stop.unwrap_or(i64::MAX).min(self.limit.unwrap_or(i64::MAX))
-    }
-
-    fn is_readable(&self) -> bool {
-        !self.paused && (self.position < self.bound() || self.before.is_some())
-    }
-
-    /// Marks the last observation of the partition's end as stale.
-    fn invalidate(&mut self) {
-        self.leader_failures += 1;
-        self.unconfirmed = None;
-    }
-
-    /// Applies new statistics.
-    fn update(&mut self, stats: PartitionStats) {
-        let before = self.stats.replace(stats);
-        let other_leader = before.is_some_and(|before| before.leader != stats.leader);
-        let lost = before.is_some_and(|before| before.fresh) && !stats.fresh;
-        if other_leader || lost {
-            self.invalidate();
-        }
-        self.observation += u64::from(stats.fresh);
-        self.unconfirmed = Some(stats).filter(|stats| stats.fresh);
-    }
-
-    /// Advances the position after the queue was found empty: all records before the next offset to fetch were emitted.
-    fn on_empty_queue(&mut self) {
-        if let Some(next) = self.unconfirmed.take().and_then(|stats| stats.next) {
-            // The record before the start is gone, so it cannot be checked.
-            self.before = self.before.filter(|_| next < self.position);
-            self.advance(next);
-        }
-    }
-
-    /// Advances the position to `next`, but not beyond the bound.
-    fn advance(&mut self, next: i64) {
-        self.position = self.position.max(next.min(self.bound()));
-    }
-
-    /// Emits at most `share` records within the remaining budget. Returns the error that stopped it, if any.
-    fn read(&mut self, share: usize, left: &mut Budget, each: &mut OnRecord<'_>) -> Option<KafkaError> {
-        let until = left.records.saturating_sub(share);
-        while left.records > until && left.bytes > 0 && self.is_readable() {
-            match self.queue.poll(Duration::ZERO) {
-                None => {
-                    self.on_empty_queue();
-                    break;
-                }
-                Some(Err(error)) => return Some(error),
-                Some(Ok(message)) => {
-                    let offset = message.offset();
-                    if let Some(before) = self.before.take()
-                        && offset < self.position
-                    {
-                        let found = message.timestamp().to_millis().unwrap_or(-1);
-                        if found != before {
-                            self.changed =
-                                Some(format!("has timestamp {found}, but had {before} when it was read"));
-                            return None;
-                        }
-                        continue;
-                    }
-                    if offset < self.bound() {
-                        each(self.partition, &message);
-                        left.records -= 1;
-                        let bytes = message.key_len() + message.payload_len();
-                        left.bytes = left.bytes.saturating_sub(bytes);
-                    }
-                    drop(message);
-                    self.advance(offset + 1);
-                }
-            }
-        }
-        None
-    }
-
-    fn state(&self, end: i64) -> PartitionState {
-        let known = self.stats.filter(|stats| stats.fresh);
-        PartitionState {
-            partition: self.partition,
-            position: Offset(self.position),
-            high_watermark: known.and_then(|stats| stats.high_watermark).map(Offset),
-            stable_offset: known.and_then(|stats| stats.stable_offset).map(Offset),
-            observation: self.observation,
-            leader_failures: self.leader_failures,
-            available: known.is_some(),
-            is_withheld: false,
-            ended: self.ended(),
-            backlog: self.backlog(end),
-        }
-    }
-}
-
 fn raw<'a>(
     partition: Partition,
-    message: &'a BorrowedMessage<'_>,
+    record: &Fetched<'a>,
     producer_header: &[u8],
     sampled: &mut Sampled,
 ) -> Raw<'a> {
     let (mut retries, mut producer) = (None, None);
-    for (name, value) in headers(message) {
+    for (name, value) in record.headers() {
         if name == RETRIES.as_bytes() {
             retries = retries.or(value);
         } else if name == producer_header {
@@ -488,10 +297,10 @@ fn raw<'a>(
         }
     }
     Raw {
-        position: Position { partition, offset: Offset(message.offset()) },
-        timestamp: message.timestamp().to_millis().unwrap_or(-1),
-        key: message.key(),
-        value: message.payload(),
+        position: Position { partition, offset: Offset(record.offset()) },
+        timestamp: record.timestamp(),
+        key: record.key(),
+        value: record.value(),
         retries: retry_count(retries),
         producer,
     }
@@ -512,8 +321,8 @@ impl Reader for KafkaReader {
     fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
         let producer_header = std::mem::take(&mut self.producer_header);
         let mut sampled = std::mem::take(&mut self.sampled);
-        let read = self.records(budget, &mut |partition, message| {
-            each(raw(partition, message, &producer_header, &mut sampled));
+        let read = self.records(budget, &mut |partition, record| {
+            each(raw(partition, record, &producer_header, &mut sampled));
         });
         (self.producer_header, self.sampled) = (producer_header, sampled);
         read
@@ -556,16 +365,6 @@ impl Reader for KafkaReader {
 mod tests {
     use super::*;
 
-    /// Creates a reader at offset 7, without a broker.
-    fn reader() -> PartitionReader {
-        let context = StatsContext { topic: "t".into(), stats: Mutex::default() };
-        let mut config = rdkafka::ClientConfig::new();
-        config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "reader");
-        let consumer: BaseConsumer<StatsContext> = config.create_with_context(context).expect("a client");
-        let queue = Arc::new(consumer).split_partition_queue("t", 0).expect("a queue");
-        PartitionReader::new(Partition(0), queue, 7, None, None)
-    }
-
     /// librdkafka would otherwise skip the records of permanent errors silently.
     #[test]
     fn permanent_errors_differ_from_transient_ones() {
@@ -578,45 +377,5 @@ mod tests {
         for code in [Code::BrokerTransportFailure, Code::NotLeaderForPartition, Code::OffsetOutOfRange] {
             assert_eq!(of(code), None, "{code}");
         }
-    }
-
-    fn stats(leader: i32, fresh: bool) -> PartitionStats {
-        let end = Some(9);
-        PartitionStats {
-            next: Some(8),
-            high_watermark: end,
-            stable_offset: Some(8),
-            leader: (leader, 1),
-            fresh,
-        }
-    }
-
-    #[test]
-    fn a_new_or_silent_leader_makes_observations_stale() {
-        let mut reader = reader();
-        let mut update = |stats| {
-            reader.update(stats);
-            let state = reader.state(0);
-            (state.observation, state.leader_failures, state.available)
-        };
-        assert_eq!(update(stats(1, false)), (0, 0, false), "no statistics of a responding leader yet");
-        assert_eq!(update(stats(1, true)), (1, 0, true));
-        assert_eq!(update(stats(1, true)), (2, 0, true), "no change");
-        assert_eq!(update(stats(2, true)), (3, 1, true), "the leader has changed");
-        assert_eq!(update(stats(2, false)), (3, 2, false), "no leader responds");
-        assert_eq!(update(stats(2, false)), (3, 2, false));
-        assert_eq!(update(stats(2, true)), (4, 2, true));
-    }
-
-    #[test]
-    fn offsets_without_records_are_passed_once_the_queue_is_empty() {
-        let mut reader = reader();
-        reader.update(stats(1, true));
-        assert_eq!(reader.state(0).position, Offset(7));
-        reader.on_empty_queue();
-        let state = reader.state(0);
-        assert_eq!((state.position, state.high_watermark), (Offset(8), Some(Offset(9))));
-        assert_eq!(state.backlog, 0, "uncommitted records do not count as backlog");
-        assert_eq!(reader.state(11).backlog, 3, "the backlog extends to the end that the cluster returned");
     }
 }

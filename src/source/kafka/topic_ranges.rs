@@ -11,10 +11,10 @@ use headwater_sinks::kafka::topics::Topics;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::dead_letters::DeadLetter;
+use super::fetched::Fetched;
 use super::{REQUEST_TIMEOUT, check_topic, kafka_partition, open_error, retry_transient, unavailable};
 use crate::source::SourceError;
 
@@ -136,7 +136,7 @@ impl TopicRanges {
         &self,
         ranges: &[Offsets],
         deadline: Instant,
-        each: &mut dyn FnMut(Partition, &BorrowedMessage<'_>) -> bool,
+        each: &mut dyn FnMut(Partition, &Fetched<'_>) -> bool,
     ) -> Result<bool, SourceError> {
         let failed = |error| unavailable(format!("read topic {}", self.topic), error);
         let mut open: BTreeMap<i32, i64> = BTreeMap::new();
@@ -157,7 +157,7 @@ impl TopicRanges {
                 Some(Ok(message)) => {
                     let Some(&end) = open.get(&message.partition()) else { continue };
                     let partition = Partition(message.partition().unsigned_abs());
-                    if message.offset() < end && !each(partition, &message) {
+                    if message.offset() < end && !each(partition, &Fetched::from(&message)) {
                         break;
                     }
                     if message.offset() + 1 >= end {
