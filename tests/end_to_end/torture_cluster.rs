@@ -82,23 +82,36 @@ impl Target {
             Work::IsFenced => return Some("fenced by a zombie"),
         }
         let at = random.below(running.len() as u64) as usize;
-        match kind {
-            0..=1 => proxies.iter().for_each(Proxy::cut),
-            2 => proxies.iter().for_each(Proxy::hold_requests),
-            3 => proxies.iter().for_each(Proxy::hold_responses),
-            4..=6 => running.remove(at).kill(),
-            7 => running.iter_mut().for_each(Process::kill),
+        let name = match kind {
+            0..=1 => {
+                proxies.iter().for_each(Proxy::cut);
+                "cut"
+            }
+            2 => {
+                proxies.iter().for_each(Proxy::hold_requests);
+                "requests held"
+            }
+            3 => {
+                proxies.iter().for_each(Proxy::hold_responses);
+                "responses held"
+            }
+            4..=6 => {
+                running.remove(at).kill();
+                "kill -9"
+            }
+            7 => {
+                running.iter_mut().for_each(Process::kill);
+                return Some("kill -9 of all");
+            }
             8 => {
                 running[at].terminate();
                 running.iter_mut().for_each(Process::expect_success);
+                return Some("SIGTERM");
             }
             _ => return Some(self.freeze(running, at, random)),
-        }
-        if kind != 7 {
-            running.iter_mut().for_each(expect_end);
-        }
-        let kinds = ["cut", "requests held", "responses held", "kill -9", "kill -9 of all", "SIGTERM"];
-        Some(kinds[[0, 0, 1, 2, 3, 3, 3, 4, 5][kind as usize]])
+        };
+        running.iter_mut().for_each(expect_end);
+        Some(name)
     }
 
     /// Freezes a process until its successors are at work.
