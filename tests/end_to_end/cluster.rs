@@ -4,12 +4,14 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use headwater_sinks::kafka::topics::TopicSpec;
 
 use crate::common::{Expected, FLOW, Random, hard_settings, headwater, merge_bindings};
 use crate::crash::assert_refused;
+use crate::hosts::{HOSTS, Hosts, address};
 use crate::kafka::{
     CRASH_SECTIONS, OUTPUTS, assert_topics_match_tables, lock_output_topics, produce, topics,
 };
@@ -90,13 +92,6 @@ impl Cluster {
         processes: usize,
         workers: usize,
     ) -> Vec<Process> {
-        let durable = self.postgres.recorded();
-        merge_bindings(self.dir.path(), durable);
-        // A frozen process of the last start may go on writing to its files.
-        for process in 0..processes {
-            // The first start finds none.
-            let _ = fs::remove_file(self.path(&format!("log-{process}")));
-        }
         let mut hosts = free_addresses(processes);
         fs::write(self.path("hosts"), hosts.join("\n")).expect("written");
         for (host, proxy) in hosts.iter_mut().zip(proxies) {
@@ -104,16 +99,38 @@ impl Cluster {
             *host = proxy.address().to_string();
         }
         fs::write(self.path("hosts-of-last"), hosts.join("\n")).expect("written");
-        (0..processes)
-            .map(|process| {
-                let mut command = headwater(&["run"]);
-                let hosts = if process == processes - 1 { "hosts-of-last" } else { "hosts" };
-                command.args(arguments).arg("-h").arg(self.path(hosts)).arg(self.path("run.toml"));
-                command.args(["-w", &workers.to_string(), "-n", &processes.to_string()]);
-                command.args(["-p", &process.to_string(), "--bindings"]).arg(self.path("bindings.ndjson"));
-                Process::start(command, self.path(&format!("log-{process}")))
-            })
-            .collect()
+        self.launch(processes, |process, mut command| {
+            let hosts = if process == processes - 1 { "hosts-of-last" } else { "hosts" };
+            command.args(arguments).arg("-h").arg(self.path(hosts)).args(["-w", &workers.to_string()]);
+            command
+        })
+    }
+
+    /// Starts a process of one worker on each host. At the end of the topic, they close the stream.
+    pub fn start_on(&self, hosts: &Hosts) -> Vec<Process> {
+        let addresses: Vec<_> = (0..HOSTS).map(|nth| format!("{}:2101", address(nth))).collect();
+        fs::write(self.path("hosts"), addresses.join("\n")).expect("written");
+        self.launch(HOSTS, |process, mut command| {
+            command.args(["--bounded", "--drain", "-h"]).arg(self.path("hosts"));
+            hosts.command(process, &command)
+        })
+    }
+
+    /// Starts processes. `complete` is given the index of each, and a command without the addresses of the hosts.
+    fn launch(&self, processes: usize, complete: impl Fn(usize, Command) -> Command) -> Vec<Process> {
+        merge_bindings(self.dir.path(), self.postgres.recorded());
+        // A frozen process of the last start may go on writing to its files.
+        for process in 0..processes {
+            // The first start finds none.
+            let _ = fs::remove_file(self.path(&format!("log-{process}")));
+        }
+        let start = |process: usize| {
+            let mut command = headwater(&["run"]);
+            command.arg(self.path("run.toml")).arg("--bindings").arg(self.path("bindings.ndjson"));
+            command.args(["-n", &processes.to_string(), "-p", &process.to_string()]);
+            Process::start(complete(process, command), self.path(&format!("log-{process}")))
+        };
+        (0..processes).map(start).collect()
     }
 
     /// Kills one of the processes and checks that the others exit with an error.

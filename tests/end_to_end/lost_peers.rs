@@ -11,7 +11,8 @@ use crate::proxy::Proxy;
 /// The longest time in which processes notice a loss and end, with a timeout of 2 s, on a machine that does other work.
 const NOTICED: Duration = Duration::from_secs(20);
 
-fn wait_for_results(cluster: &Cluster, running: &mut [Process]) {
+/// Waits until a cluster commits results.
+pub fn wait_for_results(cluster: &Cluster, running: &mut [Process]) {
     let before = cluster.through();
     wait_for("results", || {
         for process in &mut *running {
@@ -22,7 +23,7 @@ fn wait_for_results(cluster: &Cluster, running: &mut [Process]) {
 }
 
 /// Checks that a process ends with exit code 1 and says which other one it lost.
-fn expect_loss(process: &mut Process, expected: &str) {
+pub fn expect_loss(process: &mut Process, expected: &str) {
     let begun = Instant::now();
     assert_eq!(process.wait().code(), Some(1), "{}", process.log());
     assert!(begun.elapsed() < NOTICED, "{:?}\n{}", begun.elapsed(), process.log());

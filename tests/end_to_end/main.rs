@@ -21,6 +21,7 @@ mod explain;
 mod faults;
 mod file_sink;
 mod files;
+mod hosts;
 mod input;
 mod input_faults;
 mod joining;

@@ -43,7 +43,11 @@ const END_TXN: [u8; 2] = [0, 26];
 impl Proxy {
     /// Starts listening; `forward_to` sets the server later.
     pub fn start() -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Proxy::on(TcpListener::bind("127.0.0.1:0").expect("a free port"))
+    }
+
+    /// Like [`Proxy::start`], with a listener that exists already.
+    pub fn on(listener: TcpListener) -> Proxy {
         let proxy = Proxy { address: listener.local_addr().expect("bound"), state: Arc::default() };
         let state = Arc::clone(&proxy.state);
         std::thread::spawn(move || {

@@ -121,6 +121,15 @@ impl Services {
         services
     }
 
+    /// Returns the addresses of Kafka, PostgreSQL and Redis.
+    pub fn addresses(&self) -> [String; 3] {
+        let of = |url: &str| {
+            let (begin, end) = host(url);
+            url[begin..end].to_owned()
+        };
+        [self.kafka.clone(), of(&self.postgres), of(&self.redis)]
+    }
+
     fn owned(&self) -> &OwnedServices {
         self.own.as_ref().expect("faults need services that the test owns")
     }

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueHint};
 
+use super::rules::form_names;
 use crate::cli::command::{at_least_one, parse_positive, parse_workers};
 
 /// Measurements.
@@ -60,7 +62,7 @@ pub struct RulesBenchArgs {
     #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub users: u32,
     /// Measure only this form, beside the patterns.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(form_names()))]
     pub form: Option<String>,
     /// Print one JSON object.
     #[arg(long)]

@@ -45,25 +45,31 @@ travel = {}
 /// The name of the form that others are compared with.
 const PATTERNS: &str = "patterns";
 
-/// A form that is measured: its name, and its keys and rules. None: the patterns.
-type Form = (&'static str, Option<String>);
+/// The forms that are compared with the patterns: the name of each, and its keys and rules.
+const FORMS: [(&str, fn() -> String); 6] = [
+    ("five rules", || SAME.to_owned()),
+    ("50 rules", || specific_rules(50)),
+    ("200 rules", || specific_rules(200)),
+    ("one key", || counting_rules(&["key"])),
+    ("two keys", || counting_rules(&["key", "merchant"])),
+    ("four keys", || counting_rules(&["key", "merchant", "session", "address"])),
+];
 
-fn forms() -> Vec<Form> {
-    let many = |count: usize| (0..count).map(|n| specific(n, "key")).collect::<String>();
-    let by = |names: &[&str]| {
-        let keys = "[keys]\nmerchant = \"merchant_id\"\nsession = \"session_id\"\naddress = \"ip_address\"\n";
-        let rules: String = names.iter().enumerate().map(|(n, name)| counting(n, name)).collect();
-        format!("{keys}{rules}")
-    };
-    vec![
-        (PATTERNS, None),
-        ("five rules", Some(SAME.to_owned())),
-        ("50 rules", Some(many(50))),
-        ("200 rules", Some(many(200))),
-        ("one key", Some(by(&["key"]))),
-        ("two keys", Some(by(&["key", "merchant"]))),
-        ("four keys", Some(by(&["key", "merchant", "session", "address"]))),
-    ]
+/// Returns the names of the forms that can be chosen.
+pub fn form_names() -> impl Iterator<Item = &'static str> {
+    FORMS.iter().map(|(name, _)| *name)
+}
+
+/// Returns rules that each select the events of another merchant.
+fn specific_rules(count: usize) -> String {
+    (0..count).map(|n| specific(n, "key")).collect()
+}
+
+/// Returns keys, and a rule by each of the named ones.
+fn counting_rules(names: &[&str]) -> String {
+    let keys = "[keys]\nmerchant = \"merchant_id\"\nsession = \"session_id\"\naddress = \"ip_address\"\n";
+    let rules: String = names.iter().enumerate().map(|(n, name)| counting(n, name)).collect();
+    format!("{keys}{rules}")
 }
 
 /// Returns a rule for the events of one merchant.
@@ -86,9 +92,9 @@ fn counting(n: usize, by: &str) -> String {
 pub fn bench_rules(args: &RulesBenchArgs) -> Result<(), OutputError> {
     let settings = GeneratorSettings { users: args.users, ..in_order() };
     let events = events(settings, args.events);
-    let is_measured =
-        |(name, _): &Form| *name == PATTERNS || args.form.as_deref().is_none_or(|form| form == *name);
-    let forms: Vec<_> = forms().into_iter().filter(is_measured).collect();
+    let chosen = FORMS.iter().filter(|(name, _)| args.form.as_deref().is_none_or(|form| form == *name));
+    let forms: Vec<_> =
+        [(PATTERNS, None)].into_iter().chain(chosen.map(|(name, rules)| (*name, Some(rules())))).collect();
     let mut rounds: Vec<Vec<Spent>> = Vec::new();
     for round in 1..=args.rounds.max(1) {
         let spent: Vec<_> = forms.iter().map(|(_, rules)| run(&events, rules.as_deref())).collect();
