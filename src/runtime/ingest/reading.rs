@@ -6,6 +6,8 @@
 //!   Reader ─▶ └─────────┘ ──▶ Closed(e): the bindings, once the clock has passed e
 //! ```
 
+mod records;
+
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -24,21 +26,19 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::probe::Handle as Probe;
 
 use crate::coordination::ingest::PartitionState;
-use crate::coordination::ingest::{
-    Clocks, PartitionTracker, RECORD_OVERHEAD, TimeRules, Timing, UnfinalBytes,
-};
+use crate::coordination::ingest::{PartitionTracker, Timing, UnfinalBytes};
 use crate::coordination::{Binding, Closed, Position};
-use crate::decode::{Decoder, Decoding, Reason, Rejection, withholding};
+use crate::decode::{Decoder, Decoding, withholding};
 use crate::event::Event;
 use crate::metrics::{Metrics, Share};
 use crate::outputs::DeadLetter;
 use crate::rounds::{MAX_LINKS, TraceContext};
 use crate::runtime::failure::Failure;
 use crate::runtime::ingest::activity::{Activity, Alarm, NextRead};
-use crate::runtime::ingest::clock::{Tick, committed};
+use crate::runtime::ingest::clock::Tick;
 use crate::runtime::ingest::field_errors::FieldErrors;
-use crate::runtime::ingest::rejections::{Batch, Rejections};
-use crate::source::{Budget, Raw, Reader, SourceError, Wake};
+use crate::runtime::ingest::rejections::Rejections;
+use crate::source::{Budget, Reader, SourceError, Wake};
 
 /// Settings of a worker's reading operator.
 #[derive(Clone, Debug)]
@@ -443,109 +443,6 @@ impl Reading {
             true => NextRead::Now,
             false if self.is_woken && !is_held => NextRead::Later,
             false => NextRead::Soon,
-        }
-    }
-
-    /// Releases the bytes of epochs that every sink has committed.
-    fn release(&mut self) {
-        while let Some((_, bytes)) =
-            self.in_flight.pop_front_if(|(epoch, _)| committed(&self.context.committed, *epoch))
-        {
-            self.bytes_in_flight -= bytes;
-        }
-        self.share_in_flight.set(self.bytes_in_flight);
-    }
-
-    /// Returns how much may be read now. Without budget the source is still polled, so that its errors and backlog are
-    /// seen. An epoch that must be read to its end may exceed the limit once all epochs before it are committed:
-    /// otherwise it could never end.
-    fn budget(&self, epoch: Epoch) -> Budget {
-        let limit = self.settings.bytes_in_flight;
-        let left = limit.saturating_sub(self.bytes_in_flight);
-        let must_end = self.replaying || self.settings.timing.counted;
-        if left > 0 {
-            Budget { bytes: BUDGET.bytes.min(left), ..BUDGET }
-        } else if must_end && self.in_flight.iter().all(|(other, _)| *other == epoch) {
-            BUDGET
-        } else {
-            Budget::NONE
-        }
-    }
-
-    /// Reads, decodes and judges records; returns their number and their size in bytes.
-    fn read_records(
-        &mut self,
-        budget: Budget,
-        tick: &Tick,
-        give: &mut dyn FnMut(Result<Event, DeadLetter>),
-    ) -> Result<(usize, usize), SourceError> {
-        let watermark = self.context.watermark.get();
-        let Reading { reader, decoder, field_errors, settings, partitions, index, oldest, .. } = self;
-        let timing = &settings.timing;
-        let skew_ms = timing.max_future_skew_ms;
-        let timed = !timing.counted || tick.rules == TimeRules::EventTime;
-        let wall_ms = timed.then_some(tick.wall_ms);
-        let (mut bytes, mut accepted, mut malformed, mut invalid, mut future) = (0, 0u64, 0, 0, 0);
-        // What a replay rejects was counted before.
-        let is_limited = self.context.rejections.is_some() && !self.replaying;
-        let mut batch = Batch::default();
-        let read = reader.read(budget, &mut |raw: Raw<'_>| {
-            let tracker = &mut partitions[index[raw.position.partition.0 as usize]].tracker;
-            let size = RECORD_OVERHEAD + raw.value.map_or(0, <[u8]>::len);
-            bytes += size;
-            tracker.record(raw.position.offset, raw.timestamp);
-            let clocks = Clocks::new(tick.rules, raw.timestamp, wall_ms);
-            *oldest = [*oldest, clocks.timestamp_ms].into_iter().flatten().min();
-            match decoder.decode(raw) {
-                Ok(event) => {
-                    field_errors.note(raw.position, decoder.field_errors());
-                    let time = event.event_time();
-                    let size = size + event.transcoded_bytes();
-                    if clocks.is_future(time, skew_ms) {
-                        future += 1;
-                        let rejection = Rejection::future(time, clocks.timestamp_ms, clocks.wall_ms, skew_ms);
-                        give(Err(DeadLetter::rejected(raw, rejection)));
-                        return;
-                    }
-                    accepted += 1;
-                    bytes += event.transcoded_bytes();
-                    tracker.accept(time, clocks.pushing_time(time), size, timing, watermark);
-                    give(Ok(event));
-                }
-                Err(rejection) => {
-                    let count =
-                        if rejection.reason == Reason::Malformed { &mut malformed } else { &mut invalid };
-                    *count += 1;
-                    if is_limited {
-                        batch.reject(raw.position, &rejection);
-                    }
-                    give(Err(DeadLetter::rejected(raw, rejection)));
-                }
-            }
-        })?;
-        let metrics = &self.context.metrics;
-        metrics.events(accepted);
-        for (reason, n) in
-            [(Reason::Malformed, malformed), (Reason::Invalid, invalid), (Reason::Future, future)]
-        {
-            metrics.rejected(reason.as_str(), n);
-        }
-        if is_limited && read > 0 {
-            batch.records = read as u64;
-            self.limit_rejections(tick.wall_ms, batch);
-        }
-        Ok((read, bytes))
-    }
-
-    /// Stops the run in order if too many records are rejected.
-    fn limit_rejections(&self, wall_ms: i64, batch: Batch) {
-        let ReadContext { rejections, failure, stopping, .. } = &self.context;
-        let Some(refusal) = rejections.as_ref().and_then(|rejections| rejections.add(wall_ms, batch)) else {
-            return;
-        };
-        if failure.refuse_at_end(refusal) {
-            tracing::error!("too many records are rejected: stopping after what is read");
-            stopping.store(true, Ordering::Relaxed);
         }
     }
 

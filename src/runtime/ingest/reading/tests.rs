@@ -3,8 +3,9 @@ use std::cell::RefCell;
 use headwater_dataflows::Position as At;
 
 use super::*;
-use crate::coordination::ingest::{Paced, ReadPermission};
+use crate::coordination::ingest::{Paced, ReadPermission, TimeRules};
 use crate::rounds::{Epochs, Round, RoundRecorder, SinkTransaction, Step, Transaction};
+use crate::source::Raw;
 
 const T: i64 = 1_800_000_000_000;
 
