@@ -45,8 +45,10 @@ travel = {}
 /// The name of the form that others are compared with.
 const PATTERNS: &str = "patterns";
 
-/// The forms that are compared with the patterns: the name of each, and its keys and rules.
-const FORMS: [(&str, fn() -> String); 6] = [
+/// A form that is compared with the patterns: its name, and a function that returns its keys and rules.
+type Form = (&'static str, fn() -> String);
+
+const FORMS: [Form; 6] = [
     ("five rules", || SAME.to_owned()),
     ("50 rules", || specific_rules(50)),
     ("200 rules", || specific_rules(200)),
