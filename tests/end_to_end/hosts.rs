@@ -26,7 +26,6 @@ const NOBODY: &str = "02:00:00:00:00:99";
 /// a cut between hosts does not cut them off from the services.
 pub struct Hosts {
     switch: String,
-    _proxies: Vec<Proxy>,
 }
 
 fn ip(arguments: &str) {
@@ -41,8 +40,8 @@ impl Hosts {
         if !added.is_ok_and(|added| added.status.success()) {
             return None;
         }
-        let mut hosts = Hosts { switch, _proxies: Vec::new() };
-        let switch = hosts.switch.clone();
+        let hosts = Hosts { switch };
+        let (switch, services) = (&hosts.switch, Services::shared().addresses());
         ip(&format!("-n {switch} link add bridge type bridge"));
         ip(&format!("-n {switch} link set bridge up"));
         for nth in 0..HOSTS {
@@ -53,11 +52,8 @@ impl Hosts {
             ip(&format!("-n {name} addr add {}/24 dev eth0", address(nth)));
             ip(&format!("-n {name} link set eth0 up"));
             ip(&format!("-n {name} link set lo up"));
-            let services = Services::shared();
-            for service in services.addresses() {
-                let proxy = Proxy::on(hosts.listen(nth, &service));
-                proxy.forward_to(&service);
-                hosts._proxies.push(proxy);
+            for service in &services {
+                Proxy::on(hosts.listen(nth, service)).forward_to(service);
             }
         }
         Some(hosts)

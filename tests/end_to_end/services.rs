@@ -63,6 +63,12 @@ pub fn start_services(command: &mut Command) -> BTreeMap<String, String> {
     variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
+/// Returns host and port of a URL.
+fn address(url: &str) -> &str {
+    let (begin, end) = host(url);
+    &url[begin..end]
+}
+
 /// Returns the start and end of host and port in a URL.
 fn host(url: &str) -> (usize, usize) {
     let begin =
@@ -93,8 +99,7 @@ impl Services {
         };
         services.proxy(Service::Kafka).forward_to(&of("KAFKA_BEHIND"));
         for (service, url) in [(Service::Postgres, &services.postgres), (Service::Redis, &services.redis)] {
-            let (begin, end) = host(url);
-            services.proxy(service).forward_to(&url[begin..end]);
+            services.proxy(service).forward_to(address(url));
         }
         services
     }
@@ -123,11 +128,7 @@ impl Services {
 
     /// Returns the addresses of Kafka, PostgreSQL and Redis.
     pub fn addresses(&self) -> [String; 3] {
-        let of = |url: &str| {
-            let (begin, end) = host(url);
-            url[begin..end].to_owned()
-        };
-        [self.kafka.clone(), of(&self.postgres), of(&self.redis)]
+        [self.kafka.clone(), address(&self.postgres).to_owned(), address(&self.redis).to_owned()]
     }
 
     fn owned(&self) -> &OwnedServices {
