@@ -9,6 +9,7 @@ use columnar::{Borrow, Columnar, FromBytes, Index, Len, Push};
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use headwater::cli::bench::drive::{Drive, events, in_order};
 use headwater::event::Event;
+use headwater::event::forms::{FORMS, Form};
 use headwater_dataflows::{Epoch, Event as _};
 use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::Exchange;
@@ -89,48 +90,60 @@ type Received = (u64, Arc<Row>);
 /// A form of events between processes.
 struct Codec<T, R> {
     name: &'static str,
-    encode: fn(&[T], &mut Vec<u64>, &mut Vec<u8>),
-    decode: fn(&[u64], &[u8]) -> Vec<R>,
+    encode: Box<Encode<T>>,
+    decode: Box<Decode<R>>,
 }
 
+/// Appends a batch to words, which are aligned, or to bytes.
+type Encode<T> = dyn Fn(&[T], &mut Vec<u64>, &mut Vec<u8>);
+
+/// Reads a batch of words or bytes.
+type Decode<R> = dyn Fn(&[u64], &[u8]) -> Vec<R>;
+
 /// timely's own form of a vector: the length is computed before the bytes are written.
-const BINCODE: Codec<Update, Update> = Codec {
-    name: "bincode",
-    encode: |batch, _, bytes| {
-        bytes.reserve(bincode::serialized_size(batch).expect("a size") as usize);
-        bincode::serialize_into(bytes, batch).expect("written");
-    },
-    decode: |_, bytes| bincode::deserialize(bytes).expect("valid"),
-};
+fn bincode() -> Codec<Update, Update> {
+    Codec {
+        name: "bincode",
+        encode: Box::new(|batch, _, bytes| {
+            bytes.reserve(bincode::serialized_size(batch).expect("a size") as usize);
+            bincode::serialize_into(bytes, batch).expect("written");
+        }),
+        decode: Box::new(|_, bytes| bincode::deserialize(bytes).expect("valid")),
+    }
+}
 
-/// The form that the program uses.
-const PACKED: Codec<Update, Update> = Codec {
-    name: "packed",
-    encode: |batch, _, bytes| {
-        let mut packed = Vec::new();
-        Event::pack(batch, &mut packed);
-        // The bytes are kept from the question for their length on, and then copied.
-        bytes.extend_from_slice(&packed);
-    },
-    decode: |_, bytes| Event::unpack(bytes).expect("valid"),
-};
+/// A form that the program knows.
+fn known(form: &'static Form) -> Codec<Update, Update> {
+    Codec {
+        name: form.name,
+        encode: Box::new(|batch, _, bytes| {
+            let mut written = Vec::new();
+            (form.write)(batch, &mut written);
+            // The bytes are kept from the question for their length on, and then copied.
+            bytes.extend_from_slice(&written);
+        }),
+        decode: Box::new(|_, bytes| (form.read)(bytes).expect("valid")),
+    }
+}
 
-const COLUMNAR: Codec<Row, Received> = Codec {
-    name: "columnar",
-    encode: |batch, words, _| {
-        let mut columns = Columns::default();
-        batch.iter().for_each(|row| columns.push(row));
-        indexed::encode(words, &columns.borrow());
-    },
-    decode: |words, _| {
-        let columns = <Columns as Borrow>::Borrowed::from_bytes(&mut indexed::decode(words));
-        let received = |at| {
-            let row = Row::into_owned(columns.get(at));
-            (row.times.1, Arc::new(row))
-        };
-        (0..columns.len()).map(received).collect()
-    },
-};
+fn columnar() -> Codec<Row, Received> {
+    Codec {
+        name: "columnar",
+        encode: Box::new(|batch, words, _| {
+            let mut columns = Columns::default();
+            batch.iter().for_each(|row| columns.push(row));
+            indexed::encode(words, &columns.borrow());
+        }),
+        decode: Box::new(|words, _| {
+            let columns = <Columns as Borrow>::Borrowed::from_bytes(&mut indexed::decode(words));
+            let received = |at| {
+                let row = Row::into_owned(columns.get(at));
+                (row.times.1, Arc::new(row))
+            };
+            (0..columns.len()).map(received).collect()
+        }),
+    }
+}
 
 fn codec<T, R>(criterion: &mut Criterion, batches: &[Vec<T>], codec: &Codec<T, R>) {
     let events = batches.iter().map(Vec::len).sum::<usize>() as u64;
@@ -168,9 +181,9 @@ fn codecs(criterion: &mut Criterion) {
             bincode::deserialize(&bincode::serialize(batch).expect("written")).expect("the same fields")
         })
         .collect();
-    codec(criterion, &batches, &BINCODE);
-    codec(criterion, &batches, &PACKED);
-    codec(criterion, &rows, &COLUMNAR);
+    codec(criterion, &batches, &bincode());
+    FORMS.iter().for_each(|form| codec(criterion, &batches, &known(form)));
+    codec(criterion, &rows, &columnar());
 }
 
 criterion_group!(benches, exchange, codecs);

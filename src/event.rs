@@ -1,5 +1,8 @@
 //! Events: decoded records.
 
+#[cfg(feature = "abomonation")]
+pub(crate) mod abomonated;
+pub mod forms;
 mod kind;
 pub(crate) mod packed;
 mod values;
@@ -15,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::fields::{Layout, Value};
 use crate::json;
 
+use forms::form;
 pub(crate) use kind::{Extension, Kind, Slot, Transcoded};
 
 /// The type of a standard event.
@@ -543,10 +547,10 @@ impl headwater_dataflows::Event for Event {
     }
 
     fn pack(batch: &[(Event, Epoch, isize)], out: &mut Vec<u8>) {
-        packed::write(batch, out, |_, _| {});
+        form::write(batch, out, |_, _| {});
     }
 
     fn unpack(bytes: &[u8]) -> Result<Vec<(Event, Epoch, isize)>, String> {
-        packed::read(bytes, |event, _| Ok(event))
+        form::read(bytes, |event, _| Ok(event))
     }
 }

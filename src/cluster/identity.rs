@@ -66,6 +66,21 @@ pub fn fingerprint(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Returns what stands for a program that cannot be read.
+#[cfg(not(feature = "abomonation"))]
+fn unread(error: &std::io::Error) -> String {
+    tracing::warn!(%error, "cannot read this program: other processes compare its version only");
+    fingerprint(env!("CARGO_PKG_VERSION").as_bytes())
+}
+
+/// Returns what stands for a program that cannot be read: no other process has the same, because the form of events between
+/// processes is that of one program only.
+#[cfg(feature = "abomonation")]
+fn unread(error: &std::io::Error) -> String {
+    tracing::error!(%error, "cannot read this program: with the feature abomonation no other process can be the same");
+    fingerprint(&getrandom::u64().expect("the system has random numbers").to_le_bytes())
+}
+
 /// Returns the fingerprint of this program. It is computed once.
 pub fn of_program() -> &'static str {
     static PROGRAM: LazyLock<String> = LazyLock::new(|| {
@@ -76,10 +91,7 @@ pub fn of_program() -> &'static str {
         } else {
             std::env::current_exe().and_then(std::fs::read)
         };
-        read.map(|bytes| fingerprint(&bytes)).unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot read this program: other processes compare its version only");
-            fingerprint(env!("CARGO_PKG_VERSION").as_bytes())
-        })
+        read.map(|bytes| fingerprint(&bytes)).unwrap_or_else(|error| unread(&error))
     });
     &PROGRAM
 }

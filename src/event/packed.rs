@@ -16,7 +16,7 @@ use headwater_dataflows::{Epoch, EventTime, KeyHash, Offset, Partition, Position
 use super::{Body, Event, Kind, RecordKey, Span};
 
 /// An event with its epoch and its multiplicity.
-type Update<E> = (E, Epoch, isize);
+pub(super) type Update<E> = (E, Epoch, isize);
 
 const AMOUNT: u16 = 1;
 const LOCATION: u16 = 1 << 1;
@@ -34,7 +34,7 @@ const SPANS: u16 = 1 << 8;
 const KIND_SHIFT: u32 = 14;
 
 /// The kinds that the flags can say, in the order of their numbers.
-const KINDS: [Kind; 4] = [Kind::Transaction, Kind::UserActivity, Kind::IotSensor, Kind::ApiCall];
+pub(super) const KINDS: [Kind; 4] = [Kind::Transaction, Kind::UserActivity, Kind::IotSensor, Kind::ApiCall];
 
 /// Returns the spans that an event may lack, apart from that of the merchant.
 fn optional(body: &Body) -> [Span; 6] {
@@ -245,7 +245,13 @@ pub struct Malformed(pub &'static str);
 pub struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], Malformed> {
+    #[cfg(feature = "abomonation")]
+    pub(super) fn new(bytes: &'a [u8]) -> Reader<'a> {
+        Reader(bytes)
+    }
+
+    /// Reads bytes of a number that is known from elsewhere.
+    pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], Malformed> {
         let (taken, rest) = self.0.split_at_checked(length).ok_or(Malformed("it ends too early"))?;
         self.0 = rest;
         Ok(taken)
@@ -289,6 +295,3 @@ impl<'a> Reader<'a> {
         Ok(Span { start: self.u32()?, len: self.u32()? })
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use headwater_dataflows::{Epoch, EventTime, KeyHash, Position};
 use serde::{Deserialize, Serialize};
 
-use crate::event::packed::{self, Malformed};
+use crate::event::forms::form;
+use crate::event::packed::{Malformed, write_bytes};
 use crate::event::{Event, KeyKind, write_value};
 use crate::fields::{FieldId, Value};
 use crate::json::rfc3339;
@@ -137,14 +138,14 @@ impl headwater_dataflows::Event for SpaceEvent {
     }
 
     fn pack(batch: &[(SpaceEvent, Epoch, isize)], out: &mut Vec<u8>) {
-        packed::write(batch, out, |SpaceEvent { key, hash, .. }, out| {
-            packed::write_bytes(key.as_bytes(), out);
+        form::write(batch, out, |SpaceEvent { key, hash, .. }, out| {
+            write_bytes(key.as_bytes(), out);
             out.extend_from_slice(&hash.0.to_le_bytes());
         });
     }
 
     fn unpack(bytes: &[u8]) -> Result<Vec<(SpaceEvent, Epoch, isize)>, String> {
-        packed::read(bytes, |event, reader| {
+        form::read(bytes, |event, reader| {
             let key = std::str::from_utf8(reader.bytes()?).map_err(|_| Malformed("its key"))?.into();
             Ok(SpaceEvent { event, key, hash: KeyHash(u64::from_le_bytes(reader.array()?)) })
         })

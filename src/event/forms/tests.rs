@@ -1,12 +1,16 @@
+use std::sync::Arc;
+
+use headwater_dataflows::{EventTime, Offset, Partition, Position};
+
 use super::*;
 use crate::cli::bench::drive::{events, in_order};
-use crate::event::{Extension, Slot, Transcoded};
+use crate::event::{Body, Extension, Kind, RecordKey, Slot, Span, Transcoded};
 
-fn round_trip(batch: &[Update<Event>]) -> Vec<Update<Event>> {
+fn round_trip(form: &Form, batch: &[Update]) -> Vec<Update> {
     let mut bytes = vec![];
-    write(batch, &mut bytes, |_, _| {});
+    (form.write)(batch, &mut bytes);
     bytes.extend_from_slice(&[0; 7]);
-    read(&bytes, |event, _| Ok(event)).expect("valid")
+    (form.read)(&bytes).expect("valid")
 }
 
 /// Events with each field, or without it, and with values at their limits.
@@ -53,26 +57,28 @@ fn unusual() -> Vec<Event> {
 }
 
 #[test]
-fn packed_events_are_the_same() {
+fn events_are_the_same_in_each_form() {
     let mut all = events(in_order(), 1000);
     all.extend(unusual());
     let counts = [1, 1, -1, isize::MAX, isize::MIN];
     let epochs = [1, 1, 1, 2, u64::MAX, 0];
     let batch: Vec<_> =
         (0..).zip(all).map(|(at, event)| (event, Epoch(epochs[at % 6]), counts[at % 5])).collect();
-    for size in [1, 7, batch.len()] {
-        for batch in batch.chunks(size) {
-            assert_eq!(round_trip(batch), batch);
+    for form in FORMS {
+        for size in [1, 7, batch.len()] {
+            for batch in batch.chunks(size) {
+                assert_eq!(round_trip(form, batch), batch, "{}", form.name);
+            }
         }
+        assert_eq!(round_trip(form, &[]), [], "{}", form.name);
     }
-    assert_eq!(round_trip(&[]), []);
 }
 
 #[test]
 fn packed_events_are_smaller_than_those_of_bincode() {
     let batch: Vec<_> = events(in_order(), 146).into_iter().map(|event| (event, Epoch(1), 1)).collect();
     let (mut packed, text) = (vec![], batch.iter().map(|(event, ..)| event.body.text.len()).sum::<usize>());
-    write(&batch, &mut packed, |_, _| {});
+    (FORMS[0].write)(&batch, &mut packed);
     let bincode = bincode::serialize(&batch).expect("written").len();
     assert!((packed.len() - text) * 2 < bincode - text, "{} and {bincode} with {text} of text", packed.len());
 }
@@ -81,24 +87,24 @@ fn packed_events_are_smaller_than_those_of_bincode() {
 fn damaged_batches_are_errors() {
     let batch: Vec<_> =
         events(in_order(), 20).into_iter().chain(unusual()).map(|event| (event, Epoch(1), 1)).collect();
-    let mut bytes = vec![];
-    write(&batch, &mut bytes, |_, _| {});
-    let damaged = |bytes: &[u8]| read(bytes, |event, _| Ok(event));
-    for length in 0..bytes.len() {
-        damaged(&bytes[..length]).expect_err("it ends too early");
-    }
-    // Other bytes may be a batch, of other events; each span must lie within its text.
-    for at in 0..bytes.len() {
-        for other in [0, 0x7f, 0x80, 0xff] {
-            let mut bytes = bytes.clone();
-            bytes[at] = other;
-            for (event, ..) in damaged(&bytes).into_iter().flatten() {
-                assert!(event.body.is_valid());
-                let _ = (event.id(), event.key(), event.original(), event.event_type());
+    for form in FORMS {
+        let mut bytes = vec![];
+        (form.write)(&batch, &mut bytes);
+        for length in 0..bytes.len() {
+            (form.read)(&bytes[..length]).expect_err("it ends too early");
+        }
+        // Other bytes may be a batch, of other events; each span must lie within its text.
+        for at in 0..bytes.len() {
+            for other in [0, 0x7f, 0x80, 0xff] {
+                let mut bytes = bytes.clone();
+                bytes[at] = other;
+                for (event, ..) in (form.read)(&bytes).into_iter().flatten() {
+                    assert!(event.body.is_valid());
+                    let _ = (event.id(), event.key(), event.original(), event.event_type());
+                }
             }
         }
+        let error = (form.read)(&[0xff; 16]).expect_err("it has no events");
+        assert!(error.contains("from another process is malformed"), "{error}");
     }
-    assert!(
-        damaged(&[0xff; 16]).expect_err("it has no events").contains("from another process is malformed")
-    );
 }
