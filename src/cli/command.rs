@@ -42,7 +42,7 @@ pub struct CommandLine {
 /// A command with its arguments.
 #[derive(Clone, Debug, PartialEq, Subcommand)]
 pub enum Command {
-    /// Run the five patterns on generated events, and check that every injected fraud is found.
+    /// Run a rule of your own on a file, and the five patterns on generated events, and check that all injected fraud is found.
     Demo(DemoArgs),
     /// Run a pipeline until it is stopped, or to the end of its input.
     Run(RunArgs),
@@ -271,7 +271,7 @@ pub struct DemoArgs {
     /// The seed of the generator.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// The directory of the database with the results.
+    /// The directory of the results.
     #[arg(long, value_name = "DIR", default_value = "headwater-demo", value_hint = ValueHint::DirPath)]
     pub out: PathBuf,
     /// Print one JSON object.

@@ -1,4 +1,5 @@
-//! `headwater demo`: runs the generator at full speed into SQLite and checks that every injected fraud was found.
+//! `headwater demo`: runs a rule of one's own over a file, then the generator at full speed into SQLite, and checks that every injected fraud
+//! was found.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -11,7 +12,8 @@ use anyhow::Context;
 use serde_json::json;
 
 use super::command::DemoArgs;
-use super::output::{self, Table, note};
+use super::demo_own;
+use super::output::{self, Table, note, out};
 use crate::assembly;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -78,6 +80,10 @@ pub(super) fn new_database(directory: &Path) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// If the demo cannot run.
 pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
+    let own = demo_own::run(&args.out)?;
+    if !args.json {
+        out!("{}", own.text())?;
+    }
     let database = new_database(&args.out)?;
     let path = (PATH.to_owned(), database.display().to_string());
     let mut config = Config::parse(PIPELINE, [path].into_iter())?;
@@ -133,7 +139,7 @@ pub fn demo(args: &DemoArgs) -> anyhow::Result<bool> {
             )
         });
         let patterns = patterns.collect::<serde_json::Map<_, _>>();
-        json!({ "events": events, "events_per_s": rate.round(), "patterns": patterns })
+        json!({ "events": events, "events_per_s": rate.round(), "patterns": patterns, "own_rule": own.json() })
     };
     output::report(args.json, json, || text(&found, events, rate, elapsed, &database))?;
     Ok(missed == 0)

@@ -10,6 +10,7 @@ mod dead_letters;
 mod deliveries;
 mod demo;
 mod demo_console;
+mod demo_own;
 mod elastic;
 pub mod hosts;
 pub mod output;

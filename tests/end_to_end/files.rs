@@ -52,6 +52,9 @@ fn the_demo_misses_no_injected_pattern() {
         assert_eq!(counts["missed"], 0, "{rule}: {report}");
     }
     assert!(patterns.values().any(|counts| counts["injected"].as_u64() > Some(0)), "{report}");
+    let own = &report["own_rule"];
+    assert_eq!((&own["events"], &own["alerts"]), (&200.into(), &1.into()), "{report}");
+    assert!(out.join("payments/payments.toml").exists(), "an example to change");
 }
 
 #[test]
