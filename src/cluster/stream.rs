@@ -137,6 +137,9 @@ impl Stream for PeerStream {
     }
 
     fn shutdown(&self, _how: Shutdown) -> io::Result<()> {
+        // A dataflow that was dropped because the run has failed ends like one that is complete. Once the workers have ended, a
+        // failed run has sent the others its reason, and closed the connection.
+        self.members.wait_for_workers();
         self.link.finish();
         Ok(())
     }

@@ -342,14 +342,18 @@ fn a_cut_in_one_direction_is_noticed_by_both_ends() {
     assert!(matches!(noticed, Noticed::Closed(_)), "{noticed}");
 }
 
-/// Runs a dataflow that broadcasts numbers, until all have arrived or a process is lost. Returns how many arrived.
-fn broadcast(cluster: &Cluster, numbers: u64, is_endless: bool) -> usize {
-    let is_lost = Arc::new(AtomicBool::new(false));
+/// Runs a dataflow that broadcasts numbers, until all have arrived, a process is lost, or the run fails. Returns how many arrived.
+fn broadcast(cluster: &Cluster, numbers: u64, is_endless: bool, fails: &Arc<AtomicBool>) -> usize {
+    let is_lost = Arc::clone(fails);
     let prepared = cluster.prepare().expect("all are prepared");
     let flag = Arc::clone(&is_lost);
     cluster.on_loss(move |_| flag.store(true, Ordering::Relaxed));
     let failed = Arc::clone(&is_lost);
-    let failure = move || failed.load(Ordering::Relaxed).then(|| "a process was lost".to_owned());
+    let failure = move || {
+        // The threads that send have ended by then, unless they wait.
+        thread::sleep(Duration::from_millis(100));
+        failed.load(Ordering::Relaxed).then(|| "the run has failed".to_owned())
+    };
     let guards = prepared.execute(timely::WorkerConfig::default(), failure, move |worker| {
         let (sender, received) = channel();
         let mut input = timely::dataflow::operators::vec::input::Handle::<u64, u64>::new();
@@ -379,8 +383,10 @@ fn a_dataflow_runs_and_ends_in_order() {
     let clusters = join_all(&addresses(3));
     let numbers = 200_000;
     let counts: Vec<_> = thread::scope(|scope| {
-        let running: Vec<_> =
-            clusters.iter().map(|cluster| scope.spawn(|| broadcast(cluster, numbers, false))).collect();
+        let running: Vec<_> = clusters
+            .iter()
+            .map(|cluster| scope.spawn(|| broadcast(cluster, numbers, false, &Arc::default())))
+            .collect();
         running.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
     assert_eq!(counts, vec![3 * numbers as usize; 3]);
@@ -391,8 +397,10 @@ fn a_dataflow_runs_and_ends_in_order() {
 fn a_lost_process_ends_a_dataflow_without_a_panic() {
     let clusters = join_all(&addresses(3));
     thread::scope(|scope| {
-        let running: Vec<_> =
-            clusters.iter().map(|cluster| scope.spawn(|| broadcast(cluster, 10_000, true))).collect();
+        let running: Vec<_> = clusters
+            .iter()
+            .map(|cluster| scope.spawn(|| broadcast(cluster, 10_000, true, &Arc::default())))
+            .collect();
         thread::sleep(Duration::from_millis(300));
         // As if the operating system closed its connections.
         clusters[1].members.close_all();
@@ -403,4 +411,20 @@ fn a_lost_process_ends_a_dataflow_without_a_panic() {
     for (process, cluster) in clusters.iter().enumerate() {
         assert_eq!(lost(cluster).process == 1, process != 1, "{:?}", cluster.check());
     }
+}
+
+#[test]
+fn a_process_whose_run_fails_ends_that_of_the_others() {
+    let clusters = join_all(&addresses(2));
+    let fails = Arc::new(AtomicBool::new(false));
+    thread::scope(|scope| {
+        let other = scope.spawn(|| broadcast(&clusters[0], 10_000, true, &Arc::default()));
+        let failing = scope.spawn(|| broadcast(&clusters[1], 10_000, true, &fails));
+        thread::sleep(Duration::from_millis(300));
+        fails.store(true, Ordering::Relaxed);
+        failing.join().expect("no panic");
+        other.join().expect("no panic");
+    });
+    let noticed = lost(&clusters[0]).noticed;
+    assert_eq!(noticed, Noticed::Ended("the run has failed".to_owned()));
 }

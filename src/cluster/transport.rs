@@ -141,15 +141,25 @@ pub struct Deadline<'a> {
 
 impl Read for Deadline<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(Some(remaining(self.until)?))?;
-        self.socket.read(out)
+        loop {
+            self.socket.set_read_timeout(Some(remaining(self.until)?))?;
+            match self.socket.read(out) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return outcome,
+            }
+        }
     }
 }
 
 impl Write for Deadline<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(Some(remaining(self.until)?))?;
-        self.socket.write(bytes)
+        loop {
+            self.socket.set_write_timeout(Some(remaining(self.until)?))?;
+            match self.socket.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

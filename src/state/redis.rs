@@ -1,5 +1,8 @@
 //! A state store in Redis, which several processes can share. Every key begins with the pipeline's name.
 
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_sinks::redis::RedisClient;
@@ -71,7 +74,8 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Executes a command, and retries it once if the connection is lost: every command here is idempotent.
+    /// Executes a command, and retries it once if the connection is lost: every command here is idempotent. What a signal interrupts, such
+    /// as the one that lets a process go on that was stopped, does not count.
     fn execute<T: FromRedisValue>(&mut self, action: &str, command: &Cmd) -> Result<T, StateError> {
         // Only a connection that existed can be lost. A connection that cannot be made is not retried, which would
         // double the wait.
@@ -80,6 +84,7 @@ impl RedisStore {
             let answer = self.connection().and_then(|connection| command.query(connection));
             match answer {
                 Ok(answer) => return Ok(answer),
+                Err(error) if is_interrupted(&error) => self.connection = None,
                 Err(error) if !is_last_attempt && (error.is_io_error() || error.is_connection_dropped()) => {
                     (is_last_attempt, self.connection) = (true, None);
                 }
@@ -101,6 +106,13 @@ impl RedisStore {
     fn key(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
+}
+
+/// Returns true if a signal interrupted a call of the operating system: sockets with a timeout do not go on by themselves.
+fn is_interrupted(error: &RedisError) -> bool {
+    let shared = error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
+    let cause = shared.and_then(|shared| shared.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::Interrupted)
 }
 
 impl RedisStore {
@@ -158,5 +170,18 @@ impl StateStore for RedisStore {
             Durability::Checked => self.check(),
             Durability::Assumed => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interrupted_calls_differ_from_lost_connections() {
+        let error = |kind: io::ErrorKind| RedisError::from(io::Error::from(kind));
+        assert!(is_interrupted(&error(io::ErrorKind::Interrupted)));
+        assert!(!is_interrupted(&error(io::ErrorKind::ConnectionReset)));
+        assert!(!is_interrupted(&error(io::ErrorKind::TimedOut)));
     }
 }

@@ -30,8 +30,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Creates a cluster that reads `records` generated records from a topic. The name is that of its pipeline, whose progress
-    /// Kafka keeps beyond the test.
+    /// Creates a cluster that reads `records` generated records from a topic. The name begins that of its pipeline, whose
+    /// progress Kafka keeps beyond the test.
     pub fn new(name: &str, records: u64) -> Cluster {
         let brokers = Services::shared().kafka.clone();
         headwater::topics::create_topics(&brokers, &Default::default(), &crate::kafka::standard_topics())
@@ -51,8 +51,9 @@ impl Cluster {
         let cluster = Cluster { dir: tempfile::tempdir().expect("a directory"), postgres, services };
         let brokers = &cluster.services.kafka;
         let text = format!(
-            "pipeline = \"{name}\"\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {brokers:?}\n{flow}\
+            "pipeline = \"{name}-{}\"\n[source]\nkind = \"kafka\"\ntopic = {topic:?}\nbrokers = {brokers:?}\n{flow}\
              {sinks}[sinks.postgres]\nurl = {:?}\n{CRASH_SECTIONS}{:?}\n",
+            std::process::id(),
             cluster.postgres.url(),
             cluster.services.redis,
         );
