@@ -596,3 +596,30 @@ fn records_around_one_are_read_within_bounds() {
     let (missing, records) = read(1000, Some(gone), None);
     assert!(!missing.is_found && records.is_empty(), "{missing:?}");
 }
+
+#[test]
+fn most_of_a_budget_goes_to_the_partition_furthest_behind() {
+    let topic = topic("order", 3, &[]);
+    let producer = producer(None);
+    (0..3).for_each(|partition| send(&producer, &topic, partition, numbers(0..1000)));
+    let source = open(&topic);
+    let mut reading = Reading::of(&source);
+    reading.until("every partition is fetched", |reading| reading.got.len() == 3);
+
+    let count = |reading: &Reading, partition: u32| reading.got.get(&partition).map_or(0, Vec::len);
+    let shares = |reading: &mut Reading, order: &[u32]| {
+        reading.reader.set_order(&mut order.iter().copied().map(Partition));
+        let before = [0, 1, 2].map(|partition| count(reading, partition));
+        assert_eq!(reading.step(120).expect("it reads"), 120);
+        [0, 1, 2].map(|partition| count(reading, partition) - before[partition as usize])
+    };
+    assert_eq!(
+        shares(&mut reading, &[2, 0, 1]),
+        [10, 10, 100],
+        "all get a share, and the first what is left"
+    );
+    assert_eq!(shares(&mut reading, &[1, 2, 0]), [10, 100, 10]);
+    reading.reader.set_paused(Partition(1), true).expect("it is assigned");
+    assert_eq!(shares(&mut reading, &[1, 2, 0]), [15, 0, 105], "the first that can be read");
+    assert_eq!(shares(&mut reading, &[]), [60, 0, 60], "without an order all get the same");
+}

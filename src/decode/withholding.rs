@@ -165,6 +165,10 @@ impl Reader for Withholding {
         Ok(emitted)
     }
 
+    fn set_order(&mut self, partitions: &mut dyn Iterator<Item = Partition>) {
+        self.reader.set_order(partitions);
+    }
+
     fn collect_contexts(&mut self, most: usize) {
         self.reader.collect_contexts(most);
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use headwater_dataflows::{EventTime, Offset, Partition};
 
 use crate::coordination::ingest::{
-    Clocks, Liveness, Pace, Paced, PartitionState, PartitionTracker, RECORD_OVERHEAD, TimeRules, Timing,
+    Clocks, Liveness, Pace, Paced, PartitionState, PartitionTracker, TimeRules, Timing, UNFINAL_OVERHEAD,
     Unfinal, UnfinalBytes,
 };
 use crate::coordination::{Binding, Position, Positions, Watermark, WatermarkRule};
@@ -278,7 +278,7 @@ impl View {
                 let (time, clocks) =
                     (event.event_time(), Clocks::new(TimeRules::default(), raw.timestamp, None));
                 if !clocks.is_future(time, timing.max_future_skew_ms) {
-                    let size = RECORD_OVERHEAD + raw.value.map_or(0, <[u8]>::len) + event.transcoded_bytes();
+                    let size = UNFINAL_OVERHEAD + raw.value.map_or(0, <[u8]>::len) + event.transcoded_bytes();
                     tracker.accept(time, clocks.pushing_time(time), size, timing, self.watermark.current());
                     self.decoded.accepted += 1;
                     self.events.push(event);

@@ -6,6 +6,12 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, Pers
 
 use super::{StateError, StateStore, open_with_retry};
 
+/// The bytes of blobs that wait in memory until they are written to their own files.
+const MEMTABLE: u64 = 8 << 20;
+
+/// The bytes of the cache: a blob is read once, if at all.
+const CACHE: u64 = 1 << 20;
+
 /// A folder of blobs, which only one process can open.
 pub struct FjallStore {
     path: PathBuf,
@@ -58,10 +64,13 @@ impl FjallStore {
 
 fn open_database(path: &Path) -> Result<(Database, Keyspace), fjall::Error> {
     headwater_sinks::private::folder(path)?;
-    let database = Database::builder(path).open()?;
-    // Blobs are large and never change, so compaction should not copy them together with their names.
-    let separate =
-        || KeyspaceCreateOptions::default().with_kv_separation(Some(KvSeparationOptions::default()));
+    let database = Database::builder(path).cache_size(CACHE).open()?;
+    // Blobs are large and never change, so compaction should not copy them together with their names. They are in the journal
+    // as well, so that they need not wait in memory for others.
+    let separate = || {
+        let separated = Some(KvSeparationOptions::default());
+        KeyspaceCreateOptions::default().with_kv_separation(separated).max_memtable_size(MEMTABLE)
+    };
     let blobs = database.keyspace("blobs", separate)?;
     Ok((database, blobs))
 }

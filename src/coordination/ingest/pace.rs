@@ -56,10 +56,24 @@ impl Pace {
             active().min_by_key(|(partition, position)| (position.push.greatest, *partition));
         let permission =
             self.unfinal.permission(self.unfinal_limit, slowest_partition.map(|(partition, _)| partition));
-        let least = active().filter_map(|(_, position)| position.push.greatest).min();
-        let drift_bound = least.zip(self.max_drift_ms).map(|(least, drift_ms)| least.plus_ms(drift_ms));
+        let greatest = || active().filter_map(|(_, position)| position.push.greatest);
+        let drift_bound = greatest().min().zip(greatest().max()).and_then(|(least, most)| {
+            let drift = self.max_drift_ms.map(|drift_ms| least.plus_ms(drift_ms));
+            [drift, self.middle(least, most, watermark)].into_iter().flatten().min()
+        });
         let stall = self.liveness.observe(now, watermark, slowest, permission, self.unfinal.total());
         Paced { permission, drift_bound, stall }
+    }
+
+    /// Returns the middle of the partitions' times, up to which they may be read once un-final events take half of what they
+    /// may, and more of them because partitions are apart than because events are out of order. So the half that leads
+    /// waits long before the limit stops all but the slowest, and how far it may lead is a matter of memory, whatever the
+    /// density of event time.
+    fn middle(&self, least: EventTime, most: EventTime, watermark: EventTime) -> Option<EventTime> {
+        let is_apart =
+            i128::from(most.0) - i128::from(least.0) > i128::from(least.0) - i128::from(watermark.0);
+        (self.unfinal.total() > self.unfinal_limit / 2 && is_apart)
+            .then(|| EventTime(least.0.midpoint(most.0)))
     }
 }
 
@@ -69,5 +83,52 @@ impl Paced {
     pub fn allows(&self, partition: Partition, greatest: Option<EventTime>, idle: bool) -> bool {
         let within = self.drift_bound.is_none_or(|bound| greatest.is_none_or(|time| time <= bound));
         (idle && self.permission != ReadPermission::None) || (self.permission.allows(partition) && within)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use headwater_dataflows::Offset;
+
+    use super::*;
+
+    const LIMIT: u64 = 1000;
+
+    /// Returns what may be read of partitions whose greatest times are these, when an event of the last one takes so many bytes.
+    fn paced(times: &[i64], watermark: i64, bytes: usize) -> (Paced, Vec<bool>) {
+        let forever = Duration::from_secs(3600);
+        let mut pace = Pace {
+            unfinal: Unfinal::default(),
+            unfinal_limit: LIMIT,
+            max_drift_ms: None,
+            liveness: Liveness::new(forever, forever),
+        };
+        let mut event = UnfinalBytes::default();
+        event.add(EventTime(times[times.len() - 1]), None, bytes);
+        pace.add(&[(Partition(times.len() as u32 - 1), event)]);
+        let positions: Vec<_> = times
+            .iter()
+            .map(|&time| {
+                let mut position = Position::starting(Offset(0));
+                position.push.greatest = Some(EventTime(time));
+                position
+            })
+            .collect();
+        let paced = pace.end_epoch(Duration::ZERO, &positions, None, EventTime(watermark));
+        let allowed =
+            (0..).zip(times).map(|(p, &time)| paced.allows(Partition(p), Some(EventTime(time)), false));
+        (paced, allowed.collect())
+    }
+
+    #[test]
+    fn partitions_that_lead_wait_once_un_final_events_take_half_of_the_limit() {
+        let times = [100, 120, 180, 200];
+        assert_eq!(paced(&times, 95, 500).1, [true; 4], "there is room");
+        assert_eq!(paced(&times, 95, 501).1, [true, true, false, false]);
+        assert_eq!(paced(&times, 95, 1000).1, [true, false, false, false], "the limit");
+        assert_eq!(paced(&times, -5, 501).1, [true; 4], "they are out of order rather than apart");
+        assert_eq!(paced(&[100, 100], 95, 501).1, [true; 2], "none leads");
+        assert_eq!(paced(&[100, i64::MAX], i64::MIN, 501).0.drift_bound, None, "no time overflows");
+        assert_eq!(paced(&[100, i64::MAX], 95, 501).1, [true, false]);
     }
 }

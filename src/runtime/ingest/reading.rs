@@ -180,6 +180,8 @@ struct Reading {
     partitions: Vec<OwnedPartition>,
     /// The index in `partitions` by partition number.
     index: Vec<usize>,
+    /// The indices in `partitions` by how far each is behind in event time.
+    order: Vec<usize>,
     started: Instant,
     /// The epoch that is being read.
     open: Option<Epoch>,
@@ -253,6 +255,7 @@ impl Reading {
             context,
             partitions,
             index,
+            order: Vec::new(),
             started: Instant::now(),
             open: None,
             replaying: false,
@@ -394,6 +397,17 @@ impl Reading {
         Ok(())
     }
 
+    /// Lets the partition that is furthest behind in event time be read first. One that has no event yet comes last: it
+    /// may never have one.
+    fn set_order(&mut self) {
+        let Reading { order, partitions, reader, .. } = self;
+        let greatest = |at: &usize| partitions[*at].tracker.greatest().unwrap_or(EventTime::MAX);
+        order.clear();
+        order.extend(0..partitions.len());
+        order.sort_by_key(greatest);
+        reader.set_order(&mut order.iter().map(|at| partitions[*at].tracker.partition()));
+    }
+
     /// Reads one budget's worth of records into the open epoch; returns when to read again.
     fn read(
         &mut self,
@@ -406,6 +420,9 @@ impl Reading {
             return NextRead::Soon;
         }
         let budget = self.budget(epoch);
+        if !self.replaying && !self.settings.timing.counted {
+            self.set_order();
+        }
         let (read, bytes) = match self.read_records(budget, tick, give) {
             Ok(read) => read,
             Err(error) => {
@@ -453,7 +470,8 @@ impl Reading {
         }
         self.reported = Some(Instant::now());
         for (owned, state) in self.partitions.iter().zip(states) {
-            owned.lag.set(i64::try_from(state.backlog).unwrap_or(i64::MAX));
+            // Records that are made as they are read have no end, and so no lag.
+            owned.lag.set(i64::try_from(state.backlog).unwrap_or(0));
             let held = owned.tracker.held_for(now);
             let seconds = |(_, time): (Offset, Duration)| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
             owned.held.set(held.map_or(0, seconds));

@@ -51,6 +51,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// The minimum of fetch memory per partition, in bytes.
 const MIN_BYTES: usize = 64 << 10;
 
+/// The bytes that the client keeps for a record besides its value, roughly.
+const CLIENT_OVERHEAD: usize = 512;
+
 /// The start position if the ledger has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartFrom {
@@ -341,10 +344,12 @@ fn consumer_config(config: &KafkaSourceConfig, partitions: u32) -> Result<Client
     let share = (config.bytes_in_flight / (partitions.max(1) as usize)).max(MIN_BYTES) / 2;
     let queued = (share >> 10).to_string();
     let fetched = share.min(1 << 20).to_string();
+    // The client counts the bytes of values only, but what it keeps for each record takes as much as a small one.
+    let records = (share / CLIENT_OVERHEAD).to_string();
     let defaults = [
         // With the default, a partition whose queue was full is not fetched for a second.
         ("fetch.queue.backoff.ms", "10"),
-        ("queued.min.messages", "1000000"),
+        ("queued.min.messages", &*records),
         ("queued.max.messages.kbytes", &*queued),
         ("fetch.message.max.bytes", &*fetched),
     ];

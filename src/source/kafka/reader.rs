@@ -26,6 +26,9 @@ use crate::source::{Budget, Raw, Reader, SourceError, Wake};
 /// The header with the number of times that a record was retried from the dead letters, in decimal.
 pub const RETRIES: &str = "headwater-retries";
 
+/// The part of a budget that all partitions share, if they have an order, is one in so many.
+const EQUAL_PART: usize = 4;
+
 /// A callback for each record, with its partition.
 pub(super) type OnRecord<'a> = dyn FnMut(Partition, &Fetched<'_>) + 'a;
 
@@ -39,6 +42,8 @@ pub(super) struct KafkaReader {
     stop: Vec<Offset>,
     /// The index of the partition that is read first next time, so that a busy partition does not starve others.
     first: usize,
+    /// The indices of readers in the order in which they get what is left of a budget; empty if all get the same.
+    order: Vec<usize>,
     ends: PartitionEnds,
     /// The number of occurrences of each non-fatal partition error.
     errors: HashMap<String, u64>,
@@ -82,6 +87,7 @@ impl KafkaReader {
             topic,
             stop,
             first: 0,
+            order: Vec::new(),
             ends,
             errors,
             producer_header,
@@ -129,32 +135,48 @@ impl KafkaReader {
         }
         let readers = self.readers.len();
         let mut left = budget;
+        let mut equal = if self.order.is_empty() { budget.records } else { budget.records / EQUAL_PART };
         loop {
             let readable = self.readers.iter().filter(|reader| reader.is_readable()).count();
-            // OnRecord partition gets an equal share of the remaining budget; unused shares are distributed again.
-            let share = (left.records / readable.max(1)).max(1);
+            // Each partition gets an equal share of the remaining budget; unused shares are distributed again.
+            let share = (equal.min(left.records) / readable.max(1)).max(1);
             let before = left.records;
             for turn in 0..readers {
-                let reader = (self.first + turn) % readers;
-                if let Some(error) = self.readers[reader].read(share, &mut left, each) {
-                    self.readers[reader].invalidate();
-                    self.handle_partition_error(reader, &error)?;
-                }
-                if let Some(changed) = &self.readers[reader].changed {
-                    let PartitionReader { partition: Partition(partition), position, .. } =
-                        self.readers[reader];
-                    return Err(SourceError::Refused(format!(
-                        "the record at offset {} of {} partition {partition} {changed}: the topic was deleted and \
-                         recreated; use another `pipeline` name, with its own tables, to read the new topic from its start",
-                        position - 1,
-                        self.topic
-                    )));
-                }
+                self.read_partition((self.first + turn) % readers, share, &mut left, each)?;
             }
             self.first = (self.first + 1) % readers.max(1);
+            for turn in 0..self.order.len() {
+                self.read_partition(self.order[turn], left.records, &mut left, each)?;
+            }
+            equal = left.records;
             if left.records == before || left.records == 0 || left.bytes == 0 {
                 return Ok(budget.records - left.records);
             }
+        }
+    }
+
+    /// Reads at most a share of the remaining budget from one partition.
+    fn read_partition(
+        &mut self,
+        reader: usize,
+        share: usize,
+        left: &mut Budget,
+        each: &mut OnRecord<'_>,
+    ) -> Result<(), SourceError> {
+        if let Some(error) = self.readers[reader].read(share, left, each) {
+            self.readers[reader].invalidate();
+            self.handle_partition_error(reader, &error)?;
+        }
+        let PartitionReader { partition: Partition(partition), position, changed, .. } =
+            &self.readers[reader];
+        match changed {
+            None => Ok(()),
+            Some(changed) => Err(SourceError::Refused(format!(
+                "the record at offset {} of {} partition {partition} {changed}: the topic was deleted and \
+                 recreated; use another `pipeline` name, with its own tables, to read the new topic from its start",
+                position - 1,
+                self.topic
+            ))),
         }
     }
 
@@ -340,6 +362,13 @@ impl Reader for KafkaReader {
 
     fn take_contexts(&mut self) -> Vec<TraceContext> {
         std::mem::take(&mut self.sampled.contexts)
+    }
+
+    fn set_order(&mut self, partitions: &mut dyn Iterator<Item = Partition>) {
+        let KafkaReader { order, readers, .. } = self;
+        order.clear();
+        let index = |partition| readers.iter().position(|reader| reader.partition == partition);
+        order.extend(partitions.filter_map(index));
     }
 
     fn partitions(&self) -> Vec<PartitionState> {

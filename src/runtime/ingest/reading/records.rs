@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use headwater_dataflows::Epoch;
 
 use super::{BUDGET, ReadContext, Reading};
-use crate::coordination::ingest::{Clocks, RECORD_OVERHEAD, TimeRules};
+use crate::coordination::ingest::{Clocks, RECORD_OVERHEAD, TimeRules, UNFINAL_OVERHEAD};
 use crate::decode::{Reason, Rejection};
 use crate::event::Event;
 use crate::outputs::DeadLetter;
@@ -77,7 +77,8 @@ impl Reading {
                     }
                     accepted += 1;
                     bytes += event.transcoded_bytes();
-                    tracker.accept(time, clocks.pushing_time(time), size, timing, watermark);
+                    let unfinal = size + (UNFINAL_OVERHEAD - RECORD_OVERHEAD);
+                    tracker.accept(time, clocks.pushing_time(time), unfinal, timing, watermark);
                     give(Ok(event));
                 }
                 Err(rejection) => {
