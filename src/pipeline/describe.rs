@@ -15,7 +15,7 @@ use crate::outputs::RuleMode;
 pub struct RuleDescription {
     /// The id in alerts and metrics.
     pub id: String,
-    /// The condition, in words; of a rule of the user's own, its description.
+    /// The condition, in words; of a rule of the user's own, its description, which may be empty.
     pub description: String,
     /// The keys that it groups by.
     pub by: String,
@@ -68,10 +68,9 @@ pub fn describe(patterns: &Patterns, own: &[RulePlan]) -> Vec<RuleDescription> {
 /// Describes a rule of the user's own.
 fn of_own(rule: &RulePlan) -> RuleDescription {
     let settings = rule.settings.iter().filter(|(key, _)| key != "by");
-    let words: Vec<_> = settings.clone().map(|(key, value)| format!("{key} = {value}")).collect();
     RuleDescription {
         id: rule.id.to_string(),
-        description: rule.description.as_deref().map_or_else(|| words.join(", "), str::to_owned),
+        description: rule.description.as_deref().unwrap_or_default().to_owned(),
         by: rule.by.name().to_owned(),
         severity: match &rule.severity {
             SeverityPlan::Fixed(severity) => severity.as_str().to_owned(),

@@ -81,7 +81,7 @@ export class Rules {
     const by = rule.by && rule.by !== 'key' ? `, by ${rule.by}` : '';
     const emission = rule.emit === 'final' ? 'when final' : rule.emit === 'immediate' ? 'at once, revised later' : rule.emit;
     return row(
-      el('div', {}, el('span', { class: 'rule-id' }, ...breakable(rule.id)), shadowBadge(rule), el('span', { class: 'rule-text' }, rule.description)),
+      el('div', {}, el('span', { class: 'rule-id' }, ...breakable(rule.id)), shadowBadge(rule), rule.description ? el('span', { class: 'rule-text' }, rule.description) : null),
       LEVELS.has(rule.severity) ? severityBadge(rule.severity) : el('code', {}, rule.severity),
       { content: `${settingsText(rule.settings)}${by}; alerts ${emission}${back}${completeness(rule)}`, class: 'wide details' },
       { content: '', number: true }, { content: '', number: true, class: 'share' }, { content: '', number: true },
