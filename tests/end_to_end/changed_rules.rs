@@ -436,12 +436,15 @@ fn crashes_around_a_change_lose_and_repeat_nothing() {
         }
     }
     // The same with a command, which times out without an answer.
+    let mut asked = 0;
     for point in RULE_POINTS {
         variant.change(&mut random);
         let mut command = changing.files.command("2");
         command.env("HEADWATER_CRASH_AT", format!("{point}:1"));
         let mut run = Process::start(command, changing.files.path("run.log"));
-        let address = address(&mut run).expect("it does not end before");
+        // If the rules before were bound and not answered, this start returns to those of its file, and may crash at once.
+        let Some(address) = address(&mut run) else { continue };
+        asked += 1;
         let candidate = changing.write("candidate.toml", &variant.flow());
         wait_for("the crash", || {
             let output = apply(&candidate, address, &[]);
@@ -449,6 +452,7 @@ fn crashes_around_a_change_lose_and_repeat_nothing() {
             run.try_wait()
         });
     }
+    assert!(asked > 0, "no run lived until it was asked");
     succeed(&mut changing.files.command("2"));
     changing.judge();
     assert!(changing.changes().len() >= 5, "{} changes", changing.changes().len());
