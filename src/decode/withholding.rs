@@ -165,8 +165,8 @@ impl Reader for Withholding {
         Ok(emitted)
     }
 
-    fn set_order(&mut self, partitions: &mut dyn Iterator<Item = Partition>) {
-        self.reader.set_order(partitions);
+    fn set_order(&mut self, places: &[usize]) {
+        self.reader.set_order(places);
     }
 
     fn collect_contexts(&mut self, most: usize) {

@@ -78,10 +78,10 @@ pub trait Reader {
         Vec::new()
     }
 
-    /// Sets the order of partitions for the next reads, the one furthest behind in event time first: reading that one keeps
-    /// few events un-final. A quarter of a budget still goes to all partitions alike, so that none waits for another. Sources
-    /// that do not read ahead of a partition ignore it.
-    fn set_order(&mut self, _partitions: &mut dyn Iterator<Item = Partition>) {}
+    /// Sets the order of partitions for the next reads, by their places in [`partitions`](Reader::partitions), the one furthest
+    /// behind in event time first: reading that one keeps few events un-final. A quarter of a budget still goes to all
+    /// partitions alike, so that none waits for another. Sources that do not read ahead of a partition ignore it.
+    fn set_order(&mut self, _places: &[usize]) {}
 
     /// Returns the state of each owned partition.
     fn partitions(&self) -> Vec<PartitionState>;

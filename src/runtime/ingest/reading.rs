@@ -405,7 +405,7 @@ impl Reading {
         order.clear();
         order.extend(0..partitions.len());
         order.sort_by_key(greatest);
-        reader.set_order(&mut order.iter().map(|at| partitions[*at].tracker.partition()));
+        reader.set_order(order);
     }
 
     /// Reads one budget's worth of records into the open epoch; returns when to read again.

@@ -364,11 +364,9 @@ impl Reader for KafkaReader {
         std::mem::take(&mut self.sampled.contexts)
     }
 
-    fn set_order(&mut self, partitions: &mut dyn Iterator<Item = Partition>) {
-        let KafkaReader { order, readers, .. } = self;
-        order.clear();
-        let index = |partition| readers.iter().position(|reader| reader.partition == partition);
-        order.extend(partitions.filter_map(index));
+    fn set_order(&mut self, places: &[usize]) {
+        self.order.clear();
+        self.order.extend_from_slice(places);
     }
 
     fn partitions(&self) -> Vec<PartitionState> {

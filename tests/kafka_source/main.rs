@@ -2,16 +2,17 @@
 //!
 //! `HEADWATER_TEST_KAFKA` names the broker, as `host:port`. Every test creates its own topics.
 
+mod reading;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use headwater::coordination::ingest::PartitionState;
 use headwater::source::history::{Gap, HistoryQuery, HistoryRead, RecordHistory, Visitor};
 use headwater::source::kafka::history::TopicHistory;
 use headwater::source::kafka::produce::{Produced, Producer};
 use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
-use headwater::source::{Budget, Raw, Reader, Source, SourceError};
+use headwater::source::{Budget, Raw, Source, SourceError};
 use headwater::topics::{TopicSpec, create_topics};
 use headwater_dataflows::{Offset, Partition, Position};
 use headwater_sinks::Misconfigured;
@@ -20,6 +21,8 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, TopicPartitionList};
+
+use reading::Reading;
 
 const TEN_SECONDS: Duration = Duration::from_secs(10);
 
@@ -91,65 +94,6 @@ fn send(producer: &BaseProducer, topic: &str, partition: i32, values: impl IntoI
 
 fn numbers(range: std::ops::Range<u32>) -> impl Iterator<Item = String> {
     range.map(|n| n.to_string())
-}
-
-/// A reader of all partitions, with the records read so far, by partition, as offset and value.
-struct Reading {
-    reader: Box<dyn Reader>,
-    got: BTreeMap<u32, Vec<(i64, String)>>,
-}
-
-impl Reading {
-    fn of(source: &KafkaSource) -> Reading {
-        let owned: Vec<_> = source.start().iter().zip(0..).map(|(&from, p)| (Partition(p), from)).collect();
-        Reading { reader: source.reader(&owned).expect("it reads"), got: BTreeMap::new() }
-    }
-
-    fn step(&mut self, budget: usize) -> Result<usize, SourceError> {
-        let got = &mut self.got;
-        let begun = Instant::now();
-        let count = self.reader.read(Budget::records(budget), &mut |raw| {
-            let value = String::from_utf8(raw.value.unwrap_or_default().to_vec()).expect("text");
-            got.entry(raw.position.partition.0).or_default().push((raw.position.offset.0, value));
-        });
-        assert!(begun.elapsed() < Duration::from_secs(1), "reading must not block");
-        std::thread::sleep(Duration::from_millis(1));
-        count
-    }
-
-    fn until(&mut self, what: &str, done: impl Fn(&Reading) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !done(self) {
-            assert!(Instant::now() < deadline, "not within 30 s: {what}; {:?}", self.reader.partitions());
-            self.step(500).expect("it reads");
-        }
-    }
-
-    fn keep_reading(&mut self, time: Duration) {
-        let deadline = Instant::now() + time;
-        while Instant::now() < deadline {
-            self.step(500).expect("it reads");
-        }
-    }
-
-    /// Returns true if a partition's position equals its last high watermark.
-    fn at_end(&self, partition: u32) -> bool {
-        let state = self.state(partition);
-        state.available && state.high_watermark == Some(state.position)
-    }
-
-    fn state(&self, partition: u32) -> PartitionState {
-        let of = |state: &PartitionState| state.partition == Partition(partition);
-        self.reader.partitions().into_iter().find(of).expect("it is owned")
-    }
-
-    fn values(&self, partition: u32) -> Vec<&str> {
-        self.got.get(&partition).map_or_else(Vec::new, |got| got.iter().map(|(_, v)| &**v).collect())
-    }
-
-    fn ended(&self) -> bool {
-        self.reader.partitions().iter().all(|state| state.ended)
-    }
 }
 
 #[test]
@@ -607,8 +551,8 @@ fn most_of_a_budget_goes_to_the_partition_furthest_behind() {
     reading.until("every partition is fetched", |reading| reading.got.len() == 3);
 
     let count = |reading: &Reading, partition: u32| reading.got.get(&partition).map_or(0, Vec::len);
-    let shares = |reading: &mut Reading, order: &[u32]| {
-        reading.reader.set_order(&mut order.iter().copied().map(Partition));
+    let shares = |reading: &mut Reading, order: &[usize]| {
+        reading.reader.set_order(order);
         let before = [0, 1, 2].map(|partition| count(reading, partition));
         assert_eq!(reading.step(120).expect("it reads"), 120);
         [0, 1, 2].map(|partition| count(reading, partition) - before[partition as usize])
