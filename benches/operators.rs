@@ -1,19 +1,14 @@
 //! The cost of each operator on one worker: admission alone, then admission followed by one pattern or one kind of
 //! window. The measure is the worker's CPU time where the kernel accounts for it, so that other load has little effect.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use differential_dataflow::{AsCollection, VecCollection};
-use headwater::cli::bench::drive::{Drive, Spent, events, in_order};
-use headwater::config::Config;
+use differential_dataflow::VecCollection;
+use headwater::cli::bench::drive::{Drive, Spent, events, in_order, plan};
 use headwater::event::Event;
-use headwater::metrics::Metrics;
-use headwater::pipeline::{Inputs, Plan, RuleHistory, compute};
 use headwater::source::generator::GeneratorSettings;
-use headwater_dataflows::{Admission, Admit, Captures, Epoch};
-use timely::dataflow::operators::generic::operator::empty;
+use headwater_dataflows::{Admission, Admit, Epoch};
 
 /// The allocator of the program.
 #[global_allocator]
@@ -32,12 +27,6 @@ const OPERATORS: [(&str, &str); 8] = [
     ("sliding", "[[windows]]\nname = \"w\"\nkind = \"sliding\"\nby = \"key\"\nsize = \"5m\"\nevery = \"1m\""),
     ("session", "[[windows]]\nname = \"w\"\nkind = \"session\"\nby = \"key\"\ngap = \"30s\""),
 ];
-
-/// Returns the plan of a pipeline with only this section.
-fn plan(section: &str) -> Plan {
-    let text = format!("pipeline = \"bench\"\n[source]\nkind = \"generator\"\n{section}\n[sinks.kafka]\n");
-    Config::parse(&text, std::iter::empty()).expect("a valid configuration").plan
-}
 
 /// Returns the total CPU time of several runs, each with its own dataflow.
 fn times(runs: u64, mut run: impl FnMut() -> Spent) -> Duration {
@@ -61,21 +50,9 @@ fn operators(criterion: &mut Criterion) {
             });
         });
         for (name, section) in OPERATORS {
-            let (plan, metrics) = (plan(section), Arc::new(Metrics::default()));
-            let history = RuleHistory::of(&plan);
+            let plan = plan(section);
             group.bench_function(name, |bencher| {
-                bencher.iter_custom(|runs| {
-                    times(runs, || {
-                        let (plan, history, metrics) = (plan.clone(), history.clone(), Arc::clone(&metrics));
-                        drive.run(&events, move |events, control| {
-                            let scope = events.inner.scope();
-                            let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
-                            let inputs = Inputs { events, rejected, control, refused: None };
-                            compute(inputs, &captures, &plan, &history, &Arc::from([]), &metrics, None)
-                                .encoded
-                        })
-                    })
-                });
+                bencher.iter_custom(|runs| times(runs, || drive.run_plan(&events, &plan)));
             });
         }
         group.finish();

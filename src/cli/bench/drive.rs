@@ -5,15 +5,21 @@ use std::rc::Rc;
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
-use differential_dataflow::VecCollection;
 use differential_dataflow::input::InputSession;
-use headwater_dataflows::{Clock, ControlStream, Epoch, EventTime, KeyHash, Offset, Partition, Position};
+use differential_dataflow::{AsCollection, VecCollection};
+use headwater_dataflows::{
+    Captures, Clock, ControlStream, Epoch, EventTime, KeyHash, Offset, Partition, Position,
+};
 use timely::dataflow::StreamVec;
+use timely::dataflow::operators::generic::operator::empty;
 use timely::dataflow::operators::{Inspect, Probe};
 
 use super::usage;
+use crate::config::Config;
 use crate::decode::{Decoder, JsonDecoder};
 use crate::event::Event;
+use crate::metrics::Metrics;
+use crate::pipeline::{Inputs, Plan, RuleHistory, compute};
 use crate::source::Raw;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
 
@@ -43,6 +49,15 @@ pub struct Spent {
     pub cpu: Option<Duration>,
     /// The number of results.
     pub results: u64,
+}
+
+/// Returns the plan of a pipeline with these sections of a configuration.
+///
+/// # Panics
+/// If they are invalid.
+pub fn plan(sections: &str) -> Plan {
+    let text = format!("pipeline = \"bench\"\n[source]\nkind = \"generator\"\n{sections}\n[sinks.kafka]\n");
+    Config::parse(&text, std::iter::empty()).expect("the sections are valid").plan
 }
 
 /// Returns the generator's settings for an ordered stream without invalid or duplicate records.
@@ -157,6 +172,20 @@ impl Drive {
             wall: all.wall.max(one.wall),
             cpu: all.cpu.zip(one.cpu).map(|(all, one)| all + one),
             results: all.results + one.results,
+        })
+    }
+
+    /// Runs the dataflow of a plan over `events`, into encoded outputs, without capturing state.
+    ///
+    /// # Panics
+    /// If a worker panics.
+    pub fn run_plan(self, events: &[Event], plan: &Plan) -> Spent {
+        let (plan, history, metrics) = (plan.clone(), RuleHistory::of(plan), Arc::new(Metrics::default()));
+        self.run(events, move |events, control| {
+            let scope = events.inner.scope();
+            let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
+            let inputs = Inputs { events, rejected, control, refused: None };
+            compute(inputs, &captures, &plan, &history, &Arc::from([]), &metrics, None).encoded
         })
     }
 

@@ -6,7 +6,7 @@ pub mod drive;
 mod keys;
 mod latency;
 mod report;
-mod rules;
+pub mod rules;
 mod scratch;
 mod stages;
 pub mod usage;

@@ -10,9 +10,8 @@ use timely::dataflow::StreamVec;
 
 use super::args::RulesBenchArgs;
 use super::cost::{median, patterns, per_second};
-use super::drive::{Drive, Spent, events, in_order};
+use super::drive::{Drive, Spent, events, in_order, plan};
 use crate::cli::output::{self, OutputError, Table, note};
-use crate::config::Config;
 use crate::event::Event;
 use crate::outputs::Alert;
 use crate::pipeline::{KeySpace, Plan, SpaceEvent, rule_set, rules, rules_by};
@@ -22,7 +21,7 @@ use crate::source::generator::GeneratorSettings;
 const BEHIND_MS: i64 = 5000;
 
 /// The rules of the same meaning as the five patterns.
-const SAME: &str = r#"
+pub const SAME: &str = r#"
 [[rules]]
 id = "velocity"
 count = { more_than = 100, within = "1h" }
@@ -151,9 +150,7 @@ fn run(events: &[Event], own: Option<&str>) -> Spent {
             keyed.scan_all("Rules", rules(&Arc::from("bench"), &patterns(Emission::Immediate))).inner
         });
     };
-    let text = format!("pipeline = \"bench\"\n[source]\nkind = \"generator\"\n{own}");
-    let config = Config::parse_without_sinks(&text, std::iter::empty()).expect("the rules are valid");
-    let plan = config.plan;
+    let plan = plan(own);
     drive.run(events, move |events, control| by_rules(events, control, &plan))
 }
 
