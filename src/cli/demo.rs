@@ -67,12 +67,17 @@ const SECONDS: f64 = 20.0;
 pub(super) fn new_database(directory: &Path) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     for suffix in ["", "-wal", "-shm"] {
-        let old = directory.join(format!("results.db{suffix}"));
-        if old.exists() {
-            std::fs::remove_file(&old).with_context(|| format!("cannot remove {}", old.display()))?;
-        }
+        remove(&directory.join(format!("results.db{suffix}")))?;
     }
     Ok(directory.join("results.db"))
+}
+
+/// Removes a file of an earlier demo, if there is one.
+pub(super) fn remove(old: &Path) -> anyhow::Result<()> {
+    if old.exists() {
+        std::fs::remove_file(old).with_context(|| format!("cannot remove {}", old.display()))?;
+    }
+    Ok(())
 }
 
 /// Runs the demo; returns true if every injected fraud was found.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use super::demo::remove;
 use crate::assembly;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -37,8 +38,8 @@ pub(super) fn run(directory: &Path) -> anyhow::Result<OwnRule> {
     let directory = directory.join("payments");
     let results = directory.join("results");
     std::fs::create_dir_all(&results).with_context(|| format!("cannot create {}", results.display()))?;
-    for old in RESULTS.map(|name| results.join(name)).iter().filter(|old| old.exists()) {
-        std::fs::remove_file(old).with_context(|| format!("cannot remove {}", old.display()))?;
+    for name in RESULTS {
+        remove(&results.join(name))?;
     }
     let (pipeline, events) = (directory.join("payments.toml"), directory.join("payments.ndjson"));
     for (path, text) in [(&pipeline, PIPELINE), (&events, EVENTS)] {
