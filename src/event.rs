@@ -150,6 +150,17 @@ impl Span {
         (self.start as usize, self.start as usize + self.len as usize)
     }
 
+    /// Returns the range of the text; meaningless for an absent span.
+    pub fn range(self) -> std::ops::Range<usize> {
+        let (start, end) = self.bounds();
+        start..end
+    }
+
+    /// Returns the number of bytes; meaningless for an absent span.
+    pub fn len(self) -> usize {
+        self.len as usize
+    }
+
     fn of(self, text: &str) -> Option<&str> {
         text.get(self.start as usize..).and_then(|rest| rest.get(..self.len as usize))
     }

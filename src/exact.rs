@@ -83,19 +83,19 @@ pub enum NoInstant {
 /// If the text is no such time.
 pub fn read_instant(text: &str) -> Result<i64, NoInstant> {
     let bytes = text.as_bytes();
-    let number = |range: std::ops::Range<usize>| -> Result<u32, NoInstant> {
-        let digits = bytes.get(range).ok_or(NoInstant::Form)?;
-        digits.iter().try_fold(0, |sum, byte| {
-            if byte.is_ascii_digit() { Ok(sum * 10 + u32::from(byte - b'0')) } else { Err(NoInstant::Form) }
+    let head: &[u8; 19] = bytes.first_chunk().ok_or(NoInstant::Form)?;
+    let mut has_form = true;
+    let mut number = |bytes: &[u8]| {
+        bytes.iter().fold(0, |sum, byte| {
+            has_form &= byte.is_ascii_digit();
+            sum * 10 + u32::from(byte.wrapping_sub(b'0'))
         })
     };
-    let expect = |at: usize, any: &[u8]| {
-        bytes.get(at).filter(|byte| any.contains(byte)).map(drop).ok_or(NoInstant::Form)
-    };
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    for (at, any) in [(4, "-"), (7, "-"), (10, "Tt "), (13, ":"), (16, ":")] {
-        expect(at, any.as_bytes())?;
+    let (year, month, day) = (number(&head[..4]), number(&head[5..7]), number(&head[8..10]));
+    let (hour, minute, second) = (number(&head[11..13]), number(&head[14..16]), number(&head[17..]));
+    let has_marks = (head[4], head[7], head[13], head[16]) == (b'-', b'-', b':', b':');
+    if !has_form || !has_marks || !matches!(head[10], b'T' | b't' | b' ') {
+        return Err(NoInstant::Form);
     }
     let mut at = 19;
     let mut ms = 0;
@@ -116,7 +116,13 @@ pub fn read_instant(text: &str) -> Result<i64, NoInstant> {
         }
         Some(sign @ (b'+' | b'-')) => {
             let colon = usize::from(bytes.get(at + 3) == Some(&b':'));
-            let (hours, minutes) = (number(at + 1..at + 3)?, number(at + 3 + colon..at + 5 + colon)?);
+            let pair = |at: usize| match bytes.get(at..at + 2) {
+                Some([tens @ b'0'..=b'9', ones @ b'0'..=b'9']) => {
+                    Ok(u32::from(tens - b'0') * 10 + u32::from(ones - b'0'))
+                }
+                _ => Err(NoInstant::Form),
+            };
+            let (hours, minutes) = (pair(at + 1)?, pair(at + 3 + colon)?);
             if hours > 23 || minutes > 59 {
                 return Err(NoInstant::Form);
             }

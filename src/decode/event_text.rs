@@ -32,19 +32,27 @@ impl EventText<'_> {
     }
 
     /// Returns the span of a string literal of the record; appends its text if it has escapes.
-    pub fn literal(&mut self, text: &Text) -> Span {
+    #[inline]
+    pub fn literal(&mut self, text: Text) -> Span {
         if !text.escaped {
-            return Span::new(text.range.clone());
+            return text.span;
         }
         let start = self.record.len() + self.appended.len();
-        Scanner::new(self.record, 0).unescape(text, self.appended);
+        Scanner::new(self.record, 0).unescape(&text, self.appended);
         Span::new(start..self.record.len() + self.appended.len())
     }
 
     /// Appends the key of this kind and name, with its prefix.
     pub fn append_key(&mut self, kind: KeyKind<'_>, name: Span) -> Span {
-        let key = kind.prefixed(self.str(name));
-        self.append(&key)
+        let start = self.record.len() + self.appended.len();
+        match self.record.get(name.range()) {
+            Some(name) => kind.push_prefixed(name, self.appended),
+            None => {
+                let name = self.str(name).to_owned();
+                kind.push_prefixed(&name, self.appended);
+            }
+        }
+        Span::new(start..self.record.len() + self.appended.len())
     }
 
     /// Returns the hash of the text of a span; 0 if it is absent.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use headwater_dataflows::EventTime;
 
 use super::event_text::EventText;
-use super::scan::{Scanner, SyntaxError, Text, Value};
+use super::scan::{Scanner, SyntaxError, Text, Value, find_special};
 use super::{Decoder, Envelope, FieldError, Format, MappedDecoder, Rejection, number};
 use crate::event::{Body, Event, EventType, Extension, KeyKind, Kind, Span};
 use crate::source::Raw;
@@ -48,27 +48,24 @@ const SESSION_ID: usize = 10;
 const LOCATION: usize = 11;
 const ATTRIBUTES: usize = 12;
 
-/// Returns the index of a known field; compares lengths first.
+/// Returns the index of a known field.
 fn field(name: &str) -> Option<usize> {
-    let at = match (name.len(), name.as_bytes().first()?) {
-        (8, b'e') => EVENT_ID,
-        (10, b'e') => match name {
-            "event_type" => EVENT_TYPE,
-            _ => EVENT_TIME,
-        },
-        (7, _) => USER_ID,
-        (9, _) => DEVICE_ID,
-        (6, _) => AMOUNT,
-        (8, b'c') => CURRENCY,
-        (11, _) => MERCHANT_ID,
-        (17, _) => MERCHANT_CATEGORY,
-        (10, b'i') => IP_ADDRESS,
-        (10, b's') => SESSION_ID,
-        (8, b'l') => LOCATION,
-        (10, b'a') => ATTRIBUTES,
+    Some(match name {
+        "event_id" => EVENT_ID,
+        "event_type" => EVENT_TYPE,
+        "user_id" => USER_ID,
+        "device_id" => DEVICE_ID,
+        "event_time" => EVENT_TIME,
+        "amount" => AMOUNT,
+        "currency" => CURRENCY,
+        "merchant_id" => MERCHANT_ID,
+        "merchant_category" => MERCHANT_CATEGORY,
+        "ip_address" => IP_ADDRESS,
+        "session_id" => SESSION_ID,
+        "location" => LOCATION,
+        "attributes" => ATTRIBUTES,
         _ => return None,
-    };
-    (FIELDS[at] == name).then_some(at)
+    })
 }
 
 /// The format JSON: one object per record.
@@ -94,8 +91,10 @@ pub struct JsonDecoder {
     errors: Vec<FieldError>,
     /// The part of the event's text after the original record.
     appended: String,
+    /// The values of the known fields of the last record.
+    members: [Value; FIELDS.len()],
     /// Unknown fields: name and value, as ranges of the record.
-    unknown: Vec<(Text, std::ops::Range<usize>)>,
+    unknown: Vec<(Text, Span)>,
 }
 
 impl Decoder for JsonDecoder {
@@ -105,12 +104,12 @@ impl Decoder for JsonDecoder {
 
     fn decode(&mut self, raw: Raw<'_>) -> Result<Event, Rejection> {
         let text = text_of(&raw)?;
-        let mut members = self.scan(text)?;
+        self.scan(text)?;
         self.appended.clear();
         self.errors.clear();
-        let JsonDecoder { strict, errors, appended, unknown } = self;
+        let JsonDecoder { strict, errors, appended, members, unknown } = self;
         let text = EventText { record: text, appended };
-        EventBuilder { text, members: &mut members, unknown, strict: *strict, errors }.build(&raw)
+        EventBuilder { text, members, unknown, strict: *strict, errors }.build(&raw)
     }
 }
 
@@ -121,19 +120,19 @@ impl JsonDecoder {
     }
 
     /// Scans the values of the record's fields.
-    fn scan(&mut self, text: &str) -> Result<[Value; FIELDS.len()], Rejection> {
+    fn scan(&mut self, text: &str) -> Result<(), Rejection> {
         self.unknown.clear();
-        let mut members = [const { Value::Null }; FIELDS.len()];
+        self.members = [Value::Null; FIELDS.len()];
         let mut seen = 0u16;
         let mut duplicate = None;
         let mut scanner = Scanner::new(text, leading_space(text));
-        let result = scanner.members(1, &mut |name, value, range| {
-            let mut unescaped = String::new();
+        let result = scanner.members(1, |name, value, span| {
             let known = if name.escaped {
+                let mut unescaped = String::new();
                 Scanner::new(text, 0).unescape(&name, &mut unescaped);
                 field(&unescaped)
             } else {
-                field(&text[name.range.clone()])
+                field(&text[name.span.range()])
             };
             match known {
                 Some(field) => {
@@ -141,15 +140,15 @@ impl JsonDecoder {
                         duplicate = duplicate.or(Some(FIELDS[field]));
                     }
                     seen |= 1 << field;
-                    members[field] = value;
+                    self.members[field] = value;
                 }
-                None => self.unknown.push((name, range)),
+                None => self.unknown.push((name, span)),
             }
         });
         result.and_then(|()| scanner.end()).map_err(not_json)?;
         match duplicate {
             Some(name) => Err(Rejection::malformed(Some(name), format!("duplicate field {name}"))),
-            None => Ok(members),
+            None => Ok(()),
         }
     }
 }
@@ -181,7 +180,7 @@ pub(super) fn not_json(SyntaxError { at, what }: SyntaxError) -> Rejection {
 struct EventBuilder<'a> {
     text: EventText<'a>,
     members: &'a mut [Value; FIELDS.len()],
-    unknown: &'a [(Text, std::ops::Range<usize>)],
+    unknown: &'a [(Text, Span)],
     strict: bool,
     errors: &'a mut Vec<FieldError>,
 }
@@ -199,7 +198,7 @@ impl EventBuilder<'_> {
         };
         let name = match name {
             Span::ABSENT => return Err(Rejection::invalid(field, format!("{field} is missing"))),
-            name if self.text.str(name).is_empty() => {
+            name if name.len() == 0 => {
                 return Err(Rejection::invalid(field, format!("{field} is empty")));
             }
             name => name,
@@ -254,29 +253,28 @@ impl EventBuilder<'_> {
     /// Checks that every known field has its type, or is null.
     fn check_types(&mut self) -> Result<(), Rejection> {
         for (field, name) in FIELDS.into_iter().enumerate() {
-            let value = &self.members[field];
+            let value = self.members[field];
             let (fits, expected) = match field {
+                _ if value == Value::Null => continue,
                 EVENT_TIME => (matches!(value, Value::Text(_) | Value::Number(_)), "a string or a number"),
                 AMOUNT => (matches!(value, Value::Text(_) | Value::Number(_)), "a number or a string"),
                 LOCATION | ATTRIBUTES => (matches!(value, Value::Object(_)), "an object"),
                 EVENT_TYPE | CURRENCY | IP_ADDRESS => (matches!(value, Value::Text(_)), "a string"),
                 _ => (self.is_text(value), "a string or a whole number"),
             };
-            if !fits && *value != Value::Null {
-                self.handle_field_error(
-                    field,
-                    Rejection::malformed(Some(name), format!("{name} must be {expected}")),
-                )?;
+            if !fits {
+                let rejection = Rejection::malformed(Some(name), format!("{name} must be {expected}"));
+                self.handle_field_error(field, rejection)?;
             }
         }
         Ok(())
     }
 
     /// Returns true if a value can be an id: a string, or a whole number, whose digits are the id.
-    fn is_text(&self, value: &Value) -> bool {
+    fn is_text(&self, value: Value) -> bool {
         match value {
             Value::Text(_) => true,
-            Value::Number(range) => number::is_whole(&self.text.record[range.clone()]),
+            Value::Number(span) => number::is_whole(&self.text.record[span.range()]),
             _ => false,
         }
     }
@@ -310,23 +308,17 @@ impl EventBuilder<'_> {
     }
 
     /// Returns the span of a string, or of a whole number's digits, of at most `limit` bytes.
+    #[inline]
     fn string(&mut self, field: usize, limit: usize) -> Result<Span, Rejection> {
-        let span = match &self.members[field] {
-            Value::Text(text) if text.escaped => {
-                let text = text.clone();
-                self.text.literal(&text)
-            }
-            Value::Text(Text { range, .. }) | Value::Number(range) => Span::new(range.clone()),
+        let span = match self.members[field] {
+            Value::Text(text) => self.text.literal(text),
+            Value::Number(span) => span,
             _ => return Ok(Span::ABSENT),
         };
-        let len = self.text.str(span).len();
-        if len > limit {
-            let name = FIELDS[field];
-            return Err(Rejection::invalid(name, format!("{name} has {len} bytes, more than {limit}")));
-        }
-        Ok(span)
+        if span.len() <= limit { Ok(span) } else { Err(too_long(field, span.len(), limit)) }
     }
 
+    #[inline]
     fn optional(&mut self, field: usize) -> Result<Span, Rejection> {
         match self.string(field, 256) {
             Ok(span) => Ok(span),
@@ -338,9 +330,7 @@ impl EventBuilder<'_> {
         let name = FIELDS[field];
         match self.string(field, limit)? {
             Span::ABSENT => Err(Rejection::invalid(name, format!("{name} is missing"))),
-            span if self.text.str(span).is_empty() => {
-                Err(Rejection::invalid(name, format!("{name} is empty")))
-            }
+            span if span.len() == 0 => Err(Rejection::invalid(name, format!("{name} is empty"))),
             span => Ok(span),
         }
     }
@@ -358,11 +348,10 @@ impl EventBuilder<'_> {
     }
 
     fn event_time(&mut self) -> Result<EventTime, Rejection> {
-        let ms = match &self.members[EVENT_TIME] {
-            Value::Number(range) => number::millis(&self.text.record[range.clone()]),
+        let ms = match self.members[EVENT_TIME] {
+            Value::Number(span) => number::millis(&self.text.record[span.range()]),
             Value::Text(text) => {
-                let text = text.clone();
-                let span = self.text.literal(&text);
+                let span = self.text.literal(text);
                 number::rfc3339(self.text.str(span)).map_err(Cow::Borrowed)
             }
             _ => Err("is missing".into()),
@@ -371,11 +360,10 @@ impl EventBuilder<'_> {
     }
 
     fn amount(&mut self) -> Result<Option<i64>, Rejection> {
-        let micros = match &self.members[AMOUNT] {
-            Value::Number(range) => number::micros(&self.text.record[range.clone()]),
+        let micros = match self.members[AMOUNT] {
+            Value::Number(span) => number::micros(&self.text.record[span.range()]),
             Value::Text(text) => {
-                let text = text.clone();
-                let span = self.text.literal(&text);
+                let span = self.text.literal(text);
                 let text = self.text.str(span);
                 if number::is_number(text) { number::micros(text) } else { Err("is not a decimal number") }
             }
@@ -390,8 +378,8 @@ impl EventBuilder<'_> {
     }
 
     fn location(&mut self) -> Result<Option<(f64, f64)>, Rejection> {
-        let Value::Object(range) = &self.members[LOCATION] else { return Ok(None) };
-        match degrees(self.text.record, range.start) {
+        let Value::Object(span) = self.members[LOCATION] else { return Ok(None) };
+        match degrees(self.text.record, span) {
             Ok(degrees) => Ok(Some(degrees)),
             Err(rejection) => self.handle_field_error(LOCATION, rejection).map(|()| None),
         }
@@ -399,17 +387,17 @@ impl EventBuilder<'_> {
 
     /// Returns the span of the attributes, merged with the unknown fields into one object.
     fn attributes(&mut self) -> Result<Span, Rejection> {
-        let own = match &self.members[ATTRIBUTES] {
-            Value::Object(range) => Some(range.clone()),
+        let own = match self.members[ATTRIBUTES] {
+            Value::Object(span) => Some(span),
             _ => None,
         };
         let appended = self.text.appended.len();
         let span = match (own, self.unknown) {
             (None, []) => return Ok(Span::ABSENT),
-            (Some(range), []) => Span::new(range),
+            (Some(span), []) => span,
             (own, unknown) => self.merge(own, unknown),
         };
-        let len = self.text.str(span).len();
+        let len = span.len();
         let message = if len > MAX_ATTRIBUTES {
             format!("attributes have {len} bytes, more than 65536")
         } else if !numbers_fit(self.text.str(span)) {
@@ -423,11 +411,7 @@ impl EventBuilder<'_> {
 
     /// Appends an object with the attributes' own members, then the members of `unknown` that the attributes lack. Of
     /// several members with one name, the last is used.
-    fn merge(
-        &mut self,
-        own: Option<std::ops::Range<usize>>,
-        unknown: &[(Text, std::ops::Range<usize>)],
-    ) -> Span {
+    fn merge(&mut self, own: Option<Span>, unknown: &[(Text, Span)]) -> Span {
         let text = self.text.record;
         let unescape = |name: &Text| {
             let mut unescaped = String::new();
@@ -436,40 +420,52 @@ impl EventBuilder<'_> {
         };
         let mut names = std::collections::HashSet::new();
         let mut merged = String::from("{");
-        if let Some(range) = own {
+        if let Some(span) = own {
+            let range = span.range();
             // The object was scanned before, so it is well-formed.
-            let _ = Scanner::new(text, range.start).members(2, &mut |name, _, _| {
+            let _ = Scanner::new(text, range.start).members(2, |name, _, _| {
                 names.insert(unescape(&name));
             });
             merged.push_str(text[range.start + 1..range.end - 1].trim());
         }
         let mut last = Vec::with_capacity(unknown.len());
-        for (name, range) in unknown.iter().rev() {
+        for (name, value) in unknown.iter().rev() {
             if names.insert(unescape(name)) {
-                last.push((name, range));
+                last.push((name, value));
             }
         }
-        for (name, range) in last.into_iter().rev() {
+        for (name, value) in last.into_iter().rev() {
             if merged.len() > 1 {
                 merged.push(',');
             }
             merged.push('"');
-            merged.push_str(&text[name.range.clone()]);
+            merged.push_str(&text[name.span.range()]);
             merged.push_str("\":");
-            merged.push_str(&text[range.clone()]);
+            merged.push_str(&text[value.range()]);
         }
         merged.push('}');
         self.text.append(&merged)
     }
 }
 
-/// Returns latitude and longitude of the object at `start`, which was scanned before and is well-formed.
-pub(super) fn degrees(text: &str, start: usize) -> Result<(f64, f64), Rejection> {
+#[cold]
+fn too_long(field: usize, len: usize, limit: usize) -> Rejection {
+    let name = FIELDS[field];
+    Rejection::invalid(name, format!("{name} has {len} bytes, more than {limit}"))
+}
+
+/// Returns latitude and longitude of an object, which was scanned before and is well-formed.
+pub(super) fn degrees(text: &str, object: Span) -> Result<(f64, f64), Rejection> {
     let (mut lat, mut lon, mut lng) = (Value::Null, Value::Null, Value::Null);
-    let _ = Scanner::new(text, start).members(2, &mut |name, value, _| {
+    let _ = Scanner::new(text, object.range().start).members(2, |name, value, _| {
         let mut unescaped = String::new();
-        Scanner::new(text, 0).unescape(&name, &mut unescaped);
-        match unescaped.as_str() {
+        let name = if name.escaped {
+            Scanner::new(text, 0).unescape(&name, &mut unescaped);
+            &unescaped
+        } else {
+            &text[name.span.range()]
+        };
+        match name {
             "lat" => lat = value,
             "lon" => lon = value,
             "lng" => lng = value,
@@ -478,8 +474,8 @@ pub(super) fn degrees(text: &str, start: usize) -> Result<(f64, f64), Rejection>
     });
     let (lon, name) = if lon == Value::Null && lng != Value::Null { (lng, "lng") } else { (lon, "lon") };
     let degree = |value: Value, name: &str, limit: f64| match value {
-        Value::Number(range) => {
-            let parsed = text[range].parse::<f64>().ok().filter(|degree| degree.abs() <= limit);
+        Value::Number(span) => {
+            let parsed = text[span.range()].parse::<f64>().ok().filter(|degree| degree.abs() <= limit);
             // Adding zero makes a negative zero positive.
             parsed
                 .map(|degree| degree + 0.0)
@@ -498,9 +494,9 @@ pub(super) fn numbers_fit(text: &str) -> bool {
     while let Some(&byte) = rest.first() {
         match byte {
             b'"' => {
-                let mut at = 1;
+                let mut at = find_special(rest, 1);
                 while rest[at] != b'"' {
-                    at += if rest[at] == b'\\' { 2 } else { 1 };
+                    at = find_special(rest, at + 2);
                 }
                 rest = &rest[at + 1..];
             }

@@ -122,13 +122,11 @@ impl EventBuilder<'_> {
             _ => MAX_STANDARD,
         };
         let span = match value {
-            Value::Text(text) => self.text.literal(text),
-            Value::Number(range) if number::is_whole(&self.text.record[range.clone()]) => {
-                Span::new(range.clone())
-            }
+            Value::Text(text) => self.text.literal(*text),
+            Value::Number(span) if number::is_whole(&self.text.record[span.range()]) => *span,
             _ => return Err("must be a string or a whole number".into()),
         };
-        let len = self.text.str(span).len();
+        let len = span.len();
         let identifies = [FieldId::EVENT_ID, FieldId::USER_ID, FieldId::DEVICE_ID, FieldId::EVENT_TYPE];
         if len > limit {
             Err(format!("has {len} bytes, more than {limit}").into())
@@ -141,8 +139,8 @@ impl EventBuilder<'_> {
 
     /// Converts an object with latitude and longitude.
     fn location(&self, value: &Value) -> Result<Slot, Wrong> {
-        let Value::Object(range) = value else { return Err("must be an object with lat and lon".into()) };
-        match degrees(self.text.record, range.start) {
+        let Value::Object(span) = value else { return Err("must be an object with lat and lon".into()) };
+        match degrees(self.text.record, *span) {
             Ok((lat, lon)) => Ok(Slot::Location(lat, lon)),
             Err(rejection) => Err(format!("is no location: {}", rejection.message).into()),
         }
@@ -161,14 +159,14 @@ impl EventBuilder<'_> {
 
     /// Converts an object that is kept as it is.
     fn object(&self, value: &Value) -> Result<Slot, Wrong> {
-        let Value::Object(range) = value else { return Err("must be an object".into()) };
-        let text = &self.text.record[range.clone()];
+        let Value::Object(span) = value else { return Err("must be an object".into()) };
+        let text = &self.text.record[span.range()];
         if text.len() > MAX_ATTRIBUTES {
             Err(format!("has {} bytes, more than {MAX_ATTRIBUTES}", text.len()).into())
         } else if !numbers_fit(text) {
             Err("contains a number that is too large to store".into())
         } else {
-            Ok(Slot::String(Span::new(range.clone())))
+            Ok(Slot::String(*span))
         }
     }
 

@@ -12,8 +12,8 @@ pub(super) type Wrong = Cow<'static, str>;
 /// Returns the text of a string value or a number.
 fn text_of<'a>(text: &'a str, value: &Value) -> Option<Cow<'a, str>> {
     match value {
-        Value::Text(Text { range, escaped: false }) | Value::Number(range) => {
-            Some(Cow::Borrowed(&text[range.clone()]))
+        Value::Text(Text { span, escaped: false }) | Value::Number(span) => {
+            Some(Cow::Borrowed(&text[span.range()]))
         }
         Value::Text(escaped) => {
             let mut unescaped = String::new();
@@ -78,7 +78,7 @@ pub(super) fn boolean(text: &str, value: &Value, form: &Form) -> Result<bool, Wr
 pub(super) fn timestamp(text: &str, value: &Value, form: &Form) -> Result<i64, Wrong> {
     let Form::Time(format) = form else {
         return match value {
-            Value::Number(range) => number::millis(&text[range.clone()]),
+            Value::Number(span) => number::millis(&text[span.range()]),
             Value::Text(_) => {
                 number::rfc3339(&text_of(text, value).unwrap_or_default()).map_err(Cow::Borrowed)
             }

@@ -2,6 +2,7 @@
 
 use super::path::{Path, Step};
 use crate::decode::scan::{Scanner, SyntaxError, Value};
+use crate::event::Span;
 
 /// The paths of a map.
 #[derive(Clone, Debug, Default)]
@@ -101,7 +102,7 @@ fn walk(
                     None => scanner.value(depth + 1).map(drop),
                 }
             })?;
-            Value::Object(start..scanner.at)
+            Value::Object(Span::new(start..scanner.at))
         }
         Some(b'[') if !node.elements.is_empty() => {
             scanner.visit_elements(depth, |scanner, index| {
@@ -115,7 +116,7 @@ fn walk(
         _ => scanner.value(depth)?,
     };
     for &read in &node.reads {
-        if found.values[read].replace(value.clone()).is_some() {
+        if found.values[read].replace(value).is_some() {
             found.duplicate = found.duplicate.or(Some(read));
         }
     }
