@@ -18,7 +18,26 @@ pub(crate) struct Dedup {
     /// The index of the table that is swept next.
     next: usize,
     /// The changes since the last call of `take_changes`, by shard; `None` if changes are not recorded.
-    changes: Option<Vec<Vec<Acceptance>>>,
+    changes: Option<Vec<Changes>>,
+}
+
+/// The changes of the ids of a shard.
+#[derive(Clone, Default)]
+struct Changes {
+    list: Vec<Acceptance>,
+    /// The number of changes at which those that do not matter any more are dropped.
+    drop_at: usize,
+}
+
+impl Changes {
+    /// Drops the changes that no event above the watermark depends on, if there are many.
+    fn expire(&mut self, alive: impl Fn(EventTime) -> bool) {
+        if self.list.len() >= self.drop_at.max(SWEEP_MINIMUM) {
+            self.list.retain(|change| alive(change.time));
+            self.drop_at = 2 * self.list.len();
+            self.list.shrink_to(self.drop_at);
+        }
+    }
 }
 
 /// A part of the ids.
@@ -84,7 +103,7 @@ impl Dedup {
 
     /// Starts to record changes.
     pub fn watch(&mut self) {
-        self.changes = self.is_on().then(|| vec![Vec::new(); SHARDS as usize]);
+        self.changes = self.is_on().then(|| vec![Changes::default(); SHARDS as usize]);
     }
 
     /// Removes and returns the changes since the last call, in order within each shard.
@@ -94,7 +113,7 @@ impl Dedup {
             .iter_mut()
             .flatten()
             .zip(0..)
-            .map(|(changes, shard)| (ShardId(shard), std::mem::take(changes)));
+            .map(|(changes, shard)| (ShardId(shard), std::mem::take(changes).list));
         shards.filter(|(_, changes)| !changes.is_empty())
     }
 
@@ -112,15 +131,19 @@ impl Dedup {
 
     fn note(&mut self, key: KeyHash, change: Acceptance) {
         if let Some(changes) = &mut self.changes {
-            changes[key.shard().0 as usize].push(change);
+            changes[key.shard().0 as usize].list.push(change);
         }
     }
 
     /// Evicts the ids that no event above the watermark can repeat from one of the tables, if that table has many ids,
-    /// or if all ids of its last sweep have expired.
+    /// or if all ids of its last sweep have expired. Drops the changes of such ids from one of the shards.
     pub fn expire(&mut self, watermark: EventTime) {
         let horizon_ms = self.horizon_ms;
         self.tables[self.next].expire(watermark, horizon_ms);
+        if let Some(changes) = &mut self.changes {
+            let shard = self.next % changes.len();
+            changes[shard].expire(|time| time.plus_ms(horizon_ms) > watermark);
+        }
         self.next = (self.next + 1) % TABLES;
     }
 
@@ -233,6 +256,25 @@ mod tests {
         dedup.forget(KEY, b"a", EventTime(1000));
         assert!(!dedup.accept(KEY, b"a", EventTime(1100)));
         assert!(dedup.accept(KEY, b"a", EventTime(1000)));
+    }
+
+    /// A run that reads a past faster than it happened would otherwise keep far more changes than ids.
+    #[test]
+    fn changes_of_expired_ids_are_dropped() {
+        let mut dedup = Dedup::new(60);
+        dedup.watch();
+        let count = 20 * SWEEP_MINIMUM as i64;
+        for i in 0..count {
+            assert!(dedup.accept(KEY, &i.to_le_bytes(), EventTime(i)));
+            dedup.expire(EventTime(i - 10));
+        }
+        let changes: Vec<_> = dedup.take_changes().flat_map(|(_, changes)| changes).collect();
+        assert!(changes.len() < 2 * SWEEP_MINIMUM, "{}", changes.len());
+        let mut restored = Dedup::new(60);
+        changes.into_iter().for_each(|change| restored.repeat(change));
+        for i in count - 70..count {
+            assert!(!restored.accept(KEY, &i.to_le_bytes(), EventTime(i)), "{i}");
+        }
     }
 
     #[test]
