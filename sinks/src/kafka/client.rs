@@ -125,6 +125,13 @@ pub fn log_error(error: &KafkaError, reason: &str) {
     tracing::debug!(target: "librdkafka", %error, "{reason}");
 }
 
+/// Drops a client on a thread of its own. The threads of a client look for its end every 0.1 s, and nothing needs to wait
+/// for that.
+pub fn drop_aside(client: impl Send + 'static) {
+    // Without a thread, the client is dropped here.
+    _ = std::thread::Builder::new().name("drop-client".to_owned()).spawn(move || drop(client));
+}
+
 /// Blocks until a future of the admin client completes. The client completes it on its own thread, so no async runtime
 /// is needed.
 pub(crate) fn wait<F: Future>(future: F) -> F::Output {

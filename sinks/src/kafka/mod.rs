@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 use headwater_dataflows::Epoch;
 use rdkafka::ClientConfig;
 
-use self::client::Options;
+use self::client::{Options, drop_aside};
 use self::log::{LogError, ProgressLog, ReadResult};
 use self::progress::{Body, Record};
 use self::topics::{TopicError, TopicFacts, TopicSpec, Topics};
@@ -176,6 +176,7 @@ impl KafkaSink {
         }
         let progress = progress_topic(&context.pipeline);
         let log = self.progress_log(&cluster, &progress, replication)?;
+        drop_aside(cluster);
         Ok((producer, log, largest))
     }
 
@@ -225,14 +226,14 @@ impl KafkaSink {
         log: &ProgressLog,
         id: &str,
     ) -> Result<(Writer, Record), OpenError> {
-        let writer = Writer::open(producer, id)
+        let topic = progress_topic(&context.pipeline);
+        let writer = Writer::open(producer, id, Some(&topic))
             .map_err(|error| self.unavailable(format!("transactional id {id}"), error))?;
         let incarnation = self.incarnations;
         self.incarnations += 1;
         let body = Body::Sentinel { nonce: self.nonce, incarnation, id: id.to_owned() };
         let sentinel = record(&self.config.name, context, body);
         let (key, value) = (sentinel.key(), sentinel.encode());
-        let topic = progress_topic(&context.pipeline);
         writer
             .transaction(|writer| {
                 log.partitions().try_for_each(|partition| {

@@ -79,7 +79,7 @@ pub fn progress(brokers: &str, options: &Options, pipeline: &str) -> Result<Stri
 pub fn transactions(brokers: &str, options: &Options, pipeline: &str) -> Result<String, Obstacle> {
     let config = producer_config(brokers, options, &[])?;
     let id = format!("{pipeline}-check");
-    match Writer::open(&config, &id) {
+    match Writer::open(&config, &id, None) {
         Ok(_) => Ok(format!("permitted (tested with {id}, which no sink uses)")),
         Err(error @ rdkafka::error::KafkaError::ClientCreation(_)) => {
             Err(creation_error(&config, error).into())

@@ -158,14 +158,24 @@ pub struct Writer {
 
 impl Writer {
     /// Takes over a transactional id: aborts a transaction that the previous owner left open, or waits until its commit
-    /// is complete.
+    /// is complete. `topic` is one that exists, by which the writer connects sooner; looking up one that does not exist might
+    /// create it.
     ///
     /// # Errors
     /// If the cluster does not respond, or does not permit it.
-    pub fn open(config: &ClientConfig, id: &str) -> Result<Writer, KafkaError> {
+    pub fn open(config: &ClientConfig, id: &str, topic: Option<&str>) -> Result<Writer, KafkaError> {
         let mut config = config.clone();
         config.set("transactional.id", id);
         let producer: BaseProducer<ProducerEvents> = config.create_with_context(ProducerEvents::default())?;
+        // Without a connection to a broker, the client tries to initialise the id again only after half a second. The first
+        // request finds the brokers by the bootstrap servers, and the second connects to one of them.
+        for _ in 0..2 {
+            if let Some(topic) = topic
+                && let Err(error) = producer.client().fetch_metadata(Some(topic), COMMIT_ATTEMPT_TIMEOUT)
+            {
+                tracing::debug!(%error, id, "cannot connect yet");
+            }
+        }
         producer.init_transactions(TRANSACTION_TIMEOUT)?;
         // Connecting may take several attempts. Errors before the first transaction do not affect any transaction.
         producer.poll(Duration::ZERO);

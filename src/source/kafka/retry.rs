@@ -225,7 +225,7 @@ impl Retry<'_> {
         let id = format!("{}-dead-letter-retry", self.pipeline);
         let failed =
             |source| RetryError::Kafka { action: format!("take over transactional id {id}"), source };
-        let writer = Writer::open(&config, &id).map_err(failed)?;
+        let writer = Writer::open(&config, &id, Some(&topic)).map_err(failed)?;
         Ok((writer, RetryLedger::read_topic(self.brokers, self.options, &topic)?))
     }
 
