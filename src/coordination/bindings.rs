@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use headwater_dataflows::{Epoch, EventTime, Offset, Partition};
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,9 @@ pub struct Closed {
     pub slowest: Option<Slowest>,
     /// The oldest timestamp of a record that the worker read, in milliseconds since 1970.
     pub oldest: Option<i64>,
+    /// The time that the worker needs for the records that wait to be read, at the pace of the epoch; zero if it read
+    /// nothing.
+    pub lag: Duration,
     /// True if all partitions of the worker have reached their announced end.
     pub ended: bool,
     /// True if the process of the worker was asked to stop.
@@ -83,6 +87,8 @@ pub struct Bound {
     pub unfinal: Vec<(Partition, UnfinalBytes)>,
     /// The slowest partition that is not idle.
     pub slowest: Option<Slowest>,
+    /// The longest time that a worker needs for the records that wait to be read.
+    pub lag: Duration,
     /// True if every partition has reached its announced end.
     pub ended: bool,
     /// True if any process was asked to stop.
@@ -182,6 +188,7 @@ impl Collector {
             bindings,
             unfinal: closed.iter().flat_map(|closed| closed.unfinal.iter().copied()).collect(),
             slowest: closed.iter().filter_map(|closed| closed.slowest).min(),
+            lag: closed.iter().map(|closed| closed.lag).max().unwrap_or_default(),
             ended: closed.iter().all(|closed| closed.ended),
             stopping: closed.iter().any(|closed| closed.stopping),
         }))
@@ -200,6 +207,7 @@ mod tests {
             unfinal: vec![],
             slowest: None,
             oldest: None,
+            lag: Duration::from_secs(worker as u64),
             ended: worker == 0,
             stopping: worker == 1,
         }

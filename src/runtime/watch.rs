@@ -250,6 +250,7 @@ mod tests {
                 unfinal: Vec::new(),
                 slowest: None,
                 oldest,
+                lag: Duration::ZERO,
                 ended: false,
                 stopping: false,
             });

@@ -133,6 +133,7 @@ impl Binder {
         if replayed.is_none() {
             self.gate.note(|| self.bound_state(bound.epoch, watermark));
         }
+        self.clock_control.lag.set(bound.lag);
         self.clock_control.bound.set(bound.epoch);
         self.clock_control.wake();
         if let Some(before) = replayed.filter(|before| **before != record) {

@@ -21,6 +21,12 @@ use crate::runtime::ingest::activity::{Activity, Alarm};
 use crate::runtime::recovery::origin::Origin;
 use crate::wall::wall_ms;
 
+/// An epoch may take this part of the time that records wait, one in so many.
+const LAG_PARTS: u32 = 10;
+
+/// The greatest length of an epoch while records wait, in lengths of others.
+const MAX_STRETCH: u32 = 5;
+
 /// The start of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tick {
@@ -72,6 +78,8 @@ pub struct ClockControl {
     pub bound: Cell<Epoch>,
     /// True if nothing happened in the newest bound epoch.
     pub is_quiet: Cell<bool>,
+    /// The time that is needed for the records that waited at the end of the newest bound epoch.
+    pub lag: Cell<Duration>,
     /// See [`Tick::paced`].
     pub paced: Cell<Paced>,
     /// Activates the clock.
@@ -122,7 +130,7 @@ pub fn ticks<'scope>(
                     }
                     match epoch_clock.is_replaying() {
                         true => alarm.now(),
-                        false => alarm.within(epoch_clock.settings.length),
+                        false => alarm.within(epoch_clock.length()),
                     }
                 }
                 NextAction::Wait(time) => alarm.within(time),
@@ -160,6 +168,13 @@ impl EpochClock {
         EpochClock { settings, clock_control, started, wall, last_start, replayed: 0, previous }
     }
 
+    /// Returns the minimum length of the open epoch. While many records wait, epochs are longer: each costs all operators
+    /// and sinks something, and the records in it have waited for longer than that anyway.
+    fn length(&self) -> Duration {
+        let shortest = self.settings.length;
+        (self.clock_control.lag.get() / LAG_PARTS).clamp(shortest, shortest * MAX_STRETCH)
+    }
+
     /// Returns true if there are epochs to replay.
     fn is_replaying(&self) -> bool {
         self.replayed < self.settings.origin.replay.len()
@@ -173,7 +188,8 @@ impl EpochClock {
     /// Decides the next action. `open` is the open epoch, or the earliest one that can start; the slowest sink is
     /// `behind` epochs behind it.
     fn next(&mut self, open: Epoch, behind: u64) -> NextAction {
-        let ClockSettings { length, counted, .. } = self.settings;
+        let ClockSettings { length: shortest, counted, .. } = self.settings;
+        let length = self.length();
         let is_replaying = self.is_replaying();
         if !is_replaying && counted && self.clock_control.newest.get() > self.clock_control.bound.get() {
             return NextAction::Wait(length);
@@ -186,7 +202,11 @@ impl EpochClock {
         {
             return NextAction::Wait(rest);
         }
-        let mut steps = 1;
+        // Epochs count time, for all that is due after a number of them.
+        let counted_time = |elapsed: Duration| {
+            u64::try_from(elapsed.as_nanos() / shortest.as_nanos().max(1)).unwrap_or(1).max(1)
+        };
+        let mut steps = if length > shortest { elapsed.map_or(1, counted_time) } else { 1 };
         if !is_replaying
             && !counted
             && let Some(quiet) = self.settings.quiet
@@ -198,8 +218,7 @@ impl EpochClock {
             if let Some(rest) = quiet.checked_sub(elapsed).filter(|rest| !rest.is_zero()) {
                 return NextAction::Wait(rest);
             }
-            // Epochs count time, for all that is due after a number of them.
-            steps = u64::try_from(elapsed.as_nanos() / length.as_nanos().max(1)).unwrap_or(1).max(1);
+            steps = counted_time(elapsed);
         }
         if self.last_start.is_some() && behind >= self.settings.in_flight {
             return NextAction::Wait(length);
@@ -280,6 +299,26 @@ mod tests {
         assert!(rest <= HOUR && rest > HOUR / 2, "{rest:?}");
         let mut short = clock(settings(Duration::ZERO, false));
         assert_eq!([short.begins(0, 0), short.begins(7, 1), short.begins(8, 2)], [7, 8, 9].map(Some));
+    }
+
+    #[test]
+    fn an_epoch_is_longer_while_many_records_wait() {
+        let mut clock = clock(settings(Duration::from_millis(2), false));
+        let length = |lag: u64| {
+            clock.clock_control.lag.set(Duration::from_millis(lag));
+            clock.length().as_millis()
+        };
+        assert_eq!([0, 19, 20, 60, 100, 3_600_000].map(length), [2, 2, 2, 6, 10, 10]);
+        assert_eq!(clock.begins(0, 0), Some(7));
+        clock.clock_control.lag.set(Duration::from_secs(9));
+        std::thread::sleep(Duration::from_millis(3));
+        assert_eq!(clock.begins(7, 0), None);
+        std::thread::sleep(Duration::from_millis(8));
+        let next = clock.begins(7, 0).expect("its time is over");
+        assert!(next >= 12, "epochs go on with the time: {next}");
+        clock.clock_control.lag.set(Duration::ZERO);
+        std::thread::sleep(Duration::from_millis(3));
+        assert_eq!(clock.begins(next, 0), Some(next + 1));
     }
 
     #[test]

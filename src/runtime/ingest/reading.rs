@@ -183,8 +183,9 @@ struct Reading {
     /// The indices in `partitions` by how far each is behind in event time.
     order: Vec<usize>,
     started: Instant,
-    /// The epoch that is being read.
+    /// The epoch that is being read, and since when.
     open: Option<Epoch>,
+    opened: Instant,
     /// True if the open epoch is replayed.
     replaying: bool,
     in_flight: VecDeque<(Epoch, usize)>,
@@ -258,6 +259,7 @@ impl Reading {
             order: Vec::new(),
             started: Instant::now(),
             open: None,
+            opened: Instant::now(),
             replaying: false,
             in_flight: VecDeque::new(),
             bytes_in_flight: 0,
@@ -275,6 +277,7 @@ impl Reading {
         if self.open.replace(epoch) == Some(epoch) || self.ended {
             return;
         }
+        self.opened = Instant::now();
         if self.settings.reports {
             self.context.metrics.watermark_stalls(tick.paced.stall.as_ref());
         }
@@ -487,6 +490,16 @@ impl Reading {
         self.context.failure.report(error.into());
     }
 
+    /// Returns the time that the waiting records need at the pace of the open epoch, in which so many were read.
+    fn lag(&self, states: &[PartitionState], records: u64) -> Duration {
+        // Records that are made as they are read have no end.
+        let waiting: i64 = states.iter().filter_map(|state| i64::try_from(state.backlog).ok()).sum();
+        match records {
+            0 => Duration::ZERO,
+            _ => self.opened.elapsed().mul_f64(waiting as f64 / records as f64),
+        }
+    }
+
     /// Closes the open epoch and returns its bindings.
     fn close(&mut self, tick: &Tick) -> Closed {
         let (states, now) = (self.reader.partitions(), self.started.elapsed());
@@ -516,6 +529,7 @@ impl Reading {
             unfinal,
             slowest,
             oldest: self.oldest.take(),
+            lag: self.lag(&states, records),
             ended: !self.replaying && states.iter().all(|state| state.ended),
             stopping: self.context.stopping.load(Ordering::Relaxed),
         }

@@ -71,6 +71,7 @@ fn bound(epoch: u64, bindings: Vec<Binding>) -> Bound {
         bindings,
         unfinal: Vec::new(),
         slowest: None,
+        lag: Duration::ZERO,
         ended: false,
         stopping: false,
     }
@@ -309,6 +310,7 @@ fn closed(worker: usize, bindings: Vec<Binding>) -> Closed {
         unfinal: Vec::new(),
         slowest: None,
         oldest: None,
+        lag: Duration::ZERO,
         ended: false,
         stopping: false,
     }
