@@ -33,7 +33,7 @@ const MIDDLE: &[Key] = keys! {
     "source.protobuf.message" = required: "Full name of the message that records have, such as `shop.v1.Payment`."
     "source.protobuf.framing" = "\"confluent\"": "Bytes before the message: `confluent`, a zero, the four bytes of an id and the indexes of the message, which are not looked at; `none`."
 
-    "time.epoch" = "\"10ms\"": "Minimum length of an epoch. Shorter epochs reduce latency; longer epochs reduce cost."
+    "time.epoch" = "\"10ms\"": "Minimum length of an epoch. Shorter epochs reduce latency; longer epochs reduce cost. While records wait, an epoch takes up to a tenth of the time that they wait for, and at most five times this."
     "time.max_out_of_orderness" = "\"5s\"": "Maximum time by which an event may be older than the newest event of its partition without being late. Final results are delayed by this time."
     "time.idle_timeout" = "\"1s\"": "Time without new records after which a partition that has been read to its end no longer holds back the watermark."
     "time.max_future_skew" = "\"5m\"": "Maximum time by which an event may be later than the timestamp of its record. It keeps a wrong clock from advancing the watermark."
