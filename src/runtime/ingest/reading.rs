@@ -490,14 +490,15 @@ impl Reading {
         self.context.failure.report(error.into());
     }
 
-    /// Returns the time that the waiting records need at the pace of the open epoch, in which so many were read.
+    /// Returns the time that the waiting records need at the pace of the open epoch, in which so many were read. Zero if epochs
+    /// are counted, which is so where records are made as they are read and have no end.
     fn lag(&self, states: &[PartitionState], records: u64) -> Duration {
-        // Records that are made as they are read have no end.
-        let waiting: i64 = states.iter().filter_map(|state| i64::try_from(state.backlog).ok()).sum();
-        match records {
-            0 => Duration::ZERO,
-            _ => self.opened.elapsed().mul_f64(waiting as f64 / records as f64),
+        if records == 0 || self.settings.timing.counted {
+            return Duration::ZERO;
         }
+        let waiting: f64 = states.iter().map(|state| state.backlog as f64).sum();
+        let seconds = self.opened.elapsed().as_secs_f64() * waiting / records as f64;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 
     /// Closes the open epoch and returns its bindings.

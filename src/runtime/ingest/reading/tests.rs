@@ -206,6 +206,21 @@ fn the_earliest_clock_pushes_and_all_three_limit_the_future() {
 }
 
 #[test]
+fn the_lag_is_what_the_waiting_records_take_at_the_pace_of_the_epoch() {
+    let lag_s = |records: i64, backlog, counted| {
+        let mut fixture = fixture(Position::starting(Offset(0)), backlog, counted, 1 << 20);
+        fixture.script.push((0..records).map(|n| (T + n, T)));
+        let (mut reading, tick) = (fixture.reading, Tick::new(T));
+        reading.begin_epoch(Epoch(1), &tick);
+        reading.opened -= Duration::from_secs(1);
+        while reading.read(Epoch(1), &tick, &mut |_| {}) == NextRead::Now {}
+        reading.close(&tick).lag.as_secs()
+    };
+    assert_eq!([lag_s(2, 20, false), lag_s(0, 20, false), lag_s(2, 20, true)], [10, 0, 0]);
+    assert!(lag_s(1, u64::MAX, false) > 1 << 60, "an input without an end");
+}
+
+#[test]
 fn a_counted_epoch_reads_its_share_whatever_the_time() {
     let mut fixture = fixture(Position::starting(Offset(0)), 9, true, 1);
     fixture.script.push((0..7).map(|n| (T + 1_000_000 * n, i64::MAX)));
