@@ -208,7 +208,7 @@ fn the_earliest_clock_pushes_and_all_three_limit_the_future() {
 #[test]
 fn the_lag_is_what_the_waiting_records_take_at_the_pace_of_the_epoch() {
     let lag_s = |records: i64, backlog, counted| {
-        let mut fixture = fixture(Position::starting(Offset(0)), backlog, counted, 1 << 20);
+        let fixture = fixture(Position::starting(Offset(0)), backlog, counted, 1 << 20);
         fixture.script.push((0..records).map(|n| (T + n, T)));
         let (mut reading, tick) = (fixture.reading, Tick::new(T));
         reading.begin_epoch(Epoch(1), &tick);
