@@ -177,15 +177,13 @@ pub fn are_chains(parts: &[Part]) -> bool {
 }
 
 /// Returns true if the next part of a shard must be a base: it has no base, or its deltas are larger than its base or
-/// too many. The bounds are twice as large while a run stops: a base would be read, merged and written while nothing else
-/// happens, and the next start reads its parts anyway.
-pub fn wants_base<'a>(chain: impl IntoIterator<Item = &'a Part>, is_stopping: bool) -> bool {
+/// too many.
+pub fn wants_base<'a>(chain: impl IntoIterator<Item = &'a Part>) -> bool {
     let mut chain = chain.into_iter();
     let Some(base) = chain.next() else { return true };
     let (deltas, bytes) =
         chain.fold((0, 0u64), |(deltas, bytes), delta| (deltas + 1, bytes.saturating_add(delta.bytes)));
-    let bounds = if is_stopping { 2 } else { 1 };
-    deltas > bounds * MAX_DELTAS || bytes > base.bytes.saturating_mul(bounds as u64)
+    deltas > MAX_DELTAS || bytes > base.bytes
 }
 
 /// Returns the last epoch of a ledger: that of its last round or, if all rounds were pruned, of its newest manifest.

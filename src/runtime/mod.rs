@@ -189,9 +189,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
     let own = first_worker..first_worker + local_workers;
     let mut threads = Threads::new(own.clone(), failure.clone(), Arc::clone(&metrics));
     let (checkpoints, retention) = match prepared.checkpoints {
-        Some(wanted) => {
-            Some(threads.start_checkpoint_writer(wanted, &mut origin, &context, &stopping)?).unzip()
-        }
+        Some(wanted) => Some(threads.start_checkpoint_writer(wanted, &mut origin, &context)?).unzip(),
         None => (None, None),
     };
     // Only the leader writes manifests. Elsewhere their retention, a handle of the checkpoint writer, is dropped.

@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
@@ -48,7 +47,6 @@ impl Threads {
         checkpoints: Checkpoints,
         origin: &mut Origin,
         context: &WriterContext,
-        stopping: &Arc<AtomicBool>,
     ) -> Result<(CheckpointSettings, ManifestRetention), RunError> {
         let Checkpoints { store, interval_ms, keep } = checkpoints;
         let generation = context.generation;
@@ -59,7 +57,6 @@ impl Threads {
             writer_id,
             before,
             workers,
-            Arc::clone(stopping),
             self.failure.clone(),
         );
         let (checkpoint_writer, thread) = spawned.map_err(cannot_start)?;

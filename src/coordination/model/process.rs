@@ -343,7 +343,7 @@ impl Process {
         let unstored = (0..SHARDED).map(|shard| {
             let shards = Shards::of_workers(shard..shard + 1, SHARDED);
             let shard_id = ShardId(shard as u32);
-            let base = wants_base(chain(&self.before, shard_id), false);
+            let base = wants_base(chain(&self.before, shard_id));
             let (before, now) = (self.captured_state[shard], self.state[shard]);
             if before == now {
                 return (shards, Vec::new());

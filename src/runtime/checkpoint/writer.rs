@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -165,20 +164,18 @@ pub struct WriterId {
 }
 
 /// Starts the checkpoint writer for a process's workers. The first new parts of a shard extend its chain in
-/// `before`. `stopping` is true once the process has received a request to stop.
+/// `before`.
 pub fn spawn(
     store: Box<dyn StateStore>,
     writer_id: WriterId,
     before: Vec<Part>,
     workers: Range<usize>,
-    stopping: Arc<AtomicBool>,
     failure: Failure,
 ) -> std::io::Result<(CheckpointWriterHandle, JoinHandle<()>)> {
     let (handle, receiver) = queue(workers);
     let shared = Arc::clone(&handle.shared);
     let (buffered, requested) = (BTreeMap::new(), BTreeMap::new());
-    let checkpoint_writer =
-        CheckpointWriter { store, writer_id, parts: before, buffered, requested, shared, stopping };
+    let checkpoint_writer = CheckpointWriter { store, writer_id, parts: before, buffered, requested, shared };
     let thread =
         background::spawn("checkpoints".into(), failure, move || ((), checkpoint_writer.run(&receiver)))?;
     Ok((handle, thread))
@@ -194,7 +191,6 @@ struct CheckpointWriter {
     /// The contents of lists that were put and whose epoch is not recorded yet, with their number.
     requested: BTreeMap<[u8; 32], usize>,
     shared: Arc<Shared>,
-    stopping: Arc<AtomicBool>,
 }
 
 impl CheckpointWriter {
@@ -264,7 +260,7 @@ impl CheckpointWriter {
     /// Puts the changes of a shard as a delta or, if its chain has too many deltas, all of its state as a base.
     fn part(&mut self, epoch: Epoch, shard: ShardId, changes: Content<'_>) -> Result<Part, RunError> {
         let WriterId { ledger_id, generation } = self.writer_id.clone();
-        let base = wants_base(chain(&self.parts, shard), self.stopping.load(Ordering::Relaxed));
+        let base = wants_base(chain(&self.parts, shard));
         let bytes = if base {
             let before = read(&mut *self.store, chain(&self.parts, shard))?;
             let mut all = merge(&before)?;
@@ -374,7 +370,6 @@ mod tests {
             buffered: BTreeMap::new(),
             requested: BTreeMap::new(),
             shared: Arc::clone(&shared),
-            stopping: Arc::default(),
         };
         Fixture { store, writer, shared }
     }
@@ -480,21 +475,6 @@ mod tests {
         assert_eq!(state(&mut store, &parts[parts.len() - 1..]), merged);
     }
 
-    /// A base would delay the stop, and with it the next start.
-    #[test]
-    fn a_stop_is_not_delayed_by_a_base() {
-        let kinds = |is_stopping| {
-            let fixture = fixture(Vec::new());
-            fixture.writer.stopping.store(is_stopping, Ordering::Relaxed);
-            let change = |epoch| [buffer(2, epoch, vec![captured(5, "ann", Some("1"))]), put_parts(2, epoch)];
-            let (outcome, _, [put, _]) = fixture.run((1..=4).flat_map(change));
-            outcome.expect("stored");
-            put.into_iter().flat_map(|(_, parts)| parts).map(|part| part.name.kind).collect::<Vec<_>>()
-        };
-        assert_eq!(kinds(false), [Base, Delta, Delta, Base]);
-        assert_eq!(kinds(true), [Base, Delta, Delta, Delta]);
-    }
-
     #[test]
     fn the_first_parts_of_a_start_follow_those_it_resumed_from() {
         let mut fixture = fixture(Vec::new());
@@ -582,8 +562,7 @@ mod tests {
         store.calls.fail("sync");
         let writer_id = WriterId { ledger_id: LedgerId("a".to_owned()), generation: Generation(1) };
         let (handle, thread) =
-            spawn(Box::new(store), writer_id, Vec::new(), 0..1, Arc::default(), failure.clone())
-                .expect("a thread");
+            spawn(Box::new(store), writer_id, Vec::new(), 0..1, failure.clone()).expect("a thread");
         handle.put(0, Epoch(1));
         wait_until(|| failure.is_some());
         handle.buffer(0, Epoch(2), Vec::new());
