@@ -31,9 +31,9 @@ struct Changes {
 
 impl Changes {
     /// Drops the changes that no event above the watermark depends on, if there are many.
-    fn expire(&mut self, alive: impl Fn(EventTime) -> bool) {
+    fn expire(&mut self, watermark: EventTime, horizon_ms: i64) {
         if self.list.len() >= self.drop_at.max(SWEEP_MINIMUM) {
-            self.list.retain(|change| alive(change.time));
+            self.list.retain(|change| is_alive(change.time, horizon_ms, watermark));
             self.drop_at = 2 * self.list.len();
             self.list.shrink_to(self.drop_at);
         }
@@ -126,7 +126,7 @@ impl Dedup {
 
     /// Returns true if an event above the watermark could repeat an id that was accepted at this time.
     pub fn matters(&self, time: EventTime, watermark: EventTime) -> bool {
-        time.plus_ms(self.horizon_ms) > watermark
+        is_alive(time, self.horizon_ms, watermark)
     }
 
     fn note(&mut self, key: KeyHash, change: Acceptance) {
@@ -142,7 +142,7 @@ impl Dedup {
         self.tables[self.next].expire(watermark, horizon_ms);
         if let Some(changes) = &mut self.changes {
             let shard = self.next % changes.len();
-            changes[shard].expire(|time| time.plus_ms(horizon_ms) > watermark);
+            changes[shard].expire(watermark, horizon_ms);
         }
         self.next = (self.next + 1) % TABLES;
     }
@@ -202,7 +202,7 @@ impl Table {
     }
 
     fn expire(&mut self, watermark: EventTime, horizon_ms: i64) {
-        let alive = |time: EventTime| time.plus_ms(horizon_ms) > watermark;
+        let alive = |time| is_alive(time, horizon_ms, watermark);
         let outlived = !alive(self.swept);
         if self.accepted.len() < if outlived { SWEEP_MINIMUM } else { self.sweep_at } {
             return;
@@ -217,6 +217,11 @@ impl Table {
         self.sweep_at = (2 * self.accepted.len()).max(SWEEP_MINIMUM);
         self.accepted.shrink_to(2 * self.sweep_at);
     }
+}
+
+/// Returns true if an event above the watermark could repeat an id that was accepted at this time.
+fn is_alive(time: EventTime, horizon_ms: i64, watermark: EventTime) -> bool {
+    time.plus_ms(horizon_ms) > watermark
 }
 
 fn fingerprint(key: KeyHash, id: &[u8]) -> u128 {
