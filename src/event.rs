@@ -145,15 +145,9 @@ impl Span {
         Span { start: range.start as u32, len: range.len() as u32 }
     }
 
-    /// Returns start and end; meaningless for an absent span.
-    pub fn bounds(self) -> (usize, usize) {
-        (self.start as usize, self.start as usize + self.len as usize)
-    }
-
     /// Returns the range of the text; meaningless for an absent span.
     pub fn range(self) -> std::ops::Range<usize> {
-        let (start, end) = self.bounds();
-        start..end
+        self.start as usize..self.start as usize + self.len()
     }
 
     /// Returns the number of bytes; meaningless for an absent span.
@@ -549,8 +543,7 @@ impl headwater_dataflows::Event for Event {
         if self.body.extension().is_some_and(|extension| !extension.has_id) {
             return None;
         }
-        let (start, end) = self.body.id.bounds();
-        self.body.text.as_bytes().get(start..end)
+        self.body.text.as_bytes().get(self.body.id.range())
     }
 
     fn prefetch(&self) {

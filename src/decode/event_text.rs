@@ -1,5 +1,7 @@
 //! The text of an event under construction: the record, followed by the values that are not ranges of it.
 
+use std::ops::Range;
+
 use headwater_dataflows::KeyHash;
 
 use super::scan::{Scanner, Text};
@@ -17,18 +19,23 @@ pub(super) struct EventText<'a> {
 impl EventText<'_> {
     /// Returns the text of a span.
     pub fn str(&self, span: Span) -> &str {
-        let (start, end) = span.bounds();
+        let Range { start, end } = span.range();
         match start.checked_sub(self.record.len()) {
             None => &self.record[start..end],
             Some(start) => &self.appended[start..end - self.record.len()],
         }
     }
 
+    /// Returns the number of bytes so far.
+    fn end(&self) -> usize {
+        self.record.len() + self.appended.len()
+    }
+
     /// Appends a text and returns its span.
     pub fn append(&mut self, piece: &str) -> Span {
-        let start = self.record.len() + self.appended.len();
+        let start = self.end();
         self.appended.push_str(piece);
-        Span::new(start..start + piece.len())
+        Span::new(start..self.end())
     }
 
     /// Returns the span of a string literal of the record; appends its text if it has escapes.
@@ -37,14 +44,14 @@ impl EventText<'_> {
         if !text.escaped {
             return text.span;
         }
-        let start = self.record.len() + self.appended.len();
+        let start = self.end();
         Scanner::new(self.record, 0).unescape(&text, self.appended);
-        Span::new(start..self.record.len() + self.appended.len())
+        Span::new(start..self.end())
     }
 
     /// Appends the key of this kind and name, with its prefix.
     pub fn append_key(&mut self, kind: KeyKind<'_>, name: Span) -> Span {
-        let start = self.record.len() + self.appended.len();
+        let start = self.end();
         match self.record.get(name.range()) {
             Some(name) => kind.push_prefixed(name, self.appended),
             None => {
@@ -52,7 +59,7 @@ impl EventText<'_> {
                 kind.push_prefixed(&name, self.appended);
             }
         }
-        Span::new(start..self.record.len() + self.appended.len())
+        Span::new(start..self.end())
     }
 
     /// Returns the hash of the text of a span; 0 if it is absent.
@@ -71,7 +78,7 @@ impl EventText<'_> {
 
     /// Returns the whole text.
     pub fn joined(&self) -> Box<str> {
-        let mut text = String::with_capacity(self.record.len() + self.appended.len());
+        let mut text = String::with_capacity(self.end());
         text.push_str(self.record);
         text.push_str(self.appended);
         text.into_boxed_str()

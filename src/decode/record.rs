@@ -126,15 +126,8 @@ impl JsonDecoder {
         let mut seen = 0u16;
         let mut duplicate = None;
         let mut scanner = Scanner::new(text, leading_space(text));
-        let result = scanner.members(1, |name, value, span| {
-            let known = if name.escaped {
-                let mut unescaped = String::new();
-                Scanner::new(text, 0).unescape(&name, &mut unescaped);
-                field(&unescaped)
-            } else {
-                field(&text[name.span.range()])
-            };
-            match known {
+        let result =
+            scanner.members(1, |name, value, span| match field(&Scanner::new(text, 0).unescaped(&name)) {
                 Some(field) => {
                     if seen >> field & 1 == 1 {
                         duplicate = duplicate.or(Some(FIELDS[field]));
@@ -143,8 +136,7 @@ impl JsonDecoder {
                     self.members[field] = value;
                 }
                 None => self.unknown.push((name, span)),
-            }
-        });
+            });
         result.and_then(|()| scanner.end()).map_err(not_json)?;
         match duplicate {
             Some(name) => Err(Rejection::malformed(Some(name), format!("duplicate field {name}"))),
@@ -293,9 +285,7 @@ impl EventBuilder<'_> {
     fn is_required(&self, field: usize) -> bool {
         let is_sensor = || match &self.members[EVENT_TYPE] {
             Value::Text(text) => {
-                let mut unescaped = String::new();
-                Scanner::new(self.text.record, 0).unescape(text, &mut unescaped);
-                unescaped == EventType::IotSensor.as_str()
+                Scanner::new(self.text.record, 0).unescaped(text) == EventType::IotSensor.as_str()
             }
             _ => false,
         };
@@ -413,11 +403,7 @@ impl EventBuilder<'_> {
     /// several members with one name, the last is used.
     fn merge(&mut self, own: Option<Span>, unknown: &[(Text, Span)]) -> Span {
         let text = self.text.record;
-        let unescape = |name: &Text| {
-            let mut unescaped = String::new();
-            Scanner::new(text, 0).unescape(name, &mut unescaped);
-            unescaped
-        };
+        let unescape = |name: &Text| Scanner::new(text, 0).unescaped(name);
         let mut names = std::collections::HashSet::new();
         let mut merged = String::from("{");
         if let Some(span) = own {
@@ -458,14 +444,7 @@ fn too_long(field: usize, len: usize, limit: usize) -> Rejection {
 pub(super) fn degrees(text: &str, object: Span) -> Result<(f64, f64), Rejection> {
     let (mut lat, mut lon, mut lng) = (Value::Null, Value::Null, Value::Null);
     let _ = Scanner::new(text, object.range().start).members(2, |name, value, _| {
-        let mut unescaped = String::new();
-        let name = if name.escaped {
-            Scanner::new(text, 0).unescape(&name, &mut unescaped);
-            &unescaped
-        } else {
-            &text[name.span.range()]
-        };
-        match name {
+        match &*Scanner::new(text, 0).unescaped(&name) {
             "lat" => lat = value,
             "lon" => lon = value,
             "lng" => lng = value,

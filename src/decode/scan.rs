@@ -1,5 +1,7 @@
 //! A strict JSON scanner (RFC 8259): one pass, no allocation, and byte positions for every error.
 
+use std::borrow::Cow;
+
 use crate::event::Span;
 
 /// A syntax error, or a violated limit.
@@ -303,9 +305,20 @@ impl<'a> Scanner<'a> {
             .ok_or(SyntaxError { at, what: "expected \\u and four hexadecimal digits" })
     }
 
+    /// Returns the text of a string with its escapes replaced.
+    #[inline]
+    pub fn unescaped(&self, text: &Text) -> Cow<'a, str> {
+        if !text.escaped {
+            return Cow::Borrowed(self.text(text));
+        }
+        let mut unescaped = String::new();
+        self.unescape(text, &mut unescaped);
+        Cow::Owned(unescaped)
+    }
+
     /// Appends a string with its escapes replaced.
     pub fn unescape(&self, text: &Text, out: &mut String) {
-        let mut rest = &self.text[text.span.range()];
+        let mut rest = self.text(text);
         while let Some(at) = rest.find('\\') {
             out.push_str(&rest[..at]);
             let escape = &rest[at..];

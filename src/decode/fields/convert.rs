@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{Form, TimeFormat};
 use crate::decode::number;
-use crate::decode::scan::{Scanner, Text, Value};
+use crate::decode::scan::{Scanner, Value};
 
 /// The fault of a value: a message that follows the name of the field.
 pub(super) type Wrong = Cow<'static, str>;
@@ -12,14 +12,8 @@ pub(super) type Wrong = Cow<'static, str>;
 /// Returns the text of a string value or a number.
 fn text_of<'a>(text: &'a str, value: &Value) -> Option<Cow<'a, str>> {
     match value {
-        Value::Text(Text { span, escaped: false }) | Value::Number(span) => {
-            Some(Cow::Borrowed(&text[span.range()]))
-        }
-        Value::Text(escaped) => {
-            let mut unescaped = String::new();
-            Scanner::new(text, 0).unescape(escaped, &mut unescaped);
-            Some(Cow::Owned(unescaped))
-        }
+        Value::Number(span) => Some(Cow::Borrowed(&text[span.range()])),
+        Value::Text(string) => Some(Scanner::new(text, 0).unescaped(string)),
         _ => None,
     }
 }

@@ -89,18 +89,9 @@ fn walk(
     let start = scanner.at;
     let value = match scanner.peek() {
         Some(b'{') if !node.members.is_empty() => {
-            scanner.visit_members(depth, |scanner, name| {
-                let mut unescaped = String::new();
-                let child = if name.escaped {
-                    scanner.unescape(&name, &mut unescaped);
-                    node.member(&unescaped)
-                } else {
-                    node.member(scanner.text(&name))
-                };
-                match child {
-                    Some(child) => walk(child, scanner, depth + 1, found),
-                    None => scanner.value(depth + 1).map(drop),
-                }
+            scanner.visit_members(depth, |scanner, name| match node.member(&scanner.unescaped(&name)) {
+                Some(child) => walk(child, scanner, depth + 1, found),
+                None => scanner.value(depth + 1).map(drop),
             })?;
             Value::Object(Span::new(start..scanner.at))
         }
