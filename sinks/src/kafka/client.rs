@@ -5,9 +5,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
@@ -15,6 +16,9 @@ use rdkafka::error::KafkaError;
 pub use super::options::{OptionRefused, Options};
 use super::options::{check_option, first_name};
 use crate::Misconfigured;
+
+/// The timeout of [`look_up`].
+const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Returns the configuration of a client: `defaults`, overridden by the user's `options`, and `owned`, which options
 /// must not override.
@@ -125,9 +129,17 @@ pub fn log_error(error: &KafkaError, reason: &str) {
     tracing::debug!(target: "librdkafka", %error, "{reason}");
 }
 
+/// Asks for the metadata of a topic, which the client keeps: otherwise it would look for them only when it needs them, and
+/// again only after half a second. Without an answer, the client goes on by itself.
+pub(crate) fn look_up<C: ClientContext>(client: &Client<C>, topic: &str) {
+    if let Err(error) = client.fetch_metadata(Some(topic), METADATA_TIMEOUT) {
+        tracing::debug!(%error, topic, "cannot look up a topic yet");
+    }
+}
+
 /// Drops a client on a thread of its own. The threads of a client look for its end every 0.1 s, and nothing needs to wait
 /// for that.
-pub fn drop_aside(client: impl Send + 'static) {
+pub(crate) fn drop_aside(client: impl Send + 'static) {
     // Without a thread, the client is dropped here.
     _ = std::thread::Builder::new().name("drop-client".to_owned()).spawn(move || drop(client));
 }

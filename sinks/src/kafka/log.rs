@@ -7,16 +7,13 @@ use rdkafka::error::KafkaError;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 use thiserror::Error;
 
-use super::client::{Options, Quiet, drop_aside, reader_config};
+use super::client::{Options, Quiet, drop_aside, look_up, reader_config};
 use super::progress::Record;
 use crate::Misconfigured;
 
 /// The timeout of reading up to a sentinel. Until an open transaction of another producer ends, the records after it
 /// cannot be read.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The timeout of looking up the topic before it is read. Without an answer, the client goes on by itself.
-const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The error of reading the progress topic.
 #[derive(Debug, Error)]
@@ -95,10 +92,7 @@ impl ProgressLog {
             let from = next.map_or(Offset::Beginning, Offset::Offset);
             assignment.add_partition_offset(&topic, partition, from).map_err(kafka)?;
         }
-        // Without it, the client does not know where the partitions are, and looks again only after half a second.
-        if let Err(error) = consumer.fetch_metadata(Some(&topic), METADATA_TIMEOUT) {
-            tracing::debug!(%error, topic, "cannot look up the progress topic yet");
-        }
+        look_up(consumer.client(), &topic);
         consumer.assign(&assignment).map_err(kafka)?;
 
         let mut next = self.next.clone();

@@ -24,7 +24,7 @@ use rdkafka::producer::{
     BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
 };
 
-use super::client::{Options, client_config, log_error, log_line};
+use super::client::{Options, client_config, log_error, log_line, look_up};
 use crate::Header;
 use crate::Misconfigured;
 
@@ -167,14 +167,10 @@ impl Writer {
         let mut config = config.clone();
         config.set("transactional.id", id);
         let producer: BaseProducer<ProducerEvents> = config.create_with_context(ProducerEvents::default())?;
-        // Without a connection to a broker, the client tries to initialise the id again only after half a second. The first
-        // request finds the brokers by the bootstrap servers, and the second connects to one of them.
-        for _ in 0..2 {
-            if let Some(topic) = topic
-                && let Err(error) = producer.client().fetch_metadata(Some(topic), COMMIT_ATTEMPT_TIMEOUT)
-            {
-                tracing::debug!(%error, id, "cannot connect yet");
-            }
+        if let Some(topic) = topic {
+            // The first request finds the brokers by the bootstrap servers, and the second connects to one of them.
+            look_up(producer.client(), topic);
+            look_up(producer.client(), topic);
         }
         producer.init_transactions(TRANSACTION_TIMEOUT)?;
         // Connecting may take several attempts. Errors before the first transaction do not affect any transaction.

@@ -96,11 +96,12 @@ pub(super) struct EndsPoller {
 }
 
 impl EndsPoller {
-    /// Starts the thread. `unbounded` is the topic client of a run without an end, for which the thread also looks for
-    /// added partitions and for compaction.
+    /// Starts the thread. Unless the run is until the end, the thread also looks for added partitions and for compaction,
+    /// with the topic client.
     pub fn start(
         consumer: Arc<BaseConsumer<Quiet>>,
-        unbounded: Option<Topics>,
+        topics: Topics,
+        until_end: bool,
         topic: String,
         ends: PartitionEnds,
     ) -> Result<EndsPoller, SourceError> {
@@ -108,6 +109,8 @@ impl EndsPoller {
         std::thread::Builder::new()
             .name("partition-ends".to_owned())
             .spawn(move || {
+                // Dropping a client takes 0.1 s.
+                let unbounded = (!until_end).then_some(topics);
                 let mut polls = 0u32;
                 while let Err(RecvTimeoutError::Timeout) = dropped.recv_timeout(INTERVAL) {
                     polls = polls.wrapping_add(1);

@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Offset, Partition};
-use headwater_sinks::kafka::client::{Options, Quiet, client_config, creation_error, drop_aside};
+use headwater_sinks::kafka::client::{Options, Quiet, client_config, creation_error};
 use headwater_sinks::kafka::topics::{TopicError, Topics};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -150,14 +150,7 @@ impl KafkaSource {
             );
             known.add(Partition(partition), Offset(low), end);
         }
-        let unbounded = match config.until_end {
-            false => Some(topics),
-            true => {
-                drop_aside(topics);
-                None
-            }
-        };
-        let poller = EndsPoller::start(group, unbounded, topic.clone(), known.clone())?;
+        let poller = EndsPoller::start(group, topics, config.until_end, topic.clone(), known.clone())?;
         let before = Mutex::default();
         Ok(KafkaSource { config, start, stop, lows, before, ends: known, committer, _ends_poller: poller })
     }
