@@ -2,6 +2,7 @@
 //!
 //! `HEADWATER_TEST_KAFKA` names the broker, as `host:port`. Every test creates its own topics.
 
+mod produce;
 mod reading;
 
 use std::collections::BTreeMap;
@@ -92,6 +93,13 @@ fn send(producer: &BaseProducer, topic: &str, partition: i32, values: impl IntoI
     producer.flush(TEN_SECONDS).expect("it is written");
 }
 
+/// Commits a transaction of three records in the first partition.
+fn commit_three(producer: &BaseProducer, topic: &str) {
+    producer.begin_transaction().expect("it begins");
+    send(producer, topic, 0, numbers(0..3));
+    producer.commit_transaction(TEN_SECONDS).expect("it commits");
+}
+
 fn numbers(range: std::ops::Range<u32>) -> impl Iterator<Item = String> {
     range.map(|n| n.to_string())
 }
@@ -131,9 +139,7 @@ fn records_have_key_timestamp_tombstone_and_retry_count() {
 fn aborted_records_are_hidden_and_the_position_passes_them() {
     let topic = topic("aborted", 1, &[]);
     let upstream = producer(Some(&topic));
-    upstream.begin_transaction().expect("it begins");
-    send(&upstream, &topic, 0, numbers(0..3));
-    upstream.commit_transaction(TEN_SECONDS).expect("it commits");
+    commit_three(&upstream, &topic);
     upstream.begin_transaction().expect("it begins");
     send(&upstream, &topic, 0, numbers(3..5));
     upstream.abort_transaction(TEN_SECONDS).expect("it aborts");
@@ -249,9 +255,7 @@ fn the_position_never_passes_records_that_were_not_emitted() {
 fn a_bounded_run_ends_after_control_records() {
     let topic = topic("bounded", 3, &[]);
     let upstream = producer(Some(&topic));
-    upstream.begin_transaction().expect("it begins");
-    send(&upstream, &topic, 0, numbers(0..3));
-    upstream.commit_transaction(TEN_SECONDS).expect("it commits");
+    commit_three(&upstream, &topic);
     upstream.begin_transaction().expect("it begins");
     send(&upstream, &topic, 0, numbers(3..5));
     send(&upstream, &topic, 1, numbers(0..2));

@@ -1,6 +1,4 @@
 //! Tests of producing at a rate, and of retrying dead letters, with a real broker.
-//!
-//! `HEADWATER_TEST_KAFKA` names the broker, as `host:port`. Every test creates its own topics.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,47 +7,15 @@ use headwater::dead_letters::{Filter, KafkaTopic, LastRead, LetterStore, RetryRe
 use headwater::source::kafka::dead_letters::{self, DeadLetter, DeadLetters};
 use headwater::source::kafka::produce::{Produced, Producer};
 use headwater::source::kafka::retry::{Resend, Retried, Retry, RetryError};
-use headwater::source::kafka::{KafkaSource, KafkaSourceConfig, StartFrom};
 use headwater::source::{Budget, Source};
-use headwater::topics::{TopicSpec, create_topics};
 use headwater_dataflows::{Offset, Partition};
 use headwater_sinks::kafka::client::Options;
 
-const TEN_SECONDS: Duration = Duration::from_secs(10);
-
-fn brokers() -> String {
-    std::env::var("HEADWATER_TEST_KAFKA")
-        .expect("these tests need a Kafka broker: set HEADWATER_TEST_KAFKA to its host:port")
-}
-
-/// Creates a new topic, whose name starts with `name` and is unique.
-fn topic(name: &str, partitions: u32) -> String {
-    let name = format!("{name}-{}", std::process::id());
-    let specs = [TopicSpec::new(&name, partitions)];
-    create_topics(&brokers(), &Options::new(), &specs).expect("the topic is new");
-    name
-}
-
-fn open(topic: &str) -> KafkaSource {
-    let config = KafkaSourceConfig {
-        brokers: brokers(),
-        topic: topic.to_owned(),
-        group: format!("group-{topic}"),
-        starts: None,
-        start_from: StartFrom::Earliest,
-        ignore_group: false,
-        producer_header: "producer".to_owned(),
-        accepted: Vec::new(),
-        options: Options::new(),
-        until_end: false,
-        bytes_in_flight: 8 << 20,
-    };
-    KafkaSource::open(config).expect("it opens")
-}
+use super::{TEN_SECONDS, brokers, open, topic};
 
 #[test]
 fn producing_keeps_its_rate_and_stops_on_request() {
-    let topic = topic("pace", 2);
+    let topic = topic("pace", 2, &[]);
     let produced = |n: u32| Produced {
         partition: Some(n % 2),
         value: Some(n.to_string().into_bytes()),
@@ -78,7 +44,7 @@ fn producing_keeps_its_rate_and_stops_on_request() {
 
 #[test]
 fn the_timestamp_of_a_record_is_the_time_at_which_it_was_due() {
-    let topic = topic("due", 1);
+    let topic = topic("due", 1, &[]);
     // Creating each record takes longer than its interval: sending falls behind the schedule, the timestamps do not.
     let produced = (0..20u32).map(|n| {
         std::thread::sleep(Duration::from_millis(40));
@@ -99,7 +65,7 @@ fn the_timestamp_of_a_record_is_the_time_at_which_it_was_due() {
 
 #[test]
 fn dead_letters_are_retried_once_to_their_own_source_topic() {
-    let (letters, source) = (topic("letters", 3), topic("back", 1));
+    let (letters, source) = (topic("letters", 3, &[]), topic("back", 1, &[]));
     let pipeline = format!("pipeline-{}", std::process::id());
     let letter_of = |pipeline: &str, n: u32, reason: &str, retries: u32, truncated: bool| {
         let header = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
@@ -179,7 +145,7 @@ fn dead_letters_are_retried_once_to_their_own_source_topic() {
 
 #[test]
 fn a_topic_of_letters_is_paged_and_single_letters_are_sent_once() {
-    let (letters, source) = (topic("paged", 3), topic("paged-back", 1));
+    let (letters, source) = (topic("paged", 3, &[]), topic("paged-back", 1, &[]));
     let pipeline = format!("paged-{}", std::process::id());
     let letter = |n: u32| {
         let header = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
