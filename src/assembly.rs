@@ -391,6 +391,7 @@ pub fn job(
         workers,
         cluster,
         stopping: Arc::new(AtomicBool::new(false)),
+        rescaling: Arc::default(),
         metrics,
         recent: None,
         queries: Queries::default(),

@@ -157,6 +157,7 @@ fn a_stalled_sink_causes_backpressure_and_no_loss() {
         workers: timely::Config::process(2),
         cluster: None,
         stopping: Arc::clone(&stopping),
+        rescaling: Arc::default(),
         metrics: Arc::clone(&metrics),
         recent: None,
         queries: Queries::default(),

@@ -341,7 +341,8 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
         }
         started = Instant::now();
         let RuleControl { live: rules, requests, .. } = control;
-        crate::runtime::run(Job { stopping, recent, queries, rules, requests, peers, ..job })
+        let rescaling = Arc::new(std::sync::atomic::AtomicBool::new(hosts::is_placed()));
+        crate::runtime::run(Job { stopping, rescaling, recent, queries, rules, requests, peers, ..job })
     });
     // Nobody waits for a change that no epoch will have.
     changes.end();

@@ -22,23 +22,38 @@ use super::{EpochRecord, Manifest, Part, PartKind, PartName};
 /// The number of deltas after a base beyond which the next part is a base again: a start must read each of them.
 const MAX_DELTAS: usize = 8;
 
-/// Decides which epochs are marked: at most one at a time, at intervals of `interval_ms` of recorded wall time.
+/// The time after a mark, in milliseconds of recorded wall time, in which a checkpoint on demand would save too little.
+const RECENT_MS: i64 = 1_000;
+
+/// Decides which epochs are marked: at most one at a time, at intervals of `interval_ms` of recorded wall time, and on demand.
 #[derive(Clone, Debug)]
 pub struct Marks {
     interval_ms: i64,
     /// The epoch that was marked last, or the epoch of the newest manifest.
     last: Epoch,
     since_ms: Option<i64>,
+    /// The recorded wall time of the last mark of this run.
+    marked_ms: Option<i64>,
     in_flight: bool,
     /// True if anything was recorded after `last`.
     behind: bool,
+    /// True if the next epoch is to be marked, however short the time since the last mark.
+    demanded: bool,
 }
 
 impl Marks {
     /// Returns the marks for a ledger whose newest manifest, readable or not, is of epoch `newest`. The first interval
     /// begins with the first epoch.
     pub fn new(interval_ms: i64, newest: Epoch) -> Marks {
-        Marks { interval_ms, last: newest, since_ms: None, in_flight: false, behind: false }
+        Marks {
+            interval_ms,
+            last: newest,
+            since_ms: None,
+            marked_ms: None,
+            in_flight: false,
+            behind: false,
+            demanded: false,
+        }
     }
 
     /// Returns true if the epoch is to be marked; must be called for each epoch, in order. Epochs that are not
@@ -49,11 +64,25 @@ impl Marks {
         let elapsed_ms = record.wall_ms.saturating_sub(since_ms);
         // A clock that was set back must not delay checkpoints.
         let due = elapsed_ms >= self.interval_ms || elapsed_ms < 0;
-        if !due || self.in_flight || record.is_empty() || record.epoch <= self.last {
+        let wanted = if self.demanded { self.behind } else { due && !record.is_empty() };
+        if !wanted || self.in_flight || record.epoch <= self.last {
             return false;
         }
         self.marked(record);
         true
+    }
+
+    /// Demands a checkpoint beside the run, unless one is in flight, was marked just before `wall_ms`, or would have nothing
+    /// new. It is concluded once [`is_settled`](Marks::is_settled) returns true.
+    pub fn demand(&mut self, wall_ms: i64) {
+        let is_recent =
+            self.marked_ms.is_some_and(|marked_ms| (0..RECENT_MS).contains(&(wall_ms - marked_ms)));
+        self.demanded = self.behind && !self.in_flight && !is_recent;
+    }
+
+    /// Returns true if no checkpoint is demanded or in flight.
+    pub fn is_settled(&self) -> bool {
+        !self.demanded && !self.in_flight
     }
 
     /// Returns true if the last epoch of a run is to be marked, so that the next start has nothing to replay. Returns
@@ -69,7 +98,8 @@ impl Marks {
 
     fn marked(&mut self, record: &EpochRecord) {
         (self.last, self.since_ms, self.in_flight) = (record.epoch, Some(record.wall_ms), true);
-        self.behind = false;
+        self.marked_ms = self.since_ms;
+        (self.behind, self.demanded) = (false, false);
     }
 
     /// Notes that the manifest of `epoch`, and every manifest before it, is durable.

@@ -110,6 +110,8 @@ pub struct FlowInputs {
     pub restored: Option<Checkpoint>,
     /// True once the process has received a request to stop.
     pub stopping: Arc<AtomicBool>,
+    /// True if the run is to be resumed at once after a stop.
+    pub rescaling: Arc<AtomicBool>,
     /// Receives failures.
     pub failure: Failure,
     /// The monitor of rejected records, if there is a limit.
@@ -270,6 +272,8 @@ impl FlowInputs {
             gate: self.gate.clone(),
             in_force: self.in_force.clone(),
             marker: self.checkpoints.as_ref().map(marker),
+            rescaling: Arc::clone(&self.rescaling),
+            before_stop: None,
             close_at_end: *close_at_end,
             clock_control: Rc::clone(&state.clock_control),
             offsets: Rc::clone(&state.offsets),

@@ -89,6 +89,9 @@ pub struct Job {
     pub cluster: Option<ClusterSettings>,
     /// A flag that stops the run: it reads no more, finishes what it has read, and ends.
     pub stopping: Arc<AtomicBool>,
+    /// A flag of process 0 that says that the run is to be resumed at once after a stop. It then goes on for a checkpoint, for
+    /// up to 10 s, and stops without another one: what came after it is replayed.
+    pub rescaling: Arc<AtomicBool>,
     /// The metrics, updated during the run.
     pub metrics: Arc<Metrics>,
     /// Receives the alerts, if no sink stores them in a table.
@@ -143,6 +146,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         workers,
         cluster,
         stopping,
+        rescaling,
         metrics,
         recent,
         queries,
@@ -257,6 +261,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         lists,
         preloaded: Arc::new(Mutex::new(preloaded)),
         stopping,
+        rescaling,
         failure: failure.clone(),
         metrics,
         recent,
@@ -371,6 +376,7 @@ struct RunShared {
     /// The contents that the replay needs.
     preloaded: Arc<Mutex<Preloaded>>,
     stopping: Arc<AtomicBool>,
+    rescaling: Arc<AtomicBool>,
     failure: Failure,
     rejections: Option<Arc<Rejections>>,
     metrics: Arc<Metrics>,
@@ -446,6 +452,7 @@ impl RunShared {
             checkpoints,
             restored: self.origin.state(worker.index(), worker.peers())?,
             stopping: Arc::clone(&self.stopping),
+            rescaling: Arc::clone(&self.rescaling),
             failure: self.failure.clone(),
             rejections: self.rejections.clone(),
             metrics: Arc::clone(&self.metrics),

@@ -67,6 +67,29 @@ fn marks_are_an_interval_apart_and_one_at_a_time() {
 }
 
 #[test]
+fn a_demanded_mark_does_not_wait_for_the_interval() {
+    let mut marks = Marks::new(10_000, Epoch(0));
+    marks.demand(1_000);
+    assert!(marks.is_settled(), "nothing is new");
+    assert!(!marks.mark(&record(1, 1_000)));
+    marks.demand(1_001);
+    assert!(!marks.is_settled());
+    assert!(
+        marks.mark(&EpochRecord { bindings: vec![], ..record(2, 2_000) }),
+        "there may be no more records"
+    );
+    assert!(!marks.is_settled() && !marks.mark(&record(3, 2_500)), "it is in flight");
+    marks.demand(9_000);
+    marks.concluded(Epoch(2));
+    assert!(marks.is_settled(), "the one in flight is enough");
+    assert!(!marks.mark(&record(4, 9_000)), "only one was demanded");
+    marks.demand(2_999);
+    assert!(marks.is_settled(), "the last mark was just before");
+    marks.demand(1_000);
+    assert!(!marks.is_settled(), "the clock was set back");
+}
+
+#[test]
 fn epochs_up_to_the_newest_manifest_are_not_marked() {
     let mut marks = Marks::new(0, Epoch(4));
     assert!(!marks.mark(&record(3, 1)) && !marks.mark(&record(4, 2)) && marks.mark(&record(5, 3)));

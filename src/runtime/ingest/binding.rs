@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use headwater_dataflows::{Control, Epoch, EventTime, Since};
 use headwater_sinks::Generation;
@@ -28,6 +29,12 @@ use crate::runtime::ingest::clock::ClockControl;
 use crate::runtime::ingest::trace::TraceWriter;
 use crate::runtime::recovery::origin::Origin;
 
+/// The maximum time for which a run that is to be resumed at once goes on for a checkpoint before it stops.
+const CHECKPOINT_WITHIN: Duration = Duration::from_secs(10);
+
+/// The time for waiting records below which a run keeps up with its input: a replay then is faster than the input was.
+const KEEPS_UP: Duration = Duration::from_secs(1);
+
 /// The state of worker 0 that closes epochs.
 pub struct Binder {
     /// Collects the closed epochs of all workers of the cluster.
@@ -48,6 +55,11 @@ pub struct Binder {
     pub in_force: Versions,
     /// Marks the epochs whose state is captured; None if checkpoints are disabled.
     pub marker: Option<Marker>,
+    /// True if a run that is asked to stop makes a checkpoint while it goes on, and then stops without another one: the next
+    /// start replays what came after it, which takes less time than a checkpoint for which reading stops.
+    pub rescaling: Arc<AtomicBool>,
+    /// The checkpoint that the run makes before it stops.
+    pub before_stop: Option<BeforeStop>,
     /// True if epochs close by a count of records.
     pub counted: bool,
     /// True if the watermark goes to infinity at the end of the input.
@@ -68,6 +80,15 @@ pub struct Binder {
     pub failure: Failure,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+}
+
+/// The checkpoint that a run makes before it stops.
+#[derive(Clone, Copy)]
+pub struct BeforeStop {
+    /// The time of the request to stop.
+    since: Instant,
+    /// True if it is concluded, and the run keeps up, so that little has to be replayed.
+    is_enough: bool,
 }
 
 /// Marks the epochs whose state is captured.
@@ -107,7 +128,7 @@ impl Binder {
         }));
         self.pace.add(&bound.unfinal);
         let first_end = bound.ended && !self.clock_control.stop.get();
-        if bound.ended || bound.stopping {
+        if bound.ended || (bound.stopping && !self.awaits_checkpoint(bound, replayed.is_some())) {
             self.clock_control.stop.set(true);
         }
         let closes = replayed.map_or(first_end && self.close_at_end, |before| before.closes);
@@ -171,6 +192,24 @@ impl Binder {
         must_emit.then_some(Notice { control: Control { watermark, checkpoint }, change })
     }
 
+    /// Returns true if a run that is asked to stop goes on until a checkpoint is concluded.
+    fn awaits_checkpoint(&mut self, bound: &Bound, replaying: bool) -> bool {
+        let Some(Marker { marks, .. }) = &mut self.marker else { return false };
+        if replaying || self.clock_control.stop.get() || !self.rescaling.load(Ordering::Relaxed) {
+            return false;
+        }
+        let is_first = self.before_stop.is_none();
+        let before = self.before_stop.get_or_insert(BeforeStop { since: Instant::now(), is_enough: false });
+        if is_first {
+            marks.demand(bound.wall_ms);
+            if !marks.is_settled() {
+                tracing::info!("going on until a checkpoint is made");
+            }
+        }
+        before.is_enough = marks.is_settled() && bound.lag < KEEPS_UP;
+        !marks.is_settled() && before.since.elapsed() < CHECKPOINT_WITHIN
+    }
+
     /// Returns the change that is bound to an epoch, with the contents of its lists: in a replay the recorded one, whose
     /// contents every process has read at its start; else what was requested, with the answer to those who asked for it.
     fn change(
@@ -229,6 +268,9 @@ impl Binder {
             marks.concluded(ledger.concluded());
         }
         let last = self.clock_control.stop.get() && record.epoch == self.clock_control.newest.get();
+        if last && self.before_stop.is_some_and(|before| before.is_enough) {
+            return false;
+        }
         // What a change causes in the next epoch would not be captured.
         if !record.change.is_empty() || !(if last { marks.mark_last(record) } else { marks.mark(record) }) {
             return false;

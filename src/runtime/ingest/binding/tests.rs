@@ -50,6 +50,8 @@ fn fixture(replay: Vec<EpochRecord>) -> Fixture {
             generation: Generation(3),
             marked: Rc::clone(&marked),
         }),
+        rescaling: Arc::default(),
+        before_stop: None,
         counted: false,
         close_at_end: true,
         clock_control: Rc::default(),
@@ -265,6 +267,71 @@ fn a_stop_before_the_end_leaves_the_windows_open() {
     let after = fixture.binder.end_epoch(&Bound { ended: true, ..bound(5, vec![binding(20)]) });
     assert_eq!(after, control(19), "the run was stopped first");
     assert!(fixture.recorded().iter().all(|record| !record.closes));
+}
+
+#[test]
+fn a_run_that_is_resumed_at_once_stops_after_a_checkpoint() {
+    let stop = |epoch, wall_ms, end| Bound { stopping: true, wall_ms, ..bound(epoch, vec![binding(end)]) };
+    let mut fixture = fixture(vec![record(3, 5)]);
+    fixture.binder.marker.as_mut().expect("checkpoints").marks = Marks::new(60_000, Epoch(0));
+    fixture.binder.rescaling.store(true, Ordering::Relaxed);
+    fixture.binder.end_epoch(&bound(3, vec![binding(5)]));
+    fixture.binder.end_epoch(&bound(4, vec![binding(10)]));
+    assert_eq!(fixture.binder.end_epoch(&stop(5, 2_000, 20)), mark(19));
+    assert_eq!(fixture.binder.end_epoch(&stop(6, 2_010, 30)), control(29));
+    assert!(!fixture.is_stopped(), "it is not concluded");
+    fixture.binder.marker.as_mut().expect("checkpoints").marks.concluded(Epoch(5));
+    fixture.binder.clock_control.newest.set(Epoch(8));
+    fixture.binder.end_epoch(&stop(7, 2_020, 40));
+    assert!(fixture.is_stopped());
+    assert_eq!(
+        fixture.binder.end_epoch(&stop(8, 2_030, 50)),
+        control(49),
+        "the replay of three epochs is short"
+    );
+}
+
+#[test]
+fn a_run_that_lags_stops_at_another_checkpoint() {
+    let mut fixture = fixture(Vec::new());
+    fixture.binder.rescaling.store(true, Ordering::Relaxed);
+    fixture.binder.clock_control.newest.set(Epoch(6));
+    fixture.binder.end_epoch(&bound(4, vec![binding(10)]));
+    let stop = |epoch, end| {
+        let lag = Duration::from_secs(60);
+        Bound { stopping: true, wall_ms: 2_000, lag, ..bound(epoch, vec![binding(end)]) }
+    };
+    assert_eq!(fixture.binder.end_epoch(&stop(5, 20)), mark(19));
+    fixture.binder.marker.as_mut().expect("checkpoints").marks.concluded(Epoch(5));
+    assert_eq!(fixture.binder.end_epoch(&stop(6, 30)), mark(29));
+    assert!(fixture.is_stopped());
+}
+
+#[test]
+fn a_checkpoint_that_is_not_concluded_delays_a_stop_for_a_while_only() {
+    let stop =
+        |epoch| Bound { stopping: true, wall_ms: 2_000, ..bound(epoch, vec![binding(epoch as i64 * 10)]) };
+    let mut fixture = fixture(Vec::new());
+    fixture.binder.rescaling.store(true, Ordering::Relaxed);
+    fixture.binder.end_epoch(&bound(4, vec![binding(10)]));
+    fixture.binder.end_epoch(&stop(5));
+    assert!(!fixture.is_stopped());
+    let since = Instant::now().checked_sub(CHECKPOINT_WITHIN).expect("the machine has run for longer");
+    fixture.binder.before_stop = Some(BeforeStop { since, is_enough: false });
+    fixture.binder.end_epoch(&stop(6));
+    assert!(fixture.is_stopped());
+}
+
+#[test]
+fn without_checkpoints_or_in_a_replay_a_stop_waits_for_nothing() {
+    for (replay, has_marker) in [(Vec::new(), false), (vec![record(4, 10), record(5, 20)], true)] {
+        let mut fixture = fixture(replay);
+        fixture.binder.rescaling.store(true, Ordering::Relaxed);
+        fixture.binder.marker = fixture.binder.marker.take().filter(|_| has_marker);
+        fixture.binder.end_epoch(&bound(4, vec![binding(10)]));
+        fixture.binder.end_epoch(&Bound { stopping: true, ..bound(5, vec![binding(20)]) });
+        assert!(fixture.is_stopped());
+    }
 }
 
 #[test]
