@@ -12,14 +12,19 @@ use super::handshake::{Handshake, HandshakeError};
 use super::identity::Identity;
 use super::link::{Link, LinkReader};
 use super::members::{Members, Stage};
-use super::tls::TlsSession;
-use super::transport::{Deadline, split};
+use super::opening::{Accepted, Halves, open_from, open_to};
 
 /// The longest time for a connection to be made and identified.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The time until the next attempt to connect.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// The same in the first seconds, when all processes start.
+const EARLY_RETRY: Duration = Duration::from_millis(10);
+
+/// The time for which attempts are early.
+const EARLY: Duration = Duration::from_secs(3);
 
 /// The time between two looks for new connections.
 const POLL: Duration = Duration::from_millis(10);
@@ -33,15 +38,13 @@ const LOG_AGAIN: Duration = Duration::from_secs(60);
 /// The greatest number of reasons that are remembered.
 const REASONS: usize = 256;
 
-/// The first byte of a message of TLS.
-const TLS_BYTE: u8 = 0x16;
-
 /// The first byte of the handshake without TLS.
 const PLAIN_BYTE: u8 = b'h';
 
 /// Connects to a process until it has joined, and again if it is lost before the run.
 pub fn connect_to(members: &Arc<Members>, process: usize) {
     let address = members.address(process);
+    let since = Instant::now();
     let mut log = ReasonLog::default();
     while members.wants(process) {
         let error = match try_connect(members, process, address) {
@@ -66,7 +69,7 @@ pub fn connect_to(members: &Arc<Members>, process: usize) {
             }
         }
         members.missing(process, reason);
-        thread::sleep(RETRY);
+        thread::sleep(if since.elapsed() < EARLY { EARLY_RETRY } else { RETRY });
     }
 }
 
@@ -93,10 +96,8 @@ fn identify(
     process: usize,
     until: Instant,
 ) -> Result<(Arc<Link>, LinkReader), HandshakeError> {
-    let host = members.address(process).rsplit_once(':').map_or("", |(host, _)| host);
-    let tls =
-        members.settings.tls.as_ref().map(|tls| tls.connect(host, &mut Deadline { socket: &socket, until }));
-    let tls = tls.transpose().map_err(|error| explain_tls(&error))?;
+    let handle = socket.try_clone()?;
+    let halves = open_to(socket, members.address(process), members.settings.tls.as_deref(), until)?;
     let admit = |other: &Identity| {
         if other.process != process {
             return Err(format!(
@@ -106,7 +107,7 @@ fn identify(
         }
         members.admit(other)
     };
-    join(members, socket, tls, until, |handshake, members| {
+    join(members, handle, halves, until, |handshake, members| {
         handshake.connect(&members.own, members.settings.config.secret.as_ref(), admit)
     })
 }
@@ -117,30 +118,14 @@ fn accept(
     socket: TcpStream,
     until: Instant,
 ) -> Result<(Arc<Link>, LinkReader), HandshakeError> {
-    let mut first = [0];
-    socket.set_read_timeout(Some(TIMEOUT))?;
-    if socket.peek(&mut first)? == 0 {
-        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-    }
     let own = members.own.process;
-    let tls = match &members.settings.tls {
-        Some(_) if first == [PLAIN_BYTE] => {
-            let reason = format!(
-                "process {own} has `cluster.tls`, and the other end has not: set it in all processes"
-            );
-            let (mut read, mut write) = split(socket, None)?;
+    let handle = socket.try_clone()?;
+    let name = format!("process {own}");
+    let halves = match open_from(socket, (&name, PLAIN_BYTE), members.settings.tls.as_deref(), TIMEOUT)? {
+        Accepted::Open(halves) => halves,
+        Accepted::Plain((mut read, mut write), reason) => {
             return Handshake { read: &mut read, write: &mut write, until }.refuse(reason);
         }
-        Some(tls) => {
-            let session = tls.accept(&mut Deadline { socket: &socket, until });
-            Some(session.map_err(|error| explain_tls(&error))?)
-        }
-        None if first == [TLS_BYTE] => {
-            return Err(HandshakeError::Refused(format!(
-                "the other end uses TLS, and process {own} has no `cluster.tls`: set it in all processes"
-            )));
-        }
-        None => None,
     };
     let admit = |other: &Identity| {
         if other.process <= own {
@@ -151,7 +136,7 @@ fn accept(
         }
         members.admit(other)
     };
-    join(members, socket, tls, until, |handshake, members| {
+    join(members, handle, halves, until, |handshake, members| {
         handshake.accept(&members.own, members.settings.config.secret.as_ref(), admit)
     })
 }
@@ -159,23 +144,15 @@ fn accept(
 fn join(
     members: &Members,
     socket: TcpStream,
-    tls: Option<TlsSession>,
+    (mut read, mut write): Halves,
     until: Instant,
     handshake: impl FnOnce(&mut Handshake<'_>, &Members) -> Result<Identity, HandshakeError>,
 ) -> Result<(Arc<Link>, LinkReader), HandshakeError> {
     socket.set_nodelay(true)?;
     socket.set_write_timeout(Some(TIMEOUT))?;
-    let (mut read, mut write) = split(socket.try_clone()?, tls)?;
     let other = handshake(&mut Handshake { read: &mut read, write: &mut write, until }, members)?;
     let timeout = members.settings.config.heartbeat_timeout;
     Ok(Link::new(other.process, socket, (read, write), timeout)?)
-}
-
-/// Returns the error of a handshake of TLS.
-fn explain_tls(error: &io::Error) -> HandshakeError {
-    HandshakeError::Refused(format!(
-        "TLS: {error}; all processes need `cluster.tls`, with certificates that are valid for their names in the host file"
-    ))
 }
 
 /// Starts the thread that accepts processes until the run ends. It goes on during the run, to say to others why they cannot
@@ -238,11 +215,11 @@ fn accept_one(members: &Arc<Members>, socket: TcpStream, address: SocketAddr, lo
 
 /// The reasons that were logged, each with the host that it was for.
 #[derive(Default)]
-struct ReasonLog(HashMap<(Option<IpAddr>, String), Instant>);
+pub struct ReasonLog(HashMap<(Option<IpAddr>, String), Instant>);
 
 impl ReasonLog {
     /// Returns true if a reason is to be logged now.
-    fn is_new(&mut self, host: Option<IpAddr>, reason: &str) -> bool {
+    pub fn is_new(&mut self, host: Option<IpAddr>, reason: &str) -> bool {
         if self.0.len() >= REASONS {
             self.0.clear();
         }

@@ -21,6 +21,7 @@ mod join;
 mod link;
 mod loss;
 mod members;
+mod opening;
 pub mod proof;
 mod stream;
 #[cfg(test)]
@@ -44,11 +45,14 @@ use timely::worker::Worker;
 
 use crate::config::ClusterConfig;
 use crate::metrics::Metrics;
-pub use handshake::printable;
+pub use handshake::{HandshakeError, printable};
 use identity::Identity;
+pub use join::ReasonLog;
 use members::Members;
+pub use opening::{Accepted, Halves, open_from, open_to};
 use stream::PeerStream;
-use tls::TlsIdentity;
+pub use tls::TlsIdentity;
+pub use transport::WriteHalf;
 
 /// The settings of a cluster, as one process has them.
 #[derive(Clone)]
@@ -113,7 +117,7 @@ impl ClusterSettings {
         addresses: &[String],
         (process, workers): (usize, usize),
     ) -> Result<ClusterSettings, ClusterError> {
-        let tls = config.tls.as_ref().map(TlsIdentity::read).transpose().map_err(ClusterError::Tls)?;
+        let tls = tls_identity(config)?;
         // It takes a while, in which the start has other things to do.
         thread::spawn(identity::of_program);
         Ok(ClusterSettings {
@@ -123,7 +127,7 @@ impl ClusterSettings {
             process,
             workers,
             config: config.clone(),
-            tls: tls.map(Arc::new),
+            tls,
         })
     }
 
@@ -139,6 +143,15 @@ impl ClusterSettings {
             generation,
         }
     }
+}
+
+/// Returns the certificates of this process; None if connections are not encrypted.
+///
+/// # Errors
+/// If a file of `cluster.tls` cannot be used.
+pub fn tls_identity(config: &ClusterConfig) -> Result<Option<Arc<TlsIdentity>>, ClusterError> {
+    let tls = config.tls.as_ref().map(TlsIdentity::read).transpose().map_err(ClusterError::Tls)?;
+    Ok(tls.map(Arc::new))
 }
 
 /// Returns the first of these addresses that other machines can reach.

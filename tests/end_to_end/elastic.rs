@@ -31,8 +31,13 @@ impl Elastic {
     /// Creates a cluster of up to `most` processes, and produces `records` records to its topic at once and then 1,000 every
     /// 200 ms if `flows`.
     fn new(name: &str, most: usize, records: u64, flows: bool) -> Elastic {
-        let (cluster, topic) =
-            Cluster::of(name, 6, FLOW, "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n");
+        Elastic::with(name, most, records, flows, "")
+    }
+
+    /// The same with further sections of the configuration.
+    fn with(name: &str, most: usize, records: u64, flows: bool, sections: &str) -> Elastic {
+        let sections = format!("[http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n{sections}");
+        let (cluster, topic) = Cluster::of(name, 6, FLOW, &sections);
         let mut stream = Stream::new(&brokers(), &topic, &hard_settings(17), &cluster.path("records.ndjson"));
         stream.produce(records);
         let done = Arc::new(AtomicBool::new(!flows));
@@ -55,14 +60,16 @@ impl Elastic {
 
     /// Starts a process, which need not be listed.
     fn start(&self, process: usize) -> Process {
+        self.start_with(process, "run.toml")
+    }
+
+    /// The same with another configuration.
+    fn start_with(&self, process: usize, config: &str) -> Process {
         let log =
             format!("elastic-{process}-{}", fs::read_dir(self.cluster.dir()).expect("a directory").count());
         let mut command = headwater(&["run", "--restart", "--settle", "500ms", "-w", "1", "-p"]);
         command.arg(&self.addresses[process]).arg("--hostfile").arg(self.cluster.path("members"));
-        command
-            .arg("--bindings")
-            .arg(self.cluster.path("bindings.ndjson"))
-            .arg(self.cluster.path("run.toml"));
+        command.arg("--bindings").arg(self.cluster.path("bindings.ndjson")).arg(self.cluster.path(config));
         Process::start(command, self.cluster.path(&log))
     }
 
@@ -195,6 +202,41 @@ fn hosts_lost_during_a_change_lose_and_repeat_nothing() {
     first = elastic.start(0);
     elastic.wait_for_processes(&first, 3);
     drop((second, third));
+    elastic.judge(&mut first);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn agents_use_the_certificates_of_the_cluster() {
+    let dir = tempfile::tempdir().expect("a directory");
+    crate::peers::certify(dir.path(), "one");
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let sections = format!(
+        "[cluster]\ntls = {{ cert_file = \"{}\", key_file = \"{}\", ca_file = \"{}\" }}\n",
+        file("one.pem"),
+        file("one.key"),
+        file("one-ca.pem")
+    );
+    let elastic = Elastic::with("elastictls", 3, 20_000, true, &sections);
+    let config = fs::read_to_string(elastic.cluster.path("run.toml")).expect("written");
+    fs::write(elastic.cluster.path("plain.toml"), config.replace(&sections, "")).expect("written");
+    elastic.list(&[0, 1, 2]);
+    let [mut first, mut second] = [0, 1].map(|process| elastic.start(process));
+    let plain = elastic.start_with(2, "plain.toml");
+    elastic.wait_for_processes(&first, 2);
+    for (process, reason) in [
+        (&plain, "the other end uses TLS, and this process has no `cluster.tls`"),
+        (&first, "all processes need `cluster.tls`"),
+    ] {
+        wait_for(reason, || process.log().contains(reason).then_some(()));
+    }
+    drop(plain);
+    let mut third = elastic.start(2);
+    elastic.wait_for_processes(&first, 3);
+    second.terminate();
+    second.expect_success();
+    third.terminate();
+    third.expect_success();
     elastic.judge(&mut first);
 }
 

@@ -28,10 +28,11 @@ use super::command::RunArgs;
 use super::hosts::{PLACEMENT_VARIABLE, Placement};
 use super::supervise::{Program, Run};
 use super::{check_secret, serve_http, stop};
+use crate::cluster::tls_identity;
 use crate::config::Config;
 use crate::http;
 use crate::metrics::Metrics;
-use crate::runtime::{Peers, Queries, RuleControl};
+use crate::runtime::{Peers, Queries, RuleControl, RunError};
 use leader::{Leader, Led};
 use member::{Ran, Waited};
 use members::{ListWatcher, Own};
@@ -73,11 +74,15 @@ struct Waiting {
 /// Runs this process's part of a cluster whose members change. Returns the exit code.
 ///
 /// # Errors
-/// If an engine cannot be started, or signals cannot be handled.
+/// If an engine cannot be started, signals cannot be handled, or a file of `cluster.tls` cannot be used.
 pub fn run(args: RunArgs, config: Config, arguments: Vec<OsString>) -> anyhow::Result<u8> {
     let (list, own) = members::of_args(&args).context("the arguments name no list of members")?;
     let mut agent = Agent {
-        shared: Shared { pipeline: config.plan.pipeline.to_string(), secret: config.cluster.secret.clone() },
+        shared: Shared {
+            pipeline: config.plan.pipeline.to_string(),
+            secret: config.cluster.secret.clone(),
+            tls: tls_identity(&config.cluster).map_err(RunError::from)?,
+        },
         program: Program::new(arguments)?,
         requests: stop::signals().context("cannot handle signals")?,
         list: ListWatcher::start(list).context("cannot watch the list of members")?,

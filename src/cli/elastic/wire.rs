@@ -13,11 +13,14 @@
 //! ```
 //!
 //! A member that is asked to stop says `leaving`, one whose input has ended `done`. A connection that ends otherwise means
-//! that its process is lost. Both ends prove that they know the secret of the cluster, by an HMAC over both nonces.
+//! that its process is lost. Both ends prove that they know the secret of the cluster, by an HMAC over both nonces and, with
+//! `cluster.tls`, over what only the two ends of the session know.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
+use std::io::{self, BufRead, BufReader, Read};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use headwater_sinks::Secret;
@@ -25,8 +28,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::hosts::Placement;
-use crate::cluster::printable;
 use crate::cluster::proof::{Nonces, nonce};
+use crate::cluster::{
+    Accepted, Halves, HandshakeError, ReasonLog, TlsIdentity, WriteHalf, open_from, open_to, printable,
+};
 
 /// The timeout for connecting, for the first message, and for sending.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -36,6 +41,9 @@ const MAX_LEN: u64 = 64 * 1024;
 
 /// The maximum number of connections that have not said hello.
 const PENDING: usize = 64;
+
+/// The first byte of a message without TLS.
+const PLAIN_BYTE: u8 = b'{';
 
 /// A message from the first process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,40 +104,43 @@ pub enum Received<T> {
 
 /// A connection, whose messages a thread of its own reads. It is closed when it is dropped.
 pub struct Connection<T> {
-    stream: TcpStream,
+    socket: TcpStream,
+    write: Mutex<WriteHalf>,
+    /// The bytes that only the two ends of a session of TLS know, in hexadecimal digits.
+    session: String,
     messages: Receiver<T>,
     since: Instant,
 }
 
 impl<T: DeserializeOwned + Send + 'static> Connection<T> {
-    /// Returns a connection over this stream.
+    /// Returns a connection over the two halves of this socket.
     ///
     /// # Errors
-    /// If the stream cannot be set up.
-    pub fn new(stream: TcpStream) -> io::Result<Connection<T>> {
-        stream.set_nonblocking(false)?;
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
+    /// If the socket cannot be set up.
+    fn new(socket: TcpStream, (read_half, write): Halves) -> io::Result<Connection<T>> {
+        socket.set_nodelay(true)?;
+        socket.set_write_timeout(Some(TIMEOUT))?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
+        let session = crate::lists::hex(&read_half.binding()?);
         let (sender, messages) = channel();
-        let reading = stream.try_clone()?;
-        std::thread::Builder::new().name("member".to_owned()).spawn(move || {
-            let mut reader = BufReader::new(&reading);
+        let handle = socket.try_clone()?;
+        thread::Builder::new().name("member".to_owned()).spawn(move || {
+            let mut reader = BufReader::new(read_half);
             while let Some(message) = read(&mut reader) {
                 // Only the first message has to come in time.
-                if sender.send(message).is_err() || reading.set_read_timeout(None).is_err() {
+                if sender.send(message).is_err() || handle.set_read_timeout(None).is_err() {
                     break;
                 }
             }
         })?;
-        Ok(Connection { stream, messages, since: Instant::now() })
+        Ok(Connection { socket, write: Mutex::new(write), session, messages, since: Instant::now() })
     }
 
     /// Sends a message. If that fails, the connection ends.
     pub fn send(&self, message: &impl Serialize) {
-        let line = serde_json::to_string(message).expect("a message can be encoded");
-        let mut stream = &self.stream;
-        if let Err(error) = stream.write_all(format!("{line}\n").as_bytes()) {
+        let line = serde_json::to_string(message).expect("a message can be encoded") + "\n";
+        let mut write = self.write.lock().expect("no thread panics while it holds the lock");
+        if let Err(error) = write.write(line.as_bytes(), &[]) {
             tracing::debug!(%error, "cannot send to a member of the cluster");
             self.close();
         }
@@ -157,7 +168,7 @@ impl<T: DeserializeOwned + Send + 'static> Connection<T> {
 impl<T> Connection<T> {
     fn close(&self) {
         // An error means that it is closed.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
@@ -181,22 +192,29 @@ const MEMBER: &str = "member";
 /// The reason of a refusal.
 const WRONG_SECRET: &str = "the two processes have different secrets: set the same `cluster.secret_file` in all processes of the cluster";
 
-/// The part of a cluster's configuration that its processes prove to share.
+/// The part of a cluster's configuration that its processes share, and prove to share.
 #[derive(Clone)]
 pub struct Shared {
     /// The name of the pipeline.
     pub pipeline: String,
     /// The secret; None if all addresses are of this machine.
     pub secret: Option<Secret>,
+    /// The certificates of this process; None if connections are not encrypted.
+    pub tls: Option<Arc<TlsIdentity>>,
 }
 
 impl Shared {
-    fn prove(&self, nonces: &Nonces, role: &str) -> String {
-        nonces.prove(role, &self.pipeline, self.secret.as_ref())
+    /// Returns the text that both ends prove in a session.
+    fn claim(&self, session: &str) -> String {
+        format!("{session} {}", self.pipeline)
     }
 
-    fn is_proved(&self, nonces: &Nonces, role: &str, proof: &str) -> bool {
-        nonces.is_proved(role, &self.pipeline, self.secret.as_ref(), proof)
+    fn prove(&self, nonces: &Nonces, role: &str, session: &str) -> String {
+        nonces.prove(role, &self.claim(session), self.secret.as_ref())
+    }
+
+    fn is_proved(&self, nonces: &Nonces, role: &str, session: &str, proof: &str) -> bool {
+        nonces.is_proved(role, &self.claim(session), self.secret.as_ref(), proof)
     }
 }
 
@@ -208,17 +226,26 @@ pub fn greet(member: &str, shared: &Shared, has_run: bool) -> Result<Connection<
     let addresses = member.to_socket_addrs().map_err(|error| error.to_string())?;
     let mut last = "it has no address".to_owned();
     for address in addresses {
-        let stream = match TcpStream::connect_timeout(&address, TIMEOUT) {
-            Ok(stream) => stream,
-            Err(error) => {
-                last = error.to_string();
-                continue;
+        match TcpStream::connect_timeout(&address, TIMEOUT) {
+            Ok(socket) => {
+                let connection = connect(socket, member, shared).map_err(|error| error.to_string())?;
+                return introduce(connection, shared, has_run);
             }
-        };
-        let connection = Connection::new(stream).map_err(|error| error.to_string())?;
-        return introduce(connection, shared, has_run);
+            Err(error) => last = error.to_string(),
+        }
     }
     Err(last)
+}
+
+/// Opens a connection that was made to a member.
+fn connect(
+    socket: TcpStream,
+    member: &str,
+    shared: &Shared,
+) -> Result<Connection<FromMember>, HandshakeError> {
+    let handle = socket.try_clone()?;
+    let halves = open_to(socket, member, shared.tls.as_deref(), Instant::now() + TIMEOUT)?;
+    Ok(Connection::new(handle, halves)?)
 }
 
 /// Says hello over a connection, and proves to know the secret.
@@ -234,10 +261,10 @@ fn introduce(
     match connection.wait(TIMEOUT) {
         Received::Message(FromMember::Challenge { nonce: accepts, proof }) => {
             let nonces = Nonces { connects, accepts };
-            if !shared.is_proved(&nonces, MEMBER, &proof) {
+            if !shared.is_proved(&nonces, MEMBER, &connection.session, &proof) {
                 return Err(WRONG_SECRET.to_owned());
             }
-            connection.send(&FromLeader::Proof(shared.prove(&nonces, LEADER)));
+            connection.send(&FromLeader::Proof(shared.prove(&nonces, LEADER, &connection.session)));
         }
         Received::Message(FromMember::Refused(reason)) => return Err(printable(&reason)),
         _ => return Err(silent()),
@@ -252,7 +279,13 @@ fn introduce(
 /// The port of this process between two runs, on which the first process connects.
 pub struct Door {
     listener: TcpListener,
+    /// The threads that open connections, each with its socket.
+    opening: Vec<(JoinHandle<()>, TcpStream)>,
+    /// Open connections.
+    opened: Receiver<(SocketAddr, Result<Connection<FromLeader>, HandshakeError>)>,
+    open: Sender<(SocketAddr, Result<Connection<FromLeader>, HandshakeError>)>,
     pending: Vec<Pending>,
+    refusals: ReasonLog,
 }
 
 /// A connection that has not proved to come from the first process.
@@ -263,6 +296,18 @@ struct Pending {
     challenged: Option<(Nonces, bool)>,
 }
 
+/// Opens a connection that was accepted.
+fn open(socket: TcpStream, tls: Option<&TlsIdentity>) -> Result<Connection<FromLeader>, HandshakeError> {
+    let handle = socket.try_clone()?;
+    match open_from(socket, ("this process", PLAIN_BYTE), tls, TIMEOUT)? {
+        Accepted::Open(halves) => Ok(Connection::new(handle, halves)?),
+        Accepted::Plain(halves, reason) => {
+            Connection::<FromLeader>::new(handle, halves)?.send(&FromMember::Refused(reason.clone()));
+            Err(HandshakeError::Refused(reason))
+        }
+    }
+}
+
 impl Door {
     /// Listens on the address of this process.
     ///
@@ -271,18 +316,63 @@ impl Door {
     pub fn open(own: &str) -> io::Result<Door> {
         let listener = TcpListener::bind(own)?;
         listener.set_nonblocking(true)?;
-        Ok(Door { listener, pending: Vec::new() })
+        let (open, opened) = channel();
+        let (opening, pending, refusals) = (Vec::new(), Vec::new(), ReasonLog::default());
+        Ok(Door { listener, opening, opened, open, pending, refusals })
+    }
+
+    /// Opens new connections on threads of their own, because the other end may be silent.
+    fn open_new(&mut self, shared: &Shared) {
+        self.opening.retain(|(thread, _)| !thread.is_finished());
+        while let Ok((socket, address)) = self.listener.accept() {
+            if self.opening.len() >= PENDING {
+                // Its thread ends with an error.
+                let _ = self.opening.remove(0).1.shutdown(Shutdown::Both);
+            }
+            let (open_sender, tls) = (self.open.clone(), shared.tls.clone());
+            let spawned = socket.set_nonblocking(false).and_then(|()| {
+                let handle = socket.try_clone()?;
+                let thread = thread::Builder::new().name("member:open".to_owned());
+                // The door may be closed.
+                let thread = thread.spawn(move || {
+                    drop(open_sender.send((address, open(socket, tls.as_deref()))));
+                })?;
+                Ok((thread, handle))
+            });
+            match spawned {
+                Ok(opening) => self.opening.push(opening),
+                Err(error) => {
+                    tracing::warn!(%address, %error, "cannot accept a connection to the cluster's port")
+                }
+            }
+        }
+    }
+
+    /// Logs the reason of a refusal, unless it was logged just before.
+    fn refuse(&mut self, address: SocketAddr, reason: &str) {
+        let host: IpAddr = address.ip();
+        if self.refusals.is_new(Some(host), reason) {
+            tracing::warn!(%address, reason, "refused a connection to the cluster's port");
+        }
     }
 
     /// Returns a connection whose process is of this pipeline and knows the secret, if there is one, and whether it has run
     /// the pipeline. It waits for an answer.
     pub fn accept(&mut self, shared: &Shared) -> Option<(Connection<FromLeader>, bool)> {
-        while let Ok((stream, address)) = self.listener.accept() {
-            if self.pending.len() >= PENDING {
-                self.pending.remove(0);
+        self.open_new(shared);
+        while let Ok((address, opened)) = self.opened.try_recv() {
+            match opened {
+                Ok(connection) => {
+                    if self.pending.len() >= PENDING {
+                        self.pending.remove(0);
+                    }
+                    self.pending.push(Pending { connection, address, challenged: None });
+                }
+                Err(HandshakeError::Connection(error)) => {
+                    tracing::debug!(%address, %error, "a connection to the cluster's port has ended");
+                }
+                Err(refused) => self.refuse(address, &refused.to_string()),
             }
-            let pending = |connection| Pending { connection, address, challenged: None };
-            self.pending.extend(Connection::new(stream).ok().map(pending));
         }
         for pending in std::mem::take(&mut self.pending) {
             let Pending { connection, address, challenged } = pending;
@@ -295,22 +385,22 @@ impl Door {
                 {
                     let reason =
                         format!("it belongs to the pipeline {:?}, not {pipeline:?}", shared.pipeline);
-                    tracing::warn!(%address, reason, "refused the first process of another cluster");
+                    self.refuse(address, &reason);
                     connection.send(&FromMember::Refused(reason));
                 }
                 (Received::Message(FromLeader::Hello { has_run, nonce: connects, .. }), None) => {
                     let Ok(accepts) = nonce() else { continue };
                     let nonces = Nonces { connects, accepts: accepts.clone() };
-                    let proof = shared.prove(&nonces, MEMBER);
+                    let proof = shared.prove(&nonces, MEMBER, &connection.session);
                     connection.send(&FromMember::Challenge { nonce: accepts, proof });
                     let challenged = Some((nonces, has_run));
                     self.pending.push(Pending { connection, address, challenged });
                 }
                 (Received::Message(FromLeader::Proof(proof)), Some((nonces, has_run))) => {
-                    if shared.is_proved(&nonces, LEADER, &proof) {
+                    if shared.is_proved(&nonces, LEADER, &connection.session, &proof) {
                         return Some((connection, has_run));
                     }
-                    tracing::warn!(%address, reason = WRONG_SECRET, "refused a connection to the cluster's port");
+                    self.refuse(address, WRONG_SECRET);
                     connection.send(&FromMember::Refused(WRONG_SECRET.to_owned()));
                 }
                 // A process of the cluster that still tries to join a run that has ended is one of them.
@@ -325,6 +415,8 @@ impl Door {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn free() -> String {
@@ -342,7 +434,7 @@ mod tests {
     }
 
     fn shared(pipeline: &str, secret: &str) -> Shared {
-        Shared { pipeline: pipeline.to_owned(), secret: Some(Secret::from(secret)) }
+        Shared { pipeline: pipeline.to_owned(), secret: Some(Secret::from(secret)), tls: None }
     }
 
     #[test]
@@ -405,7 +497,7 @@ mod tests {
         let own = free();
         let mut door = Door::open(&own).expect("listening");
         let stream = TcpStream::connect(&own).expect("connected");
-        let thief = Connection::<FromMember>::new(stream).expect("connected");
+        let thief = connect(stream, &own, &shared("fraud", "a")).expect("connected");
         let hello = FromLeader::Hello { pipeline: "fraud".into(), has_run: true, nonce: "n".into() };
         thief.send(&hello);
         let member = shared("fraud", "a");
