@@ -38,6 +38,9 @@ impl Load {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
     use differential_dataflow::input::InputSession;
 
     use crate::testing::Line;
@@ -46,15 +49,26 @@ mod tests {
 
     #[test]
     fn windows_are_counted_until_they_are_final() {
-        timely::execute_directly(|worker| {
+        assert_eq!(rows_of_counted_windows(EmitPolicy::Final), 3 + 2);
+        assert_eq!(rows_of_counted_windows(EmitPolicy::Never), 0);
+    }
+
+    /// Returns the number of emitted rows.
+    fn rows_of_counted_windows(emit: EmitPolicy) -> usize {
+        timely::execute_directly(move |worker| {
+            let rows = Rc::new(Cell::new(0));
+            let (of_tumbling, of_sessions) = (Rc::clone(&rows), Rc::clone(&rows));
             let (mut events, mut clock, load) = worker.dataflow::<Epoch, _, _>(|scope| {
                 let mut events = InputSession::new();
                 let (clock, control) = Clock::new(scope);
                 let (keyed, _) = events.to_collection(scope).admit(control, Admission::default());
                 let load = keyed.load();
                 let count = || Statistics::new(|_: &Line| None, |_: &Line| None);
-                keyed.clone().tumbling("Tumbling", 60, EmitPolicy::Final, count(), |row| row.window.start.0);
-                keyed.session("Session", 30, EmitPolicy::Final, count(), |row| row.window.start.0);
+                let tumbling =
+                    keyed.clone().tumbling("Tumbling", 60, emit, count(), |row| row.window.start.0);
+                tumbling.inspect(move |_| of_tumbling.set(of_tumbling.get() + 1));
+                let sessions = keyed.session("Session", 30, emit, count(), |row| row.window.start.0);
+                sessions.inspect(move |_| of_sessions.set(of_sessions.get() + 1));
                 (events, clock, load)
             });
             let mut epoch = Epoch(0);
@@ -77,6 +91,7 @@ mod tests {
             assert_eq!(holds(&[("ann", 30, 4)], 5), (2, 3 + 2));
             assert_eq!(holds(&[], 59), (2, 2 + 2), "the window that ends at 60 is final");
             assert_eq!(holds(&[("bob", 20, 5)], i64::MAX), (2, 0), "a late event opens no window");
-        });
+            rows.get()
+        })
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use differential_dataflow::VecCollection;
-use headwater_dataflows::windows::{Row, Statistics, Summary};
+use headwater_dataflows::windows::{EmitPolicy, Row, Statistics, Summary};
 use headwater_dataflows::{
     Admission, Captured, Captures, ControlStream, Epoch, Load, RefusedLog, RuleVersions,
 };
@@ -115,13 +115,14 @@ pub fn compute<'scope>(
     let (found, versions) = own_rules(keyed.clone(), None, &maker, history);
     all.push(encode_alerts(found, routes, metrics, recent.clone()));
     let mut rule_operators = RuleOperators::new(maker.clone(), versions);
+    let takes_windows = routes.iter().any(|route| route.encoding.mapping().windows.is_some());
     for window in plan.windows.iter().filter(|window| window.by.space().is_none()) {
         let selected = match window.by {
             By::KeyOfUser => keyed.clone().only(|key| split_key(key).0 == KeyKind::User),
             By::KeyOfDevice => keyed.clone().only(|key| split_key(key).0 == KeyKind::Device),
             By::Key | By::Space(_) => keyed.clone(),
         };
-        all.push(encode_rows(rows(selected, window), window, routes));
+        all.push(encode_rows(rows(selected, window, takes_windows), window, routes));
     }
     let mut spaces = Vec::new();
     for space in plan.all_spaces() {
@@ -139,7 +140,7 @@ pub fn compute<'scope>(
         let (found, versions) = own_rules(keyed.clone(), Some(&space), &maker, history);
         all.push(encode_alerts(found, routes, metrics, recent.clone()));
         for window in plan.windows.iter().filter(is_of_space) {
-            all.push(encode_rows(rows(keyed.clone(), window), window, routes));
+            all.push(encode_rows(rows(keyed.clone(), window, takes_windows), window, routes));
         }
         rule_operators.push(Arc::clone(&space), versions, used);
     }
@@ -238,8 +239,12 @@ pub fn operators<'a>(plan: &Plan, encodings: impl IntoIterator<Item = &'a SinkEn
         .collect()
 }
 
-/// Returns the rows of one window.
-fn rows<'scope, E>(keyed: Captured<'scope, E>, plan: &WindowPlan) -> VecCollection<'scope, Epoch, WindowRow>
+/// Returns the rows of one window; none if no sink takes windows, whose state can then only be queried.
+fn rows<'scope, E>(
+    keyed: Captured<'scope, E>,
+    plan: &WindowPlan,
+    is_taken: bool,
+) -> VecCollection<'scope, Epoch, WindowRow>
 where
     E: headwater_dataflows::Event<Key = str> + AsRef<Event>,
 {
@@ -250,14 +255,13 @@ where
     let row = move |row: Row<'_, String, Summary>| {
         WindowRow::new(&name, row.key, row.window, row.closed, row.summary)
     };
+    let emit = if is_taken { plan.emit } else { EmitPolicy::Never };
     match plan.kind {
-        WindowKind::Tumbling { size_ms } => {
-            keyed.sliding(&operator, size_ms, size_ms, plan.emit, statistics, row)
-        }
+        WindowKind::Tumbling { size_ms } => keyed.sliding(&operator, size_ms, size_ms, emit, statistics, row),
         WindowKind::Sliding { size_ms, slide_ms } => {
-            keyed.sliding(&operator, size_ms, slide_ms, plan.emit, statistics, row)
+            keyed.sliding(&operator, size_ms, slide_ms, emit, statistics, row)
         }
-        WindowKind::Session { gap_ms } => keyed.session(&operator, gap_ms, plan.emit, statistics, row),
+        WindowKind::Session { gap_ms } => keyed.session(&operator, gap_ms, emit, statistics, row),
     }
 }
 

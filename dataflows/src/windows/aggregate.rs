@@ -1,9 +1,8 @@
 //! Aggregates of windows.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
+use super::distinct::Distinct;
 use crate::Event;
 use crate::patterns::Moments;
 
@@ -54,7 +53,7 @@ pub struct Summary {
     pub amounts: Moments,
     /// The least and the greatest amount.
     pub extremes: Option<(i64, i64)>,
-    values: BTreeSet<u64>,
+    values: Distinct,
 }
 
 impl Summary {
@@ -99,7 +98,7 @@ where
         }
         state.extremes = undo.extremes;
         if let Some(value) = undo.new_value {
-            state.values.remove(&value);
+            state.values.remove(value);
         }
     }
 
@@ -112,6 +111,6 @@ where
             }
             (one, other) => one.or(other),
         };
-        state.values.extend(&other.values);
+        state.values.extend(other.values.iter());
     }
 }

@@ -70,7 +70,7 @@ struct OpenWindows<S, D> {
     windows: Slots<OfKey<S, D>>,
     /// The keys that have an open window, by the end of the window.
     due: BTreeMap<EventTime, Vec<Slot>>,
-    /// The windows whose rows must be emitted again. `None` if rows are emitted only when they are final.
+    /// The windows whose rows must be emitted again. `None` if rows are emitted only when they are final, or never.
     changed: Option<Vec<(Slot, EventTime)>>,
     load: Load,
 }
@@ -106,7 +106,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
             "window interval must be between 1 ms and the window size of {size_ms} ms, but is {slide_ms} ms"
         );
         let bounds = Bounds { size_ms, slide_ms };
-        let changed = (emit != EmitPolicy::Final).then(Vec::new);
+        let changed = emit.is_early().then(Vec::new);
         let open = OpenWindows { bounds, windows: Slots::default(), due: BTreeMap::new(), changed, load };
         Aligned { bounds, emit, aggregate, result, open, history: History::new(), refreshed: None }
     }
@@ -162,7 +162,8 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
                 let window = self.bounds.window(start);
                 (self.result)(Row { key: keys.key(slot), window, summary: &open.state, closed: false })
             });
-            give(row.clone(), std::mem::replace(&mut open.shown, row), epoch, out);
+            let shown = std::mem::replace(&mut open.shown, row.clone().map(Box::new));
+            give(row, shown.map(|shown| *shown), epoch, out);
         }
     }
 }
@@ -220,12 +221,13 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
             let end = *due.key();
             let start = EventTime(end.0 - self.bounds.size_ms);
             for slot in due.remove() {
-                let Some(open) = self.open.take(slot, start) else { continue };
+                let open = self.open.take(slot, start);
+                let Some(open) = open.filter(|_| self.emit != EmitPolicy::Never) else { continue };
                 let row = (open.events > 0).then(|| {
                     let window = Window { start, end };
                     (self.result)(Row { key: keys.key(slot), window, summary: &open.state, closed: true })
                 });
-                give(row, open.shown, epoch, out);
+                give(row, open.shown.map(|shown| *shown), epoch, out);
             }
         }
         if self.emit.due(self.refreshed, epoch) {

@@ -5,6 +5,7 @@
 
 mod aggregate;
 mod aligned;
+mod distinct;
 mod session;
 mod sliding;
 mod tumbling;
@@ -56,13 +57,20 @@ pub enum EmitPolicy {
         /// The interval in epochs, at least 1.
         epochs: u64,
     },
+    /// Never: nobody takes the rows. Windows can still be read with the state of their keys.
+    Never,
 }
 
 impl EmitPolicy {
+    /// Returns true if rows are emitted before their windows are final.
+    fn is_early(self) -> bool {
+        matches!(self, EmitPolicy::Early { .. })
+    }
+
     /// Returns true if rows are due at `epoch`, given that they were last emitted at `last`.
     fn due(self, last: Option<Epoch>, epoch: Epoch) -> bool {
         match self {
-            EmitPolicy::Final => false,
+            EmitPolicy::Final | EmitPolicy::Never => false,
             EmitPolicy::Early { epochs } => {
                 last.is_none_or(|last| epoch.0 / epochs.max(1) > last.0 / epochs.max(1))
             }

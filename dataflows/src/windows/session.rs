@@ -196,7 +196,7 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
 
     fn change(&mut self, slot: Slot) -> &mut KeySessions<A::State, D> {
         let key = self.keys.made(slot);
-        if self.emit != EmitPolicy::Final && !std::mem::replace(&mut key.changed, true) {
+        if self.emit.is_early() && !std::mem::replace(&mut key.changed, true) {
             self.changed.push(slot);
         }
         key
@@ -227,6 +227,9 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
         while key.open.first().is_some_and(|open| last(open) <= watermark) {
             let open = key.open.remove(0);
             self.load.windows(1, 0);
+            if self.emit == EmitPolicy::Never {
+                continue;
+            }
             let (window, state) = summed(&self.aggregate, &self.history, &open, self.gap_ms);
             let shown = key.shown.remove(&window.start);
             let row = (self.result)(Row { key: keys.key(slot), window, summary: &state, closed: true });
@@ -240,7 +243,8 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Sessions<E, 
     /// Returns true if rows are due, also at the end of all input: a session that has lost its events never closes, so
     /// its row must be retracted here.
     fn shows(&self, epoch: Epoch, watermark: EventTime) -> bool {
-        self.emit.due(self.refreshed, epoch) || watermark == EventTime::MAX
+        self.emit.due(self.refreshed, epoch)
+            || (watermark == EventTime::MAX && self.emit != EmitPolicy::Never)
     }
 
     fn show(&mut self, epoch: Epoch, keys: &Keys<E>, out: &mut Vec<(D, Epoch, isize)>) {

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::decode::{Decoder, JsonDecoder};
 use crate::event::Event;
 use crate::metrics::Metrics;
+use crate::outputs::{OutputMapping, SinkEncoding, SinkRoute};
 use crate::pipeline::{Inputs, Plan, RuleHistory, compute};
 use crate::source::Raw;
 use crate::source::generator::{GeneratorSettings, RecordMaker};
@@ -175,17 +176,20 @@ impl Drive {
         })
     }
 
-    /// Runs the dataflow of a plan over `events`, into encoded outputs, without capturing state.
+    /// Runs the dataflow of a plan over `events`, into encoded outputs, without capturing state. Rows of windows are made for a
+    /// sink of messages, in which they have no form.
     ///
     /// # Panics
     /// If a worker panics.
     pub fn run_plan(self, events: &[Event], plan: &Plan) -> Spent {
         let (plan, history, metrics) = (plan.clone(), RuleHistory::of(plan), Arc::new(Metrics::default()));
+        let windows = OutputMapping { windows: Some(0), ..OutputMapping::default() };
+        let routes = Arc::from([SinkRoute::to_all(SinkEncoding::Messages(windows, usize::MAX))]);
         self.run(events, move |events, control| {
             let scope = events.inner.scope();
             let (rejected, captures) = (empty(scope).as_collection(), Captures::off(scope));
             let inputs = Inputs { events, rejected, control, refused: None };
-            compute(inputs, &captures, &plan, &history, &Arc::from([]), &metrics, None).encoded
+            compute(inputs, &captures, &plan, &history, &routes, &metrics, None).encoded
         })
     }
 

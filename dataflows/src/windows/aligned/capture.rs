@@ -61,7 +61,7 @@ where
         let windows: Vec<SavedWindow<A::State, D>> = decode(saved)?;
         for (start, events, state, shown) in windows {
             let window = self.open.change(slot, start);
-            (window.events, window.state, window.shown) = (events, state, shown);
+            (window.events, window.state, window.shown) = (events, state, shown.map(Box::new));
         }
         Ok(())
     }
@@ -104,6 +104,6 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
                 events += 1;
             }
         }
-        (window.start, events, state, window.shown.clone())
+        (window.start, events, state, window.shown.as_deref().cloned())
     }
 }

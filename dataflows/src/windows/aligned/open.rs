@@ -12,8 +12,8 @@ pub(super) struct Open<S, D> {
     pub state: S,
     /// The number of its events. A window whose events were all retracted has no row.
     pub events: u64,
-    /// The row emitted last.
-    pub shown: Option<D>,
+    /// The row emitted last. Boxed, because most windows have none before they close.
+    pub shown: Option<Box<D>>,
     pub changed: bool,
 }
 

@@ -9,7 +9,7 @@ use super::{Open, Sessions, Settled, summed};
 use crate::batch::{Batch, RunRef, Slot};
 use crate::capture::{Capture, Damage, Saved, Stored, decode, encode};
 use crate::keyed::{Logic, Selection};
-use crate::windows::{Aggregate, Render};
+use crate::windows::{Aggregate, EmitPolicy, Render};
 use crate::{Epoch, Event, EventTime, OwnedKey};
 
 /// The stored state of a key: its sessions without un-final events, and the rows emitted and not final.
@@ -55,9 +55,11 @@ where
     fn load(&mut self, slot: Slot, _: &OwnedKey<E>, _: EventTime, saved: &[u8]) -> Result<(), Damage> {
         let (sessions, shown): SavedSessions<A::State, D> = decode(saved)?;
         self.load.windows(0, sessions.len());
+        let emit = self.emit;
         let key = self.change(slot);
         key.open = sessions.into_iter().map(|s| Open { settled: Some(s), recent: Vec::new() }).collect();
-        key.shown = shown;
+        // Rows that nobody takes are not retracted.
+        key.shown = if emit == EmitPolicy::Never { BTreeMap::new() } else { shown };
         self.schedule(slot);
         Ok(())
     }
