@@ -311,7 +311,9 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     apply_skips(&mut config, &args.skip)?;
     accept_losses(&mut config, &args.permissions.accept_loss)?;
     let metrics = Arc::new(Metrics::default());
-    // Handle requests before the run begins, so that a request during the start also stops the run cleanly.
+    // Handle requests before the run begins, so that a request during the start also stops the run cleanly. It must be known by
+    // then that the run is starting.
+    metrics.starting("preparing the start");
     let restarts = std::env::var(supervise::RESTARTS_VARIABLE).ok();
     let requests = if restarts.is_some() { stop::signals_and_end_of_input() } else { stop::signals() };
     let (stopping, limit) = (

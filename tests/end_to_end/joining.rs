@@ -110,6 +110,20 @@ fn processes_that_do_not_fit_never_end_a_waiting_start() {
     assert!(!log.contains(SECRET) && !log.contains("another-horse"), "{log}");
 }
 
+/// A supervisor can request the stop before the start has come to anything that it waits for.
+#[test]
+fn a_start_that_is_stopped_at_once_waits_for_no_other_process() {
+    let pair = Pair::new();
+    let config = "pipeline = \"pair\"\n[source]\nkind = \"file\"\npaths = [\"pipe-0\", \"pipe-1\"]\n[sinks.sqlite]\npath = \"a.db\"\n";
+    fs::write(pair.path("stopped.toml"), config).expect("written");
+    let mut command = headwater(&["run", "stopped.toml", "-h", "hosts", "-n", "2", "-p", "0"]);
+    // The end of the standard input is the request of a supervisor.
+    command.env("HEADWATER_RESTARTS", "0").stdin(std::process::Stdio::null()).current_dir(pair.dir.path());
+    let mut stopped = Process::start(command, pair.path("stopped.log"));
+    stopped.expect_success();
+    assert!(stopped.log().contains("no records were read"), "{}", stopped.log());
+}
+
 #[test]
 fn addresses_that_others_reach_need_a_secret() {
     let pair = Pair::new();
