@@ -18,7 +18,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::batch::{Batch, Containers, Entry, EntryRef, History, Run, RunRef, Slot, TargetIndex};
 use crate::control::ControlStream;
-use crate::dedup::Dedup;
+use crate::dedup::{Dedup, Fingerprint};
 use crate::event::order;
 use crate::exchanged::{Exchanged, exchanged};
 use crate::expiry::Expiry;
@@ -193,6 +193,8 @@ struct Place {
     index: u32,
     /// True for a single insertion, the usual case.
     single: bool,
+    /// The id of the event, if it has one and ids are compared.
+    id: Option<Fingerprint>,
 }
 
 impl Place {
@@ -203,6 +205,11 @@ impl Place {
     fn diff<E>(&self, containers: &Containers<E>) -> isize {
         containers[self.container as usize][self.index as usize].2
     }
+}
+
+/// Returns the fingerprint of the id of an event, if it has one.
+fn fingerprint(event: &impl Event) -> Option<Fingerprint> {
+    event.id().map(|id| Fingerprint::of(event.key_hash(), id))
 }
 
 /// Returns the sorted changes of a key in an epoch, as events with the sums of their diffs. Identical events are added
@@ -349,8 +356,11 @@ impl<E: Event> Admitter<E> {
         let mut at = 0;
         for same in slots.chunk_by(|a, b| a.0 == b.0) {
             at += same.len();
-            if let Some(&(slot, _)) = slots.get(at + AHEAD) {
+            if let Some(&(slot, place)) = slots.get(at + AHEAD) {
                 keys.prefetch(slot);
+                if let Some(id) = self.places[place as usize].id {
+                    self.dedup.prefetch(id);
+                }
             }
             run.clear();
             run.extend(same.iter().map(|&(_, place)| self.places[place as usize]));
@@ -391,6 +401,7 @@ impl<E: Event> Admitter<E> {
     fn arrive(&mut self, containers: &Containers<E>, keys: &mut Keys<E>) {
         self.places.clear();
         self.slots.clear();
+        let has_ids = self.dedup.is_on();
         for (container, updates) in containers.iter().enumerate() {
             let first = self.places.len();
             keys.slots(updates, |slot, (event, _, diff)| {
@@ -401,6 +412,7 @@ impl<E: Event> Admitter<E> {
                     container: container as u32,
                     index: (place - first) as u32,
                     single: *diff == 1,
+                    id: if has_ids { fingerprint(event) } else { None },
                 });
             });
         }
@@ -490,7 +502,7 @@ impl<E: Event> Admitter<E> {
                 Some(target) => {
                     untouched = false;
                     self.retracted.insert(target);
-                    if let Some(id) = event.id() {
+                    if let Some(id) = place.id {
                         self.dedup.forget(event.key_hash(), id, event.time());
                     }
                     parts.push(place, Some(target));
@@ -504,14 +516,9 @@ impl<E: Event> Admitter<E> {
         if place.order.0 <= self.watermark {
             return Err(Refusal::Late);
         }
-        if !self.dedup.is_on() {
-            return Ok(());
-        }
-        let event = place.event(containers);
-        match event.id() {
-            Some(id) if !self.dedup.accept(event.key_hash(), id, event.time()) => Err(Refusal::Duplicate),
-            _ => Ok(()),
-        }
+        let Some(id) = place.id else { return Ok(()) };
+        let key = place.event(containers).key_hash();
+        if self.dedup.accept(key, id, place.order.0) { Ok(()) } else { Err(Refusal::Duplicate) }
     }
 
     /// Returns an admitted insertion of an equal event, if it is above the watermark and has not been retracted.

@@ -38,12 +38,12 @@ impl KeyHash {
     /// Like [`of`](KeyHash::of), with a different hash function for each seed.
     pub const fn of_seeded(bytes: &[u8], seed: u64) -> KeyHash {
         let mut state = fold(seed ^ SECRET[0], SECRET[2]) ^ (bytes.len() as u64);
-        let mut at = 0;
-        while at + 8 <= bytes.len() {
-            state = fold(state ^ word(bytes, at, 8), SECRET[1]);
-            at += 8;
+        let mut rest = bytes;
+        while let Some((word, after)) = rest.split_first_chunk::<8>() {
+            state = fold(state ^ u64::from_le_bytes(*word), SECRET[1]);
+            rest = after;
         }
-        state = fold(state ^ word(bytes, at, bytes.len() - at), SECRET[2]);
+        state = fold(state ^ tail(bytes, rest), SECRET[2]);
         KeyHash(fold(state ^ SECRET[0], SECRET[1]))
     }
 
@@ -65,20 +65,22 @@ impl ShardId {
     }
 }
 
-/// Returns up to eight bytes from `at`, little-endian, zero-extended.
-const fn word(bytes: &[u8], at: usize, len: usize) -> u64 {
-    if len == 8
-        && let Some(whole) = bytes.split_at(at).1.first_chunk::<8>()
-    {
-        return u64::from_le_bytes(*whole);
+/// Returns the last bytes of `bytes`, which are `rest`, fewer than eight: little-endian, zero-extended. Reads them with as few
+/// loads as possible, some bytes twice.
+const fn tail(bytes: &[u8], rest: &[u8]) -> u64 {
+    let len = rest.len();
+    if len == 0 {
+        return 0;
     }
-    let mut word = 0u64;
-    let mut i = 0;
-    while i < len {
-        word |= (bytes[at + i] as u64) << (8 * i);
-        i += 1;
+    if let Some(last) = bytes.last_chunk::<8>() {
+        return u64::from_le_bytes(*last) >> (64 - 8 * len);
     }
-    word
+    if let (Some(first), Some(last)) = (rest.first_chunk::<4>(), rest.last_chunk::<4>()) {
+        let (first, last) = (u32::from_le_bytes(*first) as u64, u32::from_le_bytes(*last) as u64);
+        return first | (last << (8 * (len - 4)));
+    }
+    let (middle, last) = (len / 2, len - 1);
+    rest[0] as u64 | ((rest[middle] as u64) << (8 * middle)) | ((rest[last] as u64) << (8 * last))
 }
 
 #[cfg(test)]
@@ -100,6 +102,16 @@ mod tests {
         let hashes = [b"".as_slice(), b"u42", b"d42", b"uuser-000017", b"12345678", b"123456789abcdefgh"]
             .map(|key| KeyHash::of(key).0);
         assert_eq!(hashes, GOLDEN, "{hashes:#018x?}");
+    }
+
+    #[test]
+    fn the_last_bytes_are_read_as_one_number() {
+        let bytes: Vec<u8> = (0xf1..0xff).chain(1..10).collect();
+        for len in 0..bytes.len() {
+            let (bytes, at) = (&bytes[..len], len / 8 * 8);
+            let one_by_one = bytes[at..].iter().rev().fold(0, |word, &byte| (word << 8) | u64::from(byte));
+            assert_eq!(tail(bytes, &bytes[at..]), one_by_one, "{len}");
+        }
     }
 
     #[test]

@@ -14,8 +14,12 @@ use super::{Aggregate, EmitPolicy, MAX_VISITED, Render, Row, Window};
 use crate::batch::{Batch, Change, EntryRef, History, Run, Slot};
 use crate::keyed::{Logic, Selection};
 use crate::keys::Keys;
+use crate::prefetch::prefetch;
 use crate::slots::Slots;
 use crate::{Epoch, Event, EventTime, Load, OwnedKey, StatePart};
+
+/// The number of runs between prefetching memory and reading it.
+const AHEAD: usize = 8;
 
 pub(crate) struct Aligned<E: Event, A: Aggregate<E>, D, F> {
     bounds: Bounds,
@@ -109,6 +113,22 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Aligned<E, A
         let changed = emit.is_early().then(Vec::new);
         let open = OpenWindows { bounds, windows: Slots::default(), due: BTreeMap::new(), changed, load };
         Aligned { bounds, emit, aggregate, result, open, history: History::new(), refreshed: None }
+    }
+
+    /// Prefetches the windows and the first events of later runs, one pointer after the other.
+    fn prefetch(&self, batch: &Batch<E>, at: usize) {
+        let event = |run: &Run| batch.event(run.start as usize);
+        if let Some(run) = batch.runs.get(at + 3 * AHEAD) {
+            prefetch(event(run));
+        }
+        if let Some(run) = batch.runs.get(at + 2 * AHEAD) {
+            prefetch(self.open.windows.at(run.slot));
+            event(run).prefetch();
+        }
+        if let Some(run) = batch.runs.get(at + AHEAD) {
+            self.open.windows.at(run.slot).prefetch();
+            prefetch(event(run).key());
+        }
     }
 
     fn add(&mut self, slot: Slot, event: &E, entry: usize, undos: &mut [Option<A::Undo>]) {
@@ -205,7 +225,14 @@ impl<E: Event, A: Aggregate<E>, D: Data, F: Render<E, A::State, D>> Logic<E> for
     fn step(&mut self, batch: &Rc<Batch<E>>, selection: &Selection<E>, _out: &mut Vec<Self::Out>) {
         let mut undos = Vec::new();
         undos.resize_with(batch.entries.len() * self.bounds.overlap(), || None);
-        for run in selection.runs(batch) {
+        if let Some(last) = batch.runs.last() {
+            self.open.windows.make(last.slot);
+        }
+        for (at, run) in batch.runs.iter().enumerate() {
+            self.prefetch(batch, at);
+            if !selection.holds(batch, run) {
+                continue;
+            }
             for entry in run.entries() {
                 match batch.change(entry) {
                     Change::Insert => self.add(run.slot, batch.event(entry), entry, &mut undos),

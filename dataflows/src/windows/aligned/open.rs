@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use crate::EventTime;
+use crate::prefetch::prefetch;
 
 /// A window that is not final.
 pub(super) struct Open<S, D> {
@@ -75,6 +76,15 @@ impl<S: Default, D> OfKey<S, D> {
 }
 
 impl<S, D> OfKey<S, D> {
+    /// Prefetches the newest windows, if they are few.
+    pub fn prefetch(&self) {
+        if let OfKey::Few(windows) = self
+            && let Some(newest) = windows.last()
+        {
+            prefetch(newest);
+        }
+    }
+
     /// Returns the window that begins at `start`.
     pub fn get_mut(&mut self, start: EventTime) -> Option<&mut Open<S, D>> {
         match self {
