@@ -315,7 +315,11 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     // then that the run is starting.
     metrics.starting("preparing the start");
     let restarts = std::env::var(supervise::RESTARTS_VARIABLE).ok();
-    let requests = if restarts.is_some() { stop::signals_and_end_of_input() } else { stop::signals() };
+    let rescaling = Arc::default();
+    let requests = match restarts {
+        Some(_) => stop::signals_and_supervisor(Arc::clone(&rescaling)),
+        None => stop::signals(),
+    };
     let (stopping, limit) = (
         Arc::default(),
         stop::ShutdownLimit { timeout: config.shutdown_timeout, metrics: Arc::clone(&metrics) },
@@ -343,7 +347,6 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
         }
         started = Instant::now();
         let RuleControl { live: rules, requests, .. } = control;
-        let rescaling = Arc::new(std::sync::atomic::AtomicBool::new(hosts::is_placed()));
         crate::runtime::run(Job { stopping, rescaling, recent, queries, rules, requests, peers, ..job })
     });
     // Nobody waits for a change that no epoch will have.

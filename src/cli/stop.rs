@@ -1,5 +1,6 @@
 //! Requests to stop a command, and the time limit for stopping.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -79,22 +80,39 @@ pub fn signals() -> std::io::Result<Receiver<()>> {
     Ok(receiver)
 }
 
-/// Returns a channel with a request for each SIGTERM or SIGINT, and one when standard input ends, because the
-/// supervisor that holds its other end closed it or exited.
+/// Returns a channel with a request for each SIGTERM or SIGINT, and one when the supervisor at the other end of standard input
+/// requests the stop: it writes something to have the run resumed at once, which sets `rescaling` until it closes its end,
+/// or only closes its end or exits.
 ///
 /// # Errors
 /// If signals cannot be handled.
-pub fn signals_and_end_of_input() -> std::io::Result<Receiver<()>> {
+pub fn signals_and_supervisor(rescaling: Arc<AtomicBool>) -> std::io::Result<Receiver<()>> {
     let (sender, receiver) = channel();
     send_signals(sender.clone())?;
     thread::spawn(move || {
-        // The data is ignored. A read error means the same as the end: the other end of the pipe is gone.
-        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        tracing::info!("the supervisor requested the stop or has exited");
-        // The receiver is gone only if the process is about to exit.
-        let _ = sender.send(());
+        follow_supervisor(&mut std::io::stdin().lock(), &rescaling, || {
+            tracing::info!("the supervisor requested the stop or has exited");
+            // The receiver is gone only if the process is about to exit.
+            let _ = sender.send(());
+        });
     });
     Ok(receiver)
+}
+
+/// Calls `request` once, when the supervisor has written something or its end of the pipe is closed.
+fn follow_supervisor(pipe: &mut impl Read, rescaling: &AtomicBool, request: impl FnOnce()) {
+    let mut request = Some(request);
+    // A read error means the same as the end: the other end of the pipe is gone.
+    while pipe.read(&mut [0; 64]).is_ok_and(|read| read > 0) {
+        rescaling.store(true, Ordering::Relaxed);
+        if let Some(request) = request.take() {
+            request();
+        }
+    }
+    rescaling.store(false, Ordering::Relaxed);
+    if let Some(request) = request {
+        request();
+    }
 }
 
 fn send_signals(sender: Sender<()>) -> std::io::Result<()> {
@@ -114,4 +132,37 @@ fn send_signals(sender: Sender<()>) -> std::io::Result<()> {
         });
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pipe whose reads return these numbers of bytes; `rescaling` is noted at each.
+    struct Pipe<'a> {
+        reads: Vec<usize>,
+        rescaling: &'a AtomicBool,
+        seen: Vec<bool>,
+    }
+
+    impl Read for Pipe<'_> {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            self.seen.push(self.rescaling.load(Ordering::Relaxed));
+            Ok(self.reads.pop().unwrap_or(0))
+        }
+    }
+
+    #[test]
+    fn a_supervisor_requests_one_stop_and_may_then_want_no_other_run() {
+        for (reads, seen) in
+            [(vec![], vec![false]), (vec![1], vec![false, true]), (vec![1, 1], vec![false, true, true])]
+        {
+            let rescaling = AtomicBool::new(false);
+            let mut pipe = Pipe { reads, rescaling: &rescaling, seen: Vec::new() };
+            let mut requests = 0;
+            follow_supervisor(&mut pipe, &rescaling, || requests += 1);
+            assert_eq!((requests, pipe.seen), (1, seen));
+            assert!(!rescaling.load(Ordering::Relaxed), "its end is closed");
+        }
+    }
 }

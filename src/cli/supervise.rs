@@ -1,10 +1,11 @@
 //! `run --restart`: runs the pipeline in a child process and restarts the child when it fails.
 //!
-//! The child's standard input is a pipe to which nothing is written. The child stops when the pipe closes: the
-//! supervisor closes it on a request to stop, and the operating system closes it if the supervisor is killed, so that
-//! no child keeps running unsupervised.
+//! The child's standard input is a pipe. The child stops when the pipe closes: the supervisor closes it on a request to stop, and
+//! the operating system closes it if the supervisor is killed, so that no child keeps running unsupervised. A byte in the
+//! pipe also stops it, and says that it is to be resumed at once.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -108,8 +109,22 @@ impl Run {
                 drop(pipe);
                 Ok(())
             }
-            None => self.child.kill(),
+            None => self.kill(),
         }
+    }
+
+    /// Kills the child.
+    ///
+    /// # Errors
+    /// If it cannot be killed.
+    pub fn kill(&mut self) -> std::io::Result<()> {
+        self.child.kill()
+    }
+
+    /// Requests the child to stop, to be resumed at once. A later [`stop`](Run::stop) says that it is not.
+    pub fn rescale(&mut self) {
+        // If the child has ended, its status says so.
+        let _ = self.pipe.as_mut().map(|pipe| pipe.write_all(b"\n"));
     }
 
     /// Returns the status of the child if it has ended.

@@ -90,7 +90,7 @@ pub struct Job {
     /// A flag that stops the run: it reads no more, finishes what it has read, and ends.
     pub stopping: Arc<AtomicBool>,
     /// A flag of process 0 that says that the run is to be resumed at once after a stop. It then goes on for a checkpoint, for
-    /// up to 10 s, and stops without another one: what came after it is replayed.
+    /// up to 10 s, and stops without another one: what came after it is replayed. If the flag is taken back in time, it stops at one.
     pub rescaling: Arc<AtomicBool>,
     /// The metrics, updated during the run.
     pub metrics: Arc<Metrics>,

@@ -232,7 +232,7 @@ impl Leader<'_> {
             }
             if reason.is_some() && !engine.is_stopping() {
                 self.sessions.stop();
-                engine.stop(false)?;
+                engine.rescale();
             }
             if let Some(status) = engine.ended()? {
                 let (status, since) = *ended.get_or_insert((status, Instant::now()));

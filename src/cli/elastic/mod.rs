@@ -161,7 +161,7 @@ impl Agent {
         let text = serde_json::to_string(&placement).context("cannot encode the members")?;
         tracing::info!(process, members = members.join(", "), "starting with these members");
         let run = self.program.start(&[(PLACEMENT_VARIABLE, text)])?;
-        Ok(Engine { run, stopping: None, limit: self.config.shutdown_timeout + KILL_AFTER })
+        Ok(Engine { run, stopping: None, is_over: false, limit: self.config.shutdown_timeout + KILL_AFTER })
     }
 }
 
@@ -170,14 +170,24 @@ struct Engine {
     run: Run,
     /// The time of the request to stop.
     stopping: Option<Instant>,
+    /// True if it is not to be resumed at once.
+    is_over: bool,
     /// The time after which it is killed.
     limit: Duration,
 }
 
 impl Engine {
-    /// Requests it to stop, once; or kills it.
+    /// Requests it to stop, to be resumed at once with other members.
+    fn rescale(&mut self) {
+        if self.stopping.is_none() {
+            self.stopping = Some(Instant::now());
+            self.run.rescale();
+        }
+    }
+
+    /// Requests it to stop at a checkpoint, once, also after [`rescale`](Engine::rescale); or kills it.
     fn stop(&mut self, kill: bool) -> std::io::Result<()> {
-        let is_first = self.stopping.is_none();
+        let is_first = !std::mem::replace(&mut self.is_over, true);
         self.stopping.get_or_insert_with(Instant::now);
         if is_first || kill { self.run.stop() } else { Ok(()) }
     }
@@ -192,8 +202,8 @@ impl Engine {
         if status.is_none() && self.stopping.is_some_and(|at| at.elapsed() >= self.limit) {
             let seconds = self.limit.as_secs();
             tracing::error!("the engine has not stopped within {seconds} s: killing it");
-            self.stopping = Some(Instant::now());
-            self.run.stop()?;
+            (self.stopping, self.is_over) = (Some(Instant::now()), true);
+            self.run.kill()?;
         }
         Ok(status)
     }

@@ -32,6 +32,10 @@ use crate::runtime::recovery::origin::Origin;
 /// The maximum time for which a run that is to be resumed at once goes on for a checkpoint before it stops.
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(10);
 
+/// The minimum time for which such a run goes on: if all processes are asked to stop, there will be no other run, and the last
+/// request may arrive a little later than the first.
+const DECIDED_AFTER: Duration = Duration::from_millis(500);
+
 /// The time for waiting records below which a run keeps up with its input: a replay then is faster than the input was.
 const KEEPS_UP: Duration = Duration::from_secs(1);
 
@@ -56,7 +60,8 @@ pub struct Binder {
     /// Marks the epochs whose state is captured; None if checkpoints are disabled.
     pub marker: Option<Marker>,
     /// True if a run that is asked to stop makes a checkpoint while it goes on, and then stops without another one: the next
-    /// start replays what came after it, which takes less time than a checkpoint for which reading stops.
+    /// start replays what came after it, which takes less time than a checkpoint for which reading stops. It may become false
+    /// while the run stops.
     pub rescaling: Arc<AtomicBool>,
     /// The checkpoint that the run makes before it stops.
     pub before_stop: Option<BeforeStop>,
@@ -207,7 +212,8 @@ impl Binder {
             }
         }
         before.is_enough = marks.is_settled() && bound.lag < KEEPS_UP;
-        !marks.is_settled() && before.since.elapsed() < CHECKPOINT_WITHIN
+        let elapsed = before.since.elapsed();
+        elapsed < DECIDED_AFTER || (!marks.is_settled() && elapsed < CHECKPOINT_WITHIN)
     }
 
     /// Returns the change that is bound to an epoch, with the contents of its lists: in a replay the recorded one, whose
@@ -268,7 +274,8 @@ impl Binder {
             marks.concluded(ledger.concluded());
         }
         let last = self.clock_control.stop.get() && record.epoch == self.clock_control.newest.get();
-        if last && self.before_stop.is_some_and(|before| before.is_enough) {
+        let is_resumed = self.rescaling.load(Ordering::Relaxed);
+        if last && is_resumed && self.before_stop.is_some_and(|before| before.is_enough) {
             return false;
         }
         // What a change causes in the next epoch would not be captured.

@@ -103,6 +103,12 @@ impl Fixture {
     fn is_stopped(&self) -> bool {
         self.binder.clock_control.stop.get()
     }
+
+    /// Pretends that the request to stop came this time ago.
+    fn asked_before(&mut self, time: Duration) {
+        let since = Instant::now().checked_sub(time).expect("the machine has run for longer");
+        self.binder.before_stop = Some(BeforeStop { since, is_enough: false });
+    }
 }
 
 fn control(watermark: i64) -> Option<Notice> {
@@ -281,14 +287,36 @@ fn a_run_that_is_resumed_at_once_stops_after_a_checkpoint() {
     assert_eq!(fixture.binder.end_epoch(&stop(6, 2_010, 30)), control(29));
     assert!(!fixture.is_stopped(), "it is not concluded");
     fixture.binder.marker.as_mut().expect("checkpoints").marks.concluded(Epoch(5));
-    fixture.binder.clock_control.newest.set(Epoch(8));
     fixture.binder.end_epoch(&stop(7, 2_020, 40));
+    assert!(!fixture.is_stopped(), "perhaps there will be no other run");
+    fixture.asked_before(DECIDED_AFTER);
+    fixture.binder.clock_control.newest.set(Epoch(9));
+    fixture.binder.end_epoch(&stop(8, 2_030, 50));
     assert!(fixture.is_stopped());
     assert_eq!(
-        fixture.binder.end_epoch(&stop(8, 2_030, 50)),
-        control(49),
-        "the replay of three epochs is short"
+        fixture.binder.end_epoch(&stop(9, 2_040, 60)),
+        control(59),
+        "the replay of four epochs is short"
     );
+}
+
+#[test]
+fn a_run_that_is_not_resumed_after_all_stops_at_a_checkpoint() {
+    for is_late in [false, true] {
+        let mut fixture = fixture(Vec::new());
+        fixture.binder.rescaling.store(true, Ordering::Relaxed);
+        fixture.binder.clock_control.newest.set(Epoch(7));
+        fixture.binder.end_epoch(&bound(4, vec![binding(10)]));
+        let stop = |epoch, end| Bound { stopping: true, wall_ms: 2_000, ..bound(epoch, vec![binding(end)]) };
+        assert_eq!(fixture.binder.end_epoch(&stop(5, 20)), mark(19));
+        fixture.binder.marker.as_mut().expect("checkpoints").marks.concluded(Epoch(5));
+        fixture.asked_before(DECIDED_AFTER);
+        fixture.binder.rescaling.store(is_late, Ordering::Relaxed);
+        fixture.binder.end_epoch(&stop(6, 30));
+        assert!(fixture.is_stopped());
+        fixture.binder.rescaling.store(false, Ordering::Relaxed);
+        assert_eq!(fixture.binder.end_epoch(&stop(7, 40)), mark(39));
+    }
 }
 
 #[test]
@@ -303,6 +331,7 @@ fn a_run_that_lags_stops_at_another_checkpoint() {
     };
     assert_eq!(fixture.binder.end_epoch(&stop(5, 20)), mark(19));
     fixture.binder.marker.as_mut().expect("checkpoints").marks.concluded(Epoch(5));
+    fixture.asked_before(DECIDED_AFTER);
     assert_eq!(fixture.binder.end_epoch(&stop(6, 30)), mark(29));
     assert!(fixture.is_stopped());
 }
@@ -316,8 +345,7 @@ fn a_checkpoint_that_is_not_concluded_delays_a_stop_for_a_while_only() {
     fixture.binder.end_epoch(&bound(4, vec![binding(10)]));
     fixture.binder.end_epoch(&stop(5));
     assert!(!fixture.is_stopped());
-    let since = Instant::now().checked_sub(CHECKPOINT_WITHIN).expect("the machine has run for longer");
-    fixture.binder.before_stop = Some(BeforeStop { since, is_enough: false });
+    fixture.asked_before(CHECKPOINT_WITHIN);
     fixture.binder.end_epoch(&stop(6));
     assert!(fixture.is_stopped());
 }
