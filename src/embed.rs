@@ -141,8 +141,7 @@ impl Pipeline {
         }
         let mut job = Job::of_config(&config, timely::Config::process(workers), Arc::clone(&metrics))?;
         job.sinks.extend(sinks);
-        (job.stopping, job.rescaling) = (Arc::clone(&stopper.stopping), Arc::clone(&stopper.rescaling));
-        job.queries = queries;
+        (job.stopping, job.queries) = (Arc::clone(&stopper.stopping), queries);
         crate::runtime::run(job)?;
         Ok(match stopper.rescaling.load(Ordering::Relaxed) {
             true => Outcome::Rescale,
@@ -164,8 +163,7 @@ impl Stopper {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Stops the run as [`stop`](Stopper::stop) does, with [`Outcome::Rescale`]. With checkpoints, it first goes on for up to
-    /// 10 s while it makes one, and the next run replays what came after it, so that the time without output is short.
+    /// Stops the run as [`stop`](Stopper::stop) does, with [`Outcome::Rescale`].
     pub fn rescale(&self) {
         self.rescaling.store(true, Ordering::Relaxed);
         self.stop();
