@@ -207,11 +207,6 @@ impl Place {
     }
 }
 
-/// Returns the fingerprint of the id of an event, if it has one.
-fn fingerprint(event: &impl Event) -> Option<Fingerprint> {
-    event.id().map(|id| Fingerprint::of(event.key_hash(), id))
-}
-
 /// Returns the sorted changes of a key in an epoch, as events with the sums of their diffs. Identical events are added
 /// up, and may cancel.
 fn net<'a, E: Event>(
@@ -401,7 +396,6 @@ impl<E: Event> Admitter<E> {
     fn arrive(&mut self, containers: &Containers<E>, keys: &mut Keys<E>) {
         self.places.clear();
         self.slots.clear();
-        let has_ids = self.dedup.is_on();
         for (container, updates) in containers.iter().enumerate() {
             let first = self.places.len();
             keys.slots(updates, |slot, (event, _, diff)| {
@@ -412,7 +406,7 @@ impl<E: Event> Admitter<E> {
                     container: container as u32,
                     index: (place - first) as u32,
                     single: *diff == 1,
-                    id: if has_ids { fingerprint(event) } else { None },
+                    id: self.dedup.id_of(event),
                 });
             });
         }

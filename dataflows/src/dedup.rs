@@ -5,7 +5,7 @@ use std::hint::black_box;
 use serde::{Deserialize, Serialize};
 
 use crate::keys::HashedMap;
-use crate::{EventTime, KeyHash, SHARDS, ShardId};
+use crate::{Event, EventTime, KeyHash, SHARDS, ShardId};
 
 /// The ids accepted within a horizon of event time.
 ///
@@ -83,6 +83,13 @@ impl Dedup {
     /// Returns true if deduplication is on.
     pub fn is_on(&self) -> bool {
         self.horizon_ms != 0
+    }
+
+    /// Returns the fingerprint of the id of an event, if it has one and deduplication is on.
+    #[inline]
+    pub fn id_of(&self, event: &impl Event) -> Option<Fingerprint> {
+        let id = if self.is_on() { event.id()? } else { return None };
+        Some(Fingerprint::of(event.key_hash(), id))
     }
 
     /// Reads the place of an id in its table, so that it is in the processor's cache when the id is accepted.

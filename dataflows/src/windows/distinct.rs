@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use serde::ser::SerializeSeq;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The largest number of values that need no memory of their own. Most windows of one key have few events.
@@ -10,7 +11,7 @@ const FEW: usize = 3;
 /// A set of numbers, ascending. Stored as the sequence of its numbers.
 #[derive(Clone, Debug)]
 pub(super) enum Distinct {
-    /// The first `usize` numbers of the array, ascending.
+    /// The number of values, and an array that begins with them, ascending.
     Few(u8, [u64; FEW]),
     /// Boxed, so that small sets need no more memory.
     #[expect(clippy::box_collection, reason = "a set in place would make every window larger")]
@@ -92,24 +93,11 @@ impl Extend<u64> for Distinct {
 
 impl Serialize for Distinct {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(ExactValues(self.iter(), self.len()))
-    }
-}
-
-/// Values whose number is known: some formats need it before the values.
-struct ExactValues<I>(I, usize);
-
-impl<I: Iterator<Item = u64>> Iterator for ExactValues<I> {
-    type Item = u64;
-
-    fn next(&mut self) -> Option<u64> {
-        let value = self.0.next()?;
-        self.1 -= 1;
-        Some(value)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.1, Some(self.1))
+        let mut values = serializer.serialize_seq(Some(self.len()))?;
+        for value in self.iter() {
+            values.serialize_element(&value)?;
+        }
+        values.end()
     }
 }
 
