@@ -91,7 +91,13 @@ pub fn signals_and_supervisor(rescaling: Arc<AtomicBool>) -> std::io::Result<Rec
     send_signals(sender.clone())?;
     thread::spawn(move || {
         follow_supervisor(&mut std::io::stdin().lock(), &rescaling, || {
-            tracing::info!("the supervisor requested the stop or has exited");
+            if rescaling.load(Ordering::Relaxed) {
+                tracing::info!(
+                    "the supervisor requested the end of this run: the next one has other members"
+                );
+            } else {
+                tracing::info!("the supervisor requested the stop or has exited");
+            }
             // The receiver is gone only if the process is about to exit.
             let _ = sender.send(());
         });

@@ -79,6 +79,13 @@ fn stages_and_latency_are_measured_and_leave_nothing_behind() {
     assert_eq!(report["left_out"], serde_json::json!({}));
     assert_nothing_is_left(&database);
 
+    let small = "--only alerts --events 3000 --record-bytes 2000 --partitions 2 --users 9 --json";
+    let report = json(&["bench", "stages", config].into_iter().chain(small.split(' ')).collect::<Vec<_>>());
+    assert!(report["whole_events_per_s"]["alerts"].as_f64() > Some(0.0), "{report}");
+    assert!(report["whole_events_per_s"]["enriched"].is_null(), "{report}");
+    assert_eq!(report["cpu_s_per_million"], serde_json::json!({}));
+    assert_nothing_is_left(&database);
+
     let report = json(&["bench", "latency", config, "--rate", "600", "--seconds", "3", "--json"]);
     let ms = |name: &str| report[name].as_f64().unwrap_or_else(|| panic!("{name}: {report}"));
     assert!(report["alerts"].as_u64() > Some(0), "{report}");

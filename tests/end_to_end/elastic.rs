@@ -16,7 +16,7 @@ use crate::kafka::{Stream, brokers};
 use crate::live::{Process, get, wait_for};
 
 /// The message of the first process when it stops the cluster for a change.
-const CHANGE: &str = "the members of the cluster have changed: stopping at a checkpoint";
+const CHANGE: &str = "the members of the cluster have changed: going on with them after a checkpoint";
 
 /// A cluster that follows a host file, and its input.
 struct Elastic {

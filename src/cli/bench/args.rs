@@ -95,6 +95,18 @@ pub struct StagesArgs {
     /// The number of records per second of event time.
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub pace: u32,
+    /// The number of users. Each user is a key; devices are further keys.
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub users: u32,
+    /// The number of partitions of the topic.
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub partitions: u32,
+    /// The least size of a record, in bytes: shorter ones get an attribute that makes them as long.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub record_bytes: u32,
+    /// Measure only the whole job with this set of sinks, and no stages.
+    #[arg(long, value_name = "SET", value_parser = ["alerts", "enriched", "postgres"])]
+    pub only: Option<String>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -164,7 +164,8 @@ fn measure(
         config.sinks.kafka().any(alerts),
         "this command needs a configuration with [sinks.kafka] whose topics include \"alerts\""
     );
-    let input = scratch.input(config)?;
+    let settings = settings(args.rate);
+    let input = scratch.input(config, settings.partitions)?;
     scratch.isolate(config, "job")?;
     let prefix = scratch.topic_prefix("job");
     let metrics = Arc::new(Metrics::default());
@@ -174,7 +175,6 @@ fn measure(
     let reader = AlertReader::open(config, &prefix)?;
     let producer = connect(config, &input)?;
 
-    let settings = settings(args.rate);
     let partitions = settings.partitions;
     let schedule = Schedule { start: OnceLock::new(), rate: args.rate, partitions: partitions.into() };
     let total = ((WARM_UP.as_secs_f64() + args.seconds) * args.rate) as u64;

@@ -68,6 +68,9 @@ pub struct Report {
     events: usize,
     workers: usize,
     pace: u32,
+    users: u32,
+    partitions: u32,
+    record_bytes: u32,
     cores: usize,
     stages: Vec<(String, StageMeasurement)>,
     jobs: Vec<(&'static str, JobMeasurement)>,
@@ -84,6 +87,9 @@ impl Report {
             events: args.events,
             workers: args.workers,
             pace: args.pace,
+            users: args.users,
+            partitions: args.partitions,
+            record_bytes: args.record_bytes,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             stages: Vec::new(),
             jobs: Vec::new(),
@@ -146,6 +152,9 @@ impl Report {
             "events": self.events,
             "workers": self.workers,
             "pace": self.pace,
+            "users": self.users,
+            "partitions": self.partitions,
+            "record_bytes": self.record_bytes,
             "cores": self.cores,
             "cpu_s_per_million": stages(&StageMeasurement::cost),
             "machine_cpu_s_per_million": stages(&StageMeasurement::machine_cost),
@@ -165,15 +174,22 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (own, machine) = ("CPU-s/million events", "of the machine");
-        writeln!(f, "{:<20} {:>12} {own:>22} {machine:>16}", "stage", "events/s")?;
+        if !self.stages.is_empty() {
+            writeln!(f, "{:<20} {:>12} {own:>22} {machine:>16}", "stage", "events/s")?;
+        }
         for (name, stage) in &self.stages {
             let (rate, own, machine) = (stage.rate(), stage.cost(), stage.machine_cost());
             writeln!(f, "{name:<20} {rate:>12.0} {own:>22.2} {machine:>16.2}")?;
         }
         writeln!(
             f,
-            "\n{:<20} {:>12} {own:>22} {machine:>16} {:>10} {:>14} {:>14} {machine:>16}",
-            "whole job", "events/s", "peak MiB", "stages ÷ job", "of cores ÷ sum"
+            "{}{:<20} {:>12} {own:>22} {machine:>16} {:>10} {:>14} {:>14} {machine:>16}",
+            if self.stages.is_empty() { "" } else { "\n" },
+            "whole job",
+            "events/s",
+            "peak MiB",
+            "stages ÷ job",
+            "of cores ÷ sum"
         )?;
         for (name, job) in &self.jobs {
             let peak = job.peak_bytes.map_or("-".to_owned(), |bytes| (bytes >> 20).to_string());
@@ -208,7 +224,17 @@ mod tests {
 
     #[test]
     fn roofline_is_the_cores_divided_by_the_sum_of_stages() {
-        let args = StagesArgs { config: "x".into(), events: 1_000_000, pace: 500, workers: 2, json: true };
+        let args = StagesArgs {
+            config: "x".into(),
+            events: 1_000_000,
+            pace: 500,
+            users: 50_000,
+            partitions: 6,
+            record_bytes: 0,
+            only: None,
+            workers: 2,
+            json: true,
+        };
         let mut report = Report::new(&args, BTreeMap::from([("postgres", "there is no [sinks.postgres]")]));
         report.cores = 2;
         report.add_stage("read_decode", measured(1, 1));

@@ -118,14 +118,14 @@ impl Scratch {
     ///
     /// # Errors
     /// If the topic cannot be created, or the source of `config` is not Kafka.
-    pub fn input(&mut self, config: &mut Config) -> anyhow::Result<String> {
+    pub fn input(&mut self, config: &mut Config, partitions: u32) -> anyhow::Result<String> {
         let name = format!("{}raw-events", self.prefix);
         let SourceConfig::Kafka(source) = &mut config.source else {
             anyhow::bail!("this command needs a configuration with a Kafka source");
         };
         source.topic.clone_from(&name);
         source.start_from = crate::config::StartFrom::Earliest;
-        self.cluster(&source.brokers, &source.options)?.create(&[topics::input(&name)])?;
+        self.cluster(&source.brokers, &source.options)?.create(&[TopicSpec::new(&name, partitions)])?;
         Ok(name)
     }
 

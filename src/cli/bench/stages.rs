@@ -66,7 +66,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 pub fn stages(args: &StagesArgs) -> anyhow::Result<()> {
     let mut config = load(&args.config)?;
     config.routes.clear();
-    let settings = GeneratorSettings { pace: args.pace, ..GeneratorSettings::default() };
+    let StagesArgs { pace, users, partitions, .. } = *args;
+    let settings = GeneratorSettings { pace, users, partitions, ..GeneratorSettings::default() };
     settings.validate().map_err(anyhow::Error::msg)?;
     let stopping = Arc::new(AtomicBool::new(false));
     stop::handle_requests(stop::signals()?, &stopping, None);
@@ -127,7 +128,11 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn measure(&mut self) -> anyhow::Result<Report> {
-        let (sets, skipped) = sink_sets(&self.config.sinks);
+        let (mut sets, mut skipped) = sink_sets(&self.config.sinks);
+        if let Some(only) = &self.args.only {
+            sets.retain(|set| set.name == only);
+            skipped.retain(|name, _| name == only);
+        }
         let mut report = Report::new(self.args, skipped);
         self.fill_topic()?;
         // Measure the whole job first, because later stages hold all events in memory, which would raise its peak
@@ -136,12 +141,20 @@ impl Bench<'_> {
             let job = self.measure_job(set)?;
             report.add_job(set.name, job);
         }
+        if self.args.only.is_none() {
+            self.measure_stages(&sets, &mut report)?;
+        }
+        Ok(report)
+    }
+
+    /// Measures the stages of whole jobs, each alone.
+    fn measure_stages(&mut self, sets: &[SinkSet], report: &mut Report) -> anyhow::Result<()> {
         report.add_stage("read", self.measure_read(|raw| _ = black_box(raw))?);
         let mut decoder = JsonDecoder::default();
         report.add_stage("read_decode", self.measure_read(|raw| _ = black_box(decoder.decode(raw)))?);
 
         let events = events(self.settings.clone(), self.args.events);
-        for set in &sets {
+        for set in sets {
             let stage = format!("dataflow_{}", set.name);
             report.add_stage(&stage, self.measure_dataflow(set, &events)?);
         }
@@ -167,11 +180,11 @@ impl Bench<'_> {
                 self.measure_write("copy", &events, |sinks| sinks.0.retain(only_postgres))?,
             );
         }
-        for set in &sets {
+        for set in sets {
             let dataflow = format!("dataflow_{}", set.name);
             report.set_stages(set.name, ["read_decode", &dataflow].iter().chain(set.extra_stages));
         }
-        Ok(report)
+        Ok(())
     }
 
     fn check_interrupted(&self) -> anyhow::Result<()> {
@@ -181,14 +194,14 @@ impl Bench<'_> {
 
     /// Creates the input topic and fills it.
     fn fill_topic(&mut self) -> anyhow::Result<()> {
-        let topic = self.scratch.input(&mut self.config)?;
+        let topic = self.scratch.input(&mut self.config, self.settings.partitions)?;
         let source = kafka_source(&self.config)?;
         let partitions = u64::from(self.settings.partitions);
         let mut maker = RecordMaker::new(self.settings.clone());
         let records = (0..self.args.events as u64).map(|n| {
             let (partition, offset) = ((n % partitions) as u32, n / partitions);
             maker.make(partition, offset, None);
-            let (key, value) = (Some(maker.key.clone()), Some(maker.value.clone()));
+            let (key, value) = (Some(maker.key.clone()), Some(padded(&maker.value, self.args.record_bytes)));
             Produced { partition: Some(partition), key, value, headers: Vec::new() }
         });
         note!("producing {} records …", self.args.events);
@@ -335,6 +348,20 @@ impl Bench<'_> {
     }
 }
 
+/// Returns a record with an attribute that makes it at least this long. What is no object stays as it is.
+fn padded(record: &[u8], least: u32) -> Vec<u8> {
+    const ATTRIBUTE: &[u8] = br#","padding":""}"#;
+    let mut padded = record.to_vec();
+    let missing = (least as usize).saturating_sub(record.len());
+    if missing > 0 && padded.pop_if(|last| *last == b'}').is_some() {
+        let (name, end) = ATTRIBUTE.split_at(ATTRIBUTE.len() - 2);
+        padded.extend_from_slice(name);
+        padded.resize(padded.len() + (missing + 1).saturating_sub(ATTRIBUTE.len()), b'x');
+        padded.extend_from_slice(end);
+    }
+    padded
+}
+
 /// Builds the dataflow of a plan, without rejected records and captures, and returns its output, encoded for the routes.
 fn encode<'scope>(
     events: VecCollection<'scope, Epoch, Event>,
@@ -399,6 +426,17 @@ mod tests {
         assert_eq!(names(KAFKA), (vec!["alerts", "enriched"], vec!["postgres"]));
         let sqlite = "pipeline = \"x\"\n[source]\nkind = \"kafka\"\n[sinks.sqlite]\npath = \"x.db\"\n";
         assert_eq!(names(sqlite), (vec![], vec!["alerts", "enriched", "postgres"]));
+    }
+
+    #[test]
+    fn records_are_padded_to_a_length() {
+        let record = br#"{"id":"a"}"#;
+        assert_eq!(padded(record, 10), record);
+        assert_eq!(padded(record, 11), br#"{"id":"a","padding":""}"#);
+        let long = padded(record, 100);
+        assert_eq!(long.len(), 100);
+        assert!(serde_json::from_slice::<serde_json::Value>(&long).is_ok());
+        assert_eq!(padded(b"not JSON", 100), b"not JSON");
     }
 
     #[test]

@@ -285,6 +285,6 @@ fn log_change(before: &[String], after: &[String]) {
         to,
         added,
         removed,
-        "the members of the cluster have changed: stopping at a checkpoint"
+        "the members of the cluster have changed: going on with them after a checkpoint"
     );
 }

@@ -150,10 +150,12 @@ fn read_configuration(
     path: &Path,
     diagnostics: &mut Diagnostics,
 ) -> Option<(PathBuf, String)> {
-    let rules = top.get_text("rules", diagnostics, |text| match text {
-        Some(text) if !text.is_empty() => Ok(text.to_owned()),
-        _ => Err("the path of the configuration with the rules".to_owned()),
-    })?;
+    let rules =
+        top.get_text("rules", diagnostics, |text| match text {
+            Some(text) if !text.is_empty() => Ok(text.to_owned()),
+            _ => Err("the path of the configuration with the rules, as in a file of tests (NAME_test.toml)"
+                .to_owned()),
+        })?;
     let configuration = path.parent().unwrap_or(Path::new("")).join(rules);
     match read_text(&configuration) {
         Ok(text) => Some((configuration, text)),
