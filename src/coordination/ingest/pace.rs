@@ -59,21 +59,21 @@ impl Pace {
         let greatest = || active().filter_map(|(_, position)| position.push.greatest);
         let drift_bound = greatest().min().zip(greatest().max()).and_then(|(least, most)| {
             let drift = self.max_drift_ms.map(|drift_ms| least.plus_ms(drift_ms));
-            [drift, self.middle(least, most, watermark)].into_iter().flatten().min()
+            [drift, self.bound(least, most, watermark)].into_iter().flatten().min()
         });
         let stall = self.liveness.observe(now, watermark, slowest, permission, self.unfinal.total());
         Paced { permission, drift_bound, stall }
     }
 
-    /// Returns the middle of the partitions' times, up to which they may be read once un-final events take half of what they
-    /// may, and more of them because partitions are apart than because events are out of order. So the half that leads
-    /// waits long before the limit stops all but the slowest, and how far it may lead is a matter of memory, whatever the
-    /// density of event time.
-    fn middle(&self, least: EventTime, most: EventTime, watermark: EventTime) -> Option<EventTime> {
+    /// Returns the time up to which partitions may be read once un-final events take half of what they may: the middle of the
+    /// partitions' times if un-final events are more because partitions are apart than because events are out of order, and else
+    /// the greatest of them. So the half that leads waits long before the limit stops all but the slowest, none of them leads by
+    /// more than the first one, and how far that may lead is a matter of memory, whatever the density of event time.
+    fn bound(&self, least: EventTime, most: EventTime, watermark: EventTime) -> Option<EventTime> {
         let is_apart =
             i128::from(most.0) - i128::from(least.0) > i128::from(least.0) - i128::from(watermark.0);
-        (self.unfinal.total() > self.unfinal_limit / 2 && is_apart)
-            .then(|| EventTime(least.0.midpoint(most.0)))
+        let bound = if is_apart { EventTime(least.0.midpoint(most.0)) } else { most };
+        (self.unfinal.total() > self.unfinal_limit / 2).then_some(bound)
     }
 }
 
@@ -128,7 +128,13 @@ mod tests {
         assert_eq!(paced(&times, 95, 1000).1, [true, false, false, false], "the limit");
         assert_eq!(paced(&times, -5, 501).1, [true; 4], "they are out of order rather than apart");
         assert_eq!(paced(&[100, 100], 95, 501).1, [true; 2], "none leads");
-        assert_eq!(paced(&[100, i64::MAX], i64::MIN, 501).0.drift_bound, None, "no time overflows");
+        assert_eq!(
+            paced(&times, -5, 501).0.drift_bound,
+            Some(EventTime(200)),
+            "and none gets ahead of the first"
+        );
+        let bound = paced(&[100, i64::MAX], i64::MIN, 501).0.drift_bound;
+        assert_eq!(bound, Some(EventTime::MAX), "no time overflows");
         assert_eq!(paced(&[100, i64::MAX], 95, 501).1, [true, false]);
     }
 }

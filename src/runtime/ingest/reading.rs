@@ -200,6 +200,9 @@ struct Reading {
     ended: bool,
     /// True if records wake the reader.
     is_woken: bool,
+    /// Since when the first records of partitions are waited for, and whether they still are.
+    first_asked: Option<Instant>,
+    awaits_first: bool,
 }
 
 /// A partition that this worker reads.
@@ -209,16 +212,18 @@ struct OwnedPartition {
     paused: bool,
     /// The offset at which its share of a counted epoch ends.
     until: Option<Offset>,
+    /// The offset at which it is read first.
+    first: Offset,
     lag: IntGauge,
     held: IntGauge,
     withheld: IntGauge,
 }
 
 impl OwnedPartition {
-    fn new(tracker: PartitionTracker, metrics: &Metrics) -> OwnedPartition {
+    fn new(tracker: PartitionTracker, first: Offset, metrics: &Metrics) -> OwnedPartition {
         let partition = tracker.partition();
         let (lag, [held, withheld]) = (metrics.consumer_lag(partition), metrics.partition_waits(partition));
-        OwnedPartition { tracker, paused: false, until: None, lag, held, withheld }
+        OwnedPartition { tracker, paused: false, until: None, first, lag, held, withheld }
     }
 
     /// Returns true if the partition may be read in this epoch.
@@ -237,10 +242,9 @@ impl Reading {
         let partitions: Vec<OwnedPartition> = reader
             .partitions()
             .iter()
-            .map(|state| state.partition)
-            .map(|partition| {
-                let tracker = PartitionTracker::new(partition, &context.positions[partition.0 as usize]);
-                OwnedPartition::new(tracker, &context.metrics)
+            .map(|PartitionState { partition, position, .. }| {
+                let tracker = PartitionTracker::new(*partition, &context.positions[partition.0 as usize]);
+                OwnedPartition::new(tracker, *position, &context.metrics)
             })
             .collect();
         let number = |owned: &OwnedPartition| owned.tracker.partition().0 as usize;
@@ -269,6 +273,8 @@ impl Reading {
             contexts: Vec::new(),
             ended: false,
             is_woken: false,
+            first_asked: None,
+            awaits_first: true,
         }
     }
 
@@ -355,8 +361,10 @@ impl Reading {
             }
             self.index[at] = self.partitions.len();
             let tracker = PartitionTracker::added(partition, first);
-            self.partitions
-                .push(OwnedPartition { paused: true, ..OwnedPartition::new(tracker, &self.context.metrics) });
+            self.partitions.push(OwnedPartition {
+                paused: true,
+                ..OwnedPartition::new(tracker, first, &self.context.metrics)
+            });
         }
         Ok(())
     }
@@ -423,10 +431,7 @@ impl Reading {
             return NextRead::Soon;
         }
         let budget = self.budget(epoch);
-        if !self.replaying && !self.settings.timing.counted {
-            self.set_order();
-        }
-        let (read, bytes) = match self.read_records(budget, tick, give) {
+        let (read, bytes) = match self.read_in_order(budget, tick, give) {
             Ok(read) => read,
             Err(error) => {
                 self.fail(error);

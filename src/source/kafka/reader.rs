@@ -138,13 +138,16 @@ impl KafkaReader {
         let mut equal = if self.order.is_empty() { budget.records } else { budget.records / EQUAL_PART };
         loop {
             let readable = self.readers.iter().filter(|reader| reader.is_readable()).count();
-            // Each partition gets an equal share of the remaining budget; unused shares are distributed again.
+            // Each partition gets an equal share of the remaining budget; unused shares are distributed again. If there are more
+            // partitions than records, the next ones get theirs in the next round.
             let share = (equal.min(left.records) / readable.max(1)).max(1);
             let before = left.records;
-            for turn in 0..readers {
-                self.read_partition((self.first + turn) % readers, share, &mut left, each)?;
+            let mut turns = 0;
+            while turns < readers && before - left.records < equal {
+                self.read_partition((self.first + turns) % readers, share, &mut left, each)?;
+                turns += 1;
             }
-            self.first = (self.first + 1) % readers.max(1);
+            self.first = (self.first + if turns < readers { turns } else { 1 }) % readers.max(1);
             for turn in 0..self.order.len() {
                 self.read_partition(self.order[turn], left.records, &mut left, each)?;
             }

@@ -1,17 +1,28 @@
 //! Reads, decodes and judges records, within a budget of what is not committed yet.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use headwater_dataflows::Epoch;
+use headwater_dataflows::{Epoch, Partition};
 
-use super::{BUDGET, ReadContext, Reading};
-use crate::coordination::ingest::{Clocks, RECORD_OVERHEAD, TimeRules, UNFINAL_OVERHEAD};
+use super::{BUDGET, OwnedPartition, ReadContext, Reading};
+use crate::coordination::ingest::{Clocks, PartitionState, RECORD_OVERHEAD, TimeRules, UNFINAL_OVERHEAD};
 use crate::decode::{Reason, Rejection};
 use crate::event::Event;
 use crate::outputs::DeadLetter;
 use crate::runtime::ingest::clock::{Tick, committed};
 use crate::runtime::ingest::rejections::Batch;
 use crate::source::{Budget, Raw, SourceError};
+
+/// The number of records after which a worker chooses anew which partition is furthest behind, times its partitions.
+const ORDERED_RECORDS: usize = 6 * 1024;
+
+/// The least number of records for one choice, which costs some microseconds.
+pub(super) const LEAST_STEP: usize = 64;
+
+/// The time for which partitions that have begun wait for the first records of others.
+pub(super) const FIRST_WITHIN: Duration = Duration::from_millis(500);
 
 impl Reading {
     /// Releases the bytes of epochs that every sink has committed.
@@ -40,8 +51,66 @@ impl Reading {
         }
     }
 
+    /// Reads like [`read_records`](Self::read_records), in steps between which the partition that is furthest behind is chosen
+    /// anew: with many partitions, each has few records for a second of event time, and is soon ahead of the others.
+    pub(super) fn read_in_order(
+        &mut self,
+        budget: Budget,
+        tick: &Tick,
+        give: &mut dyn FnMut(Result<Event, DeadLetter>),
+    ) -> Result<(usize, usize), SourceError> {
+        if self.replaying || self.settings.timing.counted {
+            return self.read_records(budget, tick, give);
+        }
+        let step = (ORDERED_RECORDS / self.partitions.len().max(1)).clamp(LEAST_STEP, BUDGET.records);
+        let mut left = budget;
+        let (mut all, mut all_bytes) = (0, 0);
+        loop {
+            self.pause_leaders(tick)?;
+            self.set_order();
+            let part = Budget { records: left.records.min(step), ..left };
+            let (read, bytes) = self.read_records(part, tick, give)?;
+            (all, all_bytes) = (all + read, all_bytes + bytes);
+            left = Budget { records: left.records - read, bytes: left.bytes.saturating_sub(bytes) };
+            if read < part.records || left.records == 0 || left.bytes == 0 {
+                return Ok((all, all_bytes));
+            }
+        }
+    }
+
+    /// Pauses the partitions that have got ahead of what may be read in this epoch, or that have begun while the first records
+    /// of others are still being fetched. The next epoch decides anew.
+    fn pause_leaders(&mut self, tick: &Tick) -> Result<(), SourceError> {
+        let begun = self.waits_for_others_to_begin();
+        for owned in self.partitions.iter_mut().filter(|owned| !owned.paused) {
+            let waits = begun.as_ref().is_some_and(|begun| begun.contains(&owned.tracker.partition()));
+            if waits || !owned.is_allowed(tick) {
+                self.reader.set_paused(owned.tracker.partition(), true)?;
+                owned.paused = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the partitions that have begun, if others have records of which the first one has not come yet. Without this, those
+    /// that are fetched first would be read far ahead of the others, and wait for them at length.
+    fn waits_for_others_to_begin(&mut self) -> Option<BTreeSet<Partition>> {
+        if !self.awaits_first {
+            return None;
+        }
+        let asked = *self.first_asked.get_or_insert_with(Instant::now);
+        let states = self.reader.partitions();
+        let all = || self.partitions.iter().zip(&states);
+        let is_awaited = |(owned, state): (&OwnedPartition, &PartitionState)| {
+            state.position <= owned.first && state.backlog > 0 && !state.ended
+        };
+        self.awaits_first = asked.elapsed() < FIRST_WITHIN && all().any(is_awaited);
+        let has_begun = |(owned, state): &(&OwnedPartition, &PartitionState)| state.position > owned.first;
+        self.awaits_first.then(|| all().filter(has_begun).map(|(_, state)| state.partition).collect())
+    }
+
     /// Reads, decodes and judges records; returns their number and their size in bytes.
-    pub(super) fn read_records(
+    fn read_records(
         &mut self,
         budget: Budget,
         tick: &Tick,

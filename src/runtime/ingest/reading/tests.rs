@@ -2,6 +2,7 @@ use std::cell::RefCell;
 
 use headwater_dataflows::Position as At;
 
+use super::records::{FIRST_WITHIN, LEAST_STEP};
 use super::*;
 use crate::coordination::ingest::{Paced, ReadPermission, TimeRules};
 use crate::rounds::{Epochs, Round, RoundRecorder, SinkTransaction, Step, Transaction};
@@ -58,13 +59,13 @@ impl Reader for Scripted {
             && script.limit.is_none_or(|limit| script.state.position.0 < limit)
             && let Some((time, timestamp, size)) = script.records.pop_front()
         {
-            let offset = script.state.position;
+            let PartitionState { position: offset, partition, .. } = script.state;
             let event = format!(
                 r#"{{"event_id":"{offset:?}","event_type":"api_call","user_id":"u","event_time":{time}}}"#
             );
             let value = format!("{event:size$}");
             each(Raw {
-                position: At { partition: Partition(0), offset },
+                position: At { partition, offset },
                 timestamp,
                 key: None,
                 value: Some(value.as_bytes()),
@@ -106,6 +107,38 @@ impl Reader for Scripted {
     }
 }
 
+/// Partitions of one worker. Only what they are asked for in an order is read.
+struct Many {
+    partitions: Vec<Scripted>,
+    order: Vec<usize>,
+}
+
+impl Reader for Many {
+    fn read(&mut self, budget: Budget, each: &mut dyn FnMut(Raw<'_>)) -> Result<usize, SourceError> {
+        let mut left = budget;
+        for &place in &self.order {
+            left.records -= self.partitions[place].read(left, each)?;
+        }
+        Ok(budget.records - left.records)
+    }
+
+    fn partitions(&self) -> Vec<PartitionState> {
+        self.partitions.iter().flat_map(Scripted::partitions).collect()
+    }
+
+    fn set_paused(&mut self, partition: Partition, paused: bool) -> Result<(), SourceError> {
+        self.partitions[partition.0 as usize].set_paused(partition, paused)
+    }
+
+    fn set_limit(&mut self, partition: Partition, limit: Option<Offset>) -> Result<(), SourceError> {
+        self.partitions[partition.0 as usize].set_limit(partition, limit)
+    }
+
+    fn set_order(&mut self, places: &[usize]) {
+        self.order = places.to_vec();
+    }
+}
+
 struct Fixture {
     reading: Reading,
     script: Scripted,
@@ -125,6 +158,18 @@ fn fixture_with(
     bytes_in_flight: usize,
 ) -> Fixture {
     let script = Scripted::new(position.next.0, backlog);
+    let reader = Box::new(script.clone());
+    let reading = reading(metrics, reader, [position].into(), counted, bytes_in_flight);
+    Fixture { reading, script, epoch: Epoch(0), given: Vec::new() }
+}
+
+fn reading(
+    metrics: Arc<Metrics>,
+    reader: Box<dyn Reader>,
+    positions: Arc<[Position]>,
+    counted: bool,
+    bytes_in_flight: usize,
+) -> Reading {
     let settings = ReadSettings {
         timing: Timing {
             idle_timeout: Duration::from_secs(60),
@@ -140,7 +185,7 @@ fn fixture_with(
     };
     let context = ReadContext {
         activity: Activity::default(),
-        positions: [position].into(),
+        positions,
         added: Rc::new(Vec::new),
         stopping: Arc::default(),
         watermark: Rc::new(Cell::new(EventTime::MIN)),
@@ -149,8 +194,7 @@ fn fixture_with(
         rejections: None,
         metrics,
     };
-    let reading = Reading::new(0, Box::new(script.clone()), settings, context);
-    Fixture { reading, script, epoch: Epoch(0), given: Vec::new() }
+    Reading::new(0, reader, settings, context)
 }
 
 impl Fixture {
@@ -283,4 +327,39 @@ fn contexts_are_not_collected_without_a_recorder() {
     fixture.script.push((0..50).map(|n| (T + n, T)));
     fixture.epoch(&Tick::new(T));
     assert_eq!(fixture.script.0.borrow().contexts, []);
+}
+
+/// With many partitions, a budget for the one that is furthest behind would bring it far ahead of all others. Those that have
+/// begun wait for the first records of others, which are still being fetched, but not for long.
+#[test]
+fn partitions_stay_together() {
+    const COUNT: u32 = 100;
+    let partitions: Vec<_> = (0..COUNT).map(|_| Scripted::new(0, 200)).collect();
+    for (number, script) in (0..COUNT).zip(&partitions) {
+        script.0.borrow_mut().state.partition = Partition(number);
+    }
+    let records = |script: &Scripted| script.push((T - 1000..T - 800).map(|time| (time, time)));
+    let read = |from: std::ops::Range<usize>| -> Vec<i64> {
+        partitions[from].iter().map(|script| script.0.borrow().state.position.0).collect()
+    };
+    let reader = Box::new(Many { partitions: partitions.clone(), order: Vec::new() });
+    let positions = vec![Position::starting(Offset(0)); COUNT as usize];
+    let mut reading = reading(Arc::default(), reader, positions.into(), false, 64 << 20);
+    let epoch = |number, reading: &mut Reading| {
+        reading.begin_epoch(Epoch(number), &Tick::new(T));
+        reading.read(Epoch(number), &Tick::new(T), &mut |_| {});
+        reading.close(&Tick::new(T));
+    };
+
+    records(&partitions[0]);
+    epoch(1, &mut reading);
+    epoch(2, &mut reading);
+    assert_eq!(read(0..2), [LEAST_STEP as i64, 0], "the others have not begun");
+    partitions[1..COUNT as usize - 1].iter().for_each(records);
+    (3..12).for_each(|number| epoch(number, &mut reading));
+    assert!(read(0..99).iter().all(|read| *read == LEAST_STEP as i64), "{:?}", read(0..99));
+    reading.first_asked = reading.first_asked.map(|asked| asked - FIRST_WITHIN);
+    epoch(12, &mut reading);
+    let ahead = read(0..99).into_iter().filter(|read| *read == 2 * LEAST_STEP as i64).count();
+    assert_eq!(ahead, BUDGET.records / LEAST_STEP, "the last one is not waited for, and none is far ahead");
 }
