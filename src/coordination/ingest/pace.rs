@@ -66,13 +66,16 @@ impl Pace {
     }
 
     /// Returns the time up to which partitions may be read once un-final events take half of what they may: the middle of the
-    /// partitions' times if un-final events are more because partitions are apart than because events are out of order, and else
-    /// the greatest of them. So the half that leads waits long before the limit stops all but the slowest, none of them leads by
-    /// more than the first one, and how far that may lead is a matter of memory, whatever the density of event time.
+    /// partitions' times if un-final events are more because partitions are apart than because events are out of order. So the
+    /// half that leads waits long before the limit stops all but the slowest, and how far it may lead is a matter of memory,
+    /// whatever the density of event time. Else no partition gets ahead of the first one by more than events are out of order
+    /// in one epoch, however many it has.
     fn bound(&self, least: EventTime, most: EventTime, watermark: EventTime) -> Option<EventTime> {
-        let is_apart =
-            i128::from(most.0) - i128::from(least.0) > i128::from(least.0) - i128::from(watermark.0);
-        let bound = if is_apart { EventTime(least.0.midpoint(most.0)) } else { most };
+        let (least, most, out_of_order) =
+            (i128::from(least.0), i128::from(most.0), i128::from(least.0) - i128::from(watermark.0));
+        let bound =
+            if most - least > out_of_order { (least + most).div_euclid(2) } else { most + out_of_order };
+        let bound = i64::try_from(bound).map_or(EventTime::MAX, EventTime);
         (self.unfinal.total() > self.unfinal_limit / 2).then_some(bound)
     }
 }
@@ -130,8 +133,8 @@ mod tests {
         assert_eq!(paced(&[100, 100], 95, 501).1, [true; 2], "none leads");
         assert_eq!(
             paced(&times, -5, 501).0.drift_bound,
-            Some(EventTime(200)),
-            "and none gets ahead of the first"
+            Some(EventTime(305)),
+            "and none gets far ahead of the first"
         );
         let bound = paced(&[100, i64::MAX], i64::MIN, 501).0.drift_bound;
         assert_eq!(bound, Some(EventTime::MAX), "no time overflows");
