@@ -226,6 +226,15 @@ impl OwnedPartition {
         OwnedPartition { tracker, paused: false, until: None, first, lag, held, withheld }
     }
 
+    /// Pauses or resumes the partition.
+    fn set_paused(&mut self, paused: bool, reader: &mut dyn Reader) -> Result<(), SourceError> {
+        if self.paused != paused {
+            reader.set_paused(self.tracker.partition(), paused)?;
+            self.paused = paused;
+        }
+        Ok(())
+    }
+
     /// Returns true if the partition may be read in this epoch.
     fn is_allowed(&self, tick: &Tick) -> bool {
         let tracker = &self.tracker;
@@ -310,9 +319,7 @@ impl Reading {
                 _ => state.position,
             };
             self.reader.set_limit(partition, Some(limit))?;
-            if std::mem::take(&mut owned.paused) {
-                self.reader.set_paused(partition, false)?;
-            }
+            owned.set_paused(false, self.reader.as_mut())?;
             owned.until = None;
         }
         Ok(())
@@ -338,11 +345,7 @@ impl Reading {
                 self.reader.set_limit(partition, None)?;
                 owned.tracker.replay(None);
             }
-            let paused = !owned.is_allowed(tick);
-            if owned.paused != paused {
-                self.reader.set_paused(partition, paused)?;
-                owned.paused = paused;
-            }
+            owned.set_paused(!owned.is_allowed(tick), self.reader.as_mut())?;
         }
         Ok(())
     }

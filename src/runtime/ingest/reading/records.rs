@@ -85,8 +85,7 @@ impl Reading {
         for owned in self.partitions.iter_mut().filter(|owned| !owned.paused) {
             let waits = begun.as_ref().is_some_and(|begun| begun.contains(&owned.tracker.partition()));
             if waits || !owned.is_allowed(tick) {
-                self.reader.set_paused(owned.tracker.partition(), true)?;
-                owned.paused = true;
+                owned.set_paused(true, self.reader.as_mut())?;
             }
         }
         Ok(())
