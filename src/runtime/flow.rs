@@ -49,7 +49,7 @@ use crate::runtime::ingest::activity::Activity;
 use crate::runtime::ingest::binding::{Binder, Marker, bind};
 use crate::runtime::ingest::changes::{ChangeRequests, Contents, apply};
 use crate::runtime::ingest::clock::{ClockControl, ClockSettings, committed, ticks};
-use crate::runtime::ingest::reading::{Read, ReadContext, ReadSettings, read};
+use crate::runtime::ingest::reading::{Read, ReadContext, ReadSettings, SlowestTimes, read};
 use crate::runtime::ingest::rejections::Rejections;
 use crate::runtime::ingest::trace::TraceWriter;
 use crate::runtime::recovery::lists::Preloaded;
@@ -80,6 +80,8 @@ pub struct FlowInputs {
     pub is_alone: bool,
     /// The signal of the readers of this process to its clock.
     pub activity: Activity,
+    /// The time of the slowest partition of each worker of this process.
+    pub slowest: SlowestTimes,
     /// The writers and routes of the sinks.
     pub sinks: Vec<(WriterHandle, SinkRoute)>,
     /// The trace that worker 0 writes the bindings to, if any.
@@ -231,6 +233,7 @@ impl FlowInputs {
             added: Rc::clone(&self.added),
             stopping: Arc::clone(&self.stopping),
             activity: self.activity.clone(),
+            slowest: self.slowest.clone(),
             watermark: Rc::clone(&state.watermark),
             committed: state.committed.clone(),
             failure: self.failure.clone(),

@@ -61,6 +61,7 @@ use failure::Failure;
 use flow::{CheckpointSettings, Flow, FlowInputs};
 use ingest::activity::Activity;
 use ingest::clock::committed;
+use ingest::reading::SlowestTimes;
 use ingest::rejections::Rejections;
 use ingest::trace::TraceWriter;
 use lists::{ListReaders, Requester};
@@ -256,6 +257,7 @@ pub fn run(job: Job) -> Result<(), RunError> {
         rules,
         requests,
         activity: Activity::default(),
+        slowest: SlowestTimes::new(local_workers),
         gate,
         refused,
         lists,
@@ -370,6 +372,7 @@ struct RunShared {
     rules: LiveRules,
     requests: ChangeRequests,
     activity: Activity,
+    slowest: SlowestTimes,
     gate: Gate,
     refused: RefusedLog,
     lists: Lists,
@@ -437,6 +440,7 @@ impl RunShared {
             counted: self.source.is_counted(),
             is_alone: worker.peers() == self.local_workers,
             activity: self.activity.clone(),
+            slowest: self.slowest.clone(),
             sinks: writers,
             trace: if first { self.trace.lock().expect(lock).take() } else { None },
             origin: Arc::clone(&self.origin),

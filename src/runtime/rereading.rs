@@ -295,9 +295,9 @@ impl View {
     fn close(&mut self, states: &[PartitionState]) -> (Vec<Binding>, Vec<(Partition, UnfinalBytes)>) {
         let (mut bindings, mut unfinal) = (Vec::new(), Vec::new());
         for (tracker, state) in self.trackers.iter_mut().zip(states) {
-            let (binding, bytes) = tracker.close(state, false, TimeRules::default());
+            let (binding, parts) = tracker.close(state, false, TimeRules::default());
             bindings.extend(binding);
-            unfinal.push((state.partition, bytes));
+            unfinal.extend(parts.into_iter().map(|part| (state.partition, part)));
         }
         (bindings, unfinal)
     }

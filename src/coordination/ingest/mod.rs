@@ -24,4 +24,4 @@ pub use liveness::{Cause, Liveness, Stall};
 pub use pace::{Pace, Paced};
 pub use partition::{PartitionTracker, Slowest, Timing, Waiting};
 pub use state::PartitionState;
-pub use unfinal::{RECORD_OVERHEAD, ReadPermission, UNFINAL_OVERHEAD, Unfinal, UnfinalBytes};
+pub use unfinal::{RECORD_OVERHEAD, ReadPermission, UNFINAL_OVERHEAD, UNFINAL_PART, Unfinal, UnfinalBytes};

@@ -29,9 +29,18 @@ pub struct Paced {
     pub permission: ReadPermission,
     /// The greatest pushing time up to which a partition may be read, if it is limited.
     pub drift_bound: Option<EventTime>,
+    /// The maximum lead of a partition, within the epoch, over the slowest one of its process that has records, in milliseconds
+    /// of event time, if it is limited.
+    pub lead_ms: Option<i64>,
     /// The stall of the watermark, if there is one.
     pub stall: Option<Stall>,
 }
+
+/// Un-final events may take this part of their limit, one in so many, before partitions keep together within an epoch.
+const APART: u64 = 8;
+
+/// And at least as many bytes: what some steps of reading take.
+const LEAST_APART: u64 = 8 << 20;
 
 impl Pace {
     /// Adds the bytes of the events that an epoch has accepted.
@@ -57,12 +66,25 @@ impl Pace {
         let permission =
             self.unfinal.permission(self.unfinal_limit, slowest_partition.map(|(partition, _)| partition));
         let greatest = || active().filter_map(|(_, position)| position.push.greatest);
-        let drift_bound = greatest().min().zip(greatest().max()).and_then(|(least, most)| {
+        let ends = greatest().min().zip(greatest().max());
+        let drift_bound = ends.and_then(|(least, most)| {
             let drift = self.max_drift_ms.map(|drift_ms| least.plus_ms(drift_ms));
             [drift, self.bound(least, most, watermark)].into_iter().flatten().min()
         });
+        let lead_ms = ends.and_then(|(least, most)| self.lead_ms(least, most, watermark));
         let stall = self.liveness.observe(now, watermark, slowest, permission, self.unfinal.total());
-        Paced { permission, drift_bound, stall }
+        Paced { permission, drift_bound, lead_ms, stall }
+    }
+
+    /// Returns the lead at which un-final events take the part of their limit from which on partitions keep together, if they
+    /// take more: they lie between the watermark and the partition that leads, and are taken to be spread evenly. What is
+    /// un-final because events are out of order is no reason to wait, so that a lead of as much is always allowed.
+    fn lead_ms(&self, least: EventTime, most: EventTime, watermark: EventTime) -> Option<i64> {
+        let (total, apart) = (self.unfinal.total(), (self.unfinal_limit / APART).max(LEAST_APART));
+        let [least, most, watermark] = [least, most, watermark].map(|time| i128::from(time.0));
+        let out_of_order = (least - watermark).max(0);
+        let lead = (most - watermark) * i128::from(apart) / i128::from(total.max(1)) - out_of_order;
+        (total > apart).then(|| i64::try_from(lead.max(out_of_order)).unwrap_or(i64::MAX))
     }
 
     /// Returns the time up to which partitions may be read once un-final events take half of what they may: the middle of the
@@ -99,10 +121,14 @@ mod tests {
 
     /// Returns what may be read of partitions whose greatest times are these, when an event of the last one takes so many bytes.
     fn paced(times: &[i64], watermark: i64, bytes: usize) -> (Paced, Vec<bool>) {
+        paced_within(LIMIT, times, watermark, bytes)
+    }
+
+    fn paced_within(unfinal_limit: u64, times: &[i64], watermark: i64, bytes: usize) -> (Paced, Vec<bool>) {
         let forever = Duration::from_secs(3600);
         let mut pace = Pace {
             unfinal: Unfinal::default(),
-            unfinal_limit: LIMIT,
+            unfinal_limit,
             max_drift_ms: None,
             liveness: Liveness::new(forever, forever),
         };
@@ -139,5 +165,21 @@ mod tests {
         let bound = paced(&[100, i64::MAX], i64::MIN, 501).0.drift_bound;
         assert_eq!(bound, Some(EventTime::MAX), "no time overflows");
         assert_eq!(paced(&[100, i64::MAX], 95, 501).1, [true, false]);
+    }
+
+    #[test]
+    fn the_lead_is_that_at_which_un_final_events_take_their_part() {
+        let lead = |times: &[i64], mib: usize| paced_within(1 << 30, times, 90_000, mib << 20).0.lead_ms;
+        let apart = [100_000, 150_000, 200_000];
+        assert_eq!(lead(&apart, 128), None, "there is room");
+        assert_eq!(
+            lead(&apart, 256),
+            Some(45_000),
+            "half of what lies after the watermark, and from there on"
+        );
+        assert_eq!(lead(&apart, 1024), Some(10_000), "as much as events are out of order");
+        assert_eq!(lead(&[100_000; 3], 256), Some(10_000));
+        assert_eq!(paced_within(1 << 20, &apart, 90_000, 8 << 20).0.lead_ms, None, "a few steps of reading");
+        assert!(lead(&[i64::MIN, i64::MAX], 256).is_some(), "no time overflows");
     }
 }

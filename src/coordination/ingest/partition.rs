@@ -6,7 +6,7 @@ use headwater_dataflows::{EventTime, Offset, Partition};
 use serde::{Deserialize, Serialize};
 
 use super::state::PartitionState;
-use super::{PushTime, TimeRules, UnfinalBytes};
+use super::{PushTime, TimeRules, UNFINAL_PART, UnfinalBytes};
 use crate::coordination::{Binding, Position};
 
 /// The parameters for tracking partitions.
@@ -82,13 +82,14 @@ struct IdleTimer {
 }
 
 /// The records that the open epoch has read from a partition.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct OpenEpoch {
     /// The offset after the last record, and the timestamp of that record.
     end: Option<(Offset, i64)>,
     max_event_time: Option<EventTime>,
     raised: bool,
-    unfinal: UnfinalBytes,
+    /// The bytes of its events, in parts of which only the last one is not full.
+    unfinal: Vec<UnfinalBytes>,
 }
 
 /// Tracks one partition.
@@ -201,7 +202,11 @@ impl PartitionTracker {
         self.epoch.max_event_time = self.epoch.max_event_time.max(Some(time));
         let raised = self.push.accept(pushing, timing.max_jump_ms);
         self.epoch.raised |= raised;
-        self.epoch.unfinal.add(time, self.push.greatest, bytes);
+        let unfinal = &mut self.epoch.unfinal;
+        match unfinal.last_mut() {
+            Some(part) if part.total() < UNFINAL_PART => part.add(time, self.push.greatest, bytes),
+            _ => unfinal.push(UnfinalBytes::of(time, self.push.greatest, bytes)),
+        }
         if raised && time > watermark {
             self.idle = false;
             self.restart_timer = true;
@@ -303,7 +308,7 @@ impl PartitionTracker {
         state: &PartitionState,
         replaying: bool,
         rules: TimeRules,
-    ) -> (Option<Binding>, UnfinalBytes) {
+    ) -> (Option<Binding>, Vec<UnfinalBytes>) {
         let target = self.target.take();
         let OpenEpoch { end, max_event_time, raised, unfinal } = std::mem::take(&mut self.epoch);
         let idle = match (replaying, target) {
@@ -341,6 +346,7 @@ impl PartitionTracker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coordination::ingest::Unfinal;
 
     const TIMING: Timing = Timing {
         idle_timeout: Duration::from_millis(100),
@@ -349,6 +355,28 @@ mod tests {
         max_jump_ms: None,
         counted: false,
     };
+
+    /// Otherwise all that a long epoch has read would count as un-final until the next one is bound, however far the watermark is.
+    #[test]
+    fn what_a_long_epoch_has_read_is_not_all_un_final() {
+        let mut tracker = PartitionTracker::new(Partition(0), &Position::starting(Offset(0)));
+        for time in 1..=10_000 {
+            tracker.accept(EventTime(time), EventTime(time), 1000, &TIMING, EventTime::MIN);
+        }
+        let state = PartitionState::finite(Partition(0), Offset(10_000), false, 0);
+        let (_, parts) = tracker.close(&state, false, TimeRules::default());
+        let mut unfinal = Unfinal::default();
+        parts.into_iter().for_each(|part| unfinal.add(Partition(0), part));
+        assert_eq!(unfinal.total(), 10_000_000);
+        unfinal.settle(EventTime(9_000));
+        let part = 2 * (UNFINAL_PART + 1000);
+        assert!((1_000_000..1_000_000 + part).contains(&unfinal.total()), "{}", unfinal.total());
+        assert_eq!(
+            tracker.close(&state, false, TimeRules::default()).1,
+            [],
+            "the next epoch begins with none"
+        );
+    }
 
     /// Otherwise its records would be late once their schema is known.
     #[test]

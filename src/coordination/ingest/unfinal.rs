@@ -16,7 +16,11 @@ pub const RECORD_OVERHEAD: usize = 200;
 /// revise their results. Measured with five patterns and a window.
 pub const UNFINAL_OVERHEAD: usize = 1400;
 
-/// The bytes of the events that an epoch accepted from a partition, by when they become final.
+/// The bytes of events of one epoch that are counted together, and become final together. An epoch may be long enough to read more
+/// than the limit of un-final bytes, most of which is final when it is bound.
+pub const UNFINAL_PART: u64 = 128 << 10;
+
+/// The bytes of some events that an epoch accepted from a partition, by when they become final.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct UnfinalBytes {
     /// The bytes of events at or below the partition's greatest pushing time.
@@ -28,6 +32,13 @@ pub struct UnfinalBytes {
 }
 
 impl UnfinalBytes {
+    /// Returns the bytes of one event; see [`add`](UnfinalBytes::add).
+    pub fn of(time: EventTime, greatest: Option<EventTime>, bytes: usize) -> UnfinalBytes {
+        let mut one = UnfinalBytes::default();
+        one.add(time, greatest, bytes);
+        one
+    }
+
     /// Adds an event of `bytes` bytes, given the greatest pushing time of its partition.
     pub fn add(&mut self, time: EventTime, greatest: Option<EventTime>, bytes: usize) {
         let (sum, through) = match Some(time) <= greatest {
@@ -36,6 +47,11 @@ impl UnfinalBytes {
         };
         *sum += bytes as u64;
         *through = (*through).max(Some(time));
+    }
+
+    /// Returns the number of bytes.
+    pub fn total(self) -> u64 {
+        self.near + self.far
     }
 
     fn parts(self) -> impl Iterator<Item = (EventTime, u64)> {
@@ -71,6 +87,21 @@ impl ReadPermission {
 /// The number of different times that are kept for each partition. Beyond it, neighbours are merged into the later
 /// time.
 const MAX_ENTRIES: usize = 64;
+
+/// Merges neighbours up to a sixteenth of all bytes, so that at most 33 remain: of two neighbours the sum is more. Merging whatever
+/// is next to each other would merge the oldest ones most often, just before they are final, until they are most of the bytes.
+fn merge_neighbours(entries: &mut VecDeque<(EventTime, u64)>) {
+    let all: u64 = entries.iter().map(|(_, bytes)| bytes).sum();
+    let most = all / (MAX_ENTRIES as u64 / 4);
+    let mut merged: VecDeque<(EventTime, u64)> = VecDeque::with_capacity(MAX_ENTRIES + 1);
+    for (through, bytes) in entries.drain(..) {
+        match merged.back_mut() {
+            Some((later, sum)) if *sum + bytes <= most => (*later, *sum) = (through, *sum + bytes),
+            _ => merged.push_back((through, bytes)),
+        }
+    }
+    *entries = merged;
+}
 
 /// The bytes of un-final events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,11 +145,7 @@ impl Unfinal {
             _ => entries.insert(at, (through, bytes)),
         }
         if entries.len() > MAX_ENTRIES {
-            *entries = entries
-                .make_contiguous()
-                .chunks(2)
-                .map(|pair| (pair[pair.len() - 1].0, pair.iter().map(|(_, bytes)| bytes).sum()))
-                .collect();
+            merge_neighbours(entries);
         }
     }
 
@@ -197,6 +224,18 @@ mod tests {
             assert!(unfinal.total() >= (999 - watermark) as u64, "at {watermark}");
         }
         assert_eq!(unfinal.total(), 0);
+    }
+
+    /// A long epoch is many entries, which are merged many times before the watermark comes.
+    #[test]
+    fn merging_neighbours_keeps_few_bytes_beyond_the_watermark() {
+        let mut unfinal = Unfinal::default();
+        for time in 0..20_000 {
+            unfinal.add(Partition(0), bytes(&[(time, 1)], i64::MAX));
+            assert!(unfinal.entries().len() <= MAX_ENTRIES);
+        }
+        unfinal.settle(EventTime(14_999));
+        assert!((5_000..5_000 + 20_000 / 16).contains(&unfinal.total()), "{}", unfinal.total());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!   Reader ─▶ └─────────┘ ──▶ Closed(e): the bindings, once the clock has passed e
 //! ```
 
+mod lead;
 mod records;
 
 use std::cell::Cell;
@@ -26,7 +27,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::probe::Handle as Probe;
 
 use crate::coordination::ingest::PartitionState;
-use crate::coordination::ingest::{PartitionTracker, Timing, UnfinalBytes};
+use crate::coordination::ingest::{PartitionTracker, Timing};
 use crate::coordination::{Binding, Closed, Position};
 use crate::decode::{Decoder, Decoding, withholding};
 use crate::event::Event;
@@ -39,6 +40,9 @@ use crate::runtime::ingest::clock::Tick;
 use crate::runtime::ingest::field_errors::FieldErrors;
 use crate::runtime::ingest::rejections::Rejections;
 use crate::source::{Budget, Reader, SourceError, Wake};
+
+use lead::Lead;
+pub use lead::SlowestTimes;
 
 /// Settings of a worker's reading operator.
 #[derive(Clone, Debug)]
@@ -85,6 +89,8 @@ pub struct ReadContext {
     pub stopping: Arc<AtomicBool>,
     /// The signal to the clock that the open epoch has records.
     pub activity: Activity,
+    /// The time of the slowest partition of each worker of this process.
+    pub slowest: SlowestTimes,
     /// The newest watermark that this worker has received.
     pub watermark: Rc<Cell<EventTime>>,
     /// The probe behind all sinks.
@@ -203,6 +209,7 @@ struct Reading {
     /// Since when the first records of partitions are waited for, and whether they still are.
     first_asked: Option<Instant>,
     awaits_first: bool,
+    lead: Lead,
 }
 
 /// A partition that this worker reads.
@@ -210,6 +217,8 @@ struct OwnedPartition {
     tracker: PartitionTracker,
     /// True if it is not read: it is too far ahead of the slowest partition, or all of a replayed epoch is read.
     paused: bool,
+    /// True if it is paused because it leads too far, until others have caught up.
+    leads: bool,
     /// The offset at which its share of a counted epoch ends.
     until: Option<Offset>,
     /// The offset at which it is read first.
@@ -223,7 +232,8 @@ impl OwnedPartition {
     fn new(tracker: PartitionTracker, first: Offset, metrics: &Metrics) -> OwnedPartition {
         let partition = tracker.partition();
         let (lag, [held, withheld]) = (metrics.consumer_lag(partition), metrics.partition_waits(partition));
-        OwnedPartition { tracker, paused: false, until: None, first, lag, held, withheld }
+        let (paused, leads, until) = (false, false, None);
+        OwnedPartition { tracker, paused, leads, until, first, lag, held, withheld }
     }
 
     /// Pauses or resumes the partition.
@@ -284,6 +294,7 @@ impl Reading {
             is_woken: false,
             first_asked: None,
             awaits_first: true,
+            lead: Lead::default(),
         }
     }
 
@@ -345,6 +356,7 @@ impl Reading {
                 self.reader.set_limit(partition, None)?;
                 owned.tracker.replay(None);
             }
+            owned.leads = false;
             owned.set_paused(!owned.is_allowed(tick), self.reader.as_mut())?;
         }
         Ok(())
@@ -466,7 +478,8 @@ impl Reading {
         {
             self.fail(error);
         }
-        let is_held = budget == Budget::NONE || self.replaying || self.settings.timing.counted;
+        let leads = || self.partitions.iter().any(|owned| owned.leads);
+        let is_held = budget == Budget::NONE || self.replaying || self.settings.timing.counted || leads();
         match budget != Budget::NONE && (read == budget.records || bytes >= budget.bytes) {
             true => NextRead::Now,
             false if self.is_woken && !is_held => NextRead::Later,
@@ -523,11 +536,9 @@ impl Reading {
         }
         for (owned, state) in self.partitions.iter_mut().zip(&states) {
             debug_assert_eq!(owned.tracker.partition(), state.partition);
-            let (binding, bytes) = owned.tracker.close(state, self.replaying, tick.rules);
+            let (binding, parts) = owned.tracker.close(state, self.replaying, tick.rules);
             bindings.extend(binding);
-            if bytes != UnfinalBytes::default() {
-                unfinal.push((state.partition, bytes));
-            }
+            unfinal.extend(parts.into_iter().map(|part| (state.partition, part)));
             let own = owned.tracker.slowness(state, now);
             slowest = [slowest, own].into_iter().flatten().min();
         }

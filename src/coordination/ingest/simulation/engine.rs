@@ -136,9 +136,9 @@ impl Engine {
             let counts = reading || !self.guards.only_time_of_reading_counts_for_idleness;
             tracker.observe(&state, now, counts, &TIMING);
             tally.held += usize::from(tracker.held_for(now).is_some_and(|(_, time)| time >= IDLE_TIMEOUT));
-            let (binding, bytes) = tracker.close(&state, false, TimeRules::EarliestClock);
+            let (binding, parts) = tracker.close(&state, false, TimeRules::EarliestClock);
             bindings.extend(binding);
-            unfinal.push((Partition(at as u32), bytes));
+            unfinal.extend(parts.into_iter().map(|part| (Partition(at as u32), part)));
             epoch.push((read, binding));
             slowest = [slowest, tracker.slowness(&state, now)].into_iter().flatten().min();
             tally.idle += usize::from(binding.is_some_and(|binding| binding.idle));

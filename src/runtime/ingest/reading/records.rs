@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use headwater_dataflows::{Epoch, Partition};
+use headwater_dataflows::{Epoch, EventTime, Partition};
 
 use super::{BUDGET, OwnedPartition, ReadContext, Reading};
 use crate::coordination::ingest::{Clocks, PartitionState, RECORD_OVERHEAD, TimeRules, UNFINAL_OVERHEAD};
@@ -79,16 +79,41 @@ impl Reading {
     }
 
     /// Pauses the partitions that have got ahead of what may be read in this epoch, or that have begun while the first records
-    /// of others are still being fetched. The next epoch decides anew.
+    /// of others are still being fetched. The next epoch decides anew. Those that are too far ahead of the slowest one of the
+    /// process are paused only until it has caught up.
     fn pause_leaders(&mut self, tick: &Tick) -> Result<(), SourceError> {
         let begun = self.waits_for_others_to_begin();
-        for owned in self.partitions.iter_mut().filter(|owned| !owned.paused) {
-            let waits = begun.as_ref().is_some_and(|begun| begun.contains(&owned.tracker.partition()));
-            if waits || !owned.is_allowed(tick) {
-                owned.set_paused(true, self.reader.as_mut())?;
+        let bound = self.lead_bound(tick);
+        for owned in &mut self.partitions {
+            let leads = bound.is_some_and(|bound| owned.tracker.greatest() > Some(bound));
+            let leads = leads && !owned.tracker.is_idle();
+            if owned.paused {
+                if owned.leads && !leads {
+                    owned.leads = false;
+                    owned.set_paused(false, self.reader.as_mut())?;
+                }
+                continue;
             }
+            let waits = begun.as_ref().is_some_and(|begun| begun.contains(&owned.tracker.partition()));
+            let must_wait = waits || !owned.is_allowed(tick);
+            owned.leads = leads && !must_wait;
+            owned.set_paused(leads || must_wait, self.reader.as_mut())?;
         }
         Ok(())
+    }
+
+    /// Publishes how far the slowest partition of this worker is. Returns the time beyond which a
+    /// partition leads too far.
+    fn lead_bound(&mut self, tick: &Tick) -> Option<EventTime> {
+        let lead_ms = tick.paced.lead_ms?;
+        let states = self.reader.partitions();
+        let has_records = |(owned, state): &(&OwnedPartition, &PartitionState)| {
+            state.backlog > 0 && !owned.tracker.is_idle()
+        };
+        let times = self.partitions.iter().zip(&states).filter(has_records);
+        let slowest = times.filter_map(|(owned, _)| owned.tracker.greatest()).min();
+        self.context.slowest.publish(self.worker, slowest);
+        self.lead.bound(self.context.slowest.of_process(), lead_ms)
     }
 
     /// Returns the partitions that have begun, if others have records of which the first one has not come yet. Without this, those

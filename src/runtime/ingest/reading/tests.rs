@@ -186,6 +186,7 @@ fn reading(
     let context = ReadContext {
         activity: Activity::default(),
         positions,
+        slowest: SlowestTimes::new(1),
         added: Rc::new(Vec::new),
         stopping: Arc::default(),
         watermark: Rc::new(Cell::new(EventTime::MIN)),
@@ -362,4 +363,47 @@ fn partitions_stay_together() {
     epoch(12, &mut reading);
     let ahead = read(0..99).into_iter().filter(|read| *read == 2 * LEAST_STEP as i64).count();
     assert_eq!(ahead, BUDGET.records / LEAST_STEP, "the last one is not waited for, and none is far ahead");
+}
+
+/// Otherwise un-final events of all partitions but the slowest one would fill the memory within one epoch.
+#[test]
+fn a_partition_that_leads_waits_until_the_slowest_one_has_caught_up() {
+    let partitions: Vec<_> = (0..2).map(|_| Scripted::new(0, 9)).collect();
+    partitions[1].0.borrow_mut().state.partition = Partition(1);
+    let reader = Box::new(Many { partitions: partitions.clone(), order: Vec::new() });
+    let mut reading =
+        reading(Arc::default(), reader, vec![Position::starting(Offset(0)); 2].into(), false, 64 << 20);
+    let lead = |lead_ms| {
+        let paced = Paced { lead_ms, ..Paced::default() };
+        Tick { paced, ..Tick::new(T) }
+    };
+    let read = |number, reading: &mut Reading, tick: &Tick| {
+        reading.begin_epoch(Epoch(number), tick);
+        let next = reading.read(Epoch(number), tick, &mut |_| {});
+        let positions = partitions.iter().map(|script| script.0.borrow().state.position.0);
+        (next, positions.collect::<Vec<_>>())
+    };
+    let push = |partition: usize, times: &[i64]| {
+        partitions[partition].push(times.iter().map(|time| (T + time, T + time)));
+    };
+    push(0, &[-90_000]);
+    push(1, &[-50_000]);
+    assert_eq!(read(1, &mut reading, &lead(None)).1, [1, 1]);
+    reading.close(&lead(None));
+
+    push(1, &[-49_000]);
+    let (next, positions) = read(2, &mut reading, &lead(Some(30_000)));
+    assert_eq!((next, positions), (NextRead::Soon, vec![1, 1]), "it leads");
+    push(0, &[-60_000]);
+    assert_eq!(read(2, &mut reading, &lead(Some(30_000))).1, [2, 1]);
+    assert_eq!(read(2, &mut reading, &lead(Some(30_000))).1, [2, 2], "in the same epoch");
+    reading.close(&lead(None));
+
+    push(1, &[-10_000]);
+    assert_eq!(read(3, &mut reading, &lead(None)).1, [2, 3]);
+    reading.close(&lead(None));
+    push(1, &[-9_000]);
+    assert_eq!(read(4, &mut reading, &lead(Some(30_000))).1, [2, 3]);
+    partitions[0].0.borrow_mut().state.backlog = 0;
+    assert_eq!(read(4, &mut reading, &lead(Some(30_000))).1, [2, 4], "nothing is to be read of the other");
 }
