@@ -43,7 +43,7 @@ const MIDDLE: &[Key] = keys! {
     "time.idle_advance": "Time for which all partitions must be idle before the watermark follows the wall clock, at a constant lag. Windows then close and absences match even if the whole feed is down; records that arrive afterwards are late. Without it, the watermark does not advance while all partitions are idle."
 
     "limits.bytes_in_flight" = "\"64MiB\"": "Maximum number of bytes that a process has read and not yet committed. It bounds memory if a sink is slow."
-    "limits.unfinal_bytes" = "\"256MiB\"": "Maximum memory for un-final events in a process, roughly. From half of it on, partitions that lead wait for the others; at the limit, only the slowest partition is read until the watermark advances."
+    "limits.unfinal_bytes" = "\"256MiB\"": "Maximum memory for un-final events in a process, roughly. From an eighth of it on, and at least 8 MiB, partitions that lead wait within an epoch for the slowest one of the process that has records, as long as that advances; from half of it on, also for those of other processes; at the limit, only the slowest partition is read until the watermark advances."
     "limits.epochs_in_flight" = "1000": "Maximum number of epochs between reading and the slowest sink. The default is ten seconds of epochs of the default length."
     "limits.dedup_horizon" = "\"1m\"": "Span of event time within which a repeated event id of a key is a duplicate; `0s` disables deduplication. The default suits producers that retry within seconds."
     "limits.backfill_horizon" = "\"1d\"": "Event time for which the positions of late and duplicate events are kept, in memory and in checkpoints, 16 bytes each and at most a million. A rule with `backfill` can look back half as far."
