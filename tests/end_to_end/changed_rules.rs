@@ -252,7 +252,7 @@ pub fn apply(config: &Path, address: SocketAddr, arguments: &[&str]) -> Output {
 #[test]
 fn rules_change_while_files_are_read_through_kills() {
     let mut random = Random(0x51_7c_c1_b7);
-    let mut changing = Changing::new(81, 14_000);
+    let mut changing = Changing::new(81, 20_000);
     let (mut applied, mut variant) = (Variant::default(), Variant::default());
     let (mut kills, mut runs) = (0, 0);
     while runs < 12 {
