@@ -297,7 +297,7 @@ impl View {
         for (tracker, state) in self.trackers.iter_mut().zip(states) {
             let (binding, parts) = tracker.close(state, false, TimeRules::default());
             bindings.extend(binding);
-            unfinal.extend(parts.into_iter().map(|part| (state.partition, part)));
+            unfinal.extend(parts);
         }
         (bindings, unfinal)
     }

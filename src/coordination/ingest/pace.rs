@@ -132,8 +132,7 @@ mod tests {
             max_drift_ms: None,
             liveness: Liveness::new(forever, forever),
         };
-        let mut event = UnfinalBytes::default();
-        event.add(EventTime(times[times.len() - 1]), None, bytes);
+        let event = UnfinalBytes::of(EventTime(times[times.len() - 1]), None, bytes);
         pace.add(&[(Partition(times.len() as u32 - 1), event)]);
         let positions: Vec<_> = times
             .iter()

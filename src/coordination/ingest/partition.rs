@@ -308,9 +308,10 @@ impl PartitionTracker {
         state: &PartitionState,
         replaying: bool,
         rules: TimeRules,
-    ) -> (Option<Binding>, Vec<UnfinalBytes>) {
+    ) -> (Option<Binding>, Vec<(Partition, UnfinalBytes)>) {
         let target = self.target.take();
         let OpenEpoch { end, max_event_time, raised, unfinal } = std::mem::take(&mut self.epoch);
+        let unfinal = unfinal.into_iter().map(|part| (self.partition, part)).collect();
         let idle = match (replaying, target) {
             (true, target) => target.map_or(self.bound_idle, |target| target.idle),
             (false, _) => self.idle || state.ended,
@@ -366,7 +367,7 @@ mod tests {
         let state = PartitionState::finite(Partition(0), Offset(10_000), false, 0);
         let (_, parts) = tracker.close(&state, false, TimeRules::default());
         let mut unfinal = Unfinal::default();
-        parts.into_iter().for_each(|part| unfinal.add(Partition(0), part));
+        parts.into_iter().for_each(|(partition, part)| unfinal.add(partition, part));
         assert_eq!(unfinal.total(), 10_000_000);
         unfinal.settle(EventTime(9_000));
         let part = 2 * (UNFINAL_PART + 1000);

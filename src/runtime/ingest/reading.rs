@@ -538,7 +538,7 @@ impl Reading {
             debug_assert_eq!(owned.tracker.partition(), state.partition);
             let (binding, parts) = owned.tracker.close(state, self.replaying, tick.rules);
             bindings.extend(binding);
-            unfinal.extend(parts.into_iter().map(|part| (state.partition, part)));
+            unfinal.extend(parts);
             let own = owned.tracker.slowness(state, now);
             slowest = [slowest, own].into_iter().flatten().min();
         }

@@ -138,7 +138,7 @@ impl Engine {
             tally.held += usize::from(tracker.held_for(now).is_some_and(|(_, time)| time >= IDLE_TIMEOUT));
             let (binding, parts) = tracker.close(&state, false, TimeRules::EarliestClock);
             bindings.extend(binding);
-            unfinal.extend(parts.into_iter().map(|part| (Partition(at as u32), part)));
+            unfinal.extend(parts);
             epoch.push((read, binding));
             slowest = [slowest, tracker.slowness(&state, now)].into_iter().flatten().min();
             tally.idle += usize::from(binding.is_some_and(|binding| binding.idle));

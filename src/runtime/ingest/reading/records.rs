@@ -87,11 +87,8 @@ impl Reading {
         for owned in &mut self.partitions {
             let leads = bound.is_some_and(|bound| owned.tracker.greatest() > Some(bound));
             let leads = leads && !owned.tracker.is_idle();
-            if owned.paused {
-                if owned.leads && !leads {
-                    owned.leads = false;
-                    owned.set_paused(false, self.reader.as_mut())?;
-                }
+            // What else is paused stays so.
+            if owned.paused && (leads || !owned.leads) {
                 continue;
             }
             let waits = begun.as_ref().is_some_and(|begun| begun.contains(&owned.tracker.partition()));
@@ -102,8 +99,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Publishes how far the slowest partition of this worker is. Returns the time beyond which a
-    /// partition leads too far.
+    /// Publishes how far the slowest partition of this worker is. Returns the time beyond which a partition leads too far.
     fn lead_bound(&mut self, tick: &Tick) -> Option<EventTime> {
         let lead_ms = tick.paced.lead_ms?;
         let states = self.reader.partitions();
